@@ -1,0 +1,74 @@
+"""What a stage is told: its text, and the picture of the stage before, enlarged and noised.
+
+Shapes: B pictures, C channels, HW the stage's size, hw the size before, L tokens, D numbers a token.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from imagen.diffusion.schedule import Schedule, diffuse, noise_label
+from imagen.models.resize import upsample
+
+
+def pad_text(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Embeddings [L_i, D] to one zero-padded [B, L, D] and its mask [B, L], True at tokens."""
+    text_BLD = torch.nn.utils.rnn.pad_sequence(list(texts), batch_first=True)
+    lengths_B1 = torch.tensor([[len(text)] for text in texts])
+    return text_BLD, torch.arange(text_BLD.shape[1]) < lengths_B1
+
+
+def text_conditioning(
+    texts: Sequence[Tensor], unconditional: Tensor, device: torch.device
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """`text` and `text_mask` of the guided and of the unguided half of a batch, padded to one length."""
+    both_BLD, both_BL = pad_text([*texts, unconditional])
+    B, uncond_BLD, uncond_BL = len(texts), both_BLD[-1:], both_BL[-1:]
+    cond = {"text": both_BLD[:B], "text_mask": both_BL[:B]}
+    uncond = {"text": uncond_BLD.expand_as(cond["text"]), "text_mask": uncond_BL.expand_as(cond["text_mask"])}
+    return {key: value.to(device) for key, value in cond.items()}, {k: value.to(device) for k, value in uncond.items()}
+
+
+def low_res_conditioning(
+    low_BChw: Tensor, size: tuple[int, int], level: float, schedule: Schedule, eps_BCHW: Tensor
+) -> dict[str, Tensor]:
+    """Conditioning augmentation (Imagen, 2205.11487, sec. 2.4 and App. F): enlarge, noise once at `level`, say so.
+
+    low_BChw: pictures in [-1, 1]. level: a in [0, 1]; the noise level is lambda = schedule(a), as in training, where
+    a is uniform in [0, 1]. So a = 0 is not a special case: it is the cleanest picture of training (sigma < 0.001).
+    eps_BCHW: standard normal noise of the enlarged size.
+    """
+    high_BCHW = upsample(low_BChw, size)
+    level_B = torch.full((len(low_BChw),), level, dtype=torch.float64)
+    logsnr_B = schedule(level_B).float().to(high_BCHW.device)
+    return {"low_res": diffuse(high_BCHW, eps_BCHW, logsnr_B), "low_res_noise": noise_label(logsnr_B)}
+
+
+def to_uint8(x_BCHW: Tensor) -> Tensor:
+    """[-1, 1] to the nearest of 0..255, on the CPU.
+
+    Stages hand pictures on in this form. So enlarging a picture that was read from a PNG
+    gives the same as having sampled straight through.
+    """
+    return ((x_BCHW.clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
+
+
+def from_uint8(picture: Tensor) -> Tensor:
+    """0..255 to float32 in [-1, 1]."""
+    return picture.float() / 127.5 - 1
+
+
+def to_images(picture_BCHW: Tensor) -> list[Image.Image]:
+    """uint8 pictures of 1 or 3 channels as PIL images (L or RGB)."""
+    arrays = picture_BCHW.permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(np.ascontiguousarray(a[..., 0] if a.shape[-1] == 1 else a)) for a in arrays]
+
+
+def from_images(images: Sequence[Image.Image], channels: int) -> Tensor:
+    """PIL images of one size as uint8 BCHW, converted to L (1 channel) or RGB (3)."""
+    arrays = [np.array(image.convert("L" if channels == 1 else "RGB"), dtype=np.uint8) for image in images]
+    stacked = torch.from_numpy(np.stack(arrays))
+    return stacked[:, None] if channels == 1 else stacked.permute(0, 3, 1, 2)

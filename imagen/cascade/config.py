@@ -1,0 +1,59 @@
+"""What a stage is and how it is sampled by default."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from imagen.diffusion.objective import ObjectiveConfig
+from imagen.diffusion.schedule import ScheduleConfig
+from imagen.errors import UserError, suggest
+from imagen.models.unet import UNetConfig
+
+Sampler = Literal["ddpm", "ddim", "dpmpp_2m"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """A stage's sampling defaults."""
+
+    sampler: Sampler = "dpmpp_2m"
+    steps: int = 50
+    guidance: float = 5.0  # w: x0 = uncond + w (cond - uncond); 1 is no guidance
+    guidance_interval: tuple[float, float] | None = None  # log-SNR range in which guidance acts; None: everywhere
+    threshold: Literal["none", "static", "dynamic"] = "dynamic"
+    percentile: float = 0.995
+    eta: float = 0.0  # ddim
+    gamma: float = 0.3  # ddpm: log variance between the lower (0) and the upper (1) bound
+    low_res_noise: float = 0.1  # conditioning-noise level a in [0, 1]
+
+    def check(self, where: str) -> None:
+        """Raise UserError, beginning with `where`, unless every value is in its range."""
+        known = get_args(Sampler)
+        if self.sampler not in known:
+            hint = suggest(str(self.sampler), known)
+            raise UserError(f"{where}: unknown sampler {self.sampler!r}{hint}; choose {', '.join(known)}")
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise UserError(f"{where}: steps is {self.steps!r}; it must be a whole number, 1 or more")
+        if not math.isfinite(self.guidance):
+            raise UserError(f"{where}: guidance is {self.guidance}; it must be a finite number (1 is no guidance)")
+        for name in ("low_res_noise", "eta", "gamma"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{where}: {name} is {getattr(self, name)}; it must be from 0 to 1")
+        if not 0 < self.percentile <= 1:
+            raise UserError(f"{where}: percentile is {self.percentile}; it must be above 0 and at most 1")
+        if self.guidance_interval is not None and not self.guidance_interval[0] < self.guidance_interval[1]:
+            low, high = self.guidance_interval
+            raise UserError(f"{where}: guidance_interval is ({low}, {high}); it must be (lower, upper) log-SNR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """What one stage is: enough to rebuild and sample it, given its weights."""
+
+    resolution: int
+    unet: UNetConfig
+    low_resolution: int | None = None  # side of the conditioning picture; None: a base stage
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    low_res_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)  # level a -> log-SNR of conditioning noise
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)

@@ -1,0 +1,128 @@
+"""One stage, ready to sample: from noise, text and perhaps a smaller picture to a picture."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imagen.cascade.conditioning import from_uint8, low_res_conditioning, text_conditioning, to_uint8
+from imagen.cascade.config import SamplingConfig, StageConfig
+from imagen.diffusion.guidance import ClassifierFree, Denoiser, DynamicThreshold, StaticThreshold, predict_x0
+from imagen.diffusion.noise import PictureNoise
+from imagen.diffusion.samplers import OnStep, sample, step_logsnrs
+from imagen.diffusion.schedule import build_schedule
+from imagen.errors import UserError
+from imagen.models.precision import Precision, autocast, autocast_dtype
+from imagen.models.unet import UNet, UNetConfig
+
+
+@dataclass
+class Stage:
+    config: StageConfig
+    unet: nn.Module  # called as `imagen.models.unet.UNet` is
+    info: Mapping[str, Any] = field(default_factory=dict)  # where the weights come from
+    sha256: str | None = None  # of the weights' file; None: never saved
+
+    @torch.no_grad()  # not inference_mode: moving a network that is being trained would make it untrainable
+    def sample(
+        self,
+        seeds: Sequence[int],
+        *,
+        size: tuple[int, int],
+        settings: SamplingConfig,
+        texts: Sequence[Tensor] | None = None,
+        unconditional: Tensor | None = None,
+        low_BChw: Tensor | None = None,
+        device: torch.device | str = "cpu",
+        precision: Precision = "auto",
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Make one uint8 picture a seed, [B, C, *size] on the CPU.
+
+        texts: float embeddings [L_i, D], and unconditional [L0, D], for a U-Net that reads text.
+        low_BChw: uint8 pictures of the stage before, for a super-resolution stage.
+        """
+        config, device = self.config, torch.device(device)
+        shape = (config.unet.image_channels, *size)
+        # A stage's random numbers are named by its resolution, not by its place, so that a super-resolution
+        # stage alone continues exactly as in the cascade. Odd streams are the conditioning noise: another level
+        # does not change the sampler's noise.
+        stream = 2 * config.resolution
+        noise = PictureNoise(seeds, shape, device, stream=stream)
+
+        cond: dict[str, Tensor] = {}
+        uncond: dict[str, Tensor] = {}
+        if config.unet.text_width is not None:
+            if texts is None or unconditional is None:
+                raise ValueError("this stage reads text: texts and unconditional are needed")
+            cond, uncond = text_conditioning(texts, unconditional, device)
+        if config.low_resolution is not None:
+            if low_BChw is None:
+                raise ValueError("this stage enlarges pictures: low_BChw is needed")
+            schedule = build_schedule(config.low_res_schedule, config.resolution)
+            eps_BCHW = PictureNoise(seeds, shape, device, stream=stream + 1)()
+            low = from_uint8(low_BChw.to(device))
+            cond |= low_res_conditioning(low, size, settings.low_res_noise, schedule, eps_BCHW)
+
+        unet = self.unet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        training = unet.training
+        unet.eval()
+        try:
+            x_BCHW = sample(
+                settings.sampler,
+                denoiser(unet, config, settings, cond, uncond, autocast_dtype(device, precision)),
+                noise(),
+                step_logsnrs(build_schedule(config.schedule, config.resolution), settings.steps),
+                noise=noise,
+                eta=settings.eta,
+                gamma=settings.gamma,
+                on_step=on_step,
+            )
+        finally:
+            unet.train(training)
+        return to_uint8(x_BCHW)
+
+
+def denoiser(
+    unet: nn.Module,
+    config: StageConfig,
+    settings: SamplingConfig,
+    cond: Mapping[str, Tensor],
+    uncond: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+) -> Denoiser:
+    """The network as the sampler sees it: x0 estimates, guided, thresholded. Only the network itself is autocast."""
+
+    def network(x_BCHW: Tensor, noise_B: Tensor, **cond: Tensor) -> Tensor:
+        with autocast(x_BCHW.device, dtype):
+            return unet(x_BCHW.contiguous(memory_format=torch.channels_last), noise_B, **cond)
+
+    weight = settings.guidance if uncond else 1.0  # a stage without text has nothing to guide
+    denoise: Denoiser = ClassifierFree(
+        predict_x0(network, config.objective.prediction), cond, uncond, weight, settings.guidance_interval
+    )
+    if settings.threshold == "static":
+        denoise = StaticThreshold(denoise)
+    elif settings.threshold == "dynamic":
+        denoise = DynamicThreshold(denoise, settings.percentile)
+    return denoise
+
+
+def build_unet(config: UNetConfig, tensors: dict[str, Tensor], where: Path) -> UNet:
+    """The U-Net with these weights (float32); UserError unless names and shapes are exactly its own."""
+    with torch.device("meta"):  # no time or memory for weights that are replaced at once
+        unet = UNet(config)
+    expected = {key: tuple(value.shape) for key, value in unet.state_dict().items()}
+    for key, shape in expected.items():
+        if key not in tensors:
+            raise UserError(f"{where}: tensor {key!r} is missing; the weights are not those of unet in cascade.json")
+        if tuple(tensors[key].shape) != shape:
+            raise UserError(f"{where}: tensor {key!r} has shape {tuple(tensors[key].shape)}, the U-Net wants {shape}")
+    for key in tensors:
+        if key not in expected:
+            raise UserError(f"{where}: tensor {key!r} is unknown to the U-Net of cascade.json")
+    unet.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
+    return unet.eval().requires_grad_(False)

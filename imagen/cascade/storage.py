@@ -1,0 +1,277 @@
+"""The CASCADE folder: `cascade.json`, one safetensors file a stage, one for the unconditional text embedding.
+
+`cascade.json` names every other file, and every file's name contains its hash. So a folder is
+replaced without a moment in which a reader could mix old and new: the new files are written
+beside the old, `cascade.json` is renamed over (the commit), the stale files are removed.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from imagen import __version__
+from imagen.cascade.config import StageConfig
+from imagen.errors import UserError
+from imagen.files import read_json, replacing, write_json
+from imagen.jsonconfig import from_json, to_json
+from imagen.models.text import TextConfig
+
+MANIFEST = "cascade.json"
+FORMAT = 1
+# Every file name that `_store` makes; the last two are what a killed process leaves.
+_OURS = re.compile(r"(stage-\d+|text)-[0-9a-f]{16}\.safetensors|(stage-\d+|text)-new|\.(stage-\d+|text)-new\.\d+\.tmp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRecord:
+    """A stage in `cascade.json`."""
+
+    config: StageConfig
+    weights: str  # file name
+    sha256: str
+    info: dict[str, Any] = field(default_factory=dict)  # where the weights come from: steps, data, preset
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRecord:
+    """The text encoder in `cascade.json`."""
+
+    config: TextConfig
+    unconditional: str  # file name
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """`cascade.json`."""
+
+    format: int = FORMAT
+    imagen: str = __version__
+    text: TextRecord | None = None
+    stages: tuple[StageRecord, ...]
+
+
+def find(path: str | Path) -> Path:
+    """The cascade folder at `path`: itself, or the `export` folder of a training run."""
+    path = Path(path)
+    for folder in (path, path / "export"):
+        if (folder / MANIFEST).is_file():
+            return folder
+    if not path.exists():
+        raise UserError(f"{path} does not exist; expected a cascade or a training run")
+    if (path / "config.json").is_file():
+        raise UserError(f"{path} is a training run that has exported nothing yet; let it reach its first export")
+    raise UserError(f"{path} is not a cascade: it holds neither {MANIFEST} nor export/{MANIFEST}")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """`cascade.json`, checked: format, known fields, and that stages fit together."""
+    where = folder / MANIFEST
+    value = read_json(where)
+    version = value.get("format") if isinstance(value, dict) else None
+    if version != FORMAT:
+        raise UserError(f"{where}: field 'format' is {version!r}, this version of imagen reads {FORMAT}")
+    try:
+        manifest = from_json(Manifest, value, str(where))
+    except UserError as error:  # a config's own check knows no file name
+        raise error if str(where) in str(error) else UserError(f"{where}: {error}") from None
+    for record in (manifest.text, *manifest.stages):
+        name = "" if record is None else record.unconditional if isinstance(record, TextRecord) else record.weights
+        if name != Path(name).name:
+            raise UserError(f"{where}: {name!r} must be the name of a file in the same folder, without a path")
+    text = manifest.text.config if manifest.text is not None else None
+    check_stages([stage.config for stage in manifest.stages], text=text, where=str(where))
+    return manifest
+
+
+def read_tensors(folder: Path, name: str, sha256: str) -> dict[str, Tensor]:
+    """Load a safetensors file after its hash has been compared."""
+    path = folder / name
+    if not path.is_file():
+        raise UserError(f"{path} is missing; {MANIFEST} names it: copy the folder again, or export again")
+    found = _hash(path)
+    if found != sha256:
+        raise UserError(
+            f"{path} is damaged or was replaced: its sha256 is {found[:12]}..., {MANIFEST} says {sha256[:12]}..."
+        )
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a safetensors file: {error}") from None
+
+
+def read_unconditional(folder: Path, text: TextRecord) -> Tensor:
+    """The unconditional embedding, float32 [L0, D]."""
+    tensors = read_tensors(folder, text.unconditional, text.sha256)
+    path, width = folder / text.unconditional, text.config.width
+    if set(tensors) != {"unconditional"}:
+        raise UserError(f"{path}: expected one tensor 'unconditional', found {', '.join(sorted(tensors)) or 'none'}")
+    shape = tuple(tensors["unconditional"].shape)
+    if len(shape) != 2 or shape[0] < 1 or shape[1] != width:
+        raise UserError(
+            f"{path}: tensor 'unconditional' has shape {shape}, text.width in {MANIFEST} wants (n, {width})"
+        )
+    return tensors["unconditional"].float()
+
+
+def write_cascade(
+    folder: Path,
+    *,
+    text: TextConfig | None,
+    unconditional: Tensor | None,
+    stages: Sequence[tuple[StageConfig, Mapping[str, Tensor], Mapping[str, Any]]],
+) -> Manifest:
+    """Write or replace a cascade from (config, weights, info) of each stage. Atomic, see the module's docstring."""
+    check_stages([config for config, _, _ in stages], text=text, where=str(folder))
+    record = None
+    if text is not None:
+        if unconditional is None:
+            raise ValueError("a cascade with text needs the unconditional embedding")
+        name, sha256 = _store(folder, "text", {"unconditional": unconditional.float()})
+        record = TextRecord(config=text, unconditional=name, sha256=sha256)
+    records = []
+    for config, weights, info in stages:
+        name, sha256 = _store(folder, f"stage-{config.resolution}", weights)
+        records.append(StageRecord(config=config, weights=name, sha256=sha256, info=dict(info)))
+    manifest = Manifest(text=record, stages=tuple(records))
+    _commit(folder, manifest)
+    return manifest
+
+
+def export_stage(
+    folder: str | Path,
+    *,
+    stage: StageConfig,
+    text: TextConfig | None,
+    weights: Mapping[str, Tensor],
+    unconditional: Tensor | None,
+    info: Mapping[str, Any],
+) -> None:
+    """Write (or replace, atomically) the one-stage cascade that a training run hands over.
+
+    `weights` is the U-Net's state dict (its EMA), `unconditional` the float [L0, D] embedding
+    that stands for "no prompt" (None only without text), `info` anything worth keeping, as JSON.
+    Raises UserError if `folder` holds a cascade of other stages, or the disk is full.
+    """
+    folder = Path(folder)
+    if (folder / MANIFEST).is_file():
+        found = [record.config.resolution for record in read_manifest(folder).stages]
+        if found != [stage.resolution]:
+            raise UserError(f"{folder} holds a cascade of stages {found}; export stage {stage.resolution} elsewhere")
+    write_cascade(folder, text=text, unconditional=unconditional, stages=[(stage, weights, info)])
+
+
+def assemble(paths: Sequence[str | Path], out: str | Path) -> None:
+    """Join cascades (of one stage each, as training runs export them) into one at `out`, in the order given.
+
+    Raises UserError, saying which and why, unless the first is a base, each next one starts at the
+    resolution where the one before ends, and all those that use text use the same encoder and the
+    same unconditional embedding.
+    """
+    if not paths:
+        raise UserError("nothing to assemble: name the runs or cascades, base first")
+    text: TextConfig | None = None
+    unconditional: Tensor | None = None
+    text_from: Path | None = None
+    stages: list[tuple[StageConfig, Mapping[str, Tensor], Mapping[str, Any]]] = []
+    sources: list[str] = []
+    for path in paths:
+        folder = find(path)
+        manifest = read_manifest(folder)
+        if manifest.text is not None:
+            embedding = read_unconditional(folder, manifest.text)
+            if text is None or unconditional is None:
+                text, unconditional, text_from = manifest.text.config, embedding, folder
+            elif manifest.text.config != text:
+                raise UserError(f"{folder} does not fit {text_from}: {_difference(text, manifest.text.config)}")
+            elif not torch.equal(embedding, unconditional):
+                raise UserError(f"{folder} does not fit {text_from}: their unconditional embeddings differ")
+        for record in manifest.stages:
+            stages.append((record.config, read_tensors(folder, record.weights, record.sha256), record.info))
+            sources.append(str(folder))
+    check_stages([config for config, _, _ in stages], text=text, where=str(out), sources=sources)
+    if stages[0][0].low_resolution is not None:
+        raise UserError(
+            f"{sources[0]} cannot come first: its stage {stages[0][0].resolution} enlarges "
+            f"{stages[0][0].low_resolution} pictures; begin with a base stage"
+        )
+    write_cascade(Path(out), text=text, unconditional=unconditional, stages=stages)
+
+
+def check_stages(
+    stages: Sequence[StageConfig], *, text: TextConfig | None, where: str, sources: Sequence[str] | None = None
+) -> None:
+    """Raise UserError unless each stage begins where the one before ends. The first may be a super-resolution stage."""
+    if not stages:
+        raise UserError(f"{where}: no stages")
+    names = [f"{where}: stage {stage.resolution}" for stage in stages]
+    if sources is not None:
+        names = [f"{source} (stage {stage.resolution})" for source, stage in zip(sources, stages, strict=True)]
+    for name, stage in zip(names, stages, strict=True):
+        if (stage.low_resolution is not None) != stage.unet.low_res:
+            raise UserError(
+                f"{name}: low_resolution is {stage.low_resolution} but unet.low_res is {stage.unet.low_res}"
+            )
+        if stage.low_resolution is not None and not 0 < stage.low_resolution < stage.resolution:
+            raise UserError(f"{name}: low_resolution {stage.low_resolution} must be below the resolution")
+        width = stage.unet.text_width
+        if width is not None and text is None:
+            raise UserError(f"{name}: its U-Net reads text but there is no text encoder (field 'text')")
+        if width is not None and text is not None and width != text.width:
+            raise UserError(f"{name}: unet.text_width is {width} but {text.encoder} gives {text.width} (text.width)")
+        stage.sampling.check(name)
+    for before, stage, name in zip(stages, stages[1:], names[1:], strict=False):
+        if stage.low_resolution is None:
+            raise UserError(f"{name}: is a base stage; only the first stage can be one")
+        if stage.low_resolution != before.resolution:
+            raise UserError(
+                f"{name}: enlarges {stage.low_resolution} pictures, but the stage before it makes {before.resolution}"
+            )
+
+
+def _store(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Write `stem-HASH.safetensors`; return its name and sha256."""
+    plain = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
+    new = folder / f"{stem}-new"
+    with replacing(new) as temporary:
+        try:
+            save_file(plain, temporary)
+        except SafetensorError as error:  # a full disk arrives as this, not as OSError
+            raise UserError(f"cannot write {folder}: {error}") from None
+    sha256 = _hash(new)
+    name = f"{stem}-{sha256[:16]}.safetensors"
+    new.replace(folder / name)
+    return name, sha256
+
+
+def _commit(folder: Path, manifest: Manifest) -> None:
+    write_json(folder / MANIFEST, to_json(manifest))
+    named = {record.weights for record in manifest.stages}
+    if manifest.text is not None:
+        named.add(manifest.text.unconditional)
+    for path in folder.iterdir():
+        if _OURS.fullmatch(path.name) and path.name not in named:
+            path.unlink(missing_ok=True)
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _difference(a: TextConfig, b: TextConfig) -> str:
+    """The first field in which two text configs differ, in words."""
+    left, right = to_json(a), to_json(b)
+    key = next(key for key in left if left[key] != right[key])
+    return f"text {key} is {right[key]!r}, not {left[key]!r}"

@@ -1,0 +1,70 @@
+"""A safetensors file as read-only numpy views of a memory map.
+
+Opening reads the header only; a slice of a tensor touches only its own pages. The
+map is shared by forked workers and carries no file position, so it is fork-safe.
+"""
+
+import json
+import math
+import mmap
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imagen.errors import UserError
+
+_DTYPES = {"U8": "u1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8", "I64": "<i8"}
+
+
+class MappedTensors:
+    """The integer tensors of one safetensors file, by name, and its `metadata` (all strings).
+
+    Raises UserError naming the file, and saying `remedy`, when it is missing, is not
+    safetensors or is shorter than its header says (a cut-off copy).
+    """
+
+    def __init__(self, path: str | Path, remedy: str):
+        self.path = Path(path)
+        self._remedy = remedy
+        self._map: mmap.mmap | None = None
+        self._views: dict[str, np.ndarray] = {}
+        try:
+            with open(self.path, "rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                # The length comes from the file: a corrupt one must not ask for 2^60 bytes.
+                header = json.loads(file.read(min(length, 100_000_000)))
+                size = file.seek(0, 2)
+            self.metadata: dict[str, str] = header.pop("__metadata__", {})
+            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        except FileNotFoundError:
+            raise UserError(f"{self.path} is missing; {remedy}") from None
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror or error}") from None
+        except (struct.error, ValueError, AttributeError, TypeError, KeyError):
+            raise UserError(f"{self.path} is corrupt (not a safetensors header); {remedy}") from None
+        self._start = 8 + length
+        self._entries: dict[str, Any] = header
+        if size != self._start + end:
+            raise UserError(f"{self.path} is truncated ({size} bytes, its header says {self._start + end}); {remedy}")
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """A read-only view (no copy) of tensor `name`."""
+        if name not in self._views:
+            if name not in self._entries:
+                raise UserError(f"{self.path} holds no tensor {name!r}; {self._remedy}")
+            self._views[name] = self._view(**self._entries[name])
+        return self._views[name]
+
+    def _view(self, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
+        count = math.prod(shape)
+        if count == 0:
+            return np.empty(shape, _DTYPES[dtype])
+        if self._map is None:
+            with open(self.path, "rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(self._map, _DTYPES[dtype], count, self._start + data_offsets[0]).reshape(shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_map": None, "_views": {}}  # a spawned worker maps the file again

@@ -1,0 +1,61 @@
+"""The order of a stream: global position -> sample, as a pure function of (seed, epoch)."""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+
+def random_bits(seed: int, stream: int, index: int, part: int, count: int) -> np.ndarray:
+    """`count` random uint64, a pure function of the arguments; `stream` and `part` keep purposes apart.
+
+    Raw output of a counter-based generator: numpy promises it for all versions, unlike `permutation`.
+    """
+    mask = 2**64 - 1
+    return np.random.Philox(key=[seed & mask, index], counter=[0, 0, part, stream]).random_raw(count)
+
+
+def _permutation(seed: int, epoch: int, part: int, count: int) -> np.ndarray:
+    return np.argsort(random_bits(seed, 0, epoch, part, count), kind="stable")
+
+
+class Order:
+    """Position -> sample: shards are shuffled, then samples within each window of `window` shards.
+
+    Reading thus stays within a few files at a time. Only the windows that are asked for are
+    computed, so starting anywhere in an epoch of any length costs the same.
+    """
+
+    def __init__(self, seed: int, shard_sizes: np.ndarray, window: int):
+        self.seed, self.window = seed, window
+        self.sizes = np.asarray(shard_sizes, np.int64)
+        self.starts = np.cumsum(self.sizes) - self.sizes
+        self.length = int(self.sizes.sum())
+        self._epoch = lru_cache(2)(self._epoch_uncached)
+        self._window = lru_cache(4)(self._window_uncached)
+
+    def _epoch_uncached(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's shards in order, and the position in the epoch at which each window ends."""
+        shards = _permutation(self.seed, epoch, 0, len(self.sizes))
+        sizes = np.add.reduceat(self.sizes[shards], np.arange(0, len(shards), self.window))
+        return shards, np.cumsum(sizes)
+
+    def _window_uncached(self, epoch: int, window: int) -> np.ndarray:
+        shards = self._epoch(epoch)[0][window * self.window : (window + 1) * self.window]
+        samples = np.concatenate([np.arange(self.starts[s], self.starts[s] + self.sizes[s]) for s in shards])
+        return samples[_permutation(self.seed, epoch, 1 + window, len(samples))]
+
+    def __getitem__(self, position: int) -> int:
+        epoch, place = divmod(position, self.length)
+        ends = self._epoch(epoch)[1]
+        window = int(np.searchsorted(ends, place, side="right"))
+        return int(self._window(epoch, window)[place - ends[window]])  # counted from the window's end: negative
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Order, (self.seed, self.sizes, self.window)  # without the caches
+
+
+def epoch_order(seed: int, epoch: int, shard_sizes: np.ndarray, window: int) -> np.ndarray:
+    """The samples of one epoch in order, int64 [N]: a permutation that depends on the arguments alone."""
+    order = Order(seed, shard_sizes, window)
+    return np.array([order[epoch * order.length + place] for place in range(order.length)], np.int64)

@@ -1,0 +1,325 @@
+"""Shards: WebDataset tar files, an index of member offsets beside each, random access by pread.
+
+`00000.tar` is left exactly as img2dataset or `webdataset` wrote it: members
+`KEY.EXT`, KEY up to the first dot of the base name. `00000.index.safetensors`
+beside it says where each member's bytes lie, so that any sample is one `pread`
+away and a data set of millions opens by reading one short header a shard.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections import OrderedDict
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from imagen.data.mapped import MappedTensors
+from imagen.errors import UserError
+from imagen.files import replacing
+
+SPLITS = ("train", "heldout")
+_FORMAT = "imagen-index-1"
+_OPEN_TARS = 64  # file handles a process keeps: far below the usual limit of 1024
+# As WebDataset splits names: a directory belongs to the key; hidden files ("._x.jpg") belong to no sample.
+_MEMBER = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
+
+
+class BadSample(Exception):
+    """One sample cannot be used: broken image, no image, absurd size. The loader replaces it by another."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample, read whole."""
+
+    key: str
+    caption: str
+    members: dict[str, bytes]  # by extension: {"64.png": ..., "txt": ...}
+
+
+def index_path(tar: str | Path) -> Path:
+    return Path(tar).with_suffix(".index.safetensors")
+
+
+def caption_hash(caption: str) -> int:
+    """64 bits that tell captions apart, the same on every machine (unlike `hash`)."""
+    return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "little")
+
+
+class ShardWriter:
+    """Writes samples into `folder/00000.tar, 00001.tar, ...`, each with its index; equal samples give equal tars.
+
+        with ShardWriter(folder) as writer:
+            writer.write({"__key__": "a1f0-blue", "64.png": png, "txt": b"an octopus on a blue background"})
+
+    A shard appears under its name only when it is whole. A folder that already holds shards is
+    refused (UserError) unless `overwrite`, which then leaves no shard of the former set behind.
+    """
+
+    def __init__(self, folder: str | Path, samples_per_shard: int = 1000, *, overwrite: bool = False):
+        self.folder = Path(folder)
+        self.samples_per_shard = samples_per_shard
+        self.shards = 0  # finished ones
+        self._stack = ExitStack()
+        self._tar: tarfile.TarFile | None = None
+        self._keys: set[str] = set()
+        former = sorted(self.folder.glob("*.tar"))
+        if former and not overwrite:
+            raise UserError(f"{self.folder} already holds shards; delete them or choose another folder")
+        for tar in former:
+            for file in (tar, *self.folder.glob(f"{tar.stem}.*.safetensors")):
+                file.unlink(missing_ok=True)
+
+    def write(self, sample: dict[str, Any]) -> None:
+        """Add one sample: `__key__` (str, no dot in its last part) and bytes by extension."""
+        key = sample["__key__"]
+        members = {extension: value for extension, value in sample.items() if extension != "__key__"}
+        for extension in members:
+            if (
+                extension != extension.lower()
+                or not _MEMBER.match(f"{key}.{extension}")
+                or "." in key.rsplit("/", 1)[-1]
+            ):
+                raise ValueError(f"{key!r} with extension {extension!r} is not a WebDataset name")
+        if key in self._keys:
+            raise ValueError(f"two samples of one shard have the key {key!r}")
+        if self._tar is None:
+            temporary = self._stack.enter_context(replacing(self._path()))
+            tar = tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 (the stack closes it)
+            self._tar = self._stack.enter_context(tar)
+        for extension, value in sorted(members.items()):
+            info = tarfile.TarInfo(f"{key}.{extension}")  # mtime, uid and gid are 0: bytes depend on the samples alone
+            info.size = len(value)
+            self._tar.addfile(info, io.BytesIO(value))
+        self._keys.add(key)
+        if len(self._keys) == self.samples_per_shard:
+            self._finish()
+
+    def _path(self) -> Path:
+        return self.folder / f"{self.shards:05d}.tar"
+
+    def _finish(self) -> None:
+        if self._tar is None:
+            return
+        self._tar = None
+        self._stack.close()  # ends the tar, then renames it
+        index_shard(self._path())
+        self.shards += 1
+        self._keys.clear()
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._finish()
+        else:  # the unfinished shard's temporary file goes; a full disk becomes a UserError
+            self._stack.__exit__(kind, error, trace)
+
+
+def index_shard(tar: str | Path) -> Path:
+    """Write the index of a WebDataset tar, reading its headers only; returns the index's path.
+
+    Raises UserError naming the tar when it is missing, is not a tar or is cut off.
+    """
+    tar = Path(tar)
+    members: dict[str, dict[str, tuple[int, int]]] = {}
+    end = 0
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            for info in archive:
+                end = info.offset_data + -(-info.size // 512) * 512
+                match = _MEMBER.match(info.name)
+                if match and info.isfile():
+                    members.setdefault(match[1], {})[match[2].lower()] = (info.offset_data, info.size)
+        with open(tar, "rb") as file:
+            file.seek(end)
+            # tarfile stops in silence at a header that it cannot read: only a block of zeros is a true end.
+            whole = file.read(512) == bytes(512)
+    except FileNotFoundError:
+        raise UserError(f"{tar} is missing; restore it or give another folder") from None
+    except (tarfile.TarError, EOFError):
+        whole = False
+    except OSError as error:
+        raise UserError(f"cannot read {tar}: {error.strerror or error}") from None
+    if not whole:
+        raise UserError(f"{tar} is truncated or not a tar file; copy it again, or delete it to go on without it")
+    if not members:
+        raise UserError(f"{tar} holds no samples (members named KEY.EXT); delete it")
+
+    extensions = sorted({extension for parts in members.values() for extension in parts})
+    rows = [(extensions.index(extension), *place) for parts in members.values() for extension, place in parts.items()]
+    keys = [key.encode() for key in members]
+    arrays: dict[str, np.ndarray] = {
+        "extension": np.array([row[0] for row in rows], np.int32),  # member rows, grouped by sample
+        "offset": np.array([row[1] for row in rows], np.int64),
+        "size": np.array([row[2] for row in rows], np.int64),
+        "first_member": np.cumsum([0, *(len(parts) for parts in members.values())], dtype=np.int64),
+        "key": np.frombuffer(b"".join(keys), np.uint8),
+        "first_key_byte": np.cumsum([0, *map(len, keys)], dtype=np.int64),
+    }
+    metadata = {
+        "format": _FORMAT,
+        "samples": str(len(members)),
+        "tar_bytes": str(tar.stat().st_size),
+        "extensions": json.dumps(extensions),
+    }
+    with replacing(index_path(tar)) as temporary:
+        save_file(arrays, temporary, metadata)
+    return index_path(tar)
+
+
+def index_folder(folder: str | Path) -> None:
+    """Index every `*.tar` of `folder` (and of its splits) that has no index yet."""
+    for split in splits(folder).values():
+        for tar in sorted(split.glob("*.tar")):
+            if not index_path(tar).exists():
+                index_shard(tar)
+
+
+def splits(folder: str | Path) -> dict[str, Path]:
+    """The splits of a data set by name: its `train` and `heldout` folders, or itself as "train"."""
+    folder = Path(folder)
+    found = {name: folder / name for name in SPLITS if (folder / name).is_dir()}
+    return found or {"train": folder}
+
+
+def open_split(folder: str | Path, split: str = "train") -> "ShardedDataset":
+    """The samples of one split; UserError if the folder has no such split."""
+    found = splits(folder)
+    if split not in found:
+        raise UserError(f"{folder} has no split {split!r}, only {', '.join(map(repr, found))}")
+    return ShardedDataset(found[split])
+
+
+class ShardedDataset:
+    """Random access to the samples of a folder of indexed shards, in the order of their names.
+
+    Opening reads one header a shard; arrays are mapped when first used; nothing is kept for a
+    sample. Safe to fork and to pickle. Raises UserError naming the file if there is no shard,
+    an index or a tar is missing, or a tar is not the one its index was made from.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.root = self.folder.parent if self.folder.name in SPLITS else self.folder  # what commands are given
+        if not self.folder.is_dir():
+            raise UserError(f"{folder} is not a folder; make shards with `imagen data build` or `imagen data emoji`")
+        tars = {path.name.removesuffix(".tar") for path in self.folder.glob("*.tar")}
+        indexed = {path.name.removesuffix(".index.safetensors") for path in self.folder.glob("*.index.safetensors")}
+        self.shards = sorted(tars | indexed)
+        if not self.shards:
+            raise UserError(
+                f"{folder} holds no shards (*.tar); build some with `imagen data build` or `imagen data emoji`"
+            )
+        self._indexes = [self._open_index(name) for name in self.shards]
+        self.sizes = np.array([int(index.metadata["samples"]) for index in self._indexes], np.int64)
+        self._ends = np.cumsum(self.sizes)
+        self._extensions = [tuple(json.loads(index.metadata["extensions"])) for index in self._indexes]
+        self._tars: OrderedDict[int, io.FileIO] = OrderedDict()
+
+    def _open_index(self, name: str) -> MappedTensors:
+        tar = self.tar_path(name)
+        remedy = f"run `imagen data encode {self.root}` to index it"
+        try:
+            size = tar.stat().st_size
+        except FileNotFoundError:
+            raise UserError(
+                f"{tar} is missing though its index is there; restore it or delete {index_path(tar)}"
+            ) from None
+        index = MappedTensors(index_path(tar), remedy)
+        if index.metadata.get("format") != _FORMAT:
+            raise UserError(f"{index.path} is not an index of this version; delete it and {remedy}")
+        if int(index.metadata["tar_bytes"]) != size:
+            raise UserError(
+                f"{tar} has {size} bytes but was indexed with {index.metadata['tar_bytes']}: cut off or replaced; "
+                f"copy it again, or delete {index.path} and {remedy}"
+            )
+        return index
+
+    def tar_path(self, shard: int | str) -> Path:
+        return self.folder / f"{shard if isinstance(shard, str) else self.shards[shard]}.tar"
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def locate(self, i: int) -> tuple[int, int]:
+        """Sample `i` as (shard, row in it)."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, i, side="right"))
+        return shard, int(i - self._ends[shard] + self.sizes[shard])
+
+    def key(self, i: int) -> str:
+        shard, row = self.locate(i)
+        first, last = self._indexes[shard]["first_key_byte"][row : row + 2]
+        return self._indexes[shard]["key"][first:last].tobytes().decode()
+
+    def extensions(self, i: int) -> list[str]:
+        """The members of sample `i`: ["1024.png", "64.png", "txt"]."""
+        shard, row = self.locate(i)
+        return list(self._members(shard, row))
+
+    def read(self, i: int, extension: str) -> bytes:
+        """The bytes of one member; BadSample if the sample has no such member."""
+        shard, row = self.locate(i)
+        return self._read(shard, row, extension)
+
+    def caption(self, i: int) -> str:
+        """The sample's `txt` member, stripped; "" if it has none."""
+        return self._caption(*self.locate(i))
+
+    def captions(self, shard: int) -> list[str]:
+        """The captions of a whole shard, in order."""
+        return [self._caption(shard, row) for row in range(int(self.sizes[shard]))]
+
+    def sample(self, i: int) -> Sample:
+        """Every member of sample `i`."""
+        return Sample(self.key(i), self.caption(i), {name: self.read(i, name) for name in self.extensions(i)})
+
+    def _caption(self, shard: int, row: int) -> str:
+        if "txt" not in self._members(shard, row):
+            return ""
+        return self._read(shard, row, "txt").decode("utf-8", errors="replace").strip()
+
+    def _members(self, shard: int, row: int) -> dict[str, int]:
+        """Extension -> row in the member arrays."""
+        index, names = self._indexes[shard], self._extensions[shard]
+        first, last = index["first_member"][row : row + 2].tolist()
+        return {names[e]: first + j for j, e in enumerate(index["extension"][first:last].tolist())}
+
+    def _read(self, shard: int, row: int, extension: str) -> bytes:
+        member = self._members(shard, row).get(extension)
+        if member is None:
+            raise BadSample(f"no member .{extension}")
+        size, offset = int(self._indexes[shard]["size"][member]), int(self._indexes[shard]["offset"][member])
+        data = os.pread(self._tar(shard).fileno(), size, offset)
+        if len(data) != size:
+            raise UserError(f"{self.tar_path(shard)} ends before byte {offset + size}: it was cut off; copy it again")
+        return data
+
+    def _tar(self, shard: int) -> io.FileIO:
+        # pread keeps no position, so a handle opened before a fork may be used after it.
+        if shard not in self._tars:
+            try:
+                self._tars[shard] = io.FileIO(self.tar_path(shard))
+            except OSError as error:
+                raise UserError(f"cannot read {self.tar_path(shard)}: {error.strerror or error}") from None
+            if len(self._tars) > _OPEN_TARS:
+                self._tars.popitem(last=False)[1].close()
+        self._tars.move_to_end(shard)
+        return self._tars[shard]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_tars": OrderedDict()}

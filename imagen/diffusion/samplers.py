@@ -1,0 +1,150 @@
+"""Samplers: from noise to pictures along a list of noise levels.
+
+A sampler takes a denoiser, x at the first level and `logsnrs`, rising levels lambda_0 < ... < lambda_N (1-D, float64).
+It calls the denoiser N times, at lambda_0 ... lambda_{N-1}, and returns x at lambda_N. The last level of
+`step_logsnrs` is +infinity, alpha = 1 and sigma = 0, where the step of every sampler is to return the x0 estimate
+itself, without noise. (A finite last level gives x at that level: for tests, or to stop half-way.)
+
+Notation: a step goes from t to s, lambda_s > lambda_t. Coefficients are Python floats (float64); x keeps its dtype.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from imagen.diffusion.guidance import Denoiser, Estimate
+from imagen.diffusion.schedule import Schedule
+
+Noise = Callable[[], Tensor]  # the next standard normal tensor, shaped like x
+OnStep = Callable[[int, int, Tensor, Tensor], None]  # (i, N, x after step i, x0 estimate of step i)
+Step = Callable[[Tensor, Estimate, float, float], Tensor]  # (x_t, estimate, lambda_t, lambda_s) -> x_s
+
+
+def step_logsnrs(schedule: Schedule, steps: int) -> Tensor:
+    """The levels of `steps` steps, evenly spaced in the schedule's time from t = 1; the last is infinite. Float64."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    logsnrs = schedule(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
+    logsnrs[-1] = math.inf
+    return logsnrs
+
+
+@torch.no_grad()
+def ddpm(
+    denoise: Denoiser, x: Tensor, logsnrs: Tensor, *, noise: Noise, gamma: float = 0.3, on_step: OnStep | None = None
+) -> Tensor:
+    """Ancestral sampling (2006.11239): x_s ~ p(x_s | x_t), the posterior of x_s given x_t and the estimate of x0.
+
+    The log variance of p is f log beta + (1 - f) log beta~, between its upper bound beta and its lower bound beta~.
+    f is the estimate's variance if it has one (2102.09672), else `gamma` (Imagen, 2205.11487, App. D: fixed).
+    """
+
+    def step(x: Tensor, estimate: Estimate, logsnr_t: float, logsnr_s: float) -> Tensor:
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = _alpha_sigma(logsnr_t), _alpha_sigma(logsnr_s)
+        one_minus_eh = -math.expm1(logsnr_t - logsnr_s)  # 1 - SNR_t / SNR_s
+        mean = math.exp(logsnr_t - logsnr_s) * alpha_s / alpha_t * x + one_minus_eh * alpha_s * estimate.x0
+        if sigma_s == 0:
+            return mean
+        # beta = (1 - e^-h) sigma_t^2 and beta~ = (1 - e^-h) sigma_s^2, so the standard deviation is
+        # sqrt(1 - e^-h) sigma_s (sigma_t / sigma_s)^f.
+        f = gamma if estimate.variance is None else estimate.variance
+        return mean + math.sqrt(one_minus_eh) * sigma_s * (sigma_t / sigma_s) ** f * noise()
+
+    return _walk(denoise, x, logsnrs, step, on_step)
+
+
+@torch.no_grad()
+def ddim(
+    denoise: Denoiser,
+    x: Tensor,
+    logsnrs: Tensor,
+    *,
+    eta: float = 0.0,
+    noise: Noise | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """DDIM (2010.02502), eq. 12 and 16: deterministic at eta = 0, ddpm with gamma = 0 at eta = 1.
+
+    First order in the step size. Raises ValueError if eta > 0 has no noise.
+    """
+    if eta > 0 and noise is None:
+        raise ValueError("ddim with eta > 0 needs noise")
+
+    def step(x: Tensor, estimate: Estimate, logsnr_t: float, logsnr_s: float) -> Tensor:
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = _alpha_sigma(logsnr_t), _alpha_sigma(logsnr_s)
+        eta2_beta = -(eta**2) * math.expm1(logsnr_t - logsnr_s)  # added variance / sigma_s^2
+        # x_s = alpha_s x0 + sigma_s sqrt(1 - eta2_beta) eps + sigma_s sqrt(eta2_beta) z, with eps from x_t and x0.
+        keep = sigma_s / sigma_t * math.sqrt(1 - eta2_beta)
+        x_s = keep * x + (alpha_s - keep * alpha_t) * estimate.x0
+        if noise is None or eta2_beta == 0 or sigma_s == 0:
+            return x_s
+        return x_s + sigma_s * math.sqrt(eta2_beta) * noise()
+
+    return _walk(denoise, x, logsnrs, step, on_step)
+
+
+@torch.no_grad()
+def dpmpp_2m(denoise: Denoiser, x: Tensor, logsnrs: Tensor, *, on_step: OnStep | None = None) -> Tensor:
+    """DPM-Solver++(2M) (2211.01095, Algorithm 2): deterministic, second order, one call of the denoiser a step.
+
+    The first step has no history, and the last is infinitely long: both are first-order steps, those of DDIM.
+    """
+    last: tuple[Tensor, float] | None = None  # x0 estimate and h of the step before
+
+    def step(x: Tensor, estimate: Estimate, logsnr_t: float, logsnr_s: float) -> Tensor:
+        nonlocal last
+        (_, sigma_t), (alpha_s, sigma_s) = _alpha_sigma(logsnr_t), _alpha_sigma(logsnr_s)
+        h = (logsnr_s - logsnr_t) / 2  # the paper's lambda is log(alpha / sigma), half of ours
+        x0 = estimate.x0
+        if last is not None and logsnr_s != end:
+            x0_before, h_before = last
+            x0 = x0 + h / (2 * h_before) * (x0 - x0_before)
+        last = estimate.x0, h
+        return sigma_s / sigma_t * x - alpha_s * math.expm1(-h) * x0
+
+    end = float(logsnrs[-1])
+    return _walk(denoise, x, logsnrs, step, on_step)
+
+
+SAMPLERS: dict[str, Callable[..., Tensor]] = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
+
+
+def sample(
+    sampler: str,
+    denoise: Denoiser,
+    x: Tensor,
+    logsnrs: Tensor,
+    *,
+    noise: Noise,
+    eta: float = 0.0,
+    gamma: float = 0.3,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Runs the sampler of that name with those of the options that it has."""
+    if sampler == "ddpm":
+        return ddpm(denoise, x, logsnrs, noise=noise, gamma=gamma, on_step=on_step)
+    if sampler == "ddim":
+        return ddim(denoise, x, logsnrs, eta=eta, noise=noise, on_step=on_step)
+    if sampler == "dpmpp_2m":
+        return dpmpp_2m(denoise, x, logsnrs, on_step=on_step)
+    raise ValueError(f"no sampler {sampler!r}; there are ddpm, ddim and dpmpp_2m")
+
+
+def _walk(denoise: Denoiser, x: Tensor, logsnrs: Tensor, step: Step, on_step: OnStep | None) -> Tensor:
+    levels = [float(logsnr) for logsnr in logsnrs]
+    if len(levels) < 2 or any(not t < s for t, s in pairwise(levels)):
+        raise ValueError("logsnrs must rise and have at least two entries")
+    for i, (logsnr_t, logsnr_s) in enumerate(pairwise(levels)):
+        estimate = denoise(x, x.new_full((len(x),), logsnr_t))
+        x = step(x, estimate, logsnr_t, logsnr_s)
+        if on_step is not None:
+            on_step(i, len(levels) - 1, x, estimate.x0)
+    return x
+
+
+def _alpha_sigma(logsnr: float) -> tuple[float, float]:
+    """alpha and sigma of a Python float, +infinity included."""
+    return math.sqrt(1 / (1 + math.exp(-logsnr))), math.sqrt(1 / (1 + math.exp(logsnr)))

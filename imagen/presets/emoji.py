@@ -1,0 +1,82 @@
+"""Small models for the embedded emoji data: they learn to draw from text on two CPU cores."""
+
+from imagen.cascade import SamplingConfig, StageConfig
+from imagen.config import Experiment
+from imagen.data.loader import DataConfig
+from imagen.diffusion.objective import ObjectiveConfig
+from imagen.models.text import TextConfig
+from imagen.models.unet import Level, UNetConfig
+from imagen.train.config import TrainConfig
+from imagen.train.optim import OptimConfig
+
+MINILM = TextConfig(max_tokens=32)
+OPTIM = OptimConfig(lr=1e-3, betas=(0.9, 0.99), warmup_steps=200, schedule="constant")
+
+
+def emoji_64() -> Experiment:
+    """Text to 64x64 on the emoji data; 2 CPU cores, an hour."""
+    unet = UNetConfig(
+        levels=(
+            Level(channels=64, blocks=1, stride=1),
+            Level(channels=128, blocks=1),
+            Level(channels=256, blocks=2, attention="fused", attend="last"),
+        ),
+        patch=2,
+        text_width=MINILM.width,
+        context_width=256,
+        time_width=256,
+        norm_groups=4,
+    )
+    return Experiment(
+        name="emoji_64",
+        stage=StageConfig(
+            resolution=64,
+            unet=unet,
+            objective=ObjectiveConfig(prediction="v", weighting="min_snr"),
+            sampling=SamplingConfig(sampler="dpmpp_2m", steps=30, guidance=3.0),
+        ),
+        text=MINILM,
+        optim=OPTIM,
+        train=TrainConfig(
+            steps=20_000, batch_size=32, ema_decay=0.999, log_every=50, sample_every=1000, checkpoint_every=500
+        ),
+    )
+
+
+def emoji_256() -> Experiment:
+    """Super-resolution 64 -> 256 on the emoji data, on crops."""
+    unet = UNetConfig(
+        levels=(
+            Level(channels=32, blocks=1),
+            Level(channels=64, blocks=2),
+            Level(channels=128, blocks=2),
+        ),
+        patch=2,
+        stem_channels=32,
+        family="efficient",
+        low_res=True,
+        middle=False,
+        text_width=MINILM.width,
+        context_width=128,
+        time_width=128,
+        norm_groups=4,
+    )
+    return Experiment(
+        name="emoji_256",
+        stage=StageConfig(
+            resolution=256,
+            low_resolution=64,
+            unet=unet,
+            objective=ObjectiveConfig(prediction="v"),
+            sampling=SamplingConfig(sampler="dpmpp_2m", steps=10, guidance=1.0, low_res_noise=0.05),
+        ),
+        text=MINILM,
+        data=DataConfig(crop=64),
+        optim=OPTIM,
+        train=TrainConfig(steps=10_000, batch_size=32, ema_decay=0.999, sample_every=1000, checkpoint_every=500),
+    )
+
+
+def emoji_1024() -> Experiment:
+    """Super-resolution 256 -> 1024 on the emoji data, on crops."""
+    return emoji_256()

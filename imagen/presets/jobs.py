@@ -1,0 +1,81 @@
+"""The five training jobs of the Paddle implementation (PaddleFleetX, projects/imagen, September 2022).
+
+Common to all: Adam, lr 1e-4, betas 0.9 and 0.999, no weight decay, warm-up then cosine
+to 0, gradient norm clipped to 1, text dropped with probability 0.1, continuous time,
+cosine schedule, eps target, p2 weighting (gamma 0.5, k 1), conditioning noise 0.2 and
+dynamic thresholding at 0.95 when sampling, at most 128 tokens of T5-11B (1024 wide).
+The sizes in the names are those published; here they hold within 2 %.
+"""
+
+from dataclasses import replace
+
+from imagen.cascade import SamplingConfig, StageConfig
+from imagen.config import Experiment
+from imagen.data.loader import DataConfig
+from imagen.diffusion.objective import ObjectiveConfig
+from imagen.models.text import TextConfig
+from imagen.models.unet import UNetConfig
+from imagen.presets.paper import efficient_levels, guided_levels
+from imagen.train.config import TrainConfig
+
+T5_11B = TextConfig(encoder="google-t5/t5-11b", width=1024)
+DEBERTA = TextConfig(encoder="microsoft/deberta-v2-xxlarge", width=1536)
+P2 = ObjectiveConfig(prediction="eps", weighting="p2", p2_gamma=0.5, p2_k=1.0)
+SAMPLING = SamplingConfig(sampler="ddpm", steps=250, percentile=0.95, low_res_noise=0.2)
+
+
+def text2im_64_397m() -> Experiment:
+    """Text to 64x64, 396M parameters: batch 16 on one GPU, or `--train.batch-size 2048` data-parallel on 128."""
+    unet = UNetConfig(levels=guided_levels(224), text_width=T5_11B.width, time_width=4 * 224, head_channels=32)
+    return _job("text2im_64_397m", StageConfig(resolution=64, unet=unet), batch_size=16)
+
+
+def text2im_64_2b() -> Experiment:
+    """Text to 64x64, 2.0B parameters: 8 a GPU on 256, parameters and optimizer sharded 8 ways."""
+    unet = UNetConfig(levels=guided_levels(512), text_width=T5_11B.width, time_width=2048)
+    return _job("text2im_64_2b", StageConfig(resolution=64, unet=unet), batch_size=2048)
+
+
+def text2im_64_deberta() -> Experiment:
+    """`text2im_64_397m` steered by DeBERTa-v2-xxlarge, whose tokens are 1536 wide."""
+    base = text2im_64_397m()
+    unet = replace(base.stage.unet, text_width=DEBERTA.width)
+    return replace(base, name="text2im_64_deberta", stage=replace(base.stage, unet=unet), text=DEBERTA)
+
+
+def sr_256_600m() -> Experiment:
+    """Super-resolution 64 -> 256, 601M parameters: 6 a GPU on 128, data-parallel."""
+    unet = UNetConfig(
+        levels=efficient_levels(8, attention="fused", feed_forward=2),
+        family="efficient",
+        middle=False,
+        low_res=True,
+        text_width=T5_11B.width,
+        time_width=1024,
+        head_channels=128,
+    )
+    return _job("sr_256_600m", StageConfig(resolution=256, low_resolution=64, unet=unet), batch_size=6 * 128)
+
+
+def sr_1024_400m() -> Experiment:
+    """Super-resolution 256 -> 1024, 400M parameters: 1 a GPU on 128, sharded, activation checkpointing."""
+    unet = UNetConfig(
+        levels=efficient_levels(7, attention="cross"),
+        family="efficient",
+        skip="add",
+        middle=False,
+        low_res=True,
+        text_width=T5_11B.width,
+        head_channels=128,
+    )
+    stage = StageConfig(resolution=1024, low_resolution=256, unet=unet)
+    return replace(_job("sr_1024_400m", stage, batch_size=128), data=DataConfig(crop=256))
+
+
+def _job(name: str, stage: StageConfig, batch_size: int) -> Experiment:
+    return Experiment(
+        name=name,
+        stage=replace(stage, objective=P2, sampling=SAMPLING),
+        text=T5_11B,
+        train=TrainConfig(batch_size=batch_size),
+    )

@@ -1,0 +1,142 @@
+"""A training run with all that hangs on it: pictures on the way, and the export that sampling needs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from imagen.cascade import Stage, export_stage
+from imagen.cascade.conditioning import to_images
+from imagen.config import Experiment
+from imagen.data.embeddings import unconditional
+from imagen.data.loader import Batch, dataset_batch
+from imagen.data.shards import open_split, splits
+from imagen.jsonconfig import to_json
+from imagen.models.resize import upsample
+from imagen.pictures import contact_sheet, write_png
+from imagen.train.trainer import TrainResult, train
+
+GRID = 16  # pictures of a validation grid
+
+
+def train_run(
+    experiment: Experiment,
+    data: str | Path,
+    out: str | Path,
+    *,
+    minutes: float | None = None,
+    device: str | None = None,
+    say: Callable[[str], None] = print,
+) -> TrainResult:
+    """Train `experiment` on the shards in `data`, in the folder `out`, or go on where it stopped.
+
+    Writes OUT/samples/step-NNNNNNNN.png at intervals (always the same captions and noise) and
+    OUT/export, a one-stage cascade with the averaged weights, at each checkpoint.
+    """
+    data, out = Path(data), Path(out)
+    null = None if experiment.text is None else unconditional(data, experiment.text)
+
+    def export(weights: dict[str, Tensor], info: dict[str, int]) -> None:
+        export_stage(
+            out / "export",
+            stage=experiment.stage,
+            text=experiment.text,
+            weights=weights,
+            unconditional=null,
+            info={"preset": experiment.name, **info},
+        )
+
+    sampler = grid_sampler(experiment, data, out / "samples", null)
+    return train(
+        experiment,
+        to_json(experiment),
+        data,
+        out,
+        sampler=sampler,
+        export=export,
+        minutes=minutes,
+        device=device,
+        say=say,
+    )
+
+
+def grid_sampler(
+    experiment: Experiment, data: Path, folder: Path, null_LD: Tensor | None
+) -> Callable[[nn.Module, int], Tensor]:
+    """Pictures of the same held-out (else training) captions from the same noise, step after step.
+
+    For a super-resolution stage each row shows the enlarged input, the output, and the true picture.
+    """
+    stage, text = experiment.stage, experiment.text
+    split = "heldout" if "heldout" in splits(data) else "train"
+    count = min(GRID, len(open_split(data, split)))
+    batch = dataset_batch(
+        data,
+        list(range(count)),
+        resolution=stage.resolution,
+        low_resolution=stage.low_resolution,
+        text=text,
+        split=split,
+    )
+    texts = _texts(batch)
+
+    def sample(unet: nn.Module, step: int) -> Tensor:
+        size = (stage.resolution, stage.resolution)
+        pictures = Stage(stage, unet).sample(
+            list(range(count)),
+            size=size,
+            settings=stage.sampling,
+            texts=texts,
+            unconditional=null_LD,
+            low_BChw=batch.low_res,
+            device=next(unet.parameters()).device,
+            precision=experiment.train.precision,
+        )
+        shown, captions = to_images(pictures), list(batch.captions)
+        if batch.low_res is not None:
+            enlarged = upsample(batch.low_res.float(), size).round().clamp(0, 255).byte()
+            rows = zip(to_images(enlarged), shown, to_images(batch.image), strict=True)
+            shown = [image for row in rows for image in row]
+            captions = [text for caption in captions for text in ("input", caption, "truth")]
+        sheet = contact_sheet(shown, captions, columns=None if batch.low_res is None else 6)
+        write_png(folder / f"step-{step:08d}.png", sheet, {"preset": experiment.name, "step": step})
+        return torch.from_numpy(np.array(sheet)).permute(2, 0, 1)
+
+    return sample
+
+
+def _texts(batch: Batch) -> list[Tensor] | None:
+    """The batch's embeddings without their padding."""
+    if batch.text is None or batch.text_mask is None:
+        return None
+    return [tokens[mask] for tokens, mask in zip(batch.text, batch.text_mask, strict=True)]
+
+
+def describe(experiment: Experiment) -> dict[str, Any]:
+    """What `imagen presets` shows: name, parameters, resolution (pixels), and GFLOP of one forward of one picture."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from imagen.models.unet import UNet
+
+    stage, side = experiment.stage, experiment.data.crop or experiment.stage.resolution
+    with torch.device("meta"):
+        unet = UNet(stage.unet)
+        x_BCHW, label_B = torch.empty(1, stage.unet.image_channels, side, side), torch.empty(1)
+        cond: dict[str, Tensor] = {}
+        if experiment.text is not None:
+            cond["text"] = torch.empty(1, experiment.text.max_tokens, experiment.text.width)
+        if stage.unet.low_res:
+            cond |= {"low_res": x_BCHW, "low_res_noise": label_B}
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        unet(x_BCHW, label_B, **cond)
+    return {
+        "name": experiment.name,
+        "parameters": sum(p.numel() for p in unet.parameters()),
+        "resolution": stage.resolution,
+        "low_resolution": stage.low_resolution,
+        "side": side,
+        "gflop": round(counter.get_total_flops() / 1e9, 2),
+    }

@@ -1,0 +1,132 @@
+"""From a batch of pictures and texts to what the network sees, and its loss.
+
+Everything random here is a pure function of (seed, global position): see `imagen.train.randomness`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from imagen.cascade.config import StageConfig
+from imagen.data.loader import Batch
+from imagen.diffusion.objective import Loss, earlier_logsnr, loss, stratified_times
+from imagen.diffusion.schedule import build_schedule, diffuse, noise_label
+from imagen.models.resize import upsample
+from imagen.train import randomness
+
+
+@dataclass(frozen=True)
+class Noised:
+    """A batch as the network sees it, with what it has to find."""
+
+    x_BCHW: Tensor  # noised pictures, float32, channels-last
+    x0_BCHW: Tensor
+    eps_BCHW: Tensor
+    t_B: Tensor  # float64 on the CPU
+    logsnr_B: Tensor  # float32
+    logsnr_s_B: Tensor  # one reverse step earlier, for a learned variance
+    conditions: dict[str, Tensor]  # keyword arguments of the U-Net
+
+
+class Noising:
+    """Noises batches for a stage, computes its loss. `batch_size` is the global one: t is stratified over it."""
+
+    def __init__(
+        self,
+        stage: StageConfig,
+        *,
+        seed: int,
+        batch_size: int,
+        device: torch.device,
+        unconditional_LD: Tensor | None = None,
+        text_dropout: float = 0.0,
+    ):
+        self.objective = stage.objective
+        self.schedule = build_schedule(stage.schedule, stage.resolution)
+        self.low_res_schedule = build_schedule(stage.low_res_schedule, stage.resolution)
+        self.seed = seed
+        self.batch_size = batch_size
+        self.device = device
+        self.unconditional_LD = unconditional_LD
+        self.text_dropout = text_dropout
+
+    def __call__(self, batch: Batch) -> Noised:
+        positions = range(batch.position, batch.position + len(batch))
+        x0_BCHW = self._pixels(batch.image)
+        eps_BCHW = self._normal(x0_BCHW, positions, randomness.EPS)
+        t_B = self._times(positions)
+        logsnr_B = self.schedule(t_B).float().to(self.device)
+        return Noised(
+            x_BCHW=diffuse(x0_BCHW, eps_BCHW, logsnr_B),
+            x0_BCHW=x0_BCHW,
+            eps_BCHW=eps_BCHW,
+            t_B=t_B,
+            logsnr_B=logsnr_B,
+            logsnr_s_B=earlier_logsnr(self.schedule, t_B).float().to(self.device),
+            conditions=self._text(batch, positions) | self._low_res(batch, positions),
+        )
+
+    def loss(self, unet: nn.Module, noised: Noised) -> Loss:
+        """The loss of each sample: run the forward under autocast, the loss itself is float32."""
+        out_BCHW = unet(noised.x_BCHW, noise_label(noised.logsnr_B), **noised.conditions)
+        return loss(
+            out_BCHW,
+            noised.x0_BCHW,
+            noised.eps_BCHW,
+            noised.logsnr_B,
+            self.objective,
+            logsnr_s_B=noised.logsnr_s_B,
+        )
+
+    def _times(self, positions: range) -> Tensor:
+        """Each global batch is a stratified sample of t, whatever slice of it this is."""
+        step, first = divmod(positions.start, self.batch_size)
+        u = randomness.uniform(self.seed, [step], randomness.TIME)
+        return stratified_times(u, torch.arange(first, first + len(positions)), self.batch_size)
+
+    def _text(self, batch: Batch, positions: range) -> dict[str, Tensor]:
+        if batch.text is None or batch.text_mask is None:
+            return {}
+        text_BLD, mask_BL = batch.text, batch.text_mask
+        if self.text_dropout > 0 and self.unconditional_LD is not None:
+            dropped_B = randomness.uniform(self.seed, positions, randomness.TEXT_DROPOUT) < self.text_dropout
+            text_BLD, mask_BL = drop_text(text_BLD, mask_BL, dropped_B, self.unconditional_LD)
+        return {
+            "text": text_BLD.to(self.device, torch.float32, non_blocking=True),
+            "text_mask": mask_BL.to(self.device, non_blocking=True),
+        }
+
+    def _low_res(self, batch: Batch, positions: range) -> dict[str, Tensor]:
+        """Conditioning augmentation (App. A of the paper): a random level of noise a ~ U[0, 1], told to the network."""
+        if batch.low_res is None:
+            return {}
+        height, width = batch.image.shape[-2:]
+        low_BCHW = upsample(self._pixels(batch.low_res), (height, width))
+        level_B = randomness.uniform(self.seed, positions, randomness.LOW_RES_LEVEL)
+        logsnr_B = self.low_res_schedule(level_B).float().to(self.device)
+        noise_BCHW = self._normal(low_BCHW, positions, randomness.LOW_RES_EPS)
+        return {"low_res": diffuse(low_BCHW, noise_BCHW, logsnr_B), "low_res_noise": noise_label(logsnr_B)}
+
+    def _pixels(self, image_BCHW: Tensor) -> Tensor:
+        """uint8 to float32 in [-1, 1]."""
+        image_BCHW = image_BCHW.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        return image_BCHW.float() / 127.5 - 1
+
+    def _normal(self, like_BCHW: Tensor, positions: range, purpose: int) -> Tensor:
+        noise_BCHW = randomness.normal(like_BCHW.shape[1:], self.seed, positions, purpose)
+        return noise_BCHW.to(self.device, memory_format=torch.channels_last)
+
+
+def drop_text(text_BLD: Tensor, mask_BL: Tensor, dropped_B: Tensor, unconditional_LD: Tensor) -> tuple[Tensor, Tensor]:
+    """Put the unconditional embedding [L0, D] in place of the dropped samples' text, with its mask."""
+    L = text_BLD.shape[1]
+    length = max(L, len(unconditional_LD))
+    text_BLD = nn.functional.pad(text_BLD, (0, 0, 0, length - L))
+    mask_BL = nn.functional.pad(mask_BL, (0, length - L))
+    null_LD = nn.functional.pad(unconditional_LD.to(text_BLD), (0, 0, 0, length - len(unconditional_LD)))
+    null_L = torch.arange(length) < len(unconditional_LD)
+    return (
+        torch.where(dropped_B[:, None, None], null_LD, text_BLD),
+        torch.where(dropped_B[:, None], null_L, mask_BL),
+    )

@@ -1,0 +1,105 @@
+"""RUN, the folder of one training run: which experiment it belongs to, and its metrics file."""
+
+import fcntl
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from imagen.errors import UserError
+from imagen.files import read_json, replacing, write_json
+
+# What a run may change when it goes on: nothing here changes what a step computes, but for rounding
+# (and, under a cosine, `steps`, which decides how fast the rate falls).
+MAY_CHANGE = (
+    "data.workers",
+    "stage.sampling",
+    "train.accumulation",
+    "train.checkpoint_every",
+    "train.compile",
+    "train.gap_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.sample_every",
+    "train.steps",
+)
+
+
+def claim(run: Path, config: dict[str, Any], say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Write RUN/config.json and return what is in it; where checkpoints are, check first that it is still the same run.
+
+    Raises UserError naming the first field that differs and may not. A field that this version
+    has and the one that began the run did not is taken as it is, and said.
+    """
+    path = run / "config.json"
+    config = json.loads(json.dumps(config, allow_nan=False))  # tuples become lists, as in the file
+    if path.exists() and any((run / "checkpoints").glob("*.pt")):
+        for field, before, now in differences(read_json(path), config):
+            if any(field == name or field.startswith(f"{name}.") for name in MAY_CHANGE):
+                continue
+            if before is MISSING:
+                say(f"{path} was written before {field} existed: going on with {field} = {_short(now)}")
+                continue
+            raise UserError(
+                f"{run} was begun with {field} = {_short(before)}, not {_short(now)}; "
+                "go back to that, or choose another folder for a new run"
+            )
+    write_json(path, config)
+    return config
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Keep a second process from training in `run` at the same time (UserError); the lock dies with its process."""
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / ".lock", "w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: a forked loader would keep that one
+        except (BlockingIOError, PermissionError):
+            raise UserError(f"another process is training in {run}; wait for it or choose another folder") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+MISSING = _Missing()
+
+
+def differences(before: Any, now: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(field, value before, value now) of each leaf that differs in two JSON values: `stage.unet.levels[1].blocks`."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            inner = f"{where}.{key}" if where else key
+            yield from differences(before.get(key, MISSING), now.get(key, MISSING), inner)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for index, pair in enumerate(zip(before, now, strict=True)):
+            yield from differences(*pair, f"{where}[{index}]")
+    elif before != now:
+        yield where, before, now
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if value is MISSING else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drop the rows after `step` (and a half-written last one): the run goes on from there and writes them again."""
+    if not path.exists():
+        return
+    with replacing(path) as temporary, open(path) as old, open(temporary, "w") as new:
+        for line in old:
+            if not line.endswith("\n"):
+                break
+            try:
+                if json.loads(line)["step"] > step:
+                    break
+            except (ValueError, KeyError, TypeError):
+                break  # a torn line: what follows it came later
+            new.write(line)

@@ -1,0 +1,52 @@
+"""When to stop before the last step: a signal, or a budget of time."""
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+
+class Stopper:
+    """Says between two steps whether to stop, and why: `reason` is None while training may go on.
+
+        with Stopper(minutes) as stopper:
+            while stopper.reason is None: ...
+
+    SIGTERM and the first SIGINT (Ctrl-C) ask for a stop after the current step; a second Ctrl-C interrupts at once.
+    """
+
+    def __init__(self, minutes: float | None = None, began: float | None = None):
+        """minutes: budget of wall time since `began` (a `time.monotonic()`; default: now)."""
+        self._deadline = None if minutes is None else (began or time.monotonic()) + 60 * minutes
+        self._minutes = minutes
+        self._signal: str | None = None
+        self._former: dict[int, Any] = {}
+
+    @property
+    def reason(self) -> str | None:
+        if self._signal:
+            return self._signal
+        if self.seconds_left is not None and self.seconds_left <= 0:
+            return f"{self._minutes:g} minutes are over"
+        return None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of the budget; None without one."""
+        return None if self._deadline is None else self._deadline - time.monotonic()
+
+    def __enter__(self) -> "Stopper":
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._former[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signal = f"stopped by {signal.Signals(number).name}"
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

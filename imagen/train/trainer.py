@@ -1,0 +1,304 @@
+"""One stage's training: setup, the loop, and everything at intervals around it."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imagen.data.loader import DataConfig, Loader
+from imagen.data.shards import splits
+from imagen.errors import UserError
+from imagen.models.precision import autocast, autocast_dtype
+from imagen.models.unet import UNet
+from imagen.train import randomness
+from imagen.train.checkpoint import CheckpointFolder, State
+from imagen.train.config import Experiment, TrainConfig
+from imagen.train.ema import Ema
+from imagen.train.logging import Clock, Meter, Row, RunLog
+from imagen.train.noising import Noising
+from imagen.train.optim import build_optimizer, learning_rate
+from imagen.train.rundir import claim, locked
+from imagen.train.step import StepResult, training_step
+from imagen.train.stopping import Stopper
+from imagen.train.validation import ConditionalGap, with_other_captions
+
+__all__ = ["Experiment", "TrainConfig", "TrainResult", "Trainer", "check", "train"]
+
+Sampler = Callable[[nn.Module, int], Tensor | None]
+Export = Callable[[dict[str, Tensor], dict[str, int]], None]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    step: int
+    images: int  # seen since the very beginning
+    finished: bool  # all of train.steps are done
+    reason: str  # why it ended
+
+
+def train(
+    experiment: Experiment,
+    config_json: dict[str, Any],
+    data: Path,
+    run: Path,
+    *,
+    sampler: Sampler | None = None,
+    export: Export | None = None,
+    minutes: float | None = None,
+    device: torch.device | str | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    say: Callable[[str], None] = print,
+) -> TrainResult:
+    """Train one stage on the shards in `data`, in the folder `run`; called again, go on exactly where it stopped.
+
+    config_json: the experiment as JSON, kept as RUN/config.json; a rerun with another one is refused.
+    sampler: given the U-Net with averaged weights, in eval mode, and the step; writes RUN/samples, and may return its
+        sheet (uint8 [3, H, W]) for TensorBoard.
+    export: given the averaged weights (float32, on the CPU) and {"step": ..., "images": ...}; writes RUN/export.
+    minutes: stop at a checkpoint after so much wall time. The learning rate follows steps, not time.
+    rank, world_size: this process's share of each batch; nothing here exchanges gradients yet.
+    say: where one-line reports go.
+
+    Raises UserError for what the user can mend: data that do not fit, another run's folder, a full disk, a loss that
+    stays non-finite for train.max_nonfinite steps.
+    """
+    with locked(run):
+        trainer = Trainer(experiment, config_json, data, run, device=device, rank=rank, world_size=world_size, say=say)
+        return trainer.run(sampler, export, minutes)
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all of its state that is not a tensor."""
+
+    step: int = 0
+    skipped_in_a_row: int = 0
+    meter: Meter = field(default_factory=Meter)
+
+
+class Trainer:
+    """What `train` sets up. Its tensors are those of the last checkpoint, or new ones drawn from the seed."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        config_json: dict[str, Any],
+        data: Path,
+        run: Path,
+        *,
+        device: torch.device | str | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        say: Callable[[str], None] = print,
+    ):
+        self.began = time.monotonic()
+        self.experiment, self.config, self.folder, self.say = experiment, experiment.train, run, say
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        check(experiment, world_size)
+        self.samples = self.config.batch_size // world_size  # of each batch that are this rank's
+        self.config_json = claim(run, config_json, say)
+
+        torch.manual_seed(randomness.seed_for(self.config.seed, 0, randomness.INIT))
+        self.unet = UNet(experiment.stage.unet).to(self.device)
+        self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+        self.optimizer = build_optimizer(self.unet.parameters(), experiment.optim)
+        self.ema = Ema(self.unet, self.config.ema_decay)
+        self.progress = Progress()
+        self.checkpoints = CheckpointFolder(run / "checkpoints", self.config.keep_checkpoints)
+        if (state := self.checkpoints.load_latest(say)) is not None:
+            self._restore(state)
+            say(f"{run}: going on from step {self.progress.step}")
+        self.saved_step: int | None = None
+        if self.config.compile:
+            self.unet.compile()
+
+        self.autocast = partial(autocast, self.device, autocast_dtype(self.device, self.config.precision))
+        self.micro_batch = self.config.batch_size // self.config.accumulation  # over all ranks
+        place = {"position": self._images, "rank": rank, "world_size": world_size}
+        self.loader = self._loader(data, experiment.data, self.micro_batch, **place)
+        self.noising = Noising(
+            experiment.stage,
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            device=self.device,
+            text_dropout=self.config.text_dropout,
+            unconditional_LD=self.loader.unconditional,
+        )
+        self.gap = None if experiment.text is None else self._gap(data)
+
+    def run(self, sampler: Sampler | None, export: Export | None, minutes: float | None) -> TrainResult:
+        """The loop, from where the run stands to its last step or to a reason to stop before."""
+        config, progress, clock = self.config, self.progress, Clock()
+        batches = clock.timed(iter(self.loader))
+        if config.shuffle_captions:
+            batches = map(with_other_captions, batches)
+        with closing(RunLog(self.folder, progress.step, self.say)) as log, Stopper(minutes, self.began) as stopper:
+            while progress.step < config.steps and stopper.reason is None:
+                progress.step += 1
+                lr = learning_rate(self.experiment.optim, progress.step, config.steps)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = lr
+
+                with clock.step(config.batch_size):
+                    result = training_step(
+                        self.unet,
+                        islice(batches, config.accumulation),
+                        self.samples,
+                        self.noising,
+                        self.optimizer,
+                        clip_norm=self.experiment.optim.clip_norm,
+                        autocast=self.autocast,
+                    )
+                    if result.problem is None:
+                        self.ema.update(self.unet, progress.step)
+                self._note(result)
+
+                if self._due(config.log_every) or self._gap_due():
+                    row = {**progress.meter.row(), "lr": lr, "images": self._images, **clock.row()}
+                    log.write(progress.step, config.steps, row | self._measure_gap(), self._eta(clock, stopper))
+                    progress.meter = Meter()
+                if sampler is not None and self._due(config.sample_every):
+                    self._sample(sampler, log)
+                if self._due(config.checkpoint_every):
+                    self._checkpoint(export, log)
+            if self.saved_step != progress.step:
+                self._checkpoint(export, log)
+        return self._result(stopper.reason)
+
+    def _loader(self, data: Path, config: DataConfig, batch_size: int, **place: Any) -> Loader:
+        stage = self.experiment.stage
+        return Loader(
+            data,
+            config,
+            resolution=stage.resolution,
+            low_resolution=stage.low_resolution,
+            text=self.experiment.text,
+            batch_size=batch_size,
+            seed=self.config.seed,
+            pin_memory=self.device.type == "cuda",
+            **place,
+        )
+
+    def _gap(self, data: Path) -> ConditionalGap:
+        """On held-out samples where there are any, always the same ones, none without its text."""
+        split = "heldout" if "heldout" in splits(data) else "train"
+        size = max(2, self.micro_batch)
+        count = -(-self.config.gap_samples // size)
+        loader = self._loader(data, replace(self.experiment.data, workers=0), size, split=split)
+        noising = Noising(self.experiment.stage, seed=self.config.seed, batch_size=size * count, device=self.device)
+        return ConditionalGap(islice(loader, count), noising)
+
+    @property
+    def _images(self) -> int:
+        """Seen since the very beginning: the global position of the data."""
+        return self.progress.step * self.config.batch_size
+
+    def _due(self, every: int) -> bool:
+        """At every multiple of `every` and at the last step; 0: at the last step alone."""
+        return self.progress.step == self.config.steps or (every > 0 and self.progress.step % every == 0)
+
+    def _gap_due(self) -> bool:
+        return self.gap is not None and self._due(self.config.gap_every)
+
+    def _note(self, result: StepResult) -> None:
+        progress = self.progress
+        progress.meter.add(result)
+        if result.problem is None:
+            progress.skipped_in_a_row = 0
+            return
+        progress.skipped_in_a_row += 1
+        message = f"step {progress.step}: {result.problem}"
+        if progress.skipped_in_a_row >= self.config.max_nonfinite:
+            raise UserError(
+                f"{message}; {progress.skipped_in_a_row} steps in a row were skipped: look at these samples, "
+                "or begin again with a lower optim.lr or train.precision fp32"
+            )
+        self.say(f"{message}; step skipped ({progress.skipped_in_a_row} in a row)")
+
+    def _measure_gap(self) -> Row:
+        if self.gap is None or not self._gap_due():
+            return {}
+        with self.ema.applied_to(self.unet), evaluating(self.unet):
+            gap, loss = self.gap.measure(self.unet, self.autocast)
+        return {"conditional_gap": gap, "validation_loss": loss}
+
+    def _sample(self, sampler: Sampler, log: RunLog) -> None:
+        with self.ema.applied_to(self.unet), evaluating(self.unet):
+            sheet_CHW = sampler(self.unet, self.progress.step)
+        if sheet_CHW is not None:
+            log.pictures("samples", sheet_CHW, self.progress.step)
+
+    def _checkpoint(self, export: Export | None, log: RunLog) -> None:
+        log.sync()
+        self.checkpoints.save(self.progress.step, self._state())
+        self.saved_step = self.progress.step
+        if export is not None:
+            export(self.ema.export(self.unet), {"step": self.progress.step, "images": self._images})
+
+    def _state(self) -> State:
+        return {
+            "config": self.config_json,
+            "position": self._images,
+            "progress": asdict(self.progress),
+            "model": self.unet.state_dict(),
+            "ema": self.ema.weights,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def _restore(self, state: State) -> None:
+        self.progress = Progress(**{**state["progress"], "meter": Meter(**state["progress"]["meter"])})
+        self.unet.load_state_dict(state["model"])
+        self.ema.load(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _eta(self, clock: Clock, stopper: Stopper) -> float:
+        seconds = clock.eta(self.config.steps - self.progress.step)
+        return seconds if stopper.seconds_left is None else max(0.0, min(seconds, stopper.seconds_left))
+
+    def _result(self, reason: str | None) -> TrainResult:
+        step, steps = self.progress.step, self.config.steps
+        if step >= steps:
+            reason = "all steps are done"
+        else:
+            self.say(f"{self.folder}: {reason}; step {step} of {steps} is saved, run the same command again to go on")
+        return TrainResult(step=step, images=self._images, finished=step >= steps, reason=reason or "")
+
+
+@contextmanager
+def evaluating(unet: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside the block."""
+    unet.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        unet.train()
+
+
+def check(experiment: Experiment, world_size: int = 1) -> None:
+    """UserError if the parts of an experiment do not fit each other."""
+    stage, text, config = experiment.stage, experiment.text, experiment.train
+    width = None if text is None else text.width
+    if stage.unet.text_width != width:
+        raise UserError(f"stage.unet.text_width is {stage.unet.text_width}, but the text encoder's width is {width}")
+    if stage.unet.low_res != (stage.low_resolution is not None):
+        raise UserError(
+            f"stage.unet.low_res is {stage.unet.low_res} and stage.low_resolution {stage.low_resolution}: "
+            "a super-resolution stage needs both, another neither"
+        )
+    parts = config.accumulation * world_size
+    if config.accumulation < 1 or config.batch_size % parts:
+        ranks = f" times {world_size} ranks" if world_size > 1 else ""
+        raise UserError(
+            f"train.batch_size {config.batch_size} does not divide by train.accumulation {config.accumulation}{ranks}"
+        )
+    if config.shuffle_captions and config.batch_size < 2 * parts:
+        raise UserError("train.shuffle_captions needs micro-batches of two samples or more")

@@ -1,0 +1,92 @@
+"""Schedules against their definitions: the discrete chain for linear, closed forms for cosine."""
+
+import math
+
+import pytest
+import torch
+
+from imagen.diffusion.schedule import ScheduleConfig, alpha_sigma, build_schedule, diffuse, noise_label
+from imagen.errors import UserError
+
+F64 = torch.float64
+
+
+def discrete_logsnr(steps: int) -> torch.Tensor:
+    """log-SNR of DDPM's chain with betas from 1e-4 to 0.02, refined from 1000 to `steps` steps."""
+    betas = torch.linspace(1e-4, 0.02, steps, dtype=F64) * 1000 / steps
+    return torch.cumprod(1 - betas, 0).logit()
+
+
+def test_linear_is_the_limit_of_the_discrete_chain():
+    schedule = build_schedule(ScheduleConfig(kind="linear"), 64)
+
+    def error(steps: int) -> float:
+        t = torch.arange(1, steps + 1, dtype=F64) / steps
+        return float((schedule(t) - discrete_logsnr(steps))[steps // 100 :].abs().max())
+
+    assert error(1000) < 0.1
+    assert error(1000) / error(10_000) == pytest.approx(10, rel=0.1)  # first order in the step
+
+
+def test_linear_range():
+    schedule = build_schedule(ScheduleConfig(kind="linear", logsnr_min=-9.0, logsnr_max=8.0), 64)
+    t = torch.tensor([0.0, 0.5, 1.0], dtype=F64)
+    middle = -math.log(math.expm1(0.1 * 0.5 + 9.95 * 0.25))
+    assert schedule(t).tolist() == pytest.approx([8.0, middle, -9.0], abs=1e-12)
+
+
+def test_cosine_closed_form_and_range():
+    lo, hi = -12.0, 14.0
+    schedule = build_schedule(ScheduleConfig(logsnr_min=lo, logsnr_max=hi), 64)
+    t = torch.linspace(0, 1, 1001, dtype=F64)
+    logsnr = schedule(t)
+    assert logsnr[0].item() == pytest.approx(hi, abs=1e-9) and logsnr[-1].item() == pytest.approx(lo, abs=1e-9)
+    assert (logsnr.diff() < 0).all()
+    # alpha = cos(pi t' / 2) and t' is affine in t.
+    alpha, sigma = alpha_sigma(logsnr)
+    time = 2 / math.pi * torch.atan2(sigma, alpha)
+    torch.testing.assert_close(time, time[0] + t * (time[-1] - time[0]), rtol=0, atol=1e-12)
+    # The truncation is small: in the default range the middle keeps the plain cosine schedule.
+    middle = torch.tensor([0.3, 0.5, 0.7], dtype=F64)
+    plain = -2 * torch.log(torch.tan(math.pi * middle / 2))
+    torch.testing.assert_close(build_schedule(ScheduleConfig(), 64)(middle), plain, rtol=0, atol=2e-3)
+
+
+def test_shift_halves_the_signal_amplitude_at_twice_the_resolution():
+    t = torch.linspace(0, 1, 11, dtype=F64)
+    config = ScheduleConfig(shift_reference=64)
+    plain = build_schedule(ScheduleConfig(), 64)(t)
+    torch.testing.assert_close(build_schedule(config, 64)(t), plain)
+    snr_ratio = (build_schedule(config, 128)(t) - plain).exp()
+    torch.testing.assert_close(snr_ratio, torch.full_like(t, 1 / 4))
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear"])
+def test_float32_times_lose_nothing_but_their_own_rounding(kind):
+    schedule = build_schedule(ScheduleConfig(kind=kind, shift_reference=64), 256)
+    t = torch.rand(10_000, generator=torch.Generator().manual_seed(0))
+    assert schedule(t).dtype == torch.float32
+    torch.testing.assert_close(schedule(t).double(), schedule(t.double()), rtol=1e-6, atol=1e-6)
+
+
+def test_alpha_sigma_shapes_and_diffuse():
+    logsnr = torch.tensor([-15.0, 0.0, 15.0], dtype=F64)
+    x0, eps = torch.randn(2, 3, 1, 2, 2, dtype=F64)
+    alpha, sigma = alpha_sigma(logsnr, like=x0)
+    assert alpha.shape == sigma.shape == (3, 1, 1, 1)
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(alpha))
+    torch.testing.assert_close((alpha**2 / sigma**2).log().flatten(), logsnr)
+    torch.testing.assert_close(diffuse(x0, eps, logsnr)[1], (x0 + eps)[1] / math.sqrt(2))
+
+
+def test_noise_label_is_the_time_of_the_cosine_schedule():
+    t = torch.tensor([1e-4, 0.25, 0.5, 0.9, 0.9999], dtype=F64)
+    torch.testing.assert_close(noise_label(-2 * torch.log(torch.tan(math.pi * t / 2))), 1000 * t)
+    ends = noise_label(torch.tensor([-math.inf, -200.0, 200.0, math.inf]))
+    assert ends.tolist() == pytest.approx([1000, 1000, 0, 0], abs=1e-3)
+
+
+def test_a_bad_range_is_a_users_mistake():
+    for bad in ({"logsnr_min": 3.0, "logsnr_max": 2.0}, {"logsnr_max": math.inf}, {"shift_reference": 0}):
+        with pytest.raises(UserError, match="schedule"):
+            ScheduleConfig(**bad)

@@ -1,0 +1,210 @@
+"""The U-Net against hand-written references, and the properties its users rely on."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from imagen.errors import UserError
+from imagen.models.layers import Attention, ResBlock, TextPooling, sinusoid
+from imagen.models.unet import Level, UNet, UNetConfig
+
+GUIDED = UNetConfig(
+    levels=(Level(channels=32, blocks=1, stride=1), Level(channels=64, blocks=2, attention="fused")),
+    text_width=24,
+    context_width=16,
+    time_width=48,
+    head_channels=32,
+)
+RESIDUAL = dataclasses.replace(GUIDED, resample="residual", patch=2, norm_groups=4)
+EFFICIENT = UNetConfig(
+    levels=(
+        Level(channels=32, blocks=1),
+        Level(channels=64, blocks=2, attention="cross", attend="last", feed_forward=2),
+    ),
+    family="efficient",
+    middle=False,
+    low_res=True,
+    text_width=24,
+    context_width=16,
+    time_width=48,
+    head_channels=32,
+)
+ADDED = dataclasses.replace(EFFICIENT, skip="add", modulation="level", shortcut="conv")
+UNCONDITIONAL = UNetConfig(levels=(Level(channels=32, blocks=1, attention="self"),), head_channels=16)
+STRUCTURES = {
+    "guided": GUIDED,
+    "residual": RESIDUAL,
+    "efficient": EFFICIENT,
+    "added": ADDED,
+    "unconditional": UNCONDITIONAL,
+}
+
+
+def randomised(config: UNetConfig) -> UNet:
+    """A U-Net none of whose branches is silent."""
+    torch.manual_seed(0)
+    unet = UNet(config).double().eval()
+    for parameter in unet.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return unet
+
+
+def inputs(config: UNetConfig, batch: int = 2, height: int = 16, width: int = 16, tokens: int = 5) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    values = {"x": normal(batch, 3, height, width), "noise": torch.linspace(10, 900, batch, dtype=torch.float64)}
+    if config.text_width:
+        values["text"] = normal(batch, tokens, config.text_width)
+        values["text_mask"] = torch.ones(batch, tokens, dtype=torch.bool)
+    if config.low_res:
+        values["low_res"] = normal(batch, 3, height, width)
+        values["low_res_noise"] = torch.linspace(500, 20, batch, dtype=torch.float64)
+    return values
+
+
+def run(unet: UNet, values: dict[str, Tensor]) -> Tensor:
+    values = dict(values)
+    return unet(values.pop("x"), values.pop("noise"), **values)
+
+
+@pytest.mark.parametrize("config", STRUCTURES.values(), ids=STRUCTURES.keys())
+class TestEveryStructure:
+    def test_starts_at_zero(self, config: UNetConfig) -> None:
+        torch.manual_seed(0)
+        values = {key: value.float() if value.is_floating_point() else value for key, value in inputs(config).items()}
+        assert not run(UNet(config), values).any()
+
+    def test_every_parameter_and_every_input_matters(self, config: UNetConfig) -> None:
+        unet, values = randomised(config), inputs(config)
+        for value in values.values():
+            if value.is_floating_point():
+                value.requires_grad_()
+        run(unet, values).square().sum().backward()
+        # A bias before a group norm of one channel a group, or added to all keys, cannot matter: nothing else may not.
+        silent = [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.any()]
+        assert silent == []
+        assert all(v.grad is not None and v.grad.any() for v in values.values() if v.is_floating_point())
+
+    def test_does_not_mix_pictures(self, config: UNetConfig) -> None:
+        unet, values = randomised(config), inputs(config, batch=3)
+        together = run(unet, values)
+        alone = run(unet, {key: value[1:2] for key, value in values.items()})
+        torch.testing.assert_close(together[1:2], alone)
+
+    def test_takes_pictures_that_are_not_square(self, config: UNetConfig) -> None:
+        values = inputs(config, height=8, width=24)
+        assert run(randomised(config), values).shape == values["x"].shape
+
+    def test_refuses_sides_that_do_not_divide(self, config: UNetConfig) -> None:
+        side = config.total_stride + 1
+        with pytest.raises(UserError, match=f"divide by {config.total_stride}, not {side}x{side}"):
+            run(randomised(config), inputs(config, height=side, width=side))
+
+    def test_learned_variance_doubles_the_channels(self, config: UNetConfig) -> None:
+        unet = randomised(dataclasses.replace(config, learned_variance=True))
+        assert run(unet, inputs(config)).shape == (2, 6, 16, 16)
+
+    def test_padding_of_the_text_does_not_matter(self, config: UNetConfig) -> None:
+        if not config.text_width:
+            pytest.skip("knows no text")
+        unet, values = randomised(config), inputs(config)
+        padded = dict(values)
+        padded["text"] = torch.cat([values["text"], torch.full((2, 3, config.text_width), 1e3, dtype=torch.float64)], 1)
+        padded["text_mask"] = torch.cat([values["text_mask"], torch.zeros(2, 3, dtype=torch.bool)], 1)
+        torch.testing.assert_close(run(unet, padded), run(unet, values))
+        values["text_mask"] = None  # the same as all True
+        torch.testing.assert_close(run(unet, values), run(unet, padded))
+
+
+def test_total_stride() -> None:
+    assert [c.total_stride for c in STRUCTURES.values()] == [2, 4, 4, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"levels": ()}, "at least one level"),
+        ({"text_width": None}, "level 1 attends to text"),
+        ({"head_channels": 48}, "64 channels do not divide by head_channels 48"),
+        ({"skip": "add"}, "'guided' concatenates"),
+    ],
+)
+def test_impossible_structures_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(GUIDED, **changes)
+
+
+def test_missing_conditions_are_errors() -> None:
+    values = inputs(EFFICIENT)
+    with pytest.raises(ValueError, match="text"):
+        run(randomised(EFFICIENT), {k: v for k, v in values.items() if not k.startswith("text")})
+    with pytest.raises(ValueError, match="low-resolution"):
+        run(randomised(EFFICIENT), {k: v for k, v in values.items() if not k.startswith("low")})
+
+
+def test_sinusoid() -> None:
+    features = sinusoid(torch.tensor([0.0, 7.0]), 8)
+    frequencies = [10_000 ** (-i / 4) for i in range(4)]
+    expected = [[1.0] * 4 + [0.0] * 4, [f(7 * w) for f in (math.cos, math.sin) for w in frequencies]]
+    torch.testing.assert_close(features, torch.tensor(expected))
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Attention of q [N, C] to k, v [M, C], head by head, as the textbooks write it."""
+    outputs = []
+    for q, k, v in zip(q.chunk(heads, 1), k.chunk(heads, 1), v.chunk(heads, 1), strict=True):
+        outputs.append((q @ k.T / q.shape[1] ** 0.5).softmax(1) @ v)
+    return torch.cat(outputs, 1)
+
+
+@pytest.mark.parametrize("kind", ["self", "cross", "fused"])
+def test_attention_is_softmax_over_pixels_and_text(kind: str) -> None:
+    torch.manual_seed(0)
+    layer = Attention(32, kind, context_width=12, head_channels=8, groups=4).double()
+    nn.init.normal_(layer.to_out.weight)
+    x, context, length = torch.randn(2, 32, 3, 4).double(), torch.randn(2, 6, 12).double(), [4, 6]
+    mask = torch.arange(6) < torch.tensor(length)[:, None]
+    out = layer(x, context, mask)
+    for b in range(2):
+        pixels = layer.norm(x)[b].flatten(1).T
+        keys, values = [], []
+        if kind != "cross":
+            keys, values = [layer.to_k(pixels)], [layer.to_v(pixels)]
+        if kind != "self":
+            tokens = layer.context_norm(context[b, : length[b]])
+            keys, values = [*keys, layer.context_k(tokens)], [*values, layer.context_v(tokens)]
+        attended = softmax_attention(layer.to_q(pixels), torch.cat(keys), torch.cat(values), heads=4)
+        expected = x[b] + layer.to_out(attended).T.reshape(32, 3, 4)
+        torch.testing.assert_close(out[b], expected)
+
+
+def test_text_pooling_is_attention_of_the_mean_token() -> None:
+    torch.manual_seed(0)
+    pooling = TextPooling(128, 10).double()
+    text, length = torch.randn(2, 7, 128).double(), [3, 7]
+    pooled = pooling(text, torch.arange(7) < torch.tensor(length)[:, None])
+    for b in range(2):
+        tokens = pooling.norm_in(text[b, : length[b]])
+        query = tokens.mean(0, keepdim=True) + pooling.position
+        tokens = torch.cat([query, tokens])
+        attended = softmax_attention(pooling.to_q(query), pooling.to_k(tokens), pooling.to_v(tokens), heads=2)
+        torch.testing.assert_close(pooled[b], pooling.norm_out(pooling.to_out(attended))[0])
+
+
+def test_residual_block_scales_and_shifts_its_second_norm() -> None:
+    torch.manual_seed(0)
+    block = ResBlock(8, 16, embedding_width=6, groups=4, resample=nn.AvgPool2d(2)).double()
+    nn.init.normal_(block.conv2.weight)
+    x, embedding = torch.randn(2, 8, 4, 4).double(), torch.randn(2, 6).double()
+    scale, shift = block.modulation(embedding)[..., None, None].chunk(2, 1)
+    h = nn.functional.avg_pool2d(nn.functional.silu(block.norm1(x)), 2)
+    h = block.norm2(block.conv1(h)) * (1 + scale) + shift
+    expected = block.shortcut(nn.functional.avg_pool2d(x, 2)) + block.conv2(nn.functional.silu(h))
+    torch.testing.assert_close(block(x, embedding), expected)

@@ -1,0 +1,86 @@
+"""Every preset, built at its real size without memory, its parameters counted."""
+
+import json
+
+import pytest
+import torch
+
+from imagen.config import Experiment, override
+from imagen.errors import UserError
+from imagen.jsonconfig import from_json, to_json
+from imagen.models.unet import UNet
+from imagen.presets import PRESETS, preset
+from imagen.train.trainer import check
+
+PARAMETERS = {
+    "text2im_64_397m": 396_211_491,
+    "text2im_64_2b": 2_005_610_499,
+    "text2im_64_deberta": 400_867_619,
+    "sr_256_600m": 601_213_571,
+    "sr_1024_400m": 400_106_883,
+    "paper_base_64": 2_193_639_939,
+    "paper_sr_256": 606_467_203,
+    "paper_sr_1024": 486_036_099,
+}
+
+
+def count(experiment: Experiment) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in UNet(experiment.stage.unet).parameters())
+
+
+def test_none_is_left_out() -> None:
+    assert PARAMETERS.keys() == PRESETS.keys()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+class TestEveryPreset:
+    def test_parameters(self, name: str) -> None:
+        assert count(preset(name)) == PARAMETERS[name]
+
+    def test_parts_fit(self, name: str) -> None:
+        experiment = preset(name)
+        check(experiment)
+        assert experiment.name == name
+        assert experiment.stage.resolution % experiment.stage.unet.total_stride == 0
+
+    def test_json_round_trip(self, name: str) -> None:
+        assert from_json(Experiment, json.loads(json.dumps(to_json(preset(name)))), "test") == preset(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("text2im_64_397m", 397), ("text2im_64_2b", 2000), ("sr_256_600m", 600), ("sr_1024_400m", 400)],
+)
+def test_sizes_are_what_the_names_say(name: str, millions: int) -> None:
+    assert count(preset(name)) == pytest.approx(millions * 1e6, rel=0.02)
+
+
+def test_unknown_preset_suggests_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'emoji_64'"):
+        preset("emoji64")
+
+
+def test_override() -> None:
+    experiment = override(
+        preset("emoji_64"), ["--optim.lr", "2e-4", "--train.batch-size=8", "--stage.sampling.guidance_interval", "[-3, 4]"]
+    )
+    assert (experiment.optim.lr, experiment.train.batch_size) == (2e-4, 8)
+    assert experiment.stage.sampling.guidance_interval == (-3.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--optim.lrr", "1"], "unknown field --optim.lrr; did you mean 'lr'"),
+        (["--optm.lr", "1"], "unknown field --optm.lr; did you mean 'optim'"),
+        (["--optim.lr", "fast"], "optim.lr"),
+        (["--optim.lr"], "needs a value"),
+        (["--train.steps", "true"], "train.steps"),
+        (["--train.precision", "fp8"], "train.precision"),
+        (["8"], "unexpected argument '8'"),
+    ],
+)
+def test_bad_overrides(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        override(preset("emoji_64"), arguments)

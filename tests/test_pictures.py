@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+from PIL import Image, ImageFont
+
+from imagen.errors import UserError
+from imagen.pictures import _wrap, contact_sheet, read_metadata, read_picture, write_png
+
+
+def noise(height: int, width: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_png_keeps_pixels_and_metadata(tmp_path):
+    path, image = tmp_path / "new" / "a.png", noise(20, 30)
+    metadata = {"prompt": 'ein "Café" – 猫 🐙\n{}', "seed": 2**63 - 1, "stages": [{"guidance": 1.35, "interval": None}]}
+    write_png(path, image, metadata)
+    assert read_metadata(path) == metadata
+    assert np.array_equal(np.asarray(read_picture(path)), np.asarray(image))
+    assert [p.name for p in path.parent.iterdir()] == ["a.png"]
+    write_png(path, noise(20, 30, 1))
+    assert read_metadata(path) is None
+
+
+def test_broken_files_are_named(tmp_path):
+    for read in (read_metadata, read_picture):
+        with pytest.raises(UserError, match=r"no\.png does not exist"):
+            read(tmp_path / "no.png")
+    write_png(tmp_path / "a.png", noise(64, 64), {"prompt": "x"})
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:3000])
+    (tmp_path / "text.png").write_text("not a picture")
+    for name in ("cut.png", "text.png"):
+        for read in (read_metadata, read_picture):
+            with pytest.raises(UserError, match=rf"{name} is not a picture"):
+                read(tmp_path / name)
+
+
+def test_a_failed_write_leaves_the_old_picture(tmp_path):
+    path = tmp_path / "a.png"
+    write_png(path, noise(8, 8), {"seed": 1})
+    with pytest.raises(ValueError):
+        write_png(path, noise(8, 8, 1), {"guidance": float("nan")})
+    assert read_metadata(path) == {"seed": 1}
+
+
+def test_sheet_shows_every_picture_in_order():
+    colours = ["red", "lime", "blue", "yellow", "cyan"]
+    sheet = contact_sheet([Image.new("RGB", (64, 64), colour) for colour in colours], columns=2, cell=128)
+    pixels = np.asarray(sheet)
+    step = 128 + 128 // 16
+    for number, colour in enumerate(colours):
+        y, x = 8 + number // 2 * step + 64, 8 + number % 2 * step + 64
+        assert tuple(pixels[y, x]) == Image.new("RGB", (1, 1), colour).getpixel((0, 0))
+        area = (pixels == np.array(Image.new("RGB", (1, 1), colour).getpixel((0, 0)))).all(-1).sum()
+        assert area == 128 * 128  # enlarged by a whole factor
+
+
+def test_captions_are_below_and_inside_their_column():
+    caption = "an octopus on a blue background, small, at the upper left, seen from far away"
+    bare = contact_sheet([Image.new("RGB", (128, 128))] * 2, columns=2)
+    sheet = contact_sheet([Image.new("RGB", (128, 128))] * 2, [caption, ""], columns=2)
+    assert sheet.width == bare.width and sheet.height > bare.height + 3 * 12
+    below = np.asarray(sheet.convert("L"))[8 + 128 + 1 :]
+    assert (below[:, : 8 + 128] < 128).any(), "the caption is drawn"
+    assert (below[:, 8 + 128 :] > 250).all(), "and stays in its column"
+    assert (below[-3:] > 250).all(), "and is not cut at the bottom"
+
+
+def test_wrap_keeps_every_letter():
+    font = ImageFont.load_default(12)
+    text = "a Donaudampfschifffahrtsgesellschaftskapitänsmütze on a blue background"
+    lines = _wrap(text, font, 100)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert all(font.getlength(line) <= 100 for line in lines)
+
+
+def test_sheet_fits_other_sizes_and_has_a_title():
+    pictures = [noise(100, 300), noise(1024, 512), noise(16, 16)]
+    sheet = contact_sheet(pictures, ["wide", "high", "small"], columns=3, cell=128, title="prompts of the held-out set")
+    assert sheet.width == 3 * (128 + 8) + 8
+    assert sheet.height > contact_sheet(pictures, ["wide", "high", "small"], columns=3, cell=128).height

@@ -1,0 +1,64 @@
+"""A toy data set whose captions say the colour, and an experiment that trains on it in seconds."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from imagen.data.encode import encode_shards
+from imagen.data.shards import ShardWriter
+from imagen.models.text import TextConfig
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `toy`, which a subprocess imports too
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
+
+
+class ToyEncoder:
+    config = TextConfig(encoder="toy", width=8)
+
+    def encode(self, captions):
+        generators = [torch.Generator().manual_seed(sum(map(ord, caption))) for caption in captions]
+        return [torch.randn(1 + len(c) // 2, 8, generator=g) for c, g in zip(captions, generators, strict=True)]
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    """SHARDS with 96 training and 32 held-out pictures of 16x16, with 8x8 ones for super-resolution."""
+    folder = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 96), ("heldout", 32)):
+        with ShardWriter(folder / split, 32) as writer:
+            for i in range(count):
+                name = list(COLOURS)[rng.integers(len(COLOURS))]
+                pixels = rng.normal(COLOURS[name], 10, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+                file = io.BytesIO()
+                Image.fromarray(pixels).save(file, "png")
+                writer.write({"__key__": f"{split}{i:03d}", "16.png": file.getvalue(), "txt": name.encode()})
+    encode_shards(folder, ToyEncoder(), progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def rows():
+    """Reads RUN/metrics.jsonl without what depends on the clock."""
+
+    def read(run):
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        timing = {"images_per_s", "data_wait"}
+        return [{k: v for k, v in json.loads(line).items() if k not in timing} for line in lines]
+
+    return read

@@ -1,0 +1,368 @@
+"""What a step sees and does: noise, dropout, gradient, and what happens to a bad one."""
+
+import copy
+import json
+import math
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from toy import TRAIN, UNET, experiment, go
+
+from imagen.data.loader import DataConfig, Loader
+from imagen.diffusion.objective import ObjectiveConfig
+from imagen.diffusion.schedule import diffuse, noise_label
+from imagen.errors import UserError
+from imagen.models.resize import upsample
+from imagen.models.unet import UNet
+from imagen.train import randomness
+from imagen.train.noising import Noising, drop_text
+from imagen.train.optim import OptimConfig, build_optimizer
+from imagen.train.step import clip_gradients, training_step
+from imagen.train.validation import ConditionalGap, with_other_captions
+
+UNCONDITIONAL = torch.full((2, 8), 7.0)
+SR_UNET = replace(UNET, low_res=True)
+
+
+def loaded(shards, what, count, **place):
+    """`count` batches of the experiment's training data."""
+    stage = what.stage
+    loader = Loader(
+        shards,
+        what.data,
+        resolution=stage.resolution,
+        low_resolution=stage.low_resolution,
+        text=what.text,
+        seed=what.train.seed,
+        **{"batch_size": what.train.batch_size, **place},
+    )
+    return [batch for batch, _ in zip(loader, range(count), strict=False)]
+
+
+def noising(what, batch_size=None, text_dropout=0.5):
+    return Noising(
+        what.stage,
+        seed=what.train.seed,
+        batch_size=batch_size or what.train.batch_size,
+        device=torch.device("cpu"),
+        text_dropout=text_dropout,
+        unconditional_LD=UNCONDITIONAL,
+    )
+
+
+def trained(unet, what, batches, samples, **options):
+    """One step; the model's gradients are read before the optimizer could clear them."""
+    optimizer = build_optimizer(unet.parameters(), what.optim)
+    gradients = {}
+    optimizer.register_step_pre_hook(
+        lambda *_: gradients.update({n: p.grad.clone() for n, p in unet.named_parameters() if p.grad is not None})
+    )
+    result = training_step(
+        unet, batches, samples, noising(what), optimizer, clip_norm=1e9, autocast=nullcontext, **options
+    )
+    return result, gradients
+
+
+def awake(unet):
+    """A network whose output is not zero, as its zero-initialised layers make it at first."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return unet
+
+
+# --- randomness ---
+
+
+def test_draws_depend_on_position_seed_and_purpose_alone():
+    whole = randomness.normal((3, 4, 4), 5, range(100, 108), randomness.EPS)
+    part = randomness.normal((3, 4, 4), 5, range(104, 106), randomness.EPS)
+    assert torch.equal(whole[4:6], part)
+    assert not torch.equal(whole, randomness.normal((3, 4, 4), 6, range(100, 108), randomness.EPS))
+    assert not torch.equal(whole, randomness.normal((3, 4, 4), 5, range(100, 108), randomness.LOW_RES_EPS))
+
+
+def test_draws_have_their_distributions():
+    """Moments and correlations within 4 standard errors of those of independent draws."""
+    eps = randomness.normal((64,), 0, range(1000), randomness.EPS)
+    assert abs(eps.mean()) < 4 / math.sqrt(eps.numel())
+    assert abs(eps.square().mean() - 1) < 4 * math.sqrt(2 / eps.numel())
+    assert abs((eps[1:] * eps[:-1]).mean()) < 4 / math.sqrt(eps.numel())
+    u = randomness.uniform(0, range(4000), randomness.TEXT_DROPOUT)
+    counts = torch.histc(u, 10, 0, 1)
+    assert ((counts - 400).square() / 400).sum() < 27.9  # chi-squared of 9 degrees, p = 0.001
+    assert abs(torch.corrcoef(torch.stack([u[1:], u[:-1]]))[0, 1]) < 4 / math.sqrt(len(u))
+
+
+@pytest.mark.parametrize("ranks, accumulation", [(1, 4), (2, 1), (2, 2)])
+def test_samples_are_noised_the_same_however_the_batch_is_split(shards, ranks, accumulation):
+    what = experiment(unet=SR_UNET, low_resolution=8)
+    noise, steps = noising(what), 3
+    whole = [noise(batch) for batch in loaded(shards, what, steps)]
+    micro = what.train.batch_size // accumulation
+    parts = {}
+    for rank in range(ranks):
+        for batch in loaded(shards, what, steps * accumulation, batch_size=micro, rank=rank, world_size=ranks):
+            parts[batch.position] = noise(batch)
+    for name in ("x_BCHW", "eps_BCHW", "t_B", "logsnr_B"):
+        split = torch.cat([getattr(parts[position], name) for position in sorted(parts)])
+        assert torch.equal(split, torch.cat([getattr(step, name) for step in whole])), name
+    for name in ("low_res", "low_res_noise"):
+        split = torch.cat([parts[position].conditions[name] for position in sorted(parts)])
+        assert torch.equal(split, torch.cat([step.conditions[name] for step in whole])), name
+    dropped = [(part.conditions["text"][:, 0] == 7).all(1) for _, part in sorted(parts.items())]
+    assert torch.equal(torch.cat(dropped), torch.cat([(s.conditions["text"][:, 0] == 7).all(1) for s in whole]))
+
+
+def test_times_are_stratified_over_the_batch_and_change_with_the_step(shards):
+    what = experiment()
+    first, second = (noising(what)(batch).t_B for batch in loaded(shards, what, 2))
+    for times in (first, second):
+        assert torch.equal((times * len(times)).floor().long().sort().values, torch.arange(len(times)))
+    assert not torch.equal(first, second)
+
+
+# --- what the network sees ---
+
+
+def test_base_inputs_are_the_equation(shards):
+    what = experiment()
+    (batch,) = loaded(shards, what, 1)
+    noised = noising(what)(batch)
+    assert noised.x0_BCHW.min() >= -1 and noised.x0_BCHW.max() <= 1
+    assert torch.equal(noised.x0_BCHW, batch.image.float() / 127.5 - 1)
+    t = noised.t_B.double()
+    alpha, sigma = torch.cos(torch.pi / 2 * t), torch.sin(torch.pi / 2 * t)  # the cosine schedule
+    expected = alpha[:, None, None, None] * noised.x0_BCHW + sigma[:, None, None, None] * noised.eps_BCHW
+    torch.testing.assert_close(noised.x_BCHW.double(), expected, rtol=0, atol=5e-3)  # the ends of t are cut off
+    assert noised.x_BCHW.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_super_resolution_inputs(shards):
+    what = experiment(unet=SR_UNET, low_resolution=8, data=DataConfig(workers=0, crop=8))
+    (batch,) = loaded(shards, what, 1)
+    assert batch.image.shape[-1] == 8 and batch.low_res.shape[-1] == 4
+    noise = noising(what)
+    given = noise(batch).conditions
+    positions = range(8)
+    level = randomness.uniform(0, positions, randomness.LOW_RES_LEVEL)
+    logsnr = noise.low_res_schedule(level).float()
+    eps = randomness.normal((3, 8, 8), 0, positions, randomness.LOW_RES_EPS)
+    clean = upsample(batch.low_res.float() / 127.5 - 1, (8, 8))
+    torch.testing.assert_close(given["low_res"], diffuse(clean, eps, logsnr))
+    torch.testing.assert_close(given["low_res_noise"], noise_label(logsnr))
+
+
+def test_dropped_text_is_the_unconditional_embedding_with_its_mask():
+    text = torch.arange(1.0, 13).reshape(3, 2, 2)
+    mask = torch.tensor([[True, True], [True, False], [True, True]])
+    null = -torch.ones(3, 2)  # longer than the batch: the batch is padded
+    out, out_mask = drop_text(text, mask, torch.tensor([False, True, False]), null)
+    assert torch.equal(out[1], null) and out_mask[1].all()
+    assert torch.equal(out[0], torch.cat([text[0], torch.zeros(1, 2)]))
+    assert out_mask[0].tolist() == [True, True, False]
+    out, out_mask = drop_text(text, mask, torch.tensor([True, False, False]), null[:1])  # shorter: it is padded
+    assert out[0].tolist() == [[-1, -1], [0, 0]] and out_mask[0].tolist() == [True, False]
+    assert torch.equal(out[1:], text[1:]) and torch.equal(out_mask[1:], mask[1:])
+
+
+def test_text_is_dropped_at_its_rate(shards):
+    what = experiment()
+    noise = noising(what, text_dropout=0.3)
+    dropped = [(noise(b).conditions["text"][:, 0] == 7).all(1) for b in loaded(shards, what, 100)]
+    assert abs(torch.cat(dropped).float().mean() - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 800)
+
+
+# --- the step ---
+
+
+def test_accumulation_gives_the_same_gradient(shards):
+    what = experiment()
+    unet = awake(UNet(UNET))
+    whole, expected = trained(copy.deepcopy(unet), what, loaded(shards, what, 1), 8)
+    split, gradients = trained(copy.deepcopy(unet), what, loaded(shards, what, 4, batch_size=2), 8)
+    assert split.losses == pytest.approx(whole.losses, rel=1e-5)
+    assert split.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=1e-6)
+    assert max(gradient.abs().max() for gradient in expected.values()) > 1e-2
+
+
+def test_uneven_micro_batches_weigh_samples_equally(shards):
+    what = experiment()
+    unet = awake(UNet(UNET))
+    (batch,) = loaded(shards, what, 1)
+
+    def part(first, last):
+        cut = {n: getattr(batch, n)[first:last] for n in ("keys", "captions", "image", "text", "text_mask")}
+        return replace(batch, position=batch.position + first, **cut)
+
+    _, expected = trained(copy.deepcopy(unet), what, [batch], 8)
+    _, gradients = trained(copy.deepcopy(unet), what, [part(0, 5), part(5, 7), part(7, 8)], 8)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=1e-6)
+
+
+def test_gradient_is_clipped_as_torch_does():
+    torch.manual_seed(0)
+    mine = torch.nn.Linear(8, 8)
+    for scale, clipped in ((10.0, True), (1e-3, False)):
+        for parameter in mine.parameters():
+            parameter.grad = scale * torch.randn_like(parameter)
+        before = mine.weight.grad.clone()
+        reference = copy.deepcopy(mine)
+        for a, b in zip(reference.parameters(), mine.parameters(), strict=True):
+            a.grad = b.grad.clone()
+        norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+        assert clip_gradients(mine, 1.0) == pytest.approx(norm.item())
+        torch.testing.assert_close(mine.weight.grad, reference.weight.grad)
+        assert torch.equal(mine.weight.grad, before) != clipped
+
+
+def test_nonfinite_step_is_not_applied_and_names_the_sample(shards):
+    what = experiment()
+    unet = awake(UNet(UNET))
+    (batch,) = loaded(shards, what, 1)
+    bad = batch.text.clone()
+    bad[3] = torch.nan
+    before = copy.deepcopy(unet.state_dict())
+    optimizer = build_optimizer(unet.parameters(), what.optim)
+    plain = noising(what, text_dropout=0)
+    result = training_step(unet, [replace(batch, text=bad)], 8, plain, optimizer, clip_norm=1.0, autocast=nullcontext)
+    assert result.problem == f"the loss is not finite for {batch.keys[3]}"
+    assert all(torch.equal(unet.state_dict()[name], value) for name, value in before.items())
+    assert not optimizer.state
+    assert all(parameter.grad is None for parameter in unet.parameters())
+
+
+class Poisoned(Loader):
+    """NaN text in the step at position 16 (the third), and in all from position 40 on."""
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            if self.split == "train" and (batch.position == 16 or batch.position >= 40):
+                text = batch.text.clone()
+                text[0] = torch.nan
+                batch = replace(batch, text=text)
+            yield batch
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.split = options.get("split", "train")
+
+
+def test_a_run_skips_a_bad_step_and_gives_up_after_many(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("imagen.train.trainer.Loader", Poisoned)
+    said = []
+    what = experiment(text_dropout=0.0, log_every=1, max_nonfinite=3)
+    with pytest.raises(UserError, match=r"step 8: the loss is not finite for train\d+; 3 steps in a row"):
+        go(what, shards, tmp_path, say=said.append)
+    skipped = [line for line in said if "step skipped" in line]
+    assert [line.split(":")[0] for line in skipped] == ["step 3", "step 6", "step 7"]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[2]["loss"] is None and rows[2]["nonfinite"] == 1
+    assert rows[3]["loss"] > 0 and "nonfinite" not in rows[3]
+
+
+# --- the conditional gap ---
+
+
+class Oracle(torch.nn.Module):
+    """Predicts the noise perfectly if its caption is the true one, and not at all otherwise."""
+
+    def __init__(self, eps_of_text):
+        super().__init__()
+        self.eps_of_text = eps_of_text
+
+    def forward(self, x_BCHW, noise_B, text, text_mask):
+        found = [self.eps_of_text.get(row.sum().item()) for row in text]
+        return torch.stack([x if eps is None else eps for x, eps in zip(x_BCHW * 0, found, strict=True)])
+
+
+def test_gap_of_a_network_that_ignores_text_is_zero(shards):
+    what = experiment()
+    gap = ConditionalGap(loaded(shards, what, 4), noising(what, batch_size=32, text_dropout=0))
+
+    class Deaf(torch.nn.Module):
+        def forward(self, x_BCHW, noise_B, text, text_mask):
+            return 0.5 * x_BCHW
+
+    value, loss = gap.measure(Deaf(), nullcontext)
+    assert value == 0 and loss > 0
+
+
+def test_gap_of_a_network_that_reads_text_is_its_loss_without(shards):
+    what = experiment()
+    (batch,) = loaded(shards, what, 1)
+    batch = replace(batch, text=batch.text + torch.arange(8.0)[:, None, None])  # every caption unique
+    plain = noising(what, text_dropout=0)
+    noised = plain(batch)
+    true = {row.sum().item(): eps for row, eps in zip(noised.conditions["text"], noised.eps_BCHW, strict=True)}
+    moved = plain(with_other_captions(batch)).conditions["text"]
+    for row in moved:
+        assert row.sum().item() in true
+    # With another's caption the oracle answers another's noise: |eps - eps'|^2 = 2 on average.
+    gap, loss = ConditionalGap([batch], plain).measure(Oracle(true), nullcontext)
+    assert loss == 0
+    assert gap == pytest.approx(2, rel=0.1)
+
+
+def test_training_learns_text_and_shuffled_captions_do_not(shards, tmp_path):
+    # x0 prediction: what a caption tells (the colour) is most of the loss at high noise. In eps it is a trace.
+    optim = OptimConfig(lr=3e-3, warmup_steps=10, schedule="constant")
+    what = experiment(optim=optim, steps=120, ema_decay=0.9, gap_samples=64, log_every=0, gap_every=0)
+    what = replace(what, stage=replace(what.stage, objective=ObjectiveConfig(prediction="x0")))
+    gaps = {}
+    for shuffled in (False, True):
+        run = tmp_path / str(shuffled)
+        go(replace(what, train=replace(what.train, shuffle_captions=shuffled)), shards, run)
+        gaps[shuffled] = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["conditional_gap"]
+    assert gaps[False] > 0.02 > 5 * abs(gaps[True]), gaps
+
+
+# --- around it ---
+
+
+def test_sampler_and_export_get_averaged_weights(shards, tmp_path):
+    seen = {}
+
+    def sampler(unet, step):
+        assert not unet.training and not torch.is_grad_enabled()
+        seen[step] = {name: value.clone() for name, value in unet.state_dict().items()}
+        return torch.zeros(3, 8, 8, dtype=torch.uint8)
+
+    def export(state, info):
+        assert info == {"step": info["step"], "images": 8 * info["step"]}
+        assert all(torch.equal(state[name], value) for name, value in seen[info["step"]].items())
+        seen["exported"] = [*seen.get("exported", []), info["step"]]
+
+    go(experiment(steps=4, checkpoint_every=2, sample_every=2), shards, tmp_path, sampler=sampler, export=export)
+    assert seen["exported"] == [2, 4]
+
+
+def test_bf16_trains(shards, tmp_path):
+    go(experiment(steps=2, precision="bf16", log_every=1), shards, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < row["loss"] < 3 for row in rows)
+
+
+def test_parts_that_do_not_fit_are_user_errors(shards, tmp_path):
+    for what, message in (
+        (experiment(accumulation=3), "batch_size 8 does not divide by train.accumulation 3"),
+        (experiment(unet=replace(UNET, text_width=9)), "text_width is 9"),
+        (experiment(low_resolution=8), "low_res is False"),
+        (experiment(accumulation=8, shuffle_captions=True), "shuffle_captions"),
+    ):
+        with pytest.raises(UserError, match=message):
+            go(what, shards, tmp_path)
+
+
+def test_unconditional_training(shards, tmp_path):
+    what = replace(experiment(steps=2, log_every=1), text=None)
+    unet = replace(UNET, text_width=None, levels=tuple(replace(level, attention="none") for level in UNET.levels))
+    go(replace(what, stage=replace(what.stage, unet=unet)), shards, tmp_path)
+    assert "conditional_gap" not in (tmp_path / "metrics.jsonl").read_text()
+    assert TRAIN.gap_samples  # the toy would measure it, had it text
