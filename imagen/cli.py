@@ -26,6 +26,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command; exit 0 on success, 2 on a user's mistake (one line on stderr), 1 otherwise."""
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # lines reach a log file as they are printed
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a warning at every fork otherwise
     try:
         options, rest = parser().parse_known_args(arguments)

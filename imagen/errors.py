@@ -13,6 +13,6 @@ class UserError(Exception):
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """" did you mean 'X'?" with the nearest of `known`, or "" if none is near."""
+    """ " did you mean 'X'?" with the nearest of `known`, or "" if none is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

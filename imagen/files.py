@@ -26,7 +26,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another place") from error
+        reason = error.strerror or error
+        raise UserError(f"cannot write {path}: {reason}; free some space or choose another place") from error
     finally:
         temporary.unlink(missing_ok=True)
 

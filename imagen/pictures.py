@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from imagen.errors import UserError
 from imagen.files import replacing
 
 KEY = "imagen"  # keyword of the PNG text chunk
+BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for broken files
 BACKGROUND, INK = (255, 255, 255), (32, 32, 32)
 
 
@@ -29,16 +30,20 @@ def write_png(path: str | Path, image: Image.Image, metadata: Mapping[str, Any] 
 
 
 def read_picture(path: str | Path) -> Image.Image:
-    """Read a picture of any format as RGB, upright (EXIF orientation applied is the caller's wish, not done here).
+    """Read a picture of any format as RGB: turned upright as a camera's EXIF says, transparency on white.
 
     Raises UserError naming the file if it is missing or broken.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return image.convert("RGB")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except BROKEN as error:
         raise UserError(f"{path} is not a picture that can be read: {error}") from None
 
 
@@ -54,7 +59,7 @@ def read_metadata(path: str | Path) -> dict[str, Any] | None:
         value = None if text is None else json.loads(text)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except BROKEN as error:
         raise UserError(f"{path} is not a picture that can be read: {error}") from None
     return value if isinstance(value, dict) else None
 
@@ -80,20 +85,20 @@ def contact_sheet(
     cell = cell or min(max(max(max(image.size) for image in images), 128), 512)
     columns = min(columns or _columns(len(images)), len(images))
     gap = max(cell // 16, 6)
-    font = _font(max(cell // 11, 12))
+    font, title_font = _font(max(cell // 16, 12)), _font(max(cell // 10, 15))
     wrapped = ["\n".join(_wrap(caption, font, cell)) for caption in captions or [""] * len(images)]
 
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     rows = [range(first, min(first + columns, len(images))) for first in range(0, len(images), columns)]
     below = [max(_height(measure, wrapped[i], font) for i in row) for row in rows]  # room for captions, a row
     width = columns * (cell + gap) + gap
-    heading = "\n".join(_wrap(title, _font(max(cell // 8, 14)), width - 2 * gap)) if title else ""
-    top = gap + (_height(measure, heading, _font(max(cell // 8, 14))) if heading else 0)
+    heading = "\n".join(_wrap(title, title_font, width - 2 * gap)) if title else ""
+    top = gap + (_height(measure, heading, title_font) if heading else 0)
 
     sheet = Image.new("RGB", (width, top + sum(cell + gap + height for height in below)), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     if heading:
-        draw.multiline_text((gap, gap // 2), heading, INK, font=_font(max(cell // 8, 14)))
+        draw.multiline_text((gap, gap // 2), heading, INK, font=title_font)
     y = top
     for row, height in zip(rows, below, strict=True):
         for column, i in enumerate(row):

@@ -307,6 +307,14 @@ def test_sampling_leaves_a_training_network_as_it_was():
     unet(torch.randn(1, 3, 16, 16), torch.zeros(1), text=torch.randn(1, 2, WIDTH)).sum().backward()
 
 
+@pytest.mark.filterwarnings("error")
+def test_values_that_are_not_finite_are_no_picture():
+    model = cascade(stage(16))
+    nn.init.constant_(model.stages[0].unet.conv_out.bias, math.nan)
+    with pytest.raises(UserError, match="stage 16 made values that are not finite"):
+        model.sample(["cat"], **QUICK)
+
+
 @pytest.mark.parametrize(
     "request_,message",
     [
@@ -496,6 +504,10 @@ def test_assemble_joins_what_fits(tmp_path, two):
     assert apart(joined.sample(["cat"], **QUICK)[0], two.sample(["cat"], **QUICK)[0]) == 0
     assemble([tmp_path / "out", folder_of(stage(64, 32, text=False), path=tmp_path / "c")], tmp_path / "out")
     assert [s.config.resolution for s in Cascade.load(tmp_path / "out").stages] == [16, 32, 64]
+    _flip_a_byte(b, "stage-32-*")
+    with pytest.raises(UserError, match="damaged"):
+        assemble([a, b], tmp_path / "out")
+    assert len(Cascade.load(tmp_path / "out").stages) == 3
 
 
 def test_assemble_says_what_does_not_fit(tmp_path):

@@ -78,3 +78,12 @@ def test_sheet_fits_other_sizes_and_has_a_title():
     sheet = contact_sheet(pictures, ["wide", "high", "small"], columns=3, cell=128, title="prompts of the held-out set")
     assert sheet.width == 3 * (128 + 8) + 8
     assert sheet.height > contact_sheet(pictures, ["wide", "high", "small"], columns=3, cell=128).height
+
+
+def test_pictures_are_read_upright_and_on_white(tmp_path):
+    image, exif = noise(8, 16), Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate clockwise by 90 degrees
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(np.asarray(read_picture(tmp_path / "turned.png")), np.rot90(np.asarray(image), -1))
+    Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert read_picture(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)

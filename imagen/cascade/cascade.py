@@ -129,7 +129,7 @@ class Cascade:
         seeds: one for each picture, or one for all (default 0). Whole numbers >= 0.
         start: low-resolution pictures, one a prompt, all of one size: the stage that was trained for the
             nearest size below makes the first step. Default: the base stage makes them from noise.
-        stages: stop after the so-manieth stage of the cascade.
+        stages: stop after this many stages of the cascade (those before `start` count).
         settings: replaces the stages' own, one for each stage that runs.
         steps, guidance, low_res_noise, sampler: override one setting, for all stages that run or for each.
         size: (height, width) of the result; every stage keeps its proportions.

@@ -35,7 +35,7 @@ def text_conditioning(
 def low_res_conditioning(
     low_BChw: Tensor, size: tuple[int, int], level: float, schedule: Schedule, eps_BCHW: Tensor
 ) -> dict[str, Tensor]:
-    """Conditioning augmentation (Imagen, 2205.11487, sec. 2.4 and App. F): enlarge, noise once at `level`, say so.
+    """Conditioning augmentation (Imagen, 2205.11487, sec. 2.4): enlarge, noise once at `level`, say so.
 
     low_BChw: pictures in [-1, 1]. level: a in [0, 1]; the noise level is lambda = schedule(a), as in training, where
     a is uniform in [0, 1]. So a = 0 is not a special case: it is the cleanest picture of training (sigma < 0.001).

@@ -44,6 +44,8 @@ class Stage:
 
         texts: float embeddings [L_i, D], and unconditional [L0, D], for a U-Net that reads text.
         low_BChw: uint8 pictures of the stage before, for a super-resolution stage.
+
+        Raises UserError if the network's answers are not finite.
         """
         config, device = self.config, torch.device(device)
         shape = (config.unet.image_channels, *size)
@@ -83,6 +85,11 @@ class Stage:
             )
         finally:
             unet.train(training)
+        if not x_BCHW.isfinite().all():
+            raise UserError(
+                f"stage {config.resolution} made values that are not finite; "
+                "sample with precision fp32, and if that does not help, with weights from before the training diverged"
+            )
         return to_uint8(x_BCHW)
 
 

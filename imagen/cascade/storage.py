@@ -7,8 +7,9 @@ beside the old, `cascade.json` is renamed over (the commit), the stale files are
 
 import hashlib
 import re
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from imagen.models.text import TextConfig
 
 MANIFEST = "cascade.json"
 FORMAT = 1
-# Every file name that `_store` makes; the last two are what a killed process leaves.
-_OURS = re.compile(r"(stage-\d+|text)-[0-9a-f]{16}\.safetensors|(stage-\d+|text)-new|\.(stage-\d+|text)-new\.\d+\.tmp")
+# Every file name that `_store` and `_copy` make; "new" and "tmp" are what a killed process leaves.
+_OURS = re.compile(r"\.?(stage-\d+|text)-(new|[0-9a-f]{16}\.safetensors)(\.\d+\.tmp)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +96,7 @@ def read_manifest(folder: Path) -> Manifest:
 def read_tensors(folder: Path, name: str, sha256: str) -> dict[str, Tensor]:
     """Load a safetensors file after its hash has been compared."""
     path = folder / name
-    if not path.is_file():
-        raise UserError(f"{path} is missing; {MANIFEST} names it: copy the folder again, or export again")
-    found = _hash(path)
-    if found != sha256:
-        raise UserError(
-            f"{path} is damaged or was replaced: its sha256 is {found[:12]}..., {MANIFEST} says {sha256[:12]}..."
-        )
+    _check_hash(path, sha256)
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -178,32 +173,43 @@ def assemble(paths: Sequence[str | Path], out: str | Path) -> None:
     """
     if not paths:
         raise UserError("nothing to assemble: name the runs or cascades, base first")
-    text: TextConfig | None = None
-    unconditional: Tensor | None = None
+    text: TextRecord | None = None
     text_from: Path | None = None
-    stages: list[tuple[StageConfig, Mapping[str, Tensor], Mapping[str, Any]]] = []
-    sources: list[str] = []
+    stages: list[tuple[Path, StageRecord]] = []
     for path in paths:
         folder = find(path)
         manifest = read_manifest(folder)
-        if manifest.text is not None:
-            embedding = read_unconditional(folder, manifest.text)
-            if text is None or unconditional is None:
-                text, unconditional, text_from = manifest.text.config, embedding, folder
-            elif manifest.text.config != text:
-                raise UserError(f"{folder} does not fit {text_from}: {_difference(text, manifest.text.config)}")
-            elif not torch.equal(embedding, unconditional):
+        if text is None or text_from is None:
+            text, text_from = manifest.text, folder
+        elif manifest.text is not None:
+            if manifest.text.config != text.config:
+                raise UserError(f"{folder} does not fit {text_from}: {_difference(text.config, manifest.text.config)}")
+            if not torch.equal(read_unconditional(folder, manifest.text), read_unconditional(text_from, text)):
                 raise UserError(f"{folder} does not fit {text_from}: their unconditional embeddings differ")
-        for record in manifest.stages:
-            stages.append((record.config, read_tensors(folder, record.weights, record.sha256), record.info))
-            sources.append(str(folder))
-    check_stages([config for config, _, _ in stages], text=text, where=str(out), sources=sources)
-    if stages[0][0].low_resolution is not None:
+        stages += [(folder, record) for record in manifest.stages]
+
+    check_stages(
+        [record.config for _, record in stages],
+        text=None if text is None else text.config,
+        where=str(out),
+        sources=[str(folder) for folder, _ in stages],
+    )
+    first, base = stages[0][0], stages[0][1].config
+    if base.low_resolution is not None:
         raise UserError(
-            f"{sources[0]} cannot come first: its stage {stages[0][0].resolution} enlarges "
-            f"{stages[0][0].low_resolution} pictures; begin with a base stage"
+            f"{first} cannot come first: its stage {base.resolution} enlarges {base.low_resolution} pictures; "
+            "begin with a base stage"
         )
-    write_cascade(Path(out), text=text, unconditional=unconditional, stages=stages)
+
+    out = Path(out)
+    if text is not None and text_from is not None:
+        name = _copy(text_from / text.unconditional, out, "text", text.sha256)
+        text = replace(text, unconditional=name)
+    records = []
+    for folder, record in stages:
+        name = _copy(folder / record.weights, out, f"stage-{record.config.resolution}", record.sha256)
+        records.append(replace(record, weights=name))
+    _commit(out, Manifest(text=text, stages=tuple(records)))
 
 
 def check_stages(
@@ -252,6 +258,16 @@ def _store(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> tuple[str,
     return name, sha256
 
 
+def _copy(source: Path, folder: Path, stem: str, sha256: str) -> str:
+    """Copy a file of another cascade, under the name that `_store` would give it; return that name."""
+    name = f"{stem}-{sha256[:16]}.safetensors"
+    _check_hash(source, sha256)
+    if not (folder / name).exists():
+        with replacing(folder / name) as temporary:
+            shutil.copyfile(source, temporary)
+    return name
+
+
 def _commit(folder: Path, manifest: Manifest) -> None:
     write_json(folder / MANIFEST, to_json(manifest))
     named = {record.weights for record in manifest.stages}
@@ -260,6 +276,16 @@ def _commit(folder: Path, manifest: Manifest) -> None:
     for path in folder.iterdir():
         if _OURS.fullmatch(path.name) and path.name not in named:
             path.unlink(missing_ok=True)
+
+
+def _check_hash(path: Path, sha256: str) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; {MANIFEST} names it: copy the folder again, or export again")
+    found = _hash(path)
+    if found != sha256:
+        raise UserError(
+            f"{path} is damaged or was replaced: its sha256 is {found[:12]}..., {MANIFEST} says {sha256[:12]}..."
+        )
 
 
 def _hash(path: Path) -> str:

@@ -218,10 +218,11 @@ def build_emoji(
 ) -> dict[str, Any]:
     """Build `out`/train and `out`/heldout; return what `out`/dataset.json says.
 
-    Each sample has a master `SIZE.png` for each of `sizes` (pixels), a caption `.txt` and a `.json`. The bytes
-    depend on the arguments alone, not on the number of `workers` (processes; default: one for each core, at
-    most 16; a script that uses several needs the usual `if __name__ == "__main__":`). A finished build is not repeated; one that was killed starts again. UserError if `out` holds
-    anything else, or a build with other arguments.
+    Each sample has a master `SIZE.png` for each of `sizes` (pixels), a caption `.txt` and a `.json`. The shards'
+    bytes depend on the arguments alone, not on the number of `workers` (processes; default: one for each core, at
+    most 16; a script that uses several needs the usual `if __name__ == "__main__":`). A finished build is not
+    repeated; one that was killed starts again. UserError if `out` holds anything else or a build with other
+    arguments, or if a package is missing.
     """
     from imagen.data.shards import ShardWriter  # heavy, and the processes below do without
 

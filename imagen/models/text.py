@@ -3,7 +3,7 @@
 import contextlib
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +59,21 @@ def unconditional(config: TextConfig, encoder: TextEncoder) -> Tensor:
     if config.unconditional == "zeros":
         return torch.zeros(1, config.width)
     return encoder.encode([""])[0]
+
+
+def encoder_config(encoder: str, *, revision: str = "main", max_tokens: int = 128) -> TextConfig:
+    """The TextConfig of an encoder, its width read from the encoder's own configuration. UserError if it has none."""
+    from transformers import AutoConfig
+
+    config = TextConfig(encoder=encoder, revision=revision, max_tokens=max_tokens)
+    source, options = _source(config)
+    try:
+        with _quiet():
+            width = AutoConfig.from_pretrained(source, **options).hidden_size
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"cannot read the configuration of the text encoder {encoder!r}: {reason}") from None
+    return replace(config, width=width)
 
 
 def load_text_encoder(

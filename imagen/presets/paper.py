@@ -76,7 +76,7 @@ def paper_sr_256() -> Experiment:
 
 
 def paper_sr_1024() -> Experiment:
-    """Super-resolution 256 -> 1024 (App. F.3): text attention only, so that it trains on crops and runs on whole pictures."""
+    """Super-resolution 256 -> 1024 (App. F.3): text attention only, to train on crops and run on whole pictures."""
     base = paper_sr_256()
     unet = replace(base.stage.unet, levels=efficient_levels(8, attention="cross"), skip="add")
     stage = replace(base.stage, resolution=1024, low_resolution=256, unet=unet, schedule=ScheduleConfig(kind="linear"))

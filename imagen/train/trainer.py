@@ -300,5 +300,5 @@ def check(experiment: Experiment, world_size: int = 1) -> None:
         raise UserError(
             f"train.batch_size {config.batch_size} does not divide by train.accumulation {config.accumulation}{ranks}"
         )
-    if config.shuffle_captions and config.batch_size < 2 * parts:
-        raise UserError("train.shuffle_captions needs micro-batches of two samples or more")
+    if config.shuffle_captions and (text is None or config.batch_size < 2 * parts):
+        raise UserError("train.shuffle_captions needs text, and micro-batches of two samples or more")

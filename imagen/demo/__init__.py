@@ -1,0 +1,116 @@
+"""`imagen demo`: the whole path on a small real data set, on a CPU, in minutes.
+
+DIR/data        emoji on coloured backgrounds, at 64 and 256 pixels, with text embeddings
+DIR/emoji_64    training run of the base           (a rerun goes on with it)
+DIR/emoji_256   training run of the super-resolution stage
+DIR/cascade     both, ready to sample
+DIR/index.html  what came of it: prompts never trained on, pictures, loss curves
+DIR/sheet.png, DIR/summary.json
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from imagen.cascade import Cascade, assemble
+from imagen.data.emoji import HeldoutPrompt, build_emoji, heldout_prompts
+from imagen.data.encode import encode_shards
+from imagen.demo.page import write_page
+from imagen.errors import UserError
+from imagen.evaluate.colour import background_colour
+from imagen.files import read_json, write_json
+from imagen.models.text import load_text_encoder
+from imagen.pictures import contact_sheet, write_png
+from imagen.presets.emoji import MINILM, emoji_64, emoji_256
+from imagen.run import train_run
+
+PROMPTS = 64  # held-out combinations of object and colour that are drawn and judged
+SHOWN = 16  # of them, enlarged to 256
+SAMPLING = 1.0  # minutes kept back for drawing
+SR_SHARE = 0.2  # of the training time; the super-resolution stage learns much faster than the base
+Say = Callable[[str], None]
+
+
+def run_demo(out: str | Path, *, minutes: float = 15.0, say: Say = print) -> dict[str, Any]:
+    """Build the data, train for what is left of `minutes`, draw, and report; return what summary.json says.
+
+    Called again on the same folder it goes on training. UserError if `minutes` leave no time to train.
+    """
+    out, began = Path(out), time.monotonic()
+    if minutes <= 0:
+        raise UserError(f"--minutes {minutes:g}: the demo needs some time; the default is 15")
+
+    def left() -> float:
+        return minutes - (time.monotonic() - began) / 60
+
+    say("1/4 data: OpenMoji drawings (CC BY-SA 4.0) on coloured backgrounds, captions, text embeddings")
+    data = out / "data"
+    build_emoji(data, sizes=(64, 256))
+    encode_shards(data, load_text_encoder(MINILM))
+
+    training = max(left() - min(SAMPLING, minutes / 4), minutes / 4)  # a tiny budget still trains a little
+    say(f"2/4 super-resolution 64 -> 256: training for {training * SR_SHARE:.1f} minutes")
+    train_run(emoji_256(), data, out / "emoji_256", minutes=training * SR_SHARE, say=say)
+    say(f"3/4 base, text -> 64: training for {training * (1 - SR_SHARE):.1f} minutes")
+    train_run(emoji_64(), data, out / "emoji_64", minutes=training * (1 - SR_SHARE), say=say)
+
+    say(f"4/4 drawing {PROMPTS} prompts whose combination of object and colour was never trained on")
+    cascade = _assembled(out)
+    prompts = heldout_prompts(PROMPTS)
+    small = cascade.sample([p.prompt for p in prompts], stages=1, batch_size=16)
+    large = cascade.sample([p.prompt for p in prompts[:SHOWN]], start=small[:SHOWN], batch_size=8)
+    summary = _summarise(out, prompts, small)
+    captions = [f"{'+' if row['right'] else '-'} {row['prompt']}" for row in summary["prompts"]]
+    write_png(out / "sheet.png", contact_sheet(small, captions, columns=8, cell=128))
+    write_json(out / "summary.json", summary)
+    write_page(out / "index.html", summary, small, large, _metrics(out / "emoji_64"), _metrics(out / "emoji_256"))
+
+    say(f"the background has the colour of the prompt in {summary['colour_accuracy']:.0%} of {PROMPTS} pictures")
+    say(f"see {out / 'index.html'} (and {out / 'sheet.png'})")
+    say(f"next: `imagen demo --out {out}` trains on for another {minutes:g} minutes;")
+    say(f'      `imagen sample {out / "cascade"} "a red apple on a blue background" --out pictures` draws your own')
+    return summary
+
+
+def _assembled(out: Path) -> Cascade:
+    """The two runs as one cascade, in place of that of an earlier call."""
+    folder, fresh = out / "cascade", out / ".cascade"
+    shutil.rmtree(fresh, ignore_errors=True)
+    assemble([out / "emoji_64", out / "emoji_256"], fresh)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+    return Cascade.load(folder)
+
+
+def _summarise(out: Path, prompts: list[HeldoutPrompt], pictures: list[Image.Image]) -> dict[str, Any]:
+    rows = []
+    for prompt, picture in zip(prompts, pictures, strict=True):
+        found = background_colour(np.array(picture))
+        rows.append({"prompt": prompt.prompt, "wanted": prompt.colour, "found": found, "right": found == prompt.colour})
+    base, sr = _metrics(out / "emoji_64"), _metrics(out / "emoji_256")
+    state = {
+        "images": base[-1]["images"],
+        "colour_accuracy": sum(row["right"] for row in rows) / len(rows),
+        "conditional_gap": next((m["conditional_gap"] for m in reversed(base) if "conditional_gap" in m), None),
+    }
+    history = read_json(out / "summary.json")["history"] if (out / "summary.json").exists() else []
+    return {
+        **state,
+        "images_per_s": float(np.median([m["images_per_s"] for m in base])),
+        "loss": base[-1]["loss"],
+        "sr_images": sr[-1]["images"],
+        "sr_loss": sr[-1]["loss"],
+        "data_licence": "OpenMoji, CC BY-SA 4.0",
+        "history": [*history, state],
+        "prompts": rows,
+    }
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,89 @@
+import json
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy import experiment, go
+
+from imagen.errors import UserError
+from imagen.train.logging import Clock, Meter, console_line, duration
+from imagen.train.rundir import claim
+from imagen.train.step import StepResult
+
+
+def test_meter_means():
+    meter = Meter()
+    meter.add(StepResult([1.0, 2.0, 6.0, 4.0], [0.5] * 4, [0.0, 0.24, 0.5, 1.0], 3.0, 1, None))
+    meter.add(StepResult([5.0, 0.0], [2.0] * 2, [0.1, 0.99], 1.0, 0, None))
+    meter.add(StepResult([float("nan")], [0.0], [0.5], 9.0, 0, "the loss is not finite for x"))
+    assert meter.row() == {
+        "loss": 3.0,
+        "eps_mse": 1.0,
+        "grad_norm": 2.0,
+        "loss_t0": pytest.approx(8 / 3),
+        "loss_t2": 6.0,
+        "loss_t3": 2.0,
+        "nonfinite": 1,
+        "bad_samples": 1,
+    }
+
+
+def test_clock_takes_the_wait_apart(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def slow():
+        for batch in range(3):
+            now[0] += 1.0  # waiting for data
+            yield batch
+
+    clock = Clock()
+    batches = clock.timed(slow())
+    for _ in range(2):
+        with clock.step(8):
+            next(batches)
+            now[0] += 3.0  # computing
+    now[0] += 2.0  # a checkpoint
+    assert clock.row() == {"images_per_s": 2.0, "data_wait": 0.25}
+    assert clock.eta(steps_left=10) == 50.0
+
+
+def test_lines():
+    row = {"step": 50, "loss": 0.125, "grad_norm": None, "lr": 1e-4, "images_per_s": 61.23, "data_wait": 0.014}
+    expected = "step 50/200  loss 0.1250  lr 1.0e-04  61.2 images/s  data 1%  ETA 1 h 20 min"
+    assert console_line(row, 200, 4800) == expected
+    assert [duration(s) for s in (12, 300, 3600, 100_000)] == ["12 s", "5 min", "1 h 0 min", "1 d 3 h"]
+
+
+def test_run_writes_strict_json_and_tensorboard(shards, tmp_path):
+    sheet = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    go(experiment(steps=6, sample_every=6), shards, tmp_path, sampler=lambda unet, step: sheet)
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=refuse) for line in lines]
+    for row in rows:
+        assert {"step", "loss", "grad_norm", "lr", "images_per_s", "data_wait", "images"} <= row.keys()
+        assert {f"loss_t{i}" for i in range(4)} <= row.keys()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(r["step"], pytest.approx(r["loss"])) for r in rows]
+    assert [e.step for e in events.Scalars("conditional_gap")] == [6]
+    assert [e.step for e in events.Images("samples")] == [6]
+
+
+def test_config_of_an_older_version_may_lack_a_field(tmp_path):
+    said = []
+    claim(tmp_path, {"train": {"seed": 0}, "levels": [1, 2]})
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-00000001.pt").touch()
+    claim(tmp_path, {"train": {"seed": 0, "new": 5}, "levels": (1, 2)}, said.append)
+    assert len(said) == 1 and "train.new = 5" in said[0]
+    with pytest.raises(UserError, match=r"levels\[1\] = 2, not 3"):
+        claim(tmp_path, {"train": {"seed": 0, "new": 5}, "levels": (1, 3)})
+
+
+def test_config_may_change_before_the_first_checkpoint(tmp_path):
+    claim(tmp_path, {"seed": 0})
+    assert claim(tmp_path, {"seed": 1}) == {"seed": 1} == json.loads((tmp_path / "config.json").read_text())
