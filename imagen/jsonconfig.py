@@ -23,7 +23,7 @@ def from_json(cls: type[T], value: Any, where: str) -> T:
     """
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected an object for {cls.__name__}, found {type(value).__name__}")
-    strict = dacite.Config(strict=True, type_hooks={tuple: tuple, float: _number}, cast=[tuple])
+    strict = dacite.Config(strict=True, type_hooks={float: _float, int: _int}, cast=[tuple])
     try:
         return dacite.from_dict(cls, value, strict)
     except dacite.UnexpectedDataError as error:
@@ -35,9 +35,16 @@ def from_json(cls: type[T], value: Any, where: str) -> T:
         raise UserError(f"{where}: {error}") from None
 
 
-def _number(value: Any) -> Any:
+def _float(value: Any) -> Any:
     """JSON writes 1.0 as 1 in many tools: an int is a fine float, a bool is not."""
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _int(value: Any) -> Any:
+    """To Python True is an int; in a config it is a mistake."""
+    if isinstance(value, bool):
+        raise TypeError(f"expected a whole number, found {str(value).lower()}")
+    return value
 
 
 def _plain(value: Any) -> Any:

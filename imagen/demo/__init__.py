@@ -89,7 +89,7 @@ def _assembled(out: Path) -> Cascade:
 
 
 def _summarise(out: Path, prompts: list[HeldoutPrompt], pictures: list[Image.Image]) -> dict[str, Any]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for prompt, picture in zip(prompts, pictures, strict=True):
         found = background_colour(np.array(picture))
         rows.append({"prompt": prompt.prompt, "wanted": prompt.colour, "found": found, "right": found == prompt.colour})

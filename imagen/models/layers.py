@@ -43,7 +43,8 @@ class NoiseEmbedding(nn.Module):
         self.layers = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, label_B: Tensor) -> Tensor:
-        return self.layers(sinusoid(label_B, self.features).to(self.layers[0].weight.dtype))
+        dtype = next(self.layers.parameters()).dtype
+        return self.layers(sinusoid(label_B, self.features).to(dtype))
 
 
 class TextPooling(nn.Module):

@@ -8,6 +8,7 @@ Shape legend: see `imagen.models.layers`.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -116,11 +117,13 @@ class Block(nn.Module):
 class Half(nn.Module):
     """A level on one way: its blocks, and the resampling that leads into it (down) or out of it (up)."""
 
+    blocks: Iterable[Block]
+
     def __init__(self, blocks: list[Block], resample: nn.Module | None, combine: nn.Module | None):
         super().__init__()
         self.resample = resample
         self.combine = combine  # embedding -> channels, added on entry
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]  # a ModuleList does not say of what
 
     def resampled(self, x_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
         if isinstance(self.resample, ResBlock):
@@ -133,6 +136,10 @@ class Half(nn.Module):
 
 class UNet(nn.Module):
     """Predicts eps, x0 or v (whatever it is trained for) from a noised picture."""
+
+    down: Iterable[Half]  # from the largest pictures to the smallest
+    middle: Iterable[Block]
+    up: Iterable[Half]  # back again
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -150,7 +157,7 @@ class UNet(nn.Module):
         entries = 1 if config.family == "guided" else 0  # guided: what enters a level is kept for the way up, too
         kept: list[int] = []  # channels of what is kept
         channels = stem
-        self.down = nn.ModuleList()
+        down = []
         for level in levels:
             resample, channels = _downsample(config, level, channels)
             kept += [channels] * entries
@@ -160,13 +167,11 @@ class UNet(nn.Module):
                 blocks.append(Block(config, level, channels, _attends(level, index, level.blocks)))
                 channels = level.channels
                 kept.append(channels)
-            self.down.append(Half(blocks, resample, combine))
+            down.append(Half(blocks, resample, combine))
 
-        self.middle = nn.ModuleList()
-        if config.middle:
-            self.middle += [Block(config, levels[-1], channels, attend) for attend in (True, False)]
+        middle = [Block(config, levels[-1], channels, attend) for attend in (True, False)] if config.middle else []
 
-        self.up = nn.ModuleList()
+        up = []
         for index in reversed(range(len(levels))):
             level, count = levels[index], levels[index].blocks + entries
             combine = _combine(config, channels)
@@ -176,8 +181,9 @@ class UNet(nn.Module):
                 blocks.append(Block(config, level, joined, _attends(level, number, count)))
                 channels = level.channels
             resample, channels = _upsample(config, level, channels, levels[index - 1].channels if index else stem)
-            self.up.append(Half(blocks, resample, combine))
+            up.append(Half(blocks, resample, combine))
 
+        self.down, self.middle, self.up = nn.ModuleList(down), nn.ModuleList(middle), nn.ModuleList(up)  # type: ignore[assignment]
         self.norm_out = group_norm(channels, config.norm_groups)
         self.conv_out = zeroed(nn.Conv2d(channels, per_pixel * (1 + config.learned_variance), 3, padding=1))
 

@@ -159,8 +159,8 @@ def test_sinusoid() -> None:
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Attention of q [N, C] to k, v [M, C], head by head, as the textbooks write it."""
     outputs = []
-    for q, k, v in zip(q.chunk(heads, 1), k.chunk(heads, 1), v.chunk(heads, 1), strict=True):
-        outputs.append((q @ k.T / q.shape[1] ** 0.5).softmax(1) @ v)
+    for q_h, k_h, v_h in zip(q.chunk(heads, 1), k.chunk(heads, 1), v.chunk(heads, 1), strict=True):
+        outputs.append((q_h @ k_h.T / q_h.shape[1] ** 0.5).softmax(1) @ v_h)
     return torch.cat(outputs, 1)
 
 

@@ -13,6 +13,12 @@ from imagen.presets import PRESETS, preset
 from imagen.train.trainer import check
 
 PARAMETERS = {
+    "emoji_64": 15_527_308,
+    "emoji_256": 4_809_840,
+    "emoji_1024": 5_058_816,
+    "debug_64": 1_242_288,
+    "debug_256": 879_280,
+    "debug_1024": 879_280,
     "text2im_64_397m": 396_211_491,
     "text2im_64_2b": 2_005_610_499,
     "text2im_64_deberta": 400_867_619,
@@ -63,7 +69,8 @@ def test_unknown_preset_suggests_the_nearest() -> None:
 
 def test_override() -> None:
     experiment = override(
-        preset("emoji_64"), ["--optim.lr", "2e-4", "--train.batch-size=8", "--stage.sampling.guidance_interval", "[-3, 4]"]
+        preset("emoji_64"),
+        ["--optim.lr", "2e-4", "--train.batch-size=8", "--stage.sampling.guidance_interval", "[-3, 4]"],
     )
     assert (experiment.optim.lr, experiment.train.batch_size) == (2e-4, 8)
     assert experiment.stage.sampling.guidance_interval == (-3.0, 4.0)
@@ -76,7 +83,7 @@ def test_override() -> None:
         (["--optm.lr", "1"], "unknown field --optm.lr; did you mean 'optim'"),
         (["--optim.lr", "fast"], "optim.lr"),
         (["--optim.lr"], "needs a value"),
-        (["--train.steps", "true"], "train.steps"),
+        (["--train.steps", "true"], "expected a whole number, found true"),
         (["--train.precision", "fp8"], "train.precision"),
         (["8"], "unexpected argument '8'"),
     ],
