@@ -1,13 +1,23 @@
 """Frozen dataclasses to strict JSON and back."""
 
 import dataclasses
-from typing import Any, TypeVar
-
-import dacite
+import json
+import math
+import types
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from imagen.errors import UserError, suggest
 
 T = TypeVar("T")
+
+_WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "text",
+    dict: "an object",
+    types.NoneType: "null",
+}
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -18,33 +28,71 @@ def to_json(config: Any) -> dict[str, Any]:
 def from_json(cls: type[T], value: Any, where: str) -> T:
     """Build the dataclass `cls` from what `to_json` made.
 
-    Every key must be known and every value of the field's type; otherwise UserError
-    names `where` (a file, say), the field, and the nearest known one.
+    Every key must be known and every value of its field's type, NaN and infinity excluded; otherwise
+    UserError names `where` (a file, say), the field, what was expected, and the nearest known name.
+    What a dataclass itself refuses is named in the same way.
     """
+    return _object(cls, value, where, "")
+
+
+def _object(cls: type[T], value: Any, where: str, path: str) -> T:
     if not isinstance(value, dict):
-        raise UserError(f"{where}: expected an object for {cls.__name__}, found {type(value).__name__}")
-    strict = dacite.Config(strict=True, type_hooks={float: _float, int: _int}, cast=[tuple])
+        raise _wrong(where, path, value, f"an object ({cls.__name__})")
+    kinds = get_type_hints(cls)
+    fields: dict[str, Any] = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in value:
+        if key not in fields:
+            raise UserError(f"{where}: unknown field {_join(path, key)!r}{suggest(key, fields)}")
+    for name, field in fields.items():
+        if name not in value and field.default is field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}: field {_join(path, name)!r} is missing")
+    arguments = {key: _build(kinds[key], item, where, _join(path, key)) for key, item in value.items()}
     try:
-        return dacite.from_dict(cls, value, strict)
-    except dacite.UnexpectedDataError as error:
-        key = sorted(error.keys)[0]
-        raise UserError(f"{where}: unknown field {key!r}{suggest(key, _field_names(cls))}") from None
-    except dacite.DaciteFieldError as error:
-        raise UserError(f"{where}: field {error.field_path!r}: {error}") from None
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {error}") from None
+        return cls(**arguments)
+    except UserError as error:
+        raise UserError(f"{where}: {path}: {error}" if path else f"{where}: {error}") from None
 
 
-def _float(value: Any) -> Any:
-    """JSON writes 1.0 as 1 in many tools: an int is a fine float, a bool is not."""
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _int(value: Any) -> Any:
-    """To Python True is an int; in a config it is a mistake."""
-    if isinstance(value, bool):
-        raise TypeError(f"expected a whole number, found {str(value).lower()}")
+def _build(kind: Any, value: Any, where: str, path: str) -> Any:
+    """`value` as a field of type `kind`: the types that configs have, and no others."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):  # X | None
+        (inner,) = (arg for arg in args if arg is not types.NoneType)
+        return None if value is None else _build(inner, value, where, path)
+    if dataclasses.is_dataclass(kind):
+        return _object(kind, value, where, path)  # type: ignore[arg-type]
+    if origin is Literal:
+        if value not in args:
+            hint = suggest(value, args) if isinstance(value, str) else ""
+            raise _wrong(where, path, value, f"one of {', '.join(map(str, args))}{hint}")
+        return value
+    if origin is tuple:
+        each = (args[0],) * len(value) if args[-1] is Ellipsis and isinstance(value, list | tuple) else args
+        if not isinstance(value, list | tuple) or len(value) != len(each):
+            raise _wrong(where, path, value, "a list" if args[-1] is Ellipsis else f"a list of {len(args)}")
+        pairs = enumerate(zip(each, value, strict=True))
+        return tuple(_build(inner, item, where, f"{path}[{index}]") for index, (inner, item) in pairs)
+    if kind is Any:
+        return value
+    kind = origin or kind
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):  # many tools write 1.0 as 1
+        value = float(value) if abs(value) < 2**1023 else math.inf
+    # To Python True is an int; in a config it is a mistake.
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise _wrong(where, path, value, _WORDS[kind])
+    if kind is float and not math.isfinite(value):
+        raise _wrong(where, path, value, _WORDS[kind])
     return value
+
+
+def _wrong(where: str, path: str, value: Any, wanted: str) -> UserError:
+    shown = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return UserError(f"{where}: {path} is {shown}; it must be {wanted}" if path else f"{where}: it must be {wanted}")
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
 
 
 def _plain(value: Any) -> Any:
@@ -53,14 +101,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def _field_names(cls: type) -> set[str]:
-    """Names of the fields of `cls` and of every dataclass inside it."""
-    names: set[str] = set()
-    for field in dataclasses.fields(cls):
-        names.add(field.name)
-        for part in (field.type, *getattr(field.type, "__args__", ())):
-            if dataclasses.is_dataclass(part):
-                names |= _field_names(part)  # type: ignore[arg-type]
-    return names

@@ -1,6 +1,7 @@
 """A training run with all that hangs on it: pictures on the way, and the export that sampling needs."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from imagen.cascade import Stage, export_stage
 from imagen.cascade.conditioning import to_images
 from imagen.config import Experiment
 from imagen.data.embeddings import unconditional
-from imagen.data.loader import Batch, dataset_batch
+from imagen.data.loader import Batch, Loader
 from imagen.data.shards import open_split, splits
 from imagen.jsonconfig import to_json
 from imagen.models.resize import upsample
@@ -73,14 +74,17 @@ def grid_sampler(
     stage, text = experiment.stage, experiment.text
     split = "heldout" if "heldout" in splits(data) else "train"
     count = min(GRID, len(open_split(data, split)))
-    batch = dataset_batch(
+    loader = Loader(  # rather than the first samples themselves: it replaces bad ones
         data,
-        list(range(count)),
+        replace(experiment.data, crop=None, flip=False, workers=0),
         resolution=stage.resolution,
         low_resolution=stage.low_resolution,
         text=text,
+        batch_size=count,
+        seed=0,
         split=split,
     )
+    batch = next(iter(loader))
     texts = _texts(batch)
 
     def sample(unet: nn.Module, step: int) -> Tensor:

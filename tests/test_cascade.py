@@ -448,7 +448,7 @@ def _flip_a_byte(folder: Path, pattern: str) -> None:
         (lambda f: (f / "cascade.json").unlink(), "is not a cascade: it holds neither"),
         (lambda f: (f / "cascade.json").write_text("{"), r"cascade\.json is not valid JSON"),
         (lambda f: edit(f, lambda v: v.update(format=9)), r"cascade\.json: field 'format' is 9"),
-        (lambda f: edit(f, lambda v: v["stages"][0]["config"].update(resolutoin=3)), "'resolutoin'; did you mean"),
+        (lambda f: edit(f, lambda v: v["stages"][0]["config"].update(resolutoin=3)), "resolutoin'; did you mean"),
         (lambda f: edit(f, lambda v: v["stages"][0]["config"].update(resolution="x")), r"cascade\.json: .*resolution"),
         (lambda f: edit(f, lambda v: v["stages"][0].pop("sha256")), "sha256"),
         (lambda f: edit(f, lambda v: v.update(stages=[])), "no stages"),
@@ -506,7 +506,9 @@ def test_assemble_joins_what_fits(tmp_path, two):
     assert [s.config.resolution for s in Cascade.load(tmp_path / "out").stages] == [16, 32, 64]
     _flip_a_byte(b, "stage-32-*")
     with pytest.raises(UserError, match="damaged"):
-        assemble([a, b], tmp_path / "out")
+        assemble([a, b], tmp_path / "new")
+    with pytest.raises(UserError, match=r"holds a cascade of stages \[16, 32, 64\], not \[16\]"):
+        assemble([a], tmp_path / "out")
     assert len(Cascade.load(tmp_path / "out").stages) == 3
 
 

@@ -6,7 +6,7 @@ has its own random numbers, and padding of the text is masked.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -164,7 +164,7 @@ class Cascade:
 
     def run(
         self, plan: Plan, *, progress: bool = True, on_step: Callable[[Preview], None] | None = None
-    ) -> Iterator[Image.Image]:
+    ) -> Generator[Image.Image, None, None]:
         """Make the pictures of a plan, in order, each as soon as its batch is done. Bars go to stderr."""
         count, size = len(plan.prompts), plan.batch_size
         batches = -(-count // size)

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.diffusion.schedule import ScheduleConfig
-from imagen.errors import UserError, suggest
+from imagen.errors import UserError, check_number, suggest
 from imagen.models.unet import UNetConfig
 
 Sampler = Literal["ddpm", "ddim", "dpmpp_2m"]
@@ -57,3 +57,18 @@ class StageConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     low_res_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)  # level a -> log-SNR of conditioning noise
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def check(self, where: str) -> None:
+        """Raise UserError, beginning with `where`, unless the sizes fit each other and the U-Net."""
+        check_number(f"{where}.resolution", self.resolution, least=1)
+        low, stride = self.low_resolution, self.unet.total_stride
+        if self.unet.low_res != (low is not None):
+            raise UserError(
+                f"{where}.unet.low_res is {self.unet.low_res} and {where}.low_resolution {low}: "
+                "a super-resolution stage needs both, another neither"
+            )
+        if low is not None and (not 0 < low < self.resolution or self.resolution % low):
+            raise UserError(f"{where}.low_resolution is {low}; it must be below {self.resolution} and divide it")
+        if self.resolution % stride:
+            raise UserError(f"{where}.resolution is {self.resolution}; this U-Net takes sides that divide by {stride}")
+        self.sampling.check(f"{where}.sampling")

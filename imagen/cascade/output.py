@@ -1,6 +1,7 @@
 """Pictures to a folder: NNNN.png, each with what it takes to make it again, and a contact sheet."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,11 @@ def write_samples(
         else:
             missing.append(number)
 
-    images = cascade.run(plan.only(missing), progress=progress) if missing else iter(())
-    for number, image in zip(missing, images, strict=True):
-        write_png(paths[number], image, wanted[number])
+    if missing:
+        # Closed at once, so that the bars end before an error is told.
+        with closing(cascade.run(plan.only(missing), progress=progress)) as images:
+            for number, image in zip(missing, images, strict=True):
+                write_png(paths[number], image, wanted[number])
 
     shown = range(min(len(paths), SHEET_PICTURES))
     captions = [plan.prompts[i] + (f" · seed {plan.seeds[i]}" if n > 1 else "") for i in shown]

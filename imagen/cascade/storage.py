@@ -169,7 +169,8 @@ def assemble(paths: Sequence[str | Path], out: str | Path) -> None:
 
     Raises UserError, saying which and why, unless the first is a base, each next one starts at the
     resolution where the one before ends, and all those that use text use the same encoder and the
-    same unconditional embedding.
+    same unconditional embedding; and unless `out` is free, or holds a cascade of the same stages,
+    or is itself one of `paths`.
     """
     if not paths:
         raise UserError("nothing to assemble: name the runs or cascades, base first")
@@ -202,6 +203,7 @@ def assemble(paths: Sequence[str | Path], out: str | Path) -> None:
         )
 
     out = Path(out)
+    _check_free(out, [folder for folder, _ in stages], [record.config.resolution for _, record in stages])
     if text is not None and text_from is not None:
         name = _copy(text_from / text.unconditional, out, "text", text.sha256)
         text = replace(text, unconditional=name)
@@ -210,6 +212,20 @@ def assemble(paths: Sequence[str | Path], out: str | Path) -> None:
         name = _copy(folder / record.weights, out, f"stage-{record.config.resolution}", record.sha256)
         records.append(replace(record, weights=name))
     _commit(out, Manifest(text=text, stages=tuple(records)))
+
+
+def _check_free(out: Path, sources: Sequence[Path], resolutions: Sequence[int]) -> None:
+    """Raise UserError unless a cascade of these stages may be written to `out` without a loss."""
+    if (out / "config.json").exists():
+        raise UserError(f"{out} is a training run; choose another folder for the cascade")
+    if (out / MANIFEST).is_file():
+        found = [record.config.resolution for record in read_manifest(out).stages]
+        if found != resolutions and all(out.resolve() != source.resolve() for source in sources):
+            raise UserError(
+                f"{out} holds a cascade of stages {found}, not {list(resolutions)}; choose another folder or delete it"
+            )
+    elif out.is_dir() and any(not _OURS.fullmatch(path.name) and path.name[0] != "." for path in out.iterdir()):
+        raise UserError(f"{out} is not empty and no cascade; choose another folder")
 
 
 def check_stages(
@@ -248,10 +264,7 @@ def _store(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> tuple[str,
     plain = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
     new = folder / f"{stem}-new"
     with replacing(new) as temporary:
-        try:
-            save_file(plain, temporary)
-        except SafetensorError as error:  # a full disk arrives as this, not as OSError
-            raise UserError(f"cannot write {folder}: {error}") from None
+        save_file(plain, temporary)
     sha256 = _hash(new)
     name = f"{stem}-{sha256[:16]}.safetensors"
     new.replace(folder / name)

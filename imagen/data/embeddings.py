@@ -96,7 +96,10 @@ class Embeddings:
 
     def __init__(self, dataset: ShardedDataset, text: TextLike):
         self.dataset, self.text = dataset, text
-        self._command = f"run `imagen data encode {dataset.root} --encoder {text.encoder}`"
+        revision = "" if text.revision == "main" else f" --revision {text.revision}"
+        self._command = (
+            f"run `imagen data encode {dataset.root} --encoder {text.encoder}{revision} --max-tokens {text.max_tokens}`"
+        )
         self._sidecars = [self._open(shard) for shard in range(len(dataset.shards))]
 
     def _open(self, shard: int) -> MappedTensors:

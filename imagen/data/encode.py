@@ -36,17 +36,29 @@ def encode_shards(folder: str | Path, encoder: Encoder, batch_size: int = 64, pr
         for shard in range(len(dataset.shards))
         if not matches_sidecar(dataset, shard, encoder.config)
     ]
+    if not todo:
+        return 0
+    _captions(*todo[0])  # before the encoder is loaded, which may take minutes
+    unconditional = _checked_bits(encoder.encode([""])[0], encoder.config, "the empty caption")
     total = sum(int(dataset.sizes[shard]) for dataset, shard in todo)
-    with tqdm(total=total, unit=" captions", desc="encode", disable=not progress or not todo) as bar:
+    with tqdm(total=total, unit=" captions", desc="encode", disable=not progress) as bar:
         for dataset, shard in todo:
-            _encode_shard(dataset, shard, encoder, batch_size, bar)
+            _encode_shard(dataset, shard, encoder, unconditional, batch_size, bar)
     return len(todo)
 
 
-def _encode_shard(dataset: ShardedDataset, shard: int, encoder: Encoder, batch_size: int, bar: tqdm) -> None:
+def _captions(dataset: ShardedDataset, shard: int) -> list[str]:
+    """Those of a shard; UserError if there is none at all."""
     captions = dataset.captions(shard)
     if not any(captions):
         raise UserError(f"{dataset.tar_path(shard)} has no captions (KEY.txt members); nothing to encode")
+    return captions
+
+
+def _encode_shard(
+    dataset: ShardedDataset, shard: int, encoder: Encoder, unconditional: np.ndarray, batch_size: int, bar: tqdm
+) -> None:
+    captions = _captions(dataset, shard)
     first = int(dataset.sizes[:shard].sum())
     bits: list[np.ndarray] = [np.empty(0)] * len(captions)
     # Captions of like length share a batch, so that little is spent on padding.
@@ -56,7 +68,6 @@ def _encode_shard(dataset: ShardedDataset, shard: int, encoder: Encoder, batch_s
         for row, tokens_LD in zip(rows, encoder.encode([captions[row] for row in rows]), strict=True):
             bits[row] = _checked_bits(tokens_LD, encoder.config, f"sample {dataset.key(first + row)!r}")
         bar.update(len(rows))
-    unconditional = _checked_bits(encoder.encode([""])[0], encoder.config, "the empty caption")
     write_sidecar(dataset.tar_path(shard), encoder.config, captions, bits, unconditional)
 
 

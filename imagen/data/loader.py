@@ -24,7 +24,7 @@ from imagen.data.embeddings import Embeddings, TextLike, pad
 from imagen.data.order import Order, random_bits
 from imagen.data.shards import BadSample, ShardedDataset, open_split
 from imagen.data.transforms import aligned_crop, choose_image, decode, fit, resize
-from imagen.errors import UserError
+from imagen.errors import UserError, check_number
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,15 @@ class DataConfig:
     window: int = 4  # shards that are shuffled together
     max_enlargement: float = 1.0  # a picture that would have to be enlarged by more is a bad sample
     max_bad: float = 0.1  # bad samples tolerated, as a fraction of those seen
+
+    def check(self) -> None:
+        """UserError, naming the field, unless every value is in its range."""
+        if self.crop is not None:
+            check_number("data.crop", self.crop, least=1)
+        check_number("data.workers", self.workers, least=0)
+        check_number("data.window", self.window, least=1)
+        check_number("data.max_enlargement", self.max_enlargement, above=0)
+        check_number("data.max_bad", self.max_bad, least=0, most=1)
 
 
 @dataclass(frozen=True)

@@ -215,14 +215,12 @@ class ShardedDataset:
         self.folder = Path(folder)
         self.root = self.folder.parent if self.folder.name in SPLITS else self.folder  # what commands are given
         if not self.folder.is_dir():
-            raise UserError(f"{folder} is not a folder; make shards with `imagen data build` or `imagen data emoji`")
+            raise UserError(f"{folder} is not a folder; make shards with `imagen data emoji`")
         tars = {path.name.removesuffix(".tar") for path in self.folder.glob("*.tar")}
         indexed = {path.name.removesuffix(".index.safetensors") for path in self.folder.glob("*.index.safetensors")}
         self.shards = sorted(tars | indexed)
         if not self.shards:
-            raise UserError(
-                f"{folder} holds no shards (*.tar); build some with `imagen data build` or `imagen data emoji`"
-            )
+            raise UserError(f"{folder} holds no shards (*.tar); make some with `imagen data emoji`")
         self._indexes = [self._open_index(name) for name in self.shards]
         self.sizes = np.array([int(index.metadata["samples"]) for index in self._indexes], np.int64)
         self._ends = np.cumsum(self.sizes)

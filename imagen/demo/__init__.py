@@ -25,20 +25,29 @@ from imagen.demo.page import write_page
 from imagen.errors import UserError
 from imagen.evaluate.colour import background_colour
 from imagen.files import read_json, write_json
-from imagen.models.text import load_text_encoder
+from imagen.models.text import LazyEncoder
 from imagen.pictures import contact_sheet, write_png
 from imagen.presets.emoji import MINILM, emoji_64, emoji_256
 from imagen.run import train_run
 
 PROMPTS = 64  # held-out combinations of object and colour that are drawn and judged
 SHOWN = 16  # of them, enlarged to 256
-SAMPLING = 1.0  # minutes kept back for drawing
+DRAWING = 1.2  # minutes kept back for it
 SR_SHARE = 0.2  # of the training time; the super-resolution stage learns much faster than the base
 Say = Callable[[str], None]
 
 
-def run_demo(out: str | Path, *, minutes: float = 15.0, say: Say = print) -> dict[str, Any]:
+def run_demo(
+    out: str | Path,
+    *,
+    minutes: float = 15.0,
+    objects: int | None = None,
+    prompts: int = PROMPTS,
+    say: Say = print,
+) -> dict[str, Any]:
     """Build the data, train for what is left of `minutes`, draw, and report; return what summary.json says.
+
+    objects: of the data set (default: all). prompts: held-out combinations of object and colour to draw.
 
     Called again on the same folder it goes on training. UserError if `minutes` leave no time to train.
     """
@@ -51,27 +60,28 @@ def run_demo(out: str | Path, *, minutes: float = 15.0, say: Say = print) -> dic
 
     say("1/4 data: OpenMoji drawings (CC BY-SA 4.0) on coloured backgrounds, captions, text embeddings")
     data = out / "data"
-    build_emoji(data, sizes=(64, 256))
-    encode_shards(data, load_text_encoder(MINILM))
+    build_emoji(data, sizes=(64, 256), limit_objects=objects)
+    encode_shards(data, LazyEncoder(MINILM))
 
-    training = max(left() - min(SAMPLING, minutes / 4), minutes / 4)  # a tiny budget still trains a little
+    training = max(left() - min(DRAWING, minutes / 4), minutes / 4)  # a tiny budget still trains a little
     say(f"2/4 super-resolution 64 -> 256: training for {training * SR_SHARE:.1f} minutes")
     train_run(emoji_256(), data, out / "emoji_256", minutes=training * SR_SHARE, say=say)
     say(f"3/4 base, text -> 64: training for {training * (1 - SR_SHARE):.1f} minutes")
     train_run(emoji_64(), data, out / "emoji_64", minutes=training * (1 - SR_SHARE), say=say)
 
-    say(f"4/4 drawing {PROMPTS} prompts whose combination of object and colour was never trained on")
+    say(f"4/4 drawing {prompts} prompts whose combination of object and colour was never trained on")
     cascade = _assembled(out)
-    prompts = heldout_prompts(PROMPTS)
-    small = cascade.sample([p.prompt for p in prompts], stages=1, batch_size=16)
-    large = cascade.sample([p.prompt for p in prompts[:SHOWN]], start=small[:SHOWN], batch_size=8)
-    summary = _summarise(out, prompts, small)
-    captions = [f"{'+' if row['right'] else '-'} {row['prompt']}" for row in summary["prompts"]]
+    asked = heldout_prompts(prompts, limit_objects=objects)
+    small = cascade.sample([p.prompt for p in asked], seeds=list(range(prompts)), stages=1, batch_size=16)
+    shown = range(min(SHOWN, prompts))
+    large = cascade.sample([asked[i].prompt for i in shown], seeds=list(shown), start=[small[i] for i in shown])
+    summary = _summarise(out, cascade, asked, small)
+    captions = [("" if row["right"] else "(wrong) ") + row["prompt"] for row in summary["prompts"]]
     write_png(out / "sheet.png", contact_sheet(small, captions, columns=8, cell=128))
     write_json(out / "summary.json", summary)
     write_page(out / "index.html", summary, small, large, _metrics(out / "emoji_64"), _metrics(out / "emoji_256"))
 
-    say(f"the background has the colour of the prompt in {summary['colour_accuracy']:.0%} of {PROMPTS} pictures")
+    say(f"the background has the colour of the prompt in {summary['colour_accuracy']:.0%} of {prompts} pictures")
     say(f"see {out / 'index.html'} (and {out / 'sheet.png'})")
     say(f"next: `imagen demo --out {out}` trains on for another {minutes:g} minutes;")
     say(f'      `imagen sample {out / "cascade"} "a red apple on a blue background" --out pictures` draws your own')
@@ -88,29 +98,30 @@ def _assembled(out: Path) -> Cascade:
     return Cascade.load(folder)
 
 
-def _summarise(out: Path, prompts: list[HeldoutPrompt], pictures: list[Image.Image]) -> dict[str, Any]:
+def _summarise(out: Path, cascade: Cascade, asked: list[HeldoutPrompt], pictures: list[Image.Image]) -> dict[str, Any]:
+    """The state after this call, and those after the calls before it under "history"."""
     rows: list[dict[str, Any]] = []
-    for prompt, picture in zip(prompts, pictures, strict=True):
+    for prompt, picture in zip(asked, pictures, strict=True):
         found = background_colour(np.array(picture))
         rows.append({"prompt": prompt.prompt, "wanted": prompt.colour, "found": found, "right": found == prompt.colour})
     base, sr = _metrics(out / "emoji_64"), _metrics(out / "emoji_256")
     state = {
-        "images": base[-1]["images"],
+        "images": cascade.stages[0].info["images"],
+        "sr_images": cascade.stages[1].info["images"],
         "colour_accuracy": sum(row["right"] for row in rows) / len(rows),
-        "conditional_gap": next((m["conditional_gap"] for m in reversed(base) if "conditional_gap" in m), None),
+        "conditional_gap": _last(base, "conditional_gap"),
+        "loss": _last(base, "loss"),
+        "sr_loss": _last(sr, "loss"),
+        "images_per_s": float(np.median([row["images_per_s"] for row in base])) if base else None,
     }
     history = read_json(out / "summary.json")["history"] if (out / "summary.json").exists() else []
-    return {
-        **state,
-        "images_per_s": float(np.median([m["images_per_s"] for m in base])),
-        "loss": base[-1]["loss"],
-        "sr_images": sr[-1]["images"],
-        "sr_loss": sr[-1]["loss"],
-        "data_licence": "OpenMoji, CC BY-SA 4.0",
-        "history": [*history, state],
-        "prompts": rows,
-    }
+    return {**state, "data": "OpenMoji, CC BY-SA 4.0", "history": [*history, state], "prompts": rows}
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:
+    """Rows of a run's log; none if it was too short for one."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def _last(rows: list[dict[str, Any]], key: str) -> float | None:
+    return next((row[key] for row in reversed(rows) if key in row), None)

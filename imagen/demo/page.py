@@ -36,11 +36,11 @@ def write_page(
     summary: what `run_demo` returns. small, large: its pictures at 64 and, of the first ones, at 256.
     base, sr: the rows of the runs' metrics.jsonl.
     """
-    gap = summary["conditional_gap"]
+    gap, speed = summary["conditional_gap"], summary["images_per_s"]
     figures = [
         (f"{summary['colour_accuracy']:.0%}", "of backgrounds have the colour that the prompt names"),
         (f"{summary['images']:,}", "training pictures seen by the base"),
-        (f"{summary['images_per_s']:.0f}", "training pictures a second"),
+        ("too few to say" if speed is None else f"{speed:.0f}", "training pictures a second"),
         ("not measured" if gap is None else f"{gap:+.4f}", "loss added by swapping captions (0: the text is ignored)"),
     ]
     rows = summary["prompts"]

@@ -109,7 +109,7 @@ class StaticThreshold:
 
 @dataclass(frozen=True)
 class DynamicThreshold:
-    """Imagen (2205.11487), App. D: x0 = clip(x0, -s, s) / s, where s is a high quantile of |x0|, at least 1.
+    """Imagen (2205.11487), sec. 2.3: x0 = clip(x0, -s, s) / s, where s is a high quantile of |x0|, at least 1.
 
     It pulls saturated pixels inwards, where clipping would leave them saturated. Each picture has its own s.
 

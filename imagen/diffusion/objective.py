@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from imagen.diffusion.schedule import Schedule, alpha_sigma
-from imagen.errors import UserError
+from imagen.errors import UserError, check_number
 
 Prediction = Literal["eps", "x0", "v"]
 
@@ -37,7 +37,8 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         if self.p2_k <= 0 or self.min_snr_gamma <= 0:
-            raise UserError(f"objective: p2_k ({self.p2_k}) and min_snr_gamma ({self.min_snr_gamma}) must be positive")
+            raise UserError(f"p2_k ({self.p2_k}) and min_snr_gamma ({self.min_snr_gamma}) must be positive")
+        check_number("variance_weight", self.variance_weight, least=0)
 
 
 class Loss(NamedTuple):

@@ -39,7 +39,7 @@ def ddpm(
     """Ancestral sampling (2006.11239): x_s ~ p(x_s | x_t), the posterior of x_s given x_t and the estimate of x0.
 
     The log variance of p is f log beta + (1 - f) log beta~, between its upper bound beta and its lower bound beta~.
-    f is the estimate's variance if it has one (2102.09672), else `gamma` (Imagen, 2205.11487, App. D: fixed).
+    f is the estimate's variance if it has one (2102.09672), else the fixed `gamma`.
     """
 
     def step(x: Tensor, estimate: Estimate, logsnr_t: float, logsnr_s: float) -> Tensor:

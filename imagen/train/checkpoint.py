@@ -1,6 +1,5 @@
 """Checkpoints that are whole or not there, and the folder that keeps the last few."""
 
-import os
 import re
 import zipfile
 from collections.abc import Callable
@@ -27,7 +26,6 @@ def save(path: Path, state: State) -> None:
         except RuntimeError as error:  # torch's zip writer turns the file's OSError into this
             cause = error.__context__
             raise cause if isinstance(cause, OSError) else OSError(str(error).splitlines()[0]) from error
-    _sync_folder(path.parent)
 
 
 def load(path: Path) -> State:
@@ -60,7 +58,7 @@ class CheckpointFolder:
     def save(self, step: int, state: State) -> Path:
         path = self.folder / f"step-{step:08d}.pt"
         save(path, state)
-        for old in self.paths()[: -self.keep]:
+        for old in (*self.paths()[: -self.keep], *self.folder.glob(".step-*.tmp")):  # .tmp: of a killed process
             old.unlink()
         return path
 
@@ -87,17 +85,3 @@ class CheckpointFolder:
                 f"no checkpoint in {self.folder} can be read ({path.name}: {why}); move it away to start again"
             )
         return None
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the system lets a folder be opened."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)

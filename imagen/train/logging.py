@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from imagen.errors import UserError
+from imagen.files import cannot_write
 from imagen.train.rundir import truncate_metrics
 from imagen.train.step import StepResult
 
@@ -123,7 +123,10 @@ class RunLog:
 
         self._path = run / "metrics.jsonl"
         truncate_metrics(self._path, step)
-        self._file = open(self._path, "a", buffering=1)  # noqa: SIM115  # close() does
+        try:
+            self._file = open(self._path, "a", buffering=1)  # noqa: SIM115  # close() does
+        except OSError as error:
+            raise cannot_write(self._path, error) from None
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         self._say = say
 
@@ -132,24 +135,38 @@ class RunLog:
         try:
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
         except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error.strerror}; free some space, then run again") from error
-        for name, value in row.items():
-            if value is not None and name != "step":
-                self._board.add_scalar(name, value, step)
+            raise cannot_write(self._path, error) from error
+        with self._board_errors():
+            for name, value in row.items():
+                if value is not None and name != "step":
+                    self._board.add_scalar(name, value, step)
         self._say(console_line(row, steps, eta))
 
     def sync(self) -> None:
         """Onto the disk, before a checkpoint says that these steps are done."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
 
     def pictures(self, name: str, picture_CHW: Tensor, step: int) -> None:
         """A sheet of samples, uint8 [3, H, W]."""
-        self._board.add_image(name, picture_CHW, step)
+        with self._board_errors():
+            self._board.add_image(name, picture_CHW, step)
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        with self._board_errors():
+            self._file.close()
+            self._board.close()
+
+    @contextmanager
+    def _board_errors(self) -> Iterator[None]:
+        """TensorBoard writes in a thread of its own, and raises what happened there at a later call."""
+        try:
+            yield
+        except OSError as error:
+            raise cannot_write(self._path.with_name("tensorboard"), error) from error
 
 
 def console_line(row: Row, steps: int, eta: float) -> str:

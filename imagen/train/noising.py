@@ -98,7 +98,7 @@ class Noising:
         }
 
     def _low_res(self, batch: Batch, positions: range) -> dict[str, Tensor]:
-        """Conditioning augmentation (App. A of the paper): a random level of noise a ~ U[0, 1], told to the network."""
+        """Conditioning augmentation (sec. 2.4 of the paper): noise at a random level a ~ U[0, 1], which is told."""
         if batch.low_res is None:
             return {}
         height, width = batch.image.shape[-2:]

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from imagen.errors import check_number
+
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -20,6 +22,16 @@ class OptimConfig:
     warmup_steps: int = 10_000
     schedule: Literal["cosine", "constant"] = "cosine"  # cosine falls to 0 at the last step
     clip_norm: float = 1.0
+
+    def check(self) -> None:
+        """UserError, naming the field, unless every value is in its range."""
+        check_number("optim.lr", self.lr, above=0)
+        for index, beta in enumerate(self.betas):
+            check_number(f"optim.betas[{index}]", beta, least=0, below=1)
+        check_number("optim.eps", self.eps, above=0)
+        check_number("optim.weight_decay", self.weight_decay, least=0)
+        check_number("optim.warmup_steps", self.warmup_steps, least=0)
+        check_number("optim.clip_norm", self.clip_norm, above=0)
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:

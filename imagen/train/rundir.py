@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen.errors import UserError
-from imagen.files import read_json, replacing, write_json
+from imagen.files import cannot_write, read_json, replacing, write_json
 
 # What a run may change when it goes on: nothing here changes what a step computes, but for rounding
 # (and, under a cosine, `steps`, which decides how fast the rate falls).
@@ -52,8 +52,12 @@ def claim(run: Path, config: dict[str, Any], say: Callable[[str], None] = print)
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Keep a second process from training in `run` at the same time (UserError); the lock dies with its process."""
-    run.mkdir(parents=True, exist_ok=True)
-    with open(run / ".lock", "w") as file:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = open(run / ".lock", "w")  # noqa: SIM115  # closed below
+    except OSError as error:
+        raise cannot_write(run / ".lock", error) from None
+    with lock as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: a forked loader would keep that one
         except (BlockingIOError, PermissionError):

@@ -19,7 +19,7 @@ from imagen.models.precision import autocast, autocast_dtype
 from imagen.models.unet import UNet
 from imagen.train import randomness
 from imagen.train.checkpoint import CheckpointFolder, State
-from imagen.train.config import Experiment, TrainConfig
+from imagen.train.config import Experiment, TrainConfig, check
 from imagen.train.ema import Ema
 from imagen.train.logging import Clock, Meter, Row, RunLog
 from imagen.train.noising import Noising
@@ -133,6 +133,7 @@ class Trainer:
             unconditional_LD=self.loader.unconditional,
         )
         self.gap = None if experiment.text is None else self._gap(data)
+        say(self._summary())
 
     def run(self, sampler: Sampler | None, export: Export | None, minutes: float | None) -> TrainResult:
         """The loop, from where the run stands to its last step or to a reason to stop before."""
@@ -172,6 +173,14 @@ class Trainer:
             if self.saved_step != progress.step:
                 self._checkpoint(export, log)
         return self._result(stopper.reason)
+
+    def _summary(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.unet.parameters())
+        precision = "fp32" if autocast_dtype(self.device, self.config.precision) is None else "bf16"
+        return (
+            f"{self.experiment.name}: {parameters / 1e6:,.1f}M parameters on {self.device} in {precision}, "
+            f"{len(self.loader.dataset)} pictures, {self.config.steps} steps of {self.config.batch_size}"
+        )
 
     def _loader(self, data: Path, config: DataConfig, batch_size: int, **place: Any) -> Loader:
         stage = self.experiment.stage
@@ -267,6 +276,7 @@ class Trainer:
         step, steps = self.progress.step, self.config.steps
         if step >= steps:
             reason = "all steps are done"
+            self.say(f"{self.folder}: all {steps} steps are done")
         else:
             self.say(f"{self.folder}: {reason}; step {step} of {steps} is saved, run the same command again to go on")
         return TrainResult(step=step, images=self._images, finished=step >= steps, reason=reason or "")
@@ -281,24 +291,3 @@ def evaluating(unet: nn.Module) -> Iterator[None]:
             yield
     finally:
         unet.train()
-
-
-def check(experiment: Experiment, world_size: int = 1) -> None:
-    """UserError if the parts of an experiment do not fit each other."""
-    stage, text, config = experiment.stage, experiment.text, experiment.train
-    width = None if text is None else text.width
-    if stage.unet.text_width != width:
-        raise UserError(f"stage.unet.text_width is {stage.unet.text_width}, but the text encoder's width is {width}")
-    if stage.unet.low_res != (stage.low_resolution is not None):
-        raise UserError(
-            f"stage.unet.low_res is {stage.unet.low_res} and stage.low_resolution {stage.low_resolution}: "
-            "a super-resolution stage needs both, another neither"
-        )
-    parts = config.accumulation * world_size
-    if config.accumulation < 1 or config.batch_size % parts:
-        ranks = f" times {world_size} ranks" if world_size > 1 else ""
-        raise UserError(
-            f"train.batch_size {config.batch_size} does not divide by train.accumulation {config.accumulation}{ranks}"
-        )
-    if config.shuffle_captions and (text is None or config.batch_size < 2 * parts):
-        raise UserError("train.shuffle_captions needs text, and micro-batches of two samples or more")

@@ -164,14 +164,16 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return torch.cat(outputs, 1)
 
 
+@pytest.mark.parametrize("training", [True, False])  # the formula itself, or torch's fused kernel
 @pytest.mark.parametrize("kind", ["self", "cross", "fused"])
-def test_attention_is_softmax_over_pixels_and_text(kind: str) -> None:
+def test_attention_is_softmax_over_pixels_and_text(kind: str, training: bool) -> None:
     torch.manual_seed(0)
     layer = Attention(32, kind, context_width=12, head_channels=8, groups=4).double()
     nn.init.normal_(layer.to_out.weight)
     x, context, length = torch.randn(2, 32, 3, 4).double(), torch.randn(2, 6, 12).double(), [4, 6]
     mask = torch.arange(6) < torch.tensor(length)[:, None]
-    out = layer(x, context, mask)
+    with torch.set_grad_enabled(training):
+        out = layer(x, context, mask)
     for b in range(2):
         pixels = layer.norm(x)[b].flatten(1).T
         keys, values = [], []

@@ -14,8 +14,8 @@ from imagen.train.trainer import check
 
 PARAMETERS = {
     "emoji_64": 15_527_308,
-    "emoji_256": 4_809_840,
-    "emoji_1024": 5_058_816,
+    "emoji_256": 4_488_332,
+    "emoji_1024": 4_550_576,
     "debug_64": 1_242_288,
     "debug_256": 879_280,
     "debug_1024": 879_280,
@@ -83,7 +83,7 @@ def test_override() -> None:
         (["--optm.lr", "1"], "unknown field --optm.lr; did you mean 'optim'"),
         (["--optim.lr", "fast"], "optim.lr"),
         (["--optim.lr"], "needs a value"),
-        (["--train.steps", "true"], "expected a whole number, found true"),
+        (["--train.steps", "true"], "steps is true; it must be a whole number"),
         (["--train.precision", "fp8"], "train.precision"),
         (["8"], "unexpected argument '8'"),
     ],

@@ -1,0 +1,259 @@
+"""Commands, options and their help."""
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from imagen import __version__
+from imagen.cli import commands
+from imagen.errors import UserError, suggest
+
+LISTED = ("--steps", "--guidance", "--low-res-noise", "--sampler")  # one value for all stages, or one for each
+OVERRIDES = """\
+Any field of the config can be set, as JSON or plain text; `imagen config PRESET` shows them all:
+  --train.batch_size 64 --optim.lr=2e-4 --optim.betas '[0.9, 0.99]' --stage.unet.levels.0.channels 96
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line and a UserError."""
+
+    def __init__(self, **options: Any):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        if match := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)$", message):
+            known = re.findall(r"[\w-]+", match[2])
+            message = f"unknown command {match[1]!r}{suggest(match[1], known) or '; choose ' + ', '.join(known)}"
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line, with the function that does it as `run`. UserError for what cannot be read."""
+    arguments, fields = _without_fields(_joined(arguments))
+    options, rest = _parser().parse_known_args(arguments)
+    if options.run is None:
+        options.parser.print_help()
+        raise UserError(f"no command given (see `{options.parser.prog} --help`)")
+    if options.rest == "overrides":
+        options.overrides = [*fields, *rest]
+        return options
+    for unknown in rest:
+        if unknown.startswith("-") or options.rest is None:
+            known = re.findall(r"--[\w-]+", options.parser.format_usage())
+            hint = suggest(unknown.partition("=")[0], known)
+            raise UserError(f"unknown argument {unknown!r}{hint} (see `{options.parser.prog} --help`)")
+    if options.rest is not None:  # argparse takes positional arguments from one place only, not from between options
+        getattr(options, options.rest).extend(rest)
+    return options
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """`--steps 50 20` as `--steps 50,20`. With nargs="+" argparse would take the prompts behind it for values."""
+    joined: list[str] = []
+    for argument in arguments:
+        value = re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?|ddpm|ddim|dpmpp_2m", argument)
+        if value and len(joined) > 1 and joined[-2] in LISTED:
+            joined[-1] += f",{argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _without_fields(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line and, apart, its `--a.b VALUE`: before the preset, argparse would take VALUE for it."""
+    kept, fields = list(arguments[:1]), list[str]()
+    queue = list(arguments[1:])
+    if kept not in (["train"], ["config"]):
+        return [*kept, *queue], fields
+    while queue:
+        if re.match(r"--[\w-]+\.", queue[0]):
+            fields.append(queue.pop(0))
+            if "=" not in fields[-1] and queue:
+                fields.append(queue.pop(0))
+        else:
+            kept.append(queue.pop(0))
+    return kept, fields
+
+
+def _parser() -> Parser:
+    top = Parser(prog="imagen", description="Text-to-image diffusion cascades in pixel space (arXiv 2205.11487).")
+    top.add_argument("--version", action="version", version=f"imagen {__version__}")
+    top.set_defaults(run=None, parser=top)
+    groups = top.add_subparsers(dest="command", metavar="COMMAND")
+
+    def command(
+        name: str,
+        run: Callable[[argparse.Namespace], None] | None,
+        help: str,
+        epilog: str = "",
+        *,
+        within: Any = groups,
+        rest: str | None = None,
+    ) -> Any:
+        """rest: the option that takes what argparse leaves over."""
+        description = help[0].upper() + help[1:] + "."
+        sub = within.add_parser(name, help=help, description=description, epilog=epilog)
+        sub.set_defaults(run=run, parser=sub, rest=rest)
+        return sub
+
+    sub = command(
+        "demo",
+        commands.demo,
+        "train a small cascade on emoji, from nothing, and show what it draws",
+        "Run it again to train on. Then look at DIR/index.html.\n\n  imagen demo --minutes 30",
+    )
+    sub.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="for everything (default: demo)")
+    sub.add_argument("--minutes", type=minutes, default=15.0, help="for everything this run does (default: 15)")
+
+    data = command("data", None, "make and look after training data").add_subparsers(dest="action", metavar="ACTION")
+    sub = command(
+        "emoji",
+        commands.data_emoji,
+        "build the embedded data set: emoji on coloured backgrounds",
+        "  imagen data emoji --out shards --sizes 64 256\n  imagen data emoji --out tiny --sizes 64 --objects 12",
+        within=data,
+    )
+    sub.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="the folder to build")
+    sub.add_argument(
+        "--sizes",
+        type=count,
+        nargs="+",
+        default=[64, 256, 1024],
+        metavar="N",
+        help="sides of the masters, in pixels (default: 64 256 1024)",
+    )
+    sub.add_argument("--variants", type=count, default=1, metavar="N", help="pictures of each object and colour")
+    sub.add_argument("--objects", type=count, metavar="N", help="only so many objects (default: all)")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of size and place (default: 0)")
+    sub.add_argument("--encoder", metavar="NAME", help="text encoder (default: the embedded one)")
+    sub = command(
+        "encode",
+        commands.data_encode,
+        "write text embeddings (and indexes) beside the shards",
+        "May be stopped and run again. SHARDS holds WebDataset tars, as img2dataset writes them.\n\n"
+        "  imagen data encode shards --encoder google/t5-v1_1-xxl",
+        within=data,
+    )
+    sub.add_argument("shards", type=Path, metavar="SHARDS", help="the folder of the tars")
+    sub.add_argument(
+        "--encoder", metavar="NAME", help="a Hugging Face name or a local folder (default: the embedded one)"
+    )
+    sub.add_argument("--revision", default="main", metavar="NAME", help="of the encoder (default: main)")
+    sub.add_argument(
+        "--max-tokens", type=count, default=128, metavar="N", help="longer captions are cut (default: 128)"
+    )
+    sub.add_argument("--batch-size", type=count, default=64, metavar="N", help="captions at a time (default: 64)")
+    add_device(sub)
+
+    sub = command("presets", commands.presets, "list the presets with their sizes")
+    sub.add_argument("--json", action="store_true", help="print a list of objects")
+    sub = command("config", commands.config, "print the resolved config of a preset", OVERRIDES, rest="overrides")
+    sub.add_argument("preset", metavar="PRESET", help="see `imagen presets`")
+
+    sub = command(
+        "train",
+        commands.train,
+        "train a preset, or go on where it stopped",
+        f"{OVERRIDES}\n"
+        "Ctrl-C stops at a checkpoint; the same command goes on. RUN/metrics.jsonl, RUN/samples and\n"
+        "`tensorboard --logdir RUN` show how it goes; RUN can be sampled from at any time.\n\n"
+        "  imagen train emoji_64 --data shards --out runs/base\n"
+        "  imagen train emoji_64 --data shards --out runs/wide --train.steps 40000 --optim.lr 5e-4",
+        rest="overrides",
+    )
+    sub.add_argument("preset", metavar="PRESET", help="see `imagen presets`")
+    sub.add_argument("--data", type=Path, required=True, metavar="SHARDS", help="made by `imagen data`")
+    sub.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run, new or to go on with")
+    sub.add_argument("--minutes", type=minutes, help="stop at a checkpoint after so long")
+    add_device(sub)
+
+    sub = command(
+        "assemble",
+        commands.assemble,
+        "join the exports of training runs into one cascade, base first",
+        "  imagen assemble runs/base runs/sr --out cascade",
+    )
+    sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="training runs, or cascades")
+    sub.add_argument("--out", type=Path, required=True, metavar="CASCADE", help="the folder to write")
+
+    sub = command(
+        "sample",
+        commands.sample,
+        "draw pictures from prompts",
+        "Writes DIR/NNNN.png in the order of the prompts, and DIR/sheet.png; pictures that are there are kept.\n"
+        "A picture depends on its prompt and seed alone.\n\n"
+        '  imagen sample cascade "a red apple" "an octopus on a blue background" --out pictures\n'
+        "  imagen sample cascade --prompts prompts.txt --n 4 --seed 10 --steps 50,20 --guidance 4,1 --out pictures",
+        rest="prompts",
+    )
+    sub.add_argument("cascade", type=Path, metavar="CASCADE", help="a cascade folder, or a training run")
+    sub.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to draw")
+    sub.add_argument("--prompts", type=Path, dest="file", metavar="FILE", help="a text file with one prompt a line")
+    add_sampling(sub)
+    sub.add_argument("--size", type=count, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the result, in pixels")
+
+    sub = command(
+        "upscale",
+        commands.upscale,
+        "enlarge pictures with the super-resolution stages alone",
+        "  imagen upscale cascade photo.png --out enlarged",
+        rest="pictures",
+    )
+    sub.add_argument("cascade", type=Path, metavar="CASCADE", help="a cascade folder, or a training run")
+    sub.add_argument("pictures", nargs="*", metavar="PICTURE", help="files, all of one size")
+    sub.add_argument("--prompt", default="", help="what they show, if the stages read text")
+    add_sampling(sub)
+    return top
+
+
+def add_sampling(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture of a prompt (default: 0)")
+    sub.add_argument("--n", type=count, default=1, metavar="N", help="pictures of each prompt: seeds N, N + 1, ...")
+    sub.add_argument("--stages", type=int, metavar="K", help="stop after the K-th stage")
+    each = "one value for all stages, or one for each, as in"
+    sub.add_argument("--steps", type=listed(int), metavar="N,...", help=f"sampler steps: {each} 50,20")
+    sub.add_argument("--guidance", type=listed(float), metavar="W,...", help="guidance weight (1: none), likewise")
+    sub.add_argument("--low-res-noise", type=listed(float), metavar="A,...", help="conditioning noise (0 to 1)")
+    sub.add_argument("--sampler", type=listed(str), metavar="NAME,...", help="ddpm, ddim or dpmpp_2m, likewise")
+    sub.add_argument("--batch-size", type=count, default=8, metavar="N", help="pictures at a time (default: 8)")
+    add_device(sub)
+
+
+def add_device(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1... (default: a GPU if there is one)")
+
+
+def count(text: str) -> int:
+    """1, 2, 3, ..."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def minutes(text: str) -> float:
+    """A time that ends."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """Values with commas between."""
+
+    def parse_list(text: str) -> list[Any]:
+        try:
+            return [kind(part) for part in text.split(",")]
+        except ValueError:
+            what = "whole numbers" if kind is int else "numbers"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what} with commas between") from None
+
+    return parse_list

@@ -1,0 +1,191 @@
+"""What the commands do. Heavy imports are inside them."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imagen.errors import UserError
+
+if TYPE_CHECKING:
+    from imagen.config import Experiment
+    from imagen.models.text import TextConfig
+
+
+def demo(options: argparse.Namespace) -> None:
+    from imagen.demo import run_demo
+
+    run_demo(options.out, minutes=options.minutes)
+
+
+def data_emoji(options: argparse.Namespace) -> None:
+    from imagen.data.emoji import build_emoji
+    from imagen.models.text import encoder_config
+    from imagen.presets.emoji import MINILM
+
+    # First, so that a mistake in its name is known at once.
+    text = encoder_config(options.encoder or MINILM.encoder, max_tokens=MINILM.max_tokens)
+    built = build_emoji(
+        options.out, options.sizes, variants=options.variants, seed=options.seed, limit_objects=options.objects
+    )
+    _encode(options.out, text)
+    samples = built["samples"]
+    print(f"{options.out}: {samples['train']} pictures to train on, {samples['heldout']} held out")
+    print(f"train on it: imagen train PRESET --data {options.out} --out RUN")
+
+
+def data_encode(options: argparse.Namespace) -> None:
+    from imagen.data.shards import index_folder, open_split, splits
+    from imagen.models.text import EMBEDDED_ENCODER, encoder_config
+
+    device = _device(options.device)
+    index_folder(options.shards)
+    samples = sum(len(open_split(options.shards, split)) for split in splits(options.shards))
+    text = encoder_config(options.encoder or EMBEDDED_ENCODER, revision=options.revision, max_tokens=options.max_tokens)
+    encoded = _encode(options.shards, text, batch_size=options.batch_size, device=device)
+    done = f"{_counted(encoded, 'shard')} encoded" if encoded else "every shard was encoded already"
+    print(f"{options.shards}: {_counted(samples, 'sample')}, {done} by {text.encoder} (max_tokens {text.max_tokens})")
+
+
+def _encode(shards: Path, text: "TextConfig", *, batch_size: int = 64, device: str | None = None) -> int:
+    from imagen.data.encode import encode_shards
+    from imagen.models.text import LazyEncoder
+
+    return encode_shards(shards, LazyEncoder(text, device or _device(None)), batch_size=batch_size)
+
+
+def presets(options: argparse.Namespace) -> None:
+    from imagen.presets import PRESETS
+    from imagen.run import describe
+
+    rows = [describe(function()) for function in PRESETS.values()]
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("preset", "parameters", "resolution", "GFLOP an image", caption="GFLOP: one forward")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        low = f"{row['low_resolution']} -> " if row["low_resolution"] else ""
+        crop = f" (crop {row['side']})" if row["side"] != row["resolution"] else ""
+        table.add_row(
+            row["name"], f"{row['parameters'] / 1e6:,.1f}M", f"{low}{row['resolution']}", f"{row['gflop']:,.1f}{crop}"
+        )
+    Console().print(table)
+
+
+def config(options: argparse.Namespace) -> None:
+    from imagen.jsonconfig import to_json
+
+    print(json.dumps(to_json(_experiment(options)), indent=2))
+
+
+def train(options: argparse.Namespace) -> None:
+    experiment, device = _experiment(options), _device(options.device)
+    from imagen.run import train_run
+
+    train_run(experiment, options.data, options.out, minutes=options.minutes, device=device)
+    if experiment.stage.low_resolution is None:
+        print(f"draw with it: imagen sample {options.out} PROMPT --out DIR")
+    else:
+        print(f"enlarge with it: imagen upscale {options.out} PICTURE --out DIR")
+
+
+def assemble(options: argparse.Namespace) -> None:
+    from imagen.cascade import assemble
+
+    assemble(options.runs, options.out)
+    joined = f"{_counted(len(options.runs), 'run')} joined"
+    print(f"{options.out}: {joined}; draw with it: imagen sample {options.out} PROMPT --out DIR")
+
+
+def sample(options: argparse.Namespace) -> None:
+    prompts = [*options.prompts, *_lines(options.file)]
+    if not prompts:
+        raise UserError('no prompts: give some, or --prompts FILE ("" makes a picture without a prompt)')
+    for prompt in prompts:
+        if any("\ud800" <= character <= "\udfff" for character in prompt):  # what bytes that are no text become
+            raise UserError(f"the prompt {prompt!r} is not UTF-8")
+    _write(options, prompts, size=tuple(options.size) if options.size else None)
+
+
+def upscale(options: argparse.Namespace) -> None:
+    from imagen.pictures import read_picture
+
+    if not options.pictures:
+        raise UserError("no pictures to enlarge (see `imagen upscale --help`)")
+    pictures = [read_picture(path) for path in options.pictures]
+    _write(options, [options.prompt] * len(pictures), start=pictures)
+
+
+def _write(options: argparse.Namespace, prompts: Sequence[str], **request: Any) -> None:
+    from imagen.cascade import Cascade, write_samples
+
+    device = _device(options.device)
+    paths = write_samples(
+        Cascade.load(options.cascade, stages=options.stages),
+        prompts,
+        options.out,
+        seed=options.seed,
+        n=options.n,
+        stages=options.stages,
+        steps=_one_or_each(options.steps),
+        guidance=_one_or_each(options.guidance),
+        low_res_noise=_one_or_each(options.low_res_noise),
+        sampler=_one_or_each(options.sampler),
+        batch_size=options.batch_size,
+        device=device,
+        **request,
+    )
+    print(f"{_counted(len(paths), 'picture')} in {options.out}; see {options.out / 'sheet.png'}")
+
+
+def _lines(file: Path | None) -> list[str]:
+    """The prompts in a text file; empty lines are none."""
+    if file is None:
+        return []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"--prompts {file}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"--prompts {file} is not a text file in UTF-8") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _one_or_each(values: list[Any] | None) -> Any:
+    return values[0] if values is not None and len(values) == 1 else values
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _experiment(options: argparse.Namespace) -> "Experiment":
+    from imagen.config import override
+    from imagen.presets import preset
+    from imagen.train.config import check
+
+    experiment = override(preset(options.preset), options.overrides)
+    check(experiment)
+    return experiment
+
+
+def _device(name: str | None) -> str:
+    """`name`, tried out; or the default."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        unknown = "no such device" if "device string" in str(error) else "not available here"
+        raise UserError(f"--device {name}: {unknown}; this machine has {', '.join(there)}") from None
+    return name

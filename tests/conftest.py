@@ -1,0 +1,78 @@
+"""The command line in this process, and what one pass over the whole path makes."""
+
+import contextlib
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from imagen.cli import main
+
+QUICK = [
+    *("--data.workers", "0", "--train.batch_size", "4", "--train.gap_samples", "4", "--train.precision", "fp32"),
+    *("--train.log_every", "2", "--train.gap_every", "2", "--train.checkpoint_every", "2", "--train.sample_every", "4"),
+]
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def command(*arguments: object) -> Done:
+    """`imagen ARGUMENTS...`"""
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    texts = [stream.buffer.getvalue().decode() for stream in (out, err)]
+    return Done(int(caught.value.code or 0), *texts)
+
+
+@pytest.fixture(scope="session")
+def imagen():
+    """Runs a command and returns its output; it must succeed."""
+
+    def run(*arguments: object) -> str:
+        done = command(*arguments)
+        assert done.code == 0, done.err
+        return done.out
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def mistake():
+    """Runs a command that must end with exit code 2 and exactly one line on stderr; returns that line."""
+
+    def run(*arguments: object) -> str:
+        done = command(*arguments)
+        assert done.code == 2, done
+        assert done.err.startswith("imagen: ") and done.err.count("\n") == 1 and done.err.endswith("\n"), done.err
+        assert "Traceback" not in done.err
+        return done.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def quick():
+    """Options of `train` that make the debug presets quicker still."""
+    return QUICK
+
+
+@pytest.fixture(scope="session")
+def made(imagen, tmp_path_factory) -> Path:
+    """A folder with shards, runs of debug_64 (4 steps) and debug_256 (2 steps), and their cascade. To be read only."""
+    folder = tmp_path_factory.mktemp("made")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    imagen("data", "emoji", "--out", folder / "shards", "--objects", 2, "--sizes", 64, 256)
+    where = ["--data", folder / "shards", "--out"]
+    imagen("train", "debug_64", *where, folder / "base", "--train.steps", 4, *QUICK)
+    imagen("train", "debug_256", *where, folder / "sr", "--train.steps", 2, *QUICK)
+    imagen("assemble", folder / "base", folder / "sr", "--out", folder / "cascade")
+    torch.set_num_threads(threads)
+    return folder

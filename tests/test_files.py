@@ -1,0 +1,86 @@
+import errno
+import os
+
+import pytest
+from safetensors import SafetensorError
+
+from imagen.errors import UserError
+from imagen.files import read_json, replacing, write_json
+
+
+def test_a_file_is_replaced_whole_and_synced(tmp_path, monkeypatch):
+    events = []
+    for name in ("fsync", "replace"):
+        original = getattr(os, name)
+
+        def note(*arguments, name=name, original=original):
+            events.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(os, name, note)
+    path = tmp_path / "new" / "folder" / "x.json"
+    write_json(path, {"a": [1, 2.5, "é"]})
+    assert events == ["fsync", "replace", "fsync"]  # the file before its name, then the folder
+    assert read_json(path) == {"a": [1, 2.5, "é"]}
+    assert [file.name for file in path.parent.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize("failure", [KeyError("x"), KeyboardInterrupt()])
+def test_other_errors_pass_and_leave_nothing(tmp_path, failure):
+    path = tmp_path / "x"
+    path.write_text("old")
+    with pytest.raises(type(failure)), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise failure
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "failure, message",
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; free some space"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "No space left .*; free some space"),
+        (OSError(errno.EACCES, "Permission denied"), "Permission denied; choose another place$"),
+    ],
+)
+def test_a_failed_write_leaves_the_old_file(tmp_path, failure, message):
+    path = tmp_path / "x"
+    path.write_text("old")
+    with pytest.raises(UserError, match=f"cannot write {path}: .*{message}"), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise failure
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_fills_up_at_the_sync(tmp_path, monkeypatch):
+    def full(_handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_json(tmp_path / "x", 1)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device; free some space"):
+        write_json(tmp_path / "x", 2)
+    assert read_json(tmp_path / "x") == 1 and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("path", ["file/x", "file/folder/x"])
+def test_a_folder_that_cannot_be_made(tmp_path, path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=rf"cannot write .*{path}: .*file.* is not a folder; choose another place"):
+        write_json(tmp_path / path, 1)
+
+
+def test_not_json(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x", float("nan"))
+    (tmp_path / "half").write_text('{"a": ')
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    (tmp_path / "deep").write_text("[" * 100_000)
+    (tmp_path / "folder").mkdir()
+    for name, message in (
+        *(("half", "is not valid JSON"), ("binary", "is not valid JSON"), ("deep", "is not valid JSON")),
+        *(("folder", "cannot read .*: Is a directory"), ("missing", "does not exist")),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            read_json(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
