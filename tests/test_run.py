@@ -72,11 +72,7 @@ def test_the_same_command_goes_on(made, imagen, quick, tmp_path):
     before = rows(run)
     train = ["train", "debug_64", "--data", made / "shards", "--out", run, *quick, "--train.steps"]
     said = imagen(*train, 6)
-    assert (
-        "going on from step 4" in said
-        and "M parameters on cpu in fp32, 22 pictures, 6 steps of 4" in said
-        and "imagen sample" in said
-    )
+    assert "going on from step 4" in said and "pictures, 6 steps of 4" in said and "imagen sample" in said
     assert rows(run)[:2] == before and [row["step"] for row in rows(run)] == [2, 4, 6]
     assert "all 6 steps are done" in imagen(*train, 6)
     assert [row["step"] for row in rows(run)] == [2, 4, 6]
@@ -89,8 +85,14 @@ def test_time_is_up_at_once_and_the_run_is_saved(made, imagen, quick, tmp_path):
     assert (tmp_path / "export" / "cascade.json").exists()
 
 
-@pytest.mark.parametrize("name, low, side", [("debug_64", None, 64), ("debug_1024", 256, 256)])
-def test_description_of_a_preset(name, low, side):
-    row = describe(preset(name))
-    assert row["name"] == name and (row["low_resolution"], row["side"]) == (low, side)
+@pytest.mark.parametrize("name", ["debug_64", "debug_1024"])
+def test_description_of_a_preset(name):
+    experiment = preset(name)
+    row = describe(experiment)
+    assert (row["name"], row["resolution"], row["low_resolution"]) == (
+        name,
+        experiment.stage.resolution,
+        experiment.stage.low_resolution,
+    )
+    assert row["side"] == (experiment.data.crop or experiment.stage.resolution)
     assert row["parameters"] > 500_000 and row["gflop"] > 0.1

@@ -126,8 +126,8 @@ def _parser() -> Parser:
         metavar="N",
         help="sides of the masters, in pixels (default: 64 256 1024)",
     )
-    sub.add_argument("--variants", type=count, default=1, metavar="N", help="pictures of each object and colour")
-    sub.add_argument("--objects", type=count, metavar="N", help="only so many objects (default: all)")
+    sub.add_argument("--variants", type=count, default=2, metavar="N", help="pictures of each object and colour")
+    sub.add_argument("--objects", type=count_or_all, default=256, metavar="N", help="so many, or `all` (default: 256)")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="of size and place (default: 0)")
     sub.add_argument("--encoder", metavar="NAME", help="text encoder (default: the embedded one)")
     sub = command(
@@ -226,6 +226,10 @@ def add_sampling(sub: argparse.ArgumentParser) -> None:
 
 def add_device(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1... (default: a GPU if there is one)")
+
+
+def count_or_all(text: str) -> int | None:
+    return None if text == "all" else count(text)
 
 
 def count(text: str) -> int:

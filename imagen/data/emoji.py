@@ -64,6 +64,7 @@ PLACES = {
     "bottom left": (-1, 1, "in the bottom left corner"),
     "bottom right": (1, 1, "in the bottom right corner"),
 }
+OBJECTS = 256  # of those there are, by default: what a small model can learn in an hour
 _JITTER = 0.03  # of the picture's side, either way
 _UNFINISHED = ".unfinished"  # a file beside the splits while they are being built
 
@@ -195,7 +196,7 @@ class HeldoutPrompt(NamedTuple):
     object: str
 
 
-def heldout_prompts(n: int, seed: int = 0, limit_objects: int | None = None) -> list[HeldoutPrompt]:
+def heldout_prompts(n: int, seed: int = 0, limit_objects: int | None = OBJECTS) -> list[HeldoutPrompt]:
     """`n` plain captions of combinations never trained on, each of another object. Needs no data set.
 
     `limit_objects` must be that of the data set, else a prompt may name an object that training never showed.
@@ -210,9 +211,9 @@ def heldout_prompts(n: int, seed: int = 0, limit_objects: int | None = None) -> 
 def build_emoji(
     out: str | Path,
     sizes: Sequence[int] = (64, 256, 1024),
-    variants: int = 1,
+    variants: int = 2,
     seed: int = 0,
-    limit_objects: int | None = None,
+    limit_objects: int | None = OBJECTS,
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -309,8 +310,8 @@ def _render_all(
 
 
 def _objects(limit: int | None) -> list[Emoji]:
-    """All objects, or a fixed mixed choice of `limit` of them."""
-    mixed = sorted(emojis(), key=lambda emoji: _hash("objects", emoji.code))
+    """All objects, or a fixed mixed choice of `limit` of them, those with the shortest names first."""
+    mixed = sorted(emojis(), key=lambda emoji: (len(emoji.name.split()), _hash("objects", emoji.code)))
     return mixed if limit is None else mixed[:limit]
 
 

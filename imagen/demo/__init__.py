@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from imagen.cascade import Cascade, assemble
-from imagen.data.emoji import HeldoutPrompt, build_emoji, heldout_prompts
+from imagen.data.emoji import OBJECTS, HeldoutPrompt, build_emoji, heldout_prompts
 from imagen.data.encode import encode_shards
 from imagen.demo.page import write_page
 from imagen.errors import UserError
@@ -41,13 +41,13 @@ def run_demo(
     out: str | Path,
     *,
     minutes: float = 15.0,
-    objects: int | None = None,
+    objects: int | None = OBJECTS,
     prompts: int = PROMPTS,
     say: Say = print,
 ) -> dict[str, Any]:
     """Build the data, train for what is left of `minutes`, draw, and report; return what summary.json says.
 
-    objects: of the data set (default: all). prompts: held-out combinations of object and colour to draw.
+    objects: of the data set (None: all). prompts: held-out combinations of object and colour to draw.
 
     Called again on the same folder it goes on training. UserError if `minutes` leave no time to train.
     """

@@ -269,7 +269,7 @@ def digests(out) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     out = tmp_path_factory.mktemp("emoji") / "shards"
-    build_emoji(out, sizes=(64, 16), limit_objects=5, workers=1, progress=False)
+    build_emoji(out, sizes=(64, 16), limit_objects=5, variants=1, workers=1, progress=False)
     return out
 
 
@@ -306,17 +306,17 @@ def test_samples_are_mixed(built):
 
 
 def test_bytes_do_not_depend_on_the_number_of_workers(built, tmp_path):
-    build_emoji(tmp_path / "two", sizes=(16, 64), limit_objects=5, workers=2, progress=False)
+    build_emoji(tmp_path / "two", sizes=(16, 64), limit_objects=5, variants=1, workers=2, progress=False)
     assert digests(tmp_path / "two") == digests(built)
 
 
 def test_finished_build_is_not_repeated_and_not_overwritten(built):
     before = {path: path.stat().st_mtime_ns for path in built.rglob("*")}
-    description = build_emoji(built, sizes=(16, 64), limit_objects=5, progress=False)
+    description = build_emoji(built, sizes=(16, 64), limit_objects=5, variants=1, progress=False)
     assert description == json.loads((built / "dataset.json").read_text())
     for other in ({"seed": 1}, {"sizes": (64,)}, {"variants": 2}, {"limit_objects": 6}):
         with pytest.raises(UserError, match="other arguments"):
-            build_emoji(built, **{"sizes": (16, 64), "limit_objects": 5, "progress": False} | other)
+            build_emoji(built, **{"sizes": (16, 64), "limit_objects": 5, "variants": 1, "progress": False} | other)
     assert {path: path.stat().st_mtime_ns for path in built.rglob("*")} == before
 
 
@@ -345,7 +345,7 @@ def test_killed_build_starts_again(built, tmp_path):
     process.kill()
     process.wait()
     assert out.exists() and not (out / "dataset.json").exists()
-    build_emoji(out, sizes=(16, 64), limit_objects=5, workers=1, progress=False)
+    build_emoji(out, sizes=(16, 64), limit_objects=5, variants=1, workers=1, progress=False)
     assert digests(out) == digests(built)
     assert sorted(path.name for path in out.iterdir()) == ["dataset.json", "heldout", "train"]
 
