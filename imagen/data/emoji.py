@@ -48,9 +48,9 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 # Name: (share of samples, smallest and largest side of the drawing's square as a fraction of the picture's side,
 # share of the samples that are centred). A drawing fills about 5/6 of its square.
 SIZES = {
-    "small": (0.15, (0.38, 0.48), 0.25),
-    "medium": (0.65, (0.62, 0.74), 0.70),
-    "large": (0.20, (0.92, 1.04), 1.00),
+    "small": (0.10, (0.38, 0.48), 0.25),
+    "medium": (0.75, (0.64, 0.74), 0.80),
+    "large": (0.15, (0.92, 1.04), 1.00),
 }
 # Name: (direction in x, direction in y, words)
 PLACES = {

@@ -50,6 +50,7 @@ class UNetConfig:
     image_channels: int = 3
     patch: int = 1  # pixel-unshuffle factor of the stem: the network works on pictures this much smaller
     stem_channels: int | None = None  # None: those of the first level
+    coordinates: bool = False  # the stem also sees where it is: y and x from -1 to 1 (CoordConv, 1807.03247); no crops
     low_res: bool = False  # also takes a low-resolution picture and the label of its noise
     learned_variance: bool = False  # outputs twice the channels: prediction, then variance (2102.09672)
     text_width: int | None = None  # numbers a text token; None: the model knows no text
@@ -163,7 +164,7 @@ class UNet(nn.Module):
         self.low_res_embedding = NoiseEmbedding(stem, E) if config.low_res else None
         self.text_pooling = TextPooling(config.text_width, E) if config.text_width else None
         self.text_projection = nn.Linear(config.text_width, config.context_width) if config.text_width else None
-        self.conv_in = nn.Conv2d(per_pixel * (1 + config.low_res), stem, 3, padding=1)
+        self.conv_in = nn.Conv2d(per_pixel * (1 + config.low_res) + 2 * config.coordinates, stem, 3, padding=1)
 
         entries = 1 if config.family == "guided" else 0  # guided: what enters a level is kept for the way up, too
         kept: list[int] = []  # channels of what is kept
@@ -234,7 +235,10 @@ class UNet(nn.Module):
         embedding_BE = F.silu(embedding_BE)
         conditions = (embedding_BE, context_BLD, text_mask)
 
-        h_BCHW = self.conv_in(F.pixel_unshuffle(x_BCHW, self.config.patch))
+        h_BCHW = F.pixel_unshuffle(x_BCHW, self.config.patch)
+        if self.config.coordinates:
+            h_BCHW = torch.cat([h_BCHW, _coordinates(h_BCHW)], dim=1)
+        h_BCHW = self.conv_in(h_BCHW)
         kept: list[Tensor] = []
         for level in self.down:
             h_BCHW = level.resampled(h_BCHW, embedding_BE)
@@ -259,6 +263,13 @@ class UNet(nn.Module):
         if self.config.skip == "add":
             return h_BCHW + kept_BCHW
         return torch.cat([h_BCHW, kept_BCHW], dim=1)
+
+
+def _coordinates(like_BCHW: Tensor) -> Tensor:
+    """y and x of each pixel, from -1 to 1, as two channels [B, 2, H, W]."""
+    B, _, H, W = like_BCHW.shape
+    y_H, x_W = (torch.linspace(-1, 1, side, dtype=like_BCHW.dtype, device=like_BCHW.device) for side in (H, W))
+    return torch.stack(torch.meshgrid(y_H, x_W, indexing="ij")).expand(B, -1, -1, -1)
 
 
 def _residual(config: UNetConfig, channels_in: int, channels: int, resample: nn.Module | None = None) -> ResBlock:

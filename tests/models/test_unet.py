@@ -18,7 +18,7 @@ GUIDED = UNetConfig(
     time_width=48,
     head_channels=32,
 )
-RESIDUAL = dataclasses.replace(GUIDED, resample="residual", patch=2, norm_groups=4)
+RESIDUAL = dataclasses.replace(GUIDED, resample="residual", patch=2, norm_groups=4, coordinates=True)
 EFFICIENT = UNetConfig(
     levels=(
         Level(channels=32, blocks=1),
