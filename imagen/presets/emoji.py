@@ -36,7 +36,7 @@ def emoji_64() -> Experiment:
             resolution=64,
             unet=unet,
             # Flat drawings show through much noise: train (and sample) at higher noise than for photographs.
-            schedule=ScheduleConfig(shift_reference=32),
+            schedule=ScheduleConfig(shift_reference=16),
             objective=ObjectiveConfig(prediction="v"),
             sampling=SamplingConfig(sampler="dpmpp_2m", steps=30, guidance=3.0),
         ),
