@@ -126,7 +126,7 @@ def _parser() -> Parser:
         metavar="N",
         help="sides of the masters, in pixels (default: 64 256 1024)",
     )
-    sub.add_argument("--variants", type=count, default=4, metavar="N", help="pictures of each object and colour (default: 4)")
+    sub.add_argument("--variants", type=count, default=4, metavar="N", help="pictures of each pair (default: 4)")
     sub.add_argument("--objects", type=count_or_all, default=96, metavar="N", help="so many, or `all` (default: 96)")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="of size and place (default: 0)")
     sub.add_argument("--encoder", metavar="NAME", help="text encoder (default: the embedded one)")

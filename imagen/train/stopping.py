@@ -28,7 +28,7 @@ class Stopper:
         if self._signal:
             return self._signal
         if self.seconds_left is not None and self.seconds_left <= 0:
-            return f"{self._minutes:g} minutes are over"
+            return f"{self._minutes:.3g} minutes are over"
         return None
 
     @property
