@@ -1,34 +1,15 @@
 """The command line in this process, and what one pass over the whole path makes."""
 
-import contextlib
-import io
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
-
-from imagen.cli import main
+from command_line import command
 
 QUICK = [
     *("--data.workers", "0", "--train.batch_size", "4", "--train.gap_samples", "4", "--train.precision", "fp32"),
     *("--train.log_every", "2", "--train.gap_every", "2", "--train.checkpoint_every", "2", "--train.sample_every", "4"),
 ]
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def command(*arguments: object) -> Done:
-    """`imagen ARGUMENTS...`"""
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    texts = [stream.buffer.getvalue().decode() for stream in (out, err)]
-    return Done(int(caught.value.code or 0), *texts)
 
 
 @pytest.fixture(scope="session")

@@ -447,7 +447,7 @@ def test_pictures_are_not_overwritten(made, imagen, mistake, tmp_path):
 
 
 def test_a_disk_that_is_full_while_sampling(made, imagen, tmp_path):
-    from conftest import command
+    from command_line import command
 
     arguments = ["sample", made / "base", "", "--n", 2, "--steps", 1, "--out", tmp_path]
     with largest_file(1000):
@@ -525,7 +525,7 @@ def test_pictures_that_cannot_be_enlarged(made, mistake, tmp_path, monkeypatch):
 
 
 def test_pictures_larger_than_memory(made, mistake, tmp_path):
-    from conftest import command
+    from command_line import command
 
     done = command("sample", made / "base", "", "--size", 8_000_000, 8_000_000, "--out", tmp_path)
     assert done.code == 2 and done.err.rstrip().endswith("or smaller pictures") and "Traceback" not in done.err
