@@ -50,7 +50,7 @@ def main() -> None:
     work = dict(zip(PHASES, (0, forward, BACKWARD * forward, 0), strict=True))
     rates = {phase: work[phase] / clock.seconds for phase, clock in clocks.items()}
     rates["step"] = sum(work.values()) / seconds
-    report(clocks, rates, options.batch / seconds)
+    report(clocks, rates, options.batch)
     write_json(
         options.json,
         {
@@ -141,14 +141,14 @@ def random_batch(experiment: Experiment, batch: int, position: int) -> Batch:
     )
 
 
-def report(clocks: dict[str, Clock], rates: dict[str, float], images_per_s: float) -> None:
+def report(clocks: dict[str, Clock], rates: dict[str, float], batch: int) -> None:
     seconds, cpu = sum(clock.seconds for clock in clocks.values()), sum(clock.cpu_seconds for clock in clocks.values())
     print(f"\n{'':<18}{'ms':>9}{'share':>8}{'CPU ms':>9}{'GFLOP/s':>9}")
     for phase, clock in clocks.items():
         share, rate = clock.seconds / seconds, f"{rates[phase]:>9.0f}" if rates[phase] else ""
         print(f"{phase:<18}{1e3 * clock.seconds:>9.1f}{share:>8.0%}{1e3 * clock.cpu_seconds:>9.1f}{rate}")
     print(f"{'step':<18}{1e3 * seconds:>9.1f}{'':>8}{1e3 * cpu:>9.1f}{rates['step']:>9.0f}")
-    print(f"\n{images_per_s:.1f} images/s")
+    print(f"\n{batch / seconds:.1f} images/s, {batch / cpu:.1f} a CPU second")
 
 
 if __name__ == "__main__":

@@ -189,10 +189,11 @@ class Enlarge(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt c) v over [B, heads, L, c]; mask: True where a key may be attended to.
 
-    Few pixels in training on a CPU take the formula itself: the backward of torch's fused kernel is three times as
-    slow there (29 against 9 ms for 32 x 4 heads of 64 queries and 78 keys in bfloat16; with 1024 queries it wins).
+    Few pixels in bfloat16 training on a CPU take the formula itself: the backward of torch's fused kernel takes three
+    times as long there (29 against 9 ms for 32 x 4 heads of 64 queries and 78 keys). With 1024 queries, or in float32,
+    the kernel wins.
     """
-    few = q.shape[-2] * k.shape[-2] <= 128 * 128
+    few = q.dtype == torch.bfloat16 and q.shape[-2] * k.shape[-2] <= 128 * 128
     if q.device.type != "cpu" or not few or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
