@@ -81,7 +81,7 @@ def test_the_same_command_goes_on(made, imagen, quick, tmp_path):
 def test_time_is_up_at_once_and_the_run_is_saved(made, imagen, quick, tmp_path):
     arguments = ["train", "debug_256", "--data", made / "shards", "--out", tmp_path, *quick]
     said = imagen(*arguments, "--minutes", 1e-9)
-    assert "minutes are over; step 0 of 100 is saved" in said and "imagen upscale" in said
+    assert "minutes are over; step 1 of 100 is saved" in said and "imagen upscale" in said
     assert (tmp_path / "export" / "cascade.json").exists()
 
 

@@ -138,11 +138,12 @@ class Trainer:
     def run(self, sampler: Sampler | None, export: Export | None, minutes: float | None) -> TrainResult:
         """The loop, from where the run stands to its last step or to a reason to stop before."""
         config, progress, clock = self.config, self.progress, Clock()
+        began = progress.step  # a budget that setting up has used up still buys one step: reruns always go on
         batches = clock.timed(iter(self.loader))
         if config.shuffle_captions:
             batches = map(with_other_captions, batches)
         with closing(RunLog(self.folder, progress.step, self.say)) as log, Stopper(minutes, self.began) as stopper:
-            while progress.step < config.steps and stopper.reason is None:
+            while progress.step < config.steps and (stopper.reason is None or progress.step == began):
                 progress.step += 1
                 lr = learning_rate(self.experiment.optim, progress.step, config.steps)
                 for group in self.optimizer.param_groups:

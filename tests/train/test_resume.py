@@ -69,8 +69,8 @@ def test_sigterm_then_rerun_equals_uninterrupted(shards, tmp_path, rows, uninter
     first = go(what, shards, tmp_path, say=stopping_at(6))
     assert (first.step, first.finished) == (6, False) and "SIGTERM" in first.reason
     assert final(tmp_path)["progress"]["step"] == 6
-    second = go(what, shards, tmp_path, minutes=0)  # a budget that is over at once
-    assert (second.step, second.reason) == (6, "0 minutes are over")
+    second = go(what, shards, tmp_path, minutes=0)  # a budget that is over at once buys one step
+    assert (second.step, second.reason) == (7, "0 minutes are over")
     assert go(what, shards, tmp_path).finished
     assert rows(tmp_path) == rows(uninterrupted)
     assert [row["step"] for row in rows(tmp_path)] == [3, 6, 9, 12, 15, 18, 20]
