@@ -33,7 +33,7 @@ from imagen.run import train_run
 PROMPTS = 64  # held-out combinations of object and colour that are drawn and judged
 SHOWN = 16  # of them, enlarged to 256
 DRAWING = 1.2  # minutes kept back for it
-SR_SHARE = 0.2  # of the training time; the super-resolution stage learns much faster than the base
+SR_SHARE = 0.2  # of the training time; the base, which reads the text, gets the rest
 Say = Callable[[str], None]
 
 
@@ -49,7 +49,8 @@ def run_demo(
 
     objects: of the data set (None: all). prompts: held-out combinations of object and colour to draw.
 
-    Called again on the same folder it goes on training. UserError if `minutes` leave no time to train.
+    Called again on the same folder it goes on training. UserError unless `minutes` is above 0. Where the
+    data alone take longer, it still trains for a quarter of `minutes`.
     """
     out, began = Path(out), time.monotonic()
     if minutes <= 0:
