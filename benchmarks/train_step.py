@@ -91,7 +91,7 @@ def measure(experiment: Experiment, batch: int, steps: int, dtype: torch.dtype |
     unet = UNet(experiment.stage.unet)
     fill_zeros(unet)
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = build_optimizer(unet.parameters(), experiment.optim)
+    optimizer = build_optimizer(unet.named_parameters(), experiment.optim)
     ema = Ema(unet, experiment.train.ema_decay)
     noising = Noising(
         experiment.stage,
@@ -113,7 +113,7 @@ def measure(experiment: Experiment, batch: int, steps: int, dtype: torch.dtype |
         with clocks["clip, AdamW, EMA"].running():
             nn.utils.clip_grad_norm_(unet.parameters(), experiment.optim.clip_norm)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             ema.update(unet, step)
         if step == warm_up:
             for clock in clocks.values():

@@ -25,6 +25,7 @@ from imagen.cascade.conditioning import from_uint8, to_uint8
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.diffusion.schedule import ScheduleConfig, alpha_sigma, build_schedule, noise_label
 from imagen.errors import UserError
+from imagen.models.resize import upsample
 from imagen.models.text import TextConfig
 from imagen.models.unet import Level, UNet, UNetConfig
 from imagen.pictures import read_metadata, read_picture
@@ -211,6 +212,38 @@ def test_a_stage_that_copies_its_input_enlarges_it():
     (image,) = model.sample([""], start=[gradient], **QUICK)
     assert image.size == (96, 64)
     assert np.abs(pixels(image) - pixels(gradient.resize((96, 64), Image.Resampling.BICUBIC))).mean() < 2
+
+
+@pytest.mark.parametrize("threshold", ["none", "static", "dynamic"])
+def test_a_stage_that_adds_no_detail_gives_the_enlarged_picture(threshold):
+    class NoDetail(nn.Module):
+        def forward(self, x: Tensor, noise: Tensor, *, low_res: Tensor, low_res_noise: Tensor) -> Tensor:
+            return torch.zeros_like(x)
+
+    sampling = SamplingConfig(steps=3, low_res_noise=0.5, threshold=threshold)  # the noise is in what it is told alone
+    config = dataclasses.replace(listener()[0].stages[0].config, detail_std=0.1, sampling=sampling)
+    estimates: list[Tensor] = []
+    gradient = Image.fromarray(np.linspace(0, 255, 16 * 24 * 3).reshape(16, 24, 3).astype(np.uint8))
+    (image,) = Cascade([Stage(config, NoDetail())]).sample(
+        [""], start=[gradient], on_step=lambda preview: estimates.append(preview.x0_BCHW), **QUICK
+    )
+    enlarged = to_uint8(upsample(from_uint8(torch.from_numpy(np.array(gradient)).permute(2, 0, 1)[None]), (64, 96)))
+    assert np.array_equal(pixels(image), enlarged[0].permute(1, 2, 0).numpy())
+    assert all(torch.equal(to_uint8(x0), enlarged) for x0 in estimates), "previews are pictures too"
+
+
+def test_detail_is_added_in_its_unit_and_thresholds_are_limits_of_pixels():
+    class Step(nn.Module):  # detail of +3 in the left half, -20 in the right
+        def forward(self, x: Tensor, noise: Tensor, *, low_res: Tensor, low_res_noise: Tensor) -> Tensor:
+            detail = torch.full_like(x, 3.0)
+            detail[..., 32:] = -20
+            return detail
+
+    sampling = SamplingConfig(steps=3, threshold="static")
+    config = dataclasses.replace(listener()[0].stages[0].config, detail_std=0.1, sampling=sampling)
+    (image,) = Cascade([Stage(config, Step())]).sample([""], start=[Image.new("RGB", (16, 16), (128,) * 3)], **QUICK)
+    assert set(pixels(image)[:, :32].flatten()) == {round(128 + 0.3 * 127.5)}
+    assert set(pixels(image)[:, 32:].flatten()) == {0}
 
 
 # --- a picture depends on its prompt and its seed alone ---

@@ -53,6 +53,10 @@ class StageConfig:
     resolution: int
     unet: UNetConfig
     low_resolution: int | None = None  # side of the conditioning picture; None: a base stage
+    # Super-resolution only: diffuse the detail (x0 - enlarged low-resolution picture) / detail_std in place of x0
+    # (SRDiff, 2104.14951). A network that has learned nothing then gives the enlarged picture, not noise, and every
+    # error of it is this much smaller. Take the root mean square of the data's x0 - enlarged.
+    detail_std: float | None = None
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     low_res_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)  # level a -> log-SNR of conditioning noise
@@ -69,6 +73,10 @@ class StageConfig:
             )
         if low is not None and (not 0 < low < self.resolution or self.resolution % low):
             raise UserError(f"{where}.low_resolution is {low}; it must be below {self.resolution} and divide it")
+        if self.detail_std is not None:
+            check_number(f"{where}.detail_std", self.detail_std, above=0)
+            if low is None:
+                raise UserError(f"{where}.detail_std is for super-resolution stages; set {where}.low_resolution too")
         if self.resolution % stride:
             raise UserError(f"{where}.resolution is {self.resolution}; this U-Net takes sides that divide by {stride}")
         self.sampling.check(f"{where}.sampling")

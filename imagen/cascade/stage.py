@@ -1,6 +1,6 @@
 """One stage, ready to sample: from noise, text and perhaps a smaller picture to a picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from imagen.cascade.conditioning import from_uint8, low_res_conditioning, text_conditioning, to_uint8
 from imagen.cascade.config import SamplingConfig, StageConfig
-from imagen.diffusion.guidance import ClassifierFree, Denoiser, DynamicThreshold, StaticThreshold, predict_x0
+from imagen.diffusion.guidance import Affine, ClassifierFree, Denoiser, DynamicThreshold, StaticThreshold, predict_x0
 from imagen.diffusion.noise import PictureNoise
 from imagen.diffusion.samplers import OnStep, sample, step_logsnrs
 from imagen.diffusion.schedule import build_schedule
 from imagen.errors import UserError
 from imagen.models.precision import Precision, autocast, autocast_dtype
+from imagen.models.resize import upsample
 from imagen.models.unet import UNet, UNetConfig
 
 
@@ -57,6 +58,7 @@ class Stage:
 
         cond: dict[str, Tensor] = {}
         uncond: dict[str, Tensor] = {}
+        detail: Detail | None = None
         if config.unet.text_width is not None:
             if texts is None or unconditional is None:
                 raise ValueError("this stage reads text: texts and unconditional are needed")
@@ -68,6 +70,8 @@ class Stage:
             eps_BCHW = PictureNoise(seeds, shape, device, stream=stream + 1)()
             low = from_uint8(low_BChw.to(device))
             cond |= low_res_conditioning(low, size, settings.low_res_noise, schedule, eps_BCHW)
+            if config.detail_std is not None:
+                detail = Detail(upsample(low, size), config.detail_std)
 
         unet = self.unet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         training = unet.training
@@ -75,13 +79,13 @@ class Stage:
         try:
             x_BCHW = sample(
                 settings.sampler,
-                denoiser(unet, config, settings, cond, uncond, autocast_dtype(device, precision)),
+                denoiser(unet, config, settings, cond, uncond, autocast_dtype(device, precision), detail),
                 noise(),
                 step_logsnrs(build_schedule(config.schedule, config.resolution), settings.steps),
                 noise=noise,
                 eta=settings.eta,
                 gamma=settings.gamma,
-                on_step=on_step,
+                on_step=on_step if detail is None else detail.reporting(on_step),
             )
         finally:
             unet.train(training)
@@ -90,7 +94,28 @@ class Stage:
                 f"stage {config.resolution} made values that are not finite; "
                 "sample with precision fp32, and if that does not help, with weights from before the training diverged"
             )
-        return to_uint8(x_BCHW)
+        return to_uint8(x_BCHW if detail is None else detail.picture(x_BCHW))
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What a stage with `detail_std` diffuses: (picture - low) / std."""
+
+    low_BCHW: Tensor  # the low-resolution pictures, enlarged, without conditioning noise
+    std: float
+
+    def picture(self, detail_BCHW: Tensor) -> Tensor:
+        return self.low_BCHW + self.std * detail_BCHW
+
+    def in_pixels(self, denoise: Denoiser, change: Callable[[Denoiser], Denoiser]) -> Denoiser:
+        """`denoise` with its estimates changed where they are pictures: thresholds are limits of pixels."""
+        return Affine(change(Affine(denoise, self.std, self.low_BCHW)), 1 / self.std, -self.low_BCHW / self.std)
+
+    def reporting(self, on_step: OnStep | None) -> OnStep | None:
+        """`on_step` for pictures."""
+        if on_step is None:
+            return None
+        return lambda i, steps, x_BCHW, x0_BCHW: on_step(i, steps, self.picture(x_BCHW), self.picture(x0_BCHW))
 
 
 def denoiser(
@@ -100,6 +125,7 @@ def denoiser(
     cond: Mapping[str, Tensor],
     uncond: Mapping[str, Tensor],
     dtype: torch.dtype | None,
+    detail: Detail | None = None,
 ) -> Denoiser:
     """The network as the sampler sees it: x0 estimates, guided, thresholded. Only the network itself is autocast."""
 
@@ -111,11 +137,17 @@ def denoiser(
     denoise: Denoiser = ClassifierFree(
         predict_x0(network, config.objective.prediction), cond, uncond, weight, settings.guidance_interval
     )
-    if settings.threshold == "static":
-        denoise = StaticThreshold(denoise)
-    elif settings.threshold == "dynamic":
-        denoise = DynamicThreshold(denoise, settings.percentile)
-    return denoise
+    if settings.threshold == "none":
+        return denoise
+
+    def threshold(denoise: Denoiser) -> Denoiser:
+        return (
+            StaticThreshold(denoise)
+            if settings.threshold == "static"
+            else DynamicThreshold(denoise, settings.percentile)
+        )
+
+    return threshold(denoise) if detail is None else detail.in_pixels(denoise, threshold)
 
 
 def build_unet(config: UNetConfig, tensors: dict[str, Tensor], where: Path) -> UNet:

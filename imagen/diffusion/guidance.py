@@ -132,6 +132,19 @@ class DynamicThreshold:
         return estimate._replace(x0=x0.clamp(-s, s) / s)
 
 
+@dataclass(frozen=True)
+class Affine:
+    """Estimates scale x0 + offset: where x0 stands for a picture in other units (the detail around another one)."""
+
+    denoise: Denoiser
+    scale: float
+    offset: Tensor
+
+    def __call__(self, x_BCHW: Tensor, logsnr_B: Tensor, /) -> Estimate:
+        estimate = self.denoise(x_BCHW, logsnr_B)
+        return estimate._replace(x0=self.scale * estimate.x0 + self.offset)
+
+
 def _high_quantile(x_BN: Tensor, q: float) -> Tensor:
     """torch.quantile(x, q, dim=1) without sorting the part below: ten times faster at 0.995, and no limit on N."""
     rank = q * (x_BN.shape[1] - 1)

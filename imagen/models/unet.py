@@ -64,7 +64,8 @@ class UNetConfig:
     # "efficient" strided convolutions change the channels; every block's output is joined, times 1/sqrt 2, to its
     #             mirror image.
     family: Literal["guided", "efficient"] = "guided"
-    resample: Literal["conv", "residual"] = "conv"  # guided only: convolution, or residual block with resampling inside
+    # guided only: a convolution; a residual block with resampling inside; mean down and nearest up, without weights
+    resample: Literal["conv", "residual", "plain"] = "conv"
     skip: Literal["concat", "add"] = "concat"  # efficient only: how the ways down and up are joined
     modulation: Literal["block", "level"] = "block"  # the embedding scales and shifts in blocks, or is added on entry
     shortcut: Literal["identity", "conv"] = "identity"  # around residual blocks that keep their channels
@@ -298,8 +299,11 @@ def _downsample(config: UNetConfig, level: Level, channels: int) -> tuple[nn.Mod
         return nn.Conv2d(channels, level.channels, 3, stride=level.stride, padding=1), level.channels
     if level.stride == 1:
         return None, channels
+    shrink = nn.AvgPool2d(level.stride)
+    if config.resample == "plain":
+        return shrink, channels
     if config.resample == "residual":
-        return _residual(config, channels, channels, nn.AvgPool2d(level.stride)), channels
+        return _residual(config, channels, channels, shrink), channels
     return nn.Conv2d(channels, channels, 3, stride=level.stride, padding=1), channels
 
 
@@ -310,6 +314,8 @@ def _upsample(config: UNetConfig, level: Level, channels: int, channels_above: i
         return nn.Sequential(enlarge, nn.Conv2d(channels, channels_above, 3, padding=1)), channels_above
     if level.stride == 1:
         return None, channels
+    if config.resample == "plain":
+        return enlarge, channels
     if config.resample == "residual":
         return _residual(config, channels, channels, enlarge), channels
     return nn.Sequential(enlarge, nn.Conv2d(channels, channels, 3, padding=1)), channels

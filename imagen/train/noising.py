@@ -21,7 +21,7 @@ class Noised:
     """A batch as the network sees it, with what it has to find."""
 
     x_BCHW: Tensor  # noised pictures, float32, channels-last
-    x0_BCHW: Tensor
+    x0_BCHW: Tensor  # what is diffused: the pictures, or their detail
     eps_BCHW: Tensor
     t_B: Tensor  # float64 on the CPU
     logsnr_B: Tensor  # float32
@@ -45,6 +45,7 @@ class Noising:
         self.objective = stage.objective
         self.schedule = build_schedule(stage.schedule, stage.resolution)
         self.low_res_schedule = build_schedule(stage.low_res_schedule, stage.resolution)
+        self.detail_std = stage.detail_std
         self.seed = seed
         self.batch_size = batch_size
         self.device = device
@@ -53,7 +54,10 @@ class Noising:
 
     def __call__(self, batch: Batch) -> Noised:
         positions = range(batch.position, batch.position + len(batch))
-        x0_BCHW = self._pixels(batch.image)
+        x0_BCHW, low_BCHW = self._pixels(batch.image), self._enlarged(batch)
+        if self.detail_std is not None:
+            assert low_BCHW is not None
+            x0_BCHW = (x0_BCHW - low_BCHW) / self.detail_std
         eps_BCHW = self._normal(x0_BCHW, positions, randomness.EPS)
         t_B = self._times(positions)
         logsnr_B = self.schedule(t_B).float().to(self.device)
@@ -64,7 +68,7 @@ class Noising:
             t_B=t_B,
             logsnr_B=logsnr_B,
             logsnr_s_B=earlier_logsnr(self.schedule, t_B).float().to(self.device),
-            conditions=self._text(batch, positions) | self._low_res(batch, positions),
+            conditions=self._text(batch, positions) | self._low_res(low_BCHW, positions),
         )
 
     def loss(self, unet: nn.Module, noised: Noised) -> Loss:
@@ -97,12 +101,17 @@ class Noising:
             "text_mask": mask_BL.to(self.device, non_blocking=True),
         }
 
-    def _low_res(self, batch: Batch, positions: range) -> dict[str, Tensor]:
-        """Conditioning augmentation (sec. 2.4 of the paper): noise at a random level a ~ U[0, 1], which is told."""
+    def _enlarged(self, batch: Batch) -> Tensor | None:
+        """The low-resolution pictures at the size of the others."""
         if batch.low_res is None:
-            return {}
+            return None
         height, width = batch.image.shape[-2:]
-        low_BCHW = upsample(self._pixels(batch.low_res), (height, width))
+        return upsample(self._pixels(batch.low_res), (height, width))
+
+    def _low_res(self, low_BCHW: Tensor | None, positions: range) -> dict[str, Tensor]:
+        """Conditioning augmentation (sec. 2.4 of the paper): noise at a random level a ~ U[0, 1], which is told."""
+        if low_BCHW is None:
+            return {}
         level_B = randomness.uniform(self.seed, positions, randomness.LOW_RES_LEVEL)
         logsnr_B = self.low_res_schedule(level_B).float().to(self.device)
         noise_BCHW = self._normal(low_BCHW, positions, randomness.LOW_RES_EPS)

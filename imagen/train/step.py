@@ -10,6 +10,7 @@ from torch import nn
 
 from imagen.train import randomness
 from imagen.train.noising import Batch, Noising
+from imagen.train.optim import Optimizers
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def training_step(
     batches: Iterable[Batch],
     samples: int,
     noising: Noising,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     *,
     clip_norm: float,
     autocast: Callable[[], AbstractContextManager],
@@ -53,7 +54,7 @@ def training_step(
     problem = _nonfinite(keys, total, grad_norm)
     if problem is None:
         optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     return StepResult(total, eps_mse, torch.cat(times).tolist(), grad_norm, bad_samples, problem)
 
 

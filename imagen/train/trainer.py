@@ -109,7 +109,7 @@ class Trainer:
         torch.manual_seed(randomness.seed_for(self.config.seed, 0, randomness.INIT))
         self.unet = UNet(experiment.stage.unet).to(self.device)
         self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-        self.optimizer = build_optimizer(self.unet.parameters(), experiment.optim)
+        self.optimizer = build_optimizer(self.unet.named_parameters(), experiment.optim)
         self.ema = Ema(self.unet, self.config.ema_decay)
         self.progress = Progress()
         self.checkpoints = CheckpointFolder(run / "checkpoints", self.config.keep_checkpoints)
@@ -146,8 +146,7 @@ class Trainer:
             while progress.step < config.steps and (stopper.reason is None or progress.step == began):
                 progress.step += 1
                 lr = learning_rate(self.experiment.optim, progress.step, config.steps)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = lr
+                self.optimizer.set_learning_rate(lr)
 
                 with clock.step(config.batch_size):
                     result = training_step(

@@ -37,6 +37,7 @@ UNCONDITIONAL = UNetConfig(levels=(Level(channels=32, blocks=1, attention="self"
 STRUCTURES = {
     "guided": GUIDED,
     "residual": RESIDUAL,
+    "plain": dataclasses.replace(GUIDED, resample="plain"),
     "efficient": EFFICIENT,
     "added": ADDED,
     "unconditional": UNCONDITIONAL,
@@ -124,7 +125,7 @@ class TestEveryStructure:
 
 
 def test_total_stride() -> None:
-    assert [c.total_stride for c in STRUCTURES.values()] == [2, 4, 4, 4, 2]
+    assert [c.total_stride for c in STRUCTURES.values()] == [2, 4, 2, 4, 4, 2]
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,15 @@ def stopping_at(step):
     return say
 
 
+def test_muon_resumes_exactly(shards, tmp_path, rows):
+    what = experiment(steps=8, optim=OptimConfig(algorithm="muon", lr=1e-3, warmup_steps=4))
+    assert go(what, shards, tmp_path / "whole").finished
+    assert go(what, shards, tmp_path / "parts", say=stopping_at(3)).step == 3
+    assert go(what, shards, tmp_path / "parts").finished
+    assert_same(final(tmp_path / "parts"), final(tmp_path / "whole"))
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(shards, tmp_path_factory):
     run = tmp_path_factory.mktemp("uninterrupted")

@@ -54,9 +54,9 @@ def noising(what, batch_size=None, text_dropout=0.5):
 
 def trained(unet, what, batches, samples, **options):
     """One step; the model's gradients are read before the optimizer could clear them."""
-    optimizer = build_optimizer(unet.parameters(), what.optim)
+    optimizer = build_optimizer(unet.named_parameters(), what.optim)
     gradients = {}
-    optimizer.register_step_pre_hook(
+    optimizer.optimizers[0].register_step_pre_hook(
         lambda *_: gradients.update({n: p.grad.clone() for n, p in unet.named_parameters() if p.grad is not None})
     )
     result = training_step(
@@ -156,6 +156,20 @@ def test_super_resolution_inputs(shards):
     torch.testing.assert_close(given["low_res_noise"], noise_label(logsnr))
 
 
+def test_detail_is_the_difference_from_the_enlarged_clean_picture(shards):
+    what = experiment(unet=SR_UNET, low_resolution=8)
+    what = replace(what, stage=replace(what.stage, detail_std=0.1))
+    (batch,) = loaded(shards, what, 1)
+    noised = noising(what)(batch)
+    pictures = batch.image.float() / 127.5 - 1
+    enlarged = upsample(batch.low_res.float() / 127.5 - 1, (16, 16))
+    torch.testing.assert_close(enlarged + 0.1 * noised.x0_BCHW, pictures, rtol=0, atol=1e-6)
+    torch.testing.assert_close(noised.x_BCHW, diffuse(noised.x0_BCHW, noised.eps_BCHW, noised.logsnr_B))
+    plain = noising(replace(what, stage=replace(what.stage, detail_std=None)))(batch)
+    for name in ("low_res", "low_res_noise"):  # the network is told the same
+        assert torch.equal(noised.conditions[name], plain.conditions[name])
+
+
 def test_dropped_text_is_the_unconditional_embedding_with_its_mask():
     text = torch.arange(1.0, 13).reshape(3, 2, 2)
     mask = torch.tensor([[True, True], [True, False], [True, True]])
@@ -229,12 +243,12 @@ def test_nonfinite_step_is_not_applied_and_names_the_sample(shards):
     bad = batch.text.clone()
     bad[3] = torch.nan
     before = copy.deepcopy(unet.state_dict())
-    optimizer = build_optimizer(unet.parameters(), what.optim)
+    optimizer = build_optimizer(unet.named_parameters(), what.optim)
     plain = noising(what, text_dropout=0)
     result = training_step(unet, [replace(batch, text=bad)], 8, plain, optimizer, clip_norm=1.0, autocast=nullcontext)
     assert result.problem == f"the loss is not finite for {batch.keys[3]}"
     assert all(torch.equal(unet.state_dict()[name], value) for name, value in before.items())
-    assert not optimizer.state
+    assert not any(part.state for part in optimizer.optimizers)
     assert all(parameter.grad is None for parameter in unet.parameters())
 
 

@@ -1,0 +1,53 @@
+"""Muon against the singular value decomposition and its formula in float64."""
+
+import pytest
+import torch
+
+from imagen.train.muon import Muon, orthogonalise
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 40), (1, 40, 8)])
+def test_orthogonalise_keeps_singular_vectors_and_levels_singular_values(shape):
+    g = torch.Generator().manual_seed(0)
+    matrices = torch.randn(shape, generator=g)
+    result = orthogonalise(matrices).double()
+    U, _, Vh = torch.linalg.svd(matrices.double(), full_matrices=False)
+    in_its_own_basis = U.mT @ result @ Vh.mT  # diagonal if the vectors are kept
+    values = in_its_own_basis.diagonal(dim1=-2, dim2=-1)
+    assert (values > 0.3).all() and (values < 1.3).all() and abs(float(values.mean()) - 0.9) < 0.15
+    assert (in_its_own_basis - torch.diag_embed(values)).abs().max() < 0.1  # bfloat16
+
+
+def test_a_scale_of_the_gradient_does_not_matter():
+    matrices = torch.randn(1, 12, 20, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(orthogonalise(1e-4 * matrices), orthogonalise(1e4 * matrices), rtol=0.02, atol=0.01)
+    assert orthogonalise(torch.zeros(1, 4, 4)).abs().max() == 0
+
+
+def test_steps_are_the_formula_and_a_convolution_is_a_matrix():
+    g = torch.Generator().manual_seed(2)
+    conv = torch.nn.Parameter(torch.randn(6, 4, 3, 3, generator=g).contiguous(memory_format=torch.channels_last))
+    other = torch.nn.Parameter(torch.randn(6, 36, generator=g))  # of the same shape as a matrix
+    W, m = conv.detach().double().flatten(1), torch.zeros(6, 36, dtype=torch.float64)
+    optimizer = Muon([conv, other], lr=0.1, momentum=0.8, weight_decay=0.5)
+    for _ in range(4):
+        gradient = torch.randn(6, 4, 3, 3, generator=g)
+        conv.grad, other.grad = gradient, torch.randn(6, 36, generator=g)
+        optimizer.step()
+        G = gradient.double().flatten(1)
+        m = 0.8 * m + 0.2 * G
+        update = orthogonalise((0.2 * G + 0.8 * m)[None])[0].double()
+        W = (1 - 0.1 * 0.5) * W - 0.1 * 0.2 * 36**0.5 * update
+    torch.testing.assert_close(conv.detach().double().flatten(1), W, rtol=0, atol=0.01)  # bfloat16 updates
+
+
+def test_an_update_has_the_root_mean_square_of_adams():
+    parameter = torch.nn.Parameter(torch.zeros(64, 256))
+    parameter.grad = 7 * torch.randn(64, 256, generator=torch.Generator().manual_seed(3))
+    Muon([parameter], lr=1e-3).step()
+    assert float(parameter.detach().square().mean().sqrt()) == pytest.approx(0.2e-3, rel=0.2)
+
+
+def test_vectors_are_refused():
+    with pytest.raises(ValueError, match="matrices"):
+        Muon([torch.nn.Parameter(torch.zeros(3))], lr=1e-3)
