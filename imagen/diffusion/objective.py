@@ -26,18 +26,20 @@ VARIANCE_STEPS = 1000
 class ObjectiveConfig:
     prediction: Prediction = "eps"
     # constant: the plain MSE of the prediction (the paper's loss). p2: 2204.00227. min_snr: 2303.09556.
-    # sigmoid: 2410.19324. The last three weigh the error whatever the network predicts.
-    weighting: Literal["constant", "p2", "min_snr", "sigmoid"] = "constant"
+    # sigmoid: 2410.19324. velocity: the MSE of v (2511.13720). The last four weigh the error whatever the network
+    # predicts. A small network predicts x0 best: unlike eps and v, it holds no noise to be copied from the input.
+    weighting: Literal["constant", "p2", "min_snr", "sigmoid", "velocity"] = "constant"
     p2_gamma: float = 0.5
     p2_k: float = 1.0
     min_snr_gamma: float = 5.0
     sigmoid_bias: float = -1.0
+    velocity_snr: float = 30.0  # below so much noise the x0 error weighs no more: its v error would grow without limit
     # Weight of the variational bound when the network also predicts its variance (2102.09672, eq. 16).
     variance_weight: float = 0.001
 
     def __post_init__(self) -> None:
-        if self.p2_k <= 0 or self.min_snr_gamma <= 0:
-            raise UserError(f"p2_k ({self.p2_k}) and min_snr_gamma ({self.min_snr_gamma}) must be positive")
+        for name in ("p2_k", "min_snr_gamma", "velocity_snr"):
+            check_number(name, getattr(self, name), above=0)
         check_number("variance_weight", self.variance_weight, least=0)
 
 
@@ -100,6 +102,8 @@ def weight(logsnr_B: Tensor, config: ObjectiveConfig) -> Tensor:
     elif config.weighting == "sigmoid":
         # The paper integrates this over lambda: its -dlambda/dt, which depends on the schedule, is left out here.
         w = torch.sigmoid(config.sigmoid_bias - logsnr_B)
+    elif config.weighting == "velocity":  # |v - v'|^2 = (1 + SNR) |x0 - x0'|^2
+        space, w = "x0", 1 + snr.clamp(max=config.velocity_snr)
     else:
         space, w = "x0", snr.clamp(max=config.min_snr_gamma)
     return w * eps_mse_per(config.prediction, logsnr_B) / eps_mse_per(space, logsnr_B)

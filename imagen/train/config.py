@@ -6,6 +6,7 @@ from typing import Protocol
 
 from imagen.cascade.config import StageConfig
 from imagen.data.loader import DataConfig
+from imagen.diffusion.schedule import ScheduleConfig
 from imagen.errors import UserError, check_number
 from imagen.models.precision import Precision
 from imagen.models.text import TextConfig
@@ -20,6 +21,8 @@ class TrainConfig:
     seed: int = 0
     precision: Precision = "auto"  # auto: bf16 where the processor has it
     compile: bool = False  # torch.compile the U-Net: minutes at the start, worth it on GPUs
+    # Noise levels are drawn with t ~ U[0, 1] of this schedule; None: of the stage's, as it is sampled.
+    schedule: ScheduleConfig | None = None
     ema_decay: float = 0.9999
     text_dropout: float = 0.1
     shuffle_captions: bool = False  # control experiment: every picture is trained with another one's caption

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from imagen.cascade.config import StageConfig
 from imagen.data.loader import Batch
 from imagen.diffusion.objective import Loss, earlier_logsnr, loss, stratified_times
-from imagen.diffusion.schedule import build_schedule, diffuse, noise_label
+from imagen.diffusion.schedule import ScheduleConfig, build_schedule, diffuse, noise_label
 from imagen.models.resize import upsample
 from imagen.train import randomness
 
@@ -30,7 +30,11 @@ class Noised:
 
 
 class Noising:
-    """Noises batches for a stage, computes its loss. `batch_size` is the global one: t is stratified over it."""
+    """Noises batches for a stage, computes its loss. `batch_size` is the global one: t is stratified over it.
+
+    `schedule` replaces the stage's: other noise levels more often than sampling has them. The network is told the
+    level itself (`noise_label`), so the two need not agree.
+    """
 
     def __init__(
         self,
@@ -41,9 +45,10 @@ class Noising:
         device: torch.device,
         unconditional_LD: Tensor | None = None,
         text_dropout: float = 0.0,
+        schedule: ScheduleConfig | None = None,
     ):
         self.objective = stage.objective
-        self.schedule = build_schedule(stage.schedule, stage.resolution)
+        self.schedule = build_schedule(schedule or stage.schedule, stage.resolution)
         self.low_res_schedule = build_schedule(stage.low_res_schedule, stage.resolution)
         self.detail_std = stage.detail_std
         self.seed = seed

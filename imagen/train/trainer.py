@@ -130,6 +130,7 @@ class Trainer:
             batch_size=self.config.batch_size,
             device=self.device,
             text_dropout=self.config.text_dropout,
+            schedule=self.config.schedule,
             unconditional_LD=self.loader.unconditional,
         )
         self.gap = None if experiment.text is None else self._gap(data)
@@ -202,7 +203,13 @@ class Trainer:
         size = max(2, self.micro_batch)
         count = -(-self.config.gap_samples // size)
         loader = self._loader(data, replace(self.experiment.data, workers=0), size, split=split)
-        noising = Noising(self.experiment.stage, seed=self.config.seed, batch_size=size * count, device=self.device)
+        noising = Noising(
+            self.experiment.stage,
+            seed=self.config.seed,
+            batch_size=size * count,
+            device=self.device,
+            schedule=self.config.schedule,
+        )
         return ConditionalGap(islice(loader, count), noising)
 
     @property

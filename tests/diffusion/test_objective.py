@@ -22,7 +22,7 @@ from imagen.errors import UserError
 
 F64 = torch.float64
 PREDICTIONS = ["eps", "x0", "v"]
-WEIGHTINGS = ["p2", "min_snr", "sigmoid"]
+WEIGHTINGS = ["p2", "min_snr", "sigmoid", "velocity"]
 LOGSNR = torch.tensor([-12.0, -3.0, 0.0, 1.0, 4.0, 11.0], dtype=F64)
 
 
@@ -97,6 +97,8 @@ def test_weights_by_hand():
         assert w("x0", "min_snr", min_snr_gamma=gamma) == pytest.approx(low)
         assert w("eps", "min_snr", min_snr_gamma=gamma) == pytest.approx(low / snr)
         assert w("v", "min_snr", min_snr_gamma=gamma) == pytest.approx(low / (snr + 1))
+        assert w("v", "velocity", velocity_snr=gamma) == pytest.approx((1 + low) / (1 + snr))
+        assert w("x0", "velocity", velocity_snr=gamma) == pytest.approx(1 + low)
     # Sigmoid in eps space: sigmoid(-1 - log 4) = 1 / (1 + 4 e); in x0 space e^b sigmoid(lambda - b).
     assert w("eps", "sigmoid") == pytest.approx(1 / (1 + 4 * math.e))
     assert w("x0", "sigmoid") == pytest.approx(math.exp(-1) / (1 + math.exp(-1 - math.log(4))))

@@ -13,10 +13,10 @@ from imagen.presets import PRESETS, preset
 from imagen.train.trainer import check
 
 PARAMETERS = {
-    "emoji_64": 19_534_604,
-    "emoji_256": 4_488_332,
-    "emoji_1024": 4_550_576,
-    "debug_64": 1_242_864,
+    "emoji_64": 17_432_268,
+    "emoji_256": 4_303_820,
+    "emoji_1024": 4_366_064,
+    "debug_64": 1_196_688,
     "debug_256": 879_280,
     "debug_1024": 879_280,
     "text2im_64_397m": 396_211_491,

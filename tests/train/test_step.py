@@ -12,7 +12,7 @@ from toy import TRAIN, UNET, experiment, go
 
 from imagen.data.loader import DataConfig, Loader
 from imagen.diffusion.objective import ObjectiveConfig
-from imagen.diffusion.schedule import diffuse, noise_label
+from imagen.diffusion.schedule import ScheduleConfig, diffuse, noise_label
 from imagen.errors import UserError
 from imagen.models.resize import upsample
 from imagen.models.unet import UNet
@@ -49,6 +49,7 @@ def noising(what, batch_size=None, text_dropout=0.5):
         device=torch.device("cpu"),
         text_dropout=text_dropout,
         unconditional_LD=UNCONDITIONAL,
+        schedule=what.train.schedule,
     )
 
 
@@ -168,6 +169,14 @@ def test_detail_is_the_difference_from_the_enlarged_clean_picture(shards):
     plain = noising(replace(what, stage=replace(what.stage, detail_std=None)))(batch)
     for name in ("low_res", "low_res_noise"):  # the network is told the same
         assert torch.equal(noised.conditions[name], plain.conditions[name])
+
+
+def test_noise_levels_of_training_may_have_a_schedule_of_their_own(shards):
+    plain, shifted = experiment(), experiment(schedule=ScheduleConfig(shift_reference=8))
+    (batch,) = loaded(shards, plain, 1)
+    a, b = noising(plain)(batch), noising(shifted)(batch)
+    assert torch.equal(a.t_B, b.t_B)
+    torch.testing.assert_close(b.logsnr_B - a.logsnr_B, torch.full((8,), 2 * math.log(8 / 16)))
 
 
 def test_dropped_text_is_the_unconditional_embedding_with_its_mask():
