@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from imagen.diffusion.schedule import Schedule, alpha_sigma
-from imagen.errors import UserError, check_number
+from imagen.errors import check_number
 
 Prediction = Literal["eps", "x0", "v"]
 
