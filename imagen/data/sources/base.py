@@ -1,0 +1,34 @@
+"""What every source of pairs is: a list of parts, each read on its own into records."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+Part = dict[str, Any]  # JSON: a file and a range in it, say; whoever has it and the source can read it, anywhere
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One pair as its source holds it. Nothing in it has been checked but that it could be read."""
+
+    key: str  # unique within the source, made of letters, digits, "_", "-" and "/"; becomes the sample's key
+    origin: str  # where a person finds it: "pairs.csv, line 17"
+    image: bytes | None = None  # encoded, as it lies in the source
+    caption: str | bytes | None = None  # bytes where the source does not say that they are UTF-8; None: it has none
+    embedding: np.ndarray | None = None  # [L, D], padding removed: text that was encoded already
+    # Why the source could not give it, as (reason, detail) with a reason of `imagen.data.quality`: ("missing file", ...)
+    problem: tuple[str, str] | None = None
+
+
+class Source(Protocol):
+    """Pairs in one format. Parts and records are functions of the files alone: the same on every machine."""
+
+    def parts(self) -> Sequence[Part]:
+        """Units of work, in order. Raises UserError if the source is not what it should be."""
+        ...
+
+    def read(self, part: Part) -> Iterator[Record]:
+        """The records of one part, in order. A bad record is one with `problem`; only a lost file raises UserError."""
+        ...
