@@ -18,7 +18,7 @@ class Record:
     image: bytes | None = None  # encoded, as it lies in the source
     caption: str | bytes | None = None  # bytes where the source does not say that they are UTF-8; None: it has none
     embedding: np.ndarray | None = None  # [L, D], padding removed: text that was encoded already
-    # Why the source could not give it, as (reason, detail) with a reason of `imagen.data.quality`: ("missing file", ...)
+    # Why the source could not give it: (reason, detail), the reason one of `imagen.data.quality`: ("missing file", ...)
     problem: tuple[str, str] | None = None
 
 
