@@ -13,7 +13,7 @@ from imagen.train.config import TrainConfig
 from imagen.train.optim import OptimConfig
 
 MINILM = TextConfig()  # the embedded encoder
-OPTIM = OptimConfig(lr=1e-3, betas=(0.9, 0.99), warmup_steps=100, schedule="constant")
+OPTIM = OptimConfig(algorithm="muon", lr=1e-3, muon_lr=4e-3, betas=(0.9, 0.99), warmup_steps=100, schedule="constant")
 
 
 def emoji_64() -> Experiment:
@@ -40,15 +40,15 @@ def emoji_64() -> Experiment:
             unet=unet,
             schedule=ScheduleConfig(shift_reference=32),
             objective=ObjectiveConfig(prediction="x0", weighting="velocity"),
-            sampling=SamplingConfig(sampler="dpmpp_2m", steps=30, guidance=3.0),
+            sampling=SamplingConfig(sampler="dpmpp_2m", steps=30, guidance=1.5, threshold="static"),
         ),
         text=MINILM,
         optim=OPTIM,
         train=TrainConfig(
             steps=20_000,
-            batch_size=32,
+            batch_size=48,
             # What is drawn is decided at high noise, through which flat drawings show: train most there.
-            schedule=ScheduleConfig(shift_reference=16),
+            schedule=ScheduleConfig(shift_reference=8),
             ema_decay=0.998,
             log_every=50,
             sample_every=1000,
@@ -94,7 +94,7 @@ def _super_resolution(name: str, *, low_resolution: int, patch: int, crop: int, 
         ),
         text=MINILM,
         data=DataConfig(crop=crop),
-        optim=replace(OPTIM, algorithm="muon", muon_lr=2e-3),
+        optim=replace(OPTIM, muon_lr=2e-3),
         train=TrainConfig(
             steps=10_000, batch_size=32, ema_decay=0.999, sample_every=1000, checkpoint_every=500, gap_every=0
         ),
