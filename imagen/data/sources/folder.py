@@ -60,9 +60,9 @@ class Folder:
 
     def _caption(self, stem: str) -> str | bytes | None:
         text, json = self.path / f"{stem}.txt", self.path / f"{stem}.json"
-        if text.exists():
+        if os.path.exists(text):  # unlike Path.exists, False for a name that is too long
             return read_bytes(text, printable(f"{stem}.txt"))
-        if json.exists():
+        if os.path.exists(json):
             return caption_of_json(read_bytes(json, printable(f"{stem}.json")), printable(f"{stem}.json"))
         return None
 

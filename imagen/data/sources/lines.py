@@ -56,7 +56,7 @@ class TextFiles:
             for record in split(iter(file)):
                 records += 1
                 next_line += len(record)
-                end += sum(map(len, record))
+                end += len(record[0]) if len(record) == 1 else sum(map(len, record))
                 if records == self.records_per_part:
                     yield {"file": name, "key": prefix, "start": start, "end": end, "line": line}
                     records, start, line = 0, end, next_line

@@ -4,6 +4,7 @@
 """
 
 import io
+import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,8 @@ from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.lines import BROKEN_GZIP, TextFiles, open_lines, single_lines
 from imagen.data.sources.values import Trouble, from_base64, nothing, printable, read_bytes
 from imagen.errors import UserError
+
+_LONGEST_FIRST_LINE = 1 << 26  # bytes that are read to tell the format of what may be any file
 
 
 class _Lines:
@@ -34,11 +37,15 @@ class _Lines:
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
+        """By the first line of the file, or of the first file of a folder, or of the first file that that one names."""
         try:
-            names = _text_files(path)
-            return bool(names) and cls._is_row(_first_line((path if path.is_dir() else path.parent) / names[0]))
-        except (UserError, OSError, EOFError):
+            file = min(_visible(path), default=None) if path.is_dir() else path
+            line = _first_line(file) if file else b""
+            if file and line.strip() and b"\t" not in line:
+                line = _first_line(file.parent / _name(line))
+        except (UserError, *BROKEN_GZIP, ValueError):
             return False
+        return cls._is_row(line)
 
     def parts(self) -> list[Part]:
         files = TextFiles(self.root, _text_files(self.path), self.records_per_part)
@@ -136,37 +143,45 @@ def _embedding(embedding: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def _text_files(path: Path) -> list[str]:
     """The text files, relative to the path's folder: a folder's sorted, a list's in its order, or the one given."""
-    if path.is_dir():
-        files = (file for file in sorted(path.iterdir()) if file.is_file() and file.suffix != ".npy")
-        return [file.name for file in files if not file.name.startswith(".") and not _is_list_there(file)]
-    names = _named_by(path)
-    if names is None:
+    if path.is_dir():  # which may hold a list of its text files beside them
+        return [file.name for file in sorted(_visible(path)) if not any(_exists(file, n) for n in _first_names(file))]
+    if not _first_names(path):
         return [path.name]
-    for name in names:
-        if not (path.parent / name).is_file():
-            where = f"{printable(path)} names {printable(name[:200])}"
-            raise UserError(f"{where}, which does not exist; restore it, or correct the list")
+    names = []
+    with open_lines(path) as lines:
+        for name in filter(None, map(_name, lines)):
+            if not _exists(path, name):
+                where = f"{printable(path)} names {printable(name[:200])}"
+                raise UserError(f"{where}, which does not exist; restore it, or correct the list")
+            names.append(name)
     return names
 
 
-def _is_list_there(file: Path) -> bool:
-    """Whether a file of a folder lists others of it, rather than being a text file whose lines are all broken."""
-    names = _named_by(file)
-    return names is not None and (file.parent / names[0]).is_file()
+def _visible(folder: Path) -> Iterator[Path]:
+    return (f for f in folder.iterdir() if f.suffix != ".npy" and not f.name.startswith(".") and f.is_file())
 
 
-def _named_by(file: Path) -> list[str] | None:
-    """The names in a list file; None for any other: it is compressed, or empty, or has a tab near its beginning."""
+def _first_names(file: Path) -> list[str]:
+    """The first of the names in a list file; none in a text file, which has a tab near its beginning or is a .gz."""
     if file.suffix == ".gz":
-        return None
+        return []
+    names = []
     with open_lines(file) as lines:
-        if any(b"\t" in line for line in islice(lines, 100)):
-            return None
-        lines.seek(0)
-        names = [line.decode("utf-8", "surrogateescape").strip() for line in lines]
-    return [name for name in names if name] or None
+        for line in islice(lines, 100):
+            if b"\t" in line:
+                return []
+            names.append(_name(line))
+    return list(filter(None, names))
+
+
+def _name(line: bytes) -> str:
+    return line.decode("utf-8", "surrogateescape").strip()
+
+
+def _exists(list_file: Path, name: str) -> bool:
+    return os.path.isfile(list_file.parent / name)  # unlike Path.is_file, False for a name that is too long
 
 
 def _first_line(file: Path) -> bytes:
     with open_lines(file) as lines:
-        return lines.readline()
+        return lines.readline(_LONGEST_FIRST_LINE)

@@ -73,8 +73,10 @@ def _before_the_cut(members: dict[str, dict[str, tuple[int, int]]], size: int) -
         for key, places in members.items()
     }
     if whole:
-        first, last = next(iter(whole.values())), next(reversed(whole))
-        if not (whole[last] and whole[last].keys() >= first.keys()) or whole[last].keys() != members[last].keys():
+        first, last = next(iter(whole)), next(reversed(whole))
+        # A sample that stands alone has none to be compared with; the caption comes last in img2dataset's tars.
+        needed = whole[first].keys() if first != last else {"txt"}
+        if whole[last].keys() != members[last].keys() or not whole[last].keys() >= needed:
             del whole[last]
     return whole
 

@@ -40,7 +40,19 @@ def test_pictures_at_any_depth_with_the_caption_beside_them(tmp_path):
 
 
 def test_keys_are_safe_and_differ_where_names_do(tmp_path):
-    names = ["a b.png", "a_b.png", "a.b.png", "é.png", "x.png", "x.jpg", "x.jpg.png", "x/y.png", "x_/y.png", "-.png"]
+    names = [
+        "a b.png",
+        "a_b.png",
+        "a.b.png",
+        "é.png",
+        "x.png",
+        "x.jpg",
+        "x.jpg.png",
+        "x/y.png",
+        "x_/y.png",
+        "-.png",
+        "n" * 251 + ".png",
+    ]
     for name in names:
         write(tmp_path / name, b"p")
     made = next(r.key for r in read(tmp_path, "folder") if r.origin == "a b.png")

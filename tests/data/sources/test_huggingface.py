@@ -77,7 +77,7 @@ def test_faults(tmp_path):
     with pytest.raises(UserError, match=f"{name} does not exist"):
         list(source.read(part))
     (path / "state.json").write_text("{}")
-    with pytest.raises(UserError, match="state.json is not of a data set saved by save_to_disk"):
+    with pytest.raises(UserError, match=r"state\.json is not of a data set saved by save_to_disk"):
         open_source(path).parts()
     shutil.rmtree(path)
     with pytest.raises(UserError, match="does not exist"):

@@ -50,7 +50,7 @@ def test_a_folder_of_files_at_any_depth(tmp_path):
 
 def test_faults_of_rows(tmp_path):
     not_utf8 = pa.Array.from_buffers(
-        pa.string(), 4, pa.array(["a", "xy", "c", "d"]).buffers()[:2] + [pa.py_buffer(b"a\xff\xfecd")]
+        pa.string(), 4, [*pa.array(["a", "xy", "c", "d"]).buffers()[:2], pa.py_buffer(b"a\xff\xfecd")]
     )
     images = pa.array([b"good", b"good", None, b""])
     pq.write_table(pa.table({"caption": not_utf8, "image": images}), tmp_path / "t.parquet")
