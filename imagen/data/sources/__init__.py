@@ -24,7 +24,7 @@ class Reader(Protocol):
     def __call__(self, path: Path, options: Options, /) -> Source: ...
 
     def recognises(self, path: Path, /) -> bool:
-        """Whether the path, which exists, looks like this format. Never raises for what it holds."""
+        """Whether the path, which exists, looks like this format; told by names and a little reading."""
         ...
 
 

@@ -10,7 +10,7 @@ from imagen.data.sources.columns import Columns, find_columns
 from imagen.data.sources.values import nothing, printable, visible_files
 from imagen.errors import UserError
 
-_BATCH = 64  # rows decoded at once: the pictures held in memory
+_BATCH = 16  # rows decoded at once: the pictures held in memory, beside the page they are on
 
 
 class Parquet:

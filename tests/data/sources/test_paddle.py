@@ -190,5 +190,5 @@ def test_a_text_file_of_broken_lines_is_no_list(tmp_path):
     (tmp_path / "a").write_bytes(b"x" * 5000 + b"\n")
     (tmp_path / "b").write_bytes(laion_line(0))
     assert list(problems(read(tmp_path, "laion_400m"))) == ["a, line 1"]
-    with pytest.raises(UserError, match="names xxx.*, which does not exist"):
+    with pytest.raises(UserError, match=r"names xxx.*, which does not exist"):
         open_source(tmp_path / "a", "laion_400m").parts()
