@@ -128,12 +128,12 @@ class ShardWriter:
             self._stack.__exit__(kind, error, trace)
 
 
-def index_shard(tar: str | Path) -> Path:
-    """Write the index of a WebDataset tar, reading its headers only; returns the index's path.
+def scan_tar(tar: Path) -> tuple[dict[str, dict[str, tuple[int, int]]], bool]:
+    """Where the members of a WebDataset tar lie, {key: {extension: (offset, size)}}, and whether the tar is whole.
 
-    Raises UserError naming the tar when it is missing, is not a tar or is cut off.
+    Reads headers only. In a tar that is not whole, the last member may end behind the file's end.
+    Raises UserError naming the tar when it is missing or cannot be read.
     """
-    tar = Path(tar)
     members: dict[str, dict[str, tuple[int, int]]] = {}
     end = 0
     try:
@@ -146,13 +146,22 @@ def index_shard(tar: str | Path) -> Path:
         with open(tar, "rb") as file:
             file.seek(end)
             # tarfile stops in silence at a header that it cannot read: only a block of zeros is a true end.
-            whole = file.read(512) == bytes(512)
+            return members, file.read(512) == bytes(512)
     except FileNotFoundError:
         raise UserError(f"{tar} is missing; restore it or give another folder") from None
     except (tarfile.TarError, EOFError):
-        whole = False
+        return members, False
     except OSError as error:
         raise UserError(f"cannot read {tar}: {error.strerror or error}") from None
+
+
+def index_shard(tar: str | Path) -> Path:
+    """Write the index of a WebDataset tar, reading its headers only; returns the index's path.
+
+    Raises UserError naming the tar when it is missing, is not a tar or is cut off.
+    """
+    tar = Path(tar)
+    members, whole = scan_tar(tar)
     if not whole:
         raise UserError(f"{tar} is truncated or not a tar file; copy it again, or delete it to go on without it")
     if not members:

@@ -1,0 +1,80 @@
+"""Readers of pairs in the formats that people have them in; each is a file here and an entry of FORMATS."""
+
+from pathlib import Path
+from typing import Protocol
+
+from imagen.data.sources.base import Options, Part, Record, Source
+from imagen.data.sources.folder import Folder
+from imagen.data.sources.huggingface import HuggingFace
+from imagen.data.sources.paddle import Cc12mBase64, Laion400m
+from imagen.data.sources.parquet import Parquet
+from imagen.data.sources.table import Csv, JsonLines, Tsv
+from imagen.data.sources.values import printable
+from imagen.data.sources.webdataset import WebDataset
+from imagen.errors import UserError, suggest
+
+__all__ = ["FORMATS", "Part", "Reader", "Record", "Source", "open_source"]
+
+
+class Reader(Protocol):
+    """What makes the sources of one format. Making one reads no pairs."""
+
+    has_columns: bool  # whether image_column and caption_column mean anything
+
+    def __call__(self, path: Path, options: Options, /) -> Source: ...
+
+    def recognises(self, path: Path, /) -> bool:
+        """Whether the path, which exists, looks like this format; told by names and a little reading."""
+        ...
+
+
+FORMATS: dict[str, Reader] = {
+    "folder": Folder,
+    "csv": Csv,
+    "tsv": Tsv,
+    "jsonl": JsonLines,
+    "parquet": Parquet,
+    "webdataset": WebDataset,
+    "huggingface": HuggingFace,
+    "cc12m_base64": Cc12mBase64,
+    "laion_400m": Laion400m,
+}
+
+
+def open_source(
+    path: str | Path,
+    format: str | None = None,
+    *,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    records_per_part: int = 1000,
+) -> Source:
+    """The pairs at `path`, a file or a folder. The format is told by what is there if it is not named.
+
+    `image_column` and `caption_column` name columns of a table; without them they are told by their usual names. A
+    part has at most `records_per_part` records, except where a format's part is a file.
+    Raises UserError if there is nothing at `path`, the format is unknown or cannot be told, or it has no columns.
+    """
+    path = Path(path)
+    if records_per_part < 1:
+        raise UserError(f"records_per_part is {records_per_part}; it must be at least 1")
+    if format is not None and format not in FORMATS:
+        raise UserError(f"there is no format {format!r}{suggest(format, FORMATS)}; there are {', '.join(FORMATS)}")
+    if not path.exists():
+        raise UserError(f"{printable(path)} does not exist; give the file or folder that holds the pairs")
+    format = format or _guess(path)
+    reader = FORMATS[format]
+    if not reader.has_columns and (image_column is not None or caption_column is not None):
+        raise UserError(f"the format {format} has no columns to name; leave out --image-column and --caption-column")
+    return reader(
+        path,
+        Options(records_per_part=records_per_part, image_column=image_column, caption_column=caption_column),
+    )
+
+
+def _guess(path: Path) -> str:
+    found = [name for name, reader in FORMATS.items() if reader.recognises(path)]
+    if len(found) == 1:
+        return found[0]
+    what = f"may be {' or '.join(found)}" if found else "looks like no known format"
+    raise UserError(f"{printable(path)} {what}; name it with --format ({', '.join(FORMATS)})")

@@ -22,6 +22,15 @@ class Record:
     problem: tuple[str, str] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a source is opened. Columns are named for tables only; None: told by their usual names."""
+
+    records_per_part: int = 1000  # at most, except where a format's part is a file
+    image_column: str | None = None
+    caption_column: str | None = None
+
+
 class Source(Protocol):
     """Pairs in one format. Parts and records are functions of the files alone: the same on every machine."""
 

@@ -1,0 +1,106 @@
+"""A data set that the `datasets` library saved with `save_to_disk`, read by pyarrow alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from imagen.data.sources.arrow import arrow_errors, pyarrow, rows
+from imagen.data.sources.base import Options, Part, Record
+from imagen.data.sources.columns import Columns, find_columns
+from imagen.data.sources.values import nothing, printable
+from imagen.errors import UserError
+from imagen.files import read_json
+
+
+class HuggingFace:
+    """A `Dataset`, or all splits of a `DatasetDict`, from its memory-mapped Arrow files.
+
+    A key is the number of the row in its file, after the split and the number of the file where there are several.
+    """
+
+    has_columns = True
+
+    def __init__(self, path: Path, options: Options):
+        self.path = path
+        self.options = options
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+    def parts(self) -> list[Part]:
+        parts: list[Part] = []
+        for split, folder in self._splits().items():
+            names = _get(folder / "state.json", "_data_files", list)
+            for number, name in enumerate(_get(entry, "filename", str, folder / "state.json") for entry in names):
+                file = folder / name
+                count = self._count(file)
+                prefix = (f"{split}/" if split else "") + (f"{number:05d}-" if len(names) > 1 else "")
+                for start in range(0, count, self.options.records_per_part):
+                    place = {"start": start, "end": min(start + self.options.records_per_part, count)}
+                    parts.append({"file": str(file.relative_to(self.path)), "key": prefix, **place})
+        if not parts:
+            raise nothing(self.path, "rows")
+        return parts
+
+    def read(self, part: Part) -> Iterator[Record]:
+        file = self.path / part["file"]
+        stream = _open(file)
+        columns = self._columns(stream, file)
+        number = part["start"]
+        try:
+            for row, cells in rows(_selected(stream, columns), part["start"], part["end"]):
+                number = row + 1
+                yield columns.record(cells, *_name(part, row), file.parent)
+        except arrow_errors() as error:  # cut off since it was listed
+            key, origin = _name(part, number)
+            reason = str(error).splitlines()[0]
+            yield Record(key=key, origin=f"{origin} to {part['end']}", problem=("unreadable file", reason))
+
+    def _splits(self) -> dict[str, Path]:
+        """The folder of each split by its name, or the data set's own as ""."""
+        dictionary = self.path / "dataset_dict.json"
+        if not dictionary.is_file():
+            return {"": self.path}
+        return {split: self.path / split for split in _get(dictionary, "splits", list)}
+
+    def _count(self, file: Path) -> int:
+        """The number of rows. The map's pages of pictures are not touched."""
+        stream = _open(file)
+        self._columns(stream, file)
+        try:
+            return sum(batch.num_rows for batch in stream)
+        except arrow_errors() as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{printable(file)} is cut off ({reason}); copy it again") from None
+
+    def _columns(self, stream: Any, file: Path) -> Columns:
+        return find_columns(stream.schema.names, self.options, file)
+
+
+def _name(part: Part, row: int) -> tuple[str, str]:
+    """Key and origin of a row of the file."""
+    return f"{part['key']}{row:09d}", f"{printable(part['file'])}, row {row + 1}"
+
+
+def _selected(stream: Any, columns: Columns) -> Iterator[Any]:
+    names = list(dict.fromkeys((columns.image, columns.caption)))
+    return (batch.select(names) for batch in stream)
+
+
+def _open(file: Path) -> Any:
+    try:
+        return pyarrow("ipc").open_stream(pyarrow("lib").memory_map(str(file)))
+    except FileNotFoundError:
+        raise UserError(f"{printable(file)} does not exist; restore it or give another path") from None
+    except arrow_errors() as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{printable(file)} is not a whole Arrow file ({reason}); copy it again") from None
+
+
+def _get(where: Any, name: str, kind: type, file: Path | None = None) -> Any:
+    """An entry of a JSON object, which may be given by its file; UserError if it is not there."""
+    value = read_json(where) if isinstance(where, Path) else where
+    if not (isinstance(value, dict) and isinstance(value.get(name), kind)):
+        raise UserError(f"{file or where} is not of a data set saved by save_to_disk (no {name!r}); save it again")
+    return value[name]

@@ -1,0 +1,85 @@
+"""Text files cut into parts at the ends of records, by one pass that keeps nothing.
+
+A part is a range of bytes and the number of its first line, so that a table of any length is listed in little
+memory and any part is read by one seek. A record is named by the line it begins on, which no other record has.
+"""
+
+import gzip
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, cast
+
+from imagen.data.sources.base import Part
+from imagen.data.sources.values import printable
+from imagen.errors import UserError
+
+BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
+Split = Callable[[Iterator[bytes]], Iterable[list[bytes]]]  # lines -> the lines of each record; keeps their order
+
+
+def single_lines(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
+    """The split of formats that have a record a line."""
+    return ([line] for line in lines)
+
+
+def open_lines(path: Path) -> IO[bytes]:
+    """A text file, or what a `.gz` file holds; UserError if it cannot be opened."""
+    try:
+        return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else open(path, "rb")
+    except FileNotFoundError:
+        raise UserError(f"{printable(path)} does not exist; restore it or give another path") from None
+    except OSError as error:
+        raise UserError(f"cannot read {printable(path)}: {error.strerror or error}") from None
+
+
+class TextFiles:
+    """Files of records, as parts: {"file": path relative to `root`, "key": prefix, "start", "end": bytes, "line"}.
+
+    `end` is None for a `.gz` file, which is one part and is not read to list it.
+    """
+
+    def __init__(self, root: Path, names: list[str], records_per_part: int):
+        self.root = root
+        self.names = names
+        self.records_per_part = records_per_part
+
+    def parts(self, name: str, split: Split, *, start: int = 0, line: int = 1) -> Iterator[Part]:
+        """The parts of one of `names`, from byte `start`, where line `line` begins."""
+        prefix = f"{self.names.index(name):05d}-" if len(self.names) > 1 else ""
+        if name.endswith(".gz"):
+            yield {"file": name, "key": prefix, "start": start, "end": None, "line": line}
+            return
+        with open_lines(self.root / name) as file:
+            file.seek(start)
+            records, end, next_line = 0, start, line
+            for record in split(iter(file)):
+                records += 1
+                next_line += len(record)
+                end += len(record[0]) if len(record) == 1 else sum(map(len, record))
+                if records == self.records_per_part:
+                    yield {"file": name, "key": prefix, "start": start, "end": end, "line": line}
+                    records, start, line = 0, end, next_line
+            if records:
+                yield {"file": name, "key": prefix, "start": start, "end": end, "line": line}
+
+    def read(self, part: Part, split: Split) -> Iterator[tuple[str, str, list[bytes]]]:
+        """(key, origin, lines) of each record of a part. BROKEN_GZIP may be raised at any place."""
+        line = part["line"]
+        with open_lines(self.root / part["file"]) as file:
+            file.seek(part["start"])
+            for record in split(_until(file, part["end"])):
+                yield f"{part['key']}{line:09d}", f"{printable(part['file'])}, line {line}", record
+                line += len(record)
+
+
+def _until(file: IO[bytes], end: int | None) -> Iterator[bytes]:
+    if end is None:
+        yield from file
+        return
+    left = end - file.tell()
+    for line in file:
+        yield line[:left]
+        left -= len(line)
+        if left <= 0:
+            return

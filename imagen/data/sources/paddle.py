@@ -1,0 +1,187 @@
+"""The two line formats of the Paddle implementation: tab-separated text with the pictures in base64.
+
+`cc12m_base64` names precomputed text embeddings and their masks; `laion_400m` holds captions.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from imagen.data.sources.base import Options, Part, Record
+from imagen.data.sources.lines import BROKEN_GZIP, TextFiles, open_lines, single_lines
+from imagen.data.sources.values import Trouble, from_base64, nothing, printable, read_bytes
+from imagen.errors import UserError
+
+_LONGEST_FIRST_LINE = 1 << 26  # bytes that are read to tell the format of what may be any file
+
+
+class _Lines:
+    """A text file, a list file that names one a line, or a folder of text files; one pair a line.
+
+    Files that a list names begin at the list's folder. A key is the number of the line, after the number of the file
+    where there are several. A `.gz` file is one part.
+    """
+
+    has_columns = False
+    columns: ClassVar[int]
+
+    def __init__(self, path: Path, options: Options):
+        self.path = path
+        self.root = path if path.is_dir() else path.parent
+        self.records_per_part = options.records_per_part
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """By the first line of the file, or of the first file of a folder, or of the first file that that one names."""
+        try:
+            file = min(_visible(path), default=None) if path.is_dir() else path
+            line = _first_line(file) if file else b""
+            if file and line.strip() and b"\t" not in line:
+                line = _first_line(file.parent / _name(line))
+        except (UserError, *BROKEN_GZIP, ValueError):
+            return False
+        return cls._is_row(line)
+
+    def parts(self) -> list[Part]:
+        files = TextFiles(self.root, _text_files(self.path), self.records_per_part)
+        parts = [part for name in files.names for part in files.parts(name, single_lines)]
+        if not parts:
+            raise nothing(self.path, "lines of pairs")
+        return parts
+
+    def read(self, part: Part) -> Iterator[Record]:
+        files = TextFiles(self.root, [part["file"]], self.records_per_part)
+        folder = (self.root / part["file"]).parent
+        line = part["line"]
+        try:
+            for key, origin, (data,) in files.read(part, single_lines):
+                line += 1
+                cells = data.rstrip(b"\r\n").split(b"\t")
+                if cells == [b""]:
+                    continue
+                try:
+                    if len(cells) != self.columns:
+                        raise Trouble("broken row", f"{len(cells)} columns instead of {self.columns}")
+                    yield self._record(cells, key, origin, folder)
+                except Trouble as trouble:
+                    yield Record(key=key, origin=origin, problem=trouble.problem)
+        except BROKEN_GZIP as error:
+            origin = f"{printable(part['file'])}, line {line} and all after it"
+            yield Record(key=f"{part['key']}{line:09d}", origin=origin, problem=("unreadable file", f"gzip: {error}"))
+
+    @classmethod
+    def _is_row(cls, line: bytes) -> bool:
+        return line.count(b"\t") + 1 == cls.columns
+
+    def _record(self, cells: list[bytes], key: str, origin: str, folder: Path) -> Record:
+        raise NotImplementedError
+
+
+class Cc12mBase64(_Lines):
+    """Columns: id, .npy of the embedding, .npy of the mask (both relative to the text file's folder), picture."""
+
+    columns = 4
+
+    @classmethod
+    def _is_row(cls, line: bytes) -> bool:
+        return super()._is_row(line) and all(cell.endswith(b".npy") for cell in line.split(b"\t")[1:3])
+
+    def _record(self, cells: list[bytes], key: str, origin: str, folder: Path) -> Record:
+        embedding = _embedding(*(_array(folder, name) for name in cells[1:3]))
+        return Record(key=key, origin=origin, embedding=embedding, image=from_base64(cells[3]))
+
+
+class Laion400m(_Lines):
+    """Six columns; the third is the caption, the fifth the picture."""
+
+    columns = 6
+
+    def _record(self, cells: list[bytes], key: str, origin: str, folder: Path) -> Record:
+        try:
+            return Record(key=key, origin=origin, caption=cells[2], image=from_base64(cells[4]))
+        except Trouble as trouble:
+            return Record(key=key, origin=origin, caption=cells[2], problem=trouble.problem)
+
+
+def _array(folder: Path, cell: bytes) -> np.ndarray:
+    """The array of a .npy file. Nothing in it is unpickled."""
+    try:
+        name = cell.decode()
+    except UnicodeDecodeError:
+        raise Trouble("broken row", "the name of a .npy file is not UTF-8") from None
+    if not name:
+        raise Trouble("broken row", "the name of a .npy file is empty")
+    data = read_bytes(folder / name, name)
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # hostile headers: ValueError, SyntaxError, OverflowError, MemoryError, BadZipFile
+        raise Trouble("bad embedding", f"{name} is not a whole .npy file: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise Trouble("bad embedding", f"{name} is an archive of arrays, not a .npy file")
+    return array
+
+
+def _embedding(embedding: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """[L, D] or [1, L, D], and a mask [L] or [1, L] that is 0 on padding, as the real tokens [L', D]."""
+    shapes = f"embedding {list(embedding.shape)} {embedding.dtype}, mask {list(mask.shape)} {mask.dtype}"
+    tokens_LD = embedding[0] if embedding.ndim == 3 and len(embedding) == 1 else embedding
+    mask_L = mask[0] if mask.ndim == 2 and len(mask) == 1 else mask
+    if tokens_LD.ndim != 2 or mask_L.ndim != 1 or len(tokens_LD) != len(mask_L):
+        raise Trouble("bad embedding", f"{shapes}: not [L, D] and [L]")
+    if tokens_LD.dtype.kind != "f" or mask_L.dtype.kind not in "biuf":
+        raise Trouble("bad embedding", f"{shapes}: not numbers of the right type")
+    is_real_L = mask_L != 0
+    if not is_real_L.any() or not tokens_LD.shape[1]:
+        raise Trouble("bad embedding", f"{shapes}: no tokens")
+    return tokens_LD[is_real_L]
+
+
+def _text_files(path: Path) -> list[str]:
+    """The text files, relative to the path's folder: a folder's sorted, a list's in its order, or the one given."""
+    if path.is_dir():  # which may hold a list of its text files beside them
+        return [file.name for file in sorted(_visible(path)) if not any(_exists(file, n) for n in _first_names(file))]
+    if not _first_names(path):
+        return [path.name]
+    names = []
+    with open_lines(path) as lines:
+        for name in filter(None, map(_name, lines)):
+            if not _exists(path, name):
+                where = f"{printable(path)} names {printable(name[:200])}"
+                raise UserError(f"{where}, which does not exist; restore it, or correct the list")
+            names.append(name)
+    return names
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    return (f for f in folder.iterdir() if f.suffix != ".npy" and not f.name.startswith(".") and f.is_file())
+
+
+def _first_names(file: Path) -> list[str]:
+    """The first of the names in a list file; none in a text file, which has a tab near its beginning or is a .gz."""
+    if file.suffix == ".gz":
+        return []
+    names = []
+    with open_lines(file) as lines:
+        for line in islice(lines, 100):
+            if b"\t" in line:
+                return []
+            names.append(_name(line))
+    return list(filter(None, names))
+
+
+def _name(line: bytes) -> str:
+    return line.decode("utf-8", "surrogateescape").strip()
+
+
+def _exists(list_file: Path, name: str) -> bool:
+    return os.path.isfile(list_file.parent / name)  # unlike Path.is_file, False for a name that is too long
+
+
+def _first_line(file: Path) -> bytes:
+    with open_lines(file) as lines:
+        return lines.readline(_LONGEST_FIRST_LINE)

@@ -1,0 +1,92 @@
+"""Parquet files with a caption column and a column of pictures: bytes, the `datasets` library's struct, or paths."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from imagen.data.sources.arrow import arrow_errors, pyarrow, rows
+from imagen.data.sources.base import Options, Part, Record
+from imagen.data.sources.columns import Columns, find_columns
+from imagen.data.sources.values import nothing, printable, visible_files
+from imagen.errors import UserError
+
+_BATCH = 16  # rows decoded at once: the pictures held in memory, beside the page they are on
+
+
+class Parquet:
+    """One file, or all files `*.parquet` below a folder.
+
+    Parts are cut inside row groups, and a part decodes its row group up to its own end, so row groups of about
+    `records_per_part` rows are read fastest. A key is the number of the row in its file, after the number of the file
+    where there are several.
+    """
+
+    has_columns = True
+
+    def __init__(self, path: Path, options: Options):
+        self.path = path
+        self.options = options
+        self.root = path if path.is_dir() else path.parent
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        if not path.is_dir():
+            return path.name.lower().endswith(".parquet")
+        # The library's own downloads have them one folder deeper; img2dataset puts tables of addresses beside its tars.
+        return any(any(path.glob(p)) for p in ("*.parquet", "*/*.parquet")) and not any(path.glob("*.tar"))
+
+    def parts(self) -> list[Part]:
+        files = visible_files(self.path, ".parquet") if self.path.is_dir() else [self.path]
+        parts: list[Part] = []
+        for number, file in enumerate(files):
+            table = self._open(file)
+            self._columns(table, file)
+            name, prefix = str(file.relative_to(self.root)), f"{number:05d}-" if len(files) > 1 else ""
+            first = 0  # row of the file
+            for group in range(table.metadata.num_row_groups):
+                count = table.metadata.row_group(group).num_rows
+                for start in range(0, count, self.options.records_per_part):
+                    end = min(start + self.options.records_per_part, count)
+                    place = {"group": group, "start": start, "end": end, "row": first + start}
+                    parts.append({"file": name, "key": prefix, **place})
+                first += count
+        if not parts:
+            raise nothing(self.path, "rows")
+        return parts
+
+    def read(self, part: Part) -> Iterator[Record]:
+        file = self.root / part["file"]
+        table = self._open(file)
+        columns = self._columns(table, file)
+        before = part["row"] - part["start"]  # rows of the file before the row group
+        found, number = rows(self._batches(table, part["group"], columns), part["start"], part["end"]), part["row"]
+        try:
+            for row, cells in found:
+                number = before + row + 1
+                yield columns.record(cells, *self._name(part, number - 1), file.parent)
+        except arrow_errors() as error:  # a damaged page: what came before it has arrived
+            key, origin = self._name(part, number)
+            reason = str(error).splitlines()[0]
+            yield Record(key=key, origin=f"{origin} to {before + part['end']}", problem=("unreadable file", reason))
+
+    def _name(self, part: Part, row: int) -> tuple[str, str]:
+        """Key and origin of a row of the file."""
+        return f"{part['key']}{row:09d}", f"{printable(part['file'])}, row {row + 1}"
+
+    def _batches(self, table: Any, group: int, columns: Columns) -> Iterator[Any]:
+        # Without threads: a process reads one part, and there are as many processes as cores.
+        names = list(dict.fromkeys((columns.image, columns.caption)))
+        yield from table.iter_batches(_BATCH, row_groups=[group], columns=names, use_threads=False)
+
+    def _open(self, file: Path) -> Any:
+        parquet = pyarrow("parquet")
+        try:
+            return parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+        except FileNotFoundError:
+            raise UserError(f"{printable(file)} does not exist; restore it or give another path") from None
+        except arrow_errors() as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{printable(file)} is not a whole Parquet file ({reason}); copy it again") from None
+
+    def _columns(self, table: Any, file: Path) -> Columns:
+        return find_columns(table.schema_arrow.names, self.options, file)

@@ -1,0 +1,127 @@
+"""What readers share: keys that are safe in a tar, pictures named or held by a cell, what to say of bad ones."""
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from imagen.errors import UserError
+
+PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # by the file's name, in any case
+CAPTION_NAMES = ("caption", "text")  # of a JSON object beside a picture
+_SAFE_KEY = re.compile(r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*")
+_MADE_KEY = re.compile(r"-[0-9a-f]{16}$")
+
+
+class Trouble(Exception):
+    """One record cannot be given; becomes its `problem`."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.problem = (reason, detail)
+
+
+def safe_key(wanted: str, name: str, *, is_free: bool = True) -> str:
+    """`wanted` as a key, as it is if it is plain and free; else it ends in 64 bits of the hash of `name`.
+
+    So different names have different keys where no two share a free `wanted`: a plain one that looks as if it
+    ended in a hash gets another.
+    """
+    if is_free and _SAFE_KEY.fullmatch(wanted) and not _MADE_KEY.search(wanted):
+        return wanted
+    parts = (re.sub(r"[^A-Za-z0-9_-]+", "_", part) for part in wanted.split("/") if part)
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    return f"{'/'.join(parts)}-{digest}"
+
+
+def printable(name: str | Path) -> str:
+    """A file's name for people: bytes that are not UTF-8, which Python keeps as surrogates, are replaced."""
+    return str(name).encode("utf-8", "replace").decode()
+
+
+def read_bytes(path: Path, name: str) -> bytes:
+    """A file that a record names as `name`; Trouble if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise Trouble("missing file", f"{name} does not exist") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise Trouble("unreadable file", f"{name}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def picture(value: Any, folder: Path, *, is_base64: bool) -> bytes:
+    """The encoded picture of a cell: bytes, base64, a path relative to `folder`, or a dict of "bytes" and "path".
+
+    Trouble if there is none, or it cannot be read.
+    """
+    if isinstance(value, dict):  # how the `datasets` library stores pictures
+        value = value.get("bytes") or value.get("path")
+    if value is None or value == "" or value == b"":
+        raise Trouble("broken row", "no picture")
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise Trouble("broken row", f"the picture is of type {type(value).__name__}, not a path or bytes")
+    if is_base64:
+        return from_base64(value)
+    if re.match(r"https?://", value):
+        raise Trouble("missing file", f"{value} is not on this machine; download it first, with img2dataset say")
+    return read_bytes(folder / value, printable(value))
+
+
+def from_base64(text: str | bytes) -> bytes:
+    """Standard or URL-safe base64, padded, alone or after "data:image/...;base64,"; Trouble if it is not."""
+    data = text.encode("utf-8", "replace") if isinstance(text, str) else text
+    if data.startswith(b"data:"):
+        data = data.partition(b",")[2]
+    data = data.strip()
+    if not data:
+        raise Trouble("bad base64", "empty")
+    try:
+        return base64.b64decode(data.translate(_STANDARD), validate=True)
+    except binascii.Error as error:
+        raise Trouble("bad base64", str(error)) from None
+
+
+def caption_of_json(data: bytes, name: str) -> str | bytes | None:
+    """The caption in a JSON file beside a picture, None if it names none; Trouble if the file is not a JSON object."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Trouble("unreadable file", f"{name} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise Trouble("unreadable file", f"{name} is not a JSON object")
+    captions = (value.get(key) for key in CAPTION_NAMES)
+    return as_caption(next((caption for caption in captions if isinstance(caption, str)), None))
+
+
+def as_caption(text: str | None) -> str | bytes | None:
+    """Bytes for text that UTF-8 cannot express: JSON may hold half of a surrogate pair."""
+    if text is None:
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+    return text
+
+
+def visible_files(folder: Path, suffix: str) -> list[Path]:
+    """The files NAME`suffix` anywhere below `folder`, sorted, without hidden ones and those in hidden folders."""
+    found = (path for path in folder.rglob(f"*{suffix}") if path.is_file())
+    return sorted(path for path in found if not hidden(path.relative_to(folder).parts))
+
+
+def hidden(parts: Iterable[str]) -> bool:
+    return any(part.startswith(".") for part in parts)
+
+
+def nothing(path: Path, what: str) -> UserError:
+    return UserError(f"{printable(path)} holds no {what}; give another path or --format")
+
+
+_STANDARD = bytes.maketrans(b"-_", b"+/")

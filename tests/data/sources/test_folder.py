@@ -1,0 +1,120 @@
+import json
+import os
+import shutil
+
+import pytest
+from reading import pictures, problems, read
+
+from imagen.data.sources import open_source
+from imagen.errors import UserError
+
+
+def write(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def test_pictures_at_any_depth_with_the_caption_beside_them(tmp_path):
+    a, b, c, d, e = pictures(5)
+    write(tmp_path / "b" / "cat.JPG", a)
+    write(tmp_path / "b" / "cat.txt", "eine Kätzin\n".encode())
+    write(tmp_path / "dog.webp", b)
+    write(tmp_path / "dog.json", json.dumps({"text": "no", "caption": "a dog"}).encode())
+    write(tmp_path / "dir.d" / "deep" / "1.png", c)
+    write(tmp_path / "dir.d" / "deep" / "1.json", json.dumps({"width": 5, "text": "one"}).encode())
+    write(tmp_path / "z.gif", d)
+    write(tmp_path / "two.tif", e)
+    write(tmp_path / "two.json", b"{}")
+    write(tmp_path / "two.txt", b"\xff not UTF-8")
+    write(tmp_path / "notes.md", b"no picture")
+    records = read(tmp_path, "folder")
+    assert [(r.origin, r.image, r.caption) for r in records] == [
+        ("b/cat.JPG", a, "eine Kätzin\n".encode()),
+        ("dir.d/deep/1.png", c, "one"),
+        ("dog.webp", b, "a dog"),
+        ("two.tif", e, b"\xff not UTF-8"),
+        ("z.gif", d, None),
+    ]
+    assert [r.key for r in records][0::2] == ["b/cat", "dog", "z"]
+    assert open_source(tmp_path).parts() == open_source(tmp_path, "folder").parts()  # guessed
+
+
+def test_keys_are_safe_and_differ_where_names_do(tmp_path):
+    names = [
+        "a b.png",
+        "a_b.png",
+        "a.b.png",
+        "é.png",
+        "x.png",
+        "x.jpg",
+        "x.jpg.png",
+        "x/y.png",
+        "x_/y.png",
+        "-.png",
+        "n" * 251 + ".png",
+    ]
+    for name in names:
+        write(tmp_path / name, b"p")
+    made = next(r.key for r in read(tmp_path, "folder") if r.origin == "a b.png")
+    write(tmp_path / f"{made}.png", b"p")  # as if the keys of an earlier build had become names
+    records = read(tmp_path, "folder")  # which checks that keys are safe and differ
+    assert len(records) == len(names) + 1
+    keys = {r.origin: r.key for r in records}
+    assert (keys["a_b.png"], keys["x/y.png"], keys["a b.png"]) == ("a_b", "x/y", made)
+
+
+def test_hidden_files_are_left_out_and_loops_of_links_end(tmp_path):
+    root = tmp_path / "root"
+    write(root / "a" / "1.png", b"1")
+    write(root / ".hidden" / "2.png", b"2")
+    write(root / "a" / "._1.png", b"3")
+    write(tmp_path / "elsewhere" / "4.png", b"4")
+    (root / "a" / "up").symlink_to(root)
+    (root / "a" / "self").symlink_to(root / "a")
+    (root / "b").symlink_to(tmp_path / "elsewhere")
+    (root / "c.png").symlink_to(tmp_path / "elsewhere" / "4.png")
+    assert [(r.key, r.image) for r in read(root, "folder")] == [("a/1", b"1"), ("b/4", b"4"), ("c", b"4")]
+
+
+def test_faults_have_reasons(tmp_path):
+    for name in ("good", "gone", "json", "list", "nocaption"):
+        write(tmp_path / f"{name}.png", b"p")
+    (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere")
+    write(tmp_path / "json.json", b"{not")
+    write(tmp_path / "list.json", b"[1]")
+    (tmp_path / "nocaption.txt").mkdir()
+    write(tmp_path / "dangling.txt", b"kept")
+    source = open_source(tmp_path)
+    (part,) = source.parts()
+    (tmp_path / "gone.png").unlink()
+    records = list(source.read(part))
+    assert problems(records) == {
+        "dangling.png": "missing file",
+        "gone.png": "missing file",
+        "json.png": "unreadable file",
+        "list.png": "unreadable file",
+        "nocaption.png": "unreadable file",
+    }
+    assert [r.origin for r in records if r.image] == ["good.png"]
+    assert records[0].caption == b"kept"
+    shutil.rmtree(tmp_path)
+    with pytest.raises(UserError, match="is gone"):
+        list(source.read(part))
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    try:
+        write(tmp_path / os.fsdecode(b"caf\xe9.png"), b"p")
+    except OSError:
+        pytest.skip("this file system wants UTF-8")
+    write(tmp_path / os.fsdecode(b"caf\xe9.txt"), b"coffee")
+    (record,) = read(tmp_path, "folder")
+    assert record.image == b"p" and record.caption == b"coffee" and record.origin.encode()
+
+
+def test_what_is_no_folder_of_pictures(tmp_path):
+    write(tmp_path / "empty" / "readme.txt", b"x")
+    with pytest.raises(UserError, match=r"empty holds no pictures"):
+        open_source(tmp_path / "empty", "folder").parts()
+    with pytest.raises(UserError, match=r"readme\.txt is not a folder"):
+        open_source(tmp_path / "empty" / "readme.txt", "folder").parts()

@@ -1,0 +1,74 @@
+import io
+import tarfile
+
+import pytest
+
+from imagen.data.sources import FORMATS, open_source
+from imagen.errors import UserError
+
+
+def make(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".tar":
+            with tarfile.open(path, "w") as tar:
+                tar.addfile(tarfile.TarInfo("a.jpg"), io.BytesIO())
+        else:
+            path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "format, names",
+    [
+        ("folder", ["1.png", "1.txt"]),
+        ("folder", ["deep/er/1.JPEG"]),
+        ("csv", ["t.csv"]),
+        ("tsv", ["a.tsv", "b.tsv"]),
+        ("jsonl", ["t.jsonl"]),
+        ("parquet", ["data/train-00000.parquet", "README.md"]),
+        ("webdataset", ["0.tar", "0.parquet", "0_stats.json"]),  # img2dataset's output
+        ("webdataset", ["train/0.tar", "heldout/0.tar"]),
+        ("huggingface", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"]),
+        ("huggingface", ["dataset_dict.json", "train/state.json", "train/data-00000-of-00001.arrow"]),
+    ],
+)
+def test_the_format_of_a_folder_is_told_where_it_is_plain(tmp_path, format, names):
+    make(tmp_path, *names)
+    assert type(open_source(tmp_path)) is FORMATS[format]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.TSV", "t.jsonl", "t.parquet"])
+def test_the_format_of_a_file_is_told_by_its_name(tmp_path, name):
+    make(tmp_path, name)
+    assert type(open_source(str(tmp_path / name))) is FORMATS[name.lower()[2:]]
+
+
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        (["1.png", "metadata.csv"], "may be folder or csv; name it with --format"),
+        (["a.csv", "b.jsonl"], "may be csv or jsonl; name it"),
+        ([".hidden/1.png", "notes.md"], "looks like no known format"),
+        (["1.npy"], "looks like no known format"),
+        (["dangling.gz"], "looks like no known format"),
+    ],
+)
+def test_what_is_not_plain_names_the_formats(tmp_path, names, words):
+    make(tmp_path, *names)
+    with pytest.raises(UserError, match=words) as error:
+        open_source(tmp_path)
+    assert all(name in str(error.value) for name in FORMATS) and "\n" not in str(error.value)
+
+
+def test_mistakes_are_one_line(tmp_path):
+    make(tmp_path, "1.png")
+    for words, path, options in [
+        ("no format 'foldr'; did you mean 'folder'", tmp_path, {"format": "foldr"}),
+        ("nowhere does not exist", tmp_path / "nowhere", {"format": "csv"}),
+        ("the format folder has no columns", tmp_path, {"caption_column": "c"}),
+        ("records_per_part is 0", tmp_path, {"records_per_part": 0}),
+    ]:
+        with pytest.raises(UserError, match=words) as error:
+            open_source(path, **options)
+        assert "\n" not in str(error.value)

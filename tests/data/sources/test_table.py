@@ -1,0 +1,214 @@
+import base64
+import csv
+import json
+import random
+
+import pytest
+from reading import pictures, problems, read
+
+from imagen.data.sources import open_source
+from imagen.errors import UserError
+
+CAPTIONS = [
+    "a cat",
+    "two\nlines, and a comma",
+    'he said "hello"\r\nand left\n\n',
+    "tab\there",
+    '"',
+    "",
+    "Ünïcode 🐙\u2028line separator\x85next",
+    '\',"\'\n","\n',
+    "end",
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "img").mkdir()
+    for i, data in enumerate(pictures(len(CAPTIONS))):
+        (tmp_path / "img" / f"{i}.png").write_bytes(data)
+    return tmp_path
+
+
+def write_csv(path, rows, header=("id", "image", "caption"), **dialect):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, **dialect)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("format", ["csv", "tsv"])
+def test_csv_and_tsv_by_the_csv_module(folder, format, end, quoting):
+    rows = [(i, f"img/{i}.png", caption) for i, caption in enumerate(CAPTIONS)]
+    delimiter = {"csv": ",", "tsv": "\t"}[format]
+    write_csv(folder / f"t.{format}", rows, delimiter=delimiter, lineterminator=end, quoting=quoting)
+    records = read(folder / f"t.{format}")
+    assert [r.caption for r in records] == CAPTIONS
+    assert [r.image for r in records] == pictures(len(CAPTIONS))
+    assert (records[0].key, records[0].origin) == ("000000002", f"t.{format}, line 2")
+    assert (records[2].key, records[2].origin) == ("000000005", f"t.{format}, line 5")  # after a row of two lines
+
+
+def test_any_table_that_the_csv_module_writes_is_cut_into_whole_rows(tmp_path):
+    (tmp_path / "p").write_bytes(b"p")
+    rng = random.Random(0)
+    for trial in range(30):
+        captions = ["".join(rng.choices('ab", \n\r', k=rng.randrange(8))) for _ in range(40)]
+        write_csv(tmp_path / f"{trial}.csv", [(c, "p") for c in captions], ("caption", "image"))
+        assert [r.caption for r in read(tmp_path / f"{trial}.csv")] == captions
+
+
+def test_a_byte_order_mark_and_the_end_without_a_line_end(folder):
+    (folder / "t.csv").write_bytes(b"\xef\xbb\xbfTEXT,file_name\r\none,img/0.png\r\n\r\ntwo,img/1.png")
+    records = read(folder / "t.csv")
+    assert [(r.origin, r.caption) for r in records] == [("t.csv, line 2", "one"), ("t.csv, line 4", "two")]
+    assert [r.image for r in records] == pictures(2)
+
+
+def test_jsonl(folder):
+    with open(folder / "t.jsonl", "w", encoding="utf-8") as file:
+        for i, caption in enumerate(CAPTIONS):
+            file.write(
+                json.dumps({"image": f"img/{i}.png", "prompt": caption}, ensure_ascii=bool(i % 2)) + "\n" * (1 + i % 3)
+            )
+    records = read(folder / "t.jsonl")
+    assert [r.caption for r in records] == CAPTIONS and [r.image for r in records] == pictures(len(CAPTIONS))
+
+
+def test_pictures_in_base64_longer_than_the_csv_modules_limit(tmp_path):
+    data = random.Random(0).randbytes(300_000)
+    coded = [base64.b64encode(data), base64.urlsafe_b64encode(data), b"data:image/png;base64," + base64.b64encode(data)]
+    write_csv(tmp_path / "t.csv", [("c", c.decode()) for c in coded], ("caption", "image_base64"))
+    with open(tmp_path / "t.jsonl", "w") as file:
+        file.writelines(json.dumps({"caption": "c", "b64": c.decode()}) + "\n" for c in coded)
+    assert [r.image for r in read(tmp_path / "t.csv")] == [data] * 3
+    assert [r.image for r in read(tmp_path / "t.jsonl", image_column="b64")] == [data] * 3
+
+
+def test_absolute_paths_and_a_folder_of_tables(folder):
+    (folder / "deep").mkdir()
+    header = ("caption", "image")
+    write_csv(folder / "deep" / "b.csv", [("absolute", folder / "img" / "0.png"), ("up", "../img/1.png")], header)
+    write_csv(folder / "a.csv", [("here", "img/2.png")], ("image_path", "title")[::-1])
+    write_csv(folder / "none.csv", [], header)
+    records = read(folder, "csv")
+    a, b, c = pictures(3)
+    assert [(r.key, r.caption, r.image) for r in records] == [
+        ("00000-000000002", "here", c),
+        ("00001-000000002", "absolute", a),
+        ("00001-000000003", "up", b),
+    ]
+
+
+def test_faults_of_csv_rows(folder):
+    (folder / "img" / "dir.png").mkdir()
+    lines = [
+        b"caption,image",
+        b"good,img/0.png",
+        b"short",
+        b"a, b,img/0.png",
+        b"not utf-8 \xff,img/0.png",
+        b"gone,img/none.png",
+        b"folder,img/dir.png",
+        b"zero,img/\x00.png",
+        b"empty,",
+        b"web,https://example.com/1.png",
+        b'"a stray quote,img/0.png',
+        b'after it,"img/1.png"',
+        b"between,img/2.png",
+        b'another "stray one",img/3.png',
+        b'"open to the end,img/4.png',
+        b"last,img/5.png",
+    ]
+    (folder / "t.csv").write_bytes(b"\n".join(lines))
+    records = read(folder / "t.csv")
+    reasons = problems(records)
+    assert reasons.pop("t.csv, line 8") in ("unreadable file", "broken row")  # the csv module of Python 3.10 says so
+    assert reasons == {
+        "t.csv, line 3": "broken row",
+        "t.csv, line 4": "broken row",
+        "t.csv, line 5": "broken row",
+        "t.csv, line 6": "missing file",
+        "t.csv, line 7": "unreadable file",
+        "t.csv, line 9": "broken row",
+        "t.csv, line 10": "missing file",
+        "t.csv, line 11": "broken row",
+        "t.csv, line 15": "broken row",
+    }
+    good = [r.caption for r in records if not r.problem]
+    assert good == ["good", "after it", "between", 'another "stray one"', "last"]
+    assert next(r.caption for r in records if r.origin == "t.csv, line 6") == "gone"
+
+
+def test_a_quote_that_is_never_closed_costs_one_row_of_a_long_table(tmp_path):
+    (tmp_path / "p").write_bytes(b"p")
+    rows = ["p\tc"] * 2000
+    rows[700] = 'p\t"c'
+    (tmp_path / "t.tsv").write_text("\n".join(["path\tcaption", *rows]))
+    records = read(tmp_path / "t.tsv", cuts=(300, 1000))
+    assert problems(records) == {"t.tsv, line 702": "broken row"} and len(records) == 2000
+
+
+def test_faults_of_jsonl_rows(folder):
+    lines = [
+        b'{"image": "img/0.png", "caption": "cut off',
+        b'{"image": "img/0.png", "caption": "good"}',
+        b'{"image": "img/0.png"}',
+        b'["img/0.png", "a list"]',
+        b'{"image": 7, "caption": "x"}',
+        b'{"image": null, "caption": "x"}',
+        b'{"image": "img/0.png", "caption": ["x"]}',
+        b'{"image": "img/0.png", "caption": "\xff"}',
+        b'{"image": {"path": "img/1.png", "bytes": null}, "caption": null}',
+        b'{"image": "img/2.png", "caption": "half of a pair \\ud83d"}',
+        b'{"image": "img/\\ud83d.png", "caption": "x"}',
+        b"[" * 100_000,
+    ]
+    (folder / "t.jsonl").write_bytes(b"\n".join(lines))
+    records = read(folder / "t.jsonl")
+    assert problems(records) == {f"t.jsonl, line {i}": "broken row" for i in (1, 3, 4, 5, 6, 7, 8, 12)} | {
+        "t.jsonl, line 11": "unreadable file"
+    }
+    half = "half of a pair \ud83d".encode("utf-8", "surrogatepass")
+    assert [r.caption for r in records if not r.problem] == ["good", None, half]
+
+
+def test_bad_base64(tmp_path):
+    write_csv(tmp_path / "t.csv", [("c", "####"), ("c", "abc"), ("c", "data:image/png;base64,")], ("text", "image_b64"))
+    records = read(tmp_path / "t.csv", image_column="image_b64")
+    assert list(problems(records).values()) == ["bad base64"] * 3
+
+
+@pytest.mark.parametrize(
+    "content, options, words",
+    [
+        (b"a,b\n1,2\n", {}, "cannot tell the image column of .*'a', 'b'.*--image-column"),
+        (b"image,b\n1,2\n", {}, "cannot tell the caption column .*--caption-column"),
+        (b"image,b\n1,2\n", {"caption_column": "caption"}, "no column 'caption'.*'image', 'b'"),
+        (b"image,captoin\n1,2\n", {"caption_column": "caption"}, "did you mean 'captoin'"),
+        (b"url,caption\n1,2\n", {}, "img2dataset"),
+        (b"image,caption\n", {}, "holds no rows"),
+        (b"", {}, "column"),
+        (b"\xff\xfei\x00m\x00\n\x00", {}, "UTF-16"),
+        (b"\xff,caption\n", {}, "not UTF-8"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_one_line(tmp_path, content, options, words):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(UserError, match=words) as error:
+        open_source(tmp_path / "t.csv", **options).parts()
+    assert "t.csv" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_lost_files_and_files_without_objects(tmp_path):
+    (tmp_path / "t.jsonl").write_bytes(b'[{"image": "a"},\n {"image": "b"}]')
+    with pytest.raises(UserError, match=r"t\.jsonl holds no JSON object"):
+        open_source(tmp_path / "t.jsonl").parts()
+    (tmp_path / "t.jsonl").write_bytes(b'{"image": "a", "caption": "b"}')
+    source = open_source(tmp_path / "t.jsonl")
+    (part,) = source.parts()
+    (tmp_path / "t.jsonl").unlink()
+    with pytest.raises(UserError, match=r"t\.jsonl does not exist"):
+        list(source.read(part))
