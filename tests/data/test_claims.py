@@ -26,7 +26,7 @@ FORK = multiprocessing.get_context("fork")  # a process in milliseconds: what a 
 
 class SlowEncoder(FakeEncoder):
     def encode(self, captions):
-        time.sleep(0.01)
+        time.sleep(0.03)
         return super().encode(captions)
 
 
@@ -68,7 +68,7 @@ def uninterrupted(folder):
 
 def encode(folder, results=None):
     # beat: a kill between the making of a claim and the writing of its owner's name is not waited for so long.
-    encoded = encode_shards(folder, SlowEncoder(), 60, progress=False, claims=Claims(beat=1))
+    encoded = encode_shards(folder, SlowEncoder(), 60, progress=False, claims=Claims(beat=3))
     if results is not None:
         results.put(encoded)
 
@@ -83,12 +83,11 @@ def test_killed_and_rerun_equals_uninterrupted(folder, uninterrupted):
     rng = random.Random(0)
     for _ in range(4):
         process = started(folder)
-        time.sleep(rng.uniform(0.05, 0.3))
+        time.sleep(rng.uniform(0.05, 0.4))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL  # it had not finished
-        found = sidecars(folder)
-        assert found.items() < uninterrupted.items()
+        assert sidecars(folder).items() < uninterrupted.items()
     process = started(folder)
     process.join()
     assert process.exitcode == 0
@@ -109,7 +108,8 @@ def test_processes_share_the_shards(folder, uninterrupted):
 
 def test_the_others_finish_for_one_that_is_killed(folder, uninterrupted):
     victim, other = started(folder), started(folder)
-    time.sleep(0.2)
+    while not sidecars(folder):
+        time.sleep(0.01)
     victim.kill()
     victim.join()
     other.join()
