@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,13 +39,22 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    rng = random.Random(0)
-    with ShardWriter(tmp_path / "shards", 3) as writer:
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory):
+    """Shards with the sidecars of a run that was not interrupted."""
+    folder, rng = tmp_path_factory.mktemp("encoded"), random.Random(0)
+    with ShardWriter(folder, 3) as writer:
         for i in range(3 * SHARDS):
             writer.write({"__key__": f"k{i}", "txt": ("word " * rng.randint(0, 20) + f"{i}").encode()})
-    return tmp_path / "shards"
+    assert encode_shards(folder, FakeEncoder(), 60, progress=False) == SHARDS
+    assert others(folder) == []
+    return folder
+
+
+@pytest.fixture
+def folder(encoded, tmp_path):
+    """The shards without sidecars."""
+    return shutil.copytree(encoded, tmp_path / "shards", ignore=shutil.ignore_patterns("*.text.safetensors"))
 
 
 def sidecars(folder):
@@ -57,13 +67,8 @@ def others(folder):
 
 
 @pytest.fixture
-def uninterrupted(folder):
-    assert encode_shards(folder, FakeEncoder(), 60, progress=False) == SHARDS
-    whole = sidecars(folder)
-    for name in whole:
-        (folder / name).unlink()
-    assert len(whole) == SHARDS and others(folder) == []
-    return whole
+def uninterrupted(encoded):
+    return sidecars(encoded)
 
 
 def encode(folder, results=None):
