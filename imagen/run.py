@@ -13,11 +13,13 @@ from imagen.cascade import Stage, export_stage
 from imagen.cascade.conditioning import to_images
 from imagen.config import Experiment
 from imagen.data.embeddings import unconditional
-from imagen.data.loader import Batch, Loader
-from imagen.data.shards import open_split, splits
+from imagen.data.encode import Encoder
+from imagen.data.loader import Batch
+from imagen.data.shards import index_folder, open_split, splits
 from imagen.jsonconfig import to_json
 from imagen.models.resize import upsample
 from imagen.pictures import contact_sheet, write_png
+from imagen.train import on_the_fly
 from imagen.train.trainer import TrainResult, train
 
 GRID = 16  # pictures of a validation grid
@@ -38,7 +40,13 @@ def train_run(
     OUT/export, a one-stage cascade with the averaged weights, at each checkpoint.
     """
     data, out = Path(data), Path(out)
-    null = None if experiment.text is None else unconditional(data, experiment.text)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    encoder, null = on_the_fly.caption_encoder(experiment, device), None
+    if encoder is not None:
+        index_folder(data)  # `imagen data encode` need not have been run
+        null = on_the_fly.unconditional(encoder)
+    elif experiment.text is not None:
+        null = unconditional(data, experiment.text)
 
     def export(weights: dict[str, Tensor], info: dict[str, int]) -> None:
         export_stage(
@@ -50,7 +58,7 @@ def train_run(
             info={"preset": experiment.name, **info},
         )
 
-    sampler = grid_sampler(experiment, data, out / "samples", null)
+    sampler = grid_sampler(experiment, data, out / "samples", null, encoder)
     return train(
         experiment,
         to_json(experiment),
@@ -60,30 +68,24 @@ def train_run(
         export=export,
         minutes=minutes,
         device=device,
+        encoder=encoder,
         say=say,
     )
 
 
 def grid_sampler(
-    experiment: Experiment, data: Path, folder: Path, null_LD: Tensor | None
+    experiment: Experiment, data: Path, folder: Path, null_LD: Tensor | None, encoder: Encoder | None = None
 ) -> Callable[[nn.Module, int], Tensor]:
     """Pictures of the same held-out (else training) captions from the same noise, step after step.
 
     For a super-resolution stage each row shows the enlarged input, the output, and the true picture.
     """
-    stage, text = experiment.stage, experiment.text
+    stage = experiment.stage
     split = "heldout" if "heldout" in splits(data) else "train"
     count = min(GRID, len(open_split(data, split)))
-    loader = Loader(  # rather than the first samples themselves: it replaces bad ones
-        data,
-        replace(experiment.data, crop=None, flip=False, workers=0),
-        resolution=stage.resolution,
-        low_resolution=stage.low_resolution,
-        text=text,
-        batch_size=count,
-        seed=0,
-        split=split,
-    )
+    config = replace(experiment.data, crop=None, flip=False, workers=0)
+    # A loader, rather than the first samples themselves: it replaces bad ones.
+    loader = on_the_fly.open_loader(experiment, data, config, encoder, batch_size=count, seed=0, split=split)
     batch = next(iter(loader))
     texts = _texts(batch)
 

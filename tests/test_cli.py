@@ -251,9 +251,9 @@ def test_damaged_data(copy, mistake, quick, tmp_path, spoil, message):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--text.encoder", "t5-small"], "none of 't5-small'; run `imagen data encode .* --encoder t5-small"),
-        (["--text.max_tokens", "77"], r"made with max_tokens '\d+', the run wants '77'; run .* --max-tokens 77`"),
-        (["--text.revision", "v2"], "made with revision 'main', the run wants 'v2'; run .* --revision v2"),
+        (["--text.encoder", "t5-small"], "no .* of 't5-small' .*; run `imagen data encode .* --encoder t5-small"),
+        (["--text.max_tokens", "77"], r"no .* \(00000\..*\.77\.text\..*\), only 00000\..*; run .* --max-tokens 77`"),
+        (["--text.revision", "v2"], r"no .* \(00000\..*@v2\..*\), only 00000\..*; run .* --revision v2"),
         (["--text.width", "512", "--stage.unet.text_width", "512"], "made with width '384', the run wants '512'"),
     ],
 )
@@ -272,7 +272,7 @@ def test_encoding(made, copy, imagen, mistake, tmp_path):
     assert "samples, every shard was encoded already by" in imagen("data", "encode", shards, "--max-tokens", tokens)
     assert "nowhere is not a folder" in mistake("data", "encode", tmp_path / "nowhere")
     assert "no/such" in mistake("data", "encode", shards, "--encoder", tmp_path / "no" / "such")
-    assert "not a whole number" in mistake("data", "encode", shards, "--batch-size", 0)
+    assert "not a whole number" in mistake("data", "encode", shards, "--batch-tokens", 0)
     (tmp_path / "silent").mkdir()
     (tmp_path / "k.png").write_bytes(b"x")
     with tarfile.open(tmp_path / "silent" / "00000.tar", "w") as tar:

@@ -49,6 +49,20 @@ def test_prompts_become_pictures_that_say_how_they_were_made(made, imagen, tmp_p
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("0*.png")} == times
 
 
+def test_training_without_embeddings_and_without_an_index(made, imagen, quick, tmp_path):
+    """The command that made `base`, with the encoder in the place of the files that `imagen data encode` writes."""
+    shards, run = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(made / "shards", shards, ignore=shutil.ignore_patterns("*.safetensors"))
+    options = ["--train.steps", 4, *quick, "--data.on_the_fly", "true"]
+    imagen("train", "debug_64", "--data", shards, "--out", run, *options)
+    for row, expected in zip(rows(run), rows(made / "base"), strict=True):
+        for name in ("loss", "grad_norm", "conditional_gap", "validation_loss"):
+            assert row[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-4), name
+    picture, expected = (np.asarray(Image.open(r / "samples" / "step-00000004.png"), int) for r in (run, made / "base"))
+    assert abs(picture - expected).mean() < 0.1
+    imagen("sample", run, PROMPTS[0], "--steps", 2, "--out", tmp_path / "pictures")
+
+
 def test_a_run_is_a_cascade_of_one_stage(made, imagen, tmp_path):
     (tmp_path / "prompts.txt").write_text(f"{PROMPTS[0]}\n\n  {PROMPTS[1]}  \n", encoding="utf-8")
     imagen("sample", made / "base", "--prompts", tmp_path / "prompts.txt", "--steps", 2, "", "--out", tmp_path / "a")

@@ -28,7 +28,7 @@ from imagen.models.text import TextConfig
 MANIFEST = "cascade.json"
 FORMAT = 1
 # Every file name that `_store` and `_copy` make; "new" and "tmp" are what a killed process leaves.
-_OURS = re.compile(r"\.?(stage-\d+|text)-(new|[0-9a-f]{16}\.safetensors)(\.\d+\.tmp)?")
+_OURS = re.compile(r"\.?(stage-\d+|text)-(new|[0-9a-f]{16}\.safetensors)(\.[\da-f-]+\.tmp)?")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,7 +134,9 @@ def _parser() -> Parser:
         "encode",
         commands.data_encode,
         "write text embeddings (and indexes) beside the shards",
-        "May be stopped and run again. SHARDS holds WebDataset tars, as img2dataset writes them.\n\n"
+        "May be stopped, or killed, and run again. SHARDS holds WebDataset tars, as img2dataset writes them.\n"
+        "To use several GPUs or machines, start the command once for each: they share the shards among them,\n"
+        "and each returns when all is encoded.\n\n"
         "  imagen data encode shards --encoder google/t5-v1_1-xxl",
         within=data,
     )
@@ -146,7 +148,13 @@ def _parser() -> Parser:
     sub.add_argument(
         "--max-tokens", type=count, default=128, metavar="N", help="longer captions are cut (default: 128)"
     )
-    sub.add_argument("--batch-size", type=count, default=64, metavar="N", help="captions at a time (default: 64)")
+    sub.add_argument(
+        "--batch-tokens",
+        type=count,
+        default=8192,
+        metavar="N",
+        help="tokens at a time, padding included (default: 8192)",
+    )
     add_device(sub)
 
     sub = command("presets", commands.presets, "list the presets with their sizes")

@@ -43,16 +43,16 @@ def data_encode(options: argparse.Namespace) -> None:
     index_folder(options.shards)
     samples = sum(len(open_split(options.shards, split)) for split in splits(options.shards))
     text = encoder_config(options.encoder or EMBEDDED_ENCODER, revision=options.revision, max_tokens=options.max_tokens)
-    encoded = _encode(options.shards, text, batch_size=options.batch_size, device=device)
+    encoded = _encode(options.shards, text, batch_tokens=options.batch_tokens, device=device)
     done = f"{_counted(encoded, 'shard')} encoded" if encoded else "every shard was encoded already"
     print(f"{options.shards}: {_counted(samples, 'sample')}, {done} by {text.encoder} (max_tokens {text.max_tokens})")
 
 
-def _encode(shards: Path, text: "TextConfig", *, batch_size: int = 64, device: str | None = None) -> int:
+def _encode(shards: Path, text: "TextConfig", *, batch_tokens: int = 8192, device: str | None = None) -> int:
     from imagen.data.encode import encode_shards
     from imagen.models.text import LazyEncoder
 
-    return encode_shards(shards, LazyEncoder(text, device or _device(None)), batch_size=batch_size)
+    return encode_shards(shards, LazyEncoder(text, device or _device(None)), batch_tokens)
 
 
 def presets(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The sidecar of text embeddings beside a shard: `00000.<encoder>.text.safetensors`.
+"""The sidecar of text embeddings beside a shard: `00000.<encoder>.<max_tokens>.text.safetensors`.
 
 Tokens are bfloat16 stored as uint16, trimmed of padding: a caption of 20 tokens at 4096
 numbers takes 160 KiB, against 2 MiB padded to 128 in fp32. The header names the encoder, its
@@ -8,15 +8,15 @@ that neither another encoder's numbers nor another caption's can reach training 
 
 import hashlib
 import re
+from glob import escape
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 from torch import Tensor
 
-from imagen.data.mapped import MappedTensors
+from imagen.data.mapped import MappedTensors, save_tensors
 from imagen.data.shards import ShardedDataset, caption_hash, open_split
 from imagen.errors import UserError
 from imagen.files import replacing
@@ -44,8 +44,14 @@ def slug(encoder: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", encoder).strip("-.")
 
 
-def sidecar_path(tar: Path, encoder: str) -> Path:
-    return tar.with_name(f"{tar.name.removesuffix('.tar')}.{slug(encoder)}.text.safetensors")
+def sidecar_path(tar: Path, text: TextLike) -> Path:
+    """One for each encoder, revision and token limit: `00000.google-t5-v1_1-xxl.128.text.safetensors`.
+
+    A revision that is not main is in it too: `00000.google-t5-v1_1-xxl@3db67ab.128.text.safetensors`.
+    """
+    revision = "" if text.revision == "main" else f"@{slug(text.revision)}"
+    name = f"{slug(text.encoder)}{revision}.{text.max_tokens}"
+    return tar.with_name(f"{tar.name.removesuffix('.tar')}.{name}.text.safetensors")
 
 
 def _identity(text: TextLike) -> dict[str, str]:
@@ -83,8 +89,8 @@ def write_sidecar(
         "caption_hash": hashes,
     }
     metadata = _identity(text) | {"captions": hashlib.blake2b(hashes.tobytes(), digest_size=16).hexdigest()}
-    with replacing(sidecar_path(tar, text.encoder)) as temporary:
-        save_file(arrays, temporary, metadata)
+    with replacing(sidecar_path(tar, text)) as temporary:
+        save_tensors(arrays, temporary, metadata)
 
 
 class Embeddings:
@@ -104,12 +110,14 @@ class Embeddings:
 
     def _open(self, shard: int) -> MappedTensors:
         tar = self.dataset.tar_path(shard)
-        path = sidecar_path(tar, self.text.encoder)
+        path = sidecar_path(tar, self.text)
         if not path.exists():
-            others = sorted(tar.parent.glob(f"{self.dataset.shards[shard]}.*.text.safetensors"))
-            found = [MappedTensors(other, self._command).metadata.get("encoder", "?") for other in others]
-            has = f"has embeddings of {', '.join(map(repr, found))}, none" if found else "has no text embeddings"
-            raise UserError(f"{tar} {has} of {self.text.encoder!r}; {self._command}")
+            # By their names: a file of an earlier version, without the token limit in its name, is shown as such.
+            others = tar.parent.glob(f"{escape(self.dataset.shards[shard])}.*.text.safetensors")
+            only = f", only {', '.join(names)}" if (names := sorted(other.name for other in others)) else ""
+            raise UserError(
+                f"{tar} has no text embeddings of {self.text.encoder!r} ({path.name}){only}; {self._command}"
+            )
         sidecar = MappedTensors(path, self._command)
         for name, wanted in _identity(self.text).items():
             if sidecar.metadata.get(name) != wanted:
@@ -139,7 +147,7 @@ class Embeddings:
 def matches_sidecar(dataset: ShardedDataset, shard: int, text: TextLike) -> bool:
     """Whether a shard's sidecar is whole and made by `text` from exactly the captions that the shard holds now."""
     try:
-        sidecar = MappedTensors(sidecar_path(dataset.tar_path(shard), text.encoder), remedy="")
+        sidecar = MappedTensors(sidecar_path(dataset.tar_path(shard), text), remedy="")
         made_by = all(sidecar.metadata.get(name) == value for name, value in _identity(text).items())
         return made_by and np.array_equal(sidecar["caption_hash"], _hashes(dataset.captions(shard)))
     except UserError:  # missing or cut off

@@ -35,6 +35,7 @@ _TRIES = 100  # bad samples in a row before the stream gives up
 class DataConfig:
     crop: int | None = None  # side of a random high-resolution crop (SR training); None: the whole picture
     flip: bool = False  # random horizontal flip
+    on_the_fly: bool = False  # encode captions while training, instead of reading their embeddings beside the shards
     workers: int = 2  # loader processes a rank; 0: load in the training process
     window: int = 4  # shards that are shuffled together
     max_enlargement: float = 1.0  # a picture that would have to be enlarged by more is a bad sample

@@ -20,9 +20,8 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
-from imagen.data.mapped import MappedTensors
+from imagen.data.mapped import MappedTensors, save_tensors
 from imagen.errors import UserError
 from imagen.files import replacing
 
@@ -185,7 +184,7 @@ def index_shard(tar: str | Path) -> Path:
         "extensions": json.dumps(extensions),
     }
     with replacing(index_path(tar)) as temporary:
-        save_file(arrays, temporary, metadata)
+        save_tensors(arrays, temporary, metadata)
     return index_path(tar)
 
 

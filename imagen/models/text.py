@@ -41,6 +41,13 @@ class TextEncoder:
         self.model = model.eval().requires_grad_(False).to(device)
         self.device = torch.device(device)
 
+    def lengths(self, captions: list[str]) -> list[int]:
+        """How many tokens `encode` gives each caption."""
+        if not captions:
+            return []
+        tokens = self.tokenizer(captions, truncation=True, max_length=self.config.max_tokens)
+        return [len(ids) for ids in tokens["input_ids"]]
+
     @torch.no_grad()  # not inference_mode: its tensors could not enter a model that is being trained
     def encode(self, captions: list[str]) -> list[Tensor]:
         """Last hidden states, one [L_i, D] float32 CPU tensor a caption.
@@ -67,11 +74,18 @@ class LazyEncoder:
         self.device = device
         self._encoder: TextEncoder | None = None
 
+    def lengths(self, captions: list[str]) -> list[int]:
+        """As `TextEncoder.lengths`; raises what `load_text_encoder` raises."""
+        return self._loaded().lengths(captions)
+
     def encode(self, captions: list[str]) -> list[Tensor]:
         """As `TextEncoder.encode`; raises what `load_text_encoder` raises."""
+        return self._loaded().encode(captions)
+
+    def _loaded(self) -> TextEncoder:
         if self._encoder is None:
             self._encoder = load_text_encoder(self.config, self.device)
-        return self._encoder.encode(captions)
+        return self._encoder
 
 
 def unconditional(config: TextConfig, encoder: TextEncoder) -> Tensor:

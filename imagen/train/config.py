@@ -68,6 +68,8 @@ def check(experiment: Experiment, world_size: int = 1) -> None:
         if part is not None:
             part.check()
     stage.check("stage")
+    if text is None and experiment.data.on_the_fly:
+        raise UserError("data.on_the_fly is true, but text is null: there is nothing to encode")
     width = None if text is None else text.width
     if unet.text_width != width:
         needed = "text is null, so it must be null too" if text is None else f"text.width is {width}: make them equal"

