@@ -50,7 +50,7 @@ def encode_shards(folder: str | Path, encoder: Encoder, batch_size: int = 64, pr
 def _captions(dataset: ShardedDataset, shard: int) -> list[str]:
     """Those of a shard; UserError if there is none at all."""
     captions = dataset.captions(shard)
-    if not any(captions):
+    if captions and not any(captions):
         raise UserError(f"{dataset.tar_path(shard)} has no captions (KEY.txt members); nothing to encode")
     return captions
 
