@@ -8,6 +8,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from imagen.errors import UserError, check_number
 from imagen.files import read_json, write_json
 
 _FORMAT = "imagen-build-1"
+_ENDINGS = ("tar", "index.safetensors", "report.json", "hashes.npy", "rejected.jsonl", "duplicates.jsonl")
 _WIDTH_FROM = 100  # embeddings whose commonest width is that of the source
 
 
@@ -128,6 +130,8 @@ def _run(
 ) -> dict[str, Any]:
     """Build the parts that are missing, drop duplicates, write and return the result."""
     places = [place(job, source, number, part) for number, part in enumerate(parts)]
+    for folder in {where.folder for where in places}:
+        _sweep(folder, _ENDINGS if job.out is None else (*_ENDINGS, "text.safetensors"))
     reports = [finished(job, where) for where in places]
     missing = [number for number, report in enumerate(reports) if report is None]
     described = read_json(target / "build.json")
@@ -217,8 +221,7 @@ def _check(limits: Limits, max_rejected: float, encoder: str | None, max_tokens:
 def _start(target: Path, arguments: dict[str, Any], in_place: bool) -> None:
     """Mark `target` as holding this build. UserError if it holds another one or anything else."""
     file = target / "build.json"
-    for stale in target.glob(".build.json.*.tmp"):
-        stale.unlink(missing_ok=True)
+    _sweep(target, ("build.json",))
     if not file.exists():
         if not in_place and target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(f"{target} is not an empty folder; choose another one")
@@ -230,6 +233,14 @@ def _start(target: Path, arguments: dict[str, Any], in_place: bool) -> None:
     if described["arguments"] != arguments:
         remedy = f"delete {file} to check everything again" if in_place else "choose another folder or delete it"
         raise UserError(f"{target} holds a build {_difference(described['arguments'], arguments)}; {remedy}")
+
+
+def _sweep(folder: Path, endings: Sequence[str]) -> None:
+    """Remove the temporary files that killed processes left in `folder`, of files with these endings."""
+    ours = re.compile(rf"\.(?:.+\.)?(?:{'|'.join(map(re.escape, endings))})\.[\w-]+\.tmp")
+    if folder.is_dir():
+        for name in [entry.name for entry in os.scandir(folder) if ours.fullmatch(entry.name)]:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:

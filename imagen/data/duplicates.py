@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from imagen.data.embeddings import write_sidecar
+from imagen.data.embeddings import sidecar_path, write_sidecar
 from imagen.data.mapped import MappedTensors
 from imagen.data.parts import Job, Place, write_lines
 from imagen.data.shards import index_shard, tar_keys
@@ -73,8 +73,7 @@ def _keep(job: Job, tar: Path, keys: set[str]) -> None:
     index_shard(tar, keep=keys)
     if job.text is None:
         return
-    (path,) = tar.parent.glob(f"{tar.name.removesuffix('.tar')}.*.text.safetensors")
-    sidecar = MappedTensors(path, remedy="delete the folder and build again")
+    sidecar = MappedTensors(sidecar_path(tar, job.text.encoder), remedy="delete the folder and build again")
     offsets = sidecar["offsets"].tolist()
     if len(offsets) - 1 != len(everything):  # done before the last kill
         return

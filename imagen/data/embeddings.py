@@ -13,10 +13,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 from torch import Tensor
 
-from imagen.data.mapped import MappedTensors
+from imagen.data.mapped import MappedTensors, save_tensors
 from imagen.data.shards import ShardedDataset, caption_hash, open_split
 from imagen.errors import UserError
 from imagen.files import replacing
@@ -84,7 +83,7 @@ def write_sidecar(
     }
     metadata = _identity(text) | {"captions": hashlib.blake2b(hashes.tobytes(), digest_size=16).hexdigest()}
     with replacing(sidecar_path(tar, text.encoder)) as temporary:
-        save_file(arrays, temporary, metadata)
+        save_tensors(arrays, temporary, metadata)
 
 
 class Embeddings:

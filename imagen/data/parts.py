@@ -85,7 +85,9 @@ def build_part(job: Job, source: Source, number: int, part: Part) -> dict[str, A
     `job.out` cannot be written, or if the source brings embeddings and `job.text` says nothing of them.
     """
     where = place(job, source, number, part)
-    _clear(job, where)
+    # The report first: without it nothing else counts. Shards need no clearing: a killed process left the same bytes.
+    for ending in ("report.json", "hashes.npy", "rejected.jsonl", "duplicates.jsonl"):
+        where.path(ending).unlink(missing_ok=True)
     rejects: list[dict[str, str]] = []
     records = _Good(job, source.read(part), rejects)
     if job.out is None:
@@ -172,18 +174,6 @@ def _index(where: Place, records: _Good) -> tuple[list[Path], list[tuple[int, in
     keys = tar_keys(tar)  # the records of a source with `in_place` are the tar's samples, in order
     index_shard(tar, keep={keys[row] for _, row in hashes})
     return [tar], hashes
-
-
-def _clear(job: Job, where: Place) -> None:
-    """Remove what a killed process, or another build, left of this part."""
-    endings = ["report.json", "hashes.npy", "rejected.jsonl", "duplicates.jsonl"]
-    stale = [where.path(ending) for ending in endings]  # the report first: without it nothing else counts
-    if job.out is not None:
-        stale += sorted(where.folder.glob(f"{where.name}-*"))
-        stale += sorted(where.folder.glob(f".{where.name}-*.tmp"))
-    stale += [path for ending in endings for path in where.folder.glob(f".{where.name}.{ending}.*.tmp")]
-    for path in stale:
-        path.unlink(missing_ok=True)
 
 
 def count_reasons(rows: Iterable[dict[str, str]]) -> dict[str, int]:

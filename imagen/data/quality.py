@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import unicodedata
 import warnings
 from dataclasses import dataclass
@@ -175,7 +176,8 @@ def _header(data: bytes, limits: Limits) -> str:
             (width, height), kind, mode = image.size, str(image.format), image.mode
             frames = kind != "MPO" and getattr(image, "is_animated", False)
     except Image.DecompressionBombError as error:
-        raise _Bad("too many pixels", str(error)) from None
+        pixels = re.search(r"\d+", str(error))
+        raise _Bad("too many pixels", f"{pixels and pixels[0]} pixels, the limit is {limits.max_pixels}") from None
     except UnidentifiedImageError as error:
         raise (_broken(data, error) if _has_magic(data) else _Bad("not a picture", f"begins {data[:8]!r}")) from None
     except Exception as error:
@@ -200,9 +202,12 @@ def _has_magic(data: bytes) -> bool:
 def _broken(data: bytes, error: Exception) -> _Bad:
     detail = str(error) if isinstance(error, BadSample) else f"{type(error).__name__}: {error}"
     detail = "cannot be opened" if isinstance(error, UnidentifiedImageError) else detail  # it shows a memory address
-    cut = any(word in detail.lower() for word in ("truncated", "premature end of jpeg"))
     if data[:4] == b"RIFF":
         cut = len(data) < 8 + int.from_bytes(data[4:8], "little")
     elif data[:4] == b"\x89PNG":
         cut = b"IEND" not in data[-64:]
+    elif data[:2] == b"\xff\xd8":
+        cut = b"\xff\xd9" not in data[-64:]
+    else:
+        cut = "truncated" in detail.lower()
     return _Bad("truncated picture" if cut else "damaged picture", detail)

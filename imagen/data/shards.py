@@ -21,9 +21,8 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
-from imagen.data.mapped import MappedTensors
+from imagen.data.mapped import MappedTensors, save_tensors
 from imagen.errors import UserError
 from imagen.files import replacing
 
@@ -64,7 +63,8 @@ class ShardWriter:
 
     A shard appears under its name only when it is whole. A folder that already holds shards is
     refused (UserError) unless `overwrite`, which then leaves no shard of the former set behind.
-    With `prefix` "00007-" the shards are `00007-000.tar, 00007-001.tar, ...`, beside those of other prefixes.
+    With `prefix` "00007-" the shards are `00007-000.tar, 00007-001.tar, ...`, whatever else the folder holds, and
+    replace those of the same names.
     """
 
     def __init__(self, folder: str | Path, samples_per_shard: int = 1000, *, overwrite: bool = False, prefix: str = ""):
@@ -75,7 +75,7 @@ class ShardWriter:
         self._stack = ExitStack()
         self._tar: tarfile.TarFile | None = None
         self._keys: set[str] = set()
-        former = sorted(self.folder.glob(f"{prefix}*.tar"))
+        former = [] if prefix else sorted(self.folder.glob("*.tar"))
         if former and not overwrite:
             raise UserError(f"{self.folder} already holds shards; delete them or choose another folder")
         for tar in former:
@@ -197,7 +197,7 @@ def index_shard(tar: str | Path, keep: Container[str] | None = None) -> Path:
         "extensions": json.dumps(extensions),
     }
     with replacing(index_path(tar)) as temporary:
-        save_file(arrays, temporary, metadata)
+        save_tensors(arrays, temporary, metadata)
     return index_path(tar)
 
 
