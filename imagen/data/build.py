@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from imagen.data.duplicates import drop_duplicates
-from imagen.data.parts import Job, Text, build_part, finished, place
+from imagen.data.parts import Job, Text, build_part, finished, place, refuse_unnamed
 from imagen.data.quality import Limits
 from imagen.data.sources.base import Part, Source
 from imagen.errors import UserError, check_number
@@ -52,7 +53,7 @@ def build(
     from imagen.data.sources import open_source  # type: ignore[attr-defined]
 
     opener = partial(open_source, Path(path), format, image_column=image_column, caption_column=caption_column)
-    columns = {"format": format, "image_column": image_column, "caption_column": caption_column}
+    columns = {"image_column": image_column, "caption_column": caption_column}
     root = Path(path) if Path(path).is_dir() else Path(path).parent
     return build_source(opener, None if out is None else Path(out), root=root, copy=copy, columns=columns, **options)
 
@@ -93,18 +94,25 @@ def build_source(
     parts = source.parts()
     checked = {name: value for name, value in asdict(limits).items() if name != "embedding_width"}
     arguments = {
-        "source": (columns or {}) | ({} if in_place else {"parts": _digest(list(parts))}),
+        "source": {
+            "reader": type(source).__name__,
+            **(columns or {}),
+            "parts": None if in_place else _digest(list(parts)),
+        },
         "in_place": in_place,
         "limits": checked | {"max_tokens": max_tokens},
         "samples_per_shard": samples_per_shard,
         "keep_duplicates": keep_duplicates,
         "encoder": encoder,
     }
-    _start(target, arguments, in_place)
     text = None
     if encoder is not None and max_tokens is not None:
         text = Text(encoder=encoder, max_tokens=max_tokens, width=_width(source, parts))
         limits = replace(limits, max_tokens=max_tokens, embedding_width=text.width)
+    elif not (target / "build.json").exists():  # before the folder says that no encoder was named
+        for record in islice(chain.from_iterable(map(source.read, parts)), 10):
+            refuse_unnamed(record)
+    _start(target, arguments, in_place)
     job = Job(
         out=None if in_place else target,
         limits=limits,
@@ -193,6 +201,7 @@ def _init_worker(job: Job, opener: Callable[[], Source]) -> None:
     import torch
 
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, lambda *_: os._exit(1))  # Ctrl-C reaches all; only the parent has something to say
     parent = multiprocessing.parent_process()
     if parent is not None:  # else a worker outlives a parent that was killed, and writes where the next build does
         threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
@@ -270,9 +279,10 @@ def _judge(target: Path, result: dict[str, Any], max_rejected: float) -> None:
         raise UserError(f"{target}: the source has no records")
     if rejected > max_rejected * records or result["samples"] == 0:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in list(result["rejected"].items())[:3])
+        limit = f", more than --max-rejected {max_rejected:g} allows" if result["samples"] else ""
         raise UserError(
-            f"{target}: {rejected:,} of {records:,} records were rejected, more than --max-rejected {max_rejected:g} "
-            f"allows: {reasons}; what is good is kept, `imagen data inspect {target}` shows the rest"
+            f"{target}: {rejected:,} of {records:,} records were rejected{limit}: {reasons}; "
+            f"what is good is kept, `imagen data inspect {target}` shows the rest"
         )
 
 

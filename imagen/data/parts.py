@@ -122,8 +122,8 @@ class _Good:
         keys: set[str] = set()
         for row, record in enumerate(self.records):
             self.seen += 1
-            if record.embedding is not None and self.job.text is None:
-                raise UserError(f"{record.origin} brings an embedding; say whose: --encoder NAME --max-tokens N")
+            if self.job.text is None:
+                refuse_unnamed(record)
             checked = check(record, self.job.limits)
             if record.key in keys:
                 checked = Rejected("repeated key", record.key)
@@ -135,6 +135,12 @@ class _Good:
             else:
                 why = {"reason": checked.reason, "detail": checked.detail}
                 self.rejects.append({"key": record.key, "origin": record.origin, **why})
+
+
+def refuse_unnamed(record: Record) -> None:
+    """UserError if a record brings an embedding; for builds that were not told whose."""
+    if record.embedding is not None:
+        raise UserError(f"{record.origin} brings an embedding; say whose: --encoder NAME --max-tokens N")
 
 
 def _write(job: Job, where: Place, records: _Good) -> tuple[list[Path], list[tuple[int, int]]]:
