@@ -15,7 +15,7 @@ import numpy as np
 
 from imagen.data.embeddings import write_sidecar
 from imagen.data.quality import Checked, Limits, Rejected, check
-from imagen.data.shards import ShardWriter, index_path, index_shard, tar_keys
+from imagen.data.shards import ShardWriter, index_path, index_shard, scan_tar
 from imagen.data.sources.base import Part, Record, Source
 from imagen.errors import UserError
 from imagen.files import read_json, replacing, write_json
@@ -176,9 +176,15 @@ def _write(job: Job, where: Place, records: _Good) -> tuple[list[Path], list[tup
 def _index(where: Place, records: _Good) -> tuple[list[Path], list[tuple[int, int]]]:
     """An index of the good records of a tar that stays as it is."""
     tar = where.path("tar")
-    hashes = [(good.pixel_hash, row) for row, _, good in records]
-    keys = tar_keys(tar)  # the records of a source with `in_place` are the tar's samples, in order
-    index_shard(tar, keep={keys[row] for _, row in hashes})
+    members = list(scan_tar(tar)[0].items())  # the records of a source with `in_place` are the tar's samples, in order
+    hashes: list[tuple[int, int]] = []
+    for row, key, good in records:
+        if good.caption and "txt" not in members[row][1]:  # training reads captions there only
+            why = {"reason": "missing caption", "detail": "there is no .txt member; --copy makes one"}
+            records.rejects.append({"key": key, "origin": f"{tar.name}, {members[row][0]}", **why})
+        else:
+            hashes.append((good.pixel_hash, row))
+    index_shard(tar, keep={members[row][0] for _, row in hashes})
     return [tar], hashes
 
 

@@ -69,9 +69,9 @@ class Tars:
         data = self.tar(part).read_bytes()
         for key, places in scan_tar(self.tar(part))[0].items():
             members = {extension: data[first : first + size] for extension, (first, size) in places.items()}
-            image = next((value for extension, value in members.items() if extension != "txt"), None)
+            image = next((value for extension, value in members.items() if extension not in ("txt", "json")), None)
             name = f"{part['file'].removesuffix('.tar')}/{key}".replace(".", "_")
-            yield Record(key=name, origin=part["file"], image=image, caption=members.get("txt"))
+            yield Record(key=name, origin=part["file"], image=image, caption=members.get("txt", members.get("json")))
 
 
 def record(key: str, image: int | bytes = 0, caption: str = "words", **more: object) -> Record:
@@ -340,6 +340,16 @@ def test_tars_are_indexed_where_they_lie(tars):
     assert listed(tars) == {"train/00000/b": "too small", "c": "duplicate", "heldout/00000/e": "format"}
     assert ShardedDataset(tars / "train").sample(0).caption == "one"
     assert not list(tars.rglob(".*"))
+
+
+def test_a_caption_that_training_would_not_find_in_place_is_none(tmp_path):
+    with ShardWriter(tmp_path / "s") as writer:
+        writer.write({"__key__": "a", "png": encoded(picture(1), "PNG"), "json": b"words"})
+        writer.write({"__key__": "b", "png": encoded(picture(2), "PNG"), "txt": b"words"})
+    go(Tars(tmp_path / "s"), None, root=tmp_path / "s")
+    assert keys(tmp_path / "s") == ["b"] and listed(tmp_path / "s") == {"00000/a": "missing caption"}
+    go(Tars(tmp_path / "s"), tmp_path / "copied", root=tmp_path / "s", copy=True)
+    assert ShardedDataset(tmp_path / "copied").captions(0) == ["words", "words"]
 
 
 def test_tars_that_are_added_or_changed_are_checked_and_the_others_are_not(tars):
