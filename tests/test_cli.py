@@ -24,7 +24,20 @@ from imagen.data.shards import index_shard
 from imagen.errors import UserError
 from imagen.presets.emoji import MINILM
 
-COMMANDS = ["", "demo", "data", "data emoji", "data encode", "presets", "config", "train", "assemble", "sample"]
+COMMANDS = [
+    "",
+    "demo",
+    "data",
+    "data build",
+    "data emoji",
+    "data encode",
+    "data inspect",
+    "presets",
+    "config",
+    "train",
+    "assemble",
+    "sample",
+]
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -2,7 +2,9 @@
 
 __init__.py   running a command, and what its errors look like
 arguments.py  commands, options and their help; imports nothing heavy, so that --help is instant
+values.py     values of options
 commands.py   what the commands do; heavy imports are inside
+data.py       both for `imagen data build` and `imagen data inspect`
 """
 
 import errno

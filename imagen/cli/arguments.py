@@ -1,14 +1,15 @@
 """Commands, options and their help."""
 
 import argparse
-import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from imagen import __version__
-from imagen.cli import commands
+from imagen.cli import commands, data
+from imagen.cli.values import count, count_or_all, listed, minutes
 from imagen.errors import UserError, suggest
 
 LISTED = ("--steps", "--guidance", "--low-res-noise", "--sampler")  # one value for all stages, or one for each
@@ -109,13 +110,14 @@ def _parser() -> Parser:
     sub.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="for everything (default: demo)")
     sub.add_argument("--minutes", type=minutes, default=15.0, help="for everything this run does (default: 15)")
 
-    data = command("data", None, "make and look after training data").add_subparsers(dest="action", metavar="ACTION")
+    actions = command("data", None, "make and look after training data").add_subparsers(dest="action", metavar="ACTION")
+    data.add_build(partial(command, within=actions))
     sub = command(
         "emoji",
         commands.data_emoji,
         "build the embedded data set: emoji on coloured backgrounds",
         "  imagen data emoji --out shards --sizes 64 256\n  imagen data emoji --out tiny --sizes 64 --objects 12",
-        within=data,
+        within=actions,
     )
     sub.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="the folder to build")
     sub.add_argument(
@@ -138,7 +140,7 @@ def _parser() -> Parser:
         "To use several GPUs or machines, start the command once for each: they share the shards among them,\n"
         "and each returns when all is encoded.\n\n"
         "  imagen data encode shards --encoder google/t5-v1_1-xxl",
-        within=data,
+        within=actions,
     )
     sub.add_argument("shards", type=Path, metavar="SHARDS", help="the folder of the tars")
     sub.add_argument(
@@ -156,6 +158,8 @@ def _parser() -> Parser:
         help="tokens at a time, padding included (default: 8192)",
     )
     add_device(sub)
+
+    data.add_inspect(partial(command, within=actions))
 
     sub = command("presets", commands.presets, "list the presets with their sizes")
     sub.add_argument("--json", action="store_true", help="print a list of objects")
@@ -234,38 +238,3 @@ def add_sampling(sub: argparse.ArgumentParser) -> None:
 
 def add_device(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1... (default: a GPU if there is one)")
-
-
-def count_or_all(text: str) -> int | None:
-    return None if text == "all" else count(text)
-
-
-def count(text: str) -> int:
-    """1, 2, 3, ..."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
-
-
-def minutes(text: str) -> float:
-    """A time that ends."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
-
-
-def listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """Values with commas between."""
-
-    def parse_list(text: str) -> list[Any]:
-        try:
-            return [kind(part) for part in text.split(",")]
-        except ValueError:
-            what = "whole numbers" if kind is int else "numbers"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what} with commas between") from None
-
-    return parse_list

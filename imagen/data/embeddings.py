@@ -83,7 +83,7 @@ def write_sidecar(
     """Write the sidecar of one shard, atomically. `bits` holds one uint16 array [L, D] a caption, in order."""
     hashes = _hashes(captions)
     arrays = {
-        "tokens": np.concatenate(bits),
+        "tokens": np.concatenate([np.empty((0, text.width), np.uint16), *bits]),  # a shard may have no sample left
         "offsets": np.cumsum([0, *map(len, bits)], dtype=np.int64),
         "unconditional": unconditional,
         "caption_hash": hashes,
@@ -141,7 +141,10 @@ class Embeddings:
         """What the unconditional model sees, [L0, D] float32: one zero token, or the encoder's embedding of ""."""
         if self.text.unconditional == "zeros":
             return torch.zeros(1, self.text.width)
-        return from_bf16_bits(self._sidecars[0]["unconditional"])
+        stored = self._sidecars[0]["unconditional"]
+        if len(stored) == 0:  # embeddings that came with their source
+            raise UserError(f'{self._sidecars[0].path} has no embedding of ""; use --text.unconditional zeros')
+        return from_bf16_bits(stored)
 
 
 def matches_sidecar(dataset: ShardedDataset, shard: int, text: TextLike) -> bool:

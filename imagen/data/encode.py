@@ -82,7 +82,7 @@ def encode_shard(
     `done` is told of each batch how many captions it had. Raises UserError as `encode_shards` does.
     """
     captions, text = dataset.captions(shard), encoder.config
-    if not any(captions):  # said before the encoder is loaded, which may take minutes
+    if captions and not any(captions):  # said before the encoder is loaded, which may take minutes
         raise UserError(f"{dataset.tar_path(shard)} has no captions (KEY.txt members); nothing to encode")
     unconditional = _checked_bits(encoder.encode([""])[0], text, "the empty caption")
     first = int(dataset.sizes[:shard].sum())

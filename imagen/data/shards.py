@@ -13,6 +13,7 @@ import os
 import re
 import tarfile
 from collections import OrderedDict
+from collections.abc import Container
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,16 +63,19 @@ class ShardWriter:
 
     A shard appears under its name only when it is whole. A folder that already holds shards is
     refused (UserError) unless `overwrite`, which then leaves no shard of the former set behind.
+    With `prefix` "00007-" the shards are `00007-000.tar, 00007-001.tar, ...`, whatever else the folder holds, and
+    replace those of the same names.
     """
 
-    def __init__(self, folder: str | Path, samples_per_shard: int = 1000, *, overwrite: bool = False):
+    def __init__(self, folder: str | Path, samples_per_shard: int = 1000, *, overwrite: bool = False, prefix: str = ""):
         self.folder = Path(folder)
         self.samples_per_shard = samples_per_shard
+        self.prefix = prefix
         self.shards = 0  # finished ones
         self._stack = ExitStack()
         self._tar: tarfile.TarFile | None = None
         self._keys: set[str] = set()
-        former = sorted(self.folder.glob("*.tar"))
+        former = [] if prefix else sorted(self.folder.glob("*.tar"))
         if former and not overwrite:
             raise UserError(f"{self.folder} already holds shards; delete them or choose another folder")
         for tar in former:
@@ -92,7 +96,7 @@ class ShardWriter:
         if key in self._keys:
             raise ValueError(f"two samples of one shard have the key {key!r}")
         if self._tar is None:
-            temporary = self._stack.enter_context(replacing(self._path()))
+            temporary = self._stack.enter_context(replacing(self.path(self.shards)))
             tar = tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 (the stack closes it)
             self._tar = self._stack.enter_context(tar)
         for extension, value in sorted(members.items()):
@@ -103,15 +107,15 @@ class ShardWriter:
         if len(self._keys) == self.samples_per_shard:
             self._finish()
 
-    def _path(self) -> Path:
-        return self.folder / f"{self.shards:05d}.tar"
+    def path(self, shard: int) -> Path:
+        return self.folder / f"{self.prefix}{shard:0{3 if self.prefix else 5}d}.tar"
 
     def _finish(self) -> None:
         if self._tar is None:
             return
         self._tar = None
         self._stack.close()  # ends the tar, then renames it
-        index_shard(self._path())
+        index_shard(self.path(self.shards))
         self.shards += 1
         self._keys.clear()
 
@@ -154,16 +158,25 @@ def scan_tar(tar: Path) -> tuple[dict[str, dict[str, tuple[int, int]]], bool]:
         raise UserError(f"cannot read {tar}: {error.strerror or error}") from None
 
 
-def index_shard(tar: str | Path) -> Path:
+def tar_keys(tar: str | Path) -> list[str]:
+    """The keys of all samples of a tar, in order, whole or not; raises as `scan_tar`."""
+    return list(scan_tar(Path(tar))[0])
+
+
+def index_shard(tar: str | Path, keep: Container[str] | None = None) -> Path:
     """Write the index of a WebDataset tar, reading its headers only; returns the index's path.
 
+    With `keep`, only samples with these keys are in it: for training the others are not there, and if there is
+    none, or the tar is cut off behind them, it is no error.
     Raises UserError naming the tar when it is missing, is not a tar or is cut off.
     """
     tar = Path(tar)
     members, whole = scan_tar(tar)
+    if keep is not None:
+        members, whole = {key: parts for key, parts in members.items() if key in keep}, True
     if not whole:
         raise UserError(f"{tar} is truncated or not a tar file; copy it again, or delete it to go on without it")
-    if not members:
+    if not members and keep is None:
         raise UserError(f"{tar} holds no samples (members named KEY.EXT); delete it")
 
     extensions = sorted({extension for parts in members.values() for extension in parts})

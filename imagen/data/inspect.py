@@ -1,0 +1,122 @@
+"""What a data set holds: counts of all samples, and the sizes and captions of some of them; what a build rejected."""
+
+import io
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from imagen.data.mapped import MappedTensors
+from imagen.data.shards import BadSample, ShardedDataset, open_split, splits
+from imagen.data.transforms import FORMATS, choose_image
+from imagen.errors import UserError
+
+LOOKED_AT = 10_000  # samples of a split whose picture and caption are looked at
+SIDES = (1, 64, 128, 256, 512, 1024, 2048)  # pixels of the shorter side: where each bar of the histogram begins
+LENGTHS = (0, 1, 16, 32, 64, 128, 256, 512)  # characters of a caption
+LARGEST = 1 << 30  # of several masters the largest is meant
+
+
+def inspect(folder: str | Path, look_at: int = LOOKED_AT) -> dict[str, Any]:
+    """What shards hold, ready for JSON.
+
+    {"splits": {NAME: {"samples", "shards", "bytes", "embeddings": [...], "looked_at", "unreadable", "sides",
+    "captions"}}, "rejected": {REASON: count}}. "sides" and "captions" are histograms,
+    [[first, last or null, count], ...], of at most `look_at` samples of a split, spread evenly.
+    Raises UserError for what cannot be opened for training either.
+    """
+    described = {name: _split(open_split(folder, name), look_at) for name in splits(folder)}
+    counts = Counter(row["reason"] for row in rejects(folder))
+    return {
+        "splits": described,
+        "rejected": dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
+    }
+
+
+def rejects(folder: str | Path) -> Iterator[dict[str, str]]:
+    """The rows {"key", "origin", "reason", "detail"} of all quarantine tables of a data set, duplicates too."""
+    for place in {Path(place): None for place in (folder, *splits(folder).values())}:
+        for path in sorted([*place.glob("*.rejected.jsonl"), *place.glob("*.duplicates.jsonl")]):
+            try:
+                with open(path, encoding="utf-8") as file:
+                    yield from map(json.loads, file)
+            except (OSError, ValueError) as error:
+                raise UserError(f"cannot read {path}: {error}; delete it, and its report, and build again") from None
+
+
+def spread(count: int, among: int) -> list[int]:
+    """At most `count` of the numbers below `among`, evenly spread."""
+    return sorted({i * among // count for i in range(count)}) if among > count else list(range(among))
+
+
+def picture_size(dataset: ShardedDataset, i: int) -> tuple[int, int]:
+    """Width and height of a sample's largest picture, by its header; BadSample if there is none or it is none."""
+    data = dataset.read(i, choose_image(dataset.extensions(i), LARGEST))
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.size
+    except Exception as error:  # Pillow raises almost anything on hostile bytes
+        raise BadSample(f"not a picture ({type(error).__name__})") from None
+
+
+def _split(dataset: ShardedDataset, look_at: int) -> dict[str, Any]:
+    sides, lengths, unreadable = [], [], 0
+    chosen = spread(look_at, len(dataset))
+    for i in chosen:
+        lengths.append(len(dataset.caption(i)))
+        try:
+            sides.append(min(picture_size(dataset, i)))
+        except BadSample:
+            unreadable += 1
+    return {
+        "samples": len(dataset),
+        "shards": len(dataset.shards),
+        "bytes": sum(dataset.tar_path(shard).stat().st_size for shard in dataset.shards),
+        "embeddings": _embeddings(dataset),
+        "looked_at": len(chosen),
+        "unreadable": unreadable,
+        "sides": _histogram(sides, SIDES),
+        "captions": _histogram(lengths, LENGTHS),
+    }
+
+
+def _embeddings(dataset: ShardedDataset) -> list[dict[str, Any]]:
+    """For each encoder and its settings how many samples have embeddings of it; a cut-off sidecar is a UserError."""
+    samples: dict[tuple[str, ...], int] = defaultdict(int)
+    owner = {name: int(size) for name, size in zip(dataset.shards, dataset.sizes, strict=True)}
+    for path in sorted(dataset.folder.glob("*.text.safetensors")):
+        shard = next((name for name in _prefixes(path.name) if name in owner), None)
+        if shard is None:
+            continue
+        sidecar = MappedTensors(path, f"run `imagen data encode {dataset.root}` again")
+        if len(sidecar["caption_hash"]) == owner[shard]:
+            names = ("encoder", "revision", "max_tokens", "width")
+            samples[tuple(sidecar.metadata[name] for name in names)] += owner[shard]
+    return [
+        {
+            "encoder": encoder,
+            "revision": revision,
+            "max_tokens": int(max_tokens),
+            "width": int(width),
+            "samples": count,
+            "share": count / max(len(dataset), 1),
+        }
+        for (encoder, revision, max_tokens, width), count in sorted(samples.items())
+    ]
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """`name` up to each of its dots, the longest first: a shard's name may have dots, an encoder's too."""
+    parts = name.split(".")
+    return (".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))
+
+
+def _histogram(values: list[int], starts: tuple[int, ...]) -> list[list[int | None]]:
+    """[[first, last, count], ...]; the last bar has no end."""
+    counts = np.bincount(np.searchsorted(starts, values, side="right") - 1, minlength=len(starts)) if values else starts
+    ends = [*(start - 1 for start in starts[1:]), None]
+    return [[start, end, int(count) if values else 0] for start, end, count in zip(starts, ends, counts, strict=True)]

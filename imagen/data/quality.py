@@ -1,0 +1,213 @@
+"""What is good enough to train on: every record is checked once, and a rejected one gets exactly one reason."""
+
+import hashlib
+import io
+import re
+import unicodedata
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from imagen.data.embeddings import to_bf16_bits
+from imagen.data.shards import BadSample
+from imagen.data.sources.base import Record
+from imagen.data.transforms import FORMATS, MAX_PIXELS, decode
+
+# Reason: what it means. Sources give the first group, `check` the second, `imagen.data.build` the third.
+REASONS = {
+    "missing file": "a file that the source names is not there",
+    "unreadable file": "a file that the source names cannot be read",
+    "broken row": "the source's row, line or tar member is not what its format says",
+    "broken tar": "the tar ends, or is damaged, behind its last whole sample",
+    "bad embedding": "the embedding of the source cannot be read",
+    "bad base64": "the picture's text is not base64",
+    "missing image": "the record has no picture",
+    "not a picture": "the bytes are of no format that is read (jpeg, png, webp, gif, bmp, tiff, avif)",
+    "truncated picture": "the file ends before the picture does",
+    "damaged picture": "the decoder, or a checksum in the file, says that pixels are wrong",
+    "too many pixels": "a decompression bomb: the header says more pixels than the limit; none was decoded",
+    "too small": "the shorter side has fewer pixels than --min-side",
+    "extreme aspect": "the longer side is more than --max-aspect times the shorter one",
+    "animation": "several frames or pages (GIF, APNG, animated WebP, TIFF)",
+    "pixel type": "32-bit or floating-point pixels, whose range is not known",
+    "missing caption": "the record has no caption",
+    "empty caption": "the caption is empty or white space",
+    "not UTF-8": "the caption's bytes are not UTF-8, or were replaced by U+FFFD before",
+    "control characters": "the caption holds control characters other than tab and line end",
+    "long caption": "the caption has more characters than --max-caption",
+    "missing embedding": "the record has no embedding though --encoder says that the source brings them",
+    "empty embedding": "the embedding has no tokens",
+    "embedding width": "the embedding is not [tokens, width] with the width of the others",
+    "long embedding": "the embedding has more tokens than --max-tokens",
+    "embedding not finite": "the embedding holds NaN or infinity, in bfloat16 at the latest",
+    "repeated key": "an earlier record of the same part of the source has this key",
+    "format": "bmp, gif, tiff or avif in a tar that is used in place (--copy converts it)",
+    "duplicate": "an earlier sample has the same pixels (--keep-duplicates keeps it)",
+}
+_KEPT_AS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # what training reads; MPO: jpeg and a preview
+_MAGIC = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    min_side: int = 64  # pixels of the shorter side
+    max_aspect: float = 4.0  # longer side / shorter side
+    max_pixels: int = MAX_PIXELS
+    max_caption: int = 2000  # characters
+    max_tokens: int | None = None  # of an embedding; None: the source brings none
+    embedding_width: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A good record, as it is stored."""
+
+    image: bytes  # those of the record, or a PNG of the same pixels where training cannot read the format
+    extension: str  # of the true format: "jpg", "png" or "webp"
+    converted: bool  # whether `image` is not the record's
+    caption: str  # stripped
+    bits: np.ndarray | None  # uint16 [L, D]: the embedding in bfloat16
+    pixel_hash: int  # 64 bits that tell the decoded, upright RGB pixels apart
+
+
+@dataclass(frozen=True)
+class Rejected:
+    reason: str  # one of REASONS
+    detail: str
+
+
+class _Bad(Exception):
+    """(reason, detail)"""
+
+
+def check(record: Record, limits: Limits) -> Checked | Rejected:
+    """Whether a record can be trained on. What is cheap to see comes first; the picture is decoded once, in full."""
+    try:
+        if record.problem is not None:
+            raise _Bad(*record.problem)
+        if not record.image:
+            raise _Bad("missing image", "no bytes")
+        caption = _caption(record, limits)
+        bits = _embedding(record.embedding, limits)
+        return _picture(record.image, caption, bits, limits)
+    except _Bad as bad:
+        return Rejected(*bad.args)
+
+
+def _caption(record: Record, limits: Limits) -> str:
+    text = record.caption
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise _Bad("not UTF-8", f"byte {error.object[error.start]:#04x} at {error.start}") from None
+    if text is None:
+        if record.embedding is not None:  # the text was encoded already, and not kept
+            return ""
+        raise _Bad("missing caption", "none")
+    text = text.removeprefix("\ufeff").strip()
+    if not text and record.embedding is None:
+        raise _Bad("empty caption", "nothing but white space")
+    for place, character in enumerate(text):
+        if character == "\ufffd" or "\ud800" <= character <= "\udfff":  # surrogates: bytes that were no UTF-8
+            raise _Bad("not UTF-8", f"{character!a} at character {place}")
+        if unicodedata.category(character) == "Cc" and character not in "\t\n\r":
+            raise _Bad("control characters", f"{character!a} at character {place}")
+    if len(text) > limits.max_caption:
+        raise _Bad("long caption", f"{len(text)} characters, the limit is {limits.max_caption}")
+    return text
+
+
+def _embedding(embedding: np.ndarray | None, limits: Limits) -> np.ndarray | None:
+    if limits.max_tokens is None:
+        return None
+    if embedding is None:
+        raise _Bad("missing embedding", "none")
+    if embedding.ndim != 2 or embedding.shape[1] != limits.embedding_width or embedding.dtype.kind not in "fiu":
+        raise _Bad("embedding width", f"{embedding.dtype} {list(embedding.shape)}, not [L, {limits.embedding_width}]")
+    if len(embedding) == 0:
+        raise _Bad("empty embedding", "no tokens")
+    if len(embedding) > limits.max_tokens:
+        raise _Bad("long embedding", f"{len(embedding)} tokens, the limit is {limits.max_tokens}")
+    with np.errstate(over="ignore"):
+        tokens = torch.from_numpy(embedding.astype(np.float32)).to(torch.bfloat16)
+    if not torch.isfinite(tokens).all():
+        row, column = (~torch.isfinite(tokens)).nonzero()[0].tolist()
+        raise _Bad("embedding not finite", f"{embedding[row, column]} at token {row}, number {column}")
+    return to_bf16_bits(tokens)
+
+
+def _picture(data: bytes, caption: str, bits: np.ndarray | None, limits: Limits) -> Checked:
+    kind = _header(data, limits)
+    try:
+        pixels_HWC = decode(data, strict=True).permute(1, 2, 0).contiguous().numpy()
+        if kind == "PNG":  # zlib sees most damage, the checksums all
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+                image.verify()
+    except Exception as error:  # Pillow raises almost anything on hostile bytes
+        raise _broken(data, error) from None
+    digest = hashlib.blake2b(repr(pixels_HWC.shape).encode(), digest_size=8)
+    digest.update(pixels_HWC.data)
+    converted = kind not in _KEPT_AS
+    if converted:
+        file = io.BytesIO()
+        Image.fromarray(pixels_HWC).save(file, "PNG")
+        data = file.getvalue()
+    return Checked(
+        image=data,
+        extension=_KEPT_AS.get(kind, "png"),
+        converted=converted,
+        caption=caption,
+        bits=bits,
+        pixel_hash=int.from_bytes(digest.digest(), "little"),
+    )
+
+
+def _header(data: bytes, limits: Limits) -> str:
+    """The picture's format, after everything that can be known without decoding pixels."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        with image:
+            (width, height), kind, mode = image.size, str(image.format), image.mode
+            frames = kind != "MPO" and getattr(image, "is_animated", False)
+    except Image.DecompressionBombError as error:
+        pixels = re.search(r"\d+", str(error))
+        raise _Bad("too many pixels", f"{pixels and pixels[0]} pixels, the limit is {limits.max_pixels}") from None
+    except UnidentifiedImageError as error:
+        raise (_broken(data, error) if _has_magic(data) else _Bad("not a picture", f"begins {data[:8]!r}")) from None
+    except Exception as error:
+        raise _broken(data, error) from None
+    if width * height > limits.max_pixels:
+        raise _Bad("too many pixels", f"{width}x{height}, the limit is {limits.max_pixels} pixels")
+    if min(width, height) < limits.min_side:
+        raise _Bad("too small", f"{width}x{height}, the limit is {limits.min_side}")
+    if max(width, height) > limits.max_aspect * min(width, height):
+        raise _Bad("extreme aspect", f"{width}x{height}, the limit is {limits.max_aspect:g}")
+    if frames:
+        raise _Bad("animation", f"{kind} of several frames")
+    if mode == "F" or (mode == "I" and kind != "PNG"):  # 16-bit PNG has mode I in older versions of Pillow
+        raise _Bad("pixel type", f"{kind} of mode {mode}")
+    return kind
+
+
+def _has_magic(data: bytes) -> bool:
+    return data.startswith(_MAGIC) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+
+
+def _broken(data: bytes, error: Exception) -> _Bad:
+    detail = str(error) if isinstance(error, BadSample) else f"{type(error).__name__}: {error}"
+    detail = "cannot be opened" if isinstance(error, UnidentifiedImageError) else detail  # it shows a memory address
+    if data[:4] == b"RIFF":
+        cut = len(data) < 8 + int.from_bytes(data[4:8], "little")
+    elif data[:4] == b"\x89PNG":
+        cut = b"IEND" not in data[-64:]
+    elif data[:2] == b"\xff\xd8":
+        cut = b"\xff\xd9" not in data[-64:]
+    else:
+        cut = "truncated" in detail.lower()
+    return _Bad("truncated picture" if cut else "damaged picture", detail)
