@@ -38,7 +38,7 @@ def train_run(
     OUT/export, a one-stage cascade with the averaged weights, at each checkpoint.
     """
     data, out = Path(data), Path(out)
-    null = None if experiment.text is None else unconditional(data, experiment.text)
+    null = None if experiment.text is None else unconditional(data, experiment.text, cache=experiment.data.shard_cache)
 
     def export(weights: dict[str, Tensor], info: dict[str, int]) -> None:
         export_stage(
@@ -73,7 +73,7 @@ def grid_sampler(
     """
     stage, text = experiment.stage, experiment.text
     split = "heldout" if "heldout" in splits(data) else "train"
-    count = min(GRID, len(open_split(data, split)))
+    count = min(GRID, len(open_split(data, split, experiment.data.shard_cache)))
     loader = Loader(  # rather than the first samples themselves: it replaces bad ones
         data,
         replace(experiment.data, crop=None, flip=False, workers=0),

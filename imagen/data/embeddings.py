@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from imagen.data.mapped import MappedTensors
+from imagen.data.remote import Cache
 from imagen.data.shards import ShardedDataset, caption_hash, open_split
 from imagen.errors import UserError
 from imagen.files import replacing
@@ -100,6 +101,7 @@ class Embeddings:
         self._command = (
             f"run `imagen data encode {dataset.root} --encoder {text.encoder}{revision} --max-tokens {text.max_tokens}`"
         )
+        dataset.bring(sidecar_path(dataset.tar_path(s), text.encoder).name for s in range(len(dataset.shards)))
         self._sidecars = [self._open(shard) for shard in range(len(dataset.shards))]
 
     def _open(self, shard: int) -> MappedTensors:
@@ -146,9 +148,9 @@ def matches_sidecar(dataset: ShardedDataset, shard: int, text: TextLike) -> bool
         return False
 
 
-def unconditional(folder: str | Path, text: TextLike, split: str = "train") -> Tensor:
-    """`Embeddings.unconditional` of a data set on disk, [L0, D] float32."""
-    return Embeddings(open_split(folder, split), text).unconditional()
+def unconditional(folder: str | Path, text: TextLike, split: str = "train", cache: Cache | None = None) -> Tensor:
+    """`Embeddings.unconditional` of a data set on disk or, by way of `cache`, at a URL, [L0, D] float32."""
+    return Embeddings(open_split(folder, split, cache), text).unconditional()
 
 
 def pad(tokens: list[Tensor]) -> tuple[Tensor, Tensor]:

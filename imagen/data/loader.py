@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from imagen.data.embeddings import Embeddings, TextLike, pad
 from imagen.data.order import Order, random_bits
+from imagen.data.remote import Cache, default_folder
 from imagen.data.shards import BadSample, ShardedDataset, open_split
-from imagen.data.transforms import aligned_crop, choose_image, decode, fit, resize
+from imagen.data.transforms import aligned_crop, choose_image, decode, fit, names_a_side, resize
 from imagen.errors import UserError, check_number
 
 log = logging.getLogger(__name__)
@@ -34,11 +35,19 @@ _TRIES = 100  # bad samples in a row before the stream gives up
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     crop: int | None = None  # side of a random high-resolution crop (SR training); None: the whole picture
-    flip: bool = False  # random horizontal flip
+    flip: bool = False  # random horizontal flip of pictures whose caption names neither left nor right
+    full_decode: bool = False  # decode JPEGs at their full size, several times slower: nearer to Pillow's bicubic
     workers: int = 2  # loader processes a rank; 0: load in the training process
     window: int = 4  # shards that are shuffled together
     max_enlargement: float = 1.0  # a picture that would have to be enlarged by more is a bad sample
     max_bad: float = 0.1  # bad samples tolerated, as a fraction of those seen
+    cache: str | None = None  # folder for copies of shards that are read from a URL; None: ~/.cache/imagen/shards
+    cache_gb: float = 50.0  # its bound for tars, in 10^9 bytes
+
+    @property
+    def shard_cache(self) -> Cache:
+        folder = default_folder() if self.cache is None else Path(self.cache).expanduser()
+        return Cache(folder=folder, gb=self.cache_gb)
 
     def check(self) -> None:
         """UserError, naming the field, unless every value is in its range."""
@@ -48,6 +57,7 @@ class DataConfig:
         check_number("data.window", self.window, least=1)
         check_number("data.max_enlargement", self.max_enlargement, above=0)
         check_number("data.max_bad", self.max_bad, least=0, most=1)
+        check_number("data.cache_gb", self.cache_gb, above=0)
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,7 @@ class _Pictures:
 
     def _picture(self, i: int, extension: str, side: int) -> Tensor:
         # Twice the side: most of the speed of DCT scaling, and the antialiased resize still has the last word.
-        image = decode(self.dataset.read(i, extension), min_side=2 * side)
+        image = decode(self.dataset.read(i, extension), min_side=0 if self.config.full_decode else 2 * side)
         return fit(image, side, self.config.max_enlargement)
 
     def batch(self, position: int, indices: list[int], pairs: list[Any], problems: list[str]) -> Batch:
@@ -166,7 +176,7 @@ class _Stream(Dataset):
             flip, top, left = (random_bits(self.seed, 1, position, 0, 3) >> np.uint64(11)) / 2**53  # in [0, 1)
             if config.crop is not None:
                 high, low = aligned_crop(high, low, config.crop, (top, left))
-            if config.flip and flip < 0.5:
+            if config.flip and flip < 0.5 and not names_a_side(dataset.caption(i)):
                 high, low = high.flip(-1), None if low is None else low.flip(-1)
             return i, (high, low)
         raise UserError(f"{_TRIES} bad samples in a row, the last one {problems[-1]}; check the data")
@@ -236,7 +246,8 @@ class Loader:
             )
         if batch_size % world_size:
             raise UserError(f"a batch of {batch_size} does not divide among {world_size} ranks")
-        self.dataset = open_split(folder, split)
+        self.dataset = open_split(folder, split, config.shard_cache)
+        self.dataset.check_cache(2 * config.window)  # while one window ends, the next begins
         self.config, self.position = config, position
         self._pin_memory = pin_memory
         self._pictures = _Pictures(self.dataset, config, resolution, low_resolution, text)

@@ -62,8 +62,11 @@ class MappedTensors:
         if count == 0:
             return np.empty(shape, _DTYPES[dtype])
         if self._map is None:
-            with open(self.path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            try:
+                with open(self.path, "rb") as file:
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise UserError(f"cannot read {self.path}: {error.strerror or error}; {self._remedy}") from None
         return np.frombuffer(self._map, _DTYPES[dtype], count, self._start + data_offsets[0]).reshape(shape)
 
     def __getstate__(self) -> dict[str, Any]:

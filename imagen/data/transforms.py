@@ -15,6 +15,10 @@ from imagen.data.shards import BadSample
 
 # Twice Pillow's warning threshold, where Pillow itself refuses; checked on the header, before any pixel is decoded.
 MAX_PIXELS = 178_956_970
+_SIDE = re.compile(
+    r"(?<![a-z])(?:top|bottom|upper|lower|far|mid)?(?:left|right)(?:most|wards?|hand(?:ed|er)?)?(?![a-z])",
+    re.IGNORECASE,
+)
 _IMAGE = re.compile(r"(?:(\d+)\.)?(?:jpg|jpeg|png|webp)")
 
 
@@ -107,6 +111,14 @@ def fit(image_CHW: Tensor, side: int, max_enlargement: float = 1.0) -> Tensor:
     if image_CHW.shape[-1] * max_enlargement < side:
         raise BadSample(f"its shorter side has {image_CHW.shape[-1]} pixels, fewer than {side}")
     return resize(image_CHW, side)
+
+
+def names_a_side(caption: str) -> bool:
+    """Whether an English caption says left or right ("leftmost", "right-handed", "top-left", but not "bright").
+
+    A mirrored picture would contradict it.
+    """
+    return _SIDE.search(caption) is not None
 
 
 def aligned_crop(
