@@ -272,6 +272,11 @@ class ShardedDataset:
         if self._mirror is not None:
             self._mirror.bring(names)
 
+    def beside(self, shard: int) -> list[str]:
+        """Names of the files that belong to a tar: its index and sidecars."""
+        names = os.listdir(self.folder) if self._mirror is None else self._mirror.sizes
+        return [name for name in names if name.startswith(f"{self.shards[shard]}.") and name.endswith(".safetensors")]
+
     def check_cache(self, count: int) -> None:
         """UserError unless the local cache, where there is one, has room for the `count` largest tars at a time."""
         if self._mirror is None:
