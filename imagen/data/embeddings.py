@@ -129,7 +129,7 @@ class Embeddings:
                 f"had another caption when it was encoded; {self._command}"
             )
         first, last = sidecar["offsets"][row : row + 2].tolist()
-        return from_bf16_bits(sidecar["tokens"][first:last])
+        return from_bf16_bits(sidecar.rows("tokens", first, last))
 
     def unconditional(self) -> Tensor:
         """What the unconditional model sees, [L0, D] float32: one zero token, or the encoder's embedding of ""."""
