@@ -95,7 +95,7 @@ class Mirror:
         size = self.sizes.get(name)
         if size is None:
             with suppress(FileNotFoundError):
-                info = _patiently(f"{self.url}/{name}", lambda fs, path: fs.info(path))
+                info = _patiently(f"{self.url}/{name}", lambda fs, path: fs.info(path), absent=403)
                 size = info.get("size") or -1
         if size is not None and not self._here(name, size):
             self._copy(name, size)
@@ -200,19 +200,22 @@ def list_files(url: str) -> tuple[dict[str, int | None], bool]:
     """
     if url.split("://")[0] in ("http", "https"):
         with suppress(FileNotFoundError):
-            lines = _patiently(f"{url}/{LISTING}", lambda fs, path: fs.cat_file(path)).decode().splitlines()
-            shards = [line.strip().removesuffix(".tar") for line in lines if line.strip()]
+            text = _patiently(f"{url}/{LISTING}", lambda fs, path: fs.cat_file(path), absent=403).decode()
+            shards = [line.strip().removesuffix(".tar") for line in text.splitlines() if line.strip()]
             return {f"{shard}{end}": None for shard in shards for end in (".tar", ".index.safetensors")}, False
     try:
-        entries = _patiently(url, lambda fs, path: fs.ls(path, detail=True))
+        entries = _patiently(url, lambda fs, path: fs.ls(path, detail=True), absent=403)
     except FileNotFoundError:
         return {}, True
     found = {entry["name"].rsplit("/", 1)[-1]: entry.get("size") for entry in entries if entry["type"] == "file"}
     return {name: size for name, size in found.items() if name.endswith((".tar", ".safetensors"))}, True
 
 
-def _patiently(url: str, action: Callable[[Any, str], T]) -> T:
-    """`action` of the file system and path of `url`, tried again after a while; FileNotFoundError if there is none."""
+def _patiently(url: str, action: Callable[[Any, str], T], absent: int = 404) -> T:
+    """`action` of the file system and path of `url`, tried again after a while; FileNotFoundError if there is none.
+
+    `absent` is a status of a web server that says so, beside 404: S3 says 403 where it may not list.
+    """
     for wait in (*_WAITS, None):
         try:
             return action(*_filesystem(url))
@@ -221,6 +224,8 @@ def _patiently(url: str, action: Callable[[Any, str], T]) -> T:
         except Exception as error:  # each store has exceptions of its own
             if isinstance(error, OSError) and error.errno in FULL:
                 raise
+            if getattr(error, "status", None) == absent:
+                raise FileNotFoundError(url) from None
             reason = f"{type(error).__name__}: {error}".rstrip(": ")
             if wait is None or isinstance(error, PermissionError):
                 raise UserError(f"cannot read {url}: {reason}; check the address, the access and the network") from None

@@ -84,11 +84,15 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             return super().list_directory(path)
         self.send_error(404)
 
+    def send_error(self, code, *rest):
+        super().send_error(self.server.missing if code == 404 else code, *rest)
+
 
 class Server(http.server.ThreadingHTTPServer):
     def __init__(self, folder: Path):
         super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
-        self.guard, self.asked, self.short, self.lists = threading.Lock(), [], {}, True
+        self.guard, self.asked, self.short = threading.Lock(), [], {}
+        self.lists, self.missing = True, 404
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def tars(self) -> list[str]:
@@ -145,8 +149,9 @@ def test_tars_are_asked_for_once_by_all_workers_and_not_again_by_the_next_run(se
     assert server.tars() == [] and not any("safetensors" in path for path in server.asked)
 
 
-def test_a_server_without_listings_needs_names(folder, server, tmp_path):
-    server.lists = False
+@pytest.mark.parametrize("missing", [404, 403])  # 403: S3, of a bucket that may not be listed
+def test_a_server_without_listings_needs_names(folder, server, tmp_path, missing):
+    server.lists, server.missing = False, missing
     with pytest.raises(UserError, match=r"holds no shards .*one a line, in http://.*shards\.txt"):
         batches(server.url, tmp_path / "cache")
     copy = shutil.copytree(folder, tmp_path / "copy")
@@ -157,7 +162,7 @@ def test_a_server_without_listings_needs_names(folder, server, tmp_path):
         )
     with Server(copy) as other:
         threading.Thread(target=other.serve_forever, args=(0.02,), daemon=True).start()
-        other.lists = False
+        other.lists, other.missing = False, missing
         assert batches(other.url, tmp_path / "cache") == batches(folder, None)
         other.shutdown()
 
