@@ -46,7 +46,7 @@ def train_run(
         index_folder(data)  # `imagen data encode` need not have been run
         null = on_the_fly.unconditional(encoder)
     elif experiment.text is not None:
-        null = unconditional(data, experiment.text)
+        null = unconditional(data, experiment.text, cache=experiment.data.shard_cache)
 
     def export(weights: dict[str, Tensor], info: dict[str, int]) -> None:
         export_stage(
@@ -82,7 +82,7 @@ def grid_sampler(
     """
     stage = experiment.stage
     split = "heldout" if "heldout" in splits(data) else "train"
-    count = min(GRID, len(open_split(data, split)))
+    count = min(GRID, len(open_split(data, split, experiment.data.shard_cache)))
     config = replace(experiment.data, crop=None, flip=False, workers=0)
     # A loader, rather than the first samples themselves: it replaces bad ones.
     loader = on_the_fly.open_loader(experiment, data, config, encoder, batch_size=count, seed=0, split=split)

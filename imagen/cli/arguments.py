@@ -160,6 +160,22 @@ def _parser() -> Parser:
     add_device(sub)
 
     data.add_inspect(partial(command, within=actions))
+    sub = command(
+        "bench",
+        commands.data_bench,
+        "show how fast shards load, and what the time goes into",
+        "  imagen data bench shards --resolution 256 --low-resolution 64 --workers 4\n"
+        "  imagen data bench https://example.org/shards --seconds 60",
+        within=data,
+    )
+    sub.add_argument("shards", metavar="SHARDS", help="a folder or a URL")
+    sub.add_argument("--resolution", type=count, default=64, metavar="N", help="of the stage (default: 64)")
+    sub.add_argument("--low-resolution", type=count, metavar="N", help="of the input of a super-resolution stage")
+    sub.add_argument("--crop", type=count, metavar="N", help="side of random crops (default: none)")
+    sub.add_argument("--full-decode", action="store_true", help="decode JPEGs at their full size")
+    sub.add_argument("--seconds", type=minutes, default=10.0, metavar="S", help="for each of two parts (default: 10)")
+    sub.add_argument("--workers", type=int, default=2, metavar="N", help="processes of the second part (default: 2)")
+    sub.add_argument("--json", action="store_true", help="print an object")
 
     sub = command("presets", commands.presets, "list the presets with their sizes")
     sub.add_argument("--json", action="store_true", help="print a list of objects")

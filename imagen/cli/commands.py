@@ -55,6 +55,38 @@ def _encode(shards: Path, text: "TextConfig", *, batch_tokens: int = 8192, devic
     return encode_shards(shards, LazyEncoder(text, device or _device(None)), batch_tokens)
 
 
+def data_bench(options: argparse.Namespace) -> None:
+    from imagen.data.bench import bench
+    from imagen.data.loader import DataConfig
+
+    config = DataConfig(crop=options.crop, full_decode=options.full_decode, workers=options.workers)
+    config.check()
+    found = bench(
+        options.shards,
+        config,
+        resolution=options.resolution,
+        low_resolution=options.low_resolution,
+        seconds=options.seconds,
+    )
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    text = "no embeddings" if found["encoder"] is None else f"embeddings of {found['encoder']}"
+    table = Table("one process", "ms an image", "share", caption=f"{found['kilobytes']:,.0f} kB an image; {text}")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    total = sum(found["milliseconds"].values())
+    for part, value in found["milliseconds"].items():
+        table.add_row(part, f"{value:.2f}", f"{value / total:.0%}")
+    Console().print(table)
+    print(f"{found['images_per_s']:,.0f} images/s in one process")
+    if options.workers:
+        counted = f"{found['images_per_s_a_worker']:,.0f} a worker, on {_counted(found['cores'], 'core')}"
+        print(f"{found['workers_images_per_s']:,.0f} images/s from {_counted(options.workers, 'worker')}: {counted}")
+
+
 def presets(options: argparse.Namespace) -> None:
     from imagen.presets import PRESETS
     from imagen.run import describe

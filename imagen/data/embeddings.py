@@ -8,7 +8,6 @@ that neither another encoder's numbers nor another caption's can reach training 
 
 import hashlib
 import re
-from glob import escape
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from imagen.data.mapped import MappedTensors, save_tensors
+from imagen.data.remote import Cache
 from imagen.data.shards import ShardedDataset, caption_hash, open_split
 from imagen.errors import UserError
 from imagen.files import replacing
@@ -106,6 +106,7 @@ class Embeddings:
         self._command = (
             f"run `imagen data encode {dataset.root} --encoder {text.encoder}{revision} --max-tokens {text.max_tokens}`"
         )
+        dataset.bring(sidecar_path(dataset.tar_path(s), text).name for s in range(len(dataset.shards)))
         self._sidecars = [self._open(shard) for shard in range(len(dataset.shards))]
 
     def _open(self, shard: int) -> MappedTensors:
@@ -113,8 +114,8 @@ class Embeddings:
         path = sidecar_path(tar, self.text)
         if not path.exists():
             # By their names: a file of an earlier version, without the token limit in its name, is shown as such.
-            others = tar.parent.glob(f"{escape(self.dataset.shards[shard])}.*.text.safetensors")
-            only = f", only {', '.join(names)}" if (names := sorted(other.name for other in others)) else ""
+            names = sorted(name for name in self.dataset.beside(shard) if name.endswith(".text.safetensors"))
+            only = f", only {', '.join(names)}" if names else ""
             raise UserError(
                 f"{tar} has no text embeddings of {self.text.encoder!r} ({path.name}){only}; {self._command}"
             )
@@ -135,7 +136,7 @@ class Embeddings:
                 f"had another caption when it was encoded; {self._command}"
             )
         first, last = sidecar["offsets"][row : row + 2].tolist()
-        return from_bf16_bits(sidecar["tokens"][first:last])
+        return from_bf16_bits(sidecar.rows("tokens", first, last))
 
     def unconditional(self) -> Tensor:
         """What the unconditional model sees, [L0, D] float32: one zero token, or the encoder's embedding of ""."""
@@ -157,9 +158,9 @@ def matches_sidecar(dataset: ShardedDataset, shard: int, text: TextLike) -> bool
         return False
 
 
-def unconditional(folder: str | Path, text: TextLike, split: str = "train") -> Tensor:
-    """`Embeddings.unconditional` of a data set on disk, [L0, D] float32."""
-    return Embeddings(open_split(folder, split), text).unconditional()
+def unconditional(folder: str | Path, text: TextLike, split: str = "train", cache: Cache | None = None) -> Tensor:
+    """`Embeddings.unconditional` of a data set on disk or, by way of `cache`, at a URL, [L0, D] float32."""
+    return Embeddings(open_split(folder, split, cache), text).unconditional()
 
 
 def pad(tokens: list[Tensor]) -> tuple[Tensor, Tensor]:

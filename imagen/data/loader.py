@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from imagen.data.embeddings import Embeddings, TextLike, pad
 from imagen.data.order import Order, random_bits
+from imagen.data.remote import Cache, default_folder
 from imagen.data.shards import BadSample, ShardedDataset, open_split
-from imagen.data.transforms import aligned_crop, choose_image, decode, fit, resize
+from imagen.data.transforms import aligned_crop, choose_image, decode, fit, names_a_side
 from imagen.errors import UserError, check_number
 
 log = logging.getLogger(__name__)
@@ -34,12 +35,20 @@ _TRIES = 100  # bad samples in a row before the stream gives up
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     crop: int | None = None  # side of a random high-resolution crop (SR training); None: the whole picture
-    flip: bool = False  # random horizontal flip
+    flip: bool = False  # random horizontal flip of pictures whose caption names neither left nor right
+    full_decode: bool = False  # decode JPEGs at their full size, several times slower: nearer to Pillow's bicubic
     on_the_fly: bool = False  # encode captions while training, instead of reading their embeddings beside the shards
     workers: int = 2  # loader processes a rank; 0: load in the training process
     window: int = 4  # shards that are shuffled together
     max_enlargement: float = 1.0  # a picture that would have to be enlarged by more is a bad sample
     max_bad: float = 0.1  # bad samples tolerated, as a fraction of those seen
+    cache: str | None = None  # folder for copies of shards that are read from a URL; None: ~/.cache/imagen/shards
+    cache_gb: float = 50.0  # its bound for tars, in 10^9 bytes
+
+    @property
+    def shard_cache(self) -> Cache:
+        folder = default_folder() if self.cache is None else Path(self.cache).expanduser()
+        return Cache(folder=folder, gb=self.cache_gb)
 
     def check(self) -> None:
         """UserError, naming the field, unless every value is in its range."""
@@ -49,6 +58,7 @@ class DataConfig:
         check_number("data.window", self.window, least=1)
         check_number("data.max_enlargement", self.max_enlargement, above=0)
         check_number("data.max_bad", self.max_bad, least=0, most=1)
+        check_number("data.cache_gb", self.cache_gb, above=0)
 
 
 @dataclass(frozen=True)
@@ -112,15 +122,28 @@ class _Pictures:
         if self.low_resolution is None:
             return high, None
         master = f"{self.low_resolution}.png"  # exact, e.g. drawn at that size: better than a reduction
-        low = (
-            self._picture(i, master, self.low_resolution) if master in extensions else resize(high, self.low_resolution)
-        )
-        return high, low
+        if master in extensions:
+            return high, self._picture(i, master, self.low_resolution)
+        return high, self.resize(high, self.low_resolution)
 
     def _picture(self, i: int, extension: str, side: int) -> Tensor:
+        return self.resize(self.decode(self.read(i, extension), side), side)
+
+    # The steps of a picture, each of which `imagen.data.bench` times.
+
+    def read(self, i: int, extension: str) -> bytes:
+        return self.dataset.read(i, extension)
+
+    def decode(self, data: bytes, side: int) -> Tensor:
         # Twice the side: most of the speed of DCT scaling, and the antialiased resize still has the last word.
-        image = decode(self.dataset.read(i, extension), min_side=2 * side)
-        return fit(image, side, self.config.max_enlargement)
+        return decode(data, min_side=0 if self.config.full_decode else 2 * side)
+
+    def resize(self, image_CHW: Tensor, side: int) -> Tensor:
+        return fit(image_CHW, side, self.config.max_enlargement)
+
+    def stack(self, images: list[Tensor]) -> Tensor:
+        # In a worker this fills shared memory at once; of a plain stack it would make a second copy.
+        return default_collate(images).contiguous()
 
     def batch(self, position: int, indices: list[int], pairs: list[Any], problems: list[str]) -> Batch:
         captions = [self.dataset.caption(i) for i in indices]
@@ -131,8 +154,8 @@ class _Pictures:
             position=position,
             keys=[self.dataset.key(i) for i in indices],
             captions=captions,
-            image=torch.stack([high for high, _ in pairs]).contiguous(),
-            low_res=None if self.low_resolution is None else torch.stack([low for _, low in pairs]).contiguous(),
+            image=self.stack([high for high, _ in pairs]),
+            low_res=None if self.low_resolution is None else self.stack([low for _, low in pairs]),
             text=text,
             text_mask=mask,
             problems=tuple(problems),
@@ -167,7 +190,7 @@ class _Stream(Dataset):
             flip, top, left = (random_bits(self.seed, 1, position, 0, 3) >> np.uint64(11)) / 2**53  # in [0, 1)
             if config.crop is not None:
                 high, low = aligned_crop(high, low, config.crop, (top, left))
-            if config.flip and flip < 0.5:
+            if config.flip and flip < 0.5 and not names_a_side(dataset.caption(i)):
                 high, low = high.flip(-1), None if low is None else low.flip(-1)
             return i, (high, low)
         raise UserError(f"{_TRIES} bad samples in a row, the last one {problems[-1]}; check the data")
@@ -237,7 +260,8 @@ class Loader:
             )
         if batch_size % world_size:
             raise UserError(f"a batch of {batch_size} does not divide among {world_size} ranks")
-        self.dataset = open_split(folder, split)
+        self.dataset = open_split(folder, split, config.shard_cache)
+        self.dataset.check_cache(2 * config.window)  # while one window ends, the next begins
         self.config, self.position = config, position
         self._pin_memory = pin_memory
         self._pictures = _Pictures(self.dataset, config, resolution, low_resolution, text)

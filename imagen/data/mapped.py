@@ -1,13 +1,17 @@
 """Safetensors files of integers: written to the same bytes every time, read as numpy views of a memory map.
 
 Opening reads the header only; a slice of a tensor touches only its own pages. The
-map is shared by forked workers and carries no file position, so it is fork-safe.
+map is shared by forked workers and carries no file position, so it is fork-safe. A
+process keeps the maps of a few files only, or an epoch would leave it holding them all.
 """
 
 import json
 import math
 import mmap
+import os
 import struct
+import weakref
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,10 @@ def save_tensors(arrays: dict[str, np.ndarray], path: str | Path, metadata: dict
         file.write(struct.pack("<Q", len(head)) + head)
         for _, array in ordered:
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+_KEPT = 128  # maps a process keeps; a window of shards, with embeddings, takes fewer
+_mapped: deque["weakref.ref[MappedTensors]"] = deque()  # oldest first
 
 
 class MappedTensors:
@@ -78,14 +86,48 @@ class MappedTensors:
             self._views[name] = self._view(**self._entries[name])
         return self._views[name]
 
+    def rows(self, name: str, first: int, last: int) -> np.ndarray:
+        """Rows [first, last) of a tensor, copied by one read: for large tensors, whose mapped pages would add up."""
+        if name not in self._entries:
+            raise UserError(f"{self.path} holds no tensor {name!r}; {self._remedy}")
+        entry = self._entries[name]
+        dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), entry["shape"][1:]
+        row = dtype.itemsize * math.prod(shape)
+        start, size = self._start + entry["data_offsets"][0] + first * row, (last - first) * row
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                data = os.pread(file.fileno(), size, start)
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror or error}; {self._remedy}") from None
+        if len(data) != size:
+            raise UserError(f"{self.path} ends before row {last} of {name!r}: it was cut off; {self._remedy}")
+        return np.frombuffer(data, dtype).reshape(last - first, *shape)
+
     def _view(self, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
         count = math.prod(shape)
         if count == 0:
             return np.empty(shape, _DTYPES[dtype])
         if self._map is None:
-            with open(self.path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            try:
+                with open(self.path, "rb") as file:
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise UserError(f"cannot read {self.path}: {error.strerror or error}; {self._remedy}") from None
+            _keep(self)
         return np.frombuffer(self._map, _DTYPES[dtype], count, self._start + data_offsets[0]).reshape(shape)
+
+    def release(self) -> None:
+        """Forget the map; views that are in use keep it until they go, and the next use maps the file again."""
+        self._map, self._views = None, {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_map": None, "_views": {}}  # a spawned worker maps the file again
+
+
+def _keep(tensors: MappedTensors) -> None:
+    """Count a new map, and let the oldest go where there are too many."""
+    _mapped.append(weakref.ref(tensors))
+    while len(_mapped) > _KEPT:
+        oldest = _mapped.popleft()()
+        if oldest is not None:
+            oldest.release()

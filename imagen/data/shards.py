@@ -13,7 +13,7 @@ import os
 import re
 import tarfile
 from collections import OrderedDict
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from imagen.data.mapped import MappedTensors, save_tensors
+from imagen.data.remote import LISTING, Cache, Mirror, as_url, list_files
 from imagen.errors import UserError
 from imagen.files import replacing
 
@@ -202,46 +203,60 @@ def index_shard(tar: str | Path, keep: Container[str] | None = None) -> Path:
 
 
 def index_folder(folder: str | Path) -> None:
-    """Index every `*.tar` of `folder` (and of its splits) that has no index yet."""
+    """Index every `*.tar` of `folder` (and of its splits) that has no index yet; UserError for a URL."""
+    if url := as_url(folder):
+        raise UserError(f"{url} can only be read; index and encode its shards on a disk, then copy the new files there")
     for split in splits(folder).values():
-        for tar in sorted(split.glob("*.tar")):
+        for tar in sorted(Path(split).glob("*.tar")):
             if not index_path(tar).exists():
                 index_shard(tar)
 
 
-def splits(folder: str | Path) -> dict[str, Path]:
-    """The splits of a data set by name: its `train` and `heldout` folders, or itself as "train"."""
+def splits(folder: str | Path) -> dict[str, Path | str]:
+    """The splits of a data set, on disk or at a URL, by name: its `train` and `heldout`, or itself as "train"."""
+    if url := as_url(folder):
+        return {name: f"{url}/{name}" for name in SPLITS if list_files(f"{url}/{name}")[0]} or {"train": url}
     folder = Path(folder)
-    found = {name: folder / name for name in SPLITS if (folder / name).is_dir()}
+    found: dict[str, Path | str] = {name: folder / name for name in SPLITS if (folder / name).is_dir()}
     return found or {"train": folder}
 
 
-def open_split(folder: str | Path, split: str = "train") -> "ShardedDataset":
-    """The samples of one split; UserError if the folder has no such split."""
+def open_split(folder: str | Path, split: str = "train", cache: Cache | None = None) -> "ShardedDataset":
+    """The samples of one split; UserError if the folder has no such split. `cache` is for copies from a URL."""
     found = splits(folder)
     if split not in found:
         raise UserError(f"{folder} has no split {split!r}, only {', '.join(map(repr, found))}")
-    return ShardedDataset(found[split])
+    return ShardedDataset(found[split], cache)
 
 
 class ShardedDataset:
     """Random access to the samples of a folder of indexed shards, in the order of their names.
 
+    The folder may be a URL: then `folder` is the local one that its files are copied to.
     Opening reads one header a shard; arrays are mapped when first used; nothing is kept for a
     sample. Safe to fork and to pickle. Raises UserError naming the file if there is no shard,
     an index or a tar is missing, or a tar is not the one its index was made from.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self.root = self.folder.parent if self.folder.name in SPLITS else self.folder  # what commands are given
+    def __init__(self, folder: str | Path, cache: Cache | None = None):
+        where = as_url(folder) or str(Path(folder))
+        parent, _, last = where.rpartition("/")
+        self.root = (parent or ".") if last in SPLITS else where  # what commands are given
+        self._mirror = None if as_url(folder) is None else Mirror(where, cache)
+        self.folder = Path(folder) if self._mirror is None else self._mirror.folder
         if not self.folder.is_dir():
             raise UserError(f"{folder} is not a folder; make shards with `imagen data emoji`")
-        tars = {path.name.removesuffix(".tar") for path in self.folder.glob("*.tar")}
-        indexed = {path.name.removesuffix(".index.safetensors") for path in self.folder.glob("*.index.safetensors")}
-        self.shards = sorted(tars | indexed)
+        names = os.listdir(self.folder) if self._mirror is None else list(self._mirror.sizes)
+        ends = (".tar", ".index.safetensors")
+        self.shards = sorted({name.removesuffix(end) for end in ends for name in names if name.endswith(end)})
         if not self.shards:
-            raise UserError(f"{folder} holds no shards (*.tar); make some with `imagen data emoji`")
+            remedy = (
+                "make some with `imagen data emoji`"
+                if self._mirror is None
+                else f"list their names, one a line, in {where}/{LISTING}"
+            )
+            raise UserError(f"{where} holds no shards (*.tar); {remedy}")
+        self.bring(index_path(f"{name}.tar").name for name in self.shards)
         self._indexes = [self._open_index(name) for name in self.shards]
         self.sizes = np.array([int(index.metadata["samples"]) for index in self._indexes], np.int64)
         self._ends = np.cumsum(self.sizes)
@@ -251,8 +266,10 @@ class ShardedDataset:
     def _open_index(self, name: str) -> MappedTensors:
         tar = self.tar_path(name)
         remedy = f"run `imagen data encode {self.root}` to index it"
+        if self._mirror is not None:
+            remedy = f"index the shards on a disk (`imagen data encode`) and copy the new files to {self.root}"
         try:
-            size = tar.stat().st_size
+            size = tar.stat().st_size if self._mirror is None else self._mirror.sizes.get(tar.name)
         except FileNotFoundError:
             raise UserError(
                 f"{tar} is missing though its index is there; restore it or delete {index_path(tar)}"
@@ -260,7 +277,7 @@ class ShardedDataset:
         index = MappedTensors(index_path(tar), remedy)
         if index.metadata.get("format") != _FORMAT:
             raise UserError(f"{index.path} is not an index of this version; delete it and {remedy}")
-        if int(index.metadata["tar_bytes"]) != size:
+        if size not in (int(index.metadata["tar_bytes"]), None):  # None: a store that tells no sizes
             raise UserError(
                 f"{tar} has {size} bytes but was indexed with {index.metadata['tar_bytes']}: cut off or replaced; "
                 f"copy it again, or delete {index.path} and {remedy}"
@@ -269,6 +286,27 @@ class ShardedDataset:
 
     def tar_path(self, shard: int | str) -> Path:
         return self.folder / f"{shard if isinstance(shard, str) else self.shards[shard]}.tar"
+
+    def bring(self, names: Iterable[str]) -> None:
+        """Make files beside the tars (indexes, sidecars) readable in `folder`: copy those of a URL that exist there."""
+        if self._mirror is not None:
+            self._mirror.bring(names)
+
+    def beside(self, shard: int) -> list[str]:
+        """Names of the files that belong to a tar: its index and sidecars."""
+        names = os.listdir(self.folder) if self._mirror is None else self._mirror.sizes
+        return [name for name in names if name.startswith(f"{self.shards[shard]}.") and name.endswith(".safetensors")]
+
+    def check_cache(self, count: int) -> None:
+        """UserError unless the local cache, where there is one, has room for the `count` largest tars at a time."""
+        if self._mirror is None:
+            return
+        largest = sorted(self._tar_bytes(shard) for shard in range(len(self.shards)))[-count:]
+        if sum(largest) > self._mirror.cache.bytes:
+            raise UserError(
+                f"data.cache_gb {self._mirror.cache.gb:g} does not hold the {len(largest)} shards of {self.root} that "
+                f"are in use at a time; it must be at least {sum(largest) / 1e9:.3g}, or data.window smaller"
+            )
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -332,13 +370,24 @@ class ShardedDataset:
         # pread keeps no position, so a handle opened before a fork may be used after it.
         if shard not in self._tars:
             try:
-                self._tars[shard] = io.FileIO(self.tar_path(shard))
+                self._tars[shard] = self._open_tar(shard)
             except OSError as error:
                 raise UserError(f"cannot read {self.tar_path(shard)}: {error.strerror or error}") from None
             if len(self._tars) > _OPEN_TARS:
                 self._tars.popitem(last=False)[1].close()
         self._tars.move_to_end(shard)
         return self._tars[shard]
+
+    def _open_tar(self, shard: int) -> io.FileIO:
+        if self._mirror is None:
+            return io.FileIO(self.tar_path(shard))
+        # A tar that was deleted from the cache takes space until the last handle on it is closed.
+        for other in [other for other, file in self._tars.items() if not os.fstat(file.fileno()).st_nlink]:
+            self._tars.pop(other).close()
+        return self._mirror.open(self.tar_path(shard).name, self._tar_bytes(shard))
+
+    def _tar_bytes(self, shard: int) -> int:
+        return int(self._indexes[shard].metadata["tar_bytes"])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_tars": OrderedDict()}

@@ -19,6 +19,10 @@ MAX_PIXELS = 178_956_970
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
 # Bytes between scan and end that cameras leave; a scan that is damaged leaves many.
 _HARMLESS = re.compile(r"Corrupt JPEG data: 1?\d extraneous bytes before marker 0xd9")
+_SIDE = re.compile(
+    r"(?<![a-z])(?:top|bottom|upper|lower|far|mid)?(?:left|right)(?:most|wards?|hand(?:ed|er)?)?(?![a-z])",
+    re.IGNORECASE,
+)
 _IMAGE = re.compile(r"(?:(\d+)\.)?(?:jpg|jpeg|png|webp)")
 
 
@@ -117,6 +121,14 @@ def fit(image_CHW: Tensor, side: int, max_enlargement: float = 1.0) -> Tensor:
     if image_CHW.shape[-1] * max_enlargement < side:
         raise BadSample(f"its shorter side has {image_CHW.shape[-1]} pixels, fewer than {side}")
     return resize(image_CHW, side)
+
+
+def names_a_side(caption: str) -> bool:
+    """Whether an English caption says left or right ("leftmost", "right-handed", "top-left", but not "bright").
+
+    A mirrored picture would contradict it.
+    """
+    return _SIDE.search(caption) is not None
 
 
 def aligned_crop(

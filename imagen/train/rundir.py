@@ -13,6 +13,8 @@ from imagen.files import cannot_write, read_json, replacing, write_json
 # What a run may change when it goes on: nothing here changes what a step computes, but for rounding
 # (and, under a cosine, `steps`, which decides how fast the rate falls).
 MAY_CHANGE = (
+    "data.cache",
+    "data.cache_gb",
     "data.on_the_fly",
     "data.workers",
     "stage.sampling",

@@ -124,6 +124,23 @@ def test_resume_anywhere_with_any_workers_and_ranks_equals_the_uninterrupted_str
         assert [batches[k].position for batches in ranks] == [first + r * 8 // world_size for r in range(world_size)]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
+@pytest.mark.parametrize("before, after", [
+    ((0, 1), (2, 2)), ((2, 1), (3, 4)), ((3, 2), (0, 1)), ((2, 4), (0, 2)), ((3, 1), (2, 8)), ((0, 2), (3, 1)),
+])  # fmt: skip
+def test_a_run_may_stop_at_any_step_and_go_on_with_other_workers_and_ranks(folder, stream, before, after):
+    """`(workers, ranks)` before and after; together both parts are the uninterrupted stream, pixel by pixel."""
+    steps = int(np.random.default_rng([*before, *after]).integers(1, 9))
+    found, position = [], 0
+    for (workers, ranks), count in ((before, steps), (after, 10 - steps)):
+        config = dataclasses.replace(CONFIG, workers=workers)
+        options = [{"rank": rank, "world_size": ranks, "position": position} for rank in range(ranks)]
+        parts = [take(loader(folder, config, **each), count) for each in options]
+        found += samples(part[k] for k in range(count) for part in parts)
+        position += 8 * count  # all that a checkpoint stores
+    assert found == stream
+
+
 def test_every_epoch_shows_every_sample_once_and_augments_anew(stream):
     keys = [sample[0] for sample in stream]
     for epoch in range(3):
@@ -155,6 +172,35 @@ def test_crops_are_aligned_and_flipped_together(folder):
                     if torch.equal(whole[:, top : top + 16, left : left + 16], target)
                 }  # fmt: skip
     assert len(seen) > 35  # of 5 x 5 places x 2
+
+
+def test_pictures_whose_caption_names_a_side_are_never_flipped(tmp_path):
+    captions = ["a cat on the left", "a bright cat", "Right-handed cat", "a copyrighted cat", "the leftmost cat", "cat"]
+    with ShardWriter(tmp_path) as writer:
+        for i, caption in enumerate(captions):
+            writer.write({"__key__": f"k{i}", "png": png(picture(i, 8)), "txt": caption.encode()})
+    flipped: dict[int, set[bool]] = {i: set() for i in range(6)}
+    for batch in take(Loader(tmp_path, DataConfig(flip=True, workers=0), resolution=8, batch_size=6, seed=0), 12):
+        for key, image in zip(batch.keys, batch.image, strict=True):
+            whole = torch.from_numpy(picture(int(key[1:]), 8)).permute(2, 0, 1)
+            assert torch.equal(image, whole) or torch.equal(image, whole.flip(-1))
+            flipped[int(key[1:])].add(torch.equal(image, whole.flip(-1)))
+    assert flipped == {i: {False} if i in (0, 2, 4) else {False, True} for i in range(6)}
+
+
+def test_full_decode_is_pillows_bicubic(tmp_path):
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    Image.fromarray(noise).save(file, "JPEG", quality=95)
+    with ShardWriter(tmp_path) as writer:
+        writer.write({"__key__": "k", "jpg": file.getvalue()})
+    expected = np.asarray(Image.open(file).resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
+    apart = {}
+    for full in (False, True):
+        config = DataConfig(workers=0, full_decode=full)
+        image = take(Loader(tmp_path, config, resolution=32, batch_size=1, seed=0), 1)[0].image[0]
+        apart[full] = np.abs(image.permute(1, 2, 0).numpy() - expected).max()
+    assert apart[True] <= 2 < apart[False]
 
 
 def test_masters_are_used_as_they_are(folder):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from imagen.data.shards import BadSample
-from imagen.data.transforms import MAX_PIXELS, aligned_crop, choose_image, decode, fit, resize
+from imagen.data.transforms import MAX_PIXELS, aligned_crop, choose_image, decode, fit, names_a_side, resize
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:
@@ -155,3 +155,22 @@ def test_crops_of_the_pair_show_the_same_region():
     for place in ((0.0, 0.0), (0.999999, 0.999999)):
         assert aligned_crop(high, low, 64, place)[1].shape == (3, 16, 16)
     assert torch.equal(aligned_crop(high, None, 255, (0.7, 0.2))[0], high[:, 1:256, 0:255])
+
+
+@pytest.mark.parametrize("caption, named", [
+    ("a cat to the left of a dog", True),
+    ("The RIGHT hand", True),
+    ("leftmost, of three", True),
+    ("a right-handed golfer", True),
+    ("a lefthanded guitar", True),
+    ("turn rightwards", True),
+    ("a logo in the top-left corner", True),
+    ("bottom_right", True),
+    ("a sign at the upperleft", True),
+    ("bright copyright upright playwright", False),
+    ("a cleft in a rock, alright", False),
+    ("a righteous man", False),
+    ("", False),
+])  # fmt: skip
+def test_captions_that_name_a_side(caption, named):
+    assert names_a_side(caption) is named
