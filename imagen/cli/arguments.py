@@ -166,7 +166,7 @@ def _parser() -> Parser:
         "show how fast shards load, and what the time goes into",
         "  imagen data bench shards --resolution 256 --low-resolution 64 --workers 4\n"
         "  imagen data bench https://example.org/shards --seconds 60",
-        within=data,
+        within=actions,
     )
     sub.add_argument("shards", metavar="SHARDS", help="a folder or a URL")
     sub.add_argument("--resolution", type=count, default=64, metavar="N", help="of the stage (default: 64)")

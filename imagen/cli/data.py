@@ -65,7 +65,8 @@ def build(options: argparse.Namespace) -> None:
         workers=options.workers,
     )
     folder = options.out or (options.source if options.source.is_dir() else options.source.parent)
-    print(f"{folder}: {built['samples']:,} samples in {built['shards']:,} shards, of {built['records']:,} records")
+    shards = "1 shard" if built["shards"] == 1 else f"{built['shards']:,} shards"
+    print(f"{folder}: {built['samples']:,} samples in {shards}, of {built['records']:,} records")
     for reason, rejected in built["rejected"].items():
         print(f"  {rejected:,} rejected: {reason}")
     print(f"look at it: imagen data inspect {folder} --html data.html")

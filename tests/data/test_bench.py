@@ -15,6 +15,9 @@ class FakeEncoder:
     class config:
         encoder, revision, width, max_tokens, unconditional = "tests/fake", "main", 8, 16, "zeros"
 
+    def lengths(self, captions):
+        return [3 for _ in captions]
+
     def encode(self, captions):
         return [torch.ones(3, 8) for _ in captions]
 

@@ -278,7 +278,7 @@ class Poisoned(Loader):
 
 
 def test_a_run_skips_a_bad_step_and_gives_up_after_many(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr("imagen.train.trainer.Loader", Poisoned)
+    monkeypatch.setattr("imagen.train.on_the_fly.Loader", Poisoned)
     said = []
     what = experiment(text_dropout=0.0, log_every=1, max_nonfinite=3)
     with pytest.raises(UserError, match=r"step 8: the loss is not finite for train\d+; 3 steps in a row"):
