@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py emoji_64 --batch 32 [--precision bf16] [--steps N] [--threads N] [--json FILE]
 
-The step is the trainer's: noise, forward and loss, backward, clipping, AdamW, average of the
+The step is the trainer's: noise, forward and loss, backward, clipping, the optimizer, average of the
 weights. Every text has the preset's largest number of tokens. Loading data is not part of it.
 """
 
@@ -27,7 +27,7 @@ from imagen.train.ema import Ema
 from imagen.train.noising import Noising
 from imagen.train.optim import build_optimizer
 
-PHASES = ("noise", "forward", "backward", "clip, AdamW, EMA")
+PHASES = ("noise", "forward", "backward", "clip, optimizer, EMA")
 
 
 def main() -> None:
@@ -110,7 +110,7 @@ def measure(experiment: Experiment, batch: int, steps: int, dtype: torch.dtype |
             loss = noising.loss(unet, noised).total.mean()
         with clocks["backward"].running():
             loss.backward()
-        with clocks["clip, AdamW, EMA"].running():
+        with clocks["clip, optimizer, EMA"].running():
             nn.utils.clip_grad_norm_(unet.parameters(), experiment.optim.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
