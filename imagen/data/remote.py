@@ -132,7 +132,9 @@ class Mirror:
             try:
                 self._reserve(part, size if name.endswith(".tar") else 0)
                 _patiently(f"{self.url}/{name}", lambda fs, path: _get(fs, path, part, size))
-                os.replace(part, self.folder / name)
+                # Under the lock: whoever counts what the folder holds must find the file under one of its two names.
+                with _locked(self.cache.folder / ".lock"):
+                    os.replace(part, self.folder / name)
             except OSError as error:
                 if error.errno in FULL:
                     raise cannot_write(self.folder / name, error) from None
