@@ -2,7 +2,6 @@ import io
 import os
 import pickle
 import tarfile
-import time
 
 import numpy as np
 import pytest
@@ -209,7 +208,7 @@ def test_pickles_and_forks(tmp_path):
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_a_million_samples_open_fast(tmp_path):
+def test_a_million_samples_open_without_being_read(tmp_path):
     """200 shards of 5000: opening may read headers, not arrays."""
     with ShardWriter(tmp_path, 5000) as writer:
         for i in range(5000):
@@ -217,8 +216,7 @@ def test_a_million_samples_open_fast(tmp_path):
     for shard in range(1, 200):
         os.link(tmp_path / "00000.tar", tmp_path / f"{shard:05d}.tar")
         os.link(tmp_path / "00000.index.safetensors", tmp_path / f"{shard:05d}.index.safetensors")
-    start = time.perf_counter()
     data = ShardedDataset(tmp_path)
-    key = data.key(999_999)
-    assert time.perf_counter() - start < 2  # 0.03 s on an idle core
-    assert len(data) == 1_000_000 and key == "000004999"
+    assert not any(index._map for index in data._indexes)
+    assert len(data) == 1_000_000 and data.key(999_999) == "000004999"
+    assert [shard for shard, index in enumerate(data._indexes) if index._map] == [199]
