@@ -5,6 +5,7 @@
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from imagen.data.sources.lines import BROKEN_GZIP, TextFiles, open_lines, single
 from imagen.data.sources.values import Trouble, from_base64, nothing, printable, read_bytes
 from imagen.errors import UserError
 
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _LONGEST_FIRST_LINE = 1 << 26  # bytes that are read to tell the format of what may be any file
 
 
@@ -76,7 +78,8 @@ class _Lines:
 
     @classmethod
     def _is_row(cls, line: bytes) -> bool:
-        return line.count(b"\t") + 1 == cls.columns
+        # Bytes of a picture or an archive may hold as many tabs by chance, but hardly without other control characters.
+        return line.count(b"\t") + 1 == cls.columns and not _CONTROL.search(line)
 
     def _record(self, cells: list[bytes], key: str, origin: str, folder: Path) -> Record:
         raise NotImplementedError

@@ -72,3 +72,8 @@ def test_mistakes_are_one_line(tmp_path):
         with pytest.raises(UserError, match=words) as error:
             open_source(path, **options)
         assert "\n" not in str(error.value)
+
+
+def test_bytes_with_as_many_tabs_as_a_format_has_are_not_that_format(tmp_path):
+    (tmp_path / "t.parquet").write_bytes(b"PAR1\x15\x04\ta\tb\tc\td\te\n")
+    assert type(open_source(tmp_path / "t.parquet")) is FORMATS["parquet"]
