@@ -60,7 +60,7 @@ def make(folder: Path, shards: int) -> None:
         metadata = {"format": "imagen-index-1", "samples": str(SAMPLES), "tar_bytes": str(tar_bytes)}
         index_path(tar).write_bytes(save(arrays, metadata | {"extensions": json.dumps(MEMBERS)}))
         _sparse(tar, b"", tar_bytes)
-        _sparse(sidecar_path(tar, Text.encoder), *sidecar)
+        _sparse(sidecar_path(tar, Text), *sidecar)
 
 
 def _embeddings() -> tuple[bytes, int]:

@@ -12,6 +12,7 @@ from imagen.jsonconfig import from_json, to_json
 from imagen.models.text import TextConfig
 from imagen.train.config import TrainConfig
 from imagen.train.optim import OptimConfig
+from imagen.train.parallel import ParallelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class Experiment:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
 def override(experiment: Experiment, arguments: Sequence[str]) -> Experiment:

@@ -20,6 +20,7 @@ from imagen.jsonconfig import to_json
 from imagen.models.resize import upsample
 from imagen.pictures import contact_sheet, write_png
 from imagen.train import on_the_fly
+from imagen.train.ranks import Ranks
 from imagen.train.trainer import TrainResult, train
 
 GRID = 16  # pictures of a validation grid
@@ -31,19 +32,21 @@ def train_run(
     out: str | Path,
     *,
     minutes: float | None = None,
-    device: str | None = None,
+    ranks: Ranks | None = None,
     say: Callable[[str], None] = print,
 ) -> TrainResult:
     """Train `experiment` on the shards in `data`, in the folder `out`, or go on where it stopped.
 
     Writes OUT/samples/step-NNNNNNNN.png at intervals (always the same captions and noise) and
     OUT/export, a one-stage cascade with the averaged weights, at each checkpoint.
+
+    ranks: the processes that train together (`imagen.train.ranks.joined`), each of which calls this; default: this one.
     """
     data, out = Path(data), Path(out)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    encoder, null = on_the_fly.caption_encoder(experiment, device), None
+    ranks = ranks or Ranks(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    encoder, null = on_the_fly.caption_encoder(experiment, ranks.device), None
     if encoder is not None:
-        index_folder(data)  # `imagen data encode` need not have been run
+        ranks.from_first(lambda: index_folder(data))  # `imagen data encode` need not have been run
         null = on_the_fly.unconditional(encoder)
     elif experiment.text is not None:
         null = unconditional(data, experiment.text, cache=experiment.data.shard_cache)
@@ -58,7 +61,7 @@ def train_run(
             info={"preset": experiment.name, **info},
         )
 
-    sampler = grid_sampler(experiment, data, out / "samples", null, encoder)
+    sampler = grid_sampler(experiment, data, out / "samples" if ranks.first else None, null, encoder)
     return train(
         experiment,
         to_json(experiment),
@@ -67,17 +70,18 @@ def train_run(
         sampler=sampler,
         export=export,
         minutes=minutes,
-        device=device,
         encoder=encoder,
+        ranks=ranks,
         say=say,
     )
 
 
 def grid_sampler(
-    experiment: Experiment, data: Path, folder: Path, null_LD: Tensor | None, encoder: Encoder | None = None
+    experiment: Experiment, data: Path, folder: Path | None, null_LD: Tensor | None, encoder: Encoder | None = None
 ) -> Callable[[nn.Module, int], Tensor]:
-    """Pictures of the same held-out (else training) captions from the same noise, step after step.
+    """Pictures of the same held-out (else training) captions from the same noise, step after step, into `folder`.
 
+    None: they are made (the ranks that hold a network together have to) and not written.
     For a super-resolution stage each row shows the enlarged input, the output, and the true picture.
     """
     stage = experiment.stage
@@ -108,7 +112,8 @@ def grid_sampler(
             shown = [image for row in rows for image in row]
             captions = [text for caption in captions for text in ("input", caption, "truth")]
         sheet = contact_sheet(shown, captions, columns=None if batch.low_res is None else 6)
-        write_png(folder / f"step-{step:08d}.png", sheet, {"preset": experiment.name, "step": step})
+        if folder is not None:
+            write_png(folder / f"step-{step:08d}.png", sheet, {"preset": experiment.name, "step": step})
         return torch.from_numpy(np.array(sheet)).permute(2, 0, 1)
 
     return sample

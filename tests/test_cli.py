@@ -176,7 +176,7 @@ def test_trouble_with_the_machine_is_one_line(monkeypatch, mistake, error, messa
     [
         *(("optim.lr", "-1"), ("optim.lr", "NaN"), ("optim.betas", "[0.9, 1]"), ("optim.eps", "0")),
         *(("optim.weight_decay", "-1"), ("optim.warmup_steps", "-1"), ("optim.clip_norm", "0")),
-        *(("train.steps", "0"), ("train.batch_size", "0"), ("train.accumulation", "0"), ("train.ema_decay", "1.5")),
+        *(("train.steps", "0"), ("train.batch_size", "0"), ("train.micro_batch", "0"), ("train.ema_decay", "1.5")),
         *(("train.text_dropout", "2"), ("train.seed", "-1"), ("train.log_every", "-1"), ("train.gap_samples", "0")),
         *(("train.keep_checkpoints", "0"), ("train.max_nonfinite", "0"), ("train.precision", "fp8")),
         *(("data.crop", "30"), ("data.crop", "512"), ("data.crop", "0"), ("data.workers", "-1"), ("data.window", "0")),
@@ -199,8 +199,8 @@ def test_values_out_of_range_are_refused_by_name(made, mistake, tmp_path, field,
 
 
 def test_a_batch_that_does_not_divide(mistake):
-    assert "train.batch_size 8 does not divide by train.accumulation 3" in mistake(
-        "config", "debug_64", "--train.accumulation", 3
+    assert "train.batch_size 8 gives each rank 8 samples, which do not divide into micro-batches of 3" in mistake(
+        "config", "debug_64", "--train.micro_batch", 3
     )
 
 

@@ -28,7 +28,7 @@ def test_a_run_writes_what_the_contract_says(made):
             assert all(np.isfinite(value) for value in row.values())
         assert json.loads((run / "config.json").read_text())["train"]["steps"] == steps[-1]
         assert (run / "samples" / f"step-{steps[-1]:08d}.png").exists()
-        assert (run / "checkpoints" / f"step-{steps[-1]:08d}.pt").exists()
+        assert (run / "checkpoints" / f"step-{steps[-1]:08d}" / "state.json").exists()
         assert {path.suffix for path in (run / "export").iterdir()} == {".json", ".safetensors"}
 
 

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        _fail("out of memory; use a smaller batch (--batch-size, or train.accumulation) or smaller pictures")
+        _fail("out of memory; use a smaller batch (--batch-size, or train.micro_batch) or smaller pictures")
     sys.exit(0)
 
 

@@ -117,10 +117,14 @@ def config(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    experiment, device = _experiment(options), _device(options.device)
+    experiment = _experiment(options)
     from imagen.run import train_run
+    from imagen.train.ranks import joined
 
-    train_run(experiment, options.data, options.out, minutes=options.minutes, device=device)
+    with joined(_device(options.device) if options.device else None) as ranks:
+        train_run(experiment, options.data, options.out, minutes=options.minutes, ranks=ranks)
+    if not ranks.first:
+        return
     if experiment.stage.low_resolution is None:
         print(f"draw with it: imagen sample {options.out} PROMPT --out DIR")
     else:

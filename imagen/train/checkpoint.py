@@ -1,87 +1,231 @@
-"""Checkpoints that are whole or not there, and the folder that keeps the last few."""
+"""Checkpoints that are whole or not there, written while training goes on, and the folder that keeps the last few.
 
+torch.distributed.checkpoint does the tensors: every rank writes its part, and any number of ranks, sharded in any way,
+reads them again. A checkpoint is a folder, `step-00001000`: parts (`*.distcp`), where each tensor lies in them
+(`.metadata`), and `state.json`. It is written under another name, and renamed when every rank is done.
+"""
+
+import io
+import pickle
 import re
+import shutil
+import warnings
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from imagen.errors import UserError
-from imagen.files import replacing
+from imagen.files import cannot_write, read_json, sync_folder, write_json
+from imagen.train.ranks import Ranks
 
-State = dict[str, Any]  # tensors, numbers, strings, and dicts and lists of them
+# One process needs no process group, which is what torch warns of, from the thread that saves.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
+Tensors = dict[str, dict[str, Tensor]]  # by kind and name
+Facts = dict[str, Any]  # JSON: all of a run's state that is not a tensor
 
-def save(path: Path, state: State) -> None:
-    """Write `state` to `path` atomically: written beside it, synced to disk, renamed.
-
-    Raises UserError if it cannot be written (a full disk, say); what `path` held before is then untouched.
-    """
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        try:
-            torch.save(state, file)
-            file.flush()
-        except RuntimeError as error:  # torch's zip writer turns the file's OSError into this
-            cause = error.__context__
-            raise cause if isinstance(cause, OSError) else OSError(str(error).splitlines()[0]) from error
-
-
-def load(path: Path) -> State:
-    """Read what `save` wrote, on the CPU, without running any code in it. Raises ValueError if it is damaged.
-
-    torch.load does not look at checksums; the file is a zip with a CRC for each tensor, so we do.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise ValueError(f"checksum of {damaged} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, zipfile.BadZipFile, RuntimeError, EOFError) as error:
-        raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+# All that a `.metadata` may name, by module: anything else in a pickle could run code.
+_HARMLESS = {
+    "torch": ("Size", "float32", "float64", "bfloat16", "float16", "int64", "int32", "uint8"),
+    "torch.serialization": ("_get_layout",),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch.distributed.checkpoint.metadata": (
+        *("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "_MEM_FORMAT_ENCODING"),
+        *("TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata"),
+    ),
+    "pathlib": ("PosixPath", "PurePosixPath"),
+    "pathlib._local": ("PosixPath", "PurePosixPath"),  # their home in Python 3.13
+}
 
 
 class CheckpointFolder:
-    """RUN/checkpoints: `step-00001000.pt` and so on, the last `keep` of them."""
+    """RUN/checkpoints: `step-00001000` and so on, the last `keep` of them, and those of every `keep_every`-th step.
 
-    def __init__(self, folder: Path, keep: int):
+    All ranks call all methods together.
+    """
+
+    def __init__(self, folder: Path, keep: int, keep_every: int = 0, ranks: Ranks | None = None):
         self.folder = folder
-        self.keep = max(1, keep)
+        self.keep, self.keep_every = max(1, keep), keep_every
+        self.ranks = ranks or Ranks()
+        self._alone = self.ranks.world_size == 1
+        # Collectives of its own: the thread that writes must not meet those of training.
+        self._group = None if self._alone else dist.new_group(backend="gloo")
+        self._saving: tuple[Path, Future] | None = None
 
     def paths(self) -> list[Path]:
         """Checkpoints, oldest first."""
-        found = self.folder.glob("step-*.pt")
-        return sorted(path for path in found if re.fullmatch(r"step-\d{8,}\.pt", path.name))
+        return checkpoint_paths(self.folder)
 
-    def save(self, step: int, state: State) -> Path:
-        path = self.folder / f"step-{step:08d}.pt"
-        save(path, state)
-        for old in (*self.paths()[: -self.keep], *self.folder.glob(".step-*.tmp")):  # .tmp: of a killed process
-            old.unlink()
-        return path
+    def save(self, step: int, tensors: Tensors, facts: Facts, wait: bool = False) -> None:
+        """Copy the tensors, and write them in a thread of their own (`wait`: come back when they are written).
 
-    def load_latest(self, say: Callable[[str], None] = print) -> State | None:
-        """The newest checkpoint that can be read; None where there is none yet.
+        Raises UserError if they, or those of the save before, cannot be written: a full disk, say.
+        """
+        self.wait()
+        path = self.folder / f"step-{step:08d}"
+        temporary = path.with_name(f".{path.name}.tmp")
+        self.ranks.from_first(lambda: self._clear(temporary))
+        writer = _Writer(temporary, path, facts, self._prune)
+        future = dcp.async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._alone)
+        assert isinstance(future, Future)  # not the pair that some stagers make of it
+        self._saving = path, future
+        if wait:
+            self.wait()
 
-        Damaged ones on the way are set aside as `*.pt.damaged` and named through `say`.
-        Raises UserError if there are checkpoints and none can be read.
+    def wait(self) -> None:
+        """Until what is being saved is on the disk. Raises UserError as `save` does."""
+        if self._saving is None:
+            return
+        path, future = self._saving
+        self._saving = None
+        try:
+            future.result()
+        except (CheckpointException, OSError) as error:
+            cause = _cause(error)
+            raise cannot_write(path, cause if isinstance(cause, OSError) else OSError(str(cause))) from error
+
+    def load_latest(self, tensors: Tensors, say: Callable[[str], None] = print) -> Facts | None:
+        """Fill `tensors` in place from the newest checkpoint that can be read; returns its facts, or None without one.
+
+        Damaged ones on the way are set aside as `*.damaged` and named through `say`. Raises UserError if there are
+        checkpoints and none can be read; `tensors` may then hold anything.
         """
         damaged: list[tuple[Path, str]] = []
-        for path in reversed(self.paths()):
+        for path in reversed(self.ranks.from_first(self.paths)):
             try:
-                state = load(path)
-            except ValueError as error:
+                facts = self.ranks.from_first(lambda path=path: read_json(path / "state.json"))  # type: ignore[misc]
+                load(path, tensors, group=self._group)
+            except (UserError, ValueError) as error:
                 damaged.append((path, str(error)))
                 continue
             for bad, why in damaged:
-                bad.rename(f"{bad}.damaged")
+                if self.ranks.first:
+                    bad.rename(f"{bad}.damaged")
                 say(f"{bad} is damaged ({why}): set aside; going on from {path.name}")
-            return state
+            return facts
         if damaged:
             path, why = damaged[0]
             raise UserError(
                 f"no checkpoint in {self.folder} can be read ({path.name}: {why}); move it away to start again"
             )
         return None
+
+    def _clear(self, temporary: Path) -> None:
+        for killed in (*self.folder.glob(".step-*.tmp"), temporary):
+            shutil.rmtree(killed, ignore_errors=True)
+        try:
+            temporary.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(temporary, error) from None
+
+    def _prune(self) -> None:
+        for path in self.paths()[: -self.keep]:
+            if not (self.keep_every and int(path.name.removeprefix("step-")) % self.keep_every == 0):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def checkpoint_paths(folder: Path) -> list[Path]:
+    """The whole checkpoints in `folder`, oldest first."""
+    found = (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir())
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def load(path: Path, tensors: Tensors, group: dist.ProcessGroup | None = None) -> None:
+    """Fill `tensors`, plain or sharded, in place with those of their names in the checkpoint `path`.
+
+    Nothing in it is run as code. Raises ValueError if it is damaged, or lacks a tensor or has it in another shape;
+    with a process group, on every rank if on one.
+    """
+    try:
+        dcp.load(tensors, storage_reader=_Reader(path), process_group=group, no_dist=group is None)
+    except CheckpointException as error:
+        cause = _cause(error)
+        raise ValueError(str(cause).splitlines()[0] if str(cause) else type(cause).__name__) from error
+
+
+def read(path: Path, kind: str) -> dict[str, Tensor]:
+    """The whole tensors of one kind (`ema`, say) in a checkpoint, on the CPU of one process, however they were spread.
+
+    Raises ValueError if the checkpoint is damaged.
+    """
+    try:
+        stored = _Reader(path).read_metadata().state_dict_metadata
+    except OSError as error:
+        raise ValueError(str(error)) from error
+    tensors = {
+        name.removeprefix(f"{kind}."): torch.empty(about.size, dtype=about.properties.dtype)
+        for name, about in stored.items()
+        if name.startswith(f"{kind}.") and isinstance(about, TensorStorageMetadata)
+    }
+    load(path, {kind: tensors})
+    return tensors
+
+
+class _Writer(dcp.FileSystemWriter):
+    """Writes into `temporary`, and renames it to `path` when all ranks are done."""
+
+    def __init__(self, temporary: Path, path: Path, facts: Facts, after: Callable[[], None]):
+        super().__init__(temporary)
+        self._temporary, self._final, self._facts, self._after = temporary, path, facts, after
+
+    def finish(self, metadata: Metadata, results: Any) -> None:
+        """On the first rank alone, after every rank has written its part."""
+        super().finish(metadata, results)
+        write_json(self._temporary / "state.json", self._facts)
+        shutil.rmtree(self._final, ignore_errors=True)  # of the same step: a run that went on from an older one
+        self._temporary.rename(self._final)
+        sync_folder(self._final.parent)
+        self._after()
+
+
+class _Reader(dcp.FileSystemReader):
+    """Checks what it reads: `.metadata` names nothing that could be harmful, and checksums are right."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        try:
+            with open(Path(self.path) / ".metadata", "rb") as file:
+                metadata = _Unpickler(file).load()
+        except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, KeyError, IndexError) as error:
+            raise ValueError(f".metadata cannot be read ({type(error).__name__}: {error})") from None
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+    def _slice_file(self, file: Any, sinfo: Any) -> IO[bytes]:
+        """One tensor's bytes: a zip archive, whose checksums torch.load does not look at."""
+        data = io.BytesIO(super()._slice_file(file, sinfo).read())
+        try:
+            with zipfile.ZipFile(data) as archive:
+                damaged = archive.testzip()
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{sinfo.relative_path}: {error}") from None
+        if damaged:
+            raise ValueError(f"{sinfo.relative_path}: the checksum of {damaged} is wrong")
+        data.seek(0)
+        return data
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in _HARMLESS.get(module, ()):
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a rank met, out of what torch makes of it."""
+    if isinstance(error, CheckpointException) and error.failures:
+        failure = next(iter(error.failures.values()))
+        error = failure[0] if isinstance(failure, tuple) else failure
+    # torch's zip writer turns the file's OSError into a RuntimeError.
+    return error.__context__ if isinstance(error.__context__, OSError) else error

@@ -11,16 +11,16 @@ from imagen.errors import UserError, check_number
 from imagen.models.precision import Precision
 from imagen.models.text import TextConfig
 from imagen.train.optim import OptimConfig
+from imagen.train.parallel import ParallelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     steps: int = 2_500_000
-    batch_size: int = 2048  # global: over all ranks and accumulation steps
-    accumulation: int = 1  # micro-batches a step
+    batch_size: int = 2048  # of a step: over all ranks and micro-batches
+    micro_batch: int | None = None  # samples of a rank at a time; None: all of its share of the batch
     seed: int = 0
     precision: Precision = "auto"  # auto: bf16 where the processor has it
-    compile: bool = False  # torch.compile the U-Net: minutes at the start, worth it on GPUs
     # Noise levels are drawn with t ~ U[0, 1] of this schedule; None: of the stage's, as it is sampled.
     schedule: ScheduleConfig | None = None
     ema_decay: float = 0.9999
@@ -30,15 +30,18 @@ class TrainConfig:
     log_every: int = 50
     sample_every: int = 5_000
     checkpoint_every: int = 5_000
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the last so many
+    keep_every: int = 0  # and those of steps that divide by this; 0: no others
     gap_every: int = 500  # measure the conditional gap
     gap_samples: int = 128
 
     def check(self) -> None:
         """UserError, naming the field, unless every value is in its range. An interval of 0: at the last step alone."""
-        for name in ("steps", "batch_size", "accumulation", "max_nonfinite", "keep_checkpoints", "gap_samples"):
+        for name in ("steps", "batch_size", "max_nonfinite", "keep_checkpoints", "gap_samples"):
             check_number(f"train.{name}", getattr(self, name), least=1)
-        for name in ("seed", "log_every", "sample_every", "checkpoint_every", "gap_every"):
+        if self.micro_batch is not None:
+            check_number("train.micro_batch", self.micro_batch, least=1)
+        for name in ("seed", "log_every", "sample_every", "checkpoint_every", "keep_every", "gap_every"):
             check_number(f"train.{name}", getattr(self, name), least=0)
         check_number("train.ema_decay", self.ema_decay, least=0, below=1)
         check_number("train.text_dropout", self.text_dropout, least=0, most=1)
@@ -59,6 +62,8 @@ class Experiment(Protocol):
     def optim(self) -> OptimConfig: ...
     @property
     def train(self) -> TrainConfig: ...
+    @property
+    def parallel(self) -> ParallelConfig: ...
 
 
 def check(experiment: Experiment, world_size: int = 1) -> None:
@@ -81,11 +86,28 @@ def check(experiment: Experiment, world_size: int = 1) -> None:
         unit = math.lcm(unet.total_stride, scale)
         if crop > stage.resolution or crop % unit:
             raise UserError(f"data.crop is {crop}; it must divide by {unit} and be at most {stage.resolution}")
-    parts = config.accumulation * world_size
-    if config.batch_size % parts:
-        ranks = f" times {world_size} ranks" if world_size > 1 else ""
-        raise UserError(
-            f"train.batch_size {config.batch_size} does not divide by train.accumulation {config.accumulation}{ranks}"
-        )
-    if config.shuffle_captions and (text is None or config.batch_size < 2 * parts):
+    experiment.parallel.check(len(unet.levels), world_size)
+    micro, _ = micro_batches(config, world_size)
+    if config.shuffle_captions and (text is None or micro < 2):
         raise UserError("train.shuffle_captions needs text, and micro-batches of two samples or more")
+
+
+def micro_batches(config: TrainConfig, world_size: int) -> tuple[int, int]:
+    """(samples of a micro-batch of one rank, micro-batches of a step): what `batch_size` comes to.
+
+    UserError, naming sizes that would do, if it does not divide.
+    """
+    if config.batch_size % world_size:
+        near = max(1, round(config.batch_size / world_size)) * world_size
+        raise UserError(
+            f"train.batch_size {config.batch_size} does not divide among {world_size} ranks; {near} would do"
+        )
+    share = config.batch_size // world_size
+    micro = min(config.micro_batch or share, share)
+    if share % micro:
+        divisor = max(size for size in range(1, micro + 1) if share % size == 0)
+        raise UserError(
+            f"train.batch_size {config.batch_size} gives each rank {share} samples, which do not divide into "
+            f"micro-batches of {micro}; train.micro_batch {divisor} would do"
+        )
+    return micro, share // micro

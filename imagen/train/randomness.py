@@ -2,7 +2,7 @@
 
 A sample's noise, noise level and text dropout depend on nothing but the run's seed and
 the sample's place in the endless stream of training data. So a resumed run, another
-number of ranks or another accumulation sees exactly the same noise on the same pictures.
+number of ranks or another micro-batch sees exactly the same noise on the same pictures.
 """
 
 import hashlib

@@ -9,6 +9,7 @@ from typing import Any
 
 from imagen.errors import UserError
 from imagen.files import cannot_write, read_json, replacing, write_json
+from imagen.train.checkpoint import checkpoint_paths
 
 # What a run may change when it goes on: nothing here changes what a step computes, but for rounding
 # (and, under a cosine, `steps`, which decides how fast the rate falls).
@@ -17,13 +18,14 @@ MAY_CHANGE = (
     "data.cache_gb",
     "data.on_the_fly",
     "data.workers",
+    "parallel",
     "stage.sampling",
-    "train.accumulation",
     "train.checkpoint_every",
-    "train.compile",
     "train.gap_every",
     "train.keep_checkpoints",
+    "train.keep_every",
     "train.log_every",
+    "train.micro_batch",
     "train.sample_every",
     "train.steps",
 )
@@ -37,7 +39,7 @@ def claim(run: Path, config: dict[str, Any], say: Callable[[str], None] = print)
     """
     path = run / "config.json"
     config = json.loads(json.dumps(config, allow_nan=False))  # tuples become lists, as in the file
-    if path.exists() and any((run / "checkpoints").glob("*.pt")):
+    if path.exists() and checkpoint_paths(run / "checkpoints"):
         for field, before, now in differences(read_json(path), config):
             if any(field == name or field.startswith(f"{name}.") for name in MAY_CHANGE):
                 continue

@@ -6,78 +6,96 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from imagen.train import randomness
 from imagen.train.noising import Batch, Noising
 from imagen.train.optim import Optimizers
+from imagen.train.parallel import last_backward
+from imagen.train.ranks import Ranks
 
 
 @dataclass(frozen=True)
 class StepResult:
-    losses: list[float]  # by sample, as are the next two
+    """What happened, of the whole batch: the same on every rank."""
+
+    losses: list[float]  # by sample, as are the next two, in the order of their positions
     eps_mse: list[float]
     times: list[float]
     grad_norm: float  # before clipping
     bad_samples: int  # that the loader replaced
+    stop: bool  # some rank was asked to stop
     problem: str | None  # why the step was not applied, naming samples; None: it was
 
 
 def training_step(
-    unet: nn.Module,
+    network: nn.Module,
     batches: Iterable[Batch],
-    samples: int,
+    count: int,
     noising: Noising,
     optimizer: Optimizers,
     *,
     clip_norm: float,
     autocast: Callable[[], AbstractContextManager],
+    ranks: Ranks | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> StepResult:
-    """Forward and backward over the micro-batches, clip, update; no update if the loss or the gradient is not finite.
+    """Forward and backward over this rank's `count` micro-batches of one size, clip, update; no update if a loss or the
+    gradient is not finite on any rank.
 
-    The gradient is that of the mean loss over all `samples` of `batches`, however they are split.
+    The gradient is that of the mean loss over all samples of all ranks, however they are split. stop: whether
+    this rank was asked to.
     """
-    losses, times, keys, bad_samples = [], [], [], 0
-    for batch in batches:
+    ranks = ranks or Ranks()
+    measured, keys, bad_samples = [], [], 0
+    for number, batch in enumerate(batches, 1):
         torch.manual_seed(randomness.seed_for(noising.seed, batch.position, randomness.DROPOUT_LAYERS))
         noised = noising(batch)
-        with autocast():
-            loss = noising.loss(unet, noised)
-        (loss.total.sum() / samples).backward()
-        losses.append(torch.stack([loss.total.detach(), loss.eps_mse]))
-        times.append(noised.t_B)
+        with last_backward(network, number == count):
+            with autocast():
+                loss = noising.loss(network, noised)
+            (loss.total.mean() / count).backward()  # ranks are averaged on the way
+        measured.append(torch.stack([loss.total.detach(), loss.eps_mse, noised.t_B.to(loss.total)]))
         keys += batch.keys
         bad_samples += batch.skipped
-    grad_norm = clip_gradients(unet, clip_norm)
+    grad_norm = clip_gradients(network, clip_norm)
 
-    total, eps_mse = torch.cat(losses, dim=1).tolist()
-    problem = _nonfinite(keys, total, grad_norm)
+    own = torch.stack(measured)  # [count, 3, samples]
+    # Micro-batch by micro-batch, each from the first rank to the last: the order of the positions.
+    losses, eps_mse, times = ranks.gather(own).permute(2, 1, 0, 3).flatten(1).tolist()
+    flags = ranks.gather(torch.tensor([bad_samples, stop()], device=own.device)).sum(0).tolist()
+    problem = _nonfinite(keys, own[:, 0].flatten(), losses, grad_norm, ranks)
     if problem is None:
         optimizer.step()
     optimizer.zero_grad()
-    return StepResult(total, eps_mse, torch.cat(times).tolist(), grad_norm, bad_samples, problem)
+    return StepResult(losses, eps_mse, times, grad_norm, flags[0], flags[1] > 0, problem)
 
 
-def clip_gradients(unet: nn.Module, limit: float) -> float:
+def clip_gradients(network: nn.Module, limit: float) -> float:
     """Scale the gradient to norm `limit` if it is longer; returns its norm before. The step's one wait for the device.
 
     torch's clip_grad_norm_ goes over every gradient once more even where nothing is to be clipped.
     """
-    parameters = [parameter for parameter in unet.parameters() if parameter.grad is not None]
+    parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
     total = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if isinstance(total, DTensor):
+        total = total.full_tensor()  # of sharded gradients, each rank has seen its own part
     norm = total.item()
     if norm > limit:
         nn.utils.clip_grads_with_norm_(parameters, limit, total)
     return norm
 
 
-def _nonfinite(keys: list[str], losses: list[float], grad_norm: float) -> str | None:
-    """What is not finite, and in which samples."""
-    if guilty := [key for key, loss in zip(keys, losses, strict=True) if not math.isfinite(loss)]:
-        return f"the loss is not finite for {_listed(guilty)}"
-    if not math.isfinite(grad_norm):
-        return f"the gradient is not finite, with finite losses, in a batch of {_listed(keys)}"
-    return None
+def _nonfinite(keys: list[str], own: Tensor, losses: list[float], grad_norm: float, ranks: Ranks) -> str | None:
+    """What is not finite, and in which samples. keys, own: of this rank's samples, the keys and the losses."""
+    if math.isfinite(grad_norm) and all(map(math.isfinite, losses)):
+        return None
+    guilty = [key for key, loss in zip(keys, own.tolist(), strict=True) if not math.isfinite(loss)]
+    if found := [key for some in ranks.gather_objects(guilty) for key in some]:
+        return f"the loss is not finite for {_listed(found)}"
+    everything = [key for some in ranks.gather_objects(keys) for key in some]
+    return f"the gradient is not finite, with finite losses, in a batch of {_listed(everything)}"
 
 
 def _listed(keys: list[str], most: int = 8) -> str:

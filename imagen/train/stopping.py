@@ -13,7 +13,8 @@ class Stopper:
         with Stopper(minutes) as stopper:
             while stopper.reason is None: ...
 
-    SIGTERM and the first SIGINT (Ctrl-C) ask for a stop after the current step; a second Ctrl-C interrupts at once.
+    SIGTERM, SIGUSR1 (Slurm's warning, see docs/scale.md) and the first SIGINT (Ctrl-C) ask for a stop after the current
+    step; a second Ctrl-C interrupts at once.
     """
 
     def __init__(self, minutes: float | None = None, began: float | None = None):
@@ -38,7 +39,7 @@ class Stopper:
 
     def __enter__(self) -> "Stopper":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 self._former[number] = signal.signal(number, self._note)
         return self
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from imagen.data.encode import Encoder
 from imagen.data.loader import DataConfig, Loader
@@ -19,19 +20,24 @@ from imagen.errors import UserError
 from imagen.models.precision import autocast, autocast_dtype
 from imagen.models.unet import UNet
 from imagen.train import randomness
-from imagen.train.checkpoint import CheckpointFolder, State
-from imagen.train.config import Experiment, TrainConfig, check
+from imagen.train.checkpoint import CheckpointFolder, Facts
+from imagen.train.config import Experiment, TrainConfig, check, micro_batches
 from imagen.train.ema import Ema
 from imagen.train.logging import Clock, Meter, Row, RunLog
 from imagen.train.noising import Noising
 from imagen.train.on_the_fly import EncodingLoader, caption_encoder, open_loader
 from imagen.train.optim import build_optimizer, learning_rate
+from imagen.train.parallel import build_mesh, parallelize
+from imagen.train.ranks import Ranks
 from imagen.train.rundir import claim, locked
+from imagen.train.state import materialise, run_tensors
 from imagen.train.step import StepResult, training_step
 from imagen.train.stopping import Stopper
 from imagen.train.validation import ConditionalGap, with_other_captions
 
 __all__ = ["Experiment", "TrainConfig", "TrainResult", "Trainer", "check", "train"]
+
+GAP_BATCH = 16  # held-out samples at a time, on any number of ranks
 
 Sampler = Callable[[nn.Module, int], Tensor | None]
 Export = Callable[[dict[str, Tensor], dict[str, int]], None]
@@ -54,29 +60,28 @@ def train(
     sampler: Sampler | None = None,
     export: Export | None = None,
     minutes: float | None = None,
-    device: torch.device | str | None = None,
     encoder: Encoder | None = None,
-    rank: int = 0,
-    world_size: int = 1,
+    ranks: Ranks | None = None,
     say: Callable[[str], None] = print,
 ) -> TrainResult:
     """Train one stage on the shards in `data`, in the folder `run`; called again, go on exactly where it stopped.
 
     config_json: the experiment as JSON, kept as RUN/config.json; a rerun with another one is refused.
-    sampler: given the U-Net with averaged weights, in eval mode, and the step; writes RUN/samples, and may return its
-        sheet (uint8 [3, H, W]) for TensorBoard.
-    export: given the averaged weights (float32, on the CPU) and {"step": ..., "images": ...}; writes RUN/export.
+    sampler: given the U-Net with averaged weights, in eval mode, and the step, on every rank; returns a sheet of
+        pictures (uint8 [3, H, W]) for TensorBoard, or None.
+    export: given the averaged weights (float32, on the CPU) and {"step": ..., "images": ...}, on the first rank; writes
+        RUN/export.
     minutes: stop at a checkpoint after so much wall time. The learning rate follows steps, not time.
     encoder: of the captions, if data.on_the_fly; one that is loaded already need not be loaded twice.
-    rank, world_size: this process's share of each batch; nothing here exchanges gradients yet.
-    say: where one-line reports go.
+    ranks: the processes that train together, each of which calls this (default: this one alone, on the CPU).
+    say: where one-line reports go, of the first rank.
 
     Raises UserError for what the user can mend: data that do not fit, another run's folder, a full disk, a loss that
     stays non-finite for train.max_nonfinite steps.
     """
-    with locked(run):
-        place: dict[str, Any] = {"device": device, "rank": rank, "world_size": world_size}
-        trainer = Trainer(experiment, config_json, data, run, encoder=encoder, say=say, **place)
+    ranks = ranks or Ranks()
+    with locked(run) if ranks.first else nullcontext():
+        trainer = Trainer(experiment, config_json, data, run, encoder=encoder, ranks=ranks, say=say)
         return trainer.run(sampler, export, minutes)
 
 
@@ -99,49 +104,50 @@ class Trainer:
         data: Path,
         run: Path,
         *,
-        device: torch.device | str | None = None,
         encoder: Encoder | None = None,
-        rank: int = 0,
-        world_size: int = 1,
+        ranks: Ranks | None = None,
         say: Callable[[str], None] = print,
     ):
         self.began = time.monotonic()
-        self.experiment, self.config, self.folder, self.say = experiment, experiment.train, run, say
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        check(experiment, world_size)
-        self.samples = self.config.batch_size // world_size  # of each batch that are this rank's
-        self.config_json = claim(run, config_json, say)
+        self.experiment, self.config, self.folder = experiment, experiment.train, run
+        self.ranks = ranks or Ranks()
+        self.say = say if self.ranks.first else _silent
+        check(experiment, self.ranks.world_size)
+        self.config_json = self.ranks.from_first(lambda: claim(run, config_json, self.say))
+        self.micro_batch, self.accumulation = micro_batches(self.config, self.ranks.world_size)
 
+        device, parallel = self.ranks.device, experiment.parallel
+        dtype = autocast_dtype(device, self.config.precision)
+        self.autocast = partial(autocast, device, dtype)
+        mesh = build_mesh(parallel, device.type, self.ranks.world_size)
         torch.manual_seed(randomness.seed_for(self.config.seed, 0, randomness.INIT))
-        self.unet = UNet(experiment.stage.unet).to(self.device)
-        self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+        self.unet = UNet(experiment.stage.unet).to(device)
+        if mesh is None:  # what is sharded must be contiguous
+            self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+        self.parameters = sum(parameter.numel() for parameter in self.unet.parameters())
+        self.network = parallelize(self.unet, parallel, mesh, self.ranks.world_size, dtype=dtype)
         self.optimizer = build_optimizer(self.unet.named_parameters(), experiment.optim)
         self.ema = Ema(self.unet, self.config.ema_decay)
         self.progress = Progress()
-        self.checkpoints = CheckpointFolder(run / "checkpoints", self.config.keep_checkpoints)
-        if (state := self.checkpoints.load_latest(say)) is not None:
-            self._restore(state)
-            say(f"{run}: going on from step {self.progress.step}")
         self.saved_step: int | None = None
-        if self.config.compile:
-            self.unet.compile()
+        keep = (self.config.keep_checkpoints, self.config.keep_every)
+        self.checkpoints = CheckpointFolder(run / "checkpoints", *keep, self.ranks)
+        self._resume()
 
-        self.autocast = partial(autocast, self.device, autocast_dtype(self.device, self.config.precision))
-        self.encoder = encoder or caption_encoder(experiment, self.device)  # None: embeddings lie beside the shards
-        self.micro_batch = self.config.batch_size // self.config.accumulation  # over all ranks
-        place = {"position": self._images, "rank": rank, "world_size": world_size}
-        self.loader = self._loader(data, experiment.data, self.micro_batch, **place)
+        self.encoder = encoder or caption_encoder(experiment, device)  # None: embeddings lie beside the shards
+        place = {"position": self._images, "rank": self.ranks.rank, "world_size": self.ranks.world_size}
+        self.loader = self._loader(data, experiment.data, self.micro_batch * self.ranks.world_size, **place)
         self.noising = Noising(
             experiment.stage,
             seed=self.config.seed,
             batch_size=self.config.batch_size,
-            device=self.device,
+            device=device,
             text_dropout=self.config.text_dropout,
             schedule=self.config.schedule,
             unconditional_LD=self.loader.unconditional,
         )
         self.gap = None if experiment.text is None else self._gap(data)
-        say(self._summary())
+        self.say(self._summary())
 
     def run(self, sampler: Sampler | None, export: Export | None, minutes: float | None) -> TrainResult:
         """The loop, from where the run stands to its last step or to a reason to stop before."""
@@ -150,29 +156,36 @@ class Trainer:
         batches = clock.timed(iter(self.loader))
         if config.shuffle_captions:
             batches = map(with_other_captions, batches)
-        with closing(RunLog(self.folder, progress.step, self.say)) as log, Stopper(minutes, self.began) as stopper:
-            while progress.step < config.steps and (stopper.reason is None or progress.step == began):
+        log = self._open_log()
+        with closing(log) if log else nullcontext(), Stopper(minutes, self.began) as stopper:
+            stop = stopper.reason is not None
+            while progress.step < config.steps and (not stop or progress.step == began):
                 progress.step += 1
                 lr = learning_rate(self.experiment.optim, progress.step, config.steps)
                 self.optimizer.set_learning_rate(lr)
 
                 with clock.step(config.batch_size):
                     result = training_step(
-                        self.unet,
-                        islice(batches, config.accumulation),
-                        self.samples,
+                        self.network,
+                        islice(batches, self.accumulation),
+                        self.accumulation,
                         self.noising,
                         self.optimizer,
                         clip_norm=self.experiment.optim.clip_norm,
                         autocast=self.autocast,
+                        ranks=self.ranks,
+                        stop=lambda: stopper.reason is not None,
                     )
                     if result.problem is None:
                         self.ema.update(self.unet, progress.step)
+                stop = result.stop  # all ranks stop after the same step
                 self._note(result)
 
                 if self._due(config.log_every) or self._gap_due():
                     row = {**progress.meter.row(), "lr": lr, "images": self._images, **clock.row()}
-                    log.write(progress.step, config.steps, row | self._measure_gap(), self._eta(clock, stopper))
+                    row |= self._measure_gap()
+                    if log is not None:
+                        log.write(progress.step, config.steps, row, self._eta(clock, stopper))
                     progress.meter = Meter()
                 if sampler is not None and self._due(config.sample_every):
                     self._sample(sampler, log)
@@ -180,31 +193,50 @@ class Trainer:
                     self._checkpoint(export, log)
             if self.saved_step != progress.step:
                 self._checkpoint(export, log)
-        return self._result(stopper.reason)
+            self.checkpoints.wait()
+        reasons = self.ranks.gather_objects(stopper.reason)
+        return self._result(next((reason for reason in reasons if reason), None))
+
+    def _open_log(self) -> RunLog | None:
+        return RunLog(self.folder, self.progress.step, self.say) if self.ranks.first else None
 
     def _summary(self) -> str:
-        parameters = sum(parameter.numel() for parameter in self.unet.parameters())
-        precision = "fp32" if autocast_dtype(self.device, self.config.precision) is None else "bf16"
+        dtype = autocast_dtype(self.ranks.device, self.config.precision)
         return (
-            f"{self.experiment.name}: {parameters / 1e6:,.1f}M parameters on {self.device} in {precision}, "
-            f"{len(self.loader.dataset)} pictures, {self.config.steps} steps of {self.config.batch_size}"
+            f"{self.experiment.name}: {self.parameters / 1e6:,.1f}M parameters on {self._where()} in "
+            f"{'fp32' if dtype is None else 'bf16'}, {len(self.loader.dataset)} pictures, {self.config.steps} steps of "
+            f"{self.config.batch_size}" + (f" in micro-batches of {self.micro_batch}" if self.accumulation > 1 else "")
         )
 
+    def _where(self) -> str:
+        """Devices, and how the model is spread over them."""
+        size, shard = self.ranks.world_size, min(self.experiment.parallel.shard, self.ranks.world_size)
+        if size == 1:
+            return str(self.ranks.device)
+        how = "a copy each" if shard == 1 else "one copy" if shard == size else f"{size // shard} copies"
+        return f"{size} x {self.ranks.device.type} ({how})"
+
     def _loader(self, data: Path, config: DataConfig, batch_size: int, **place: Any) -> Loader | EncodingLoader:
-        how = {"batch_size": batch_size, "seed": self.config.seed, "pin_memory": self.device.type == "cuda", **place}
+        how = {
+            "batch_size": batch_size,
+            "seed": self.config.seed,
+            "pin_memory": self.ranks.device.type == "cuda",
+            **place,
+        }
         return open_loader(self.experiment, data, config, self.encoder, **how)
 
     def _gap(self, data: Path) -> ConditionalGap:
-        """On held-out samples where there are any, always the same ones, none without its text."""
+        """On held-out samples where there are any, always the same ones, none without its text; every rank does all of
+        it, so that the number of ranks makes no difference."""
         split = "heldout" if "heldout" in splits(data) else "train"
-        size = max(2, self.micro_batch)
+        size = max(2, min(GAP_BATCH, self.config.gap_samples))
         count = -(-self.config.gap_samples // size)
         loader = self._loader(data, replace(self.experiment.data, workers=0), size, split=split)
         noising = Noising(
             self.experiment.stage,
             seed=self.config.seed,
             batch_size=size * count,
-            device=self.device,
+            device=self.ranks.device,
             schedule=self.config.schedule,
         )
         return ConditionalGap(islice(loader, count), noising)
@@ -243,34 +275,34 @@ class Trainer:
             gap, loss = self.gap.measure(self.unet, self.autocast)
         return {"conditional_gap": gap, "validation_loss": loss}
 
-    def _sample(self, sampler: Sampler, log: RunLog) -> None:
+    def _sample(self, sampler: Sampler, log: RunLog | None) -> None:
         with self.ema.applied_to(self.unet), evaluating(self.unet):
             sheet_CHW = sampler(self.unet, self.progress.step)
-        if sheet_CHW is not None:
+        if sheet_CHW is not None and log is not None:
             log.pictures("samples", sheet_CHW, self.progress.step)
 
-    def _checkpoint(self, export: Export | None, log: RunLog) -> None:
-        log.sync()
-        self.checkpoints.save(self.progress.step, self._state())
+    def _checkpoint(self, export: Export | None, log: RunLog | None) -> None:
+        if log is not None:
+            log.sync()
+        facts = {"config": self.config_json, "position": self._images, "progress": asdict(self.progress)}
+        self.checkpoints.save(self.progress.step, run_tensors(self.unet, self.ema, self.optimizer), facts)
         self.saved_step = self.progress.step
         if export is not None:
-            export(self.ema.export(self.unet), {"step": self.progress.step, "images": self._images})
+            weights = self.ema.export(self.unet)
+            if self.ranks.first:
+                export(weights, {"step": self.progress.step, "images": self._images})
 
-    def _state(self) -> State:
-        return {
-            "config": self.config_json,
-            "position": self._images,
-            "progress": asdict(self.progress),
-            "model": self.unet.state_dict(),
-            "ema": self.ema.weights,
-            "optimizer": self.optimizer.state_dict(),
-        }
-
-    def _restore(self, state: State) -> None:
-        self.progress = Progress(**{**state["progress"], "meter": Meter(**state["progress"]["meter"])})
-        self.unet.load_state_dict(state["model"])
-        self.ema.load(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    def _resume(self) -> None:
+        """From the newest checkpoint, if there is one."""
+        if not self.ranks.from_first(self.checkpoints.paths):
+            return
+        materialise(self.unet, self.optimizer)
+        tensors = run_tensors(self.unet, self.ema, self.optimizer)
+        facts: Facts | None = self.checkpoints.load_latest(tensors, self.say)
+        assert facts is not None
+        progress = facts["progress"]
+        self.progress = Progress(**{**progress, "meter": Meter(**progress["meter"])})
+        self.say(f"{self.folder}: going on from step {self.progress.step}")
 
     def _eta(self, clock: Clock, stopper: Stopper) -> float:
         seconds = clock.eta(self.config.steps - self.progress.step)
@@ -286,12 +318,18 @@ class Trainer:
         return TrainResult(step=step, images=self._images, finished=step >= steps, reason=reason or "")
 
 
+def _silent(line: str) -> None:
+    """Where the other ranks' reports go."""
+
+
 @contextmanager
 def evaluating(unet: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside the block."""
+    """Eval mode and no gradients inside the block; at its end whole parameters that were gathered are freed again."""
     unet.eval()
     try:
         with torch.no_grad():
             yield
     finally:
         unet.train()
+        if isinstance(unet, FSDPModule):
+            unet.reshard()

@@ -13,9 +13,9 @@ from imagen.train.step import StepResult
 
 def test_meter_means():
     meter = Meter()
-    meter.add(StepResult([1.0, 2.0, 6.0, 4.0], [0.5] * 4, [0.0, 0.24, 0.5, 1.0], 3.0, 1, None))
-    meter.add(StepResult([5.0, 0.0], [2.0] * 2, [0.1, 0.99], 1.0, 0, None))
-    meter.add(StepResult([float("nan")], [0.0], [0.5], 9.0, 0, "the loss is not finite for x"))
+    meter.add(StepResult([1.0, 2.0, 6.0, 4.0], [0.5] * 4, [0.0, 0.24, 0.5, 1.0], 3.0, 1, False, None))
+    meter.add(StepResult([5.0, 0.0], [2.0] * 2, [0.1, 0.99], 1.0, 0, False, None))
+    meter.add(StepResult([float("nan")], [0.0], [0.5], 9.0, 0, False, "the loss is not finite for x"))
     assert meter.row() == {
         "loss": 3.0,
         "eps_mse": 1.0,
@@ -76,8 +76,7 @@ def test_run_writes_strict_json_and_tensorboard(shards, tmp_path):
 def test_config_of_an_older_version_may_lack_a_field(tmp_path):
     said = []
     claim(tmp_path, {"train": {"seed": 0}, "levels": [1, 2]})
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "step-00000001.pt").touch()
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
     claim(tmp_path, {"train": {"seed": 0, "new": 5}, "levels": (1, 2)}, said.append)
     assert len(said) == 1 and "train.new = 5" in said[0]
     with pytest.raises(UserError, match=r"levels\[1\] = 2, not 3"):

@@ -1,7 +1,10 @@
 """A run that is interrupted, in any way, ends as one that was not."""
 
+import json
 import os
+import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +19,7 @@ import imagen
 from imagen.data.loader import DataConfig
 from imagen.errors import UserError
 from imagen.train import checkpoint
+from imagen.train.checkpoint import CheckpointFolder, checkpoint_paths
 from imagen.train.optim import OptimConfig
 
 TOY = str(Path(__file__).with_name("toy.py"))
@@ -23,7 +27,10 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(imag
 
 
 def final(run):
-    return checkpoint.load(max((run / "checkpoints").glob("*.pt")))
+    """All that is in the last checkpoint."""
+    path = checkpoint_paths(run / "checkpoints")[-1]
+    facts = json.loads((path / "state.json").read_text())
+    return facts | {kind: checkpoint.read(path, kind) for kind in ("model", "ema", "optimizer")}
 
 
 def without_config(run):
@@ -48,7 +55,7 @@ def assert_same(a, b):
 
 
 def stopping_at(step):
-    """A `say` that asks for a stop as soon as a row of that step was logged."""
+    """A `say` that asks for a stop as soon as a row of that step was logged: training stops after the next one."""
 
     def say(line):
         if line.startswith(f"step {step}/"):
@@ -60,7 +67,7 @@ def stopping_at(step):
 def test_muon_resumes_exactly(shards, tmp_path, rows):
     what = experiment(steps=8, optim=OptimConfig(algorithm="muon", lr=1e-3, warmup_steps=4))
     assert go(what, shards, tmp_path / "whole").finished
-    assert go(what, shards, tmp_path / "parts", say=stopping_at(3)).step == 3
+    assert go(what, shards, tmp_path / "parts", say=stopping_at(3)).step == 4
     assert go(what, shards, tmp_path / "parts").finished
     assert_same(final(tmp_path / "parts"), final(tmp_path / "whole"))
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
@@ -76,10 +83,10 @@ def uninterrupted(shards, tmp_path_factory):
 def test_sigterm_then_rerun_equals_uninterrupted(shards, tmp_path, rows, uninterrupted):
     what = experiment()
     first = go(what, shards, tmp_path, say=stopping_at(6))
-    assert (first.step, first.finished) == (6, False) and "SIGTERM" in first.reason
-    assert final(tmp_path)["progress"]["step"] == 6
+    assert (first.step, first.finished) == (7, False) and "SIGTERM" in first.reason
+    assert final(tmp_path)["progress"]["step"] == 7
     second = go(what, shards, tmp_path, minutes=0)  # a budget that is over at once buys one step
-    assert (second.step, second.reason) == (7, "0 minutes are over")
+    assert (second.step, second.reason) == (8, "0 minutes are over")
     assert go(what, shards, tmp_path).finished
     assert rows(tmp_path) == rows(uninterrupted)
     assert [row["step"] for row in rows(tmp_path)] == [3, 6, 9, 12, 15, 18, 20]
@@ -90,7 +97,7 @@ def test_sigterm_then_rerun_equals_uninterrupted(shards, tmp_path, rows, uninter
 def test_going_on_from_an_older_checkpoint_rewrites_the_same_metrics(shards, tmp_path, rows, uninterrupted):
     what = experiment(checkpoint_every=4)  # 16 lies between two logged steps: the sums of the meter have to survive
     go(what, shards, tmp_path)
-    (tmp_path / "checkpoints" / "step-00000020.pt").unlink()  # as if killed between the last log and the checkpoint
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000020")  # as if killed between the last log and the checkpoint
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 21, "lo')  # and while writing
     said = []
@@ -130,19 +137,35 @@ def test_sigterm_to_a_process_ends_it_cleanly(shards, tmp_path):
     assert final(tmp_path)["progress"]["step"] >= 6
 
 
-def test_damaged_last_checkpoint_falls_back(shards, tmp_path, rows, uninterrupted):
-    what = experiment()
-    go(what, shards, tmp_path)
-    last = tmp_path / "checkpoints" / "step-00000020.pt"
-    with open(last, "r+b") as file:  # one flipped byte inside a tensor: torch.load alone would not see it
-        file.seek(last.stat().st_size // 2)
+def flip_a_bit(path):
+    """In the middle of a file: inside a tensor, where torch.load alone would not see it."""
+    with open(path, "r+b") as file:
+        file.seek(path.stat().st_size // 2)
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 1]))
+
+
+DAMAGES = {
+    "a flipped bit": lambda path: flip_a_bit(path / "__0_0.distcp"),
+    "a part that is cut off": lambda path: os.truncate(path / "__0_0.distcp", 5000),
+    "a part that is gone": lambda path: (path / "__0_0.distcp").unlink(),
+    "no account of the parts": lambda path: (path / ".metadata").unlink(),
+    "half an account of the parts": lambda path: os.truncate(path / ".metadata", 500),
+    "code in place of the account": lambda path: (path / ".metadata").write_bytes(pickle.dumps(print)),
+    "no state": lambda path: (path / "state.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_last_checkpoint_falls_back(shards, tmp_path, rows, uninterrupted, damage):
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    last = tmp_path / "checkpoints" / "step-00000020"
+    DAMAGES[damage](last)
     said = []
-    go(what, shards, tmp_path, say=said.append)
-    assert any("step-00000020.pt is damaged" in line and "step-00000015.pt" in line for line in said)
-    assert last.with_name("step-00000020.pt.damaged").exists()
+    go(experiment(), shards, tmp_path, say=said.append)
+    assert any("step-00000020 is damaged" in line and "step-00000015" in line for line in said)
+    assert last.with_name("step-00000020.damaged").exists()
     assert rows(tmp_path) == rows(uninterrupted)
     assert_same(final(tmp_path), final(uninterrupted))
 
@@ -150,12 +173,12 @@ def test_damaged_last_checkpoint_falls_back(shards, tmp_path, rows, uninterrupte
 def test_no_readable_checkpoint_is_an_error_and_nothing_is_lost(shards, tmp_path):
     what = experiment(steps=6)
     go(what, shards, tmp_path)
-    paths = sorted((tmp_path / "checkpoints").glob("*.pt"))
+    paths = checkpoint_paths(tmp_path / "checkpoints")
     for path in paths:
-        path.write_bytes(path.read_bytes()[:-100])
+        os.truncate(path / "__0_0.distcp", 5000)
     with pytest.raises(UserError, match=r"no checkpoint in .* can be read"):
         go(what, shards, tmp_path)
-    assert sorted((tmp_path / "checkpoints").glob("*.pt")) == paths
+    assert checkpoint_paths(tmp_path / "checkpoints") == paths
 
 
 def test_another_config_is_refused(shards, tmp_path):
@@ -169,31 +192,34 @@ def test_another_config_is_refused(shards, tmp_path):
 
 
 def test_full_disk_leaves_the_old_checkpoint(tmp_path):
-    path = tmp_path / "step-00000001.pt"
-    checkpoint.save(path, {"x": torch.zeros(10)})
-    before = path.read_bytes()
+    folder = CheckpointFolder(tmp_path, keep=1)
+    folder.save(1, {"model": {"x": torch.arange(10.0)}}, {}, wait=True)
     # A limit on the size of files fails a write halfway, as a full disk does.
     script = f"""
 import resource, torch
 from pathlib import Path
 from imagen.errors import UserError
-from imagen.train import checkpoint
+from imagen.train.checkpoint import CheckpointFolder
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+folder = CheckpointFolder(Path({str(tmp_path)!r}), keep=1)
+folder.save(2, {{"model": {{"x": torch.zeros(1 << 20)}}}}, {{}})
 try:
-    checkpoint.save(Path({str(path)!r}), {{"x": torch.zeros(1 << 20)}})
+    folder.wait()
 except UserError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT)
-    assert f"cannot write {path}" in done.stdout, done.stderr
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
+    assert f"cannot write {tmp_path / 'step-00000002'}" in done.stdout and "File too large" in done.stdout, done.stderr
+    assert folder.paths() == [tmp_path / "step-00000001"]
+    assert torch.equal(checkpoint.read(tmp_path / "step-00000001", "model")["x"], torch.arange(10.0))
+    folder.save(3, {"model": {"x": torch.zeros(10)}}, {}, wait=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]  # nothing half-written stays
 
 
-def test_the_last_checkpoints_are_kept(shards, tmp_path):
-    go(experiment(steps=6, checkpoint_every=1, keep_checkpoints=3), shards, tmp_path)
+def test_the_last_checkpoints_and_every_nth_are_kept(shards, tmp_path):
+    go(experiment(steps=9, checkpoint_every=1, keep_checkpoints=2, keep_every=3), shards, tmp_path)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["step-00000004.pt", "step-00000005.pt", "step-00000006.pt"]
+    assert names == [f"step-0000000{step}" for step in (3, 6, 8, 9)]
 
 
 def test_a_second_process_is_refused(shards, tmp_path):

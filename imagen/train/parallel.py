@@ -1,0 +1,126 @@
+"""How a U-Net is spread over ranks, recomputed and compiled: all of it applied from outside the model."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from imagen.errors import UserError, check_number
+from imagen.models.unet import Block, UNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """None of this changes what a step computes, but for rounding: a run may go on with other values."""
+
+    # Ranks that hold one copy of parameters, gradients, averages and optimizer between them. 1: every rank has all
+    # (DDP). As many as there are ranks, or more: all share one copy (FSDP2). Between: copies of that many ranks each
+    # (HSDP), best as many as one machine has GPUs.
+    shard: int = 1
+    # Activations that the backward pass computes again instead of keeping them: of no block, of all, or of the blocks
+    # of `checkpoint_levels` (0: the largest pictures). A quarter to a third more time for much less memory.
+    checkpointing: Literal["none", "full", "selective"] = "none"
+    checkpoint_levels: tuple[int, ...] = ()
+    compile: bool = False  # torch.compile: minutes at the start, worth it on GPUs
+
+    def check(self, levels: int, world_size: int = 1) -> None:
+        """UserError, naming the field, unless the values fit a U-Net of so many levels and so many ranks."""
+        check_number("parallel.shard", self.shard, least=1)
+        if world_size > self.shard and world_size % self.shard:
+            raise UserError(
+                f"parallel.shard is {self.shard}, which does not divide {world_size} ranks; "
+                f"choose a divisor, or {world_size} to share one copy among all"
+            )
+        if (self.checkpointing == "selective") != bool(self.checkpoint_levels):
+            raise UserError("parallel.checkpoint_levels belongs to parallel.checkpointing selective: give both or none")
+        for level in self.checkpoint_levels:
+            check_number("parallel.checkpoint_levels", level, least=0, below=levels)
+
+
+def build_mesh(config: ParallelConfig, device_type: str, world_size: int) -> DeviceMesh | None:
+    """The ranks as a line (all share one copy) or a table (copies x shards); None where nothing is sharded."""
+    shard = min(config.shard, world_size)
+    if shard == 1:
+        return None
+    if shard == world_size:
+        return init_device_mesh(device_type, (shard,), mesh_dim_names=("shard",))
+    return init_device_mesh(device_type, (world_size // shard, shard), mesh_dim_names=("replicate", "shard"))
+
+
+def parallelize(
+    unet: UNet,
+    config: ParallelConfig,
+    mesh: DeviceMesh | None,
+    world_size: int = 1,
+    *,
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """The network to call in training; `unet` keeps its parameters' names, and is that network unless it is DDP.
+
+    dtype: of the network's arithmetic, in which sharded parameters are then gathered; None: as they are (float32).
+    Gradients are reduced, and parameters updated, in float32. Call it once, on a new U-Net.
+    """
+    for level, block in leveled_blocks(unet):
+        if config.checkpointing == "full" or level in config.checkpoint_levels:
+            # Not a wrapper module, which would rename the parameters. Dropout is the only random layer there is.
+            recomputed = partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = partial(recomputed, preserve_rng_state=unet.config.dropout > 0)  # type: ignore[method-assign]
+    if config.compile:
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # a U-Net of many shapes
+    if mesh is not None:
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for module in shard_units(unet):
+            if config.compile:  # by unit: a graph cannot contain the gathering of parameters
+                module.compile()
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+        fully_shard(unet, mesh=mesh, mp_policy=policy)
+        return unet
+    if config.compile:
+        unet.compile()
+    if world_size == 1:
+        return unet
+    device = next(unet.parameters()).device
+    return DistributedDataParallel(
+        unet,
+        device_ids=None if device.type == "cpu" else [device],
+        gradient_as_bucket_view=True,
+    )
+
+
+def leveled_blocks(unet: UNet) -> Iterator[tuple[int, Block]]:
+    """(level, block) of every block of the U-Net, on the way down, in the middle, and up; level 0: largest pictures."""
+    last = len(unet.config.levels) - 1
+    for level, half in enumerate(unet.down):
+        yield from ((level, block) for block in half.blocks)
+    yield from ((last, block) for block in unet.middle)
+    for number, half in enumerate(unet.up):
+        yield from ((last - number, block) for block in half.blocks)
+
+
+def shard_units(unet: UNet) -> Iterator[nn.Module]:
+    """What is gathered and freed as one: each block, and each resampling that has parameters. The rest, which is
+    little, stays gathered from the forward to the backward pass."""
+    yield from (block for _, block in leveled_blocks(unet))
+    for half in (*unet.down, *unet.up):
+        if half.resample is not None and any(True for _ in half.resample.parameters()):
+            yield half.resample
+
+
+def last_backward(network: nn.Module, last: bool) -> AbstractContextManager:
+    """Around the forward and backward of a micro-batch: only the last one of a step exchanges whole gradients.
+
+    Sharded gradients are reduced within a copy every time, since whole ones would not fit; between copies, once.
+    """
+    if isinstance(network, FSDPModule):
+        network.set_requires_all_reduce(last)
+    elif isinstance(network, DistributedDataParallel) and not last:
+        return network.no_sync()
+    return nullcontext()

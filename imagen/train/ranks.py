@@ -1,0 +1,98 @@
+"""The processes that train together, and what they tell each other."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from imagen.errors import UserError
+
+T = TypeVar("T")
+
+# The first rank may index a large data set or write an export while the others wait.
+TIMEOUT = timedelta(minutes=60)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place. One process alone needs no process group: every exchange is with itself."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def from_first(self, function: Callable[[], T]) -> T:
+        """Call `function` on the first rank alone; what it returns (picklable), or its UserError, reaches all."""
+        if self.world_size == 1:
+            return function()
+        answer: list[Any] = [None, None]
+        if self.first:
+            try:
+                answer[0] = function()
+            except UserError as error:
+                answer[1] = str(error)
+        dist.broadcast_object_list(answer, src=0, device=torch.device("cpu"))
+        if answer[1] is not None:
+            raise UserError(answer[1])
+        return answer[0]
+
+    def gather(self, values: Tensor) -> Tensor:
+        """[world_size, *shape] of every rank's `values`, which must have one shape and dtype."""
+        if self.world_size == 1:
+            return values[None]
+        gathered = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(gathered, values.contiguous())
+        return torch.stack(gathered)
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Every rank's `value` (picklable), in the order of the ranks."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+
+@contextmanager
+def joined(device: torch.device | str | None = None) -> Iterator[Ranks]:
+    """Join the other processes that torchrun started; alone without it.
+
+    device: default the GPU of this process's number on its machine, if there are GPUs, else the CPU.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if device is None:
+        device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device(device)
+    if device.type == "cuda":
+        if device.index is None:
+            device = torch.device("cuda", local)
+        if device.index >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}; "
+                "start as many processes as there are GPUs (torchrun --nproc-per-node)"
+            )
+        torch.cuda.set_device(device)
+    if dist.is_initialized():  # by whoever uses this as a library
+        yield Ranks(device, dist.get_rank(), dist.get_world_size())
+        return
+    if world_size == 1:
+        yield Ranks(device)
+        return
+    # gloo beside NCCL: checkpoints are written from a thread of their own, from tensors on the CPU.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT, device_id=device if device.type == "cuda" else None)
+    try:
+        yield Ranks(device, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,63 @@
+"""Any number of ranks, spread in any way, does what one process does."""
+
+import dataclasses
+import json
+
+import pytest
+from ranks import run_on_ranks
+from toy import experiment, go
+
+from imagen.train.optim import OptimConfig
+from imagen.train.parallel import ParallelConfig
+from imagen.train.ranks import joined
+
+STEPS = 10
+LAYOUTS = {
+    "ddp": ParallelConfig(),
+    "fsdp": ParallelConfig(shard=4),
+    "hsdp": ParallelConfig(shard=2),
+    "ddp, full": ParallelConfig(checkpointing="full"),
+    "fsdp, full": ParallelConfig(shard=4, checkpointing="full"),
+    "hsdp, selective": ParallelConfig(shard=2, checkpointing="selective", checkpoint_levels=(0,)),
+}
+
+
+def spread(parallel, **train):
+    """The toy experiment, every step logged."""
+    what = experiment(**{"steps": STEPS, "log_every": 1, "gap_every": 5, **train})
+    # Adam divides by the root of a gradient's square: where that is nearly 0, rounding decides the update's sign.
+    return dataclasses.replace(what, parallel=parallel, optim=OptimConfig(lr=1e-3, warmup_steps=4, eps=1e-4))
+
+
+def train_on(what, shards, run):
+    """What each rank does; returns what its reports said."""
+    said = []
+    with joined() as ranks:
+        go(what, shards, run, ranks=ranks, say=said.append)
+    return said
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(shards, tmp_path_factory):
+    run = tmp_path_factory.mktemp("alone")
+    go(spread(ParallelConfig()), shards, run)
+    return metrics(run)
+
+
+def assert_close(rows, expected, names=("loss", "eps_mse", "grad_norm", "conditional_gap", "loss_t0", "loss_t3")):
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    for row, wanted in zip(rows, expected, strict=True):
+        for name in names:
+            if name in wanted:
+                assert row[name] == pytest.approx(wanted[name], rel=1e-5, abs=1e-6), (row["step"], name)
+
+
+@pytest.mark.parametrize("world_size, layout", [(2, "ddp"), (2, "fsdp"), *((4, layout) for layout in LAYOUTS)])
+def test_loss_and_gradient_are_those_of_one_process(shards, tmp_path, alone, world_size, layout):
+    said = run_on_ranks(world_size, train_on, spread(LAYOUTS[layout]), shards, tmp_path)
+    assert_close(metrics(tmp_path), alone)
+    assert said[0] and not any(said[1:])  # one process reports
