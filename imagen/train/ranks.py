@@ -1,6 +1,7 @@
 """The processes that train together, and what they tell each other."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ T = TypeVar("T")
 
 # The first rank may index a large data set or write an export while the others wait.
 TIMEOUT = timedelta(minutes=60)
+# How gloo and NCCL say that another process is gone.
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,20 @@ def joined(device: torch.device | str | None = None) -> Iterator[Ranks]:
         yield Ranks(device)
         return
     # gloo beside NCCL: checkpoints are written from a thread of their own, from tensors on the CPU.
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT, device_id=device if device.type == "cuda" else None)
+    backend, bound = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    # NOTE torchrun lets one store serve all its attempts, where the addresses of killed ranks still stand: an attempt
+    # needs keys of its own. Machines count attempts differently; with several, keep torchrun from sharing the store
+    # (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, see docs/scale.md).
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE") == "1" else "0"
+    store = dist.PrefixStore(f"attempt {attempt}", store)
+    place: dict[str, Any] = {"store": store, "rank": rank, "world_size": world_size, "device_id": bound}
+    dist.init_process_group(backend, timeout=TIMEOUT, **place)
     try:
-        yield Ranks(device, dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+        yield Ranks(device, rank, world_size)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _LOST):
+            raise
+        print(f"imagen: rank {rank} has lost another one, whose own message says why", file=sys.stderr, flush=True)
+        os._exit(1)  # threads that still wait for the lost one would keep this process alive
+    dist.destroy_process_group()

@@ -4,6 +4,8 @@ import dataclasses
 import json
 
 import pytest
+import torch
+from kept import assert_same, final
 from ranks import run_on_ranks
 from toy import experiment, go
 
@@ -26,7 +28,8 @@ def spread(parallel, **train):
     """The toy experiment, every step logged."""
     what = experiment(**{"steps": STEPS, "log_every": 1, "gap_every": 5, **train})
     # Adam divides by the root of a gradient's square: where that is nearly 0, rounding decides the update's sign.
-    return dataclasses.replace(what, parallel=parallel, optim=OptimConfig(lr=1e-3, warmup_steps=4, eps=1e-4))
+    optim = OptimConfig(lr=1e-3, warmup_steps=4, eps=1e-4, schedule="constant")
+    return dataclasses.replace(what, parallel=parallel, optim=optim)
 
 
 def train_on(what, shards, run):
@@ -45,7 +48,7 @@ def metrics(run):
 def alone(shards, tmp_path_factory):
     run = tmp_path_factory.mktemp("alone")
     go(spread(ParallelConfig()), shards, run)
-    return metrics(run)
+    return run, metrics(run)
 
 
 def assert_close(rows, expected, names=("loss", "eps_mse", "grad_norm", "conditional_gap", "loss_t0", "loss_t3")):
@@ -59,5 +62,27 @@ def assert_close(rows, expected, names=("loss", "eps_mse", "grad_norm", "conditi
 @pytest.mark.parametrize("world_size, layout", [(2, "ddp"), (2, "fsdp"), *((4, layout) for layout in LAYOUTS)])
 def test_loss_and_gradient_are_those_of_one_process(shards, tmp_path, alone, world_size, layout):
     said = run_on_ranks(world_size, train_on, spread(LAYOUTS[layout]), shards, tmp_path)
-    assert_close(metrics(tmp_path), alone)
+    assert_close(metrics(tmp_path), alone[1])
     assert said[0] and not any(said[1:])  # one process reports
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(shards, tmp_path, alone):
+    """Four ranks with two copies, two with one, one process: as if it had been one process all the time."""
+    run_on_ranks(4, train_on, spread(LAYOUTS["hsdp"], steps=4), shards, tmp_path)
+    run_on_ranks(2, train_on, spread(LAYOUTS["fsdp"], steps=7), shards, tmp_path)
+    go(spread(ParallelConfig()), shards, tmp_path)
+    assert_close(metrics(tmp_path), alone[1])
+    mine, expected = final(tmp_path), final(alone[0])
+    assert mine["position"] == expected["position"] == STEPS * 8
+    for kind in ("model", "ema", "optimizer"):
+        assert mine[kind].keys() == expected[kind].keys()
+        for name, value in expected[kind].items():
+            torch.testing.assert_close(mine[kind][name], value, rtol=1e-4, atol=1e-6, msg=f"{kind} {name}")
+
+
+def test_resumed_on_as_many_ranks_is_exact(shards, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run_on_ranks(4, train_on, spread(LAYOUTS["hsdp"], steps=6), shards, whole)
+    run_on_ranks(4, train_on, spread(LAYOUTS["hsdp"], steps=3), shards, parts)
+    run_on_ranks(4, train_on, spread(LAYOUTS["hsdp"], steps=6), shards, parts)
+    assert_same(final(parts), final(whole))

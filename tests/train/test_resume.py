@@ -1,6 +1,5 @@
 """A run that is interrupted, in any way, ends as one that was not."""
 
-import json
 import os
 import pickle
 import random
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kept import assert_same, final
 from toy import experiment, go
 
 import imagen
@@ -26,32 +26,8 @@ TOY = str(Path(__file__).with_name("toy.py"))
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(imagen.__file__).parents[1])}
 
 
-def final(run):
-    """All that is in the last checkpoint."""
-    path = checkpoint_paths(run / "checkpoints")[-1]
-    facts = json.loads((path / "state.json").read_text())
-    return facts | {kind: checkpoint.read(path, kind) for kind in ("model", "ema", "optimizer")}
-
-
 def without_config(run):
     return {name: value for name, value in final(run).items() if name != "config"}
-
-
-def assert_same(a, b):
-    """Equal bit for bit, through dicts and lists."""
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
 
 
 def stopping_at(step):

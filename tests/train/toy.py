@@ -1,4 +1,4 @@
-"""The toy experiment, and `python toy.py SHARDS RUN STEPS WORKERS`: train it in a process of its own."""
+"""The toy experiment. `python toy.py SHARDS RUN STEPS WORKERS` trains it in a process of its own, or in torchrun's."""
 
 import dataclasses
 import sys
@@ -13,6 +13,7 @@ from imagen.jsonconfig import to_json
 from imagen.models.text import TextConfig
 from imagen.models.unet import Level, UNetConfig
 from imagen.train.optim import OptimConfig
+from imagen.train.ranks import joined
 from imagen.train.trainer import TrainConfig, train
 
 UNET = UNetConfig(
@@ -54,5 +55,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)  # as in the tests: sums in another order round otherwise
     shards, run, steps, workers = sys.argv[1:]
     what = experiment(steps=int(steps), data=DataConfig(workers=int(workers)))
-    result = train(what, to_json(what), Path(shards), Path(run), say=lambda line: print(line, flush=True))
-    print(result.reason, flush=True)
+    with joined("cpu") as ranks:
+        say = lambda line: print(line, flush=True)  # noqa: E731
+        result = train(what, to_json(what), Path(shards), Path(run), ranks=ranks, say=say)
+        say(result.reason)

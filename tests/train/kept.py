@@ -1,0 +1,32 @@
+"""What a run has kept, for tests."""
+
+import json
+
+import torch
+
+from imagen.train import checkpoint
+from imagen.train.checkpoint import checkpoint_paths
+
+
+def final(run):
+    """All that is in the last checkpoint."""
+    path = checkpoint_paths(run / "checkpoints")[-1]
+    facts = json.loads((path / "state.json").read_text())
+    return facts | {kind: checkpoint.read(path, kind) for kind in ("model", "ema", "optimizer")}
+
+
+def assert_same(a, b):
+    """Equal bit for bit, through dicts and lists."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b

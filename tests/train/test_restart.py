@@ -1,0 +1,45 @@
+"""torchrun starts all ranks again when one is lost, and they go on from the last checkpoint."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from kept import assert_same, final
+from ranks import run_on_ranks
+from test_parallel import metrics, train_on
+from test_resume import ENVIRONMENT, TOY
+from toy import experiment
+
+from imagen.data.loader import DataConfig
+from imagen.train.checkpoint import checkpoint_paths
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def children(process):
+    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def test_kill_9_of_one_rank(shards, tmp_path, rows):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_on_ranks(2, train_on, experiment(data=DataConfig(workers=1)), shards, whole)
+    command = [*TORCHRUN, "--max-restarts", "2", "--monitor-interval", "0.1", TOY, str(shards), str(killed), "20", "1"]
+    out = tmp_path / "out"
+    with open(out, "w") as log:
+        torchrun = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT)
+        try:
+            while torchrun.poll() is None and not checkpoint_paths(killed / "checkpoints"):
+                time.sleep(0.005)
+            time.sleep(random.uniform(0, 0.2))
+            os.kill(random.choice(children(torchrun.pid)), signal.SIGKILL)
+            assert torchrun.wait(timeout=60) == 0, out.read_text()
+        finally:
+            for pid in [*children(torchrun.pid), torchrun.pid] if torchrun.poll() is None else []:
+                os.kill(pid, signal.SIGKILL)
+    assert "going on from step" in out.read_text()
+    assert rows(killed) == rows(whole) and len(metrics(whole)) == 7
+    assert_same(final(killed), final(whole))
