@@ -17,6 +17,7 @@ from imagen.data.encode import Encoder
 from imagen.data.loader import DataConfig, Loader
 from imagen.data.shards import splits
 from imagen.errors import UserError
+from imagen.files import write_json
 from imagen.models.precision import autocast, autocast_dtype
 from imagen.models.unet import UNet
 from imagen.train import randomness
@@ -156,6 +157,8 @@ class Trainer:
         batches = clock.timed(iter(self.loader))
         if config.shuffle_captions:
             batches = map(with_other_captions, batches)
+        if self.ranks.first:
+            (self.folder / "status.json").unlink(missing_ok=True)
         log = self._open_log()
         with closing(log) if log else nullcontext(), Stopper(minutes, self.began) as stopper:
             stop = stopper.reason is not None
@@ -195,7 +198,10 @@ class Trainer:
                 self._checkpoint(export, log)
             self.checkpoints.wait()
         reasons = self.ranks.gather_objects(stopper.reason)
-        return self._result(next((reason for reason in reasons if reason), None))
+        result = self._result(next((reason for reason in reasons if reason), None))
+        if self.ranks.first:  # for scripts that start this again and again; a run that failed has none
+            write_json(self.folder / "status.json", asdict(result))
+        return result
 
     def _open_log(self) -> RunLog | None:
         return RunLog(self.folder, self.progress.step, self.say) if self.ranks.first else None
