@@ -1,0 +1,135 @@
+"""Real optimizer steps of the training jobs at their full size, with the trainer, on emoji pictures.
+
+    python benchmarks/full_size_step.py [PRESET ...] [--batch 2] [--micro-batch 1] [--steps 1] [--no-checkpoint]
+
+Text embeddings are random numbers in the shapes of T5-11B's (1024 a token); all else is what `imagen train` does:
+loader, noising, forward, backward, clip, optimizer, averages, checkpoint (in a temporary folder). Prints loss,
+gradient norm, seconds a step, and the largest memory of the process. `--ranks 4 --shard 4 --blocks 1` runs a preset
+with that many residual blocks a level, shared by that many gloo ranks. Each builds a whole network before it keeps its
+part: the machine needs room for all of them.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from measure import describe_machine, machine
+
+from imagen.config import Experiment
+from imagen.data.embeddings import to_bf16_bits, write_sidecar
+from imagen.data.emoji import build_emoji
+from imagen.data.shards import index_folder, open_split, splits
+from imagen.jsonconfig import to_json
+from imagen.models.text import TextConfig
+from imagen.presets import preset
+from imagen.train.parallel import ParallelConfig
+from imagen.train.ranks import joined
+from imagen.train.trainer import Trainer
+
+JOBS = ("text2im_64_397m", "sr_256_600m", "sr_1024_400m")
+
+
+def main() -> None:
+    options = arguments()
+    if "RANK" in os.environ:
+        run(options, options.presets[0], options.data)
+        return
+    print(describe_machine(machine()), flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        data = Path(scratch, "shards")
+        build_emoji(data, (64, 256, 1024), variants=1, seed=0, limit_objects=2, progress=False)
+        for text in {preset(name).text for name in options.presets or JOBS}:
+            random_embeddings(data, text)
+        for name in options.presets or JOBS:
+            torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(options.ranks)]
+            again = [__file__, name, *sys.argv[1 + len(options.presets) :], "--data", str(data)]
+            subprocess.run([sys.executable, "-m", *torchrun, *again], check=True)
+
+
+def run(options: argparse.Namespace, name: str, data: Path) -> None:
+    """One rank's part."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.ranks))
+    what = experiment(options, name)
+    with joined("cpu") as ranks, tempfile.TemporaryDirectory() as scratch:
+        folder = ranks.from_first(lambda: scratch)
+        if ranks.world_size > 1:
+            what = dataclasses.replace(what, parallel=ParallelConfig(shard=options.shard))
+        trainer = Trainer(what, to_json(what), data, Path(folder), ranks=ranks)
+        if options.no_checkpoint:
+            trainer.checkpoints.save = lambda *_: None  # type: ignore[method-assign]
+        began = time.monotonic()
+        trainer.run(None, None, None)
+        seconds = time.monotonic() - began
+        peak = ranks.gather_objects(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        if ranks.first:
+            rows = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+            last = rows[-1]
+            print(
+                f"{name}: {trainer.parameters / 1e6:,.1f}M parameters, loss {last['loss']:.4f}, gradient norm "
+                f"{last['grad_norm']:.4f}, {what.train.batch_size / last['images_per_s']:.1f} s a step of "
+                f"{what.train.batch_size}, {seconds:.0f} s in all, peak {max(peak):.1f} GiB a rank",
+                flush=True,
+            )
+
+
+def experiment(options: argparse.Namespace, name: str) -> Experiment:
+    what = preset(name)
+    unet = what.stage.unet
+    if options.blocks:
+        levels = tuple(dataclasses.replace(level, blocks=options.blocks) for level in unet.levels)
+        unet = dataclasses.replace(unet, levels=levels)
+    return dataclasses.replace(
+        what,
+        stage=dataclasses.replace(what.stage, unet=unet),
+        data=dataclasses.replace(what.data, workers=0, crop=options.crop or what.data.crop),
+        train=dataclasses.replace(
+            what.train,
+            steps=options.steps,
+            batch_size=options.batch,
+            micro_batch=options.micro_batch,
+            log_every=1,
+            gap_samples=2,
+        ),
+    )
+
+
+def random_embeddings(data: Path, text: TextConfig | None) -> None:
+    if text is None:
+        return
+    index_folder(data)
+    generator = torch.Generator().manual_seed(0)
+    for split in splits(data):
+        dataset = open_split(data, split)
+        for shard in range(len(dataset.shards)):
+            captions = dataset.captions(shard)
+            tokens = [torch.randn(4 + len(caption) // 4, text.width, generator=generator) for caption in captions]
+            empty = np.empty((0, text.width), np.uint16)
+            write_sidecar(dataset.tar_path(shard), text, captions, [to_bf16_bits(t) for t in tokens], empty)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("presets", nargs="*", metavar="PRESET", help=f"default: {' '.join(JOBS)}")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--micro-batch", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--crop", type=int, help="side of the crops of a super-resolution preset")
+    parser.add_argument("--blocks", type=int, help="residual blocks a level, in place of the preset's")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--shard", type=int, default=1)
+    parser.add_argument("--no-checkpoint", action="store_true", help="which copies all tensors: memory")
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
