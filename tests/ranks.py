@@ -1,0 +1,95 @@
+"""Several ranks on one machine, for tests: processes that talk through gloo, one thread each."""
+
+import multiprocessing
+import os
+import pickle
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+# A server that has imported torch and done nothing else forks each rank: as quick as a fork of this process, and free
+# of its threads, its locks and its CUDA, none of which survive one.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distributed.checkpoint", "numpy", "pytest"])
+
+
+def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 60) -> list[Any]:
+    """`function(*args)` on each of `world_size` ranks, in an initialised gloo group; what each returned, by rank.
+
+    `function` must be one of a module's own (not local, not a lambda), and what it takes and returns can be pickled;
+    a tensor travels as a copy. It finds RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE in the environment.
+    AssertionError, with the traceback, if a rank fails; TimeoutError if they are not done in `timeout` seconds.
+    No rank outlives the call.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        call = pickle.dumps((function, args))
+        receivers, ranks = {}, []
+        try:
+            for rank in range(world_size):
+                receiver, sender = CONTEXT.Pipe(duplex=False)
+                arguments = (rank, world_size, Path(folder) / "store", timeout, sys.path, call, sender)
+                ranks.append(CONTEXT.Process(target=_rank, args=arguments))
+                ranks[-1].start()
+                sender.close()
+                receivers[receiver] = rank
+            return _collect(receivers, time.monotonic() + timeout)
+        finally:
+            for process in ranks:
+                process.kill()
+                process.join()
+
+
+def _collect(receivers: dict[Connection, int], deadline: float) -> list[Any]:
+    results: dict[int, Any] = {}
+    world_size = len(receivers)
+    while receivers:
+        ready = wait(list(receivers), timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise TimeoutError(f"ranks {sorted(receivers.values())} did not end in time")
+        # A rank that failed makes the others fail: of those that report together, the first to fail is to be shown.
+        reports = []
+        for receiver in ready:
+            rank = receivers.pop(receiver)
+            try:
+                failed_at, value = pickle.loads(receiver.recv_bytes())
+            except EOFError:
+                failed_at, value = 0.0, "it ended without a result"
+            reports.append((failed_at, rank, value))
+        failures = [report for report in reports if report[0] is not None]
+        if failures:
+            _, rank, why = min(failures)
+            raise AssertionError(f"rank {rank} of {world_size}: {why}")
+        results |= {rank: value for _, rank, value in reports}
+    return [results[rank] for rank in sorted(results)]
+
+
+def _rank(
+    rank: int, world_size: int, store: Path, timeout: float, path: list[str], call: bytes, sender: Connection
+) -> None:
+    """What runs in a rank's process: sends (None, result), or (time, traceback)."""
+    torch.set_num_threads(1)
+    sys.path[:] = path
+    for name, value in {"RANK": rank, "WORLD_SIZE": world_size}.items():
+        os.environ[name] = os.environ[f"LOCAL_{name}"] = str(value)
+    try:
+        group = {"store": dist.FileStore(str(store), world_size), "rank": rank, "world_size": world_size}
+        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout), **group)
+        function, args = pickle.loads(call)
+        report = pickle.dumps((None, function(*args)))
+        dist.barrier()  # no rank leaves while another is in a collective with it
+    except BaseException:
+        report = pickle.dumps((time.monotonic(), traceback.format_exc()))
+    with suppress(BrokenPipeError):
+        sender.send_bytes(report)
+    sender.close()
+    os._exit(0)  # gloo's threads, and whatever the test left running, are not waited for
