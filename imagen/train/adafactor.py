@@ -22,11 +22,12 @@ class Adafactor(torch.optim.Optimizer):
     W <- (1 - lr decay) W - lr m
 
     Of the paper's algorithm 4, the step is `lr`, neither relative to the size of the weights nor falling by itself;
-    `beta2` limits b, and the first moment follows the clipping. So does big_vision's variant (2106.04560, section
-    3.4: beta1 0.9, beta2 0.999), which has no clipping. T5 has no first moment (beta1 0 keeps none) and no limit.
+    `beta2` limits b, and the first moment follows the clipping: as in big_vision's variant (2106.04560; beta1 0.9, beta2
+    0.999), which does not clip. T5 has no first moment (beta1 0 keeps none) and no limit.
 
     Parameters may be sharded by rows (see sharded.py). Then R and the moments of single numbers are sharded with them,
-    C is whole on every rank, and a step takes two small all-reduces, however many parameters there are.
+    C is whole on every rank, and a step takes two small all-reduces, however many parameters there are. They are
+    float32 or float64; in half precision the moments would be wrong.
 
     `step` uses the gradients up: they hold the clipped updates after it.
     """
@@ -69,8 +70,7 @@ class Adafactor(torch.optim.Optimizer):
         means = dict(zip(matrices, zip(rows, summed_over_rows(sums, matrices), strict=True), strict=True))
         for parameter in parameters:
             state, g = self.state[parameter], local_gradient(parameter)
-            state["step"] += 1
-            new = max(1 - beta2, state["step"].item() ** -DECAY)
+            new = state["steps"].add_(1).pow(-DECAY).clamp_(min=1 - beta2)
             if parameter in means:
                 row, column_sum = means[parameter]
                 R, C = local(state["row"]).lerp_(row, new), state["column"].lerp_(column_sum / len(parameter), new)
@@ -92,11 +92,12 @@ def _is_factored(parameter: Tensor) -> bool:
 
 
 def _new_state(parameter: Tensor, beta1: float) -> dict[str, Tensor]:
-    state = {"step": torch.zeros(())}  # on the CPU, where it is read
+    # On the device, and not named "step", which torch would leave on the CPU when it loads a state: no step waits.
+    state = {"steps": torch.zeros((), dtype=parameter.dtype, device=parameter.device)}
     if _is_factored(parameter):
         rows, columns, *places = parameter.shape
         state["row"] = zero_rows(parameter, (rows, *places))
-        state["column"] = torch.zeros(columns, *places, dtype=parameter.dtype, device=local(parameter).device)
+        state["column"] = torch.zeros(columns, *places, dtype=parameter.dtype, device=parameter.device)
     else:
         state["square"] = torch.zeros_like(parameter)
     if beta1:

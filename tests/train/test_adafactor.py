@@ -56,9 +56,9 @@ def test_what_it_keeps():
     optimizer.step()
     kept = [{name: tuple(value.shape) for name, value in optimizer.state[p].items()} for p in (wide, bias, conv)]
     assert kept == [
-        {"step": (), "row": (64,), "column": (128,)},
-        {"step": (), "square": (64,)},
-        {"step": (), "row": (64, 3, 3), "column": (32, 3, 3)},
+        {"steps": (), "row": (64,), "column": (128,)},
+        {"steps": (), "square": (64,)},
+        {"steps": (), "row": (64, 3, 3), "column": (32, 3, 3)},
     ]
 
 
