@@ -17,6 +17,7 @@ from imagen.models.text import TextConfig
 from imagen.models.unet import UNetConfig
 from imagen.presets.paper import efficient_levels, guided_levels
 from imagen.train.config import TrainConfig
+from imagen.train.optim import OptimConfig
 
 T5_11B = TextConfig(encoder="google-t5/t5-11b", width=1024)
 DEBERTA = TextConfig(encoder="microsoft/deberta-v2-xxlarge", width=1536)
@@ -77,5 +78,6 @@ def _job(name: str, stage: StageConfig, batch_size: int) -> Experiment:
         name=name,
         stage=replace(stage, objective=P2, sampling=SAMPLING),
         text=T5_11B,
+        optim=OptimConfig(algorithm="adam"),
         train=TrainConfig(batch_size=batch_size),
     )

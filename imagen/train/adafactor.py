@@ -22,8 +22,8 @@ class Adafactor(torch.optim.Optimizer):
     W <- (1 - lr decay) W - lr m
 
     Of the paper's algorithm 4, the step is `lr`, neither relative to the size of the weights nor falling by itself;
-    `beta2` limits b, and the first moment follows the clipping: as in big_vision's variant (2106.04560; beta1 0.9, beta2
-    0.999), which does not clip. T5 has no first moment (beta1 0 keeps none) and no limit.
+    `beta2` limits b, and the first moment follows the clipping: as in big_vision's variant (2106.04560; beta1 0.9,
+    beta2 0.999), which does not clip. T5 has no first moment (beta1 0 keeps none) and no limit.
 
     Parameters may be sharded by rows (see sharded.py). Then R and the moments of single numbers are sharded with them,
     C is whole on every rank, and a step takes two small all-reduces, however many parameters there are. They are
