@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor import zeros as dtensor_zeros
 
@@ -79,3 +80,10 @@ def each_matrix_whole(function: Callable[[Tensor], Tensor], stack_NoI: Tensor, l
     matrices = function(rows.redistribute(placements=by_matrix).to_local())
     matrices = DTensor.from_local(matrices, mesh, by_matrix, run_check=False, shape=shape, stride=stride)
     return matrices.redistribute(placements=by_row).to_local()
+
+
+def free_gathered(model: nn.Module) -> None:
+    """Make all parameters those of this rank's rows again: after a forward pass without backward, some are whole."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
