@@ -36,6 +36,7 @@ COMMANDS = [
     "config",
     "train",
     "assemble",
+    "average",
     "sample",
 ]
 

@@ -4,7 +4,7 @@ Averages in which the weights of step s count as s^gamma are tracked for two gam
 intervals. A weighted sum of the snapshots then comes close to the average of any other gamma, at any of their steps.
 
 In place of gamma one gives sigma_rel, the standard deviation of that profile, relative to the time trained. Half of an
-average of 0.05 comes from the last 4 % of the steps, of 0.10 from the last 8 %.
+average of 0.05 is of the last 4 % of the steps, of 0.10 of the last 8 %.
 """
 
 import math

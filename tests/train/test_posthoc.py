@@ -7,8 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from toy import UNET
 
+from imagen.cascade import StageConfig, export_stage
+from imagen.cascade.storage import read_manifest
 from imagen.errors import UserError
+from imagen.models.text import TextConfig
+from imagen.models.unet import UNet
+from imagen.run import export_average
 from imagen.train.ema import PowerEma
 from imagen.train.posthoc import coefficients, exponent, reconstruct, save_snapshot, snapshots, tracked
 
@@ -138,3 +144,33 @@ def test_mistakes(saved, tmp_path):
     broken.write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"step-00000010.safetensors cannot be read"):
         reconstruct(tmp_path, 0.1)
+
+
+def test_the_command(imagen, mistake, tmp_path):
+    """From a run's export and its snapshots to a cascade with other weights."""
+    stage, text, run = StageConfig(resolution=16, unet=UNET), TextConfig(encoder="toy", width=8), tmp_path / "run"
+    state = {name: torch.zeros_like(value) for name, value in UNet(UNET).state_dict().items()}
+    parts = {"stage": stage, "text": text, "unconditional": torch.ones(2, 8)}
+    export_stage(run / "export", weights=state, info={"preset": "toy", "step": 9, "images": 72}, **parts)
+    with pytest.raises(UserError, match="no snapshots"):
+        export_average(run, tmp_path / "out", sigma_rel=0.1)
+    for name, step, value in (("sigma_rel-0.1", 4, 1.0), ("sigma_rel-0.1", 8, 2.0), ("decay-0.5", 8, 3.0)):
+        weights = {key: torch.full_like(w, value, dtype=torch.float16) for key, w in state.items()}
+        save_snapshot(run / "averages", name, step, weights)
+
+    for options, value, told in (
+        (["--sigma-rel", 0.1], 2.0, {"step": 8, "ema_sigma_rel": 0.1, "ema_distance": 0.0}),
+        (["--sigma-rel", 0.1, "--step", 4], 1.0, {"step": 4, "ema_sigma_rel": 0.1, "ema_distance": 0.0}),
+        (["--decay", 0.5], 3.0, {"step": 8, "ema_decay": 0.5}),
+    ):
+        said = imagen("average", run, *options, "--out", tmp_path / "out")
+        assert f"at step {told['step']}" in said
+        (record,) = read_manifest(tmp_path / "out").stages
+        assert record.info == {"preset": "toy", **told} and record.config == stage
+        for tensor in load_file(tmp_path / "out" / record.weights).values():
+            torch.testing.assert_close(tensor, torch.full_like(tensor, value))
+
+    assert "sigma_rel is 0.5" in mistake("average", run, "--sigma-rel", 0.5, "--out", tmp_path / "out")
+    assert "--sigma-rel --decay" in mistake("average", run, "--out", tmp_path / "out")
+    (run / "config.json").write_text("{}")
+    assert "is a training run" in mistake("average", run, "--decay", 0.5, "--out", run)
