@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from imagen import __version__
 from imagen.cli import commands, data
-from imagen.cli.values import count, count_or_all, listed, minutes
+from imagen.cli.values import count, count_or_all, listed, minutes, number
 from imagen.errors import UserError, suggest
 
 LISTED = ("--steps", "--guidance", "--low-res-noise", "--sampler")  # one value for all stages, or one for each
@@ -206,6 +206,21 @@ def _parser() -> Parser:
         "  imagen assemble runs/base runs/sr --out cascade",
     )
     sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="training runs, or cascades")
+    sub.add_argument("--out", type=Path, required=True, metavar="CASCADE", help="the folder to write")
+
+    sub = command(
+        "average",
+        commands.average,
+        "export another average of a run's weights than the one in RUN/export",
+        "From the snapshots in RUN/averages: of a decay of train.ema_decays, or, with train.ema_sigma_rels, of any\n"
+        "length. Half of an average of sigma_rel 0.05 is of the last 4 % of the steps, of 0.10 of the last 8 %.\n\n"
+        "  imagen average runs/base --sigma-rel 0.08 --out runs/base-0.08",
+    )
+    sub.add_argument("run_folder", type=Path, metavar="RUN", help="a training run with snapshots of averages")
+    length = sub.add_mutually_exclusive_group(required=True)
+    length.add_argument("--sigma-rel", type=number, metavar="S", help="length of the average, 0 to 0.288 of the run's")
+    length.add_argument("--decay", type=number, metavar="D", help="an average that was kept")
+    sub.add_argument("--step", type=count, help="of a snapshot (default the last)")
     sub.add_argument("--out", type=Path, required=True, metavar="CASCADE", help="the folder to write")
 
     sub = command(

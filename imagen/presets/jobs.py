@@ -17,6 +17,8 @@ from imagen.models.text import TextConfig
 from imagen.models.unet import UNetConfig
 from imagen.presets.paper import efficient_levels, guided_levels
 from imagen.train.config import TrainConfig
+from imagen.train.optim import OptimConfig
+from imagen.train.parallel import ParallelConfig
 
 T5_11B = TextConfig(encoder="google-t5/t5-11b", width=1024)
 DEBERTA = TextConfig(encoder="microsoft/deberta-v2-xxlarge", width=1536)
@@ -31,9 +33,13 @@ def text2im_64_397m() -> Experiment:
 
 
 def text2im_64_2b() -> Experiment:
-    """Text to 64x64, 2.0B parameters: 8 a GPU on 256, parameters and optimizer sharded 8 ways."""
+    """Text to 64x64, 2.0B parameters: 8 a GPU on 256, parameters and optimizer sharded 8 ways.
+
+    The 8 are to be the GPUs of one machine.
+    """
     unet = UNetConfig(levels=guided_levels(512), text_width=T5_11B.width, time_width=2048)
-    return _job("text2im_64_2b", StageConfig(resolution=64, unet=unet), batch_size=2048)
+    job = _job("text2im_64_2b", StageConfig(resolution=64, unet=unet), batch_size=2048)
+    return replace(job, parallel=ParallelConfig(shard=8))
 
 
 def text2im_64_deberta() -> Experiment:
@@ -58,7 +64,7 @@ def sr_256_600m() -> Experiment:
 
 
 def sr_1024_400m() -> Experiment:
-    """Super-resolution 256 -> 1024, 400M parameters: 1 a GPU on 128, sharded, activation checkpointing."""
+    """Super-resolution 256 -> 1024, 400M parameters: 1 a GPU on 128, sharded 8 ways, activations computed again."""
     unet = UNetConfig(
         levels=efficient_levels(7, attention="cross"),
         family="efficient",
@@ -69,7 +75,8 @@ def sr_1024_400m() -> Experiment:
         head_channels=128,
     )
     stage = StageConfig(resolution=1024, low_resolution=256, unet=unet)
-    return replace(_job("sr_1024_400m", stage, batch_size=128), data=DataConfig(crop=256))
+    job = _job("sr_1024_400m", stage, batch_size=128)
+    return replace(job, data=DataConfig(crop=256), parallel=ParallelConfig(shard=8, checkpointing="full"))
 
 
 def _job(name: str, stage: StageConfig, batch_size: int) -> Experiment:
@@ -77,5 +84,6 @@ def _job(name: str, stage: StageConfig, batch_size: int) -> Experiment:
         name=name,
         stage=replace(stage, objective=P2, sampling=SAMPLING),
         text=T5_11B,
+        optim=OptimConfig(algorithm="adam"),
         train=TrainConfig(batch_size=batch_size),
     )

@@ -12,6 +12,7 @@ from imagen.models.precision import Precision
 from imagen.models.text import TextConfig
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
+from imagen.train.posthoc import LONGEST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,11 @@ class TrainConfig:
     precision: Precision = "auto"  # auto: bf16 where the processor has it
     # Noise levels are drawn with t ~ U[0, 1] of this schedule; None: of the stage's, as it is sampled.
     schedule: ScheduleConfig | None = None
-    ema_decay: float = 0.9999
+    ema_decay: float = 0.9999  # of the average that is sampled and exported
+    # Further averages, of which RUN/averages keeps snapshots: for `imagen average` to choose from.
+    ema_decays: tuple[float, ...] = ()
+    ema_sigma_rels: tuple[float, ...] = ()  # EDM2's, any length of which can be made of two: 0.05 and 0.1, say
+    ema_snapshot_every: int = 5_000
     text_dropout: float = 0.1
     shuffle_captions: bool = False  # control experiment: every picture is trained with another one's caption
     max_nonfinite: int = 10  # skipped steps in a row before giving up
@@ -41,9 +46,21 @@ class TrainConfig:
             check_number(f"train.{name}", getattr(self, name), least=1)
         if self.micro_batch is not None:
             check_number("train.micro_batch", self.micro_batch, least=1)
-        for name in ("seed", "log_every", "sample_every", "checkpoint_every", "keep_every", "gap_every"):
+        for name in (
+            "seed",
+            "log_every",
+            "sample_every",
+            "checkpoint_every",
+            "keep_every",
+            "gap_every",
+            "ema_snapshot_every",
+        ):
             check_number(f"train.{name}", getattr(self, name), least=0)
-        check_number("train.ema_decay", self.ema_decay, least=0, below=1)
+        for name, decays in (("ema_decay", (self.ema_decay,)), ("ema_decays", self.ema_decays)):
+            for decay in decays:
+                check_number(f"train.{name}", decay, least=0, below=1)
+        for sigma_rel in self.ema_sigma_rels:
+            check_number("train.ema_sigma_rels", sigma_rel, above=0, below=LONGEST)
         check_number("train.text_dropout", self.text_dropout, least=0, most=1)
 
 

@@ -1,10 +1,14 @@
-"""Exponential moving average of the weights: what is sampled and exported."""
+"""Averages of the weights over training: what is sampled and exported, and others to choose from afterwards."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+from imagen.train.posthoc import exponent
+from imagen.train.sharded import free_gathered, local, placed_like, whole
 
 
 class Ema:
@@ -13,7 +17,8 @@ class Ema:
     The warm-up of the decay makes the average cover about the last tenth of a short run
     (a plain 0.9999 would still hold the random initial weights after 10,000 steps).
 
-    Lists of tensors rather than a copy of the module: a sharded model can be averaged the same way.
+    Lists of tensors rather than a copy of the module: of a sharded model each rank averages its rows, and `weights`
+    are placed as the parameters are (torch's AveragedModel cannot copy such a model).
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -26,7 +31,8 @@ class Ema:
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Take in the model's weights after step 1, 2, ..."""
-        torch._foreach_lerp_(list(self.weights.values()), list(model.parameters()), 1 - self.decay_at(step))
+        averages, parameters = self._pairs(model)
+        torch._foreach_lerp_(averages, parameters, 1 - self.decay_at(step))
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
@@ -39,21 +45,57 @@ class Ema:
 
     @torch.no_grad()
     def _exchange(self, model: nn.Module) -> None:
-        for average, parameter in zip(self.weights.values(), model.parameters(), strict=True):
-            held = parameter.detach().clone()
+        for average, parameter in zip(*self._pairs(model), strict=True):
+            held = parameter.clone()
             parameter.copy_(average)
             average.copy_(held)
 
-    def export(self, model: nn.Module) -> dict[str, Tensor]:
-        """The model's state dict with averaged parameters: contiguous on the CPU, floating point as float32."""
-        state = {**model.state_dict(), **self.weights}
-        return {
-            name: value.to("cpu", torch.float32 if value.is_floating_point() else value.dtype, copy=True).contiguous()
-            for name, value in state.items()
-        }
+    def _pairs(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        """This rank's rows of averages and of parameters, which forward passes may have gathered."""
+        free_gathered(model)
+        averages = [local(average) for average in self.weights.values()]
+        return averages, [local(parameter.detach()) for parameter in model.parameters()]
+
+    @torch.no_grad()
+    def export(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """The model's state dict with averaged parameters: whole, contiguous, on the CPU, floating point as `dtype`.
+
+        All ranks must call it; the first has the tensors, the others get an empty dict.
+        """
+        first = not dist.is_initialized() or dist.get_rank() == 0
+        state = {}
+        for name, value in {**model.state_dict(), **self.weights}.items():
+            value = whole(value)
+            if first:
+                to = dtype if value.is_floating_point() else value.dtype
+                state[name] = value.to("cpu", to, copy=True).contiguous()
+        return state
 
     @torch.no_grad()
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Take over the weights of a checkpoint; KeyError or RuntimeError if they are another model's."""
+        """Take over weights, whole or placed as these are; KeyError or RuntimeError if they are another model's."""
         for name, average in self.weights.items():
-            average.copy_(weights[name])
+            local(average).copy_(local(placed_like(average, weights[name])))
+
+
+class PowerEma(Ema):
+    """The average in which the weights after step s count as s^gamma, until now (EDM2: 2312.02696, eq. 127).
+
+    d_s = (1 - 1/s)^(gamma + 1). It covers the same part of a run at every length: the weights that count lie
+    within about `sigma_rel` of its length (see posthoc.py), 0 < sigma_rel < 0.2887.
+    """
+
+    def __init__(self, model: nn.Module, sigma_rel: float):
+        super().__init__(model, decay=1.0)
+        self.gamma = exponent(sigma_rel)
+
+    def decay_at(self, step: int) -> float:
+        return (1 - 1 / step) ** (self.gamma + 1)
+
+
+def averages(
+    model: nn.Module, decay: float, decays: Sequence[float] = (), sigma_rels: Sequence[float] = ()
+) -> dict[str, Ema]:
+    """All averages that are kept of one model, by name: `ema`, of `decay`, then `decay-0.999`, `sigma_rel-0.05`..."""
+    others: dict[str, Ema] = {f"decay-{other:g}": Ema(model, other) for other in decays}
+    return {"ema": Ema(model, decay), **others, **{f"sigma_rel-{s:g}": PowerEma(model, s) for s in sigma_rels}}

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imagen.train.sharded import each_matrix_whole, local, local_gradient
+
 # Jordan's quintic, tuned for a steep start: singular values end between about 0.7 and 1.2, not at 1.
 A, B, C = 3.4445, -4.7750, 2.0315
 ITERATIONS = 5
@@ -33,6 +35,9 @@ class Muon(torch.optim.Optimizer):
     m <- mu m + (1 - mu) g;  W <- (1 - lr decay) W - lr 0.2 sqrt(max(O, I)) orthogonalise((1 - mu) g + mu m).
 
     The factor gives an update the root mean square of one of Adam's, so learning rates mean about the same.
+
+    Parameters may be sharded by rows (see sharded.py); all of one optimizer in the same way. A rank then
+    orthogonalises its share of the matrices of each shape; replicas, and the ranks of DDP, all do the same work.
     """
 
     def __init__(
@@ -45,19 +50,22 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            same_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            same_shape: dict[object, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                state, gradient = self.state[parameter], parameter.grad
+                state, gradient = self.state[parameter], local_gradient(parameter)
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(gradient, 1 - group["momentum"])
-                update_OI = gradient.lerp(state["momentum"], group["momentum"]).flatten(1)  # Nesterov's look ahead
-                same_shape[update_OI.shape].append((parameter, update_OI))  # type: ignore[index]
-            for shape, pairs in same_shape.items():
-                updates_NOI = orthogonalise(torch.stack([update_OI for _, update_OI in pairs]))
-                for (parameter, _), update_OI in zip(pairs, updates_NOI, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    update = update_OI.reshape(parameter.shape).to(parameter.dtype)
-                    parameter.add_(update, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+                momentum = local(state["momentum"])
+                momentum.lerp_(gradient, 1 - group["momentum"])
+                update_oI = gradient.lerp(momentum, group["momentum"]).flatten(1)  # Nesterov's look ahead
+                same_shape[len(parameter), update_oI.shape].append((parameter, update_oI))
+            for pairs in same_shape.values():
+                stack_NoI = torch.stack([update_oI for _, update_oI in pairs])
+                stack_NoI = each_matrix_whole(orthogonalise, stack_NoI, pairs[0][0])
+                for (parameter, update_oI), new_oI in zip(pairs, stack_NoI, strict=True):
+                    rows = local(parameter)
+                    rows.mul_(1 - group["lr"] * group["weight_decay"])
+                    scale = 0.2 * max(len(parameter), update_oI.shape[1]) ** 0.5
+                    rows.add_(new_oI.reshape(rows.shape).to(rows.dtype), alpha=-group["lr"] * scale)

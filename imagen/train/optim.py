@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from imagen.errors import check_number
+from imagen.errors import UserError, check_number
+from imagen.train.adafactor import Adafactor
 from imagen.train.muon import Muon
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -16,15 +17,17 @@ FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    # muon: Muon for the matrices inside the network, AdamW for the rest
-    algorithm: Literal["adamw", "muon"] = "adamw"
+    # adam: as adamw, without decay.  muon: Muon for the matrices inside the network, AdamW for the rest
+    algorithm: Literal["adamw", "adam", "adafactor", "muon"] = "adamw"
     lr: float = 1e-4
     muon_lr: float = 2e-3  # of Muon's part; it follows the same warm-up and schedule
+    # Decay of the first and second moment. adafactor: betas[0] of 0 keeps no first moment, betas[1] limits 1 - t^-0.8
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    eps: float = 1e-8  # adafactor has its own
+    weight_decay: float = 0.0  # decoupled: a step takes lr x weight_decay off each weight
     warmup_steps: int = 10_000
-    schedule: Literal["cosine", "constant"] = "cosine"  # cosine falls to 0 at the last step
+    # After the warm-up: cosine falls to 0 at the last step; rsqrt falls as 1 / sqrt(step)
+    schedule: Literal["cosine", "constant", "rsqrt"] = "cosine"
     clip_norm: float = 1.0
 
     def check(self) -> None:
@@ -37,6 +40,10 @@ class OptimConfig:
         check_number("optim.weight_decay", self.weight_decay, least=0)
         check_number("optim.warmup_steps", self.warmup_steps, least=0)
         check_number("optim.clip_norm", self.clip_norm, above=0)
+        if self.algorithm == "adam" and self.weight_decay:
+            raise UserError(
+                f"optim.weight_decay is {self.weight_decay:g}, but adam has none: take optim.algorithm adamw"
+            )
 
 
 class Optimizers:
@@ -72,27 +79,34 @@ class Optimizers:
 
 
 def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> Optimizers:
-    """AdamW (1711.05101), in one fused kernel where torch has it; with `muon`, Muon for the inner matrices.
+    """What `config.algorithm` names, for all parameters that are trained; plain ones or sharded by rows.
 
-    A network's first and last layers stay with AdamW: their rows and columns are pixels, or the features of a
-    number, which are not directions to be treated alike.
+    adamw: Adam with decoupled decay (1711.05101), in one fused kernel where torch has it.
+    adam: Adam (1412.6980, algorithm 1 with eps beside the root of the corrected moment), likewise; AdamW with decay 0
+        computes the same.
+    adafactor: see adafactor.py.
+    muon: Muon for the inner matrices, AdamW for the rest. A network's first and last layers stay with AdamW: their rows
+        and columns are pixels, or the features of a number, which are not directions to be treated alike.
     """
     trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-    muon = config.algorithm == "muon"
-    inner = [parameter for name, parameter in trained if muon and _is_inner(name, parameter)]
-    chosen = set(map(id, inner))
-    rest = [parameter for _, parameter in trained if id(parameter) not in chosen]
-    adamw = torch.optim.AdamW(
-        rest,
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=all(parameter.device.type in FUSED_DEVICES for parameter in rest),
-    )
-    if not inner:
-        return Optimizers(adamw, lr=config.lr)
-    return Optimizers(Muon(inner, config.muon_lr, weight_decay=config.weight_decay), adamw, lr=config.lr)
+    everything, decay = [parameter for _, parameter in trained], config.weight_decay
+    if config.algorithm == "adafactor":
+        beta1, beta2 = config.betas
+        adafactor = Adafactor(everything, config.lr, beta1=beta1, beta2=beta2, weight_decay=decay)
+        return Optimizers(adafactor, lr=config.lr)
+    if config.algorithm == "muon":
+        inner = [parameter for name, parameter in trained if _is_inner(name, parameter)]
+        rest = [parameter for name, parameter in trained if not _is_inner(name, parameter)]
+        muon = Muon(inner, config.muon_lr, weight_decay=decay)
+        return Optimizers(muon, _adam(torch.optim.AdamW, rest, config), lr=config.lr)
+    kind = torch.optim.Adam if config.algorithm == "adam" else torch.optim.AdamW
+    return Optimizers(_adam(kind, everything, config), lr=config.lr)
+
+
+def _adam(kind: type[torch.optim.Adam], parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.Adam:
+    fused = all(parameter.device.type in FUSED_DEVICES for parameter in parameters)
+    rates = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+    return kind(parameters, **rates, weight_decay=config.weight_decay, fused=fused)  # type: ignore[arg-type]
 
 
 def _is_inner(name: str, parameter: nn.Parameter) -> bool:
@@ -101,10 +115,15 @@ def _is_inner(name: str, parameter: nn.Parameter) -> bool:
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """Rate of step 1, 2, ... `steps`: a linear warm-up to `lr`, then constant, or half a cosine to 0 at `steps`."""
+    """Rate of step 1, 2, ... `steps`: a linear warm-up to `lr` at step w = `warmup_steps`, then by `schedule`
+
+    constant: lr;  cosine: half a cosine, to 0 at `steps`;  rsqrt: lr sqrt(w / step), as T5 (1910.10683, 3.1.2).
+    """
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
+    if config.schedule == "rsqrt":
+        return config.lr * math.sqrt(max(1, config.warmup_steps) / step)
     progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -21,6 +21,7 @@ MAY_CHANGE = (
     "parallel",
     "stage.sampling",
     "train.checkpoint_every",
+    "train.ema_snapshot_every",
     "train.gap_every",
     "train.keep_checkpoints",
     "train.keep_every",

@@ -1,5 +1,7 @@
 """A run's tensors by name: what a checkpoint holds, however they are spread over ranks."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -7,8 +9,8 @@ from imagen.train.ema import Ema
 from imagen.train.optim import Optimizers
 
 
-def run_tensors(unet: nn.Module, ema: Ema, optimizer: Optimizers) -> dict[str, dict[str, Tensor]]:
-    """`model` and `ema` by parameter's name, `optimizer` by NAME.KEY (exp_avg, say): the tensors themselves.
+def run_tensors(unet: nn.Module, averages: Mapping[str, Ema], optimizer: Optimizers) -> dict[str, dict[str, Tensor]]:
+    """`model` and each average by parameter's name, `optimizer` by NAME.KEY (exp_avg, say): the tensors themselves.
 
     Hyperparameters are not among them: they are the config's. All of the optimizer's are there after `materialise`,
     or after its first step.
@@ -16,7 +18,7 @@ def run_tensors(unet: nn.Module, ema: Ema, optimizer: Optimizers) -> dict[str, d
     names: dict[Tensor, str] = {parameter: name for name, parameter in unet.named_parameters()}
     return {
         "model": dict(unet.state_dict()),
-        "ema": dict(ema.weights),
+        **{name: dict(average.weights) for name, average in averages.items()},
         "optimizer": {
             f"{names[parameter]}.{key}": value
             for part in optimizer.optimizers

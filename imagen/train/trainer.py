@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from imagen.data.encode import Encoder
 from imagen.data.loader import DataConfig, Loader
@@ -23,14 +22,16 @@ from imagen.models.unet import UNet
 from imagen.train import randomness
 from imagen.train.checkpoint import CheckpointFolder, Facts
 from imagen.train.config import Experiment, TrainConfig, check, micro_batches
-from imagen.train.ema import Ema
+from imagen.train.ema import averages
 from imagen.train.logging import Clock, Meter, Row, RunLog
 from imagen.train.noising import Noising
 from imagen.train.on_the_fly import EncodingLoader, caption_encoder, open_loader
 from imagen.train.optim import build_optimizer, learning_rate
 from imagen.train.parallel import build_mesh, parallelize
+from imagen.train.posthoc import save_snapshot
 from imagen.train.ranks import Ranks
 from imagen.train.rundir import claim, locked
+from imagen.train.sharded import free_gathered
 from imagen.train.state import materialise, run_tensors
 from imagen.train.step import StepResult, training_step
 from imagen.train.stopping import Stopper
@@ -128,7 +129,9 @@ class Trainer:
         self.parameters = sum(parameter.numel() for parameter in self.unet.parameters())
         self.network = parallelize(self.unet, parallel, mesh, self.ranks.world_size, dtype=dtype)
         self.optimizer = build_optimizer(self.unet.named_parameters(), experiment.optim)
-        self.ema = Ema(self.unet, self.config.ema_decay)
+        others = (self.config.ema_decays, self.config.ema_sigma_rels)
+        self.averages = averages(self.unet, self.config.ema_decay, *others)
+        self.ema = self.averages["ema"]  # what is sampled, validated and exported
         self.progress = Progress()
         self.saved_step: int | None = None
         keep = (self.config.keep_checkpoints, self.config.keep_every)
@@ -180,7 +183,8 @@ class Trainer:
                         stop=lambda: stopper.reason is not None,
                     )
                     if result.problem is None:
-                        self.ema.update(self.unet, progress.step)
+                        for average in self.averages.values():
+                            average.update(self.unet, progress.step)
                 stop = result.stop  # all ranks stop after the same step
                 self._note(result)
 
@@ -192,16 +196,18 @@ class Trainer:
                     progress.meter = Meter()
                 if sampler is not None and self._due(config.sample_every):
                     self._sample(sampler, log)
+                if self._due(config.ema_snapshot_every):
+                    self._snapshot()
                 if self._due(config.checkpoint_every):
                     self._checkpoint(export, log)
             if self.saved_step != progress.step:
                 self._checkpoint(export, log)
             self.checkpoints.wait()
         reasons = self.ranks.gather_objects(stopper.reason)
-        result = self._result(next((reason for reason in reasons if reason), None))
+        ended = self._result(next((reason for reason in reasons if reason), None))
         if self.ranks.first:  # for scripts that start this again and again; a run that failed has none
-            write_json(self.folder / "status.json", asdict(result))
-        return result
+            write_json(self.folder / "status.json", asdict(ended))
+        return ended
 
     def _open_log(self) -> RunLog | None:
         return RunLog(self.folder, self.progress.step, self.say) if self.ranks.first else None
@@ -287,23 +293,29 @@ class Trainer:
         if sheet_CHW is not None and log is not None:
             log.pictures("samples", sheet_CHW, self.progress.step)
 
+    def _snapshot(self) -> None:
+        """Of the averages that nothing else keeps, in 16 bits: they are many."""
+        for name, average in self.averages.items():
+            if average is not self.ema:
+                weights, place = average.export(self.unet, torch.float16), (self.folder / "averages", name)
+                self.ranks.from_first(lambda: save_snapshot(*place, self.progress.step, weights))  # noqa: B023
+
     def _checkpoint(self, export: Export | None, log: RunLog | None) -> None:
         if log is not None:
             log.sync()
         facts = {"config": self.config_json, "position": self._images, "progress": asdict(self.progress)}
-        self.checkpoints.save(self.progress.step, run_tensors(self.unet, self.ema, self.optimizer), facts)
+        self.checkpoints.save(self.progress.step, run_tensors(self.unet, self.averages, self.optimizer), facts)
         self.saved_step = self.progress.step
         if export is not None:
-            weights = self.ema.export(self.unet)
-            if self.ranks.first:
-                export(weights, {"step": self.progress.step, "images": self._images})
+            weights, info = self.ema.export(self.unet), {"step": self.progress.step, "images": self._images}
+            self.ranks.from_first(lambda: export(weights, info))
 
     def _resume(self) -> None:
         """From the newest checkpoint, if there is one."""
         if not self.ranks.from_first(self.checkpoints.paths):
             return
         materialise(self.unet, self.optimizer)
-        tensors = run_tensors(self.unet, self.ema, self.optimizer)
+        tensors = run_tensors(self.unet, self.averages, self.optimizer)
         facts: Facts | None = self.checkpoints.load_latest(tensors, self.say)
         assert facts is not None
         progress = facts["progress"]
@@ -337,5 +349,4 @@ def evaluating(unet: nn.Module) -> Iterator[None]:
             yield
     finally:
         unet.train()
-        if isinstance(unet, FSDPModule):
-            unet.reshard()
+        free_gathered(unet)

@@ -12,7 +12,8 @@ def final(run):
     """All that is in the last checkpoint."""
     path = checkpoint_paths(run / "checkpoints")[-1]
     facts = json.loads((path / "state.json").read_text())
-    return facts | {kind: checkpoint.read(path, kind) for kind in ("model", "ema", "optimizer")}
+    kinds = ("model", "ema", "sigma_rel-0.1", "optimizer")
+    return facts | {kind: checkpoint.read(path, kind) for kind in kinds}
 
 
 def assert_same(a, b):

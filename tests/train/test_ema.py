@@ -1,7 +1,11 @@
+import pytest
 import torch
+from ranks import run_on_ranks
+from sharding import make_model, weights
 from torch import nn
 
-from imagen.train.ema import Ema
+from imagen.train.ema import Ema, PowerEma, averages
+from imagen.train.sharded import placed_like, whole
 
 
 def small_model():
@@ -66,3 +70,77 @@ def test_export_is_whole_and_a_copy():
     state["0.weight"].zero_()
     assert ema.weights["0.weight"].abs().sum() > 0
     small_model().load_state_dict(state)
+
+
+def test_power_average_is_the_sum_it_says():
+    """Of weights that count as the integral of t^gamma over their step does."""
+    model = small_model()
+    ema, gamma, total = PowerEma(model, 0.1), 6.9372, 200
+    expected = {name: torch.zeros_like(p).double() for name, p in model.named_parameters()}
+    for step in range(1, total + 1):
+        walk(model)
+        ema.update(model, step)
+        counts = (step / total) ** (gamma + 1) - ((step - 1) / total) ** (gamma + 1)
+        for name, parameter in model.named_parameters():
+            expected[name] += counts * parameter.detach().double()
+    for name, average in ema.weights.items():
+        torch.testing.assert_close(average.double(), expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_several_at_once_by_name():
+    model = small_model()
+    kept = averages(model, 0.9999, decays=(0.999, 0.9), sigma_rels=(0.05, 0.1))
+    assert list(kept) == ["ema", "decay-0.999", "decay-0.9", "sigma_rel-0.05", "sigma_rel-0.1"]
+    assert kept["ema"].decay_at(10**6) == 0.9999 and kept["decay-0.9"].decay_at(10**6) == 0.9
+    assert kept["sigma_rel-0.05"].decay_at(1) == 0 and kept["sigma_rel-0.05"].decay_at(1000) == pytest.approx(
+        0.999 ** (16.9722 + 1)
+    )
+
+
+# Sharded models
+
+X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+
+
+def averaged(layout):
+    """Averages after 5 steps, what the model makes of X with them, its own weights, and what `export` gives."""
+    model = make_model(layout)
+    kept = {"ema": Ema(model, 0.7), "power": PowerEma(model, 0.2)}
+    for step in range(1, 6):
+        generator = torch.Generator().manual_seed(step)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(placed_like(parameter, torch.randn(parameter.shape, generator=generator)))
+            if step == 3:
+                model(X)  # leaves gathered parameters behind
+        for ema in kept.values():
+            ema.update(model, step)
+    found = {}
+    for name, ema in kept.items():
+        with ema.applied_to(model), torch.no_grad():
+            found[f"{name} output"] = model(X)
+        found |= {f"{name} {key}": whole(value) for key, value in ema.weights.items()}
+    found |= weights(model)
+    exported = kept["ema"].export(model)
+    fresh = Ema(model, 0.7)
+    fresh.load({name: whole(value) for name, value in kept["ema"].weights.items()})
+    assert all(torch.equal(whole(fresh.weights[key]), whole(value)) for key, value in kept["ema"].weights.items())
+    fresh.load(kept["power"].weights)
+    assert all(torch.equal(whole(fresh.weights[key]), whole(value)) for key, value in kept["power"].weights.items())
+    return found, exported
+
+
+def averaged_in_both():
+    return [averaged(layout) for layout in ("fsdp", "hsdp")]
+
+
+def test_a_sharded_model_has_the_same_averages():
+    expected, whole_export = averaged("plain")
+    assert whole_export.keys() == make_model().state_dict().keys()
+    for rank, results in enumerate(run_on_ranks(4, averaged_in_both)):
+        for found, exported in results:
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-6 if "output" not in name else 1e-4)
+            assert exported.keys() == (whole_export.keys() if rank == 0 else set())
+            assert all(torch.equal(value, whole_export[name]) for name, value in exported.items())

@@ -5,6 +5,7 @@ import pytest
 import torch
 from toy import UNET
 
+from imagen.errors import UserError
 from imagen.models.unet import UNet
 from imagen.train.optim import OptimConfig, build_optimizer, learning_rate
 
@@ -21,6 +22,13 @@ def test_warm_up_then_cosine_to_zero():
 def test_warm_up_then_constant():
     config = OptimConfig(lr=2.0, warmup_steps=4, schedule="constant")
     assert [learning_rate(config, step, 6) for step in range(1, 7)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+
+
+def test_warm_up_then_inverse_root():
+    config = OptimConfig(lr=2.0, warmup_steps=4, schedule="rsqrt")
+    rates = [learning_rate(config, step, 100) for step in (2, 4, 16, 64)]
+    assert rates == pytest.approx([1.0, 2.0, 1.0, 0.5])
+    assert learning_rate(OptimConfig(lr=2.0, warmup_steps=0, schedule="rsqrt"), 4, 10) == pytest.approx(1.0)
 
 
 def test_edges():
@@ -44,6 +52,34 @@ def test_adamw_against_float64():
         m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g
         w = w * (1 - 0.1 * 0.1) - 0.1 * (m / (1 - 0.8**step)) / ((v / (1 - 0.9**step)).sqrt() + 1e-6)
     torch.testing.assert_close(parameter.detach().double(), w, rtol=1e-5, atol=1e-6)
+
+
+def test_adam_is_adamw_without_decay():
+    found = []
+    for algorithm in ("adam", "adamw"):
+        torch.manual_seed(0)
+        parameter = torch.nn.Parameter(torch.randn(5, 3))
+        optimizer = build_optimizer([("w", parameter)], OptimConfig(algorithm=algorithm, lr=0.1))
+        for _ in range(4):
+            parameter.grad = torch.randn(5, 3)
+            optimizer.step()
+        found.append(parameter.detach())
+    assert torch.equal(*found)
+    with pytest.raises(UserError, match=r"optim.weight_decay is 0.1, but adam has none.*adamw"):
+        OptimConfig(algorithm="adam", weight_decay=0.1).check()
+
+
+@pytest.mark.parametrize("beta1, kept", [(0.0, {"steps", "square"}), (0.9, {"steps", "square", "momentum"})])
+def test_adafactor_takes_its_settings(beta1, kept):
+    parameter = torch.nn.Parameter(torch.ones(7))
+    config = OptimConfig(algorithm="adafactor", lr=0.1, betas=(beta1, 0.99), weight_decay=0.2)
+    optimizer = build_optimizer([("w", parameter)], config)
+    optimizer.set_learning_rate(0.05)
+    parameter.grad = torch.ones(7)
+    optimizer.step()  # U is 1 in the first step, of which the first moment takes a tenth
+    assert set(optimizer.optimizers[0].state[parameter]) == kept
+    assert optimizer.param_groups[0]["beta2"] == 0.99
+    torch.testing.assert_close(parameter.detach(), torch.full((7,), 0.99 - 0.05 * (0.1 if beta1 else 1)))
 
 
 def test_muon_takes_the_inner_matrices_and_adamw_the_rest():

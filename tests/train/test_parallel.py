@@ -11,6 +11,7 @@ from toy import experiment, go
 
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
+from imagen.train.posthoc import reconstruct
 from imagen.train.ranks import joined
 
 STEPS = 10
@@ -26,7 +27,8 @@ LAYOUTS = {
 
 def spread(parallel, **train):
     """The toy experiment, every step logged."""
-    what = experiment(**{"steps": STEPS, "log_every": 1, "gap_every": 5, **train})
+    others = {"ema_sigma_rels": (0.1,), "ema_snapshot_every": 5}
+    what = experiment(**{"steps": STEPS, "log_every": 1, "gap_every": 5, **others, **train})
     # Adam divides by the root of a gradient's square: where that is nearly 0, rounding decides the update's sign.
     optim = OptimConfig(lr=1e-3, warmup_steps=4, eps=1e-4, schedule="constant")
     return dataclasses.replace(what, parallel=parallel, optim=optim)
@@ -74,10 +76,14 @@ def test_a_run_goes_on_with_another_number_of_ranks(shards, tmp_path, alone):
     assert_close(metrics(tmp_path), alone[1])
     mine, expected = final(tmp_path), final(alone[0])
     assert mine["position"] == expected["position"] == STEPS * 8
-    for kind in ("model", "ema", "optimizer"):
-        assert mine[kind].keys() == expected[kind].keys()
+    for kind in ("model", "ema", "sigma_rel-0.1", "optimizer"):
+        assert mine[kind].keys() == expected[kind].keys() and mine[kind]
         for name, value in expected[kind].items():
             torch.testing.assert_close(mine[kind][name], value, rtol=1e-4, atol=1e-6, msg=f"{kind} {name}")
+    (here, _, distance), (there, _, _) = (reconstruct(run / "averages", 0.1) for run in (tmp_path, alone[0]))
+    assert distance == pytest.approx(0, abs=1e-6) and here.keys() == there.keys()
+    for name, value in there.items():
+        torch.testing.assert_close(here[name], value, rtol=1e-2, atol=1e-4)  # 16 bits
 
 
 def test_resumed_on_as_many_ranks_is_exact(shards, tmp_path):

@@ -1,0 +1,49 @@
+"""A model sharded by rows, some of them over fewer rows than ranks, and gradients that every layout agrees on."""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from imagen.train.sharded import placed_like, whole
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv_in = nn.Conv2d(4, 40, 3)
+        self.norm = nn.GroupNorm(4, 40)
+        self.conv = nn.Conv2d(40, 36, 3)
+        self.same = nn.Linear(40 * 9, 36)  # the matrix that `conv` is
+        self.uneven = nn.Linear(36, 45, bias=False)
+        self.few = nn.Linear(45, 3)  # fewer rows than ranks
+
+    def forward(self, x_B4HW):
+        h_BC = self.conv(self.norm(self.conv_in(x_B4HW))).mean((2, 3))
+        return self.few(self.uneven(h_BC + self.same.bias) + self.same.weight.mean())
+
+
+def make_model(layout="plain"):
+    """layout: plain, fsdp (all ranks share the rows) or hsdp (two replicas)."""
+    torch.manual_seed(0)
+    model = Net()
+    if layout == "fsdp":
+        fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    elif layout == "hsdp":
+        shape = (2, dist.get_world_size() // 2)
+        fully_shard(model, mesh=init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")))
+    return model
+
+
+def set_gradients(model, step):
+    """Those of step 1, 2, ...: of all scales, some of them zero."""
+    generator = torch.Generator().manual_seed(step)
+    for index, parameter in enumerate(model.parameters()):
+        gradient = torch.randn(parameter.shape, generator=generator) * 10.0 ** (index % 5 - 3)
+        gradient[-1] = 0
+        parameter.grad = placed_like(parameter, gradient)
+
+
+def weights(model):
+    return {name: whole(parameter.detach()).clone() for name, parameter in model.named_parameters()}
