@@ -5,8 +5,8 @@
 Text embeddings are random numbers in the shapes of T5-11B's (1024 a token); all else is what `imagen train` does:
 loader, noising, forward, backward, clip, optimizer, averages, checkpoint (in a temporary folder). Prints loss,
 gradient norm, seconds a step, and the largest memory of the process. `--ranks 4 --shard 4 --blocks 1` runs a preset
-with that many residual blocks a level, shared by that many gloo ranks. Each builds a whole network before it keeps its
-part: the machine needs room for all of them.
+with that many residual blocks a level, shared by that many gloo ranks, which build their networks in turn: the machine
+needs room for one whole network at a time.
 """
 
 import argparse
@@ -19,10 +19,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from measure import describe_machine, machine
+from torch import nn
 
 from imagen.config import Experiment
 from imagen.data.embeddings import to_bf16_bits, write_sidecar
@@ -30,9 +33,11 @@ from imagen.data.emoji import build_emoji
 from imagen.data.shards import index_folder, open_split, splits
 from imagen.jsonconfig import to_json
 from imagen.models.text import TextConfig
+from imagen.models.unet import UNetConfig
 from imagen.presets import preset
+from imagen.train import trainer as training
 from imagen.train.parallel import ParallelConfig
-from imagen.train.ranks import joined
+from imagen.train.ranks import Ranks, joined
 from imagen.train.trainer import Trainer
 
 JOBS = ("text2im_64_397m", "sr_256_600m", "sr_1024_400m")
@@ -63,6 +68,8 @@ def run(options: argparse.Namespace, name: str, data: Path) -> None:
         folder = ranks.from_first(lambda: scratch)
         if ranks.world_size > 1:
             what = dataclasses.replace(what, parallel=ParallelConfig(shard=options.shard))
+        if ranks.world_size > 1:
+            build_in_turn(ranks)
         trainer = Trainer(what, to_json(what), data, Path(folder), ranks=ranks)
         if options.no_checkpoint:
             trainer.checkpoints.save = lambda *_: None  # type: ignore[method-assign]
@@ -81,6 +88,24 @@ def run(options: argparse.Namespace, name: str, data: Path) -> None:
             )
 
 
+def build_in_turn(ranks: Ranks) -> None:
+    """From here on, a rank builds its whole network when the ranks before it have kept their parts of theirs."""
+    build, shard = training.UNet, training.parallelize
+
+    def build_later(config: UNetConfig) -> nn.Module:
+        for _ in range(ranks.rank):
+            dist.barrier()
+        return build(config)
+
+    def shard_and_pass_on(*arguments: Any, **options: Any) -> nn.Module:
+        network = shard(*arguments, **options)
+        for _ in range(ranks.world_size - ranks.rank):
+            dist.barrier()
+        return network
+
+    training.UNet, training.parallelize = build_later, shard_and_pass_on  # type: ignore[assignment,misc]
+
+
 def experiment(options: argparse.Namespace, name: str) -> Experiment:
     what = preset(name)
     unet = what.stage.unet
@@ -91,6 +116,7 @@ def experiment(options: argparse.Namespace, name: str) -> Experiment:
         what,
         stage=dataclasses.replace(what.stage, unet=unet),
         data=dataclasses.replace(what.data, workers=0, crop=options.crop or what.data.crop),
+        optim=dataclasses.replace(what.optim, algorithm=options.optimizer or what.optim.algorithm),
         train=dataclasses.replace(
             what.train,
             steps=options.steps,
@@ -124,6 +150,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--crop", type=int, help="side of the crops of a super-resolution preset")
     parser.add_argument("--blocks", type=int, help="residual blocks a level, in place of the preset's")
+    parser.add_argument("--optimizer", help="in place of the preset's: adafactor takes least memory")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--shard", type=int, default=1)
     parser.add_argument("--no-checkpoint", action="store_true", help="which copies all tensors: memory")
