@@ -34,6 +34,9 @@ class TrainConfig:
     keep_every: int = 0  # and those of steps that divide by this; 0: no others
     gap_every: int = 500  # measure the conditional gap
     gap_samples: int = 128
+    # For the MFU in the log: 10^12 dense operations a second of one device in `precision`; None: as its maker states
+    # them, where that is known, else there is no MFU.
+    peak_tflops: float | None = None
 
     def check(self) -> None:
         """UserError, naming the field, unless every value is in its range. An interval of 0: at the last step alone."""
@@ -43,6 +46,8 @@ class TrainConfig:
             check_number("train.micro_batch", self.micro_batch, least=1)
         for name in ("seed", "log_every", "sample_every", "checkpoint_every", "keep_every", "gap_every"):
             check_number(f"train.{name}", getattr(self, name), least=0)
+        if self.peak_tflops is not None:
+            check_number("train.peak_tflops", self.peak_tflops, above=0)
         check_number("train.ema_decay", self.ema_decay, least=0, below=1)
         check_number("train.text_dropout", self.text_dropout, least=0, most=1)
 
