@@ -2,7 +2,8 @@
 
 A step ends on all ranks together, however long each of them worked: a straggler cannot be seen in the length of steps.
 So the ranks compare their *own work*, noising and the forward pass, in which nothing waits for another rank but the
-gathering of sharded parameters; that is left out. Gradients are exchanged later, in the backward pass.
+gathering of sharded parameters; that is left out. (DDP exchanges the order of its buckets there, once, in its second
+step.) Gradients are exchanged later, in the backward pass.
 """
 
 import resource
