@@ -23,7 +23,7 @@ import torch
 from imagen.train import checkpoint
 from imagen.train.checkpoint import checkpoint_paths
 
-TIMING = {"images_per_s", "data_wait"}
+TIMING = {"images_per_s", "data_wait", "data_wait_rank", "slowest_rank", "slowest_by", "memory_gb", "mfu", "eta_s"}
 
 
 def main() -> None:

@@ -22,6 +22,8 @@ from imagen.jsonconfig import to_json
 from imagen.models.resize import upsample
 from imagen.pictures import contact_sheet, write_png
 from imagen.train import on_the_fly, posthoc
+from imagen.train.flops import meta_unet, picture_flops
+from imagen.train.profiling import Span
 from imagen.train.ranks import Ranks
 from imagen.train.trainer import TrainResult, train
 
@@ -34,6 +36,7 @@ def train_run(
     out: str | Path,
     *,
     minutes: float | None = None,
+    profile: Span | None = None,
     ranks: Ranks | None = None,
     say: Callable[[str], None] = print,
 ) -> TrainResult:
@@ -42,6 +45,7 @@ def train_run(
     Writes OUT/samples/step-NNNNNNNN.png at intervals (always the same captions and noise) and
     OUT/export, a one-stage cascade with the averaged weights, at each checkpoint.
 
+    profile: the first and the last of the steps that are traced, into OUT/profile.
     ranks: the processes that train together (`imagen.train.ranks.joined`), each of which calls this; default: this one.
     """
     data, out = Path(data), Path(out)
@@ -72,6 +76,7 @@ def train_run(
         sampler=sampler,
         export=export,
         minutes=minutes,
+        profile=profile,
         encoder=encoder,
         ranks=ranks,
         say=say,
@@ -130,28 +135,15 @@ def _texts(batch: Batch) -> list[Tensor] | None:
 
 def describe(experiment: Experiment) -> dict[str, Any]:
     """What `imagen presets` shows: name, parameters, resolution (pixels), and GFLOP of one forward of one picture."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from imagen.models.unet import UNet
-
-    stage, side = experiment.stage, experiment.data.crop or experiment.stage.resolution
-    with torch.device("meta"):
-        unet = UNet(stage.unet)
-        x_BCHW, label_B = torch.empty(1, stage.unet.image_channels, side, side), torch.empty(1)
-        cond: dict[str, Tensor] = {}
-        if experiment.text is not None:
-            cond["text"] = torch.empty(1, experiment.text.max_tokens, experiment.text.width)
-        if stage.unet.low_res:
-            cond |= {"low_res": x_BCHW, "low_res_noise": label_B}
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        unet(x_BCHW, label_B, **cond)
+    stage = experiment.stage
+    unet = meta_unet(experiment)
     return {
         "name": experiment.name,
         "parameters": sum(p.numel() for p in unet.parameters()),
         "resolution": stage.resolution,
         "low_resolution": stage.low_resolution,
-        "side": side,
-        "gflop": round(counter.get_total_flops() / 1e9, 2),
+        "side": experiment.data.crop or stage.resolution,
+        "gflop": round(picture_flops(unet, experiment) / 1e9, 2),
     }
 
 

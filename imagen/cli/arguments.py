@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from imagen import __version__
 from imagen.cli import commands, data
-from imagen.cli.values import count, count_or_all, listed, minutes, number
+from imagen.cli.values import count, count_or_all, listed, minutes, number, span
 from imagen.errors import UserError, suggest
 
 LISTED = ("--steps", "--guidance", "--low-res-noise", "--sampler")  # one value for all stages, or one for each
@@ -197,6 +197,12 @@ def _parser() -> Parser:
     sub.add_argument("--data", type=Path, required=True, metavar="SHARDS", help="made by `imagen data`")
     sub.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run, new or to go on with")
     sub.add_argument("--minutes", type=minutes, help="stop at a checkpoint after so long")
+    sub.add_argument(
+        "--profile",
+        type=span,
+        metavar="FIRST:LAST",
+        help="write a Chrome trace of these steps into RUN/profile, as in 10:13",
+    )
     add_device(sub)
 
     sub = command(

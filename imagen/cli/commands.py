@@ -122,7 +122,7 @@ def train(options: argparse.Namespace) -> None:
     from imagen.train.ranks import joined
 
     with joined(_device(options.device) if options.device else None) as ranks:
-        train_run(experiment, options.data, options.out, minutes=options.minutes, ranks=ranks)
+        train_run(experiment, options.data, options.out, minutes=options.minutes, profile=options.profile, ranks=ranks)
     if not ranks.first:
         return
     if experiment.stage.low_resolution is None:

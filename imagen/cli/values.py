@@ -41,6 +41,14 @@ def listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     return parse_list
 
 
+def span(text: str) -> tuple[int, int]:
+    """`10:13`, the first and the last."""
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the first step and the last, like 10:13")
+    return int(first), int(last)
+
+
 def number(text: str) -> float:
     """A finite one; its range is checked by what takes it."""
     try:

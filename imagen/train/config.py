@@ -39,6 +39,9 @@ class TrainConfig:
     keep_every: int = 0  # and those of steps that divide by this; 0: no others
     gap_every: int = 500  # measure the conditional gap
     gap_samples: int = 128
+    # For the MFU in the log: 10^12 dense operations a second of one device in `precision`; None: as its maker states
+    # them, where that is known, else there is no MFU.
+    peak_tflops: float | None = None
 
     def check(self) -> None:
         """UserError, naming the field, unless every value is in its range. An interval of 0: at the last step alone."""
@@ -61,6 +64,8 @@ class TrainConfig:
                 check_number(f"train.{name}", decay, least=0, below=1)
         for sigma_rel in self.ema_sigma_rels:
             check_number("train.ema_sigma_rels", sigma_rel, above=0, below=LONGEST)
+        if self.peak_tflops is not None:
+            check_number("train.peak_tflops", self.peak_tflops, above=0)
         check_number("train.text_dropout", self.text_dropout, least=0, most=1)
 
 

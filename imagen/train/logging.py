@@ -3,12 +3,10 @@
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from torch import Tensor
 
@@ -19,7 +17,6 @@ from imagen.train.step import StepResult
 BUCKETS = 4  # loss by quarter of t: loss_t0 is almost clean, loss_t3 almost noise
 
 Row = dict[str, float | int | None]
-T = TypeVar("T")
 
 
 @dataclass
@@ -68,52 +65,6 @@ class Meter:
         return row
 
 
-class Clock:
-    """Time spent in training steps since the last log, and how much of it was waiting for data (`timed`).
-
-    Validation, sampling and checkpoints are outside it: images_per_s is the speed of training itself.
-    The estimate of the time to go counts everything.
-    """
-
-    def __init__(self) -> None:
-        self.training = self.waiting = 0.0
-        self.images = 0
-        self._began = time.monotonic()
-        self._steps = 0
-
-    def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        while True:
-            began = time.monotonic()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            self.waiting += time.monotonic() - began
-            yield batch
-
-    @contextmanager
-    def step(self, images: int) -> Iterator[None]:
-        """Around a step over so many images; what `timed` waited for lies inside."""
-        began = time.monotonic()
-        yield
-        self.training += time.monotonic() - began
-        self.images += images
-        self._steps += 1
-
-    def row(self) -> Row:
-        row: Row = {
-            "images_per_s": self.images / self.training if self.training else None,
-            "data_wait": self.waiting / self.training if self.training else None,  # fraction
-        }
-        self.training = self.waiting = 0.0
-        self.images = 0
-        return row
-
-    def eta(self, steps_left: int) -> float:
-        """Seconds to go at the pace of this process so far."""
-        return (time.monotonic() - self._began) * steps_left / max(1, self._steps)
-
-
 class RunLog:
     """RUN/metrics.jsonl (strict JSON, one object a logged step), RUN/tensorboard, and lines through `say`."""
 
@@ -130,7 +81,7 @@ class RunLog:
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         self._say = say
 
-    def write(self, step: int, steps: int, row: Row, eta: float) -> None:
+    def write(self, step: int, steps: int, row: Row) -> None:
         row = {"step": step, **{name: _finite(value) for name, value in row.items()}}
         try:
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
@@ -140,7 +91,7 @@ class RunLog:
             for name, value in row.items():
                 if value is not None and name != "step":
                     self._board.add_scalar(name, value, step)
-        self._say(console_line(row, steps, eta))
+        self._say(console_line(row, steps))
 
     def sync(self) -> None:
         """Onto the disk, before a checkpoint says that these steps are done."""
@@ -169,22 +120,28 @@ class RunLog:
             raise cannot_write(self._path.with_name("tensorboard"), error) from error
 
 
-def console_line(row: Row, steps: int, eta: float) -> str:
+def console_line(row: Row, steps: int) -> str:
     parts = [f"step {row['step']}/{steps}"]
-    for name, title, form in (
-        ("loss", "loss", "{:.4f}"),
-        ("grad_norm", "grad", "{:.3f}"),
-        ("lr", "lr", "{:.1e}"),
-        ("conditional_gap", "gap", "{:+.5f}"),
-        ("nonfinite", "skipped", "{}"),
+    for name, form in (
+        ("loss", "loss {:.4f}"),
+        ("grad_norm", "grad {:.3f}"),
+        ("lr", "lr {:.1e}"),
+        ("conditional_gap", "gap {:+.5f}"),
+        ("nonfinite", "skipped {}"),
+        ("images_per_s", "{:.1f} images/s"),
+        ("mfu", "MFU {:.1%}"),
+        ("memory_gb", "{:.1f} GB"),
     ):
         if row.get(name) is not None:
-            parts.append(f"{title} {form.format(row[name])}")
-    if row.get("images_per_s") is not None:
-        parts.append(f"{row['images_per_s']:.1f} images/s")
+            parts.append(form.format(row[name]))
     if row.get("data_wait") is not None:
-        parts.append(f"data {row['data_wait']:.0%}")
-    return "  ".join([*parts, f"ETA {duration(eta)}"])
+        rank = row.get("data_wait_rank")
+        parts.append(f"data {row['data_wait']:.0%}" + ("" if rank is None else f" (rank {rank})"))
+    if row.get("slowest_by") is not None:
+        parts.append(f"slowest rank {row['slowest_rank']} by {row['slowest_by']:.0%}")
+    if (eta := row.get("eta_s")) is not None:
+        parts.append(f"ETA {duration(eta)}")
+    return "  ".join(parts)
 
 
 def duration(seconds: float) -> str:

@@ -65,8 +65,10 @@ def parallelize(
 ) -> nn.Module:
     """The network to call in training; `unet` keeps its parameters' names, and is that network unless it is DDP.
 
-    dtype: of the network's arithmetic, in which sharded parameters are then gathered; None: as they are (float32).
-    Gradients are reduced, and parameters updated, in float32. Call it once, on a new U-Net.
+    dtype: of the network's arithmetic, in which sharded parameters are gathered on GPUs; None: as they are (float32).
+    On CPUs they are gathered as they are: group norm there does not take float32 pictures with bfloat16 weights, which
+    autocast mends on GPUs alone. Gradients are reduced, and parameters updated, in float32. Call it once, on a new
+    U-Net.
     """
     for level, block in leveled_blocks(unet):
         if config.checkpointing == "full" or level in config.checkpoint_levels:
@@ -76,7 +78,8 @@ def parallelize(
     if config.compile:
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # a U-Net of many shapes
     if mesh is not None:
-        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        gathered = None if mesh.device_type == "cpu" else dtype
+        policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for module in shard_units(unet):
             if config.compile:  # by unit: a graph cannot contain the gathering of parameters
                 module.compile()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,10 @@ T = TypeVar("T")
 TIMEOUT = timedelta(minutes=60)
 # How gloo and NCCL say that another process is gone.
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+
+
+class SaidElsewhere(UserError):
+    """A mistake that another rank reports: this one ends with the same exit code, in silence."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,12 @@ class Ranks:
                 answer[1] = str(error)
         dist.broadcast_object_list(answer, src=0, device=torch.device("cpu"))
         if answer[1] is not None:
-            raise UserError(answer[1])
+            raise UserError(answer[1]) if self.first else SaidElsewhere(answer[1])
         return answer[0]
+
+    def fail(self, message: str) -> NoReturn:
+        """End all ranks, each of which calls this, with one report of the user's mistake."""
+        raise UserError(message) if self.first else SaidElsewhere(message)
 
     def gather(self, values: Tensor) -> Tensor:
         """[world_size, *shape] of every rank's `values`, which must have one shape and dtype."""
@@ -69,6 +77,9 @@ class Ranks:
 @contextmanager
 def joined(device: torch.device | str | None = None) -> Iterator[Ranks]:
     """Join the other processes that torchrun started; alone without it.
+
+    Ends a process quietly, with exit code 2, where another one reports the user's mistake, and with a line and 1 where
+    another one is lost.
 
     device: default the GPU of this process's number on its machine, if there are GPUs, else the CPU.
     """
@@ -104,6 +115,8 @@ def joined(device: torch.device | str | None = None) -> Iterator[Ranks]:
     dist.init_process_group(backend, timeout=TIMEOUT, **place)
     try:
         yield Ranks(device, rank, world_size)
+    except SaidElsewhere:
+        sys.exit(2)
     except RuntimeError as error:
         if not any(words in str(error) for words in _LOST):
             raise

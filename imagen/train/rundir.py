@@ -27,6 +27,7 @@ MAY_CHANGE = (
     "train.keep_every",
     "train.log_every",
     "train.micro_batch",
+    "train.peak_tflops",
     "train.sample_every",
     "train.steps",
 )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -40,21 +40,23 @@ def training_step(
     autocast: Callable[[], AbstractContextManager],
     ranks: Ranks | None = None,
     stop: Callable[[], bool] = lambda: False,
+    working: Callable[[], AbstractContextManager] = nullcontext,
 ) -> StepResult:
     """Forward and backward over this rank's `count` micro-batches of one size, clip, update; no update if a loss or the
     gradient is not finite on any rank.
 
     The gradient is that of the mean loss over all samples of all ranks, however they are split. stop: whether
-    this rank was asked to.
+    this rank was asked to. working: around what each rank does on its own, for who measures it.
     """
     ranks = ranks or Ranks()
     measured, keys, bad_samples = [], [], 0
     for number, batch in enumerate(batches, 1):
         torch.manual_seed(randomness.seed_for(noising.seed, batch.position, randomness.DROPOUT_LAYERS))
-        noised = noising(batch)
         with last_backward(network, number == count):
-            with autocast():
-                loss = noising.loss(network, noised)
+            with working():
+                noised = noising(batch)
+                with autocast():
+                    loss = noising.loss(network, noised)
             (loss.total.mean() / count).backward()  # ranks are averaged on the way
         measured.append(torch.stack([loss.total.detach(), loss.eps_mse, noised.t_B.to(loss.total)]))
         keys += batch.keys

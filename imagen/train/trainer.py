@@ -15,20 +15,22 @@ from torch import Tensor, nn
 from imagen.data.encode import Encoder
 from imagen.data.loader import DataConfig, Loader
 from imagen.data.shards import splits
-from imagen.errors import UserError
 from imagen.files import write_json
 from imagen.models.precision import autocast, autocast_dtype
 from imagen.models.unet import UNet
 from imagen.train import randomness
 from imagen.train.checkpoint import CheckpointFolder, Facts
+from imagen.train.clock import Clock
 from imagen.train.config import Experiment, TrainConfig, check, micro_batches
 from imagen.train.ema import averages
-from imagen.train.logging import Clock, Meter, Row, RunLog
+from imagen.train.flops import build_mfu
+from imagen.train.logging import Meter, Row, RunLog
 from imagen.train.noising import Noising
 from imagen.train.on_the_fly import EncodingLoader, caption_encoder, open_loader
 from imagen.train.optim import build_optimizer, learning_rate
 from imagen.train.parallel import build_mesh, parallelize
 from imagen.train.posthoc import save_snapshot
+from imagen.train.profiling import Profiler, Span, check_span
 from imagen.train.ranks import Ranks
 from imagen.train.rundir import claim, locked
 from imagen.train.sharded import free_gathered
@@ -62,6 +64,7 @@ def train(
     sampler: Sampler | None = None,
     export: Export | None = None,
     minutes: float | None = None,
+    profile: Span | None = None,
     encoder: Encoder | None = None,
     ranks: Ranks | None = None,
     say: Callable[[str], None] = print,
@@ -74,6 +77,7 @@ def train(
     export: given the averaged weights (float32, on the CPU) and {"step": ..., "images": ...}, on the first rank; writes
         RUN/export.
     minutes: stop at a checkpoint after so much wall time. The learning rate follows steps, not time.
+    profile: steps, from the first to the last one, of which each rank writes a trace into RUN/profile.
     encoder: of the captions, if data.on_the_fly; one that is loaded already need not be loaded twice.
     ranks: the processes that train together, each of which calls this (default: this one alone, on the CPU).
     say: where one-line reports go, of the first rank.
@@ -82,9 +86,11 @@ def train(
     stays non-finite for train.max_nonfinite steps.
     """
     ranks = ranks or Ranks()
+    if profile is not None:
+        check_span(profile, experiment.train.steps)
     with locked(run) if ranks.first else nullcontext():
         trainer = Trainer(experiment, config_json, data, run, encoder=encoder, ranks=ranks, say=say)
-        return trainer.run(sampler, export, minutes)
+        return trainer.run(sampler, export, minutes, profile)
 
 
 @dataclass
@@ -153,9 +159,14 @@ class Trainer:
         self.gap = None if experiment.text is None else self._gap(data)
         self.say(self._summary())
 
-    def run(self, sampler: Sampler | None, export: Export | None, minutes: float | None) -> TrainResult:
+    def run(
+        self, sampler: Sampler | None, export: Export | None, minutes: float | None, profile: Span | None = None
+    ) -> TrainResult:
         """The loop, from where the run stands to its last step or to a reason to stop before."""
-        config, progress, clock = self.config, self.progress, Clock()
+        config, progress = self.config, self.progress
+        mfu = build_mfu(self.experiment, self.ranks) if self.ranks.first else None
+        clock = Clock(self.ranks, self.unet, mfu)
+        profiler = Profiler(self.folder / "profile", profile, self.ranks, self.say)
         began = progress.step  # a budget that setting up has used up still buys one step: reruns always go on
         batches = clock.timed(iter(self.loader))
         if config.shuffle_captions:
@@ -163,10 +174,11 @@ class Trainer:
         if self.ranks.first:
             (self.folder / "status.json").unlink(missing_ok=True)
         log = self._open_log()
-        with closing(log) if log else nullcontext(), Stopper(minutes, self.began) as stopper:
+        with closing(log) if log else nullcontext(), Stopper(minutes, self.began) as stopper, profiler:
             stop = stopper.reason is not None
             while progress.step < config.steps and (not stop or progress.step == began):
                 progress.step += 1
+                profiler.begin(progress.step)
                 lr = learning_rate(self.experiment.optim, progress.step, config.steps)
                 self.optimizer.set_learning_rate(lr)
 
@@ -181,6 +193,7 @@ class Trainer:
                         autocast=self.autocast,
                         ranks=self.ranks,
                         stop=lambda: stopper.reason is not None,
+                        working=clock.working.running,
                     )
                     if result.problem is None:
                         for average in self.averages.values():
@@ -190,9 +203,9 @@ class Trainer:
 
                 if self._due(config.log_every) or self._gap_due():
                     row = {**progress.meter.row(), "lr": lr, "images": self._images, **clock.row()}
-                    row |= self._measure_gap()
+                    row |= {**self._measure_gap(), "eta_s": self._eta(clock, stopper)}
                     if log is not None:
-                        log.write(progress.step, config.steps, row, self._eta(clock, stopper))
+                        log.write(progress.step, config.steps, row)
                     progress.meter = Meter()
                 if sampler is not None and self._due(config.sample_every):
                     self._sample(sampler, log)
@@ -274,7 +287,7 @@ class Trainer:
         progress.skipped_in_a_row += 1
         message = f"step {progress.step}: {result.problem}"
         if progress.skipped_in_a_row >= self.config.max_nonfinite:
-            raise UserError(
+            self.ranks.fail(
                 f"{message}; {progress.skipped_in_a_row} steps in a row were skipped: look at these samples, "
                 "or begin again with a lower optim.lr or train.precision fp32"
             )

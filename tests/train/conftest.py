@@ -61,7 +61,7 @@ def rows():
 
     def read(run):
         lines = (run / "metrics.jsonl").read_text().splitlines()
-        timing = {"images_per_s", "data_wait"}
+        timing = {"images_per_s", "data_wait", "data_wait_rank", "slowest_rank", "slowest_by", "memory_gb", "eta_s"}
         return [{k: v for k, v in json.loads(line).items() if k not in timing} for line in lines]
 
     return read

@@ -6,7 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from toy import experiment, go
 
 from imagen.errors import UserError
-from imagen.train.logging import Clock, Meter, console_line, duration
+from imagen.train.logging import Meter, console_line, duration
 from imagen.train.rundir import claim
 from imagen.train.step import StepResult
 
@@ -28,30 +28,14 @@ def test_meter_means():
     }
 
 
-def test_clock_takes_the_wait_apart(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-
-    def slow():
-        for batch in range(3):
-            now[0] += 1.0  # waiting for data
-            yield batch
-
-    clock = Clock()
-    batches = clock.timed(slow())
-    for _ in range(2):
-        with clock.step(8):
-            next(batches)
-            now[0] += 3.0  # computing
-    now[0] += 2.0  # a checkpoint
-    assert clock.row() == {"images_per_s": 2.0, "data_wait": 0.25}
-    assert clock.eta(steps_left=10) == 50.0
-
-
 def test_lines():
     row = {"step": 50, "loss": 0.125, "grad_norm": None, "lr": 1e-4, "images_per_s": 61.23, "data_wait": 0.014}
-    expected = "step 50/200  loss 0.1250  lr 1.0e-04  61.2 images/s  data 1%  ETA 1 h 20 min"
-    assert console_line(row, 200, 4800) == expected
+    row |= {"memory_gb": 12.34, "eta_s": 4800}
+    expected = "step 50/200  loss 0.1250  lr 1.0e-04  61.2 images/s  12.3 GB  data 1%  ETA 1 h 20 min"
+    assert console_line(row, 200) == expected
+    row |= {"mfu": 0.4321, "data_wait_rank": 5, "slowest_rank": 3, "slowest_by": 0.123}
+    expected = "61.2 images/s  MFU 43.2%  12.3 GB  data 1% (rank 5)  slowest rank 3 by 12%  ETA 1 h 20 min"
+    assert console_line(row, 200).endswith(expected)
     assert [duration(s) for s in (12, 300, 3600, 100_000)] == ["12 s", "5 min", "1 h 0 min", "1 d 3 h"]
 
 
@@ -65,7 +49,8 @@ def test_run_writes_strict_json_and_tensorboard(shards, tmp_path):
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line, parse_constant=refuse) for line in lines]
     for row in rows:
-        assert {"step", "loss", "grad_norm", "lr", "images_per_s", "data_wait", "images"} <= row.keys()
+        assert {"step", "loss", "grad_norm", "lr", "images"} <= row.keys()
+        assert {"images_per_s", "data_wait", "memory_gb", "eta_s"} <= row.keys()
         assert {f"loss_t{i}" for i in range(4)} <= row.keys()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(r["step"], pytest.approx(r["loss"])) for r in rows]

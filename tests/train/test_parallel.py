@@ -68,6 +68,16 @@ def test_loss_and_gradient_are_those_of_one_process(shards, tmp_path, alone, wor
     assert said[0] and not any(said[1:])  # one process reports
 
 
+def test_sharded_bfloat16_is_that_of_one_process(shards, tmp_path):
+    """Not to the last bit: bfloat16 has 8."""
+    what = spread(LAYOUTS["fsdp"], steps=3, precision="bf16")
+    go(what, shards, tmp_path / "alone")
+    run_on_ranks(2, train_on, what, shards, tmp_path / "sharded")
+    for row, wanted in zip(metrics(tmp_path / "sharded"), metrics(tmp_path / "alone"), strict=True):
+        assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-3)
+        assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=2e-2)
+
+
 def test_a_run_goes_on_with_another_number_of_ranks(shards, tmp_path, alone):
     """Four ranks with two copies, two with one, one process: as if it had been one process all the time."""
     run_on_ranks(4, train_on, spread(LAYOUTS["hsdp"], steps=4), shards, tmp_path)

@@ -1,0 +1,128 @@
+"""The log shows which rank is slow, and which one starves."""
+
+import json
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from ranks import run_on_ranks
+from toy import experiment, go
+
+from imagen.data.loader import Batch, Loader
+from imagen.models.layers import Attention
+from imagen.train import on_the_fly
+from imagen.train.clock import Clock, Stopwatch, peak_memory
+from imagen.train.parallel import ParallelConfig
+from imagen.train.ranks import Ranks, joined
+
+BATCH = Batch(0, ["a"], ["a"], torch.zeros(1, 3, 8, 8, dtype=torch.uint8), None, torch.zeros(1, 6, 8), None)
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """The time, in seconds."""
+    time = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: time[0])
+    return time
+
+
+def test_clock_takes_the_wait_apart(now):
+    def slow():
+        for _ in range(3):
+            now[0] += 1.0  # waiting for data
+            yield BATCH
+
+    clock = Clock(mfu=lambda images_per_s, tokens: images_per_s / 100 + tokens)
+    batches = clock.timed(slow())
+    for _ in range(2):
+        with clock.step(8):
+            next(batches)
+            now[0] += 3.0  # computing
+    now[0] += 2.0  # a checkpoint
+    row = clock.row()
+    assert 0.01 < row.pop("memory_gb") < 1000
+    assert row == {"images_per_s": 2.0, "data_wait": 0.25, "mfu": 6.02}
+    assert clock.eta(steps_left=10) == 50.0
+
+
+class Given(Ranks):
+    """As if there were more ranks, with these (data wait, own work, memory)."""
+
+    def gather(self, values):
+        assert values.dtype == torch.float64 and values.device.type == "cpu"
+        return torch.stack([values, *torch.tensor([[0.5, 1.1, 3e9], [0.1, 2.2, 2e9], [0.2, 0.9, 1e9]]).double()])
+
+
+def test_slowest_rank_is_compared_with_the_median_of_the_others(now):
+    clock = Clock(Given())
+    with clock.step(8):
+        with clock.working.running():
+            now[0] += 1.0
+        now[0] += 1.0
+    row = clock.row()
+    assert row["data_wait"] == 0.5 and row["data_wait_rank"] == 1
+    assert row["slowest_rank"] == 2 and row["slowest_by"] == pytest.approx(1.2)
+    assert row["memory_gb"] >= 3
+
+
+class Event:
+    """A CUDA event, of a device that is asked what time it is when its queue is done."""
+
+    def __init__(self, queue):
+        self.queue, self.time = queue, None
+
+    def record(self):
+        self.queue.append(self)
+
+    def elapsed_time(self, end):
+        return 1000 * (end.time - self.time)  # an error before both are done
+
+
+def test_on_a_gpu_work_is_read_when_the_step_is_over(monkeypatch):
+    queue = []
+    monkeypatch.setattr("torch.cuda.Event", lambda enable_timing: Event(queue))
+    watch = Stopwatch(torch.device("cuda"))
+    for _ in range(2):
+        with watch.running():
+            pass
+    for seconds, event in enumerate(queue):
+        event.time = seconds**2
+    watch.collect()
+    assert watch.seconds == (1 - 0) + (9 - 4)
+    watch.collect()
+    assert watch.seconds == 6
+
+
+def test_memory_is_a_peak():
+    before = peak_memory(torch.device("cpu"))
+    torch.ones(50_000_000)
+    assert peak_memory(torch.device("cpu")) >= max(before, 200_000_000)
+
+
+class Late(Loader):
+    def __iter__(self):
+        for batch in super().__iter__():
+            time.sleep(0.5)
+            yield batch
+
+
+def lag(parallel, shards, run, what):
+    """A run in which rank 1 is late with `what`."""
+    with joined() as ranks:
+        if ranks.rank == 1 and what == "data":
+            on_the_fly.Loader = Late
+        if ranks.rank == 1 and what == "work":
+            forward = Attention.forward
+            Attention.forward = lambda *arguments: time.sleep(0.1) or forward(*arguments)
+        go(replace(experiment(steps=3, log_every=0, gap_samples=1), parallel=parallel), shards, run, ranks=ranks)
+
+
+@pytest.mark.parametrize("what, shard", [("data", 1), ("work", 1), ("work", 2)])
+def test_late_rank_is_found(shards, tmp_path, what, shard):
+    run_on_ranks(2, lag, ParallelConfig(shard=shard), shards, tmp_path, what)
+    (row,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    if what == "data":
+        assert row["data_wait_rank"] == 1 and row["data_wait"] > 0.1
+    else:  # a rank that only waits for this one, for its parameters or gradients, does not count as slow
+        assert row["slowest_rank"] == 1 and row["slowest_by"] > 1

@@ -1,0 +1,84 @@
+"""Traces of the steps that were asked for, of each rank."""
+
+import json
+
+import pytest
+from ranks import run_on_ranks
+from toy import experiment, go
+
+from imagen.cli.arguments import parse
+from imagen.errors import UserError
+from imagen.train.ranks import joined
+
+WHAT = experiment(steps=6, log_every=0, gap_samples=1, checkpoint_every=2)
+
+
+def traced(run):
+    """File -> how many steps it shows; each trains, and the loss is computed in it."""
+    found = {}
+    for path in sorted((run / "profile").iterdir()):
+        events = json.loads(path.read_text())["traceEvents"]
+        steps = {event["name"] for event in events if event.get("cat") == "user_annotation"}
+        assert any(event["name"] == "aten::convolution_backward" for event in events)
+        found[path.name] = len([name for name in steps if name.startswith("ProfilerStep#")])
+    return found
+
+
+def test_steps_in_the_middle_and_to_the_end(shards, tmp_path):
+    said = []
+    go(WHAT, shards, tmp_path / "a", profile=(3, 4), say=said.append)
+    assert traced(tmp_path / "a") == {"steps-3-4-rank-0.json": 2}
+    assert f"steps 3 to 4 are profiled: see {tmp_path / 'a' / 'profile'}" in said
+    go(WHAT, shards, tmp_path / "b", profile=(6, 6))
+    assert traced(tmp_path / "b") == {"steps-6-6-rank-0.json": 1}
+
+
+def test_first_step_needs_no_warm_up_and_the_same_command_goes_on(shards, tmp_path):
+    short = experiment(steps=2, log_every=0, gap_samples=1)
+    go(short, shards, tmp_path, profile=(1, 1))
+    assert traced(tmp_path) == {"steps-1-1-rank-0.json": 1}
+    said = []
+    go(WHAT, shards, tmp_path, profile=(2, 4), say=said.append)  # from step 3 on
+    assert traced(tmp_path) == {"steps-1-1-rank-0.json": 1, "steps-3-4-rank-0.json": 2}
+    go(experiment(steps=7, log_every=0, gap_samples=1), shards, tmp_path, profile=(2, 4), say=said.append)
+    assert said.count("steps 2 to 4 were trained before: they are not profiled") == 1
+    go(experiment(steps=7, log_every=0, gap_samples=1), shards, tmp_path, profile=(2, 4))  # nothing left to train
+    assert len(traced(tmp_path)) == 2
+
+
+def test_stopping_on_the_way_leaves_what_was_traced(shards, tmp_path):
+    def stop(line):
+        if line.startswith("step 2/"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(experiment(steps=6, log_every=2, gap_samples=1), shards, tmp_path, profile=(2, 5), say=stop)
+    assert traced(tmp_path) == {"steps-2-2-rank-0.json": 1}
+
+
+def test_a_full_disk_does_not_end_the_run(shards, tmp_path):
+    (tmp_path / "profile").write_text("in the way")
+    said = []
+    assert go(WHAT, shards, tmp_path, profile=(2, 3), say=said.append).finished
+    assert any(line.startswith(f"cannot write {tmp_path / 'profile'}") for line in said)
+
+
+def profile_on(shards, run):
+    with joined() as ranks:
+        go(WHAT, shards, run, profile=(2, 3), ranks=ranks)
+
+
+def test_each_rank_writes_its_own(shards, tmp_path):
+    run_on_ranks(2, profile_on, shards, tmp_path)
+    assert traced(tmp_path) == {f"steps-2-3-rank-{rank}.json": 2 for rank in (0, 1)}
+
+
+def test_wrong_spans(shards, tmp_path):
+    for span in ((5, 7), (0, 2), (3, 2)):
+        with pytest.raises(UserError, match=rf"--profile {span[0]}:{span[1]}: this run has steps 1 to 6"):
+            go(WHAT, shards, tmp_path / "none", profile=span)
+    assert not (tmp_path / "none").exists()
+    for text in ("10", "13:10", "0:2", "a:b", "1:2:3", ":", "-1:2"):
+        with pytest.raises(UserError, match=r"--profile: .* is not the first step and the last, like 10:13"):
+            parse(["train", "debug_64", "--data", "d", "--out", "o", f"--profile={text}"])
+    assert parse(["train", "debug_64", "--data", "d", "--out", "o", "--profile", "10:13"]).profile == (10, 13)
