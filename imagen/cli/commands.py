@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imagen.cli.data import connected
 from imagen.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ def data_emoji(options: argparse.Namespace) -> None:
 
 
 def data_encode(options: argparse.Namespace) -> None:
-    from imagen.cli.data import connected
     from imagen.data.shards import index_folder, open_split, splits
     from imagen.models.text import EMBEDDED_ENCODER, encoder_config
 

@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,19 @@ class Ray:
             num_cpus=None if self.gpus else self.cpus,
             num_gpus=self.gpus or None,
         )
-        for row in done.iter_rows():
-            if row["error"] is not None:
-                where = "" if row["host"] == socket.gethostname() else f"on {row['host']}: "
-                raise UserError(where + row["error"])
-            yield row["number"], json.loads(row["result"])
+        try:
+            with closing(iter(done.iter_rows())) as results:  # ends the workers, whatever happens
+                for row in results:
+                    if row["error"] is not None:
+                        where = "" if row["host"] == socket.gethostname() else f"on {row['host']}: "
+                        raise UserError(where + row["error"])
+                    yield row["number"], json.loads(row["result"])
+        except ray.exceptions.RayError as error:
+            if "No module named 'imagen" in str(error):
+                raise UserError(
+                    "a machine of the Ray cluster has no imagen, or another version; install the same on each"
+                ) from None
+            raise
 
 
 @contextmanager
