@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class Ray:
     workers: int
     cpus: int = 1  # that each worker takes, and its threads
     gpus: int = 0
-    attempts: int = 10  # at an item: one that kills its worker each time must not do so for ever
+    attempts: int = 10  # at an item: one that kills its worker each time must not do so for ever, Ray's default
 
     def map(self, make: Callable[[], Work], items: Sequence[Any], witness: Path) -> Iterator[tuple[int, Any]]:
         """As `Engine.map`. Items of killed workers and lost machines are done again, `attempts` times at most."""
@@ -41,14 +42,18 @@ class Ray:
         # JSON: as columns, dicts of several items would be made to have the same keys. A block for each item: it is
         # the unit that is scheduled and done again.
         rows = [{"number": number, "item": json.dumps(item)} for number, item in enumerate(items)]
-        done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _Worker,
-            fn_constructor_args=(make, self, _Place(Path.cwd(), witness.absolute(), _digest(witness))),
-            # One item at a time: none waits at one worker while another one is idle.
-            compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(items)), max_tasks_in_flight_per_actor=1),
-            num_cpus=None if self.gpus else self.cpus,
-            num_gpus=self.gpus or None,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray 2.64 takes the limits of retries away, hence the extra's upper bound
+            done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+                _Worker,
+                fn_constructor_args=(make, self.cpus, _Place(Path.cwd(), witness.absolute(), _digest(witness))),
+                # One item at a time: none waits at one worker while another one is idle.
+                compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(items)), max_tasks_in_flight_per_actor=1),
+                num_cpus=None if self.gpus else self.cpus,
+                num_gpus=self.gpus or None,
+                max_restarts=-1,
+                max_task_retries=self.attempts - 1,
+            )
         try:
             with closing(iter(done.iter_rows())) as results:  # ends the workers, whatever happens
                 for row in results:
@@ -56,12 +61,15 @@ class Ray:
                         where = "" if row["host"] == socket.gethostname() else f"on {row['host']}: "
                         raise UserError(where + row["error"])
                     yield row["number"], json.loads(row["result"])
-        except ray.exceptions.RayError as error:
+        except ray.exceptions.RayActorError as error:
             if "No module named 'imagen" in str(error):
                 raise UserError(
                     "a machine of the Ray cluster has no imagen, or another version; install the same on each"
                 ) from None
-            raise
+            raise UserError(
+                f"workers were killed each of {self.attempts} times that they did the same work (out of memory?); "
+                "run the same command with fewer --workers to go on"
+            ) from None
 
 
 @contextmanager
@@ -172,8 +180,8 @@ class _Place:
 class _Worker:
     """The actor: makes what does the work when the first item comes, as Ray gives up where making an actor fails."""
 
-    def __init__(self, make: Callable[[], Work], engine: Ray, place: _Place):
-        self.make, self.engine, self.place = make, engine, place
+    def __init__(self, make: Callable[[], Work], threads: int, place: _Place):
+        self.make, self.threads, self.place = make, threads, place
         self.work: Work | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -185,26 +193,13 @@ class _Worker:
         return {"number": row["number"], "result": result, "error": error, "host": socket.gethostname()}
 
     def _done(self, item: Any) -> Any:
-        if _attempts() >= self.engine.attempts:
-            raise UserError(
-                f"a worker was killed each of {self.engine.attempts} times that it did {json.dumps(item)[:100]}; "
-                "out of memory? Run the same command with fewer --workers to go on"
-            )
         if self.work is None:
             import torch
 
-            torch.set_num_threads(self.engine.cpus)
+            torch.set_num_threads(self.threads)
             self.place.enter()
             self.work = self.make()
         return self.work(item)
-
-
-def _attempts() -> int:
-    """How often the item that this worker does was begun before. Ray tells it in a private place only."""
-    from ray._private.worker import global_worker
-
-    core: Any = global_worker
-    return getattr(core.core_worker, "get_current_task_attempt_number", lambda: 0)()
 
 
 def _digest(file: Path) -> bytes:
