@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -62,9 +63,9 @@ class Ray:
                         raise UserError(where + row["error"])
                     yield row["number"], json.loads(row["result"])
         except ray.exceptions.RayActorError as error:
-            if "No module named 'imagen" in str(error):
+            if missing := re.search(r"No module named '([\w.]+)'", str(error)):
                 raise UserError(
-                    "a machine of the Ray cluster has no imagen, or another version; install the same on each"
+                    f"a machine of the Ray cluster has no {missing[1]}; install imagen and all else as on this one"
                 ) from None
             raise UserError(
                 f"workers were killed each of {self.attempts} times that they did the same work (out of memory?); "
