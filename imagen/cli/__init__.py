@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        _fail("out of memory; use a smaller batch (--batch-size, or train.micro_batch) or smaller pictures")
+        batch = "a smaller batch (--batch-size, --batch-tokens or train.micro_batch)"
+        _fail(f"out of memory; use {batch} or smaller pictures")
     sys.exit(0)
 
 

@@ -138,8 +138,9 @@ def _parser() -> Parser:
         "write text embeddings (and indexes) beside the shards",
         "May be stopped, or killed, and run again. SHARDS holds WebDataset tars, as img2dataset writes them.\n"
         "To use several GPUs or machines, start the command once for each: they share the shards among them,\n"
-        "and each returns when all is encoded.\n\n"
-        "  imagen data encode shards --encoder google/t5-v1_1-xxl",
+        "and each returns when all is encoded. Or let a Ray cluster do it: --engine ray.\n\n"
+        "  imagen data encode shards --encoder google/t5-v1_1-xxl\n"
+        "  imagen data encode /shared/shards --encoder google/t5-v1_1-xxl --engine ray --ray-address auto",
         within=actions,
     )
     sub.add_argument("shards", type=Path, metavar="SHARDS", help="the folder of the tars")
@@ -158,6 +159,13 @@ def _parser() -> Parser:
         help="tokens at a time, padding included (default: 8192)",
     )
     add_device(sub)
+    data.add_engine(sub)
+    sub.add_argument(
+        "--workers",
+        type=count,
+        metavar="N",
+        help="with --engine ray: encoders (default: one for each GPU, or for each machine if there is none)",
+    )
 
     data.add_inspect(partial(command, within=actions))
     sub = command(

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imagen.cli.data import connected
 from imagen.errors import UserError
 
 if TYPE_CHECKING:
     from imagen.config import Experiment
+    from imagen.data.engines import Engine
     from imagen.models.text import TextConfig
 
 
@@ -39,20 +41,37 @@ def data_encode(options: argparse.Namespace) -> None:
     from imagen.data.shards import index_folder, open_split, splits
     from imagen.models.text import EMBEDDED_ENCODER, encoder_config
 
-    device = _device(options.device)
-    index_folder(options.shards)
-    samples = sum(len(open_split(options.shards, split)) for split in splits(options.shards))
-    text = encoder_config(options.encoder or EMBEDDED_ENCODER, revision=options.revision, max_tokens=options.max_tokens)
-    encoded = _encode(options.shards, text, batch_tokens=options.batch_tokens, device=device)
+    if options.workers is not None and options.engine == "local":
+        raise UserError("--workers belongs to --engine ray; without it, start the command several times")
+    with connected(options) as on_cluster:
+        engine, device = None, options.device
+        if on_cluster:
+            from imagen.data.cluster import encoders
+
+            engine, device = encoders(options.workers, device)
+        else:
+            device = _device(device)
+        index_folder(options.shards)
+        samples = sum(len(open_split(options.shards, split)) for split in splits(options.shards))
+        name = options.encoder or EMBEDDED_ENCODER
+        text = encoder_config(name, revision=options.revision, max_tokens=options.max_tokens)
+        encoded = _encode(options.shards, text, batch_tokens=options.batch_tokens, device=device, engine=engine)
     done = f"{_counted(encoded, 'shard')} encoded" if encoded else "every shard was encoded already"
     print(f"{options.shards}: {_counted(samples, 'sample')}, {done} by {text.encoder} (max_tokens {text.max_tokens})")
 
 
-def _encode(shards: Path, text: "TextConfig", *, batch_tokens: int = 8192, device: str | None = None) -> int:
+def _encode(
+    shards: Path,
+    text: "TextConfig",
+    *,
+    batch_tokens: int = 8192,
+    device: str | None = None,
+    engine: "Engine | None" = None,
+) -> int:
     from imagen.data.encode import encode_shards
     from imagen.models.text import LazyEncoder
 
-    return encode_shards(shards, LazyEncoder(text, device or _device(None)), batch_tokens)
+    return encode_shards(shards, LazyEncoder(text, device or _device(None)), batch_tokens, engine=engine)
 
 
 def data_bench(options: argparse.Namespace) -> None:

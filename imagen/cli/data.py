@@ -2,11 +2,16 @@
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from imagen.cli.values import count, number
+from imagen.cli.values import count, engine, number
+from imagen.errors import UserError
+
+if TYPE_CHECKING:
+    from imagen.data.engines import Engine
 
 
 def add_build(command: Callable[..., Any]) -> None:
@@ -20,7 +25,8 @@ def add_build(command: Callable[..., Any]) -> None:
         "good enough is listed in *.rejected.jsonl. May be stopped and run again.\n\n"
         "  imagen data build photos --out shards\n"
         "  imagen data build pairs.csv --image-column file --caption-column text --out shards --min-side 256\n"
-        "  imagen data build img2dataset_output",
+        "  imagen data build img2dataset_output\n"
+        "  imagen data build /shared/pairs --out /shared/shards --engine ray --ray-address auto",
     )
     sub.add_argument("source", type=Path, metavar="SOURCE", help="a file or a folder")
     sub.add_argument("--out", type=Path, metavar="SHARDS", help="the folder to build")
@@ -41,11 +47,45 @@ def add_build(command: Callable[..., Any]) -> None:
     sub.add_argument("--copy", action="store_true", help="build new shards from shards")
     sub.add_argument("--samples-per-shard", type=count, default=1000, metavar="N", help="at most (default: 1000)")
     sub.add_argument("--workers", type=count, metavar="N", help="processes (default: one for each core, at most 16)")
+    add_engine(sub)
     sub.add_argument("--encoder", metavar="NAME", help="which one made the embeddings that the source brings")
     sub.add_argument("--max-tokens", type=count, metavar="N", help="of these embeddings")
 
 
+def add_engine(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--engine", type=engine, default="local", metavar="NAME", help="local, or ray: a Ray cluster (default: local)"
+    )
+    sub.add_argument(
+        "--ray-address", metavar="HOST:PORT", help="of the cluster (default: RAY_ADDRESS, else Ray on this machine)"
+    )
+
+
+@contextmanager
+def connected(options: argparse.Namespace) -> Iterator[bool]:
+    """Whether the command uses a Ray cluster; it is connected to it within the block."""
+    if options.engine == "local":
+        if options.ray_address is not None:
+            raise UserError("--ray-address belongs to --engine ray")
+        yield False
+        return
+    from imagen.data import cluster
+
+    with cluster.connected(options.ray_address, options.workers):
+        yield True
+
+
 def build(options: argparse.Namespace) -> None:
+    with connected(options) as on_cluster:
+        engine = None
+        if on_cluster:
+            from imagen.data.cluster import builders
+
+            engine = builders(options.workers)
+        _build(options, engine)
+
+
+def _build(options: argparse.Namespace, engine: "Engine | None") -> None:
     from imagen.data.build import build
     from imagen.data.quality import Limits
 
@@ -63,6 +103,7 @@ def build(options: argparse.Namespace) -> None:
         encoder=options.encoder,
         max_tokens=options.max_tokens,
         workers=options.workers,
+        engine=engine,
     )
     folder = options.out or (options.source if options.source.is_dir() else options.source.parent)
     shards = "1 shard" if built["shards"] == 1 else f"{built['shards']:,} shards"

@@ -58,3 +58,9 @@ def number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number")
     return value
+
+
+def engine(text: str) -> str:
+    if text not in ("local", "ray"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither local nor ray")
+    return text

@@ -6,25 +6,20 @@ processes. `build.json` holds the arguments from the start and the result in the
 
 import hashlib
 import json
-import multiprocessing
 import os
 import re
-import signal
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain, islice
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from imagen.data.duplicates import drop_duplicates
+from imagen.data.engines import Engine, Processes
 from imagen.data.parts import Job, Text, build_part, finished, place, refuse_unnamed
 from imagen.data.quality import Limits
 from imagen.data.sources.base import Part, Source
@@ -72,15 +67,16 @@ def build_source(
     encoder: str | None = None,
     max_tokens: int | None = None,
     workers: int | None = None,
+    engine: Engine | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Build shards in `out` from what `opener` (picklable) opens; returns the result that `build.json` keeps.
 
     A source with `in_place` is indexed where it lies, below `root`, unless `copy`. `encoder` and `max_tokens` name
     the embeddings that the source brings. `workers`: processes (default: one for each core, at most 16; a script
-    that uses several needs the usual `if __name__ == "__main__":`). May be killed and run again; what is finished
-    is not repeated. Raises UserError if `out` holds anything else or a build with other arguments, and, when
-    everything is done and kept, if more than `max_rejected` of the records were rejected, or all.
+    that uses several needs the usual `if __name__ == "__main__":`), or `engine` in their place. May be killed and run
+    again; what is finished is not repeated. Raises UserError if `out` holds anything else or a build with other
+    arguments, and, when everything is done and kept, if more than `max_rejected` of the records were rejected, or all.
     """
     limits = limits or Limits()
     _check(limits, max_rejected, encoder, max_tokens)
@@ -121,7 +117,7 @@ def build_source(
         text=text,
         build=_digest(arguments),
     )
-    result = _run(job, opener, source, parts, target, arguments, workers, progress)
+    result = _run(job, opener, source, parts, target, arguments, engine or Processes(workers), progress)
     _judge(target, result, max_rejected)
     return result
 
@@ -133,13 +129,15 @@ def _run(
     parts: Sequence[Part],
     target: Path,
     arguments: dict[str, Any],
-    workers: int | None,
+    engine: Engine,
     progress: bool,
 ) -> dict[str, Any]:
     """Build the parts that are missing, drop duplicates, write and return the result."""
     places = [place(job, source, number, part) for number, part in enumerate(parts)]
-    for folder in {where.folder for where in places}:
-        _sweep(folder, _ENDINGS if job.out is None else (*_ENDINGS, "text.safetensors"))
+    endings = _ENDINGS if job.out is None else (*_ENDINGS, "text.safetensors")
+    folders = {where.folder for where in places}
+    for folder in folders:
+        _sweep(folder, endings)
     reports = [finished(job, where) for where in places]
     missing = [number for number, report in enumerate(reports) if report is None]
     described = read_json(target / "build.json")
@@ -147,9 +145,12 @@ def _run(
         return described["result"]
     write_json(target / "build.json", {"format": _FORMAT, "arguments": arguments})
     with tqdm(total=len(parts), initial=len(parts) - len(missing), unit=" parts", disable=not progress) as bar:
-        for number, report in _build_all(job, opener, source, parts, missing, workers):
-            reports[number] = report
+        items = [(number, parts[number]) for number in missing]
+        for i, report in engine.map(partial(_Parts, job, opener), items, witness=target / "build.json"):
+            reports[missing[i]] = report
             bar.update()
+    for folder in folders:  # what workers left that were killed and whose parts others have done
+        _sweep(folder, endings)
     done = [report for report in reports if report is not None]
     duplicates = 0 if job.keep_duplicates else drop_duplicates(job, places, done)
     rejected: Counter[str] = Counter({"duplicate": duplicates} if duplicates else {})
@@ -166,56 +167,15 @@ def _run(
     return result
 
 
-def _build_all(
-    job: Job,
-    opener: Callable[[], Source],
-    source: Source,
-    parts: Sequence[Part],
-    numbers: list[int],
-    workers: int | None,
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, report) of the parts asked for, in the order in which they are done."""
-    workers = min(workers or min(os.cpu_count() or 1, 16), len(numbers))
-    if workers <= 1:
-        for number in numbers:
-            yield number, build_part(job, source, number, parts[number])
-        return
-    # spawn: forking a process that has run torch can hang.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_init_worker, initargs=(job, opener))
-    try:
-        futures = {pool.submit(_build_in_worker, number, parts[number]): number for number in numbers}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    except BrokenProcessPool:
-        raise UserError("a worker process was killed (out of memory?); run the same command to go on") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+class _Parts:
+    """What a worker does: parts of an open source, by number."""
 
+    def __init__(self, job: Job, opener: Callable[[], Source]):
+        self.job, self.source = job, opener()
 
-_JOB: tuple[Job, Source]
-
-
-def _init_worker(job: Job, opener: Callable[[], Source]) -> None:
-    global _JOB
-    import torch
-
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, lambda *_: os._exit(1))  # Ctrl-C reaches all; only the parent has something to say
-    parent = multiprocessing.parent_process()
-    if parent is not None:  # else a worker outlives a parent that was killed, and writes where the next build does
-        threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
-    _JOB = job, opener()
-
-
-def _die_with(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)
-
-
-def _build_in_worker(number: int, part: Part) -> dict[str, Any]:
-    job, source = _JOB
-    return build_part(job, source, number, part)
+    def __call__(self, item: tuple[int, Part]) -> dict[str, Any]:
+        number, part = item
+        return build_part(self.job, self.source, number, part)
 
 
 def _check(limits: Limits, max_rejected: float, encoder: str | None, max_tokens: int | None) -> None:

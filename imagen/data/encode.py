@@ -1,6 +1,7 @@
 """Text embeddings of every caption of a data set, computed once and stored beside the shards."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import sleep
 from typing import Protocol
@@ -12,11 +13,13 @@ from tqdm import tqdm
 
 from imagen.data.claims import Claims
 from imagen.data.embeddings import TextLike, matches_sidecar, sidecar_path, to_bf16_bits, write_sidecar
-from imagen.data.shards import ShardedDataset, index_folder, open_split, splits
+from imagen.data.engines import Engine
+from imagen.data.shards import ShardedDataset, index_folder, index_path, open_split, splits
 from imagen.errors import UserError
 
 BATCH_TOKENS = 8192
 _POLL = 1.0  # seconds between looks at what other processes are doing
+_Shard = tuple[ShardedDataset, int]
 
 
 class Encoder(Protocol):
@@ -34,40 +37,90 @@ def encode_shards(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool = True,
     claims: Claims | None = None,
+    engine: Engine | None = None,
 ) -> int:
     """Write the sidecar of every shard of `folder` (all its splits) that lacks a whole, matching one.
 
     Indexes shards that have no index yet, so this is the one step between img2dataset's output and
     training. May be killed and rerun at any time, and run by any number of processes and machines at once:
-    each shard is claimed by one, and all return when every shard is done. Returns how many this one encoded.
+    each shard is claimed by one, and all return when every shard is done. With `engine`, its workers encode, each
+    with an encoder of its own, a copy of `encoder`, which must be picklable. Returns how many this one encoded.
     Raises UserError naming the sample whose embedding is not finite, and for broken shards.
     """
     index_folder(folder)
     datasets = [open_split(folder, split) for split in splits(folder)]
     pending = [(dataset, shard) for dataset in datasets for shard in range(len(dataset.shards))]
-    claims, encoded = claims or Claims(), 0
     total = sum(int(dataset.sizes.sum()) for dataset in datasets)
     with tqdm(total=total, unit=" captions", desc="encode", disable=not progress, delay=1) as bar:
-        while pending:
-            elsewhere = []  # shards that other processes are encoding
-            for dataset, shard in pending:
-                if matches_sidecar(dataset, shard, encoder.config):
-                    bar.update(int(dataset.sizes[shard]))
-                    continue
-                with claims.claimed(sidecar_path(dataset.tar_path(shard), encoder.config)) as mine:
-                    if not mine:
-                        elsewhere.append((dataset, shard))
-                    elif matches_sidecar(dataset, shard, encoder.config):  # finished between the look and the claim
-                        bar.update(int(dataset.sizes[shard]))
-                    else:
-                        bar.set_description("encode", refresh=False)
-                        encode_shard(dataset, shard, encoder, batch_tokens, bar.update)
-                        encoded += 1
-            if elsewhere and len(elsewhere) == len(pending):
-                bar.set_description(f"encode: waiting for {len(elsewhere)} shards of other processes")
-                sleep(_POLL)
-            pending = elsewhere
+        if engine is not None:
+            return _encode_by(engine, pending, encoder, batch_tokens, bar)
+        return _encode_here(pending, encoder, batch_tokens, claims or Claims(), bar)
+
+
+def _encode_here(pending: list[_Shard], encoder: Encoder, batch_tokens: int, claims: Claims, bar: tqdm) -> int:
+    encoded = 0
+    while pending:
+        elsewhere = []  # shards that other processes are encoding
+        for dataset, shard in pending:
+            mine = _encode_claimed(dataset, shard, encoder, batch_tokens, claims, bar)
+            if mine is None:
+                elsewhere.append((dataset, shard))
+            encoded += mine is True
+        if elsewhere and len(elsewhere) == len(pending):
+            bar.set_description(f"encode: waiting for {len(elsewhere)} shards of other processes")
+            sleep(_POLL)
+        pending = elsewhere
     return encoded
+
+
+def _encode_claimed(
+    dataset: ShardedDataset, shard: int, encoder: Encoder, batch_tokens: int, claims: Claims, bar: tqdm | None = None
+) -> bool | None:
+    """Encode a shard that is not. True: done; False: it was already; None: another process is at it."""
+    done = bar.update if bar is not None else lambda captions: None
+    if matches_sidecar(dataset, shard, encoder.config):
+        done(int(dataset.sizes[shard]))
+        return False
+    with claims.claimed(sidecar_path(dataset.tar_path(shard), encoder.config)) as mine:
+        if not mine:
+            return None
+        if matches_sidecar(dataset, shard, encoder.config):  # finished between the look and the claim
+            done(int(dataset.sizes[shard]))
+            return False
+        if bar is not None:
+            bar.set_description("encode", refresh=False)
+        encode_shard(dataset, shard, encoder, batch_tokens, done)
+        return True
+
+
+def _encode_by(engine: Engine, shards: list[_Shard], encoder: Encoder, batch_tokens: int, bar: tqdm) -> int:
+    missing = [(dataset, shard) for dataset, shard in shards if not matches_sidecar(dataset, shard, encoder.config)]
+    bar.update(bar.total - sum(int(dataset.sizes[shard]) for dataset, shard in missing))
+    if not missing:
+        return 0
+    encoded = 0
+    witness = index_path(missing[0][0].tar_path(missing[0][1]))
+    for i, mine in engine.map(partial(_Shards, missing, encoder, batch_tokens), range(len(missing)), witness):
+        dataset, shard = missing[i]
+        bar.update(int(dataset.sizes[shard]))
+        encoded += mine
+    return encoded
+
+
+class _Shards:
+    """What a worker of an engine does: shards by number. It claims them as any process does, for there may be others,
+    and a claim also finds what a killed worker left."""
+
+    def __init__(self, shards: list[_Shard], encoder: Encoder, batch_tokens: int):
+        self.shards, self.encoder, self.batch_tokens = shards, encoder, batch_tokens
+        self.claims = Claims()
+
+    def __call__(self, number: int) -> bool:
+        while True:
+            mine = _encode_claimed(*self.shards[number], self.encoder, self.batch_tokens, self.claims)
+            if mine is not None:
+                return mine
+            sleep(_POLL)
 
 
 def encode_shard(
