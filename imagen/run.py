@@ -11,17 +11,15 @@ from torch import Tensor, nn
 
 from imagen.cascade import Stage, export_stage
 from imagen.cascade.conditioning import to_images
-from imagen.cascade.storage import find, read_manifest, read_unconditional
 from imagen.config import Experiment
 from imagen.data.embeddings import unconditional
 from imagen.data.encode import Encoder
 from imagen.data.loader import Batch
 from imagen.data.shards import index_folder, open_split, splits
-from imagen.errors import UserError
 from imagen.jsonconfig import to_json
 from imagen.models.resize import upsample
 from imagen.pictures import contact_sheet, write_png
-from imagen.train import on_the_fly, posthoc
+from imagen.train import on_the_fly
 from imagen.train.flops import meta_unet, picture_flops
 from imagen.train.profiling import Span
 from imagen.train.ranks import Ranks
@@ -145,44 +143,3 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         "side": experiment.data.crop or stage.resolution,
         "gflop": round(picture_flops(unet, experiment) / 1e9, 2),
     }
-
-
-def export_average(
-    run: str | Path,
-    out: str | Path,
-    *,
-    sigma_rel: float | None = None,
-    decay: float | None = None,
-    step: int | None = None,
-) -> str:
-    """Write `run`'s one-stage cascade with another average of its weights to `out`; returns what it is, in words.
-
-    The average is that of `decay` as it was kept, or of `sigma_rel`, reconstructed (imagen.train.posthoc), at `step`,
-    by default that of the last snapshot. Raises UserError if the run has exported nothing or has no such snapshots,
-    and if `out` is a run or holds a cascade of other stages.
-    """
-    if (sigma_rel is None) == (decay is None):
-        raise ValueError("give one of sigma_rel and decay")
-    folder, averages = find(run), Path(run) / "averages"
-    manifest = read_manifest(folder)
-    if (Path(out) / "config.json").exists():
-        raise UserError(f"{out} is a training run; choose another folder for the cascade")
-    if sigma_rel is None:
-        assert decay is not None
-        weights, step = posthoc.tracked(averages, decay, step)
-        about, words = {"ema_decay": decay}, f"the average of decay {decay:g}"
-    else:
-        weights, step, distance = posthoc.reconstruct(averages, sigma_rel, step)
-        about = {"ema_sigma_rel": sigma_rel, "ema_distance": round(distance, 4)}
-        words = f"the average of sigma_rel {sigma_rel:g} ({distance:.1%} off)"
-    stage = manifest.stages[0]
-    info = {name: value for name, value in stage.info.items() if name != "images"}
-    export_stage(
-        out,
-        stage=stage.config,
-        text=manifest.text.config if manifest.text else None,
-        weights=weights,
-        unconditional=read_unconditional(folder, manifest.text) if manifest.text else None,
-        info={**info, "step": step, **about},
-    )
-    return f"{out}: {words} at step {step}"

@@ -36,7 +36,7 @@ COMMANDS = [
     "config",
     "train",
     "assemble",
-    "average",
+    "export",
     "sample",
 ]
 

@@ -223,18 +223,21 @@ def _parser() -> Parser:
     sub.add_argument("--out", type=Path, required=True, metavar="CASCADE", help="the folder to write")
 
     sub = command(
-        "average",
-        commands.average,
-        "export another average of a run's weights than the one in RUN/export",
-        "From the snapshots in RUN/averages: of a decay of train.ema_decays, or, with train.ema_sigma_rels, of any\n"
-        "length. Half of an average of sigma_rel 0.05 is of the last 4 % of the steps, of 0.10 of the last 8 %.\n\n"
-        "  imagen average runs/base --sigma-rel 0.08 --out runs/base-0.08",
+        "export",
+        commands.export,
+        "make a cascade of what a training run has kept",
+        "RUN/export is made in training. This makes others, on one process however many trained: of an earlier\n"
+        "checkpoint, or, from the snapshots in RUN/averages, of another average of the weights: of a decay of\n"
+        "train.ema_decays, or, with train.ema_sigma_rels, of any length. Half of an average of sigma_rel 0.05 is of\n"
+        "the last 4 % of the steps, of 0.10 of the last 8 %.\n\n"
+        "  imagen export runs/base --step 20000 --out base-20000\n"
+        "  imagen export runs/base --sigma-rel 0.08 --out base-0.08",
     )
-    sub.add_argument("run_folder", type=Path, metavar="RUN", help="a training run with snapshots of averages")
-    length = sub.add_mutually_exclusive_group(required=True)
+    sub.add_argument("run_folder", type=Path, metavar="RUN", help="a training run")
+    length = sub.add_mutually_exclusive_group()
     length.add_argument("--sigma-rel", type=number, metavar="S", help="length of the average, 0 to 0.288 of the run's")
     length.add_argument("--decay", type=number, metavar="D", help="an average that was kept")
-    sub.add_argument("--step", type=count, help="of a snapshot (default the last)")
+    sub.add_argument("--step", type=count, help="of a checkpoint, or of a snapshot (default the last)")
     sub.add_argument("--out", type=Path, required=True, metavar="CASCADE", help="the folder to write")
 
     sub = command(

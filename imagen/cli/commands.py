@@ -158,11 +158,11 @@ def assemble(options: argparse.Namespace) -> None:
     print(f"{options.out}: {joined}; draw with it: imagen sample {options.out} PROMPT --out DIR")
 
 
-def average(options: argparse.Namespace) -> None:
-    from imagen.run import export_average
+def export(options: argparse.Namespace) -> None:
+    from imagen.export import export_run
 
     how = {"sigma_rel": options.sigma_rel, "decay": options.decay, "step": options.step}
-    print(f"{export_average(options.run_folder, options.out, **how)}; draw with it: imagen sample {options.out} PROMPT")
+    print(f"{export_run(options.run_folder, options.out, **how)}; draw with it: imagen sample {options.out} PROMPT")
 
 
 def sample(options: argparse.Namespace) -> None:

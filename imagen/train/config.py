@@ -25,7 +25,7 @@ class TrainConfig:
     # Noise levels are drawn with t ~ U[0, 1] of this schedule; None: of the stage's, as it is sampled.
     schedule: ScheduleConfig | None = None
     ema_decay: float = 0.9999  # of the average that is sampled and exported
-    # Further averages, of which RUN/averages keeps snapshots: for `imagen average` to choose from.
+    # Further averages, of which RUN/averages keeps snapshots: for `imagen export` to choose from.
     ema_decays: tuple[float, ...] = ()
     ema_sigma_rels: tuple[float, ...] = ()  # EDM2's, any length of which can be made of two: 0.05 and 0.1, say
     ema_snapshot_every: int = 5_000

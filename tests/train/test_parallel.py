@@ -9,6 +9,9 @@ from kept import assert_same, final
 from ranks import run_on_ranks
 from toy import experiment, go
 
+from imagen.cascade import Cascade, export_stage
+from imagen.errors import UserError
+from imagen.export import export_run
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
 from imagen.train.posthoc import reconstruct
@@ -37,8 +40,13 @@ def spread(parallel, **train):
 def train_on(what, shards, run):
     """What each rank does; returns what its reports said."""
     said = []
+
+    def export(weights, info):
+        parts = {"stage": what.stage, "text": what.text, "unconditional": torch.zeros(1, 8)}
+        export_stage(run / "export", weights=weights, info=info, **parts)
+
     with joined() as ranks:
-        go(what, shards, run, ranks=ranks, say=said.append)
+        go(what, shards, run, ranks=ranks, say=said.append, export=export)
     return said
 
 
@@ -102,3 +110,13 @@ def test_resumed_on_as_many_ranks_is_exact(shards, tmp_path):
     run_on_ranks(4, train_on, spread(LAYOUTS["hsdp"], steps=3), shards, parts)
     run_on_ranks(4, train_on, spread(LAYOUTS["hsdp"], steps=6), shards, parts)
     assert_same(final(parts), final(whole))
+
+
+def test_one_process_exports_what_many_trained(shards, tmp_path):
+    run_on_ranks(4, train_on, spread(LAYOUTS["hsdp"], steps=2), shards, tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "again")
+    theirs, mine = Cascade.load(tmp_path / "run"), Cascade.load(tmp_path / "again")
+    assert_same(dict(mine.stages[0].unet.state_dict()), dict(theirs.stages[0].unet.state_dict()))
+    assert mine.stages[0].info["step"] == 2
+    with pytest.raises(UserError, match="no checkpoint of step 1; there are 2"):
+        export_run(tmp_path / "run", tmp_path / "again", step=1)

@@ -12,9 +12,9 @@ from toy import UNET
 from imagen.cascade import StageConfig, export_stage
 from imagen.cascade.storage import read_manifest
 from imagen.errors import UserError
+from imagen.export import export_run
 from imagen.models.text import TextConfig
 from imagen.models.unet import UNet
-from imagen.run import export_average
 from imagen.train.ema import PowerEma
 from imagen.train.posthoc import coefficients, exponent, reconstruct, save_snapshot, snapshots, tracked
 
@@ -153,7 +153,7 @@ def test_the_command(imagen, mistake, tmp_path):
     parts = {"stage": stage, "text": text, "unconditional": torch.ones(2, 8)}
     export_stage(run / "export", weights=state, info={"preset": "toy", "step": 9, "images": 72}, **parts)
     with pytest.raises(UserError, match="no snapshots"):
-        export_average(run, tmp_path / "out", sigma_rel=0.1)
+        export_run(run, tmp_path / "out", sigma_rel=0.1)
     for name, step, value in (("sigma_rel-0.1", 4, 1.0), ("sigma_rel-0.1", 8, 2.0), ("decay-0.5", 8, 3.0)):
         weights = {key: torch.full_like(w, value, dtype=torch.float16) for key, w in state.items()}
         save_snapshot(run / "averages", name, step, weights)
@@ -163,14 +163,16 @@ def test_the_command(imagen, mistake, tmp_path):
         (["--sigma-rel", 0.1, "--step", 4], 1.0, {"step": 4, "ema_sigma_rel": 0.1, "ema_distance": 0.0}),
         (["--decay", 0.5], 3.0, {"step": 8, "ema_decay": 0.5}),
     ):
-        said = imagen("average", run, *options, "--out", tmp_path / "out")
+        said = imagen("export", run, *options, "--out", tmp_path / "out")
         assert f"at step {told['step']}" in said
         (record,) = read_manifest(tmp_path / "out").stages
         assert record.info == {"preset": "toy", **told} and record.config == stage
         for tensor in load_file(tmp_path / "out" / record.weights).values():
             torch.testing.assert_close(tensor, torch.full_like(tensor, value))
 
-    assert "sigma_rel is 0.5" in mistake("average", run, "--sigma-rel", 0.5, "--out", tmp_path / "out")
-    assert "--sigma-rel --decay" in mistake("average", run, "--out", tmp_path / "out")
+    assert "sigma_rel is 0.5" in mistake("export", run, "--sigma-rel", 0.5, "--out", tmp_path / "out")
+    assert "holds no checkpoints" in mistake("export", run, "--out", tmp_path / "out")
+    both = ["--sigma-rel", 0.1, "--decay", 0.5]
+    assert "not allowed with" in mistake("export", run, *both, "--out", tmp_path / "out")
     (run / "config.json").write_text("{}")
-    assert "is a training run" in mistake("average", run, "--decay", 0.5, "--out", run)
+    assert "is a training run" in mistake("export", run, "--decay", 0.5, "--out", run)
