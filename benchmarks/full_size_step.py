@@ -72,7 +72,7 @@ def run(options: argparse.Namespace, name: str, data: Path) -> None:
             build_in_turn(ranks)
         trainer = Trainer(what, to_json(what), data, Path(folder), ranks=ranks)
         if options.no_checkpoint:
-            trainer.checkpoints.save = lambda *_: None  # type: ignore[method-assign]
+            trainer.kept.checkpoints.save = lambda *_: None  # type: ignore[method-assign]
         began = time.monotonic()
         trainer.run(None, None, None)
         seconds = time.monotonic() - began

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from imagen.errors import UserError, check_number
 from imagen.models.unet import Block, UNet
+from imagen.train.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,15 @@ def parallelize(
         device_ids=None if device.type == "cpu" else [device],
         gradient_as_bucket_view=True,
     )
+
+
+def spread(config: ParallelConfig, ranks: Ranks) -> str:
+    """How a model is spread over devices, in words."""
+    size, shard = ranks.world_size, min(config.shard, ranks.world_size)
+    if size == 1:
+        return str(ranks.device)
+    how = "a copy each" if shard == 1 else "one copy" if shard == size else f"{size // shard} copies"
+    return f"{size} x {ranks.device.type} ({how})"
 
 
 def leveled_blocks(unet: UNet) -> Iterator[tuple[int, Block]]:

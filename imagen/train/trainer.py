@@ -19,22 +19,19 @@ from imagen.files import write_json
 from imagen.models.precision import autocast, autocast_dtype
 from imagen.models.unet import UNet
 from imagen.train import randomness
-from imagen.train.checkpoint import CheckpointFolder, Facts
 from imagen.train.clock import Clock
 from imagen.train.config import Experiment, TrainConfig, check, micro_batches
-from imagen.train.ema import averages
 from imagen.train.flops import build_mfu
+from imagen.train.keeping import Export, Keeper
 from imagen.train.logging import Meter, Row, RunLog
 from imagen.train.noising import Noising
 from imagen.train.on_the_fly import EncodingLoader, caption_encoder, open_loader
 from imagen.train.optim import build_optimizer, learning_rate
-from imagen.train.parallel import build_mesh, parallelize
-from imagen.train.posthoc import save_snapshot
+from imagen.train.parallel import build_mesh, parallelize, spread
 from imagen.train.profiling import Profiler, Span, check_span
 from imagen.train.ranks import Ranks
 from imagen.train.rundir import claim, locked
 from imagen.train.sharded import free_gathered
-from imagen.train.state import materialise, run_tensors
 from imagen.train.step import StepResult, training_step
 from imagen.train.stopping import Stopper
 from imagen.train.validation import ConditionalGap, with_other_captions
@@ -44,7 +41,6 @@ __all__ = ["Experiment", "TrainConfig", "TrainResult", "Trainer", "check", "trai
 GAP_BATCH = 16  # held-out samples at a time, on any number of ranks
 
 Sampler = Callable[[nn.Module, int], Tensor | None]
-Export = Callable[[dict[str, Tensor], dict[str, int]], None]
 
 
 @dataclass(frozen=True)
@@ -135,14 +131,12 @@ class Trainer:
         self.parameters = sum(parameter.numel() for parameter in self.unet.parameters())
         self.network = parallelize(self.unet, parallel, mesh, self.ranks.world_size, dtype=dtype)
         self.optimizer = build_optimizer(self.unet.named_parameters(), experiment.optim)
-        others = (self.config.ema_decays, self.config.ema_sigma_rels)
-        self.averages = averages(self.unet, self.config.ema_decay, *others)
-        self.ema = self.averages["ema"]  # what is sampled, validated and exported
+        self.kept = Keeper(run, self.config, self.unet, self.optimizer, self.ranks)
         self.progress = Progress()
-        self.saved_step: int | None = None
-        keep = (self.config.keep_checkpoints, self.config.keep_every)
-        self.checkpoints = CheckpointFolder(run / "checkpoints", *keep, self.ranks)
-        self._resume()
+        if (facts := self.kept.resume(self.say)) is not None:
+            progress = facts["progress"]
+            self.progress = Progress(**{**progress, "meter": Meter(**progress["meter"])})
+            self.say(f"{run}: going on from step {self.progress.step}")
 
         self.encoder = encoder or caption_encoder(experiment, device)  # None: embeddings lie beside the shards
         place = {"position": self._images, "rank": self.ranks.rank, "world_size": self.ranks.world_size}
@@ -196,8 +190,7 @@ class Trainer:
                         working=clock.working.running,
                     )
                     if result.problem is None:
-                        for average in self.averages.values():
-                            average.update(self.unet, progress.step)
+                        self.kept.update(progress.step)
                 stop = result.stop  # all ranks stop after the same step
                 self._note(result)
 
@@ -210,12 +203,12 @@ class Trainer:
                 if sampler is not None and self._due(config.sample_every):
                     self._sample(sampler, log)
                 if self._due(config.ema_snapshot_every):
-                    self._snapshot()
+                    self.kept.snapshot(progress.step)
                 if self._due(config.checkpoint_every):
                     self._checkpoint(export, log)
-            if self.saved_step != progress.step:
+            if self.kept.saved_step != progress.step:
                 self._checkpoint(export, log)
-            self.checkpoints.wait()
+            self.kept.checkpoints.wait()
         reasons = self.ranks.gather_objects(stopper.reason)
         ended = self._result(next((reason for reason in reasons if reason), None))
         if self.ranks.first:  # for scripts that start this again and again; a run that failed has none
@@ -227,28 +220,16 @@ class Trainer:
 
     def _summary(self) -> str:
         dtype = autocast_dtype(self.ranks.device, self.config.precision)
+        where = f"{spread(self.experiment.parallel, self.ranks)} in {'fp32' if dtype is None else 'bf16'}"
+        parts = f" in micro-batches of {self.micro_batch}" if self.accumulation > 1 else ""
         return (
-            f"{self.experiment.name}: {self.parameters / 1e6:,.1f}M parameters on {self._where()} in "
-            f"{'fp32' if dtype is None else 'bf16'}, {len(self.loader.dataset)} pictures, {self.config.steps} steps of "
-            f"{self.config.batch_size}" + (f" in micro-batches of {self.micro_batch}" if self.accumulation > 1 else "")
+            f"{self.experiment.name}: {self.parameters / 1e6:,.1f}M parameters on {where}, {len(self.loader.dataset)} "
+            f"pictures, {self.config.steps} steps of {self.config.batch_size}{parts}"
         )
 
-    def _where(self) -> str:
-        """Devices, and how the model is spread over them."""
-        size, shard = self.ranks.world_size, min(self.experiment.parallel.shard, self.ranks.world_size)
-        if size == 1:
-            return str(self.ranks.device)
-        how = "a copy each" if shard == 1 else "one copy" if shard == size else f"{size // shard} copies"
-        return f"{size} x {self.ranks.device.type} ({how})"
-
     def _loader(self, data: Path, config: DataConfig, batch_size: int, **place: Any) -> Loader | EncodingLoader:
-        how = {
-            "batch_size": batch_size,
-            "seed": self.config.seed,
-            "pin_memory": self.ranks.device.type == "cuda",
-            **place,
-        }
-        return open_loader(self.experiment, data, config, self.encoder, **how)
+        place |= {"seed": self.config.seed, "pin_memory": self.ranks.device.type == "cuda"}
+        return open_loader(self.experiment, data, config, self.encoder, batch_size=batch_size, **place)
 
     def _gap(self, data: Path) -> ConditionalGap:
         """On held-out samples where there are any, always the same ones, none without its text; every rank does all of
@@ -296,44 +277,23 @@ class Trainer:
     def _measure_gap(self) -> Row:
         if self.gap is None or not self._gap_due():
             return {}
-        with self.ema.applied_to(self.unet), evaluating(self.unet):
+        with self.kept.ema.applied_to(self.unet), evaluating(self.unet):
             gap, loss = self.gap.measure(self.unet, self.autocast)
         return {"conditional_gap": gap, "validation_loss": loss}
 
     def _sample(self, sampler: Sampler, log: RunLog | None) -> None:
-        with self.ema.applied_to(self.unet), evaluating(self.unet):
+        with self.kept.ema.applied_to(self.unet), evaluating(self.unet):
             sheet_CHW = sampler(self.unet, self.progress.step)
         if sheet_CHW is not None and log is not None:
             log.pictures("samples", sheet_CHW, self.progress.step)
-
-    def _snapshot(self) -> None:
-        """Of the averages that nothing else keeps, in 16 bits: they are many."""
-        for name, average in self.averages.items():
-            if average is not self.ema:
-                weights, place = average.export(self.unet, torch.float16), (self.folder / "averages", name)
-                self.ranks.from_first(lambda: save_snapshot(*place, self.progress.step, weights))  # noqa: B023
 
     def _checkpoint(self, export: Export | None, log: RunLog | None) -> None:
         if log is not None:
             log.sync()
         facts = {"config": self.config_json, "position": self._images, "progress": asdict(self.progress)}
-        self.checkpoints.save(self.progress.step, run_tensors(self.unet, self.averages, self.optimizer), facts)
-        self.saved_step = self.progress.step
+        self.kept.checkpoint(self.progress.step, facts)
         if export is not None:
-            weights, info = self.ema.export(self.unet), {"step": self.progress.step, "images": self._images}
-            self.ranks.from_first(lambda: export(weights, info))
-
-    def _resume(self) -> None:
-        """From the newest checkpoint, if there is one."""
-        if not self.ranks.from_first(self.checkpoints.paths):
-            return
-        materialise(self.unet, self.optimizer)
-        tensors = run_tensors(self.unet, self.averages, self.optimizer)
-        facts: Facts | None = self.checkpoints.load_latest(tensors, self.say)
-        assert facts is not None
-        progress = facts["progress"]
-        self.progress = Progress(**{**progress, "meter": Meter(**progress["meter"])})
-        self.say(f"{self.folder}: going on from step {self.progress.step}")
+            self.kept.export(export, {"step": self.progress.step, "images": self._images})
 
     def _eta(self, clock: Clock, stopper: Stopper) -> float:
         seconds = clock.eta(self.config.steps - self.progress.step)
