@@ -1,15 +1,15 @@
 """One U-Net, described by a list of levels.
 
 The same class is the paper's base model (App. F.1, after guided diffusion), its
-Efficient U-Net (App. B.1, F.2, F.3) and the small models of the demo: they differ
-in their `UNetConfig` alone.
+Efficient U-Net (App. B.1, F.2, F.3), the three stages of DeepFloyd IF and the small
+models of the demo: they differ in their `UNetConfig` alone.
 
 Shape legend: see `imagen.models.layers`.
 """
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,8 +18,11 @@ from torch import Tensor, nn
 
 from imagen.errors import UserError, check_number
 from imagen.models.layers import (
+    ACTIVATIONS,
+    Activation,
     Attention,
     AttentionKind,
+    ContextNorm,
     Enlarge,
     FeedForward,
     NoiseEmbedding,
@@ -70,6 +73,12 @@ class UNetConfig:
     modulation: Literal["block", "level"] = "block"  # the embedding scales and shifts in blocks, or is added on entry
     shortcut: Literal["identity", "conv"] = "identity"  # around residual blocks that keep their channels
     middle: bool = True  # residual, attention, residual at the bottom
+    middle_attention: AttentionKind | None = None  # None: that of the last level
+    activation: Activation = "silu"  # of the whole network, feed-forward layers excepted
+    # Of the text in attention: over the numbers of a token, or over those of all tokens in 32 groups (IF).
+    context_norm: ContextNorm = "layer"
+    pooling_heads: int | None = None  # of the text's attention pooling; None: as many as have 64 channels each
+    residual_divisor: float = 1.0  # of every residual block's sum; 1 / 0.7071 in IF's super-resolution
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -82,19 +91,25 @@ class UNetConfig:
         for name in ("image_channels", "patch", "context_width", "time_width", "head_channels", "norm_groups"):
             check_number(name, getattr(self, name), least=1)
         check_number("dropout", self.dropout, least=0, below=1)
+        check_number("residual_divisor", self.residual_divisor, above=0)
+        if self.pooling_heads is not None:
+            check_number("pooling_heads", self.pooling_heads, least=1)
+            if self.text_width is not None and self.text_width % self.pooling_heads:
+                raise UserError(f"text_width {self.text_width} does not divide by pooling_heads {self.pooling_heads}")
         if (self.stem_channels or self.levels[0].channels) % 2:
             raise UserError("the stem's channels must be even: they are cosines and sines of the noise level, too")
         if self.text_width is not None:
             check_number("text_width", self.text_width, least=1)
         if self.family == "guided" and (self.skip != "concat" or self.modulation != "block"):
             raise UserError("family 'guided' concatenates its skips and modulates each block")
-        for index, level in enumerate(self.levels):
-            if level.attention in ("cross", "fused") and self.text_width is None:
-                raise UserError(f"level {index} attends to text, but text_width is not set")
-            if level.attention != "none" and level.channels % self.head_channels:
-                raise UserError(
-                    f"level {index}: {level.channels} channels do not divide by head_channels {self.head_channels}"
-                )
+        attentions = [(f"level {i}", level.channels, level.attention) for i, level in enumerate(self.levels)]
+        if self.middle and self.middle_attention is not None:
+            attentions.append(("the middle", self.levels[-1].channels, self.middle_attention))
+        for where, channels, kind in attentions:
+            if kind in ("cross", "fused") and self.text_width is None:
+                raise UserError(f"{where} attends to text, but text_width is not set")
+            if kind != "none" and channels % self.head_channels:
+                raise UserError(f"{where}: {channels} channels do not divide by head_channels {self.head_channels}")
 
     @property
     def total_stride(self) -> int:
@@ -111,7 +126,12 @@ class Block(nn.Module):
         self.attention = self.feed_forward = None
         if attend and level.attention != "none":
             self.attention = Attention(
-                level.channels, level.attention, config.context_width, config.head_channels, config.norm_groups
+                level.channels,
+                level.attention,
+                config.context_width,
+                config.head_channels,
+                config.norm_groups,
+                config.context_norm,
             )
             if level.feed_forward:
                 self.feed_forward = FeedForward(level.channels, level.feed_forward, config.norm_groups)
@@ -161,9 +181,10 @@ class UNet(nn.Module):
         stem = config.stem_channels or levels[0].channels
         per_pixel = config.image_channels * config.patch**2
 
-        self.noise_embedding = NoiseEmbedding(stem, E)
-        self.low_res_embedding = NoiseEmbedding(stem, E) if config.low_res else None
-        self.text_pooling = TextPooling(config.text_width, E) if config.text_width else None
+        self.act = ACTIVATIONS[config.activation]
+        self.noise_embedding = NoiseEmbedding(stem, E, config.activation)
+        self.low_res_embedding = NoiseEmbedding(stem, E, config.activation) if config.low_res else None
+        self.text_pooling = TextPooling(config.text_width, E, config.pooling_heads) if config.text_width else None
         self.text_projection = nn.Linear(config.text_width, config.context_width) if config.text_width else None
         self.conv_in = nn.Conv2d(per_pixel * (1 + config.low_res) + 2 * config.coordinates, stem, 3, padding=1)
 
@@ -182,7 +203,8 @@ class UNet(nn.Module):
                 kept.append(channels)
             down.append(Half(blocks, resample, combine))
 
-        middle = [Block(config, levels[-1], channels, attend) for attend in (True, False)] if config.middle else []
+        bottom = replace(levels[-1], attention=config.middle_attention or levels[-1].attention)
+        middle = [Block(config, bottom, channels, attend) for attend in (True, False)] if config.middle else []
 
         up = []
         for index in reversed(range(len(levels))):
@@ -233,7 +255,7 @@ class UNet(nn.Module):
                 raise ValueError("this U-Net is conditioned on a low-resolution picture, but got none")
             embedding_BE = embedding_BE + self.low_res_embedding(low_res_noise)
             x_BCHW = torch.cat([x_BCHW, low_res], dim=1)
-        embedding_BE = F.silu(embedding_BE)
+        embedding_BE = self.act(embedding_BE)
         conditions = (embedding_BE, context_BLD, text_mask)
 
         h_BCHW = F.pixel_unshuffle(x_BCHW, self.config.patch)
@@ -256,7 +278,7 @@ class UNet(nn.Module):
             for block in level.blocks:
                 h_BCHW = block(self._join(h_BCHW, kept.pop()), *conditions)
             h_BCHW = level.resampled(h_BCHW, embedding_BE)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h_BCHW))), self.config.patch)
+        return F.pixel_shuffle(self.conv_out(self.act(self.norm_out(h_BCHW))), self.config.patch)
 
     def _join(self, h_BCHW: Tensor, kept_BCHW: Tensor) -> Tensor:
         if self.config.family == "efficient":
@@ -282,6 +304,8 @@ def _residual(config: UNetConfig, channels_in: int, channels: int, resample: nn.
         resample=resample,
         shortcut=config.shortcut == "conv",
         dropout=config.dropout,
+        activation=config.activation,
+        divisor=config.residual_divisor,
     )
 
 
