@@ -11,7 +11,8 @@ __version__ = "0.1.0"
 def load(path: Any, *, stages: int | None = None) -> "Cascade":
     """The cascade in a folder, or the one stage of a training run; `imagen.load(path).sample(["a red apple"])`.
 
-    stages: only the first so many. Raises UserError if anything is missing or damaged.
+    A path that does not exist and reads org/name is looked for on the Hugging Face hub: of its files only safetensors
+    and JSON are read. stages: only the first so many. Raises UserError if anything is missing or damaged.
     """
     from imagen.cascade import Cascade
 

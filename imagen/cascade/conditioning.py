@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imagen.diffusion.schedule import Schedule, diffuse, noise_label
-from imagen.models.resize import upsample
+from imagen.diffusion.schedule import ScheduleConfig, build_label, build_schedule, diffuse
 
 
 def pad_text(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -24,27 +23,31 @@ def pad_text(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 def text_conditioning(
     texts: Sequence[Tensor], unconditional: Tensor, device: torch.device
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """`text` and `text_mask` of the guided and of the unguided half of a batch, padded to one length."""
+    """`text` and `text_mask` of the guided and of the unguided half of a batch, padded to one length.
+
+    No mask where there is no padding: attention without one is faster.
+    """
     both_BLD, both_BL = pad_text([*texts, unconditional])
     B, uncond_BLD, uncond_BL = len(texts), both_BLD[-1:], both_BL[-1:]
     cond = {"text": both_BLD[:B], "text_mask": both_BL[:B]}
     uncond = {"text": uncond_BLD.expand_as(cond["text"]), "text_mask": uncond_BL.expand_as(cond["text_mask"])}
+    if both_BL.all():
+        del cond["text_mask"], uncond["text_mask"]
     return {key: value.to(device) for key, value in cond.items()}, {k: value.to(device) for k, value in uncond.items()}
 
 
 def low_res_conditioning(
-    low_BChw: Tensor, size: tuple[int, int], level: float, schedule: Schedule, eps_BCHW: Tensor
+    high_BCHW: Tensor, level: float, schedule: ScheduleConfig, resolution: int, eps_BCHW: Tensor
 ) -> dict[str, Tensor]:
-    """Conditioning augmentation (Imagen, 2205.11487, sec. 2.4): enlarge, noise once at `level`, say so.
+    """Conditioning augmentation (Imagen, 2205.11487, sec. 2.4): noise once at `level`, say so.
 
-    low_BChw: pictures in [-1, 1]. level: a in [0, 1]; the noise level is lambda = schedule(a), as in training, where
-    a is uniform in [0, 1]. So a = 0 is not a special case: it is the cleanest picture of training (sigma < 0.001).
-    eps_BCHW: standard normal noise of the enlarged size.
+    high_BCHW: enlarged pictures in [-1, 1]. level: a in [0, 1]; the noise level is lambda = schedule(a), as in
+    training, where a is uniform in [0, 1]. So a = 0 is not a special case: it is the cleanest picture of training.
+    eps_BCHW: standard normal noise.
     """
-    high_BCHW = upsample(low_BChw, size)
-    level_B = torch.full((len(low_BChw),), level, dtype=torch.float64)
-    logsnr_B = schedule(level_B).float().to(high_BCHW.device)
-    return {"low_res": diffuse(high_BCHW, eps_BCHW, logsnr_B), "low_res_noise": noise_label(logsnr_B)}
+    level_B = torch.full((len(high_BCHW),), level, dtype=torch.float64)
+    logsnr_B = build_schedule(schedule, resolution)(level_B).float().to(high_BCHW.device)
+    return {"low_res": diffuse(high_BCHW, eps_BCHW, logsnr_B), "low_res_noise": build_label(schedule)(logsnr_B)}
 
 
 def to_uint8(x_BCHW: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from imagen.cascade.config import SamplingConfig, StageConfig
 from imagen.diffusion.guidance import Affine, ClassifierFree, Denoiser, DynamicThreshold, StaticThreshold, predict_x0
 from imagen.diffusion.noise import PictureNoise
 from imagen.diffusion.samplers import OnStep, sample, step_logsnrs
-from imagen.diffusion.schedule import build_schedule
+from imagen.diffusion.schedule import build_label, build_schedule
 from imagen.errors import UserError
 from imagen.models.precision import Precision, autocast, autocast_dtype
 from imagen.models.resize import upsample
@@ -66,12 +66,13 @@ class Stage:
         if config.low_resolution is not None:
             if low_BChw is None:
                 raise ValueError("this stage enlarges pictures: low_BChw is needed")
-            schedule = build_schedule(config.low_res_schedule, config.resolution)
             eps_BCHW = PictureNoise(seeds, shape, device, stream=stream + 1)()
-            low = from_uint8(low_BChw.to(device))
-            cond |= low_res_conditioning(low, size, settings.low_res_noise, schedule, eps_BCHW)
+            enlarged = upsample(from_uint8(low_BChw.to(device)), size, config.low_res_filter)
+            cond |= low_res_conditioning(
+                enlarged, settings.low_res_noise, config.low_res_schedule, config.resolution, eps_BCHW
+            )
             if config.detail_std is not None:
-                detail = Detail(upsample(low, size), config.detail_std)
+                detail = Detail(enlarged, config.detail_std)
 
         unet = self.unet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         training = unet.training
@@ -134,9 +135,8 @@ def denoiser(
             return unet(x_BCHW.contiguous(memory_format=torch.channels_last), noise_B, **cond)
 
     weight = settings.guidance if uncond else 1.0  # a stage without text has nothing to guide
-    denoise: Denoiser = ClassifierFree(
-        predict_x0(network, config.objective.prediction), cond, uncond, weight, settings.guidance_interval
-    )
+    model = predict_x0(network, config.objective.prediction, build_label(config.schedule))
+    denoise: Denoiser = ClassifierFree(model, cond, uncond, weight, settings.guidance_interval)
     if settings.threshold == "none":
         return denoise
 
@@ -144,7 +144,7 @@ def denoiser(
         return (
             StaticThreshold(denoise)
             if settings.threshold == "static"
-            else DynamicThreshold(denoise, settings.percentile)
+            else DynamicThreshold(denoise, settings.percentile, settings.max_scale)
         )
 
     return threshold(denoise) if detail is None else detail.in_pixels(denoise, threshold)

@@ -234,7 +234,7 @@ class UNet(nn.Module):
     ) -> Tensor:
         """Predict from noised pictures x [B, 3, H, W]; H and W divide by `config.total_stride`.
 
-        noise_B: labels of x's noise in [0, 1000] (`diffusion.schedule.noise_label`).
+        noise_B: labels of x's noise in [0, 1000] (`diffusion.schedule.build_label`).
         text: token embeddings [B, L, D]; text_mask: [B, L], True at real tokens (None: all are).
         low_res: the low-resolution pictures, noised and already enlarged to H x W; low_res_noise: their labels [B].
         Returns [B, 3, H, W], or [B, 6, H, W] with learned variance.

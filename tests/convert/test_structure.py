@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from pipelines import random_unet
 from published import I_M, I_XL, II_L, SMALL_I, SMALL_II, SMALL_III
 from torch import Tensor, nn
 
@@ -16,16 +17,6 @@ UNet2DConditionModel = pytest.importorskip("diffusers").UNet2DConditionModel
 
 MIXED = SMALL_III | {"only_cross_attention": [False, False, True]}  # the middle then attends to pixels, too
 ODD = SMALL_I | {"act_fn": "silu", "norm_num_groups": 8, "out_channels": 3, "mid_block_only_cross_attention": True}
-
-
-def random_unet(config: dict[str, Any]) -> nn.Module:
-    """diffusers' U-Net; its norms are random, too, so that no two of them can be mixed up."""
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(**config).eval()
-    for parameter in unet.parameters():
-        if parameter.ndim == 1:
-            nn.init.normal_(parameter, mean=0.5, std=0.5)
-    return unet
 
 
 def converted(unet: nn.Module, config: dict[str, Any]) -> UNet:
