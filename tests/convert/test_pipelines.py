@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import command
 from PIL import Image
 from torch import Tensor
 
@@ -227,6 +228,18 @@ def test_text_that_diffusers_cannot_express(converted: Path, tmp_path: Path, cha
     )
     with pytest.raises(UserError, match=f"diffusers cannot express it: .*{reason}"):
         convert_diffusers(tmp_path / "other", tmp_path / "out")
+
+
+def test_the_command_line(pipelines: list[Path], tmp_path: Path) -> None:
+    done = command("convert", "deepfloyd", pipelines[0], pipelines[1], "--out", tmp_path / "cascade", "--device", "cpu")
+    assert (done.code, done.err) == (0, "") and "stage 16 and 32" in done.out, done
+    done = command("sample", tmp_path / "cascade", "a red apple", "--steps", 2, "--out", tmp_path / "pictures")
+    assert done.code == 0, done
+    assert Image.open(tmp_path / "pictures" / "0000.png").size == (32, 32)
+    done = command("convert", "diffusers", tmp_path / "cascade", "--out", tmp_path / "out")
+    assert done.code == 0 and done.out.count("README.md says how to load it") == 2, done
+    done = command("convert", "deepfloyd", tmp_path, "--out", tmp_path / "x")
+    assert done.code == 2 and done.err.count("\n") == 1 and "holds no unet/config.json" in done.err
 
 
 class TestMistakes:
