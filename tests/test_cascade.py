@@ -109,7 +109,7 @@ class Gaussian(nn.Module):
         super().__init__()
         self.s = s
 
-    def forward(self, x: Tensor, noise: Tensor, *, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor, *, text: Tensor, text_mask: Tensor) -> Tensor:
         logsnr = -2 * (noise.double() * math.pi / 2000).tan().log()
         alpha, sigma = alpha_sigma(logsnr, like=x)
         mu = text[:, 0, :3, None, None].double()

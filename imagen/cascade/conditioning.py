@@ -23,16 +23,11 @@ def pad_text(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 def text_conditioning(
     texts: Sequence[Tensor], unconditional: Tensor, device: torch.device
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """`text` and `text_mask` of the guided and of the unguided half of a batch, padded to one length.
-
-    No mask where there is no padding: attention without one is faster.
-    """
+    """`text` and `text_mask` of the guided and of the unguided half of a batch, padded to one length."""
     both_BLD, both_BL = pad_text([*texts, unconditional])
     B, uncond_BLD, uncond_BL = len(texts), both_BLD[-1:], both_BL[-1:]
     cond = {"text": both_BLD[:B], "text_mask": both_BL[:B]}
     uncond = {"text": uncond_BLD.expand_as(cond["text"]), "text_mask": uncond_BL.expand_as(cond["text_mask"])}
-    if both_BL.all():
-        del cond["text_mask"], uncond["text_mask"]
     return {key: value.to(device) for key, value in cond.items()}, {k: value.to(device) for k, value in uncond.items()}
 
 

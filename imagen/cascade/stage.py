@@ -17,7 +17,7 @@ from imagen.diffusion.schedule import build_label, build_schedule
 from imagen.errors import UserError
 from imagen.models.precision import Precision, autocast, autocast_dtype
 from imagen.models.resize import upsample
-from imagen.models.unet import UNet, UNetConfig
+from imagen.models.unet import ReadOnce, UNet, UNetConfig
 
 
 @dataclass
@@ -130,9 +130,11 @@ def denoiser(
 ) -> Denoiser:
     """The network as the sampler sees it: x0 estimates, guided, thresholded. Only the network itself is autocast."""
 
+    run = ReadOnce(unet) if isinstance(unet, UNet) and "text" in cond else unet
+
     def network(x_BCHW: Tensor, noise_B: Tensor, **cond: Tensor) -> Tensor:
         with autocast(x_BCHW.device, dtype):
-            return unet(x_BCHW.contiguous(memory_format=torch.channels_last), noise_B, **cond)
+            return run(x_BCHW.contiguous(memory_format=torch.channels_last), noise_B, **cond)
 
     weight = settings.guidance if uncond else 1.0  # a stage without text has nothing to guide
     model = predict_x0(network, config.objective.prediction, build_label(config.schedule))

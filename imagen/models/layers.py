@@ -5,7 +5,7 @@ D numbers a token, E width of the embedding that conditions every residual block
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 AttentionKind = Literal["none", "self", "cross", "fused"]
 Activation = Literal["silu", "gelu"]
 ContextNorm = Literal["layer", "group"]
+
+# The text that attention is given: tokens [B, L, D], or the keys and values that each layer has made of them already.
+Context = Tensor | Mapping[nn.Module, tuple[Tensor, Tensor]] | None
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu}  # gelu: the exact one
 CONTEXT_GROUPS = 32  # of the group norm of text, whatever the groups of the pixels' norms (as in IF)
@@ -183,17 +186,29 @@ class Attention(nn.Module):
             self.context_k, self.context_v = nn.Linear(context_width, channels), nn.Linear(context_width, channels)
         self.to_out = zeroed(nn.Linear(channels, channels))
 
-    def forward(self, x_BCHW: Tensor, context_BLD: Tensor | None, mask_BL: Tensor | None) -> Tensor:
+    @property
+    def reads(self) -> bool:
+        """Whether it attends to text."""
+        return self.context_norm is not None
+
+    def read(self, context_BLD: Tensor, mask_BL: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of the text, each [B, L, C]."""
+        assert self.context_norm is not None and self.context_k is not None and self.context_v is not None
+        if isinstance(self.context_norm, TokenGroupNorm):
+            context_BLD = self.context_norm(context_BLD, mask_BL)
+        else:
+            context_BLD = self.context_norm(context_BLD)
+        return self.context_k(context_BLD), self.context_v(context_BLD)
+
+    def forward(self, x_BCHW: Tensor, context: Context, mask_BL: Tensor | None) -> Tensor:
         pixels_BNC = self.norm(x_BCHW).flatten(2).transpose(1, 2)
         keys, values, mask = [], [], None
         if self.to_k is not None and self.to_v is not None:
             keys, values = [self.to_k(pixels_BNC)], [self.to_v(pixels_BNC)]
-        if self.context_norm is not None and self.context_k is not None and self.context_v is not None:
-            if isinstance(self.context_norm, TokenGroupNorm):
-                context_BLD = self.context_norm(context_BLD, mask_BL)
-            else:
-                context_BLD = self.context_norm(context_BLD)
-            keys, values = [self.context_k(context_BLD), *keys], [self.context_v(context_BLD), *values]
+        if self.reads:
+            assert context is not None
+            k_BLC, v_BLC = self.read(context, mask_BL) if isinstance(context, Tensor) else context[self]
+            keys, values = [k_BLC, *keys], [v_BLC, *values]
             if mask_BL is not None:  # every pixel may be attended to, of the text only real tokens
                 pixels = pixels_BNC.shape[1] if self.to_k is not None else 0
                 mask = F.pad(mask_BL, (0, pixels), value=True)[:, None, None]

@@ -8,9 +8,9 @@ Shape legend: see `imagen.models.layers`.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from imagen.models.layers import (
     Activation,
     Attention,
     AttentionKind,
+    Context,
     ContextNorm,
     Enlarge,
     FeedForward,
@@ -136,12 +137,10 @@ class Block(nn.Module):
             if level.feed_forward:
                 self.feed_forward = FeedForward(level.channels, level.feed_forward, config.norm_groups)
 
-    def forward(
-        self, x_BCHW: Tensor, embedding_BE: Tensor, context_BLD: Tensor | None, mask_BL: Tensor | None
-    ) -> Tensor:
+    def forward(self, x_BCHW: Tensor, embedding_BE: Tensor, context: Context, mask_BL: Tensor | None) -> Tensor:
         x_BCHW = self.residual(x_BCHW, embedding_BE)
         if self.attention is not None:
-            x_BCHW = self.attention(x_BCHW, context_BLD, mask_BL)
+            x_BCHW = self.attention(x_BCHW, context, mask_BL)
         if self.feed_forward is not None:
             x_BCHW = self.feed_forward(x_BCHW)
         return x_BCHW
@@ -165,6 +164,13 @@ class Half(nn.Module):
 
     def add_embedding(self, x_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
         return x_BCHW if self.combine is None else x_BCHW + self.combine(embedding_BE)[:, :, None, None]
+
+
+class TextReading(NamedTuple):
+    """All that a U-Net makes of a text; the same at every noise level."""
+
+    pooled_BE: Tensor
+    context: Mapping[nn.Module, tuple[Tensor, Tensor]]  # keys and values of each attention, [B, L, C]
 
 
 class UNet(nn.Module):
@@ -222,12 +228,25 @@ class UNet(nn.Module):
         self.norm_out = group_norm(channels, config.norm_groups)
         self.conv_out = zeroed(nn.Conv2d(channels, per_pixel * (1 + config.learned_variance), 3, padding=1))
 
+    def read(self, text_BLD: Tensor, mask_BL: Tensor | None = None) -> TextReading:
+        """What `forward` makes of `text` and `text_mask`, for as many forwards as there are with them.
+
+        For sampling. In training the layers read for themselves: their parameters may be elsewhere until they run.
+        """
+        pooled_BE, context_BLD = self._pooled(text_BLD, mask_BL)
+        layers = [module for module in self.modules() if isinstance(module, Attention) and module.reads]
+        return TextReading(pooled_BE, {layer: layer.read(context_BLD, mask_BL) for layer in layers})
+
+    def _pooled(self, text_BLD: Tensor, mask_BL: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert self.text_pooling is not None and self.text_projection is not None
+        return self.text_pooling(text_BLD, mask_BL), self.text_projection(text_BLD)
+
     def forward(
         self,
         x_BCHW: Tensor,
         noise_B: Tensor,
         *,
-        text: Tensor | None = None,
+        text: Tensor | TextReading | None = None,
         text_mask: Tensor | None = None,
         low_res: Tensor | None = None,
         low_res_noise: Tensor | None = None,
@@ -235,7 +254,8 @@ class UNet(nn.Module):
         """Predict from noised pictures x [B, 3, H, W]; H and W divide by `config.total_stride`.
 
         noise_B: labels of x's noise in [0, 1000] (`diffusion.schedule.build_label`).
-        text: token embeddings [B, L, D]; text_mask: [B, L], True at real tokens (None: all are).
+        text: token embeddings [B, L, D], or what `read` made of them; text_mask: [B, L], True at real tokens (None:
+        all are).
         low_res: the low-resolution pictures, noised and already enlarged to H x W; low_res_noise: their labels [B].
         Returns [B, 3, H, W], or [B, 6, H, W] with learned variance.
         """
@@ -244,19 +264,19 @@ class UNet(nn.Module):
             raise UserError(f"this U-Net takes sides that divide by {self.config.total_stride}, not {height}x{width}")
 
         embedding_BE = self.noise_embedding(noise_B)
-        context_BLD = None
-        if self.text_pooling is not None and self.text_projection is not None:
+        context: Context = None
+        if self.text_pooling is not None:
             if text is None:
                 raise ValueError("this U-Net is conditioned on text, but got none")
-            embedding_BE = embedding_BE + self.text_pooling(text, text_mask)
-            context_BLD = self.text_projection(text)
+            pooled_BE, context = text if isinstance(text, TextReading) else self._pooled(text, text_mask)
+            embedding_BE = embedding_BE + pooled_BE
         if self.low_res_embedding is not None:
             if low_res is None or low_res_noise is None:
                 raise ValueError("this U-Net is conditioned on a low-resolution picture, but got none")
             embedding_BE = embedding_BE + self.low_res_embedding(low_res_noise)
             x_BCHW = torch.cat([x_BCHW, low_res], dim=1)
         embedding_BE = self.act(embedding_BE)
-        conditions = (embedding_BE, context_BLD, text_mask)
+        conditions = (embedding_BE, context, text_mask)
 
         h_BCHW = F.pixel_unshuffle(x_BCHW, self.config.patch)
         if self.config.coordinates:
@@ -286,6 +306,25 @@ class UNet(nn.Module):
         if self.config.skip == "add":
             return h_BCHW + kept_BCHW
         return torch.cat([h_BCHW, kept_BCHW], dim=1)
+
+
+class ReadOnce:
+    """A U-Net that reads each text once, and remembers: in sampling every step has the same one.
+
+    A text is known by its tensor, so this is for tensors that nobody changes. Its forward must be the only one that
+    runs: weights that change make what is remembered wrong.
+    """
+
+    def __init__(self, unet: UNet):
+        self.unet = unet
+        self._readings: list[tuple[Tensor, TextReading]] = []
+
+    def __call__(self, x_BCHW: Tensor, noise_B: Tensor, *, text: Tensor, **cond: Any) -> Tensor:
+        reading = next((reading for known, reading in self._readings if known is text), None)
+        if reading is None:
+            reading = self.unet.read(text, cond.get("text_mask"))
+            self._readings.append((text, reading))
+        return self.unet(x_BCHW, noise_B, text=reading, **cond)
 
 
 def _coordinates(like_BCHW: Tensor) -> Tensor:

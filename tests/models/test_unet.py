@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from imagen.errors import UserError
 from imagen.models.layers import Attention, ResBlock, TextPooling, TokenGroupNorm, attend, sinusoid
-from imagen.models.unet import Level, UNet, UNetConfig
+from imagen.models.unet import Level, ReadOnce, UNet, UNetConfig
 
 GUIDED = UNetConfig(
     levels=(Level(channels=32, blocks=1, stride=1), Level(channels=64, blocks=2, attention="fused")),
@@ -134,6 +134,26 @@ class TestEveryStructure:
         torch.testing.assert_close(run(unet, padded), run(unet, values))
         values["text_mask"] = None  # the same as all True
         torch.testing.assert_close(run(unet, values), run(unet, padded))
+
+
+@pytest.mark.parametrize("config", [GUIDED, ADDED, DEEPFLOYD], ids=["guided", "efficient", "deepfloyd"])
+def test_a_text_that_is_read_once_is_the_same_text(config: UNetConfig) -> None:
+    unet, values = randomised(config), inputs(config)
+    values["text_mask"][0, 3:] = False
+    expected = run(unet, values)
+    once = ReadOnce(unet)
+    torch.testing.assert_close(run(once, values), expected, rtol=0, atol=0)
+    read = []
+    for layer in unet.modules():
+        if layer is unet.text_pooling or getattr(layer, "reads", False):
+            original = layer.forward if layer is unet.text_pooling else layer.read
+            name = "forward" if layer is unet.text_pooling else "read"
+            setattr(layer, name, lambda *args, original=original: read.append(1) or original(*args))
+    torch.testing.assert_close(run(once, values), expected, rtol=0, atol=0)
+    assert not read
+    other = values | {"text": values["text"].flip(0)}  # another tensor, another text
+    torch.testing.assert_close(run(once, other), run(unet, other), rtol=0, atol=0)
+    assert read
 
 
 def test_total_stride() -> None:
