@@ -59,6 +59,7 @@ def deepfloyd(options: argparse.Namespace) -> None:
     )
     names = " and ".join(str(stage.resolution) for stage in stages)
     print(f"{options.out}: stage {names}; draw with it: imagen sample {options.out} PROMPT --out DIR")
+    print("IF's licence allows non-commercial research only, and forbids going without its filters: docs/deepfloyd.md")
     push_cascade(options.out, options.push)
 
 

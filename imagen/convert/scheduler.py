@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 from imagen.cascade.config import SamplingConfig, StageConfig
 from imagen.diffusion.objective import ObjectiveConfig, Prediction
-from imagen.diffusion.schedule import STEPS, ScheduleConfig, Spacing
+from imagen.diffusion.schedule import STEPS, DiscreteSteps, ScheduleConfig
 from imagen.errors import UserError
 
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
@@ -24,9 +24,9 @@ def read_schedule(config: Mapping[str, Any], where: str) -> ScheduleConfig:
         if config.get(field, value if field != "beta_schedule" else None) != value:
             raise UserError(f"{where}: {field} is {config.get(field)!r}; only {value!r} is known")
     spacing = config.get("timestep_spacing", "leading")
-    if spacing not in get_args(Spacing):
-        raise UserError(f"{where}: timestep_spacing is {spacing!r}; known are {', '.join(get_args(Spacing))}")
-    return ScheduleConfig(kind="discrete_cosine", spacing=spacing)
+    if spacing not in get_args(DiscreteSteps):
+        raise UserError(f"{where}: timestep_spacing is {spacing!r}; known are {', '.join(get_args(DiscreteSteps))}")
+    return ScheduleConfig(kind="discrete_cosine", discrete_steps=spacing)
 
 
 def read_objective(config: Mapping[str, Any], where: str) -> ObjectiveConfig:
@@ -85,5 +85,5 @@ def write_noising(schedule: ScheduleConfig, where: str) -> dict[str, Any]:
         "_class_name": "DDPMScheduler",
         "beta_schedule": "squaredcos_cap_v2",
         "num_train_timesteps": STEPS,
-        "timestep_spacing": schedule.spacing,
+        "timestep_spacing": schedule.discrete_steps,
     }

@@ -21,7 +21,7 @@ from imagen.errors import UserError
 
 STEPS = 1000  # of the discrete schedule
 
-Spacing = Literal["leading", "trailing", "linspace"]
+DiscreteSteps = Literal["leading", "trailing", "linspace"]
 NoiseLabel = Callable[[Tensor], Tensor]  # lambda -> what a network is told, in [0, 1000]
 
 
@@ -35,7 +35,7 @@ class ScheduleConfig:
     logsnr_min: float = -15.0
     logsnr_max: float = 15.0
     # discrete_cosine alone, whose range is its own: which of its steps a sampler takes, see `DiscreteCosine.times`.
-    spacing: Spacing = "leading"
+    discrete_steps: DiscreteSteps = "leading"
 
     def __post_init__(self) -> None:
         if not -30 <= self.logsnr_min < self.logsnr_max <= 30:
@@ -111,7 +111,7 @@ class DiscreteCosine:
     f(i) = cos^2(pi/2 (i/1000 + s) / (1 + s)), s = 0.008. lambda falls from 10.1 (n = 0) to -19.8 (n = 999).
     """
 
-    spacing: Spacing = "leading"
+    steps: DiscreteSteps = "leading"
 
     def __call__(self, t: Tensor, /) -> Tensor:
         # Times are multiples of 1/1000, rounded: 1000 of them may lie a little below a whole number.
@@ -129,9 +129,9 @@ class DiscreteCosine:
         Names and numbers are those of diffusers: "leading" 0, k, 2k, ... with k = 1000 // steps; "trailing" 999 and
         down by 1000 / steps; "linspace" from 999 to 0.
         """
-        if self.spacing == "leading":
+        if self.steps == "leading":
             n = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (STEPS // steps)
-        elif self.spacing == "trailing":
+        elif self.steps == "trailing":
             n = (STEPS - torch.arange(steps, dtype=torch.float64) * STEPS / steps).round() - 1
         else:
             n = torch.from_numpy(np.linspace(0, STEPS - 1, steps).round()).flip(0)  # torch rounds 499.5 another way
@@ -150,7 +150,7 @@ def build_schedule(config: ScheduleConfig, resolution: int) -> Schedule:
     """The schedule of a model that makes pictures of `resolution` pixels a side."""
     schedule: Schedule
     if config.kind == "discrete_cosine":
-        return DiscreteCosine(config.spacing)
+        return DiscreteCosine(config.discrete_steps)
     if config.kind == "cosine":
         schedule = Cosine(config.logsnr_min, config.logsnr_max)
     else:

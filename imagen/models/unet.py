@@ -323,7 +323,7 @@ class ReadOnce:
         reading = next((reading for known, reading in self._readings if known is text), None)
         if reading is None:
             reading = self.unet.read(text, cond.get("text_mask"))
-            self._readings.append((text, reading))
+            self._readings = [*self._readings[-1:], (text, reading)]  # two: with and without the unguided half
         return self.unet(x_BCHW, noise_B, text=reading, **cond)
 
 

@@ -137,7 +137,7 @@ def test_discrete_steps_are_those_of_diffusers(spacing, steps):
         beta_schedule="squaredcos_cap_v2", timestep_spacing=spacing
     )
     scheduler.set_timesteps(steps)
-    schedule = build_schedule(ScheduleConfig(kind="discrete_cosine", spacing=spacing), 64)
+    schedule = build_schedule(ScheduleConfig(kind="discrete_cosine", discrete_steps=spacing), 64)
     times = step_times(schedule, steps)
     assert (times[:-1] * 1000).round().tolist() == scheduler.timesteps.tolist() and times[-1] == 0
     levels = step_logsnrs(schedule, steps)
