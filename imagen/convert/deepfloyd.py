@@ -62,7 +62,6 @@ def convert_deepfloyd(
     text = text_config(encoder or _encoder(folders), cleaning)
     check_stages(stages, text=text, where=str(out), sources=[str(folder) for folder in folders])
     null_LD = unconditional(text, load_text_encoder(text, device))
-    # One stage's weights in memory at a time would be enough, but for `write_cascade`; the files are memory maps.
     write_cascade(
         Path(out),
         text=text,
