@@ -22,7 +22,7 @@ from imagen import __version__
 from imagen.cascade.config import StageConfig
 from imagen.cascade.hub import download, is_name
 from imagen.errors import UserError
-from imagen.files import read_json, replacing, write_json
+from imagen.files import copy_licences, read_json, replacing, write_json
 from imagen.jsonconfig import from_json, to_json
 from imagen.models.text import TextConfig
 
@@ -215,6 +215,8 @@ def assemble(paths: Sequence[str | Path], out: str | Path) -> None:
         name = _copy(folder / record.weights, out, f"stage-{record.config.resolution}", record.sha256)
         records.append(replace(record, weights=name))
     _commit(out, Manifest(text=text, stages=tuple(records)))
+    for folder, _ in stages:
+        copy_licences(folder, out)
 
 
 def check_free(out: Path, sources: Sequence[Path], resolutions: Sequence[int]) -> None:

@@ -5,7 +5,6 @@ A pipeline folder holds `unet/`, `scheduler/`, `image_noising_scheduler/` (super
 conditioning noise, which are arguments of diffusers' pipelines) is IF's recommendation.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from imagen.convert.names import to_ours
 from imagen.convert.scheduler import read_objective, read_sampling, read_schedule
 from imagen.convert.structure import read_unet_config
 from imagen.errors import UserError
-from imagen.files import read_json
+from imagen.files import copy_licences, read_json
 from imagen.models.captions import Cleaning
 from imagen.models.text import TextConfig, encoder_config, load_text_encoder, unconditional
 
@@ -71,9 +70,7 @@ def convert_deepfloyd(
         ],
     )
     for folder in folders:  # the weights' licence asks to go with every copy of them
-        for licence in sorted(folder.glob("LICENSE*")):
-            if licence.is_file():
-                shutil.copyfile(licence, Path(out) / licence.name)
+        copy_licences(folder, Path(out))
     return stages
 
 

@@ -16,7 +16,7 @@ from imagen.convert.names import to_theirs
 from imagen.convert.scheduler import write_noising, write_scheduler
 from imagen.convert.structure import write_unet_config
 from imagen.errors import UserError
-from imagen.files import replacing, write_json
+from imagen.files import copy_licences, replacing, write_json
 from imagen.models.text import TextConfig
 
 
@@ -41,6 +41,7 @@ def convert_diffusers(cascade: str | Path, out: str | Path) -> list[Path]:
         for name, content in contents.items():
             write_json(target / name, content)
         (target / CARD).write_text(_card(manifest, record), encoding="utf-8")
+        copy_licences(folder, target)
     return folders
 
 
@@ -102,7 +103,9 @@ def _card(manifest: Manifest, record: StageRecord) -> str:
     assert text is not None
     pipeline, given = ("IFSuperResolutionPipeline", "image=image, ") if stage.low_resolution else ("IFPipeline", "")
     noise = f"noise_level={int(stage.sampling.low_res_noise * 1000)}, " if stage.low_resolution else ""
-    encoder = text.config.encoder if not Path(text.config.encoder).is_absolute() else Path(text.config.encoder).name
+    here = Path(text.config.encoder)
+    encoder = here.name if here.is_absolute() else text.config.encoder
+    inside = [f', subfolder="{part}"' if (here / part).is_dir() else "" for part in ("text_encoder", "tokenizer")]
     lines = [
         *front_matter("diffusers", "converted_from" in record.info),
         f"# Stage {stage.resolution}",
@@ -117,8 +120,8 @@ def _card(manifest: Manifest, record: StageRecord) -> str:
         f'encoder = "{encoder}"',
         f"pipe = {pipeline}.from_pretrained(",
         "    PATH,",
-        "    text_encoder=T5EncoderModel.from_pretrained(encoder),",
-        "    tokenizer=AutoTokenizer.from_pretrained(encoder),",
+        f"    text_encoder=T5EncoderModel.from_pretrained(encoder{inside[0]}),",
+        f"    tokenizer=AutoTokenizer.from_pretrained(encoder{inside[1]}),",
         ")",
         f'pipe("a red apple", {given}{noise}num_inference_steps={stage.sampling.steps}, '
         f"guidance_scale={stage.sampling.guidance}, clean_caption={text.config.cleaning == 'caption'})",
