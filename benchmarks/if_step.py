@@ -106,15 +106,13 @@ def make(folder: Path, channels: int) -> None:
     )
 
 
-def load(variant: str, folder: Path, shared: nn.Module | None = None) -> tuple[Step, nn.Module]:
-    """The step of a variant, and its U-Net; `shared`: ours, if it is loaded already."""
+def load(variant: str, folder: Path) -> tuple[Step, nn.Module]:
+    """The step of a variant, and its U-Net."""
     if variant.startswith("ours"):
         (record,) = read_manifest(folder / "cascade").stages
         dtype = torch.bfloat16 if "bf16" in variant else None
-        if shared is not None:
-            return our_step(shared, record.config, dtype), shared
         tensors = read_tensors(folder / "cascade", record.weights, record.sha256)
-        ours = build_unet(record.config.unet, tensors, folder).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ours = build_unet(record.config.unet, tensors, folder, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return our_step(ours, record.config, dtype), ours
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
@@ -175,9 +173,8 @@ def compare(folder: Path, rounds: int) -> list[dict[str, Any]]:
     given = inputs()
     steps: dict[str, Step] = {}
     rows: list[dict[str, Any]] = []
-    unet = None
     for variant in VARIANTS:
-        steps[variant], unet = load(variant, folder, unet if variant == "ours bf16" else None)
+        steps[variant], unet = load(variant, folder)
         rows.append({"name": variant, "parameters": parameter_count(unet)})
     reference = steps["diffusers fp32"](*given)  # the step that warms up
     for row in rows:

@@ -49,6 +49,9 @@ class Stage:
         Raises UserError if the network's answers are not finite.
         """
         config, device = self.config, torch.device(device)
+        dtype = autocast_dtype(device, precision)
+        if dtype is None:
+            check_float32(self.unet, f"stage {config.resolution} cannot be sampled in fp32")
         shape = (config.unet.image_channels, *size)
         # A stage's random numbers are named by its resolution, not by its place, so that a super-resolution
         # stage alone continues exactly as in the cascade. Odd streams are the conditioning noise: another level
@@ -80,7 +83,7 @@ class Stage:
         try:
             x_BCHW = sample(
                 settings.sampler,
-                denoiser(unet, config, settings, cond, uncond, autocast_dtype(device, precision), detail),
+                denoiser(unet, config, settings, cond, uncond, dtype, detail),
                 noise(),
                 step_logsnrs(build_schedule(config.schedule, config.resolution), settings.steps),
                 noise=noise,
@@ -152,8 +155,11 @@ def denoiser(
     return threshold(denoise) if detail is None else detail.in_pixels(denoise, threshold)
 
 
-def build_unet(config: UNetConfig, tensors: dict[str, Tensor], where: Path) -> UNet:
-    """The U-Net with these weights (float32); UserError unless names and shapes are exactly its own."""
+def build_unet(config: UNetConfig, tensors: dict[str, Tensor], where: Path, dtype: torch.dtype | None = None) -> UNet:
+    """The U-Net with these weights (float32); UserError unless names and shapes are exactly its own.
+
+    dtype: of the weights of convolutions and linear layers, which autocast would cast to it at every call.
+    """
     with torch.device("meta"):  # no time or memory for weights that are replaced at once
         unet = UNet(config)
     expected = {key: tuple(value.shape) for key, value in unet.state_dict().items()}
@@ -165,5 +171,12 @@ def build_unet(config: UNetConfig, tensors: dict[str, Tensor], where: Path) -> U
     for key in tensors:
         if key not in expected:
             raise UserError(f"{where}: tensor {key!r} is unknown to the U-Net of cascade.json")
-    unet.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
+    held = {key: value.to(dtype if dtype and value.ndim > 1 else torch.float32) for key, value in tensors.items()}
+    unet.load_state_dict(held, assign=True)
     return unet.eval().requires_grad_(False)
+
+
+def check_float32(unet: nn.Module, what: str) -> None:
+    """UserError, beginning with `what`, if the weights were rounded when they were loaded."""
+    if any(parameter.dtype != torch.float32 for parameter in unet.parameters()):
+        raise UserError(f"{what}: its weights were loaded in bf16; load the cascade with precision fp32")
