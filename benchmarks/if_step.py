@@ -6,7 +6,7 @@ One 64x64 picture with guidance (so a batch of two), 77 tokens of 4096 numbers: 
 thresholding and the step of ddpm with its learned variance. Weights are random, made by diffusers, and the same in all
 variants; outputs are compared first. The default is the shape of IF-I-M, 372M parameters. The variants take turns, in
 an order that is reversed every other round. Memory is that of a process of its own, without what loading took. Needs
-diffusers, 10 GiB of memory and 3 GiB of disk; Linux.
+diffusers, 12 GiB of memory (4 with `--variants "ours bf16"`) and 3 GiB of disk; Linux.
 """
 
 import argparse
@@ -38,6 +38,8 @@ STEPS, STEP = 100, 50  # the step in the middle of IF's 100
 GUIDANCE = 7.0
 VARIANTS = ("ours fp32", "ours bf16", "diffusers fp32", "diffusers fp32 channels-last", "diffusers bf16")
 
+BASE = "diffusers fp32"
+
 Step = Callable[[Tensor, Tensor], Tensor]  # (x, noise) -> x one step later
 
 
@@ -46,6 +48,9 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=192, help="of the first level (IF-I-M: 192, XL: 704)")
     parser.add_argument("--rounds", type=int, default=5, help="after one to warm up")
     parser.add_argument("--threads", type=int, help="default: torch's")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=VARIANTS, metavar="NAME", help="beside 'diffusers fp32'"
+    )
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--alone", nargs=2, metavar=("VARIANT", "DIR"), help=argparse.SUPPRESS)
@@ -59,7 +64,7 @@ def main() -> None:
     print(describe_machine(facts))
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), options.channels)
-        rows = compare(Path(folder), options.rounds)
+        rows = compare(Path(folder), options.rounds, list(dict.fromkeys((*options.variants, BASE))))
         if options.memory:
             for row in rows:
                 row |= memory(row["name"], Path(folder), options.threads)
@@ -169,19 +174,19 @@ def texts() -> tuple[Tensor, Tensor]:
     return text, null
 
 
-def compare(folder: Path, rounds: int) -> list[dict[str, Any]]:
+def compare(folder: Path, rounds: int, variants: list[str]) -> list[dict[str, Any]]:
     given = inputs()
     steps: dict[str, Step] = {}
     rows: list[dict[str, Any]] = []
-    for variant in VARIANTS:
+    for variant in variants:
         steps[variant], unet = load(variant, folder)
         rows.append({"name": variant, "parameters": parameter_count(unet)})
-    reference = steps["diffusers fp32"](*given)  # the step that warms up
+    reference = steps[BASE](*given)  # the step that warms up
     for row in rows:
         row["largest_difference"] = float((steps[row["name"]](*given) - reference).abs().max())
-    clocks = {variant: Clock() for variant in VARIANTS}
+    clocks = {variant: Clock() for variant in variants}
     for number in range(rounds):
-        for variant in VARIANTS if number % 2 == 0 else reversed(VARIANTS):
+        for variant in variants if number % 2 == 0 else reversed(variants):
             with clocks[variant].running():
                 steps[variant](*given)
     return [row | clocks[row["name"]].to_json() for row in rows]
@@ -210,7 +215,7 @@ def alone(variant: str, folder: Path) -> dict[str, Any]:
 
 def report(rows: list[dict[str, Any]]) -> None:
     by_name = {row["name"]: row for row in rows}
-    base = by_name["diffusers fp32"]
+    base = by_name[BASE]
     print(f"\n{'one denoising step, guidance on':<32}{'s':>7}{'x':>6}{'CPU s':>8}{'x':>6}{'GiB':>7}{'difference':>12}")
     for row in rows:
         wall, cpu = ratio(row["wall_s"], base["wall_s"]), ratio(row["cpu_s"], base["cpu_s"])
