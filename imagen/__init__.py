@@ -4,15 +4,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from imagen.cascade import Cascade
+    from imagen.models.precision import Precision
 
 __version__ = "0.1.0"
 
 
-def load(path: Any, *, stages: int | None = None) -> "Cascade":
+def load(path: Any, *, stages: int | None = None, precision: "Precision" = "fp32") -> "Cascade":
     """The cascade in a folder, or the one stage of a training run; `imagen.load(path).sample(["a red apple"])`.
 
-    stages: only the first so many. Raises UserError if anything is missing or damaged.
+    A path that does not exist and reads org/name is looked for on the Hugging Face hub: of its files only safetensors
+    and JSON are read. stages: only the first so many. precision: "bf16" holds the weights in half of the memory, for
+    sampling in bfloat16; "auto": where the processor has it. Raises UserError if anything is missing or damaged.
     """
     from imagen.cascade import Cascade
 
-    return Cascade.load(path, stages=stages)
+    return Cascade.load(path, stages=stages, precision=precision)

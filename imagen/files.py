@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,6 +60,13 @@ def sync_folder(folder: Path) -> None:
     with suppress(OSError):
         os.fsync(handle)
     os.close(handle)
+
+
+def copy_licences(source: Path, target: Path) -> None:
+    """Copy files named LICENSE* along with what they are the licence of; those that `target` has already stay."""
+    for licence in sorted(source.glob("LICENSE*")):
+        if licence.is_file() and not (target / licence.name).exists():
+            shutil.copyfile(licence, target / licence.name)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 config.py        what a stage is and how it is sampled
 storage.py       the CASCADE folder: load, save, export one stage, assemble
+hub.py           cascades on the Hugging Face hub
 plan.py          a request with every default filled in and every mistake found
 conditioning.py  what a stage is told: its text, and the picture before it, noised
 cascade.py       the cascade itself: a plan to pictures

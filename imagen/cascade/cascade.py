@@ -19,11 +19,11 @@ from imagen import __version__
 from imagen.cascade.conditioning import from_images, to_images
 from imagen.cascade.config import Sampler, SamplingConfig
 from imagen.cascade.plan import Plan, check_count, make_plan
-from imagen.cascade.stage import Stage, build_unet
+from imagen.cascade.stage import Stage, build_unet, check_float32
 from imagen.cascade.storage import check_stages, find, read_manifest, read_tensors, read_unconditional, write_cascade
 from imagen.errors import UserError
 from imagen.jsonconfig import to_json
-from imagen.models.precision import Precision
+from imagen.models.precision import Precision, autocast_dtype
 from imagen.models.text import TextConfig, load_text_encoder
 
 EMBEDDINGS = 1024  # prompts whose embeddings are held in memory together (T5-XXL: at most 2 MB each)
@@ -69,12 +69,16 @@ class Cascade:
         self._encoder = encoder
 
     @classmethod
-    def load(cls, path: str | Path, *, stages: int | None = None) -> "Cascade":
+    def load(cls, path: str | Path, *, stages: int | None = None, precision: Precision = "fp32") -> "Cascade":
         """Read a cascade folder, or the export of a training run; with `stages`, only the first so many.
+
+        precision: "bf16" holds the weights in bfloat16, half of the memory, for sampling in bfloat16 alone, where the
+        pictures are those of "fp32": autocast rounds weights in the same way. "auto": where the processor has it.
 
         Raises UserError, naming file and field, if anything is missing, unknown or damaged.
         """
         folder = find(path)
+        dtype = autocast_dtype("cuda" if torch.cuda.is_available() else "cpu", precision)
         for attempt in range(3):
             manifest = read_manifest(folder)
             check_count(stages, [record.config for record in manifest.stages])
@@ -82,7 +86,7 @@ class Cascade:
                 loaded = []
                 for record in manifest.stages[:stages]:
                     tensors = read_tensors(folder, record.weights, record.sha256)
-                    unet = build_unet(record.config.unet, tensors, folder / record.weights)
+                    unet = build_unet(record.config.unet, tensors, folder / record.weights, dtype)
                     loaded.append(Stage(record.config, unet, record.info, record.sha256))
                 unconditional = None if manifest.text is None else read_unconditional(folder, manifest.text)
                 break
@@ -94,7 +98,9 @@ class Cascade:
         return cls(loaded, text=text, unconditional=unconditional)
 
     def save(self, path: str | Path) -> None:
-        """Write (or replace, atomically) the cascade folder `path`."""
+        """Write (or replace, atomically) the cascade folder `path`. UserError if its weights were loaded in bf16."""
+        for stage in self.stages:
+            check_float32(stage.unet, f"stage {stage.config.resolution} cannot be saved")
         manifest = write_cascade(
             Path(path),
             text=self.text,

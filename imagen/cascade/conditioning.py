@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imagen.diffusion.schedule import Schedule, diffuse, noise_label
-from imagen.models.resize import upsample
+from imagen.diffusion.schedule import ScheduleConfig, build_label, build_schedule, diffuse
 
 
 def pad_text(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -33,18 +32,17 @@ def text_conditioning(
 
 
 def low_res_conditioning(
-    low_BChw: Tensor, size: tuple[int, int], level: float, schedule: Schedule, eps_BCHW: Tensor
+    high_BCHW: Tensor, level: float, schedule: ScheduleConfig, resolution: int, eps_BCHW: Tensor
 ) -> dict[str, Tensor]:
-    """Conditioning augmentation (Imagen, 2205.11487, sec. 2.4): enlarge, noise once at `level`, say so.
+    """Conditioning augmentation (Imagen, 2205.11487, sec. 2.4): noise once at `level`, say so.
 
-    low_BChw: pictures in [-1, 1]. level: a in [0, 1]; the noise level is lambda = schedule(a), as in training, where
-    a is uniform in [0, 1]. So a = 0 is not a special case: it is the cleanest picture of training (sigma < 0.001).
-    eps_BCHW: standard normal noise of the enlarged size.
+    high_BCHW: enlarged pictures in [-1, 1]. level: a in [0, 1]; the noise level is lambda = schedule(a), as in
+    training, where a is uniform in [0, 1]. So a = 0 is not a special case: it is the cleanest picture of training.
+    eps_BCHW: standard normal noise.
     """
-    high_BCHW = upsample(low_BChw, size)
-    level_B = torch.full((len(low_BChw),), level, dtype=torch.float64)
-    logsnr_B = schedule(level_B).float().to(high_BCHW.device)
-    return {"low_res": diffuse(high_BCHW, eps_BCHW, logsnr_B), "low_res_noise": noise_label(logsnr_B)}
+    level_B = torch.full((len(high_BCHW),), level, dtype=torch.float64)
+    logsnr_B = build_schedule(schedule, resolution)(level_B).float().to(high_BCHW.device)
+    return {"low_res": diffuse(high_BCHW, eps_BCHW, logsnr_B), "low_res_noise": build_label(schedule)(logsnr_B)}
 
 
 def to_uint8(x_BCHW: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.diffusion.schedule import ScheduleConfig
 from imagen.errors import UserError, check_number, suggest
+from imagen.models.resize import Filter
 from imagen.models.unet import UNetConfig
 
 Sampler = Literal["ddpm", "ddim", "dpmpp_2m"]
@@ -22,6 +23,7 @@ class SamplingConfig:
     guidance_interval: tuple[float, float] | None = None  # log-SNR range in which guidance acts; None: everywhere
     threshold: Literal["none", "static", "dynamic"] = "dynamic"
     percentile: float = 0.995
+    max_scale: float | None = None  # dynamic: s is at most this; None: no limit
     eta: float = 0.0  # ddim
     gamma: float = 0.3  # ddpm: log variance between the lower (0) and the upper (1) bound
     low_res_noise: float = 0.1  # conditioning-noise level a in [0, 1]
@@ -41,6 +43,8 @@ class SamplingConfig:
                 raise UserError(f"{where}: {name} is {getattr(self, name)}; it must be from 0 to 1")
         if not 0 < self.percentile <= 1:
             raise UserError(f"{where}: percentile is {self.percentile}; it must be above 0 and at most 1")
+        if self.max_scale is not None and not 1 <= self.max_scale < math.inf:
+            raise UserError(f"{where}: max_scale is {self.max_scale}; it must be 1 or more, or null for no limit")
         if self.guidance_interval is not None and not self.guidance_interval[0] < self.guidance_interval[1]:
             low, high = self.guidance_interval
             raise UserError(f"{where}: guidance_interval is ({low}, {high}); it must be (lower, upper) log-SNR")
@@ -60,6 +64,7 @@ class StageConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     low_res_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)  # level a -> log-SNR of conditioning noise
+    low_res_filter: Filter = "bicubic"  # how the low-resolution picture is enlarged
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def check(self, where: str) -> None:

@@ -144,6 +144,7 @@ def _settings(
             result[i] = dataclasses.replace(result[i], **change)
     for stage, resolved in zip(run, result, strict=True):
         resolved.check(f"stage {stage.resolution}")
+        stage.schedule.check_steps(f"stage {stage.resolution}", resolved.steps)
     return tuple(result)
 
 

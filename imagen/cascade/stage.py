@@ -13,11 +13,11 @@ from imagen.cascade.config import SamplingConfig, StageConfig
 from imagen.diffusion.guidance import Affine, ClassifierFree, Denoiser, DynamicThreshold, StaticThreshold, predict_x0
 from imagen.diffusion.noise import PictureNoise
 from imagen.diffusion.samplers import OnStep, sample, step_logsnrs
-from imagen.diffusion.schedule import build_schedule
+from imagen.diffusion.schedule import build_label, build_schedule
 from imagen.errors import UserError
 from imagen.models.precision import Precision, autocast, autocast_dtype
 from imagen.models.resize import upsample
-from imagen.models.unet import UNet, UNetConfig
+from imagen.models.unet import ReadOnce, UNet, UNetConfig
 
 
 @dataclass
@@ -49,6 +49,9 @@ class Stage:
         Raises UserError if the network's answers are not finite.
         """
         config, device = self.config, torch.device(device)
+        dtype = autocast_dtype(device, precision)
+        if dtype is None:
+            check_float32(self.unet, f"stage {config.resolution} cannot be sampled in fp32")
         shape = (config.unet.image_channels, *size)
         # A stage's random numbers are named by its resolution, not by its place, so that a super-resolution
         # stage alone continues exactly as in the cascade. Odd streams are the conditioning noise: another level
@@ -66,12 +69,13 @@ class Stage:
         if config.low_resolution is not None:
             if low_BChw is None:
                 raise ValueError("this stage enlarges pictures: low_BChw is needed")
-            schedule = build_schedule(config.low_res_schedule, config.resolution)
             eps_BCHW = PictureNoise(seeds, shape, device, stream=stream + 1)()
-            low = from_uint8(low_BChw.to(device))
-            cond |= low_res_conditioning(low, size, settings.low_res_noise, schedule, eps_BCHW)
+            enlarged = upsample(from_uint8(low_BChw.to(device)), size, config.low_res_filter)
+            cond |= low_res_conditioning(
+                enlarged, settings.low_res_noise, config.low_res_schedule, config.resolution, eps_BCHW
+            )
             if config.detail_std is not None:
-                detail = Detail(upsample(low, size), config.detail_std)
+                detail = Detail(enlarged, config.detail_std)
 
         unet = self.unet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         training = unet.training
@@ -79,7 +83,7 @@ class Stage:
         try:
             x_BCHW = sample(
                 settings.sampler,
-                denoiser(unet, config, settings, cond, uncond, autocast_dtype(device, precision), detail),
+                denoiser(unet, config, settings, cond, uncond, dtype, detail),
                 noise(),
                 step_logsnrs(build_schedule(config.schedule, config.resolution), settings.steps),
                 noise=noise,
@@ -129,14 +133,15 @@ def denoiser(
 ) -> Denoiser:
     """The network as the sampler sees it: x0 estimates, guided, thresholded. Only the network itself is autocast."""
 
+    run = ReadOnce(unet) if isinstance(unet, UNet) and "text" in cond else unet
+
     def network(x_BCHW: Tensor, noise_B: Tensor, **cond: Tensor) -> Tensor:
         with autocast(x_BCHW.device, dtype):
-            return unet(x_BCHW.contiguous(memory_format=torch.channels_last), noise_B, **cond)
+            return run(x_BCHW.contiguous(memory_format=torch.channels_last), noise_B, **cond)
 
     weight = settings.guidance if uncond else 1.0  # a stage without text has nothing to guide
-    denoise: Denoiser = ClassifierFree(
-        predict_x0(network, config.objective.prediction), cond, uncond, weight, settings.guidance_interval
-    )
+    model = predict_x0(network, config.objective.prediction, build_label(config.schedule))
+    denoise: Denoiser = ClassifierFree(model, cond, uncond, weight, settings.guidance_interval)
     if settings.threshold == "none":
         return denoise
 
@@ -144,14 +149,17 @@ def denoiser(
         return (
             StaticThreshold(denoise)
             if settings.threshold == "static"
-            else DynamicThreshold(denoise, settings.percentile)
+            else DynamicThreshold(denoise, settings.percentile, settings.max_scale)
         )
 
     return threshold(denoise) if detail is None else detail.in_pixels(denoise, threshold)
 
 
-def build_unet(config: UNetConfig, tensors: dict[str, Tensor], where: Path) -> UNet:
-    """The U-Net with these weights (float32); UserError unless names and shapes are exactly its own."""
+def build_unet(config: UNetConfig, tensors: dict[str, Tensor], where: Path, dtype: torch.dtype | None = None) -> UNet:
+    """The U-Net with these weights (float32); UserError unless names and shapes are exactly its own.
+
+    dtype: of the weights of convolutions and linear layers, which autocast would cast to it at every call.
+    """
     with torch.device("meta"):  # no time or memory for weights that are replaced at once
         unet = UNet(config)
     expected = {key: tuple(value.shape) for key, value in unet.state_dict().items()}
@@ -163,5 +171,12 @@ def build_unet(config: UNetConfig, tensors: dict[str, Tensor], where: Path) -> U
     for key in tensors:
         if key not in expected:
             raise UserError(f"{where}: tensor {key!r} is unknown to the U-Net of cascade.json")
-    unet.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
+    held = {key: value.to(dtype if dtype and value.ndim > 1 else torch.float32) for key, value in tensors.items()}
+    unet.load_state_dict(held, assign=True)
     return unet.eval().requires_grad_(False)
+
+
+def check_float32(unet: nn.Module, what: str) -> None:
+    """UserError, beginning with `what`, if the weights were rounded when they were loaded."""
+    if any(parameter.dtype != torch.float32 for parameter in unet.parameters()):
+        raise UserError(f"{what}: its weights were loaded in bf16; load the cascade with precision fp32")

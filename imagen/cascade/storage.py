@@ -20,8 +20,9 @@ from torch import Tensor
 
 from imagen import __version__
 from imagen.cascade.config import StageConfig
+from imagen.cascade.hub import download, is_name
 from imagen.errors import UserError
-from imagen.files import read_json, replacing, write_json
+from imagen.files import copy_licences, read_json, replacing, write_json
 from imagen.jsonconfig import from_json, to_json
 from imagen.models.text import TextConfig
 
@@ -61,8 +62,10 @@ class Manifest:
 
 
 def find(path: str | Path) -> Path:
-    """The cascade folder at `path`: itself, or the `export` folder of a training run."""
+    """The cascade folder at `path`: itself, the `export` folder of a training run, or one on the hub (org/name)."""
     path = Path(path)
+    if not path.exists() and is_name(path):
+        path = download(str(path))
     for folder in (path, path / "export"):
         if (folder / MANIFEST).is_file():
             return folder
@@ -203,7 +206,7 @@ def assemble(paths: Sequence[str | Path], out: str | Path) -> None:
         )
 
     out = Path(out)
-    _check_free(out, [folder for folder, _ in stages], [record.config.resolution for _, record in stages])
+    check_free(out, [folder for folder, _ in stages], [record.config.resolution for _, record in stages])
     if text is not None and text_from is not None:
         name = _copy(text_from / text.unconditional, out, "text", text.sha256)
         text = replace(text, unconditional=name)
@@ -212,9 +215,11 @@ def assemble(paths: Sequence[str | Path], out: str | Path) -> None:
         name = _copy(folder / record.weights, out, f"stage-{record.config.resolution}", record.sha256)
         records.append(replace(record, weights=name))
     _commit(out, Manifest(text=text, stages=tuple(records)))
+    for folder, _ in stages:
+        copy_licences(folder, out)
 
 
-def _check_free(out: Path, sources: Sequence[Path], resolutions: Sequence[int]) -> None:
+def check_free(out: Path, sources: Sequence[Path], resolutions: Sequence[int]) -> None:
     """Raise UserError unless a cascade of these stages may be written to `out` without a loss."""
     if (out / "config.json").exists():
         raise UserError(f"{out} is a training run; choose another folder for the cascade")

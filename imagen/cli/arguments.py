@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imagen import __version__
-from imagen.cli import commands, data
+from imagen.cli import commands, convert, data
 from imagen.cli.values import count, count_or_all, listed, minutes, number, span
 from imagen.errors import UserError, suggest
 
@@ -221,7 +221,12 @@ def _parser() -> Parser:
     )
     sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="training runs, or cascades")
     sub.add_argument("--out", type=Path, required=True, metavar="CASCADE", help="the folder to write")
+    convert.add_push(sub)
 
+    actions = command("convert", None, "weights of other libraries, in and out").add_subparsers(
+        dest="action", metavar="ACTION"
+    )
+    convert.add(partial(command, within=actions), add_device)
     sub = command(
         "export",
         commands.export,

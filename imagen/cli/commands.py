@@ -152,10 +152,12 @@ def train(options: argparse.Namespace) -> None:
 
 def assemble(options: argparse.Namespace) -> None:
     from imagen.cascade import assemble
+    from imagen.cli.convert import push_cascade
 
     assemble(options.runs, options.out)
     joined = f"{_counted(len(options.runs), 'run')} joined"
     print(f"{options.out}: {joined}; draw with it: imagen sample {options.out} PROMPT --out DIR")
+    push_cascade(options.out, options.push)
 
 
 def export(options: argparse.Namespace) -> None:

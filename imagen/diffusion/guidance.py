@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from imagen.diffusion.objective import Prediction, split_variance, to_x0
-from imagen.diffusion.schedule import noise_label
+from imagen.diffusion.schedule import NoiseLabel, noise_label
 from imagen.errors import UserError
 
 
@@ -36,8 +36,10 @@ class ConditionalModel(Protocol):
     def __call__(self, x_BCHW: Tensor, logsnr_B: Tensor, /, **cond: Tensor) -> Estimate: ...
 
 
-def predict_x0(network: Callable[..., Tensor], prediction: Prediction) -> ConditionalModel:
-    """Reads the raw output of `network(x, noise_label, **cond)` as an Estimate.
+def predict_x0(
+    network: Callable[..., Tensor], prediction: Prediction, label: NoiseLabel = noise_label
+) -> ConditionalModel:
+    """Reads the raw output of `network(x, label(lambda), **cond)` as an Estimate.
 
     The network may answer in half precision: the conversion runs in the precision of x, at least float32. Twice the
     channels of x mean a learned variance, v in [-1, 1].
@@ -45,7 +47,7 @@ def predict_x0(network: Callable[..., Tensor], prediction: Prediction) -> Condit
 
     def model(x_BCHW: Tensor, logsnr_B: Tensor, /, **cond: Tensor) -> Estimate:
         dtype = torch.promote_types(x_BCHW.dtype, torch.float32)
-        output = network(x_BCHW, noise_label(logsnr_B), **cond).to(dtype)
+        output = network(x_BCHW, label(logsnr_B), **cond).to(dtype)
         mean, v = split_variance(output, x_BCHW.shape[1])
         x0 = to_x0(prediction, mean, x_BCHW.to(dtype), logsnr_B.to(dtype))
         return Estimate(x0, None if v is None else (v + 1) / 2)

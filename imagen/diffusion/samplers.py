@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from imagen.diffusion.guidance import Denoiser, Estimate
-from imagen.diffusion.schedule import Schedule
+from imagen.diffusion.schedule import Schedule, step_times
 
 Noise = Callable[[], Tensor]  # the next standard normal tensor, shaped like x
 OnStep = Callable[[int, int, Tensor, Tensor], None]  # (i, N, x after step i, x0 estimate of step i)
@@ -24,10 +24,10 @@ Step = Callable[[Tensor, Estimate, float, float], Tensor]  # (x_t, estimate, lam
 
 
 def step_logsnrs(schedule: Schedule, steps: int) -> Tensor:
-    """The levels of `steps` steps, evenly spaced in the schedule's time from t = 1; the last is infinite. Float64."""
+    """The levels of `steps` steps at the schedule's `step_times`; the last is infinite. Float64."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
-    logsnrs = schedule(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
+    logsnrs = schedule(step_times(schedule, steps))
     logsnrs[-1] = math.inf
     return logsnrs
 

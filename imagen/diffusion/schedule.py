@@ -7,24 +7,35 @@ The process is variance preserving and lambda says everything about a noise leve
 t = 0 is (almost) clean, t = 1 is (almost) pure noise, and lambda falls in between.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from imagen.errors import UserError
 
+STEPS = 1000  # of the discrete schedule
+
+DiscreteSteps = Literal["leading", "trailing", "linspace"]
+NoiseLabel = Callable[[Tensor], Tensor]  # lambda -> what a network is told, in [0, 1000]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    kind: Literal["cosine", "linear"] = "cosine"
+    # discrete_cosine: the 1000 noise levels that DeepFloyd IF, and others after Improved DDPM, know.
+    kind: Literal["cosine", "linear", "discrete_cosine"] = "cosine"
     # Shifted schedule (Simple Diffusion, 2301.11093, eq. 4): lambda += 2 log(reference / resolution).
     shift_reference: int | None = None
     # Range of lambda before the shift; the ends are where t = 1 and t = 0 would be infinite.
     logsnr_min: float = -15.0
     logsnr_max: float = 15.0
+    # discrete_cosine alone, whose range is its own: which of its steps a sampler takes, see `DiscreteCosine.times`.
+    discrete_steps: DiscreteSteps = "leading"
 
     def __post_init__(self) -> None:
         if not -30 <= self.logsnr_min < self.logsnr_max <= 30:
@@ -33,6 +44,13 @@ class ScheduleConfig:
             )
         if self.shift_reference is not None and self.shift_reference <= 0:
             raise UserError(f"a schedule's shift_reference is a picture side in pixels, not {self.shift_reference}")
+        if self.kind == "discrete_cosine" and self.shift_reference is not None:
+            raise UserError("a discrete schedule cannot be shifted: leave shift_reference out")
+
+    def check_steps(self, where: str, steps: int) -> None:
+        """UserError, beginning with `where`, unless a sampler can take so many steps."""
+        if self.kind == "discrete_cosine" and steps > STEPS:
+            raise UserError(f"{where}: steps is {steps}; its schedule is discrete and has {STEPS}")
 
 
 class Schedule(Protocol):
@@ -85,9 +103,54 @@ class Shifted:
         return self.schedule(t) + self.shift
 
 
+@dataclass(frozen=True)
+class DiscreteCosine:
+    """1000 noise levels: alpha_n^2 = prod_(i <= n) (1 - beta_i), n = floor(1000 t), with squared-cosine betas.
+
+    Improved DDPM (2102.09672), eq. 17: beta_i = min(0.999, 1 - f(i + 1) / f(i)) with
+    f(i) = cos^2(pi/2 (i/1000 + s) / (1 + s)), s = 0.008. lambda falls from 10.1 (n = 0) to -19.8 (n = 999).
+    """
+
+    steps: DiscreteSteps = "leading"
+
+    def __call__(self, t: Tensor, /) -> Tensor:
+        # Times are multiples of 1/1000, rounded: 1000 of them may lie a little below a whole number.
+        n = (t.double() * STEPS).add(1e-4).floor().clamp(0, STEPS - 1).long()
+        return _discrete_logsnrs().to(t.device)[n].to(t.dtype)
+
+    def label(self, logsnr: Tensor, /) -> Tensor:
+        """The step n whose lambda is the nearest, float32: what the network was told in training."""
+        rising = _discrete_logsnrs().flip(0).to(logsnr.device)
+        return (STEPS - 1 - torch.bucketize(logsnr.double(), (rising[1:] + rising[:-1]) / 2)).float()
+
+    def times(self, steps: int) -> Tensor:
+        """The times of so many steps and their end, falling from `steps` of 1000 levels to 0; float64.
+
+        Names and numbers are those of diffusers: "leading" 0, k, 2k, ... with k = 1000 // steps; "trailing" 999 and
+        down by 1000 / steps; "linspace" from 999 to 0.
+        """
+        if self.steps == "leading":
+            n = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (STEPS // steps)
+        elif self.steps == "trailing":
+            n = (STEPS - torch.arange(steps, dtype=torch.float64) * STEPS / steps).round() - 1
+        else:
+            n = torch.from_numpy(np.linspace(0, STEPS - 1, steps).round()).flip(0)  # torch rounds 499.5 another way
+        return torch.cat([n, torch.zeros(1, dtype=torch.float64)]) / STEPS
+
+
+@functools.cache
+def _discrete_logsnrs() -> Tensor:
+    """lambda of n = 0 .. 999, float64, falling."""
+    cosine2 = torch.cos((torch.arange(STEPS + 1, dtype=torch.float64) / STEPS + 0.008) / 1.008 * math.pi / 2).square()
+    beta = (1 - cosine2[1:] / cosine2[:-1]).clamp(max=0.999)
+    return torch.logit((1 - beta).cumprod(0))
+
+
 def build_schedule(config: ScheduleConfig, resolution: int) -> Schedule:
     """The schedule of a model that makes pictures of `resolution` pixels a side."""
     schedule: Schedule
+    if config.kind == "discrete_cosine":
+        return DiscreteCosine(config.discrete_steps)
     if config.kind == "cosine":
         schedule = Cosine(config.logsnr_min, config.logsnr_max)
     else:
@@ -117,3 +180,15 @@ def noise_label(logsnr: Tensor) -> Tensor:
     of the model: 0 is clean, 500 is SNR 1, 1000 is pure noise.
     """
     return 2000 / math.pi * torch.atan(torch.exp(-logsnr / 2))
+
+
+def build_label(config: ScheduleConfig) -> NoiseLabel:
+    """What a network with this schedule is told: the step of a discrete one, else `noise_label`."""
+    return DiscreteCosine().label if config.kind == "discrete_cosine" else noise_label
+
+
+def step_times(schedule: Schedule, steps: int) -> Tensor:
+    """The times of so many sampler steps and their end, from about 1 to 0; float64."""
+    if isinstance(schedule, DiscreteCosine):
+        return schedule.times(steps)
+    return torch.linspace(1, 0, steps + 1, dtype=torch.float64)

@@ -5,6 +5,7 @@ D numbers a token, E width of the embedding that conditions every residual block
 """
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -12,6 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 AttentionKind = Literal["none", "self", "cross", "fused"]
+Activation = Literal["silu", "gelu"]
+ContextNorm = Literal["layer", "group"]
+
+# The text that attention is given: tokens [B, L, D], or the keys and values that each layer has made of them already.
+Context = Tensor | Mapping[nn.Module, tuple[Tensor, Tensor]] | None
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu}  # gelu: the exact one
+CONTEXT_GROUPS = 32  # of the group norm of text, whatever the groups of the pixels' norms (as in IF)
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -37,10 +46,11 @@ def sinusoid(label_B: Tensor, width: int) -> Tensor:
 class NoiseEmbedding(nn.Module):
     """Noise label [B] in [0, 1000] -> embedding [B, E]."""
 
-    def __init__(self, features: int, width: int):
+    def __init__(self, features: int, width: int, activation: Activation = "silu"):
         super().__init__()
         self.features = features
-        self.layers = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+        between = nn.SiLU() if activation == "silu" else nn.GELU()
+        self.layers = nn.Sequential(nn.Linear(features, width), between, nn.Linear(width, width))
 
     def forward(self, label_B: Tensor) -> Tensor:
         dtype = next(self.layers.parameters()).dtype
@@ -50,9 +60,9 @@ class NoiseEmbedding(nn.Module):
 class TextPooling(nn.Module):
     """Attention-pooled text [B, L, D] -> [B, E]; the query is the mean token (App. F.1 pools, 2.5 normalises)."""
 
-    def __init__(self, text_width: int, width: int, head_channels: int = 64):
+    def __init__(self, text_width: int, width: int, heads: int | None = None):
         super().__init__()
-        self.heads = max(text_width // head_channels, 1)
+        self.heads = heads or max(text_width // 64, 1)
         self.norm_in = nn.LayerNorm(text_width)
         self.position = nn.Parameter(torch.randn(text_width) / text_width**0.5)
         self.to_q = nn.Linear(text_width, text_width)
@@ -78,11 +88,28 @@ class TextPooling(nn.Module):
         return self.norm_out(self.to_out(pooled_BD))
 
 
+class TokenGroupNorm(nn.GroupNorm):
+    """Group norm of text [B, L, D]: a caption's statistics run over the channels of a group and all its tokens (IF)."""
+
+    def forward(self, text_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """mask_BL: True at the tokens that count (None: all); the others are normalised with them, and mean nothing."""
+        if mask_BL is None:
+            return super().forward(text_BLD.transpose(1, 2)).transpose(1, 2)
+        groups_BLGC = text_BLD.unflatten(-1, (self.num_groups, -1))
+        kept_BL11 = mask_BL[..., None, None].to(text_BLD.dtype)
+        count_B111 = kept_BL11.sum(1, keepdim=True) * groups_BLGC.shape[-1]
+        mean_B1G1 = (groups_BLGC * kept_BL11).sum((1, 3), keepdim=True) / count_B111
+        variance_B1G1 = ((groups_BLGC - mean_B1G1).square() * kept_BL11).sum((1, 3), keepdim=True) / count_B111
+        normal_BLD = ((groups_BLGC - mean_B1G1) * (variance_B1G1 + self.eps).rsqrt()).flatten(2)
+        return torch.addcmul(self.bias, normal_BLD, self.weight)
+
+
 class ResBlock(nn.Module):
     """norm, swish, conv3, norm, swish, conv3, beside a shortcut (App. B.1, and F.1 with resampling inside).
 
     `embedding_width` E: the embedding scales and shifts the second norm; None: the block is not conditioned.
     `shortcut`: a 1x1 convolution even where the channels do not change (Efficient U-Net).
+    `divisor`: of the sum of both ways (sqrt 2 keeps its variance).
     """
 
     def __init__(
@@ -94,8 +121,12 @@ class ResBlock(nn.Module):
         resample: nn.Module | None = None,
         shortcut: bool = False,
         dropout: float = 0.0,
+        activation: Activation = "silu",
+        divisor: float = 1.0,
     ):
         super().__init__()
+        self.act = ACTIVATIONS[activation]
+        self.divisor = divisor
         self.resample = resample
         self.norm1 = group_norm(channels_in, groups)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
@@ -106,19 +137,20 @@ class ResBlock(nn.Module):
         self.shortcut = nn.Conv2d(channels_in, channels, 1) if shortcut or channels_in != channels else None
 
     def forward(self, x_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
-        h_BCHW = F.silu(self.norm1(x_BCHW))
+        h_BCHW = self.act(self.norm1(x_BCHW))
         if self.resample is not None:
             h_BCHW, x_BCHW = self.resample(h_BCHW), self.resample(x_BCHW)
         h_BCHW = self.norm2(self.conv1(h_BCHW))
         if self.modulation is not None:
             scale_BC11, shift_BC11 = self.modulation(embedding_BE)[:, :, None, None].chunk(2, dim=1)
             h_BCHW = torch.addcmul(shift_BC11, h_BCHW, 1 + scale_BC11)
-        h_BCHW = F.silu(h_BCHW)
+        h_BCHW = self.act(h_BCHW)
         if self.dropout is not None:
             h_BCHW = self.dropout(h_BCHW)
         if self.shortcut is not None:
             x_BCHW = self.shortcut(x_BCHW)
-        return x_BCHW + self.conv2(h_BCHW)
+        x_BCHW = x_BCHW + self.conv2(h_BCHW)
+        return x_BCHW if self.divisor == 1 else x_BCHW / self.divisor
 
 
 class Attention(nn.Module):
@@ -127,7 +159,15 @@ class Attention(nn.Module):
     Fused: text tokens are joined to the keys and values of self-attention (App. D.3.1).
     """
 
-    def __init__(self, channels: int, kind: AttentionKind, context_width: int, head_channels: int, groups: int):
+    def __init__(
+        self,
+        channels: int,
+        kind: AttentionKind,
+        context_width: int,
+        head_channels: int,
+        groups: int,
+        context_norm: ContextNorm = "layer",
+    ):
         super().__init__()
         if channels % head_channels:
             raise ValueError(f"{channels} channels do not divide into heads of {head_channels}")
@@ -138,18 +178,37 @@ class Attention(nn.Module):
         if kind in ("self", "fused"):
             self.to_k, self.to_v = nn.Linear(channels, channels), nn.Linear(channels, channels)
         if kind in ("cross", "fused"):
-            self.context_norm = nn.LayerNorm(context_width)
+            self.context_norm = (
+                nn.LayerNorm(context_width)
+                if context_norm == "layer"
+                else TokenGroupNorm(math.gcd(CONTEXT_GROUPS, context_width), context_width)
+            )
             self.context_k, self.context_v = nn.Linear(context_width, channels), nn.Linear(context_width, channels)
         self.to_out = zeroed(nn.Linear(channels, channels))
 
-    def forward(self, x_BCHW: Tensor, context_BLD: Tensor | None, mask_BL: Tensor | None) -> Tensor:
+    @property
+    def reads(self) -> bool:
+        """Whether it attends to text."""
+        return self.context_norm is not None
+
+    def read(self, context_BLD: Tensor, mask_BL: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of the text, each [B, L, C]."""
+        assert self.context_norm is not None and self.context_k is not None and self.context_v is not None
+        if isinstance(self.context_norm, TokenGroupNorm):
+            context_BLD = self.context_norm(context_BLD, mask_BL)
+        else:
+            context_BLD = self.context_norm(context_BLD)
+        return self.context_k(context_BLD), self.context_v(context_BLD)
+
+    def forward(self, x_BCHW: Tensor, context: Context, mask_BL: Tensor | None) -> Tensor:
         pixels_BNC = self.norm(x_BCHW).flatten(2).transpose(1, 2)
         keys, values, mask = [], [], None
         if self.to_k is not None and self.to_v is not None:
             keys, values = [self.to_k(pixels_BNC)], [self.to_v(pixels_BNC)]
-        if self.context_norm is not None and self.context_k is not None and self.context_v is not None:
-            context_BLD = self.context_norm(context_BLD)
-            keys, values = [self.context_k(context_BLD), *keys], [self.context_v(context_BLD), *values]
+        if self.reads:
+            assert context is not None
+            k_BLC, v_BLC = self.read(context, mask_BL) if isinstance(context, Tensor) else context[self]
+            keys, values = [k_BLC, *keys], [v_BLC, *values]
             if mask_BL is not None:  # every pixel may be attended to, of the text only real tokens
                 pixels = pixels_BNC.shape[1] if self.to_k is not None else 0
                 mask = F.pad(mask_BL, (0, pixels), value=True)[:, None, None]

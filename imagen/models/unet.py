@@ -1,16 +1,16 @@
 """One U-Net, described by a list of levels.
 
 The same class is the paper's base model (App. F.1, after guided diffusion), its
-Efficient U-Net (App. B.1, F.2, F.3) and the small models of the demo: they differ
-in their `UNetConfig` alone.
+Efficient U-Net (App. B.1, F.2, F.3), the three stages of DeepFloyd IF and the small
+models of the demo: they differ in their `UNetConfig` alone.
 
 Shape legend: see `imagen.models.layers`.
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,12 @@ from torch import Tensor, nn
 
 from imagen.errors import UserError, check_number
 from imagen.models.layers import (
+    ACTIVATIONS,
+    Activation,
     Attention,
     AttentionKind,
+    Context,
+    ContextNorm,
     Enlarge,
     FeedForward,
     NoiseEmbedding,
@@ -70,6 +74,12 @@ class UNetConfig:
     modulation: Literal["block", "level"] = "block"  # the embedding scales and shifts in blocks, or is added on entry
     shortcut: Literal["identity", "conv"] = "identity"  # around residual blocks that keep their channels
     middle: bool = True  # residual, attention, residual at the bottom
+    middle_attention: AttentionKind | None = None  # None: that of the last level
+    activation: Activation = "silu"  # of the whole network, feed-forward layers excepted
+    # Of the text in attention: over the numbers of a token, or over those of all tokens in 32 groups (IF).
+    context_norm: ContextNorm = "layer"
+    pooling_heads: int | None = None  # of the text's attention pooling; None: as many as have 64 channels each
+    residual_divisor: float = 1.0  # of every residual block's sum; 1 / 0.7071 in IF's super-resolution
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -82,19 +92,25 @@ class UNetConfig:
         for name in ("image_channels", "patch", "context_width", "time_width", "head_channels", "norm_groups"):
             check_number(name, getattr(self, name), least=1)
         check_number("dropout", self.dropout, least=0, below=1)
+        check_number("residual_divisor", self.residual_divisor, above=0)
+        if self.pooling_heads is not None:
+            check_number("pooling_heads", self.pooling_heads, least=1)
+            if self.text_width is not None and self.text_width % self.pooling_heads:
+                raise UserError(f"text_width {self.text_width} does not divide by pooling_heads {self.pooling_heads}")
         if (self.stem_channels or self.levels[0].channels) % 2:
             raise UserError("the stem's channels must be even: they are cosines and sines of the noise level, too")
         if self.text_width is not None:
             check_number("text_width", self.text_width, least=1)
         if self.family == "guided" and (self.skip != "concat" or self.modulation != "block"):
             raise UserError("family 'guided' concatenates its skips and modulates each block")
-        for index, level in enumerate(self.levels):
-            if level.attention in ("cross", "fused") and self.text_width is None:
-                raise UserError(f"level {index} attends to text, but text_width is not set")
-            if level.attention != "none" and level.channels % self.head_channels:
-                raise UserError(
-                    f"level {index}: {level.channels} channels do not divide by head_channels {self.head_channels}"
-                )
+        attentions = [(f"level {i}", level.channels, level.attention) for i, level in enumerate(self.levels)]
+        if self.middle and self.middle_attention is not None:
+            attentions.append(("the middle", self.levels[-1].channels, self.middle_attention))
+        for where, channels, kind in attentions:
+            if kind in ("cross", "fused") and self.text_width is None:
+                raise UserError(f"{where} attends to text, but text_width is not set")
+            if kind != "none" and channels % self.head_channels:
+                raise UserError(f"{where}: {channels} channels do not divide by head_channels {self.head_channels}")
 
     @property
     def total_stride(self) -> int:
@@ -111,17 +127,20 @@ class Block(nn.Module):
         self.attention = self.feed_forward = None
         if attend and level.attention != "none":
             self.attention = Attention(
-                level.channels, level.attention, config.context_width, config.head_channels, config.norm_groups
+                level.channels,
+                level.attention,
+                config.context_width,
+                config.head_channels,
+                config.norm_groups,
+                config.context_norm,
             )
             if level.feed_forward:
                 self.feed_forward = FeedForward(level.channels, level.feed_forward, config.norm_groups)
 
-    def forward(
-        self, x_BCHW: Tensor, embedding_BE: Tensor, context_BLD: Tensor | None, mask_BL: Tensor | None
-    ) -> Tensor:
+    def forward(self, x_BCHW: Tensor, embedding_BE: Tensor, context: Context, mask_BL: Tensor | None) -> Tensor:
         x_BCHW = self.residual(x_BCHW, embedding_BE)
         if self.attention is not None:
-            x_BCHW = self.attention(x_BCHW, context_BLD, mask_BL)
+            x_BCHW = self.attention(x_BCHW, context, mask_BL)
         if self.feed_forward is not None:
             x_BCHW = self.feed_forward(x_BCHW)
         return x_BCHW
@@ -147,6 +166,13 @@ class Half(nn.Module):
         return x_BCHW if self.combine is None else x_BCHW + self.combine(embedding_BE)[:, :, None, None]
 
 
+class TextReading(NamedTuple):
+    """All that a U-Net makes of a text; the same at every noise level."""
+
+    pooled_BE: Tensor
+    context: Mapping[nn.Module, tuple[Tensor, Tensor]]  # keys and values of each attention, [B, L, C]
+
+
 class UNet(nn.Module):
     """Predicts eps, x0 or v (whatever it is trained for) from a noised picture."""
 
@@ -161,9 +187,10 @@ class UNet(nn.Module):
         stem = config.stem_channels or levels[0].channels
         per_pixel = config.image_channels * config.patch**2
 
-        self.noise_embedding = NoiseEmbedding(stem, E)
-        self.low_res_embedding = NoiseEmbedding(stem, E) if config.low_res else None
-        self.text_pooling = TextPooling(config.text_width, E) if config.text_width else None
+        self.act = ACTIVATIONS[config.activation]
+        self.noise_embedding = NoiseEmbedding(stem, E, config.activation)
+        self.low_res_embedding = NoiseEmbedding(stem, E, config.activation) if config.low_res else None
+        self.text_pooling = TextPooling(config.text_width, E, config.pooling_heads) if config.text_width else None
         self.text_projection = nn.Linear(config.text_width, config.context_width) if config.text_width else None
         self.conv_in = nn.Conv2d(per_pixel * (1 + config.low_res) + 2 * config.coordinates, stem, 3, padding=1)
 
@@ -182,7 +209,8 @@ class UNet(nn.Module):
                 kept.append(channels)
             down.append(Half(blocks, resample, combine))
 
-        middle = [Block(config, levels[-1], channels, attend) for attend in (True, False)] if config.middle else []
+        bottom = replace(levels[-1], attention=config.middle_attention or levels[-1].attention)
+        middle = [Block(config, bottom, channels, attend) for attend in (True, False)] if config.middle else []
 
         up = []
         for index in reversed(range(len(levels))):
@@ -200,20 +228,34 @@ class UNet(nn.Module):
         self.norm_out = group_norm(channels, config.norm_groups)
         self.conv_out = zeroed(nn.Conv2d(channels, per_pixel * (1 + config.learned_variance), 3, padding=1))
 
+    def read(self, text_BLD: Tensor, mask_BL: Tensor | None = None) -> TextReading:
+        """What `forward` makes of `text` and `text_mask`, for as many forwards as there are with them.
+
+        For sampling. In training the layers read for themselves: their parameters may be elsewhere until they run.
+        """
+        pooled_BE, context_BLD = self._pooled(text_BLD, mask_BL)
+        layers = [module for module in self.modules() if isinstance(module, Attention) and module.reads]
+        return TextReading(pooled_BE, {layer: layer.read(context_BLD, mask_BL) for layer in layers})
+
+    def _pooled(self, text_BLD: Tensor, mask_BL: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert self.text_pooling is not None and self.text_projection is not None
+        return self.text_pooling(text_BLD, mask_BL), self.text_projection(text_BLD)
+
     def forward(
         self,
         x_BCHW: Tensor,
         noise_B: Tensor,
         *,
-        text: Tensor | None = None,
+        text: Tensor | TextReading | None = None,
         text_mask: Tensor | None = None,
         low_res: Tensor | None = None,
         low_res_noise: Tensor | None = None,
     ) -> Tensor:
         """Predict from noised pictures x [B, 3, H, W]; H and W divide by `config.total_stride`.
 
-        noise_B: labels of x's noise in [0, 1000] (`diffusion.schedule.noise_label`).
-        text: token embeddings [B, L, D]; text_mask: [B, L], True at real tokens (None: all are).
+        noise_B: labels of x's noise in [0, 1000] (`diffusion.schedule.build_label`).
+        text: token embeddings [B, L, D], or what `read` made of them; text_mask: [B, L], True at real tokens (None:
+        all are).
         low_res: the low-resolution pictures, noised and already enlarged to H x W; low_res_noise: their labels [B].
         Returns [B, 3, H, W], or [B, 6, H, W] with learned variance.
         """
@@ -222,19 +264,19 @@ class UNet(nn.Module):
             raise UserError(f"this U-Net takes sides that divide by {self.config.total_stride}, not {height}x{width}")
 
         embedding_BE = self.noise_embedding(noise_B)
-        context_BLD = None
-        if self.text_pooling is not None and self.text_projection is not None:
+        context: Context = None
+        if self.text_pooling is not None:
             if text is None:
                 raise ValueError("this U-Net is conditioned on text, but got none")
-            embedding_BE = embedding_BE + self.text_pooling(text, text_mask)
-            context_BLD = self.text_projection(text)
+            pooled_BE, context = text if isinstance(text, TextReading) else self._pooled(text, text_mask)
+            embedding_BE = embedding_BE + pooled_BE
         if self.low_res_embedding is not None:
             if low_res is None or low_res_noise is None:
                 raise ValueError("this U-Net is conditioned on a low-resolution picture, but got none")
             embedding_BE = embedding_BE + self.low_res_embedding(low_res_noise)
             x_BCHW = torch.cat([x_BCHW, low_res], dim=1)
-        embedding_BE = F.silu(embedding_BE)
-        conditions = (embedding_BE, context_BLD, text_mask)
+        embedding_BE = self.act(embedding_BE)
+        conditions = (embedding_BE, context, text_mask)
 
         h_BCHW = F.pixel_unshuffle(x_BCHW, self.config.patch)
         if self.config.coordinates:
@@ -256,7 +298,7 @@ class UNet(nn.Module):
             for block in level.blocks:
                 h_BCHW = block(self._join(h_BCHW, kept.pop()), *conditions)
             h_BCHW = level.resampled(h_BCHW, embedding_BE)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h_BCHW))), self.config.patch)
+        return F.pixel_shuffle(self.conv_out(self.act(self.norm_out(h_BCHW))), self.config.patch)
 
     def _join(self, h_BCHW: Tensor, kept_BCHW: Tensor) -> Tensor:
         if self.config.family == "efficient":
@@ -264,6 +306,25 @@ class UNet(nn.Module):
         if self.config.skip == "add":
             return h_BCHW + kept_BCHW
         return torch.cat([h_BCHW, kept_BCHW], dim=1)
+
+
+class ReadOnce:
+    """A U-Net that reads each text once, and remembers: in sampling every step has the same one.
+
+    A text is known by its tensor, so this is for tensors that nobody changes. Its forward must be the only one that
+    runs: weights that change make what is remembered wrong.
+    """
+
+    def __init__(self, unet: UNet):
+        self.unet = unet
+        self._readings: list[tuple[Tensor, TextReading]] = []
+
+    def __call__(self, x_BCHW: Tensor, noise_B: Tensor, *, text: Tensor, **cond: Any) -> Tensor:
+        reading = next((reading for known, reading in self._readings if known is text), None)
+        if reading is None:
+            reading = self.unet.read(text, cond.get("text_mask"))
+            self._readings = [*self._readings[-1:], (text, reading)]  # two: with and without the unguided half
+        return self.unet(x_BCHW, noise_B, text=reading, **cond)
 
 
 def _coordinates(like_BCHW: Tensor) -> Tensor:
@@ -282,6 +343,8 @@ def _residual(config: UNetConfig, channels_in: int, channels: int, resample: nn.
         resample=resample,
         shortcut=config.shortcut == "conv",
         dropout=config.dropout,
+        activation=config.activation,
+        divisor=config.residual_divisor,
     )
 
 

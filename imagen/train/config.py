@@ -97,6 +97,11 @@ def check(experiment: Experiment, world_size: int = 1) -> None:
     stage.check("stage")
     if text is None and experiment.data.on_the_fly:
         raise UserError("data.on_the_fly is true, but text is null: there is nothing to encode")
+    if text is not None and (text.cleaning != "none" or text.padding != "trim") and not experiment.data.on_the_fly:
+        raise UserError(
+            f"text.cleaning is {text.cleaning!r} and text.padding {text.padding!r}; stored embeddings are of captions "
+            "as they are, without padding: set data.on_the_fly to true"
+        )
     width = None if text is None else text.width
     if unet.text_width != width:
         needed = "text is null, so it must be null too" if text is None else f"text.width is {width}: make them equal"

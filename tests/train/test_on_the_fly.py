@@ -108,3 +108,9 @@ def test_without_text_there_is_nothing_to_encode(shards, tmp_path):
     without = dataclasses.replace(experiment(data=ON_THE_FLY), text=None)
     with pytest.raises(UserError, match=r"data\.on_the_fly is true, but text is null"):
         go(without, shards, tmp_path)
+
+
+def test_embeddings_that_sidecars_do_not_hold_need_the_encoder(shards, tmp_path):
+    padded = dataclasses.replace(experiment(), text=TextConfig(encoder="toy", width=8, padding="full"))
+    with pytest.raises(UserError, match=r"text\.padding 'full'; .* set data\.on_the_fly to true"):
+        go(padded, shards, tmp_path)

@@ -1,0 +1,239 @@
+"""Time and memory of a denoising step of DeepFloyd IF's stage I, beside diffusers' own pipeline step, in one run.
+
+    python benchmarks/if_step.py [--channels 192] [--rounds N] [--threads N] [--no-memory] [--json FILE]
+
+One 64x64 picture with guidance (so a batch of two), 77 tokens of 4096 numbers: the U-Net, guidance, dynamic
+thresholding and the step of ddpm with its learned variance. Weights are random, made by diffusers, and the same in all
+variants; outputs are compared first. The default is the shape of IF-I-M, 372M parameters. The variants take turns, in
+an order that is reversed every other round. Memory is that of a process of its own, without what loading took. Needs
+diffusers, 12 GiB of memory (4 with `--variants "ours bf16"`) and 3 GiB of disk; Linux.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import Clock, describe_machine, machine, parameter_count
+from torch import Tensor, nn
+
+from imagen.cascade.config import StageConfig
+from imagen.cascade.stage import build_unet, denoiser
+from imagen.cascade.storage import read_manifest, read_tensors, write_cascade
+from imagen.convert.deepfloyd import MAX_TOKENS, read_stage, read_weights
+from imagen.diffusion.samplers import ddpm, step_logsnrs
+from imagen.diffusion.schedule import build_schedule
+from imagen.errors import UserError
+from imagen.files import write_json
+from imagen.models.text import TextConfig
+
+WIDTH = 4096  # of T5-XXL's tokens
+STEPS, STEP = 100, 50  # the step in the middle of IF's 100
+GUIDANCE = 7.0
+VARIANTS = ("ours fp32", "ours bf16", "diffusers fp32", "diffusers fp32 channels-last", "diffusers bf16")
+
+BASE = "diffusers fp32"
+
+Step = Callable[[Tensor, Tensor], Tensor]  # (x, noise) -> x one step later
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--channels", type=int, default=192, help="of the first level (IF-I-M: 192, XL: 704)")
+    parser.add_argument("--rounds", type=int, default=5, help="after one to warm up")
+    parser.add_argument("--threads", type=int, help="default: torch's")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=VARIANTS, metavar="NAME", help="beside 'diffusers fp32'"
+    )
+    parser.add_argument("--no-memory", dest="memory", action="store_false")
+    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--alone", nargs=2, metavar=("VARIANT", "DIR"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.alone:
+        print(json.dumps(alone(options.alone[0], Path(options.alone[1]))))
+        return
+    facts = machine()
+    print(describe_machine(facts))
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder), options.channels)
+        rows = compare(Path(folder), options.rounds, list(dict.fromkeys((*options.variants, BASE))))
+        if options.memory:
+            for row in rows:
+                row |= memory(row["name"], Path(folder), options.threads)
+    report(rows)
+    write_json(options.json, {"machine": facts, "channels": options.channels, "variants": rows})
+
+
+def make(folder: Path, channels: int) -> None:
+    """The same random stage as a pipeline folder and as a cascade."""
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        act_fn="gelu",
+        addition_embed_type="text",
+        attention_head_dim=64,
+        block_out_channels=[channels, 2 * channels, 3 * channels, 4 * channels],
+        cross_attention_dim=4 * channels,
+        cross_attention_norm="group_norm",
+        down_block_types=["ResnetDownsampleBlock2D", *["SimpleCrossAttnDownBlock2D"] * 3],
+        encoder_hid_dim=WIDTH,
+        in_channels=3,
+        layers_per_block=3,
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        out_channels=6,
+        resnet_time_scale_shift="scale_shift",
+        sample_size=64,
+        up_block_types=[*["SimpleCrossAttnUpBlock2D"] * 3, "ResnetUpsampleBlock2D"],
+    )
+    scheduler = DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        dynamic_thresholding_ratio=0.95,
+        sample_max_value=1.5,
+        thresholding=True,
+        variance_type="learned_range",
+    )
+    unet.save_pretrained(folder / "unet")
+    scheduler.save_pretrained(folder / "scheduler")
+    stage = read_stage(folder)
+    text = TextConfig(width=WIDTH, max_tokens=MAX_TOKENS, padding="full", unconditional="empty")
+    weights = read_weights(folder, stage)
+    write_cascade(
+        folder / "cascade", text=text, unconditional=torch.zeros(MAX_TOKENS, WIDTH), stages=[(stage, weights, {})]
+    )
+
+
+def load(variant: str, folder: Path) -> tuple[Step, nn.Module]:
+    """The step of a variant, and its U-Net."""
+    if variant.startswith("ours"):
+        (record,) = read_manifest(folder / "cascade").stages
+        dtype = torch.bfloat16 if "bf16" in variant else None
+        tensors = read_tensors(folder / "cascade", record.weights, record.sha256)
+        ours = build_unet(record.config.unet, tensors, folder, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return our_step(ours, record.config, dtype), ours
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+
+    theirs = UNet2DConditionModel.from_pretrained(folder / "unet").eval().requires_grad_(False)
+    if "bf16" in variant:
+        theirs = theirs.to(torch.bfloat16)
+    if "channels-last" in variant:
+        theirs = theirs.to(memory_format=torch.channels_last)
+    return their_step(theirs, DDPMScheduler.from_pretrained(folder / "scheduler")), theirs
+
+
+def our_step(unet: nn.Module, config: StageConfig, dtype: torch.dtype | None) -> Step:
+    levels = step_logsnrs(build_schedule(config.schedule, config.resolution), STEPS)[STEP : STEP + 2]
+    text, null = texts()
+    mask = {"text_mask": torch.ones(text.shape[:2], dtype=torch.bool)}
+    # Made once for all steps of a picture, as in sampling: the first call also reads the text, and is not timed.
+    denoise = denoiser(unet, config, config.sampling, {"text": text, **mask}, {"text": null, **mask}, dtype)
+
+    def step(x_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
+        return ddpm(denoise, x_BCHW, levels, noise=lambda: noise_BCHW)
+
+    return step
+
+
+def their_step(unet: Any, scheduler: Any) -> Step:
+    """What IFPipeline does in one turn of its loop, batch of two and all; its noise comes from outside."""
+    from diffusers.schedulers import scheduling_ddpm
+
+    scheduler.set_timesteps(STEPS)
+    t = scheduler.timesteps[STEP]
+    text, null = texts()
+    both_BLD = torch.cat([null, text]).to(unet.dtype)
+
+    @torch.no_grad()
+    def step(x_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
+        scheduling_ddpm.randn_tensor = lambda *shape, **options: noise_BCHW.to(unet.dtype)
+        x_BCHW = x_BCHW.to(unet.dtype)
+        out_BCHW = unet(torch.cat([x_BCHW, x_BCHW]), t, encoder_hidden_states=both_BLD, return_dict=False)[0]
+        uncond_BCHW, cond_BCHW = out_BCHW.chunk(2)
+        (uncond_BCHW, _), (cond_BCHW, variance_BCHW) = uncond_BCHW.chunk(2, 1), cond_BCHW.chunk(2, 1)
+        guided_BCHW = uncond_BCHW + GUIDANCE * (cond_BCHW - uncond_BCHW)
+        return scheduler.step(torch.cat([guided_BCHW, variance_BCHW], 1), t, x_BCHW, return_dict=False)[0].float()
+
+    return step
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    x, noise = torch.randn(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    return x, noise
+
+
+def texts() -> tuple[Tensor, Tensor]:
+    text, null = torch.randn(2, 1, MAX_TOKENS, WIDTH, generator=torch.Generator().manual_seed(2))
+    return text, null
+
+
+def compare(folder: Path, rounds: int, variants: list[str]) -> list[dict[str, Any]]:
+    given = inputs()
+    steps: dict[str, Step] = {}
+    rows: list[dict[str, Any]] = []
+    for variant in variants:
+        steps[variant], unet = load(variant, folder)
+        rows.append({"name": variant, "parameters": parameter_count(unet)})
+    reference = steps[BASE](*given)  # the step that warms up
+    for row in rows:
+        row["largest_difference"] = float((steps[row["name"]](*given) - reference).abs().max())
+    clocks = {variant: Clock() for variant in variants}
+    for number in range(rounds):
+        for variant in variants if number % 2 == 0 else reversed(variants):
+            with clocks[variant].running():
+                steps[variant](*given)
+    return [row | clocks[row["name"]].to_json() for row in rows]
+
+
+def memory(variant: str, folder: Path, threads: int | None) -> dict[str, Any]:
+    """Peak resident memory of two steps in a process of their own."""
+    command = [sys.executable, __file__, "--alone", variant, str(folder)]
+    command += ["--threads", str(threads)] if threads else []
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def alone(variant: str, folder: Path) -> dict[str, Any]:
+    step, unet = load(variant, folder)
+    for parameter in unet.parameters():  # weights that are still pages of their file become memory like any other's
+        parameter.data = parameter.data.clone(memory_format=torch.preserve_format)
+    loading = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark begins anew
+    for _ in range(2):
+        step(*inputs())
+    status = Path("/proc/self/status").read_text()
+    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    return {"peak_gib": peak / 2**20, "peak_with_loading_gib": max(loading, peak / 2**20)}
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    by_name = {row["name"]: row for row in rows}
+    base = by_name[BASE]
+    print(f"\n{'one denoising step, guidance on':<32}{'s':>7}{'x':>6}{'CPU s':>8}{'x':>6}{'GiB':>7}{'difference':>12}")
+    for row in rows:
+        wall, cpu = ratio(row["wall_s"], base["wall_s"]), ratio(row["cpu_s"], base["cpu_s"])
+        print(
+            f"{row['name']:<32}{row['median_wall_s']:>7.2f}{wall:>6.2f}{row['median_cpu_s']:>8.2f}{cpu:>6.2f}"
+            f"{row.get('peak_gib', float('nan')):>7.2f}{row['largest_difference']:>12.1e}"
+        )
+    print("(medians; x: of diffusers fp32, median of the ratios within a round; difference of x after the step)\n")
+
+
+def ratio(ours: list[float], theirs: list[float]) -> float:
+    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+    return ratios[len(ratios) // 2]
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"if_step: {error}", file=sys.stderr)
+        sys.exit(2)

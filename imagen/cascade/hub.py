@@ -1,0 +1,102 @@
+"""Cascades on the Hugging Face hub: `imagen.load("org/name")`, and pushing one there.
+
+Only `cascade.json` and safetensors come from there: nothing that could run code.
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imagen.errors import UserError
+
+if TYPE_CHECKING:
+    from imagen.cascade.storage import Manifest
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+CARD = "README.md"
+
+
+def is_name(path: str | Path) -> bool:
+    """Whether this could be the name of a repository: org/name."""
+    return bool(_NAME.fullmatch(str(path)))
+
+
+def download(name: str) -> Path:
+    """The folder of the cascade `name`, in the hub's local cache. UserError if it cannot be had."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["cascade.json", "*.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{name} is no folder here, and cannot be had from the hub: {_reason(error)}") from None
+
+
+def push(folder: str | Path, name: str, card: str) -> str:
+    """Upload a folder as the repository `name`, private if it is new; return its address.
+
+    card: written to `README.md` unless the folder has one. Raises UserError, saying why, if the hub refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    folder = Path(folder)
+    if not is_name(name):
+        raise UserError(f"--push {name}: a repository is named org/name")
+    if not (folder / CARD).exists():
+        (folder / CARD).write_text(card, encoding="utf-8")
+    try:
+        api = HfApi()
+        api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=str(folder), ignore_patterns=[".*"])
+    except (HfHubHTTPError, HFValidationError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"cannot push {folder} to {name}: {_reason(error)}") from None
+    return f"https://huggingface.co/{name}"
+
+
+def cascade_card(manifest: "Manifest", name: str) -> str:
+    """The model card of a cascade."""
+    rows = [
+        f"| {stage.config.low_resolution or 'text'} → {stage.config.resolution} | {stage.config.objective.prediction} "
+        f"| {stage.config.sampling.sampler}, {stage.config.sampling.steps} steps | {_origin(stage.info)} |"
+        for stage in manifest.stages
+    ]
+    text = "none" if manifest.text is None else f"`{Path(manifest.text.config.encoder).name}`, frozen; not included"
+    if manifest.text is not None and is_name(manifest.text.config.encoder):
+        text = f"`{manifest.text.config.encoder}`, frozen; loaded by name"
+    lines = [
+        *front_matter("imagen", any("converted_from" in stage.info for stage in manifest.stages)),
+        f"# {name.rpartition('/')[2]}",
+        "",
+        "A cascade of pixel diffusion models after [Imagen](https://arxiv.org/abs/2205.11487).",
+        "",
+        "```python",
+        "import imagen",
+        "",
+        f'imagen.load("{name}").sample(["a red apple"])[0].save("apple.png")',
+        "```",
+        "",
+        "| stage | predicts | sampled by default | weights |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        f"Text encoder: {text}. Everything else is in `cascade.json`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def front_matter(library: str, converted: bool) -> list[str]:
+    """What the hub reads of a card. Converted weights keep the licence of their source; of others nothing is known."""
+    licence = ["license: other", "license_name: see-the-licence-of-the-converted-weights"] if converted else []
+    return ["---", f"library_name: {library}", "pipeline_tag: text-to-image", *licence, "---", ""]
+
+
+def _origin(info: Any) -> str:
+    if "converted_from" in info:
+        return f"converted from {info['converted_from']}, under its licence"
+    known = [f"{key} {info[key]}" for key in ("preset", "step") if key in info]
+    return ", ".join(known) or "-"
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

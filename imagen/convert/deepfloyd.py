@@ -1,0 +1,168 @@
+"""DeepFloyd IF, as diffusers publishes it, to a cascade.
+
+A pipeline folder holds `unet/`, `scheduler/`, `image_noising_scheduler/` (super-resolution), `text_encoder/` and
+`tokenizer/`. What a stage is comes from its own JSON; only what no file says (steps, guidance and the level of the
+conditioning noise, which are arguments of diffusers' pipelines) is IF's recommendation.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from imagen.cascade.config import StageConfig
+from imagen.cascade.storage import check_free, check_stages, write_cascade
+from imagen.convert.names import to_ours
+from imagen.convert.scheduler import read_objective, read_sampling, read_schedule
+from imagen.convert.structure import read_unet_config
+from imagen.errors import UserError
+from imagen.files import copy_licences, read_json
+from imagen.models.captions import Cleaning
+from imagen.models.text import TextConfig, encoder_config, load_text_encoder, unconditional
+
+MAX_TOKENS = 77  # what IF was trained with
+ENCODER = "google/t5-v1_1-xxl"  # where the folders bring none
+SCALE = 4  # of IF's super-resolution stages
+BASE = {"steps": 100, "guidance": 7.0}
+SUPER_RESOLUTION = {"steps": 50, "guidance": 4.0, "low_res_noise": 0.25}
+
+WEIGHTS = "diffusion_pytorch_model"
+
+
+def convert_deepfloyd(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    encoder: str | None = None,
+    cleaning: Cleaning = "lower",
+    device: torch.device | str = "cpu",
+) -> list[StageConfig]:
+    """Write the cascade `out` from pipeline folders, one a stage, base first (or super-resolution stages alone).
+
+    encoder: a Hugging Face name or a local folder. Default: the first of the folders that holds one, else T5-XXL by
+    name. It is referred to, not copied; it runs once here, on `device`, for the embedding of "".
+    cleaning: what is done to prompts.
+
+    Raises UserError, naming file and field, for what is not IF's structure, for a tensor too many or too few, for
+    weights that are not safetensors (a pickle may run code), and if `out` holds anything else.
+    """
+    if not paths:
+        raise UserError("nothing to convert: name the pipeline folders, base first")
+    folders = [_pipeline(Path(path)) for path in paths]
+    stages: list[StageConfig] = []
+    for folder in folders:
+        stages.append(read_stage(folder, stages[-1].resolution if stages else None))
+    check_free(Path(out), [], [stage.resolution for stage in stages])
+    text = text_config(encoder or _encoder(folders), cleaning)
+    check_stages(stages, text=text, where=str(out), sources=[str(folder) for folder in folders])
+    null_LD = unconditional(text, load_text_encoder(text, device))
+    write_cascade(
+        Path(out),
+        text=text,
+        unconditional=null_LD,
+        stages=[
+            (stage, read_weights(folder, stage), _info(folder)) for folder, stage in zip(folders, stages, strict=True)
+        ],
+    )
+    for folder in folders:  # the weights' licence asks to go with every copy of them
+        copy_licences(folder, Path(out))
+    return stages
+
+
+def read_stage(folder: Path, before: int | None = None) -> StageConfig:
+    """What the stage in a pipeline folder is. `before`: the resolution of the stage that it enlarges, if known."""
+    where = folder / "unet" / "config.json"
+    config = _object(where)
+    unet = read_unet_config(config, str(where))
+    resolution = config.get("sample_size")
+    if type(resolution) is not int or resolution < 1:
+        raise UserError(f"{where}: sample_size is {resolution!r}; it must be the side of the stage's pictures")
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    settings = _object(scheduler)
+    low_resolution, low_res_schedule = None, read_schedule(settings, str(scheduler))
+    if unet.low_res:
+        low_resolution = before or resolution // SCALE
+        noising = folder / "image_noising_scheduler" / "scheduler_config.json"
+        low_res_schedule = read_schedule(_object(noising), str(noising))
+    stage = StageConfig(
+        resolution=resolution,
+        low_resolution=low_resolution,
+        unet=unet,
+        schedule=read_schedule(settings, str(scheduler)),
+        objective=read_objective(settings, str(scheduler)),
+        low_res_schedule=low_res_schedule,
+        low_res_filter="bilinear",
+        sampling=read_sampling(
+            settings, unet.learned_variance, str(scheduler), **SUPER_RESOLUTION if unet.low_res else BASE
+        ),
+    )
+    stage.check(str(folder))
+    return stage
+
+
+def read_weights(folder: Path, stage: StageConfig) -> dict[str, Tensor]:
+    """The U-Net's tensors under our names, float32 (a half-precision variant is read where there is no other)."""
+    unet = folder / "unet"
+    tensors: dict[str, Tensor] = {}
+    for file in _weight_files(unet):
+        try:
+            tensors |= load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file} cannot be read as safetensors: {error}") from None
+    return {name: tensor.float() for name, tensor in to_ours(tensors, stage.unet, str(unet)).items()}
+
+
+def text_config(encoder: str, cleaning: Cleaning = "lower") -> TextConfig:
+    """IF's handling of text, with this encoder."""
+    config = encoder_config(encoder, max_tokens=MAX_TOKENS)
+    return replace(config, cleaning=cleaning, padding="full", unconditional="empty")
+
+
+def _pipeline(path: Path) -> Path:
+    """A pipeline folder: the one that holds `unet/config.json`."""
+    if (path / "unet" / "config.json").is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path} is no folder; expected a diffusers pipeline with unet/config.json")
+    if (path / "config.yml").is_file():
+        raise UserError(f"{path} is in DeepFloyd's first format; convert the one with unet/config.json (diffusers)")
+    raise UserError(f"{path} holds no unet/config.json; expected a diffusers pipeline of DeepFloyd IF")
+
+
+def _encoder(folders: Sequence[Path]) -> str:
+    with_encoder = [folder for folder in folders if (folder / "text_encoder" / "config.json").is_file()]
+    return str(with_encoder[0].resolve()) if with_encoder else ENCODER
+
+
+def _weight_files(unet: Path) -> list[Path]:
+    """The safetensors of full precision if they are there, else those of a variant; in one file or in several."""
+    for variant in ("", ".bf16", ".fp16"):
+        whole, index = unet / f"{WEIGHTS}{variant}.safetensors", unet / f"{WEIGHTS}.safetensors.index{variant}.json"
+        if whole.is_file():
+            return [whole]
+        if index.is_file():
+            names = set(_object(index).get("weight_map", {}).values())
+            if any(name != Path(str(name)).name for name in names):
+                raise UserError(f"{index} names files outside its folder")
+            return [unet / name for name in sorted(names)]
+    if any(unet.glob("*.bin")):
+        raise UserError(f"{unet} holds pickled weights alone (.bin), which may run code; get the .safetensors")
+    raise UserError(f"{unet} holds no {WEIGHTS}.safetensors")
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not an object")
+    return value
+
+
+def _info(folder: Path) -> dict[str, Any]:
+    index = folder / "model_index.json"
+    name = _object(index).get("_name_or_path") if index.is_file() else None
+    return {"converted_from": name or folder.name}

@@ -1,0 +1,89 @@
+"""How a stage is trained and sampled: diffusers' `scheduler_config.json`; our schedule, objective and thresholds."""
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from imagen.cascade.config import SamplingConfig, StageConfig
+from imagen.diffusion.objective import ObjectiveConfig, Prediction
+from imagen.diffusion.schedule import STEPS, DiscreteSteps, ScheduleConfig
+from imagen.errors import UserError
+
+_PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+
+
+def read_schedule(config: Mapping[str, Any], where: str) -> ScheduleConfig:
+    """The schedule in a `scheduler_config.json`; UserError, naming `where` and the field, for any but IF's."""
+    fixed = {
+        "beta_schedule": "squaredcos_cap_v2",
+        "num_train_timesteps": STEPS,
+        "rescale_betas_zero_snr": False,
+        "steps_offset": 0,
+        "trained_betas": None,
+    }
+    for field, value in fixed.items():
+        if config.get(field, value if field != "beta_schedule" else None) != value:
+            raise UserError(f"{where}: {field} is {config.get(field)!r}; only {value!r} is known")
+    spacing = config.get("timestep_spacing", "leading")
+    if spacing not in get_args(DiscreteSteps):
+        raise UserError(f"{where}: timestep_spacing is {spacing!r}; known are {', '.join(get_args(DiscreteSteps))}")
+    return ScheduleConfig(kind="discrete_cosine", discrete_steps=spacing)
+
+
+def read_objective(config: Mapping[str, Any], where: str) -> ObjectiveConfig:
+    """What the U-Net predicts."""
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in _PREDICTIONS:
+        raise UserError(f"{where}: prediction_type is {prediction!r}; known are {', '.join(_PREDICTIONS)}")
+    return ObjectiveConfig(prediction=_PREDICTIONS[prediction])
+
+
+def read_sampling(config: Mapping[str, Any], learned_variance: bool, where: str, **defaults: Any) -> SamplingConfig:
+    """Thresholds and variance as the scheduler has them; `defaults`: what it does not say."""
+    variance = config.get("variance_type", "fixed_small")
+    known = {"learned_range": 0.3} if learned_variance else {"fixed_small": 0.0, "fixed_large": 1.0}
+    if variance not in known:
+        raise UserError(f"{where}: variance_type is {variance!r}; this U-Net needs {' or '.join(known)}")
+    if config.get("thresholding", False):
+        threshold: dict[str, Any] = {
+            "threshold": "dynamic",
+            "percentile": float(config.get("dynamic_thresholding_ratio", 0.995)),
+            "max_scale": float(config.get("sample_max_value", 1.0)),
+        }
+    elif config.get("clip_sample", True):
+        if config.get("clip_sample_range", 1.0) != 1.0:
+            raise UserError(f"{where}: clip_sample_range is {config['clip_sample_range']}; only 1.0 is known")
+        threshold = {"threshold": "static"}
+    else:
+        threshold = {"threshold": "none"}
+    sampling = SamplingConfig(sampler="ddpm", gamma=known[variance], **threshold, **defaults)
+    sampling.check(where)
+    return sampling
+
+
+def write_scheduler(stage: StageConfig, where: str) -> dict[str, Any]:
+    """`scheduler_config.json` of a stage. UserError, naming `where`, for what DDPMScheduler cannot express."""
+    sampling = stage.sampling
+    if sampling.threshold == "dynamic" and sampling.max_scale is None:
+        raise UserError(f"{where}: diffusers cannot express it: its dynamic threshold has no limit; set max_scale")
+    predictions = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
+    return {
+        **write_noising(stage.schedule, where),
+        "clip_sample": sampling.threshold == "static",
+        "dynamic_thresholding_ratio": sampling.percentile,
+        "prediction_type": predictions[stage.objective.prediction],
+        "sample_max_value": 1.0 if sampling.max_scale is None else sampling.max_scale,
+        "thresholding": sampling.threshold == "dynamic",
+        "variance_type": "learned_range",
+    }
+
+
+def write_noising(schedule: ScheduleConfig, where: str) -> dict[str, Any]:
+    """`scheduler_config.json` of a schedule alone: of the noise on low-resolution pictures."""
+    if schedule.kind != "discrete_cosine":
+        raise UserError(f"{where}: diffusers cannot express it: a {schedule.kind} schedule; only discrete_cosine can")
+    return {
+        "_class_name": "DDPMScheduler",
+        "beta_schedule": "squaredcos_cap_v2",
+        "num_train_timesteps": STEPS,
+        "timestep_spacing": schedule.discrete_steps,
+    }

@@ -1,0 +1,94 @@
+"""The hub, with its two functions that use the network replaced by a folder here."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from command_line import command
+from safetensors.torch import save_file
+
+import imagen
+from imagen.cascade import SamplingConfig, Stage, StageConfig
+from imagen.cascade.cascade import Cascade
+from imagen.cascade.hub import is_name, push
+from imagen.errors import UserError
+from imagen.models.unet import Level, UNet, UNetConfig
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in place of huggingface.co."""
+    there = tmp_path / "hub"
+
+    def snapshot_download(name: str, *, allow_patterns: list[str]) -> str:
+        if not (there / name).is_dir():
+            raise huggingface_hub.errors.LocalEntryNotFoundError("401 Client Error.\nRepository not found")
+        local = tmp_path / "cache" / name
+        local.mkdir(parents=True)
+        for path in (there / name).iterdir():
+            if any(path.match(pattern) for pattern in allow_patterns):
+                shutil.copy(path, local)
+        return str(local)
+
+    class Api:
+        def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> None:
+            assert private and exist_ok
+            (there / name).mkdir(parents=True, exist_ok=True)
+
+        def upload_folder(self, *, repo_id: str, folder_path: str, ignore_patterns: list[str]) -> None:
+            shutil.copytree(folder_path, there / repo_id, dirs_exist_ok=True)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    return there
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    unet = UNetConfig(levels=(Level(channels=8, blocks=1, stride=1),), middle=False)
+    stage = Stage(StageConfig(resolution=8, unet=unet, sampling=SamplingConfig(steps=2)), UNet(unet), {"step": 7})
+    Cascade([stage]).save(tmp_path / "cascade")
+    return tmp_path / "cascade"
+
+
+def test_pushed_and_loaded(hub: Path, saved: Path) -> None:
+    done = command("assemble", saved, "--out", saved.with_name("joined"), "--push", "some-lab/apples-64")
+    assert done.code == 0 and done.out.endswith("https://huggingface.co/some-lab/apples-64\n"), done
+    there = hub / "some-lab" / "apples-64"
+    card = (there / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: imagen\n") and 'imagen.load("some-lab/apples-64")' in card
+    assert "step 7" in card and "licence" not in card
+    (there / "evil.bin").write_bytes(b"a pickle")
+    loaded = imagen.load("some-lab/apples-64")
+    assert not list(hub.parent.glob("cache/**/*.bin"))
+    same = Cascade.load(saved)
+    assert loaded.stages[0].sha256 == same.stages[0].sha256
+    assert loaded.sample([""], progress=False) == same.sample([""], progress=False)
+
+
+def test_a_card_that_is_there_stays(hub: Path, saved: Path) -> None:
+    (saved / "README.md").write_text("mine")
+    push(saved, "a/b", "generated")
+    assert (hub / "a" / "b" / "README.md").read_text() == "mine"
+    assert imagen.load("a/b").stages[0].config.resolution == 8
+
+
+def test_what_is_not_there(hub: Path, saved: Path, mistake: Any) -> None:
+    with pytest.raises(
+        UserError, match=r"no/where is no folder here, and cannot be had from the hub: 401 .* not found"
+    ):
+        imagen.load("no/where")
+    assert "org/name" in mistake("assemble", saved, "--out", saved.with_name("x"), "--push", "apples")
+    (hub / "c" / "d").mkdir(parents=True)
+    save_file({"a": torch.zeros(1)}, hub / "c" / "d" / "model.safetensors")
+    with pytest.raises(UserError, match=r"is not a cascade"):
+        imagen.load("c/d")
+
+
+def test_names() -> None:
+    assert is_name("org/name") and is_name(Path("DeepFloyd/IF-I-XL-v1.0"))
+    assert not any(map(is_name, ["name", "/org/name", "a/b/c", "../name", "org/", "org/.name", "-x/y"]))

@@ -1,0 +1,320 @@
+"""Whole cascades against diffusers' pipelines: same prompts, noise, scheduler and steps."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import command
+from PIL import Image
+from torch import Tensor
+
+from imagen.cascade import Cascade, assemble
+from imagen.cascade import stage as stage_module
+from imagen.cascade.conditioning import to_images, to_uint8
+from imagen.cascade.storage import read_manifest, read_tensors, write_cascade
+from imagen.convert.deepfloyd import convert_deepfloyd
+from imagen.convert.diffusers import convert_diffusers
+from imagen.diffusion.noise import PictureNoise
+from imagen.errors import UserError
+
+diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("tokenizers")
+
+from pipelines import save  # noqa: E402
+
+PROMPTS = ["A red apple ", "the green octopus on a table"]
+SEEDS = [3, 4]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pipelines")
+    return [save(folder / f"IF-{stage}", stage) for stage in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def converted(pipelines: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("converted") / "cascade"
+    convert_deepfloyd(pipelines[:2], out)
+    return out
+
+
+class OurNoise:
+    """Our random numbers in the order in which diffusers asks for them."""
+
+    def __init__(self, resolution: int, enlarges: bool):
+        shape, stream = (3, resolution, resolution), 2 * resolution
+        self.sampler, self.low_res = (PictureNoise(SEEDS, shape, stream=stream + extra) for extra in (0, 1))
+        self.enlarges, self.calls = enlarges, 0
+
+    def __call__(self, shape: Any, **options: Any) -> Tensor:
+        self.calls += 1
+        noise = self.low_res() if self.enlarges and self.calls == 2 else self.sampler()
+        assert noise.shape == shape
+        return noise
+
+
+def theirs(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, image: list[Image.Image] | None, steps: int, **parts: Any
+) -> Tensor:
+    """What diffusers makes, in [-1, 1]."""
+    from diffusers.pipelines.deepfloyd_if import pipeline_if, pipeline_if_superresolution
+    from diffusers.schedulers import scheduling_ddpm
+
+    kind = diffusers.IFPipeline if image is None else diffusers.IFSuperResolutionPipeline
+    pipeline = kind.from_pretrained(folder, **parts)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = OurNoise(pipeline.unet.config.sample_size, image is not None)
+    for module in (pipeline_if, pipeline_if_superresolution, scheduling_ddpm):
+        monkeypatch.setattr(module, "randn_tensor", noise)
+    options = {"guidance_scale": 7.0} if image is None else {"image": image, "noise_level": 250, "guidance_scale": 4.0}
+    made = pipeline(PROMPTS, num_inference_steps=steps, clean_caption=False, output_type="pt", **options)
+    return made.images.clamp(-1, 1)  # as its PIL output does; "pt" is before that
+
+
+def ours(monkeypatch: pytest.MonkeyPatch, cascade: Cascade, steps: int, **options: Any) -> list[Tensor]:
+    """What each of our stages makes, in [-1, 1], before it is rounded to 255 levels."""
+    made: list[Tensor] = []
+
+    def kept(x_BCHW: Tensor) -> Tensor:
+        made.append(x_BCHW.clamp(-1, 1))
+        return to_uint8(x_BCHW)
+
+    monkeypatch.setattr(stage_module, "to_uint8", kept)
+    cascade.sample(PROMPTS, seeds=SEEDS, steps=steps, precision="fp32", progress=False, **options)
+    return made
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def test_the_same_pictures(monkeypatch: pytest.MonkeyPatch, pipelines: list[Path], converted: Path) -> None:
+    """Theirs has alphas in float32, ours (as DeepFloyd's own code) in float64: most of the difference."""
+    small = theirs(monkeypatch, pipelines[0], None, 10)
+    handed_on = to_images(to_uint8(small))
+    large = theirs(monkeypatch, pipelines[1], handed_on, 10)
+    assert small.std() > 0.3 and large.std() > 0.3 and difference(small[0], small[1]) > 0.3
+    cascade = Cascade.load(converted)
+    made = ours(monkeypatch, cascade, 10)
+    assert difference(made[0], small) < 1e-3
+    assert difference(ours(monkeypatch, cascade, 10, start=handed_on)[0], large) < 1e-3
+    # From one stage to the next a pixel may fall on the other side of a rounding edge: one level of 255.
+    assert difference(made[1], large) < 2 / 255
+
+
+def test_a_third_stage_alone(monkeypatch: pytest.MonkeyPatch, pipelines: list[Path], tmp_path: Path) -> None:
+    (stage,) = convert_deepfloyd(pipelines[2:], tmp_path / "third")
+    assert (stage.low_resolution, stage.resolution) == (16, 64)
+    torch.manual_seed(0)
+    start = to_images(torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8))
+    (made,) = ours(monkeypatch, Cascade.load(tmp_path / "third"), 5, start=start)
+    assert difference(made, theirs(monkeypatch, pipelines[2], start, 5)) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"timestep_spacing": "linspace"},
+        {"thresholding": False},
+        {"thresholding": False, "clip_sample": False, "prediction_type": "v_prediction"},
+    ],
+    ids=["linspace", "clipped", "unclipped-v"],
+)
+def test_other_schedulers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scheduler: dict[str, Any]) -> None:
+    pipeline = save(tmp_path / "IF-1", 1, **scheduler)
+    convert_deepfloyd([pipeline], tmp_path / "cascade")
+    (made,) = ours(monkeypatch, Cascade.load(tmp_path / "cascade"), 5)
+    assert difference(made, theirs(monkeypatch, pipeline, None, 5)) < 1e-3
+
+
+def test_what_is_recommended_and_what_files_say(converted: Path, pipelines: list[Path]) -> None:
+    manifest = read_manifest(converted)
+    base, large = (stage.config for stage in manifest.stages)
+    assert (base.resolution, large.low_resolution, large.resolution) == (16, 16, 32)
+    assert (base.sampling.steps, base.sampling.guidance, base.sampling.max_scale) == (100, 7.0, 1.5)
+    assert (large.sampling.steps, large.sampling.guidance, large.sampling.max_scale) == (50, 4.0, 1.0)
+    assert (large.sampling.low_res_noise, large.low_res_filter, base.sampling.percentile) == (0.25, "bilinear", 0.95)
+    assert manifest.text is not None and manifest.text.config.encoder == str(pipelines[0])
+    assert (manifest.text.config.max_tokens, manifest.text.config.padding) == (77, "full")
+
+
+class TestThereAndBack:
+    @pytest.fixture(scope="class")
+    def exported(self, converted: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+        return convert_diffusers(converted, tmp_path_factory.mktemp("exported"))
+
+    def test_bit_equal(self, converted: Path, exported: list[Path], pipelines: list[Path], tmp_path: Path) -> None:
+        convert_deepfloyd(exported, tmp_path / "again", encoder=str(pipelines[0]))
+        first, again = read_manifest(converted), read_manifest(tmp_path / "again")
+        assert first.text == again.text
+        for before, after in zip(first.stages, again.stages, strict=True):
+            assert (before.config, before.sha256) == (after.config, after.sha256)
+
+    def test_diffusers_runs_it(
+        self, monkeypatch: pytest.MonkeyPatch, converted: Path, exported: list[Path], pipelines: list[Path]
+    ) -> None:
+        original = diffusers.IFPipeline.from_pretrained(pipelines[0])
+        text = {"tokenizer": original.tokenizer, "text_encoder": original.text_encoder}
+        small = theirs(monkeypatch, exported[0], None, 5, **text)
+        assert torch.equal(small, theirs(monkeypatch, pipelines[0], None, 5))
+        large = theirs(monkeypatch, exported[1], to_images(to_uint8(small)), 5, **text)
+        (made,) = ours(monkeypatch, Cascade.load(converted), 5, start=to_images(to_uint8(small)))
+        assert difference(made, large) < 1e-3
+
+    def test_the_card_shows_how(self, exported: list[Path]) -> None:
+        card = (exported[1] / "README.md").read_text()
+        assert "IFSuperResolutionPipeline.from_pretrained(" in card and "noise_level=250" in card
+        assert 'encoder = "IF-1"' in card and 'subfolder="tokenizer"' in card  # a folder of ours: its name alone
+        index = json.loads((exported[1] / "model_index.json").read_text())
+        assert index["requires_safety_checker"] is True  # these weights came from elsewhere
+
+    def test_never_over_something(self, converted: Path, exported: list[Path]) -> None:
+        with pytest.raises(UserError, match="stage-16 is not empty"):
+            convert_diffusers(converted, exported[0].parent)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda s: replace(s, unet=replace(s.unet, resample="conv")), "resample is 'conv'"),
+        (lambda s: replace(s, unet=replace(s.unet, context_norm="layer")), "context_norm is 'layer'"),
+        (lambda s: replace(s, schedule=replace(s.schedule, kind="cosine")), "a cosine schedule"),
+        (lambda s: replace(s, sampling=replace(s.sampling, max_scale=None)), "set max_scale"),
+    ],
+)
+def test_what_diffusers_cannot_express(converted: Path, tmp_path: Path, change: Callable, reason: str) -> None:
+    manifest = read_manifest(converted)
+    assert manifest.text is not None
+    write_cascade(
+        tmp_path / "other",
+        text=manifest.text.config,
+        unconditional=torch.zeros(77, 24),
+        stages=[(change(manifest.stages[0].config), {"some": torch.zeros(1)}, {})],
+    )
+    with pytest.raises(UserError, match=f"stage 16: diffusers cannot express it: .*{reason}"):
+        convert_diffusers(tmp_path / "other", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"padding": "trim"}, "padding"), ({"max_tokens": 128}, "128"), ({"unconditional": "zeros"}, "zeros"),
+     ({"cleaning": "none"}, "lower case")],
+)  # fmt: skip
+def test_text_that_diffusers_cannot_express(converted: Path, tmp_path: Path, change: dict, reason: str) -> None:
+    manifest = read_manifest(converted)
+    assert manifest.text is not None
+    write_cascade(
+        tmp_path / "other",
+        text=replace(manifest.text.config, **change),
+        unconditional=torch.zeros(77, 24),
+        stages=[(manifest.stages[0].config, {"some": torch.zeros(1)}, {})],
+    )
+    with pytest.raises(UserError, match=f"diffusers cannot express it: .*{reason}"):
+        convert_diffusers(tmp_path / "other", tmp_path / "out")
+
+
+def test_the_command_line(pipelines: list[Path], tmp_path: Path) -> None:
+    done = command("convert", "deepfloyd", pipelines[0], pipelines[1], "--out", tmp_path / "cascade", "--device", "cpu")
+    assert (done.code, done.err) == (0, "") and "stage 16 and 32" in done.out, done
+    done = command("sample", tmp_path / "cascade", "a red apple", "--steps", 2, "--out", tmp_path / "pictures")
+    assert done.code == 0, done
+    assert Image.open(tmp_path / "pictures" / "0000.png").size == (32, 32)
+    done = command("convert", "diffusers", tmp_path / "cascade", "--out", tmp_path / "out")
+    assert done.code == 0 and done.out.count("README.md says how to load it") == 2, done
+    done = command("convert", "deepfloyd", tmp_path, "--out", tmp_path / "x")
+    assert done.code == 2 and done.err.count("\n") == 1 and "holds no unet/config.json" in done.err
+
+
+class TestMistakes:
+    @pytest.fixture
+    def broken(self, pipelines: list[Path], tmp_path: Path) -> Path:
+        return Path(shutil.copytree(pipelines[0], tmp_path / "broken"))
+
+    def refused(self, paths: Any, tmp_path: Path, *words: str) -> None:
+        with pytest.raises(UserError) as caught:
+            convert_deepfloyd(paths if isinstance(paths, list) else [paths], tmp_path / "out")
+        assert all(word in str(caught.value) for word in words), caught.value
+        assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+    def test_pickles(self, broken: Path, tmp_path: Path) -> None:
+        (broken / "unet" / "diffusion_pytorch_model.safetensors").rename(broken / "unet" / "pytorch_model.bin")
+        self.refused(broken, tmp_path, "pickled", ".safetensors")
+
+    def test_a_file_that_is_cut_off(self, broken: Path, tmp_path: Path) -> None:
+        file = broken / "unet" / "diffusion_pytorch_model.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+        self.refused(broken, tmp_path, str(file), "cannot be read as safetensors")
+
+    def test_a_config_that_does_not_fit_the_weights(self, broken: Path, tmp_path: Path) -> None:
+        file = broken / "unet" / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"layers_per_block": 3}))
+        self.refused(broken, tmp_path, str(broken / "unet"), "is missing; the file does not fit its config.json")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"beta_schedule": "linear"},
+            {"num_train_timesteps": 500},
+            {"variance_type": "fixed_small"},
+            {"steps_offset": 1},
+            {"timestep_spacing": "random"},
+            {"prediction_type": "flow"},
+        ],
+    )
+    def test_other_schedulers(self, broken: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+        file = broken / "scheduler" / "scheduler_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+        self.refused(broken, tmp_path, str(file), f"{next(iter(change))} is {next(iter(change.values()))!r}")
+
+    def test_folders_that_are_none(self, pipelines: list[Path], tmp_path: Path) -> None:
+        self.refused([], tmp_path, "nothing to convert")
+        self.refused(tmp_path / "nowhere", tmp_path, "is no folder")
+        self.refused(pipelines[0] / "unet", tmp_path, "holds no unet/config.json")
+        (tmp_path / "first").mkdir()
+        (tmp_path / "first" / "config.yml").touch()
+        self.refused(tmp_path / "first", tmp_path, "DeepFloyd's first format")
+
+    def test_stages_in_the_wrong_order(self, pipelines: list[Path], tmp_path: Path) -> None:
+        self.refused([pipelines[1], pipelines[0]], tmp_path, "only the first stage can be")
+
+
+def test_weights_in_several_files_and_in_half_precision(pipelines: list[Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(pipelines[0], tmp_path / "sharded"))
+    whole = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(whole).items()}
+    whole.unlink()
+    names, parts = sorted(tensors), {}
+    for number, part in enumerate((names[:40], names[40:]), 1):
+        file = f"diffusion_pytorch_model.fp16-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / "unet" / file)
+        parts |= dict.fromkeys(part, file)
+    index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json"
+    index.write_text(json.dumps({"weight_map": parts}))
+    (folder / "LICENSE").write_text("terms")
+    convert_deepfloyd([folder], tmp_path / "cascade")
+    (record,) = read_manifest(tmp_path / "cascade").stages
+    read = read_tensors(tmp_path / "cascade", record.weights, record.sha256)
+    assert all(tensor.dtype == torch.float32 for tensor in read.values())
+    assert torch.equal(read["conv_in.weight"], tensors["conv_in.weight"].float())
+    assemble([tmp_path / "cascade"], tmp_path / "joined")
+    (exported,) = convert_diffusers(tmp_path / "joined", tmp_path / "exported")
+    assert (exported / "LICENSE").read_text() == "terms"  # it goes with every copy
