@@ -9,7 +9,7 @@ from imagen.diffusion.schedule import ScheduleConfig
 from imagen.errors import UserError, check_number, suggest
 from imagen.models.unet import UNetConfig
 
-Sampler = Literal["ddpm", "ddim", "dpmpp_2m"]
+Sampler = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun"]
 
 
 @dataclass(frozen=True, kw_only=True)
