@@ -516,7 +516,7 @@ def picture(path: Path, size: tuple[int, int] = (64, 64)) -> Path:
 
 
 def test_pictures_that_cannot_be_enlarged(made, mistake, tmp_path, monkeypatch):
-    good, odd = picture(tmp_path / "good.png"), picture(tmp_path / "odd.png", (65, 64))
+    good = picture(tmp_path / "good.png")
     truncated, text = tmp_path / "cut.png", tmp_path / "text.png"
     truncated.write_bytes(good.read_bytes()[:2000])
     text.write_text("hello")
@@ -525,11 +525,9 @@ def test_pictures_that_cannot_be_enlarged(made, mistake, tmp_path, monkeypatch):
     for cascade, pictures, message in (
         ("sr", [tmp_path / "none.png"], "none.png does not exist"),
         ("sr", [truncated], "cut.png is not a picture that can be read"),
-        ("sr", [text], "text.png is not a picture that can be read"),
+        ("sr", [good, text], "text.png is not a picture that can be read"),
         ("sr", [tmp_path], "is not a picture that can be read"),
         ("sr", [bomb], "bomb.png is not a picture that can be read: Image size .* exceeds limit"),
-        ("sr", [odd], "64x65 .* must divide by"),
-        ("sr", [good, odd], "differ in size"),
         ("base", [good], "nothing to enlarge with"),
     ):
         assert re.search(message, mistake("upscale", made / cascade, *pictures, "--out", tmp_path / "o"))

@@ -2,8 +2,8 @@
 
 A sampler takes a denoiser, x at the first level and `logsnrs`, rising levels lambda_0 < ... < lambda_N (1-D, float64).
 It calls the denoiser N times, at lambda_0 ... lambda_{N-1} (`heun` twice a step), and returns x at lambda_N. The last
-level of `step_logsnrs` is +infinity, alpha = 1 and sigma = 0, where the step of every sampler is to return the x0 estimate
-itself, without noise. (A finite last level gives x at that level: for tests, or to stop half-way.)
+level of `step_logsnrs` is +infinity, alpha = 1 and sigma = 0, where the step of every sampler is to return the x0
+estimate itself, without noise. (A finite last level gives x at that level: for tests, or to stop half-way.)
 
 Notation: a step goes from t to s, lambda_s > lambda_t. Coefficients are Python floats (float64); x keeps its dtype.
 """
