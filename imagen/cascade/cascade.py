@@ -228,7 +228,7 @@ class Cascade:
             "threads": torch.get_num_threads() if plan.device.type == "cpu" else None,
             "batch": len(batch),
             "place": picture - batch.start,  # in its batch
-            "rows": list(plan.rows),
+            "rows": [min(rows, len(batch)) for rows in plan.rows],
         }
 
     def _start(self, plan: Plan, batch: range) -> Tensor:

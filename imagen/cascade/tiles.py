@@ -2,7 +2,7 @@
 
 Only the network works on tiles. Noise, conditioning and the sampler's x are those of the whole picture, and in every
 step the tiles' answers are blended before the sampler goes on. So neighbours agree at each noise level, and there are
-no seams; where the network sees no further than the overlap, the result is that of the whole picture.
+no seams; where the network sees no further than a quarter of the overlap, the result is that of the whole picture.
 """
 
 from collections.abc import Callable
@@ -66,8 +66,11 @@ def spans(length: int, side: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def _ramp(length: int, before: bool, after: bool, overlap: int) -> Tensor:
-    """Weights along one axis: 1, falling linearly over the overlap with a neighbour, but not to 0."""
-    rising = (torch.arange(overlap) + 0.5) / overlap
+    """Weights along one axis: 1, but where tiles meet, in a quarter of the overlap 0, in half of it rising to 1.
+
+    Near its border a tile's answer suffers from what it does not see beyond; there the neighbour's is taken.
+    """
+    rising = ((torch.arange(overlap) + 0.5) / overlap * 2 - 0.5).clamp(0, 1)
     weight = torch.ones(length)
     if before:
         weight[:overlap] = rising
