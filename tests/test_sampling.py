@@ -309,6 +309,15 @@ def test_an_edited_picture_is_made_again_from_the_same_pictures(two, tmp_path):
             plan_again(two, path, **given)
 
 
+def test_an_enlarged_picture_is_made_again(two, tmp_path):
+    two.save(tmp_path / "cascade")
+    noisy(37, 21).save(tmp_path / "photo.png")
+    (path,) = write_upscaled(two, [tmp_path / "photo.png"], tmp_path / "o", tile=32, seed=4, **JOB)
+    assert read_metadata(path)["tiles"] == [32]
+    plan, place = plan_again(two, path, start=read_picture(tmp_path / "photo.png"), device="cpu")
+    assert write_again(two, plan, place, tmp_path / "a", progress=False).read_bytes() == path.read_bytes()
+
+
 def test_what_cannot_be_made_again_is_refused(two, tmp_path):
     two.save(tmp_path / "cascade")
     (path,) = write_samples(two, ["cat"], tmp_path / "o", stages=1, **JOB)

@@ -51,6 +51,7 @@ def add_sample(command: Callable[..., Any]) -> None:
     sub.add_argument("--strength", type=listed(float), metavar="S,...", help="how much of it is drawn anew (0 to 1)")
     sub.add_argument("--mask", metavar="FILE", help="where the init picture is drawn anew (white) or kept (black)")
     sub.add_argument("--from", dest="again", metavar="FILE", help="make the picture in this file again")
+    sub.add_argument("--start", metavar="FILE", help="with --from an enlarged picture: what was enlarged")
 
 
 def add_upscale(command: Callable[..., Any]) -> None:
@@ -103,6 +104,8 @@ def sample(options: argparse.Namespace) -> None:
     if options.again is not None:
         _again(options, rows)
         return
+    if options.start is not None:
+        raise UserError("--start goes with --from; to enlarge a picture, use `imagen upscale`")
     if not rows:
         raise UserError('no prompts: give some, or --prompts FILE ("" makes a picture without a prompt)')
     negatives = [options.negative if row.negative is None else row.negative for row in rows]
@@ -146,8 +149,8 @@ def _again(options: argparse.Namespace, rows: list[Prompt]) -> None:
     from imagen.cascade import plan_again, write_again
 
     cascade, request = _prepared(options)
-    init, mask = _picture(options.init), _picture(options.mask)
-    plan, place = plan_again(cascade, options.again, init=init, mask=mask, device=request["device"])
+    start, init, mask = (_picture(file) for file in (options.start, options.init, options.mask))
+    plan, place = plan_again(cascade, options.again, start=start, init=init, mask=mask, device=request["device"])
     write_again(cascade, plan, place, options.out)
     _say(1, options.out, 0)
 
