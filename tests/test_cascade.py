@@ -22,6 +22,7 @@ from imagen.cascade import (
     write_samples,
 )
 from imagen.cascade.conditioning import from_uint8, to_uint8
+from imagen.diffusion.noise import Variation
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.diffusion.schedule import ScheduleConfig, alpha_sigma, build_schedule, noise_label
 from imagen.errors import UserError
@@ -328,7 +329,7 @@ def test_guidance_and_thresholds_reach_the_sampler(two):
 def test_prompts_are_encoded_once_and_the_empty_one_is_unconditional():
     model = cascade()
     model.sample(["cat", "", "dog", "cat"], batch_size=1, steps=1, **QUICK)
-    assert model._encoder.seen == ["cat", "dog"]
+    assert model.texts.encoder.seen == ["cat", "dog"]
     assert apart(*(model.sample([""], guidance=w, steps=2, **QUICK)[0] for w in (1.0, 5.0))) <= 1
 
 
@@ -365,7 +366,17 @@ def test_values_that_are_not_finite_are_no_picture():
         ({"seeds": -1}, "seed -1 is negative"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"size": (30, 32)}, "nearest: height 24 or 32, width 32"),
-        ({"start": [Image.new("RGB", (17, 16))]}, "pictures to start from is 16x17"),
+        ({"negative": ["a", "b"]}, "2 negative prompts for 1 prompts"),
+        ({"guidance_rescale": 2.0}, "guidance_rescale is 2.0; it must be from 0 to 1"),
+        ({"guidance_interval": (3.0, -3.0)}, r"guidance_interval is \(3.0, -3.0\)"),
+        ({"spacing": "lambda"}, "unknown spacing 'lambda'"),
+        ({"strength": 0.5}, "strength says what happens to an init picture"),
+        ({"mask": Image.new("L", (8, 8))}, "mask says what happens to an init picture"),
+        ({"init": Image.new("RGB", (16, 16)), "strength": 0.0}, "stage 16: strength is 0; it must be above 0"),
+        ({"init": Image.new("RGB", (16, 16)), "start": [Image.new("RGB", (16, 16))]}, "give one of the two"),
+        ({"seeds": [Variation(1, 2, 1.5)]}, "amount of a variation is 1.5"),
+        ({"tile": 8}, "stage 32: tile is 8; it must be 16 or more"),
+        ({"start": [Image.new("RGB", (16, 16))], "scale": 8}, r"scale is 8; these stages .* can enlarge by 2"),
         ({"start": [Image.new("RGB", (16, 16))] * 2}, "2 pictures to start from but 1 prompts"),
         ({"start": [Image.new("RGB", (16, 16))], "stages": 1}, "nothing to enlarge with"),
         ({"start": [Image.new("RGB", (16, 16))], "size": (32, 32)}, "leave it out"),
@@ -407,7 +418,7 @@ def test_save_and_load_keep_every_bit(two, tmp_path):
         assert (a.config, a.info, a.sha256) == (b.config, b.info, b.sha256)
         for (name, p), (other, q) in zip(a.unet.state_dict().items(), b.unet.state_dict().items(), strict=True):
             assert name == other and torch.equal(p, q)
-    loaded._encoder = Words()
+    loaded.texts.encoder = Words()
     assert apart(two.sample(["cat"], **QUICK)[0], loaded.sample(["cat"], **QUICK)[0]) == 0
     assert len(Cascade.load(tmp_path, stages=1).stages) == 1
     with pytest.raises(UserError, match="choose 1 to 2"):
@@ -533,7 +544,7 @@ def test_assemble_joins_what_fits(tmp_path, two):
     a, b = folder_of(stage(16), path=tmp_path / "a" / "export"), folder_of(stage(32, 16), path=tmp_path / "b")
     assemble([a.parent, b], tmp_path / "out")
     joined = Cascade.load(tmp_path / "out")
-    joined._encoder = Words()
+    joined.texts.encoder = Words()
     assert apart(joined.sample(["cat"], **QUICK)[0], two.sample(["cat"], **QUICK)[0]) == 0
     assemble([tmp_path / "out", folder_of(stage(64, 32, text=False), path=tmp_path / "c")], tmp_path / "out")
     assert [s.config.resolution for s in Cascade.load(tmp_path / "out").stages] == [16, 32, 64]

@@ -4,17 +4,27 @@ config.py        what a stage is and how it is sampled
 storage.py       the CASCADE folder: load, save, export one stage, assemble
 hub.py           cascades on the Hugging Face hub
 plan.py          a request with every default filled in and every mistake found
+sizes.py         heights and widths of the stages
+texts.py         prompts to embeddings
 conditioning.py  what a stage is told: its text, and the picture before it, noised
+editing.py       image to image and inpainting
+tiles.py         large pictures piece by piece
+stage.py         one stage: from noise to a picture
 cascade.py       the cascade itself: a plan to pictures
-output.py        pictures to a folder, resumable
+output.py        pictures to a folder, resumable, on several ranks
+upscaling.py     files of any size to larger ones
+remake.py        a picture again, from what its file says
 """
 
 from imagen.cascade.cascade import Cascade, Preview
 from imagen.cascade.config import SamplingConfig, StageConfig
-from imagen.cascade.output import write_samples
+from imagen.cascade.output import write_again, write_plan, write_samples
 from imagen.cascade.plan import Plan
+from imagen.cascade.remake import plan_again
 from imagen.cascade.stage import Stage
 from imagen.cascade.storage import assemble, export_stage
+from imagen.cascade.upscaling import write_upscaled
+from imagen.diffusion.noise import Variation
 
 __all__ = [
     "Cascade",
@@ -23,7 +33,12 @@ __all__ = [
     "SamplingConfig",
     "Stage",
     "StageConfig",
+    "Variation",
     "assemble",
     "export_stage",
+    "plan_again",
+    "write_again",
+    "write_plan",
     "write_samples",
+    "write_upscaled",
 ]

@@ -2,14 +2,15 @@
 
 A picture is a function of its prompt and its seed. Its neighbours in the batch do not matter (to float
 tolerance: a convolution may sum in another order for another batch size): every picture and every stage
-has its own random numbers, and padding of the text is masked.
+has its own random numbers, and texts are padded to one length whatever else is asked for.
 """
 
 import hashlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,21 +18,18 @@ from tqdm import tqdm
 
 from imagen import __version__
 from imagen.cascade.conditioning import from_images, to_images
-from imagen.cascade.config import Sampler, SamplingConfig
+from imagen.cascade.editing import edit_of
 from imagen.cascade.plan import Plan, check_count, make_plan
 from imagen.cascade.stage import Stage, build_unet, check_float32
 from imagen.cascade.storage import check_stages, find, read_manifest, read_tensors, read_unconditional, write_cascade
+from imagen.cascade.texts import Encoder, Texts
+from imagen.diffusion.noise import Variation
 from imagen.errors import UserError
 from imagen.jsonconfig import to_json
 from imagen.models.precision import Precision, autocast_dtype
-from imagen.models.text import TextConfig, load_text_encoder
+from imagen.models.text import TextConfig
 
-EMBEDDINGS = 1024  # prompts whose embeddings are held in memory together (T5-XXL: at most 2 MB each)
-ENCODE_AT_ONCE = 32  # prompts in one forward of the text encoder
-
-
-class Encoder(Protocol):
-    def encode(self, prompts: list[str], /) -> list[Tensor]: ...
+AHEAD = 1024  # prompts that are encoded together
 
 
 class Preview(NamedTuple):
@@ -66,7 +64,7 @@ class Cascade:
         self.stages = list(stages)
         self.text = text
         self.unconditional = unconditional
-        self._encoder = encoder
+        self.texts = None if text is None or unconditional is None else Texts(text, unconditional, encoder)
 
     @classmethod
     def load(cls, path: str | Path, *, stages: int | None = None, precision: Precision = "fp32") -> "Cascade":
@@ -110,88 +108,92 @@ class Cascade:
         for stage, record in zip(self.stages, manifest.stages, strict=True):
             stage.sha256 = record.sha256
 
+    def compile(self, **options: Any) -> None:
+        """`torch.compile` the networks, with its options. The first picture of each size then takes minutes."""
+        for stage in self.stages:
+            stage.unet.compile(**options)
+
     def sample(
         self,
         prompts: Sequence[str],
         *,
-        seeds: int | Sequence[int] | None = None,
-        start: Sequence[Image.Image] | None = None,
-        stages: int | None = None,
-        settings: Sequence[SamplingConfig] | None = None,
-        steps: int | Sequence[int] | None = None,
-        guidance: float | Sequence[float] | None = None,
-        low_res_noise: float | Sequence[float] | None = None,
-        sampler: Sampler | Sequence[Sampler] | None = None,
-        size: tuple[int, int] | None = None,
-        batch_size: int = 8,
-        device: torch.device | str | None = None,
-        precision: Precision = "auto",
         progress: bool = True,
         on_step: Callable[[Preview], None] | None = None,
+        **request: Any,
     ) -> list[Image.Image]:
-        """One picture (PIL, RGB) for each prompt.
+        """One picture (PIL, RGB) for each prompt. "" is the unconditional model.
 
-        prompts: "" is the unconditional model.
-        seeds: one for each picture, or one for all (default 0). Whole numbers >= 0.
-        start: low-resolution pictures, one a prompt, all of one size: the stage that was trained for the
-            nearest size below makes the first step. Default: the base stage makes them from noise.
-        stages: stop after this many stages of the cascade (those before `start` count).
-        settings: replaces the stages' own, one for each stage that runs.
-        steps, guidance, low_res_noise, sampler: override one setting, for all stages that run or for each.
-        size: (height, width) of the result; every stage keeps its proportions.
-        batch_size: pictures at a time; changes speed and memory only.
-        device: default the GPU if there is one. precision: "auto" is bfloat16 where the processor has it.
         on_step: called after each sampler step, for previews.
+
+        What may be requested, for pictures (one for each, or one for all):
+        seeds: whole numbers >= 0 (default 0), or a `Variation` of two.
+        negative: prompts that guidance leads away from (default: none).
+        start: low-resolution pictures, all of one size, a list: the stage that was trained for the
+            nearest size below makes the first step. Default: the base stage makes them from noise.
+        init: pictures to begin with, resized to each stage. mask: where they are drawn anew (white) or kept (black).
+
+        For stages (one for each that runs, or one for all):
+        settings: SamplingConfigs in place of the stages' own, a list. Any field of SamplingConfig can also be
+            given by its name: steps, guidance, low_res_noise, sampler...
+        strength: share of the steps that are taken from `init`, above 0; 1 (the default) forgets it but for the mask.
+        tile: side in pixels of the pieces in which larger pictures of super-resolution stages are computed.
+        rows: pictures in one call of the network (default: batch_size).
+
+        For all:
+        stages: stop after this many stages of the cascade (those before `start` count).
+        scale: enlarge `start` by this. Default: to the end of the cascade.
+        size: (height, width) of the result; every stage keeps its proportions.
+        batch_size: pictures at a time (default 8); changes speed and memory only.
+        device: default the GPU if there is one. precision: "auto" is bfloat16 where the processor has it.
 
         Raises UserError, before anything is computed, for what cannot be done.
         """
-        plan = self.plan(
-            prompts,
-            seeds=seeds,
-            start=start,
-            stages=stages,
-            settings=settings,
-            steps=steps,
-            guidance=guidance,
-            low_res_noise=low_res_noise,
-            sampler=sampler,
-            size=size,
-            batch_size=batch_size,
-            device=device,
-            precision=precision,
-        )
-        return list(self.run(plan, progress=progress, on_step=on_step))
+        return list(self.run(self.plan(prompts, **request), progress=progress, on_step=on_step))
 
     def plan(self, prompts: Sequence[str], **request: Any) -> Plan:
         """Check a request and fill in its defaults; takes what `sample` takes, progress and on_step excepted."""
-        if self.text is None and any(prompts):
+        plan = make_plan([stage.config for stage in self.stages], prompts, **request)
+        if self.text is None and any((*plan.prompts, *plan.negatives)):
             raise UserError("this cascade was trained without text: it takes no prompt but the empty one")
-        return make_plan([stage.config for stage in self.stages], prompts, **request)
+        return plan
 
     def run(
-        self, plan: Plan, *, progress: bool = True, on_step: Callable[[Preview], None] | None = None
+        self,
+        plan: Plan,
+        batches: Iterable[range] | None = None,
+        *,
+        progress: bool = True,
+        on_step: Callable[[Preview], None] | None = None,
     ) -> Generator[Image.Image, None, None]:
-        """Make the pictures of a plan, in order, each as soon as its batch is done. Bars go to stderr."""
-        count, size = len(plan.prompts), plan.batch_size
-        batches = -(-count // size)
+        """Make the pictures of a plan, in order, each as soon as its batch is done. Bars go to stderr.
+
+        batches: some of `plan.batches()` (default: all). Pictures keep their bits only in their own batch.
+        """
+        batches = plan.batches() if batches is None else list(batches)
         bars = [
-            tqdm(total=batches * settings.steps, desc=f"{width}x{height}", unit="step", disable=not progress)
-            for settings, (height, width) in zip(plan.settings, plan.sizes, strict=True)
+            tqdm(
+                total=sum(-(-len(batch) // rows) for batch in batches) * settings.steps,
+                desc=f"{width}x{height}",
+                unit="step",
+                disable=not progress,
+            )
+            for settings, rows, (height, width) in zip(plan.settings, plan.rows, plan.sizes, strict=True)
         ]
-        texts: dict[str, Tensor] = {}
         try:
-            for begin in range(0, count, size):
-                pictures = range(begin, min(begin + size, count))
-                if not all(plan.prompts[i] in texts for i in pictures):
-                    texts = self._embed(plan.prompts[begin : begin + max(EMBEDDINGS, size)], plan)
-                picture = None
-                if plan.start is not None:
-                    channels = self.stages[plan.first].config.unet.image_channels
-                    picture = from_images(plan.start[begin : pictures.stop], channels)
+            for batch in batches:
+                texts = self._embed(plan, batch)
+                picture = None if plan.start is None else self._start(plan, batch)
                 for number, bar in enumerate(bars):
-                    picture = self._run_stage(plan, number, pictures, texts, picture, bar, on_step)
+                    rows = plan.rows[number]
+                    parts = [batch[begin : begin + rows] for begin in range(0, len(batch), rows)]
+                    lows = [None] * len(parts) if picture is None else picture.split(rows)
+                    done = [
+                        self._run_stage(plan, number, part, texts, low, bar, on_step)
+                        for part, low in zip(parts, lows, strict=True)
+                    ]
+                    picture = torch.cat(done)
                 assert picture is not None
-                yield from to_images(picture)
+                yield from to_images(picture[..., : plan.crop[0], : plan.crop[1]])
         finally:
             for bar in bars:
                 bar.close()
@@ -199,11 +201,13 @@ class Cascade:
     def metadata(self, plan: Plan, picture: int) -> dict[str, Any]:
         """All that it takes to make a picture of the plan again, as JSON."""
         stages = self.stages[plan.first : plan.first + len(plan.settings)]
+        seed = plan.seeds[picture]
         value: dict[str, Any] = {
             "version": __version__,
             "prompt": plan.prompts[picture],
-            "seed": plan.seeds[picture],
-            "size": list(plan.sizes[-1]),
+            "negative": plan.negatives[picture],
+            "seed": seed.seed if isinstance(seed, Variation) else seed,
+            "size": list(plan.crop),
             "precision": plan.precision,
             "text": None if self.text is None else to_json(self.text),
             "stages": [
@@ -211,9 +215,39 @@ class Cascade:
                 for stage, settings in zip(stages, plan.settings, strict=True)
             ],
         }
-        if plan.start is not None:
-            value["start"] = hashlib.sha256(plan.start[picture].convert("RGB").tobytes()).hexdigest()
+        if isinstance(seed, Variation):
+            value["variation"] = {"seed": seed.other, "amount": seed.amount}
+        for name in ("start", "init", "masks"):
+            given = getattr(plan, name)
+            if given is not None:
+                value[name] = digest(given[picture])
+        if plan.init is not None:
+            value["strength"] = list(plan.strength)
+        if any(plan.tiles):
+            value["tiles"] = [None if tile is None else tile.side for tile in plan.tiles]
         return value
+
+    def conditions(self, plan: Plan, picture: int) -> dict[str, Any]:
+        """On what else the last bits of a picture of the plan depend, as JSON."""
+        batch = next(batch for batch in plan.batches() if picture in batch)
+        return {
+            "device": plan.device.type,
+            "threads": torch.get_num_threads() if plan.device.type == "cpu" else None,
+            "batch": len(batch),
+            "place": picture - batch.start,  # in its batch
+            "rows": [min(rows, len(batch)) for rows in plan.rows],
+        }
+
+    def _start(self, plan: Plan, batch: range) -> Tensor:
+        """The pictures to enlarge, uint8, mirrored at the right and the bottom up to the size that the stages take."""
+        assert plan.start is not None and plan.start_size is not None
+        images = [plan.start[i] for i in batch]
+        pictures_BChw = from_images(images, self.stages[plan.first].config.unet.image_channels)
+        (height, width), (h, w) = plan.start_size, pictures_BChw.shape[-2:]
+        if (height, width) == (h, w):
+            return pictures_BChw
+        padding = ((0, 0), (0, 0), (0, height - h), (0, width - w))
+        return torch.from_numpy(np.pad(pictures_BChw.numpy(), padding, mode="symmetric"))
 
     def _run_stage(
         self,
@@ -227,35 +261,50 @@ class Cascade:
     ) -> Tensor:
         """Some of the plan's pictures through its `number`-th stage: uint8 BChw (None for a base) to uint8 BCHW."""
         index = plan.first + number
+        stage = self.stages[index]
 
         def report(step: int, steps: int, x_BCHW: Tensor, x0_BCHW: Tensor) -> None:
             bar.update()
             if on_step is not None:
                 on_step(Preview(index, step, steps, pictures, x0_BCHW))
 
-        return self.stages[index].sample(
+        edit = None
+        if plan.init is not None:
+            edit = edit_of(
+                [plan.init[i] for i in pictures],
+                None if plan.masks is None else [plan.masks[i] for i in pictures],
+                size=plan.sizes[number],
+                strength=plan.strength[number],
+                channels=stage.config.unet.image_channels,
+            )
+        return stage.sample(
             [plan.seeds[i] for i in pictures],
             size=plan.sizes[number],
             settings=plan.settings[number],
             texts=[texts[plan.prompts[i]] for i in pictures],
             unconditional=self.unconditional,
+            negatives=[texts[plan.negatives[i]] for i in pictures],
+            text_length=0 if self.text is None else self.text.max_tokens,
             low_BChw=low_BChw,
+            edit=edit,
+            tile=plan.tiles[number],
             device=plan.device,
             precision=plan.precision,
             on_step=report,
         )
 
-    def _embed(self, prompts: Sequence[str], plan: Plan) -> dict[str, Tensor]:
-        """Text embeddings [L, D] of the prompts that differ; none if no stage of the plan reads text."""
-        texts: dict[str, Tensor] = {}
+    def _embed(self, plan: Plan, batch: range) -> dict[str, Tensor]:
+        """Text embeddings [L, D] of the batch's prompts; empty if no stage of the plan reads text."""
+        prompts = [*plan.prompts[batch.start : batch.stop], *plan.negatives[batch.start : batch.stop]]
         stages = self.stages[plan.first : plan.first + len(plan.settings)]
-        if self.text is None or self.unconditional is None or all(s.config.unet.text_width is None for s in stages):
+        if self.texts is None or all(stage.config.unet.text_width is None for stage in stages):
             return dict.fromkeys(prompts, torch.empty(0))
-        wanted = [prompt for prompt in dict.fromkeys(prompts) if prompt]
-        if wanted:
-            if self._encoder is None:
-                self._encoder = load_text_encoder(self.text, device=plan.device)
-            for begin in range(0, len(wanted), ENCODE_AT_ONCE):
-                some = wanted[begin : begin + ENCODE_AT_ONCE]
-                texts |= zip(some, self._encoder.encode(some), strict=True)
-        return {"": self.unconditional, **texts}
+        if any(prompt not in self.texts for prompt in prompts):  # so many at once that loading the encoder pays
+            ahead = slice(batch.start, max(batch.stop, batch.start + AHEAD))
+            self.texts((*plan.prompts[ahead], *plan.negatives[ahead]), plan.device)
+        return self.texts(prompts, plan.device)
+
+
+def digest(image: Image.Image) -> str:
+    """sha256 of the pixels as RGB."""
+    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from imagen.diffusion.objective import ObjectiveConfig
+from imagen.diffusion.samplers import Spacing
 from imagen.diffusion.schedule import ScheduleConfig
 from imagen.errors import UserError, check_number, suggest
 from imagen.models.resize import Filter
 from imagen.models.unet import UNetConfig
 
-Sampler = Literal["ddpm", "ddim", "dpmpp_2m"]
+Sampler = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +20,11 @@ class SamplingConfig:
 
     sampler: Sampler = "dpmpp_2m"
     steps: int = 50
+    spacing: Spacing = "time"  # steps even in the schedule's time, or in log-SNR over `logsnr_range`
+    logsnr_range: tuple[float, float] = (-10.0, 7.0)
     guidance: float = 5.0  # w: x0 = uncond + w (cond - uncond); 1 is no guidance
     guidance_interval: tuple[float, float] | None = None  # log-SNR range in which guidance acts; None: everywhere
+    guidance_rescale: float = 0.0  # share, 0 to 1, in which guided pictures get the contrast of unguided ones
     threshold: Literal["none", "static", "dynamic"] = "dynamic"
     percentile: float = 0.995
     max_scale: float | None = None  # dynamic: s is at most this; None: no limit
@@ -30,24 +34,26 @@ class SamplingConfig:
 
     def check(self, where: str) -> None:
         """Raise UserError, beginning with `where`, unless every value is in its range."""
-        known = get_args(Sampler)
-        if self.sampler not in known:
-            hint = suggest(str(self.sampler), known)
-            raise UserError(f"{where}: unknown sampler {self.sampler!r}{hint}; choose {', '.join(known)}")
+        for name, known in (("sampler", get_args(Sampler)), ("spacing", get_args(Spacing))):
+            value = getattr(self, name)
+            if value not in known:
+                hint = suggest(str(value), known)
+                raise UserError(f"{where}: unknown {name} {value!r}{hint}; choose {', '.join(known)}")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise UserError(f"{where}: steps is {self.steps!r}; it must be a whole number, 1 or more")
         if not math.isfinite(self.guidance):
             raise UserError(f"{where}: guidance is {self.guidance}; it must be a finite number (1 is no guidance)")
-        for name in ("low_res_noise", "eta", "gamma"):
+        for name in ("guidance_rescale", "low_res_noise", "eta", "gamma"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{where}: {name} is {getattr(self, name)}; it must be from 0 to 1")
         if not 0 < self.percentile <= 1:
             raise UserError(f"{where}: percentile is {self.percentile}; it must be above 0 and at most 1")
         if self.max_scale is not None and not 1 <= self.max_scale < math.inf:
             raise UserError(f"{where}: max_scale is {self.max_scale}; it must be 1 or more, or null for no limit")
-        if self.guidance_interval is not None and not self.guidance_interval[0] < self.guidance_interval[1]:
-            low, high = self.guidance_interval
-            raise UserError(f"{where}: guidance_interval is ({low}, {high}); it must be (lower, upper) log-SNR")
+        for name in ("guidance_interval", "logsnr_range"):
+            pair = getattr(self, name)
+            if pair is not None and not pair[0] < pair[1]:
+                raise UserError(f"{where}: {name} is ({pair[0]}, {pair[1]}); it must be (lower, upper) log-SNR")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,8 @@
-"""Pictures to a folder: NNNN.png, each with what it takes to make it again, and a contact sheet."""
+"""Pictures to a folder: NNNN.png, each with what it takes to make it again, and a contact sheet.
+
+A job is a pure function of its request: it may be stopped and run again, on any number of ranks, and gives the same
+pictures. Batches are those of the request, whoever computes them; one that is there in part is computed whole again.
+"""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -8,10 +12,16 @@ from typing import Any
 from PIL import Image
 
 from imagen.cascade.cascade import Cascade
+from imagen.cascade.plan import Plan
+from imagen.diffusion.noise import Variation
 from imagen.errors import UserError
 from imagen.pictures import contact_sheet, read_metadata, read_picture, write_png
 
 SHEET_PICTURES = 256  # a sheet of more would be too large to look at
+DECIDES = (
+    *("prompt", "negative", "seed", "variation", "size", "start", "init", "masks", "strength", "tiles"),
+    *("precision", "text", "stages"),
+)
 
 
 def write_samples(
@@ -19,67 +29,128 @@ def write_samples(
     prompts: Sequence[str],
     out: str | Path,
     *,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     n: int = 1,
+    vary: float | None = None,
+    negative: str | Sequence[str] = "",
     start: Sequence[Image.Image] | None = None,
+    rank: int = 0,
+    ranks: int = 1,
     progress: bool = True,
     **request: Any,
 ) -> list[Path]:
     """Write `n` pictures of each prompt to `out`, and `sheet.png`; return the pictures' paths.
 
-    Files are numbered prompt by prompt: picture j of prompt i is number i n + j, and has the seed `seed` + j.
-    `request` is what `Cascade.sample` takes (stages, steps, guidance, size, batch_size, device...), and
-    `start` has one picture a prompt.
+    Files are numbered prompt by prompt: picture j of prompt i is number i n + j, and has the seed `seed` + j (`seed`
+    may be one for each prompt). With `vary` it has the noise of `seed`, mixed in this amount (0 to 1) with that of
+    `seed` + j. `negative` and `start` have one a prompt. `request` is what else `Cascade.sample` takes.
+
+    Rank r of `ranks` makes every ranks-th batch from the r-th on; ranks need not know of each other.
 
     Pictures that are there already, made by the same request, are kept: calling again after an interruption goes on.
     Raises UserError, and changes nothing, if one is there that this request would not make.
     """
     if n < 1:
         raise UserError(f"n is {n}; it must be 1 or more")
-    out = Path(out)
+    seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
     plan = cascade.plan(
-        [prompt for prompt in prompts for _ in range(n)],
-        seeds=[seed + j for _ in prompts for j in range(n)],
-        start=None if start is None else [picture for picture in start for _ in range(n)],
+        _times(prompts, n),
+        seeds=[_seed(first, j, vary) for first in seeds for j in range(n)],
+        negative=negative if isinstance(negative, str) else _times(negative, n),
+        start=None if start is None else _times(start, n),
         **request,
     )
-    try:
-        out.mkdir(parents=True, exist_ok=True)  # now, not after the first batch
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror}; choose another") from None
-    wanted = [cascade.metadata(plan, picture) for picture in range(len(plan.prompts))]
-    paths = [out / f"{number:04d}.png" for number in range(len(wanted))]
-    missing = []
-    for number, (path, metadata) in enumerate(zip(paths, wanted, strict=True)):
-        if path.exists():
-            _check_same(path, metadata)
-        else:
-            missing.append(number)
-
-    if missing:
-        # Closed at once, so that the bars end before an error is told.
-        with closing(cascade.run(plan.only(missing), progress=progress)) as images:
-            for number, image in zip(missing, images, strict=True):
-                write_png(paths[number], image, wanted[number])
-
-    shown = range(min(len(paths), SHEET_PICTURES))
-    captions = [plan.prompts[i] + (f" · seed {plan.seeds[i]}" if n > 1 else "") for i in shown]
-    sheet = contact_sheet([read_picture(paths[i]) for i in shown], captions, columns=n if 1 < n <= 8 else None)
-    write_png(out / "sheet.png", sheet)
+    paths = [path_of(out, number) for number in range(len(plan.prompts))]
+    make_folder(out)
+    write_plan(cascade, plan, paths, rank=rank, ranks=ranks, progress=progress)
+    write_sheet(out, paths, [_caption(plan, i, n) for i in range(min(len(paths), SHEET_PICTURES))], n)
     return paths
 
 
-def _check_same(path: Path, wanted: dict[str, Any]) -> None:
-    """Raise UserError unless the picture at `path` is the wanted one."""
+def write_plan(
+    cascade: Cascade, plan: Plan, paths: Sequence[Path], *, rank: int = 0, ranks: int = 1, progress: bool = True
+) -> None:
+    """The plan's pictures to `paths`, or a rank's share of them. Keeps what is there; see `write_samples`."""
+    missing: dict[range, list[int]] = {}
+    for batch in plan.batches()[rank::ranks]:
+        absent = [number for number in batch if not _kept(paths[number], cascade.metadata(plan, number))]
+        if absent:
+            missing[batch] = absent
+    if not missing:
+        return
+    # Closed at once, so that the bars end before an error is told.
+    with closing(cascade.run(plan, missing, progress=progress)) as images:
+        for batch, absent in missing.items():
+            for number, image in zip(batch, images, strict=False):
+                if number in absent:
+                    made = {**cascade.metadata(plan, number), "conditions": cascade.conditions(plan, number)}
+                    write_png(paths[number], image, made)
+
+
+def write_again(cascade: Cascade, plan: Plan, place: int, out: str | Path, *, progress: bool = True) -> Path:
+    """Picture number `place` of a plan of one batch, as 0000.png; see `plan_again`. Keeps one that is there."""
+    path = path_of(out, 0)
+    make_folder(out)
+    if not _kept(path, cascade.metadata(plan, place)):
+        image = list(cascade.run(plan, progress=progress))[place]
+        made = {**cascade.metadata(plan, place), "conditions": cascade.conditions(plan, place)}
+        write_png(path, image, made)
+    write_sheet(out, [path], [plan.prompts[place]])
+    return path
+
+
+def write_sheet(out: str | Path, paths: Sequence[Path], captions: Sequence[str], n: int = 1) -> None:
+    """`sheet.png` of the first pictures, unless another rank is still at work on them."""
+    shown = paths[: len(captions)]
+    if all(path.exists() for path in shown):
+        columns = n if 1 < n <= 8 else None
+        write_png(Path(out) / "sheet.png", contact_sheet([read_picture(path) for path in shown], captions, columns))
+
+
+def path_of(out: str | Path, number: int) -> Path:
+    return Path(out) / f"{number:04d}.png"
+
+
+def make_folder(out: str | Path) -> None:
+    """Now, not after the first batch. Raises UserError if it cannot be made."""
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {error.strerror}; choose another") from None
+
+
+def _times(values: Sequence[Any], n: int) -> list[Any]:
+    return [value for value in values for _ in range(n)]
+
+
+def _seed(first: int, j: int, vary: float | None) -> int | Variation:
+    if vary is None:
+        return first + j
+    return Variation(first, first + j, vary) if j else first
+
+
+def _caption(plan: Plan, picture: int, n: int) -> str:
+    seed = plan.seeds[picture]
+    if n == 1:
+        return plan.prompts[picture]
+    said = f"{seed.seed} and {seed.other}" if isinstance(seed, Variation) else str(seed)
+    return f"{plan.prompts[picture]} · seed {said}"
+
+
+def _kept(path: Path, wanted: dict[str, Any]) -> bool:
+    """Whether the wanted picture is at `path`. Raises UserError if it is another."""
+    if not path.exists():
+        return False
     found = read_metadata(path)
     if found is None:
         raise UserError(f"{path} is there already and says nothing of how it was made; choose another folder")
-    for key in ("prompt", "seed", "size", "start", "precision", "text", "stages"):
+    for key in DECIDES:
         if found.get(key) != wanted.get(key):
             raise UserError(
                 f"{path} is there already, made with another {key}{_both(found.get(key), wanted.get(key))}; "
                 "choose another folder, or remove it"
             )
+    return True
 
 
 def _both(found: Any, wanted: Any) -> str:

@@ -1,6 +1,7 @@
 """A request to a cascade with every default filled in, and every mistake found before anything is computed."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +10,15 @@ from typing import Any
 import torch
 from PIL import Image
 
-from imagen.cascade.config import Sampler, SamplingConfig, StageConfig
-from imagen.errors import UserError
+from imagen.cascade.config import SamplingConfig, StageConfig
+from imagen.cascade.sizes import Size, sizes_above, sizes_for, sizes_like
+from imagen.cascade.tiles import Tile
+from imagen.diffusion.noise import Variation
+from imagen.errors import UserError, check_number, suggest
 from imagen.models.precision import Precision, autocast_dtype
+
+FIELDS = tuple(field.name for field in dataclasses.fields(SamplingConfig))
+PAIRS = ("guidance_interval", "logsnr_range")  # fields whose one value is two numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,75 +26,91 @@ class Plan:
     """What `Cascade.run` will do. Per-picture fields have one entry a picture, per-stage ones one a stage that runs."""
 
     prompts: tuple[str, ...]  # "" is the unconditional model
-    seeds: tuple[int, ...]
+    negatives: tuple[str, ...]  # what guidance leads away from; "" is the unconditional model
+    seeds: tuple[int | Variation, ...]
     start: tuple[Image.Image, ...] | None  # pictures that the first stage enlarges, or None: it makes them
+    start_size: Size | None  # of those, padded to what the stages can take
+    init: tuple[Image.Image, ...] | None  # pictures that every stage begins with, or keeps a part of
+    masks: tuple[Image.Image, ...] | None  # white is drawn anew
     first: int  # index in the cascade of the first stage that runs
     settings: tuple[SamplingConfig, ...]
-    sizes: tuple[tuple[int, int], ...]  # (height, width) of what each stage makes
-    batch_size: int
+    strength: tuple[float, ...]  # share of the steps that are taken from init; 1 without
+    sizes: tuple[Size, ...]  # (height, width) of what each stage makes
+    crop: Size  # of the result
+    tiles: tuple[Tile | None, ...]
+    batch_size: int  # pictures that go through the stages together
+    rows: tuple[int, ...]  # pictures in one call of the network, at most batch_size
     device: torch.device
     precision: Precision  # "fp32" or "bf16", never "auto"
 
-    def only(self, pictures: Sequence[int]) -> "Plan":
-        """The same request for some of its pictures."""
-        return dataclasses.replace(
-            self,
-            prompts=tuple(self.prompts[i] for i in pictures),
-            seeds=tuple(self.seeds[i] for i in pictures),
-            start=None if self.start is None else tuple(self.start[i] for i in pictures),
-        )
+    def batches(self) -> list[range]:
+        """The pictures in the groups in which they are computed, whoever computes them."""
+        count, size = len(self.prompts), self.batch_size
+        return [range(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
 
 def make_plan(
     cascade: Sequence[StageConfig],
     prompts: Sequence[str],
     *,
-    seeds: int | Sequence[int] | None = None,
+    negative: str | Sequence[str] = "",
+    seeds: int | Sequence[int | Variation] | None = None,
     start: Sequence[Image.Image] | None = None,
+    init: Image.Image | Sequence[Image.Image] | None = None,
+    mask: Image.Image | Sequence[Image.Image] | None = None,
+    strength: float | Sequence[float] | None = None,
     stages: int | None = None,
+    scale: int | None = None,
     settings: Sequence[SamplingConfig] | None = None,
-    steps: int | Sequence[int] | None = None,
-    guidance: float | Sequence[float] | None = None,
-    low_res_noise: float | Sequence[float] | None = None,
-    sampler: Sampler | Sequence[Sampler] | None = None,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
+    tile: int | Sequence[int | None] | None = None,
     batch_size: int = 8,
+    rows: int | Sequence[int] | None = None,
     device: torch.device | str | None = None,
     precision: Precision = "auto",
+    **overrides: Any,
 ) -> Plan:
     """Fill in defaults and check; see `Cascade.sample` for the arguments. Raises UserError."""
     if isinstance(prompts, str):
         raise TypeError("prompts is a list of strings, not one string")
-    if not prompts:
+    for name in overrides:
+        if name not in FIELDS:
+            raise TypeError(f"sampling has no setting {name!r}{suggest(name, FIELDS)}")
+    count = len(prompts)
+    if not count:
         raise UserError("no prompts: give at least one (an empty string makes a picture without a prompt)")
     check_count(stages, cascade)
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be 1 or more")
     last = (stages or len(cascade)) - 1
-    first = _first_stage(cascade[: last + 1], start)
+    first, last = (0, last) if start is None else _enlarging(cascade[: last + 1], start, scale)
     run = cascade[first : last + 1]
+    _check_given(run, count, start=start, init=init, mask=mask, strength=strength, size=size)
 
-    if start is not None and len(start) != len(prompts):
-        raise UserError(f"{len(start)} pictures to start from but {len(prompts)} prompts; give one prompt a picture")
-    if start is not None and size is not None:
-        raise UserError("size follows from the pictures to start from; leave it out")
-    sizes = _sizes(run, size) if start is None else _sizes_from(run, start)
-
-    overrides: dict[str, Any] = {
-        "steps": steps,
-        "guidance": guidance,
-        "low_res_noise": low_res_noise,
-        "sampler": sampler,
-    }
+    inits, masks = _each(init, count, "init pictures"), _each(mask, count, "masks")
+    start_size: Size | None = None
+    if start is not None:
+        start_size, sizes, crop = sizes_above(run, (start[0].height, start[0].width))
+    else:
+        sizes = sizes_for(run, size) if size or inits is None else sizes_like(run, (inits[0].height, inits[0].width))
+        crop = sizes[-1]
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Plan(
         prompts=tuple(prompts),
-        seeds=_seeds(seeds, len(prompts)),
+        negatives=(negative,) * count if isinstance(negative, str) else _exactly(negative, count, "negative prompts"),
+        seeds=_seeds(seeds, count),
         start=None if start is None else tuple(start),
+        start_size=start_size,
+        init=inits,
+        masks=masks,
         first=first,
         settings=_settings(run, settings, overrides),
+        strength=_strengths(run, strength),
         sizes=sizes,
+        crop=crop,
+        tiles=_tiles(run, sizes, tile),
         batch_size=batch_size,
+        rows=tuple(min(n, batch_size) for n in _for_stages(run, batch_size if rows is None else rows, "rows")),
         device=device,
         precision="fp32" if autocast_dtype(device, precision) is None else "bf16",
     )
@@ -99,32 +122,80 @@ def check_count(stages: int | None, cascade: Sequence[StageConfig]) -> None:
         raise UserError(f"stages is {stages}; this cascade has {_numbered(cascade)}, so choose 1 to {len(cascade)}")
 
 
-def _first_stage(cascade: Sequence[StageConfig], start: Sequence[Image.Image] | None) -> int:
-    """Without pictures the base; with pictures the stage that was trained for the size nearest below theirs."""
-    if start is None:
-        low = cascade[0].low_resolution
-        if low is not None:
-            raise UserError(
-                f"this cascade has no base stage: it enlarges {low}x{low} pictures, so give it some to start from"
-            )
-        return 0
+def _check_given(run: Sequence[StageConfig], count: int, **given: Any) -> None:
+    """What was given must belong together."""
+    start, init = given["start"], given["init"]
+    if start is None and run[0].low_resolution is not None:
+        low = run[0].low_resolution
+        raise UserError(
+            f"this cascade has no base stage: it enlarges {low}x{low} pictures, so give it some to start from"
+        )
+    if start is not None:
+        if len(start) != count:
+            raise UserError(f"{len(start)} pictures to start from but {count} prompts; give one prompt a picture")
+        if given["size"] is not None:
+            raise UserError("size follows from the pictures to start from; leave it out")
+        if init is not None:
+            raise UserError("pictures to start from are enlarged, init pictures are drawn anew; give one of the two")
+    if init is None and (given["mask"] is not None or given["strength"] is not None):
+        name = "mask" if given["mask"] is not None else "strength"
+        raise UserError(f"{name} says what happens to an init picture; give one")
+
+
+def _enlarging(cascade: Sequence[StageConfig], start: Sequence[Image.Image], scale: int | None) -> tuple[int, int]:
+    """First and last stage for pictures: from the one trained for the size nearest below theirs, to the end.
+
+    With `scale`, so many that they enlarge by this, among such stages those that begin nearest below.
+    """
     enlarging = [index for index, stage in enumerate(cascade) if stage.low_resolution is not None]
     if not enlarging:
         raise UserError(f"nothing to enlarge with: the stages asked for are {_numbered(cascade)}, a base alone")
     if len({picture.size for picture in start}) > 1:
         raise UserError("the pictures to start from differ in size; enlarge those of each size separately")
+    spans = [(a, len(cascade) - 1) for a in enlarging]
+    if scale is not None:
+        factors = {
+            (a, b): cascade[b].resolution // (cascade[a].low_resolution or 1)
+            for a, b in itertools.combinations_with_replacement(enlarging, 2)
+        }
+        spans = sorted(span for span, factor in factors.items() if factor == scale)
+        if not spans:
+            known = ", ".join(str(factor) for factor in sorted(set(factors.values())))
+            raise UserError(f"scale is {scale}; these stages ({_numbered(cascade)}) can enlarge by {known}")
     side = min(start[0].size)
-    fitting = [index for index in enlarging if (cascade[index].low_resolution or 0) <= side]
-    return fitting[-1] if fitting else enlarging[0]
+    fitting = [(a, b) for a, b in spans if (cascade[a].low_resolution or 0) <= side]
+    return fitting[-1] if fitting else spans[0]
 
 
-def _seeds(seeds: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
-    seeds = [seeds or 0] * count if seeds is None or isinstance(seeds, int) else [int(seed) for seed in seeds]
-    if len(seeds) != count:
-        raise UserError(f"{len(seeds)} seeds for {count} prompts; give one for each, or one for all")
-    if min(seeds) < 0:
-        raise UserError(f"seed {min(seeds)} is negative; seeds are whole numbers from 0")
-    return tuple(seeds)
+def _each(value: Any, count: int, what: str) -> tuple[Any, ...] | None:
+    """One for each picture: given so, or one for all."""
+    if value is None:
+        return None
+    return (value,) * count if isinstance(value, Image.Image) else _exactly(value, count, what)
+
+
+def _exactly(values: Sequence[Any], count: int, what: str) -> tuple[Any, ...]:
+    if len(values) != count:
+        raise UserError(f"{len(values)} {what} for {count} prompts; give one for each, or one for all")
+    return tuple(values)
+
+
+def _seeds(seeds: int | Sequence[int | Variation] | None, count: int) -> tuple[int | Variation, ...]:
+    every = [seeds or 0] * count if seeds is None or isinstance(seeds, int) else list(seeds)
+    for seed in _exactly(every, count, "seeds"):
+        for number in seed[:2] if isinstance(seed, Variation) else (seed,):
+            if number < 0:
+                raise UserError(f"seed {number} is negative; seeds are whole numbers from 0")
+        if isinstance(seed, Variation):
+            check_number("the amount of a variation", seed.amount, least=0, most=1)
+    return tuple(seed if isinstance(seed, Variation) else int(seed) for seed in every)
+
+
+def _strengths(run: Sequence[StageConfig], strength: float | Sequence[float] | None) -> tuple[float, ...]:
+    values = _for_stages(run, 1.0 if strength is None else strength, "strength")
+    for stage, value in zip(run, values, strict=True):
+        check_number(f"stage {stage.resolution}: strength", value, above=0, most=1)
+    return tuple(values)
 
 
 def _settings(
@@ -136,10 +207,9 @@ def _settings(
     for name, value in overrides.items():
         if value is None:
             continue
-        values = [value] * len(run) if isinstance(value, str | int | float) else list(value)
-        if len(values) != len(run):
-            raise UserError(f"{len(values)} values of {name}, but {_numbered(run)} run; give one for each or for all")
-        for i, new in enumerate(values):
+        if name in PAIRS and not isinstance(value[0], int | float):
+            value = list(value)
+        for i, new in enumerate(_for_stages(run, value, name)):
             change: dict[str, Any] = {name: new}
             result[i] = dataclasses.replace(result[i], **change)
     for stage, resolved in zip(run, result, strict=True):
@@ -148,41 +218,29 @@ def _settings(
     return tuple(result)
 
 
-def _sizes(run: Sequence[StageConfig], size: tuple[int, int] | None) -> tuple[tuple[int, int], ...]:
-    """(height, width) of each stage, given that of the last; None: the square that it was trained on."""
-    reference = run[-1].resolution
-    height, width = size or (reference, reference)
-    _check_divides((height, width), _unit(run, reference), "size")
-    return tuple((height * stage.resolution // reference, width * stage.resolution // reference) for stage in run)
+def _for_stages(run: Sequence[StageConfig], value: Any, name: str) -> list[Any]:
+    """One value for each stage: a list of so many, or anything else for all."""
+    pair = name in PAIRS and isinstance(value, tuple)
+    values = list(value) if isinstance(value, list | tuple) and not pair else [value] * len(run)
+    if len(values) != len(run):
+        raise UserError(f"{len(values)} values of {name}, but {_numbered(run)} run; give one for each or for all")
+    return values
 
 
-def _sizes_from(run: Sequence[StageConfig], start: Sequence[Image.Image]) -> tuple[tuple[int, int], ...]:
-    reference = run[0].low_resolution or 1
-    width, height = start[0].size
-    _check_divides((height, width), _unit(run, reference), "the size of the pictures to start from")
-    return tuple((height * stage.resolution // reference, width * stage.resolution // reference) for stage in run)
-
-
-def _unit(run: Sequence[StageConfig], reference: int) -> int:
-    """Sides that are multiples of this, at resolution `reference`, divide by every stage's stride at its own."""
-    units = []
-    for stage in run:
-        needed = stage.unet.total_stride * reference  # side * resolution must divide by it
-        units.append(needed // math.gcd(needed, stage.resolution))
-    return math.lcm(*units)
-
-
-def _check_divides(size: tuple[int, int], unit: int, what: str) -> None:
-    if all(side > 0 and side % unit == 0 for side in size):
-        return
-    nearest = []
-    for side in size:
-        below, above = side // unit * unit, -(-side // unit) * unit
-        nearest.append(" or ".join(str(side) for side in sorted({max(below, unit), max(above, unit)})))
-    raise UserError(
-        f"{what} is {size[0]}x{size[1]} (height x width), but sides must divide by {unit}; "
-        f"nearest: height {nearest[0]}, width {nearest[1]}"
-    )
+def _tiles(run: Sequence[StageConfig], sizes: Sequence[Size], tile: Any) -> tuple[Tile | None, ...]:
+    """Tiles of the stages whose pictures are larger, a base excepted; an overlap of about a quarter."""
+    result: list[Tile | None] = []
+    for stage, size, side in zip(run, sizes, _for_stages(run, tile, "tile"), strict=True):
+        if side is None or stage.low_resolution is None or max(size) <= side:
+            result.append(None)
+            continue
+        stride = stage.unet.total_stride
+        if stage.unet.coordinates:
+            raise UserError(f"stage {stage.resolution} sees where in the picture it is: it cannot work on tiles")
+        if side < 4 * stride:
+            raise UserError(f"stage {stage.resolution}: tile is {side}; it must be {4 * stride} or more")
+        result.append(Tile(side=side // stride * stride, overlap=math.ceil(side / 4 / stride) * stride))
+    return tuple(result)
 
 
 def _numbered(stages: Sequence[StageConfig]) -> str:

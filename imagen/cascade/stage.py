@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from imagen.cascade.conditioning import from_uint8, low_res_conditioning, text_conditioning, to_uint8
 from imagen.cascade.config import SamplingConfig, StageConfig
+from imagen.cascade.editing import Edit, Known
+from imagen.cascade.tiles import Tile, Tiled
 from imagen.diffusion.guidance import Affine, ClassifierFree, Denoiser, DynamicThreshold, StaticThreshold, predict_x0
-from imagen.diffusion.noise import PictureNoise
+from imagen.diffusion.noise import PictureNoise, Variation
 from imagen.diffusion.samplers import OnStep, sample, step_logsnrs
-from imagen.diffusion.schedule import build_label, build_schedule
+from imagen.diffusion.schedule import build_label, build_schedule, diffuse
 from imagen.errors import UserError
 from imagen.models.precision import Precision, autocast, autocast_dtype
 from imagen.models.resize import upsample
@@ -30,13 +32,17 @@ class Stage:
     @torch.no_grad()  # not inference_mode: moving a network that is being trained would make it untrainable
     def sample(
         self,
-        seeds: Sequence[int],
+        seeds: Sequence[int | Variation],
         *,
         size: tuple[int, int],
         settings: SamplingConfig,
         texts: Sequence[Tensor] | None = None,
         unconditional: Tensor | None = None,
+        negatives: Sequence[Tensor] | None = None,
+        text_length: int = 0,
         low_BChw: Tensor | None = None,
+        edit: Edit | None = None,
+        tile: Tile | None = None,
         device: torch.device | str = "cpu",
         precision: Precision = "auto",
         on_step: OnStep | None = None,
@@ -44,7 +50,11 @@ class Stage:
         """Make one uint8 picture a seed, [B, C, *size] on the CPU.
 
         texts: float embeddings [L_i, D], and unconditional [L0, D], for a U-Net that reads text.
+        negatives: what to lead away from in place of `unconditional`, an embedding a picture.
+        text_length: L to which texts are padded at least.
         low_BChw: uint8 pictures of the stage before, for a super-resolution stage.
+        edit: pictures of this stage's size to begin with or to keep a part of.
+        tile: the network sees pieces of the picture.
 
         Raises UserError if the network's answers are not finite.
         """
@@ -65,7 +75,7 @@ class Stage:
         if config.unet.text_width is not None:
             if texts is None or unconditional is None:
                 raise ValueError("this stage reads text: texts and unconditional are needed")
-            cond, uncond = text_conditioning(texts, unconditional, device)
+            cond, uncond = text_conditioning(texts, negatives or [unconditional] * len(texts), device, text_length)
         if config.low_resolution is not None:
             if low_BChw is None:
                 raise ValueError("this stage enlarges pictures: low_BChw is needed")
@@ -77,15 +87,28 @@ class Stage:
             if config.detail_std is not None:
                 detail = Detail(enlarged, config.detail_std)
 
+        logsnrs = step_logsnrs(
+            build_schedule(config.schedule, config.resolution),
+            settings.steps,
+            spacing=settings.spacing,
+            logsnr_range=settings.logsnr_range,
+        )
+        x_BCHW = noise()
+        if edit is not None:
+            edit, logsnrs = edit.to(device), edit.levels(logsnrs)
+            if edit.strength < 1:
+                begin_BCHW = edit.picture_BCHW if detail is None else detail.of(edit.picture_BCHW)
+                x_BCHW = diffuse(begin_BCHW, x_BCHW, logsnrs[:1].to(device))
+
         unet = self.unet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         training = unet.training
         unet.eval()
         try:
             x_BCHW = sample(
                 settings.sampler,
-                denoiser(unet, config, settings, cond, uncond, dtype, detail),
-                noise(),
-                step_logsnrs(build_schedule(config.schedule, config.resolution), settings.steps),
+                denoiser(unet, config, settings, cond, uncond, dtype, detail, edit, tile),
+                x_BCHW,
+                logsnrs,
                 noise=noise,
                 eta=settings.eta,
                 gamma=settings.gamma,
@@ -111,6 +134,9 @@ class Detail:
     def picture(self, detail_BCHW: Tensor) -> Tensor:
         return self.low_BCHW + self.std * detail_BCHW
 
+    def of(self, picture_BCHW: Tensor) -> Tensor:
+        return (picture_BCHW - self.low_BCHW) / self.std
+
     def in_pixels(self, denoise: Denoiser, change: Callable[[Denoiser], Denoiser]) -> Denoiser:
         """`denoise` with its estimates changed where they are pictures: thresholds are limits of pixels."""
         return Affine(change(Affine(denoise, self.std, self.low_BCHW)), 1 / self.std, -self.low_BCHW / self.std)
@@ -130,8 +156,13 @@ def denoiser(
     uncond: Mapping[str, Tensor],
     dtype: torch.dtype | None,
     detail: Detail | None = None,
+    edit: Edit | None = None,
+    tile: Tile | None = None,
 ) -> Denoiser:
-    """The network as the sampler sees it: x0 estimates, guided, thresholded. Only the network itself is autocast."""
+    """The network as the sampler sees it: x0 estimates, guided, thresholded, the known part of a picture in place.
+
+    Only the network itself is autocast.
+    """
 
     run = ReadOnce(unet) if isinstance(unet, UNet) and "text" in cond else unet
 
@@ -139,20 +170,27 @@ def denoiser(
         with autocast(x_BCHW.device, dtype):
             return run(x_BCHW.contiguous(memory_format=torch.channels_last), noise_B, **cond)
 
+    raw = network if tile is None else Tiled(network, tile)
     weight = settings.guidance if uncond else 1.0  # a stage without text has nothing to guide
-    model = predict_x0(network, config.objective.prediction, build_label(config.schedule))
-    denoise: Denoiser = ClassifierFree(model, cond, uncond, weight, settings.guidance_interval)
-    if settings.threshold == "none":
+    denoise: Denoiser = ClassifierFree(
+        predict_x0(raw, config.objective.prediction, build_label(config.schedule)),
+        cond,
+        uncond,
+        weight,
+        settings.guidance_interval,
+        settings.guidance_rescale,
+    )
+
+    def in_range(denoise: Denoiser) -> Denoiser:
+        if settings.threshold == "static":
+            denoise = StaticThreshold(denoise)
+        elif settings.threshold == "dynamic":
+            denoise = DynamicThreshold(denoise, settings.percentile, settings.max_scale)
+        if edit is not None and edit.mask_B1HW is not None:
+            denoise = Known(denoise, edit.picture_BCHW, edit.mask_B1HW)
         return denoise
 
-    def threshold(denoise: Denoiser) -> Denoiser:
-        return (
-            StaticThreshold(denoise)
-            if settings.threshold == "static"
-            else DynamicThreshold(denoise, settings.percentile, settings.max_scale)
-        )
-
-    return threshold(denoise) if detail is None else detail.in_pixels(denoise, threshold)
+    return in_range(denoise) if detail is None else detail.in_pixels(denoise, in_range)
 
 
 def build_unet(config: UNetConfig, tensors: dict[str, Tensor], where: Path, dtype: torch.dtype | None = None) -> UNet:

@@ -6,6 +6,8 @@ values.py     values of options
 commands.py   what the commands do; heavy imports are inside
 data.py       both for `imagen data build` and `imagen data inspect`
 convert.py    both for `imagen convert`
+sampling.py   both for `imagen sample` and `imagen upscale`
+prompts.py    prompts from a file
 """
 
 import errno

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imagen import __version__
-from imagen.cli import commands, convert, data
-from imagen.cli.values import count, count_or_all, listed, minutes, number, span
+from imagen.cli import commands, convert, data, sampling
+from imagen.cli.sampling import LISTED
+from imagen.cli.values import count, count_or_all, minutes, number, span
 from imagen.errors import UserError, suggest
 
-LISTED = ("--steps", "--guidance", "--low-res-noise", "--sampler")  # one value for all stages, or one for each
+NUMBER = r"[-+]?[\d.]+(e[-+]?\d+)?"
+VALUE = rf"{NUMBER}(:{NUMBER})?|all|none|time|logsnr|ddpm|ddim|dpmpp_2m|dpmpp_2m_sde|heun"
 OVERRIDES = """\
 Any field of the config can be set, as JSON or plain text; `imagen config PRESET` shows them all:
   --train.batch_size 64 --optim.lr=2e-4 --optim.betas '[0.9, 0.99]' --stage.unet.levels.0.channels 96
@@ -56,9 +58,11 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     """`--steps 50 20` as `--steps 50,20`. With nargs="+" argparse would take the prompts behind it for values."""
     joined: list[str] = []
     for argument in arguments:
-        value = re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?|ddpm|ddim|dpmpp_2m", argument)
+        value = re.fullmatch(VALUE, argument)
         if value and len(joined) > 1 and joined[-2] in LISTED:
             joined[-1] += f",{argument}"
+        elif value and joined and joined[-1] in LISTED and argument[0] == "-":  # argparse would take it for an option
+            joined[-1:] = [f"{joined[-1]}={argument}"]
         else:
             joined.append(argument)
     return joined
@@ -245,48 +249,9 @@ def _parser() -> Parser:
     sub.add_argument("--step", type=count, help="of a checkpoint, or of a snapshot (default the last)")
     sub.add_argument("--out", type=Path, required=True, metavar="CASCADE", help="the folder to write")
 
-    sub = command(
-        "sample",
-        commands.sample,
-        "draw pictures from prompts",
-        "Writes DIR/NNNN.png in the order of the prompts, and DIR/sheet.png; pictures that are there are kept.\n"
-        "A picture depends on its prompt and seed alone.\n\n"
-        '  imagen sample cascade "a red apple" "an octopus on a blue background" --out pictures\n'
-        "  imagen sample cascade --prompts prompts.txt --n 4 --seed 10 --steps 50,20 --guidance 4,1 --out pictures",
-        rest="prompts",
-    )
-    sub.add_argument("cascade", type=Path, metavar="CASCADE", help="a cascade folder, or a training run")
-    sub.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to draw")
-    sub.add_argument("--prompts", type=Path, dest="file", metavar="FILE", help="a text file with one prompt a line")
-    add_sampling(sub)
-    sub.add_argument("--size", type=count, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the result, in pixels")
-
-    sub = command(
-        "upscale",
-        commands.upscale,
-        "enlarge pictures with the super-resolution stages alone",
-        "  imagen upscale cascade photo.png --out enlarged",
-        rest="pictures",
-    )
-    sub.add_argument("cascade", type=Path, metavar="CASCADE", help="a cascade folder, or a training run")
-    sub.add_argument("pictures", nargs="*", metavar="PICTURE", help="files, all of one size")
-    sub.add_argument("--prompt", default="", help="what they show, if the stages read text")
-    add_sampling(sub)
+    sampling.add_sample(command)
+    sampling.add_upscale(command)
     return top
-
-
-def add_sampling(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture of a prompt (default: 0)")
-    sub.add_argument("--n", type=count, default=1, metavar="N", help="pictures of each prompt: seeds N, N + 1, ...")
-    sub.add_argument("--stages", type=int, metavar="K", help="stop after the K-th stage")
-    each = "one value for all stages, or one for each, as in"
-    sub.add_argument("--steps", type=listed(int), metavar="N,...", help=f"sampler steps: {each} 50,20")
-    sub.add_argument("--guidance", type=listed(float), metavar="W,...", help="guidance weight (1: none), likewise")
-    sub.add_argument("--low-res-noise", type=listed(float), metavar="A,...", help="conditioning noise (0 to 1)")
-    sub.add_argument("--sampler", type=listed(str), metavar="NAME,...", help="ddpm, ddim or dpmpp_2m, likewise")
-    sub.add_argument("--batch-size", type=count, default=8, metavar="N", help="pictures at a time (default: 8)")
-    add_device(sub)
 
 
 def add_device(sub: argparse.ArgumentParser) -> None:

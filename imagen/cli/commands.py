@@ -2,9 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from imagen.cli.data import connected
 from imagen.errors import UserError
@@ -50,7 +49,7 @@ def data_encode(options: argparse.Namespace) -> None:
 
             engine, device = encoders(options.workers, device)
         else:
-            device = _device(device)
+            device = choose_device(device)
         index_folder(options.shards)
         samples = sum(len(open_split(options.shards, split)) for split in splits(options.shards))
         name = options.encoder or EMBEDDED_ENCODER
@@ -71,7 +70,7 @@ def _encode(
     from imagen.data.encode import encode_shards
     from imagen.models.text import LazyEncoder
 
-    return encode_shards(shards, LazyEncoder(text, device or _device(None)), batch_tokens, engine=engine)
+    return encode_shards(shards, LazyEncoder(text, device or choose_device(None)), batch_tokens, engine=engine)
 
 
 def data_bench(options: argparse.Namespace) -> None:
@@ -140,7 +139,7 @@ def train(options: argparse.Namespace) -> None:
     from imagen.run import train_run
     from imagen.train.ranks import joined
 
-    with joined(_device(options.device) if options.device else None) as ranks:
+    with joined(choose_device(options.device) if options.device else None) as ranks:
         train_run(experiment, options.data, options.out, minutes=options.minutes, profile=options.profile, ranks=ranks)
     if not ranks.first:
         return
@@ -167,64 +166,6 @@ def export(options: argparse.Namespace) -> None:
     print(f"{export_run(options.run_folder, options.out, **how)}; draw with it: imagen sample {options.out} PROMPT")
 
 
-def sample(options: argparse.Namespace) -> None:
-    prompts = [*options.prompts, *_lines(options.file)]
-    if not prompts:
-        raise UserError('no prompts: give some, or --prompts FILE ("" makes a picture without a prompt)')
-    for prompt in prompts:
-        if any("\ud800" <= character <= "\udfff" for character in prompt):  # what bytes that are no text become
-            raise UserError(f"the prompt {prompt!r} is not UTF-8")
-    _write(options, prompts, size=tuple(options.size) if options.size else None)
-
-
-def upscale(options: argparse.Namespace) -> None:
-    from imagen.pictures import read_picture
-
-    if not options.pictures:
-        raise UserError("no pictures to enlarge (see `imagen upscale --help`)")
-    pictures = [read_picture(path) for path in options.pictures]
-    _write(options, [options.prompt] * len(pictures), start=pictures)
-
-
-def _write(options: argparse.Namespace, prompts: Sequence[str], **request: Any) -> None:
-    from imagen.cascade import Cascade, write_samples
-
-    device = _device(options.device)
-    paths = write_samples(
-        Cascade.load(options.cascade, stages=options.stages),
-        prompts,
-        options.out,
-        seed=options.seed,
-        n=options.n,
-        stages=options.stages,
-        steps=_one_or_each(options.steps),
-        guidance=_one_or_each(options.guidance),
-        low_res_noise=_one_or_each(options.low_res_noise),
-        sampler=_one_or_each(options.sampler),
-        batch_size=options.batch_size,
-        device=device,
-        **request,
-    )
-    print(f"{_counted(len(paths), 'picture')} in {options.out}; see {options.out / 'sheet.png'}")
-
-
-def _lines(file: Path | None) -> list[str]:
-    """The prompts in a text file; empty lines are none."""
-    if file is None:
-        return []
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"--prompts {file}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"--prompts {file} is not a text file in UTF-8") from None
-    return [line.strip() for line in lines if line.strip()]
-
-
-def _one_or_each(values: list[Any] | None) -> Any:
-    return values[0] if values is not None and len(values) == 1 else values
-
-
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
@@ -239,7 +180,7 @@ def _experiment(options: argparse.Namespace) -> "Experiment":
     return experiment
 
 
-def _device(name: str | None) -> str:
+def choose_device(name: str | None) -> str:
     """`name`, tried out; or the default."""
     import torch
 

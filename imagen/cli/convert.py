@@ -47,7 +47,7 @@ def add_push(sub: argparse.ArgumentParser) -> None:
 
 
 def deepfloyd(options: argparse.Namespace) -> None:
-    from imagen.cli.commands import _device
+    from imagen.cli.commands import choose_device
     from imagen.convert.deepfloyd import convert_deepfloyd
 
     stages = convert_deepfloyd(
@@ -55,7 +55,7 @@ def deepfloyd(options: argparse.Namespace) -> None:
         options.out,
         encoder=options.encoder,
         cleaning=options.cleaning,
-        device=_device(options.device),
+        device=choose_device(options.device),
     )
     names = " and ".join(str(stage.resolution) for stage in stages)
     print(f"{options.out}: stage {names}; draw with it: imagen sample {options.out} PROMPT --out DIR")

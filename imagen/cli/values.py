@@ -49,6 +49,22 @@ def span(text: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
+def each(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A value, or `none`."""
+    return lambda text: None if text == "none" else kind(text)
+
+
+def interval(text: str) -> tuple[float, float] | None:
+    """LOW:HIGH, or `all` for no limits."""
+    if text == "all":
+        return None
+    low, _, high = text.partition(":")
+    try:
+        return float(low), float(high)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW:HIGH, as in -5:5") from None
+
+
 def number(text: str) -> float:
     """A finite one; its range is checked by what takes it."""
     try:

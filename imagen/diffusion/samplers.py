@@ -1,9 +1,9 @@
 """Samplers: from noise to pictures along a list of noise levels.
 
 A sampler takes a denoiser, x at the first level and `logsnrs`, rising levels lambda_0 < ... < lambda_N (1-D, float64).
-It calls the denoiser N times, at lambda_0 ... lambda_{N-1}, and returns x at lambda_N. The last level of
-`step_logsnrs` is +infinity, alpha = 1 and sigma = 0, where the step of every sampler is to return the x0 estimate
-itself, without noise. (A finite last level gives x at that level: for tests, or to stop half-way.)
+It calls the denoiser N times, at lambda_0 ... lambda_{N-1} (`heun` twice a step), and returns x at lambda_N. The last
+level of `step_logsnrs` is +infinity, alpha = 1 and sigma = 0, where the step of every sampler is to return the x0
+estimate itself, without noise. (A finite last level gives x at that level: for tests, or to stop half-way.)
 
 Notation: a step goes from t to s, lambda_s > lambda_t. Coefficients are Python floats (float64); x keeps its dtype.
 """
@@ -11,6 +11,7 @@ Notation: a step goes from t to s, lambda_s > lambda_t. Coefficients are Python 
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,16 +19,30 @@ from torch import Tensor
 from imagen.diffusion.guidance import Denoiser, Estimate
 from imagen.diffusion.schedule import Schedule, step_times
 
+Spacing = Literal["time", "logsnr"]
 Noise = Callable[[], Tensor]  # the next standard normal tensor, shaped like x
 OnStep = Callable[[int, int, Tensor, Tensor], None]  # (i, N, x after step i, x0 estimate of step i)
 Step = Callable[[Tensor, Estimate, float, float], Tensor]  # (x_t, estimate, lambda_t, lambda_s) -> x_s
 
 
-def step_logsnrs(schedule: Schedule, steps: int) -> Tensor:
-    """The levels of `steps` steps at the schedule's `step_times`; the last is infinite. Float64."""
+def step_logsnrs(
+    schedule: Schedule, steps: int, *, spacing: Spacing = "time", logsnr_range: tuple[float, float] = (-10.0, 7.0)
+) -> Tensor:
+    """The levels of `steps` steps; the last is infinite. Float64.
+
+    spacing: "time" is the schedule's `step_times`, even from t = 1 unless it is discrete; "logsnr" is even in lambda
+    from the lower end of `logsnr_range` to its upper end, from where the last step goes to clean pictures. The range is
+    cut to that of the schedule, beyond which the network was not trained.
+    """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
-    logsnrs = schedule(step_times(schedule, steps))
+    t = step_times(schedule, steps)
+    if spacing == "time":
+        logsnrs = schedule(t)
+    else:
+        first, last = (float(schedule(t[end])) for end in (0, -1))
+        low, high = max(logsnr_range[0], first), min(logsnr_range[1], last)
+        logsnrs = torch.cat([torch.linspace(low, high, steps, dtype=torch.float64), t[-1:]])
     logsnrs[-1] = math.inf
     return logsnrs
 
@@ -92,24 +107,57 @@ def dpmpp_2m(denoise: Denoiser, x: Tensor, logsnrs: Tensor, *, on_step: OnStep |
 
     The first step has no history, and the last is infinitely long: both are first-order steps, those of DDIM.
     """
-    last: tuple[Tensor, float] | None = None  # x0 estimate and h of the step before
+    extrapolated = _extrapolating(logsnrs)
 
     def step(x: Tensor, estimate: Estimate, logsnr_t: float, logsnr_s: float) -> Tensor:
-        nonlocal last
-        (_, sigma_t), (alpha_s, sigma_s) = _alpha_sigma(logsnr_t), _alpha_sigma(logsnr_s)
-        h = (logsnr_s - logsnr_t) / 2  # the paper's lambda is log(alpha / sigma), half of ours
-        x0 = estimate.x0
-        if last is not None and logsnr_s != end:
-            x0_before, h_before = last
-            x0 = x0 + h / (2 * h_before) * (x0 - x0_before)
-        last = estimate.x0, h
-        return sigma_s / sigma_t * x - alpha_s * math.expm1(-h) * x0
+        x0 = extrapolated(estimate, logsnr_t, logsnr_s)
+        return _to_level(x, x0, logsnr_t, logsnr_s)
 
-    end = float(logsnrs[-1])
     return _walk(denoise, x, logsnrs, step, on_step)
 
 
-SAMPLERS: dict[str, Callable[..., Tensor]] = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
+@torch.no_grad()
+def dpmpp_2m_sde(
+    denoise: Denoiser, x: Tensor, logsnrs: Tensor, *, noise: Noise, on_step: OnStep | None = None
+) -> Tensor:
+    """SDE-DPM-Solver++(2M) (2211.01095): ddpm with gamma = 0, at dpmpp_2m's estimate of x0."""
+    extrapolated = _extrapolating(logsnrs)
+
+    def step(x: Tensor, estimate: Estimate, logsnr_t: float, logsnr_s: float) -> Tensor:
+        (_, sigma_t), (alpha_s, sigma_s) = _alpha_sigma(logsnr_t), _alpha_sigma(logsnr_s)
+        one_minus_eh = -math.expm1(logsnr_t - logsnr_s)  # the paper's h is half of ours: its e^-2h is our e^-h
+        x0 = extrapolated(estimate, logsnr_t, logsnr_s)
+        mean = sigma_s / sigma_t * math.exp((logsnr_t - logsnr_s) / 2) * x + alpha_s * one_minus_eh * x0
+        return mean if sigma_s == 0 else mean + sigma_s * math.sqrt(one_minus_eh) * noise()
+
+    return _walk(denoise, x, logsnrs, step, on_step)
+
+
+@torch.no_grad()
+def heun(denoise: Denoiser, x: Tensor, logsnrs: Tensor, *, on_step: OnStep | None = None) -> Tensor:
+    """Heun's method, as EDM has it (2206.00364, Algorithm 1), for the equation in lambda: deterministic, second order.
+
+    The linear part of the equation is solved exactly, so that a step is one of DDIM with the mean of the x0 estimates
+    at its two ends, where the second end is found by a DDIM step. Two calls of the denoiser a step, one in the last.
+    """
+
+    def step(x: Tensor, estimate: Estimate, logsnr_t: float, logsnr_s: float) -> Tensor:
+        euler = _to_level(x, estimate.x0, logsnr_t, logsnr_s)
+        if logsnr_s == math.inf:
+            return euler
+        there = denoise(euler, euler.new_full((len(x),), logsnr_s))
+        return _to_level(x, (estimate.x0 + there.x0) / 2, logsnr_t, logsnr_s)
+
+    return _walk(denoise, x, logsnrs, step, on_step)
+
+
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "heun": heun,
+}
 
 
 def sample(
@@ -124,13 +172,38 @@ def sample(
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Runs the sampler of that name with those of the options that it has."""
-    if sampler == "ddpm":
-        return ddpm(denoise, x, logsnrs, noise=noise, gamma=gamma, on_step=on_step)
-    if sampler == "ddim":
-        return ddim(denoise, x, logsnrs, eta=eta, noise=noise, on_step=on_step)
-    if sampler == "dpmpp_2m":
-        return dpmpp_2m(denoise, x, logsnrs, on_step=on_step)
-    raise ValueError(f"no sampler {sampler!r}; there are ddpm, ddim and dpmpp_2m")
+    options: dict[str, dict[str, object]] = {
+        "ddpm": {"noise": noise, "gamma": gamma},
+        "ddim": {"noise": noise, "eta": eta},
+        "dpmpp_2m_sde": {"noise": noise},
+    }
+    if sampler not in SAMPLERS:
+        raise ValueError(f"no sampler {sampler!r}; there are {', '.join(SAMPLERS)}")
+    return SAMPLERS[sampler](denoise, x, logsnrs, on_step=on_step, **options.get(sampler, {}))
+
+
+def _extrapolating(logsnrs: Tensor) -> Callable[[Estimate, float, float], Tensor]:
+    """DPM-Solver++(2M)'s estimate of x0 in the middle of a step, from those at its beginning and a step before."""
+    last: tuple[Tensor, float] | None = None  # x0 estimate and h of the step before
+    end = float(logsnrs[-1])
+
+    def extrapolated(estimate: Estimate, logsnr_t: float, logsnr_s: float) -> Tensor:
+        nonlocal last
+        h, x0 = logsnr_s - logsnr_t, estimate.x0
+        if last is not None and logsnr_s != end:
+            x0_before, h_before = last
+            x0 = x0 + h / (2 * h_before) * (x0 - x0_before)
+        last = estimate.x0, h
+        return x0
+
+    return extrapolated
+
+
+def _to_level(x: Tensor, x0: Tensor, logsnr_t: float, logsnr_s: float) -> Tensor:
+    """x_s when x0 stays the same from t to s: the step of DDIM, and the exact solution of the linear part."""
+    (_, sigma_t), (alpha_s, sigma_s) = _alpha_sigma(logsnr_t), _alpha_sigma(logsnr_s)
+    # The paper's lambda is log(alpha / sigma), half of ours, and so is its h.
+    return sigma_s / sigma_t * x - alpha_s * math.expm1((logsnr_t - logsnr_s) / 2) * x0
 
 
 def _walk(denoise: Denoiser, x: Tensor, logsnrs: Tensor, step: Step, on_step: OnStep | None) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 
 from imagen.diffusion.guidance import Estimate
 from imagen.diffusion.noise import PictureNoise
-from imagen.diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp_2m, sample, step_logsnrs
+from imagen.diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, heun, sample, step_logsnrs
 from imagen.diffusion.schedule import ScheduleConfig, alpha_sigma, build_schedule
 
 F64 = torch.float64
@@ -72,6 +72,7 @@ STOCHASTIC = [
     (ddpm, {"gamma": 1.0}),
     (ddim, {"eta": 0.5}),
     (ddim, {"eta": 1.0}),
+    (dpmpp_2m_sde, {}),
 ]
 
 
@@ -88,7 +89,7 @@ def test_stochastic_samplers_converge_to_the_data(sampler, options, kind):
         errors.append((variance / S2 - 1).abs())
     assert (errors[-1] < torch.tensor([0.02, 0.08, 0.01])).all()
     for coarse, fine in pairwise(errors):
-        assert ((coarse > 1.6 * fine) | (coarse < 1e-3)).all()
+        assert ((coarse > 1.6 * fine) | (coarse < 2e-3)).all()
 
 
 def test_the_bounds_of_the_variance_are_exact_for_the_data_they_are_named_after():
@@ -102,8 +103,8 @@ def test_the_bounds_of_the_variance_are_exact_for_the_data_they_are_named_after(
 
 
 @pytest.mark.parametrize(("sampler", "options"), STOCHASTIC)
-def test_stochastic_samplers_are_first_order(sampler, options):
-    """At a finite last level, in even steps of lambda: the variance's error halves with the step."""
+def test_stochastic_samplers_have_their_order(sampler, options):
+    """At a finite last level, in even steps of lambda: the variance's error halves with the step, or quarters."""
 
     def error(steps):
         logsnrs = torch.linspace(-6, 6, steps + 1, dtype=F64)
@@ -112,10 +113,10 @@ def test_stochastic_samplers_are_first_order(sampler, options):
         return (mean - true_mean).abs().max().item() + (variance - true_variance).abs().max().item()
 
     ratios = [error(n) / error(2 * n) for n in (200, 400)]
-    assert ratios == pytest.approx([2, 2], abs=0.2)
+    assert ratios == pytest.approx([4, 4] if sampler is dpmpp_2m_sde else [2, 2], rel=0.1)
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpmpp_2m, 2)])
+@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpmpp_2m, 2), (heun, 2)])
 def test_deterministic_samplers_have_their_order(sampler, order):
     x = torch.tensor([[-1.5, 0.0, 0.7], [1.0, 1.0, -2.0]], dtype=F64)
 
@@ -147,7 +148,7 @@ def test_dpmpp_2m_is_algorithm_2_of_its_paper():
         torch.testing.assert_close(xs[i], x)
 
 
-@pytest.mark.parametrize("sampler", [ddim, dpmpp_2m])
+@pytest.mark.parametrize("sampler", [ddim, dpmpp_2m, heun])
 def test_deterministic_samplers_solve_the_ode_down_to_clean_data(sampler):
     """On the grid that users get, whose last level is infinite."""
     schedule = build_schedule(ScheduleConfig(), 64)
@@ -157,7 +158,7 @@ def test_deterministic_samplers_solve_the_ode_down_to_clean_data(sampler):
         logsnrs = step_logsnrs(schedule, steps)
         errors.append((sampler(denoise, x, logsnrs) - exact_ode(x, logsnrs[0], math.inf)).abs().max().item())
     assert errors[0] > 1.8 * errors[1] > 1.8**2 * errors[2]
-    assert errors[-1] < {ddim: 6e-3, dpmpp_2m: 5e-4}[sampler]
+    assert errors[-1] < {ddim: 6e-3, dpmpp_2m: 5e-4, heun: 5e-4}[sampler]
 
 
 def test_second_order_beats_first_at_few_steps():
@@ -234,7 +235,9 @@ def test_contract_of_all_samplers(name):
 
     noise = PictureNoise([1, 2], (3,))
     out = sample(name, record, noise(), logsnrs, noise=noise, on_step=on_step)
-    assert levels == pytest.approx(logsnrs[:-1].tolist(), abs=1e-6)
+    twice = [logsnrs[0], *logsnrs[1:-1].repeat_interleave(2)]  # the end of a step, then the beginning of the next
+    expected = twice if name == "heun" else logsnrs[:-1]
+    assert levels == pytest.approx([float(logsnr) for logsnr in expected], abs=1e-6)
     assert [(i, n) for i, n, _, _ in seen] == [(i, 6) for i in range(6)]
     assert out is seen[-1][2] and out.dtype == torch.float32
     torch.testing.assert_close(out, seen[-1][3])
@@ -260,13 +263,22 @@ def test_step_logsnrs():
     assert logsnrs.dtype == F64 and logsnrs[-1] == math.inf
 
 
+def test_steps_even_in_log_snr_keep_to_the_range_that_was_trained():
+    schedule = build_schedule(ScheduleConfig(), 64)
+    expected = torch.tensor([-10, -5, 0, 5, math.inf], dtype=F64)
+    torch.testing.assert_close(step_logsnrs(schedule, 4, spacing="logsnr", logsnr_range=(-10, 5)), expected)
+    ends = step_logsnrs(schedule, 4, spacing="logsnr", logsnr_range=(-99, 99))[[0, -2]]
+    torch.testing.assert_close(ends, schedule(torch.tensor([1.0, 0.0], dtype=F64)))
+    assert step_logsnrs(schedule, 1, spacing="logsnr").tolist() == [-10, math.inf]
+
+
 def test_mistakes():
     x, logsnrs = torch.zeros(1, 3, dtype=F64), torch.tensor([-1.0, 1.0], dtype=F64)
     with pytest.raises(ValueError, match="rise"):
         dpmpp_2m(denoise, x, logsnrs.flip(0))
     with pytest.raises(ValueError, match="needs noise"):
         ddim(denoise, x, logsnrs, eta=1.0)
-    with pytest.raises(ValueError, match="'heun'"):
-        sample("heun", denoise, x, logsnrs, noise=lambda: x)
+    with pytest.raises(ValueError, match="'euler'"):
+        sample("euler", denoise, x, logsnrs, noise=lambda: x)
     with pytest.raises(ValueError, match="at least 1"):
         step_logsnrs(build_schedule(ScheduleConfig(), 64), 0)

@@ -1,0 +1,57 @@
+"""Heights and widths through a cascade: every stage keeps the proportions, and its network's strides divide them."""
+
+import math
+from collections.abc import Sequence
+
+from imagen.cascade.config import StageConfig
+from imagen.errors import UserError
+
+Size = tuple[int, int]  # (height, width)
+
+
+def sizes_for(run: Sequence[StageConfig], size: Size | None) -> tuple[Size, ...]:
+    """What each stage makes so that the last makes `size` (None: the square it was trained on). Raises UserError."""
+    reference = run[-1].resolution
+    height, width = size or (reference, reference)
+    _check_divides((height, width), unit(run, reference), "size")
+    return tuple((height * stage.resolution // reference, width * stage.resolution // reference) for stage in run)
+
+
+def sizes_like(run: Sequence[StageConfig], given: Size) -> tuple[Size, ...]:
+    """What each stage makes in about the proportions of `given`, with shorter sides near those trained on."""
+    reference = run[-1].resolution
+    step, scale = unit(run, reference), reference / min(given)
+    height, width = (max(round(side * scale / step), 1) * step for side in given)
+    return sizes_for(run, (height, width))
+
+
+def sizes_above(run: Sequence[StageConfig], given: Size) -> tuple[Size, tuple[Size, ...], Size]:
+    """Enlarging pictures of `given` size: their size when padded, what each stage makes of it, and what is kept."""
+    reference = run[0].low_resolution or 1
+    step = unit(run, reference)
+    height, width = (-(-side // step) * step for side in given)
+    made = tuple((height * stage.resolution // reference, width * stage.resolution // reference) for stage in run)
+    final = run[-1].resolution
+    return (height, width), made, (given[0] * final // reference, given[1] * final // reference)
+
+
+def unit(run: Sequence[StageConfig], reference: int) -> int:
+    """Sides that are multiples of this, at resolution `reference`, divide by every stage's stride at its own."""
+    units = []
+    for stage in run:
+        needed = stage.unet.total_stride * reference  # side * resolution must divide by it
+        units.append(needed // math.gcd(needed, stage.resolution))
+    return math.lcm(*units)
+
+
+def _check_divides(size: tuple[int, int], unit: int, what: str) -> None:
+    if all(side > 0 and side % unit == 0 for side in size):
+        return
+    nearest = []
+    for side in size:
+        below, above = side // unit * unit, -(-side // unit) * unit
+        nearest.append(" or ".join(str(side) for side in sorted({max(below, unit), max(above, unit)})))
+    raise UserError(
+        f"{what} is {size[0]}x{size[1]} (height x width), but sides must divide by {unit}; "
+        f"nearest: height {nearest[0]}, width {nearest[1]}"
+    )

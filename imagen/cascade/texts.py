@@ -1,0 +1,56 @@
+"""Prompts to embeddings, each encoded once; the encoder's memory is free while pictures are made."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from imagen.models.text import TextConfig, TextEncoder, load_text_encoder
+
+KEPT = 4096  # prompts whose embeddings stay in memory (T5-XXL: at most 2 MB each)
+
+
+class Encoder(Protocol):
+    def encode(self, prompts: list[str], /) -> list[Tensor]: ...
+
+
+class Texts:
+    """The embeddings [L, D] of prompts; "" is `unconditional`.
+
+    encoder: loaded from `config` at the first prompt if left out.
+
+    Prompts are encoded one at a time, so that the bits of an embedding do not depend on what else was asked for.
+    """
+
+    def __init__(self, config: TextConfig, unconditional: Tensor, encoder: Encoder | None = None):
+        self.config = config
+        self.encoder = encoder
+        self.unconditional = unconditional
+        self._known: dict[str, Tensor] = {}
+
+    def __contains__(self, prompt: str) -> bool:
+        return not prompt or prompt in self._known
+
+    def __call__(self, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+        """Embeddings of the prompts that differ, on the CPU. Raises UserError if the encoder cannot be loaded."""
+        wanted = list(dict.fromkeys(prompts))
+        missing = [prompt for prompt in wanted if prompt and prompt not in self._known]
+        if missing:
+            if self.encoder is None:
+                self.encoder = load_text_encoder(self.config, device)
+            self._place(device)
+            self._known |= {prompt: self.encoder.encode([prompt])[0] for prompt in missing}
+            self._place(torch.device("cpu"))
+        found = {prompt: self._known[prompt] if prompt else self.unconditional for prompt in wanted}
+        for prompt in list(self._known)[: max(len(self._known) - KEPT, 0)]:
+            del self._known[prompt]
+        return found
+
+    def _place(self, device: torch.device) -> None:
+        """Move an encoder of our own; there and back takes a second a 10 GB."""
+        if isinstance(self.encoder, TextEncoder) and self.encoder.device != device:
+            self.encoder.model.to(device)
+            self.encoder.device = device
+            if device.type == "cpu" and torch.cuda.is_available():
+                torch.cuda.empty_cache()

@@ -1,0 +1,198 @@
+"""`imagen sample` and `imagen upscale`: options, help, and what they do. Heavy imports are inside."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imagen.cli.prompts import Prompt, read_prompts
+from imagen.cli.values import count, each, interval, listed, number
+from imagen.errors import UserError
+
+if TYPE_CHECKING:
+    from imagen.cascade import Cascade
+
+# Options that take one value for all stages, or one for each, with commas or spaces between.
+LISTED = (
+    *("--steps", "--guidance", "--guidance-interval", "--guidance-rescale", "--low-res-noise", "--sampler"),
+    *("--spacing", "--strength", "--tile", "--rows"),
+)
+FIELDS = ("steps", "guidance", "guidance_interval", "guidance_rescale", "low_res_noise", "sampler", "spacing")
+
+
+def add_sample(command: Callable[..., Any]) -> None:
+    """command: adds one, given its name, function, help and epilog."""
+    sub = command(
+        "sample",
+        sample,
+        "draw pictures from prompts",
+        "Writes DIR/NNNN.png in the order of the prompts, and DIR/sheet.png; pictures that are there are kept:\n"
+        "the same command goes on where it was stopped. Under torchrun each rank makes its share.\n"
+        "A picture depends on its prompt and seed alone.\n\n"
+        '  imagen sample cascade "a red apple" "an octopus on a blue background" --out pictures\n'
+        "  imagen sample cascade --prompts prompts.jsonl --n 4 --seed 10 --steps 50,20 --guidance 4,1 --out pictures\n"
+        '  imagen sample cascade "a red apple" --init photo.png --mask mask.png --out painted\n'
+        "  imagen sample cascade --from pictures/0003.png --out again",
+        rest="prompts",
+    )
+    sub.add_argument("cascade", type=Path, metavar="CASCADE", help="a cascade folder, or a training run")
+    sub.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to draw")
+    sub.add_argument(
+        "--prompts", type=Path, dest="file", metavar="FILE", help="one prompt a line; or .jsonl, .csv (see the docs)"
+    )
+    sub.add_argument("--negative", default="", metavar="TEXT", help="what guidance leads away from (default: nothing)")
+    _add(sub)
+    sub.add_argument(
+        "--vary", type=number, metavar="A", help="the N pictures are variations of the first: 0 (the same) to 1"
+    )
+    sub.add_argument("--size", type=count, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the result, in pixels")
+    sub.add_argument("--init", metavar="FILE", help="a picture to begin with")
+    sub.add_argument("--strength", type=listed(float), metavar="S,...", help="how much of it is drawn anew (0 to 1)")
+    sub.add_argument("--mask", metavar="FILE", help="where the init picture is drawn anew (white) or kept (black)")
+    sub.add_argument("--from", dest="again", metavar="FILE", help="make the picture in this file again")
+    sub.add_argument("--start", metavar="FILE", help="with --from an enlarged picture: what was enlarged")
+
+
+def add_upscale(command: Callable[..., Any]) -> None:
+    """command: adds one, given its name, function, help and epilog."""
+    sub = command(
+        "upscale",
+        upscale,
+        "enlarge pictures with the super-resolution stages alone",
+        "  imagen upscale cascade photo.png --out enlarged\n"
+        "  imagen upscale cascade photos/*.jpg --scale 4 --tile 512 --out enlarged",
+        rest="pictures",
+    )
+    sub.add_argument("cascade", type=Path, metavar="CASCADE", help="a cascade folder, or a training run")
+    sub.add_argument("pictures", nargs="*", metavar="PICTURE", help="files, of any size")
+    sub.add_argument("--prompt", default="", help="what they show, if the stages read text")
+    sub.add_argument("--scale", type=count, metavar="N", help="enlarge so many times (default: to the last stage)")
+    _add(sub)
+
+
+def _add(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture of a prompt (default: 0)")
+    sub.add_argument("--n", type=count, default=1, metavar="N", help="pictures of each prompt: seeds N, N + 1, ...")
+    sub.add_argument("--stages", type=int, metavar="K", help="stop after the K-th stage")
+    one = "one value for all stages, or one for each, as in"
+    sub.add_argument("--steps", type=listed(int), metavar="N,...", help=f"sampler steps: {one} 50,20")
+    sub.add_argument("--guidance", type=listed(float), metavar="W,...", help="guidance weight (1: none), likewise")
+    sub.add_argument(
+        "--guidance-interval", type=listed(interval), metavar="A:B,...", help="log-SNR where it acts, or `all`"
+    )
+    sub.add_argument("--guidance-rescale", type=listed(float), metavar="F,...", help="less contrast from it (0 to 1)")
+    sub.add_argument("--low-res-noise", type=listed(float), metavar="A,...", help="conditioning noise (0 to 1)")
+    sub.add_argument(
+        "--sampler", type=listed(str), metavar="NAME,...", help="ddpm, ddim, dpmpp_2m, dpmpp_2m_sde or heun, likewise"
+    )
+    sub.add_argument("--spacing", type=listed(str), metavar="NAME,...", help="steps even in `time` or in `logsnr`")
+    sub.add_argument(
+        "--tile", type=listed(each(count)), metavar="N,...", help="enlarge in pieces of this side, to save memory"
+    )
+    sub.add_argument("--batch-size", type=count, default=8, metavar="N", help="pictures at a time (default: 8)")
+    sub.add_argument("--rows", type=listed(count), metavar="N,...", help="of these, in one call of a stage's network")
+    sub.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="(default: auto)")
+    sub.add_argument("--compile", action="store_true", help="compile the networks: minutes first, then faster")
+    sub.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1... (default: a GPU if there is one)")
+
+
+def sample(options: argparse.Namespace) -> None:
+    rows = [Prompt(prompt=prompt) for prompt in options.prompts]
+    rows += [] if options.file is None else read_prompts(options.file)
+    if options.again is not None:
+        _again(options, rows)
+        return
+    if options.start is not None:
+        raise UserError("--start goes with --from; to enlarge a picture, use `imagen upscale`")
+    if not rows:
+        raise UserError('no prompts: give some, or --prompts FILE ("" makes a picture without a prompt)')
+    negatives = [options.negative if row.negative is None else row.negative for row in rows]
+    for text in (*(row.prompt for row in rows), *negatives):
+        if any("\ud800" <= character <= "\udfff" for character in text):  # what bytes that are no text become
+            raise UserError(f"the prompt {text!r} is not UTF-8")
+    from imagen.cascade import write_samples
+
+    cascade, request = _prepared(options)
+    paths = write_samples(
+        cascade,
+        [row.prompt for row in rows],
+        options.out,
+        seed=[options.seed if row.seed is None else row.seed for row in rows],
+        negative=negatives,
+        vary=options.vary,
+        size=tuple(options.size) if options.size else None,
+        init=_picture(options.init),
+        mask=_picture(options.mask),
+        strength=_one_or_each(options.strength),
+        **request,
+    )
+    _say(len(paths), options.out, request["rank"])
+
+
+def upscale(options: argparse.Namespace) -> None:
+    if not options.pictures:
+        raise UserError("no pictures to enlarge (see `imagen upscale --help`)")
+    from imagen.cascade import write_upscaled
+
+    cascade, request = _prepared(options)
+    paths = write_upscaled(
+        cascade, options.pictures, options.out, prompt=options.prompt, seed=options.seed, scale=options.scale, **request
+    )
+    _say(len(paths), options.out, request["rank"])
+
+
+def _again(options: argparse.Namespace, rows: list[Prompt]) -> None:
+    if rows:
+        raise UserError("--from takes its prompt from the picture; leave the others out")
+    from imagen.cascade import plan_again, write_again
+
+    cascade, request = _prepared(options)
+    start, init, mask = (_picture(file) for file in (options.start, options.init, options.mask))
+    plan, place = plan_again(cascade, options.again, start=start, init=init, mask=mask, device=request["device"])
+    write_again(cascade, plan, place, options.out)
+    _say(1, options.out, 0)
+
+
+def _prepared(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
+    """The cascade, and what both commands request."""
+    from imagen.cascade import Cascade
+    from imagen.cli.commands import choose_device
+
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = choose_device(options.device)
+    if device == "cuda" and ranks > 1:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    cascade = Cascade.load(options.cascade, stages=options.stages)
+    if options.compile:
+        cascade.compile()
+    fields = {name: _one_or_each(getattr(options, name)) for name in FIELDS}
+    return cascade, {
+        **fields,
+        "n": options.n,
+        "stages": options.stages,
+        "tile": _one_or_each(options.tile),
+        "batch_size": options.batch_size,
+        "rows": _one_or_each(options.rows),
+        "precision": options.precision,
+        "device": device,
+        "rank": rank,
+        "ranks": ranks,
+        "progress": rank == 0,
+    }
+
+
+def _picture(file: str | None) -> Any:
+    from imagen.pictures import read_picture
+
+    return None if file is None else read_picture(file)
+
+
+def _one_or_each(values: list[Any] | None) -> Any:
+    return values[0] if values is not None and len(values) == 1 else values
+
+
+def _say(pictures: int, out: Path, rank: int) -> None:
+    if rank == 0:
+        print(f"{pictures} picture{'' if pictures == 1 else 's'} in {out}; see {out / 'sheet.png'}")
