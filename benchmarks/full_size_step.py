@@ -4,9 +4,9 @@
 
 Text embeddings are random numbers in the shapes of T5-11B's (1024 a token); all else is what `imagen train` does:
 loader, noising, forward, backward, clip, optimizer, averages, checkpoint (in a temporary folder). Prints loss,
-gradient norm, seconds a step, and the largest memory of the process. `--ranks 4 --shard 4 --blocks 1` runs a preset
-with that many residual blocks a level, shared by that many gloo ranks, which build their networks in turn: the machine
-needs room for one whole network at a time.
+gradient norm, seconds a step, and the largest memory of the process. `--ranks 4 --shard 4 --levels 3 --blocks 1` runs
+the first levels of a preset, with that many residual blocks each, shared by that many gloo ranks, which build their
+networks in turn: the machine needs room for one whole network at a time.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from imagen.models.text import TextConfig
 from imagen.models.unet import UNetConfig
 from imagen.presets import preset
 from imagen.train import trainer as training
+from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
 from imagen.train.ranks import Ranks, joined
 from imagen.train.trainer import Trainer
@@ -109,14 +110,15 @@ def build_in_turn(ranks: Ranks) -> None:
 def experiment(options: argparse.Namespace, name: str) -> Experiment:
     what = preset(name)
     unet = what.stage.unet
+    levels = unet.levels[: options.levels]
     if options.blocks:
-        levels = tuple(dataclasses.replace(level, blocks=options.blocks) for level in unet.levels)
-        unet = dataclasses.replace(unet, levels=levels)
+        levels = tuple(dataclasses.replace(level, blocks=options.blocks) for level in levels)
+    unet = dataclasses.replace(unet, levels=levels)
     return dataclasses.replace(
         what,
         stage=dataclasses.replace(what.stage, unet=unet),
         data=dataclasses.replace(what.data, workers=0, crop=options.crop or what.data.crop),
-        optim=dataclasses.replace(what.optim, algorithm=options.optimizer or what.optim.algorithm),
+        optim=OptimConfig(algorithm="adafactor", betas=(0.0, 0.999)) if options.adafactor else what.optim,
         train=dataclasses.replace(
             what.train,
             steps=options.steps,
@@ -150,7 +152,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--crop", type=int, help="side of the crops of a super-resolution preset")
     parser.add_argument("--blocks", type=int, help="residual blocks a level, in place of the preset's")
-    parser.add_argument("--optimizer", help="in place of the preset's: adafactor takes least memory")
+    parser.add_argument("--levels", type=int, help="the first so many levels of the preset alone")
+    parser.add_argument("--adafactor", action="store_true", help="in place of the preset's optimizer: little memory")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--shard", type=int, default=1)
     parser.add_argument("--no-checkpoint", action="store_true", help="which copies all tensors: memory")
