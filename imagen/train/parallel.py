@@ -68,11 +68,7 @@ def parallelize(
     dtype: of the network's arithmetic, in which sharded parameters are then gathered; None: as they are (float32).
     Gradients are reduced, and parameters updated, in float32. Call it once, on a new U-Net.
     """
-    for level, block in leveled_blocks(unet):
-        if config.checkpointing == "full" or level in config.checkpoint_levels:
-            # Not a wrapper module, which would rename the parameters. Dropout is the only random layer there is.
-            recomputed = partial(checkpoint, block.forward, use_reentrant=False)
-            block.forward = partial(recomputed, preserve_rng_state=unet.config.dropout > 0)  # type: ignore[method-assign]
+    recompute(unet, config)
     if config.compile:
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # a U-Net of many shapes
     if mesh is not None:
@@ -93,6 +89,16 @@ def parallelize(
         device_ids=None if device.type == "cpu" else [device],
         gradient_as_bucket_view=True,
     )
+
+
+def recompute(unet: UNet, config: ParallelConfig) -> None:
+    """Have the blocks that `config.checkpointing` names computed again in the backward pass, and no others."""
+    for level, block in leveled_blocks(unet):
+        vars(block).pop("forward", None)
+        if config.checkpointing == "full" or level in config.checkpoint_levels:
+            # Not a wrapper module, which would rename the parameters. Dropout is the only random layer there is.
+            recomputed = partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = partial(recomputed, preserve_rng_state=unet.config.dropout > 0)  # type: ignore[method-assign]
 
 
 def leveled_blocks(unet: UNet) -> Iterator[tuple[int, Block]]:
