@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imagen import __version__
-from imagen.cli import commands, data
+from imagen.cli import commands, data, plan
 from imagen.cli.values import count, count_or_all, listed, minutes
 from imagen.errors import UserError, suggest
 
@@ -68,7 +68,7 @@ def _without_fields(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """A command line and, apart, its `--a.b VALUE`: before the preset, argparse would take VALUE for it."""
     kept, fields = list(arguments[:1]), list[str]()
     queue = list(arguments[1:])
-    if kept not in (["train"], ["config"]):
+    if kept not in (["train"], ["config"], ["plan"]):
         return [*kept, *queue], fields
     while queue:
         if re.match(r"--[\w-]+\.", queue[0]):
@@ -181,6 +181,8 @@ def _parser() -> Parser:
     sub.add_argument("--json", action="store_true", help="print a list of objects")
     sub = command("config", commands.config, "print the resolved config of a preset", OVERRIDES, rest="overrides")
     sub.add_argument("preset", metavar="PRESET", help="see `imagen presets`")
+
+    plan.add_plan(command, OVERRIDES)
 
     sub = command(
         "train",

@@ -1,33 +1,42 @@
 """What a plan says of memory is what real ranks allocate."""
 
-import dataclasses
-from functools import partial
+import json
+from contextlib import nullcontext
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from ranks import run_on_ranks
 
 from imagen.config import override
 from imagen.data.loader import Batch
-from imagen.models.precision import autocast
+from imagen.errors import UserError
 from imagen.models.unet import UNet
 from imagen.presets import preset
+from imagen.run import describe
+from imagen.train.config import micro_batches
 from imagen.train.ema import Ema
 from imagen.train.noising import Noising
 from imagen.train.optim import build_optimizer
 from imagen.train.parallel import build_mesh, parallelize
+from imagen.train.plan.choice import candidates, checkpointings, choose, predicted_peak
 from imagen.train.plan.rehearsal import Rehearsal
-from imagen.train.ranks import Ranks, joined
-from imagen.train.state import materialise, run_tensors
+from imagen.train.ranks import joined
 from imagen.train.step import training_step
 
-MICRO = 4
+LAYOUTS = {
+    "ddp": (),
+    "ddp, full": ("--parallel.checkpointing", "full", "--train.micro_batch", "4"),
+    "fsdp": ("--parallel.shard", "4"),
+    "fsdp, full": ("--parallel.shard", "4", "--parallel.checkpointing", "full", "--train.micro_batch", "4"),
+    "hsdp": ("--parallel.shard", "2", "--train.micro_batch", "2"),
+}
 
 
 def experiment(*fields):
-    """debug_64 with AdamW, wide enough for activations to count."""
-    return override(preset("debug_64"), ["--optim.algorithm", "adamw", *fields])
+    """debug_64 with AdamW, in float32, of enough pictures for activations to count."""
+    common = ("--optim.algorithm", "adamw", "--train.precision", "fp32", "--train.batch_size", "32")
+    return override(preset("debug_64"), [*common, *fields])
 
 
 def own_bytes(tensors):
@@ -55,70 +64,177 @@ class Marked(Noising):
 
 
 class Watched:
+    """An optimizer that measures the gradients."""
+
     def __init__(self, optimizer, unet):
         self.optimizer, self.unet, self.gradients = optimizer, unet, 0
+        self.zero_grad = optimizer.zero_grad
 
     def step(self):
         self.gradients = own_bytes([parameter.grad for parameter in self.unet.parameters()])
         self.optimizer.step()
 
-    def zero_grad(self):
-        self.optimizer.zero_grad()
+
+def measure_all():
+    return {layout: measure(experiment(*fields)) for layout, fields in LAYOUTS.items()}
 
 
-def measure(what, dtype):
-    """One rank's bytes: what it holds, and what torch's CPU allocator gave out beyond that at the end of the forward
-    pass and at most, in the second step of training."""
+def measure(what):
+    """Bytes of one rank: what it holds, and what torch's CPU allocator gave out beyond that at the end of the first
+    forward pass and at most, in the third step of training (the second still arranges DDP's buckets)."""
     with joined() as ranks:
-        size = what.train.batch_size // ranks.world_size
-        count, micro = (1, size) if what.train.micro_batch is None else (size // what.train.micro_batch, what.train.micro_batch)
+        micro, count = micro_batches(what.train, ranks.world_size)
         mesh = build_mesh(what.parallel, "cpu", ranks.world_size)
         unet = UNet(what.stage.unet)
         if mesh is None:
             unet.to(memory_format=torch.channels_last)
-        network = parallelize(unet, what.parallel, mesh, ranks.world_size, dtype=dtype)
+        network = parallelize(unet, what.parallel, mesh, ranks.world_size)
         optimizer = build_optimizer(unet.named_parameters(), what.optim)
-        ema = Ema(unet, 0.999)
-        watched = Watched(optimizer, unet)
+        ema, watched = Ema(unet, 0.999), Watched(optimizer, unet)
+        null_LD, cpu = torch.zeros(1, what.text.width), torch.device("cpu")
         noising = Marked(
             what.stage,
             seed=0,
             batch_size=what.train.batch_size,
-            device=torch.device("cpu"),
-            unconditional_LD=torch.zeros(1, what.text.width),
-            text_dropout=0.1,
+            device=cpu,
+            unconditional_LD=null_LD,
+            text_dropout=what.train.text_dropout,
+            schedule=what.train.schedule,
         )
 
         def step():
-            training_step(
-                network,
-                real_batches(what, count, micro),
-                count,
-                noising,
-                watched,
-                clip_norm=1e-3,
-                autocast=partial(autocast, "cpu", dtype),
-                ranks=ranks,
-            )
+            batches = real_batches(what, count, micro)
+            training_step(network, batches, count, noising, watched, clip_norm=1e-3, autocast=nullcontext, ranks=ranks)
             ema.update(unet, 1)
 
+        step()
         step()
         activities = [torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
             step()
-        events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
-        total, totals, marks = 0, [], []
-        for event in events:
+        totals, marks = [0], []
+        for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
             if event.name() == "[memory]":
-                total += event.nbytes()
-                totals.append(total)
+                totals.append(totals[-1] + event.nbytes())
             elif event.name() == "forward is over":
-                marks.append(total)
-        tensors = run_tensors(unet, ema, optimizer)
+                marks.append(totals[-1])
+        states = [state for part in optimizer.optimizers for state in part.state.values()]
         held = {
             "parameters": own_bytes(unet.parameters()),
             "gradients": watched.gradients,
-            "optimizer": own_bytes(tensors["optimizer"].values()),
+            "optimizer": own_bytes(value for state in states for value in state.values()),
             "ema": own_bytes(ema.weights.values()),
         }
-        return held, marks, max(totals)
+        return held, marks[0], max(totals)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return run_on_ranks(4, measure_all, timeout=300)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_predicted_bytes_are_those_of_four_ranks(measured, layout):
+    what = experiment(*LAYOUTS[layout])
+    with Rehearsal(what, 4, dtype=None, gpu=False) as rehearsal:
+        traced = rehearsal.trace(what.parallel, micro_batches(what.train, 4)[0])
+    for held, after_forward, peak in (of_rank[layout] for of_rank in measured):
+        assert rehearsal.held == held
+        assert traced.window.after_forward == pytest.approx(after_forward, rel=0.01)
+        assert traced.window.peak - traced.window.before == pytest.approx(peak, rel=0.05)
+
+
+def test_two_sizes_predict_the_others():
+    what = experiment("--train.batch_size", "128", "--parallel.shard", "4")
+    with Rehearsal(what, 4, dtype=torch.bfloat16, gpu=True) as rehearsal:
+        low, high, third = (rehearsal.trace(what.parallel, size) for size in (2, 4, 16))
+    assert predicted_peak(low, high, 16) == pytest.approx(third.window.peak, rel=1e-3)
+    assert third.window.peak > 3 * low.window.peak
+
+
+@pytest.mark.parametrize("fields", [(), ("--parallel.shard", "2")])
+def test_flops_are_counted_with_recomputation_apart(fields):
+    what = experiment(*fields)
+    with Rehearsal(what, 4, dtype=torch.bfloat16, gpu=True) as rehearsal:
+        once = rehearsal.trace(what.parallel, 8)
+        again = rehearsal.trace(replace(what.parallel, checkpointing="full"), 2)
+    forward = describe(what)["gflop"] * 8 * 1e9
+    assert once.flops["forward"] == pytest.approx(forward, rel=0.01)
+    assert 1.8 < once.flops["backward"] / once.flops["forward"] < 2.1
+    assert {name: again.flops[name] for name in once.flops} == pytest.approx(once.flops)
+    assert 0.8 < again.flops["recomputation"] / again.flops["forward"] < 1
+
+
+def test_traffic_is_what_the_layout_sends():
+    def sent(*fields):
+        what = experiment(*fields)
+        with Rehearsal(what, 8, dtype=torch.bfloat16, gpu=True) as rehearsal:
+            traced = rehearsal.trace(what.parallel, micro_batches(what.train, 8)[0])
+        return 4 * rehearsal.parameters, traced.sent
+
+    whole, ddp = sent()
+    assert ddp == {("all-reduce", "all"): pytest.approx(2 * 7 / 8 * whole, rel=1e-3)}
+    _, hsdp = sent("--parallel.shard", "2")
+    # Between the two of a copy gradients and, twice but for what stays, parameters in two bytes; then halves of four.
+    assert hsdp["reduce-scatter", "shard"] == pytest.approx(whole / 2, rel=0.02)
+    assert 0.5 * whole / 2 < hsdp["all-gather", "shard"] < whole / 2
+    assert hsdp["all-reduce", "replicate"] == pytest.approx(2 * 3 / 4 * whole / 2, rel=0.02)
+    _, twice = sent("--parallel.shard", "2", "--train.micro_batch", "1")
+    assert twice["reduce-scatter", "shard"] == 4 * hsdp["reduce-scatter", "shard"]
+    assert twice["all-reduce", "replicate"] == hsdp["all-reduce", "replicate"]
+
+
+class Card:
+    """A GPU of so much memory."""
+
+    def __init__(self, usable):
+        self.usable = usable
+
+
+def test_the_most_that_fits_with_the_least_computed_again():
+    what = experiment("--train.batch_size", "64")
+    with Rehearsal(what, 2, dtype=torch.bfloat16, gpu=True) as rehearsal:
+        plain, full = what.parallel, replace(what.parallel, checkpointing="full")
+        peak = {
+            (parallel.checkpointing, size): rehearsal.trace(parallel, size).window.peak
+            for parallel in (plain, full)
+            for size in (2, 4, 8, 16, 32)
+        }
+
+        def chosen(usable):
+            found = choose(rehearsal, Card(usable), "card")
+            assert found.window.peak <= usable
+            return found.parallel.checkpointing, found.micro_batch
+
+        assert chosen(peak["none", 32]) == ("none", 32)
+        assert chosen(peak["none", 32] - 1) == ("none", 16)
+        assert chosen(peak["none", 8]) == ("none", 8)
+        assert chosen(peak["none", 8] - 1)[0] == "selective"
+        assert chosen(peak["full", 8]) == ("full", 8)
+        assert chosen(peak["full", 4])[1] == 4
+        with pytest.raises(UserError, match=r"debug_64 does not fit: 1 picture at a time .* more shards"):
+            choose(rehearsal, Card(rehearsal.held["parameters"]), "card")
+
+
+def test_candidates_divide_the_share():
+    assert candidates(experiment("--train.batch_size", "12"), 1) == [1, 2, 3, 4, 6, 12]
+    assert candidates(experiment("--train.batch_size", "12", "--train.micro_batch", "4"), 1) == [4]
+
+
+def test_checkpointing_from_cheap_to_costly():
+    found = [(p.checkpointing, p.checkpoint_levels) for p in checkpointings(experiment().parallel, 3)]
+    assert found == [("none", ()), ("selective", (0,)), ("selective", (0, 1)), ("full", ())]
+    full = experiment("--parallel.checkpointing", "full").parallel
+    assert list(checkpointings(full, 3)) == [full]
+
+
+def test_command(imagen, mistake):
+    found = json.loads(imagen("plan", "debug_64", "--gpus", 2, "--gpu", "l40s", "--json", "--train.batch_size", 16))
+    assert found["micro_batch"] == 8 and found["checkpointing"] == "none" and found["precision"] == "bf16"
+    assert found["memory"]["peak"] == sum(found["memory"]["at_peak"].values()) < found["memory"]["usable"]
+    assert found["images_per_s"] == pytest.approx(16 / found["step_s"]) and found["assumed"]["mfu"] == 0.4
+    shown = imagen("plan", "debug_256", "--gpu", "cpu", "--samples", 1000)
+    assert "counted: a checkpoint is" in shown and "assumed:" in shown and "images/s" not in shown
+    assert "did you mean 'h100-80gb'" in mistake("plan", "debug_64", "--gpu", "h100")
+    assert "does not divide among 3 ranks" in mistake("plan", "debug_64", "--gpus", 3)
+    assert "--mfu" in mistake("plan", "debug_64", "--mfu", 2)

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from imagen.models import layers
 
+
 @contextmanager
 def gpu_kernels() -> Iterator[None]:
     """Inside the block, autocast on "cpu" does as it does on "cuda", and attention as its memory-efficient kernel."""

@@ -57,7 +57,7 @@ class Window:
     """What happened between two moments, on this rank."""
 
     before: int  # bytes that live at the beginning
-    totals: np.ndarray  # bytes that live after each operation
+    totals: np.ndarray  # bytes that live after each operation that changed it
     phases: list[str]  # of each operation: forward, backward, recomputation or update
     at_peak: dict[str, int]  # by kind, after the first operation with most of them
     flops: dict[tuple[int, str], int]  # by part and phase; a product and a sum are two
@@ -90,12 +90,13 @@ class Ledger(TorchDispatchMode):
         self.updating = False  # and whether all backward passes are over
         self._live: dict[int, _Storage] = {}
         self._parameters: set[int] = set()
-        self._phases: list[str] = []  # of each operation in a window
-        self._changes: list[tuple[int, _Storage, int]] = []  # number of the operation, bytes more or less
+        self._phases: list[str] = []  # of each moment in a window: an operation that allocated or freed
+        self._changes: list[tuple[int, _Storage, int]] = []  # number of the moment, bytes more or less
         self._flops: dict[tuple[int, str], int] = defaultdict(int)
         self._sent: dict[tuple[int, str, str], int] = defaultdict(int)
         self._patches = _Patches(self)
         self.paused = False
+        self.one_moment = False  # of whatever happens, only the outcome counts
 
     def __enter__(self) -> "Ledger":
         self._patches.start()
@@ -182,7 +183,8 @@ class Ledger(TorchDispatchMode):
             self._flops[self.part, phase] += formula(*args, **kwargs, out_val=out)
         if func.namespace in ("c10d", "_c10d_functional"):
             self._count_sent(func, args)
-        self._phases.append(phase)
+        if not self.one_moment and self._changes and self._changes[-1][0] == len(self._phases):
+            self._phases.append(phase)
         return out
 
     def _phase(self) -> str:
@@ -247,9 +249,9 @@ def _tensors(value: Any) -> list[Tensor]:
     return [part for part in value if isinstance(part, Tensor)] if isinstance(value, (tuple, list)) else []
 
 
-def _group(args: Any) -> dist.ProcessGroup:
+def _group(args: Any) -> Any:
     """The ranks of a collective, out of its arguments."""
     for arg in args:
         if isinstance(arg, torch.ScriptObject) and "ProcessGroup" in str(arg._type()):
             return dist.ProcessGroup.unbox(arg)
-    return _resolve_process_group(next(arg for arg in reversed(args) if isinstance(arg, str)))
+    return _resolve_process_group(next(arg for arg in reversed(args) if isinstance(arg, str)))  # type: ignore[arg-type]

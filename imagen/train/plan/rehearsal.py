@@ -2,7 +2,7 @@
 that have a shape but no numbers, in a group of processes that answers nothing."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 import torch.nn.parallel.distributed as ddp
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,16 +21,14 @@ from imagen.models.precision import autocast
 from imagen.models.unet import UNet
 from imagen.train.config import Experiment
 from imagen.train.ema import Ema
-from imagen.train.noising import Noising
-from imagen.train.optim import Optimizers, build_optimizer
+from imagen.train.noising import Noised, Noising
+from imagen.train.optim import build_optimizer
 from imagen.train.parallel import ParallelConfig, build_mesh, parallelize, recompute
 from imagen.train.plan.gpu_kernels import gpu_kernels
-from imagen.train.plan.ledger import KINDS, Ledger, Window
+from imagen.train.plan.ledger import Ledger, Window
 from imagen.train.ranks import Ranks
-from imagen.train.state import materialise, run_tensors
+from imagen.train.state import materialise
 from imagen.train.step import training_step
-
-HELD = KINDS[:4]
 
 
 @dataclass(frozen=True)
@@ -112,23 +110,23 @@ class Rehearsal:
         if isinstance(self.network, DistributedDataParallel):
             self.network.register_comm_hook(None, _all_reduce)
         self.optimizer = build_optimizer(self.unet.named_parameters(), experiment.optim)
-        self.ema = Ema(self.unet, experiment.train.ema_decay)
+        self.averages = [Ema(self.unet, experiment.train.ema_decay)]
         materialise(self.unet, self.optimizer)
-        tensors = run_tensors(self.unet, self.ema, self.optimizer)
-        self.held = {
-            "parameters": ledger.mark("parameters", (*self.unet.parameters(), *self.unet.buffers())),
-            "optimizer": ledger.mark("optimizer", tensors["optimizer"].values()),
-            "ema": ledger.mark("ema", tensors["ema"].values()),
+        states = [state for part in self.optimizer.optimizers for state in part.state.values()]
+        tensors = {
+            "parameters": [*self.unet.parameters(), *self.unet.buffers()],
+            "optimizer": [value for state in states for value in state.values()],
+            "ema": [value for average in self.averages for value in average.weights.values()],
         }
-        self.stored = sum(
-            tensor.numel() * tensor.element_size() for kind in tensors.values() for tensor in kind.values()
-        )
+        self.held = {kind: ledger.mark(kind, those) for kind, those in tensors.items()}
+        self.stored = sum(tensor.numel() * tensor.element_size() for those in tensors.values() for tensor in those)
 
     def trace(self, parallel: ParallelConfig, micro_batch: int) -> Traced:
         """A step, with that checkpointing, of this rank's share of `train.batch_size`, so many pictures at a time."""
         count = self.experiment.train.batch_size // self.world_size // micro_batch
         recompute(self.unet, parallel)
-        noising = Noising(
+        noising = _AtOnce(
+            self.ledger,
             self.experiment.stage,
             seed=0,
             batch_size=self.experiment.train.batch_size,
@@ -150,7 +148,8 @@ class Rehearsal:
                 autocast=partial(autocast, "cpu", self.dtype),
                 ranks=Ranks(world_size=self.world_size),
             )
-            self.ema.update(self.unet, 1)
+            for average in self.averages:
+                average.update(self.unet, 1)
         return Traced(parallel, micro_batch, count, windows[0], self.groups)
 
     def _batches(self, size: int, count: int) -> Iterator[Batch]:
@@ -169,6 +168,21 @@ class Rehearsal:
                 text_mask=None if text is None else torch.ones(size, text.max_tokens, dtype=torch.bool),
             )
         self.ledger.updating = True
+
+
+class _AtOnce(Noising):
+    """Noising as one moment: what it does picture by picture would make the moments of two sizes different ones."""
+
+    def __init__(self, ledger: Ledger, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._ledger = ledger
+
+    def __call__(self, batch: Batch) -> Noised:
+        self._ledger.one_moment = True
+        try:
+            return super().__call__(batch)
+        finally:
+            self._ledger.one_moment = False
 
 
 class _Watched:
@@ -208,7 +222,7 @@ def _group_names(mesh: Any, world_size: int) -> dict[str, str]:
     if world_size == 1:
         return {}
     assert dist.group.WORLD is not None
-    names = {dist.group.WORLD.group_name: "all"}
+    names: dict[str, str] = {dist.group.WORLD.group_name: "all"}
     for name in () if mesh is None else mesh.mesh_dim_names:
         names[mesh.get_group(name).group_name] = name
     return names
@@ -218,7 +232,7 @@ def _group_names(mesh: Any, world_size: int) -> dict[str, str]:
 def _unchecked_ddp() -> Iterator[None]:
     """DDP without what reads numbers: it begins by comparing shapes between ranks and sending the first one's weights,
     and after a step asks them all for the order in which gradients came, to fill buckets of the same size anew."""
-    nothing = {name: mock.DEFAULT for name in ("_verify_param_shape_across_processes", "_sync_module_states")}
+    nothing = dict.fromkeys(("_verify_param_shape_across_processes", "_sync_module_states"), mock.DEFAULT)
     with mock.patch.multiple(ddp, **nothing), mock.patch.object(dist.Reducer, "_rebuild_buckets", lambda self: False):
         yield
 
