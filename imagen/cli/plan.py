@@ -98,13 +98,12 @@ def _print(found: dict[str, Any]) -> None:
     for row in found["traffic"]:
         if row["bytes"] >= 1e6:
             where = f"{row['collective']} over {row['ranks']} ({row['mesh']})"
-            console.print(
-                f"counted: {row['bytes'] / 1e9:,.2f} GB a step sent by {where}; {row['seconds']:.2f} s if alone"
-            )
+            alone = f"{row['seconds'] * 1e3:,.1f} ms over the {row['over']} if alone"
+            console.print(f"counted: {row['bytes'] / 1e9:,.2f} GB a step sent by {where}; {alone}")
     if found["images_per_s"] is not None:
         console.print(
-            f"estimated: {found['images_per_s']:,.0f} images/s, {found['step_s']:.2f} s a step, {found['days']:,.1f} "
-            f"days for train.steps, at {assumed['mfu']:.0%} of {assumed['tflops']:g} TFLOP/s, all traffic hidden"
+            f"estimated: {found['images_per_s']:,.0f} images/s, {found['step_s'] * 1e3:,.1f} ms a step, bound by "
+            f"{found['bound_by']}, {found['days']:,.1f} days for train.steps, if all else hides behind that"
         )
     console.print(
         f"counted: a checkpoint is {disk['checkpoint'] / 1e9:,.1f} GB, all that are kept "
@@ -115,10 +114,10 @@ def _print(found: dict[str, Any]) -> None:
         f"kB a picture and {disk['embedding'] / 1e3:,.1f} kB an embedding"
     )
     console.print(
-        f"assumed: --mfu {assumed['mfu']:g}; {assumed['reserved']:.0%} of a GPU's {assumed['memory']:.1f} GiB for its "
-        f"context, workspaces and gaps; machines of {assumed['gpus_a_machine']} GPUs, {assumed['link']:g} GB/s between "
-        f"those, {assumed['network']:g} to others; {assumed['bytes_a_pixel']:g} bytes a pixel, "
-        f"{assumed['caption_tokens']} tokens a caption; not compiled"
+        f"assumed: --mfu {assumed['mfu']:g} of {assumed['tflops'] or 0:g} TFLOP/s; {assumed['reserved']:.0%} of "
+        f"{assumed['memory']:.1f} GiB for context, workspaces and gaps; machines of {assumed['gpus_a_machine']} GPUs, "
+        f"{assumed['link']:g} GB/s between those, {assumed['network']:g} to others; {assumed['bytes_a_pixel']:g} bytes "
+        f"a pixel, {assumed['caption_tokens']} tokens a caption; not compiled"
     )
 
 

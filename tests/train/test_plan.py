@@ -4,6 +4,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from ranks import run_on_ranks
@@ -20,7 +21,8 @@ from imagen.train.noising import Noising
 from imagen.train.optim import build_optimizer
 from imagen.train.parallel import build_mesh, parallelize
 from imagen.train.plan.choice import candidates, checkpointings, choose, predicted_peak
-from imagen.train.plan.rehearsal import Rehearsal
+from imagen.train.plan.ledger import Window
+from imagen.train.plan.rehearsal import Rehearsal, Traced
 from imagen.train.ranks import joined
 from imagen.train.step import training_step
 
@@ -158,62 +160,71 @@ def test_flops_are_counted_with_recomputation_apart(fields):
     with Rehearsal(what, 4, dtype=torch.bfloat16, gpu=True) as rehearsal:
         once = rehearsal.trace(what.parallel, 8)
         again = rehearsal.trace(replace(what.parallel, checkpointing="full"), 2)
-    forward = describe(what)["gflop"] * 8 * 1e9
-    assert once.flops["forward"] == pytest.approx(forward, rel=0.01)
+    assert once.flops["forward"] / 8e9 == pytest.approx(describe(what)["gflop"], abs=0.005)  # which is rounded
     assert 1.8 < once.flops["backward"] / once.flops["forward"] < 2.1
     assert {name: again.flops[name] for name in once.flops} == pytest.approx(once.flops)
-    assert 0.8 < again.flops["recomputation"] / again.flops["forward"] < 1
+    # Without the last convolution of a block, of which nothing is needed but the result.
+    assert 0.4 < again.flops["recomputation"] / again.flops["forward"] < 0.6
 
 
 def test_traffic_is_what_the_layout_sends():
-    def sent(*fields):
+    def sent(*fields, sizes):
         what = experiment(*fields)
         with Rehearsal(what, 8, dtype=torch.bfloat16, gpu=True) as rehearsal:
-            traced = rehearsal.trace(what.parallel, micro_batches(what.train, 8)[0])
-        return 4 * rehearsal.parameters, traced.sent
+            return 4 * rehearsal.parameters, *(rehearsal.trace(what.parallel, size).sent for size in sizes)
 
-    whole, ddp = sent()
+    whole, ddp = sent(sizes=[4])
     assert ddp == {("all-reduce", "all"): pytest.approx(2 * 7 / 8 * whole, rel=1e-3)}
-    _, hsdp = sent("--parallel.shard", "2")
-    # Between the two of a copy gradients and, twice but for what stays, parameters in two bytes; then halves of four.
-    assert hsdp["reduce-scatter", "shard"] == pytest.approx(whole / 2, rel=0.02)
-    assert 0.5 * whole / 2 < hsdp["all-gather", "shard"] < whole / 2
-    assert hsdp["all-reduce", "replicate"] == pytest.approx(2 * 3 / 4 * whole / 2, rel=0.02)
-    _, twice = sent("--parallel.shard", "2", "--train.micro_batch", "1")
-    assert twice["reduce-scatter", "shard"] == 4 * hsdp["reduce-scatter", "shard"]
-    assert twice["all-reduce", "replicate"] == hsdp["all-reduce", "replicate"]
+    _, once, four = sent("--parallel.shard", "2", sizes=[4, 1])
+    # Between the two of a copy: gradients, and twice, but for what stays, parameters in two bytes; then halves of four.
+    assert once["reduce-scatter", "shard"] == pytest.approx(whole / 2, rel=0.02)
+    assert 0.5 * whole / 2 < once["all-gather", "shard"] < whole / 2
+    assert once["all-reduce", "replicate"] == pytest.approx(2 * 3 / 4 * whole / 2, rel=0.02)
+    assert four["reduce-scatter", "shard"] == 4 * once["reduce-scatter", "shard"]
+    assert four["all-reduce", "replicate"] == once["all-reduce", "replicate"]
 
 
-class Card:
-    """A GPU of so much memory."""
+PICTURE_BYTES = {("none", ()): 16, ("selective", (0,)): 8, ("full", ()): 2}
 
-    def __init__(self, usable):
-        self.usable = usable
+
+class Lines:
+    """In place of a rehearsal: 100 bytes are held, and some a picture."""
+
+    def __init__(self, what, world_size):
+        self.experiment, self.world_size = what, world_size
+
+    def trace(self, parallel, size):
+        totals = np.array([100, 100 + size * PICTURE_BYTES[parallel.checkpointing, parallel.checkpoint_levels], 130])
+        window = Window(100, totals, ["forward", "backward", "update"], {}, {}, {})
+        return Traced(parallel, size, 64 // self.world_size // size, window, {})
 
 
 def test_the_most_that_fits_with_the_least_computed_again():
-    what = experiment("--train.batch_size", "64")
-    with Rehearsal(what, 2, dtype=torch.bfloat16, gpu=True) as rehearsal:
-        plain, full = what.parallel, replace(what.parallel, checkpointing="full")
-        peak = {
-            (parallel.checkpointing, size): rehearsal.trace(parallel, size).window.peak
-            for parallel in (plain, full)
-            for size in (2, 4, 8, 16, 32)
-        }
+    def chosen(usable, *fields):
+        found = choose(Lines(experiment("--train.batch_size", "64", *fields), 2), Card(usable), "card")
+        assert found.window.peak <= usable
+        return found.parallel.checkpointing, found.micro_batch
 
-        def chosen(usable):
-            found = choose(rehearsal, Card(usable), "card")
-            assert found.window.peak <= usable
-            return found.parallel.checkpointing, found.micro_batch
+    assert chosen(100 + 16 * 32) == ("none", 32)
+    assert chosen(100 + 16 * 32 - 1) == ("none", 16)
+    assert chosen(100 + 16 * 8) == ("none", 8)
+    assert chosen(100 + 16 * 8 - 1) == ("selective", 8)
+    assert chosen(100 + 8 * 8 - 1) == ("full", 16)
+    assert chosen(130) == ("full", 8)
+    assert chosen(132, "--train.micro_batch", "2") == ("none", 2)
+    assert chosen(132, "--train.micro_batch", "4") == ("selective", 4)
+    assert chosen(170, "--parallel.checkpointing", "full") == ("full", 32)
+    with pytest.raises(UserError, match=r"debug_64 does not fit: 1 picture at a time .* more shards"):
+        chosen(129)
+    with pytest.raises(UserError, match=r"8 pictures at a time .* a smaller micro-batch or more shards"):
+        chosen(115, "--train.micro_batch", "8")
 
-        assert chosen(peak["none", 32]) == ("none", 32)
-        assert chosen(peak["none", 32] - 1) == ("none", 16)
-        assert chosen(peak["none", 8]) == ("none", 8)
-        assert chosen(peak["none", 8] - 1)[0] == "selective"
-        assert chosen(peak["full", 8]) == ("full", 8)
-        assert chosen(peak["full", 4])[1] == 4
-        with pytest.raises(UserError, match=r"debug_64 does not fit: 1 picture at a time .* more shards"):
-            choose(rehearsal, Card(rehearsal.held["parameters"]), "card")
+
+class Card:
+    """A GPU of so many bytes."""
+
+    def __init__(self, usable):
+        self.usable = usable
 
 
 def test_candidates_divide_the_share():
@@ -235,6 +246,6 @@ def test_command(imagen, mistake):
     assert found["images_per_s"] == pytest.approx(16 / found["step_s"]) and found["assumed"]["mfu"] == 0.4
     shown = imagen("plan", "debug_256", "--gpu", "cpu", "--samples", 1000)
     assert "counted: a checkpoint is" in shown and "assumed:" in shown and "images/s" not in shown
-    assert "did you mean 'h100-80gb'" in mistake("plan", "debug_64", "--gpu", "h100")
+    assert "choose a100-40gb, a100-80gb, h100-80gb" in mistake("plan", "debug_64", "--gpu", "h100")
     assert "does not divide among 3 ranks" in mistake("plan", "debug_64", "--gpus", 3)
     assert "--mfu" in mistake("plan", "debug_64", "--mfu", 2)

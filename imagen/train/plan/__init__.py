@@ -45,7 +45,7 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
     dtype = autocast_dtype("cpu", "bf16" if precision == "auto" and on_gpu else precision)
     with Rehearsal(experiment, gpus, dtype=dtype, gpu=on_gpu) as rehearsal:
         traced = choose(rehearsal, card, gpu)
-    stored, text = rehearsal.stored, experiment.text
+    stored, text, traffic = rehearsal.stored, experiment.text, _traffic(traced, card, gpus)
     side = experiment.stage.resolution
     embedding = 0 if text is None else min(assumptions.caption_tokens, text.max_tokens) * text.width * 2
     picture = round(assumptions.bytes_a_pixel * side**2) + assumptions.bytes_a_sample
@@ -70,8 +70,8 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
             "held": rehearsal.held,
         },
         "flop": traced.flops,
-        **_times(experiment, traced, card if dtype is not None else replace(card, tflops=None), gpus, assumptions),
-        "traffic": _traffic(traced, card, gpus),
+        **_times(experiment, traced, card if dtype is not None else replace(card, tflops=None), traffic, assumptions),
+        "traffic": traffic,
         "disk": {
             "checkpoint": stored,
             "checkpoints": (keep + 1) * stored,  # one more while it is written
@@ -84,12 +84,23 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
     }
 
 
-def _times(experiment: Experiment, traced: Traced, card: Gpu, gpus: int, assumptions: Assumptions) -> dict[str, Any]:
+def _times(
+    experiment: Experiment, traced: Traced, card: Gpu, traffic: list[dict[str, Any]], assumptions: Assumptions
+) -> dict[str, Any]:
+    """A step takes as long as computing, or as what is sent over links or over the network, whichever is longest."""
     if card.tflops is None:
-        return {"step_s": None, "images_per_s": None, "days": None}
-    step = sum(traced.flops.values()) / (card.tflops * 1e12 * assumptions.mfu)
-    days = step * experiment.train.steps / 86400
-    return {"step_s": step, "images_per_s": experiment.train.batch_size / step, "days": days}
+        return {"step_s": None, "bound_by": None, "images_per_s": None, "days": None}
+    seconds = {"computing": sum(traced.flops.values()) / (card.tflops * 1e12 * assumptions.mfu)}
+    for row in traffic:
+        seconds[row["over"]] = seconds.get(row["over"], 0.0) + row["seconds"]
+    bound_by = max(seconds, key=lambda name: seconds[name])
+    step = seconds[bound_by]
+    return {
+        "step_s": step,
+        "bound_by": bound_by,
+        "images_per_s": experiment.train.batch_size / step,
+        "days": step * experiment.train.steps / 86400,
+    }
 
 
 def _traffic(traced: Traced, card: Gpu, gpus: int) -> list[dict[str, Any]]:
@@ -102,6 +113,7 @@ def _traffic(traced: Traced, card: Gpu, gpus: int) -> list[dict[str, Any]]:
     for (collective, name), sent in sorted(traced.sent.items()):
         ranks = sizes.get(name, gpus // sizes["shard"])
         within = gpus <= GPUS_A_MACHINE or (name == "shard" and ranks <= GPUS_A_MACHINE)
-        seconds = sent / 1e9 / (card.link if within else card.network)
-        rows.append({"collective": collective, "mesh": name, "ranks": ranks, "bytes": sent, "seconds": seconds})
+        over, speed = ("links", card.link) if within else ("network", card.network)
+        row = {"collective": collective, "mesh": name, "ranks": ranks, "over": over, "bytes": sent}
+        rows.append({**row, "seconds": sent / 1e9 / speed})
     return rows

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from imagen.errors import UserError, suggest
+from imagen.errors import UserError
 
 GIB = 2**30
 
@@ -40,10 +40,10 @@ GPUS = {
 
 
 def find_gpu(name: str) -> Gpu:
-    """The GPU of that name, or `cpu`: this machine's memory. UserError, with the nearest name, if there is none."""
+    """The GPU of that name, or `cpu`: this machine's memory. UserError, with all names, if there is none."""
     if name == "cpu":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
         return Gpu(memory=memory, tflops=None, link=10, network=1.25)
     if name not in GPUS:
-        raise UserError(f"unknown GPU {name!r}{suggest(name, GPUS)}; choose {', '.join(GPUS)}, cpu")
+        raise UserError(f"unknown GPU {name!r}; choose {', '.join(GPUS)}, cpu")
     return GPUS[name]

@@ -1,6 +1,7 @@
 """A training step of one rank among many, of which there is none: the real model, spread as in training, of tensors
 that have a shape but no numbers, in a group of processes that answers nothing."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -233,7 +234,12 @@ def _unchecked_ddp() -> Iterator[None]:
     """DDP without what reads numbers: it begins by comparing shapes between ranks and sending the first one's weights,
     and after a step asks them all for the order in which gradients came, to fill buckets of the same size anew."""
     nothing = dict.fromkeys(("_verify_param_shape_across_processes", "_sync_module_states"), mock.DEFAULT)
-    with mock.patch.multiple(ddp, **nothing), mock.patch.object(dist.Reducer, "_rebuild_buckets", lambda self: False):
+    with (
+        mock.patch.multiple(ddp, **nothing),
+        mock.patch.object(dist.Reducer, "_rebuild_buckets", lambda self: False),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message="Grad strides do not match")  # of 1x1 convolutions: a copy of them
         yield
 
 
