@@ -8,6 +8,7 @@ data.py       both for `imagen data build` and `imagen data inspect`
 convert.py    both for `imagen convert`
 sampling.py   both for `imagen sample` and `imagen upscale`
 prompts.py    prompts from a file
+plan.py       both for `imagen plan`
 """
 
 import errno

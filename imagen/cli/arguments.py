@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imagen import __version__
-from imagen.cli import commands, convert, data, sampling
+from imagen.cli import commands, convert, data, plan, sampling
 from imagen.cli.sampling import LISTED
 from imagen.cli.values import count, count_or_all, minutes, number, span
 from imagen.errors import UserError, suggest
@@ -72,7 +72,7 @@ def _without_fields(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """A command line and, apart, its `--a.b VALUE`: before the preset, argparse would take VALUE for it."""
     kept, fields = list(arguments[:1]), list[str]()
     queue = list(arguments[1:])
-    if kept not in (["train"], ["config"]):
+    if kept not in (["train"], ["config"], ["plan"]):
         return [*kept, *queue], fields
     while queue:
         if re.match(r"--[\w-]+\.", queue[0]):
@@ -193,6 +193,8 @@ def _parser() -> Parser:
     sub.add_argument("--json", action="store_true", help="print a list of objects")
     sub = command("config", commands.config, "print the resolved config of a preset", OVERRIDES, rest="overrides")
     sub.add_argument("preset", metavar="PRESET", help="see `imagen presets`")
+
+    plan.add_plan(command, OVERRIDES)
 
     sub = command(
         "train",

@@ -66,21 +66,14 @@ def parallelize(
 ) -> nn.Module:
     """The network to call in training; `unet` keeps its parameters' names, and is that network unless it is DDP.
 
-    dtype: of the network's arithmetic, in which sharded parameters are gathered on GPUs; None: as they are (float32).
-    On CPUs they are gathered as they are: group norm there does not take float32 pictures with bfloat16 weights, which
-    autocast mends on GPUs alone. Gradients are reduced, and parameters updated, in float32. Call it once, on a new
-    U-Net.
+    dtype: in which sharded parameters are gathered; None: as they are (float32). Gradients are reduced, and parameters
+    updated, in float32. Call it once, on a new U-Net.
     """
-    for level, block in leveled_blocks(unet):
-        if config.checkpointing == "full" or level in config.checkpoint_levels:
-            # Not a wrapper module, which would rename the parameters. Dropout is the only random layer there is.
-            recomputed = partial(checkpoint, block.forward, use_reentrant=False)
-            block.forward = partial(recomputed, preserve_rng_state=unet.config.dropout > 0)  # type: ignore[method-assign]
+    recompute(unet, config)
     if config.compile:
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # a U-Net of many shapes
     if mesh is not None:
-        gathered = None if mesh.device_type == "cpu" else dtype
-        policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for module in shard_units(unet):
             if config.compile:  # by unit: a graph cannot contain the gathering of parameters
                 module.compile()
@@ -106,6 +99,16 @@ def spread(config: ParallelConfig, ranks: Ranks) -> str:
         return str(ranks.device)
     how = "a copy each" if shard == 1 else "one copy" if shard == size else f"{size // shard} copies"
     return f"{size} x {ranks.device.type} ({how})"
+
+
+def recompute(unet: UNet, config: ParallelConfig) -> None:
+    """Have the blocks that `config.checkpointing` names computed again in the backward pass, and no others."""
+    for level, block in leveled_blocks(unet):
+        vars(block).pop("forward", None)
+        if config.checkpointing == "full" or level in config.checkpoint_levels:
+            # Not a wrapper module, which would rename the parameters. Dropout is the only random layer there is.
+            recomputed = partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = partial(recomputed, preserve_rng_state=unet.config.dropout > 0)  # type: ignore[method-assign]
 
 
 def leveled_blocks(unet: UNet) -> Iterator[tuple[int, Block]]:

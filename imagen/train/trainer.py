@@ -129,7 +129,9 @@ class Trainer:
         if mesh is None:  # what is sharded must be contiguous
             self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         self.parameters = sum(parameter.numel() for parameter in self.unet.parameters())
-        self.network = parallelize(self.unet, parallel, mesh, self.ranks.world_size, dtype=dtype)
+        # A CPU's group norm takes no float32 pictures with bfloat16 weights; on GPUs autocast sees to that.
+        gathered = None if device.type == "cpu" else dtype
+        self.network = parallelize(self.unet, parallel, mesh, self.ranks.world_size, dtype=gathered)
         self.optimizer = build_optimizer(self.unet.named_parameters(), experiment.optim)
         self.kept = Keeper(run, self.config, self.unet, self.optimizer, self.ranks)
         self.progress = Progress()

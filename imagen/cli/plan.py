@@ -1,0 +1,136 @@
+"""`imagen plan`: options, help, and how a plan is printed. Heavy imports are inside."""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from imagen.cli.values import count, number
+
+GIB = 2**30
+KINDS = {
+    "parameters": "the rank's own, float32",
+    "gradients": "the rank's own, float32",
+    "optimizer": "the rank's own, float32",
+    "ema": "averaged weights, the rank's own",
+    "casts": "parameters in bfloat16",
+    "communication": "gathered parameters, whole gradients, buffers",
+    "activations": "of the forward pass, with the batch",
+    "temporary": "gradients of activations, and others",
+    "other": "",
+}
+
+
+def add_plan(command: Callable[..., Any], overrides: str) -> None:
+    """command: as for `imagen.cli.data.add_build`. overrides: what the help says of a config's fields."""
+    sub = command(
+        "plan",
+        plan,
+        "say what training a preset needs: memory, time, traffic, disk",
+        f"{overrides}\n"
+        "Nothing is trained: one step of one GPU of many is rehearsed with tensors that have no numbers. Picks the\n"
+        "most pictures at a time that fit, and the least recomputation.\n\n"
+        "  imagen plan text2im_64_2b --gpus 256 --gpu h100-80gb --parallel.shard 8\n"
+        "  imagen plan sr_256_600m --gpus 8 --gpu rtx-4090 --train.batch_size 256 --json",
+        rest="overrides",
+    )
+    sub.add_argument("preset", metavar="PRESET", help="see `imagen presets`")
+    sub.add_argument("--gpus", type=count, default=1, metavar="N", help="all of them together (default: 1)")
+    sub.add_argument(
+        "--gpu",
+        default="h100-80gb",
+        metavar="NAME",
+        help="a100-40gb, a100-80gb, h100-80gb, h200, b200, l40s, rtx-4090, cpu (default: h100-80gb)",
+    )
+    sub.add_argument("--micro-batch", type=count, metavar="M", help="pictures of a GPU at a time (default: what fits)")
+    sub.add_argument("--mfu", type=number, default=0.4, metavar="F", help="assumed part of the peak (default: 0.4)")
+    sub.add_argument(
+        "--samples", type=count, default=1_000_000, metavar="N", help="pictures of the data set (default: 1000000)"
+    )
+    sub.add_argument("--json", action="store_true", help="print an object")
+
+
+def plan(options: argparse.Namespace) -> None:
+    from imagen.config import override
+    from imagen.presets import preset
+    from imagen.train.plan import Assumptions, plan
+
+    experiment = override(preset(options.preset), options.overrides)
+    if options.micro_batch:
+        experiment = replace(experiment, train=replace(experiment.train, micro_batch=options.micro_batch))
+    found = plan(experiment, options.gpus, options.gpu, Assumptions(mfu=options.mfu, samples=options.samples))
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        _print(found)
+
+
+def _print(found: dict[str, Any]) -> None:
+    """For people: each line says whether it is counted or assumed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    memory, disk, assumed, flop = found["memory"], found["disk"], found["assumed"], found["flop"]
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"{found['preset']}: {found['parameters'] / 1e6:,.1f}M parameters on {found['gpus']} x {found['gpu']}, "
+        f"{_spread(found)}, {found['precision']}"
+    )
+    console.print(
+        f"train.batch_size {found['batch_size']} = {found['gpus']} x {found['micro_batches']} micro-batches of "
+        f"{found['micro_batch']}; {_checkpointing(found)}"
+    )
+    table = Table("a GPU's memory", "GiB", "what", title=f"at the peak, in the {memory['phase']} (counted)")
+    table.columns[1].justify = "right"
+    for kind, size in memory["at_peak"].items():
+        if size >= GIB / 1000:
+            table.add_row(kind, f"{size / GIB:.2f}", KINDS[kind])
+    table.add_section()
+    table.add_row("together", f"{memory['peak'] / GIB:.2f}", f"of {memory['usable'] / GIB:.1f} usable")
+    console.print(table)
+
+    useful = sum(count for phase, count in flop.items() if phase != "recomputation")
+    console.print(
+        f"counted: {useful / 1e12:,.1f} TFLOP a step and GPU"
+        + (f", and {flop['recomputation'] / 1e12:,.1f} to compute again" if flop.get("recomputation") else "")
+    )
+    for row in found["traffic"]:
+        if row["bytes"] >= 1e6:
+            where = f"{row['collective']} over {row['ranks']} ({row['mesh']})"
+            alone = f"{row['seconds'] * 1e3:,.1f} ms over the {row['over']} if alone"
+            console.print(f"counted: {row['bytes'] / 1e9:,.2f} GB a step sent by {where}; {alone}")
+    if found["images_per_s"] is not None:
+        console.print(
+            f"estimated: {found['images_per_s']:,.0f} images/s, {found['step_s'] * 1e3:,.1f} ms a step, bound by "
+            f"{found['bound_by']}, {found['days']:,.1f} days for train.steps, if all else hides behind that"
+        )
+    console.print(
+        f"counted: a checkpoint is {disk['checkpoint'] / 1e9:,.1f} GB, all that are kept "
+        f"{disk['checkpoints'] / 1e9:,.1f}"
+    )
+    console.print(
+        f"estimated: {disk['samples']:,} samples take {disk['dataset'] / 1e9:,.0f} GB, at {disk['picture'] / 1e3:,.1f} "
+        f"kB a picture and {disk['embedding'] / 1e3:,.1f} kB an embedding"
+    )
+    console.print(
+        f"assumed: --mfu {assumed['mfu']:g} of {assumed['tflops'] or 0:g} TFLOP/s; {assumed['reserved']:.0%} of "
+        f"{assumed['memory']:.1f} GiB for context, workspaces and gaps; machines of {assumed['gpus_a_machine']} GPUs, "
+        f"{assumed['link']:g} GB/s between those, {assumed['network']:g} to others; {assumed['bytes_a_pixel']:g} bytes "
+        f"a pixel, {assumed['caption_tokens']} tokens a caption; not compiled"
+    )
+
+
+def _spread(found: dict[str, Any]) -> str:
+    if found["gpus"] == 1:
+        return "alone"
+    if found["shard"] == 1:
+        return "a copy each"
+    return "one copy" if found["shard"] == found["gpus"] else f"{found['gpus'] // found['shard']} copies"
+
+
+def _checkpointing(found: dict[str, Any]) -> str:
+    fields = f"--parallel.checkpointing {found['checkpointing']}"
+    if found["checkpoint_levels"]:
+        fields += f" --parallel.checkpoint_levels {json.dumps(found['checkpoint_levels'], separators=(',', ':'))}"
+    return f"{fields} --train.micro_batch {found['micro_batch']}"

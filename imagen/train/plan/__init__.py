@@ -1,0 +1,119 @@
+"""What a training run needs, before there is a machine to run it on.
+
+gpus.py         GPUs as data
+rehearsal.py    the real model, optimizer and step on fake tensors, as one rank of many
+gpu_kernels.py  where a GPU's memory differs from that of a CPU, whose fake tensors these are
+ledger.py       what lives, is computed and is sent in the step, counted
+choice.py       micro-batch and checkpointing that fit
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from imagen.errors import check_number
+from imagen.models.precision import autocast_dtype
+from imagen.train.config import Experiment, check
+from imagen.train.plan.choice import choose
+from imagen.train.plan.gpus import GPUS_A_MACHINE, RESERVED, Gpu, find_gpu
+from imagen.train.plan.rehearsal import Rehearsal, Traced
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assumptions:
+    """What no count can tell."""
+
+    mfu: float = 0.4  # part of the peak that is reached, while all that is counted is computed
+    bytes_a_pixel: float = 0.4  # of a JPEG file
+    bytes_a_sample: int = 2560  # the tar's headers and padding, the caption
+    caption_tokens: int = 32  # mean, of 2 bytes a number
+    samples: int = 1_000_000
+
+    def check(self) -> None:
+        check_number("--mfu", self.mfu, above=0, most=1)
+
+
+def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions | None = None) -> dict[str, Any]:
+    """A plan as JSON: sizes in bytes, times in seconds and days, FLOP and traffic of one rank and step.
+
+    gpu: a name of `GPUS`, or "cpu". UserError if the experiment is not sound, or does not fit.
+    """
+    assumptions = assumptions or Assumptions()
+    assumptions.check()
+    card = find_gpu(gpu)
+    check(experiment, gpus)
+    on_gpu, precision = gpu != "cpu", experiment.train.precision
+    dtype = autocast_dtype("cpu", "bf16" if precision == "auto" and on_gpu else precision)
+    with Rehearsal(experiment, gpus, dtype=dtype, gpu=on_gpu) as rehearsal:
+        traced = choose(rehearsal, card, gpu)
+    stored, text, traffic = rehearsal.stored, experiment.text, _traffic(traced, card, gpus)
+    side = experiment.stage.resolution
+    embedding = 0 if text is None else min(assumptions.caption_tokens, text.max_tokens) * text.width * 2
+    picture = round(assumptions.bytes_a_pixel * side**2) + assumptions.bytes_a_sample
+    keep = experiment.train.keep_checkpoints
+    return {
+        "preset": experiment.name,
+        "parameters": rehearsal.parameters,
+        "gpus": gpus,
+        "gpu": gpu,
+        "shard": min(experiment.parallel.shard, gpus),
+        "precision": "fp32" if dtype is None else "bf16",
+        "batch_size": experiment.train.batch_size,
+        "micro_batch": traced.micro_batch,
+        "micro_batches": traced.micro_batches,
+        "checkpointing": traced.parallel.checkpointing,
+        "checkpoint_levels": list(traced.parallel.checkpoint_levels),
+        "memory": {
+            "usable": card.usable,
+            "peak": traced.window.peak,
+            "phase": traced.window.phase,
+            "at_peak": traced.window.at_peak,
+            "held": rehearsal.held,
+        },
+        "flop": traced.flops,
+        **_times(experiment, traced, card if dtype is not None else replace(card, tflops=None), traffic, assumptions),
+        "traffic": traffic,
+        "disk": {
+            "checkpoint": stored,
+            "checkpoints": (keep + 1) * stored,  # one more while it is written
+            "picture": picture,
+            "embedding": embedding,
+            "samples": assumptions.samples,
+            "dataset": assumptions.samples * (picture + embedding),
+        },
+        "assumed": {**asdict(assumptions), "reserved": RESERVED, "gpus_a_machine": GPUS_A_MACHINE, **asdict(card)},
+    }
+
+
+def _times(
+    experiment: Experiment, traced: Traced, card: Gpu, traffic: list[dict[str, Any]], assumptions: Assumptions
+) -> dict[str, Any]:
+    """A step takes as long as computing, or as what is sent over links or over the network, whichever is longest."""
+    if card.tflops is None:
+        return {"step_s": None, "bound_by": None, "images_per_s": None, "days": None}
+    seconds = {"computing": sum(traced.flops.values()) / (card.tflops * 1e12 * assumptions.mfu)}
+    for row in traffic:
+        seconds[row["over"]] = seconds.get(row["over"], 0.0) + row["seconds"]
+    bound_by = max(seconds, key=lambda name: seconds[name])
+    step = seconds[bound_by]
+    return {
+        "step_s": step,
+        "bound_by": bound_by,
+        "images_per_s": experiment.train.batch_size / step,
+        "days": step * experiment.train.steps / 86400,
+    }
+
+
+def _traffic(traced: Traced, card: Gpu, gpus: int) -> list[dict[str, Any]]:
+    """Bytes that a rank sends in a step, and how long that takes where nothing else is done meanwhile.
+
+    Ranks that share a copy are neighbours: a group no larger than a machine is within one.
+    """
+    sizes = {"all": gpus, "shard": min(traced.parallel.shard, gpus)}
+    rows = []
+    for (collective, name), sent in sorted(traced.sent.items()):
+        ranks = sizes.get(name, gpus // sizes["shard"])
+        within = gpus <= GPUS_A_MACHINE or (name == "shard" and ranks <= GPUS_A_MACHINE)
+        over, speed = ("links", card.link) if within else ("network", card.network)
+        row = {"collective": collective, "mesh": name, "ranks": ranks, "over": over, "bytes": sent}
+        rows.append({**row, "seconds": sent / 1e9 / speed})
+    return rows

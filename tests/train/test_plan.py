@@ -1,0 +1,259 @@
+"""What a plan says of memory is what real ranks allocate."""
+
+import json
+from contextlib import nullcontext
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_on_ranks
+
+from imagen.config import override
+from imagen.data.loader import Batch
+from imagen.errors import UserError
+from imagen.models.unet import UNet
+from imagen.presets import preset
+from imagen.run import describe
+from imagen.train.config import micro_batches
+from imagen.train.ema import Ema
+from imagen.train.noising import Noising
+from imagen.train.optim import build_optimizer
+from imagen.train.parallel import build_mesh, parallelize
+from imagen.train.plan.choice import candidates, checkpointings, choose, predicted_peak
+from imagen.train.plan.ledger import Window
+from imagen.train.plan.rehearsal import Rehearsal, Traced
+from imagen.train.ranks import joined
+from imagen.train.step import training_step
+
+LAYOUTS = {
+    "ddp": (),
+    "ddp, full": ("--parallel.checkpointing", "full", "--train.micro_batch", "4"),
+    "fsdp": ("--parallel.shard", "4"),
+    "fsdp, full": ("--parallel.shard", "4", "--parallel.checkpointing", "full", "--train.micro_batch", "4"),
+    "hsdp": ("--parallel.shard", "2", "--train.micro_batch", "2"),
+}
+
+
+def experiment(*fields):
+    """debug_64 with AdamW, in float32, of enough pictures for activations to count."""
+    common = ("--optim.algorithm", "adamw", "--train.precision", "fp32", "--train.batch_size", "32")
+    return override(preset("debug_64"), [*common, *fields])
+
+
+def own_bytes(tensors):
+    """Bytes of the storages on this rank."""
+    parts = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+    return sum({part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}.values())
+
+
+def real_batches(what, count, size):
+    text = what.text
+    for part in range(count):
+        pictures = torch.randint(0, 256, (size, 3, 64, 64), dtype=torch.uint8)
+        embeddings = torch.randn(size, text.max_tokens, text.width)
+        mask = torch.ones(size, text.max_tokens, dtype=torch.bool)
+        yield Batch(part * size, [""] * size, [""] * size, pictures, None, embeddings, mask)
+
+
+class Marked(Noising):
+    """Leaves a mark in the profile at the end of each forward pass."""
+
+    def loss(self, *args):
+        value = super().loss(*args)
+        with torch.profiler.record_function("forward is over"):
+            return value
+
+
+class Watched:
+    """An optimizer that measures the gradients."""
+
+    def __init__(self, optimizer, unet):
+        self.optimizer, self.unet, self.gradients = optimizer, unet, 0
+        self.zero_grad = optimizer.zero_grad
+
+    def step(self):
+        self.gradients = own_bytes([parameter.grad for parameter in self.unet.parameters()])
+        self.optimizer.step()
+
+
+def measure_all():
+    return {layout: measure(experiment(*fields)) for layout, fields in LAYOUTS.items()}
+
+
+def measure(what):
+    """Bytes of one rank: what it holds, and what torch's CPU allocator gave out beyond that at the end of the first
+    forward pass and at most, after the second step (which still arranges DDP's buckets)."""
+    with joined() as ranks:
+        micro, count = micro_batches(what.train, ranks.world_size)
+        mesh = build_mesh(what.parallel, "cpu", ranks.world_size)
+        unet = UNet(what.stage.unet)
+        if mesh is None:
+            unet.to(memory_format=torch.channels_last)
+        network = parallelize(unet, what.parallel, mesh, ranks.world_size)
+        optimizer = build_optimizer(unet.named_parameters(), what.optim)
+        ema, watched = Ema(unet, 0.999), Watched(optimizer, unet)
+        null_LD, cpu = torch.zeros(1, what.text.width), torch.device("cpu")
+        noising = Marked(
+            what.stage,
+            seed=0,
+            batch_size=what.train.batch_size,
+            device=cpu,
+            unconditional_LD=null_LD,
+            text_dropout=what.train.text_dropout,
+            schedule=what.train.schedule,
+        )
+
+        def step():
+            batches = real_batches(what, count, micro)
+            training_step(network, batches, count, noising, watched, clip_norm=1e-3, autocast=nullcontext, ranks=ranks)
+            ema.update(unet, 1)
+
+        step()
+        step()
+        found = [profiled(step) for _ in range(4)]
+        states = [state for part in optimizer.optimizers for state in part.state.values()]
+        held = {
+            "parameters": own_bytes(unet.parameters()),
+            "gradients": watched.gradients,
+            "optimizer": own_bytes(value for state in states for value in state.values()),
+            "ema": own_bytes(ema.weights.values()),
+        }
+        # The least of each: when gloo's threads let go of what they sent is a matter of time.
+        return held, *map(min, zip(*found, strict=True))
+
+
+def profiled(step):
+    """Bytes that `step` allocated and not freed, at the end of its first forward pass and at most."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        step()
+    totals, marks = [0], []
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            totals.append(totals[-1] + event.nbytes())
+        elif event.name() == "forward is over":
+            marks.append(totals[-1])
+    return marks[0], max(totals)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return run_on_ranks(4, measure_all, timeout=300)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_predicted_bytes_are_those_of_four_ranks(measured, layout):
+    what = experiment(*LAYOUTS[layout])
+    with Rehearsal(what, 4, dtype=None, gpu=False) as rehearsal:
+        traced = rehearsal.trace(what.parallel, micro_batches(what.train, 4)[0])
+    of_ranks = [of_rank[layout] for of_rank in measured]
+    assert all(rehearsal.held == held for held, _, _ in of_ranks)
+    after_forward, peak = (min(found[number] for found in of_ranks) for number in (1, 2))
+    assert traced.window.after_forward == pytest.approx(after_forward, rel=0.01)
+    assert traced.window.peak - traced.window.before == pytest.approx(peak, rel=0.1)
+
+
+def test_two_sizes_predict_the_others():
+    what = experiment("--train.batch_size", "128", "--parallel.shard", "4")
+    with Rehearsal(what, 4, dtype=torch.bfloat16, gpu=True) as rehearsal:
+        low, high, third = (rehearsal.trace(what.parallel, size) for size in (2, 4, 16))
+    assert predicted_peak(low, high, 16) == pytest.approx(third.window.peak, rel=1e-3)
+    assert third.window.peak > 3 * low.window.peak
+
+
+@pytest.mark.parametrize("fields", [(), ("--parallel.shard", "2")])
+def test_flops_are_counted_with_recomputation_apart(fields):
+    what = experiment(*fields)
+    with Rehearsal(what, 4, dtype=torch.bfloat16, gpu=True) as rehearsal:
+        once = rehearsal.trace(what.parallel, 8)
+        again = rehearsal.trace(replace(what.parallel, checkpointing="full"), 2)
+    assert once.flops["forward"] / 8e9 == pytest.approx(describe(what)["gflop"], abs=0.005)  # which is rounded
+    assert 1.8 < once.flops["backward"] / once.flops["forward"] < 2.1
+    assert {name: again.flops[name] for name in once.flops} == pytest.approx(once.flops)
+    # Without the last convolution of a block, of which nothing is needed but the result.
+    assert 0.4 < again.flops["recomputation"] / again.flops["forward"] < 0.6
+
+
+def test_traffic_is_what_the_layout_sends():
+    def sent(*fields, sizes):
+        what = experiment(*fields)
+        with Rehearsal(what, 8, dtype=torch.bfloat16, gpu=True) as rehearsal:
+            return 4 * rehearsal.parameters, *(rehearsal.trace(what.parallel, size).sent for size in sizes)
+
+    whole, ddp = sent(sizes=[4])
+    assert ddp == {("all-reduce", "all"): pytest.approx(2 * 7 / 8 * whole, rel=1e-3)}
+    _, once, four = sent("--parallel.shard", "2", sizes=[4, 1])
+    # Between the two of a copy: gradients, and twice, but for what stays, parameters in two bytes; then halves of four.
+    assert once["reduce-scatter", "shard"] == pytest.approx(whole / 2, rel=0.02)
+    assert 0.5 * whole / 2 < once["all-gather", "shard"] < whole / 2
+    assert once["all-reduce", "replicate"] == pytest.approx(2 * 3 / 4 * whole / 2, rel=0.02)
+    assert four["reduce-scatter", "shard"] == 4 * once["reduce-scatter", "shard"]
+    assert four["all-reduce", "replicate"] == once["all-reduce", "replicate"]
+
+
+PICTURE_BYTES = {("none", ()): 16, ("selective", (0,)): 8, ("full", ()): 2}
+
+
+class Lines:
+    """In place of a rehearsal: 100 bytes are held, and some a picture."""
+
+    def __init__(self, what, world_size):
+        self.experiment, self.world_size = what, world_size
+
+    def trace(self, parallel, size):
+        totals = np.array([100, 100 + size * PICTURE_BYTES[parallel.checkpointing, parallel.checkpoint_levels], 130])
+        window = Window(100, totals, ["forward", "backward", "update"], {}, {}, {})
+        return Traced(parallel, size, 64 // self.world_size // size, window, {})
+
+
+def test_the_most_that_fits_with_the_least_computed_again():
+    def chosen(usable, *fields):
+        found = choose(Lines(experiment("--train.batch_size", "64", *fields), 2), Card(usable), "card")
+        assert found.window.peak <= usable
+        return found.parallel.checkpointing, found.micro_batch
+
+    assert chosen(100 + 16 * 32) == ("none", 32)
+    assert chosen(100 + 16 * 32 - 1) == ("none", 16)
+    assert chosen(100 + 16 * 8) == ("none", 8)
+    assert chosen(100 + 16 * 8 - 1) == ("selective", 8)
+    assert chosen(100 + 8 * 8 - 1) == ("full", 16)
+    assert chosen(130) == ("full", 8)
+    assert chosen(132, "--train.micro_batch", "2") == ("none", 2)
+    assert chosen(132, "--train.micro_batch", "4") == ("selective", 4)
+    assert chosen(170, "--parallel.checkpointing", "full") == ("full", 32)
+    with pytest.raises(UserError, match=r"debug_64 does not fit: 1 picture at a time .* more shards"):
+        chosen(129)
+    with pytest.raises(UserError, match=r"8 pictures at a time .* a smaller micro-batch or more shards"):
+        chosen(115, "--train.micro_batch", "8")
+
+
+class Card:
+    """A GPU of so many bytes."""
+
+    def __init__(self, usable):
+        self.usable = usable
+
+
+def test_candidates_divide_the_share():
+    assert candidates(experiment("--train.batch_size", "12"), 1) == [1, 2, 3, 4, 6, 12]
+    assert candidates(experiment("--train.batch_size", "12", "--train.micro_batch", "4"), 1) == [4]
+
+
+def test_checkpointing_from_cheap_to_costly():
+    found = [(p.checkpointing, p.checkpoint_levels) for p in checkpointings(experiment().parallel, 3)]
+    assert found == [("none", ()), ("selective", (0,)), ("selective", (0, 1)), ("full", ())]
+    full = experiment("--parallel.checkpointing", "full").parallel
+    assert list(checkpointings(full, 3)) == [full]
+
+
+def test_command(imagen, mistake):
+    found = json.loads(imagen("plan", "debug_64", "--gpus", 2, "--gpu", "l40s", "--json", "--train.batch_size", 16))
+    assert found["micro_batch"] == 8 and found["checkpointing"] == "none" and found["precision"] == "bf16"
+    assert found["memory"]["peak"] == sum(found["memory"]["at_peak"].values()) < found["memory"]["usable"]
+    assert found["images_per_s"] == pytest.approx(16 / found["step_s"]) and found["assumed"]["mfu"] == 0.4
+    shown = imagen("plan", "debug_256", "--gpu", "cpu", "--samples", 1000)
+    assert "counted: a checkpoint is" in shown and "assumed:" in shown and "images/s" not in shown
+    assert "choose a100-40gb, a100-80gb, h100-80gb" in mistake("plan", "debug_64", "--gpu", "h100")
+    assert "does not divide among 3 ranks" in mistake("plan", "debug_64", "--gpus", 3)
+    assert "--mfu" in mistake("plan", "debug_64", "--mfu", 2)
