@@ -1,6 +1,6 @@
 """What sharing a batch between two processes costs: images a second of two ranks of one thread, by one of two threads.
 
-    python benchmarks/ddp_overhead.py [--preset emoji_64] [--rounds 3] [--steps 60] [--json FILE]
+    python benchmarks/ddp_overhead.py [--preset emoji_64] [--rounds 3] [--steps 60] [--json FILE] [--FIELD VALUE ...]
 
 The whole trainer, on emoji pictures, in alternation; the median of the logged images a second, of each round, without
 its first row. For a quiet machine: other work on the cores hits the two layouts differently.
@@ -48,7 +48,7 @@ def images_per_s(options: argparse.Namespace, data: Path, run: Path, ranks: int,
     fields = {"steps": options.steps, "log_every": 10, "checkpoint_every": 0, "gap_every": 0, "gap_samples": 2}
     train = ["-m", "imagen", "train", options.preset, "--data", str(data), "--out", str(run), "--data.workers", "0"]
     train += [word for name, value in fields.items() for word in (f"--train.{name}", str(value))]
-    train += ["--stage.sampling.steps", "1"]
+    train += ["--stage.sampling.steps", "1", *options.fields]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     subprocess.run(
         [sys.executable, "-m", *torchrun, *train], check=True, env=environment, stdout=subprocess.DEVNULL, stderr=None
@@ -63,7 +63,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    options, options.fields = parser.parse_known_args()
+    return options
 
 
 if __name__ == "__main__":

@@ -113,6 +113,14 @@ class UNetConfig:
                 raise UserError(f"{where}: {channels} channels do not divide by head_channels {self.head_channels}")
 
     @property
+    def attends_to_text(self) -> bool:
+        """Whether any layer reads tokens."""
+        kinds = [level.attention for level in self.levels]
+        if self.middle and self.middle_attention is not None:
+            kinds.append(self.middle_attention)
+        return "cross" in kinds or "fused" in kinds
+
+    @property
     def total_stride(self) -> int:
         """Height and width of the pictures must divide by this."""
         return self.patch * math.prod(level.stride for level in self.levels)
@@ -191,7 +199,9 @@ class UNet(nn.Module):
         self.noise_embedding = NoiseEmbedding(stem, E, config.activation)
         self.low_res_embedding = NoiseEmbedding(stem, E, config.activation) if config.low_res else None
         self.text_pooling = TextPooling(config.text_width, E, config.pooling_heads) if config.text_width else None
-        self.text_projection = nn.Linear(config.text_width, config.context_width) if config.text_width else None
+        self.text_projection = None  # where nothing attends to text, it is pooled alone
+        if config.text_width and config.attends_to_text:
+            self.text_projection = nn.Linear(config.text_width, config.context_width)
         self.conv_in = nn.Conv2d(per_pixel * (1 + config.low_res) + 2 * config.coordinates, stem, 3, padding=1)
 
         entries = 1 if config.family == "guided" else 0  # guided: what enters a level is kept for the way up, too
@@ -234,12 +244,16 @@ class UNet(nn.Module):
         For sampling. In training the layers read for themselves: their parameters may be elsewhere until they run.
         """
         pooled_BE, context_BLD = self._pooled(text_BLD, mask_BL)
-        layers = [module for module in self.modules() if isinstance(module, Attention) and module.reads]
-        return TextReading(pooled_BE, {layer: layer.read(context_BLD, mask_BL) for layer in layers})
+        read: dict[nn.Module, Any] = {}
+        if context_BLD is not None:
+            layers = (module for module in self.modules() if isinstance(module, Attention) and module.reads)
+            read = {layer: layer.read(context_BLD, mask_BL) for layer in layers}
+        return TextReading(pooled_BE, read)
 
-    def _pooled(self, text_BLD: Tensor, mask_BL: Tensor | None) -> tuple[Tensor, Tensor]:
-        assert self.text_pooling is not None and self.text_projection is not None
-        return self.text_pooling(text_BLD, mask_BL), self.text_projection(text_BLD)
+    def _pooled(self, text_BLD: Tensor, mask_BL: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        assert self.text_pooling is not None
+        context_BLD = None if self.text_projection is None else self.text_projection(text_BLD)
+        return self.text_pooling(text_BLD, mask_BL), context_BLD
 
     def forward(
         self,

@@ -14,8 +14,8 @@ from imagen.train.trainer import check
 
 PARAMETERS = {
     "emoji_64": 17_432_268,
-    "emoji_256": 4_303_820,
-    "emoji_1024": 4_366_064,
+    "emoji_256": 4_106_700,
+    "emoji_1024": 4_168_944,
     "debug_64": 1_196_688,
     "debug_256": 879_280,
     "debug_1024": 879_280,
@@ -49,6 +49,19 @@ class TestEveryPreset:
         check(experiment)
         assert experiment.name == name
         assert experiment.stage.resolution % experiment.stage.unet.total_stride == 0
+
+    def test_every_parameter_is_used(self, name: str) -> None:
+        """Else data-parallel training would wait for gradients that never come."""
+        stage = preset(name).stage
+        with torch.device("meta"):
+            unet = UNet(stage.unet)
+            side = 2 * stage.unet.total_stride
+            x_BCHW, label_B = torch.empty(1, 3, side, side), torch.empty(1)
+            conditions = {"text": torch.empty(1, 4, stage.unet.text_width or 0)}
+            if stage.unet.low_res:
+                conditions |= {"low_res": x_BCHW, "low_res_noise": label_B}
+            unet(x_BCHW, label_B, **conditions).sum().backward()
+        assert not [name for name, parameter in unet.named_parameters() if parameter.grad is None]
 
     def test_json_round_trip(self, name: str) -> None:
         assert from_json(Experiment, json.loads(json.dumps(to_json(preset(name)))), "test") == preset(name)
