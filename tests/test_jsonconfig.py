@@ -126,7 +126,7 @@ def test_overrides():
         (["--optim.lr", "NaN"], "optim.lr is NaN"),
         (["--optim.betas", "0.9", "0.99"], "unexpected argument '0.99'"),
         (["steps"], "unexpected argument 'steps'"),
-        (["--stage.schedule.kind", "cosin"], "must be one of cosine, linear; did you mean 'cosine'"),
+        (["--stage.schedule.kind", "cosin"], "must be one of cosine, linear, discrete_cosine; did you mean 'cosine'"),
     ],
 )
 def test_overrides_that_cannot_be(arguments, message):
