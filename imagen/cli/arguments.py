@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from imagen import __version__
 from imagen.cli import commands, data
-from imagen.cli.values import count, count_or_all, listed, minutes
+from imagen.cli.values import count, count_or_all, file_and_name, listed, minutes, number
 from imagen.errors import UserError, suggest
 
 LISTED = ("--steps", "--guidance", "--low-res-noise", "--sampler")  # one value for all stages, or one for each
@@ -116,7 +116,8 @@ def _parser() -> Parser:
         "emoji",
         commands.data_emoji,
         "build the embedded data set: emoji on coloured backgrounds",
-        "  imagen data emoji --out shards --sizes 64 256\n  imagen data emoji --out tiny --sizes 64 --objects 12",
+        "  imagen data emoji --out shards --sizes 64 256\n"
+        "  imagen data emoji --out scenes --sizes 64 256 --relations 0.2 --counts 0.1 --iconify noto/icons.json=noto",
         within=actions,
     )
     sub.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="the folder to build")
@@ -131,6 +132,18 @@ def _parser() -> Parser:
     sub.add_argument("--variants", type=count, default=4, metavar="N", help="pictures of each pair (default: 4)")
     sub.add_argument("--objects", type=count_or_all, default=96, metavar="N", help="so many, or `all` (default: 96)")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="of size and place (default: 0)")
+    sub.add_argument(
+        "--relations", type=number, default=0.0, metavar="F", help="share with two objects, left, right, above, below"
+    )
+    sub.add_argument("--counts", type=number, default=0.0, metavar="F", help="share with two to four of an object")
+    sub.add_argument(
+        "--iconify",
+        type=file_and_name,
+        action="append",
+        default=[],
+        metavar="FILE=STYLE",
+        help="draw in a further style, too, from an iconify JSON file; captions name it",
+    )
     sub.add_argument("--encoder", metavar="NAME", help="text encoder (default: the embedded one)")
     sub = command(
         "encode",

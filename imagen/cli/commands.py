@@ -27,7 +27,14 @@ def data_emoji(options: argparse.Namespace) -> None:
     # First, so that a mistake in its name is known at once.
     text = encoder_config(options.encoder or MINILM.encoder, max_tokens=MINILM.max_tokens)
     built = build_emoji(
-        options.out, options.sizes, variants=options.variants, seed=options.seed, limit_objects=options.objects
+        options.out,
+        options.sizes,
+        variants=options.variants,
+        seed=options.seed,
+        limit_objects=options.objects,
+        relations=options.relations,
+        counts=options.counts,
+        styles=dict(options.iconify),
     )
     _encode(options.out, text)
     samples = built["samples"]

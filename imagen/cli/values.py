@@ -50,3 +50,11 @@ def number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number")
     return value
+
+
+def file_and_name(text: str) -> tuple[str, str]:
+    """ "FILE=NAME" as (name, file)."""
+    file, _, name = text.rpartition("=")
+    if not file or not name.replace("-", "").replace(" ", "").isalnum():
+        raise argparse.ArgumentTypeError(f"{text!r} is not FILE=STYLE, with a style of letters, digits and spaces")
+    return name, file
