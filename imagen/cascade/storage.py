@@ -24,6 +24,7 @@ from imagen.errors import UserError
 from imagen.files import read_json, replacing, write_json
 from imagen.jsonconfig import from_json, to_json
 from imagen.models.text import TextConfig
+from imagen.weights import packaged
 
 MANIFEST = "cascade.json"
 FORMAT = 1
@@ -61,11 +62,13 @@ class Manifest:
 
 
 def find(path: str | Path) -> Path:
-    """The cascade folder at `path`: itself, or the `export` folder of a training run."""
+    """The cascade folder at `path`: itself, the `export` folder of a training run, or that of a packaged name."""
     path = Path(path)
     for folder in (path, path / "export"):
         if (folder / MANIFEST).is_file():
             return folder
+    if (folder_of_name := packaged(str(path))) is not None:
+        return folder_of_name
     if not path.exists():
         raise UserError(f"{path} does not exist; expected a cascade or a training run")
     if (path / "config.json").is_file():

@@ -5,6 +5,7 @@ arguments.py  commands, options and their help; imports nothing heavy, so that -
 values.py     values of options
 commands.py   what the commands do; heavy imports are inside
 data.py       both for `imagen data build` and `imagen data inspect`
+evaluate.py   both for `imagen evaluate` and `imagen compare`
 """
 
 import errno

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imagen import __version__
-from imagen.cli import commands, data
+from imagen.cli import commands, data, evaluate
 from imagen.cli.values import count, count_or_all, file_and_name, listed, minutes, number
 from imagen.errors import UserError, suggest
 
@@ -220,6 +220,7 @@ def _parser() -> Parser:
     )
     sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="training runs, or cascades")
     sub.add_argument("--out", type=Path, required=True, metavar="CASCADE", help="the folder to write")
+    sub.add_argument("--half", action="store_true", help="store the weights in 16 bits")
 
     sub = command(
         "sample",
@@ -248,6 +249,9 @@ def _parser() -> Parser:
     sub.add_argument("pictures", nargs="*", metavar="PICTURE", help="files, all of one size")
     sub.add_argument("--prompt", default="", help="what they show, if the stages read text")
     add_sampling(sub)
+
+    evaluate.add_evaluate(command)
+    evaluate.add_compare(command)
     return top
 
 

@@ -138,6 +138,10 @@ def assemble(options: argparse.Namespace) -> None:
     from imagen.cascade import assemble
 
     assemble(options.runs, options.out)
+    if options.half:
+        from imagen.halve import halve
+
+        halve(options.out)
     joined = f"{_counted(len(options.runs), 'run')} joined"
     print(f"{options.out}: {joined}; draw with it: imagen sample {options.out} PROMPT --out DIR")
 

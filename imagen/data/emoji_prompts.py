@@ -12,7 +12,7 @@ class HeldoutPrompt(NamedTuple):
     prompt: str
     colour: str
     object: str
-    count: int = 1  # of `object`
+    number: int = 1  # of `object`
     relation: str | None = None  # of `object` to `other`: a name in RELATIONS
     other: str | None = None
 
@@ -47,5 +47,5 @@ def heldout_counts(n: int, seed: int = 0, limit_objects: int | None = OBJECTS) -
         emoji, number = scene.placed[0].emoji, len(scene.placed)
         assert number in NUMBERS
         text = group_caption(emoji, number, scene.colour)
-        found.append(HeldoutPrompt(text, scene.colour, emoji.name, count=number))
+        found.append(HeldoutPrompt(text, scene.colour, emoji.name, number=number))
     return found

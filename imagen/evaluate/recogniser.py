@@ -5,7 +5,6 @@ network checks what is drawn, how many there are, and how they lie to each other
 says which of them a drawing is most like, not whether it is well drawn.
 """
 
-import importlib.resources
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from imagen.errors import UserError
 from imagen.files import read_json
+from imagen.weights import place
 
 SIDE, GRID = 64, 16  # pixels that it looks at, cells that it answers for
 SURE = 0.5  # probability of a centre from which on an object counts as seen
@@ -41,7 +41,7 @@ class Recogniser(nn.Module):
 
     def __init__(self, names: Sequence[str], width: int = 48):
         super().__init__()
-        self.names = list(names)
+        self.names, self.width = list(names), width
         C = width
         self.stem = _conv(3, C // 2, 5, stride=2)
         self.at_16 = nn.Sequential(_conv(C // 2, C, 3, stride=2), Residual(C))
@@ -101,9 +101,7 @@ class Residual(nn.Module):
 @cache
 def load_recogniser(folder: str | Path | None = None) -> Recogniser:
     """The recogniser in `folder`, by default the one of the package. UserError if it is missing or damaged."""
-    folder = (
-        Path(str(importlib.resources.files("imagen") / "weights" / "recogniser")) if folder is None else Path(folder)
-    )
+    folder = place("recogniser") if folder is None else Path(folder)
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds no recogniser; train one: python -m imagen.evaluate.recogniser_training")
     config: dict[str, Any] = read_json(folder / CONFIG)

@@ -152,7 +152,7 @@ def save_recogniser(network: Recogniser, folder: str | Path, **about: object) ->
     folder = Path(folder)
     with replacing(folder / WEIGHTS) as temporary:
         save_file({name: value.half().contiguous() for name, value in network.state_dict().items()}, temporary)
-    write_json(folder / CONFIG, {"width": network.mix[0].out_channels // 2, "names": network.names, **about})
+    write_json(folder / CONFIG, {"width": network.width, "names": network.names, **about})
 
 
 def degraded(picture: Image.Image, rng: np.random.Generator, blur: float = 1.0, noise: float = 16.0) -> Image.Image:
