@@ -5,12 +5,14 @@ https://iconify.design/docs/types/iconify-json.html
 """
 
 import json
+import unicodedata
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from imagen.data.openmoji import ATTRIBUTION, LICENCE, SOURCE, Emoji, Style, drawn_box, rasterise, svg, unicode_name
 from imagen.errors import UserError
+from imagen.files import read_json
 
 
 class Icon(NamedTuple):
@@ -50,7 +52,8 @@ def credit(style: Style | None) -> dict[str, str]:
     """Source, licence and attribution of a style, as its file says."""
     if style is None:
         return {"source": SOURCE, "licence": LICENCE, "attribution": ATTRIBUTION}
-    info = _read(style.file).get("info", {})
+    beside = Path(style.file).with_name("info.json")  # iconify's packages keep it there
+    info = _read(style.file).get("info") or (read_json(beside) if beside.is_file() else {})
     licence, author = info.get("license", {}), info.get("author", {})
     return {
         "source": str(info.get("name", style.name)),
@@ -96,4 +99,8 @@ def _read(file: str) -> dict[str, Any]:
 @cache
 def _slug(emoji: Emoji) -> str:
     """The name that iconify's files give a drawing: "red-apple"."""
-    return unicode_name(emoji.code).lower().replace("'", "").replace(".", "").replace(" ", "-")
+    return _ascii(unicode_name(emoji.code).lower()).replace("'", "").replace(".", "").replace(" ", "-")
+
+
+def _ascii(text: str) -> str:
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
