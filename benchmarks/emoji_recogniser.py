@@ -52,7 +52,8 @@ def main() -> None:
         found, _ = evaluate(recogniser, prompts, pictures)
         print(f"blur {blur:g} pixels, noise {noise:g} of 255:")
         for kind, shares in found.items():
-            print(f"  {kind} ({len(prompts[kind])}): " + ", ".join(f"{key} {value:.1%}" for key, value in shares.items()))
+            right = ", ".join(f"{key} {value:.1%}" for key, value in shares.items())
+            print(f"  {kind} ({len(prompts[kind])}): {right}")
 
 
 if __name__ == "__main__":

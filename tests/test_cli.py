@@ -37,6 +37,8 @@ COMMANDS = [
     "train",
     "assemble",
     "sample",
+    "evaluate",
+    "compare",
 ]
 
 
