@@ -116,11 +116,11 @@ def _print(rows: list[dict[str, Any]]) -> None:
         ("object, several", "count", "object"),
         ("number", "count", "number"),
     ]
-    table = Table("guidance", *(title for title, _, _ in columns), "KID", caption="% of held-out prompts")
+    table = Table("guidance", *(title for title, _, _ in columns), "KID (drawings)", caption="% of held-out prompts")
     for column in table.columns:
         column.justify = "right"
     for row in rows:
         shares = [row.get(kind, {}).get(what) for _, kind, what in columns]
         cells = ["" if share is None else f"{share:.0%}" for share in shares]
-        table.add_row(f"{row['guidance']:g}", *cells, f"{row['kid']:.3f}")
+        table.add_row(f"{row['guidance']:g}", *cells, f"{row['kid']:.2f} ({row['kid_floor']:.2f})")
     Console(markup=False).print(table)

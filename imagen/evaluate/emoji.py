@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from imagen.evaluate.recogniser import Recogniser
 from imagen.files import replacing
 
 Row = dict[str, Any]
-DRAWINGS = 4  # held-out drawings of each object that pictures are compared with
+VARIANTS = range(4)  # held-out drawings of each object that pictures are compared with
+FLOOR = range(4, 5)  # and those that are compared with them in place of pictures
 CURVE = "evaluation.jsonl"  # in the folder of a training run
 
 
@@ -36,12 +37,17 @@ def scores(
     """Draw `n` held-out prompts of each kind with the base stage, at each guidance weight (None: its own).
 
     A row holds "step" and "images" of the weights, "guidance", "steps", "prompts" (of each kind), the shares of
-    `imagen.evaluate.alignment.shares` under "single", "relation" and "count", and "kid": the kernel distance of the
-    single ones from held-out drawings, on the recogniser's features. The same prompts and seeds for each weight.
+    `imagen.evaluate.alignment.shares` under "single", "relation" and "count"; "kid": the kernel distance of the
+    single ones from held-out drawings on the recogniser's features, each scaled by its deviation among these drawings;
+    and "kid_floor": that of other drawings of the same prompts, which is below 0 because both sets show the same
+    objects. The same prompts and seeds for each weight.
     on_pictures: called with guidance, captions (those of wrong pictures say so) and pictures.
     """
     prompts = suite(n, limit_objects)
-    real = recogniser.embed(heldout_drawings(limit_objects))
+    real, floor = (recogniser.embed(heldout_drawings(limit_objects, variants)) for variants in (VARIANTS, FLOOR))
+    mean, std = real.mean(axis=0), real.std(axis=0) + 1e-6
+    named = {emoji.name: index for index, emoji in enumerate(objects(limit_objects))}
+    floor = floor[[named[each.object] for each in prompts["single"]]]
     stage = cascade.stages[0]
     for weight in guidance:
         pictures = {
@@ -71,16 +77,17 @@ def scores(
             "steps": steps or stage.config.sampling.steps,
             "prompts": {kind: len(asked) for kind, asked in prompts.items()},
             **found,
-            "kid": kid(recogniser.embed(pictures["single"]), real),
+            "kid": kid((recogniser.embed(pictures["single"]) - mean) / std, (real - mean) / std),
+            "kid_floor": kid((floor - mean) / std, (real - mean) / std),
         }
 
 
-def heldout_drawings(limit_objects: int | None = OBJECTS, size: int = 64) -> list[Image.Image]:
-    """Real drawings of the combinations of object and colour that training never shows."""
+def heldout_drawings(limit_objects: int | None, variants: Iterable[int], size: int = 64) -> list[Image.Image]:
+    """Real drawings of the combinations of object and colour that training never shows, object by object."""
     return [
         Image.open(io.BytesIO(compose(emoji, heldout_colour(emoji), variant).render(size)))
         for emoji in objects(limit_objects)
-        for variant in range(DRAWINGS)
+        for variant in variants
     ]
 
 

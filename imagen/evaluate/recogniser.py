@@ -74,8 +74,12 @@ class Recogniser(nn.Module):
 
     @torch.no_grad()
     def embed(self, pictures: Sequence[Image.Image], batch_size: int = 64) -> np.ndarray:
-        """Features [N, 2 C] of whole pictures, for a distance between sets of pictures: means over the grid."""
-        return np.concatenate([self.features(x).mean((2, 3)).numpy() for x in _batches(pictures, batch_size)])
+        """Features [N, 4 C] of whole pictures, for a distance between sets of pictures: means and deviations at 8 x 8.
+
+        Not of the last layer, which was taught to see through blur and noise.
+        """
+        found = [self.at_8(self.at_16(self.stem(x_BCHW))) for x_BCHW in _batches(pictures, batch_size)]
+        return torch.cat([torch.cat([h.mean((2, 3)), h.std((2, 3))], dim=1) for h in found]).numpy()
 
     def _peaks(self, centre_HW: Tensor, kind_KHW: Tensor) -> list[Seen]:
         """Cells that no neighbour exceeds: one object lights up several."""

@@ -110,7 +110,7 @@ def test_training_learns_and_what_is_saved_comes_back(tmp_path: Path):
     picture = rendered(compose(objects(3)[0], "teal"))
     assert again.names == network.names
     assert again.see([picture])[0][0].probability == pytest.approx(network.see([picture])[0][0].probability, abs=1e-2)
-    assert again.embed([picture]).shape == (1, 32)
+    assert again.embed([picture]).shape == (1, 64)
 
 
 def test_a_missing_or_damaged_recogniser(tmp_path: Path):
