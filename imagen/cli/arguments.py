@@ -232,7 +232,7 @@ def _parser() -> Parser:
         "  imagen sample cascade --prompts prompts.txt --n 4 --seed 10 --steps 50,20 --guidance 4,1 --out pictures",
         rest="prompts",
     )
-    sub.add_argument("cascade", type=Path, metavar="CASCADE", help="a cascade folder, or a training run")
+    sub.add_argument("cascade", type=Path, metavar="CASCADE", help="a cascade folder, a training run, or `emoji`")
     sub.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to draw")
     sub.add_argument("--prompts", type=Path, dest="file", metavar="FILE", help="a text file with one prompt a line")
     add_sampling(sub)
