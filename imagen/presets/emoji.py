@@ -85,8 +85,7 @@ SUPER_RESOLUTION = UNetConfig(
 
 
 def _super_resolution(name: str, unet: UNetConfig, *, low_resolution: int, crop: int, detail_std: float) -> Experiment:
-    """v target, so that colours stay. Diffuses the detail: most of a drawing is flat, and bicubic enlargement is right
-    there already."""
+    """Diffuses the detail: most of a drawing is flat, and bicubic enlargement is right there already."""
     return Experiment(
         name=name,
         stage=StageConfig(
@@ -95,7 +94,7 @@ def _super_resolution(name: str, unet: UNetConfig, *, low_resolution: int, crop:
             unet=unet,
             detail_std=detail_std,
             low_res_schedule=ScheduleConfig(shift_reference=16 * low_resolution),  # half of the levels below sigma 0.24
-            objective=ObjectiveConfig(prediction="v"),
+            objective=ObjectiveConfig(prediction="x0", weighting="velocity"),
             sampling=SamplingConfig(sampler="dpmpp_2m", steps=10, guidance=1.0, low_res_noise=0.05),
         ),
         text=None if unet.text_width is None else MINILM,
