@@ -2,8 +2,9 @@
 
     python runs/emoji_package.py DIR        (what runs/emoji_reference.sh made; from the repository's root)
 
-imagen/weights/emoji/   the cascade, and curves.json with those of the three runs
-docs/reference-*.png    curves by preset; 64 samples of held-out prompts, enlarged once
+imagen/weights/emoji/       the cascade
+imagen/weights/curves.json  those of the three runs
+docs/reference-*.png        curves by preset; 64 samples of held-out prompts, enlarged once
 """
 
 import argparse
@@ -17,7 +18,7 @@ from imagen.halve import halve
 from imagen.pictures import contact_sheet, write_png
 
 RUNS = ("base", "sr_256", "sr_1024")
-WEIGHTS, DOCS = Path("imagen/weights/emoji"), Path("docs")
+WEIGHTS, CURVES, DOCS = Path("imagen/weights/emoji"), Path("imagen/weights/curves.json"), Path("docs")
 MOST = 40_000_000  # bytes of weights
 
 
@@ -32,8 +33,8 @@ def main() -> None:
     print(f"{WEIGHTS}: {size / 1e6:.2f} MB of weights")
     if size > MOST:
         raise SystemExit(f"that is more than {MOST / 1e6:.0f} MB: make a stage smaller")
-    keep_as_reference(runs, WEIGHTS / "curves.json")
-    for preset, curves in read_json(WEIGHTS / "curves.json").items():
+    keep_as_reference(runs, CURVES)
+    for preset, curves in read_json(CURVES).items():
         draw(preset, [("reference", curves["metrics"], curves["evaluation"])], DOCS / f"reference-{preset}.png")
 
     asked = [*heldout_prompts(48), *heldout_relations(8), *heldout_counts(8)]

@@ -108,7 +108,7 @@ def test_evaluate_a_run_and_compare_it(made, packaged, imagen, mistake, tmp_path
     assert "object" in imagen("evaluate", run, *options, "--guidance", 1)
     assert read_curve(run) == rows  # the same once more: replaced, and the same scores
 
-    keep_as_reference([made / "base"], packaged / "curves.json")
+    keep_as_reference([made / "base"], packaged.parent / "curves.json")
     assert reference_curves().keys() == {"debug_64"}
     (row,) = json.loads(imagen("compare", run, "--out", tmp_path / "curves.png", "--json"))
     assert row["preset"] == "debug_64" and row["images"] == 16

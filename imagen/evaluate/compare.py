@@ -11,7 +11,7 @@ from imagen.files import read_json, replacing, write_json
 from imagen.weights import place
 
 Row = dict[str, Any]
-CURVES = "curves.json"  # beside the packaged weights: preset -> {"metrics": [...], "evaluation": [...]}
+CURVES = "curves.json"  # in the package: preset -> {"metrics": [...], "evaluation": [...]}
 LOSSES = ("loss_t0", "loss_t1", "loss_t2", "loss_t3")
 KEPT = ("step", "images", "loss", *LOSSES, "conditional_gap", "validation_loss")
 POINTS = 120  # of a reference curve: enough for the eye, few enough for a repository
@@ -44,7 +44,7 @@ def compare(runs: Sequence[str | Path], out: str | Path) -> list[Row]:
 
 def reference_curves() -> dict[str, dict[str, list[Row]]]:
     """The curves of the reference run, by preset; none in a copy of the package without them."""
-    path = place("emoji") / CURVES
+    path = place(CURVES)
     return read_json(path) if path.is_file() else {}
 
 
@@ -83,12 +83,15 @@ def draw(preset: str, series: Sequence[tuple[str, Sequence[Row], Sequence[Row]]]
     for axis, (title, scale, key) in zip(figure.subplots(2, 4).flat, panels, strict=True):
         for number, (name, metrics, curve) in enumerate(series):
             rows = metrics if isinstance(key, str) and key != "kid" else _best(curve)
-            points = [(row["images"], value) for row in rows if (value := _value(row, key)) is not None]
+            points = [(row["images"] / 1000, value) for row in rows if (value := _value(row, key)) is not None]
             colour = "#999999" if number == 0 else COLOURS[(number - 1) % len(COLOURS)]
             if points:
                 marker = "o" if len(points) < 30 else None
                 axis.plot(*zip(*points, strict=True), color=colour, label=name, marker=marker, markersize=3)
-        axis.set(title=title, xlabel="pictures seen", yscale=scale)
+        axis.set(title=title, xlabel="pictures seen, thousands", yscale=scale)
+        axis.set_xlim(left=0)
+        if isinstance(key, tuple):  # a share
+            axis.set_ylim(0, 1.03)
         axis.grid(alpha=0.3)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if handles:

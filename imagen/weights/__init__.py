@@ -1,6 +1,7 @@
 """Weights that come with the package, each in a folder named here: `imagen.load("emoji")`.
 
-emoji/       the reference cascade, text -> 64 -> 256 -> 1024, and the curves of its training
+emoji/       the reference cascade, text -> 64 -> 256 -> 1024
+curves.json  of its training, by preset (`imagen.evaluate.compare`)
 recogniser/  names the objects in a picture (`imagen.evaluate.recogniser`)
 """
 
