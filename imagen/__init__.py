@@ -12,9 +12,13 @@ __version__ = "0.1.0"
 def load(path: Any, *, stages: int | None = None, precision: "Precision" = "fp32") -> "Cascade":
     """The cascade in a folder, or the one stage of a training run; `imagen.load(path).sample(["a red apple"])`.
 
-    A path that does not exist and reads org/name is looked for on the Hugging Face hub: of its files only safetensors
-    and JSON are read. stages: only the first so many. precision: "bf16" holds the weights in half of the memory, for
-    sampling in bfloat16; "auto": where the processor has it. Raises UserError if anything is missing or damaged.
+    path: a folder; the name of weights that come with the package, "emoji"; else org/name on the Hugging Face hub, of
+        whose files only safetensors and JSON are read.
+    stages: only the first so many.
+    precision: "bf16" holds the weights in half of the memory, for sampling in bfloat16; "auto": where the processor
+        has it.
+
+    Raises UserError if anything is missing or damaged.
     """
     from imagen.cascade import Cascade
 

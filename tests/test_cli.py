@@ -38,6 +38,8 @@ COMMANDS = [
     "assemble",
     "export",
     "sample",
+    "evaluate",
+    "compare",
 ]
 
 

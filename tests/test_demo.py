@@ -11,8 +11,8 @@ from imagen.errors import UserError
 
 def test_demo_runs_and_goes_on(tmp_path: Path) -> None:
     said: list[str] = []
-    first = run_demo(tmp_path / "demo", minutes=0.02, objects=6, prompts=3, say=said.append)
-    second = run_demo(tmp_path / "demo", minutes=0.02, objects=6, prompts=3, say=said.append)
+    first = run_demo(tmp_path / "demo", minutes=0.02, objects=6, prompts=3, pretrained=False, say=said.append)
+    second = run_demo(tmp_path / "demo", minutes=0.02, objects=6, prompts=3, pretrained=False, say=said.append)
 
     assert second["images"] > first["images"] > 0
     assert [row["images"] for row in second["history"]] == [first["images"], second["images"]]

@@ -25,6 +25,7 @@ from imagen.errors import UserError
 from imagen.files import copy_licences, read_json, replacing, write_json
 from imagen.jsonconfig import from_json, to_json
 from imagen.models.text import TextConfig
+from imagen.weights import packaged
 
 MANIFEST = "cascade.json"
 FORMAT = 1
@@ -62,13 +63,15 @@ class Manifest:
 
 
 def find(path: str | Path) -> Path:
-    """The cascade folder at `path`: itself, the `export` folder of a training run, or one on the hub (org/name)."""
+    """The cascade folder at `path`: itself, the `export` of a training run, a packaged one, or one on the hub."""
     path = Path(path)
     if not path.exists() and is_name(path):
         path = download(str(path))
     for folder in (path, path / "export"):
         if (folder / MANIFEST).is_file():
             return folder
+    if (folder_of_name := packaged(str(path))) is not None:
+        return folder_of_name
     if not path.exists():
         raise UserError(f"{path} does not exist; expected a cascade or a training run")
     if (path / "config.json").is_file():

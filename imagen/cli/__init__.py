@@ -9,6 +9,7 @@ convert.py    both for `imagen convert`
 sampling.py   both for `imagen sample` and `imagen upscale`
 prompts.py    prompts from a file
 plan.py       both for `imagen plan`
+evaluate.py   both for `imagen evaluate` and `imagen compare`
 """
 
 import errno

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imagen import __version__
-from imagen.cli import commands, convert, data, plan, sampling
+from imagen.cli import commands, convert, data, evaluate, plan, sampling
 from imagen.cli.sampling import LISTED
-from imagen.cli.values import count, count_or_all, minutes, number, span
+from imagen.cli.values import count, count_or_all, file_and_name, minutes, number, span
 from imagen.errors import UserError, suggest
 
 NUMBER = r"[-+]?[\d.]+(e[-+]?\d+)?"
@@ -120,7 +120,8 @@ def _parser() -> Parser:
         "emoji",
         commands.data_emoji,
         "build the embedded data set: emoji on coloured backgrounds",
-        "  imagen data emoji --out shards --sizes 64 256\n  imagen data emoji --out tiny --sizes 64 --objects 12",
+        "  imagen data emoji --out shards --sizes 64 256\n"
+        "  imagen data emoji --out scenes --sizes 64 256 --relations 0.2 --counts 0.1 --iconify noto/icons.json=noto",
         within=actions,
     )
     sub.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="the folder to build")
@@ -135,6 +136,18 @@ def _parser() -> Parser:
     sub.add_argument("--variants", type=count, default=4, metavar="N", help="pictures of each pair (default: 4)")
     sub.add_argument("--objects", type=count_or_all, default=96, metavar="N", help="so many, or `all` (default: 96)")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="of size and place (default: 0)")
+    sub.add_argument(
+        "--relations", type=number, default=0.0, metavar="F", help="share with two objects, left, right, above, below"
+    )
+    sub.add_argument("--counts", type=number, default=0.0, metavar="F", help="share with two to four of an object")
+    sub.add_argument(
+        "--iconify",
+        type=file_and_name,
+        action="append",
+        default=[],
+        metavar="FILE=STYLE",
+        help="draw in a further style, too, from an iconify JSON file; captions name it",
+    )
     sub.add_argument("--encoder", metavar="NAME", help="text encoder (default: the embedded one)")
     sub = command(
         "encode",
@@ -228,6 +241,7 @@ def _parser() -> Parser:
     sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="training runs, or cascades")
     sub.add_argument("--out", type=Path, required=True, metavar="CASCADE", help="the folder to write")
     convert.add_push(sub)
+    sub.add_argument("--half", action="store_true", help="store the weights in 16 bits")
 
     actions = command("convert", None, "weights of other libraries, in and out").add_subparsers(
         dest="action", metavar="ACTION"
@@ -253,6 +267,9 @@ def _parser() -> Parser:
 
     sampling.add_sample(command)
     sampling.add_upscale(command)
+
+    evaluate.add_evaluate(command)
+    evaluate.add_compare(command)
     return top
 
 

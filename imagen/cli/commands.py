@@ -28,7 +28,14 @@ def data_emoji(options: argparse.Namespace) -> None:
     # First, so that a mistake in its name is known at once.
     text = encoder_config(options.encoder or MINILM.encoder, max_tokens=MINILM.max_tokens)
     built = build_emoji(
-        options.out, options.sizes, variants=options.variants, seed=options.seed, limit_objects=options.objects
+        options.out,
+        options.sizes,
+        variants=options.variants,
+        seed=options.seed,
+        limit_objects=options.objects,
+        relations=options.relations,
+        counts=options.counts,
+        styles=dict(options.iconify),
     )
     _encode(options.out, text)
     samples = built["samples"]
@@ -154,6 +161,10 @@ def assemble(options: argparse.Namespace) -> None:
     from imagen.cli.convert import push_cascade
 
     assemble(options.runs, options.out)
+    if options.half:
+        from imagen.halve import halve
+
+        halve(options.out)
     joined = f"{_counted(len(options.runs), 'run')} joined"
     print(f"{options.out}: {joined}; draw with it: imagen sample {options.out} PROMPT --out DIR")
     push_cascade(options.out, options.push)

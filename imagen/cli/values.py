@@ -80,3 +80,11 @@ def engine(text: str) -> str:
     if text not in ("local", "ray"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither local nor ray")
     return text
+
+
+def file_and_name(text: str) -> tuple[str, str]:
+    """ "FILE=NAME" as (name, file)."""
+    file, _, name = text.rpartition("=")
+    if not file or not name.replace("-", "").replace(" ", "").isalnum():
+        raise argparse.ArgumentTypeError(f"{text!r} is not FILE=STYLE, with a style of letters, digits and spaces")
+    return name, file

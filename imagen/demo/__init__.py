@@ -1,5 +1,6 @@
 """`imagen demo`: the whole path on a small real data set, on a CPU, in minutes.
 
+DIR/octopus.png, DIR/pretrained.png  drawn by the weights that come with the package, before anything is trained
 DIR/data        emoji on coloured backgrounds, at 64 and 256 pixels, with text embeddings
 DIR/emoji_64    training run of the base           (a rerun goes on with it)
 DIR/emoji_256   training run of the super-resolution stage
@@ -21,6 +22,7 @@ from PIL import Image
 from imagen.cascade import Cascade, assemble
 from imagen.data.emoji import OBJECTS, HeldoutPrompt, build_emoji, heldout_prompts
 from imagen.data.encode import encode_shards
+from imagen.demo.first import draw_first
 from imagen.demo.page import write_page
 from imagen.errors import UserError
 from imagen.evaluate.colour import background_colour
@@ -43,11 +45,13 @@ def run_demo(
     minutes: float = 15.0,
     objects: int | None = OBJECTS,
     prompts: int = PROMPTS,
+    pretrained: bool = True,
     say: Say = print,
 ) -> dict[str, Any]:
     """Build the data, train for what is left of `minutes`, draw, and report; return what summary.json says.
 
     objects: of the data set (None: all). prompts: held-out combinations of object and colour to draw.
+    pretrained: on the first call, begin with pictures by the weights that come with the package.
 
     Called again on the same folder it goes on training. UserError unless `minutes` is above 0. Where the
     data alone take longer, it still trains for a quarter of `minutes`.
@@ -59,6 +63,8 @@ def run_demo(
     def left() -> float:
         return minutes - (time.monotonic() - began) / 60
 
+    if pretrained and not (out / "octopus.png").exists():
+        draw_first(out, say)
     say("1/4 data: OpenMoji drawings (CC BY-SA 4.0) on coloured backgrounds, captions, text embeddings")
     data = out / "data"
     build_emoji(data, sizes=(64, 256), limit_objects=objects)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from imagen.cascade import SamplingConfig
 from imagen.config import Experiment
 from imagen.models.unet import Level
-from imagen.presets.emoji import emoji_64, emoji_256, emoji_1024
+from imagen.presets.emoji import MINILM, emoji_64, emoji_256, emoji_1024
 from imagen.train.config import TrainConfig
 
 
@@ -29,10 +29,17 @@ def debug_1024() -> Experiment:
 def _efficient(base: Experiment, name: str) -> Experiment:
     stage = base.stage
     unet = replace(
-        stage.unet, family="efficient", modulation="level", shortcut="conv", skip="add", middle=False, head_channels=32
+        stage.unet,
+        family="efficient",
+        modulation="level",
+        shortcut="conv",
+        skip="add",
+        middle=False,
+        head_channels=32,
+        text_width=MINILM.width,
     )
     last = Level(channels=64, blocks=1, attention="cross", attend="last", feed_forward=2)
-    return _tiny(replace(base, stage=replace(stage, unet=unet)), name, Level(channels=32, blocks=1), last)
+    return _tiny(replace(base, stage=replace(stage, unet=unet), text=MINILM), name, Level(channels=32, blocks=1), last)
 
 
 def _tiny(base: Experiment, name: str, *levels: Level) -> Experiment:

@@ -240,7 +240,7 @@ def test_each_colour_is_held_out_for_some_objects_and_trained_on_for_most():
 def test_heldout_prompts():
     prompts = heldout_prompts(64)
     assert len({prompt.object for prompt in prompts}) == 64
-    for text, colour, name in prompts:
+    for text, colour, name, *_ in prompts:
         assert heldout_colour(BY_NAME[name]) == colour
         assert text == caption(BY_NAME[name], colour)
     assert heldout_prompts(64, seed=1) != prompts == heldout_prompts(64)

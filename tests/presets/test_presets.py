@@ -14,8 +14,8 @@ from imagen.train.trainer import check
 
 PARAMETERS = {
     "emoji_64": 17_432_268,
-    "emoji_256": 4_106_700,
-    "emoji_1024": 4_168_944,
+    "emoji_256": 1_393_004,
+    "emoji_1024": 856_320,
     "debug_64": 1_196_688,
     "debug_256": 879_280,
     "debug_1024": 879_280,

@@ -1,0 +1,60 @@
+"""How often the recogniser is right about real drawings of held-out combinations, clean and degraded.
+
+    python benchmarks/emoji_recogniser.py
+
+The judge of the emoji models is judged: on pictures rendered from the drawings, of combinations of object and colour,
+pairs and numbers that no training shows; as they are, and blurred and noised as a model's might be.
+"""
+
+import argparse
+import io
+
+import numpy as np
+from PIL import Image
+
+from imagen.data.emoji import HeldoutPrompt, compose, heldout_colour
+from imagen.data.emoji_picture import Picture
+from imagen.data.emoji_scene import Scene, groups, pairs
+from imagen.data.emoji_single import Composition, objects
+from imagen.evaluate.alignment import evaluate
+from imagen.evaluate.recogniser import load_recogniser
+from imagen.evaluate.recogniser_training import degraded
+
+
+def asked(picture: Picture) -> HeldoutPrompt:
+    """What a prompt for this picture would ask for."""
+    first, last = picture.placed[0].emoji.name, picture.placed[-1].emoji.name
+    if isinstance(picture, Composition):
+        return HeldoutPrompt(picture.caption, picture.colour, first)
+    assert isinstance(picture, Scene)
+    if picture.relation is None:
+        return HeldoutPrompt(picture.caption, picture.colour, first, number=len(picture.placed))
+    return HeldoutPrompt(picture.caption, picture.colour, first, relation=picture.relation, other=last)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recogniser", help="folder (default: the package's)")
+    parser.add_argument("--objects", type=int, default=96)
+    parser.add_argument("--n", type=int, default=384, help="scenes of each kind")
+    options = parser.parse_args()
+    recogniser, usual = load_recogniser(options.recogniser), objects(options.objects)
+    kinds: dict[str, list[Picture]] = {
+        "single": [compose(emoji, heldout_colour(emoji), variant) for emoji in usual for variant in range(4)],
+        "relation": [*pairs(usual, options.n, heldout=True)],
+        "count": [*groups(usual, options.n, heldout=True)],
+    }
+    prompts = {kind: [asked(picture) for picture in pictures] for kind, pictures in kinds.items()}
+    clean = {kind: [Image.open(io.BytesIO(p.render(64))) for p in pictures] for kind, pictures in kinds.items()}
+    for blur, noise in ((0.0, 0.0), (1.0, 16.0), (1.5, 32.0)):
+        rng = np.random.default_rng(0)
+        pictures = {kind: [degraded(each, rng, blur, noise) for each in clean[kind]] for kind in clean}
+        found, _ = evaluate(recogniser, prompts, pictures)
+        print(f"blur {blur:g} pixels, noise {noise:g} of 255:")
+        for kind, shares in found.items():
+            right = ", ".join(f"{key} {value:.1%}" for key, value in shares.items())
+            print(f"  {kind} ({len(prompts[kind])}): {right}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Prompts for combinations that training never shows, with what a picture of them has to show. They need no data."""
+
+from typing import NamedTuple
+
+from imagen.data.emoji_picture import hashed
+from imagen.data.emoji_scene import NUMBERS, RELATIONS, group_caption, groups, pair_caption, pairs
+from imagen.data.emoji_single import OBJECTS, caption, heldout_colour, objects
+from imagen.errors import UserError
+
+
+class HeldoutPrompt(NamedTuple):
+    prompt: str
+    colour: str
+    object: str
+    number: int = 1  # of `object`
+    relation: str | None = None  # of `object` to `other`: a name in RELATIONS
+    other: str | None = None
+
+
+def heldout_prompts(n: int, seed: int = 0, limit_objects: int | None = OBJECTS) -> list[HeldoutPrompt]:
+    """`n` plain captions of combinations of object and colour never trained on, each of another object.
+
+    `limit_objects` must be that of the data set, else a prompt may name an object that training never showed.
+    """
+    ordered = sorted(objects(limit_objects), key=lambda emoji: hashed("prompts", seed, emoji.code))
+    if n > len(ordered):
+        raise UserError(f"{n} held-out prompts asked for, but there are {len(ordered)} objects")
+    colours = [heldout_colour(emoji) for emoji in ordered[:n]]
+    return [HeldoutPrompt(caption(e, c), c, e.name) for e, c in zip(ordered[:n], colours, strict=True)]
+
+
+def heldout_relations(n: int, seed: int = 0, limit_objects: int | None = OBJECTS) -> list[HeldoutPrompt]:
+    """`n` plain captions of two objects that training never shows together, on backgrounds it shows both on."""
+    found = []
+    for scene in pairs(objects(limit_objects), n, heldout=True, seed=hashed("prompts", seed)):
+        first, second = (placed.emoji for placed in scene.placed)
+        assert scene.relation in RELATIONS
+        text = pair_caption(first, second, scene.relation, scene.colour)
+        found.append(HeldoutPrompt(text, scene.colour, first.name, relation=scene.relation, other=second.name))
+    return found
+
+
+def heldout_counts(n: int, seed: int = 0, limit_objects: int | None = OBJECTS) -> list[HeldoutPrompt]:
+    """`n` plain captions of two to four of an object, a number that training never shows of it."""
+    found = []
+    for scene in groups(objects(limit_objects), n, heldout=True, seed=hashed("prompts", seed)):
+        emoji, number = scene.placed[0].emoji, len(scene.placed)
+        assert number in NUMBERS
+        text = group_caption(emoji, number, scene.colour)
+        found.append(HeldoutPrompt(text, scene.colour, emoji.name, number=number))
+    return found

@@ -1,0 +1,26 @@
+"""A cascade's weights in 16 bits: half of the file, the same pictures to the eye. Sampling computes as before."""
+
+from pathlib import Path
+
+import torch
+
+from imagen.cascade import Cascade
+from imagen.cascade.storage import find, write_cascade
+from imagen.errors import UserError
+
+
+def halve(path: str | Path) -> int:
+    """Store the weights of the cascade folder `path` as float16, in place and atomically; return their bytes.
+
+    float16 rather than bfloat16: it has three bits more, and trained weights are far from its bounds. UserError where
+    a weight is not.
+    """
+    cascade, folder = Cascade.load(path), find(path)
+    stages = []
+    for stage in cascade.stages:
+        weights = {name: value.half() for name, value in stage.unet.state_dict().items()}
+        if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+            raise UserError(f"{path}: stage {stage.config.resolution} has weights beyond the range of float16")
+        stages.append((stage.config, weights, stage.info))
+    write_cascade(folder, text=cascade.text, unconditional=cascade.unconditional, stages=stages)
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -1,0 +1,47 @@
+"""Puts a reference run into the package: 16-bit weights, curves, and the pictures of README and docs/reference.md.
+
+    python runs/emoji_package.py DIR        (what runs/emoji_reference.sh made; from the repository's root)
+
+imagen/weights/emoji/       the cascade
+imagen/weights/curves.json  those of the three runs
+docs/reference-*.png        curves by preset; 64 samples of held-out prompts, enlarged once
+"""
+
+import argparse
+from pathlib import Path
+
+from imagen.cascade import Cascade, assemble
+from imagen.data.emoji import heldout_counts, heldout_prompts, heldout_relations
+from imagen.evaluate.compare import draw, keep_as_reference
+from imagen.files import read_json
+from imagen.halve import halve
+from imagen.pictures import contact_sheet, write_png
+
+RUNS = ("base", "sr_256", "sr_1024")
+WEIGHTS, CURVES, DOCS = Path("imagen/weights/emoji"), Path("imagen/weights/curves.json"), Path("docs")
+MOST = 40_000_000  # bytes of weights
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    options = parser.parse_args()
+    runs = [options.run / name for name in RUNS]
+
+    assemble(runs, WEIGHTS)
+    size = halve(WEIGHTS)
+    print(f"{WEIGHTS}: {size / 1e6:.2f} MB of weights")
+    if size > MOST:
+        raise SystemExit(f"that is more than {MOST / 1e6:.0f} MB: make a stage smaller")
+    keep_as_reference(runs, CURVES)
+    for preset, curves in read_json(CURVES).items():
+        draw(preset, [("reference", curves["metrics"], curves["evaluation"])], DOCS / f"reference-{preset}.png")
+
+    asked = [*heldout_prompts(48), *heldout_relations(8), *heldout_counts(8)]
+    prompts, seeds = [each.prompt for each in asked], list(range(len(asked)))
+    pictures = Cascade.load(WEIGHTS).sample(prompts, seeds=seeds, stages=2)
+    write_png(DOCS / "reference-samples.png", contact_sheet(pictures, prompts, columns=8, cell=128).quantize(256))
+
+
+if __name__ == "__main__":
+    main()

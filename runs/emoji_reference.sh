@@ -1,0 +1,24 @@
+#!/bin/sh
+# The reference run: three stages trained on emoji, measured, and joined into the cascade `emoji` of the package.
+#
+#   sh runs/emoji_reference.sh [DIR]
+#
+# Resumable: the same command goes on where it stopped. On a GPU, `imagen train` takes it by itself. Further styles:
+#   STYLES="--iconify noto/icons.json=noto" sh runs/emoji_reference.sh
+# Hardware, hours and the scores to expect: docs/reference.md. More steps: BASE_STEPS, SR_STEPS.
+set -eu
+out=${1:-reference}
+
+# One object first, then scenes, too: who cannot draw a horse yet learns little from a horse beside a bus.
+imagen data emoji --out "$out/single" --sizes 64 256
+imagen data emoji --out "$out/scenes" --sizes 64 256 --relations 0.25 --counts 0.15 ${STYLES:-}
+imagen data emoji --out "$out/large" --sizes 256 1024 --variants 1 --relations 0.25 --counts 0.15 ${STYLES:-}
+
+imagen train emoji_64 --data "$out/single" --out "$out/base" --train.steps 3055
+imagen train emoji_64 --data "$out/scenes" --out "$out/base" --train.steps "${BASE_STEPS:-20000}"
+imagen train emoji_256 --data "$out/scenes" --out "$out/sr_256" --train.steps "${SR_STEPS:-10000}"
+imagen train emoji_1024 --data "$out/large" --out "$out/sr_1024" --train.steps "${SR_STEPS:-10000}"
+
+imagen evaluate "$out/base" --guidance 1,1.25,1.5,2,3,4,6,8,10 --out "$out/sheets"
+imagen assemble "$out/base" "$out/sr_256" "$out/sr_1024" --out "$out/cascade" --half
+imagen sample "$out/cascade" "an octopus on a blue background" --out "$out/pictures"

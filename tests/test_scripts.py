@@ -1,0 +1,30 @@
+"""The scripts of the reference run: every command that they hold is one that `imagen` takes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from imagen.cli.arguments import parse
+from imagen.config import override
+from imagen.presets import preset
+from imagen.train.config import check
+
+SCRIPTS = sorted((Path(__file__).parent.parent / "runs").glob("emoji_*.sh"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_commands_of_a_script(script: Path) -> None:
+    text = script.read_text().replace("$out", "DIR").replace("${STYLES:-}", "")
+    text = re.sub(r"\$\{\w+:-(\d+)\}", r"\1", text)
+    lines = [shlex.split(line) for line in text.splitlines() if line.startswith("imagen ")]
+    assert len(lines) > 5
+    for line in lines:
+        options = parse(line[1:])
+        if line[1] == "train":
+            check(override(preset(options.preset), options.overrides))
+
+
+def test_there_are_scripts() -> None:
+    assert SCRIPTS

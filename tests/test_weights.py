@@ -1,0 +1,132 @@
+"""Weights by name, cascades in 16 bits, scores and curves of runs: the ways to the reference run, with stand-ins."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import imagen as package
+from imagen import weights
+from imagen.cascade import Cascade
+from imagen.demo.first import draw_first
+from imagen.errors import UserError
+from imagen.evaluate import compare as comparing
+from imagen.evaluate.compare import compare, keep_as_reference, reference_curves
+from imagen.evaluate.emoji import append, read_curve
+from imagen.halve import halve
+
+
+@pytest.fixture
+def packaged(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package whose weights are those of the debug cascade."""
+    shutil.copytree(made / "cascade", tmp_path / "weights" / "emoji")
+    monkeypatch.setattr(weights, "place", lambda name: tmp_path / "weights" / name)
+    monkeypatch.setattr(comparing, "place", lambda name: tmp_path / "weights" / name)
+    return tmp_path / "weights" / "emoji"
+
+
+def test_weights_are_found_by_name(packaged, imagen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    imagen("sample", "emoji", "a horse", "--stages", 1, "--steps", 2, "--out", "pictures")
+    assert (tmp_path / "pictures" / "0000.png").exists()
+    assert [stage.config.resolution for stage in package.load("emoji").stages] == [64, 256]
+
+
+def test_a_folder_of_that_name_goes_before(packaged, made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made / "base", tmp_path / "emoji")
+    assert len(package.load("emoji").stages) == 1
+
+
+def test_without_the_weights_it_says_so(tmp_path, monkeypatch, mistake):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(weights, "place", lambda name: tmp_path / "nothing" / name)
+    assert "without the weights 'emoji'" in mistake("sample", "emoji", "a horse", "--out", "pictures")
+    assert "does not exist" in mistake("sample", "emojis", "a horse", "--out", "pictures")
+    said: list[str] = []
+    assert draw_first(tmp_path / "demo", said.append) == []
+    assert "without the weights" in said[0] and len(said) == 1
+
+
+def test_the_demo_draws_with_them_first(packaged, tmp_path):
+    said: list[str] = []
+    paths = draw_first(tmp_path / "demo", said.append)
+    assert Image.open(paths[0]).width == 256  # the largest stage there is
+    assert all(path.is_file() for path in paths) and str(paths[0]) in said[-1]
+
+
+# --- 16 bits
+
+
+def test_half_the_bytes_and_nearly_the_same_pictures(made, imagen, tmp_path):
+    imagen("assemble", made / "base", made / "sr", "--out", tmp_path / "half", "--half")
+    size = {
+        name: sum(f.stat().st_size for f in path.glob("stage-*.safetensors")) for name, path in paths(made, tmp_path)
+    }
+    assert 0.5 < size["half"] / size["whole"] < 0.52
+    for file in (tmp_path / "half").glob("stage-*.safetensors"):
+        assert {value.dtype for value in load_file(file).values()} == {torch.float16}
+    pictures = {}
+    for name, path in paths(made, tmp_path):
+        cascade = Cascade.load(path)
+        assert all(value.dtype == torch.float32 for value in cascade.stages[0].unet.state_dict().values())
+        drawn = cascade.sample(["a horse"], steps=2, precision="fp32", progress=False)
+        pictures[name] = np.asarray(drawn[0]).astype(int)
+    assert np.abs(pictures["half"] - pictures["whole"]).mean() < 2
+
+
+def paths(made: Path, tmp_path: Path) -> list[tuple[str, Path]]:
+    return [("whole", made / "cascade"), ("half", tmp_path / "half")]
+
+
+def test_a_weight_that_has_no_16_bits_is_refused(made, tmp_path):
+    cascade = Cascade.load(made / "base")
+    next(cascade.stages[0].unet.parameters()).data.fill_(1e6)
+    cascade.save(tmp_path / "large")
+    with pytest.raises(UserError, match="beyond the range"):
+        halve(tmp_path / "large")
+
+
+# --- scores and curves
+
+
+def test_evaluate_a_run_and_compare_it(made, packaged, imagen, mistake, tmp_path):
+    run = shutil.copytree(made / "base", tmp_path / "run")
+    options = ("--objects", 8, "--n", 4, "--steps", 2)
+    rows = json.loads(imagen("evaluate", run, *options, "--guidance", "1,2", "--json", "--out", tmp_path / "sheets"))
+    assert [row["guidance"] for row in rows] == [1.0, 2.0]
+    assert rows[0]["images"] == 16 and set(rows[0]["single"]) == {"object", "colour", "all"}
+    assert set(rows[0]["relation"]) == {"object", "colour", "relation", "all"}
+    assert set(rows[0]["count"]) == {"object", "colour", "number", "all"}
+    assert read_curve(run) == rows
+    assert (tmp_path / "sheets" / "guidance-2.png").exists()
+    assert "object" in imagen("evaluate", run, *options, "--guidance", 1)
+    assert read_curve(run) == rows  # the same once more: replaced, and the same scores
+
+    keep_as_reference([made / "base"], packaged.parent / "curves.json")
+    assert reference_curves().keys() == {"debug_64"}
+    (row,) = json.loads(imagen("compare", run, "--out", tmp_path / "curves.png", "--json"))
+    assert row["preset"] == "debug_64" and row["images"] == 16
+    assert row["reference"]["loss"] == pytest.approx(row["mine"]["loss"], rel=1e-4)  # it is the same run
+    assert Image.open(tmp_path / "curves.png").width > 1000
+    assert "reference" in imagen("compare", run, "--out", tmp_path / "curves.svg")
+    assert "runs of one preset" in mistake("compare", run, made / "sr", "--out", tmp_path / "no.png")
+    assert "not a training run" in mistake("compare", made / "cascade", "--out", tmp_path / "no.png")
+
+
+def test_without_reference_curves_runs_are_drawn_alone(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparing, "place", lambda name: tmp_path / "nothing" / name)
+    (row,) = compare([made / "base"], tmp_path / "curves.png")
+    assert row["reference"] == {} and (tmp_path / "curves.png").exists()
+
+
+def test_an_evaluation_curve_is_in_the_order_of_steps(tmp_path):
+    rows = [{"step": step, "images": step, "guidance": g, "steps": 30, "x": 0} for step, g in ((2, 1), (1, 2), (1, 1))]
+    for row in [*rows, rows[0] | {"x": 1}]:
+        append(tmp_path, row)
+    assert read_curve(tmp_path) == [rows[2], rows[1], rows[0] | {"x": 1}]
