@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from imagen.train.sharded import each_matrix_whole, local, local_gradient
+from imagen.train.sharded import each_matrix_by_one, each_matrix_whole, local, local_gradient
 
 # Jordan's quintic, tuned for a steep start: singular values end between about 0.7 and 1.2, not at 1.
 A, B, C = 3.4445, -4.7750, 2.0315
@@ -37,15 +38,23 @@ class Muon(torch.optim.Optimizer):
     The factor gives an update the root mean square of one of Adam's, so learning rates mean about the same.
 
     Parameters may be sharded by rows (see sharded.py); all of one optimizer in the same way. A rank then
-    orthogonalises its share of the matrices of each shape; replicas, and the ranks of DDP, all do the same work.
+    orthogonalises its share of the matrices of each shape; replicas do the same work.
+    copies: processes that have the same whole parameters and gradients (DDP): each orthogonalises some of them.
     """
 
     def __init__(
-        self, parameters: Iterable[Tensor], lr: float, *, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        parameters: Iterable[Tensor],
+        lr: float,
+        *,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        copies: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         if any(parameter.ndim < 2 for group in self.param_groups for parameter in group["params"]):
             raise ValueError("Muon is for matrices: give vectors and scalars to another optimizer")
+        self.copies = copies
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -61,9 +70,14 @@ class Muon(torch.optim.Optimizer):
                 momentum.lerp_(gradient, 1 - group["momentum"])
                 update_oI = gradient.lerp(momentum, group["momentum"]).flatten(1)  # Nesterov's look ahead
                 same_shape[len(parameter), update_oI.shape].append((parameter, update_oI))
-            for pairs in same_shape.values():
-                stack_NoI = torch.stack([update_oI for _, update_oI in pairs])
-                stack_NoI = each_matrix_whole(orthogonalise, stack_NoI, pairs[0][0])
+            together = list(same_shape.values())
+            stacks_NoI = [torch.stack([update_oI for _, update_oI in pairs]) for pairs in together]
+            if self.copies is not None:
+                stacks_NoI = each_matrix_by_one(orthogonalise, stacks_NoI, self.copies)
+            else:
+                like = [pairs[0][0] for pairs in together]
+                stacks_NoI = [each_matrix_whole(orthogonalise, *each) for each in zip(stacks_NoI, like, strict=True)]
+            for pairs, stack_NoI in zip(together, stacks_NoI, strict=True):
                 for (parameter, update_oI), new_oI in zip(pairs, stack_NoI, strict=True):
                     rows = local(parameter)
                     rows.mul_(1 - group["lr"] * group["weight_decay"])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from imagen.errors import UserError, check_number
@@ -78,7 +79,9 @@ class Optimizers:
             optimizer.load_state_dict(state)
 
 
-def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> Optimizers:
+def build_optimizer(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, copies: dist.ProcessGroup | None = None
+) -> Optimizers:
     """What `config.algorithm` names, for all parameters that are trained; plain ones or sharded by rows.
 
     adamw: Adam with decoupled decay (1711.05101), in one fused kernel where torch has it.
@@ -87,6 +90,8 @@ def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config
     adafactor: see adafactor.py.
     muon: Muon for the inner matrices, AdamW for the rest. A network's first and last layers stay with AdamW: their rows
         and columns are pixels, or the features of a number, which are not directions to be treated alike.
+
+    copies: processes that have the same whole parameters and gradients (DDP), for Muon to share its work among them.
     """
     trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
     everything, decay = [parameter for _, parameter in trained], config.weight_decay
@@ -97,7 +102,7 @@ def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config
     if config.algorithm == "muon":
         inner = [parameter for name, parameter in trained if _is_inner(name, parameter)]
         rest = [parameter for name, parameter in trained if not _is_inner(name, parameter)]
-        muon = Muon(inner, config.muon_lr, weight_decay=decay)
+        muon = Muon(inner, config.muon_lr, weight_decay=decay, copies=copies)
         return Optimizers(muon, _adam(torch.optim.AdamW, rest, config), lr=config.lr)
     kind = torch.optim.Adam if config.algorithm == "adam" else torch.optim.AdamW
     return Optimizers(_adam(kind, everything, config), lr=config.lr)

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -80,6 +81,48 @@ def each_matrix_whole(function: Callable[[Tensor], Tensor], stack_NoI: Tensor, l
     matrices = function(rows.redistribute(placements=by_matrix).to_local())
     matrices = DTensor.from_local(matrices, mesh, by_matrix, run_check=False, shape=shape, stride=stride)
     return matrices.redistribute(placements=by_row).to_local()
+
+
+def each_matrix_by_one(
+    function: Callable[[Tensor], Tensor], stacks_NOI: Sequence[Tensor], copies: dist.ProcessGroup
+) -> list[Tensor]:
+    """function(stack) of every stack, for a function of matrices, which all processes of `copies` have alike.
+
+    The matrices are dealt out to the processes by what they cost, and the results, of one dtype, exchanged at once.
+    """
+    rank, size = dist.get_rank(copies), dist.get_world_size(copies)
+    dealt: list[list[tuple[int, int]]] = [[] for _ in range(size)]  # (stack, matrix) of each process
+    load = [0] * size
+    matrices = [(stack, row) for stack, stack_NOI in enumerate(stacks_NOI) for row in range(len(stack_NOI))]
+    shapes = [stack_NOI.shape[1:] for stack_NOI in stacks_NOI]
+    for stack, row in sorted(matrices, key=lambda matrix: -shapes[matrix[0]].numel() * min(shapes[matrix[0]])):
+        idle = load.index(min(load))
+        dealt[idle].append((stack, row))
+        load[idle] += shapes[stack].numel() * min(shapes[stack])
+
+    done = []
+    for stack, stack_NOI in enumerate(stacks_NOI):
+        if rows := [row for other, row in sorted(dealt[rank]) if other == stack]:
+            done.append(function(stack_NOI[rows]))
+    longest = max(sum(shapes[stack].numel() for stack, _ in share) for share in dealt)
+    dtype = function(stacks_NOI[0][:0]).dtype
+    own = torch.zeros(longest, dtype=dtype, device=stacks_NOI[0].device)
+    if done:
+        flat = torch.cat([result.flatten() for result in done])
+        own[: len(flat)] = flat
+    shares = [torch.empty_like(own).view(torch.uint8) for _ in range(size)]  # gloo does not know every dtype
+    dist.all_gather(shares, own.view(torch.uint8), group=copies)
+
+    results = [
+        torch.empty(len(stack_NOI), *shapes[stack], dtype=dtype, device=own.device)
+        for stack, stack_NOI in enumerate(stacks_NOI)
+    ]
+    for share, bytes_ in zip(dealt, shares, strict=True):
+        parts = bytes_.view(dtype)[: sum(shapes[stack].numel() for stack, _ in share)]
+        sizes = [shapes[stack].numel() for stack, _ in sorted(share)]
+        for (stack, row), part in zip(sorted(share), parts.split(sizes), strict=True):
+            results[stack][row] = part.view(shapes[stack])
+    return results
 
 
 def free_gathered(model: nn.Module) -> None:

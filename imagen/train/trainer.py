@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from imagen.data.encode import Encoder
 from imagen.data.loader import DataConfig, Loader
@@ -132,7 +134,8 @@ class Trainer:
         # A CPU's group norm takes no float32 pictures with bfloat16 weights; on GPUs autocast sees to that.
         gathered = None if device.type == "cpu" else dtype
         self.network = parallelize(self.unet, parallel, mesh, self.ranks.world_size, dtype=gathered)
-        self.optimizer = build_optimizer(self.unet.named_parameters(), experiment.optim)
+        copies = dist.group.WORLD if isinstance(self.network, DistributedDataParallel) else None
+        self.optimizer = build_optimizer(self.unet.named_parameters(), experiment.optim, copies)
         self.kept = Keeper(run, self.config, self.unet, self.optimizer, self.ranks)
         self.progress = Progress()
         if (facts := self.kept.resume(self.say)) is not None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from ranks import run_on_ranks
 from sharding import make_model, set_gradients, weights
@@ -33,7 +34,7 @@ def optimizer_state(model, optimizers):
 def steps(layout, config, first, last, *, load=None, save=None):
     """Weights and optimizer state, whole, after steps `first` to `last`."""
     model = make_model(layout)
-    optimizers = build_optimizer(model.named_parameters(), config)
+    optimizers = build_optimizer(model.named_parameters(), config, dist.group.WORLD if layout == "copies" else None)
     if load is not None:
         state = {"model": model.state_dict(), "optimizer": optimizer_state(model, optimizers)}
         dcp.load(state, checkpoint_id=load)
@@ -81,7 +82,7 @@ def assert_all_equal(done, expected):
             torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-6, msg=lambda m: f"{layout} {name}: {m}")  # noqa: B023
 
 
-@pytest.mark.parametrize("world_size, layouts", [(2, ["fsdp"]), (4, ["fsdp", "hsdp"])])
+@pytest.mark.parametrize("world_size, layouts", [(2, ["fsdp", "copies"]), (4, ["fsdp", "hsdp", "copies"])])
 def test_steps_and_state_are_those_of_one_process(world_size, layouts, expected):
     for done in run_on_ranks(world_size, all_steps, layouts):
         assert_all_equal(done, expected)
