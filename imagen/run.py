@@ -100,7 +100,7 @@ def grid_sampler(
 
     def sample(unet: nn.Module, step: int) -> Tensor:
         size = (stage.resolution, stage.resolution)
-        pictures = Stage(stage, unet).sample(
+        pictures = Stage(stage, _Held(unet)).sample(
             list(range(count)),
             size=size,
             settings=stage.sampling,
@@ -122,6 +122,20 @@ def grid_sampler(
         return torch.from_numpy(np.array(sheet)).permute(2, 0, 1)
 
     return sample
+
+
+class _Held(nn.Module):
+    """A network that training holds: sampling takes it as it is and where it is, perhaps sharded over ranks, and calls
+    nothing but its forward, before which its parameters are gathered."""
+
+    network: nn.Module
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        object.__setattr__(self, "network", network)  # not a part, which would be moved with this one
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        return self.network(*args, **kwargs)
 
 
 def _texts(batch: Batch) -> list[Tensor] | None:

@@ -118,7 +118,7 @@ class Trainer:
         self.experiment, self.config, self.folder = experiment, experiment.train, run
         self.ranks = ranks or Ranks()
         self.say = say if self.ranks.first else _silent
-        check(experiment, self.ranks.world_size)
+        self.ranks.from_first(lambda: check(experiment, self.ranks.world_size))
         self.config_json = self.ranks.from_first(lambda: claim(run, config_json, self.say))
         self.micro_batch, self.accumulation = micro_batches(self.config, self.ranks.world_size)
 

@@ -3,15 +3,18 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from kept import assert_same, final
 from ranks import run_on_ranks
 from toy import experiment, go
 
-from imagen.cascade import Cascade, export_stage
+from imagen.cascade import Cascade, SamplingConfig, export_stage
 from imagen.errors import UserError
 from imagen.export import export_run
+from imagen.pictures import read_picture
+from imagen.run import grid_sampler
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
 from imagen.train.posthoc import reconstruct
@@ -120,3 +123,23 @@ def test_one_process_exports_what_many_trained(shards, tmp_path):
     assert mine.stages[0].info["step"] == 2
     with pytest.raises(UserError, match="no checkpoint of step 1; there are 2"):
         export_run(tmp_path / "run", tmp_path / "again", step=1)
+
+
+def sheet_of(what, shards, run):
+    with joined() as ranks:
+        sampler = grid_sampler(what, shards, run / "samples" if ranks.first else None, torch.zeros(1, 8))
+        go(what, shards, run, ranks=ranks, sampler=sampler)
+
+
+def test_pictures_on_the_way_are_those_of_one_process(shards, tmp_path):
+    """A sharded network is sampled where it lies."""
+    what = spread(LAYOUTS["fsdp"], steps=1)
+    sampling = SamplingConfig(steps=2, threshold="static", guidance=2.0)
+    what = dataclasses.replace(what, stage=dataclasses.replace(what.stage, sampling=sampling))
+    sheet_of(what, shards, tmp_path / "alone")
+    run_on_ranks(2, sheet_of, what, shards, tmp_path / "sharded")
+    mine, alone = (
+        np.asarray(read_picture(tmp_path / run / "samples" / "step-00000001.png")).astype(int)
+        for run in ("sharded", "alone")
+    )
+    assert abs(mine - alone).max() <= 1 and alone.std() > 1
