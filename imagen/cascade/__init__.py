@@ -10,17 +10,20 @@ conditioning.py  what a stage is told: its text, and the picture before it, nois
 editing.py       image to image and inpainting
 tiles.py         large pictures piece by piece
 stage.py         one stage: from noise to a picture
-cascade.py       the cascade itself: a plan to pictures
+memory.py        how much memory a request takes, and requests cut to what there is
+cascade.py       the cascade itself
+running.py       a plan through the stages
 output.py        pictures to a folder, resumable, on several ranks
 upscaling.py     files of any size to larger ones
 remake.py        a picture again, from what its file says
 """
 
-from imagen.cascade.cascade import Cascade, Preview
+from imagen.cascade.cascade import Cascade
 from imagen.cascade.config import SamplingConfig, StageConfig
 from imagen.cascade.output import write_again, write_plan, write_samples
 from imagen.cascade.plan import Plan
 from imagen.cascade.remake import plan_again
+from imagen.cascade.running import Preview
 from imagen.cascade.stage import Stage
 from imagen.cascade.storage import assemble, export_stage
 from imagen.cascade.upscaling import write_upscaled

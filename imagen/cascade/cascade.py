@@ -6,40 +6,25 @@ has its own random numbers, and texts are padded to one length whatever else is 
 """
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from imagen import __version__
-from imagen.cascade.conditioning import from_images, to_images
-from imagen.cascade.editing import edit_of
 from imagen.cascade.plan import Plan, check_count, make_plan
+from imagen.cascade.running import OnPreview, run
 from imagen.cascade.stage import Stage, build_unet, check_float32
 from imagen.cascade.storage import check_stages, find, read_manifest, read_tensors, read_unconditional, write_cascade
 from imagen.cascade.texts import Encoder, Texts
 from imagen.diffusion.noise import Variation
-from imagen.errors import UserError
+from imagen.errors import UserError, check_number
 from imagen.jsonconfig import to_json
 from imagen.models.precision import Precision, autocast_dtype
 from imagen.models.text import TextConfig
-
-AHEAD = 1024  # prompts that are encoded together
-
-
-class Preview(NamedTuple):
-    """What `on_step` is called with after each step of the sampler."""
-
-    stage: int  # index in the cascade
-    step: int  # 0 .. steps - 1
-    steps: int
-    pictures: range  # which of the plan's pictures these are
-    x0_BCHW: Tensor  # the current estimate, in [-1, 1] where thresholded
 
 
 class Cascade:
@@ -109,7 +94,10 @@ class Cascade:
             stage.sha256 = record.sha256
 
     def compile(self, **options: Any) -> None:
-        """`torch.compile` the networks, with its options. The first picture of each size then takes minutes."""
+        """`torch.compile` the networks, with its options. The first picture of each size then takes minutes.
+
+        On a GPU mode="reduce-overhead" adds CUDA graphs, which pay where a network's kernels are small.
+        """
         for stage in self.stages:
             stage.unet.compile(**options)
 
@@ -118,7 +106,7 @@ class Cascade:
         prompts: Sequence[str],
         *,
         progress: bool = True,
-        on_step: Callable[[Preview], None] | None = None,
+        on_step: OnPreview | None = None,
         **request: Any,
     ) -> list[Image.Image]:
         """One picture (PIL, RGB) for each prompt. "" is the unconditional model.
@@ -144,18 +132,26 @@ class Cascade:
         scale: enlarge `start` by this. Default: to the end of the cascade.
         size: (height, width) of the result; every stage keeps its proportions.
         batch_size: pictures at a time (default 8); changes speed and memory only.
+        vram: GiB of device memory for weights, text encoder and steps. Stages then leave the device between turns, rows
+            are cut, and large pictures made in tiles, as far as it takes (`imagen.cascade.memory`).
         device: default the GPU if there is one. precision: "auto" is bfloat16 where the processor has it.
 
         Raises UserError, before anything is computed, for what cannot be done.
         """
         return list(self.run(self.plan(prompts, **request), progress=progress, on_step=on_step))
 
-    def plan(self, prompts: Sequence[str], **request: Any) -> Plan:
+    def plan(self, prompts: Sequence[str], *, vram: float | None = None, **request: Any) -> Plan:
         """Check a request and fill in its defaults; takes what `sample` takes, progress and on_step excepted."""
         plan = make_plan([stage.config for stage in self.stages], prompts, **request)
         if self.text is None and any((*plan.prompts, *plan.negatives)):
             raise UserError("this cascade was trained without text: it takes no prompt but the empty one")
-        return plan
+        if vram is None:
+            return plan
+        from imagen.cascade.memory import fit  # it needs what training plans are made with, which needs cascades
+
+        check_number("vram", vram, above=0)
+        stages = self.stages[plan.first : plan.first + len(plan.settings)]
+        return fit(plan, stages, vram, 0 if self.text is None else self.text.max_tokens)
 
     def run(
         self,
@@ -163,40 +159,13 @@ class Cascade:
         batches: Iterable[range] | None = None,
         *,
         progress: bool = True,
-        on_step: Callable[[Preview], None] | None = None,
+        on_step: OnPreview | None = None,
     ) -> Generator[Image.Image, None, None]:
         """Make the pictures of a plan, in order, each as soon as its batch is done. Bars go to stderr.
 
         batches: some of `plan.batches()` (default: all). Pictures keep their bits only in their own batch.
         """
-        batches = plan.batches() if batches is None else list(batches)
-        bars = [
-            tqdm(
-                total=sum(-(-len(batch) // rows) for batch in batches) * settings.steps,
-                desc=f"{width}x{height}",
-                unit="step",
-                disable=not progress,
-            )
-            for settings, rows, (height, width) in zip(plan.settings, plan.rows, plan.sizes, strict=True)
-        ]
-        try:
-            for batch in batches:
-                texts = self._embed(plan, batch)
-                picture = None if plan.start is None else self._start(plan, batch)
-                for number, bar in enumerate(bars):
-                    rows = plan.rows[number]
-                    parts = [batch[begin : begin + rows] for begin in range(0, len(batch), rows)]
-                    lows = [None] * len(parts) if picture is None else picture.split(rows)
-                    done = [
-                        self._run_stage(plan, number, part, texts, low, bar, on_step)
-                        for part, low in zip(parts, lows, strict=True)
-                    ]
-                    picture = torch.cat(done)
-                assert picture is not None
-                yield from to_images(picture[..., : plan.crop[0], : plan.crop[1]])
-        finally:
-            for bar in bars:
-                bar.close()
+        yield from run(self, plan, batches, progress=progress, on_step=on_step)
 
     def metadata(self, plan: Plan, picture: int) -> dict[str, Any]:
         """All that it takes to make a picture of the plan again, as JSON."""
@@ -237,72 +206,6 @@ class Cascade:
             "place": picture - batch.start,  # in its batch
             "rows": [min(rows, len(batch)) for rows in plan.rows],
         }
-
-    def _start(self, plan: Plan, batch: range) -> Tensor:
-        """The pictures to enlarge, uint8, mirrored at the right and the bottom up to the size that the stages take."""
-        assert plan.start is not None and plan.start_size is not None
-        images = [plan.start[i] for i in batch]
-        pictures_BChw = from_images(images, self.stages[plan.first].config.unet.image_channels)
-        (height, width), (h, w) = plan.start_size, pictures_BChw.shape[-2:]
-        if (height, width) == (h, w):
-            return pictures_BChw
-        padding = ((0, 0), (0, 0), (0, height - h), (0, width - w))
-        return torch.from_numpy(np.pad(pictures_BChw.numpy(), padding, mode="symmetric"))
-
-    def _run_stage(
-        self,
-        plan: Plan,
-        number: int,
-        pictures: range,
-        texts: dict[str, Tensor],
-        low_BChw: Tensor | None,
-        bar: tqdm,
-        on_step: Callable[[Preview], None] | None,
-    ) -> Tensor:
-        """Some of the plan's pictures through its `number`-th stage: uint8 BChw (None for a base) to uint8 BCHW."""
-        index = plan.first + number
-        stage = self.stages[index]
-
-        def report(step: int, steps: int, x_BCHW: Tensor, x0_BCHW: Tensor) -> None:
-            bar.update()
-            if on_step is not None:
-                on_step(Preview(index, step, steps, pictures, x0_BCHW))
-
-        edit = None
-        if plan.init is not None:
-            edit = edit_of(
-                [plan.init[i] for i in pictures],
-                None if plan.masks is None else [plan.masks[i] for i in pictures],
-                size=plan.sizes[number],
-                strength=plan.strength[number],
-                channels=stage.config.unet.image_channels,
-            )
-        return stage.sample(
-            [plan.seeds[i] for i in pictures],
-            size=plan.sizes[number],
-            settings=plan.settings[number],
-            texts=[texts[plan.prompts[i]] for i in pictures],
-            unconditional=self.unconditional,
-            negatives=[texts[plan.negatives[i]] for i in pictures],
-            text_length=0 if self.text is None else self.text.max_tokens,
-            low_BChw=low_BChw,
-            edit=edit,
-            tile=plan.tiles[number],
-            device=plan.device,
-            precision=plan.precision,
-            on_step=report,
-        )
-
-    def _embed(self, plan: Plan, batch: range) -> dict[str, Tensor]:
-        """Text embeddings [L, D] of the batch's prompts; empty if no stage of the plan reads text."""
-        prompts = [*plan.prompts[batch.start : batch.stop], *plan.negatives[batch.start : batch.stop]]
-        stages = self.stages[plan.first : plan.first + len(plan.settings)]
-        if self.texts is None or all(stage.config.unet.text_width is None for stage in stages):
-            return dict.fromkeys(prompts, torch.empty(0))
-        if any(prompt not in self.texts for prompt in prompts):  # so many at once that loading the encoder pays
-            ahead = slice(batch.start, max(batch.stop, batch.start + AHEAD))
-            self.texts((*plan.prompts[ahead], *plan.negatives[ahead]), plan.device)
-        return self.texts(prompts, plan.device)
 
 
 def digest(image: Image.Image) -> str:

@@ -20,8 +20,8 @@ class SamplingConfig:
 
     sampler: Sampler = "dpmpp_2m"
     steps: int = 50
-    spacing: Spacing = "time"  # steps even in the schedule's time, or in log-SNR over `logsnr_range`
-    logsnr_range: tuple[float, float] = (-10.0, 7.0)
+    spacing: Spacing = "time"  # steps even in the schedule's time, or in log-SNR over `logsnr_range`; see step_logsnrs
+    logsnr_range: tuple[float, float] = (-9.0, 14.0)
     guidance: float = 5.0  # w: x0 = uncond + w (cond - uncond); 1 is no guidance
     guidance_interval: tuple[float, float] | None = None  # log-SNR range in which guidance acts; None: everywhere
     guidance_rescale: float = 0.0  # share, 0 to 1, in which guided pictures get the contrast of unguided ones

@@ -4,7 +4,9 @@ A job is a pure function of its request: it may be stopped and run again, on any
 pictures. Batches are those of the request, whoever computes them; one that is there in part is computed whole again.
 """
 
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from imagen.errors import UserError
 from imagen.pictures import contact_sheet, read_metadata, read_picture, write_png
 
 SHEET_PICTURES = 256  # a sheet of more would be too large to look at
+WAITING = 16  # pictures that wait to be written, before drawing does
 DECIDES = (
     *("prompt", "negative", "seed", "variation", "size", "start", "init", "masks", "strength", "tiles"),
     *("precision", "text", "stages"),
@@ -78,13 +81,18 @@ def write_plan(
             missing[batch] = absent
     if not missing:
         return
-    # Closed at once, so that the bars end before an error is told.
-    with closing(cascade.run(plan, missing, progress=progress)) as images:
+    # Closed at once, so that the bars end before an error is told. Files are compressed while the next are drawn.
+    with ThreadPoolExecutor(1) as writer, closing(cascade.run(plan, missing, progress=progress)) as images:
+        writing: deque[Future[None]] = deque()
         for batch, absent in missing.items():
             for number, image in zip(batch, images, strict=False):
                 if number in absent:
                     made = {**cascade.metadata(plan, number), "conditions": cascade.conditions(plan, number)}
-                    write_png(paths[number], image, made)
+                    writing.append(writer.submit(write_png, paths[number], image, made))
+                while len(writing) > WAITING:
+                    writing.popleft().result()
+        for written in writing:
+            written.result()
 
 
 def write_again(cascade: Cascade, plan: Plan, place: int, out: str | Path, *, progress: bool = True) -> Path:

@@ -42,6 +42,8 @@ class Plan:
     rows: tuple[int, ...]  # pictures in one call of the network, at most batch_size
     device: torch.device
     precision: Precision  # "fp32" or "bf16", never "auto"
+    vram: float | None = None  # GiB of device memory that this was cut to, see `imagen.cascade.memory`
+    offload: bool = False  # stages are on the device for their turn alone
 
     def batches(self) -> list[range]:
         """The pictures in the groups in which they are computed, whoever computes them."""
@@ -228,7 +230,7 @@ def _for_stages(run: Sequence[StageConfig], value: Any, name: str) -> list[Any]:
 
 
 def _tiles(run: Sequence[StageConfig], sizes: Sequence[Size], tile: Any) -> tuple[Tile | None, ...]:
-    """Tiles of the stages whose pictures are larger, a base excepted; an overlap of about a quarter."""
+    """Tiles of the stages whose pictures are larger, a base excepted."""
     result: list[Tile | None] = []
     for stage, size, side in zip(run, sizes, _for_stages(run, tile, "tile"), strict=True):
         if side is None or stage.low_resolution is None or max(size) <= side:
@@ -239,8 +241,13 @@ def _tiles(run: Sequence[StageConfig], sizes: Sequence[Size], tile: Any) -> tupl
             raise UserError(f"stage {stage.resolution} sees where in the picture it is: it cannot work on tiles")
         if side < 4 * stride:
             raise UserError(f"stage {stage.resolution}: tile is {side}; it must be {4 * stride} or more")
-        result.append(Tile(side=side // stride * stride, overlap=math.ceil(side / 4 / stride) * stride))
+        result.append(tile_of(side, stride))
     return tuple(result)
+
+
+def tile_of(side: int, stride: int) -> Tile:
+    """Tiles of about this side for a network of that stride; neighbours share a quarter."""
+    return Tile(side=side // stride * stride, overlap=math.ceil(side / 4 / stride) * stride)
 
 
 def _numbered(stages: Sequence[StageConfig]) -> str:

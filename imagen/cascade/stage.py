@@ -123,6 +123,12 @@ class Stage:
             )
         return to_uint8(x_BCHW if detail is None else detail.picture(x_BCHW))
 
+    def offload(self) -> None:
+        """Leave the device, to whose memory the weights come back with the next `sample`."""
+        self.unet.to("cpu")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
 
 @dataclass(frozen=True)
 class Detail:
@@ -168,7 +174,9 @@ def denoiser(
 
     def network(x_BCHW: Tensor, noise_B: Tensor, **cond: Tensor) -> Tensor:
         with autocast(x_BCHW.device, dtype):
-            return run(x_BCHW.contiguous(memory_format=torch.channels_last), noise_B, **cond)
+            answer = run(x_BCHW.contiguous(memory_format=torch.channels_last), noise_B, **cond)
+        # The next replay of a CUDA graph writes where this one's answer lies, and samplers remember answers.
+        return answer.clone() if answer.is_cuda else answer
 
     raw = network if tile is None else Tiled(network, tile)
     weight = settings.guidance if uncond else 1.0  # a stage without text has nothing to guide

@@ -32,20 +32,29 @@ class Texts:
     def __contains__(self, prompt: str) -> bool:
         return not prompt or prompt in self._known
 
-    def __call__(self, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-        """Embeddings of the prompts that differ, on the CPU. Raises UserError if the encoder cannot be loaded."""
+    def __call__(self, prompts: Sequence[str], device: torch.device, vram: float | None = None) -> dict[str, Tensor]:
+        """Embeddings of the prompts that differ, on the CPU. Raises UserError if the encoder cannot be loaded.
+
+        vram: GiB; an encoder whose weights take more than 9/10 of it stays on the CPU.
+        """
         wanted = list(dict.fromkeys(prompts))
         missing = [prompt for prompt in wanted if prompt and prompt not in self._known]
         if missing:
             if self.encoder is None:
-                self.encoder = load_text_encoder(self.config, device)
-            self._place(device)
+                self.encoder = load_text_encoder(self.config, torch.device("cpu") if vram else device)
+            self._place(device if vram is None or self._bytes() < 0.9 * vram * 2**30 else torch.device("cpu"))
             self._known |= {prompt: self.encoder.encode([prompt])[0] for prompt in missing}
             self._place(torch.device("cpu"))
         found = {prompt: self._known[prompt] if prompt else self.unconditional for prompt in wanted}
         for prompt in list(self._known)[: max(len(self._known) - KEPT, 0)]:
             del self._known[prompt]
         return found
+
+    def _bytes(self) -> int:
+        """Of an encoder of our own."""
+        if not isinstance(self.encoder, TextEncoder):
+            return 0
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.encoder.model.state_dict().values())
 
     def _place(self, device: torch.device) -> None:
         """Move an encoder of our own; there and back takes a second a 10 GB."""

@@ -87,12 +87,17 @@ def _add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--sampler", type=listed(str), metavar="NAME,...", help="ddpm, ddim, dpmpp_2m, dpmpp_2m_sde or heun, likewise"
     )
-    sub.add_argument("--spacing", type=listed(str), metavar="NAME,...", help="steps even in `time` or in `logsnr`")
+    sub.add_argument(
+        "--spacing", type=listed(str), metavar="NAME,...", help="steps even in `time`, in `logsnr`, or `auto`"
+    )
     sub.add_argument(
         "--tile", type=listed(each(count)), metavar="N,...", help="enlarge in pieces of this side, to save memory"
     )
     sub.add_argument("--batch-size", type=count, default=8, metavar="N", help="pictures at a time (default: 8)")
     sub.add_argument("--rows", type=listed(count), metavar="N,...", help="of these, in one call of a stage's network")
+    sub.add_argument(
+        "--vram", type=number, metavar="GIB", help="keep to so much device memory: fewer rows, stages by turns, tiles"
+    )
     sub.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="(default: auto)")
     sub.add_argument("--compile", action="store_true", help="compile the networks: minutes first, then faster")
     sub.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1... (default: a GPU if there is one)")
@@ -147,26 +152,30 @@ def _again(options: argparse.Namespace, rows: list[Prompt]) -> None:
     if rows:
         raise UserError("--from takes its prompt from the picture; leave the others out")
     from imagen.cascade import plan_again, write_again
+    from imagen.pictures import read_metadata
 
-    cascade, request = _prepared(options)
+    cascade, request = _prepared(options, (read_metadata(options.again) or {}).get("precision"))
     start, init, mask = (_picture(file) for file in (options.start, options.init, options.mask))
     plan, place = plan_again(cascade, options.again, start=start, init=init, mask=mask, device=request["device"])
     write_again(cascade, plan, place, options.out)
     _say(1, options.out, 0)
 
 
-def _prepared(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
-    """The cascade, and what both commands request."""
+def _prepared(options: argparse.Namespace, precision: Any = None) -> tuple["Cascade", dict[str, Any]]:
+    """The cascade, and what both commands request. precision: in place of the option's."""
     from imagen.cascade import Cascade
     from imagen.cli.commands import choose_device
+    from imagen.models.precision import autocast_dtype
 
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = choose_device(options.device)
     if device == "cuda" and ranks > 1:
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    cascade = Cascade.load(options.cascade, stages=options.stages)
+    if precision is None:
+        precision = "fp32" if autocast_dtype(device, options.precision) is None else "bf16"
+    cascade = Cascade.load(options.cascade, stages=options.stages, precision=precision)
     if options.compile:
-        cascade.compile()
+        cascade.compile(**({"mode": "reduce-overhead"} if device.startswith("cuda") else {}))
     fields = {name: _one_or_each(getattr(options, name)) for name in FIELDS}
     return cascade, {
         **fields,
@@ -175,7 +184,8 @@ def _prepared(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
         "tile": _one_or_each(options.tile),
         "batch_size": options.batch_size,
         "rows": _one_or_each(options.rows),
-        "precision": options.precision,
+        "vram": options.vram,
+        "precision": precision,
         "device": device,
         "rank": rank,
         "ranks": ranks,

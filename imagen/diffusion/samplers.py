@@ -9,7 +9,7 @@ Notation: a step goes from t to s, lambda_s > lambda_t. Coefficients are Python 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -17,27 +17,29 @@ import torch
 from torch import Tensor
 
 from imagen.diffusion.guidance import Denoiser, Estimate
-from imagen.diffusion.schedule import Schedule, step_times
+from imagen.diffusion.schedule import DiscreteCosine, Schedule, step_times
 
-Spacing = Literal["time", "logsnr"]
+Spacing = Literal["time", "logsnr", "auto"]
+Levels = Tensor | Sequence[float]
 Noise = Callable[[], Tensor]  # the next standard normal tensor, shaped like x
 OnStep = Callable[[int, int, Tensor, Tensor], None]  # (i, N, x after step i, x0 estimate of step i)
 Step = Callable[[Tensor, Estimate, float, float], Tensor]  # (x_t, estimate, lambda_t, lambda_s) -> x_s
 
 
 def step_logsnrs(
-    schedule: Schedule, steps: int, *, spacing: Spacing = "time", logsnr_range: tuple[float, float] = (-10.0, 7.0)
+    schedule: Schedule, steps: int, *, spacing: Spacing = "time", logsnr_range: tuple[float, float] = (-9.0, 14.0)
 ) -> Tensor:
     """The levels of `steps` steps; the last is infinite. Float64.
 
     spacing: "time" is the schedule's `step_times`, even from t = 1 unless it is discrete; "logsnr" is even in lambda
     from the lower end of `logsnr_range` to its upper end, from where the last step goes to clean pictures. The range is
-    cut to that of the schedule, beyond which the network was not trained.
+    cut to that of the schedule, beyond which the network was not trained. "auto" is "logsnr", but "time" for a discrete
+    schedule, whose network knows its own levels alone.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
     t = step_times(schedule, steps)
-    if spacing == "time":
+    if spacing == "time" or (spacing == "auto" and isinstance(schedule, DiscreteCosine)):
         logsnrs = schedule(t)
     else:
         first, last = (float(schedule(t[end])) for end in (0, -1))
@@ -49,7 +51,7 @@ def step_logsnrs(
 
 @torch.no_grad()
 def ddpm(
-    denoise: Denoiser, x: Tensor, logsnrs: Tensor, *, noise: Noise, gamma: float = 0.3, on_step: OnStep | None = None
+    denoise: Denoiser, x: Tensor, logsnrs: Levels, *, noise: Noise, gamma: float = 0.3, on_step: OnStep | None = None
 ) -> Tensor:
     """Ancestral sampling (2006.11239): x_s ~ p(x_s | x_t), the posterior of x_s given x_t and the estimate of x0.
 
@@ -75,7 +77,7 @@ def ddpm(
 def ddim(
     denoise: Denoiser,
     x: Tensor,
-    logsnrs: Tensor,
+    logsnrs: Levels,
     *,
     eta: float = 0.0,
     noise: Noise | None = None,
@@ -102,7 +104,7 @@ def ddim(
 
 
 @torch.no_grad()
-def dpmpp_2m(denoise: Denoiser, x: Tensor, logsnrs: Tensor, *, on_step: OnStep | None = None) -> Tensor:
+def dpmpp_2m(denoise: Denoiser, x: Tensor, logsnrs: Levels, *, on_step: OnStep | None = None) -> Tensor:
     """DPM-Solver++(2M) (2211.01095, Algorithm 2): deterministic, second order, one call of the denoiser a step.
 
     The first step has no history, and the last is infinitely long: both are first-order steps, those of DDIM.
@@ -118,7 +120,7 @@ def dpmpp_2m(denoise: Denoiser, x: Tensor, logsnrs: Tensor, *, on_step: OnStep |
 
 @torch.no_grad()
 def dpmpp_2m_sde(
-    denoise: Denoiser, x: Tensor, logsnrs: Tensor, *, noise: Noise, on_step: OnStep | None = None
+    denoise: Denoiser, x: Tensor, logsnrs: Levels, *, noise: Noise, on_step: OnStep | None = None
 ) -> Tensor:
     """SDE-DPM-Solver++(2M) (2211.01095): ddpm with gamma = 0, at dpmpp_2m's estimate of x0."""
     extrapolated = _extrapolating(logsnrs)
@@ -134,7 +136,7 @@ def dpmpp_2m_sde(
 
 
 @torch.no_grad()
-def heun(denoise: Denoiser, x: Tensor, logsnrs: Tensor, *, on_step: OnStep | None = None) -> Tensor:
+def heun(denoise: Denoiser, x: Tensor, logsnrs: Levels, *, on_step: OnStep | None = None) -> Tensor:
     """Heun's method, as EDM has it (2206.00364, Algorithm 1), for the equation in lambda: deterministic, second order.
 
     The linear part of the equation is solved exactly, so that a step is one of DDIM with the mean of the x0 estimates
@@ -164,7 +166,7 @@ def sample(
     sampler: str,
     denoise: Denoiser,
     x: Tensor,
-    logsnrs: Tensor,
+    logsnrs: Levels,
     *,
     noise: Noise,
     eta: float = 0.0,
@@ -182,7 +184,7 @@ def sample(
     return SAMPLERS[sampler](denoise, x, logsnrs, on_step=on_step, **options.get(sampler, {}))
 
 
-def _extrapolating(logsnrs: Tensor) -> Callable[[Estimate, float, float], Tensor]:
+def _extrapolating(logsnrs: Levels) -> Callable[[Estimate, float, float], Tensor]:
     """DPM-Solver++(2M)'s estimate of x0 in the middle of a step, from those at its beginning and a step before."""
     last: tuple[Tensor, float] | None = None  # x0 estimate and h of the step before
     end = float(logsnrs[-1])
@@ -206,7 +208,7 @@ def _to_level(x: Tensor, x0: Tensor, logsnr_t: float, logsnr_s: float) -> Tensor
     return sigma_s / sigma_t * x - alpha_s * math.expm1((logsnr_t - logsnr_s) / 2) * x0
 
 
-def _walk(denoise: Denoiser, x: Tensor, logsnrs: Tensor, step: Step, on_step: OnStep | None) -> Tensor:
+def _walk(denoise: Denoiser, x: Tensor, logsnrs: Levels, step: Step, on_step: OnStep | None) -> Tensor:
     levels = [float(logsnr) for logsnr in logsnrs]
     if len(levels) < 2 or any(not t < s for t, s in pairwise(levels)):
         raise ValueError("logsnrs must rise and have at least two entries")

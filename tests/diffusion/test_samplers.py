@@ -269,7 +269,15 @@ def test_steps_even_in_log_snr_keep_to_the_range_that_was_trained():
     torch.testing.assert_close(step_logsnrs(schedule, 4, spacing="logsnr", logsnr_range=(-10, 5)), expected)
     ends = step_logsnrs(schedule, 4, spacing="logsnr", logsnr_range=(-99, 99))[[0, -2]]
     torch.testing.assert_close(ends, schedule(torch.tensor([1.0, 0.0], dtype=F64)))
-    assert step_logsnrs(schedule, 1, spacing="logsnr").tolist() == [-10, math.inf]
+    assert step_logsnrs(schedule, 1, spacing="logsnr").tolist() == [-9, math.inf]
+
+
+def test_auto_keeps_to_the_levels_of_a_discrete_schedule():
+    for kind, spacing in (("cosine", "logsnr"), ("discrete_cosine", "time")):
+        schedule = build_schedule(ScheduleConfig(kind=kind), 64)
+        expected = step_logsnrs(schedule, 7, spacing=spacing)
+        assert torch.equal(step_logsnrs(schedule, 7, spacing="auto"), expected)
+        assert not torch.equal(step_logsnrs(schedule, 7, spacing="time" if kind == "cosine" else "logsnr"), expected)
 
 
 def test_mistakes():
