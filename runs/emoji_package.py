@@ -13,9 +13,11 @@ from pathlib import Path
 from imagen.cascade import Cascade, assemble
 from imagen.data.emoji import heldout_counts, heldout_prompts, heldout_relations
 from imagen.evaluate.compare import draw, keep_as_reference
-from imagen.files import read_json
+from imagen.files import read_json, write_json
 from imagen.halve import halve
+from imagen.jsonconfig import to_json
 from imagen.pictures import contact_sheet, write_png
+from imagen.presets import preset
 
 RUNS = ("base", "sr_256", "sr_1024")
 WEIGHTS, CURVES, DOCS = Path("imagen/weights/emoji"), Path("imagen/weights/curves.json"), Path("docs")
@@ -29,6 +31,7 @@ def main() -> None:
     runs = [options.run / name for name in RUNS]
 
     assemble(runs, WEIGHTS)
+    take_sampling_from_presets(WEIGHTS / "cascade.json")
     size = halve(WEIGHTS)
     for file in WEIGHTS.iterdir():
         file.chmod(0o644)  # safetensors writes for its user alone; a wheel would keep that
@@ -36,13 +39,21 @@ def main() -> None:
     if size > MOST:
         raise SystemExit(f"that is more than {MOST / 1e6:.0f} MB: make a stage smaller")
     keep_as_reference(runs, CURVES)
-    for preset, curves in read_json(CURVES).items():
-        draw(preset, [("reference", curves["metrics"], curves["evaluation"])], DOCS / f"reference-{preset}.png")
+    for name, curves in read_json(CURVES).items():
+        draw(name, [("reference", curves["metrics"], curves["evaluation"])], DOCS / f"reference-{name}.png")
 
     asked = [*heldout_prompts(48), *heldout_relations(8), *heldout_counts(8)]
     prompts, seeds = [each.prompt for each in asked], list(range(len(asked)))
     pictures = Cascade.load(WEIGHTS).sample(prompts, seeds=seeds, stages=2)
     write_png(DOCS / "reference-samples.png", contact_sheet(pictures, prompts, columns=8, cell=128).quantize(256))
+
+
+def take_sampling_from_presets(manifest: Path) -> None:
+    """Runs remember the defaults of the day they began; the package has today's."""
+    value = read_json(manifest)
+    for stage in value["stages"]:
+        stage["config"]["sampling"] = to_json(preset(stage["info"]["preset"]).stage.sampling)
+    write_json(manifest, value)
 
 
 if __name__ == "__main__":

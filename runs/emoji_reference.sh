@@ -10,13 +10,15 @@ set -eu
 out=${1:-reference}
 
 # One object first, then scenes, too: who cannot draw a horse yet learns little from a horse beside a bus.
-imagen data emoji --out "$out/single" --sizes 64 256
-imagen data emoji --out "$out/scenes" --sizes 64 256 --relations 0.25 --counts 0.15 ${STYLES:-}
+# Many scenes, since there are more pairs than the network could learn by heart.
+imagen data emoji --out "$out/single" --sizes 64
+imagen data emoji --out "$out/scenes" --sizes 64 --variants 12 --relations 0.4 --counts 0.25 ${STYLES:-}
+imagen data emoji --out "$out/small" --sizes 64 256 --relations 0.25 --counts 0.15 ${STYLES:-}
 imagen data emoji --out "$out/large" --sizes 256 1024 --variants 1 --relations 0.25 --counts 0.15 ${STYLES:-}
 
 imagen train emoji_64 --data "$out/single" --out "$out/base" --train.steps 3055
 imagen train emoji_64 --data "$out/scenes" --out "$out/base" --train.steps "${BASE_STEPS:-20000}"
-imagen train emoji_256 --data "$out/scenes" --out "$out/sr_256" --train.steps "${SR_STEPS:-10000}"
+imagen train emoji_256 --data "$out/small" --out "$out/sr_256" --train.steps "${SR_STEPS:-10000}"
 imagen train emoji_1024 --data "$out/large" --out "$out/sr_1024" --train.steps "${SR_STEPS:-10000}"
 
 imagen evaluate "$out/base" --guidance 1,1.25,1.5,2,3,4,6,8,10 --out "$out/sheets"

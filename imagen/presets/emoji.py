@@ -40,7 +40,7 @@ def emoji_64() -> Experiment:
             unet=unet,
             schedule=ScheduleConfig(shift_reference=32),
             objective=ObjectiveConfig(prediction="x0", weighting="velocity"),
-            sampling=SamplingConfig(sampler="dpmpp_2m", steps=30, guidance=1.5, threshold="static"),
+            sampling=SamplingConfig(sampler="dpmpp_2m", steps=20, spacing="auto", guidance=1.5, threshold="static"),
         ),
         text=MINILM,
         optim=OPTIM,
@@ -95,7 +95,7 @@ def _super_resolution(name: str, unet: UNetConfig, *, low_resolution: int, crop:
             detail_std=detail_std,
             low_res_schedule=ScheduleConfig(shift_reference=16 * low_resolution),  # half of the levels below sigma 0.24
             objective=ObjectiveConfig(prediction="x0", weighting="velocity"),
-            sampling=SamplingConfig(sampler="dpmpp_2m", steps=10, guidance=1.0, low_res_noise=0.05),
+            sampling=SamplingConfig(sampler="dpmpp_2m", steps=4, guidance=1.0, threshold="static", low_res_noise=0.05),
         ),
         text=None if unet.text_width is None else MINILM,
         data=DataConfig(crop=crop),

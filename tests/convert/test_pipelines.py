@@ -114,8 +114,9 @@ def test_the_same_pictures(monkeypatch: pytest.MonkeyPatch, pipelines: list[Path
     made = ours(monkeypatch, cascade, 10)
     assert difference(made[0], small) < 1e-3
     assert difference(ours(monkeypatch, cascade, 10, start=handed_on)[0], large) < 1e-3
-    # From one stage to the next a pixel may fall on the other side of a rounding edge: one level of 255.
-    assert difference(made[1], large) < 2 / 255
+    # From one stage to the next a pixel might fall on the other side of a rounding edge; with these seeds none does.
+    assert torch.equal(to_uint8(made[0]), to_uint8(small))
+    assert difference(made[1], large) < 1e-3
 
 
 def test_a_third_stage_alone(monkeypatch: pytest.MonkeyPatch, pipelines: list[Path], tmp_path: Path) -> None:
@@ -154,11 +155,12 @@ def test_what_is_recommended_and_what_files_say(converted: Path, pipelines: list
     assert (manifest.text.config.max_tokens, manifest.text.config.padding) == (77, "full")
 
 
-class TestThereAndBack:
-    @pytest.fixture(scope="class")
-    def exported(self, converted: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-        return convert_diffusers(converted, tmp_path_factory.mktemp("exported"))
+@pytest.fixture(scope="module")
+def exported(converted: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return convert_diffusers(converted, tmp_path_factory.mktemp("exported"))
 
+
+class TestThereAndBack:
     def test_bit_equal(self, converted: Path, exported: list[Path], pipelines: list[Path], tmp_path: Path) -> None:
         convert_deepfloyd(exported, tmp_path / "again", encoder=str(pipelines[0]))
         first, again = read_manifest(converted), read_manifest(tmp_path / "again")
