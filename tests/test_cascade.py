@@ -81,9 +81,9 @@ def stage(resolution: int, low_resolution: int | None = None, *, text: bool = Tr
     return Stage(config, network.eval(), {"step": 7})
 
 
-def cascade(*stages: Stage) -> Cascade:
+def cascade(*stages: Stage, **options: bool) -> Cascade:
     stages = stages or (stage(16), stage(32, 16))
-    return Cascade(stages, text=TEXT, unconditional=torch.zeros(1, WIDTH), encoder=Words())
+    return Cascade(stages, text=TEXT, unconditional=torch.zeros(1, WIDTH), encoder=Words(), **options)
 
 
 def pixels(image: Image.Image) -> np.ndarray:

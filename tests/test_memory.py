@@ -8,11 +8,12 @@ import torch
 from test_cascade import QUICK, TEXT, cascade, pixels, stage
 from torch import nn
 
-from imagen.cascade import Cascade, SamplingConfig, write_samples
+from imagen.cascade import Cascade, SamplingConfig, plan_again, write_samples
 from imagen.cascade.memory import GIB, step_bytes, weight_bytes
 from imagen.cascade.texts import Texts
 from imagen.errors import UserError
 from imagen.models.text import TextEncoder
+from imagen.pictures import read_metadata
 
 
 def allocated(run) -> int:
@@ -137,3 +138,11 @@ def test_one_picture_that_cannot_be_written_stops_the_job(tmp_path, monkeypatch)
     with pytest.raises(UserError, match="no space left"):
         write_samples(cascade(), ["x"] * 6, tmp_path, batch_size=2, **QUICK)
     assert (tmp_path / "0000.png").exists() and (tmp_path / "0001.png").exists()
+
+
+def test_pictures_remember_the_8_bits_of_their_texts(tmp_path):
+    (path,) = write_samples(eight := cascade(int8_text=True), ["x"], tmp_path, **QUICK)
+    assert read_metadata(path)["text"]["int8"] is True
+    assert plan_again(eight, path, device="cpu")[1] == 0
+    with pytest.raises(UserError, match="another text encoder"):
+        plan_again(cascade(), path, device="cpu")

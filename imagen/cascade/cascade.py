@@ -31,7 +31,7 @@ class Cascade:
     """Stages that turn prompts into pictures.
 
     unconditional: float [L0, D], the text embedding that stands for "no prompt".
-    encoder: loaded from `text` at the first prompt if left out.
+    encoder: loaded from `text` at the first prompt if left out, with `int8_text` in 8 bits (`imagen.models.int8`).
     Raises UserError if the stages do not fit together.
     """
 
@@ -42,6 +42,7 @@ class Cascade:
         text: TextConfig | None = None,
         unconditional: Tensor | None = None,
         encoder: Encoder | None = None,
+        int8_text: bool = False,
     ):
         check_stages([stage.config for stage in stages], text=text, where="cascade")
         if text is not None and unconditional is None:
@@ -49,14 +50,22 @@ class Cascade:
         self.stages = list(stages)
         self.text = text
         self.unconditional = unconditional
-        self.texts = None if text is None or unconditional is None else Texts(text, unconditional, encoder)
+        self.texts = None if text is None or unconditional is None else Texts(text, unconditional, encoder, int8_text)
 
     @classmethod
-    def load(cls, path: str | Path, *, stages: int | None = None, precision: Precision = "fp32") -> "Cascade":
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        stages: int | None = None,
+        precision: Precision = "fp32",
+        int8_text: bool = False,
+    ) -> "Cascade":
         """Read a cascade folder, or the export of a training run; with `stages`, only the first so many.
 
         precision: "bf16" holds the weights in bfloat16, half of the memory, for sampling in bfloat16 alone, where the
         pictures are those of "fp32": autocast rounds weights in the same way. "auto": where the processor has it.
+        int8_text: the text encoder will hold its weights in 8 bits. Pictures differ from those of the whole encoder.
 
         Raises UserError, naming file and field, if anything is missing, unknown or damaged.
         """
@@ -78,7 +87,7 @@ class Cascade:
                 if attempt == 2 or read_manifest(folder) == manifest:
                     raise
         text = None if manifest.text is None else manifest.text.config
-        return cls(loaded, text=text, unconditional=unconditional)
+        return cls(loaded, text=text, unconditional=unconditional, int8_text=int8_text)
 
     def save(self, path: str | Path) -> None:
         """Write (or replace, atomically) the cascade folder `path`. UserError if its weights were loaded in bf16."""
@@ -178,7 +187,7 @@ class Cascade:
             "seed": seed.seed if isinstance(seed, Variation) else seed,
             "size": list(plan.crop),
             "precision": plan.precision,
-            "text": None if self.text is None else to_json(self.text),
+            "text": None if self.texts is None else self.texts.describe(),
             "stages": [
                 {"resolution": stage.config.resolution, "weights": stage.sha256, "sampling": to_json(settings)}
                 for stage, settings in zip(stages, plan.settings, strict=True)

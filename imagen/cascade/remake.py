@@ -11,7 +11,7 @@ from imagen.cascade.config import SamplingConfig
 from imagen.cascade.plan import Plan
 from imagen.diffusion.noise import Variation
 from imagen.errors import UserError
-from imagen.jsonconfig import from_json, to_json
+from imagen.jsonconfig import from_json
 from imagen.pictures import read_metadata
 
 GIVEN = {"start": "the picture that it enlarges", "init": "its init picture", "masks": "its mask"}
@@ -62,7 +62,7 @@ def _plan(
     if first is None:
         names = ", ".join(f"{stage['resolution']} {str(stage['weights'])[:12]}" for stage in found["stages"])
         raise UserError(f"{where} was made by other weights than those of this cascade: {names}")
-    if cascade.text is not None and found["text"] != to_json(cascade.text):
+    if cascade.texts is not None and found["text"] != cascade.texts.describe():
         raise UserError(f"{where} was made with another text encoder, {found['text']}")
 
     last, conditions = first + len(hashes) - 1, found["conditions"]

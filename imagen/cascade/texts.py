@@ -1,11 +1,13 @@
 """Prompts to embeddings, each encoded once; the encoder's memory is free while pictures are made."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from imagen.jsonconfig import to_json
+from imagen.models.int8 import to_int8
 from imagen.models.text import TextConfig, TextEncoder, load_text_encoder
 
 KEPT = 4096  # prompts whose embeddings stay in memory (T5-XXL: at most 2 MB each)
@@ -18,13 +20,14 @@ class Encoder(Protocol):
 class Texts:
     """The embeddings [L, D] of prompts; "" is `unconditional`.
 
-    encoder: loaded from `config` at the first prompt if left out.
+    encoder: loaded from `config` at the first prompt if left out. int8: its weights are then rounded to 8 bits.
 
     Prompts are encoded one at a time, so that the bits of an embedding do not depend on what else was asked for.
     """
 
-    def __init__(self, config: TextConfig, unconditional: Tensor, encoder: Encoder | None = None):
+    def __init__(self, config: TextConfig, unconditional: Tensor, encoder: Encoder | None = None, int8: bool = False):
         self.config = config
+        self.int8 = int8
         self.encoder = encoder
         self.unconditional = unconditional
         self._known: dict[str, Tensor] = {}
@@ -41,7 +44,7 @@ class Texts:
         missing = [prompt for prompt in wanted if prompt and prompt not in self._known]
         if missing:
             if self.encoder is None:
-                self.encoder = load_text_encoder(self.config, torch.device("cpu") if vram else device)
+                self.encoder = self._load(device, device if vram is None and not self.int8 else torch.device("cpu"))
             self._place(device if vram is None or self._bytes() < 0.9 * vram * 2**30 else torch.device("cpu"))
             self._known |= {prompt: self.encoder.encode([prompt])[0] for prompt in missing}
             self._place(torch.device("cpu"))
@@ -49,6 +52,17 @@ class Texts:
         for prompt in list(self._known)[: max(len(self._known) - KEPT, 0)]:
             del self._known[prompt]
         return found
+
+    def _load(self, device: torch.device, where: torch.device) -> TextEncoder:
+        """To `where`, in the format that it would have on `device`."""
+        encoder = load_text_encoder(self.config, where, torch.bfloat16 if device.type == "cuda" else None)
+        if self.int8:
+            to_int8(encoder.model)
+        return encoder
+
+    def describe(self) -> dict[str, Any]:
+        """What decides embeddings, as JSON."""
+        return {**to_json(self.config), **({"int8": True} if self.int8 else {})}
 
     def _bytes(self) -> int:
         """Of an encoder of our own."""

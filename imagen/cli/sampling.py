@@ -98,6 +98,7 @@ def _add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--vram", type=number, metavar="GIB", help="keep to so much device memory: fewer rows, stages by turns, tiles"
     )
+    sub.add_argument("--int8-text", action="store_true", help="hold the text encoder's weights in 8 bits")
     sub.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="(default: auto)")
     sub.add_argument("--compile", action="store_true", help="compile the networks: minutes first, then faster")
     sub.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1... (default: a GPU if there is one)")
@@ -154,15 +155,18 @@ def _again(options: argparse.Namespace, rows: list[Prompt]) -> None:
     from imagen.cascade import plan_again, write_again
     from imagen.pictures import read_metadata
 
-    cascade, request = _prepared(options, (read_metadata(options.again) or {}).get("precision"))
+    made = read_metadata(options.again) or {}
+    options.precision = made.get("precision", options.precision)
+    options.int8_text = bool((made.get("text") or {}).get("int8"))
+    cascade, request = _prepared(options)
     start, init, mask = (_picture(file) for file in (options.start, options.init, options.mask))
     plan, place = plan_again(cascade, options.again, start=start, init=init, mask=mask, device=request["device"])
     write_again(cascade, plan, place, options.out)
     _say(1, options.out, 0)
 
 
-def _prepared(options: argparse.Namespace, precision: Any = None) -> tuple["Cascade", dict[str, Any]]:
-    """The cascade, and what both commands request. precision: in place of the option's."""
+def _prepared(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
+    """The cascade, and what both commands request."""
     from imagen.cascade import Cascade
     from imagen.cli.commands import choose_device
     from imagen.models.precision import autocast_dtype
@@ -171,9 +175,13 @@ def _prepared(options: argparse.Namespace, precision: Any = None) -> tuple["Casc
     device = choose_device(options.device)
     if device == "cuda" and ranks > 1:
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    if precision is None:
-        precision = "fp32" if autocast_dtype(device, options.precision) is None else "bf16"
-    cascade = Cascade.load(options.cascade, stages=options.stages, precision=precision)
+    precision = "fp32" if autocast_dtype(device, options.precision) is None else "bf16"
+    cascade = Cascade.load(
+        options.cascade,
+        stages=options.stages,
+        precision=precision,  # type: ignore[arg-type]
+        int8_text=options.int8_text,
+    )
     if options.compile:
         cascade.compile(**({"mode": "reduce-overhead"} if device.startswith("cuda") else {}))
     fields = {name: _one_or_each(getattr(options, name)) for name in FIELDS}
