@@ -17,9 +17,9 @@ imagen data emoji --out "$out/small" --sizes 64 256 --relations 0.25 --counts 0.
 imagen data emoji --out "$out/large" --sizes 256 1024 --variants 1 --relations 0.25 --counts 0.15 ${STYLES:-}
 
 imagen train emoji_64 --data "$out/single" --out "$out/base" --train.steps 3055
-imagen train emoji_64 --data "$out/scenes" --out "$out/base" --train.steps "${BASE_STEPS:-20000}"
-imagen train emoji_256 --data "$out/small" --out "$out/sr_256" --train.steps "${SR_STEPS:-10000}"
-imagen train emoji_1024 --data "$out/large" --out "$out/sr_1024" --train.steps "${SR_STEPS:-10000}"
+imagen train emoji_64 --data "$out/scenes" --out "$out/base" --train.steps "${BASE_STEPS:-8000}" --optim.schedule cosine
+imagen train emoji_256 --data "$out/small" --out "$out/sr_256" --train.steps "${SR_STEPS:-5000}"
+imagen train emoji_1024 --data "$out/large" --out "$out/sr_1024" --train.steps "${SR_STEPS:-5000}"
 
 imagen evaluate "$out/base" --guidance 1,1.25,1.5,2,3,4,6,8,10 --out "$out/sheets"
 imagen assemble "$out/base" "$out/sr_256" "$out/sr_1024" --out "$out/cascade" --half

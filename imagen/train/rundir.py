@@ -31,6 +31,8 @@ MAY_CHANGE = (
     "train.sample_every",
     "train.steps",
 )
+# What it may change, too, but not unsaid: the learning rate, which is often lowered when the rest is decided.
+MAY_CHANGE_ALOUD = ("optim.lr", "optim.muon_lr", "optim.schedule")
 
 
 def claim(run: Path, config: dict[str, Any], say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -44,6 +46,9 @@ def claim(run: Path, config: dict[str, Any], say: Callable[[str], None] = print)
     if path.exists() and checkpoint_paths(run / "checkpoints"):
         for field, before, now in differences(read_json(path), config):
             if any(field == name or field.startswith(f"{name}.") for name in MAY_CHANGE):
+                continue
+            if field in MAY_CHANGE_ALOUD:
+                say(f"{run}: from here on {field} = {_short(now)} (was {_short(before)})")
                 continue
             if before is MISSING:
                 say(f"{path} was written before {field} existed: going on with {field} = {_short(now)}")

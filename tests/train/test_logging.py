@@ -68,6 +68,17 @@ def test_config_of_an_older_version_may_lack_a_field(tmp_path):
         claim(tmp_path, {"train": {"seed": 0, "new": 5}, "levels": (1, 3)})
 
 
+def test_the_learning_rate_may_change_but_not_unsaid(tmp_path):
+    said = []
+    claim(tmp_path, {"optim": {"lr": 1e-3, "schedule": "constant", "clip_norm": 1.0}})
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    now = {"optim": {"lr": 1e-3, "schedule": "cosine", "clip_norm": 1.0}}
+    assert claim(tmp_path, now, said.append) == now
+    assert said == [f'{tmp_path}: from here on optim.schedule = "cosine" (was "constant")']
+    with pytest.raises(UserError, match=r"optim.clip_norm = 1.0, not 2.0"):
+        claim(tmp_path, {"optim": {**now["optim"], "clip_norm": 2.0}})
+
+
 def test_config_may_change_before_the_first_checkpoint(tmp_path):
     claim(tmp_path, {"seed": 0})
     assert claim(tmp_path, {"seed": 1}) == {"seed": 1} == json.loads((tmp_path / "config.json").read_text())
