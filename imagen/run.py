@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from imagen.cascade import Stage, export_stage
-from imagen.cascade.conditioning import to_images
+from imagen.cascade.conditioning import from_uint8, to_images, to_uint8
 from imagen.config import Experiment
 from imagen.data.embeddings import unconditional
 from imagen.data.encode import Encoder
@@ -112,7 +112,7 @@ def grid_sampler(
         )
         shown, captions = to_images(pictures), list(batch.captions)
         if batch.low_res is not None:
-            enlarged = upsample(batch.low_res.float(), size).round().clamp(0, 255).byte()
+            enlarged = to_uint8(upsample(from_uint8(batch.low_res), size))
             rows = zip(to_images(enlarged), shown, to_images(batch.image), strict=True)
             shown = [image for row in rows for image in row]
             captions = [text for caption in captions for text in ("input", caption, "truth")]

@@ -32,6 +32,13 @@ def test_a_run_writes_what_the_contract_says(made):
         assert {path.suffix for path in (run / "export").iterdir()} == {".json", ".safetensors"}
 
 
+def test_a_sheet_of_enlarged_pictures_shows_what_was_enlarged(made):
+    sheet = np.asarray(Image.open(made / "sr" / "samples" / "step-00000002.png").convert("RGB")).astype(float)
+    cell = sheet.shape[1] / 6  # input, output, truth, and again
+    given, truth = (sheet[40:200, round((k + 0.2) * cell) : round((k + 0.8) * cell)] for k in (0, 2))
+    assert truth.std() > 10 and abs(given - truth).mean() < truth.std() / 4
+
+
 def test_prompts_become_pictures_that_say_how_they_were_made(made, imagen, tmp_path):
     options = ["--steps", "3,2", "--guidance", 2, "--sampler", "ddim,ddpm", "--low-res-noise", 0.2, "--seed", 5]
     said = imagen("sample", made / "cascade", *PROMPTS, "--n", 2, *options, "--out", tmp_path)
