@@ -156,7 +156,7 @@ class Cascade:
             raise UserError("this cascade was trained without text: it takes no prompt but the empty one")
         if vram is None:
             return plan
-        from imagen.cascade.memory import fit  # it needs what training plans are made with, which needs cascades
+        from imagen.cascade.memory import fit  # whose imports take a while
 
         check_number("vram", vram, above=0)
         stages = self.stages[plan.first : plan.first + len(plan.settings)]

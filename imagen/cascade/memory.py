@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from imagen.accounting.gpu_kernels import gpu_kernels
+from imagen.accounting.ledger import Ledger
 from imagen.cascade.conditioning import low_res_conditioning, text_conditioning
 from imagen.cascade.config import SamplingConfig, StageConfig
 from imagen.cascade.plan import Plan, tile_of
@@ -22,8 +24,6 @@ from imagen.cascade.tiles import Tile
 from imagen.diffusion.samplers import sample
 from imagen.errors import UserError
 from imagen.models.unet import UNet
-from imagen.train.plan.gpu_kernels import gpu_kernels
-from imagen.train.plan.ledger import Ledger
 
 GIB = 2**30
 

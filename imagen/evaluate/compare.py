@@ -76,11 +76,13 @@ def draw(preset: str, series: Sequence[tuple[str, Sequence[Row], Sequence[Row]]]
         ("conditional gap", "linear", "conditional_gap"),
         ("held-out prompts: object right", "linear", ("single", "object")),
         ("held-out prompts: colour right", "linear", ("single", "colour")),
+        ("held-out numbers: right", "linear", ("count", "number")),
+        ("held-out pairs: both right, and where", "linear", ("relation", "relation")),
         ("KID on the recogniser's features", "linear", "kid"),
     ]
-    figure = Figure(figsize=(14, 6.4), layout="constrained")
+    figure = Figure(figsize=(17, 6.4), layout="constrained")
     figure.suptitle(preset)
-    for axis, (title, scale, key) in zip(figure.subplots(2, 4).flat, panels, strict=True):
+    for axis, (title, scale, key) in zip(figure.subplots(2, 5).flat, panels, strict=True):
         for number, (name, metrics, curve) in enumerate(series):
             rows = metrics if isinstance(key, str) and key != "kid" else _best(curve)
             points = [(row["images"] / 1000, value) for row in rows if (value := _value(row, key)) is not None]
@@ -111,11 +113,10 @@ def _read(run: Path) -> tuple[str, list[Row], list[Row]]:
 
 
 def _best(curve: Sequence[Row]) -> list[Row]:
-    """Of the rows of one step, the one with the most objects right."""
+    """Of the rows of one step, the one with the most objects right; among such, the one of the least KID."""
     best: dict[int, Row] = {}
-    for row in curve:
-        if row["images"] not in best or row["single"]["object"] > best[row["images"]]["single"]["object"]:
-            best[row["images"]] = row
+    for row in sorted(curve, key=lambda row: (row["single"]["object"], -row["kid"])):
+        best[row["images"]] = row  # a better one comes later
     return [best[images] for images in sorted(best)]
 
 

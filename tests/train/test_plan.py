@@ -9,6 +9,7 @@ import pytest
 import torch
 from ranks import run_on_ranks
 
+from imagen.accounting.ledger import Window
 from imagen.config import override
 from imagen.data.loader import Batch
 from imagen.errors import UserError
@@ -21,7 +22,6 @@ from imagen.train.noising import Noising
 from imagen.train.optim import build_optimizer
 from imagen.train.parallel import build_mesh, parallelize
 from imagen.train.plan.choice import candidates, checkpointings, choose, predicted_peak
-from imagen.train.plan.ledger import Window
 from imagen.train.plan.rehearsal import Rehearsal, Traced
 from imagen.train.ranks import joined
 from imagen.train.step import training_step

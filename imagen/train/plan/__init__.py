@@ -1,9 +1,7 @@
 """What a training run needs, before there is a machine to run it on.
 
 gpus.py         GPUs as data
-rehearsal.py    the real model, optimizer and step on fake tensors, as one rank of many
-gpu_kernels.py  where a GPU's memory differs from that of a CPU, whose fake tensors these are
-ledger.py       what lives, is computed and is sent in the step, counted
+rehearsal.py    the real model, optimizer and step on fake tensors, as one rank of many, by `imagen.accounting`
 choice.py       micro-batch and checkpointing that fit
 """
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 
+from imagen.accounting.gpu_kernels import gpu_kernels
+from imagen.accounting.ledger import Ledger, Window
 from imagen.data.loader import Batch
 from imagen.errors import UserError
 from imagen.models.precision import autocast
@@ -25,8 +27,6 @@ from imagen.train.ema import averages
 from imagen.train.noising import Noised, Noising
 from imagen.train.optim import build_optimizer
 from imagen.train.parallel import ParallelConfig, build_mesh, parallelize, recompute
-from imagen.train.plan.gpu_kernels import gpu_kernels
-from imagen.train.plan.ledger import Ledger, Window
 from imagen.train.ranks import Ranks
 from imagen.train.state import materialise
 from imagen.train.step import training_step
