@@ -16,7 +16,7 @@ SMALL = (  # by the first two
     "a strawberry on a teal background",
     "a sailboat on an orange background",
     "a ghost on a green background",
-    "a duck to the left of a star, on a pink background",
+    "a star on a pink background",
     "three pears on a gray background",
 )
 

@@ -40,7 +40,7 @@ def emoji_64() -> Experiment:
             unet=unet,
             schedule=ScheduleConfig(shift_reference=32),
             objective=ObjectiveConfig(prediction="x0", weighting="velocity"),
-            sampling=SamplingConfig(sampler="dpmpp_2m", steps=20, spacing="auto", guidance=1.5, threshold="static"),
+            sampling=SamplingConfig(sampler="dpmpp_2m", steps=20, spacing="auto", guidance=2.0, threshold="static"),
         ),
         text=MINILM,
         optim=OPTIM,
