@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from imagen.cascade import Cascade, assemble
+from imagen.config import Experiment
 from imagen.data.emoji import OBJECTS, HeldoutPrompt, build_emoji, heldout_prompts
 from imagen.data.encode import encode_shards
 from imagen.demo.first import draw_first
@@ -72,9 +73,9 @@ def run_demo(
 
     training = max(left() - min(DRAWING, minutes / 4), minutes / 4)  # a tiny budget still trains a little
     say(f"2/4 super-resolution 64 -> 256: training for {training * SR_SHARE:.1f} minutes")
-    train_run(emoji_256(), data, out / "emoji_256", minutes=training * SR_SHARE, say=say)
+    _train(emoji_256(), data, out / "emoji_256", minutes=training * SR_SHARE, say=say)
     say(f"3/4 base, text -> 64: training for {training * (1 - SR_SHARE):.1f} minutes")
-    train_run(emoji_64(), data, out / "emoji_64", minutes=training * (1 - SR_SHARE), say=say)
+    _train(emoji_64(), data, out / "emoji_64", minutes=training * (1 - SR_SHARE), say=say)
 
     say(f"4/4 drawing {prompts} prompts whose combination of object and colour was never trained on")
     cascade = _assembled(out)
@@ -93,6 +94,12 @@ def run_demo(
     say(f"next: `imagen demo --out {out}` trains on for another {minutes:g} minutes;")
     say(f'      `imagen sample {out / "cascade"} "a red apple on a blue background" --out pictures` draws your own')
     return summary
+
+
+def _train(experiment: Experiment, data: Path, run: Path, *, minutes: float, say: Callable[[str], None]) -> None:
+    """A stage, for so long. KeyboardInterrupt if a signal ended it: whoever stops the training stops the demo."""
+    if train_run(experiment, data, run, minutes=minutes, say=say).signalled:
+        raise KeyboardInterrupt
 
 
 def _assembled(out: Path) -> Cascade:

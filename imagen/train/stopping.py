@@ -6,6 +6,8 @@ import time
 from types import FrameType
 from typing import Any
 
+SIGNALLED = "stopped by"
+
 
 class Stopper:
     """Says between two steps whether to stop, and why: `reason` is None while training may go on.
@@ -48,6 +50,6 @@ class Stopper:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._signal = f"stopped by {signal.Signals(number).name}"
+        self._signal = f"{SIGNALLED} {signal.Signals(number).name}"
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -35,7 +35,7 @@ from imagen.train.ranks import Ranks
 from imagen.train.rundir import claim, locked
 from imagen.train.sharded import free_gathered
 from imagen.train.step import StepResult, training_step
-from imagen.train.stopping import Stopper
+from imagen.train.stopping import SIGNALLED, Stopper
 from imagen.train.validation import ConditionalGap, with_other_captions
 
 __all__ = ["Experiment", "TrainConfig", "TrainResult", "Trainer", "check", "train"]
@@ -51,6 +51,11 @@ class TrainResult:
     images: int  # seen since the very beginning
     finished: bool  # all of train.steps are done
     reason: str  # why it ended
+
+    @property
+    def signalled(self) -> bool:
+        """Whether somebody stopped it."""
+        return self.reason.startswith(SIGNALLED)
 
 
 def train(
