@@ -159,8 +159,8 @@ def test_no_readable_checkpoint_is_an_error_and_nothing_is_lost(shards, tmp_path
 
 def test_another_config_is_refused(shards, tmp_path):
     go(experiment(steps=2), shards, tmp_path)
-    with pytest.raises(UserError, match=r"begun with optim\.lr = 0\.001, not 0\.002"):
-        go(experiment(steps=2, optim=OptimConfig(lr=2e-3, warmup_steps=4)), shards, tmp_path)
+    with pytest.raises(UserError, match=r"begun with optim\.clip_norm = 1\.0, not 2\.0"):
+        go(experiment(steps=2, optim=OptimConfig(clip_norm=2.0, lr=1e-3, warmup_steps=4)), shards, tmp_path)
     with pytest.raises(UserError, match=r"train\.batch_size = 8, not 16"):
         go(experiment(steps=2, batch_size=16), shards, tmp_path)
     more = experiment(steps=4, log_every=1, checkpoint_every=1, gap_every=2, data=DataConfig(workers=1))
