@@ -4,11 +4,12 @@
     python benchmarks/sampler_quality.py score --data SHARDS --out DIR --plot docs/samplers.png
 
 draw: pictures of captions spread evenly over the training split; picture i has seed i, whatever the sampler. May be
-stopped and run again. score: one line for each folder in DIR, with a standard deviation from halves of the pictures.
+stopped and run again, and be shared by ranks under torchrun. score: one line for each folder in DIR, with a standard deviation from halves of the pictures.
 Features: EfficientNet-Lite0 (`imagen.evaluate.features`), not Inception.
 """
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def draw(options: argparse.Namespace) -> None:
         settings=[settings],
         batch_size=16,
         precision=options.precision,
+        rank=int(os.environ.get("RANK", 0)),
+        ranks=int(os.environ.get("WORLD_SIZE", 1)),
         progress=False,
     )
 

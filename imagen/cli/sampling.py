@@ -19,6 +19,8 @@ LISTED = (
     *("--spacing", "--strength", "--tile", "--rows"),
 )
 FIELDS = ("steps", "guidance", "guidance_interval", "guidance_rescale", "low_res_noise", "sampler", "spacing")
+# All else is read from the picture.
+BESIDE_FROM = ("command", "cascade", "prompts", "again", "out", "device", "init", "mask", "start")
 
 
 def add_sample(command: Callable[..., Any]) -> None:
@@ -108,7 +110,8 @@ def sample(options: argparse.Namespace) -> None:
     rows = [Prompt(prompt=prompt) for prompt in options.prompts]
     rows += [] if options.file is None else read_prompts(options.file)
     if options.again is not None:
-        _again(options, rows)
+        _refuse_beside_from(options, rows)
+        _again(options)
         return
     if options.start is not None:
         raise UserError("--start goes with --from; to enlarge a picture, use `imagen upscale`")
@@ -149,9 +152,15 @@ def upscale(options: argparse.Namespace) -> None:
     _say(len(paths), options.out, request["rank"])
 
 
-def _again(options: argparse.Namespace, rows: list[Prompt]) -> None:
+def _refuse_beside_from(options: argparse.Namespace, rows: list[Prompt]) -> None:
     if rows:
         raise UserError("--from takes its prompt from the picture; leave the others out")
+    for name, value in vars(options).items():
+        if name not in BESIDE_FROM and value != options.parser.get_default(name):
+            raise UserError(f"--from takes all settings from the picture; leave --{name.replace('_', '-')} out")
+
+
+def _again(options: argparse.Namespace) -> None:
     from imagen.cascade import plan_again, write_again
     from imagen.pictures import read_metadata
 
