@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from imagen.data.emoji import heldout_prompts
 from imagen.data.encode import Encoder, encode_shards
-from imagen.data.shards import ShardWriter
+from imagen.data.shard_writer import ShardWriter
 from imagen.models.text import TextConfig, load_text_encoder
 
 FORK = multiprocessing.get_context("fork")

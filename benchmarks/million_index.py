@@ -23,9 +23,10 @@ import numpy as np
 from measure import Clock, describe_machine, machine
 from safetensors.numpy import save
 
-from imagen.data.embeddings import Embeddings, sidecar_path
+from imagen.data.embeddings import Embeddings, caption_hash, sidecar_path
 from imagen.data.order import Order
-from imagen.data.shards import ShardedDataset, caption_hash, index_path
+from imagen.data.shard_index import index_path
+from imagen.data.shards import ShardedDataset
 from imagen.errors import UserError, check_number
 from imagen.files import write_json
 

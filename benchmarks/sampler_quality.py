@@ -4,7 +4,8 @@
     python benchmarks/sampler_quality.py score --data SHARDS --out DIR --plot docs/samplers.png
 
 draw: pictures of captions spread evenly over the training split; picture i has seed i, whatever the sampler. May be
-stopped and run again, and be shared by ranks under torchrun. score: one line for each folder in DIR, with a standard deviation from halves of the pictures.
+stopped and run again, and be shared by ranks under torchrun. score: one line for each folder in DIR, with a standard
+deviation from halves of the pictures.
 Features: EfficientNet-Lite0 (`imagen.evaluate.features`), not Inception.
 """
 

@@ -20,7 +20,7 @@ from imagen import presets
 from imagen.cascade.storage import _hash
 from imagen.cli import main
 from imagen.cli.arguments import parse
-from imagen.data.shards import index_shard
+from imagen.data.shard_index import index_shard
 from imagen.errors import UserError
 from imagen.presets.emoji import MINILM
 

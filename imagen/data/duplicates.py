@@ -13,7 +13,7 @@ import numpy as np
 from imagen.data.embeddings import sidecar_path, write_sidecar
 from imagen.data.mapped import MappedTensors
 from imagen.data.parts import Job, Place, write_lines
-from imagen.data.shards import index_shard, tar_keys
+from imagen.data.shard_index import index_shard, tar_keys
 
 
 def drop_duplicates(job: Job, places: list[Place], reports: list[dict[str, Any]]) -> int:

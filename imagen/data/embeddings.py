@@ -17,7 +17,7 @@ from torch import Tensor
 
 from imagen.data.mapped import MappedTensors, save_tensors
 from imagen.data.remote import Cache
-from imagen.data.shards import ShardedDataset, caption_hash, open_split
+from imagen.data.shards import ShardedDataset, open_split
 from imagen.errors import UserError
 from imagen.files import replacing
 
@@ -62,6 +62,11 @@ def _identity(text: TextLike) -> dict[str, str]:
         "max_tokens": str(text.max_tokens),
         "width": str(text.width),
     }
+
+
+def caption_hash(caption: str) -> int:
+    """64 bits that tell captions apart, the same on every machine (unlike `hash`)."""
+    return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "little")
 
 
 def _hashes(captions: list[str]) -> np.ndarray:

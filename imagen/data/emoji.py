@@ -84,7 +84,7 @@ def build_emoji(
     repeated; one that was killed starts again. UserError if `out` holds anything else or a build with other
     arguments, or if a package is missing.
     """
-    from imagen.data.shards import ShardWriter  # heavy, and the processes below do without
+    from imagen.data.shard_writer import ShardWriter  # heavy, and the processes below do without
 
     out, sizes = Path(out), sorted(set(sizes))
     if not sizes or sizes[0] < 8 or variants < 1 or (limit_objects is not None and limit_objects < 1):

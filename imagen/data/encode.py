@@ -14,7 +14,8 @@ from tqdm import tqdm
 from imagen.data.claims import Claims
 from imagen.data.embeddings import TextLike, matches_sidecar, sidecar_path, to_bf16_bits, write_sidecar
 from imagen.data.engines import Engine
-from imagen.data.shards import ShardedDataset, index_folder, index_path, open_split, splits
+from imagen.data.shard_index import index_path
+from imagen.data.shards import ShardedDataset, index_folder, open_split, splits
 from imagen.errors import UserError
 
 BATCH_TOKENS = 8192

@@ -15,7 +15,8 @@ import numpy as np
 
 from imagen.data.embeddings import write_sidecar
 from imagen.data.quality import Checked, Limits, Rejected, check
-from imagen.data.shards import ShardWriter, index_path, index_shard, scan_tar
+from imagen.data.shard_index import index_path, index_shard, scan_tar
+from imagen.data.shard_writer import ShardWriter
 from imagen.data.sources.base import Part, Record, Source
 from imagen.errors import UserError
 from imagen.files import read_json, replacing, write_json

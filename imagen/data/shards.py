@@ -1,37 +1,27 @@
 """Shards: WebDataset tar files, an index of member offsets beside each, random access by pread.
 
-`00000.tar` is left exactly as img2dataset or `webdataset` wrote it: members
-`KEY.EXT`, KEY up to the first dot of the base name. `00000.index.safetensors`
-beside it says where each member's bytes lie, so that any sample is one `pread`
-away and a data set of millions opens by reading one short header a shard.
+Any sample is one `pread` away, and a data set of millions opens by reading one short header a shard.
 """
 
 import hashlib
 import io
 import json
 import os
-import re
-import tarfile
 from collections import OrderedDict
-from collections.abc import Container, Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from imagen.data.mapped import MappedTensors, save_tensors
+from imagen.data.mapped import MappedTensors
 from imagen.data.remote import LISTING, Cache, Mirror, as_url, list_files
+from imagen.data.shard_index import INDEX_FORMAT, index_path, index_shard
 from imagen.errors import UserError
-from imagen.files import replacing
 
 SPLITS = ("train", "heldout")
-_FORMAT = "imagen-index-1"
 _OPEN_TARS = 64  # file handles a process keeps: far below the usual limit of 1024
-# As WebDataset splits names: a directory belongs to the key; hidden files ("._x.jpg") belong to no sample.
-_MEMBER = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
 
 
 class BadSample(Exception):
@@ -45,161 +35,6 @@ class Sample:
     key: str
     caption: str
     members: dict[str, bytes]  # by extension: {"64.png": ..., "txt": ...}
-
-
-def index_path(tar: str | Path) -> Path:
-    return Path(tar).with_suffix(".index.safetensors")
-
-
-def caption_hash(caption: str) -> int:
-    """64 bits that tell captions apart, the same on every machine (unlike `hash`)."""
-    return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "little")
-
-
-class ShardWriter:
-    """Writes samples into `folder/00000.tar, 00001.tar, ...`, each with its index; equal samples give equal tars.
-
-        with ShardWriter(folder) as writer:
-            writer.write({"__key__": "a1f0-blue", "64.png": png, "txt": b"an octopus on a blue background"})
-
-    A shard appears under its name only when it is whole. A folder that already holds shards is
-    refused (UserError) unless `overwrite`, which then leaves no shard of the former set behind.
-    With `prefix` "00007-" the shards are `00007-000.tar, 00007-001.tar, ...`, whatever else the folder holds, and
-    replace those of the same names.
-    """
-
-    def __init__(self, folder: str | Path, samples_per_shard: int = 1000, *, overwrite: bool = False, prefix: str = ""):
-        self.folder = Path(folder)
-        self.samples_per_shard = samples_per_shard
-        self.prefix = prefix
-        self.shards = 0  # finished ones
-        self._stack = ExitStack()
-        self._tar: tarfile.TarFile | None = None
-        self._keys: set[str] = set()
-        former = [] if prefix else sorted(self.folder.glob("*.tar"))
-        if former and not overwrite:
-            raise UserError(f"{self.folder} already holds shards; delete them or choose another folder")
-        for tar in former:
-            for file in (tar, *self.folder.glob(f"{tar.stem}.*.safetensors")):
-                file.unlink(missing_ok=True)
-
-    def write(self, sample: dict[str, Any]) -> None:
-        """Add one sample: `__key__` (str, no dot in its last part) and bytes by extension."""
-        key = sample["__key__"]
-        members = {extension: value for extension, value in sample.items() if extension != "__key__"}
-        for extension in members:
-            if (
-                extension != extension.lower()
-                or not _MEMBER.match(f"{key}.{extension}")
-                or "." in key.rsplit("/", 1)[-1]
-            ):
-                raise ValueError(f"{key!r} with extension {extension!r} is not a WebDataset name")
-        if key in self._keys:
-            raise ValueError(f"two samples of one shard have the key {key!r}")
-        if self._tar is None:
-            temporary = self._stack.enter_context(replacing(self.path(self.shards)))
-            tar = tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 (the stack closes it)
-            self._tar = self._stack.enter_context(tar)
-        for extension, value in sorted(members.items()):
-            info = tarfile.TarInfo(f"{key}.{extension}")  # mtime, uid and gid are 0: bytes depend on the samples alone
-            info.size = len(value)
-            self._tar.addfile(info, io.BytesIO(value))
-        self._keys.add(key)
-        if len(self._keys) == self.samples_per_shard:
-            self._finish()
-
-    def path(self, shard: int) -> Path:
-        return self.folder / f"{self.prefix}{shard:0{3 if self.prefix else 5}d}.tar"
-
-    def _finish(self) -> None:
-        if self._tar is None:
-            return
-        self._tar = None
-        self._stack.close()  # ends the tar, then renames it
-        index_shard(self.path(self.shards))
-        self.shards += 1
-        self._keys.clear()
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._finish()
-        else:  # the unfinished shard's temporary file goes; a full disk becomes a UserError
-            self._stack.__exit__(kind, error, trace)
-
-
-def scan_tar(tar: Path) -> tuple[dict[str, dict[str, tuple[int, int]]], bool]:
-    """Where the members of a WebDataset tar lie, {key: {extension: (offset, size)}}, and whether the tar is whole.
-
-    Reads headers only. In a tar that is not whole, the last member may end behind the file's end.
-    Raises UserError naming the tar when it is missing or cannot be read.
-    """
-    members: dict[str, dict[str, tuple[int, int]]] = {}
-    end = 0
-    try:
-        with tarfile.open(tar, "r:") as archive:
-            for info in archive:
-                end = info.offset_data + -(-info.size // 512) * 512
-                match = _MEMBER.match(info.name)
-                if match and info.isfile():
-                    members.setdefault(match[1], {})[match[2].lower()] = (info.offset_data, info.size)
-        with open(tar, "rb") as file:
-            file.seek(end)
-            # tarfile stops in silence at a header that it cannot read: only a block of zeros is a true end.
-            return members, file.read(512) == bytes(512)
-    except FileNotFoundError:
-        raise UserError(f"{tar} is missing; restore it or give another folder") from None
-    except (tarfile.TarError, EOFError):
-        return members, False
-    except OSError as error:
-        raise UserError(f"cannot read {tar}: {error.strerror or error}") from None
-
-
-def tar_keys(tar: str | Path) -> list[str]:
-    """The keys of all samples of a tar, in order, whole or not; raises as `scan_tar`."""
-    return list(scan_tar(Path(tar))[0])
-
-
-def index_shard(tar: str | Path, keep: Container[str] | None = None) -> Path:
-    """Write the index of a WebDataset tar, reading its headers only; returns the index's path.
-
-    With `keep`, only samples with these keys are in it: for training the others are not there, and if there is
-    none, or the tar is cut off behind them, it is no error.
-    Raises UserError naming the tar when it is missing, is not a tar or is cut off.
-    """
-    tar = Path(tar)
-    members, whole = scan_tar(tar)
-    if keep is not None:
-        members, whole = {key: parts for key, parts in members.items() if key in keep}, True
-    if not whole:
-        raise UserError(f"{tar} is truncated or not a tar file; copy it again, or delete it to go on without it")
-    if not members and keep is None:
-        raise UserError(f"{tar} holds no samples (members named KEY.EXT); delete it")
-
-    extensions = sorted({extension for parts in members.values() for extension in parts})
-    rows = [(extensions.index(extension), *place) for parts in members.values() for extension, place in parts.items()]
-    keys = [key.encode() for key in members]
-    arrays: dict[str, np.ndarray] = {
-        "extension": np.array([row[0] for row in rows], np.int32),  # member rows, grouped by sample
-        "offset": np.array([row[1] for row in rows], np.int64),
-        "size": np.array([row[2] for row in rows], np.int64),
-        "first_member": np.cumsum([0, *(len(parts) for parts in members.values())], dtype=np.int64),
-        "key": np.frombuffer(b"".join(keys), np.uint8),
-        "first_key_byte": np.cumsum([0, *map(len, keys)], dtype=np.int64),
-    }
-    metadata = {
-        "format": _FORMAT,
-        "samples": str(len(members)),
-        "tar_bytes": str(tar.stat().st_size),
-        "extensions": json.dumps(extensions),
-    }
-    with replacing(index_path(tar)) as temporary:
-        save_tensors(arrays, temporary, metadata)
-    return index_path(tar)
 
 
 def index_folder(folder: str | Path) -> None:
@@ -275,7 +110,7 @@ class ShardedDataset:
                 f"{tar} is missing though its index is there; restore it or delete {index_path(tar)}"
             ) from None
         index = MappedTensors(index_path(tar), remedy)
-        if index.metadata.get("format") != _FORMAT:
+        if index.metadata.get("format") != INDEX_FORMAT:
             raise UserError(f"{index.path} is not an index of this version; delete it and {remedy}")
         if size not in (int(index.metadata["tar_bytes"]), None):  # None: a store that tells no sizes
             raise UserError(
@@ -310,6 +145,12 @@ class ShardedDataset:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def fingerprint(self) -> str:
+        """Of the shards' names, samples and bytes, in their order: other data have another one, wherever they lie."""
+        sizes = [self._tar_bytes(shard) for shard in range(len(self.shards))]
+        shards = list(zip(self.shards, self.sizes.tolist(), sizes, strict=True))
+        return hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:16]
 
     def locate(self, i: int) -> tuple[int, int]:
         """Sample `i` as (shard, row in it)."""

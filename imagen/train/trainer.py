@@ -151,6 +151,9 @@ class Trainer:
         self.encoder = encoder or caption_encoder(experiment, device)  # None: embeddings lie beside the shards
         place = {"position": self._images, "rank": self.ranks.rank, "world_size": self.ranks.world_size}
         self.loader = self._loader(data, experiment.data, self.micro_batch * self.ranks.world_size, **place)
+        self.data = self.loader.dataset.fingerprint()
+        if facts is not None and facts.get("data", self.data) != self.data:
+            self.say(f"{run}: {data} are not the data of the steps before; from here on they are these")
         self.noising = Noising(
             experiment.stage,
             seed=self.config.seed,
@@ -301,7 +304,7 @@ class Trainer:
         if log is not None:
             log.sync()
         facts = {"config": self.config_json, "position": self._images, "progress": asdict(self.progress)}
-        self.kept.checkpoint(self.progress.step, facts)
+        self.kept.checkpoint(self.progress.step, facts | {"data": self.data})
         if export is not None:
             self.kept.export(export, {"step": self.progress.step, "images": self._images})
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from imagen.data.bench import PARTS
 from imagen.data.encode import encode_shards
-from imagen.data.shards import ShardWriter
+from imagen.data.shard_writer import ShardWriter
 
 
 class FakeEncoder:

@@ -20,7 +20,9 @@ from imagen.data.build import build_source
 from imagen.data.embeddings import Embeddings, matches_sidecar
 from imagen.data.parts import Text
 from imagen.data.quality import Limits
-from imagen.data.shards import ShardedDataset, ShardWriter, index_path, open_split, scan_tar
+from imagen.data.shard_index import index_path, scan_tar
+from imagen.data.shard_writer import ShardWriter
+from imagen.data.shards import ShardedDataset, open_split
 from imagen.data.sources.base import Part, Record
 from imagen.errors import UserError
 

@@ -19,7 +19,8 @@ from imagen.data import encode as encode_module
 from imagen.data.claims import Claims, claim_path
 from imagen.data.embeddings import sidecar_path
 from imagen.data.encode import encode_shards
-from imagen.data.shards import ShardWriter, index_shard
+from imagen.data.shard_index import index_shard
+from imagen.data.shard_writer import ShardWriter
 from imagen.errors import UserError
 
 SHARDS = 40

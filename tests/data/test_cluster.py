@@ -20,7 +20,7 @@ from imagen.data import cluster
 from imagen.data.build import build_source
 from imagen.data.encode import encode_shards
 from imagen.data.engines import Processes, Work
-from imagen.data.shards import ShardWriter
+from imagen.data.shard_writer import ShardWriter
 from imagen.data.sources.base import Part, Record
 from imagen.errors import UserError
 

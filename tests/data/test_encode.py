@@ -9,7 +9,9 @@ from safetensors import safe_open
 
 from imagen.data.embeddings import Embeddings, sidecar_path, slug, unconditional
 from imagen.data.encode import encode_shards, token_batches
-from imagen.data.shards import ShardWriter, index_path, open_split
+from imagen.data.shard_index import index_path
+from imagen.data.shard_writer import ShardWriter
+from imagen.data.shards import open_split
 from imagen.errors import UserError
 from imagen.models.text import LazyEncoder, TextConfig
 

@@ -14,7 +14,7 @@ from PIL import Image
 from imagen.data.build import build_source
 from imagen.data.gallery import write_gallery
 from imagen.data.inspect import inspect, spread
-from imagen.data.shards import ShardWriter
+from imagen.data.shard_writer import ShardWriter
 from imagen.data.sources.base import Record
 from imagen.errors import UserError
 

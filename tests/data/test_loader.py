@@ -15,7 +15,8 @@ from PIL import Image
 from imagen.data.encode import encode_shards
 from imagen.data.loader import DataConfig, Loader, dataset_batch
 from imagen.data.order import epoch_order
-from imagen.data.shards import ShardedDataset, ShardWriter
+from imagen.data.shard_writer import ShardWriter
+from imagen.data.shards import ShardedDataset
 from imagen.errors import UserError
 
 

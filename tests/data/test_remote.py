@@ -22,7 +22,8 @@ from imagen.data import remote  # noqa: E402
 from imagen.data.encode import encode_shards  # noqa: E402
 from imagen.data.loader import DataConfig, Loader  # noqa: E402
 from imagen.data.remote import Cache, as_url  # noqa: E402
-from imagen.data.shards import ShardedDataset, ShardWriter, open_split, splits  # noqa: E402
+from imagen.data.shard_writer import ShardWriter  # noqa: E402
+from imagen.data.shards import ShardedDataset, open_split, splits  # noqa: E402
 from imagen.errors import UserError  # noqa: E402
 
 TARS = 6

@@ -6,7 +6,9 @@ import tarfile
 import numpy as np
 import pytest
 
-from imagen.data.shards import BadSample, ShardedDataset, ShardWriter, index_path, index_shard, open_split
+from imagen.data.shard_index import index_path, index_shard
+from imagen.data.shard_writer import ShardWriter
+from imagen.data.shards import BadSample, ShardedDataset, open_split
 from imagen.errors import UserError
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from imagen.data.encode import encode_shards
-from imagen.data.shards import ShardWriter
+from imagen.data.shard_writer import ShardWriter
 from imagen.models.text import TextConfig
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `toy`, which a subprocess imports too

@@ -167,6 +167,17 @@ def test_another_config_is_refused(shards, tmp_path):
     assert go(more, shards, tmp_path).step == 4
 
 
+def test_other_data_are_taken_and_said(shards, tmp_path):
+    moved, fewer = shutil.copytree(shards, tmp_path / "moved"), shutil.copytree(shards, tmp_path / "fewer")
+    for file in (fewer / "train").glob("00002.*"):
+        file.unlink()
+    for data, is_said in ((shards, False), (moved, False), (fewer, True), (fewer, False)):
+        said: list[str] = []
+        steps = 1 + len(checkpoint_paths(tmp_path / "run" / "checkpoints"))
+        go(experiment(steps=steps, keep_checkpoints=9), data, tmp_path / "run", say=said.append)
+        assert any("not the data of the steps before" in line for line in said) == is_said
+
+
 def test_full_disk_leaves_the_old_checkpoint(tmp_path):
     folder = CheckpointFolder(tmp_path, keep=1)
     folder.save(1, {"model": {"x": torch.arange(10.0)}}, {}, wait=True)

@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from imagen.data.shards import SPLITS, BadSample, scan_tar
+from imagen.data.shard_index import scan_tar
+from imagen.data.shards import SPLITS, BadSample
 from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.values import Trouble, caption_of_json, nothing, printable, safe_key
 from imagen.data.transforms import choose_image
