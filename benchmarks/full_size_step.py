@@ -32,8 +32,8 @@ from imagen.data.embeddings import to_bf16_bits, write_sidecar
 from imagen.data.emoji import build_emoji
 from imagen.data.shards import index_folder, open_split, splits
 from imagen.jsonconfig import to_json
+from imagen.models.config import UNetConfig
 from imagen.models.text import TextConfig
-from imagen.models.unet import UNetConfig
 from imagen.presets import preset
 from imagen.train import trainer as training
 from imagen.train.optim import OptimConfig

@@ -26,9 +26,10 @@ from imagen.diffusion.noise import Variation
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.diffusion.schedule import ScheduleConfig, alpha_sigma, build_schedule, noise_label
 from imagen.errors import UserError
+from imagen.models.config import Level, UNetConfig
 from imagen.models.resize import upsample
 from imagen.models.text import TextConfig
-from imagen.models.unet import Level, UNet, UNetConfig
+from imagen.models.unet import UNet
 from imagen.pictures import read_metadata, read_picture
 
 WIDTH = 16

@@ -10,8 +10,9 @@ import imagen
 from imagen.cascade import SamplingConfig, Stage, StageConfig
 from imagen.cascade.cascade import Cascade
 from imagen.errors import UserError
+from imagen.models.config import Level, UNetConfig
 from imagen.models.text import TextConfig
-from imagen.models.unet import Level, UNet, UNetConfig
+from imagen.models.unet import UNet
 
 
 class Fixed:

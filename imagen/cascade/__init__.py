@@ -1,7 +1,8 @@
 """A cascade: stages, conditioning noise, prompt to picture.
 
 config.py        what a stage is and how it is sampled
-storage.py       the CASCADE folder: load, save, export one stage, assemble
+storage.py       the CASCADE folder: load, save, export one stage
+assembly.py      several joined into one
 hub.py           cascades on the Hugging Face hub
 plan.py          a request with every default filled in and every mistake found
 sizes.py         heights and widths of the stages
@@ -18,6 +19,7 @@ upscaling.py     files of any size to larger ones
 remake.py        a picture again, from what its file says
 """
 
+from imagen.cascade.assembly import assemble
 from imagen.cascade.cascade import Cascade
 from imagen.cascade.config import SamplingConfig, StageConfig
 from imagen.cascade.output import write_again, write_plan, write_samples
@@ -25,7 +27,7 @@ from imagen.cascade.plan import Plan
 from imagen.cascade.remake import plan_again
 from imagen.cascade.running import Preview
 from imagen.cascade.stage import Stage
-from imagen.cascade.storage import assemble, export_stage
+from imagen.cascade.storage import export_stage
 from imagen.cascade.upscaling import write_upscaled
 from imagen.diffusion.noise import Variation
 

@@ -8,8 +8,8 @@ from imagen.diffusion.objective import ObjectiveConfig
 from imagen.diffusion.samplers import Spacing
 from imagen.diffusion.schedule import ScheduleConfig
 from imagen.errors import UserError, check_number, suggest
+from imagen.models.config import UNetConfig
 from imagen.models.resize import Filter
-from imagen.models.unet import UNetConfig
 
 Sampler = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun"]
 

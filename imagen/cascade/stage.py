@@ -17,9 +17,10 @@ from imagen.diffusion.noise import PictureNoise, Variation
 from imagen.diffusion.samplers import OnStep, sample, step_logsnrs
 from imagen.diffusion.schedule import build_label, build_schedule, diffuse
 from imagen.errors import UserError
+from imagen.models.config import UNetConfig
 from imagen.models.precision import Precision, autocast, autocast_dtype
 from imagen.models.resize import upsample
-from imagen.models.unet import ReadOnce, UNet, UNetConfig
+from imagen.models.unet import ReadOnce, UNet
 
 
 @dataclass

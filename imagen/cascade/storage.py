@@ -9,11 +9,10 @@ import hashlib
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,14 +21,14 @@ from imagen import __version__
 from imagen.cascade.config import StageConfig
 from imagen.cascade.hub import download, is_name
 from imagen.errors import UserError
-from imagen.files import copy_licences, read_json, replacing, write_json
+from imagen.files import read_json, replacing, write_json
 from imagen.jsonconfig import from_json, to_json
 from imagen.models.text import TextConfig
 from imagen.weights import packaged
 
 MANIFEST = "cascade.json"
 FORMAT = 1
-# Every file name that `_store` and `_copy` make; "new" and "tmp" are what a killed process leaves.
+# Every file name that `_store` and `copy_file` make; "new" and "tmp" are what a killed process leaves.
 _OURS = re.compile(r"\.?(stage-\d+|text)-(new|[0-9a-f]{16}\.safetensors)(\.[\da-f-]+\.tmp)?")
 
 
@@ -143,7 +142,7 @@ def write_cascade(
         name, sha256 = _store(folder, f"stage-{config.resolution}", weights)
         records.append(StageRecord(config=config, weights=name, sha256=sha256, info=dict(info)))
     manifest = Manifest(text=record, stages=tuple(records))
-    _commit(folder, manifest)
+    commit(folder, manifest)
     return manifest
 
 
@@ -168,58 +167,6 @@ def export_stage(
         if found != [stage.resolution]:
             raise UserError(f"{folder} holds a cascade of stages {found}; export stage {stage.resolution} elsewhere")
     write_cascade(folder, text=text, unconditional=unconditional, stages=[(stage, weights, info)])
-
-
-def assemble(paths: Sequence[str | Path], out: str | Path) -> None:
-    """Join cascades (of one stage each, as training runs export them) into one at `out`, in the order given.
-
-    Raises UserError, saying which and why, unless the first is a base, each next one starts at the
-    resolution where the one before ends, and all those that use text use the same encoder and the
-    same unconditional embedding; and unless `out` is free, or holds a cascade of the same stages,
-    or is itself one of `paths`.
-    """
-    if not paths:
-        raise UserError("nothing to assemble: name the runs or cascades, base first")
-    text: TextRecord | None = None
-    text_from: Path | None = None
-    stages: list[tuple[Path, StageRecord]] = []
-    for path in paths:
-        folder = find(path)
-        manifest = read_manifest(folder)
-        if text is None or text_from is None:
-            text, text_from = manifest.text, folder
-        elif manifest.text is not None:
-            if manifest.text.config != text.config:
-                raise UserError(f"{folder} does not fit {text_from}: {_difference(text.config, manifest.text.config)}")
-            if not torch.equal(read_unconditional(folder, manifest.text), read_unconditional(text_from, text)):
-                raise UserError(f"{folder} does not fit {text_from}: their unconditional embeddings differ")
-        stages += [(folder, record) for record in manifest.stages]
-
-    check_stages(
-        [record.config for _, record in stages],
-        text=None if text is None else text.config,
-        where=str(out),
-        sources=[str(folder) for folder, _ in stages],
-    )
-    first, base = stages[0][0], stages[0][1].config
-    if base.low_resolution is not None:
-        raise UserError(
-            f"{first} cannot come first: its stage {base.resolution} enlarges {base.low_resolution} pictures; "
-            "begin with a base stage"
-        )
-
-    out = Path(out)
-    check_free(out, [folder for folder, _ in stages], [record.config.resolution for _, record in stages])
-    if text is not None and text_from is not None:
-        name = _copy(text_from / text.unconditional, out, "text", text.sha256)
-        text = replace(text, unconditional=name)
-    records = []
-    for folder, record in stages:
-        name = _copy(folder / record.weights, out, f"stage-{record.config.resolution}", record.sha256)
-        records.append(replace(record, weights=name))
-    _commit(out, Manifest(text=text, stages=tuple(records)))
-    for folder, _ in stages:
-        copy_licences(folder, out)
 
 
 def check_free(out: Path, sources: Sequence[Path], resolutions: Sequence[int]) -> None:
@@ -279,7 +226,7 @@ def _store(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> tuple[str,
     return name, sha256
 
 
-def _copy(source: Path, folder: Path, stem: str, sha256: str) -> str:
+def copy_file(source: Path, folder: Path, stem: str, sha256: str) -> str:
     """Copy a file of another cascade, under the name that `_store` would give it; return that name."""
     name = f"{stem}-{sha256[:16]}.safetensors"
     _check_hash(source, sha256)
@@ -289,7 +236,8 @@ def _copy(source: Path, folder: Path, stem: str, sha256: str) -> str:
     return name
 
 
-def _commit(folder: Path, manifest: Manifest) -> None:
+def commit(folder: Path, manifest: Manifest) -> None:
+    """Make the files that `manifest` names the cascade at `folder`, and remove those of the one before."""
     write_json(folder / MANIFEST, to_json(manifest))
     named = {record.weights for record in manifest.stages}
     if manifest.text is not None:
@@ -315,10 +263,3 @@ def _hash(path: Path) -> str:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _difference(a: TextConfig, b: TextConfig) -> str:
-    """The first field in which two text configs differ, in words."""
-    left, right = to_json(a), to_json(b)
-    key = next(key for key in left if left[key] != right[key])
-    return f"text {key} is {right[key]!r}, not {left[key]!r}"

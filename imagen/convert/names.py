@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from imagen.errors import UserError
-from imagen.models.unet import UNet, UNetConfig
+from imagen.models.config import UNetConfig
+from imagen.models.unet import UNet
 
 _POSITION = "add_embedding.pool.positional_embedding"
 

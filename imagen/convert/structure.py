@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imagen.errors import UserError
+from imagen.models.config import Level, UNetConfig
 from imagen.models.layers import CONTEXT_GROUPS, AttentionKind
-from imagen.models.unet import Level, UNetConfig
 
 _DOWN = {"ResnetDownsampleBlock2D": False, "SimpleCrossAttnDownBlock2D": True}  # does it attend?
 _UP = {"ResnetUpsampleBlock2D": False, "SimpleCrossAttnUpBlock2D": True}

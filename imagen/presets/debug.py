@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from imagen.cascade import SamplingConfig
 from imagen.config import Experiment
-from imagen.models.unet import Level
+from imagen.models.config import Level
 from imagen.presets.emoji import MINILM, emoji_64, emoji_256, emoji_1024
 from imagen.train.config import TrainConfig
 

@@ -7,8 +7,8 @@ from imagen.config import Experiment
 from imagen.data.loader import DataConfig
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.diffusion.schedule import ScheduleConfig
+from imagen.models.config import Level, UNetConfig
 from imagen.models.text import TextConfig
-from imagen.models.unet import Level, UNetConfig
 from imagen.train.config import TrainConfig
 from imagen.train.optim import OptimConfig
 

@@ -13,8 +13,8 @@ from imagen.cascade import SamplingConfig, StageConfig
 from imagen.config import Experiment
 from imagen.data.loader import DataConfig
 from imagen.diffusion.objective import ObjectiveConfig
+from imagen.models.config import UNetConfig
 from imagen.models.text import TextConfig
-from imagen.models.unet import UNetConfig
 from imagen.presets.paper import efficient_levels, guided_levels
 from imagen.train.config import TrainConfig
 from imagen.train.optim import OptimConfig

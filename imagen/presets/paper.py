@@ -13,9 +13,9 @@ from imagen.cascade import SamplingConfig, StageConfig
 from imagen.config import Experiment
 from imagen.data.loader import DataConfig
 from imagen.diffusion.schedule import ScheduleConfig
+from imagen.models.config import Level, UNetConfig
 from imagen.models.layers import AttentionKind
 from imagen.models.text import TextConfig
-from imagen.models.unet import Level, UNetConfig
 from imagen.train.optim import OptimConfig
 
 T5_XXL = TextConfig(encoder="google/t5-v1_1-xxl", width=4096)

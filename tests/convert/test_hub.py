@@ -15,7 +15,8 @@ from imagen.cascade import SamplingConfig, Stage, StageConfig
 from imagen.cascade.cascade import Cascade
 from imagen.cascade.hub import is_name, push
 from imagen.errors import UserError
-from imagen.models.unet import Level, UNet, UNetConfig
+from imagen.models.config import Level, UNetConfig
+from imagen.models.unet import UNet
 
 
 @pytest.fixture

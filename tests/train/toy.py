@@ -10,8 +10,8 @@ from imagen.cascade.config import StageConfig
 from imagen.config import Experiment
 from imagen.data.loader import DataConfig
 from imagen.jsonconfig import to_json
+from imagen.models.config import Level, UNetConfig
 from imagen.models.text import TextConfig
-from imagen.models.unet import Level, UNetConfig
 from imagen.train.optim import OptimConfig
 from imagen.train.ranks import joined
 from imagen.train.trainer import TrainConfig, train

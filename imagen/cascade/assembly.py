@@ -1,0 +1,83 @@
+"""Cascades joined into one."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from imagen.cascade.storage import (
+    Manifest,
+    StageRecord,
+    TextRecord,
+    check_free,
+    check_stages,
+    commit,
+    copy_file,
+    find,
+    read_manifest,
+    read_unconditional,
+)
+from imagen.errors import UserError
+from imagen.files import copy_licences
+from imagen.jsonconfig import to_json
+from imagen.models.text import TextConfig
+
+
+def assemble(paths: Sequence[str | Path], out: str | Path) -> None:
+    """Join cascades (of one stage each, as training runs export them) into one at `out`, in the order given.
+
+    Raises UserError, saying which and why, unless the first is a base, each next one starts at the
+    resolution where the one before ends, and all those that use text use the same encoder and the
+    same unconditional embedding; and unless `out` is free, or holds a cascade of the same stages,
+    or is itself one of `paths`.
+    """
+    if not paths:
+        raise UserError("nothing to assemble: name the runs or cascades, base first")
+    text: TextRecord | None = None
+    text_from: Path | None = None
+    stages: list[tuple[Path, StageRecord]] = []
+    for path in paths:
+        folder = find(path)
+        manifest = read_manifest(folder)
+        if text is None or text_from is None:
+            text, text_from = manifest.text, folder
+        elif manifest.text is not None:
+            if manifest.text.config != text.config:
+                raise UserError(f"{folder} does not fit {text_from}: {_difference(text.config, manifest.text.config)}")
+            if not torch.equal(read_unconditional(folder, manifest.text), read_unconditional(text_from, text)):
+                raise UserError(f"{folder} does not fit {text_from}: their unconditional embeddings differ")
+        stages += [(folder, record) for record in manifest.stages]
+
+    check_stages(
+        [record.config for _, record in stages],
+        text=None if text is None else text.config,
+        where=str(out),
+        sources=[str(folder) for folder, _ in stages],
+    )
+    first, base = stages[0][0], stages[0][1].config
+    if base.low_resolution is not None:
+        raise UserError(
+            f"{first} cannot come first: its stage {base.resolution} enlarges {base.low_resolution} pictures; "
+            "begin with a base stage"
+        )
+
+    out = Path(out)
+    check_free(out, [folder for folder, _ in stages], [record.config.resolution for _, record in stages])
+    if text is not None and text_from is not None:
+        name = copy_file(text_from / text.unconditional, out, "text", text.sha256)
+        text = replace(text, unconditional=name)
+    records = []
+    for folder, record in stages:
+        name = copy_file(folder / record.weights, out, f"stage-{record.config.resolution}", record.sha256)
+        records.append(replace(record, weights=name))
+    commit(out, Manifest(text=text, stages=tuple(records)))
+    for folder, _ in stages:
+        copy_licences(folder, out)
+
+
+def _difference(a: TextConfig, b: TextConfig) -> str:
+    """The first field in which two text configs differ, in words."""
+    left, right = to_json(a), to_json(b)
+    key = next(key for key in left if left[key] != right[key])
+    return f"text {key} is {right[key]!r}, not {left[key]!r}"
