@@ -16,7 +16,7 @@ from PIL import Image
 
 from imagen.cascade import Cascade
 from imagen.cascade.conditioning import to_images
-from imagen.data.loader import dataset_batch
+from imagen.data.batches import dataset_batch
 from imagen.evaluate.restoration import colour_error, psnr
 from imagen.pictures import contact_sheet, write_png
 

@@ -21,7 +21,7 @@ from PIL import Image
 import imagen
 from imagen.cascade import write_samples
 from imagen.cascade.conditioning import to_images
-from imagen.data.loader import dataset_batch
+from imagen.data.batches import dataset_batch
 from imagen.data.shards import open_split
 from imagen.evaluate.distance import kid
 from imagen.evaluate.features import load_classifier, picture_features

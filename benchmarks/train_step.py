@@ -16,7 +16,7 @@ from measure import BACKWARD, Clock, describe_machine, fill_zeros, machine
 from torch import nn
 
 from imagen.config import Experiment
-from imagen.data.loader import Batch
+from imagen.data.batches import Batch
 from imagen.errors import UserError, check_number
 from imagen.files import write_json
 from imagen.models.precision import Precision, autocast, autocast_dtype

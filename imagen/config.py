@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imagen.cascade import StageConfig
-from imagen.data.loader import DataConfig
+from imagen.data.config import DataConfig
 from imagen.errors import UserError, suggest
 from imagen.jsonconfig import from_json, to_json
 from imagen.models.text import TextConfig

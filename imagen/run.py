@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from imagen.cascade import Stage, export_stage
 from imagen.cascade.conditioning import from_uint8, to_images, to_uint8
 from imagen.config import Experiment
+from imagen.data.batches import Batch
 from imagen.data.embeddings import unconditional
 from imagen.data.encode import Encoder
-from imagen.data.loader import Batch
 from imagen.data.shards import index_folder, open_split, splits
 from imagen.jsonconfig import to_json
 from imagen.models.resize import upsample

@@ -8,8 +8,8 @@ from safetensors import safe_open
 import imagen as package
 from imagen.cascade import Cascade
 from imagen.cascade.conditioning import to_images
+from imagen.data.batches import dataset_batch
 from imagen.data.emoji import build_emoji, heldout_prompts
-from imagen.data.loader import dataset_batch
 from imagen.evaluate.alignment import evaluate
 from imagen.evaluate.colour import background_colour
 from imagen.evaluate.recogniser import load_recogniser

@@ -82,7 +82,7 @@ def _encode(
 
 def data_bench(options: argparse.Namespace) -> None:
     from imagen.data.bench import bench
-    from imagen.data.loader import DataConfig
+    from imagen.data.config import DataConfig
 
     config = DataConfig(crop=options.crop, full_decode=options.full_decode, workers=options.workers)
     config.check()

@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imagen.data.batches import Batch, Pictures
+
 # The loader's own parts: copies of them would measure something else.
-from imagen.data.loader import Batch, DataConfig, Loader, _Pictures, _Stream
+from imagen.data.config import DataConfig
+from imagen.data.loader import Loader, Stream
 from imagen.data.mapped import MappedTensors
 from imagen.data.shards import ShardedDataset
 
@@ -30,7 +33,7 @@ class _Text:
     unconditional: str = "zeros"
 
 
-class _Timed(_Pictures):
+class _Timed(Pictures):
     """The loader's pictures, with a stopwatch at each step."""
 
     seconds: dict[str, float]
@@ -128,7 +131,7 @@ def _embeddings(dataset: ShardedDataset) -> _Text | None:
 
 
 def _alone(pictures: _Timed, seconds: float) -> dict[str, Any]:
-    stream = _Stream(pictures, seed=0)
+    stream = Stream(pictures, seed=0)
     images = position = skipped = 0
     pictures.reset()
     start = time.perf_counter()

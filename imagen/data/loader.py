@@ -11,161 +11,31 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from imagen.data.embeddings import Embeddings, TextLike, pad
+from imagen.data.batches import Batch, Pictures
+from imagen.data.config import DataConfig
+from imagen.data.embeddings import TextLike
 from imagen.data.order import Order, random_bits
-from imagen.data.remote import Cache, default_folder
-from imagen.data.shards import BadSample, ShardedDataset, open_split
-from imagen.data.transforms import aligned_crop, choose_image, decode, fit, names_a_side
-from imagen.errors import UserError, check_number
+from imagen.data.shards import BadSample, open_split
+from imagen.data.transforms import aligned_crop, names_a_side
+from imagen.errors import UserError
 
 log = logging.getLogger(__name__)
 
 _TRIES = 100  # bad samples in a row before the stream gives up
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    crop: int | None = None  # side of a random high-resolution crop (SR training); None: the whole picture
-    flip: bool = False  # random horizontal flip of pictures whose caption names neither left nor right
-    full_decode: bool = False  # decode JPEGs at their full size, several times slower: nearer to Pillow's bicubic
-    on_the_fly: bool = False  # encode captions while training, instead of reading their embeddings beside the shards
-    workers: int = 2  # loader processes a rank; 0: load in the training process
-    window: int = 4  # shards that are shuffled together
-    max_enlargement: float = 1.0  # a picture that would have to be enlarged by more is a bad sample
-    max_bad: float = 0.1  # bad samples tolerated, as a fraction of those seen
-    cache: str | None = None  # folder for copies of shards that are read from a URL; None: ~/.cache/imagen/shards
-    cache_gb: float = 50.0  # its bound for tars, in 10^9 bytes
-
-    @property
-    def shard_cache(self) -> Cache:
-        folder = default_folder() if self.cache is None else Path(self.cache).expanduser()
-        return Cache(folder=folder, gb=self.cache_gb)
-
-    def check(self) -> None:
-        """UserError, naming the field, unless every value is in its range."""
-        if self.crop is not None:
-            check_number("data.crop", self.crop, least=1)
-        check_number("data.workers", self.workers, least=0)
-        check_number("data.window", self.window, least=1)
-        check_number("data.max_enlargement", self.max_enlargement, above=0)
-        check_number("data.max_bad", self.max_bad, least=0, most=1)
-        check_number("data.cache_gb", self.cache_gb, above=0)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One rank's part of a global batch."""
-
-    position: int  # global position of its first sample (-1: samples fetched by index)
-    keys: list[str]
-    captions: list[str]
-    image: Tensor  # uint8 [B, 3, H, W]
-    low_res: Tensor | None  # uint8 [B, 3, h, w], the same region
-    text: Tensor | None  # float32 [B, L, D], zero-padded to the longest
-    text_mask: Tensor | None  # bool [B, L], True: a token
-    problems: tuple[str, ...] = ()  # bad samples that were replaced, and why
-
-    @property
-    def skipped(self) -> int:
-        """How many bad samples were replaced."""
-        return len(self.problems)
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def pin_memory(self) -> "Batch":
-        return self._map(Tensor.pin_memory)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
-
-    def _map(self, function: Any) -> "Batch":
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: function(x) for name, x in tensors.items() if isinstance(x, Tensor)})
-
-
-class _Pictures:
-    """Samples by index as tensors of the sizes asked for."""
-
-    def __init__(
-        self,
-        dataset: ShardedDataset,
-        config: DataConfig,
-        resolution: int,
-        low_resolution: int | None,
-        text: TextLike | None,
-    ):
-        self.dataset, self.config = dataset, config
-        self.resolution, self.low_resolution = resolution, low_resolution
-        self.embeddings = None if text is None else Embeddings(dataset, text)
-        scale = 1
-        if low_resolution is not None:
-            scale, rest = divmod(resolution, low_resolution)
-            if rest or scale < 1:
-                raise UserError(f"resolution {resolution} is not a multiple of low_resolution {low_resolution}")
-        if config.crop is not None and (config.crop % scale or not 0 < config.crop <= resolution):
-            raise UserError(f"data.crop {config.crop} must be a multiple of {scale} and at most {resolution}")
-
-    def pair(self, i: int) -> tuple[Tensor, Tensor | None]:
-        """The high- and low-resolution picture of sample `i`, whole; BadSample if it cannot be used."""
-        extensions = self.dataset.extensions(i)
-        high = self._picture(i, choose_image(extensions, self.resolution), self.resolution)
-        if self.low_resolution is None:
-            return high, None
-        master = f"{self.low_resolution}.png"  # exact, e.g. drawn at that size: better than a reduction
-        if master in extensions:
-            return high, self._picture(i, master, self.low_resolution)
-        return high, self.resize(high, self.low_resolution)
-
-    def _picture(self, i: int, extension: str, side: int) -> Tensor:
-        return self.resize(self.decode(self.read(i, extension), side), side)
-
-    # The steps of a picture, each of which `imagen.data.bench` times.
-
-    def read(self, i: int, extension: str) -> bytes:
-        return self.dataset.read(i, extension)
-
-    def decode(self, data: bytes, side: int) -> Tensor:
-        # Twice the side: most of the speed of DCT scaling, and the antialiased resize still has the last word.
-        return decode(data, min_side=0 if self.config.full_decode else 2 * side)
-
-    def resize(self, image_CHW: Tensor, side: int) -> Tensor:
-        return fit(image_CHW, side, self.config.max_enlargement)
-
-    def stack(self, images: list[Tensor]) -> Tensor:
-        # In a worker this fills shared memory at once; of a plain stack it would make a second copy.
-        return default_collate(images).contiguous()
-
-    def batch(self, position: int, indices: list[int], pairs: list[Any], problems: list[str]) -> Batch:
-        captions = [self.dataset.caption(i) for i in indices]
-        text = mask = None
-        if self.embeddings is not None:
-            text, mask = pad([self.embeddings.tokens(i, c) for i, c in zip(indices, captions, strict=True)])
-        return Batch(
-            position=position,
-            keys=[self.dataset.key(i) for i in indices],
-            captions=captions,
-            image=self.stack([high for high, _ in pairs]),
-            low_res=None if self.low_resolution is None else self.stack([low for _, low in pairs]),
-            text=text,
-            text_mask=mask,
-            problems=tuple(problems),
-        )
-
-
-class _Stream(Dataset):
+class Stream(Dataset):
     """Lists of positions -> Batch. A UserError is returned, not raised: torch would wrap it in a worker's traceback."""
 
-    def __init__(self, pictures: _Pictures, seed: int):
+    def __init__(self, pictures: Pictures, seed: int):
         self.pictures, self.seed = pictures, seed
         self.order = Order(seed, pictures.dataset.sizes, pictures.config.window)
 
@@ -264,8 +134,8 @@ class Loader:
         self.dataset.check_cache(2 * config.window)  # while one window ends, the next begins
         self.config, self.position = config, position
         self._pin_memory = pin_memory
-        self._pictures = _Pictures(self.dataset, config, resolution, low_resolution, text)
-        self._stream = _Stream(self._pictures, seed)
+        self._pictures = Pictures(self.dataset, config, resolution, low_resolution, text)
+        self._stream = Stream(self._pictures, seed)
         self._positions = _Positions(position, batch_size, rank, world_size)
 
     @property
@@ -301,24 +171,3 @@ class Loader:
 
 def _identity(batch: Any) -> Any:
     return batch
-
-
-def dataset_batch(
-    folder: str | Path,
-    indices: list[int],
-    *,
-    resolution: int,
-    low_resolution: int | None = None,
-    text: TextLike | None = None,
-    split: str = "train",
-) -> Batch:
-    """The given samples as one Batch, uncropped and unflipped: for validation. A bad sample is a UserError."""
-    dataset = open_split(folder, split)
-    pictures = _Pictures(dataset, DataConfig(), resolution, low_resolution, text)
-    pairs = []
-    for i in indices:
-        try:
-            pairs.append(pictures.pair(i))
-        except BadSample as error:
-            raise UserError(f"{dataset.key(i)} in {dataset.tar_path(dataset.locate(i)[0])}: {error}") from None
-    return pictures.batch(-1, list(indices), pairs, [])

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from imagen.cascade import SamplingConfig, StageConfig
 from imagen.config import Experiment
-from imagen.data.loader import DataConfig
+from imagen.data.config import DataConfig
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.models.config import UNetConfig
 from imagen.models.text import TextConfig

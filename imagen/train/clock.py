@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from imagen.data.loader import Batch
+from imagen.data.batches import Batch
 from imagen.train.logging import Row
 from imagen.train.ranks import Ranks
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from imagen.cascade.config import StageConfig
-from imagen.data.loader import DataConfig
+from imagen.data.config import DataConfig
 from imagen.diffusion.schedule import ScheduleConfig
 from imagen.errors import UserError, check_number
 from imagen.models.precision import Precision

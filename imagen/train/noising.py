@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from imagen.cascade.config import StageConfig
-from imagen.data.loader import Batch
+from imagen.data.batches import Batch
 from imagen.diffusion.objective import Loss, earlier_logsnr, loss, stratified_times
 from imagen.diffusion.schedule import ScheduleConfig, build_label, build_schedule, diffuse
 from imagen.models.resize import upsample

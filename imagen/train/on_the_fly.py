@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imagen.data.batches import Batch
+from imagen.data.config import DataConfig
 from imagen.data.embeddings import pad
 from imagen.data.encode import BATCH_TOKENS, Encoder, token_batches
-from imagen.data.loader import Batch, DataConfig, Loader
+from imagen.data.loader import Loader
 from imagen.data.shards import ShardedDataset
 from imagen.models.text import LazyEncoder
 from imagen.train.config import Experiment

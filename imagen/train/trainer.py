@@ -14,8 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from imagen.data.config import DataConfig
 from imagen.data.encode import Encoder
-from imagen.data.loader import DataConfig, Loader
+from imagen.data.loader import Loader
 from imagen.data.shards import splits
 from imagen.files import write_json
 from imagen.models.precision import autocast, autocast_dtype

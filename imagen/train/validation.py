@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from imagen.data.loader import Batch
+from imagen.data.batches import Batch
 from imagen.train.noising import Noising
 
 

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from imagen.data.batches import dataset_batch
+from imagen.data.config import DataConfig
 from imagen.data.encode import encode_shards
-from imagen.data.loader import DataConfig, Loader, dataset_batch
+from imagen.data.loader import Loader
 from imagen.data.order import epoch_order
 from imagen.data.shard_writer import ShardWriter
 from imagen.data.shards import ShardedDataset

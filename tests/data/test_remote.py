@@ -19,8 +19,9 @@ fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
 
 from imagen.data import remote  # noqa: E402
+from imagen.data.config import DataConfig  # noqa: E402
 from imagen.data.encode import encode_shards  # noqa: E402
-from imagen.data.loader import DataConfig, Loader  # noqa: E402
+from imagen.data.loader import Loader  # noqa: E402
 from imagen.data.remote import Cache, as_url  # noqa: E402
 from imagen.data.shard_writer import ShardWriter  # noqa: E402
 from imagen.data.shards import ShardedDataset, open_split, splits  # noqa: E402

@@ -9,8 +9,9 @@ from conftest import ToyEncoder
 from test_resume import assert_same, stopping_at, without_config
 from toy import experiment, go
 
+from imagen.data.config import DataConfig
 from imagen.data.embeddings import Embeddings
-from imagen.data.loader import DataConfig, Loader
+from imagen.data.loader import Loader
 from imagen.data.shards import open_split
 from imagen.errors import UserError
 from imagen.models import text as text_module

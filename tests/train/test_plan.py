@@ -11,7 +11,7 @@ from ranks import run_on_ranks
 
 from imagen.accounting.ledger import Window
 from imagen.config import override
-from imagen.data.loader import Batch
+from imagen.data.batches import Batch
 from imagen.errors import UserError
 from imagen.models.unet import UNet
 from imagen.presets import preset

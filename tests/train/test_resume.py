@@ -16,7 +16,7 @@ from kept import assert_same, final
 from toy import experiment, go
 
 import imagen
-from imagen.data.loader import DataConfig
+from imagen.data.config import DataConfig
 from imagen.errors import UserError
 from imagen.train import checkpoint
 from imagen.train.checkpoint import CheckpointFolder, checkpoint_paths

@@ -10,7 +10,8 @@ import pytest
 import torch
 from toy import TRAIN, UNET, experiment, go
 
-from imagen.data.loader import DataConfig, Loader
+from imagen.data.config import DataConfig
+from imagen.data.loader import Loader
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.diffusion.schedule import ScheduleConfig, diffuse, noise_label
 from imagen.errors import UserError

@@ -8,7 +8,7 @@ import torch
 
 from imagen.cascade.config import StageConfig
 from imagen.config import Experiment
-from imagen.data.loader import DataConfig
+from imagen.data.config import DataConfig
 from imagen.jsonconfig import to_json
 from imagen.models.config import Level, UNetConfig
 from imagen.models.text import TextConfig

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from imagen.accounting.gpu_kernels import gpu_kernels
 from imagen.accounting.ledger import Ledger, Window
-from imagen.data.loader import Batch
+from imagen.data.batches import Batch
 from imagen.errors import UserError
 from imagen.models.precision import autocast
 from imagen.models.unet import UNet
