@@ -11,9 +11,10 @@ def add(command: Callable[..., Any], add_device: Callable[[argparse.ArgumentPars
     sub = command(
         "deepfloyd",
         deepfloyd,
-        "make a cascade of DeepFloyd IF's weights, as diffusers publishes them",
-        "PATH is a pipeline folder with unet/config.json, as `hf download DeepFloyd/IF-I-XL-v1.0` brings it: one a\n"
-        "stage, base first. Its licence forbids commercial use, and removing its filters: see docs/deepfloyd.md.\n\n"
+        "make a cascade of DeepFloyd IF's weights",
+        "PATH is a pipeline folder with unet/config.json, as `hf download DeepFloyd/IF-I-XL-v1.0` brings it, or\n"
+        "one in IF's first format (config.yml, pytorch_model.bin): one a stage, base first. Its licence forbids\n"
+        "commercial use, and removing its filters: see docs/deepfloyd.md.\n\n"
         "  imagen convert deepfloyd IF-I-XL-v1.0 IF-II-L-v1.0 --out cascade",
         rest="paths",
     )

@@ -1,4 +1,4 @@
-"""DeepFloyd IF, as diffusers publishes it, to a cascade.
+"""DeepFloyd IF to a cascade: as diffusers publishes it, or in its first format (`imagen.convert.original`).
 
 A pipeline folder holds `unet/`, `scheduler/`, `image_noising_scheduler/` (super-resolution), `text_encoder/` and
 `tokenizer/`. What a stage is comes from its own JSON; only what no file says (steps, guidance and the level of the
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from imagen.cascade.config import StageConfig
 from imagen.cascade.storage import check_free, check_stages, write_cascade
+from imagen.convert import original
 from imagen.convert.names import to_ours
 from imagen.convert.scheduler import read_objective, read_sampling, read_schedule
 from imagen.convert.structure import read_unet_config
@@ -76,19 +77,17 @@ def convert_deepfloyd(
 
 def read_stage(folder: Path, before: int | None = None) -> StageConfig:
     """What the stage in a pipeline folder is. `before`: the resolution of the stage that it enlarges, if known."""
-    where = folder / "unet" / "config.json"
-    config = _object(where)
+    (where, config), (scheduler, settings) = _described(folder)
     unet = read_unet_config(config, str(where))
     resolution = config.get("sample_size")
     if type(resolution) is not int or resolution < 1:
         raise UserError(f"{where}: sample_size is {resolution!r}; it must be the side of the stage's pictures")
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    settings = _object(scheduler)
     low_resolution, low_res_schedule = None, read_schedule(settings, str(scheduler))
     if unet.low_res:
         low_resolution = before or resolution // SCALE
-        noising = folder / "image_noising_scheduler" / "scheduler_config.json"
-        low_res_schedule = read_schedule(_object(noising), str(noising))
+        if where.name != original.CONFIG:  # which knows one schedule alone
+            scheduler = folder / "image_noising_scheduler" / "scheduler_config.json"
+            low_res_schedule = read_schedule(_object(scheduler), str(scheduler))
     stage = StageConfig(
         resolution=resolution,
         low_resolution=low_resolution,
@@ -107,14 +106,17 @@ def read_stage(folder: Path, before: int | None = None) -> StageConfig:
 
 def read_weights(folder: Path, stage: StageConfig) -> dict[str, Tensor]:
     """The U-Net's tensors under our names, float32 (a half-precision variant is read where there is no other)."""
-    unet = folder / "unet"
+    where, config = _described(folder)[0]
     tensors: dict[str, Tensor] = {}
-    for file in _weight_files(unet):
-        try:
-            tensors |= load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} cannot be read as safetensors: {error}") from None
-    return {name: tensor.float() for name, tensor in to_ours(tensors, stage.unet, str(unet)).items()}
+    if where.name == original.CONFIG:
+        tensors = original.read_tensors(folder, config)
+    else:
+        for file in _weight_files(where.parent):
+            try:
+                tensors |= load_file(file)
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file} cannot be read as safetensors: {error}") from None
+    return {name: tensor.float() for name, tensor in to_ours(tensors, stage.unet, str(where.parent)).items()}
 
 
 def text_config(encoder: str, cleaning: Cleaning = "lower") -> TextConfig:
@@ -124,14 +126,25 @@ def text_config(encoder: str, cleaning: Cleaning = "lower") -> TextConfig:
 
 
 def _pipeline(path: Path) -> Path:
-    """A pipeline folder: the one that holds `unet/config.json`."""
-    if (path / "unet" / "config.json").is_file():
+    """A folder with `unet/config.json`, or `config.yml`."""
+    if (path / "unet" / "config.json").is_file() or (path / original.CONFIG).is_file():
         return path
     if not path.is_dir():
         raise UserError(f"{path} is no folder; expected a diffusers pipeline with unet/config.json")
-    if (path / "config.yml").is_file():
-        raise UserError(f"{path} is in DeepFloyd's first format; convert the one with unet/config.json (diffusers)")
-    raise UserError(f"{path} holds no unet/config.json; expected a diffusers pipeline of DeepFloyd IF")
+    raise UserError(
+        f"{path} holds neither unet/config.json nor {original.CONFIG}; expected a diffusers pipeline of DeepFloyd IF, "
+        "or IF's first format"
+    )
+
+
+def _described(folder: Path) -> tuple[tuple[Path, Mapping[str, Any]], tuple[Path, Mapping[str, Any]]]:
+    """Its U-Net and scheduler as diffusers describes them, each with the file that says so."""
+    unet, scheduler = folder / "unet" / "config.json", folder / "scheduler" / "scheduler_config.json"
+    if unet.is_file():  # a repository may hold both formats
+        return (unet, _object(unet)), (scheduler, _object(scheduler))
+    where = folder / original.CONFIG
+    config = original.unet_config(original.read_params(folder), str(where))
+    return (where, config), (where, original.scheduler_config(config))
 
 
 def _encoder(folders: Sequence[Path]) -> str:
