@@ -1,6 +1,6 @@
 """Quality against network calls for each sampler: KID of pictures of training captions against the other real drawings.
 
-    python benchmarks/sampler_quality.py draw RUN --data SHARDS --out DIR --sampler dpmpp_2m --steps 20
+    python benchmarks/sampler_quality.py draw emoji --data SHARDS --out DIR --sampler dpmpp_2m --steps 20
     python benchmarks/sampler_quality.py score --data SHARDS --out DIR --plot docs/samplers.png
 
 draw: pictures of captions spread evenly over the training split; picture i has seed i, whatever the sampler. May be
@@ -34,24 +34,21 @@ def drawn(data: str, n: int) -> list[int]:
 
 
 def draw(options: argparse.Namespace) -> None:
-    cascade = imagen.load(options.run, stages=1)
+    cascade = imagen.load(options.cascade, stages=1)
     stage = cascade.stages[0].config
     captions = dataset_batch(
         options.data, drawn(options.data, options.n), resolution=stage.resolution, split="train"
     ).captions
-    settings = replace(
-        stage.sampling,
-        sampler=options.sampler,
-        steps=options.steps,
-        spacing=options.spacing,
-        guidance=options.guidance,
-        threshold="static",
-    )
-    spaced = "" if options.spacing == "time" else f"-{options.spacing}"
+    settings = replace(stage.sampling, sampler=options.sampler, steps=options.steps, spacing=options.spacing)
+    name = options.sampler if options.spacing == "auto" else f"{options.sampler}-{options.spacing}"
+    for field in ("guidance", "damping"):
+        if (value := getattr(options, field)) is not None:
+            settings = replace(settings, **{field: value})
+            name += f"-{field}-{value:g}"
     write_samples(
         cascade,
         captions,
-        Path(options.out) / f"{options.sampler}{spaced}-{options.steps}",
+        Path(options.out) / f"{name}-{options.steps}",
         seed=list(range(options.n)),
         settings=[settings],
         batch_size=16,
@@ -63,7 +60,7 @@ def draw(options: argparse.Namespace) -> None:
 
 
 def calls(folder: Path) -> int:
-    """Network calls of a picture in DIR/SAMPLER-STEPS."""
+    """Network calls of a picture in DIR/NAME-STEPS."""
     steps = int(folder.name.rsplit("-", 1)[1])
     return 2 * steps - 1 if folder.name.startswith("heun") else steps
 
@@ -133,14 +130,15 @@ def plot(rows: list[tuple[str, int, int, float, float]], path: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("draw", "score"))
-    parser.add_argument("run", nargs="?", help="a training run, or a cascade (draw)")
+    parser.add_argument("cascade", nargs="?", help="a cascade, or a training run (draw)")
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--sampler", default="dpmpp_2m")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--spacing", default="time")
-    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--spacing", default="auto")
+    parser.add_argument("--guidance", type=float, help="default: the stage's own")
+    parser.add_argument("--damping", type=float, help="likewise")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--plot")

@@ -7,8 +7,8 @@
 #   STYLES="--iconify noto/icons.json=noto" sh runs/emoji_reference.sh
 # Hardware: two CPU cores (AMD EPYC, AVX512-BF16) made the weights in the package, about 2.5 hours of both for the base
 # and 35 to 40 minutes of one for each of the others, estimated from the speed of each alone.
-# Scores to expect, 64 held-out prompts of each kind, guidance 2: object 100 %, colour 100 %, number 73 %, pair in its
-# relation 6 %; super-resolution +3.4 dB and +2.7 dB over bicubic. The base of these stopped at step 6,764 of 8,000; see
+# Scores to expect, 64 held-out prompts of each kind, guidance 2: object 100 %, colour 100 %, number 70 %, pair in its
+# relation 5 %; super-resolution +3.4 dB and +2.7 dB over bicubic. The base of these stopped at step 6,764 of 8,000; see
 # docs/reference.md. More steps: BASE_STEPS, SR_STEPS.
 set -eu
 out=${1:-reference}

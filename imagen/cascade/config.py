@@ -29,6 +29,7 @@ class SamplingConfig:
     percentile: float = 0.995
     max_scale: float | None = None  # dynamic: s is at most this; None: no limit
     eta: float = 0.0  # ddim
+    damping: float = 0.0  # dpmpp_2m, heun, ddim: noise falls 1 + damping times as fast; mends errors of the network
     gamma: float = 0.3  # ddpm: log variance between the lower (0) and the upper (1) bound
     low_res_noise: float = 0.1  # conditioning-noise level a in [0, 1]
 
@@ -43,7 +44,7 @@ class SamplingConfig:
             raise UserError(f"{where}: steps is {self.steps!r}; it must be a whole number, 1 or more")
         if not math.isfinite(self.guidance):
             raise UserError(f"{where}: guidance is {self.guidance}; it must be a finite number (1 is no guidance)")
-        for name in ("guidance_rescale", "low_res_noise", "eta", "gamma"):
+        for name in ("guidance_rescale", "low_res_noise", "eta", "damping", "gamma"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{where}: {name} is {getattr(self, name)}; it must be from 0 to 1")
         if not 0 < self.percentile <= 1:

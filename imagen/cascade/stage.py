@@ -113,6 +113,7 @@ class Stage:
                 noise=noise,
                 eta=settings.eta,
                 gamma=settings.gamma,
+                damping=settings.damping,
                 on_step=on_step if detail is None else detail.reporting(on_step),
             )
         finally:

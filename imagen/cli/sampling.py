@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 # Options that take one value for all stages, or one for each, with commas or spaces between.
 LISTED = (
     *("--steps", "--guidance", "--guidance-interval", "--guidance-rescale", "--low-res-noise", "--sampler"),
-    *("--spacing", "--strength", "--tile", "--rows"),
+    *("--spacing", "--damping", "--strength", "--tile", "--rows"),
 )
-FIELDS = ("steps", "guidance", "guidance_interval", "guidance_rescale", "low_res_noise", "sampler", "spacing")
+FIELDS = (
+    *("steps", "guidance", "guidance_interval", "guidance_rescale", "low_res_noise", "sampler", "spacing"),
+    "damping",
+)
 # All else is read from the picture.
 BESIDE_FROM = ("command", "cascade", "prompts", "again", "out", "device", "init", "mask", "start")
 
@@ -91,6 +94,9 @@ def _add(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--spacing", type=listed(str), metavar="NAME,...", help="steps even in `time`, in `logsnr`, or `auto`"
+    )
+    sub.add_argument(
+        "--damping", type=listed(float), metavar="D,...", help="let noise fall 1 + D times as fast, for clean outlines"
     )
     sub.add_argument(
         "--tile", type=listed(each(count)), metavar="N,...", help="enlarge in pieces of this side, to save memory"

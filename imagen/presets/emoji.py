@@ -40,7 +40,15 @@ def emoji_64() -> Experiment:
             unet=unet,
             schedule=ScheduleConfig(shift_reference=32),
             objective=ObjectiveConfig(prediction="x0", weighting="velocity"),
-            sampling=SamplingConfig(sampler="dpmpp_2m", steps=20, spacing="auto", guidance=2.0, threshold="static"),
+            sampling=SamplingConfig(
+                sampler="dpmpp_2m",
+                steps=20,
+                spacing="auto",
+                guidance=2.0,
+                guidance_interval=(-20.0, 3.0),  # at low noise it would exaggerate what is drawn already
+                damping=0.1,
+                threshold="static",
+            ),
         ),
         text=MINILM,
         optim=OPTIM,

@@ -131,6 +131,22 @@ def test_deterministic_samplers_have_their_order(sampler, order):
     assert [a / b for a, b in pairwise(uneven)] == pytest.approx([2**order] * 2, rel=0.1)
 
 
+@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpmpp_2m, 2), (heun, 2)])
+def test_damping_is_known_for_gaussian_data(sampler, order):
+    """Of (x - mean) / standard deviation only the share ((s^2 + 1 / SNR_s) / (s^2 + 1 / SNR_t))^(d / 2) is left."""
+    x = torch.tensor([[-1.5, 0.0, 0.7], [1.0, 1.0, -2.0]], dtype=F64)
+    left = ((S2 + math.exp(-6)) / (S2 + math.exp(6))) ** (0.3 / 2)
+    mean = marginal(6.0)[0]
+    exact = mean + left * (exact_ode(x, torch.tensor(-6.0), torch.tensor(6.0)) - mean)
+
+    grids = [torch.linspace(-6, 6, steps + 1, dtype=F64) for steps in (80, 160, 320)]
+    errors = [(sampler(denoise, x, grid, damping=0.3) - exact).abs().max().item() for grid in grids]
+    assert [a / b for a, b in pairwise(errors)] == pytest.approx([2**order] * 2, rel=0.1)
+    # Towards clean pictures the last step is exact and finite, with damping and without.
+    ends = [sampler(denoise, x, [-6.0, 2.0, math.inf], damping=damping) for damping in (0.0, 0.3)]
+    assert all(end.isfinite().all() for end in ends) and not torch.equal(*ends)
+
+
 def test_dpmpp_2m_is_algorithm_2_of_its_paper():
     """Transcribed, for uneven steps: even h_{i-1} / h_i upside down would be of second order, only worse."""
     logsnrs = torch.tensor([-3.0, -1.0, -0.5, 2.0, 3.0], dtype=F64)
