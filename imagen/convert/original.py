@@ -80,6 +80,8 @@ def read_params(folder: Path) -> Mapping[str, Any]:
     for field in _WHOLE:
         if type(params[field]) is not int or params[field] < 1:
             raise UserError(f"{where}: params.{field} is {params[field]!r}; it must be a whole number")
+    if type(params.get("dropout") or 0) not in (int, float):
+        raise UserError(f"{where}: params.dropout is {params['dropout']!r}; it must be a number")
     return params
 
 
@@ -166,18 +168,21 @@ def to_diffusers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where
             targets = ["to_q", "to_k", "to_v"] if kind == "qkv" else ["add_k_proj", "add_v_proj"]
             if kind == "qkv" and len(tensor) == len(tensors.get(f"{match[1]}.proj_out.bias", ())):
                 del targets[1:]  # no self-attention
-            pieces = split_heads(tensor, len(targets), config["attention_head_dim"])
+            head_channels = config["attention_head_dim"]
+            if len(tensor) % (len(targets) * head_channels):
+                raise UserError(f"{where}: tensor {name!r} does not divide into heads of {head_channels}")
+            pieces = _split_heads(tensor, len(targets), head_channels)
             found.update({f"{place}.{to}.{last}": piece for to, piece in zip(targets, pieces, strict=True)})
             continue
-        for theirs, ours in _INSIDE.items():
-            if inside.startswith(theirs):
-                inside = ours + inside[len(theirs) :]
+        for first, diffusers in _INSIDE.items():
+            if inside.startswith(first):
+                inside = diffusers + inside[len(first) :]
                 break
         found[f"{place}.{inside}"] = tensor
     return found
 
 
-def split_heads(tensor: Tensor, parts: int, head_channels: int) -> Sequence[Tensor]:
+def _split_heads(tensor: Tensor, parts: int, head_channels: int) -> Sequence[Tensor]:
     """[heads * parts * head_channels, ...], head by head, as `parts` tensors [heads * head_channels, ...]."""
     rest = tensor.shape[1:]
     return [part.reshape(-1, *rest) for part in tensor.reshape(-1, parts, head_channels, *rest).unbind(1)]
@@ -209,12 +214,12 @@ def _places(blocks: Sequence[int], kinds: Sequence[str]) -> Iterator[tuple[str, 
 
 def _numbers(params: Mapping[str, Any], field: str, where: str) -> list[Any]:
     """A field that is a number, a list of them, or "1,2,3"."""
-    value = params.get(field)
-    if isinstance(value, str) and re.fullmatch(r"[\d., ]+", value):
+    value: Any = params.get(field)
+    if isinstance(value, str) and re.fullmatch(r" *\d+(\.\d+)? *(, *\d+(\.\d+)? *)*", value):
         value = [float(item) if "." in item else int(item) for item in value.split(",")]
-    values = value if isinstance(value, list) else [value]
-    if not values or not all(type(item) in (int, float) for item in values):
-        raise UserError(f"{where}: params.{field} is {params.get(field)!r}; it must be whole numbers, as in 1,2,3")
+    values: list[Any] = value if isinstance(value, list) else [value]
+    if not values or not all(type(item) in (int, float) and item > 0 for item in values):
+        raise UserError(f"{where}: params.{field} is {params.get(field)!r}; it must be numbers above 0, as in 1,2,3")
     return values
 
 

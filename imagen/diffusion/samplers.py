@@ -5,6 +5,11 @@ It calls the denoiser N times, at lambda_0 ... lambda_{N-1} (`heun` twice a step
 level of `step_logsnrs` is +infinity, alpha = 1 and sigma = 0, where the step of every sampler is to return the x0
 estimate itself, without noise. (A finite last level gives x at that level: for tests, or to stop half-way.)
 
+Damping d (of the samplers without noise): the noise (x - alpha x0) / sigma, which a step leaves as it is, shrinks by
+e^(-d h / 2) in a step of length h, so that it falls 1 + d times as fast as the levels say. A network that is not exact
+leaves errors in x that look like more noise than it is told (exposure bias, 2308.15321, where each step's noise is
+scaled by a constant). 0: the probability-flow equation.
+
 Notation: a step goes from t to s, lambda_s > lambda_t. Coefficients are Python floats (float64); x keeps its dtype.
 """
 
@@ -86,7 +91,7 @@ def ddim(
 ) -> Tensor:
     """DDIM (2010.02502), eq. 12 and 16: deterministic at eta = 0, ddpm with gamma = 0 at eta = 1.
 
-    First order in the step size. `damping`: see `_to_level`. Raises ValueError if eta > 0 has no noise.
+    First order in the step size. Raises ValueError if eta > 0 has no noise.
     """
     if eta > 0 and noise is None:
         raise ValueError("ddim with eta > 0 needs noise")
@@ -111,7 +116,6 @@ def dpmpp_2m(
     """DPM-Solver++(2M) (2211.01095, Algorithm 2): deterministic, second order, one call of the denoiser a step.
 
     The first step has no history, and the last is infinitely long: both are first-order steps, those of DDIM.
-    `damping`: see `_to_level`.
     """
     extrapolated = _extrapolating(logsnrs)
 
@@ -147,7 +151,6 @@ def heun(
 
     The linear part of the equation is solved exactly, so that a step is one of DDIM with the mean of the x0 estimates
     at its two ends, where the second end is found by a DDIM step. Two calls of the denoiser a step, one in the last.
-    `damping`: see `_to_level`.
     """
 
     def step(x: Tensor, estimate: Estimate, logsnr_t: float, logsnr_s: float) -> Tensor:
@@ -212,12 +215,7 @@ def _extrapolating(logsnrs: Levels) -> Callable[[Estimate, float, float], Tensor
 
 
 def _to_level(x: Tensor, x0: Tensor, logsnr_t: float, logsnr_s: float, damping: float) -> Tensor:
-    """x_s when x0 stays the same from t to s: the step of DDIM, and the exact solution of the linear part.
-
-    With damping d the noise (x - alpha x0) / sigma, which stays the same, too, shrinks by e^(-d h / 2): it falls 1 + d
-    times as fast as the levels say. A network that is not exact leaves errors in x that look like more noise than it is
-    told (exposure bias, 2308.15321, where each step's noise is scaled by a constant; here steps may have any length).
-    """
+    """x_s when x0 stays the same from t to s: the step of DDIM, and the exact solution of the linear part."""
     (_, sigma_t), (alpha_s, sigma_s) = _alpha_sigma(logsnr_t), _alpha_sigma(logsnr_s)
     # The paper's lambda is log(alpha / sigma), half of ours, and so is its h.
     keep = sigma_s / sigma_t * _damped(damping, logsnr_s - logsnr_t)
