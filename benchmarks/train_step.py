@@ -3,7 +3,7 @@
     python benchmarks/train_step.py emoji_64 --batch 32 [--precision bf16] [--steps N] [--threads N] [--json FILE]
 
 The step is the trainer's: noise, forward and loss, backward, clipping, the optimizer, average of the
-weights. Every text has the preset's largest number of tokens. Loading data is not part of it.
+weights. Every text has as many tokens as a usual caption. Loading data is not part of it.
 """
 
 import argparse
@@ -16,16 +16,16 @@ from measure import BACKWARD, Clock, describe_machine, fill_zeros, machine
 from torch import nn
 
 from imagen.config import Experiment
-from imagen.data.batches import Batch
 from imagen.errors import UserError, check_number
 from imagen.files import write_json
-from imagen.models.precision import Precision, autocast, autocast_dtype
+from imagen.models.precision import Precision, autocast, autocast_dtype, precision_name
 from imagen.models.unet import UNet
 from imagen.presets import preset
 from imagen.run import describe
 from imagen.train.ema import Ema
 from imagen.train.noising import Noising
 from imagen.train.optim import build_optimizer
+from imagen.train.trial import random_batch
 
 PHASES = ("noise", "forward", "backward", "clip, optimizer, EMA")
 
@@ -40,7 +40,7 @@ def main() -> None:
 
     experiment = preset(options.preset)
     dtype = autocast_dtype("cpu", options.precision)
-    precision = "fp32" if dtype is None else "bf16 autocast"
+    precision = precision_name(dtype)
     about = describe(experiment)
     print(f"{experiment.name}: {about['parameters'] / 1e6:,.1f}M parameters, batch {options.batch}, {precision}")
     clocks = measure(experiment, options.batch, options.steps, dtype)
@@ -103,7 +103,7 @@ def measure(experiment: Experiment, batch: int, steps: int, dtype: torch.dtype |
     )
     warm_up = 2
     for step in range(1, steps + warm_up + 1):
-        data = random_batch(experiment, batch, position=step * batch)
+        data = random_batch(experiment, position=step * batch, count=batch)
         with clocks["noise"].running():
             noised = noising(data)
         with clocks["forward"].running(), autocast("cpu", dtype):
@@ -119,26 +119,6 @@ def measure(experiment: Experiment, batch: int, steps: int, dtype: torch.dtype |
             for clock in clocks.values():
                 clock.forget()
     return clocks
-
-
-def random_batch(experiment: Experiment, batch: int, position: int) -> Batch:
-    """Noise for pictures and for texts, in the shapes that the loader would give."""
-    stage, text = experiment.stage, experiment.text
-    side = experiment.data.crop or stage.resolution
-    image = torch.randint(0, 256, (batch, stage.unet.image_channels, side, side), dtype=torch.uint8)
-    low_res = None
-    if stage.low_resolution is not None:
-        scale = stage.resolution // stage.low_resolution
-        low_res = image[:, :, ::scale, ::scale].contiguous()
-    return Batch(
-        position=position,
-        keys=[str(position + index) for index in range(batch)],
-        captions=[""] * batch,
-        image=image,
-        low_res=low_res,
-        text=None if text is None else torch.randn(batch, text.max_tokens, text.width),
-        text_mask=None if text is None else torch.ones(batch, text.max_tokens, dtype=torch.bool),
-    )
 
 
 def report(clocks: dict[str, Clock], rates: dict[str, float], batch: int) -> None:

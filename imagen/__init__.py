@@ -15,8 +15,8 @@ def load(path: Any, *, stages: int | None = None, precision: "Precision" = "fp32
     path: a folder; the name of weights that come with the package, "emoji"; else org/name on the Hugging Face hub, of
         whose files only safetensors and JSON are read.
     stages: only the first so many.
-    precision: "bf16" holds the weights in half of the memory, for sampling in bfloat16; "auto": where the processor
-        has it.
+    precision: "bf16" or "fp16" holds the weights in half of the memory, for sampling in that format; "auto": as the
+        processor multiplies.
 
     Raises UserError if anything is missing or damaged.
     """

@@ -16,6 +16,7 @@ from imagen.data.batches import Batch
 from imagen.data.embeddings import unconditional
 from imagen.data.encode import Encoder
 from imagen.data.shards import index_folder, open_split, splits
+from imagen.devices import default_device
 from imagen.jsonconfig import to_json
 from imagen.models.resize import upsample
 from imagen.pictures import contact_sheet, write_png
@@ -47,7 +48,7 @@ def train_run(
     ranks: the processes that train together (`imagen.train.ranks.joined`), each of which calls this; default: this one.
     """
     data, out = Path(data), Path(out)
-    ranks = ranks or Ranks(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    ranks = ranks or Ranks(torch.device(default_device()))
     encoder, null = on_the_fly.caption_encoder(experiment, ranks.device), None
     if encoder is not None:
         ranks.from_first(lambda: index_folder(data))  # `imagen data encode` need not have been run

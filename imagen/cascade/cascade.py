@@ -20,6 +20,7 @@ from imagen.cascade.running import OnPreview, run
 from imagen.cascade.stage import Stage, build_unet, check_float32
 from imagen.cascade.storage import check_stages, find, read_manifest, read_tensors, read_unconditional, write_cascade
 from imagen.cascade.texts import Encoder, Texts
+from imagen.devices import default_device
 from imagen.diffusion.noise import Variation
 from imagen.errors import UserError, check_number
 from imagen.jsonconfig import to_json
@@ -63,14 +64,15 @@ class Cascade:
     ) -> "Cascade":
         """Read a cascade folder, or the export of a training run; with `stages`, only the first so many.
 
-        precision: "bf16" holds the weights in bfloat16, half of the memory, for sampling in bfloat16 alone, where the
-        pictures are those of "fp32": autocast rounds weights in the same way. "auto": where the processor has it.
+        precision: "bf16" or "fp16" holds the weights in that format, half of the memory, for sampling in it alone.
+            Pictures are those of "fp32" weights, since autocast rounds them in the same way. "auto": the format in
+            which the processor multiplies fastest.
         int8_text: the text encoder will hold its weights in 8 bits. Pictures differ from those of the whole encoder.
 
         Raises UserError, naming file and field, if anything is missing, unknown or damaged.
         """
         folder = find(path)
-        dtype = autocast_dtype("cuda" if torch.cuda.is_available() else "cpu", precision)
+        dtype = autocast_dtype(default_device(), precision)
         for attempt in range(3):
             manifest = read_manifest(folder)
             check_count(stages, [record.config for record in manifest.stages])
@@ -90,7 +92,7 @@ class Cascade:
         return cls(loaded, text=text, unconditional=unconditional, int8_text=int8_text)
 
     def save(self, path: str | Path) -> None:
-        """Write (or replace, atomically) the cascade folder `path`. UserError if its weights were loaded in bf16."""
+        """Write (or replace, atomically) the cascade folder `path`. UserError if loading rounded its weights."""
         for stage in self.stages:
             check_float32(stage.unet, f"stage {stage.config.resolution} cannot be saved")
         manifest = write_cascade(
@@ -143,7 +145,7 @@ class Cascade:
         batch_size: pictures at a time (default 8); changes speed and memory only.
         vram: GiB of device memory for weights, text encoder and steps. Stages then leave the device between turns, rows
             are cut, and large pictures made in tiles, as far as it takes (`imagen.cascade.memory`).
-        device: default the GPU if there is one. precision: "auto" is bfloat16 where the processor has it.
+        device: default the GPU if there is one. precision: "auto" is the format in which it multiplies fastest.
 
         Raises UserError, before anything is computed, for what cannot be done.
         """

@@ -23,6 +23,7 @@ from imagen.cascade.stage import Detail, Stage, denoiser
 from imagen.cascade.tiles import Tile
 from imagen.diffusion.samplers import sample
 from imagen.errors import UserError
+from imagen.models.precision import autocast_dtype
 from imagen.models.unet import UNet
 
 GIB = 2**30
@@ -39,7 +40,7 @@ def fit(plan: Plan, stages: list[Stage], gib: float, text_tokens: int) -> Plan:
     limit = gib * GIB
     weights = [weight_bytes(stage.unet) for stage in stages]
     offload = plan.device.type != "cpu" and sum(weights) > limit / 2
-    dtype = torch.bfloat16 if plan.precision == "bf16" else None
+    dtype = autocast_dtype(plan.device, plan.precision)
     rows, tiles = [min(n, len(plan.prompts)) for n in plan.rows], list(plan.tiles)
     for i, stage in enumerate(stages):
         room = limit - (weights[i] if offload else sum(weights))

@@ -13,9 +13,10 @@ from PIL import Image
 from imagen.cascade.config import SamplingConfig, StageConfig
 from imagen.cascade.sizes import Size, sizes_above, sizes_for, sizes_like
 from imagen.cascade.tiles import Tile
+from imagen.devices import default_device
 from imagen.diffusion.noise import Variation
 from imagen.errors import UserError, check_number, suggest
-from imagen.models.precision import Precision, autocast_dtype
+from imagen.models.precision import Precision, autocast_dtype, precision_name
 
 FIELDS = tuple(field.name for field in dataclasses.fields(SamplingConfig))
 PAIRS = ("guidance_interval", "logsnr_range")  # fields whose one value is two numbers
@@ -41,7 +42,7 @@ class Plan:
     batch_size: int  # pictures that go through the stages together
     rows: tuple[int, ...]  # pictures in one call of the network, at most batch_size
     device: torch.device
-    precision: Precision  # "fp32" or "bf16", never "auto"
+    precision: Precision  # never "auto"
     vram: float | None = None  # GiB of device memory that this was cut to, see `imagen.cascade.memory`
     offload: bool = False  # stages are on the device for their turn alone
 
@@ -96,7 +97,7 @@ def make_plan(
     else:
         sizes = sizes_for(run, size) if size or inits is None else sizes_like(run, (inits[0].height, inits[0].width))
         crop = sizes[-1]
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device or default_device())
     return Plan(
         prompts=tuple(prompts),
         negatives=(negative,) * count if isinstance(negative, str) else _exactly(negative, count, "negative prompts"),
@@ -114,7 +115,7 @@ def make_plan(
         batch_size=batch_size,
         rows=tuple(min(n, batch_size) for n in _for_stages(run, batch_size if rows is None else rows, "rows")),
         device=device,
-        precision="fp32" if autocast_dtype(device, precision) is None else "bf16",
+        precision=precision_name(autocast_dtype(device, precision)),
     )
 
 

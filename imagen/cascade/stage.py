@@ -18,7 +18,7 @@ from imagen.diffusion.samplers import OnStep, sample, step_logsnrs
 from imagen.diffusion.schedule import build_label, build_schedule, diffuse
 from imagen.errors import UserError
 from imagen.models.config import UNetConfig
-from imagen.models.precision import Precision, autocast, autocast_dtype
+from imagen.models.precision import Precision, autocast, autocast_dtype, precision_name
 from imagen.models.resize import upsample
 from imagen.models.unet import ReadOnce, UNet
 
@@ -227,4 +227,7 @@ def build_unet(config: UNetConfig, tensors: dict[str, Tensor], where: Path, dtyp
 def check_float32(unet: nn.Module, what: str) -> None:
     """UserError, beginning with `what`, if the weights were rounded when they were loaded."""
     if any(parameter.dtype != torch.float32 for parameter in unet.parameters()):
-        raise UserError(f"{what}: its weights were loaded in bf16; load the cascade with precision fp32")
+        held = {parameter.dtype for parameter in unet.parameters()} - {torch.float32}
+        raise UserError(
+            f"{what}: its weights were loaded in {precision_name(held.pop())}; load the cascade with precision fp32"
+        )

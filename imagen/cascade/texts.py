@@ -8,6 +8,7 @@ from torch import Tensor
 
 from imagen.jsonconfig import to_json
 from imagen.models.int8 import to_int8
+from imagen.models.precision import arithmetic
 from imagen.models.text import TextConfig, TextEncoder, load_text_encoder
 
 KEPT = 4096  # prompts whose embeddings stay in memory (T5-XXL: at most 2 MB each)
@@ -55,7 +56,7 @@ class Texts:
 
     def _load(self, device: torch.device, where: torch.device) -> TextEncoder:
         """To `where`, in the format that it would have on `device`."""
-        encoder = load_text_encoder(self.config, where, torch.bfloat16 if device.type == "cuda" else None)
+        encoder = load_text_encoder(self.config, where, arithmetic(device).encoder)
         if self.int8:
             to_int8(encoder.model)
         return encoder

@@ -109,10 +109,12 @@ def _parser() -> Parser:
         "demo",
         commands.demo,
         "train a small cascade on emoji, from nothing, and show what it draws",
+        "It times this machine first, says what it is going to do, and learns as many objects as fit into the time.\n"
         "Run it again to train on. Then look at DIR/index.html.\n\n  imagen demo --minutes 30",
     )
     sub.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="for everything (default: demo)")
-    sub.add_argument("--minutes", type=minutes, default=15.0, help="for everything this run does (default: 15)")
+    sub.add_argument("--minutes", type=minutes, default=10.0, help="for everything this run does (default: 10)")
+    add_device(sub)
 
     actions = command("data", None, "make and look after training data").add_subparsers(dest="action", metavar="ACTION")
     data.add_build(partial(command, within=actions))

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def demo(options: argparse.Namespace) -> None:
     from imagen.demo import run_demo
 
-    run_demo(options.out, minutes=options.minutes)
+    device = choose_device(options.device) if options.device else None
+    run_demo(options.out, minutes=options.minutes, device=device)
 
 
 def data_emoji(options: argparse.Namespace) -> None:
@@ -195,8 +196,10 @@ def choose_device(name: str | None) -> str:
     """`name`, tried out; or the default."""
     import torch
 
+    from imagen.devices import default_device
+
     if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return default_device()
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -107,7 +107,12 @@ def _add(sub: argparse.ArgumentParser) -> None:
         "--vram", type=number, metavar="GIB", help="keep to so much device memory: fewer rows, stages by turns, tiles"
     )
     sub.add_argument("--int8-text", action="store_true", help="hold the text encoder's weights in 8 bits")
-    sub.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="(default: auto)")
+    sub.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="number format of the networks (default: auto, as the processor multiplies fastest)",
+    )
     sub.add_argument("--compile", action="store_true", help="compile the networks: minutes first, then faster")
     sub.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1... (default: a GPU if there is one)")
 
@@ -184,17 +189,17 @@ def _prepared(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
     """The cascade, and what both commands request."""
     from imagen.cascade import Cascade
     from imagen.cli.commands import choose_device
-    from imagen.models.precision import autocast_dtype
+    from imagen.models.precision import autocast_dtype, precision_name
 
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = choose_device(options.device)
     if device == "cuda" and ranks > 1:
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    precision = "fp32" if autocast_dtype(device, options.precision) is None else "bf16"
+    precision = precision_name(autocast_dtype(device, options.precision))
     cascade = Cascade.load(
         options.cascade,
         stages=options.stages,
-        precision=precision,  # type: ignore[arg-type]
+        precision=precision,
         int8_text=options.int8_text,
     )
     if options.compile:

@@ -72,11 +72,13 @@ def build_emoji(
     relations: float = 0.0,
     counts: float = 0.0,
     styles: Mapping[str, str | Path] | None = None,
+    centred: bool = False,
 ) -> dict[str, Any]:
     """Build `out`/train and `out`/heldout; return what `out`/dataset.json says.
 
     relations, counts: shares of the samples that show two objects in a relation, and two to four of a kind.
     styles: further styles, each name with its iconify JSON file; every object that a file has is drawn in them too.
+    centred: single objects are always large and in the middle.
 
     Each sample has a master `SIZE.png` for each of `sizes` (pixels), a caption `.txt` and a `.json`. The shards'
     bytes depend on the arguments alone, not on the number of `workers` (processes; default: one for each core, at
@@ -96,7 +98,7 @@ def build_emoji(
     check_number("counts", counts, least=0)
     check_number("relations + counts", relations + counts, most=0.9)
     arguments: dict[str, Any] = {"sizes": sizes, "variants": variants, "seed": seed, "limit_objects": limit_objects}
-    more = {"relations": relations, "counts": counts, "styles": sorted(styles or {})}
+    more = {"relations": relations, "counts": counts, "styles": sorted(styles or {}), "centred": centred}
     arguments |= {name: value for name, value in more.items() if value}
     if finished := _finished(out, arguments):
         return finished
@@ -109,7 +111,7 @@ def build_emoji(
     _start(out, arguments)
 
     splits = {
-        name: _compositions(drawings, variants, seed, relations, counts, heldout=name == "heldout")
+        name: _compositions(drawings, variants, seed, relations, counts, centred=centred, heldout=name == "heldout")
         for name in ("train", "heldout")
     }
     written = {}
@@ -139,14 +141,21 @@ def build_emoji(
 
 
 def _compositions(
-    drawings: Sequence[Emoji], variants: int, seed: int, relations: float, counts: float, *, heldout: bool
+    drawings: Sequence[Emoji],
+    variants: int,
+    seed: int,
+    relations: float,
+    counts: float,
+    *,
+    centred: bool,
+    heldout: bool,
 ) -> list[Picture]:
     """The pictures of a split, mixed."""
     split: list[Picture] = []
     for emoji in drawings:
         for colour in PALETTE:
             if (colour == heldout_colour(emoji)) == heldout:
-                split += [compose(emoji, colour, variant, seed) for variant in range(variants)]
+                split += [compose(emoji, colour, variant, seed, centred=centred) for variant in range(variants)]
     for_each = len(split) / (1 - relations - counts)
     two = pairs(drawings, round(relations * for_each), heldout=heldout, seed=seed)
     several = groups(drawings, round(counts * for_each), heldout=heldout, seed=seed)

@@ -17,16 +17,29 @@ class HeldoutPrompt(NamedTuple):
     other: str | None = None
 
 
-def heldout_prompts(n: int, seed: int = 0, limit_objects: int | None = OBJECTS) -> list[HeldoutPrompt]:
-    """`n` plain captions of combinations of object and colour never trained on, each of another object.
+# Where in the phrases of `caption` each further wording lies, the plain one first.
+WORDINGS = (0.0, 0.6, 0.8, 0.9)
+
+
+def heldout_prompts(
+    n: int, seed: int = 0, limit_objects: int | None = OBJECTS, *, wordings: int = 1
+) -> list[HeldoutPrompt]:
+    """Return `n` captions of combinations of object and colour never trained on, each of another object.
 
     `limit_objects` must be that of the data set, else a prompt may name an object that training never showed.
+    wordings: 1 to 4, how often a combination may come again in other words, after all have come in the ones before.
+    UserError if there are fewer than `n`.
     """
     ordered = sorted(objects(limit_objects), key=lambda emoji: hashed("prompts", seed, emoji.code))
-    if n > len(ordered):
+    if n > len(ordered) * wordings:
         raise UserError(f"{n} held-out prompts asked for, but there are {len(ordered)} objects")
-    colours = [heldout_colour(emoji) for emoji in ordered[:n]]
-    return [HeldoutPrompt(caption(e, c), c, e.name) for e, c in zip(ordered[:n], colours, strict=True)]
+    colours = {emoji: heldout_colour(emoji) for emoji in ordered}
+    worded = [
+        HeldoutPrompt(caption(emoji, colours[emoji], wording=wording), colours[emoji], emoji.name)
+        for wording in WORDINGS[:wordings]
+        for emoji in ordered
+    ]
+    return worded[:n]
 
 
 def heldout_relations(n: int, seed: int = 0, limit_objects: int | None = OBJECTS) -> list[HeldoutPrompt]:

@@ -15,6 +15,7 @@ SIZES = {
     "medium": (0.75, (0.64, 0.74), 0.80),
     "large": (0.15, (0.92, 1.04), 1.00),
 }
+LARGE_ALONE = {"medium": (1.0, (0.86, 0.94), 1.0)}  # centred and large: what a network learns in minutes
 # Name: (direction in x, direction in y, words)
 PLACES = {
     "center": (0, 0, ""),
@@ -64,14 +65,18 @@ class Composition(Picture):
         return about if self.emoji.style is None else about | {"style": self.emoji.style.name}
 
 
-def compose(emoji: Emoji, colour: str, variant: int = 0, seed: int = 0) -> Composition:
-    """The picture of `emoji` on `colour` that belongs to (seed, variant)."""
+def compose(emoji: Emoji, colour: str, variant: int = 0, seed: int = 0, *, centred: bool = False) -> Composition:
+    """Return the picture of `emoji` on `colour` that belongs to (seed, variant).
+
+    centred: large and in the middle, always; else of the sizes and places of SIZES.
+    """
+    sizes = LARGE_ALONE if centred else SIZES
     key = f"{emoji.code.lower()}-{colour}-{variant}" + (f"-{emoji.style.name}".replace(" ", "-") if emoji.style else "")
     rng = random.Random(hashed(seed, key))
-    size = choose(rng, {name: share for name, (share, _, _) in SIZES.items()})
-    _, (smallest, largest), centred = SIZES[size]
-    off_centre = (1 - centred) / (len(PLACES) - 1)
-    place = choose(rng, {name: centred if name == "center" else off_centre for name in PLACES})
+    size = choose(rng, {name: share for name, (share, _, _) in sizes.items()})
+    _, (smallest, largest), in_the_middle = sizes[size]
+    elsewhere = (1 - in_the_middle) / (len(PLACES) - 1)
+    place = choose(rng, {name: in_the_middle if name == "center" else elsewhere for name in PLACES})
 
     side = smallest + (largest - smallest) * rng.random()
     to_x, to_y, _ = PLACES[place]

@@ -1,141 +1,163 @@
-"""`imagen demo`: the whole path on a small real data set, on a CPU, in minutes.
+"""`imagen demo`: the whole path on a small real data set, in minutes, on any machine.
 
 DIR/octopus.png, DIR/pretrained.png  drawn by the weights that come with the package, before anything is trained
 DIR/data        emoji on coloured backgrounds, at 64 and 256 pixels, with text embeddings
-DIR/emoji_64    training run of the base           (a rerun goes on with it)
-DIR/emoji_256   training run of the super-resolution stage
+DIR/base        training run of the base           (a rerun goes on with it)
+DIR/sr          training run of the super-resolution stage
 DIR/cascade     both, ready to sample
-DIR/index.html  what came of it: prompts never trained on, pictures, loss curves
+DIR/index.html  what came of it: prompts never trained on, before and after, loss curves
 DIR/sheet.png, DIR/summary.json
+
+plan.py     times the machine and chooses how much to learn
+first.py    pictures by the weights in the package
+drawing.py  pictures of held-out prompts, and whether they are right
+page.py     the page
 """
 
-import json
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+import torch
 
 from imagen.cascade import Cascade, assemble
 from imagen.config import Experiment
-from imagen.data.emoji import OBJECTS, HeldoutPrompt, build_emoji, heldout_prompts
+from imagen.data.emoji import build_emoji
 from imagen.data.encode import encode_shards
+from imagen.demo.drawing import Drawings, draw, prompts_for, untrained
 from imagen.demo.first import draw_first
 from imagen.demo.page import write_page
+from imagen.demo.plan import PROMPTS, VARIANTS, Plan, make_plan
+from imagen.demo.report import metrics, summarise
+from imagen.devices import default_device
 from imagen.errors import UserError
-from imagen.evaluate.colour import background_colour
 from imagen.files import read_json, write_json
 from imagen.models.text import LazyEncoder
 from imagen.pictures import contact_sheet, write_png
-from imagen.presets.emoji import MINILM, emoji_64, emoji_256
+from imagen.presets.emoji import MINILM, emoji_256, emoji_mini_64
 from imagen.run import train_run
+from imagen.train.console import duration
+from imagen.train.ranks import Ranks
 
-PROMPTS = 64  # held-out combinations of object and colour that are drawn and judged
-SHOWN = 16  # of them, enlarged to 256
-DRAWING = 1.2  # minutes kept back for it
-SR_SHARE = 0.2  # of the training time; the base, which reads the text, gets the rest
+MINUTES = 10.0
+DATASET = "dataset.json"  # in DIR/data, when it is complete
 Say = Callable[[str], None]
 
 
 def run_demo(
     out: str | Path,
     *,
-    minutes: float = 15.0,
-    objects: int | None = OBJECTS,
+    minutes: float = MINUTES,
+    objects: int | None = None,
     prompts: int = PROMPTS,
     pretrained: bool = True,
+    device: str | None = None,
     say: Say = print,
 ) -> dict[str, Any]:
-    """Build the data, train for what is left of `minutes`, draw, and report; return what summary.json says.
+    """Look at the machine, build the data, train for what is left of `minutes`, draw and report; return summary.json.
 
-    objects: of the data set (None: all). prompts: held-out combinations of object and colour to draw.
-    pretrained: on the first call, begin with pictures by the weights that come with the package.
+    objects: of the data set (default: as many as this machine can learn in the time). prompts: held-out prompts to
+    draw. pretrained: on the first call, begin with pictures by the weights that come with the package.
 
-    Called again on the same folder it goes on training. UserError unless `minutes` is above 0. Where the
-    data alone take longer, it still trains for a quarter of `minutes`.
+    Called again on the same folder it goes on training. Ctrl-C (or SIGTERM) ends the training; what was learned is
+    drawn all the same. UserError unless `minutes` is above 0. Where the rest alone takes longer, it still trains for a
+    quarter of `minutes`.
     """
     out, began = Path(out), time.monotonic()
     if minutes <= 0:
-        raise UserError(f"--minutes {minutes:g}: the demo needs some time; the default is 15")
+        raise UserError(f"--minutes {minutes:g}: the demo needs some time; the default is {MINUTES:g}")
 
     def left() -> float:
-        return minutes - (time.monotonic() - began) / 60
+        return 60 * minutes - (time.monotonic() - began)
+
+    ranks = Ranks(torch.device(device or default_device()))
+    base, sr = emoji_mini_64(), emoji_256()
+    say("looking at this machine: a few training steps of both networks")
+    plan = make_plan(minutes, base, sr, ranks.device, objects=objects or _objects(out), prompts=prompts)
+    _announce(plan, minutes, out, say)
 
     if pretrained and not (out / "octopus.png").exists():
-        draw_first(out, say)
+        draw_first(out, plan, minutes, say)
     say("1/4 data: OpenMoji drawings (CC BY-SA 4.0) on coloured backgrounds, captions, text embeddings")
     data = out / "data"
-    build_emoji(data, sizes=(64, 256), limit_objects=objects)
-    encode_shards(data, LazyEncoder(MINILM))
+    build_emoji(data, sizes=(64, 256), limit_objects=plan.objects, variants=VARIANTS, centred=True)
+    encode_shards(data, LazyEncoder(MINILM, str(ranks.device)))
+    asked = prompts_for(plan)
+    before = draw(_export(out / "base"), asked[: plan.shown], device=ranks.device) or untrained(base, plan, ranks)
 
-    training = max(left() - min(DRAWING, minutes / 4), minutes / 4)  # a tiny budget still trains a little
-    say(f"2/4 super-resolution 64 -> 256: training for {training * SR_SHARE:.1f} minutes")
-    _train(emoji_256(), data, out / "emoji_256", minutes=training * SR_SHARE, say=say)
-    say(f"3/4 base, text -> 64: training for {training * (1 - SR_SHARE):.1f} minutes")
-    _train(emoji_64(), data, out / "emoji_64", minutes=training * (1 - SR_SHARE), say=say)
+    for_base, for_sr = plan.training(left())
+    interrupted = False
+    for number, run, experiment, seconds in ((2, "base", base, for_base), (3, "sr", sr, for_sr)):
+        if not interrupted:
+            name = f"{experiment.name}: {'text -> 64' if run == 'base' else '64 -> 256'}"
+            say(f"{number}/4 {name}, training for {duration(seconds)}")
+            interrupted = _train(experiment, data, out / run, seconds, ranks, say)
 
-    say(f"4/4 drawing {prompts} prompts whose combination of object and colour was never trained on")
+    say(f"4/4 drawing {len(asked)} prompts whose combination of object and colour was never trained on")
     cascade = _assembled(out)
-    asked = heldout_prompts(prompts, limit_objects=objects)
-    small = cascade.sample([p.prompt for p in asked], seeds=list(range(prompts)), stages=1, batch_size=16)
-    shown = range(min(SHOWN, prompts))
-    large = cascade.sample([asked[i].prompt for i in shown], seeds=list(shown), start=[small[i] for i in shown])
-    summary = _summarise(out, cascade, asked, small)
-    captions = [("" if row["right"] else "(wrong) ") + row["prompt"] for row in summary["prompts"]]
-    write_png(out / "sheet.png", contact_sheet(small, captions, columns=8, cell=128))
-    write_json(out / "summary.json", summary)
-    write_page(out / "index.html", summary, small, large, _metrics(out / "emoji_64"), _metrics(out / "emoji_256"))
-
-    say(f"the background has the colour of the prompt in {summary['colour_accuracy']:.0%} of {prompts} pictures")
-    say(f"see {out / 'index.html'} (and {out / 'sheet.png'})")
-    say(f"next: `imagen demo --out {out}` trains on for another {minutes:g} minutes;")
-    say(f'      `imagen sample {out / "cascade"} "a red apple on a blue background" --out pictures` draws your own')
-    return summary
+    drawn = draw(cascade, asked, shown=plan.shown, device=ranks.device, seconds=left() if left() > 0 else None)
+    assert drawn is not None
+    return _report(out, cascade, drawn, before, plan, interrupted, say)
 
 
-def _train(experiment: Experiment, data: Path, run: Path, *, minutes: float, say: Callable[[str], None]) -> None:
-    """A stage, for so long. KeyboardInterrupt if a signal ended it: whoever stops the training stops the demo."""
-    if train_run(experiment, data, run, minutes=minutes, say=say).signalled:
-        raise KeyboardInterrupt
+def _announce(plan: Plan, minutes: float, out: Path, say: Say) -> None:
+    """Say what is going to happen, and how long it takes."""
+    training, _ = plan.training(60 * minutes - plan.data)
+    images = plan.base.images_per_s * training
+    say(f"{plan.machine}: {plan.base.images_per_s:.0f} training pictures per second")
+    say(
+        f"plan for {minutes:g} minutes: {plan.objects} objects on 12 backgrounds; a base that sees about {images:,.0f} "
+        f"pictures, {images / plan.objects:,.0f} of each object; a super-resolution stage; {plan.prompts} pictures"
+    )
+    end = time.strftime("%H:%M", time.localtime(time.time() + 60 * minutes))
+    say(f"it ends at about {end} with {out / 'index.html'}; Ctrl-C ends the training sooner, and draws")
+
+
+def _objects(out: Path) -> int | None:
+    """How many the data of an earlier call have; None without such data."""
+    described = out / "data" / DATASET
+    return read_json(described)["arguments"]["limit_objects"] if described.exists() else None
+
+
+def _train(experiment: Experiment, data: Path, run: Path, seconds: float, ranks: Ranks, say: Say) -> bool:
+    """Train a stage for so long; return whether a signal ended it."""
+    return train_run(experiment, data, run, minutes=seconds / 60, ranks=ranks, say=say).signalled
+
+
+def _export(run: Path) -> Cascade | None:
+    """What an earlier call trained."""
+    folder = run / "export"
+    return Cascade.load(folder) if (folder / "cascade.json").exists() else None
 
 
 def _assembled(out: Path) -> Cascade:
-    """The two runs as one cascade, in place of that of an earlier call."""
+    """The two runs as one cascade, in place of that of an earlier call; the base alone where the other is not there."""
     folder, fresh = out / "cascade", out / ".cascade"
     shutil.rmtree(fresh, ignore_errors=True)
-    assemble([out / "emoji_64", out / "emoji_256"], fresh)
+    assemble([run for run in (out / "base", out / "sr") if (run / "export").exists()], fresh)
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
     return Cascade.load(folder)
 
 
-def _summarise(out: Path, cascade: Cascade, asked: list[HeldoutPrompt], pictures: list[Image.Image]) -> dict[str, Any]:
-    """The state after this call, and those after the calls before it under "history"."""
-    rows: list[dict[str, Any]] = []
-    for prompt, picture in zip(asked, pictures, strict=True):
-        found = background_colour(np.array(picture))
-        rows.append({"prompt": prompt.prompt, "wanted": prompt.colour, "found": found, "right": found == prompt.colour})
-    base, sr = _metrics(out / "emoji_64"), _metrics(out / "emoji_256")
-    state = {
-        "images": cascade.stages[0].info["images"],
-        "sr_images": cascade.stages[1].info["images"],
-        "colour_accuracy": sum(row["right"] for row in rows) / len(rows),
-        "conditional_gap": _last(base, "conditional_gap"),
-        "loss": _last(base, "loss"),
-        "sr_loss": _last(sr, "loss"),
-        "images_per_s": float(np.median([row["images_per_s"] for row in base])) if base else None,
-    }
-    history = read_json(out / "summary.json")["history"] if (out / "summary.json").exists() else []
-    return {**state, "data": "OpenMoji, CC BY-SA 4.0", "history": [*history, state], "prompts": rows}
-
-
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    """Rows of a run's log; none if it was too short for one."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def _last(rows: list[dict[str, Any]], key: str) -> float | None:
-    return next((row[key] for row in reversed(rows) if key in row), None)
+def _report(
+    out: Path, cascade: Cascade, drawn: Drawings, before: Drawings, plan: Plan, interrupted: bool, say: Say
+) -> dict[str, Any]:
+    summary = summarise(out, cascade, drawn, plan)
+    captions = [("" if row["right"] else "(wrong) ") + row["prompt"] for row in summary["prompts"]]
+    write_png(out / "sheet.png", contact_sheet(drawn.small, captions, columns=8, cell=128))
+    write_json(out / "summary.json", summary)
+    write_page(out / "index.html", summary, before, drawn, metrics(out / "base"), metrics(out / "sr"))
+    objects = summary["object_accuracy"]
+    recognised = "" if objects is None else f"the object can be recognised in {objects:.0%} and "
+    say(f"{recognised}the background is right in {summary['colour_accuracy']:.0%} of {len(drawn.small)} pictures")
+    say(f"see {out / 'index.html'} (and {out / 'sheet.png'})")
+    if interrupted:
+        say(f"the training was interrupted; `imagen demo --out {out}` goes on with it")
+        return summary
+    prompt = drawn.prompts[0].prompt
+    say(f"next: `imagen demo --out {out}` trains on, for as long again;")
+    say(f'      `imagen sample {out / "cascade"} "{prompt}" --out pictures` draws your own')
+    return summary

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from imagen.cascade import Cascade
+from imagen.demo.plan import Plan
 from imagen.errors import UserError
 from imagen.pictures import contact_sheet, write_png
 from imagen.weights import packaged
@@ -19,11 +20,20 @@ SMALL = (  # by the first two
     "a star on a pink background",
     "three pears on a gray background",
 )
+# 10^9 operations of a picture of 1024 pixels and of the six smaller ones, at the weights' own sampling defaults.
+LARGE_GFLOP, SMALL_GFLOP = 330.0, 850.0
+SHARE = 0.1  # of the demo's time that these pictures may take
 
 
-def draw_first(out: Path, say: Callable[[str], None]) -> list[Path]:
-    """Write out/octopus.png (1024 pixels) and out/pretrained.png; return their paths: none without the weights."""
-    began = time.monotonic()
+def draw_first(out: Path, plan: Plan, minutes: float, say: Callable[[str], None]) -> list[Path]:
+    """Write out/octopus.png (1024 pixels) and out/pretrained.png; return their paths.
+
+    What would take more than a tenth of `minutes` on this machine is left out, and so is everything where the package
+    comes without the weights.
+    """
+    began, budget = time.monotonic(), SHARE * 60 * minutes
+    if plan.base.forward_seconds(LARGE_GFLOP) > budget:
+        return []
     try:
         folder = packaged(NAME)
     except UserError as error:
@@ -34,9 +44,12 @@ def draw_first(out: Path, say: Callable[[str], None]) -> list[Path]:
     cascade = Cascade.load(folder)
     sheet, octopus = out / "pretrained.png", out / "octopus.png"
     write_png(octopus, cascade.sample([LARGE], seeds=1, progress=False)[0])
-    small = cascade.sample(
-        list(SMALL), seeds=1, stages=min(2, len(cascade.stages)), batch_size=len(SMALL), progress=False
-    )
-    write_png(sheet, contact_sheet(small, SMALL, columns=3, cell=256))
-    say(f"    {octopus} and {sheet}, in {time.monotonic() - began:.0f} s; the rest trains a cascade from nothing")
-    return [octopus, sheet]
+    paths = [octopus]
+    if plan.base.forward_seconds(LARGE_GFLOP + SMALL_GFLOP) <= budget:
+        stages, batch_size = min(2, len(cascade.stages)), len(SMALL)
+        small = cascade.sample(list(SMALL), seeds=1, stages=stages, batch_size=batch_size, progress=False)
+        write_png(sheet, contact_sheet(small, SMALL, columns=3, cell=256))
+        paths.append(sheet)
+    drawn = " and ".join(map(str, paths))
+    say(f"    {drawn}, in {time.monotonic() - began:.0f} s; the rest trains a cascade from nothing")
+    return paths

@@ -1,37 +1,92 @@
-"""Which number format the network computes in."""
+"""Which number format each part computes in: the one place that decides, from what the processor multiplies fast."""
 
+import os
+import platform
+import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+_DTYPES: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Values of ONEDNN_MAX_CPU_ISA below the first with bfloat16 products.
+_ISA_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The formats of one device. None of them is emulated there."""
+
+    network: torch.dtype | None  # autocast of U-Nets and recognisers, in training and sampling; None: float32
+    encoder: torch.dtype  # weights of a frozen text encoder
+    matrices: torch.dtype  # products inside an optimizer
+
+
+def arithmetic(device: torch.device | str) -> Arithmetic:
+    """Return the formats for `device`.
+
+    bfloat16 where the device multiplies matrices in it: GPUs from Ampere on, CPUs with AMX or AVX512-BF16, others
+    where a measurement of a few milliseconds says so. Other NVIDIA GPUs (Volta, Turing) take float16 for the network
+    alone: T5's activations and the small numbers of an optimizer leave its range. Apple's GPUs take float32, the only
+    format that is tested there. On a CPU the text encoder keeps float32, so that embeddings do not depend on it.
+    """
+    device = torch.device(device)
+    if device.type == "cpu":
+        fast = torch.bfloat16 if _cpu_multiplies_bfloat16() else None
+        return Arithmetic(network=fast, encoder=torch.float32, matrices=fast or torch.float32)
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Arithmetic(network=torch.bfloat16, encoder=torch.bfloat16, matrices=torch.bfloat16)
+        return Arithmetic(network=torch.float16, encoder=torch.float32, matrices=torch.float32)
+    return Arithmetic(network=None, encoder=torch.float32, matrices=torch.float32)
 
 
 def autocast_dtype(device: torch.device | str, precision: Precision = "auto") -> torch.dtype | None:
-    """The autocast format for `device`, or None for plain float32.
+    """Return the autocast format for `device`, or None for plain float32. "auto": as `arithmetic` has it."""
+    return arithmetic(device).network if precision == "auto" else _DTYPES[precision]
 
-    "auto" is bfloat16 where the processor multiplies matrices in it: a GPU with native
-    bfloat16, a CPU with AMX or AVX512-BF16. Elsewhere bfloat16 is emulated, and slower
-    than float32.
-    """
-    if precision == "fp32":
-        return None
-    if precision == "bf16":
-        return torch.bfloat16
-    return torch.bfloat16 if _has_bfloat16(torch.device(device)) else None
+
+def precision_name(dtype: torch.dtype | None) -> Precision:
+    """Return the name of an autocast format: "fp32", "bf16" or "fp16"."""
+    return next(name for name, known in _DTYPES.items() if known == dtype)
 
 
 def autocast(device: torch.device | str, dtype: torch.dtype | None) -> AbstractContextManager:
-    """`torch.autocast` to `dtype` on `device`; nothing at all for None."""
+    """Return `torch.autocast` to `dtype` on `device`; nothing at all for None."""
     return nullcontext() if dtype is None else torch.autocast(torch.device(device).type, dtype=dtype)
 
 
-def _has_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
+@cache
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether bfloat16 products are instructions of the CPU, of those that torch and oneDNN may use.
+
+    Both can be held below what the processor has (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA), and then emulate.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return _bfloat16_is_faster()
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"
+    if limit.upper() in _ISA_WITHOUT_BF16 or not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return False
-    # Private names, and absent in some builds (ARM, macOS): a missing one means no.
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private: one that is missing means no
     return any(getattr(torch.cpu, name, bool)() for name in probes)
+
+
+def _bfloat16_is_faster(side: int = 384, rounds: int = 5) -> bool:
+    """Whether a product of two matrices is at least a quarter faster in bfloat16; takes milliseconds.
+
+    Where it is emulated it is several times slower, so the answer does not hang on what else the machine does.
+    """
+
+    def seconds(dtype: torch.dtype) -> float:
+        x = torch.ones(side, side, dtype=dtype)
+        best = float("inf")
+        for _ in range(rounds):
+            began = time.perf_counter()
+            x @ x
+            best = min(best, time.perf_counter() - began)
+        return best
+
+    return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)

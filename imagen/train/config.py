@@ -21,7 +21,7 @@ class TrainConfig:
     batch_size: int = 2048  # of a step: over all ranks and micro-batches
     micro_batch: int | None = None  # samples of a rank at a time; None: all of its share of the batch
     seed: int = 0
-    precision: Precision = "auto"  # auto: bf16 where the processor has it
+    precision: Precision = "auto"  # auto: bf16 where the processor multiplies it, fp16 on other NVIDIA GPUs, else fp32
     # Noise levels are drawn with t ~ U[0, 1] of this schedule; None: of the stage's, as it is sampled.
     schedule: ScheduleConfig | None = None
     ema_decay: float = 0.9999  # of the average that is sampled and exported

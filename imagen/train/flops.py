@@ -98,12 +98,12 @@ def peak_flops(device: torch.device, experiment: Experiment) -> float | None:
     if device.type != "cuda":
         return None
     tflops = stated_tflops(torch.cuda.get_device_name(device))
-    bf16 = autocast_dtype(device, config.precision) is torch.bfloat16
-    return None if tflops is None else tflops[0 if bf16 else 1] * 1e12
+    half = autocast_dtype(device, config.precision) is not None
+    return None if tflops is None else tflops[0 if half else 1] * 1e12
 
 
 def stated_tflops(name: str) -> tuple[float, float] | None:
-    """With (bfloat16, float32), for a device of this name; None for one that is not known, or part of one (MIG)."""
+    """With (16 bits, float32), for a device of this name; None for one that is not known, or part of one (MIG)."""
     if " MIG " in f"{name} ":
         return None
     return next((tflops for word, tflops in PEAKS.items() if re.search(rf"\b{word}\b", name)), None)

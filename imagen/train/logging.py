@@ -1,9 +1,9 @@
-"""What a run reports: metrics.jsonl, TensorBoard and one line on the console, all from the same numbers."""
+"""What a run reports: metrics.jsonl, TensorBoard and lines on the console, all from the same numbers."""
 
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +11,11 @@ from pathlib import Path
 from torch import Tensor
 
 from imagen.files import cannot_write
+from imagen.train.console import Console, Row
 from imagen.train.rundir import truncate_metrics
 from imagen.train.step import StepResult
 
 BUCKETS = 4  # loss by quarter of t: loss_t0 is almost clean, loss_t3 almost noise
-
-Row = dict[str, float | int | None]
 
 
 @dataclass
@@ -35,8 +34,8 @@ class Meter:
 
     def add(self, result: StepResult) -> None:
         self.bad_samples += result.bad_samples
-        if result.problem is not None:
-            self.nonfinite += 1
+        if not result.applied:
+            self.nonfinite += result.problem is not None
             return
         for loss, t in zip(result.losses, result.times, strict=True):
             bucket = min(int(t * BUCKETS), BUCKETS - 1)
@@ -66,9 +65,9 @@ class Meter:
 
 
 class RunLog:
-    """RUN/metrics.jsonl (strict JSON, one object a logged step), RUN/tensorboard, and lines through `say`."""
+    """RUN/metrics.jsonl (strict JSON, one object a logged step), RUN/tensorboard, and lines on `console`."""
 
-    def __init__(self, run: Path, step: int, say: Callable[[str], None] = print):
+    def __init__(self, run: Path, step: int, console: Console):
         """step: the one to go on from; what was logged after it is dropped."""
         from torch.utils.tensorboard import SummaryWriter  # heavy, and nothing else here needs it
 
@@ -79,9 +78,9 @@ class RunLog:
         except OSError as error:
             raise cannot_write(self._path, error) from None
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-        self._say = say
+        self._console = console
 
-    def write(self, step: int, steps: int, row: Row) -> None:
+    def write(self, step: int, row: Row) -> None:
         row = {"step": step, **{name: _finite(value) for name, value in row.items()}}
         try:
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
@@ -91,7 +90,7 @@ class RunLog:
             for name, value in row.items():
                 if value is not None and name != "step":
                     self._board.add_scalar(name, value, step)
-        self._say(console_line(row, steps))
+        self._console.row(row)
 
     def sync(self) -> None:
         """Onto the disk, before a checkpoint says that these steps are done."""
@@ -118,41 +117,6 @@ class RunLog:
             yield
         except OSError as error:
             raise cannot_write(self._path.with_name("tensorboard"), error) from error
-
-
-def console_line(row: Row, steps: int) -> str:
-    parts = [f"step {row['step']}/{steps}"]
-    for name, form in (
-        ("loss", "loss {:.4f}"),
-        ("grad_norm", "grad {:.3f}"),
-        ("lr", "lr {:.1e}"),
-        ("conditional_gap", "gap {:+.5f}"),
-        ("nonfinite", "skipped {}"),
-        ("images_per_s", "{:.1f} images/s"),
-        ("mfu", "MFU {:.1%}"),
-        ("memory_gb", "{:.1f} GB"),
-    ):
-        if row.get(name) is not None:
-            parts.append(form.format(row[name]))
-    if row.get("data_wait") is not None:
-        rank = row.get("data_wait_rank")
-        parts.append(f"data {row['data_wait']:.0%}" + ("" if rank is None else f" (rank {rank})"))
-    if row.get("slowest_by") is not None:
-        parts.append(f"slowest rank {row['slowest_rank']} by {row['slowest_by']:.0%}")
-    if (eta := row.get("eta_s")) is not None:
-        parts.append(f"ETA {duration(eta)}")
-    return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`3 d 4 h`, `1 h 20 min`, `5 min`, `12 s`."""
-    minutes = round(seconds / 60)
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
 
 
 def _finite(value: float | int | None) -> float | int | None:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from imagen.devices import default_device
 from imagen.errors import UserError
 
 T = TypeVar("T")
@@ -81,12 +82,13 @@ def joined(device: torch.device | str | None = None) -> Iterator[Ranks]:
     Ends a process quietly, with exit code 2, where another one reports the user's mistake, and with a line and 1 where
     another one is lost.
 
-    device: default the GPU of this process's number on its machine, if there are GPUs, else the CPU.
+    device: default the NVIDIA GPU of this process's number on its machine; else, alone, Apple's GPU; else the CPU.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if device is None:
-        device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        alone = default_device() if world_size == 1 else "cpu"
+        device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device(alone)
     device = torch.device(device)
     if device.type == "cuda":
         if device.index is None:

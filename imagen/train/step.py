@@ -14,6 +14,7 @@ from imagen.train.noising import Batch, Noising
 from imagen.train.optim import Optimizers
 from imagen.train.parallel import last_backward
 from imagen.train.ranks import Ranks
+from imagen.train.scaling import LossScale
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,13 @@ class StepResult:
     grad_norm: float  # before clipping
     bad_samples: int  # that the loader replaced
     stop: bool  # some rank was asked to stop
-    problem: str | None  # why the step was not applied, naming samples; None: it was
+    problem: str | None  # what was not finite, naming samples; None: everything was
+    overflowed: bool = False  # the loss scale was too large: the step was skipped
+
+    @property
+    def applied(self) -> bool:
+        """Whether the weights changed."""
+        return self.problem is None and not self.overflowed
 
 
 def training_step(
@@ -41,14 +48,16 @@ def training_step(
     ranks: Ranks | None = None,
     stop: Callable[[], bool] = lambda: False,
     working: Callable[[], AbstractContextManager] = nullcontext,
+    scale: LossScale | None = None,
 ) -> StepResult:
     """Forward and backward over this rank's `count` micro-batches of one size, clip, update; no update if a loss or the
     gradient is not finite on any rank.
 
     The gradient is that of the mean loss over all samples of all ranks, however they are split. stop: whether
-    this rank was asked to. working: around what each rank does on its own, for who measures it.
+    this rank was asked to. working: around what each rank does on its own, for who measures it. scale: of the loss,
+    for float16; changed by what happens.
     """
-    ranks = ranks or Ranks()
+    ranks, scale = ranks or Ranks(), scale or LossScale()
     measured, keys, bad_samples = [], [], 0
     for number, batch in enumerate(batches, 1):
         torch.manual_seed(randomness.seed_for(noising.seed, batch.position, randomness.DROPOUT_LAYERS))
@@ -57,42 +66,48 @@ def training_step(
                 noised = noising(batch)
                 with autocast():
                     loss = noising.loss(network, noised)
-            (loss.total.mean() / count).backward()  # ranks are averaged on the way
+            (loss.total.mean() / count * scale.value).backward()  # ranks are averaged on the way
         measured.append(torch.stack([loss.total.detach(), loss.eps_mse, noised.t_B.to(loss.total)]))
         keys += batch.keys
         bad_samples += batch.skipped
-    grad_norm = clip_gradients(network, clip_norm)
+    grad_norm = clip_gradients(network, clip_norm, scale.value)
 
     own = torch.stack(measured)  # [count, 3, samples]
     # Micro-batch by micro-batch, each from the first rank to the last: the order of the positions.
     losses, eps_mse, times = ranks.gather(own).permute(2, 1, 0, 3).flatten(1).tolist()
     flags = ranks.gather(torch.tensor([bad_samples, stop()], device=own.device)).sum(0).tolist()
-    problem = _nonfinite(keys, own[:, 0].flatten(), losses, grad_norm, ranks)
-    if problem is None:
+    problem, overflowed = None, False
+    if all(map(math.isfinite, (grad_norm, *losses))):
         optimizer.step()
+        scale.held()
+    else:
+        overflowed = all(map(math.isfinite, losses)) and scale.overflowed()
+        problem = None if overflowed else _nonfinite(keys, own[:, 0].flatten(), losses, ranks)
     optimizer.zero_grad()
-    return StepResult(losses, eps_mse, times, grad_norm, flags[0], flags[1] > 0, problem)
+    return StepResult(losses, eps_mse, times, grad_norm, flags[0], flags[1] > 0, problem, overflowed)
 
 
-def clip_gradients(network: nn.Module, limit: float) -> float:
-    """Scale the gradient to norm `limit` if it is longer; returns its norm before. The step's one wait for the device.
+def clip_gradients(network: nn.Module, limit: float, scale: float = 1.0) -> float:
+    """Divide the gradient by `scale`, then shorten it to norm `limit` if it is longer; return its norm before that.
 
-    torch's clip_grad_norm_ goes over every gradient once more even where nothing is to be clipped.
+    The step's one wait for the device. torch's clip_grad_norm_ goes over every gradient once more even where nothing
+    is to be clipped.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
     total = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     if isinstance(total, DTensor):
         total = total.full_tensor()  # of sharded gradients, each rank has seen its own part
     norm = total.item()
-    if norm > limit:
+    # One pass for both: the limit is that of the scaled gradient, and what is left of the scale goes with it.
+    if norm > limit * scale:
         nn.utils.clip_grads_with_norm_(parameters, limit, total)
-    return norm
+    elif scale != 1 and math.isfinite(norm):
+        torch._foreach_div_([parameter.grad for parameter in parameters if parameter.grad is not None], scale)
+    return norm / scale
 
 
-def _nonfinite(keys: list[str], own: Tensor, losses: list[float], grad_norm: float, ranks: Ranks) -> str | None:
-    """What is not finite, and in which samples. keys, own: of this rank's samples, the keys and the losses."""
-    if math.isfinite(grad_norm) and all(map(math.isfinite, losses)):
-        return None
+def _nonfinite(keys: list[str], own: Tensor, losses: list[float], ranks: Ranks) -> str:
+    """Say what is not finite, and in which samples. keys, own: of this rank's samples, the keys and the losses."""
     guilty = [key for key, loss in zip(keys, own.tolist(), strict=True) if not math.isfinite(loss)]
     if found := [key for some in ranks.gather_objects(guilty) for key in some]:
         return f"the loss is not finite for {_listed(found)}"

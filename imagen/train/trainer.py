@@ -19,11 +19,12 @@ from imagen.data.encode import Encoder
 from imagen.data.loader import Loader
 from imagen.data.shards import splits
 from imagen.files import write_json
-from imagen.models.precision import autocast, autocast_dtype
+from imagen.models.precision import autocast, autocast_dtype, precision_name
 from imagen.models.unet import UNet
 from imagen.train import randomness
 from imagen.train.clock import Clock
 from imagen.train.config import Experiment, TrainConfig, check, micro_batches
+from imagen.train.console import Console
 from imagen.train.flops import build_mfu
 from imagen.train.keeping import Export, Keeper
 from imagen.train.logging import Meter, Row, RunLog
@@ -34,6 +35,7 @@ from imagen.train.parallel import build_mesh, parallelize, spread
 from imagen.train.profiling import Profiler, Span, check_span
 from imagen.train.ranks import Ranks
 from imagen.train.rundir import claim, locked
+from imagen.train.scaling import LossScale
 from imagen.train.sharded import free_gathered
 from imagen.train.step import StepResult, training_step
 from imagen.train.stopping import SIGNALLED, Stopper
@@ -104,6 +106,12 @@ class Progress:
     step: int = 0
     skipped_in_a_row: int = 0
     meter: Meter = field(default_factory=Meter)
+    loss_scale: LossScale = field(default_factory=LossScale)
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> "Progress":
+        parts = {"meter": Meter(**facts["meter"]), "loss_scale": LossScale(**facts.get("loss_scale", {}))}
+        return cls(**{**facts, **parts})
 
 
 class Trainer:
@@ -143,10 +151,11 @@ class Trainer:
         copies = dist.group.WORLD if isinstance(self.network, DistributedDataParallel) else None
         self.optimizer = build_optimizer(self.unet.named_parameters(), experiment.optim, copies)
         self.kept = Keeper(run, self.config, self.unet, self.optimizer, self.ranks)
-        self.progress = Progress()
+        self.progress = Progress(loss_scale=LossScale.build(dtype))
         if (facts := self.kept.resume(self.say)) is not None:
-            progress = facts["progress"]
-            self.progress = Progress(**{**progress, "meter": Meter(**progress["meter"])})
+            scale, self.progress = self.progress.loss_scale, Progress.from_json(facts["progress"])
+            if self.progress.loss_scale.active != scale.active:  # gone on with on a device of other formats
+                self.progress.loss_scale = scale
             self.say(f"{run}: going on from step {self.progress.step}")
 
         self.encoder = encoder or caption_encoder(experiment, device)  # None: embeddings lie beside the shards
@@ -181,8 +190,11 @@ class Trainer:
             batches = map(with_other_captions, batches)
         if self.ranks.first:
             (self.folder / "status.json").unlink(missing_ok=True)
-        log = self._open_log()
-        with closing(log) if log else nullcontext(), Stopper(minutes, self.began) as stopper, profiler:
+        console = Console(
+            self.say, config.steps, log_every=config.log_every, began=progress.step, visible=self.ranks.first
+        )
+        log = RunLog(self.folder, progress.step, console) if self.ranks.first else None
+        with closing(log) if log else nullcontext(), Stopper(minutes, self.began) as stopper, profiler, console:
             stop = stopper.reason is not None
             while progress.step < config.steps and (not stop or progress.step == began):
                 progress.step += 1
@@ -202,17 +214,19 @@ class Trainer:
                         ranks=self.ranks,
                         stop=lambda: stopper.reason is not None,
                         working=clock.working.running,
+                        scale=progress.loss_scale,
                     )
-                    if result.problem is None:
+                    if result.applied:
                         self.kept.update(progress.step)
                 stop = result.stop  # all ranks stop after the same step
                 self._note(result)
+                console.stepped(progress.step, result, clock.seconds_per_step, self._eta(clock, stopper))
 
                 if self._due(config.log_every) or self._gap_due():
                     row = {**progress.meter.row(), "lr": lr, "images": self._images, **clock.row()}
                     row |= {**self._measure_gap(), "eta_s": self._eta(clock, stopper)}
                     if log is not None:
-                        log.write(progress.step, config.steps, row)
+                        log.write(progress.step, row)
                     progress.meter = Meter()
                 if sampler is not None and self._due(config.sample_every):
                     self._sample(sampler, log)
@@ -229,12 +243,9 @@ class Trainer:
             write_json(self.folder / "status.json", asdict(ended))
         return ended
 
-    def _open_log(self) -> RunLog | None:
-        return RunLog(self.folder, self.progress.step, self.say) if self.ranks.first else None
-
     def _summary(self) -> str:
         dtype = autocast_dtype(self.ranks.device, self.config.precision)
-        where = f"{spread(self.experiment.parallel, self.ranks)} in {'fp32' if dtype is None else 'bf16'}"
+        where = f"{spread(self.experiment.parallel, self.ranks)} in {precision_name(dtype)}"
         parts = f" in micro-batches of {self.micro_batch}" if self.accumulation > 1 else ""
         return (
             f"{self.experiment.name}: {self.parameters / 1e6:,.1f}M parameters on {where}, {len(self.loader.dataset)} "

@@ -114,9 +114,11 @@ def test_the_same_pictures(monkeypatch: pytest.MonkeyPatch, pipelines: list[Path
     made = ours(monkeypatch, cascade, 10)
     assert difference(made[0], small) < 1e-3
     assert difference(ours(monkeypatch, cascade, 10, start=handed_on)[0], large) < 1e-3
-    # From one stage to the next a pixel might fall on the other side of a rounding edge; with these seeds none does.
-    assert torch.equal(to_uint8(made[0]), to_uint8(small))
-    assert difference(made[1], large) < 1e-3
+    # From one stage to the next a value may fall on the other side of a rounding edge. So the chain is compared with
+    # their second stage on what our first one handed on, which may differ from theirs by a level.
+    levels = (to_uint8(made[0]).int() - to_uint8(small).int()).abs()
+    assert levels.max() <= 1 and (levels > 0).float().mean() < 0.02
+    assert difference(made[1], theirs(monkeypatch, pipelines[1], to_images(to_uint8(made[0])), 10)) < 1e-3
 
 
 def test_a_third_stage_alone(monkeypatch: pytest.MonkeyPatch, pipelines: list[Path], tmp_path: Path) -> None:

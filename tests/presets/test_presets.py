@@ -14,6 +14,7 @@ from imagen.train.trainer import check
 
 PARAMETERS = {
     "emoji_64": 17_432_268,
+    "emoji_mini_64": 7_690_668,
     "emoji_256": 1_393_004,
     "emoji_1024": 856_320,
     "debug_64": 1_196_688,

@@ -6,7 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from toy import experiment, go
 
 from imagen.errors import UserError
-from imagen.train.logging import Meter, console_line, duration
+from imagen.train.logging import Meter
 from imagen.train.rundir import claim
 from imagen.train.step import StepResult
 
@@ -16,6 +16,7 @@ def test_meter_means():
     meter.add(StepResult([1.0, 2.0, 6.0, 4.0], [0.5] * 4, [0.0, 0.24, 0.5, 1.0], 3.0, 1, False, None))
     meter.add(StepResult([5.0, 0.0], [2.0] * 2, [0.1, 0.99], 1.0, 0, False, None))
     meter.add(StepResult([float("nan")], [0.0], [0.5], 9.0, 0, False, "the loss is not finite for x"))
+    meter.add(StepResult([1.0], [0.0], [0.5], float("inf"), 0, False, None, overflowed=True))
     assert meter.row() == {
         "loss": 3.0,
         "eps_mse": 1.0,
@@ -26,17 +27,6 @@ def test_meter_means():
         "nonfinite": 1,
         "bad_samples": 1,
     }
-
-
-def test_lines():
-    row = {"step": 50, "loss": 0.125, "grad_norm": None, "lr": 1e-4, "images_per_s": 61.23, "data_wait": 0.014}
-    row |= {"memory_gb": 12.34, "eta_s": 4800}
-    expected = "step 50/200  loss 0.1250  lr 1.0e-04  61.2 images/s  12.3 GB  data 1%  ETA 1 h 20 min"
-    assert console_line(row, 200) == expected
-    row |= {"mfu": 0.4321, "data_wait_rank": 5, "slowest_rank": 3, "slowest_by": 0.123}
-    expected = "61.2 images/s  MFU 43.2%  12.3 GB  data 1% (rank 5)  slowest rank 3 by 12%  ETA 1 h 20 min"
-    assert console_line(row, 200).endswith(expected)
-    assert [duration(s) for s in (12, 300, 3600, 100_000)] == ["12 s", "5 min", "1 h 0 min", "1 d 3 h"]
 
 
 def test_run_writes_strict_json_and_tensorboard(shards, tmp_path):

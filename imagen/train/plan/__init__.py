@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from imagen.errors import check_number
-from imagen.models.precision import autocast_dtype
+from imagen.models.precision import autocast_dtype, precision_name
 from imagen.train.config import Experiment, check
 from imagen.train.plan.choice import choose
 from imagen.train.plan.gpus import GPUS_A_MACHINE, RESERVED, Gpu, find_gpu
@@ -54,7 +54,7 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
         "gpus": gpus,
         "gpu": gpu,
         "shard": min(experiment.parallel.shard, gpus),
-        "precision": "fp32" if dtype is None else "bf16",
+        "precision": precision_name(dtype),
         "batch_size": experiment.train.batch_size,
         "micro_batch": traced.micro_batch,
         "micro_batches": traced.micro_batches,

@@ -1,0 +1,138 @@
+"""What a person sees of a run while it goes: lines, and on a terminal a live bar below them.
+
+The first line comes seconds after the start: a person wants to know that it works, how fast, and when to look again.
+After it there is a line for each logged step, and at least one a minute.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from tqdm import tqdm
+
+from imagen.train.step import StepResult
+
+Row = dict[str, float | int | None]
+PATIENCE = 8.0  # seconds of silence at the start
+SILENCE = 60.0  # seconds between two lines, at most, where steps are shorter
+
+
+class Console:
+    """Used as a context manager around the loop; every method but `line` is called once a step, or less."""
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        steps: int,
+        *,
+        log_every: int,
+        began: int = 0,
+        visible: bool = True,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """say: where lines go. steps: of the whole run. began: steps that are done. visible: whether to show the
+        bar, on `stream` (default: stderr), where that is a terminal."""
+        self._say, self._steps, self._log_every, self._began = say, steps, log_every, began
+        self._clock, self._last_line, self._first = clock, clock(), True
+        stream = stream or sys.stderr
+        self._bar = tqdm(
+            total=steps,
+            initial=began,
+            unit="step",
+            file=stream,
+            disable=not (visible and stream.isatty()),
+            dynamic_ncols=True,
+        )
+        self._waiting = threading.Timer(PATIENCE, self._still_working)
+        self._waiting.daemon = True
+
+    def __enter__(self) -> "Console":
+        self._waiting.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._waiting.cancel()
+        self._bar.close()
+
+    def line(self, text: str) -> None:
+        """Print a line, above the bar."""
+        self._bar.clear()
+        self._say(text)
+        self._bar.refresh()
+        self._last_line = self._clock()
+
+    def stepped(self, step: int, result: StepResult, seconds_per_step: float, seconds_left: float) -> None:
+        """Report a step, if it is time for a line.
+
+        seconds_per_step: of the steps of this process so far. seconds_left: until training ends.
+        """
+        self._waiting.cancel()
+        loss = sum(result.losses) / len(result.losses)
+        self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+        self._bar.update()
+        if self._first:
+            self._first = False
+            self.line(f"step {step}: loss {loss:.4f}, {self._outlook(step, seconds_per_step, seconds_left)}")
+        elif self._clock() - self._last_line >= SILENCE and self._bar.disable:
+            pace = _pace(seconds_per_step)
+            self.line(f"step {step}/{self._steps}  loss {loss:.4f}  {pace}  ETA {duration(seconds_left)}")
+
+    def row(self, row: Row) -> None:
+        """Print the line of a logged step."""
+        self.line(console_line(row, self._steps))
+
+    def _outlook(self, step: int, seconds_per_step: float, seconds_left: float) -> str:
+        pace, end = _pace(seconds_per_step), f"the end in about {duration(seconds_left)}"
+        if self._log_every == 0:
+            return f"{pace}; {end}"
+        following = -(-(step + 1) // self._log_every) * self._log_every
+        wait = min((following - step) * seconds_per_step, SILENCE)
+        return f"{pace}; the next line in about {duration(wait)}, {end}"
+
+    def _still_working(self) -> None:
+        self.line(f"step {self._began + 1} takes longer than {PATIENCE:.0f} s; a line comes when it is done")
+
+
+def console_line(row: Row, steps: int) -> str:
+    """Return the line of a logged step."""
+    parts = [f"step {row['step']}/{steps}"]
+    for name, form in (
+        ("loss", "loss {:.4f}"),
+        ("grad_norm", "grad {:.3f}"),
+        ("lr", "lr {:.1e}"),
+        ("conditional_gap", "gap {:+.5f}"),
+        ("nonfinite", "skipped {}"),
+        ("images_per_s", "{:.1f} images/s"),
+        ("mfu", "MFU {:.1%}"),
+        ("memory_gb", "{:.1f} GB"),
+    ):
+        if row.get(name) is not None:
+            parts.append(form.format(row[name]))
+    if row.get("data_wait") is not None:
+        rank = row.get("data_wait_rank")
+        parts.append(f"data {row['data_wait']:.0%}" + ("" if rank is None else f" (rank {rank})"))
+    if row.get("slowest_by") is not None:
+        parts.append(f"slowest rank {row['slowest_rank']} by {row['slowest_by']:.0%}")
+    if (eta := row.get("eta_s")) is not None:
+        parts.append(f"ETA {duration(eta)}")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`3 d 4 h`, `1 h 20 min`, `5 min`, `12 s`."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
+
+
+def _pace(seconds_per_step: float) -> str:
+    if seconds_per_step < 0.1:
+        return f"{1 / max(seconds_per_step, 1e-9):.0f} steps/s"
+    return f"{seconds_per_step:.2g} s per step"
