@@ -4,7 +4,7 @@
 
 Pillow decodes in full and reduces with its bicubic filter, which is what FID is usually measured on. The paths take
 turns, picture by picture and in an order that is reversed every other round. The pictures are made here: emoji
-drawings under noise with the spectrum of photographs (amplitude 1/f), quality 90, 4:2:0. Needs `imagen[demo]`.
+drawings under noise with the spectrum of photographs (amplitude 1/f), quality 90, 4:2:0. Needs `imagen-cascade[demo]`.
 
 Reading the entropy code takes most of the time of a scaled decode and grows with the bytes, so there are two amounts
 of noise. One gives 2.2 bits a pixel: three photographs that come with matplotlib (grace_hopper) and scikit-learn

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from imagen.models.precision import Precision
 
 __version__ = "0.1.0"
+__title__ = "imagen-cascade"  # tells this `imagen` from others (imagen_cascade.py)
 
 
 def load(path: Any, *, stages: int | None = None, precision: "Precision" = "fp32") -> "Cascade":

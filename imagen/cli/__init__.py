@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from imagen.cli.arguments import parse
+from imagen.distribution import clashes
 from imagen.errors import UserError
 
 # Trouble with the place that is written to or read from, whichever part met it: the user's to mend, not ours.
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # lines reach a log file as they are printed
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a warning at every fork otherwise
     threading.excepthook = _thread_failed
+    for clash in clashes():
+        print(f"imagen: {clash}", file=sys.stderr)
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         options.run(options)

@@ -11,6 +11,7 @@ from imagen import __version__
 from imagen.cli import commands, convert, data, evaluate, plan, sampling
 from imagen.cli.sampling import LISTED
 from imagen.cli.values import count, count_or_all, file_and_name, minutes, number, span
+from imagen.distribution import NAME
 from imagen.errors import UserError, suggest
 
 NUMBER = r"[-+]?[\d.]+(e[-+]?\d+)?"
@@ -84,9 +85,27 @@ def _without_fields(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return kept, fields
 
 
+class Version(argparse.Action):
+    """Prints what a report of a problem should begin with; torch is imported only if it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        import platform
+
+        import torch
+
+        from imagen.devices import default_device
+        from imagen.models.precision import autocast_dtype, precision_name
+
+        device = default_device()
+        precision = precision_name(autocast_dtype(device))
+        where = f"{device}, {torch.backends.cpu.get_cpu_capability()}, {precision}"
+        print(f"{NAME} {__version__} (torch {torch.__version__}, Python {platform.python_version()}; {where})")
+        parser.exit()
+
+
 def _parser() -> Parser:
     top = Parser(prog="imagen", description="Text-to-image diffusion cascades in pixel space (arXiv 2205.11487).")
-    top.add_argument("--version", action="version", version=f"imagen {__version__}")
+    top.add_argument("--version", action=Version, nargs=0, help="show the versions of imagen and torch, and exit")
     top.set_defaults(run=None, parser=top)
     groups = top.add_subparsers(dest="command", metavar="COMMAND")
 

@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imagen.files import cannot_write
+from imagen.system import is_alive
 
 BEAT = 10.0  # seconds between touches
 STALE = 120.0  # seconds without a touch; network file systems show a touch to others up to a minute late
@@ -104,7 +105,7 @@ class Claims:
         except FileNotFoundError:  # given back just now
             return True
         place, pid, *_ = [*owner.split(" "), "", ""]
-        if place == PLACE and not _alive(int(pid)):
+        if place == PLACE and not is_alive(int(pid)):
             for left in glob.iglob(f".{glob.escape(target.name)}.{pid}-*.tmp", root_dir=target.parent):
                 (target.parent / left).unlink(missing_ok=True)
         else:
@@ -118,13 +119,3 @@ class Claims:
                 return False
         claim.unlink(missing_ok=True)
         return True
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True

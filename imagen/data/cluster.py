@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen.data.engines import Work
+from imagen.distribution import missing
 from imagen.errors import UserError
 
 _LOCAL_STORE = 100_000_000  # bytes for objects of a local instance: nothing but items and reports goes through it
@@ -137,7 +138,7 @@ def _ray() -> Any:
         import ray
         import ray.data
     except ImportError:
-        raise UserError("--engine ray needs Ray Data; run: pip install 'imagen[ray]'") from None
+        raise missing("--engine ray needs Ray Data", "ray") from None
     return ray
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from imagen.distribution import missing
 from imagen.errors import UserError
 
 SOURCE = "OpenMoji"
@@ -287,4 +288,4 @@ def _dropped_words() -> frozenset[str]:
 
 
 def _missing(package: str) -> UserError:
-    return UserError(f"the embedded data set needs the package {package}; pip install 'imagen[demo]'")
+    return missing(f"the embedded data set needs the package {package}", "demo")

@@ -6,7 +6,6 @@ them from copying a file twice, a file appears under its name only when it is wh
 has open stays readable there after it is deleted.
 """
 
-import fcntl
 import hashlib
 import io
 import logging
@@ -21,8 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from imagen.distribution import missing
 from imagen.errors import UserError
 from imagen.files import FULL, cannot_write
+from imagen.system import lock
 
 log = logging.getLogger(__name__)
 
@@ -187,12 +188,7 @@ class Mirror:
 def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold the lock file `path`, which ends with the process at the latest; False if it is taken and not waited for."""
     with open(path, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield lock(file, wait=wait, shared_with_forks=True)
 
 
 def list_files(url: str) -> tuple[dict[str, int | None], bool]:
@@ -258,6 +254,6 @@ def _filesystem(url: str) -> tuple[Any, str]:
             options["client_kwargs"] = {"timeout": timeout}
         return fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
-        raise UserError(f"{url} needs {error.name or error}; run `pip install 'imagen[remote]'`") from None
+        raise missing(f"{url} needs {error.name or error}", "remote") from None
     except ValueError as error:
         raise UserError(f"{url}: {error}; fsspec knows http, https, s3, gs, hf and others") from None

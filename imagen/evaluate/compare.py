@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from imagen.distribution import missing
 from imagen.errors import UserError
 from imagen.evaluate.emoji import read_curve
 from imagen.files import read_json, replacing, write_json
@@ -67,7 +68,7 @@ def draw(preset: str, series: Sequence[tuple[str, Sequence[Row], Sequence[Row]]]
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("drawing needs the package matplotlib; pip install 'imagen[demo]'") from None
+        raise missing("drawing needs the package matplotlib", "demo") from None
     panels: list[tuple[str, str, Any]] = [
         *(
             (f"loss, quarter {i} of t" + (" (almost clean)", "", "", " (almost noise)")[i], "log", name)

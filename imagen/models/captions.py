@@ -11,7 +11,7 @@ import urllib.parse
 from html.parser import HTMLParser
 from typing import Literal
 
-from imagen.errors import UserError
+from imagen.distribution import missing
 
 Cleaning = Literal["none", "lower", "caption"]
 
@@ -92,9 +92,7 @@ def _clean(caption: str) -> str:
     try:
         import ftfy
     except ImportError:
-        raise UserError(
-            "text.cleaning 'caption' needs the package ftfy; run: pip install 'imagen[deepfloyd]'"
-        ) from None
+        raise missing("text.cleaning 'caption' needs the package ftfy", "deepfloyd") from None
     caption = _apply(_BEFORE_HTML, urllib.parse.unquote_plus(caption).strip().lower())
     caption = _apply(_AFTER_HTML, _without_tags(caption))
     if len(_JOINTS.findall(caption)) > 3:  # words-joined-to-one

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from imagen.distribution import missing
 from imagen.errors import UserError, check_number
 from imagen.models.captions import Cleaning, cleaned
 from imagen.models.precision import arithmetic
@@ -166,7 +167,7 @@ def _source(config: TextConfig) -> tuple[str, dict[str, Any]]:
     if config.encoder == EMBEDDED_ENCODER:
         package = importlib.util.find_spec(_EMBEDDED_PACKAGE)  # finds it without running it
         if package is None or not package.submodule_search_locations:
-            raise UserError("the embedded text encoder is not installed; run: pip install 'imagen[demo]'")
+            raise missing("the embedded text encoder is not installed", "demo")
         return str(Path(package.submodule_search_locations[0]) / "model"), {"local_files_only": True}
     folder = Path(config.encoder)
     if folder.is_dir():

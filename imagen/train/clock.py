@@ -6,9 +6,7 @@ gathering of sharded parameters; that is left out. (DDP exchanges the order of i
 step.) Gradients are exchanged later, in the backward pass.
 """
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from imagen.data.batches import Batch
+from imagen.system import peak_resident_bytes
 from imagen.train.logging import Row
 from imagen.train.ranks import Ranks
 
@@ -157,4 +156,4 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes that this process has held so far: on a GPU its tensors, else all of it that was resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak_resident_bytes()

@@ -1,5 +1,6 @@
 """What a run reports: metrics.jsonl, TensorBoard and lines on the console, all from the same numbers."""
 
+import importlib.util
 import json
 import math
 import os
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -14,6 +16,9 @@ from imagen.files import cannot_write
 from imagen.train.console import Console, Row
 from imagen.train.rundir import truncate_metrics
 from imagen.train.step import StepResult
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 BUCKETS = 4  # loss by quarter of t: loss_t0 is almost clean, loss_t3 almost noise
 
@@ -65,19 +70,18 @@ class Meter:
 
 
 class RunLog:
-    """RUN/metrics.jsonl (strict JSON, one object a logged step), RUN/tensorboard, and lines on `console`."""
+    """RUN/metrics.jsonl (strict JSON, one object per logged step), lines on `console`, and, where the package is
+    installed, RUN/tensorboard."""
 
     def __init__(self, run: Path, step: int, console: Console):
         """step: the one to go on from; what was logged after it is dropped."""
-        from torch.utils.tensorboard import SummaryWriter  # heavy, and nothing else here needs it
-
         self._path = run / "metrics.jsonl"
         truncate_metrics(self._path, step)
         try:
             self._file = open(self._path, "a", buffering=1)  # noqa: SIM115  # close() does
         except OSError as error:
             raise cannot_write(self._path, error) from None
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._board = _board(run / "tensorboard", step)
         self._console = console
 
     def write(self, step: int, row: Row) -> None:
@@ -88,7 +92,7 @@ class RunLog:
             raise cannot_write(self._path, error) from error
         with self._board_errors():
             for name, value in row.items():
-                if value is not None and name != "step":
+                if self._board is not None and value is not None and name != "step":
                     self._board.add_scalar(name, value, step)
         self._console.row(row)
 
@@ -103,12 +107,14 @@ class RunLog:
     def pictures(self, name: str, picture_CHW: Tensor, step: int) -> None:
         """A sheet of samples, uint8 [3, H, W]."""
         with self._board_errors():
-            self._board.add_image(name, picture_CHW, step)
+            if self._board is not None:
+                self._board.add_image(name, picture_CHW, step)
 
     def close(self) -> None:
         with self._board_errors():
             self._file.close()
-            self._board.close()
+            if self._board is not None:
+                self._board.close()
 
     @contextmanager
     def _board_errors(self) -> Iterator[None]:
@@ -122,3 +128,12 @@ class RunLog:
 def _finite(value: float | int | None) -> float | int | None:
     """Strict JSON has no NaN."""
     return value if value is None or math.isfinite(value) else None
+
+
+def _board(folder: Path, step: int) -> "SummaryWriter | None":
+    """What writes to TensorBoard from `step` on; None where it is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter  # heavy, and nothing else here needs it
+
+    return SummaryWriter(str(folder), purge_step=step + 1)

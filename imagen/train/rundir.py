@@ -1,6 +1,5 @@
 """RUN, the folder of one training run: which experiment it belongs to, and its metrics file."""
 
-import fcntl
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from typing import Any
 
 from imagen.errors import UserError
 from imagen.files import cannot_write, read_json, replacing, write_json
+from imagen.system import lock
 from imagen.train.checkpoint import checkpoint_paths
 
 # What a run may change when it goes on: nothing here changes what a step computes, but for rounding
@@ -66,16 +66,12 @@ def locked(run: Path) -> Iterator[None]:
     """Keep a second process from training in `run` at the same time (UserError); the lock dies with its process."""
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = open(run / ".lock", "w")  # noqa: SIM115  # closed below
+        opened = open(run / ".lock", "w")  # noqa: SIM115  # closed below
     except OSError as error:
         raise cannot_write(run / ".lock", error) from None
-    with lock as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: a forked loader would keep that one
-        except (BlockingIOError, PermissionError):
-            raise UserError(f"another process is training in {run}; wait for it or choose another folder") from None
-        except OSError:
-            pass  # a file system without locks
+    with opened as file:
+        if not lock(file):
+            raise UserError(f"another process is training in {run}; wait for it or choose another folder")
         yield
 
 

@@ -6,6 +6,8 @@ import time
 from types import FrameType
 from typing import Any
 
+from imagen.system import STOP_SIGNALS
+
 SIGNALLED = "stopped by"
 
 
@@ -41,7 +43,7 @@ class Stopper:
 
     def __enter__(self) -> "Stopper":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            for number in STOP_SIGNALS:
                 self._former[number] = signal.signal(number, self._note)
         return self
 

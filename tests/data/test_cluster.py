@@ -30,7 +30,7 @@ N, PER_PART = 160, 20
 @pytest.fixture(scope="module")
 def ray() -> Iterator[cluster.Ray]:
     """Two workers of one CPU each, on a Ray instance of this machine."""
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'imagen[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'imagen-cascade[ray]'")
     with pytest.MonkeyPatch.context() as patch:
         folders = [Path(imagen.__file__).parents[1], *map(Path, sys.path)]  # what workers shall import comes from here
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
@@ -187,7 +187,7 @@ def test_what_cannot_be_connected_to_is_one_line(mistake, tmp_path, monkeypatch)
     assert "'spark' is neither local nor ray" in mistake(*build, "--engine", "spark")
     assert "--workers belongs to --engine ray" in mistake("data", "encode", tmp_path, "--workers", 2)
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert "run: pip install 'imagen[ray]'" in mistake(*build, "--engine", "ray")
+    assert "run: pip install 'imagen-cascade[ray]'" in mistake(*build, "--engine", "ray")
     with pytest.raises(UserError, match="Ray Client is not supported"):
         cluster._check("ray://head:10001")
     with pytest.raises(UserError, match=r"no Ray cluster answers at 127\.0\.0\.1:1 \(.*refused\)"):

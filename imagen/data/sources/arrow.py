@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from imagen.errors import UserError
+from imagen.distribution import missing
 
 
 def pyarrow(module: str) -> Any:
@@ -13,7 +13,7 @@ def pyarrow(module: str) -> Any:
     try:
         return importlib.import_module(f"pyarrow.{module}")
     except ImportError:
-        raise UserError("this format is read by the package pyarrow; pip install 'imagen[data]'") from None
+        raise missing("this format is read by the package pyarrow", "data") from None
 
 
 def arrow_errors() -> tuple[type[Exception], ...]:

@@ -102,5 +102,5 @@ def test_files_that_cannot_be_used_are_one_line(tmp_path):
 def test_without_pyarrow_the_remedy_is_named(tmp_path, monkeypatch):
     pq.write_table(pa.table({"caption": ["x"], "image": [b"p"]}), tmp_path / "t.parquet")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-    with pytest.raises(UserError, match=r"pip install 'imagen\[data\]'"):
+    with pytest.raises(UserError, match=r"pip install 'imagen-cascade\[data\]'"):
         open_source(tmp_path / "t.parquet").parts()
