@@ -1,10 +1,16 @@
 """The command line in this process, and what one pass over the whole path makes."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import command
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A worker per core: two threads in each would wait for one another. Processes that tests start inherit it.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
 
 QUICK = [
     *("--data.workers", "0", "--train.batch_size", "4", "--train.gap_samples", "4", "--train.precision", "fp32"),

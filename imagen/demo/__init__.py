@@ -42,6 +42,7 @@ from imagen.train.console import duration
 from imagen.train.ranks import Ranks
 
 MINUTES = 10.0
+FIRST_SHARE = 0.1  # of the time, at most, for pictures by the weights in the package
 DATASET = "dataset.json"  # in DIR/data, when it is complete
 Say = Callable[[str], None]
 
@@ -79,7 +80,7 @@ def run_demo(
     _announce(plan, minutes, out, say)
 
     if pretrained and not (out / "octopus.png").exists():
-        draw_first(out, plan, minutes, say)
+        draw_first(out, say, speed=plan.base, budget=FIRST_SHARE * 60 * minutes)
     say("1/4 data: OpenMoji drawings (CC BY-SA 4.0) on coloured backgrounds, captions, text embeddings")
     data = out / "data"
     build_emoji(data, sizes=(64, 256), limit_objects=plan.objects, variants=VARIANTS, centred=True)

@@ -1,13 +1,14 @@
 """What the demo shows before it trains: pictures by the weights that come with the package."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from imagen.cascade import Cascade
-from imagen.demo.plan import Plan
 from imagen.errors import UserError
 from imagen.pictures import contact_sheet, write_png
+from imagen.train.trial import Speed
 from imagen.weights import packaged
 
 NAME = "emoji"
@@ -22,17 +23,18 @@ SMALL = (  # by the first two
 )
 # 10^9 operations of a picture of 1024 pixels and of the six smaller ones, at the weights' own sampling defaults.
 LARGE_GFLOP, SMALL_GFLOP = 330.0, 850.0
-SHARE = 0.1  # of the demo's time that these pictures may take
 
 
-def draw_first(out: Path, plan: Plan, minutes: float, say: Callable[[str], None]) -> list[Path]:
+def draw_first(
+    out: Path, say: Callable[[str], None], *, speed: Speed | None = None, budget: float = math.inf
+) -> list[Path]:
     """Write out/octopus.png (1024 pixels) and out/pretrained.png; return their paths.
 
-    What would take more than a tenth of `minutes` on this machine is left out, and so is everything where the package
-    comes without the weights.
+    speed: of this machine. budget: in seconds; what would take longer by `speed` is left out. So is everything where
+    the package comes without the weights.
     """
-    began, budget = time.monotonic(), SHARE * 60 * minutes
-    if plan.base.forward_seconds(LARGE_GFLOP) > budget:
+    began = time.monotonic()
+    if speed is not None and speed.forward_seconds(LARGE_GFLOP) > budget:
         return []
     try:
         folder = packaged(NAME)
@@ -45,7 +47,7 @@ def draw_first(out: Path, plan: Plan, minutes: float, say: Callable[[str], None]
     sheet, octopus = out / "pretrained.png", out / "octopus.png"
     write_png(octopus, cascade.sample([LARGE], seeds=1, progress=False)[0])
     paths = [octopus]
-    if plan.base.forward_seconds(LARGE_GFLOP + SMALL_GFLOP) <= budget:
+    if speed is None or speed.forward_seconds(LARGE_GFLOP + SMALL_GFLOP) <= budget:
         stages, batch_size = min(2, len(cascade.stages)), len(SMALL)
         small = cascade.sample(list(SMALL), seeds=1, stages=stages, batch_size=batch_size, progress=False)
         write_png(sheet, contact_sheet(small, SMALL, columns=3, cell=256))
