@@ -49,6 +49,26 @@ def check_number(
     raise UserError(f"{name} is {shown(value)}; it must be {' and '.join(wanted) or 'a finite number'}")
 
 
+def check_text(name: str, text: str, most: int | None = None) -> None:
+    """UserError, beginning with `name`, unless `text` is UTF-8, without zero bytes, and at most `most` characters."""
+    if most is not None and len(text) > most:
+        raise UserError(f"{name} has {len(text):,} characters; at most {most:,} are possible ({quoted(text)})")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # what Python makes of bytes that are no text, or JSON of half of a surrogate pair
+        raise UserError(f"{name} is not UTF-8: {quoted(text)}") from None
+    if "\0" in text:
+        raise UserError(f"{name} holds a zero byte: {quoted(text)}")
+
+
+def quoted(value: object) -> str:
+    """As Python writes it, cut where it would fill the screen."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= 60 else f"{value[:50]!r}..."
+    text = shown(value) if isinstance(value, int) and not isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:50]}..."
+
+
 def shown(value: float) -> str:
     """A number for people: 64, 0.25, 2,500,000, about 10^400."""
     if not isinstance(value, int):

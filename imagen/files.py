@@ -94,13 +94,13 @@ def open_given(path: str | Path) -> BinaryIO:
         # Looked at before it is opened, since opening a device may do something; and without waiting, since what is
         # there may be replaced meanwhile.
         _check_regular(path, os.stat(path).st_mode)
-        file = open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         try:
-            _check_regular(path, os.fstat(file.fileno()).st_mode)
+            _check_regular(path, os.fstat(handle).st_mode)
         except UserError:
-            file.close()
+            os.close(handle)
             raise
-        return file
+        return os.fdopen(handle, "rb")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte, or that the system cannot express
@@ -125,7 +125,10 @@ def read_json(path: str | Path) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text (UTF-8 if bytes). ValueError if it is none, or nested so deeply that using it could fail."""
+    """The value of a JSON text (UTF-8 if bytes). ValueError if it is none, or nested more than MOST_NESTED deep.
+
+    Python reads a thousand levels, but what then walks through them fails.
+    """
     too_deep = f"it is nested more than {MOST_NESTED} deep"
     if isinstance(text, bytes):
         text = text.decode("utf-8")

@@ -1,14 +1,14 @@
 """`imagen sample` and `imagen upscale`: options, help, and what they do. Heavy imports are inside."""
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imagen.cli.prompts import Prompt, read_prompts
-from imagen.cli.values import count, each, interval, listed, number
+from imagen.cli.values import count, each, interval, listed, number, whole
 from imagen.errors import UserError
+from imagen.torchrun import place
 
 if TYPE_CHECKING:
     from imagen.cascade import Cascade
@@ -78,9 +78,9 @@ def add_upscale(command: Callable[..., Any]) -> None:
 
 def _add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture of a prompt (default: 0)")
+    sub.add_argument("--seed", type=whole, default=0, metavar="N", help="of the first picture of a prompt (default: 0)")
     sub.add_argument("--n", type=count, default=1, metavar="N", help="pictures of each prompt: seeds N, N + 1, ...")
-    sub.add_argument("--stages", type=int, metavar="K", help="stop after the K-th stage")
+    sub.add_argument("--stages", type=whole, metavar="K", help="stop after the K-th stage")
     one = "one value for all stages, or one for each, as in"
     sub.add_argument("--steps", type=listed(int), metavar="N,...", help=f"sampler steps: {one} 50,20")
     sub.add_argument("--guidance", type=listed(float), metavar="W,...", help="guidance weight (1: none), likewise")
@@ -129,9 +129,6 @@ def sample(options: argparse.Namespace) -> None:
     if not rows:
         raise UserError('no prompts: give some, or --prompts FILE ("" makes a picture without a prompt)')
     negatives = [options.negative if row.negative is None else row.negative for row in rows]
-    for text in (*(row.prompt for row in rows), *negatives):
-        if any("\ud800" <= character <= "\udfff" for character in text):  # what bytes that are no text become
-            raise UserError(f"the prompt {text!r} is not UTF-8")
     from imagen.cascade import write_samples
 
     cascade, request = _prepared(options)
@@ -191,10 +188,10 @@ def _prepared(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
     from imagen.cli.commands import choose_device
     from imagen.models.precision import autocast_dtype, precision_name
 
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, ranks, local = place()
     device = choose_device(options.device)
     if device == "cuda" and ranks > 1:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        device = f"cuda:{local}"
     precision = precision_name(autocast_dtype(device, options.precision))
     cascade = Cascade.load(
         options.cascade,
