@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -122,6 +122,26 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
+
+
+def read_json_lines(path: str | Path, needed: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Read JSON lines; UserError, naming file and line, unless each is an object with the fields `needed`."""
+    try:
+        with open_given(path) as file:
+            lines = file.read().split(b"\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    return [_row(line, f"{path}, line {n}", needed) for n, line in enumerate(lines, 1) if line.strip()]
+
+
+def _row(line: bytes, where: str, needed: Sequence[str]) -> dict[str, Any]:
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        raise UserError(f"{where}, is damaged: {error}") from None
+    if not isinstance(row, dict) or any(name not in row for name in needed):
+        raise UserError(f"{where}, is damaged: it is no object with {', '.join(needed) or 'fields'}")
+    return row
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -73,6 +73,8 @@ def _mistake(error: BaseException) -> str | None:
         return "something is nested too deeply to be read: JSON in JSON, or a folder in a folder, hundreds of times"
     if isinstance(error, OSError) and error.errno in _PLACES:
         return f"{'cannot go on' if error.filename is None else error.filename}: {error.strerror}"
+    if type(error).__name__ == "BrokenProcessPool":  # nearly always the system's doing, when memory ends
+        return "one of this command's processes was killed, perhaps for want of memory; use fewer of them (--workers)"
     if _is_out_of_memory(error):
         return (
             "out of memory; use a smaller batch (--batch-size, --batch-tokens or train.micro_batch) or smaller pictures"
