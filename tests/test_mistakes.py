@@ -39,7 +39,7 @@ WORD, WORDS = "a" * 1_200_000, "cat " * 300_000
         ("--strength 1e400", "strength says what happens to an init picture"),
         ("--vary 1e400", "'1e400' is not a number"),
         ("--vram 1e400", "'1e400' is not a number"),
-        ("--vram -1e300", "vram is -1e.300; it must be above 0"),
+        ("--vram=-1e300", "vram is -1e.300; it must be above 0"),
         ("--seed 1e5", "invalid whole value|is not a whole number"),
         ("--seed " + "9" * 5000, "is not a whole number below 2.63"),
         ("--stages 99999999999999999999", "is not a whole number below 2.63"),
