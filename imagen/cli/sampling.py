@@ -172,9 +172,11 @@ def _again(options: argparse.Namespace) -> None:
     from imagen.cascade import plan_again, write_again
     from imagen.pictures import read_metadata
 
-    made = read_metadata(options.again) or {}
-    options.precision = made.get("precision", options.precision)
-    options.int8_text = bool((made.get("text") or {}).get("int8"))
+    made = read_metadata(options.again) or {}  # which `plan_again` checks
+    precision, text = made.get("precision"), made.get("text")
+    if precision in PRECISIONS:
+        options.precision = precision
+    options.int8_text = isinstance(text, dict) and text.get("int8") is True
     cascade, request = _prepared(options)
     start, init, mask = (_picture(file) for file in (options.start, options.init, options.mask))
     plan, place = plan_again(cascade, options.again, start=start, init=init, mask=mask, device=request["device"])
