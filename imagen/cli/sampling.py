@@ -22,6 +22,7 @@ FIELDS = (
     *("steps", "guidance", "guidance_interval", "guidance_rescale", "low_res_noise", "sampler", "spacing"),
     "damping",
 )
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # All else is read from the picture.
 BESIDE_FROM = ("command", "cascade", "prompts", "again", "out", "device", "init", "mask", "start")
 
@@ -109,7 +110,7 @@ def _add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--int8-text", action="store_true", help="hold the text encoder's weights in 8 bits")
     sub.add_argument(
         "--precision",
-        choices=("auto", "fp32", "bf16", "fp16"),
+        choices=PRECISIONS,
         default="auto",
         help="number format of the networks (default: auto, as the processor multiplies fastest)",
     )
