@@ -1,6 +1,5 @@
 """One experiment: everything that decides what a training run does."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from imagen.cascade import StageConfig
 from imagen.data.config import DataConfig
 from imagen.errors import UserError, suggest
+from imagen.files import parse_json
 from imagen.jsonconfig import from_json, to_json
 from imagen.models.text import TextConfig
 from imagen.train.config import TrainConfig
@@ -72,7 +72,7 @@ def _parse(text: str) -> Any:
     if text in ("True", "False", "None"):  # Python's spelling
         return {"True": True, "False": False, "None": None}[text]
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError:
         return text
     return int(value) if isinstance(value, float) and value.is_integer() else value  # 1e4 steps

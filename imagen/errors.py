@@ -4,6 +4,8 @@ import difflib
 import math
 from collections.abc import Iterable
 
+LIMIT = 2**63  # of whole numbers
+
 
 class UserError(Exception):
     """A mistake that the user can correct.
@@ -28,14 +30,49 @@ def check_number(
     most: float | None = None,
     below: float | None = None,
 ) -> None:
-    """UserError, beginning with `name`, unless `value` is finite and inside the bounds that are given."""
+    """UserError, beginning with `name`, unless `value` is finite and inside the bounds that are given.
+
+    Whole numbers must be below 2^63, too: beyond that neither tensors nor files can count.
+    """
+    finite = -LIMIT <= value < LIMIT if isinstance(value, int) else math.isfinite(value)
     bounds = [
         (least, "at least", least is None or value >= least),
         (above, "above", above is None or value > above),
         (most, "at most", most is None or value <= most),
         (below, "below", below is None or value < below),
     ]
-    if math.isfinite(value) and all(kept for _, _, kept in bounds):
+    if finite and all(kept for _, _, kept in bounds):
         return
-    wanted = " and ".join(f"{words} {bound:g}" for bound, words, _ in bounds if bound is not None)
-    raise UserError(f"{name} is {value:g}; it must be {wanted or 'a finite number'}")
+    wanted = [f"{words} {shown(bound)}" for bound, words, _ in bounds if bound is not None]
+    if not finite and isinstance(value, int) and most is below is None:
+        wanted.append("below 2^63")
+    raise UserError(f"{name} is {shown(value)}; it must be {' and '.join(wanted) or 'a finite number'}")
+
+
+def check_text(name: str, text: str, most: int | None = None) -> None:
+    """UserError, beginning with `name`, unless `text` is UTF-8, without zero bytes, and at most `most` characters."""
+    if most is not None and len(text) > most:
+        raise UserError(f"{name} has {len(text):,} characters; at most {most:,} are possible ({quoted(text)})")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # what Python makes of bytes that are no text, or JSON of half of a surrogate pair
+        raise UserError(f"{name} is not UTF-8: {quoted(text)}") from None
+    if "\0" in text:
+        raise UserError(f"{name} holds a zero byte: {quoted(text)}")
+
+
+def quoted(value: object) -> str:
+    """As Python writes it, cut where it would fill the screen."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= 60 else f"{value[:50]!r}..."
+    text = shown(value) if isinstance(value, int) and not isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:50]}..."
+
+
+def shown(value: float) -> str:
+    """A number for people: 64, 0.25, 2,500,000, about 10^400."""
+    if not isinstance(value, int):
+        return f"{value:g}"
+    if abs(value) >= LIMIT:
+        return f"about {'-' if value < 0 else ''}10^{int(abs(value).bit_length() * math.log10(2))}"
+    return f"{value:,}" if abs(value) >= 10**6 else str(value)

@@ -1,20 +1,29 @@
-"""Files that are either whole or absent."""
+"""Files: written whole or not at all, and opened only if they are files."""
 
 import errno
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
 from imagen.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MOST_NESTED = 100  # lists and objects inside each other in a JSON text; what is written here has fewer than ten
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 @contextmanager
@@ -75,13 +84,87 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read JSON; a missing, unreadable or broken file is a UserError that names it."""
+def open_given(path: str | Path) -> BinaryIO:
+    """Open a file that a user named, for reading bytes; whatever is there, this does not wait.
+
+    Raises UserError naming the path if nothing is there, if it is a folder, a pipe or a device (a pipe that nobody
+    writes to would be waited for without end, a device may have no end), or if it cannot be read.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        # Looked at before it is opened, since opening a device may do something; and without waiting, since what is
+        # there may be replaced meanwhile.
+        _check_regular(path, os.stat(path).st_mode)
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            _check_regular(path, os.fstat(handle).st_mode)
+        except UserError:
+            os.close(handle)
+            raise
+        return os.fdopen(handle, "rb")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte, or that the system cannot express
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _check_regular(path: str | Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
+        raise UserError(f"{path} is {kind}, not a file")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON; a missing, unreadable or broken file, or one nested too deeply, is a UserError that names it."""
+    try:
+        with open_given(path) as file:
+            return parse_json(file.read())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
+
+
+def read_json_lines(path: str | Path, needed: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Read JSON lines; UserError, naming file and line, unless each is an object with the fields `needed`."""
+    try:
+        with open_given(path) as file:
+            lines = file.read().split(b"\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    return [_row(line, f"{path}, line {n}", needed) for n, line in enumerate(lines, 1) if line.strip()]
+
+
+def _row(line: bytes, where: str, needed: Sequence[str]) -> dict[str, Any]:
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        raise UserError(f"{where}, is damaged: {error}") from None
+    if not isinstance(row, dict) or any(name not in row for name in needed):
+        raise UserError(f"{where}, is damaged: it is no object with {', '.join(needed) or 'fields'}")
+    return row
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text (UTF-8 if bytes). ValueError if it is none, or nested more than MOST_NESTED deep.
+
+    Python reads a thousand levels, but what then walks through them fails.
+    """
+    too_deep = f"it is nested more than {MOST_NESTED} deep"
+    if isinstance(text, bytes):
+        text = text.decode("utf-8")
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    if text.count("[") + text.count("{") > MOST_NESTED and _depth(value) > MOST_NESTED:
+        raise ValueError(too_deep)
+    return value
+
+
+def _depth(value: Any) -> int:
+    """How many lists and objects lie inside each other, counted without recursion."""
+    depth, level = 0, [value]
+    while level := [each for each in level if isinstance(each, dict | list)]:
+        depth += 1
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+    return depth

@@ -6,7 +6,7 @@ import math
 import types
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from imagen.errors import UserError, suggest
+from imagen.errors import UserError, check_text, suggest
 
 T = TypeVar("T")
 
@@ -82,6 +82,8 @@ def _build(kind: Any, value: Any, where: str, path: str) -> Any:
         raise _wrong(where, path, value, _WORDS[kind])
     if kind is float and not math.isfinite(value):
         raise _wrong(where, path, value, _WORDS[kind])
+    if kind is str:
+        check_text(f"{where}: {path}", value)
     return value
 
 

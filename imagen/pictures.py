@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from imagen.errors import UserError
-from imagen.files import replacing
+from imagen.files import open_given, parse_json, replacing
 
 KEY = "imagen"  # keyword of the PNG text chunk
 BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for broken files
@@ -35,14 +35,12 @@ def read_picture(path: str | Path) -> Image.Image:
     Raises UserError naming the file if it is missing or broken.
     """
     try:
-        with Image.open(path) as opened:
+        with open_given(path) as file, Image.open(file) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return image.convert("RGB")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
     except BROKEN as error:
         raise UserError(f"{path} is not a picture that can be read: {error}") from None
 
@@ -53,12 +51,10 @@ def read_metadata(path: str | Path) -> dict[str, Any] | None:
     Raises UserError naming the file if it is missing or no PNG at all.
     """
     try:
-        with Image.open(path) as image:
+        with open_given(path) as file, Image.open(file) as image:
             image.load()  # text chunks may follow the pixels
             text = image.info.get(KEY)
-        value = None if text is None else json.loads(text)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
+        value = None if text is None else parse_json(text)
     except BROKEN as error:
         raise UserError(f"{path} is not a picture that can be read: {error}") from None
     return value if isinstance(value, dict) else None

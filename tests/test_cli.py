@@ -533,7 +533,7 @@ def test_pictures_that_cannot_be_enlarged(made, mistake, tmp_path, monkeypatch):
         ("sr", [tmp_path / "none.png"], "none.png does not exist"),
         ("sr", [truncated], "cut.png is not a picture that can be read"),
         ("sr", [good, text], "text.png is not a picture that can be read"),
-        ("sr", [tmp_path], "is not a picture that can be read"),
+        ("sr", [tmp_path], "is a folder, not a file"),
         ("sr", [bomb], "bomb.png is not a picture that can be read: Image size .* exceeds limit"),
         ("base", [good], "nothing to enlarge with"),
     ):

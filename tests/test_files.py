@@ -1,11 +1,13 @@
 import errno
+import json
 import os
+import socket
 
 import pytest
 from safetensors import SafetensorError
 
 from imagen.errors import UserError
-from imagen.files import read_json, replacing, write_json
+from imagen.files import MOST_NESTED, open_given, parse_json, read_json, replacing, write_json
 
 
 def test_a_file_is_replaced_whole_and_synced(tmp_path, monkeypatch):
@@ -79,8 +81,48 @@ def test_not_json(tmp_path):
     (tmp_path / "folder").mkdir()
     for name, message in (
         *(("half", "is not valid JSON"), ("binary", "is not valid JSON"), ("deep", "is not valid JSON")),
-        *(("folder", "cannot read .*: Is a directory"), ("missing", "does not exist")),
+        *(("folder", "folder is a folder, not a file"), ("missing", "does not exist")),
     ):
         with pytest.raises(UserError, match=message) as caught:
             read_json(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_only_files_are_opened(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to("file")
+    for name in ("file", "link"):
+        with open_given(tmp_path / name) as file:
+            assert file.read() == b"abc"
+    os.mkfifo(tmp_path / "pipe")  # nobody will ever write to it
+    (tmp_path / "locked").touch()
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket")
+        for name, message in (
+            *(("pipe", "pipe is a pipe, not a file"), ("socket", "socket is a socket, not a file")),
+            *(("/dev/zero", "/dev/zero is a device, not a file"), (".", ". is a folder, not a file")),
+            *(("gone", "gone does not exist"), ("file/x", "cannot read file/x: Not a directory")),
+            *(("a\0b", "cannot read a\0b: embedded null byte"), ("x" * 300, "cannot read x+: File name too long")),
+        ):
+            with pytest.raises(UserError, match=f"^{message}$"):
+                open_given(name)
+
+
+def test_a_file_that_becomes_a_pipe_is_not_waited_for(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    regular = os.stat(tmp_path / "file")
+    monkeypatch.setattr(os, "stat", lambda *_arguments, **_options: regular)
+    with pytest.raises(UserError, match="is a pipe, not a file"):
+        open_given(tmp_path / "pipe")
+
+
+def test_json_is_nested_so_deeply_and_no_deeper():
+    for opening, closing in (("[", "]"), ('{"a": ', "}")):
+        text = opening * MOST_NESTED + "1" + closing * MOST_NESTED
+        assert json.dumps(parse_json(text)) == text and parse_json(text.encode()) == parse_json(text)
+        for depth in (MOST_NESTED + 1, 900, 100_000):
+            with pytest.raises(ValueError, match=f"nested more than {MOST_NESTED} deep"):
+                parse_json(opening * depth + "1" + closing * depth)
+    assert len(parse_json("[" + ", ".join(["[{}]"] * 1000) + "]")) == 1000  # many, but not deep

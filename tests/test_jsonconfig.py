@@ -90,6 +90,9 @@ def test_number_checks():
         ({}, float("nan"), "x is nan; it must be a finite number"),
         ({"least": 0}, float("nan"), "x is nan; it must be at least 0"),
         ({"least": 0}, float("inf"), "x is inf; it must be at least 0"),
+        ({"least": 1}, 10**400, r"x is about 10\^400; it must be at least 1 and below 2\^63"),
+        ({"least": 1}, -(10**5000), r"x is about -10\^5000; it must be at least 1 and below 2\^63"),
+        ({"most": 10**6}, 2_500_000, "x is 2,500,000; it must be at most 1,000,000"),
     ):
         with pytest.raises(UserError, match=f"^{message}$"):
             check_number("x", value, **bounds)

@@ -11,6 +11,9 @@ from imagen.errors import UserError, check_number, suggest
 from imagen.models.config import UNetConfig
 from imagen.models.resize import Filter
 
+MOST_STEPS = 10_000  # a sampler converges in a hundredth of these
+MOST_GUIDANCE = 1_000.0  # beyond it pictures are noise; float32 overflows at 1e38
+
 Sampler = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun"]
 
 
@@ -42,8 +45,10 @@ class SamplingConfig:
                 raise UserError(f"{where}: unknown {name} {value!r}{hint}; choose {', '.join(known)}")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise UserError(f"{where}: steps is {self.steps!r}; it must be a whole number, 1 or more")
+        check_number(f"{where}: steps", self.steps, most=MOST_STEPS)
         if not math.isfinite(self.guidance):
             raise UserError(f"{where}: guidance is {self.guidance}; it must be a finite number (1 is no guidance)")
+        check_number(f"{where}: guidance", self.guidance, least=-MOST_GUIDANCE, most=MOST_GUIDANCE)
         for name in ("guidance_rescale", "low_res_noise", "eta", "damping", "gamma"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{where}: {name} is {getattr(self, name)}; it must be from 0 to 1")
@@ -53,7 +58,7 @@ class SamplingConfig:
             raise UserError(f"{where}: max_scale is {self.max_scale}; it must be 1 or more, or null for no limit")
         for name in ("guidance_interval", "logsnr_range"):
             pair = getattr(self, name)
-            if pair is not None and not pair[0] < pair[1]:
+            if pair is not None and not -math.inf < pair[0] < pair[1] < math.inf:
                 raise UserError(f"{where}: {name} is ({pair[0]}, {pair[1]}); it must be (lower, upper) log-SNR")
 
 

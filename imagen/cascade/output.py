@@ -16,10 +16,12 @@ from PIL import Image
 from imagen.cascade.cascade import Cascade
 from imagen.cascade.plan import Plan
 from imagen.diffusion.noise import Variation
-from imagen.errors import UserError
+from imagen.errors import UserError, shown
 from imagen.pictures import contact_sheet, read_metadata, read_picture, write_png
 
 SHEET_PICTURES = 256  # a sheet of more would be too large to look at
+MOST_PICTURES = 1_000_000  # of one command
+CAPTION = 300  # characters of it on a sheet
 WAITING = 16  # pictures that wait to be written, before drawing does
 DECIDES = (
     *("prompt", "negative", "seed", "variation", "size", "start", "init", "masks", "strength", "tiles"),
@@ -55,6 +57,7 @@ def write_samples(
     """
     if n < 1:
         raise UserError(f"n is {n}; it must be 1 or more")
+    check_pictures(n, len(prompts))
     seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
     plan = cascade.plan(
         _times(prompts, n),
@@ -115,6 +118,15 @@ def write_sheet(out: str | Path, paths: Sequence[Path], captions: Sequence[str],
         write_png(Path(out) / "sheet.png", contact_sheet([read_picture(path) for path in shown], captions, columns))
 
 
+def check_pictures(n: int, count: int) -> None:
+    """UserError if `n` pictures of each of `count` are more than one command makes."""
+    if n * count > MOST_PICTURES:
+        raise UserError(
+            f"{shown(n)} pictures of each of {shown(count)} are {shown(n * count)}; one command makes at most "
+            f"{MOST_PICTURES:,}: use several, with other seeds and folders"
+        )
+
+
 def path_of(out: str | Path, number: int) -> Path:
     return Path(out) / f"{number:04d}.png"
 
@@ -138,11 +150,13 @@ def _seed(first: int, j: int, vary: float | None) -> int | Variation:
 
 
 def _caption(plan: Plan, picture: int, n: int) -> str:
-    seed = plan.seeds[picture]
+    seed, prompt = plan.seeds[picture], plan.prompts[picture]
+    if len(prompt) > CAPTION:
+        prompt = f"{prompt[:CAPTION]}..."
     if n == 1:
-        return plan.prompts[picture]
+        return prompt
     said = f"{seed.seed} and {seed.other}" if isinstance(seed, Variation) else str(seed)
-    return f"{plan.prompts[picture]} · seed {said}"
+    return f"{prompt} · seed {said}"
 
 
 def _kept(path: Path, wanted: dict[str, Any]) -> bool:

@@ -15,10 +15,11 @@ from imagen.cascade.sizes import Size, sizes_above, sizes_for, sizes_like
 from imagen.cascade.tiles import Tile
 from imagen.devices import default_device
 from imagen.diffusion.noise import Variation
-from imagen.errors import UserError, check_number, suggest
+from imagen.errors import UserError, check_number, check_text, quoted, suggest
 from imagen.models.precision import Precision, autocast_dtype, precision_name
 
 FIELDS = tuple(field.name for field in dataclasses.fields(SamplingConfig))
+MOST_CHARACTERS = 10_000  # of a prompt; encoders read the first 128 to 512 tokens
 PAIRS = ("guidance_interval", "logsnr_range")  # fields whose one value is two numbers
 
 
@@ -82,6 +83,9 @@ def make_plan(
     count = len(prompts)
     if not count:
         raise UserError("no prompts: give at least one (an empty string makes a picture without a prompt)")
+    negatives = (negative,) * count if isinstance(negative, str) else _exactly(negative, count, "negative prompts")
+    for prompt in {*prompts, *negatives}:
+        check_prompt(prompt)
     check_count(stages, cascade)
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be 1 or more")
@@ -100,7 +104,7 @@ def make_plan(
     device = torch.device(device or default_device())
     return Plan(
         prompts=tuple(prompts),
-        negatives=(negative,) * count if isinstance(negative, str) else _exactly(negative, count, "negative prompts"),
+        negatives=negatives,
         seeds=_seeds(seeds, count),
         start=None if start is None else tuple(start),
         start_size=start_size,
@@ -117,6 +121,13 @@ def make_plan(
         device=device,
         precision=precision_name(autocast_dtype(device, precision)),
     )
+
+
+def check_prompt(prompt: Any) -> None:
+    """UserError unless it is text, and of a length that can be read."""
+    if not isinstance(prompt, str):
+        raise UserError(f"a prompt is {quoted(prompt)}; it must be text")
+    check_text("a prompt", prompt, MOST_CHARACTERS)
 
 
 def check_count(stages: int | None, cascade: Sequence[StageConfig]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen.cascade.cascade import Cascade
-from imagen.cascade.output import SHEET_PICTURES, make_folder, path_of, write_plan, write_sheet
+from imagen.cascade.output import SHEET_PICTURES, check_pictures, make_folder, path_of, write_plan, write_sheet
 from imagen.pictures import read_picture
 
 
@@ -30,6 +30,7 @@ def write_upscaled(
 
     Raises UserError for a file that is no picture, and as `write_samples` does.
     """
+    check_pictures(n, len(pictures))
     sizes = [read_picture(picture).size for picture in pictures]
     paths = [path_of(out, number) for number in range(len(pictures) * n)]
     groups = list(_groups(sizes, max(batch_size // n, 1)))

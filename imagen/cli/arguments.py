@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 from imagen import __version__
 from imagen.cli import commands, convert, data, evaluate, plan, sampling
 from imagen.cli.sampling import LISTED
-from imagen.cli.values import count, count_or_all, file_and_name, minutes, number, span
+from imagen.cli.values import count, count_or_all, file_and_name, minutes, number, processes, side, span, whole
 from imagen.distribution import NAME
-from imagen.errors import UserError, suggest
+from imagen.errors import UserError, check_text, suggest
 
 NUMBER = r"[-+]?[\d.]+(e[-+]?\d+)?"
 VALUE = rf"{NUMBER}(:{NUMBER})?|all|none|time|logsnr|ddpm|ddim|dpmpp_2m|dpmpp_2m_sde|heun"
@@ -37,6 +37,8 @@ class Parser(argparse.ArgumentParser):
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of a command line, with the function that does it as `run`. UserError for what cannot be read."""
+    for argument in arguments:
+        check_text("the argument", argument)
     arguments, fields = _without_fields(_joined(arguments))
     options, rest = _parser().parse_known_args(arguments)
     if options.run is None:
@@ -148,7 +150,7 @@ def _parser() -> Parser:
     sub.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="the folder to build")
     sub.add_argument(
         "--sizes",
-        type=count,
+        type=side,
         nargs="+",
         default=[64, 256, 1024],
         metavar="N",
@@ -156,7 +158,7 @@ def _parser() -> Parser:
     )
     sub.add_argument("--variants", type=count, default=4, metavar="N", help="pictures of each pair (default: 4)")
     sub.add_argument("--objects", type=count_or_all, default=96, metavar="N", help="so many, or `all` (default: 96)")
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of size and place (default: 0)")
+    sub.add_argument("--seed", type=whole, default=0, metavar="N", help="of size and place (default: 0)")
     sub.add_argument(
         "--relations", type=number, default=0.0, metavar="F", help="share with two objects, left, right, above, below"
     )
@@ -200,7 +202,7 @@ def _parser() -> Parser:
     data.add_engine(sub)
     sub.add_argument(
         "--workers",
-        type=count,
+        type=processes,
         metavar="N",
         help="with --engine ray: encoders (default: one for each GPU, or for each machine if there is none)",
     )
@@ -215,12 +217,12 @@ def _parser() -> Parser:
         within=actions,
     )
     sub.add_argument("shards", metavar="SHARDS", help="a folder or a URL")
-    sub.add_argument("--resolution", type=count, default=64, metavar="N", help="of the stage (default: 64)")
-    sub.add_argument("--low-resolution", type=count, metavar="N", help="of the input of a super-resolution stage")
+    sub.add_argument("--resolution", type=side, default=64, metavar="N", help="of the stage (default: 64)")
+    sub.add_argument("--low-resolution", type=side, metavar="N", help="of the input of a super-resolution stage")
     sub.add_argument("--crop", type=count, metavar="N", help="side of random crops (default: none)")
     sub.add_argument("--full-decode", action="store_true", help="decode JPEGs at their full size")
     sub.add_argument("--seconds", type=minutes, default=10.0, metavar="S", help="for each of two parts (default: 10)")
-    sub.add_argument("--workers", type=int, default=2, metavar="N", help="processes of the second part (default: 2)")
+    sub.add_argument("--workers", type=whole, default=2, metavar="N", help="processes of the second part (default: 2)")
     sub.add_argument("--json", action="store_true", help="print an object")
 
     sub = command("presets", commands.presets, "list the presets with their sizes")

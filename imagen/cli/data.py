@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagen.cli.values import count, engine, number
+from imagen.cli.values import count, engine, number, processes
 from imagen.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ def add_build(command: Callable[..., Any]) -> None:
     sub.add_argument("--keep-duplicates", action="store_true", help="keep pictures that are there already")
     sub.add_argument("--copy", action="store_true", help="build new shards from shards")
     sub.add_argument("--samples-per-shard", type=count, default=1000, metavar="N", help="at most (default: 1000)")
-    sub.add_argument("--workers", type=count, metavar="N", help="processes (default: one for each core, at most 16)")
+    sub.add_argument(
+        "--workers", type=processes, metavar="N", help="processes (default: one for each core, at most 16)"
+    )
     add_engine(sub)
     sub.add_argument("--encoder", metavar="NAME", help="which one made the embeddings that the source brings")
     sub.add_argument("--max-tokens", type=count, metavar="N", help="of these embeddings")

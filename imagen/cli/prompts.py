@@ -1,16 +1,20 @@
-"""Prompts from a file: text with one a line, JSON lines, or CSV with a header."""
+"""Prompts from a file: text with one a line, JSON, JSON lines, or a table with a header."""
 
 import csv
 import io
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imagen.errors import UserError, suggest
+from imagen.errors import UserError, check_text, quoted, suggest
+from imagen.files import open_given, parse_json
 
 FIELDS = ("prompt", "negative", "seed")
+MOST_BYTES = 1 << 28  # of a file: a million prompts are a tenth of this
+_DIGITS = 18  # of a seed
+
+Row = tuple[str, dict[str, Any]]  # where it stands, and its fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,62 +25,132 @@ class Prompt:
 
 
 def read_prompts(file: Path) -> list[Prompt]:
-    """The prompts of a .txt, .jsonl or .csv file, in order. Empty lines are none; other fields are left alone.
+    """The prompts of a file, in order; how it is read, the end of its name says.
+
+    .txt, or no ending: one a line. .jsonl: one object a line. .json: a list of texts or objects. .csv, .tsv: a table
+    with a header. Lines end at a line feed, with or without a carriage return before it. Empty lines are no prompts;
+    fields other than FIELDS are left alone.
 
     Raises UserError, naming file and line, for what cannot be read.
     """
+    reader = _READERS.get(file.suffix.lower())
+    if reader is None:
+        known = ", ".join(filter(None, _READERS))
+        raise UserError(f"--prompts {file}: files are read whose names end in {known}, or have no ending")
+    return [_prompt(fields, where) for where, fields in reader(f"--prompts {file}", _read(file))]
+
+
+def _read(file: Path) -> str:
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        with open_given(file) as opened:
+            data = opened.read(MOST_BYTES + 1)
+    except UserError as error:
+        raise UserError(f"--prompts: {error}") from None
     except OSError as error:
         raise UserError(f"--prompts {file}: {error.strerror or error}") from None
+    if len(data) > MOST_BYTES:
+        raise UserError(f"--prompts {file} has more than {MOST_BYTES >> 20} MiB; cut it into several files")
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"--prompts {file} is not a text file in UTF-8") from None
-    kind = file.suffix.lower()
-    if kind == ".jsonl":
-        rows = _json_rows(file, text)
-    elif kind == ".csv":
-        rows = _csv_rows(file, text)
-    else:
-        return [Prompt(prompt=line.strip()) for line in text.splitlines() if line.strip()]
-    return [_prompt(row, where) for where, row in rows]
 
 
-def _json_rows(file: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        where = f"--prompts {file}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where}: not valid JSON: {error}") from None
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Numbers and texts of the lines that are not empty. Not `splitlines`: to that, U+2028 ends a line, too."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, line.removesuffix("\r")
+
+
+def _text_rows(where: str, text: str) -> Iterator[Row]:
+    for number, line in _lines(text):
+        yield f"{where}, line {number}", {"prompt": line}
+
+
+def _json_line_rows(where: str, text: str) -> Iterator[Row]:
+    for number, line in _lines(text):
+        row = _parsed(f"{where}, line {number}", line)
         if not isinstance(row, dict):
-            raise UserError(f'{where}: expected an object, as {{"prompt": "a red apple"}}')
-        yield where, row
+            raise UserError(f'{where}, line {number}: expected an object, as {{"prompt": "a red apple"}}')
+        yield f"{where}, line {number}", row
 
 
-def _csv_rows(file: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text), strict=True)
+def _json_rows(where: str, text: str) -> Iterator[Row]:
+    rows = _parsed(where, text)
+    if not isinstance(rows, list):
+        raise UserError(f'{where}: expected a list, as ["a red apple"] or [{{"prompt": "a red apple"}}]')
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, str | dict):
+            raise UserError(f"{where}, prompt {number}: expected a text or an object, not {quoted(row)}")
+        yield f"{where}, prompt {number}", {"prompt": row} if isinstance(row, str) else row
+
+
+def _parsed(where: str, text: str) -> Any:
     try:
-        for row in reader:
-            yield (
-                f"--prompts {file}, line {reader.line_num}",
-                {k: v for k, v in row.items() if k and v != ""} | {"prompt": row.get("prompt")},
-            )
-    except csv.Error as error:
-        raise UserError(f"--prompts {file}, line {reader.line_num}: {error}") from None
+        return parse_json(text)
+    except ValueError as error:
+        raise UserError(f"{where}: not valid JSON: {error}") from None
+
+
+def _csv_rows(where: str, text: str) -> Iterator[Row]:
+    return _table_rows(where, text, ",")
+
+
+def _tsv_rows(where: str, text: str) -> Iterator[Row]:
+    return _table_rows(where, text, "\t")
+
+
+def _table_rows(where: str, text: str, delimiter: str) -> Iterator[Row]:
+    """Line by line, so that a quote that is never closed cannot swallow the rows after it."""
+    header: list[str] | None = None
+    for number, line in _lines(text):
+        at = f"{where}, line {number}"
+        try:
+            (cells,) = csv.reader(io.StringIO(line, newline=""), delimiter=delimiter, strict=True)
+        except (csv.Error, ValueError):
+            hint = "text behind a closing quote or a quote that this line does not close"
+            raise UserError(f"{at}: {hint}; double the quotes inside a cell, or use .jsonl") from None
+        if header is None:
+            header = [cell.strip().lower() for cell in cells]
+            if header.count("prompt") != 1:
+                raise UserError(f"{at}: a table needs a header with one column 'prompt'; this one has {_named(cells)}")
+            continue
+        if len(cells) != len(header):
+            raise UserError(f"{at}: {len(cells)} cells, but the header has {len(header)}; quote cells that hold commas")
+        yield at, {name: cell for name, cell in zip(header, cells, strict=True) if cell or name == "prompt"}
+
+
+def _named(cells: list[str]) -> str:
+    return quoted(", ".join(cells))
 
 
 def _prompt(row: dict[str, Any], where: str) -> Prompt:
     for name in row:
-        hint = suggest(name, FIELDS) if name not in FIELDS else ""
+        hint = suggest(name[:60], FIELDS) if name not in FIELDS else ""
         if hint:  # a field of another name is somebody else's, but a slip would be ignored silently
-            raise UserError(f"{where}: unknown field {name!r}{hint}")
+            raise UserError(f"{where}: unknown field {quoted(name)}{hint}")
     prompt, negative, seed = (row.get(name) for name in FIELDS)
     if not isinstance(prompt, str):
         raise UserError(f"{where}: it has no field 'prompt' with a text")
     if not isinstance(negative, str | None):
-        raise UserError(f"{where}: negative is {negative!r}; it must be a text")
-    if seed is not None and (isinstance(seed, bool) or not str(seed).isdecimal()):
-        raise UserError(f"{where}: seed is {seed!r}; it must be a whole number from 0")
-    return Prompt(prompt=prompt.strip(), negative=negative, seed=None if seed is None else int(seed))
+        raise UserError(f"{where}: negative is {quoted(negative)}; it must be a text")
+    digits = str(seed) if isinstance(seed, int | str) and not isinstance(seed, bool) else ""
+    if seed is not None and not (digits.isdecimal() and len(digits) <= _DIGITS):
+        raise UserError(f"{where}: seed is {quoted(seed)}; it must be a whole number from 0, below 10^{_DIGITS}")
+    from imagen.cascade.plan import MOST_CHARACTERS  # imports torch
+
+    for name, text in (("the prompt", prompt), ("negative", negative)):
+        if text is not None:
+            check_text(f"{where}: {name}", text, MOST_CHARACTERS)
+    return Prompt(prompt=prompt.strip(), negative=negative, seed=None if seed is None else int(digits))
+
+
+_READERS: dict[str, Callable[[str, str], Iterator[Row]]] = {
+    "": _text_rows,
+    ".txt": _text_rows,
+    ".jsonl": _json_line_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".tsv": _tsv_rows,
+}

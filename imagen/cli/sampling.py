@@ -1,14 +1,14 @@
 """`imagen sample` and `imagen upscale`: options, help, and what they do. Heavy imports are inside."""
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imagen.cli.prompts import Prompt, read_prompts
-from imagen.cli.values import count, each, interval, listed, number
+from imagen.cli.values import count, each, interval, listed, number, whole
 from imagen.errors import UserError
+from imagen.torchrun import place
 
 if TYPE_CHECKING:
     from imagen.cascade import Cascade
@@ -22,6 +22,7 @@ FIELDS = (
     *("steps", "guidance", "guidance_interval", "guidance_rescale", "low_res_noise", "sampler", "spacing"),
     "damping",
 )
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # All else is read from the picture.
 BESIDE_FROM = ("command", "cascade", "prompts", "again", "out", "device", "init", "mask", "start")
 
@@ -78,9 +79,9 @@ def add_upscale(command: Callable[..., Any]) -> None:
 
 def _add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture of a prompt (default: 0)")
+    sub.add_argument("--seed", type=whole, default=0, metavar="N", help="of the first picture of a prompt (default: 0)")
     sub.add_argument("--n", type=count, default=1, metavar="N", help="pictures of each prompt: seeds N, N + 1, ...")
-    sub.add_argument("--stages", type=int, metavar="K", help="stop after the K-th stage")
+    sub.add_argument("--stages", type=whole, metavar="K", help="stop after the K-th stage")
     one = "one value for all stages, or one for each, as in"
     sub.add_argument("--steps", type=listed(int), metavar="N,...", help=f"sampler steps: {one} 50,20")
     sub.add_argument("--guidance", type=listed(float), metavar="W,...", help="guidance weight (1: none), likewise")
@@ -109,7 +110,7 @@ def _add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--int8-text", action="store_true", help="hold the text encoder's weights in 8 bits")
     sub.add_argument(
         "--precision",
-        choices=("auto", "fp32", "bf16", "fp16"),
+        choices=PRECISIONS,
         default="auto",
         help="number format of the networks (default: auto, as the processor multiplies fastest)",
     )
@@ -129,9 +130,6 @@ def sample(options: argparse.Namespace) -> None:
     if not rows:
         raise UserError('no prompts: give some, or --prompts FILE ("" makes a picture without a prompt)')
     negatives = [options.negative if row.negative is None else row.negative for row in rows]
-    for text in (*(row.prompt for row in rows), *negatives):
-        if any("\ud800" <= character <= "\udfff" for character in text):  # what bytes that are no text become
-            raise UserError(f"the prompt {text!r} is not UTF-8")
     from imagen.cascade import write_samples
 
     cascade, request = _prepared(options)
@@ -175,9 +173,11 @@ def _again(options: argparse.Namespace) -> None:
     from imagen.cascade import plan_again, write_again
     from imagen.pictures import read_metadata
 
-    made = read_metadata(options.again) or {}
-    options.precision = made.get("precision", options.precision)
-    options.int8_text = bool((made.get("text") or {}).get("int8"))
+    made = read_metadata(options.again) or {}  # which `plan_again` checks
+    precision, text = made.get("precision"), made.get("text")
+    if precision in PRECISIONS:
+        options.precision = precision
+    options.int8_text = isinstance(text, dict) and text.get("int8") is True
     cascade, request = _prepared(options)
     start, init, mask = (_picture(file) for file in (options.start, options.init, options.mask))
     plan, place = plan_again(cascade, options.again, start=start, init=init, mask=mask, device=request["device"])
@@ -191,10 +191,10 @@ def _prepared(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
     from imagen.cli.commands import choose_device
     from imagen.models.precision import autocast_dtype, precision_name
 
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, ranks, local = place()
     device = choose_device(options.device)
     if device == "cuda" and ranks > 1:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        device = f"cuda:{local}"
     precision = precision_name(autocast_dtype(device, options.precision))
     cascade = Cascade.load(
         options.cascade,

@@ -5,16 +5,42 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from imagen.errors import LIMIT, quoted
+
+MOST = 10**9  # of what is counted: more fits no memory, disk or patience
+
+
+def up_to(most: int) -> Callable[[str], int]:
+    """1, 2, 3, ..., `most`."""
+
+    def count(text: str) -> int:
+        if not text.isdecimal() or not text.strip("0"):
+            raise argparse.ArgumentTypeError(f"{quoted(text)} is not a whole number of 1 or more")
+        if len(text) > 4000 or int(text) > most:
+            raise argparse.ArgumentTypeError(f"{quoted(text)} is too many; at most {most:,} are possible")
+        return int(text)
+
+    return count
+
+
+count = up_to(MOST)
+side = up_to(8192)  # of a picture that is drawn as a whole, in pixels
+processes = up_to(1024)
+
 
 def count_or_all(text: str) -> int | None:
     return None if text == "all" else count(text)
 
 
-def count(text: str) -> int:
-    """1, 2, 3, ..."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
+def whole(text: str) -> int:
+    """A whole number that fits 64 bits; its range is checked by what takes it."""
+    try:
+        value = int(text)
+    except ValueError:  # digits by the thousand, too
+        value = LIMIT
+    if abs(value) >= LIMIT:
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a whole number below 2^63")
+    return value
 
 
 def minutes(text: str) -> float:
@@ -24,7 +50,9 @@ def minutes(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a number above 0")
+    if value > MOST:  # clocks, too, have an end
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is too much; at most {MOST:,} is possible")
     return value
 
 
@@ -36,17 +64,21 @@ def listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
             return [kind(part) for part in text.split(",")]
         except ValueError:
             what = "whole numbers" if kind is int else "numbers"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what} with commas between") from None
+            raise argparse.ArgumentTypeError(f"{quoted(text)} is not {what} with commas between") from None
 
     return parse_list
 
 
 def span(text: str) -> tuple[int, int]:
     """`10:13`, the first and the last."""
-    first, colon, last = text.partition(":")
-    if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not the first step and the last, like 10:13")
-    return int(first), int(last)
+    first, _, last = text.partition(":")
+    try:
+        found = count(first), count(last)
+    except argparse.ArgumentTypeError:
+        found = (1, 0)
+    if found[0] > found[1]:
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not the first step and the last, like 10:13")
+    return found
 
 
 def each(kind: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -60,9 +92,9 @@ def interval(text: str) -> tuple[float, float] | None:
         return None
     low, _, high = text.partition(":")
     try:
-        return float(low), float(high)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not LOW:HIGH, as in -5:5") from None
+        return number(low), number(high)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not LOW:HIGH, as in -5:5") from None
 
 
 def number(text: str) -> float:
@@ -72,13 +104,13 @@ def number(text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a number")
     return value
 
 
 def engine(text: str) -> str:
     if text not in ("local", "ray"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither local nor ray")
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is neither local nor ray")
     return text
 
 
@@ -86,5 +118,7 @@ def file_and_name(text: str) -> tuple[str, str]:
     """ "FILE=NAME" as (name, file)."""
     file, _, name = text.rpartition("=")
     if not file or not name.replace("-", "").replace(" ", "").isalnum():
-        raise argparse.ArgumentTypeError(f"{text!r} is not FILE=STYLE, with a style of letters, digits and spaces")
+        raise argparse.ArgumentTypeError(
+            f"{quoted(text)} is not FILE=STYLE, with a style of letters, digits and spaces"
+        )
     return name, file

@@ -1,6 +1,5 @@
 """Training runs beside the reference run: loss by noise, conditional gap, and what was right on held-out prompts."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from imagen.distribution import missing
 from imagen.errors import UserError
 from imagen.evaluate.emoji import read_curve
-from imagen.files import read_json, replacing, write_json
+from imagen.files import read_json, read_json_lines, replacing, write_json
 from imagen.weights import place
 
 Row = dict[str, Any]
@@ -106,11 +105,10 @@ def draw(preset: str, series: Sequence[tuple[str, Sequence[Row], Sequence[Row]]]
 def _read(run: Path) -> tuple[str, list[Row], list[Row]]:
     if not (run / "config.json").is_file() or not (run / "metrics.jsonl").is_file():
         raise UserError(f"{run} is not a training run: it holds no config.json and metrics.jsonl")
-    try:
-        metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise UserError(f"{run / 'metrics.jsonl'} is damaged: {error}") from None
-    return str(read_json(run / "config.json").get("name")), metrics, read_curve(run)
+    config, metrics = read_json(run / "config.json"), read_json_lines(run / "metrics.jsonl", ("step", "images"))
+    if not isinstance(config, dict):
+        raise UserError(f"{run / 'config.json'} is damaged: an object was expected")
+    return str(config.get("name")), metrics, read_curve(run)
 
 
 def _best(curve: Sequence[Row]) -> list[Row]:

@@ -11,14 +11,16 @@ from PIL import Image
 from imagen.cascade import Cascade
 from imagen.data.emoji import OBJECTS, compose, heldout_colour
 from imagen.data.emoji_single import objects
+from imagen.errors import UserError, check_number
 from imagen.evaluate.alignment import Verdict, evaluate, suite
 from imagen.evaluate.distance import kid
 from imagen.evaluate.recogniser import Recogniser
-from imagen.files import replacing
+from imagen.files import read_json_lines, replacing
 
 Row = dict[str, Any]
 VARIANTS = range(4)  # held-out drawings of each object that pictures are compared with
 FLOOR = range(4, 5)  # and those that are compared with them in place of pictures
+MOST_PROMPTS = 10_000  # of each kind
 CURVE = "evaluation.jsonl"  # in the folder of a training run
 
 
@@ -42,8 +44,16 @@ def scores(
     and "kid_floor": that of other drawings of the same prompts, which is below 0 because both sets show the same
     objects. The same prompts and seeds for each weight.
     on_pictures: called with guidance, captions (those of wrong pictures say so) and pictures.
+
+    Raises UserError, before anything is drawn, for fewer than two prompts or objects, between which there is no kernel
+    distance, and for settings that the stage cannot be sampled with.
     """
+    check_number("the number of prompts of each kind (--n)", n, least=2, most=MOST_PROMPTS)
     prompts = suite(n, limit_objects)
+    if len(prompts["single"]) < 2:
+        raise UserError("the kernel distance needs two objects or more; evaluate with more objects (--objects)")
+    for weight in guidance:  # every mistake is found before the first picture is drawn
+        cascade.plan([""], stages=1, guidance=weight, steps=steps, batch_size=batch_size, device=device)
     real, floor = (recogniser.embed(heldout_drawings(limit_objects, variants)) for variants in (VARIANTS, FLOOR))
     mean, std = real.mean(axis=0), real.std(axis=0) + 1e-6
     named = {emoji.name: index for index, emoji in enumerate(objects(limit_objects))}
@@ -100,8 +110,9 @@ def append(run: Path, row: Row) -> None:
 
 
 def read_curve(run: Path) -> list[Row]:
+    """The rows that `append` added; UserError if they are damaged."""
     path = run / CURVE
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return read_json_lines(path, ("step", "images", "guidance", "steps", "single", "kid")) if path.exists() else []
 
 
 def _captions(prompts: Sequence[Any], verdicts: Sequence[Verdict]) -> list[str]:

@@ -14,6 +14,9 @@ from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
 from imagen.train.posthoc import LONGEST
 
+MOST_BATCH = 10_000_000  # samples of a step
+MOST_GAP = 100_000  # samples that are read, and held in memory, to measure the conditional gap
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -45,8 +48,10 @@ class TrainConfig:
 
     def check(self) -> None:
         """UserError, naming the field, unless every value is in its range. An interval of 0: at the last step alone."""
-        for name in ("steps", "batch_size", "max_nonfinite", "keep_checkpoints", "gap_samples"):
+        for name in ("steps", "max_nonfinite", "keep_checkpoints"):
             check_number(f"train.{name}", getattr(self, name), least=1)
+        check_number("train.batch_size", self.batch_size, least=1, most=MOST_BATCH)
+        check_number("train.gap_samples", self.gap_samples, least=1, most=MOST_GAP)
         if self.micro_batch is not None:
             check_number("train.micro_batch", self.micro_batch, least=1)
         for name in (

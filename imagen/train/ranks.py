@@ -14,6 +14,7 @@ from torch import Tensor
 
 from imagen.devices import default_device
 from imagen.errors import UserError
+from imagen.torchrun import check_meeting_point, place
 
 T = TypeVar("T")
 
@@ -84,8 +85,7 @@ def joined(device: torch.device | str | None = None) -> Iterator[Ranks]:
 
     device: default the NVIDIA GPU of this process's number on its machine; else, alone, Apple's GPU; else the CPU.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    _, world_size, local = place()
     if device is None:
         alone = default_device() if world_size == 1 else "cpu"
         device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device(alone)
@@ -107,14 +107,19 @@ def joined(device: torch.device | str | None = None) -> Iterator[Ranks]:
         return
     # gloo beside NCCL: checkpoints are written from a thread of their own, from tensors on the CPU.
     backend, bound = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    check_meeting_point()
+    try:
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    except (RuntimeError, ValueError, OSError) as error:
+        meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(f"the processes cannot meet at {meeting}: {str(error).splitlines()[0]}") from None
     # NOTE torchrun lets one store serve all its attempts, where the addresses of killed ranks still stand: an attempt
     # needs keys of its own. Machines count attempts differently; with several, keep torchrun from sharing the store
     # (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, see docs/scale.md).
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE") == "1" else "0"
     store = dist.PrefixStore(f"attempt {attempt}", store)
-    place: dict[str, Any] = {"store": store, "rank": rank, "world_size": world_size, "device_id": bound}
-    dist.init_process_group(backend, timeout=TIMEOUT, **place)
+    arguments: dict[str, Any] = {"store": store, "rank": rank, "world_size": world_size, "device_id": bound}
+    dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
     try:
         yield Ranks(device, rank, world_size)
     except SaidElsewhere:

@@ -1,0 +1,115 @@
+"""One input through a command in this process: how it ended, within which time and memory."""
+
+import os
+import re
+import resource
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from imagen.cli import main
+
+SECONDS, GIB = 20, 2.0  # that one input may take
+_BARS = re.compile(r"%\||\[\d\d:\d\d<|\d+it \[")
+
+
+class Overdue(BaseException):
+    """Not an Exception, so that nothing takes it for an error of the command."""
+
+
+def fault(arguments: Sequence[object]) -> str | None:
+    """Run `imagen ARGUMENTS...`; what is wrong with how it ended, None if nothing is.
+
+    Right is exit code 0, or 2 with one line on stderr, progress bars aside.
+    """
+    _forget_peak()
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            with _streams(out.fileno(), err.fileno()), _alarm():
+                code = _code([str(argument) for argument in arguments])
+        except Overdue:
+            return f"it was not done after {SECONDS} s"
+        err.seek(0)
+        said = err.read().decode("utf-8", "replace")
+    lines = [line for line in re.split(r"[\r\n]+", said) if line.strip() and not _BARS.search(line)]
+    if code not in (0, 2) or "Traceback" in said:
+        return f"exit code {code}: {said[-3000:]}"
+    if code == 2 and (len(lines) != 1 or not lines[0].startswith("imagen: ")):
+        return f"exit code 2 with {len(lines)} lines: {said[-3000:]}"
+    if (peak := _peak()) > GIB:
+        return f"it took {peak:.1f} GiB ({lines})"
+    return None
+
+
+def _code(arguments: list[str]) -> int:
+    try:
+        main(arguments)
+    except SystemExit as done:
+        return int(done.code or 0)
+
+
+@contextmanager
+def _streams(*targets: int) -> Iterator[None]:
+    """stdout and stderr to files, those of libraries in C, too."""
+    streams = (sys.stdout, sys.stderr)
+    kept = [os.dup(number) for number in (1, 2)]
+    for stream in streams:
+        stream.flush()
+    try:
+        for target, number in zip(targets, (1, 2), strict=True):
+            os.dup2(target, number)
+        sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))  # noqa: SIM115
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(ValueError, OSError):
+                stream.flush()
+        sys.stdout, sys.stderr = streams
+        for handle, number in zip(kept, (1, 2), strict=True):
+            os.dup2(handle, number)
+            os.close(handle)
+
+
+@contextmanager
+def _alarm() -> Iterator[None]:
+    def ring(_number: int, _frame: object) -> None:
+        raise Overdue
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _forget_peak() -> None:
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> float:
+    """GiB of memory that this process has held at once since `_forget_peak`, or, where that fails, ever."""
+    with suppress(OSError, AttributeError):
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(found[1]) / 2**20  # type: ignore[index]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+@contextmanager
+def bounded_memory(gib: float = 6.0) -> Iterator[None]:
+    """Address space beyond what is mapped now ends there: a runaway input must not take the machine with it."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    mapped = 0
+    with suppress(OSError):
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    if mapped:
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + int(gib * 2**30), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
