@@ -6,7 +6,6 @@ reads them again. A checkpoint is a folder, `step-00001000`: parts (`*.distcp`),
 """
 
 import io
-import pickle
 import re
 import shutil
 import warnings
@@ -25,6 +24,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 
 from imagen.errors import UserError
 from imagen.files import cannot_write, read_json, sync_folder, write_json
+from imagen.train.checkpoint_account import read_account
 from imagen.train.ranks import Ranks
 
 # One process needs no process group, which is what torch warns of, from the thread that saves.
@@ -32,19 +32,6 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavai
 
 Tensors = dict[str, dict[str, Tensor]]  # by kind and name
 Facts = dict[str, Any]  # JSON: all of a run's state that is not a tensor
-
-# All that a `.metadata` may name, by module: anything else in a pickle could run code.
-_HARMLESS = {
-    "torch": ("Size", "float32", "float64", "bfloat16", "float16", "int64", "int32", "uint8"),
-    "torch.serialization": ("_get_layout",),
-    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
-    "torch.distributed.checkpoint.metadata": (
-        *("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "_MEM_FORMAT_ENCODING"),
-        *("TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata"),
-    ),
-    "pathlib": ("PosixPath", "PurePosixPath"),
-    "pathlib._local": ("PosixPath", "PurePosixPath"),  # their home in Python 3.13
-}
 
 
 class CheckpointFolder:
@@ -147,7 +134,8 @@ def load(path: Path, tensors: Tensors, group: dist.ProcessGroup | None = None) -
     with a process group, on every rank if on one.
     """
     try:
-        dcp.load(tensors, storage_reader=_Reader(path), process_group=group, no_dist=group is None)
+        reader, planner = _Reader(path), _TensorsOnly()
+        dcp.load(tensors, storage_reader=reader, planner=planner, process_group=group, no_dist=group is None)
     except CheckpointException as error:
         cause = _cause(error)
         raise ValueError(str(cause).splitlines()[0] if str(cause) else type(cause).__name__) from error
@@ -159,7 +147,7 @@ def read(path: Path, kind: str) -> dict[str, Tensor]:
     Raises ValueError if the checkpoint is damaged.
     """
     try:
-        stored = _Reader(path).read_metadata().state_dict_metadata
+        stored = read_account(path).state_dict_metadata
     except OSError as error:
         raise ValueError(str(error)) from error
     tensors = {
@@ -188,15 +176,18 @@ class _Writer(dcp.FileSystemWriter):
         self._after()
 
 
+class _TensorsOnly(dcp.DefaultLoadPlanner):
+    """Refuses bytes, which torch would unpickle with all that a pickle may do."""
+
+    def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
+        raise ValueError(f"{read_item.dest_index.fqn} is stored as bytes, not as a tensor")
+
+
 class _Reader(dcp.FileSystemReader):
-    """Checks what it reads: `.metadata` names nothing that could be harmful, and checksums are right."""
+    """Checks what it reads: `.metadata` says what it may say, and checksums are right."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        try:
-            with open(Path(self.path) / ".metadata", "rb") as file:
-                metadata = _Unpickler(file).load()
-        except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, KeyError, IndexError) as error:
-            raise ValueError(f".metadata cannot be read ({type(error).__name__}: {error})") from None
+        metadata = read_account(Path(self.path))
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
@@ -213,13 +204,6 @@ class _Reader(dcp.FileSystemReader):
             raise ValueError(f"{sinfo.relative_path}: the checksum of {damaged} is wrong")
         data.seek(0)
         return data
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in _HARMLESS.get(module, ()):
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return super().find_class(module, name)
 
 
 def _cause(error: BaseException) -> BaseException:
