@@ -4,7 +4,6 @@ Such a file names its drawings after Unicode's names ("red-apple"), and holds th
 https://iconify.design/docs/types/iconify-json.html
 """
 
-import json
 import unicodedata
 from functools import cache
 from pathlib import Path
