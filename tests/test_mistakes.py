@@ -187,6 +187,25 @@ def test_places_that_torchrun_gives(monkeypatch):
     assert place() == Place(9, 16, 1)
 
 
+def test_curves_that_cannot_be_drawn(mistake, tmp_path):
+    (tmp_path / "config.json").write_text('{"name": "debug_64"}')
+    metrics = tmp_path / "metrics.jsonl"
+    good = '{"step": 1, "images": 4, "loss": 0.5}\n'
+    for text, out, message in (
+        (good, "c.xyz", "c.xyz: curves are drawn as .png, .svg, .pdf"),
+        (good + "{", "c.png", "metrics.jsonl, line 2, is damaged: "),
+        (good + "[1]\n", "c.png", "metrics.jsonl, line 2, is damaged: it is no object with step, images"),
+        (good + '{"step": 2}\n', "c.png", "metrics.jsonl, line 2, is damaged: it is no object with step, images"),
+        ('{"step": 1, "images": "x"}', "c.png", "metrics.jsonl is damaged: images of row 1 is no number"),
+        (good + "[" * 100_000, "c.png", "nested more than 100 deep"),
+    ):
+        metrics.write_text(text)
+        assert message in mistake("compare", tmp_path, "--out", tmp_path / out)
+    metrics.write_text(good)
+    (tmp_path / "evaluation.jsonl").write_text('{"step": 1}\n')
+    assert "evaluation.jsonl, line 1, is damaged" in mistake("compare", tmp_path, "--out", tmp_path / "c.png")
+
+
 @pytest.mark.parametrize(
     "more, message",
     [

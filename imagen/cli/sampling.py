@@ -45,7 +45,7 @@ def add_sample(command: Callable[..., Any]) -> None:
     sub.add_argument("cascade", type=Path, metavar="CASCADE", help="a cascade folder, or a training run")
     sub.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to draw")
     sub.add_argument(
-        "--prompts", type=Path, dest="file", metavar="FILE", help="one prompt a line; or .jsonl, .csv (see the docs)"
+        "--prompts", type=Path, dest="file", metavar="FILE", help="a file: .txt (one a line), .jsonl, .json, .csv, .tsv"
     )
     sub.add_argument("--negative", default="", metavar="TEXT", help="what guidance leads away from (default: nothing)")
     _add(sub)

@@ -4,7 +4,6 @@ Such a file names its drawings after Unicode's names ("red-apple"), and holds th
 https://iconify.design/docs/types/iconify-json.html
 """
 
-import json
 import unicodedata
 from functools import cache
 from pathlib import Path
@@ -53,13 +52,17 @@ def credit(style: Style | None) -> dict[str, str]:
     if style is None:
         return {"source": SOURCE, "licence": LICENCE, "attribution": ATTRIBUTION}
     beside = Path(style.file).with_name("info.json")  # iconify's packages keep it there
-    info = _read(style.file).get("info") or (read_json(beside) if beside.is_file() else {})
-    licence, author = info.get("license", {}), info.get("author", {})
+    info = _dict(_read(style.file).get("info")) or _dict(read_json(beside) if beside.is_file() else None)
+    licence, author = _dict(info.get("license")), _dict(info.get("author"))
     return {
         "source": str(info.get("name", style.name)),
         "licence": str(licence.get("spdx") or licence.get("title") or "not said"),
         "attribution": str(author.get("name", "not said")),
     }
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 @cache
@@ -85,12 +88,7 @@ def icons(file: str) -> dict[str, Icon]:
 
 @cache
 def _read(file: str) -> dict[str, Any]:
-    try:
-        value = json.loads(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}") from None
+    value = read_json(file)
     if not isinstance(value, dict) or not isinstance(value.get("icons"), dict):
         raise UserError(f"{file} is not an iconify JSON file: it has no 'icons'")
     return value

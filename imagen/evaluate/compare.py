@@ -14,6 +14,7 @@ Row = dict[str, Any]
 CURVES = "curves.json"  # in the package: preset -> {"metrics": [...], "evaluation": [...]}
 LOSSES = ("loss_t0", "loss_t1", "loss_t2", "loss_t3")
 KEPT = ("step", "images", "loss", *LOSSES, "conditional_gap", "validation_loss")
+ENDINGS = ("", ".png", ".svg", ".pdf")  # of the drawing; PNG without one
 POINTS = 120  # of a reference curve: enough for the eye, few enough for a repository
 COLOURS = ("#2a7de1", "#d1495b", "#2e933c", "#8f5bbd", "#e08e0b")
 
@@ -26,6 +27,8 @@ def compare(runs: Sequence[str | Path], out: str | Path) -> list[Row]:
     """
     if not runs:
         raise UserError("no runs to compare")
+    if Path(out).suffix.lower() not in ENDINGS:
+        raise UserError(f"{out}: curves are drawn as {', '.join(ENDINGS[1:])}; choose one of these endings")
     loaded = [_read(Path(run)) for run in runs]
     presets = {preset for preset, _, _ in loaded}
     if len(presets) > 1:
@@ -108,6 +111,10 @@ def _read(run: Path) -> tuple[str, list[Row], list[Row]]:
     config, metrics = read_json(run / "config.json"), read_json_lines(run / "metrics.jsonl", ("step", "images"))
     if not isinstance(config, dict):
         raise UserError(f"{run / 'config.json'} is damaged: an object was expected")
+    for number, row in enumerate(metrics, 1):
+        values = {key: row[key] for key in KEPT if row.get(key) is not None or key in ("step", "images")}
+        if wrong := [key for key, value in values.items() if not isinstance(value, int | float)]:
+            raise UserError(f"{run / 'metrics.jsonl'} is damaged: {wrong[0]} of row {number} is no number")
     return str(config.get("name")), metrics, read_curve(run)
 
 
