@@ -15,8 +15,11 @@ import yaml
 from torch import Tensor
 
 from imagen.errors import UserError
+from imagen.files import open_given
 
 CONFIG, WEIGHTS = "config.yml", "pytorch_model.bin"
+MOST = 2**16  # of any number there
+MOST_BYTES = 2**16  # of config.yml; published ones have about one thousand
 NOISING = {"beta_schedule": "squaredcos_cap_v2"}  # of every stage, for its pictures and for low-resolution ones
 _WHOLE = {
     *("att_pool_heads", "encoder_channels", "encoder_dim", "image_size", "in_channels", "model_channels"),
@@ -59,13 +62,28 @@ _INSIDE = {
 }
 
 
+class _Plain(yaml.SafeLoader):
+    """YAML's safe loader without aliases, a few hundred bytes of which can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("it has aliases, which a config of IF's has not")
+        return super().compose_node(parent, index)
+
+
 def read_params(folder: Path) -> Mapping[str, Any]:
     """What `config.yml` says of the network. UserError, naming the field, for what IF's stages are not."""
     where = folder / CONFIG
     try:
-        config = yaml.safe_load(where.read_text(encoding="utf-8"))
+        with open_given(where) as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise UserError(f"{where} is no config of IF's: it has more than {MOST_BYTES} bytes")
+        config = yaml.load(text, Loader=_Plain)  # a SafeLoader
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{where} cannot be read as YAML: {error}") from None
+    except RecursionError:
+        raise UserError(f"{where} cannot be read as YAML: it is nested too deeply") from None
     params = config.get("params") if isinstance(config, dict) else None
     if not isinstance(params, dict):
         raise UserError(f"{where} has no `params`")
@@ -78,8 +96,8 @@ def read_params(folder: Path) -> Mapping[str, Any]:
         if params.get(field, None if field in _SAID else value) != value:
             raise UserError(f"{where}: params.{field} is {params.get(field)!r}; only {value!r} is known")
     for field in _WHOLE:
-        if type(params[field]) is not int or params[field] < 1:
-            raise UserError(f"{where}: params.{field} is {params[field]!r}; it must be a whole number")
+        if type(params[field]) is not int or not 1 <= params[field] <= MOST:
+            raise UserError(f"{where}: params.{field} is {params[field]!r}; it must be a whole number up to {MOST}")
     if type(params.get("dropout") or 0) not in (int, float):
         raise UserError(f"{where}: params.dropout is {params['dropout']!r}; it must be a number")
     return params
@@ -156,6 +174,7 @@ def to_diffusers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where
     places = dict(_places(config["layers_per_block"], config["down_block_types"]))
     found = {}
     for name, tensor in tensors.items():
+        _check_plain(name, tensor, where)
         match = re.match(r"(\w+_block(?:s\.\d+)?\.\d+|encoder_proj|[a-z_]+\.\d)\.(.+)", name)
         place = places.get(match[1]) if match else None
         if match is None or place is None:
@@ -180,6 +199,15 @@ def to_diffusers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where
                 break
         found[f"{place}.{inside}"] = tensor
     return found
+
+
+def _check_plain(name: object, tensor: Tensor, where: str) -> None:
+    """UserError unless it is what weights are: a name, and plain numbers in memory of one to four dimensions."""
+    if not isinstance(name, str):
+        raise UserError(f"{where}: {name!r} is no name of a tensor")
+    odd = tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided or tensor.device.type != "cpu"
+    if odd or not tensor.is_floating_point() or not 1 <= tensor.ndim <= 4:
+        raise UserError(f"{where}: tensor {name!r} is not made of plain numbers of one to four dimensions")
 
 
 def _split_heads(tensor: Tensor, parts: int, head_channels: int) -> Sequence[Tensor]:
@@ -218,8 +246,10 @@ def _numbers(params: Mapping[str, Any], field: str, where: str) -> list[Any]:
     if isinstance(value, str) and re.fullmatch(r" *\d+(\.\d+)? *(, *\d+(\.\d+)? *)*", value):
         value = [float(item) if "." in item else int(item) for item in value.split(",")]
     values: list[Any] = value if isinstance(value, list) else [value]
-    if not values or not all(type(item) in (int, float) and item > 0 for item in values):
-        raise UserError(f"{where}: params.{field} is {params.get(field)!r}; it must be numbers above 0, as in 1,2,3")
+    if not 1 <= len(values) <= 64 or not all(type(item) in (int, float) and 0 < item <= MOST for item in values):
+        raise UserError(
+            f"{where}: params.{field} is {params.get(field)!r}; it must be numbers above 0, as in 1,2,3, up to {MOST}"
+        )
     return values
 
 

@@ -120,8 +120,9 @@ class DiscreteCosine:
 
     def label(self, logsnr: Tensor, /) -> Tensor:
         """The step n whose lambda is the nearest, float32: what the network was told in training."""
-        rising = _discrete_logsnrs().flip(0).to(logsnr.device)
-        return (STEPS - 1 - torch.bucketize(logsnr.double(), (rising[1:] + rising[:-1]) / 2)).float()
+        rising = _discrete_logsnrs().flip(0)
+        between = ((rising[1:] + rising[:-1]) / 2).to(logsnr.device, logsnr.dtype)  # Apple's GPUs have no float64
+        return (STEPS - 1 - torch.bucketize(logsnr, between)).float()
 
     def times(self, steps: int) -> Tensor:
         """The times of so many steps and their end, falling from `steps` of 1000 levels to 0; float64.

@@ -1,8 +1,10 @@
 """DeepFloyd IF's first format. What it looks like was taken from IF's own code (github.com/deep-floyd/IF, ffc8163)."""
 
 import hashlib
+import math
 import pickle
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +221,14 @@ def without(name: str) -> Callable[[dict[str, Tensor]], Any]:
         ({}, lambda tensors: tensors | {"label_emb.weight": torch.zeros(3)}, r"'label_emb\.weight' has no place"),
         ({}, lambda tensors: [1, 2], r"not a dictionary of tensors"),
         ({}, lambda tensors: Path("x"), r"others may run code"),
+        ({"channel_mult": [1, math.inf]}, None, r"params\.channel_mult is \[1, inf\]"),
+        ({"channel_mult": [1] * 100}, None, r"params\.channel_mult"),
+        ({"model_channels": 10**9}, None, r"params\.model_channels is 1000000000"),
+        ({}, lambda tensors: tensors | {7: torch.zeros(3)}, r"7 is no name of a tensor"),
+        ({}, lambda tensors: tensors | {"middle_block.1.qkv.bias": torch.tensor(1.0)}, r"one to four dimensions"),
+        ({}, lambda tensors: tensors | {"out.2.bias": torch.zeros(3, device="meta")}, r"not made of plain numbers"),
+        ({}, lambda tensors: tensors | {"out.2.bias": torch.zeros(3, dtype=torch.int8)}, r"not made of plain numbers"),
+        ({}, lambda tensors: tensors | {"out.2.bias": torch.zeros(3).to_sparse()}, r"not made of plain numbers"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, change: dict, tensors: Callable | None, reason: str) -> None:
@@ -242,6 +252,25 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
         read_stage(folder)
     (folder / "config.yml").write_text("params: 3")
     with pytest.raises(UserError, match=r"config\.yml has no `params`"):
+        read_stage(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "a: &a [1]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmnopqrstuvwxyz")),
+            "aliases",
+        ),
+        ("[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("params: '" + "x" * 2**17 + "'", "more than 65536 bytes"),
+    ],
+    ids=["aliases", "deep", "long"],
+)
+def test_a_config_that_asks_for_too_much(tmp_path: Path, text: str, reason: str) -> None:
+    folder = save(tmp_path / "first", ONE, {})
+    (folder / "config.yml").write_text(text)
+    with pytest.raises(UserError, match=reason):
         read_stage(folder)
 
 
