@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from safetensors import SafetensorError
-
 from imagen.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -42,8 +40,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:  # safetensors wraps the OSError of a full disk
-        raise cannot_write(path, error) from error
+    except Exception as error:
+        # safetensors, which takes long to import, wraps the OSError of a full disk.
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+            raise cannot_write(path, error) from error
+        raise
     finally:
         with suppress(OSError):  # where there is no folder
             temporary.unlink(missing_ok=True)

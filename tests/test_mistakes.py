@@ -202,8 +202,12 @@ def test_curves_that_cannot_be_drawn(mistake, tmp_path):
         metrics.write_text(text)
         assert message in mistake("compare", tmp_path, "--out", tmp_path / out)
     metrics.write_text(good)
-    (tmp_path / "evaluation.jsonl").write_text('{"step": 1}\n')
-    assert "evaluation.jsonl, line 1, is damaged" in mistake("compare", tmp_path, "--out", tmp_path / "c.png")
+    for row, message in (
+        ('{"step": 1}', "evaluation.jsonl, line 1, is damaged: it is no object with step, guidance, steps"),
+        ('{"step": 1, "guidance": 1, "steps": 1, "single": 3}', "evaluation.jsonl is damaged: row 1 lacks images"),
+    ):
+        (tmp_path / "evaluation.jsonl").write_text(row)
+        assert message in mistake("compare", tmp_path, "--out", tmp_path / "c.png")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 from imagen.distribution import missing
 from imagen.errors import UserError
-from imagen.evaluate.emoji import read_curve
+from imagen.evaluate.emoji import CURVE, read_curve
 from imagen.files import read_json, read_json_lines, replacing, write_json
 from imagen.weights import place
 
@@ -115,7 +115,13 @@ def _read(run: Path) -> tuple[str, list[Row], list[Row]]:
         values = {key: row[key] for key in KEPT if row.get(key) is not None or key in ("step", "images")}
         if wrong := [key for key, value in values.items() if not isinstance(value, int | float)]:
             raise UserError(f"{run / 'metrics.jsonl'} is damaged: {wrong[0]} of row {number} is no number")
-    return str(config.get("name")), metrics, read_curve(run)
+    curve = read_curve(run)
+    for number, row in enumerate(curve, 1):
+        single = row.get("single")
+        shown = [row.get("images"), row.get("kid"), single.get("object") if isinstance(single, dict) else None]
+        if not all(isinstance(value, int | float) for value in shown):
+            raise UserError(f"{run / CURVE} is damaged: row {number} lacks images, kid or the share of right objects")
+    return str(config.get("name")), metrics, curve
 
 
 def _best(curve: Sequence[Row]) -> list[Row]:

@@ -112,7 +112,7 @@ def append(run: Path, row: Row) -> None:
 def read_curve(run: Path) -> list[Row]:
     """The rows that `append` added; UserError if they are damaged."""
     path = run / CURVE
-    return read_json_lines(path, ("step", "images", "guidance", "steps", "single", "kid")) if path.exists() else []
+    return read_json_lines(path, ("step", "guidance", "steps")) if path.exists() else []
 
 
 def _captions(prompts: Sequence[Any], verdicts: Sequence[Verdict]) -> list[str]:

@@ -239,7 +239,7 @@ def test_a_style_draws_what_its_file_says(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "not JSON"),
+        ("{", "not valid JSON"),
         ("[]", "not an iconify"),
         ('{"icons": {"horse": 3}}', "not an iconify"),
         ('{"icons": {}}', "none of"),
@@ -249,7 +249,7 @@ def test_a_bad_style_file(tmp_path, text, words):
     (tmp_path / "icons.json").write_text(text)
     with pytest.raises(UserError, match=words):
         styled([HORSE], Style("bad", str(tmp_path / "icons.json")))
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match=r"none\.json does not exist"):
         styled([HORSE], Style("none", str(tmp_path / "none.json")))
 
 
