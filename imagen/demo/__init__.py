@@ -29,7 +29,7 @@ from imagen.data.encode import encode_shards
 from imagen.demo.drawing import Drawings, draw, prompts_for, untrained
 from imagen.demo.first import draw_first
 from imagen.demo.page import write_page
-from imagen.demo.plan import PROMPTS, VARIANTS, Plan, make_plan
+from imagen.demo.plan import LOOKS, PROMPTS, VARIANTS, Plan, make_plan
 from imagen.demo.report import metrics, summarise
 from imagen.devices import default_device
 from imagen.errors import UserError
@@ -112,6 +112,8 @@ def _announce(plan: Plan, minutes: float, out: Path, say: Say) -> None:
         f"plan for {minutes:g} minutes: {plan.objects} objects on 12 backgrounds; a base that sees about {images:,.0f} "
         f"pictures, {images / plan.objects:,.0f} of each object; a super-resolution stage; {plan.prompts} pictures"
     )
+    if images < LOOKS * plan.objects / 2:
+        say(f"objects need about {LOOKS:,} looks each to be recognised: expect less, or take more minutes")
     end = time.strftime("%H:%M", time.localtime(time.time() + 60 * minutes))
     say(f"it ends at about {end} with {out / 'index.html'}; Ctrl-C ends the training sooner, and draws")
 

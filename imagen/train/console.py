@@ -15,7 +15,7 @@ from tqdm import tqdm
 from imagen.train.step import StepResult
 
 Row = dict[str, float | int | None]
-PATIENCE = 8.0  # seconds of silence at the start
+PATIENCE = 4.0  # seconds of silence at the start: with what comes before, a line is there within ten
 SILENCE = 60.0  # seconds between two lines, at most, where steps are shorter
 
 
