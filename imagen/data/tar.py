@@ -19,7 +19,7 @@ _KINDS = {
     b"3": "a character device",
     b"4": "a block device",
     b"5": "a folder",
-    b"6": "a fifo",
+    b"6": "a pipe",
     b"S": "a sparse file",
 }
 

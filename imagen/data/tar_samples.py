@@ -36,7 +36,7 @@ class TarScan:
 
     samples: dict[str, Places] = field(default_factory=dict)  # by key, in the order of their first members
     strays: list[Stray] = field(default_factory=list)
-    odd: dict[str, str] = field(default_factory=dict)  # keys of samples: their members that are links, fifos, ...
+    odd: dict[str, str] = field(default_factory=dict)  # keys of samples: their members that are links, pipes, ...
     problem: str | None = None  # why the tar is not whole
     cut: tuple[str, str] | None = None  # key and extension of a member that does not end in the file
 

@@ -24,7 +24,7 @@ def walk(root: Path, look: Callable[[list[str]], T]) -> Iterator[tuple[str, T]]:
     """(path relative to `root`, what `look` makes of the names in its folder) of files, depth first, sorted.
 
     Links are followed. Left out are hidden files and folders and what this program made: tables beside shards, and
-    folders below `root` with a build, a run or a cascade. A link that leads nowhere and a fifo are files, too.
+    folders below `root` with a build, a run or a cascade. A link that leads nowhere and a pipe are files, too.
     Raises UserError for a folder that cannot be read.
     """
     seen: set[tuple[int, int]] = set()  # folders by device and inode: a link may lead back, or twice to one place

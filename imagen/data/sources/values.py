@@ -45,7 +45,7 @@ def printable(name: str | Path) -> str:
 
 
 def read_bytes(path: Path, name: str) -> bytes:
-    """A file that a record names as `name`; Trouble if it cannot be read, or is no file: a fifo, a device."""
+    """A file that a record names as `name`; Trouble if it cannot be read, or is no file: a pipe, a device."""
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
