@@ -85,33 +85,47 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def open_given(path: str | Path) -> BinaryIO:
-    """Open a file that a user named, for reading bytes; whatever is there, this does not wait.
+class NotAFile(OSError):
+    """What is there is a folder, a pipe or a device."""
 
-    Raises UserError naming the path if nothing is there, if it is a folder, a pipe or a device (a pipe that nobody
-    writes to would be waited for without end, a device may have no end), or if it cannot be read.
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file for reading bytes; whatever is there, this does not wait.
+
+    Raises NotAFile for anything else (a pipe that nobody writes to would be waited for without end, a device may have
+    no end), and else as `open` does.
+    """
+    # Looked at before it is opened, since opening a device may do something; and without waiting, since what is there
+    # may be replaced meanwhile.
+    _check_regular(os.stat(path).st_mode)
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        _check_regular(os.fstat(handle).st_mode)
+    except NotAFile:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "rb")
+
+
+def open_given(path: str | Path) -> BinaryIO:
+    """Open a file that a user named, as `open_regular` does.
+
+    Raises UserError naming the path if nothing is there, if it is no file, or if it cannot be read.
     """
     try:
-        # Looked at before it is opened, since opening a device may do something; and without waiting, since what is
-        # there may be replaced meanwhile.
-        _check_regular(path, os.stat(path).st_mode)
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        try:
-            _check_regular(path, os.fstat(handle).st_mode)
-        except UserError:
-            os.close(handle)
-            raise
-        return os.fdopen(handle, "rb")
+        return open_regular(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
+    except NotAFile as error:
+        raise UserError(f"{path} is {error.strerror}") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte, or that the system cannot express
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _check_regular(path: str | Path, mode: int) -> None:
+def _check_regular(mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
-        raise UserError(f"{path} is {kind}, not a file")
+        raise NotAFile(errno.EINVAL, f"{kind}, not a file")
 
 
 def read_json(path: str | Path) -> Any:

@@ -6,6 +6,7 @@ processes. `build.json` holds the arguments from the start and the result in the
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -21,12 +22,12 @@ from tqdm import tqdm
 from imagen.data.duplicates import drop_duplicates
 from imagen.data.engines import Engine, Processes
 from imagen.data.parts import Job, Text, build_part, finished, place, refuse_unnamed
-from imagen.data.quality import Limits
+from imagen.data.quality import BESIDE_SAMPLES, REMEDIES, Limits
 from imagen.data.sources.base import Part, Source
+from imagen.data.sources.files import BUILD_FORMAT
 from imagen.errors import UserError, check_number
 from imagen.files import read_json, write_json
 
-_FORMAT = "imagen-build-1"
 _ENDINGS = ("tar", "index.safetensors", "report.json", "hashes.npy", "rejected.jsonl", "duplicates.jsonl")
 _WIDTH_FROM = 100  # embeddings whose commonest width is that of the source
 
@@ -86,6 +87,8 @@ def build_source(
         raise UserError(f"the source is shards already, used where they lie: leave --out {out} out, or give --copy")
     if not in_place and out is None:
         raise UserError("--out is missing: the folder to build (only shards are used in place)")
+    if in_place and hasattr(source, "check_in_place"):
+        source.check_in_place()
     target = Path(root or ".") if in_place or out is None else out
     parts = source.parts()
     checked = {name: value for name, value in asdict(limits).items() if name != "embedding_width"}
@@ -143,7 +146,7 @@ def _run(
     described = read_json(target / "build.json")
     if not missing and described.get("result", {}).get("parts") == len(parts):
         return described["result"]
-    write_json(target / "build.json", {"format": _FORMAT, "arguments": arguments})
+    write_json(target / "build.json", {"format": BUILD_FORMAT, "arguments": arguments})
     with tqdm(total=len(parts), initial=len(parts) - len(missing), unit=" parts", disable=not progress) as bar:
         items = [(number, parts[number]) for number in missing]
         for i, report in engine.map(partial(_Parts, job, opener), items, witness=target / "build.json"):
@@ -163,7 +166,7 @@ def _run(
         "shards": sum(len(report["shards"]) for report in done),
         "rejected": dict(sorted(rejected.items(), key=lambda item: (-item[1], item[0]))),
     }
-    write_json(target / "build.json", {"format": _FORMAT, "arguments": arguments, "result": result})
+    write_json(target / "build.json", {"format": BUILD_FORMAT, "arguments": arguments, "result": result})
     return result
 
 
@@ -194,10 +197,10 @@ def _start(target: Path, arguments: dict[str, Any], in_place: bool) -> None:
     if not file.exists():
         if not in_place and target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(f"{target} is not an empty folder; choose another one")
-        write_json(file, {"format": _FORMAT, "arguments": arguments})
+        write_json(file, {"format": BUILD_FORMAT, "arguments": arguments})
         return
     described = read_json(file)
-    if not isinstance(described, dict) or described.get("format") != _FORMAT:
+    if not isinstance(described, dict) or described.get("format") != BUILD_FORMAT:
         raise UserError(f"{file} is not of this version; choose another folder or delete it")
     if described["arguments"] != arguments:
         remedy = f"delete {file} to check everything again" if in_place else "choose another folder or delete it"
@@ -234,14 +237,21 @@ def _width(source: Source, parts: Sequence[Part]) -> int:
 
 
 def _judge(target: Path, result: dict[str, Any], max_rejected: float) -> None:
-    records, rejected = result["records"], sum(result["rejected"].values())
+    counts = {reason: count for reason, count in result["rejected"].items() if reason not in BESIDE_SAMPLES}
+    beside = sum(result["rejected"].values()) - sum(counts.values())
+    records, rejected = result["records"] - beside, sum(counts.values())
     if records == 0:
         raise UserError(f"{target}: the source has no records")
     if rejected > max_rejected * records or result["samples"] == 0:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in list(result["rejected"].items())[:3])
+        first = list(counts.items())[:3]
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in first)
         limit = f", more than --max-rejected {max_rejected:g} allows" if result["samples"] else ""
+        remedies = [f"for {reason} {REMEDIES[reason]}" for reason, _ in first if reason in REMEDIES]
+        if result["samples"]:
+            remedies.append(f"or --max-rejected {math.ceil(rejected / records * 100) / 100:g} takes it as it is")
+        remedy = f"; {', '.join(remedies)}" if remedies else ""
         raise UserError(
-            f"{target}: {rejected:,} of {records:,} records were rejected{limit}: {reasons}; "
+            f"{target}: {rejected:,} of {records:,} records were rejected{limit}: {reasons}{remedy}; "
             f"what is good is kept, `imagen data inspect {target}` shows the rest"
         )
 

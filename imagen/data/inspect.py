@@ -29,12 +29,21 @@ def inspect(folder: str | Path, look_at: int = LOOKED_AT) -> dict[str, Any]:
     [[first, last or null, count], ...], of at most `look_at` samples of a split, spread evenly.
     Raises UserError for what cannot be opened for training either.
     """
-    described = {name: _split(open_split(folder, name), look_at) for name in splits(folder)}
+    described = {
+        name: _split(open_split(folder, name), look_at)
+        for name, place in splits(folder).items()
+        if not _nothing_good(Path(place))
+    }
     counts = Counter(row["reason"] for row in rejects(folder))
     return {
         "splits": described,
         "rejected": dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
     }
+
+
+def _nothing_good(folder: Path) -> bool:
+    """Whether a build ended here without one good sample, and so without a shard."""
+    return (folder / "build.json").exists() and not any(folder.glob("*.tar"))
 
 
 def rejects(folder: str | Path) -> Iterator[dict[str, str]]:

@@ -14,12 +14,19 @@ from typing import Any
 import numpy as np
 
 from imagen.data.embeddings import write_sidecar
+from imagen.data.picture_names import PICTURES
 from imagen.data.quality import Checked, Limits, Rejected, check
-from imagen.data.shard_index import index_path, index_shard, scan_tar
+from imagen.data.shard_index import index_path, index_shard
 from imagen.data.shard_writer import ShardWriter
+from imagen.data.shards import BadSample
 from imagen.data.sources.base import Part, Record, Source
+from imagen.data.tar_samples import Places, scan_tar
+from imagen.data.transforms import choose_image
 from imagen.errors import UserError
 from imagen.files import read_json, replacing, write_json
+
+# How tars used in place are read: samples by number count in `hashes.npy`, so another way begins anew.
+_SCAN = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +83,8 @@ def finished(job: Job, where: Place) -> dict[str, Any] | None:
         tar.exists() and index_path(tar).exists() and tar.stat().st_size == size
         for tar, size in zip(where.tars(report), report["shard_bytes"], strict=True)
     )
-    return report if whole and report["build"] == job.build else None
+    as_now = job.out is not None or report.get("scan") == _SCAN
+    return report if whole and as_now and report["build"] == job.build else None
 
 
 def build_part(job: Job, source: Source, number: int, part: Part) -> dict[str, Any]:
@@ -106,6 +114,7 @@ def build_part(job: Job, source: Source, number: int, part: Part) -> dict[str, A
         "rejected": count_reasons(rejects),
         "shards": [tar.name for tar in tars],
         "shard_bytes": [tar.stat().st_size for tar in tars],
+        **({"scan": _SCAN} if job.out is None else {}),
     }
     write_json(where.path("report.json"), report)
     return report
@@ -128,8 +137,6 @@ class _Good:
             checked = check(record, self.job.limits)
             if record.key in keys:
                 checked = Rejected("repeated key", record.key)
-            elif isinstance(checked, Checked) and checked.converted and self.job.out is None:
-                checked = Rejected("format", "not jpeg, png or webp")
             keys.add(record.key)
             if isinstance(checked, Checked):
                 yield row, record.key, checked
@@ -177,16 +184,30 @@ def _write(job: Job, where: Place, records: _Good) -> tuple[list[Path], list[tup
 def _index(where: Place, records: _Good) -> tuple[list[Path], list[tuple[int, int]]]:
     """An index of the good records of a tar that stays as it is."""
     tar = where.path("tar")
-    members = list(scan_tar(tar)[0].items())  # the records of a source with `in_place` are the tar's samples, in order
+    members = list(scan_tar(tar).samples.items())  # of a source with `in_place` records are samples, in order
     hashes: list[tuple[int, int]] = []
     for row, key, good in records:
-        if good.caption and "txt" not in members[row][1]:  # training reads captions there only
-            why = {"reason": "missing caption", "detail": "there is no .txt member; --copy makes one"}
-            records.rejects.append({"key": key, "origin": f"{tar.name}, {members[row][0]}", **why})
+        if why := _not_in_place(good, members[row][1]):
+            origin = f"{tar.name}, {members[row][0]}"
+            records.rejects.append({"key": key, "origin": origin, "reason": why.reason, "detail": why.detail})
         else:
             hashes.append((good.pixel_hash, row))
     index_shard(tar, keep={members[row][0] for _, row in hashes})
     return [tar], hashes
+
+
+def _not_in_place(good: Checked, members: Places) -> Rejected | None:
+    """Why training would not find a good sample's picture or caption where it lies."""
+    try:
+        choose_image(members, 1)
+    except BadSample:
+        pictures = ", ".join(f".{name}" for name in members if name.rpartition(".")[2] in PICTURES)
+        return Rejected("format", f"training does not read {pictures}; --copy converts it")
+    if good.converted:
+        return Rejected("format", "not jpeg, png or webp; --copy converts it")
+    if good.caption and "txt" not in members:
+        return Rejected("missing caption", "there is no .txt member; --copy makes one")
+    return None
 
 
 def count_reasons(rows: Iterable[dict[str, str]]) -> dict[str, int]:

@@ -44,9 +44,24 @@ REASONS = {
     "long embedding": "the embedding has more tokens than --max-tokens",
     "embedding not finite": "the embedding holds NaN or infinity, in bfloat16 at the latest",
     "repeated key": "an earlier record of the same part of the source has this key",
-    "format": "bmp, gif, tiff or avif in a tar that is used in place (--copy converts it)",
+    "second picture": "the sample of a tar has another picture, which is taken",
+    "format": "bmp, gif, tiff, avif or the like in a tar that is used in place (--copy converts it)",
     "duplicate": "an earlier sample has the same pixels (--keep-duplicates keeps it)",
 }
+# Reason: the option of a build that keeps such records, or what to do.
+REMEDIES = {
+    "too small": "give a smaller --min-side",
+    "extreme aspect": "give a larger --max-aspect",
+    "long caption": "give a larger --max-caption",
+    "long embedding": "give a larger --max-tokens",
+    "missing embedding": "leave --encoder out and encode afterwards",
+    "duplicate": "give --keep-duplicates",
+    "format": "give --copy --out",
+    "missing caption": "see what captions the source has (in tars used in place: --copy --out takes those in .json)",
+    "missing file": "see that paths begin at the table's folder, and name the column of pictures with --image-column",
+    "bad base64": "name the column of pictures with --image-column",
+}
+BESIDE_SAMPLES = ("second picture",)  # reasons of what is no sample by itself
 _KEPT_AS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # what training reads; MPO: jpeg and a preview
 _MAGIC = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 

@@ -5,56 +5,28 @@ KEY up to the first dot of the base name.
 """
 
 import json
-import re
-import tarfile
+import logging
 from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
 
 from imagen.data.mapped import save_tensors
+from imagen.data.tar_samples import scan_tar
 from imagen.errors import UserError
 from imagen.files import replacing
 
+log = logging.getLogger(__name__)
 INDEX_FORMAT = "imagen-index-1"
-# As WebDataset splits names: a directory belongs to the key; hidden files ("._x.jpg") belong to no sample.
-MEMBER = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
 
 
 def index_path(tar: str | Path) -> Path:
     return Path(tar).with_suffix(".index.safetensors")
 
 
-def scan_tar(tar: Path) -> tuple[dict[str, dict[str, tuple[int, int]]], bool]:
-    """Where the members of a WebDataset tar lie, {key: {extension: (offset, size)}}, and whether the tar is whole.
-
-    Reads headers only. In a tar that is not whole, the last member may end behind the file's end.
-    Raises UserError naming the tar when it is missing or cannot be read.
-    """
-    members: dict[str, dict[str, tuple[int, int]]] = {}
-    end = 0
-    try:
-        with tarfile.open(tar, "r:") as archive:
-            for info in archive:
-                end = info.offset_data + -(-info.size // 512) * 512
-                match = MEMBER.match(info.name)
-                if match and info.isfile():
-                    members.setdefault(match[1], {})[match[2].lower()] = (info.offset_data, info.size)
-        with open(tar, "rb") as file:
-            file.seek(end)
-            # tarfile stops in silence at a header that it cannot read: only a block of zeros is a true end.
-            return members, file.read(512) == bytes(512)
-    except FileNotFoundError:
-        raise UserError(f"{tar} is missing; restore it or give another folder") from None
-    except (tarfile.TarError, EOFError):
-        return members, False
-    except OSError as error:
-        raise UserError(f"cannot read {tar}: {error.strerror or error}") from None
-
-
 def tar_keys(tar: str | Path) -> list[str]:
     """The keys of all samples of a tar, in order, whole or not; raises as `scan_tar`."""
-    return list(scan_tar(Path(tar))[0])
+    return list(scan_tar(tar).samples)
 
 
 def index_shard(tar: str | Path, keep: Container[str] | None = None) -> Path:
@@ -65,11 +37,17 @@ def index_shard(tar: str | Path, keep: Container[str] | None = None) -> Path:
     Raises UserError naming the tar when it is missing, is not a tar or is cut off.
     """
     tar = Path(tar)
-    members, whole = scan_tar(tar)
+    scan = scan_tar(tar)
+    members = scan.samples
     if keep is not None:
-        members, whole = {key: parts for key, parts in members.items() if key in keep}, True
-    if not whole:
-        raise UserError(f"{tar} is truncated or not a tar file; copy it again, or delete it to go on without it")
+        members = {key: parts for key, parts in members.items() if key in keep}
+    elif scan.problem is not None:
+        raise UserError(
+            f"{tar} is truncated or not a tar file ({scan.problem}); copy it again, or delete it to go on without it"
+        )
+    elif scan.strays:
+        what = f"{scan.strays[0].key}: {scan.strays[0].reason}" + (", ..." if len(scan.strays) > 1 else "")
+        log.warning("%s: %d things are in no sample (%s); `imagen data build` lists them", tar, len(scan.strays), what)
     if not members and keep is None:
         raise UserError(f"{tar} holds no samples (members named KEY.EXT); delete it")
 

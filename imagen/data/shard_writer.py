@@ -7,7 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from imagen.data.shard_index import MEMBER, index_shard
+from imagen.data.shard_index import index_shard
+from imagen.data.tar_samples import MEMBER
 from imagen.errors import UserError
 from imagen.files import replacing
 

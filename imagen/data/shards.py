@@ -43,7 +43,7 @@ def index_folder(folder: str | Path) -> None:
         raise UserError(f"{url} can only be read; index and encode its shards on a disk, then copy the new files there")
     for split in splits(folder).values():
         for tar in sorted(Path(split).glob("*.tar")):
-            if not index_path(tar).exists():
+            if not tar.name.startswith(".") and not index_path(tar).exists():
                 index_shard(tar)
 
 
@@ -83,7 +83,8 @@ class ShardedDataset:
             raise UserError(f"{folder} is not a folder; make shards with `imagen data emoji`")
         names = os.listdir(self.folder) if self._mirror is None else list(self._mirror.sizes)
         ends = (".tar", ".index.safetensors")
-        self.shards = sorted({name.removesuffix(end) for end in ends for name in names if name.endswith(end)})
+        shown = [name for name in names if not name.startswith(".")]  # a Mac writes ._00000.tar beside 00000.tar
+        self.shards = sorted({name.removesuffix(end) for end in ends for name in shown if name.endswith(end)})
         if not self.shards:
             remedy = (
                 "make some with `imagen data emoji`"

@@ -20,10 +20,11 @@ from imagen.data.build import build_source
 from imagen.data.embeddings import Embeddings, matches_sidecar
 from imagen.data.parts import Text
 from imagen.data.quality import Limits
-from imagen.data.shard_index import index_path, scan_tar
+from imagen.data.shard_index import index_path
 from imagen.data.shard_writer import ShardWriter
 from imagen.data.shards import ShardedDataset, open_split
 from imagen.data.sources.base import Part, Record
+from imagen.data.tar_samples import scan_tar
 from imagen.errors import UserError
 
 N = 2000
@@ -69,7 +70,7 @@ class Tars:
 
     def read(self, part: Part) -> Iterator[Record]:
         data = self.tar(part).read_bytes()
-        for key, places in scan_tar(self.tar(part))[0].items():
+        for key, places in scan_tar(self.tar(part)).samples.items():
             members = {extension: data[first : first + size] for extension, (first, size) in places.items()}
             image = next((value for extension, value in members.items() if extension not in ("txt", "json")), None)
             name = f"{part['file'].removesuffix('.tar')}/{key}".replace(".", "_")
@@ -226,7 +227,7 @@ def test_duplicates_across_parts(tmp_path):
         "the same pixels as d in 00001-000.tar",
         "the same pixels as a in 00000-000.tar",
     ]
-    assert list(scan_tar(tmp_path / "out" / "00001-000.tar")[0]) == ["c", "d"]  # still in the tar
+    assert list(scan_tar(tmp_path / "out" / "00001-000.tar").samples) == ["c", "d"]  # still in the tar
     go(source, tmp_path / "all", keep_duplicates=True)
     assert keys(tmp_path / "all") == list("abcdef") and listed(tmp_path / "all") == {}
 
@@ -374,7 +375,7 @@ def test_tars_that_are_added_or_changed_are_checked_and_the_others_are_not(tars)
 
 def test_a_tar_cut_off_keeps_its_whole_samples(tars):
     tar = tars / "train" / "00000.tar"
-    os.truncate(tar, scan_tar(tar)[0]["b"]["png"][0])  # in place of b comes nothing
+    os.truncate(tar, scan_tar(tar).samples["b"]["png"][0])  # in place of b comes nothing
     go(Tars(tars), None, root=tars, max_rejected=0.9)
     assert keys(tars / "train") == ["a"] and index_path(tar).exists()
 

@@ -12,6 +12,7 @@ from imagen.data.sources.table import Csv, JsonLines, Tsv
 from imagen.data.sources.values import printable
 from imagen.data.sources.webdataset import WebDataset
 from imagen.errors import UserError, suggest
+from imagen.files import open_given
 
 __all__ = ["FORMATS", "Part", "Reader", "Record", "Source", "open_source"]
 
@@ -62,6 +63,8 @@ def open_source(
         raise UserError(f"there is no format {format!r}{suggest(format, FORMATS)}; there are {', '.join(FORMATS)}")
     if not path.exists():
         raise UserError(f"{printable(path)} does not exist; give the file or folder that holds the pairs")
+    if not path.is_dir():
+        open_given(path).close()  # a pipe or a device is no source, whatever its name
     format = format or _guess(path)
     reader = FORMATS[format]
     if not reader.has_columns and (image_column is not None or caption_column is not None):

@@ -3,15 +3,21 @@
 import os
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from imagen.data.picture_names import LIKE_PICTURES, ending, is_picture
 from imagen.data.sources.base import Options, Part, Record
-from imagen.data.sources.values import PICTURES, Trouble, caption_of_json, nothing, printable, read_bytes, safe_key
+from imagen.data.sources.files import walk
+from imagen.data.sources.values import Trouble, caption_of_json, nothing, printable, read_bytes, safe_key
 from imagen.errors import UserError
+
+CAPTIONS = ("txt",)  # endings of files that are listed where they have no picture
+_NO_CAPTIONS = ("readme", "license", "licence", "licenses", "notice", "copying", "authors", "requirements")
 
 
 class Folder:
-    """Pictures by the ends of their names (PICTURES), in the order of their paths.
+    """Pictures by the ends of their names, in the order of their paths, and captions that have no picture.
 
     Hidden files and folders are left out; links are followed, each folder read once. The key is the path without
     its ending. A part is a list of paths relative to the folder, so `parts` holds all names in memory.
@@ -25,14 +31,14 @@ class Folder:
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        return path.is_dir() and next(_pictures(path), None) is not None
+        return path.is_dir() and any(is_picture(name) for name, _ in walk(path, lambda names: None))
 
     def parts(self) -> list[Part]:
         if not self.path.is_dir():
             raise UserError(f"{printable(self.path)} is not a folder; give the folder of the pictures, or --format")
         found = list(_pictures(self.path))
-        if not found:
-            raise nothing(self.path, f"pictures ({', '.join(PICTURES)})")
+        if not any(_named(name) for name, _ in found):
+            raise nothing(self.path, "pictures (jpg, png, webp, gif, bmp, tiff, ...)")
         parts = []
         for start in range(0, len(found), self.records_per_part):
             some = found[start : start + self.records_per_part]
@@ -54,6 +60,8 @@ class Folder:
         caption = None
         try:
             caption = self._caption(stem)
+            if not _named(name):
+                raise Trouble("missing file", f"there is no picture beside {printable(name)}")
             return Record(key=key, origin=origin, caption=caption, image=read_bytes(self.path / name, origin))
         except Trouble as trouble:
             return Record(key=key, origin=origin, caption=caption, problem=trouble.problem)
@@ -67,33 +75,37 @@ class Folder:
         return None
 
 
+@dataclass(frozen=True)
+class _Beside:
+    """What a folder holds, by its files' names."""
+
+    stems: Counter[str]  # of its pictures
+    names: frozenset[str]
+
+
+def _look(names: list[str]) -> _Beside:
+    return _Beside(Counter(os.path.splitext(name)[0] for name in names if _named(name)), frozenset(names))
+
+
 def _pictures(root: Path) -> Iterator[tuple[str, bool]]:
-    """(path relative to `root`, whether another picture of its folder has the same stem), depth first, sorted."""
-    seen: set[tuple[int, int]] = set()  # folders by device and inode: a link may lead back, or twice to one place
+    """(path relative to `root`, whether another picture of its folder has the same stem) of what `read` gives.
 
-    def walk(folder: str) -> Iterator[tuple[str, bool]]:
-        try:
-            status = os.stat(root / folder)
-            if (status.st_dev, status.st_ino) in seen:
-                return
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(root / folder) as entries:
-                # A link that leads nowhere is kept where its name is a picture's: its record says that it is missing.
-                entry_is_folder = {e.name: e.is_dir() for e in entries if not e.name.startswith(".")}
-        except OSError as error:
-            where = printable(root / folder)
-            raise UserError(f"cannot read {where}: {error.strerror}; make it readable or move it away") from None
-        stems = Counter(
-            os.path.splitext(n)[0] for n, is_folder in entry_is_folder.items() if _named(n) and not is_folder
-        )
-        for name, is_folder in sorted(entry_is_folder.items()):
-            if is_folder:
-                yield from walk(f"{folder}{name}/")
-            elif _named(name):
-                yield folder + name, stems[os.path.splitext(name)[0]] > 1
+    A text that looks like a caption and has no picture stands for the pair that it belongs to.
+    """
+    # A link that leads nowhere is kept where its name is a picture's: its record says that it is missing.
+    for path, beside in walk(root, _look):
+        name = path.rpartition("/")[2]
+        stem = os.path.splitext(name)[0]
+        if _named(name):
+            yield path, beside.stems[stem] > 1
+        elif _is_alone(name, stem, beside):
+            yield path, True  # its key must not be that of a picture a.b of a.b.txt
 
-    return walk("")
+
+def _is_alone(name: str, stem: str, beside: _Beside) -> bool:
+    """Whether a text has no picture beside it, nor a file with the same stem that it may be the caption of."""
+    return ending(name) in CAPTIONS and stem not in beside.stems and stem.lower() not in _NO_CAPTIONS
 
 
 def _named(name: str) -> bool:
-    return name.lower().endswith(PICTURES)
+    return ending(name) in LIKE_PICTURES

@@ -9,7 +9,7 @@ from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.columns import Columns, find_columns
 from imagen.data.sources.values import nothing, printable
 from imagen.errors import UserError
-from imagen.files import read_json
+from imagen.files import open_regular, read_json
 
 
 class HuggingFace:
@@ -31,9 +31,10 @@ class HuggingFace:
     def parts(self) -> list[Part]:
         parts: list[Part] = []
         for split, folder in self._splits().items():
-            names = _get(folder / "state.json", "_data_files", list)
-            for number, name in enumerate(_get(entry, "filename", str, folder / "state.json") for entry in names):
-                file = folder / name
+            state = folder / "state.json"
+            names = [_get(entry, "filename", str, state) for entry in _get(state, "_data_files", list)]
+            for number, name in enumerate(names):
+                file = folder / _plain(name, state)
                 count = self._count(file)
                 prefix = (f"{split}/" if split else "") + (f"{number:05d}-" if len(names) > 1 else "")
                 for start in range(0, count, self.options.records_per_part):
@@ -53,16 +54,17 @@ class HuggingFace:
                 number = row + 1
                 yield columns.record(cells, *_name(part, row), file.parent)
         except arrow_errors() as error:  # cut off since it was listed
-            key, origin = _name(part, number)
             reason = str(error).splitlines()[0]
-            yield Record(key=key, origin=f"{origin} to {part['end']}", problem=("unreadable file", reason))
+            for row in range(number, part["end"]):
+                key, origin = _name(part, row)
+                yield Record(key=key, origin=origin, problem=("unreadable file", reason))
 
     def _splits(self) -> dict[str, Path]:
         """The folder of each split by its name, or the data set's own as ""."""
         dictionary = self.path / "dataset_dict.json"
         if not dictionary.is_file():
             return {"": self.path}
-        return {split: self.path / split for split in _get(dictionary, "splits", list)}
+        return {_plain(split, dictionary): self.path / split for split in _get(dictionary, "splits", list)}
 
     def _count(self, file: Path) -> int:
         """The number of rows. The map's pages of pictures are not touched."""
@@ -90,12 +92,22 @@ def _selected(stream: Any, columns: Columns) -> Iterator[Any]:
 
 def _open(file: Path) -> Any:
     try:
+        open_regular(file).close()
         return pyarrow("ipc").open_stream(pyarrow("lib").memory_map(str(file)))
     except FileNotFoundError:
         raise UserError(f"{printable(file)} does not exist; restore it or give another path") from None
     except arrow_errors() as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{printable(file)} is not a whole Arrow file ({reason}); copy it again") from None
+
+
+def _plain(name: Any, file: Path) -> str:
+    """A name inside the data set; UserError if it is no name or leads elsewhere."""
+    if not isinstance(name, str) or name in ("", ".", "..") or "\0" in name or Path(name).name != name:
+        raise UserError(
+            f"{printable(file)} names {str(name)[:100]!r}, which is no file or folder beside it; save it again"
+        )
+    return name
 
 
 def _get(where: Any, name: str, kind: type, file: Path | None = None) -> Any:

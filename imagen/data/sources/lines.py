@@ -13,6 +13,7 @@ from typing import IO, cast
 from imagen.data.sources.base import Part
 from imagen.data.sources.values import printable
 from imagen.errors import UserError
+from imagen.files import open_regular
 
 BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
 Split = Callable[[Iterator[bytes]], Iterable[list[bytes]]]  # lines -> the lines of each record; keeps their order
@@ -26,7 +27,11 @@ def single_lines(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
 def open_lines(path: Path) -> IO[bytes]:
     """A text file, or what a `.gz` file holds; UserError if it cannot be opened."""
     try:
-        return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else open(path, "rb")
+        file = open_regular(path)
+        if path.suffix != ".gz":
+            return file
+        file.close()
+        return cast(IO[bytes], gzip.open(path))
     except FileNotFoundError:
         raise UserError(f"{printable(path)} does not exist; restore it or give another path") from None
     except OSError as error:
@@ -63,14 +68,18 @@ class TextFiles:
             if records:
                 yield {"file": name, "key": prefix, "start": start, "end": end, "line": line}
 
-    def read(self, part: Part, split: Split) -> Iterator[tuple[str, str, list[bytes]]]:
-        """(key, origin, lines) of each record of a part. BROKEN_GZIP may be raised at any place."""
+    def read(self, part: Part, split: Split) -> Iterator[tuple[int, list[bytes]]]:
+        """(number of its first line, lines) of each record of a part. BROKEN_GZIP may be raised at any place."""
         line = part["line"]
         with open_lines(self.root / part["file"]) as file:
             file.seek(part["start"])
             for record in split(_until(file, part["end"])):
-                yield f"{part['key']}{line:09d}", f"{printable(part['file'])}, line {line}", record
+                yield line, record
                 line += len(record)
+
+    def name(self, part: Part, line: int) -> tuple[str, str]:
+        """Key and origin of the record that begins on a line."""
+        return f"{part['key']}{line:09d}", f"{printable(part['file'])}, line {line}"
 
 
 def _until(file: IO[bytes], end: int | None) -> Iterator[bytes]:

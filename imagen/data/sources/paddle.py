@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from imagen.data.sources.base import Options, Part, Record
+from imagen.data.sources.files import walk
 from imagen.data.sources.lines import BROKEN_GZIP, TextFiles, open_lines, single_lines
 from imagen.data.sources.values import Trouble, from_base64, nothing, printable, read_bytes
 from imagen.errors import UserError
@@ -23,7 +24,7 @@ _LONGEST_FIRST_LINE = 1 << 26  # bytes that are read to tell the format of what 
 
 
 class _Lines:
-    """A text file, a list file that names one a line, or a folder of text files; one pair a line.
+    """A text file, a list file that names one a line, or a folder of text files, at any depth; one pair a line.
 
     Files that a list names begin at the list's folder. A key is the number of the line, after the number of the file
     where there are several. A `.gz` file is one part.
@@ -42,15 +43,27 @@ class _Lines:
         """By the first line of the file, or of the first file of a folder, or of the first file that that one names."""
         try:
             file = min(_visible(path), default=None) if path.is_dir() else path
-            line = _first_line(file) if file else b""
-            if file and line.strip() and b"\t" not in line:
+            return file is not None and cls._is_text(file)
+        except UserError:
+            return False
+
+    @classmethod
+    def _is_text(cls, file: Path) -> bool:
+        """Whether the first line of a file, or of the first one that it names, is of this format."""
+        try:
+            line = _first_line(file)
+            if line.strip() and b"\t" not in line:
                 line = _first_line(file.parent / _name(line))
         except (UserError, *BROKEN_GZIP, ValueError):
             return False
         return cls._is_row(line)
 
     def parts(self) -> list[Part]:
-        files = TextFiles(self.root, _text_files(self.path), self.records_per_part)
+        names = _text_files(self.path)
+        if self.path.is_dir():  # all of the folder itself, and those of its folders that are plain
+            deeper = [path for path, _ in walk(self.path, lambda names: None) if "/" in path]
+            names += [path for path in deeper if not path.endswith(".npy") and self._is_text(self.path / path)]
+        files = TextFiles(self.root, names, self.records_per_part)
         parts = [part for name in files.names for part in files.parts(name, single_lines)]
         if not parts:
             raise nothing(self.path, "lines of pairs")
@@ -59,10 +72,11 @@ class _Lines:
     def read(self, part: Part) -> Iterator[Record]:
         files = TextFiles(self.root, [part["file"]], self.records_per_part)
         folder = (self.root / part["file"]).parent
-        line = part["line"]
+        next_line = part["line"]
         try:
-            for key, origin, (data,) in files.read(part, single_lines):
-                line += 1
+            for line, (data,) in files.read(part, single_lines):
+                key, origin = files.name(part, line)
+                next_line = line + 1
                 cells = data.rstrip(b"\r\n").split(b"\t")
                 if cells == [b""]:
                     continue
@@ -73,8 +87,8 @@ class _Lines:
                 except Trouble as trouble:
                     yield Record(key=key, origin=origin, problem=trouble.problem)
         except BROKEN_GZIP as error:
-            origin = f"{printable(part['file'])}, line {line} and all after it"
-            yield Record(key=f"{part['key']}{line:09d}", origin=origin, problem=("unreadable file", f"gzip: {error}"))
+            key, origin = files.name(part, next_line)
+            yield Record(key=key, origin=f"{origin} and all after it", problem=("unreadable file", f"gzip: {error}"))
 
     @classmethod
     def _is_row(cls, line: bytes) -> bool:

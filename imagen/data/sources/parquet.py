@@ -7,8 +7,10 @@ from typing import Any
 from imagen.data.sources.arrow import arrow_errors, pyarrow, rows
 from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.columns import Columns, find_columns
-from imagen.data.sources.values import nothing, printable, visible_files
+from imagen.data.sources.files import files_below, has_files
+from imagen.data.sources.values import nothing, printable
 from imagen.errors import UserError
+from imagen.files import open_regular
 
 _BATCH = 16  # rows decoded at once: the pictures held in memory, beside the page they are on
 
@@ -33,15 +35,16 @@ class Parquet:
         if not path.is_dir():
             return path.name.lower().endswith(".parquet")
         # The library's own downloads have them one folder deeper; img2dataset puts tables of addresses beside its tars.
-        return any(any(path.glob(p)) for p in ("*.parquet", "*/*.parquet")) and not any(path.glob("*.tar"))
+        return any(any(path.glob(p)) for p in ("*.parquet", "*/*.parquet")) and not has_files(path, (".tar",))
 
     def parts(self) -> list[Part]:
-        files = visible_files(self.path, ".parquet") if self.path.is_dir() else [self.path]
+        names = files_below(self.path, (".parquet", ".parq")) if self.path.is_dir() else [self.path.name]
         parts: list[Part] = []
-        for number, file in enumerate(files):
+        for number, name in enumerate(names):
+            file = self.root / name
             table = self._open(file)
             self._columns(table, file)
-            name, prefix = str(file.relative_to(self.root)), f"{number:05d}-" if len(files) > 1 else ""
+            prefix = f"{number:05d}-" if len(names) > 1 else ""
             first = 0  # row of the file
             for group in range(table.metadata.num_row_groups):
                 count = table.metadata.row_group(group).num_rows
@@ -65,9 +68,10 @@ class Parquet:
                 number = before + row + 1
                 yield columns.record(cells, *self._name(part, number - 1), file.parent)
         except arrow_errors() as error:  # a damaged page: what came before it has arrived
-            key, origin = self._name(part, number)
             reason = str(error).splitlines()[0]
-            yield Record(key=key, origin=f"{origin} to {before + part['end']}", problem=("unreadable file", reason))
+            for row in range(number, before + part["end"]):
+                key, origin = self._name(part, row)
+                yield Record(key=key, origin=origin, problem=("unreadable file", f"a damaged page: {reason}"))
 
     def _name(self, part: Part, row: int) -> tuple[str, str]:
         """Key and origin of a row of the file."""
@@ -81,6 +85,7 @@ class Parquet:
     def _open(self, file: Path) -> Any:
         parquet = pyarrow("parquet")
         try:
+            open_regular(file).close()
             return parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
         except FileNotFoundError:
             raise UserError(f"{printable(file)} does not exist; restore it or give another path") from None

@@ -1,29 +1,26 @@
 """CSV, TSV and JSON Lines: one pair a row, with a caption column and a column of picture paths or base64."""
 
-import csv
 import json
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.columns import Columns, find_columns
-from imagen.data.sources.lines import Split, TextFiles, open_lines, single_lines
-from imagen.data.sources.values import Trouble, nothing, printable, visible_files
+from imagen.data.sources.files import COMPRESSED, files_below, has_files
+from imagen.data.sources.lines import BROKEN_GZIP, Split, TextFiles, open_lines, single_lines
+from imagen.data.sources.quotes import Swallowed, cells_of, split_rows
+from imagen.data.sources.values import Trouble, nothing, printable
 from imagen.errors import UserError
 
-# A cell of base64 is far longer than the csv module's own limit of 128 KiB. The setting is the whole process's.
-csv.field_size_limit(2**31 - 1)
-_MOST_LINES, _MOST_BYTES = 256, 1 << 26  # of one row, beyond which its opening quote is taken for a stray one
 _BOM = b"\xef\xbb\xbf"
 
 
 class _Table:
     """A table in one file, or in all files below a folder that end in `suffix`, each with columns of its own.
 
-    A key is the number of the row's line, after the number of its file where there are several. Paths of pictures
-    begin at their table's folder.
+    `.gz` may follow the suffix; such a file is one part. A key is the number of the row's line, after the number of
+    its file where there are several. Paths of pictures begin at their table's folder.
     """
 
     has_columns = True
@@ -33,19 +30,22 @@ class _Table:
         self.path = path
         self.options = options
         self.root = path if path.is_dir() else path.parent
-        found = visible_files(path, self.suffix) if path.is_dir() else [path]
+        endings = (self.suffix, *(self.suffix + ending for ending in COMPRESSED))
         self.files = TextFiles(
-            self.root, [str(file.relative_to(self.root)) for file in found], options.records_per_part
+            self.root, files_below(path, endings) if path.is_dir() else [path.name], options.records_per_part
         )
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        return any(path.glob(f"*{cls.suffix}")) if path.is_dir() else path.name.lower().endswith(cls.suffix)
+        endings = (cls.suffix, f"{cls.suffix}.gz")
+        return has_files(path, endings) if path.is_dir() else path.name.lower().endswith(endings)
 
     def parts(self) -> list[Part]:
         parts: list[Part] = []
         for name in self.files.names:
-            header, lines, start = self._header(self.root / name)
+            if name.lower().endswith(COMPRESSED) and not name.endswith(".gz"):
+                raise UserError(f"{printable(self.root / name)} is compressed; unpack it, or move it away")
+            header, lines, start = self._head(name)
             self._columns(header, name)
             parts += self.files.parts(name, self._split(len(header)), start=start, line=1 + lines)
         if not parts:
@@ -54,20 +54,41 @@ class _Table:
 
     def read(self, part: Part) -> Iterator[Record]:
         name = part["file"]
-        header, *_ = self._header(self.root / name)
+        header, *_ = self._head(name)
         columns = self._columns(header, name)
-        folder = (self.root / name).parent
-        for key, origin, lines in self.files.read(part, self._split(len(header))):
-            try:
-                row = self._row(lines, header)
-            except Trouble as trouble:
-                yield Record(key=key, origin=origin, problem=trouble.problem)
-                continue
+        next_line = part["line"]
+        try:
+            for line, lines in self.files.read(part, self._split(len(header))):
+                yield from self._records(part, line, lines, header, columns)
+                next_line = line + len(lines)
+        except BROKEN_GZIP as error:
+            key, origin = self.files.name(part, next_line)
+            yield Record(key=key, origin=f"{origin} and all after it", problem=("unreadable file", f"gzip: {error}"))
+
+    def _records(
+        self, part: Part, line: int, lines: list[bytes], header: list[str], columns: Columns
+    ) -> Iterator[Record]:
+        """The record of a row; none of a blank line, and one of each line where rows may have been swallowed."""
+        key, origin = self.files.name(part, line)
+        try:
+            row = self._row(lines, header)
             if row is not None:
-                yield columns.record(row, key, origin, folder)
+                yield columns.record(row, key, origin, (self.root / part["file"]).parent)
+        except Swallowed as trouble:
+            for number in range(len(lines)):
+                key, origin = self.files.name(part, line + number)
+                yield Record(key=key, origin=origin, problem=trouble.problem)
+        except Trouble as trouble:
+            yield Record(key=key, origin=origin, problem=trouble.problem)
 
     def _columns(self, header: list[str], name: str) -> Columns:
         return find_columns(header, self.options, self.root / name)
+
+    def _head(self, name: str) -> tuple[list[str], int, int]:
+        try:
+            return self._header(self.root / name)
+        except BROKEN_GZIP as error:
+            raise UserError(f"{printable(self.root / name)} is no whole gzip file ({error}); copy it again") from None
 
     def _header(self, file: Path) -> tuple[list[str], int, int]:
         """The columns, and how many lines and bytes stand before the first row."""
@@ -93,16 +114,16 @@ class Csv(_Table):
         if first[0].startswith((b"\xff\xfe", b"\xfe\xff")):
             raise UserError(f"{printable(file)} is UTF-16; save it as UTF-8")
         try:
-            header = _cells([first[0].removeprefix(_BOM), *first[1:]], self.delimiter)
+            header = cells_of([first[0].removeprefix(_BOM), *first[1:]], self.delimiter, 0)
         except Trouble as trouble:
             raise UserError(f"{printable(file)} has no header row ({trouble.problem[1]}); put one in front") from None
         return header, len(first), sum(map(len, first))
 
     def _split(self, columns: int) -> Split:
-        return lambda lines: _rows(lines, self.delimiter, columns)
+        return lambda lines: split_rows(lines, self.delimiter, columns)
 
     def _row(self, lines: list[bytes], header: list[str]) -> dict[str, Any] | None:
-        cells = _cells(lines, self.delimiter)
+        cells = cells_of(lines, self.delimiter, len(header))
         if not cells:
             return None
         if len(cells) != len(header):
@@ -149,65 +170,3 @@ class JsonLines(_Table):
         if not isinstance(row, dict):
             raise Trouble("broken row", "not a JSON object")
         return row
-
-
-def _rows(lines: Iterator[bytes], delimiter: str, columns: int) -> Iterator[list[bytes]]:
-    """The lines of each row: several where a quoted cell holds line ends.
-
-    A quote that opens a cell and is never closed would swallow the rows after it. If a row of several lines is not
-    closed within _MOST_LINES or has another number of `columns` (0: any) than it should, its first line is a row of
-    its own, a broken one, and the others begin anew.
-    """
-    ahead: deque[bytes] = deque()
-    while True:
-        line = ahead.popleft() if ahead else next(lines, None)
-        if line is None:
-            return
-        taken = [line]
-        if b'"' in line:  # else no cell can go on after the line's end, and nothing need be parsed
-            cells = _parse(_following(taken, ahead, lines), delimiter)
-            if len(taken) > 1 and (cells is None or (columns and len(cells) != columns)):
-                ahead.extendleft(reversed(taken[1:]))
-                taken = [line]
-        yield taken
-
-
-def _following(taken: list[bytes], ahead: deque[bytes], lines: Iterator[bytes]) -> Iterator[str]:
-    """The first line of `taken`, then as many as the parser asks for, each appended to it."""
-    yield taken[0].decode("latin-1")  # no byte is refused, and none but the true ones reads as a quote or a delimiter
-    size = 0
-    while len(taken) < _MOST_LINES and size < _MOST_BYTES:
-        line = ahead.popleft() if ahead else next(lines, None)
-        if line is None:
-            return
-        taken.append(line)
-        size += len(line)
-        yield line.decode("latin-1")
-
-
-def _parse(lines: Iterator[str], delimiter: str) -> list[str] | None:
-    """The cells of the first row of `lines`; None if they end inside a quoted cell or are no row."""
-    ended = False
-
-    def watched() -> Iterator[str]:
-        nonlocal ended
-        yield from lines
-        ended = True  # the parser wanted another line: a quote is open
-
-    try:
-        cells = next(csv.reader(watched(), delimiter=delimiter), [])
-    except csv.Error:
-        return None
-    return None if ended else cells
-
-
-def _cells(lines: list[bytes], delimiter: str) -> list[str]:
-    """The cells of one row, [] if it is blank; Trouble if they cannot be told."""
-    try:
-        text = [line.decode() for line in lines]
-    except UnicodeDecodeError:
-        raise Trouble("broken row", "not UTF-8") from None
-    cells = _parse(iter(text), delimiter)
-    if cells is None:
-        raise Trouble("broken row", "a quote is not closed, or a line end stands outside quotes")
-    return cells

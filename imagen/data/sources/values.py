@@ -4,14 +4,15 @@ import base64
 import binascii
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from imagen.errors import UserError
+from imagen.files import open_regular
 
-PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # by the file's name, in any case
+MOST_BYTES = 1 << 30  # of a picture or another value that is read into memory whole
 CAPTION_NAMES = ("caption", "text")  # of a JSON object beside a picture
 _SAFE_KEY = re.compile(r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*")
 _MADE_KEY = re.compile(r"-[0-9a-f]{16}$")
@@ -44,9 +45,13 @@ def printable(name: str | Path) -> str:
 
 
 def read_bytes(path: Path, name: str) -> bytes:
-    """A file that a record names as `name`; Trouble if it cannot be read."""
+    """A file that a record names as `name`; Trouble if it cannot be read, or is no file: a pipe, a device."""
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MOST_BYTES:
+                raise Trouble("unreadable file", f"{name} has {size:,} bytes, more than {MOST_BYTES:,}")
+            return file.read()
     except FileNotFoundError:
         raise Trouble("missing file", f"{name} does not exist") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
@@ -108,16 +113,6 @@ def as_caption(text: str | None) -> str | bytes | None:
     except UnicodeEncodeError:
         return text.encode("utf-8", "surrogatepass")
     return text
-
-
-def visible_files(folder: Path, suffix: str) -> list[Path]:
-    """The files NAME`suffix` anywhere below `folder`, sorted, without hidden ones and those in hidden folders."""
-    found = (path for path in folder.rglob(f"*{suffix}") if path.is_file())
-    return sorted(path for path in found if not hidden(path.relative_to(folder).parts))
-
-
-def hidden(parts: Iterable[str]) -> bool:
-    return any(part.startswith(".") for part in parts)
 
 
 def nothing(path: Path, what: str) -> UserError:

@@ -4,21 +4,26 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from imagen.data.shard_index import scan_tar
+from imagen.data.picture_names import PICTURES
 from imagen.data.shards import SPLITS, BadSample
 from imagen.data.sources.base import Options, Part, Record
-from imagen.data.sources.values import Trouble, caption_of_json, nothing, printable, safe_key
+from imagen.data.sources.files import COMPRESSED, files_below
+from imagen.data.sources.values import MOST_BYTES, Trouble, caption_of_json, nothing, printable, safe_key
+from imagen.data.tar_samples import Places, Stray, TarScan, scan_tar
 from imagen.data.transforms import choose_image
 from imagen.errors import UserError
+from imagen.files import open_regular
 
 _ANY_SIDE = 1 << 30  # of several masters the largest
+_COMPRESSED = (*(f".tar{ending}" for ending in COMPRESSED), ".tgz", ".tbz2", ".txz")
 
 
 class WebDataset:
-    """A tar, or the tars of a folder (and of its `train` and `heldout`); a part is a tar.
+    """A tar, or the tars of a folder at any depth; a part is a tar.
 
-    The records of a whole tar come in the order of its index, one a sample, bad ones too. The picture is the one
-    that training would read. The key is TAR/KEY, made safe.
+    The records of a whole tar come in the order of its index, one a sample, bad ones too, and after them what is in no
+    sample. The picture is the one that training would read, else one that it cannot read. The key is TAR/KEY, made
+    safe.
     """
 
     has_columns = False
@@ -30,13 +35,32 @@ class WebDataset:
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        return bool(_tars(path)) if path.is_dir() else path.name.lower().endswith(".tar")
+        if not path.is_dir():
+            return path.name.lower().endswith((".tar", *_COMPRESSED))
+        return any(any(place.glob("*.tar")) for place in (path, *(path / split for split in SPLITS)))
 
     def parts(self) -> list[Part]:
-        tars = _tars(self.path) if self.path.is_dir() else [self.path]
+        tars = self._tars()
         if not tars:
             raise nothing(self.path, "tars (*.tar, not compressed)")
-        return [{"file": str(tar.relative_to(self.root))} for tar in tars]
+        return [{"file": name} for name in tars]
+
+    def _tars(self) -> list[str]:
+        if not self.path.is_dir():
+            return [self.path.name]
+        names = files_below(self.path, (".tar", *_COMPRESSED))
+        return sorted(names, key=lambda name: (SPLITS.index(_folder(name)) if _folder(name) in SPLITS else -1, name))
+
+    def check_in_place(self) -> None:
+        """Raise UserError for tars that training would not read where they lie."""
+        splits = [name for name in SPLITS if self.path.is_dir() and (self.path / name).is_dir()]
+        for name in self._tars():
+            where = printable(self.root / name)
+            if not name.endswith(".tar"):
+                raise UserError(f"{where} is compressed or not named *.tar; unpack or rename it, or give --copy --out")
+            if _folder(name) not in (splits or [""]):
+                places = " or ".join(printable(self.root / split) for split in splits) or printable(self.root)
+                raise UserError(f"training does not look for {where}; move it to {places}, or give --copy --out")
 
     def tar(self, part: Part) -> Path:
         """The tar that is the part."""
@@ -44,60 +68,93 @@ class WebDataset:
 
     def read(self, part: Part) -> Iterator[Record]:
         tar = self.tar(part)
-        members, is_whole = scan_tar(tar)
-        if not is_whole:
-            members = _before_the_cut(members, tar.stat().st_size)
         stem, shown = part["file"].removesuffix(".tar"), printable(part["file"])
+
+        def problem(name: str, reason: str, detail: str, origin: str = shown) -> Record:
+            return Record(key=safe_key(stem, name, is_free=False), origin=origin, problem=(reason, detail))
+
+        if shown.lower().endswith(_COMPRESSED):
+            yield problem(f"{stem}, end", "broken tar", "it is compressed; unpack it first")
+            return
+        scan = scan_tar(tar)
+        samples = _before_the_cut(scan)
         try:
-            file = open(tar, "rb")  # noqa: SIM115 (the message is for opening it only)
+            file = open_regular(tar)
         except OSError as error:
             raise UserError(f"cannot read {printable(tar)}: {error.strerror or error}") from None
+        strays = list(scan.strays)
         with file:
-            for key, places in members.items():
+            for key, places in samples.items():
                 name = f"{stem}/{key}"
-                yield _record(safe_key(name, name), f"{shown}, {printable(key)}", file.fileno(), places)
-        if not is_whole:
-            detail = f"it ends or is damaged after {len(members)} samples" if members else "not a whole tar file"
-            yield Record(
-                key=safe_key(stem, f"{stem}, end", is_free=False), origin=shown, problem=("broken tar", detail)
-            )
+                image = _image(places)
+                strays += _second_pictures(key, places, image)
+                origin = f"{shown}, {printable(key)}"
+                yield _record(safe_key(name, name), origin, file.fileno(), places, image, scan.odd.get(key))
+        for number, stray in enumerate(strays):
+            yield problem(f"{stem}, {number}, {stray.key}", *stray[1:], origin=f"{shown}, {printable(stray.key)}")
+        if scan.problem is not None:
+            detail = f"after {len(samples)} samples: {scan.problem}" if samples else f"no whole tar: {scan.problem}"
+            yield problem(f"{stem}, end", "broken tar", detail)
 
 
-def _tars(folder: Path) -> list[Path]:
-    return [tar for place in (folder, *(folder / split for split in SPLITS)) for tar in sorted(place.glob("*.tar"))]
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
-def _before_the_cut(members: dict[str, dict[str, tuple[int, int]]], size: int) -> dict[str, dict[str, tuple[int, int]]]:
-    """Those of a broken tar that are whole: a last sample that lacks a member which the first one has is not."""
-    whole = {
-        key: {extension: place for extension, place in places.items() if sum(place) <= size}
-        for key, places in members.items()
-    }
-    if whole:
-        first, last = next(iter(whole)), next(reversed(whole))
+def _before_the_cut(scan: TarScan) -> dict[str, Places]:
+    """The samples; of a broken tar those that are whole: a last one that lacks a member of the first one is not."""
+    samples = dict(scan.samples)
+    if scan.problem is not None and samples:
+        first, last = next(iter(samples)), next(reversed(samples))
         # A sample that stands alone has none to be compared with; the caption comes last in img2dataset's tars.
-        needed = whole[first].keys() if first != last else {"txt"}
-        if whole[last].keys() != members[last].keys() or not whole[last].keys() >= needed:
-            del whole[last]
-    return whole
+        needed = samples[first].keys() if first != last else {"txt"}
+        if scan.cut is not None and scan.cut[1] not in samples.get(scan.cut[0], (scan.cut[1],)):
+            del samples[scan.cut[0]]
+        if last in samples and not samples[last].keys() >= needed:
+            del samples[last]
+    return samples
 
 
-def _record(key: str, origin: str, file: int, places: dict[str, tuple[int, int]]) -> Record:
+def _image(places: Places) -> str | None:
+    """The extension of a sample's picture: what training reads, else one that it does not; None if there is none."""
+    try:
+        return choose_image(places, _ANY_SIDE)
+    except BadSample:
+        pictures = [name for name in places if name.rpartition(".")[2] in PICTURES]
+        return min(pictures, key=lambda name: ("." in name, name), default=None)
+
+
+def _second_pictures(key: str, places: Places, image: str | None) -> Iterator[Stray]:
+    """Pictures beside a sample's own that are no masters or maps of it (KEY.64.png, KEY.seg.png)."""
+    for name in places:
+        if name in PICTURES and image in PICTURES and name != image:
+            yield Stray(f"{key}.{name}", "second picture", f"{key}.{image} is the picture of this sample")
+
+
+def _record(key: str, origin: str, file: int, places: Places, image_name: str | None, odd: str | None) -> Record:
     caption: str | bytes | None = None
     try:
         if "txt" in places:
             caption = _read(file, *places["txt"])
         elif "json" in places:
             caption = caption_of_json(_read(file, *places["json"]), "its json member")
-        image = _read(file, *places[choose_image(places, _ANY_SIDE)])
-        return Record(key=key, origin=origin, caption=caption, image=image)
-    except BadSample as error:
-        return Record(key=key, origin=origin, caption=caption, problem=("missing file", str(error)))
+        if odd is not None and (image_name is None or caption is None):
+            raise Trouble("unreadable file", odd)
+        if image_name is None:
+            raise Trouble("missing file", _no_picture(places))
+        return Record(key=key, origin=origin, caption=caption, image=_read(file, *places[image_name]))
     except Trouble as trouble:
         return Record(key=key, origin=origin, caption=caption, problem=trouble.problem)
 
 
+def _no_picture(places: Places) -> str:
+    names = ", ".join(f"KEY.{extension}" for extension in places)[:200]
+    return f"no picture (KEY.jpg, .png, ... or KEY.SIZE.png) among its members {names}; KEY ends at the first dot"
+
+
 def _read(file: int, offset: int, size: int) -> bytes:
+    if size > MOST_BYTES:
+        raise Trouble("unreadable file", f"a member of {size:,} bytes, more than {MOST_BYTES:,}")
     data = os.pread(file, size, offset)
     if len(data) != size:
         raise Trouble("broken tar", f"it ends before byte {offset + size}")

@@ -134,21 +134,61 @@ def test_faults_of_csv_rows(folder):
         "t.csv, line 7": "unreadable file",
         "t.csv, line 9": "broken row",
         "t.csv, line 10": "missing file",
-        "t.csv, line 11": "broken row",
-        "t.csv, line 15": "broken row",
     }
     good = [r.caption for r in records if not r.problem]
-    assert good == ["good", "after it", "between", 'another "stray one"', "last"]
+    literal = '"open to the end'
+    assert good == ["good", '"a stray quote', "after it", "between", 'another "stray one"', literal, "last"]
     assert next(r.caption for r in records if r.origin == "t.csv, line 6") == "gone"
 
 
-def test_a_quote_that_is_never_closed_costs_one_row_of_a_long_table(tmp_path):
+def test_a_quote_that_is_never_closed_is_part_of_its_own_row_of_a_long_table(tmp_path):
     (tmp_path / "p").write_bytes(b"p")
     rows = ["p\tc"] * 2000
     rows[700] = 'p\t"c'
+    rows[900] = 'p\t"c\tmore'
     (tmp_path / "t.tsv").write_text("\n".join(["path\tcaption", *rows]))
     records = read(tmp_path / "t.tsv", cuts=(300, 1000))
-    assert problems(records) == {"t.tsv, line 702": "broken row"} and len(records) == 2000
+    assert problems(records) == {"t.tsv, line 902": "broken row"} and len(records) == 2000
+    assert [r.caption for r in records if not r.problem and r.caption != "c"] == ['"c']
+
+
+QUOTED = {
+    # name: (lines, captions by line, None for a row that is broken); columns: image, caption
+    "words in quotes first": (['{}.png,"Sold" sign', '{}.png,"one, two" and 3'], ['"Sold" sign', '"one, two" and 3']),
+    "escaped by backslashes": (
+        [r'{}.png,"a \"red\" apple"', r'{}.png,"5\""', r'{}.png,"\",\" and \\"', r'{}.png,"C:\dir\"'],
+        ['a "red" apple', '5"', '"," and \\', "C:\\dir\\"],
+    ),
+    "escaped, on two lines": ([r'{}.png,"say \"hi\"', 'and go"', "{}.png,plain"], ['say "hi"\nand go', None, "plain"]),
+    "unclosed, then another unclosed": (['{}.png,"one', '{}.png,"two', "{}.png,three"], ['"one', '"two', "three"]),
+    "unclosed, then inches": (
+        ['{}.png,"one', "{}.png,two", "{}.png,three", '{}.png,a pipe of 5"', "{}.png,four"],
+        ['"one', "two", "three", 'a pipe of 5"', "four"],
+    ),
+    # Two rows, or one with a strange caption: nobody can tell.
+    "unclosed, then inches at once": (['{}.png,"one', '{}.png,a pipe of 5"', "{}.png,four"], [..., ..., "four"]),
+    "a caption that names a picture": (
+        ['{}.png,"one', "see 7.png, which", 'is nicer"', "{}.png,two"],
+        [..., ..., ..., "two"],
+    ),
+    "text behind the quote and a comma": (['{}.png,"a, b" c, d', "{}.png,e"], [..., "e"]),
+    "a quote in a cell without quotes": (['{}.png,he said "hi"', "{}.png,e"], ['he said "hi"', "e"]),
+}
+
+
+@pytest.mark.parametrize("name", QUOTED)
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_quotes_that_do_not_follow_the_standard(tmp_path, name, delimiter):
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(b"%d" % i)
+    lines, captions = QUOTED[name]
+    text = "".join(f"{line.format(i)}\n" for i, line in enumerate(["image,caption", *lines]))
+    path = tmp_path / ("t.csv" if delimiter == "," else "t.tsv")
+    path.write_text(text.replace(",", delimiter))
+    wanted = {i: c.replace(",", delimiter) if isinstance(c, str) else c for i, c in enumerate(captions, 2) if c}
+    records = read(path)
+    assert {int(r.key): ... if r.problem else r.caption for r in records} == wanted
+    assert all(r.problem[0] == "broken row" if r.problem else r.image == b"%d" % (int(r.key) - 1) for r in records)
 
 
 def test_faults_of_jsonl_rows(folder):

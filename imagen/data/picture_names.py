@@ -1,0 +1,20 @@
+"""Which files are pictures by their names; whether they can be decoded is seen when they are."""
+
+# Without dots, in lower case. Photographs and drawings as pixels, of formats that are read or that people have.
+_READ = "apng avif avifs bmp dib gif j2c j2k jfi jfif jif jp2 jpc jpe jpeg jpf jpg jpx mpo pjp pjpeg png tif tiff webp"
+_OTHERS = "heic heif heics hif jxl jxr wdp hdp bpg flif qoi pbm pgm ppm pnm pam pfm tga pcx exr hdr psd psb xcf"
+_CAMERAS = "arw cr2 cr3 crw dng nef nrw orf pef raf raw rw2 srw"
+PICTURES = frozenset(f"{_READ} {_OTHERS} {_CAMERAS}".split())
+_DRAWINGS = "cur emf eps icns ico ps svg svgz wmf"
+# Drawings, icons and prints are listed beside pictures, but a folder of them alone is none of pictures.
+LIKE_PICTURES = PICTURES | frozenset(_DRAWINGS.split())
+
+
+def ending(name: str) -> str:
+    """What stands behind the last dot of a file's name, in lower case; "" if there is none."""
+    return name.rpartition("/")[2].rpartition(".")[2].lower() if "." in name else ""
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file's name ends as a picture's does."""
+    return ending(name) in PICTURES
