@@ -24,7 +24,7 @@ import torch
 
 from imagen.cascade import Cascade, assemble
 from imagen.config import Experiment
-from imagen.data.emoji import build_emoji
+from imagen.data.emoji import PALETTE, build_emoji
 from imagen.data.encode import encode_shards
 from imagen.demo.drawing import Drawings, draw, prompts_for, untrained
 from imagen.demo.first import draw_first
@@ -98,7 +98,7 @@ def run_demo(
 
     say(f"4/4 drawing {len(asked)} prompts whose combination of object and colour was never trained on")
     cascade = _assembled(out)
-    drawn = draw(cascade, asked, shown=plan.shown, device=ranks.device, seconds=left() if left() > 0 else None)
+    drawn = draw(cascade, asked, shown=plan.shown, device=ranks.device, seconds=max(left(), plan.drawing))
     assert drawn is not None
     return _report(out, cascade, drawn, before, plan, interrupted, say)
 
@@ -109,8 +109,9 @@ def _announce(plan: Plan, minutes: float, out: Path, say: Say) -> None:
     images = plan.base.images_per_s * training
     say(f"{plan.machine}: {plan.base.images_per_s:.0f} training pictures per second")
     say(
-        f"plan for {minutes:g} minutes: {plan.objects} objects on 12 backgrounds; a base that sees about {images:,.0f} "
-        f"pictures, {images / plan.objects:,.0f} of each object; a super-resolution stage; {plan.prompts} pictures"
+        f"plan for {minutes:g} minutes: {plan.objects} objects on {len(PALETTE)} backgrounds; a base that sees about "
+        f"{images:,.0f} pictures, {images / plan.objects:,.0f} of each object; a super-resolution stage; "
+        f"{plan.prompts} pictures"
     )
     if images < LOOKS * plan.objects / 2:
         say(f"objects need about {LOOKS:,} looks each to be recognised: expect less, or take more minutes")

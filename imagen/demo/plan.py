@@ -7,12 +7,14 @@ import torch
 
 from imagen.cascade import StageConfig
 from imagen.config import Experiment
+from imagen.data.emoji import PALETTE
 from imagen.models.precision import autocast_dtype, precision_name
 from imagen.train.flops import meta_unet, picture_flops
 from imagen.train.trial import Speed, time_steps
 
 LOOKS = 1000  # training pictures that each object needs before it is recognisable
 FEWEST, MOST = 8, 96  # objects
+VARIANTS = 3  # pictures of each object on each background
 PROMPTS, SHOWN = 48, 12  # held-out prompts that are drawn and judged; those of them that are enlarged
 SR_SHARE = 0.15  # of the training time; the base, which reads the text, gets the rest
 DATA_SECONDS = 0.12  # to render and encode one picture on one busy core
@@ -21,7 +23,7 @@ REPORT_SECONDS = 8.0  # assembling, judging, plots and page
 
 @dataclass(frozen=True)
 class Plan:
-    """Times are in seconds."""
+    """What the demo is going to do. Times are in seconds."""
 
     machine: str  # in words
     base: Speed
@@ -60,8 +62,8 @@ def make_plan(
     )
     left = 60 * minutes - (time.monotonic() - began) - drawing
     if objects is None:
-        # The data take their time, too: n objects have 12 colours and `variants` pictures of each.
-        for_each = LOOKS / speeds[0].images_per_s / (1 - SR_SHARE) + 12 * VARIANTS * DATA_SECONDS
+        # Seconds for each object: its share of the training, and its pictures.
+        for_each = LOOKS / speeds[0].images_per_s / (1 - SR_SHARE) + _data_seconds(1)
         objects = max(FEWEST, min(MOST, 4 * int(left / for_each / 4)))
     return Plan(
         machine=describe(device, base),
@@ -70,11 +72,12 @@ def make_plan(
         prompts=prompts,
         shown=shown,
         drawing=drawing,
-        data=objects * 12 * VARIANTS * DATA_SECONDS,
+        data=_data_seconds(objects),
     )
 
 
-VARIANTS = 3  # pictures of each object on each colour
+def _data_seconds(objects: int) -> float:
+    return objects * len(PALETTE) * VARIANTS * DATA_SECONDS
 
 
 def calls(stage: StageConfig) -> float:
