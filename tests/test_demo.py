@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import imagen.demo as demo_module
 from imagen.demo import plan as plan_module
 from imagen.demo import run_demo
 from imagen.demo.drawing import Drawings, draw, prompts_for, truth, verdicts
@@ -58,6 +59,23 @@ def test_ctrl_c_in_the_training_ends_it_and_draws(tmp_path: Path) -> None:
     assert time.monotonic() - began < 600  # nothing like half an hour
     assert any("stopped by SIGINT" in line for line in said) and not any(line.startswith("3/4") for line in said)
     assert any("the training was interrupted" in line for line in said)
+    assert len(summary["prompts"]) == 3 and summary["sr_images"] == 0
+    assert (tmp_path / "demo" / "sheet.png").exists() and (tmp_path / "demo" / "index.html").exists()
+
+
+def test_a_stage_that_fails_does_not_take_the_pictures_of_the_other(tmp_path: Path, monkeypatch) -> None:
+    train_run = demo_module.train_run
+
+    def failing(experiment, *args, **options):
+        if experiment.stage.low_resolution is not None:
+            raise UserError("cannot write there")
+        return train_run(experiment, *args, **options)
+
+    monkeypatch.setattr(demo_module, "train_run", failing)
+    said: list[str] = []
+    with pytest.raises(UserError, match="cannot write there"):
+        run(tmp_path / "demo", said)
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert len(summary["prompts"]) == 3 and summary["sr_images"] == 0
     assert (tmp_path / "demo" / "sheet.png").exists() and (tmp_path / "demo" / "index.html").exists()
 

@@ -62,9 +62,9 @@ def run_demo(
     objects: of the data set (default: as many as this machine can learn in the time). prompts: held-out prompts to
     draw. pretrained: on the first call, begin with pictures by the weights that come with the package.
 
-    Called again on the same folder it goes on training. Ctrl-C (or SIGTERM) ends the training; what was learned is
-    drawn all the same. UserError unless `minutes` is above 0. Where the rest alone takes longer, it still trains for a
-    quarter of `minutes`.
+    Called again on the same folder it goes on training. Ctrl-C (or SIGTERM) ends the training, and so does a mistake
+    in it; what was learned is drawn all the same, before the mistake is raised. Where the rest alone takes longer, it
+    still trains for a quarter of `minutes`. UserError unless `minutes` is above 0, and for what the user can mend.
     """
     out, began = Path(out), time.monotonic()
     if minutes <= 0:
@@ -89,18 +89,23 @@ def run_demo(
     before = draw(_export(out / "base"), asked[: plan.shown], device=ranks.device) or untrained(base, plan, ranks)
 
     for_base, for_sr = plan.training(left())
-    interrupted = False
+    ended: UserError | bool = False  # why the training ended early, if it did
     for number, run, experiment, seconds in ((2, "base", base, for_base), (3, "sr", sr, for_sr)):
-        if not interrupted:
+        if not ended:
             name = f"{experiment.name}: {'text -> 64' if run == 'base' else '64 -> 256'}"
             say(f"{number}/4 {name}, training for {duration(seconds)}")
-            interrupted = _train(experiment, data, out / run, seconds, ranks, say)
+            ended = _train(experiment, data, out / run, seconds, ranks, say)
+    if isinstance(ended, UserError) and _export(out / "base") is None:
+        raise ended  # nothing was learned that could be drawn
 
     say(f"4/4 drawing {len(asked)} prompts whose combination of object and colour was never trained on")
     cascade = _assembled(out)
     drawn = draw(cascade, asked, shown=plan.shown, device=ranks.device, seconds=max(left(), plan.drawing))
     assert drawn is not None
-    return _report(out, cascade, drawn, before, plan, interrupted, say)
+    summary = _report(out, cascade, drawn, before, plan, bool(ended), say)
+    if isinstance(ended, UserError):
+        raise ended
+    return summary
 
 
 def _announce(plan: Plan, minutes: float, out: Path, say: Say) -> None:
@@ -125,9 +130,12 @@ def _objects(out: Path) -> int | None:
     return read_json(described)["arguments"]["limit_objects"] if described.exists() else None
 
 
-def _train(experiment: Experiment, data: Path, run: Path, seconds: float, ranks: Ranks, say: Say) -> bool:
-    """Train a stage for so long; return whether a signal ended it."""
-    return train_run(experiment, data, run, minutes=seconds / 60, ranks=ranks, say=say).signalled
+def _train(experiment: Experiment, data: Path, run: Path, seconds: float, ranks: Ranks, say: Say) -> UserError | bool:
+    """Train a stage for so long; return what went wrong, or whether a signal ended it."""
+    try:
+        return train_run(experiment, data, run, minutes=seconds / 60, ranks=ranks, say=say).signalled
+    except UserError as error:
+        return error
 
 
 def _export(run: Path) -> Cascade | None:
