@@ -72,7 +72,7 @@ def _parse(text: str) -> Any:
     if text in ("True", "False", "None"):  # Python's spelling
         return {"True": True, "False": False, "None": None}[text]
     try:
-        value = parse_json(text)
+        value = parse_json(text, finite=False)  # the field's own message names the number
     except ValueError:
         return text
     return int(value) if isinstance(value, float) and value.is_integer() else value  # 1e4 steps

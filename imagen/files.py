@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import secrets
 import shutil
@@ -15,6 +16,7 @@ from imagen.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MOST_NESTED = 100  # lists and objects inside each other in a JSON text; what is written here has fewer than ten
+MOST_JSON = 2**26  # bytes of a JSON file; in memory it may take twenty times as much
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -128,11 +130,17 @@ def _check_regular(mode: int) -> None:
         raise NotAFile(errno.EINVAL, f"{kind}, not a file")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read JSON; a missing, unreadable or broken file, or one nested too deeply, is a UserError that names it."""
+def read_json(path: str | Path, most: int = MOST_JSON) -> Any:
+    """Read strict JSON of at most `most` bytes; see `parse_json`.
+
+    Raises UserError naming the file if it is missing, unreadable, larger, broken, or nested too deeply.
+    """
     try:
         with open_given(path) as file:
-            return parse_json(file.read())
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise UserError(f"{path} is larger than {most:,} bytes, the limit for JSON of its kind")
+        return parse_json(data)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
@@ -151,7 +159,7 @@ def read_json_lines(path: str | Path, needed: Sequence[str] = ()) -> list[dict[s
 
 def _row(line: bytes, where: str, needed: Sequence[str]) -> dict[str, Any]:
     try:
-        row = parse_json(line)
+        row = parse_json(line, finite=False)  # a measurement may be NaN
     except ValueError as error:
         raise UserError(f"{where}, is damaged: {error}") from None
     if not isinstance(row, dict) or any(name not in row for name in needed):
@@ -159,21 +167,35 @@ def _row(line: bytes, where: str, needed: Sequence[str]) -> dict[str, Any]:
     return row
 
 
-def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text (UTF-8 if bytes). ValueError if it is none, or nested more than MOST_NESTED deep.
+def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
+    """Return the value of a JSON text (UTF-8 if bytes).
 
-    Python reads a thousand levels, but what then walks through them fails.
+    Raises ValueError if it is none, if it is nested more than MOST_NESTED deep (Python reads a thousand levels, but
+    what then walks through them fails) or, unless `finite` is False, if a number in it is NaN, infinite or beyond
+    the range of float.
     """
     too_deep = f"it is nested more than {MOST_NESTED} deep"
     if isinstance(text, bytes):
         text = text.decode("utf-8")
     try:
-        value = json.loads(text)
+        value = json.loads(text, **(_STRICT if finite else {}))
     except RecursionError:
         raise ValueError(too_deep) from None
     if text.count("[") + text.count("{") > MOST_NESTED and _depth(value) > MOST_NESTED:
         raise ValueError(too_deep)
     return value
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is not a finite number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text[:40])
+
+
+_STRICT: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite}
 
 
 def _depth(value: Any) -> int:

@@ -126,3 +126,19 @@ def test_json_is_nested_so_deeply_and_no_deeper():
             with pytest.raises(ValueError, match=f"nested more than {MOST_NESTED} deep"):
                 parse_json(opening * depth + "1" + closing * depth)
     assert len(parse_json("[" + ", ".join(["[{}]"] * 1000) + "]")) == 1000  # many, but not deep
+
+
+@pytest.mark.parametrize("text", ["NaN", "[1, -Infinity]", '{"a": 1e400}', "-1.5e999", "[" * 50 + "1e309" + "]" * 50])
+def test_json_numbers_are_finite(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match=r"x\.json is not valid JSON: \S+ is not a finite number$"):
+        read_json(tmp_path / "x.json")
+    parse_json(text, finite=False)
+    assert parse_json("[1e308, -0.5, 12345678901234567890123]") == [1e308, -0.5, 12345678901234567890123]
+
+
+def test_json_of_more_bytes_than_its_kind_has(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps("a" * 98))
+    assert read_json(tmp_path / "x.json", most=100) == "a" * 98
+    with pytest.raises(UserError, match=r"x\.json is larger than 99 bytes, the limit for JSON of its kind$"):
+        read_json(tmp_path / "x.json", most=99)

@@ -24,7 +24,7 @@ from imagen.cascade.cascade import Cascade
 from imagen.cascade.config import SamplingConfig, StageConfig
 from imagen.cascade.output import write_again, write_plan, write_samples
 from imagen.cascade.plan import Plan
-from imagen.cascade.remake import plan_again
+from imagen.cascade.remake import plan_again, read_made
 from imagen.cascade.running import Preview
 from imagen.cascade.stage import Stage
 from imagen.cascade.storage import export_stage
@@ -42,6 +42,7 @@ __all__ = [
     "assemble",
     "export_stage",
     "plan_again",
+    "read_made",
     "write_again",
     "write_plan",
     "write_samples",

@@ -4,15 +4,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from imagen import limits
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.diffusion.samplers import Spacing
 from imagen.diffusion.schedule import ScheduleConfig
-from imagen.errors import UserError, check_number, suggest
+from imagen.errors import UserError, suggest
 from imagen.models.config import UNetConfig
 from imagen.models.resize import Filter
-
-MOST_STEPS = 10_000  # a sampler converges in a hundredth of these
-MOST_GUIDANCE = 1_000.0  # beyond it pictures are noise; float32 overflows at 1e38
 
 Sampler = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun"]
 
@@ -45,10 +43,9 @@ class SamplingConfig:
                 raise UserError(f"{where}: unknown {name} {value!r}{hint}; choose {', '.join(known)}")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise UserError(f"{where}: steps is {self.steps!r}; it must be a whole number, 1 or more")
-        check_number(f"{where}: steps", self.steps, most=MOST_STEPS)
         if not math.isfinite(self.guidance):
             raise UserError(f"{where}: guidance is {self.guidance}; it must be a finite number (1 is no guidance)")
-        check_number(f"{where}: guidance", self.guidance, least=-MOST_GUIDANCE, most=MOST_GUIDANCE)
+        limits.check(self, limits.SAMPLING, f"{where}: ")
         for name in ("guidance_rescale", "low_res_noise", "eta", "damping", "gamma"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{where}: {name} is {getattr(self, name)}; it must be from 0 to 1")
@@ -79,9 +76,11 @@ class StageConfig:
     low_res_filter: Filter = "bicubic"  # how the low-resolution picture is enlarged
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
+    def __post_init__(self) -> None:
+        limits.check(self, limits.STAGE)
+
     def check(self, where: str) -> None:
         """Raise UserError, beginning with `where`, unless the sizes fit each other and the U-Net."""
-        check_number(f"{where}.resolution", self.resolution, least=1)
         low, stride = self.low_resolution, self.unet.total_stride
         if self.unet.low_res != (low is not None):
             raise UserError(
@@ -90,10 +89,8 @@ class StageConfig:
             )
         if low is not None and (not 0 < low < self.resolution or self.resolution % low):
             raise UserError(f"{where}.low_resolution is {low}; it must be below {self.resolution} and divide it")
-        if self.detail_std is not None:
-            check_number(f"{where}.detail_std", self.detail_std, above=0)
-            if low is None:
-                raise UserError(f"{where}.detail_std is for super-resolution stages; set {where}.low_resolution too")
+        if self.detail_std is not None and low is None:
+            raise UserError(f"{where}.detail_std is for super-resolution stages; set {where}.low_resolution too")
         if self.resolution % stride:
             raise UserError(f"{where}.resolution is {self.resolution}; this U-Net takes sides that divide by {stride}")
         self.sampling.check(f"{where}.sampling")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from imagen import limits
 from imagen.cascade.config import SamplingConfig, StageConfig
 from imagen.cascade.sizes import Size, sizes_above, sizes_for, sizes_like
 from imagen.cascade.tiles import Tile
@@ -19,7 +20,6 @@ from imagen.errors import UserError, check_number, check_text, quoted, suggest
 from imagen.models.precision import Precision, autocast_dtype, precision_name
 
 FIELDS = tuple(field.name for field in dataclasses.fields(SamplingConfig))
-MOST_CHARACTERS = 10_000  # of a prompt; encoders read the first 128 to 512 tokens
 PAIRS = ("guidance_interval", "logsnr_range")  # fields whose one value is two numbers
 
 
@@ -127,7 +127,7 @@ def check_prompt(prompt: Any) -> None:
     """UserError unless it is text, and of a length that can be read."""
     if not isinstance(prompt, str):
         raise UserError(f"a prompt is {quoted(prompt)}; it must be text")
-    check_text("a prompt", prompt, MOST_CHARACTERS)
+    check_text("a prompt", prompt, limits.CHARACTERS)
 
 
 def check_count(stages: int | None, cascade: Sequence[StageConfig]) -> None:

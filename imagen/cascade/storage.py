@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from imagen import __version__
+from imagen import __version__, limits
 from imagen.cascade.config import StageConfig
 from imagen.cascade.hub import download, is_name
-from imagen.errors import UserError
+from imagen.errors import UserError, check_number
 from imagen.files import read_json, replacing, write_json
 from imagen.jsonconfig import from_json, to_json
 from imagen.models.text import TextConfig
@@ -87,6 +87,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{where}: field 'format' is {version!r}, this version of imagen reads {FORMAT}")
     try:
         manifest = from_json(Manifest, value, str(where))
+        check_number("the number of stages", len(manifest.stages), most=limits.STAGES)
+        if manifest.text is not None:
+            manifest.text.config.check()
     except UserError as error:  # a config's own check knows no file name
         raise error if str(where) in str(error) else UserError(f"{where}: {error}") from None
     for record in (manifest.text, *manifest.stages):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imagen import limits
 from imagen.errors import UserError, check_text, quoted, suggest
 from imagen.files import open_given, parse_json
 
@@ -138,11 +139,9 @@ def _prompt(row: dict[str, Any], where: str) -> Prompt:
     digits = str(seed) if isinstance(seed, int | str) and not isinstance(seed, bool) else ""
     if seed is not None and not (digits.isdecimal() and len(digits) <= _DIGITS):
         raise UserError(f"{where}: seed is {quoted(seed)}; it must be a whole number from 0, below 10^{_DIGITS}")
-    from imagen.cascade.plan import MOST_CHARACTERS  # imports torch
-
     for name, text in (("the prompt", prompt), ("negative", negative)):
         if text is not None:
-            check_text(f"{where}: {name}", text, MOST_CHARACTERS)
+            check_text(f"{where}: {name}", text, limits.CHARACTERS)
     return Prompt(prompt=prompt.strip(), negative=negative, seed=None if seed is None else int(digits))
 
 

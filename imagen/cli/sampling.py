@@ -170,14 +170,11 @@ def _refuse_beside_from(options: argparse.Namespace, rows: list[Prompt]) -> None
 
 
 def _again(options: argparse.Namespace) -> None:
-    from imagen.cascade import plan_again, write_again
-    from imagen.pictures import read_metadata
+    from imagen.cascade import plan_again, read_made, write_again
 
-    made = read_metadata(options.again) or {}  # which `plan_again` checks
-    precision, text = made.get("precision"), made.get("text")
-    if precision in PRECISIONS:
-        options.precision = precision
-    options.int8_text = isinstance(text, dict) and text.get("int8") is True
+    made = read_made(options.again)
+    options.precision = made.precision
+    options.int8_text = made.text is not None and made.text.get("int8") is True
     cascade, request = _prepared(options)
     start, init, mask = (_picture(file) for file in (options.start, options.init, options.mask))
     plan, place = plan_again(cascade, options.again, start=start, init=init, mask=mask, device=request["device"])

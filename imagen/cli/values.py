@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from imagen import limits
 from imagen.errors import LIMIT, quoted
 
 MOST = 10**9  # of what is counted: more fits no memory, disk or patience
@@ -25,7 +26,7 @@ def up_to(most: int) -> Callable[[str], int]:
 
 count = up_to(MOST)
 side = up_to(8192)  # of a picture that is drawn as a whole, in pixels
-processes = up_to(1024)
+processes = up_to(limits.PROCESSES)
 
 
 def count_or_all(text: str) -> int | None:

@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from imagen import limits
 from imagen.data.remote import Cache, default_folder
-from imagen.errors import check_number
-
-MOST_WORKERS = 1024  # processes; each holds its own copy of what it reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +27,4 @@ class DataConfig:
 
     def check(self) -> None:
         """UserError, naming the field, unless every value is in its range."""
-        if self.crop is not None:
-            check_number("data.crop", self.crop, least=1)
-        check_number("data.workers", self.workers, least=0, most=MOST_WORKERS)
-        check_number("data.window", self.window, least=1)
-        check_number("data.max_enlargement", self.max_enlargement, above=0)
-        check_number("data.max_bad", self.max_bad, least=0, most=1)
-        check_number("data.cache_gb", self.cache_gb, above=0, most=1e9)
+        limits.check(self, limits.DATA, "data.")

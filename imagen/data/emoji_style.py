@@ -88,7 +88,7 @@ def icons(file: str) -> dict[str, Icon]:
 
 @cache
 def _read(file: str) -> dict[str, Any]:
-    value = read_json(file)
+    value = read_json(file, most=2**29)  # thousands of drawings
     if not isinstance(value, dict) or not isinstance(value.get("icons"), dict):
         raise UserError(f"{file} is not an iconify JSON file: it has no 'icons'")
     return value

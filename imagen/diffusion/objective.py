@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from imagen import limits
 from imagen.diffusion.schedule import Schedule, alpha_sigma
-from imagen.errors import check_number
 
 Prediction = Literal["eps", "x0", "v"]
 
@@ -38,9 +38,7 @@ class ObjectiveConfig:
     variance_weight: float = 0.001
 
     def __post_init__(self) -> None:
-        for name in ("p2_k", "min_snr_gamma", "velocity_snr"):
-            check_number(name, getattr(self, name), above=0)
-        check_number("variance_weight", self.variance_weight, least=0)
+        limits.check(self, limits.OBJECTIVE)
 
 
 class Loss(NamedTuple):

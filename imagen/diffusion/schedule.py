@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imagen import limits
 from imagen.errors import UserError
 
 STEPS = 1000  # of the discrete schedule
@@ -42,8 +43,7 @@ class ScheduleConfig:
             raise UserError(
                 f"a schedule needs -30 <= logsnr_min < logsnr_max <= 30, not {self.logsnr_min} and {self.logsnr_max}"
             )
-        if self.shift_reference is not None and self.shift_reference <= 0:
-            raise UserError(f"a schedule's shift_reference is a picture side in pixels, not {self.shift_reference}")
+        limits.check(self, limits.SCHEDULE, "a schedule's ")
         if self.kind == "discrete_cosine" and self.shift_reference is not None:
             raise UserError("a discrete schedule cannot be shifted: leave shift_reference out")
 

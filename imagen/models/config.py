@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from imagen import limits
 from imagen.errors import UserError, check_number
 from imagen.models.layers import Activation, AttentionKind, ContextNorm
 
@@ -59,22 +60,15 @@ class UNetConfig:
     def __post_init__(self) -> None:
         if not self.levels:
             raise UserError("a U-Net needs at least one level")
+        check_number("the number of levels", len(self.levels), most=limits.LEVELS)
         for index, level in enumerate(self.levels):
-            for name in ("channels", "blocks", "stride"):
-                check_number(f"levels[{index}].{name}", getattr(level, name), least=1)
-            check_number(f"levels[{index}].feed_forward", level.feed_forward, least=0)
-        for name in ("image_channels", "patch", "context_width", "time_width", "head_channels", "norm_groups"):
-            check_number(name, getattr(self, name), least=1)
-        check_number("dropout", self.dropout, least=0, below=1)
-        check_number("residual_divisor", self.residual_divisor, above=0)
-        if self.pooling_heads is not None:
-            check_number("pooling_heads", self.pooling_heads, least=1)
-            if self.text_width is not None and self.text_width % self.pooling_heads:
-                raise UserError(f"text_width {self.text_width} does not divide by pooling_heads {self.pooling_heads}")
+            limits.check(level, limits.LEVEL, f"levels[{index}].")
+        check_number("the number of blocks of all levels", sum(level.blocks for level in self.levels), most=limits.BLOCKS)
+        limits.check(self, limits.UNET)
+        if self.pooling_heads and self.text_width is not None and self.text_width % self.pooling_heads:
+            raise UserError(f"text_width {self.text_width} does not divide by pooling_heads {self.pooling_heads}")
         if (self.stem_channels or self.levels[0].channels) % 2:
             raise UserError("the stem's channels must be even: they are cosines and sines of the noise level, too")
-        if self.text_width is not None:
-            check_number("text_width", self.text_width, least=1)
         if self.family == "guided" and (self.skip != "concat" or self.modulation != "block"):
             raise UserError("family 'guided' concatenates its skips and modulates each block")
         attentions = [(f"level {i}", level.channels, level.attention) for i, level in enumerate(self.levels)]

@@ -11,8 +11,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from imagen import limits
 from imagen.distribution import missing
-from imagen.errors import UserError, check_number
+from imagen.errors import UserError
 from imagen.models.captions import Cleaning, cleaned
 from imagen.models.precision import arithmetic
 
@@ -35,8 +36,7 @@ class TextConfig:
 
     def check(self) -> None:
         """UserError, naming the field, unless every value is in its range."""
-        check_number("text.width", self.width, least=1)
-        check_number("text.max_tokens", self.max_tokens, least=1)
+        limits.check(self, limits.TEXT, "text.")
 
 
 class TextEncoder:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+from imagen import limits
 from imagen.cascade.config import StageConfig
 from imagen.data.config import DataConfig
 from imagen.diffusion.schedule import ScheduleConfig
@@ -13,9 +14,6 @@ from imagen.models.text import TextConfig
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
 from imagen.train.posthoc import LONGEST
-
-MOST_BATCH = 10_000_000  # samples of a step
-MOST_GAP = 100_000  # samples that are read, and held in memory, to measure the conditional gap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,30 +46,9 @@ class TrainConfig:
 
     def check(self) -> None:
         """UserError, naming the field, unless every value is in its range. An interval of 0: at the last step alone."""
-        for name in ("steps", "max_nonfinite", "keep_checkpoints"):
-            check_number(f"train.{name}", getattr(self, name), least=1)
-        check_number("train.batch_size", self.batch_size, least=1, most=MOST_BATCH)
-        check_number("train.gap_samples", self.gap_samples, least=1, most=MOST_GAP)
-        if self.micro_batch is not None:
-            check_number("train.micro_batch", self.micro_batch, least=1)
-        for name in (
-            "seed",
-            "log_every",
-            "sample_every",
-            "checkpoint_every",
-            "keep_every",
-            "gap_every",
-            "ema_snapshot_every",
-        ):
-            check_number(f"train.{name}", getattr(self, name), least=0)
-        for name, decays in (("ema_decay", (self.ema_decay,)), ("ema_decays", self.ema_decays)):
-            for decay in decays:
-                check_number(f"train.{name}", decay, least=0, below=1)
+        limits.check(self, limits.TRAIN, "train.")
         for sigma_rel in self.ema_sigma_rels:
             check_number("train.ema_sigma_rels", sigma_rel, above=0, below=LONGEST)
-        if self.peak_tflops is not None:
-            check_number("train.peak_tflops", self.peak_tflops, above=0)
-        check_number("train.text_dropout", self.text_dropout, least=0, most=1)
 
 
 class Experiment(Protocol):

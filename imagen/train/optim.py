@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from imagen.errors import UserError, check_number
+from imagen import limits
+from imagen.errors import UserError
 from imagen.train.adafactor import Adafactor
 from imagen.train.muon import Muon
 
@@ -33,14 +34,7 @@ class OptimConfig:
 
     def check(self) -> None:
         """UserError, naming the field, unless every value is in its range."""
-        check_number("optim.lr", self.lr, above=0)
-        check_number("optim.muon_lr", self.muon_lr, above=0)
-        for index, beta in enumerate(self.betas):
-            check_number(f"optim.betas[{index}]", beta, least=0, below=1)
-        check_number("optim.eps", self.eps, above=0)
-        check_number("optim.weight_decay", self.weight_decay, least=0)
-        check_number("optim.warmup_steps", self.warmup_steps, least=0)
-        check_number("optim.clip_norm", self.clip_norm, above=0)
+        limits.check(self, limits.OPTIM, "optim.")
         if self.algorithm == "adam" and self.weight_decay:
             raise UserError(
                 f"optim.weight_decay is {self.weight_decay:g}, but adam has none: take optim.algorithm adamw"

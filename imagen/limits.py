@@ -1,0 +1,141 @@
+"""What a file may ask for: the bounds of the numbers in `cascade.json`, `config.json` and a picture's metadata.
+
+They are checked where a value enters, before anything is built of it, drawn or waited for. Each is at least sixteen
+times what the largest known model has, so it stops only what is damaged, mistaken or hostile: what it stops would not
+have come to an end, or would have taken all memory.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from imagen.errors import check_number
+
+Bounds = Mapping[str, float]  # keywords of `check_number`
+Table = Mapping[str, Bounds]  # by field
+
+WIDEST = 65_536  # channels, or numbers of a token
+SIDE = 65_536  # of a picture, in pixels
+STEPS = 10_000  # of a sampler; it converges in a hundredth of these
+CHARACTERS = 10_000  # of a prompt; encoders read the first 128 to 512 tokens
+PIXELS = 2**28  # of pictures that are made together
+STAGES = 32
+LEVELS = 32
+BLOCKS = 512  # of all levels, on the way down
+PROCESSES = 1_024  # each holds its own copy of what it reads
+SEED = 2**63 - 1
+
+
+def between(least: float, most: float) -> Bounds:
+    return {"least": least, "most": most}
+
+
+def up_to(most: float) -> Bounds:
+    """Above 0."""
+    return {"above": 0, "most": most}
+
+
+LEVEL: Table = {
+    "channels": between(1, WIDEST),
+    "blocks": between(1, BLOCKS),
+    "stride": between(1, 64),
+    "feed_forward": between(0, 64),
+}
+UNET: Table = {
+    "image_channels": between(1, 1_024),
+    "patch": between(1, 64),
+    "stem_channels": between(1, WIDEST),
+    "text_width": between(1, WIDEST),
+    "context_width": between(1, WIDEST),
+    "time_width": between(1, WIDEST),
+    "head_channels": between(1, WIDEST),
+    "norm_groups": between(1, WIDEST),
+    "pooling_heads": between(1, WIDEST),
+    "residual_divisor": up_to(1_000),
+    "dropout": {"least": 0, "below": 1},
+}
+STAGE: Table = {
+    "resolution": between(1, SIDE),
+    "low_resolution": between(1, SIDE),
+    "detail_std": up_to(1_000),
+}
+SCHEDULE: Table = {"shift_reference": between(1, SIDE)}
+OBJECTIVE: Table = {
+    "p2_gamma": between(0, 100),
+    "p2_k": up_to(1e6),
+    "min_snr_gamma": up_to(1e6),
+    "sigmoid_bias": between(-100, 100),
+    "velocity_snr": up_to(1e6),
+    "variance_weight": between(0, 1e6),
+}
+SAMPLING: Table = {
+    "steps": {"most": STEPS},
+    "guidance": between(-1_000, 1_000),  # beyond it pictures are noise; float32 overflows at 1e38
+    "logsnr_range": between(-100, 100),
+    "guidance_interval": between(-1e6, 1e6),
+    "max_scale": {"most": 1e6},
+}
+TEXT: Table = {"width": between(1, WIDEST), "max_tokens": between(1, 65_536)}
+ENCODER: Table = {  # fields of an encoder's own config.json, whatever its architecture
+    name: between(1, most)
+    for most, names in {
+        1_024: ("num_layers", "num_decoder_layers", "num_hidden_layers", "n_layers", "n_layer", "encoder_layers"),
+        4_096: ("num_heads", "num_attention_heads", "n_heads", "n_head", "relative_attention_num_buckets"),
+        WIDEST: ("d_model", "d_kv", "hidden_size", "embedding_size", "dim", "n_embd"),
+        2**20: ("d_ff", "intermediate_size", "hidden_dim", "max_position_embeddings"),
+        2**22: ("vocab_size",),
+        2**16: ("type_vocab_size", "position_buckets", "relative_attention_max_distance"),
+    }.items()
+    for name in names
+}
+DATA: Table = {
+    "crop": between(1, SIDE),
+    "workers": between(0, PROCESSES),
+    "window": between(1, 1_000_000),
+    "max_enlargement": up_to(SIDE),
+    "max_bad": between(0, 1),
+    "cache_gb": up_to(1e9),
+}
+TRAIN: Table = {
+    "steps": between(1, 10**12),
+    "batch_size": between(1, 10_000_000),  # samples of a step
+    "micro_batch": between(1, 10_000_000),
+    "seed": between(0, SEED),
+    "ema_decay": {"least": 0, "below": 1},
+    "ema_decays": {"least": 0, "below": 1},
+    "ema_snapshot_every": between(0, 10**12),
+    "text_dropout": between(0, 1),
+    "max_nonfinite": between(1, 10**12),
+    "log_every": between(0, 10**12),
+    "sample_every": between(0, 10**12),
+    "checkpoint_every": between(0, 10**12),
+    "keep_checkpoints": between(1, 10**6),
+    "keep_every": between(0, 10**12),
+    "gap_every": between(0, 10**12),
+    "gap_samples": between(1, 100_000),  # they are read, and held in memory
+    "peak_tflops": up_to(1e9),
+}
+OPTIM: Table = {
+    "lr": up_to(1e6),
+    "muon_lr": up_to(1e6),
+    "betas": {"least": 0, "below": 1},
+    "eps": up_to(1),
+    "weight_decay": between(0, 1e6),
+    "warmup_steps": between(0, 10**12),
+    "clip_norm": up_to(1e30),  # as good as none
+}
+MADE: Table = {"seed": between(0, SEED), "size": between(1, SIDE), "strength": up_to(1), "tiles": between(1, SIDE)}
+CONDITIONS: Table = {"threads": between(1, PROCESSES), "batch": between(1, 4_096), "rows": between(1, 4_096)}
+VARIATION: Table = {"seed": between(0, SEED), "amount": between(0, 1)}
+
+
+def check(values: Any, table: Table, where: str = "") -> None:
+    """UserError, beginning with `where` and the field's name, unless the fields of `values` that `table` has are inside.
+
+    Of a field that is a list every item is; None is no number.
+    """
+    for name, bounds in table.items():
+        value = getattr(values, name)
+        items = {f"{name}[{i}]": item for i, item in enumerate(value)} if isinstance(value, tuple) else {name: value}
+        for field, item in items.items():
+            if item is not None:
+                check_number(f"{where}{field}", item, **bounds)
