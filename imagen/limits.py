@@ -129,7 +129,7 @@ VARIATION: Table = {"seed": between(0, SEED), "amount": between(0, 1)}
 
 
 def check(values: Any, table: Table, where: str = "") -> None:
-    """UserError, beginning with `where` and the field's name, unless the fields of `values` that `table` has are inside.
+    """Raise UserError, beginning with `where` and the field's name, if a field that `table` has is out of its bounds.
 
     Of a field that is a list every item is; None is no number.
     """

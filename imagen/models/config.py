@@ -63,7 +63,8 @@ class UNetConfig:
         check_number("the number of levels", len(self.levels), most=limits.LEVELS)
         for index, level in enumerate(self.levels):
             limits.check(level, limits.LEVEL, f"levels[{index}].")
-        check_number("the number of blocks of all levels", sum(level.blocks for level in self.levels), most=limits.BLOCKS)
+        blocks = sum(level.blocks for level in self.levels)
+        check_number("the number of blocks of all levels", blocks, most=limits.BLOCKS)
         limits.check(self, limits.UNET)
         if self.pooling_heads and self.text_width is not None and self.text_width % self.pooling_heads:
             raise UserError(f"text_width {self.text_width} does not divide by pooling_heads {self.pooling_heads}")
