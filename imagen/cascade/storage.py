@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from imagen import __version__, limits
@@ -24,6 +24,7 @@ from imagen.errors import UserError, check_number
 from imagen.files import read_json, replacing, write_json
 from imagen.jsonconfig import from_json, to_json
 from imagen.models.text import TextConfig
+from imagen.tensors import save_tensors
 from imagen.weights import packaged
 
 MANIFEST = "cascade.json"
@@ -219,10 +220,9 @@ def check_stages(
 
 def _store(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> tuple[str, str]:
     """Write `stem-HASH.safetensors`; return its name and sha256."""
-    plain = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
     new = folder / f"{stem}-new"
     with replacing(new) as temporary:
-        save_file(plain, temporary)
+        save_tensors(tensors, temporary)
     sha256 = _hash(new)
     name = f"{stem}-{sha256[:16]}.safetensors"
     new.replace(folder / name)

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagen.data.mapped import MappedTensors, save_tensors
+from imagen.data.mapped import MappedTensors
 from imagen.data.remote import Cache
 from imagen.data.shards import ShardedDataset, open_split
 from imagen.errors import UserError
 from imagen.files import replacing
+from imagen.tensors import save_tensors
 
 _FORMAT = "imagen-text-1"
 

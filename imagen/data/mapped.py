@@ -1,4 +1,4 @@
-"""Safetensors files of integers: written to the same bytes every time, read as numpy views of a memory map.
+"""Safetensors files of integers, read as numpy views of a memory map.
 
 Opening reads the header only; a slice of a tensor touches only its own pages. The
 map is shared by forked workers and carries no file position, so it is fork-safe. A
@@ -20,27 +20,6 @@ import numpy as np
 from imagen.errors import UserError
 
 _DTYPES = {"U8": "u1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8", "I64": "<i8"}
-_NAMES = {np.dtype(code): name for name, code in _DTYPES.items()}
-
-
-def save_tensors(arrays: dict[str, np.ndarray], path: str | Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file whose bytes follow from its contents. (safetensors' own writer shuffles `metadata`.)
-
-    Not atomic: give it the path of `imagen.files.replacing`.
-    """
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
-    # The widest type first, and the header a multiple of 8 bytes: every tensor is aligned.
-    ordered = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
-    end = 0
-    for name, array in ordered:
-        start, end = end, end + array.nbytes
-        header[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [start, end]}
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(head)) + head)
-        for _, array in ordered:
-            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 _KEPT = 128  # maps a process keeps; a window of shards, with embeddings, takes fewer

@@ -6,8 +6,9 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import safe_open
 
 from imagen.data import mapped
-from imagen.data.mapped import MappedTensors, save_tensors
+from imagen.data.mapped import MappedTensors
 from imagen.errors import UserError
+from imagen.tensors import save_tensors
 
 VALUES = {"a": np.arange(24, dtype=np.int64).reshape(6, 4), "b": np.arange(7, dtype=np.uint16)}
 ARRAYS = {
