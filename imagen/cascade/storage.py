@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -109,7 +109,11 @@ def read_tensors(folder: Path, name: str, sha256: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file: {error}") from None
+        raise _no_tensors(path, error) from None
+
+
+def _no_tensors(path: Path, error: SafetensorError) -> UserError:
+    return UserError(f"{path} is not a safetensors file: {error}")
 
 
 def read_unconditional(folder: Path, text: TextRecord) -> Tensor:
@@ -230,9 +234,17 @@ def _store(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> tuple[str,
 
 
 def copy_file(source: Path, folder: Path, stem: str, sha256: str) -> str:
-    """Copy a file of another cascade, under the name that `_store` would give it; return that name."""
+    """Copy a file of another cascade, under the name that `_store` would give it; return that name.
+
+    Raises UserError unless it has that hash and is a safetensors file.
+    """
     name = f"{stem}-{sha256[:16]}.safetensors"
     _check_hash(source, sha256)
+    try:
+        with safe_open(source, "pt"):  # reads the header
+            pass
+    except SafetensorError as error:
+        raise _no_tensors(source, error) from None
     if not (folder / name).exists():
         with replacing(folder / name) as temporary:
             shutil.copyfile(source, temporary)
