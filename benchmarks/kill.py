@@ -5,8 +5,8 @@
 Builds, encodes, trains, exports and samples on tiny data: each command twice without interruption, and once for each
 kill, then again to its end. One kill of ten falls before the first file is written, the others are spread over the rest
 of the duration. After a kill, every file that has its final name must be whole; in the end all bytes must be those of
-the uninterrupted runs. What is killed is a fork that has imported
-everything, since nothing is written before that. See kill_train.py for ranks of torchrun.
+the uninterrupted runs. What is killed is a fork that has imported everything and has the text encoder, since nothing is
+written before that. See kill_train.py for ranks of torchrun.
 """
 
 import argparse
@@ -31,6 +31,8 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from imagen.models import text
+from imagen.models.text import TextConfig, load_text_encoder
 from imagen.train import checkpoint
 from imagen.train.checkpoint_account import read_account
 
@@ -38,7 +40,7 @@ FORK = multiprocessing.get_context("fork")  # a process in milliseconds
 # Of what the parent imports, so that the moments are not spent on imports.
 MODULES = (
     *("imagen.run", "imagen.export", "imagen.cascade", "imagen.data.build", "imagen.data.encode", "imagen.data.emoji"),
-    *("imagen.cli.commands", "imagen.models.text", "imagen.presets", "imagen.train.trainer", "transformers"),
+    *("imagen.cli.commands", "imagen.presets", "imagen.train.trainer", "transformers"),
 )
 TIMING = {"images_per_s", "data_wait", "data_wait_rank", "slowest_rank", "slowest_by", "memory_gb", "mfu", "eta_s"}
 TRAIN = {
@@ -305,10 +307,10 @@ def hidden(out: Path) -> list[str]:
 def main() -> None:
     options = arguments()
     warm()
-    began, every = time.monotonic(), works(8, 12) if options.small else works()
+    began, every = time.monotonic(), works(4, 6) if options.small else works()
     with tempfile.TemporaryDirectory() as scratch:
         given = Path(scratch, "given")
-        prepare(given, *((4, 10) if options.small else ()))
+        prepare(given, *((3, 6, 2) if options.small else ()))
         found = {}
         for name in options.only or every:
             repeats = 1 if options.small else 2
@@ -323,7 +325,10 @@ def main() -> None:
 
 
 def warm() -> None:
+    """Import everything and load the text encoder: nothing is written before that."""
     torch.set_num_threads(1)  # others would not survive a fork
+    encoder = load_text_encoder(TextConfig())
+    text.load_text_encoder = lambda config, *_: encoder if config == encoder.config else load_text_encoder(config)
     for module in MODULES:
         importlib.import_module(module)
 

@@ -18,6 +18,9 @@ import torch
 from command_line import command
 from PIL import Image
 
+from imagen.demo import run_demo
+from imagen.errors import UserError
+
 resource = pytest.importorskip("resource")
 
 TIMING = {"images_per_s", "data_wait", "data_wait_rank", "slowest_rank", "slowest_by", "memory_gb", "mfu", "eta_s"}
@@ -190,6 +193,18 @@ def test_a_full_disk_is_said_in_one_line_and_the_rerun_completes(made, tmp_path,
     assert done.code == 0, done.err
     assert normal(contents(out), tmp_path) == normal(contents(whole), tmp_path)
     assert [path.name for path in out.rglob(".*") if path.name not in (".lock", ".metadata")] == []
+
+
+def test_the_demo(tmp_path):
+    def run() -> dict:
+        options = {"minutes": 0.01, "objects": 4, "prompts": 2, "pretrained": False, "device": "cpu"}
+        return run_demo(tmp_path / "demo", **options, say=lambda line: None)
+
+    for failure in (full_at(2), files_up_to(100_000)):
+        with failure, pytest.raises(UserError, match=r"cannot write .*demo.*; free some space"):
+            run()
+    assert len(run()["prompts"]) == 2
+    assert (tmp_path / "demo" / "index.html").is_file()
 
 
 def assert_said(done, out: Path) -> None:
