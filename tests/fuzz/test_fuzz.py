@@ -71,7 +71,7 @@ class Base:
                 file = io.BytesIO()
                 try:
                     image.save(file, format)
-                except (OSError, KeyError, ValueError):  # a format that this Pillow does not write, or not in this mode
+                except (OSError, KeyError, ValueError, NotImplementedError):  # is not written, or not in this mode
                     continue
                 yield f"{format}-{image.mode}.{format.lower()}", file.getvalue()
 
