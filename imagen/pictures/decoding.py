@@ -65,6 +65,8 @@ def decode(data: bytes, min_side: int = 0, *, strict: bool = False) -> np.ndarra
         return _decode_any(data)
     except BadPicture:
         raise
+    except Image.DecompressionBombError as error:  # by the header, as in `_check_size`
+        raise BadPicture(str(error)) from None
     except UnidentifiedImageError:  # whose message shows a memory address
         raise BadPicture("not a whole picture of a format that is read") from None
     except (
