@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from corpus import DEFECTS, GOOD, encoded, picture
+from corpus import DEFECTS as PLANTED
+from corpus import FURTHER_DEFECTS, GOOD, encoded, picture
 from safetensors.torch import load_file
 
 from imagen.data import parts
@@ -28,10 +29,11 @@ from imagen.data.build import build_source
 from imagen.data.parts import write_lines
 from imagen.data.quality import REASONS
 from imagen.data.shard_writer import ShardWriter
-from imagen.data.shards import ShardedDataset
+from imagen.data.shards import BadSample, ShardedDataset
 from imagen.data.sources import Part, Record, Source, open_source
 from imagen.data.transforms import choose_image, decode
 
+DEFECTS = PLANTED | FURTHER_DEFECTS
 COPIES = ("the same file again", "the same pixels in another format")
 
 
@@ -436,7 +438,7 @@ every_format = pytest.mark.parametrize(
     "make, options", FORMATS, ids=lambda value: "-".join(value) if isinstance(value, dict) else value.__name__
 )
 numbers_beyond_float32 = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-NOTICED = (AssertionError, KeyError, IndexError)  # an index that names what is not there
+NOTICED = (AssertionError, KeyError, IndexError, BadSample)  # an index that names what is not there, or cannot be read
 Break = Callable[[Iterator[Record]], Iterator[Record]]
 
 
