@@ -177,6 +177,8 @@ def denoiser(
     def network(x_BCHW: Tensor, noise_B: Tensor, **cond: Tensor) -> Tensor:
         with autocast(x_BCHW.device, dtype):
             answer = run(x_BCHW.contiguous(memory_format=torch.channels_last), noise_B, **cond)
+        if settings.variance == "fixed":
+            answer = answer[:, : x_BCHW.shape[1]]
         # The next replay of a CUDA graph writes where this one's answer lies, and samplers remember answers.
         return answer.clone() if answer.is_cuda else answer
 
