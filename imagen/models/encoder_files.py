@@ -29,6 +29,7 @@ JSON = (
 )
 MOST_CONFIG = 2**22  # bytes of config.json; published ones have thousands, with names of classes a hundred thousand
 MOST_VOCABULARY = 2**27  # bytes of any file of a tokenizer; the largest known have 3 * 2**24
+MOST_GROWTH = 2**16  # of a caption, by a tokenizer's normalizers; published ones have up to 128
 _DTYPES = ("float64", "float32", "float16", "bfloat16", "auto")
 _ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 # Fields by which a config has something imported, downloaded or taken from another file.
@@ -77,6 +78,8 @@ def check_file(file: Path, name: str | None = None) -> None:
         check_index(value, file)
     elif name == "tokenizer_config.json":
         _check_tokenizer(value, file)
+    elif name.startswith("tokenizer."):
+        _check_growth(value, file)
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:
@@ -179,6 +182,19 @@ def _check_tokenizer(config: Mapping[str, Any], file: Path) -> None:
         # Published ones name files of the machine they were made on, which are nowhere else.
         if "\0" in value or os.path.exists(file.parent / value):
             raise UserError(f"{file}: {name} is {_shown(value)}; a tokenizer's files lie beside it")
+
+
+def _check_growth(tokenizer: Mapping[str, Any], file: Path) -> None:
+    """UserError if normalizers, one after the other, can make a caption thousands of times as long."""
+    growth = 1
+    for part in ("normalizer", "pre_tokenizer"):
+        for _, name, value in _fields({part: tokenizer.get(part)}):
+            if name == "content" and isinstance(value, str):
+                growth *= 1 + len(value)  # of an empty match, too, between any two characters
+            elif name == "precompiled_charsmap":
+                growth *= 64  # far more than a character of another script needs
+            if growth > MOST_GROWTH:
+                raise UserError(f"{file}: its normalizers can make a caption {growth:,} times as long; remove some")
 
 
 def _fields(value: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:

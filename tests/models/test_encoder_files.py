@@ -243,6 +243,16 @@ class TestTokenizers:
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
         refused(folder, "its tokenizer has .* tokens, its model .*; they are not of one encoder", both=False)
 
+    def test_that_blow_captions_up(self, folder):
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+        tokenizer["normalizer"] = {"type": "Sequence", "normalizers": [double] * 3}
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        load_text_encoder(config_of(folder))
+        tokenizer["normalizer"]["normalizers"] *= 10
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        refused(folder, "its normalizers can make a caption 177,147 times as long")
+
     @pytest.mark.parametrize("value", [5, ["T5Tokenizer"], {"a": "b"}])
     def test_class(self, folder, value):
         edit(folder / "tokenizer_config.json", tokenizer_class=value)
