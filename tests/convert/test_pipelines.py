@@ -291,6 +291,13 @@ class TestMistakes:
         (broken / "unet" / "diffusion_pytorch_model.safetensors").rename(broken / "unet" / "pytorch_model.bin")
         self.refused(broken, tmp_path, "pickled", ".safetensors")
 
+    @pytest.mark.parametrize("weight_map", [["a"], {"a": "../unet/a.safetensors"}, {"a": "a.bin"}, {"a": {}}, {}, None])
+    def test_an_index_that_leads_elsewhere(self, broken: Path, tmp_path: Path, weight_map: Any) -> None:
+        (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+        index = broken / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        self.refused(broken, tmp_path, str(index), "weight_map ")
+
     def test_a_file_that_is_cut_off(self, broken: Path, tmp_path: Path) -> None:
         file = broken / "unet" / "diffusion_pytorch_model.safetensors"
         file.write_bytes(file.read_bytes()[:-100])
