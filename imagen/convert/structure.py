@@ -119,32 +119,35 @@ def read_unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
     middle = config.get("mid_block_only_cross_attention")
     if middle is None:
         middle = config.get("only_cross_attention", False)
-    return UNetConfig(
-        levels=tuple(
-            Level(
-                channels=channels[i],
-                blocks=blocks[i],
-                stride=1 if i == 0 else 2,
-                attention=_kind(only_cross[i]) if attends[i] else "none",
-            )
-            for i in range(levels)
-        ),
-        low_res=low_res,
-        learned_variance=config["out_channels"] == 2 * image,
-        text_width=config["encoder_hid_dim"],
-        context_width=cross[0],
-        time_width=config.get("time_embedding_dim") or 4 * channels[0],
-        head_channels=heads[0],
-        norm_groups=config.get("norm_num_groups", 32),
-        resample="residual",
-        # A list of only_cross_attention says nothing of the middle, which then attends to pixels, too.
-        middle_attention=_kind(middle is True),
-        activation=act,
-        context_norm="group",
-        pooling_heads=config.get("addition_embed_type_num_heads", 64),
-        residual_divisor=float(divisor),
-        dropout=float(config.get("dropout", 0.0)),
-    )
+    try:
+        return UNetConfig(
+            levels=tuple(
+                Level(
+                    channels=channels[i],
+                    blocks=blocks[i],
+                    stride=1 if i == 0 else 2,
+                    attention=_kind(only_cross[i]) if attends[i] else "none",
+                )
+                for i in range(levels)
+            ),
+            low_res=low_res,
+            learned_variance=config["out_channels"] == 2 * image,
+            text_width=config["encoder_hid_dim"],
+            context_width=cross[0],
+            time_width=config.get("time_embedding_dim") or 4 * channels[0],
+            head_channels=heads[0],
+            norm_groups=config.get("norm_num_groups", 32),
+            resample="residual",
+            # A list of only_cross_attention says nothing of the middle, which then attends to pixels, too.
+            middle_attention=_kind(middle is True),
+            activation=act,
+            context_norm="group",
+            pooling_heads=config.get("addition_embed_type_num_heads", 64),
+            residual_divisor=float(divisor),
+            dropout=float(config.get("dropout", 0.0)),
+        )
+    except UserError as error:  # a number out of its bounds
+        raise UserError(f"{where}: {error}") from None
 
 
 def write_unet_config(config: UNetConfig, resolution: int, where: str) -> dict[str, Any]:
