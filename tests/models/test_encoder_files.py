@@ -291,6 +291,36 @@ def test_adapters_are_refused(folder):
     refused(folder, "adapters are not read")
 
 
+@pytest.mark.parametrize("kind", ["bert", "bert-of-masked-language", "roberta", "clip", "mt5", "distilbert"])
+def test_other_encoders_load(tmp_path, kind):
+    """As they are published: with a head that is not used, without a pooler, encoder and decoder together."""
+    import transformers
+
+    size = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
+    size |= {"intermediate_size": 48, "max_position_embeddings": 64}
+    t5 = {"vocab_size": 40, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    torch.manual_seed(0)
+    model = {
+        "bert": lambda: transformers.BertModel(transformers.BertConfig(**size)),
+        "bert-of-masked-language": lambda: transformers.BertForMaskedLM(transformers.BertConfig(**size)),
+        "roberta": lambda: transformers.RobertaForMaskedLM(transformers.RobertaConfig(**size)),
+        "clip": lambda: transformers.CLIPTextModel(transformers.CLIPTextConfig(**size, eos_token_id=1)),
+        "mt5": lambda: transformers.MT5ForConditionalGeneration(transformers.MT5Config(**t5)),
+        "distilbert": lambda: transformers.DistilBertModel(
+            transformers.DistilBertConfig(vocab_size=40, dim=32, n_layers=2, n_heads=4, hidden_dim=48, pad_token_id=0)
+        ),
+    }[kind]().eval()
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    assert encoder_config(str(tmp_path)).width == 32
+    (text_LD,) = load_text_encoder(config_of(tmp_path)).encode(["a red apple"])
+    assert text_LD.shape == (4, 32) and text_LD.isfinite().all()
+    ids, mask = torch.tensor([[3, 4, 7, 1]]), torch.ones(1, 4, dtype=torch.int64)
+    body = model.get_encoder() if kind == "mt5" else getattr(model, model.base_model_prefix, model)
+    with torch.no_grad():
+        torch.testing.assert_close(text_LD, body(input_ids=ids, attention_mask=mask).last_hidden_state[0])
+
+
 @pytest.mark.parametrize(
     "config",
     [
