@@ -43,6 +43,7 @@ def add_build(command: Callable[..., Any]) -> None:
     sub.add_argument(
         "--max-rejected", type=number, default=0.5, metavar="F", help="share that may be rejected (default: 0.5)"
     )
+    sub.add_argument("--first-frame", action="store_true", help="take the first frame of animations and pages")
     sub.add_argument("--keep-duplicates", action="store_true", help="keep pictures that are there already")
     sub.add_argument("--copy", action="store_true", help="build new shards from shards")
     sub.add_argument("--samples-per-shard", type=count, default=1000, metavar="N", help="at most (default: 1000)")
@@ -98,7 +99,12 @@ def _build(options: argparse.Namespace, engine: "Engine | None") -> None:
         image_column=options.image_column,
         caption_column=options.caption_column,
         copy=options.copy,
-        limits=Limits(min_side=options.min_side, max_aspect=options.max_aspect, max_caption=options.max_caption),
+        limits=Limits(
+            min_side=options.min_side,
+            max_aspect=options.max_aspect,
+            max_caption=options.max_caption,
+            first_frame=options.first_frame,
+        ),
         samples_per_shard=options.samples_per_shard,
         keep_duplicates=options.keep_duplicates,
         max_rejected=options.max_rejected,

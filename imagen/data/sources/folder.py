@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagen.data.picture_names import LIKE_PICTURES, ending, is_picture
 from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.files import walk
 from imagen.data.sources.values import Trouble, caption_of_json, nothing, printable, read_bytes, safe_key
 from imagen.errors import UserError
+from imagen.pictures.names import LIKE_PICTURES, ending, is_picture
 
 CAPTIONS = ("txt",)  # endings of files that are listed where they have no picture
 _NO_CAPTIONS = ("readme", "license", "licence", "licenses", "notice", "copying", "authors", "requirements")
