@@ -22,7 +22,7 @@ from imagen.convert.names import to_ours
 from imagen.convert.scheduler import read_objective, read_sampling, read_schedule
 from imagen.convert.structure import read_unet_config
 from imagen.errors import UserError
-from imagen.files import copy_licences, read_json
+from imagen.files import copy_licences, open_regular, read_json
 from imagen.models.captions import Cleaning
 from imagen.models.encoder_files import check_index
 from imagen.models.text import TextConfig, encoder_config, load_text_encoder, unconditional
@@ -115,6 +115,7 @@ def read_weights(folder: Path, stage: StageConfig) -> dict[str, Tensor]:
     else:
         for file in _weight_files(where.parent):
             try:
+                open_regular(file).close()  # safetensors would wait for a pipe
                 tensors |= load_file(file)
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{file} cannot be read as safetensors: {error}") from None
