@@ -43,7 +43,11 @@ def add_build(command: Callable[..., Any]) -> None:
     sub.add_argument(
         "--max-rejected", type=number, default=0.5, metavar="F", help="share that may be rejected (default: 0.5)"
     )
-    sub.add_argument("--keep-duplicates", action="store_true", help="keep pictures that are there already")
+    sub.add_argument(
+        "--keep-duplicates",
+        action="store_true",
+        help="keep pictures that are there already, each row of a table as a sample",
+    )
     sub.add_argument("--copy", action="store_true", help="build new shards from shards")
     sub.add_argument("--samples-per-shard", type=count, default=1000, metavar="N", help="at most (default: 1000)")
     sub.add_argument(
@@ -109,7 +113,8 @@ def _build(options: argparse.Namespace, engine: "Engine | None") -> None:
     )
     folder = options.out or (options.source if options.source.is_dir() else options.source.parent)
     shards = "1 shard" if built["shards"] == 1 else f"{built['shards']:,} shards"
-    print(f"{folder}: {built['samples']:,} samples in {shards}, of {built['records']:,} records")
+    captions = f" with {built['captions']:,} captions" if built["captions"] > built["samples"] else ""
+    print(f"{folder}: {built['samples']:,} samples{captions} in {shards}, of {built['records']:,} records")
     for reason, rejected in built["rejected"].items():
         print(f"  {rejected:,} rejected: {reason}")
     print(f"look at it: imagen data inspect {folder} --html data.html")
@@ -177,6 +182,11 @@ def _print(summary: dict[str, Any]) -> None:
             for first, last, samples in split[what]:
                 table.add_row(bar_name(first, last), f"{samples:,}")
             show(table, 1)
+        if split["with_several"]:
+            console.print(
+                f"{name}: {split['with_several']:,} of {split['looked_at']:,} looked at have several captions, "
+                f"{split['captions_looked_at'] / split['looked_at']:.1f} a picture on average"
+            )
         if split["unreadable"]:
             console.print(f"{name}: {split['unreadable']:,} without a picture that can be read")
     if summary["rejected"]:

@@ -22,6 +22,7 @@ from imagen.errors import UserError
 from imagen.files import replacing
 
 _FORMAT = "imagen-text-1"
+_FORMAT_SEVERAL = "imagen-text-2"  # with `first_caption`: some samples have several captions
 
 
 class TextLike(Protocol):
@@ -56,7 +57,6 @@ def sidecar_path(tar: Path, text: TextLike) -> Path:
 
 def _identity(text: TextLike) -> dict[str, str]:
     return {
-        "format": _FORMAT,
         "encoder": text.encoder,
         "revision": text.revision,
         "max_tokens": str(text.max_tokens),
@@ -69,8 +69,20 @@ def caption_hash(caption: str) -> int:
     return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "little")
 
 
-def _hashes(captions: list[str]) -> np.ndarray:
-    return np.array([caption_hash(caption) for caption in captions], np.uint64)
+def _hashes(captions: list[list[str]]) -> np.ndarray:
+    return np.array([caption_hash(caption) for those in captions for caption in those], np.uint64)
+
+
+def _first_captions(captions: list[list[str]]) -> np.ndarray:
+    """Where the captions of each sample begin among those of all, int64 [N + 1]."""
+    return np.cumsum([0, *map(len, captions)], dtype=np.int64)
+
+
+def first_captions(sidecar: MappedTensors) -> np.ndarray:
+    """Where the captions of each sample begin in a sidecar, int64 [N + 1]."""
+    if sidecar.metadata.get("format") == _FORMAT_SEVERAL:
+        return sidecar["first_caption"]
+    return np.arange(len(sidecar["caption_hash"]) + 1)  # one each
 
 
 def to_bf16_bits(x: Tensor) -> np.ndarray:
@@ -83,9 +95,12 @@ def from_bf16_bits(bits: np.ndarray) -> Tensor:
 
 
 def write_sidecar(
-    tar: Path, text: TextLike, captions: list[str], bits: list[np.ndarray], unconditional: np.ndarray
+    tar: Path, text: TextLike, captions: list[list[str]], bits: list[np.ndarray], unconditional: np.ndarray
 ) -> None:
-    """Write the sidecar of one shard, atomically. `bits` holds one uint16 array [L, D] a caption, in order."""
+    """Write the sidecar of one shard, atomically.
+
+    `captions` holds those of each sample, `bits` one uint16 array [L, D] for each of all captions, in order.
+    """
     hashes = _hashes(captions)
     arrays = {
         "tokens": np.concatenate([np.empty((0, text.width), np.uint16), *bits]),  # a shard may have no sample left
@@ -93,7 +108,14 @@ def write_sidecar(
         "unconditional": unconditional,
         "caption_hash": hashes,
     }
-    metadata = _identity(text) | {"captions": hashlib.blake2b(hashes.tobytes(), digest_size=16).hexdigest()}
+    several = len(hashes) > len(captions)
+    if several:
+        arrays["first_caption"] = _first_captions(captions)
+    metadata = (
+        {"format": _FORMAT_SEVERAL if several else _FORMAT}
+        | _identity(text)
+        | {"captions": hashlib.blake2b(hashes.tobytes(), digest_size=16).hexdigest()}
+    )
     with replacing(sidecar_path(tar, text)) as temporary:
         save_tensors(arrays, temporary, metadata)
 
@@ -125,17 +147,21 @@ class Embeddings:
                 f"{tar} has no text embeddings of {self.text.encoder!r} ({path.name}){only}; {self._command}"
             )
         sidecar = MappedTensors(path, self._command)
+        if (stored := sidecar.metadata.get("format")) not in (_FORMAT, _FORMAT_SEVERAL):
+            raise UserError(f"{path} has the format {stored!r}, not one of this version; {self._command}")
         for name, wanted in _identity(self.text).items():
             if sidecar.metadata.get(name) != wanted:
                 stored = sidecar.metadata.get(name)
                 raise UserError(f"{path} was made with {name} {stored!r}, the run wants {wanted!r}; {self._command}")
         return sidecar
 
-    def tokens(self, i: int, caption: str) -> Tensor:
-        """The embedding [L, D] float32 of sample `i`, whose caption is checked against the one that was encoded."""
-        shard, row = self.dataset.locate(i)
+    def tokens(self, i: int, caption: str, number: int = 0) -> Tensor:
+        """The embedding [L, D] float32 of sample `i` and its caption `number`, checked against what was encoded."""
+        shard, sample = self.dataset.locate(i)
         sidecar = self._sidecars[shard]
-        if row >= len(sidecar["caption_hash"]) or int(sidecar["caption_hash"][row]) != caption_hash(caption):
+        first_caption = first_captions(sidecar)
+        row = int(first_caption[sample]) + number if sample < len(first_caption) else -1
+        if not 0 <= row < len(sidecar["caption_hash"]) or int(sidecar["caption_hash"][row]) != caption_hash(caption):
             raise UserError(
                 f"{sidecar.path} does not belong to its shard: sample {self.dataset.key(i)!r} "
                 f"had another caption when it was encoded; {self._command}"
@@ -158,7 +184,12 @@ def matches_sidecar(dataset: ShardedDataset, shard: int, text: TextLike) -> bool
     try:
         sidecar = MappedTensors(sidecar_path(dataset.tar_path(shard), text), remedy="")
         made_by = all(sidecar.metadata.get(name) == value for name, value in _identity(text).items())
-        return made_by and np.array_equal(sidecar["caption_hash"], _hashes(dataset.captions(shard)))
+        if not made_by or sidecar.metadata.get("format") not in (_FORMAT, _FORMAT_SEVERAL):
+            return False
+        captions = dataset.shard_captions(shard)
+        return np.array_equal(first_captions(sidecar), _first_captions(captions)) and np.array_equal(
+            sidecar["caption_hash"], _hashes(captions)
+        )
     except UserError:  # missing or cut off
         return False
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from imagen.data.embeddings import first_captions
 from imagen.data.mapped import MappedTensors
 from imagen.data.shards import BadSample, ShardedDataset, open_split, splits
 from imagen.data.transforms import FORMATS, choose_image
@@ -24,9 +25,10 @@ LARGEST = 1 << 30  # of several masters the largest is meant
 def inspect(folder: str | Path, look_at: int = LOOKED_AT) -> dict[str, Any]:
     """What shards hold, ready for JSON.
 
-    {"splits": {NAME: {"samples", "shards", "bytes", "embeddings": [...], "looked_at", "unreadable", "sides",
-    "captions"}}, "rejected": {REASON: count}}. "sides" and "captions" are histograms,
-    [[first, last or null, count], ...], of at most `look_at` samples of a split, spread evenly.
+    {"splits": {NAME: {"samples", "shards", "bytes", "embeddings": [...], "looked_at", "unreadable", "with_several",
+    "captions_looked_at", "sides", "captions"}}, "rejected": {REASON: count}}. "sides" and "captions" are histograms,
+    [[first, last or null, count], ...], of at most `look_at` samples of a split, spread evenly, and of all their
+    captions; "with_several" of these samples have several.
     Raises UserError for what cannot be opened for training either.
     """
     described = {
@@ -73,10 +75,14 @@ def picture_size(dataset: ShardedDataset, i: int) -> tuple[int, int]:
 
 
 def _split(dataset: ShardedDataset, look_at: int) -> dict[str, Any]:
-    sides, lengths, unreadable = [], [], 0
+    sides: list[int] = []
+    lengths: list[int] = []  # of all captions
+    unreadable = several = 0
     chosen = spread(look_at, len(dataset))
     for i in chosen:
-        lengths.append(len(dataset.caption(i)))
+        captions = dataset.captions(i)
+        lengths += map(len, captions)
+        several += len(captions) > 1
         try:
             sides.append(min(picture_size(dataset, i)))
         except BadSample:
@@ -88,6 +94,8 @@ def _split(dataset: ShardedDataset, look_at: int) -> dict[str, Any]:
         "embeddings": _embeddings(dataset),
         "looked_at": len(chosen),
         "unreadable": unreadable,
+        "with_several": several,
+        "captions_looked_at": len(lengths),
         "sides": _histogram(sides, SIDES),
         "captions": _histogram(lengths, LENGTHS),
     }
@@ -102,7 +110,7 @@ def _embeddings(dataset: ShardedDataset) -> list[dict[str, Any]]:
         if shard is None:
             continue
         sidecar = MappedTensors(path, f"run `imagen data encode {dataset.root}` again")
-        if len(sidecar["caption_hash"]) == owner[shard]:
+        if len(first_captions(sidecar)) - 1 == owner[shard]:
             names = ("encoder", "revision", "max_tokens", "width")
             samples[tuple(sidecar.metadata[name] for name in names)] += owner[shard]
     return [

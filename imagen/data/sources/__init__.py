@@ -48,12 +48,14 @@ def open_source(
     *,
     image_column: str | None = None,
     caption_column: str | None = None,
+    join_rows: bool = True,
     records_per_part: int = 1000,
 ) -> Source:
     """The pairs at `path`, a file or a folder. The format is told by what is there if it is not named.
 
-    `image_column` and `caption_column` name columns of a table; without them they are told by their usual names. A
-    part has at most `records_per_part` records, except where a format's part is a file.
+    `image_column` and `caption_column` name columns of a table; without them they are told by their usual names.
+    `join_rows`: rows of a table with the same picture are one record with several captions. A part has at most
+    `records_per_part` records, except where a format's part is a file.
     Raises UserError if there is nothing at `path`, the format is unknown or cannot be told, or it has no columns.
     """
     path = Path(path)
@@ -71,7 +73,12 @@ def open_source(
         raise UserError(f"the format {format} has no columns to name; leave out --image-column and --caption-column")
     return reader(
         path,
-        Options(records_per_part=records_per_part, image_column=image_column, caption_column=caption_column),
+        Options(
+            records_per_part=records_per_part,
+            image_column=image_column,
+            caption_column=caption_column,
+            join_rows=join_rows,
+        ),
     )
 
 

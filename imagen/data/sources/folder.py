@@ -9,7 +9,7 @@ from pathlib import Path
 from imagen.data.picture_names import LIKE_PICTURES, ending, is_picture
 from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.files import walk
-from imagen.data.sources.values import Trouble, caption_of_json, nothing, printable, read_bytes, safe_key
+from imagen.data.sources.values import Captions, Trouble, captions_of_json, nothing, printable, read_bytes, safe_key
 from imagen.errors import UserError
 
 CAPTIONS = ("txt",)  # endings of files that are listed where they have no picture
@@ -57,22 +57,23 @@ class Folder:
     def _record(self, name: str, is_twin: bool) -> Record:
         stem = name.rpartition(".")[0]
         key, origin = safe_key(stem, name, is_free=not is_twin), printable(name)
-        caption = None
+        captions: Captions = (None,)
         try:
-            caption = self._caption(stem)
+            captions = self._captions(stem)
             if not _named(name):
                 raise Trouble("missing file", f"there is no picture beside {printable(name)}")
-            return Record(key=key, origin=origin, caption=caption, image=read_bytes(self.path / name, origin))
+            image = read_bytes(self.path / name, origin)
+            return Record(key=key, origin=origin, caption=captions[0], further=captions[1:], image=image)
         except Trouble as trouble:
-            return Record(key=key, origin=origin, caption=caption, problem=trouble.problem)
+            return Record(key=key, origin=origin, caption=captions[0], problem=trouble.problem)
 
-    def _caption(self, stem: str) -> str | bytes | None:
+    def _captions(self, stem: str) -> Captions:
         text, json = self.path / f"{stem}.txt", self.path / f"{stem}.json"
         if os.path.exists(text):  # unlike Path.exists, False for a name that is too long
-            return read_bytes(text, printable(f"{stem}.txt"))
+            return (read_bytes(text, printable(f"{stem}.txt")),)
         if os.path.exists(json):
-            return caption_of_json(read_bytes(json, printable(f"{stem}.json")), printable(f"{stem}.json"))
-        return None
+            return captions_of_json(read_bytes(json, printable(f"{stem}.json")), printable(f"{stem}.json"))
+        return (None,)
 
 
 @dataclass(frozen=True)
