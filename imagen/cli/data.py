@@ -171,6 +171,7 @@ def _print(summary: dict[str, Any]) -> None:
     for name, split in summary["splits"].items():
         texts = [
             f"{row['share']:.0%} {row['encoder']} (revision {row['revision']}, max_tokens {row['max_tokens']})"
+            + (f"\n{row['cut']:,} captions cut, by {row['cut_most']:,} tokens at most" if row["cut"] else "")
             for row in split["embeddings"]
         ]
         sizes = (f"{split['samples']:,}", f"{split['shards']:,}", f"{split['bytes'] / 1e6:,.1f}")

@@ -8,6 +8,8 @@ that neither another encoder's numbers nor another caption's can reach training 
 
 import hashlib
 import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from imagen.data.mapped import MappedTensors, save_tensors
 from imagen.data.remote import Cache
-from imagen.data.shards import ShardedDataset, open_split
+from imagen.data.shards import ShardedDataset, open_split, splits
 from imagen.errors import UserError
 from imagen.files import replacing
 
@@ -94,12 +96,44 @@ def from_bf16_bits(bits: np.ndarray) -> Tensor:
     return torch.from_numpy((bits.astype(np.uint32) << 16).view(np.float32))
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How much of some captions lies behind the token limit, where no encoder reads it."""
+
+    captions: int = 0  # that are longer than the limit
+    tokens: int = 0  # behind it, of all of them
+    most: int = 0  # behind it, of one of them
+
+    def __add__(self, other: "Cut") -> "Cut":
+        return Cut(self.captions + other.captions, self.tokens + other.tokens, max(self.most, other.most))
+
+    @staticmethod
+    def at(limit: int, lengths: Iterable[int]) -> "Cut":
+        """Of captions with these lengths before they were cut."""
+        behind = [length - limit for length in lengths if length > limit]
+        return Cut(len(behind), sum(behind), max(behind, default=0))
+
+
+def cut_of(sidecar: MappedTensors) -> Cut | None:
+    """What was cut when a sidecar was made; None if its header does not say."""
+    try:
+        return Cut(*(int(sidecar.metadata[f"cut_{field.name}"]) for field in fields(Cut)))
+    except (KeyError, ValueError):
+        return None
+
+
 def write_sidecar(
-    tar: Path, text: TextLike, captions: list[list[str]], bits: list[np.ndarray], unconditional: np.ndarray
+    tar: Path,
+    text: TextLike,
+    captions: list[list[str]],
+    bits: list[np.ndarray],
+    unconditional: np.ndarray,
+    cut: Cut | None = None,
 ) -> None:
     """Write the sidecar of one shard, atomically.
 
-    `captions` holds those of each sample, `bits` one uint16 array [L, D] for each of all captions, in order.
+    `captions` holds those of each sample, `bits` one uint16 array [L, D] for each of all captions, in order. `cut` is
+    what they lost at the token limit; None: nobody knows.
     """
     hashes = _hashes(captions)
     arrays = {
@@ -111,11 +145,12 @@ def write_sidecar(
     several = len(hashes) > len(captions)
     if several:
         arrays["first_caption"] = _first_captions(captions)
-    metadata = (
-        {"format": _FORMAT_SEVERAL if several else _FORMAT}
-        | _identity(text)
-        | {"captions": hashlib.blake2b(hashes.tobytes(), digest_size=16).hexdigest()}
-    )
+    metadata = {
+        "format": _FORMAT_SEVERAL if several else _FORMAT,
+        **_identity(text),
+        "captions": hashlib.blake2b(hashes.tobytes(), digest_size=16).hexdigest(),
+        **({} if cut is None else {f"cut_{name}": str(value) for name, value in asdict(cut).items()}),
+    }
     with replacing(sidecar_path(tar, text)) as temporary:
         save_tensors(arrays, temporary, metadata)
 
@@ -192,6 +227,22 @@ def matches_sidecar(dataset: ShardedDataset, shard: int, text: TextLike) -> bool
         )
     except UserError:  # missing or cut off
         return False
+
+
+def captions_cut(folder: str | Path, text: TextLike) -> tuple[Cut, int]:
+    """What the token limit has cut off the captions of all splits, and how many captions there are.
+
+    Of shards that were encoded by `text`; one that does not say what it lost counts as whole.
+    Raises UserError for a sidecar that is missing or cut off.
+    """
+    cut, captions = Cut(), 0
+    for split in splits(folder):
+        dataset = open_split(folder, split)
+        for shard in range(len(dataset.shards)):
+            sidecar = MappedTensors(sidecar_path(dataset.tar_path(shard), text), "run `imagen data encode` again")
+            cut += cut_of(sidecar) or Cut()
+            captions += len(sidecar["caption_hash"])
+    return cut, captions
 
 
 def unconditional(folder: str | Path, text: TextLike, split: str = "train", cache: Cache | None = None) -> Tensor:

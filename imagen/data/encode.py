@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from imagen.data.claims import Claims
-from imagen.data.embeddings import TextLike, matches_sidecar, sidecar_path, to_bf16_bits, write_sidecar
+from imagen.data.embeddings import Cut, TextLike, matches_sidecar, sidecar_path, to_bf16_bits, write_sidecar
 from imagen.data.engines import Engine
 from imagen.data.shard_index import index_path
 from imagen.data.shards import ShardedDataset, index_folder, open_split, splits
@@ -29,6 +29,7 @@ class Encoder(Protocol):
     @property
     def config(self) -> TextLike: ...
     def lengths(self, captions: list[str]) -> list[int]: ...
+    def uncut_lengths(self, captions: list[str]) -> list[int]: ...
     def encode(self, captions: list[str]) -> list[Tensor]: ...
 
 
@@ -143,11 +144,14 @@ def encode_shard(
     unconditional = _checked_bits(encoder.encode([""])[0], text, "the empty caption")
     first = int(dataset.sizes[:shard].sum())
     bits: list[np.ndarray] = [np.empty(0)] * len(captions)
-    for rows in token_batches(encoder.lengths(captions), batch_tokens):
+    lengths = encoder.lengths(captions)
+    at_limit = [caption for caption, length in zip(captions, lengths, strict=True) if length >= text.max_tokens]
+    cut = Cut.at(text.max_tokens, encoder.uncut_lengths(at_limit))  # the others need not be read again
+    for rows in token_batches(lengths, batch_tokens):
         for row, tokens_LD in zip(rows, _encode(encoder, [captions[row] for row in rows]), strict=True):
             bits[row] = _checked_bits(tokens_LD, text, f"sample {dataset.key(first + sample[row])!r}")
         done(sum(row == 0 or sample[row] != sample[row - 1] for row in rows))
-    write_sidecar(dataset.tar_path(shard), text, lists, bits, unconditional)
+    write_sidecar(dataset.tar_path(shard), text, lists, bits, unconditional, cut)
 
 
 def token_batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:

@@ -60,6 +60,11 @@ def _figures(split: dict[str, Any]) -> str:
         (f"{split['shards']:,}", "shards"),
         (f"{split['bytes'] / 1e6:,.1f} MB", "of tars"),
         *((f"{row['share']:.0%}", f"with embeddings of {row['encoder']}") for row in split["embeddings"]),
+        *(
+            (f"{row['cut']:,}", f"captions cut at {row['max_tokens']} tokens of {row['encoder']}")
+            for row in split["embeddings"]
+            if row["cut"]
+        ),
     ]
     return (
         '<div class="row">' + "".join(f"<div><b>{value}</b>{_text(what)}</div>" for value, what in figures) + "</div>"

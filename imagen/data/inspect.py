@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from imagen.data.embeddings import first_captions
+from imagen.data.embeddings import Cut, cut_of, first_captions
 from imagen.data.mapped import MappedTensors
 from imagen.data.shards import BadSample, ShardedDataset, open_split, splits
 from imagen.data.transforms import FORMATS, choose_image
@@ -104,6 +104,7 @@ def _split(dataset: ShardedDataset, look_at: int) -> dict[str, Any]:
 def _embeddings(dataset: ShardedDataset) -> list[dict[str, Any]]:
     """For each encoder and its settings how many samples have embeddings of it; a cut-off sidecar is a UserError."""
     samples: dict[tuple[str, ...], int] = defaultdict(int)
+    cuts: dict[tuple[str, ...], Cut | None] = {}
     owner = {name: int(size) for name, size in zip(dataset.shards, dataset.sizes, strict=True)}
     for path in sorted(dataset.folder.glob("*.text.safetensors")):
         shard = next((name for name in _prefixes(path.name) if name in owner), None)
@@ -112,7 +113,10 @@ def _embeddings(dataset: ShardedDataset) -> list[dict[str, Any]]:
         sidecar = MappedTensors(path, f"run `imagen data encode {dataset.root}` again")
         if len(first_captions(sidecar)) - 1 == owner[shard]:
             names = ("encoder", "revision", "max_tokens", "width")
-            samples[tuple(sidecar.metadata[name] for name in names)] += owner[shard]
+            made_by = tuple(sidecar.metadata[name] for name in names)
+            samples[made_by] += owner[shard]
+            before, cut = cuts.get(made_by, Cut()), cut_of(sidecar)
+            cuts[made_by] = None if before is None or cut is None else before + cut
     return [
         {
             "encoder": encoder,
@@ -121,9 +125,17 @@ def _embeddings(dataset: ShardedDataset) -> list[dict[str, Any]]:
             "width": int(width),
             "samples": count,
             "share": count / max(len(dataset), 1),
+            **_cut(cuts[encoder, revision, max_tokens, width]),
         }
         for (encoder, revision, max_tokens, width), count in sorted(samples.items())
     ]
+
+
+def _cut(cut: Cut | None) -> dict[str, int | None]:
+    """How many captions are longer than the token limit, and by how many tokens; None where nobody knows."""
+    if cut is None:
+        return {"cut": None, "cut_tokens": None, "cut_most": None}
+    return {"cut": cut.captions, "cut_tokens": cut.tokens, "cut_most": cut.most}
 
 
 def _prefixes(name: str) -> Iterator[str]:
