@@ -20,7 +20,8 @@ def add_build(command: Callable[..., Any]) -> None:
         "build",
         build,
         "check pairs of pictures and captions and write them as shards",
-        "SOURCE is a folder of pictures with .txt or .json captions beside them; a table (csv, tsv, jsonl, parquet);\n"
+        "SOURCE is a folder of pictures with .txt, .caption, .text or .json captions beside them; a table (csv, tsv,\n"
+        "jsonl, parquet), or a folder with a metadata.csv or metadata.jsonl in it or in each of its folders;\n"
         "a data set of Hugging Face's on disk; or shards, which are checked and indexed where they lie. What is not\n"
         "good enough is listed in *.rejected.jsonl. May be stopped and run again.\n\n"
         "  imagen data build photos --out shards\n"
@@ -33,6 +34,11 @@ def add_build(command: Callable[..., Any]) -> None:
     sub.add_argument("--format", metavar="NAME", help="of the source (default: told by what is there)")
     sub.add_argument("--image-column", metavar="NAME", help="of a table: pictures, or paths of them")
     sub.add_argument("--caption-column", metavar="NAME", help="of a table")
+    sub.add_argument(
+        "--caption-from",
+        choices=("folder", "name"),
+        help="of pictures in a folder: the name of their folder (a class), or their own, is the caption",
+    )
     sub.add_argument("--min-side", type=count, default=64, metavar="N", help="pixels of the shorter side (default: 64)")
     sub.add_argument(
         "--max-aspect", type=number, default=4.0, metavar="R", help="longer side by shorter side (default: 4)"
@@ -101,6 +107,7 @@ def _build(options: argparse.Namespace, engine: "Engine | None") -> None:
         format=options.format,
         image_column=options.image_column,
         caption_column=options.caption_column,
+        caption_from=options.caption_from,
         copy=options.copy,
         limits=Limits(min_side=options.min_side, max_aspect=options.max_aspect, max_caption=options.max_caption),
         samples_per_shard=options.samples_per_shard,

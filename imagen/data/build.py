@@ -39,6 +39,7 @@ def build(
     format: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
+    caption_from: str | None = None,
     copy: bool = False,
     keep_duplicates: bool = False,
     **options: Any,
@@ -55,9 +56,11 @@ def build(
         format,
         image_column=image_column,
         caption_column=caption_column,
+        caption_from=caption_from,
         join_rows=not keep_duplicates,
     )
     columns = {"image_column": image_column, "caption_column": caption_column}
+    columns |= {} if caption_from is None else {"caption_from": caption_from}
     root = Path(path) if Path(path).is_dir() else Path(path).parent
     out = None if out is None else Path(out)
     options |= {"copy": copy, "keep_duplicates": keep_duplicates}

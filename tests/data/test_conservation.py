@@ -105,8 +105,12 @@ def folder(root: Path) -> Made:
     (root / "306.jpg").write_bytes(encoded(picture(306), "PNG"))
     (root / "306.png").write_bytes(encoded(picture(307), "PNG"))
     (root / "306.txt").write_text("picture 306 or 307")  # one caption for both
-    made.things += 8
-    made.good |= {305, 306, 307}
+    for i, ending in ((308, "caption"), (309, "TEXT")):
+        (root / f"{i}.png").write_bytes(encoded(picture(i), "PNG"))
+        (root / f"{i}.{ending}").write_text(f"picture {i}")
+    (root / "310.caption").write_text("picture 310, which is not there")
+    made.things += 8 + 3
+    made.good |= {305, 306, 307, 308, 309}
     for name in ("README.txt", "notes.md", ".hidden.jpg", ".hidden.txt"):
         (root / name).write_text("of no sample")
     return made

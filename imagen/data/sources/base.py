@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+CAPTION_FROM = ("folder", "name")
+
 Part = dict[str, Any]  # JSON: a file and a range in it, say; whoever has it and the source can read it, anywhere
 
 
@@ -30,6 +32,7 @@ class Options:
     records_per_part: int = 1000  # at most, except where a format's part is a file
     image_column: str | None = None
     caption_column: str | None = None
+    caption_from: str | None = None  # of pictures in a folder: one of CAPTION_FROM; None: the files beside them
     join_rows: bool = True  # rows of a table with the same picture are one record with several captions
 
 

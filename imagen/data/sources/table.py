@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.columns import Columns, common, find_columns, told
-from imagen.data.sources.files import COMPRESSED, files_below, has_files
+from imagen.data.sources.files import COMPRESSED, files_below, has_files, metadata_folders
 from imagen.data.sources.joining import Repeats, Row, neighbours
 from imagen.data.sources.lines import BROKEN_GZIP, Split, TextFiles, open_lines, single_lines
 from imagen.data.sources.quotes import Swallowed, cells_of, split_rows
@@ -47,7 +47,9 @@ class _Table:
     @classmethod
     def recognises(cls, path: Path) -> bool:
         endings = (cls.suffix, f"{cls.suffix}.gz")
-        return has_files(path, endings) if path.is_dir() else path.name.lower().endswith(endings)
+        if not path.is_dir():
+            return path.name.lower().endswith(endings)
+        return has_files(path, endings) or bool(metadata_folders(path, endings))
 
     def parts(self) -> list[Part]:
         parts: list[Part] = []
