@@ -49,6 +49,7 @@ def add_build(command: Callable[..., Any]) -> None:
     sub.add_argument(
         "--max-rejected", type=number, default=0.5, metavar="F", help="share that may be rejected (default: 0.5)"
     )
+    sub.add_argument("--first-frame", action="store_true", help="take the first frame of animations and pages")
     sub.add_argument(
         "--keep-duplicates",
         action="store_true",
@@ -109,7 +110,12 @@ def _build(options: argparse.Namespace, engine: "Engine | None") -> None:
         caption_column=options.caption_column,
         caption_from=options.caption_from,
         copy=options.copy,
-        limits=Limits(min_side=options.min_side, max_aspect=options.max_aspect, max_caption=options.max_caption),
+        limits=Limits(
+            min_side=options.min_side,
+            max_aspect=options.max_aspect,
+            max_caption=options.max_caption,
+            first_frame=options.first_frame,
+        ),
         samples_per_shard=options.samples_per_shard,
         keep_duplicates=options.keep_duplicates,
         max_rejected=options.max_rejected,

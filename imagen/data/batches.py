@@ -22,8 +22,8 @@ class Batch:
     position: int  # global position of its first sample (-1: samples fetched by index)
     keys: list[str]
     captions: list[str]
-    image: Tensor  # uint8 [B, 3, H, W]
-    low_res: Tensor | None  # uint8 [B, 3, h, w], the same region
+    image: Tensor  # uint8 [B, C, H, W]; C is 3 (RGB) or 1 (grey)
+    low_res: Tensor | None  # uint8 [B, C, h, w], the same region
     text: Tensor | None  # float32 [B, L, D], zero-padded to the longest
     text_mask: Tensor | None  # bool [B, L], True: a token
     problems: tuple[str, ...] = ()  # bad samples that were replaced, and why
@@ -57,8 +57,9 @@ class Pictures:
         resolution: int,
         low_resolution: int | None,
         text: TextLike | None,
+        channels: int = 3,
     ):
-        self.dataset, self.config = dataset, config
+        self.dataset, self.config, self.channels = dataset, config, channels
         self.resolution, self.low_resolution = resolution, low_resolution
         self.embeddings = None if text is None else Embeddings(dataset, text)
         scale = 1
@@ -90,7 +91,7 @@ class Pictures:
 
     def decode(self, data: bytes, side: int) -> Tensor:
         # Twice the side: most of the speed of DCT scaling, and the antialiased resize still has the last word.
-        return decode(data, min_side=0 if self.config.full_decode else 2 * side)
+        return decode(data, min_side=0 if self.config.full_decode else 2 * side, channels=self.channels)
 
     def resize(self, image_CHW: Tensor, side: int) -> Tensor:
         return fit(image_CHW, side, self.config.max_enlargement)
@@ -126,6 +127,7 @@ def dataset_batch(
     resolution: int,
     low_resolution: int | None = None,
     text: TextLike | None = None,
+    channels: int = 3,
     split: str = "train",
 ) -> Batch:
     """The given samples as one Batch, uncropped, unflipped and with their first captions: for validation.
@@ -133,7 +135,7 @@ def dataset_batch(
     A bad sample is a UserError.
     """
     dataset = open_split(folder, split)
-    pictures = Pictures(dataset, DataConfig(), resolution, low_resolution, text)
+    pictures = Pictures(dataset, DataConfig(), resolution, low_resolution, text, channels)
     pairs = []
     for i in indices:
         try:

@@ -1,6 +1,5 @@
 """What a data set holds: counts of all samples, and the sizes and captions of some of them; what a build rejected."""
 
-import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -8,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from imagen.data.embeddings import Cut, cut_of, first_captions
 from imagen.data.mapped import MappedTensors
 from imagen.data.shards import BadSample, ShardedDataset, open_split, splits
-from imagen.data.transforms import FORMATS, choose_image
+from imagen.data.transforms import choose_image
 from imagen.errors import UserError
+from imagen.pictures.decoding import read_header
 
 LOOKED_AT = 10_000  # samples of a split whose picture and caption are looked at
 SIDES = (1, 64, 128, 256, 512, 1024, 2048)  # pixels of the shorter side: where each bar of the histogram begins
@@ -68,7 +67,7 @@ def picture_size(dataset: ShardedDataset, i: int) -> tuple[int, int]:
     """Width and height of a sample's largest picture, by its header; BadSample if there is none or it is none."""
     data = dataset.read(i, choose_image(dataset.extensions(i), LARGEST))
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with read_header(data) as image:
             return image.size
     except Exception as error:  # Pillow raises almost anything on hostile bytes
         raise BadSample(f"not a picture ({type(error).__name__})") from None

@@ -120,6 +120,7 @@ class Loader:
         resolution: int,
         low_resolution: int | None = None,
         text: TextLike | None = None,
+        channels: int = 3,
         batch_size: int,
         seed: int,
         position: int = 0,
@@ -139,7 +140,7 @@ class Loader:
         self.dataset.check_cache(2 * config.window)  # while one window ends, the next begins
         self.config, self.position = config, position
         self._pin_memory = pin_memory
-        self._pictures = Pictures(self.dataset, config, resolution, low_resolution, text)
+        self._pictures = Pictures(self.dataset, config, resolution, low_resolution, text, channels)
         self._stream = Stream(self._pictures, seed)
         self._positions = _Positions(position, batch_size, rank, world_size)
 

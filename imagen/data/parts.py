@@ -15,7 +15,6 @@ import numpy as np
 
 from imagen.data.caption_lists import pack
 from imagen.data.embeddings import write_sidecar
-from imagen.data.picture_names import PICTURES
 from imagen.data.quality import Checked, Limits, Rejected, check
 from imagen.data.shard_index import index_path, index_shard
 from imagen.data.shard_writer import ShardWriter
@@ -25,6 +24,7 @@ from imagen.data.tar_samples import Places, scan_tar
 from imagen.data.transforms import choose_image
 from imagen.errors import UserError
 from imagen.files import read_json, replacing, write_json
+from imagen.pictures.names import PICTURES
 
 # How tars used in place are read: samples by number count in `hashes.npy`, so another way begins anew.
 _SCAN = 2

@@ -4,17 +4,17 @@ import hashlib
 import io
 import re
 import unicodedata
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from imagen import distribution
 from imagen.data.embeddings import to_bf16_bits
-from imagen.data.shards import BadSample
 from imagen.data.sources.base import Record
-from imagen.data.transforms import FORMATS, MAX_PIXELS, decode
+from imagen.pictures import MAX_PIXELS, BadPicture, UnknownRange, decode, missing_format
+from imagen.pictures.decoding import read_header
 
 # Reason: what it means. Sources give the first group, `check` the second, `imagen.data.build` the third.
 REASONS = {
@@ -25,14 +25,15 @@ REASONS = {
     "bad embedding": "the embedding of the source cannot be read",
     "bad base64": "the picture's text is not base64",
     "missing image": "the record has no picture",
-    "not a picture": "the bytes are of no format that is read (jpeg, png, webp, gif, bmp, tiff, avif)",
+    "not a picture": "the bytes are of no format that is read (jpeg, png, webp, gif, bmp, tiff, avif, jpeg 2000, ...)",
+    "no decoder": "HEIC, JPEG XL or another format whose decoder is not installed",
     "truncated picture": "the file ends before the picture does",
     "damaged picture": "the decoder, or a checksum in the file, says that pixels are wrong",
     "too many pixels": "a decompression bomb: the header says more pixels than the limit; none was decoded",
     "too small": "the shorter side has fewer pixels than --min-side",
     "extreme aspect": "the longer side is more than --max-aspect times the shorter one",
-    "animation": "several frames or pages (GIF, APNG, animated WebP, TIFF)",
-    "pixel type": "32-bit or floating-point pixels, whose range is not known",
+    "animation": "several frames or pages (GIF, APNG, animated WebP, TIFF); --first-frame takes the first",
+    "pixel type": "32-bit integers outside of 16-bit values, or floats outside of 0 to 1: which is white is not known",
     "missing caption": "the record has no caption",
     "empty caption": "the caption is empty or white space",
     "not UTF-8": "the caption's bytes are not UTF-8, or were replaced by U+FFFD before",
@@ -51,6 +52,8 @@ REASONS = {
 }
 # Reason: the option of a build that keeps such records, or what to do.
 REMEDIES = {
+    "no decoder": f"run: pip install '{distribution.NAME}[formats]'",
+    "animation": "give --first-frame",
     "too small": "give a smaller --min-side",
     "extreme aspect": "give a larger --max-aspect",
     "long caption": "give a larger --max-caption",
@@ -72,6 +75,7 @@ class Limits:
     min_side: int = 64  # pixels of the shorter side
     max_aspect: float = 4.0  # longer side / shorter side
     max_pixels: int = MAX_PIXELS
+    first_frame: bool = False  # take the first frame of several
     max_caption: int = 2000  # characters
     max_tokens: int | None = None  # of an embedding; None: the source brings none
     embedding_width: int | None = None
@@ -184,24 +188,23 @@ def _embedding(embedding: np.ndarray | None, limits: Limits) -> np.ndarray | Non
 def _picture(
     data: bytes, captions: tuple[str, ...], left_out: tuple[Rejected, ...], bits: np.ndarray | None, limits: Limits
 ) -> Checked:
-    kind = _header(data, limits)
+    kind, has_frames = _header(data, limits)
     try:
-        pixels_HWC = decode(data, strict=True).permute(1, 2, 0).contiguous().numpy()
-        if kind == "PNG":  # zlib sees most damage, the checksums all
-            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-                image.verify()
-    except Exception as error:  # Pillow raises almost anything on hostile bytes
-        raise _broken(data, error) from None
+        pixels_HWC = decode(data, strict=True)
+    except UnknownRange as error:
+        raise _Bad("pixel type", str(error)) from None
+    except BadPicture as error:
+        raise _broken(data, str(error)) from None
     digest = hashlib.blake2b(repr(pixels_HWC.shape).encode(), digest_size=8)
     digest.update(pixels_HWC.data)
-    converted = kind not in _KEPT_AS
+    converted = kind not in _KEPT_AS or has_frames
     if converted:
         file = io.BytesIO()
         Image.fromarray(pixels_HWC).save(file, "PNG")
         data = file.getvalue()
     return Checked(
         image=data,
-        extension=_KEPT_AS.get(kind, "png"),
+        extension="png" if converted else _KEPT_AS[kind],
         converted=converted,
         captions=captions,
         left_out=left_out,
@@ -210,42 +213,39 @@ def _picture(
     )
 
 
-def _header(data: bytes, limits: Limits) -> str:
-    """The picture's format, after everything that can be known without decoding pixels."""
+def _header(data: bytes, limits: Limits) -> tuple[str, bool]:
+    """Check all that can be known without decoding pixels; return the format and whether there are several frames."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        with image:
-            (width, height), kind, mode = image.size, str(image.format), image.mode
-            frames = kind != "MPO" and getattr(image, "is_animated", False)
+        with read_header(data) as image:
+            (width, height), kind = image.size, str(image.format)
+            has_frames = kind != "MPO" and getattr(image, "is_animated", False)
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))
         raise _Bad("too many pixels", f"{pixels and pixels[0]} pixels, the limit is {limits.max_pixels}") from None
-    except UnidentifiedImageError as error:
-        raise (_broken(data, error) if _has_magic(data) else _Bad("not a picture", f"begins {data[:8]!r}")) from None
-    except Exception as error:
-        raise _broken(data, error) from None
+    except UnidentifiedImageError:  # its text shows a memory address
+        if missing := missing_format(data):
+            raise _Bad("no decoder", missing) from None
+        if not _has_magic(data):
+            raise _Bad("not a picture", f"begins {data[:8]!r}") from None
+        raise _broken(data, "cannot be opened") from None
+    except Exception as error:  # Pillow raises almost anything on hostile bytes
+        raise _broken(data, f"{type(error).__name__}: {error}") from None
     if width * height > limits.max_pixels:
         raise _Bad("too many pixels", f"{width}x{height}, the limit is {limits.max_pixels} pixels")
     if min(width, height) < limits.min_side:
         raise _Bad("too small", f"{width}x{height}, the limit is {limits.min_side}")
     if max(width, height) > limits.max_aspect * min(width, height):
         raise _Bad("extreme aspect", f"{width}x{height}, the limit is {limits.max_aspect:g}")
-    if frames:
+    if has_frames and not limits.first_frame:
         raise _Bad("animation", f"{kind} of several frames")
-    if mode == "F" or (mode == "I" and kind != "PNG"):  # 16-bit PNG has mode I in older versions of Pillow
-        raise _Bad("pixel type", f"{kind} of mode {mode}")
-    return kind
+    return kind, has_frames
 
 
 def _has_magic(data: bytes) -> bool:
     return data.startswith(_MAGIC) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
 
 
-def _broken(data: bytes, error: Exception) -> _Bad:
-    detail = str(error) if isinstance(error, BadSample) else f"{type(error).__name__}: {error}"
-    detail = "cannot be opened" if isinstance(error, UnidentifiedImageError) else detail  # it shows a memory address
+def _broken(data: bytes, detail: str) -> _Bad:
     if data[:4] == b"RIFF":
         cut = len(data) < 8 + int.from_bytes(data[4:8], "little")
     elif data[:4] == b"\x89PNG":

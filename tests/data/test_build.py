@@ -129,6 +129,8 @@ def test_every_defect_is_rejected_for_its_reason_and_every_good_sample_arrives(b
             image = Image.open(io.BytesIO(original.image))
             if image.mode == "I;16":
                 expected = np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, 2)
+            elif image.mode == "F":
+                expected = np.repeat(np.rint(np.asarray(image) * 255).astype(np.uint8)[..., None], 3, 2)
             else:
                 expected = np.asarray(image.convert("RGB"))
             assert np.array_equal(pixels(sample.members["png"]), expected), original.name

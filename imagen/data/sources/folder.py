@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagen.data.picture_names import LIKE_PICTURES, ending, is_picture
 from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.files import metadata_folders, walk
 from imagen.data.sources.values import (
@@ -23,6 +22,7 @@ from imagen.data.sources.values import (
     safe_key,
 )
 from imagen.errors import UserError
+from imagen.pictures.names import LIKE_PICTURES, ending, is_picture
 
 CAPTIONS = ("txt", "caption", "text")  # in any case; the first that there is; listed where they have no picture
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")  # that say what the pictures of their folder show: metadata.csv

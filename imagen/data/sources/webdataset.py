@@ -6,7 +6,6 @@ from pathlib import Path
 
 from imagen.data.caption_lists import MOST_BYTES as MOST_JSON
 from imagen.data.caption_lists import unpack
-from imagen.data.picture_names import PICTURES
 from imagen.data.shards import SPLITS, BadSample
 from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.files import COMPRESSED, files_below
@@ -24,6 +23,7 @@ from imagen.data.tar_samples import Places, Stray, TarScan, scan_tar
 from imagen.data.transforms import choose_image
 from imagen.errors import UserError
 from imagen.files import open_regular
+from imagen.pictures.names import PICTURES
 
 _ANY_SIDE = 1 << 30  # of several masters the largest
 _COMPRESSED = (*(f".tar{ending}" for ending in COMPRESSED), ".tgz", ".tbz2", ".txz")
