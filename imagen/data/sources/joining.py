@@ -62,6 +62,10 @@ class Repeats:
             self._lines.append(line)
             self._files.append(file)
 
+    def pictures(self) -> set[int]:
+        """The hashes, as `hash` gives them, of all pictures seen."""
+        return set(self._hashes)
+
     def note(self, parts: list[Part], names: list[str]) -> None:
         """Tell the parts of the files `names`, in order, which rows have captions elsewhere.
 

@@ -11,12 +11,13 @@ from typing import Any, ClassVar
 
 from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.columns import Columns, common, find_columns, told
-from imagen.data.sources.files import COMPRESSED, files_below, has_files, metadata_folders
+from imagen.data.sources.files import COMPRESSED, files_below, has_files, metadata_folders, walk
 from imagen.data.sources.joining import Repeats, Row, neighbours
 from imagen.data.sources.lines import BROKEN_GZIP, Split, TextFiles, open_lines, single_lines
 from imagen.data.sources.quotes import Swallowed, cells_of, split_rows
-from imagen.data.sources.values import Trouble, nothing, printable
+from imagen.data.sources.values import Trouble, nothing, printable, safe_key
 from imagen.errors import UserError
+from imagen.pictures.names import LIKE_PICTURES, ending
 
 _BOM = b"\xef\xbb\xbf"
 _LOOKED_AT, _LOOKED_BYTES = (
@@ -29,7 +30,8 @@ class _Table:
     """A table in one file, or in all files below a folder that end in `suffix`, each with columns of its own.
 
     `.gz` may follow the suffix; such a file is one part. A key is the number of the row's line, after the number of
-    its file where there are several. Paths of pictures begin at their table's folder.
+    its file where there are several. Paths of pictures begin at their table's folder. Pictures beside a table that is
+    called metadata, or below it, which it does not name are records with a problem.
     """
 
     has_columns = True
@@ -54,17 +56,31 @@ class _Table:
     def parts(self) -> list[Part]:
         parts: list[Part] = []
         repeats = Repeats()
+        described = metadata_folders(self.path, (self.suffix,)) if self.path.is_dir() else set()
+        must_look = self.options.join_rows or bool(described)
         for number, name in enumerate(self.files.names):
             if name.lower().endswith(COMPRESSED) and not name.endswith(".gz"):
                 raise UserError(f"{printable(self.root / name)} is compressed; unpack it, or move it away")
             header, lines, start = self._head(name)
             columns = self._columns(header, name)
-            look = partial(self._look, repeats, number, header, columns) if self.options.join_rows else None
+            look = partial(self._look, repeats, number, header, columns) if must_look else None
             parts += self.files.parts(name, self._split(len(header)), start=start, line=1 + lines, look=look)
         if not parts:
             raise nothing(self.path, "rows")
-        repeats.note(parts, self.files.names)
-        return parts
+        if self.options.join_rows:
+            repeats.note(parts, self.files.names)
+        unnamed = list(self._unnamed(described, repeats)) if described else []
+        count = self.options.records_per_part
+        return parts + [{"unnamed": unnamed[i : i + count]} for i in range(0, len(unnamed), count)]
+
+    def _unnamed(self, described: set[str], repeats: Repeats) -> Iterator[str]:
+        """Pictures in folders with a table of their pictures (metadata.csv, say) that no row names."""
+        named, root = repeats.pictures(), os.path.abspath(self.path)
+        for name, _ in walk(self.path, lambda names: None):
+            of_table = "" in described or ("/" in name and name.partition("/")[0] in described)
+            paths = (os.fsencode(name), os.fsencode(os.path.join(root, name)))
+            if of_table and ending(name) in LIKE_PICTURES and named.isdisjoint(map(hash, paths)):
+                yield name
 
     def _look(
         self,
@@ -85,6 +101,12 @@ class _Table:
             repeats.see(columns.picture(cells, os.path.dirname(self.files.names[number])), number, start, line)
 
     def read(self, part: Part) -> Iterator[Record]:
+        if "unnamed" in part:
+            for name in part["unnamed"]:
+                problem = ("missing caption", f"no row of a {self.suffix} table names it")
+                key = safe_key(name.rpartition(".")[0], name, is_free=False)
+                yield Record(key=key, origin=printable(name), problem=problem)
+            return
         table = cache(self._table)
         header, columns = table(part["file"])
         folder = os.path.dirname(part["file"])

@@ -296,3 +296,19 @@ def test_rows_that_end_early_are_used_if_they_have_both(folder, format, delimite
     records = read(path)
     assert [r.caption for r in records if not r.problem] == ["one", "two", "five", "six"]
     assert problems(records) == {f"t.{format}, line {i}": "broken row" for i in (4, 5)}
+
+
+@pytest.mark.parametrize("join_rows", [True, False])
+def test_pictures_that_their_folders_table_does_not_name_are_listed(tmp_path, join_rows):
+    data = pictures(6)
+    for i, name in enumerate(["a/0.png", "a/deep/1.png", "a/2.png", "b/3.png", "b/4.jpg", "b/5 é.PNG"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data[i])
+    (tmp_path / "a/metadata.csv").write_text("file_name,text\n0.png,zero\n./deep/1.png,one\n9.png,gone\n")
+    (tmp_path / "b/metadata.csv").write_text(f"text,file_name\nthree,{tmp_path.absolute()}/b/3.png\n")
+    records = read(tmp_path, join_rows=join_rows)
+    assert {r.image: r.caption for r in records if not r.problem} == {data[0]: "zero", data[1]: "one", data[3]: "three"}
+    assert problems(records) == {
+        "a/metadata.csv, line 4": "missing file",
+        **dict.fromkeys(["a/2.png", "b/4.jpg", "b/5 é.PNG"], "missing caption"),
+    }
