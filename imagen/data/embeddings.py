@@ -194,8 +194,10 @@ class Embeddings:
         """The embedding [L, D] float32 of sample `i` and its caption `number`, checked against what was encoded."""
         shard, sample = self.dataset.locate(i)
         sidecar = self._sidecars[shard]
-        first_caption = first_captions(sidecar)
-        row = int(first_caption[sample]) + number if sample < len(first_caption) else -1
+        row = sample + number
+        if sidecar.metadata["format"] == _FORMAT_SEVERAL:
+            first_caption = sidecar["first_caption"]
+            row = int(first_caption[sample]) + number if sample < len(first_caption) else -1
         if not 0 <= row < len(sidecar["caption_hash"]) or int(sidecar["caption_hash"][row]) != caption_hash(caption):
             raise UserError(
                 f"{sidecar.path} does not belong to its shard: sample {self.dataset.key(i)!r} "

@@ -9,7 +9,7 @@ from typing import Any
 
 from imagen.data.sources.base import Options, Record
 from imagen.data.sources.joining import Row
-from imagen.data.sources.values import Captions, Trouble, captions_of, picture, printable
+from imagen.data.sources.values import Captions, Trouble, captions_of, picture, printable, texts_of_json
 from imagen.errors import UserError, suggest
 
 # Tried in this order, in any case.
@@ -29,6 +29,7 @@ class Columns:
 
     image: str
     caption: str
+    lists_are_text: bool = False  # in CSV a list can only be written as JSON in a cell
 
     @property
     def is_base64(self) -> bool:
@@ -59,7 +60,8 @@ class Columns:
                 for name in (self.caption, self.image):
                     if name not in row.cells:
                         raise Trouble("broken row", f"no column {name!r}")
-                new = captions_of(row.cells[self.caption])
+                cell = row.cells[self.caption]
+                new = captions_of(texts_of_json(cell) or cell if self.lists_are_text else cell)
                 if leading and new == (None,):
                     raise Trouble("missing caption", "none")
                 if leading and all(caption in captions for caption in new):

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -205,6 +206,9 @@ class Csv(_Table):
 
     suffix = ".csv"
     delimiter: ClassVar[str] = ","
+
+    def _columns(self, header: list[str], name: str) -> Columns:
+        return replace(super()._columns(header, name), lists_are_text=True)
 
     def _header(self, file: Path) -> tuple[list[str], int, int]:
         with open_lines(file) as lines:

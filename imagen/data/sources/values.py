@@ -122,6 +122,17 @@ def captions_of(value: Any) -> Captions:
     return tuple(_caption(one, f"caption {number} of {len(value)}") for number, one in enumerate(value, 1))
 
 
+def texts_of_json(cell: Any) -> list[str] | None:
+    """The texts that a cell lists as JSON (["a", "b"]); None if it is anything else: a caption as it stands."""
+    if not (isinstance(cell, str) and cell.startswith("[") and cell.endswith("]")):
+        return None
+    try:
+        value = json.loads(cell)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, list) and all(isinstance(one, str) for one in value) else None
+
+
 def _caption(value: Any, what: str) -> str | bytes | None:
     if isinstance(value, dict):
         value = next((value[name] for name in _TEXT_NAMES if isinstance(value.get(name), str | bytes)), value)

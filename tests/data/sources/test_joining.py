@@ -1,5 +1,6 @@
 """Several captions of a picture, as lists and as rows, are one record, however a table is cut."""
 
+import csv
 import gzip
 import json
 import random
@@ -165,3 +166,14 @@ def test_neighbours_of_a_saved_dataset(tmp_path):
     with pa.OSFile(str(tmp_path / "data-0.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=4)
     assert captions(read(tmp_path, "huggingface", cuts=(1, 3, 8, 1000))) == WANTED
+
+
+@pytest.mark.parametrize("ending, cut", [("csv", ","), ("tsv", "\t")])
+def test_a_list_as_json_in_a_cell(folder, ending, cut):
+    cells = [json.dumps(["a, b", 'c "d"']), "[]", '["cut', "[a photo]", "[1, 2]", '["quoted"] and more']
+    with open(folder / f"t.{ending}", "w", newline="") as file:
+        rows = csv.writer(file, delimiter=cut)
+        rows.writerow(["image", "caption"])
+        rows.writerows((f"img/{i}.png", cell) for i, cell in enumerate(cells))
+    found = captions(read(folder / f"t.{ending}"))
+    assert found == {0: ["a, b", 'c "d"']} | {i: [cell] for i, cell in enumerate(cells) if i}
