@@ -21,7 +21,7 @@ def add_build(command: Callable[..., Any]) -> None:
         build,
         "check pairs of pictures and captions and write them as shards",
         "SOURCE is a folder of pictures with .txt, .caption, .text or .json captions beside them; a table (csv, tsv,\n"
-        "jsonl, parquet), or a folder with a metadata.csv or metadata.jsonl in it or in each of its folders;\n"
+        "jsonl, json, parquet), or a folder with a metadata.csv or metadata.jsonl in it or in each of its folders;\n"
         "a data set of Hugging Face's on disk; or shards, which are checked and indexed where they lie. What is not\n"
         "good enough is listed in *.rejected.jsonl. May be stopped and run again.\n\n"
         "  imagen data build photos --out shards\n"

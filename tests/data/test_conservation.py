@@ -195,6 +195,20 @@ def jsonl(root: Path) -> Made:
     return made
 
 
+def json_file(root: Path) -> Made:
+    made = Made(root / "t.json")
+    found: list[object] = []
+    for name, caption in rows(root, made):
+        try:
+            found.append({"image": name, "caption": caption and caption.decode()})
+        except UnicodeDecodeError:  # the whole file would be no JSON
+            found.append({"image": name, "caption": None})
+    odd = [{"image": 7, "caption": "x"}, [1, 2], None, "x", {"image": "img/0.png"}, {}]
+    made.things += len(odd)
+    made.path.write_text(json.dumps(found + odd))
+    return made
+
+
 def several(root: Path) -> Made:
     """Pictures with several captions, in lists and in rows that stand anywhere: each row is one thing."""
     made = Made(root / "t.jsonl")
@@ -435,6 +449,7 @@ def cc12m(root: Path) -> Made:
         (csv_table, {}),
         (tsv_table, {}),
         (jsonl, {}),
+        (json_file, {}),
         (several, {}),
         (compressed, {}),
         (parquet, {}),

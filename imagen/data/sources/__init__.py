@@ -6,6 +6,7 @@ from typing import Protocol
 from imagen.data.sources.base import CAPTION_FROM, Options, Part, Record, Source
 from imagen.data.sources.folder import Folder
 from imagen.data.sources.huggingface import HuggingFace
+from imagen.data.sources.json_table import Json
 from imagen.data.sources.paddle import Cc12mBase64, Laion400m
 from imagen.data.sources.parquet import Parquet
 from imagen.data.sources.table import Csv, JsonLines, Tsv
@@ -34,6 +35,7 @@ FORMATS: dict[str, Reader] = {
     "csv": Csv,
     "tsv": Tsv,
     "jsonl": JsonLines,
+    "json": Json,
     "parquet": Parquet,
     "webdataset": WebDataset,
     "huggingface": HuggingFace,

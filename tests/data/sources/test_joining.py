@@ -9,6 +9,7 @@ import pytest
 from reading import pictures, problems, read
 
 from imagen.data.sources import open_source
+from imagen.errors import UserError
 
 
 @pytest.fixture
@@ -177,3 +178,49 @@ def test_a_list_as_json_in_a_cell(folder, ending, cut):
         rows.writerows((f"img/{i}.png", cell) for i, cell in enumerate(cells))
     found = captions(read(folder / f"t.{ending}"))
     assert found == {0: ["a, b", 'c "d"']} | {i: [cell] for i, cell in enumerate(cells) if i}
+
+
+def test_a_json_file_of_objects(folder):
+    rows = [{"file_name": f"img/{i}.png", "caption": text} for i, text in ROWS[::-1]]
+    (folder / "t.json").write_text(json.dumps([*rows, 7, {"file_name": "img/0.png"}]))
+    records = read(folder / "t.json")
+    assert captions(records) == {i: some[::-1] for i, some in WANTED.items()}
+    assert problems(records) == {"t.json, row 31": "broken row", "t.json, row 32": "broken row"}
+    assert len(read(folder / "t.json", join_rows=False)) == 32
+
+
+def test_cocos_captions(folder):
+    """Annotations in any order, an image without any, an annotation of no image."""
+    images = [{"id": 100 + i, "file_name": f"{i}.png", "height": 5} for i in range(6)]
+    texts = [(i, text) for i, text in ROWS if i != 4]
+    random.Random(1).shuffle(texts)
+    annotations = [{"id": n, "image_id": 100 + i, "caption": text} for n, (i, text) in enumerate(texts)]
+    annotations.append({"id": 99, "image_id": 7, "caption": "of nothing"})
+    (folder / "img/captions.json").write_text(json.dumps({"info": {}, "images": images, "annotations": annotations}))
+    records = read(folder / "img/captions.json")
+    assert captions(records) == {4: [None]} | {i: [text for j, text in texts if j == i] for i in (0, 1, 2, 3, 5)}
+    assert problems(records) == {"captions.json, row 26": "broken row"}
+
+
+def test_karpathys_splits(folder):
+    images = [{"filename": f"{i}.png", "sentences": [{"raw": text} for text in WANTED[i]]} for i in range(6)]
+    (folder / "img/dataset.json").write_text(json.dumps({"images": images, "dataset": "flickr30k"}))
+    assert captions(read(folder / "img/dataset.json")) == WANTED
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ('"x"', "is no list of objects"),
+        ('{"a": [1]}', "is no list of objects"),
+        ("[]", "holds no rows"),
+        ("[1]", "cannot tell the image column"),
+    ],
+)
+def test_json_files_that_are_no_tables_are_one_line(tmp_path, text, words):
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(UserError, match=words) as error:
+        open_source(tmp_path / "t.json").parts()
+    assert "\n" not in str(error.value)
