@@ -34,8 +34,12 @@ def unpack(member: bytes) -> list[str]:
 
 
 def joined(first: str, others: Iterable[str]) -> list[str]:
-    """`first`, then those of `others` that are not empty and not there yet, stripped."""
-    stripped = (text.removeprefix("\ufeff").strip() for text in others)
+    """`first`, then those of `others` that are not empty and not there yet, stripped.
+
+    Halves of surrogate pairs, which JSON may hold and UTF-8 may not, become U+FFFD, as bad bytes of a txt member do.
+    """
+    plain = (text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in others)
+    stripped = (text.removeprefix("\ufeff").strip() for text in plain)
     return list(dict.fromkeys([first, *(text for text in stripped if text)]))
 
 

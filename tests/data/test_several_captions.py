@@ -122,6 +122,7 @@ def shards(folder: Path, lists: list[list[str]], members: dict[int, bytes] | Non
     [
         ({"captions": ["first", "second"]}, ["first", "second"]),
         ({"captions": ["other", " first ", "other", "", 5, None, "\ufeffthird"]}, ["first", "other", "third"]),
+        ({"captions": ["half of a pair \ud83d", "\U0001f600"]}, ["first", "half of a pair \ufffd", "\U0001f600"]),
         ({"captions": "text"}, ["first"]),
         ({"captions": {"a": "b"}}, ["first"]),
         ({"caption": "img2dataset's", "url": "u", "exif": '{"captions": ["x"]}'}, ["first"]),
@@ -131,6 +132,7 @@ def shards(folder: Path, lists: list[list[str]], members: dict[int, bytes] | Non
 def test_json_members_of_all_kinds(tmp_path, member, captions):
     shards(tmp_path, [["first"]], {0: json.dumps(member).encode()})
     assert ShardedDataset(tmp_path).captions(0) == captions
+    assert encode_shards(tmp_path, FakeEncoder(), progress=False) == 1
 
 
 def test_json_members_that_are_none():
