@@ -54,6 +54,11 @@ class TextEncoder:
             return []
         return [len(ids) for ids in self._tokenize(captions, padding=self.config.padding == "full")["input_ids"]]
 
+    def uncut_lengths(self, captions: list[str]) -> list[int]:
+        """How many tokens each caption has, special ones included: `encode` reads `config.max_tokens` at most."""
+        texts = [cleaned(caption, self.config.cleaning) for caption in captions]
+        return [len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]] if texts else []
+
     @torch.no_grad()  # not inference_mode: its tensors could not enter a model that is being trained
     def encode(self, captions: list[str]) -> list[Tensor]:
         """Last hidden states, one [L_i, D] float32 CPU tensor a caption.
@@ -93,6 +98,10 @@ class LazyEncoder:
     def lengths(self, captions: list[str]) -> list[int]:
         """As `TextEncoder.lengths`; raises what `load_text_encoder` raises."""
         return self._loaded().lengths(captions)
+
+    def uncut_lengths(self, captions: list[str]) -> list[int]:
+        """As `TextEncoder.uncut_lengths`; raises what `load_text_encoder` raises."""
+        return self._loaded().uncut_lengths(captions) if captions else []
 
     def encode(self, captions: list[str]) -> list[Tensor]:
         """As `TextEncoder.encode`; raises what `load_text_encoder` raises."""

@@ -56,6 +56,7 @@ class Made:
     things: int = 0
     good: set[int] = field(default_factory=set)  # numbers of those that must arrive
     maybe: set[int] = field(default_factory=set)  # of those that may
+    rows_of_others: int = 0  # rows with further captions of pictures that are things already
 
     def add(self, thing: Thing, is_good: bool | None = None) -> None:
         self.things += 1
@@ -114,8 +115,12 @@ def folder(root: Path) -> Made:
     (root / "306.jpg").write_bytes(encoded(picture(306), "PNG"))
     (root / "306.png").write_bytes(encoded(picture(307), "PNG"))
     (root / "306.txt").write_text("picture 306 or 307")  # one caption for both
-    made.things += 8
-    made.good |= {305, 306, 307}
+    for i, ending in ((308, "caption"), (309, "TEXT")):
+        (root / f"{i}.png").write_bytes(encoded(picture(i), "PNG"))
+        (root / f"{i}.{ending}").write_text(f"picture {i}")
+    (root / "310.caption").write_text("picture 310, which is not there")
+    made.things += 8 + 3
+    made.good |= {305, 306, 307, 308, 309}
     for name in ("README.txt", "notes.md", ".hidden.jpg", ".hidden.txt"):
         (root / name).write_text("of no sample")
     return made
@@ -183,18 +188,54 @@ def tsv_table(root: Path) -> Made:
     return table(root, "\t")
 
 
+def json_line(name: str, caption: bytes | None) -> bytes:
+    """An object with the very bytes of the caption, which may be no UTF-8."""
+    quoted = b"null"
+    if caption is not None:
+        quoted = json.dumps(caption.decode("latin-1"), ensure_ascii=False).encode("latin-1")
+    return json.dumps({"image": name, "caption": "CAPTION"}).encode().replace(b'"CAPTION"', quoted)
+
+
 def jsonl(root: Path) -> Made:
     made = Made(root / "t.jsonl")
-    lines = []
-    for name, caption in rows(root, made):
-        text = json.dumps({"image": name, "caption": "CAPTION"}).encode()
-        quoted = (
-            b"null" if caption is None else json.dumps(caption.decode("latin-1"), ensure_ascii=False).encode("latin-1")
-        )
-        lines.append(text.replace(b'"CAPTION"', quoted))
+    lines = [json_line(name, caption) for name, caption in rows(root, made)]
     odd = [b'{"image": 7, "caption": "x"}', b"[1, 2]", b"{", b"null", b'{"image": "img/0.png"}', b"[" * 9999, b"\xff"]
     made.things += len(odd)
     made.path.write_bytes(b"\n\n".join(lines + odd))
+    return made
+
+
+def json_file(root: Path) -> Made:
+    made = Made(root / "t.json")
+    found: list[object] = []
+    for name, caption in rows(root, made):
+        try:
+            found.append({"image": name, "caption": caption and caption.decode()})
+        except UnicodeDecodeError:  # the whole file would be no JSON
+            found.append({"image": name, "caption": None})
+    odd = [{"image": 7, "caption": "x"}, [1, 2], None, "x", {"image": "img/0.png"}, {}]
+    made.things += len(odd)
+    made.path.write_text(json.dumps(found + odd))
+    return made
+
+
+def several(root: Path) -> Made:
+    """Pictures with several captions, in lists and in rows that stand anywhere: each row is one thing."""
+    made = Made(root / "t.jsonl")
+    # Not of copies, which leave as duplicates, nor where another caption would make a thing good.
+    chosen = {f"img/{t.i}.{t.ending}" for t in things() if t.defect is None or DEFECTS[t.defect][2] is not None}
+    found = rows(root, made)
+    later: list[dict[str, object]] = []
+    for name, caption in found:
+        if name in chosen:
+            another = f"another of {(caption or b'').decode()}"
+            later.append({"image": name, "caption": [another, "", "\0", another]})
+    made.rows_of_others = len(later)
+    later += [{"image": "img/0.png", "caption": 7}, {"image": "img/0.png"}, {"image": "img/0.png", "caption": None}]
+    made.things += 3
+    lines = [*(json_line(*row) for row in found), *(json.dumps(row).encode() for row in later), json_line(*found[0])]
+    made.things += 1
+    made.path.write_bytes(b"\n".join(lines))
     return made
 
 
@@ -423,6 +464,8 @@ FORMATS = [
     (csv_table, {}),
     (tsv_table, {}),
     (jsonl, {}),
+    (json_file, {}),
+    (several, {}),
     (compressed, {}),
     (parquet, {}),
     (damaged_parquet, {}),
@@ -469,7 +512,8 @@ def check(
     root = tmp_path / "source"
     result = build_source(spoiled, out, root=root, max_rejected=1, workers=1, progress=False, **options)
     rejected = Counter(result["rejected"])
-    assert result["records"] == made.things == result["samples"] + sum(rejected.values())
+    left_out = rejected["caption of several"]
+    assert result["records"] == made.things + left_out == result["samples"] + sum(rejected.values())
     assert set(rejected) <= set(REASONS)
 
     where = out or root
@@ -482,7 +526,16 @@ def check(
         assert [number for path in sorted(where.glob("*.text.safetensors")) for number in texts_in(path)] == arrived
     if not in_place:  # what lies in the tars, counted without an index: samples, and copies that no index names
         names = [name for path in where.glob("*.tar") for name in names_in(path)]
-        assert len({name.partition(".")[0] for name in names}) == len(arrived) + rejected["duplicate"]
+        copies = sum(len(path.read_text().splitlines()) for path in where.glob("*.duplicates.jsonl"))
+        assert len({name.partition(".")[0] for name in names}) == len(arrived) + copies
+    if "encoder" not in options:
+        data = ShardedDataset(where)
+        several = {row for row in range(len(data)) if len(data.captions(row)) > 1}
+        assert result["captions"] == sum(len(data.captions(row)) for row in range(len(data)))
+        # Of each row that another's record took: a caption in its sample, or its record is rejected and says so.
+        joined = sum(int(row["origin"].split(" and ")[1].split()[0]) for row in listed if " more with" in row["origin"]
+                     and row["reason"] != "caption of several")  # fmt: skip
+        assert len(several) + joined == made.rows_of_others
 
 
 def texts_in(path: Path) -> list[int]:
