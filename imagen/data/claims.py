@@ -68,6 +68,11 @@ class Claims:
                 if claim.read_text() == owner:  # else another one thought this process dead, and has it now
                     claim.unlink()
 
+    def tidy(self, target: Path) -> None:
+        """Remove the claim of a process that was killed after it had written `target`, if there is one."""
+        with suppress(OSError):
+            self._abandoned(claim_path(target), target)
+
     def _make(self, claim: Path, owner: str) -> bool:
         try:
             handle = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)

@@ -80,10 +80,12 @@ def _encode_claimed(
 ) -> bool | None:
     """Encode a shard that is not. True: done; False: it was already; None: another process is at it."""
     done = bar.update if bar is not None else lambda samples: None
+    sidecar = sidecar_path(dataset.tar_path(shard), encoder.config)
     if matches_sidecar(dataset, shard, encoder.config):
+        claims.tidy(sidecar)
         done(int(dataset.sizes[shard]))
         return False
-    with claims.claimed(sidecar_path(dataset.tar_path(shard), encoder.config)) as mine:
+    with claims.claimed(sidecar) as mine:
         if not mine:
             return None
         if matches_sidecar(dataset, shard, encoder.config):  # finished between the look and the claim
