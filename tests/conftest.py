@@ -18,7 +18,7 @@ QUICK = [
 ]
 
 
-# Files that take longest, in the order of their durations: workers begin with them, lest one ends minutes after the other.
+# The files that take longest. Workers begin with them, lest one ends minutes after the other.
 LONGEST = (
     *(
         "train/test_parallel",
