@@ -22,11 +22,16 @@ def write_png(path: str | Path, image: Image.Image, metadata: Mapping[str, Any] 
 
     Raises UserError if the file cannot be written.
     """
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=png_info(metadata))
+
+
+def png_info(metadata: Mapping[str, Any] | None) -> PngInfo:
+    """What `write_png` stores, for Pillow's `save`."""
     info = PngInfo()
     if metadata is not None:
         info.add_itxt(KEY, json.dumps(metadata, ensure_ascii=False, allow_nan=False), zip=False)
-    with replacing(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=info)
+    return info
 
 
 def read_picture(path: str | Path) -> Image.Image:
@@ -36,13 +41,18 @@ def read_picture(path: str | Path) -> Image.Image:
     """
     try:
         with open_given(path) as file, Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB")
+            return as_rgb(opened)
     except BROKEN as error:
         raise UserError(f"{path} is not a picture that can be read: {error}") from None
+
+
+def as_rgb(opened: Image.Image) -> Image.Image:
+    """Decode it: turned upright as a camera's EXIF says, transparency on white. Raises one of BROKEN if it is."""
+    image = ImageOps.exif_transpose(opened)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def read_metadata(path: str | Path) -> dict[str, Any] | None:

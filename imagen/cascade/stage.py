@@ -174,7 +174,9 @@ def network_of(unet: nn.Module, dtype: torch.dtype | None) -> Network:
 
     def network(x_BCHW: Tensor, noise_B: Tensor, **cond: Tensor) -> Tensor:
         with autocast(x_BCHW.device, dtype):
-            answer = (reading if "text" in cond else unet)(x_BCHW.contiguous(memory_format=torch.channels_last), noise_B, **cond)
+            answer = (reading if "text" in cond else unet)(
+                x_BCHW.contiguous(memory_format=torch.channels_last), noise_B, **cond
+            )
         # The next replay of a CUDA graph writes where this one's answer lies, and samplers remember answers.
         return answer.clone() if answer.is_cuda else answer
 
