@@ -23,6 +23,7 @@ from torch import Tensor
 from imagen.cascade import Cascade, Plan, Preview
 from imagen.cascade.conditioning import to_images, to_uint8
 from imagen.errors import UserError
+from imagen.models.precision import Precision, autocast_dtype, precision_name
 from imagen.serve.config import Limits
 from imagen.serve.gather import Answering, Call, gathered
 from imagen.serve.metrics import Metrics
@@ -76,10 +77,19 @@ class Work:
 
 
 class Engine:
-    def __init__(self, cascade: Cascade, limits: Limits, device: torch.device, metrics: Metrics):
+    def __init__(
+        self,
+        cascade: Cascade,
+        limits: Limits,
+        device: torch.device,
+        metrics: Metrics,
+        precision: Precision = "auto",
+    ):
+        """precision: in which the cascade was loaded."""
         self.cascade = cascade
         self.limits = limits
         self.device = device
+        self.precision: Precision = precision_name(autocast_dtype(device, precision))
         self.metrics = metrics
         self.ready = threading.Event()
         self.failure: Exception | None = None  # of the start
@@ -149,8 +159,7 @@ class Engine:
     def _main(self) -> None:
         torch.set_grad_enabled(False)
         try:
-            precision = self.cascade.plan([""], **self._least(), device=self.device).precision
-            self._answering = [Answering(stage, self.device, precision) for stage in self.cascade.stages]
+            self._answering = [Answering(stage, self.device, self.precision) for stage in self.cascade.stages]
             self._warm_up()
         except Exception as error:
             self.failure = error
@@ -174,7 +183,8 @@ class Engine:
     def _warm_up(self) -> None:
         """Load the text encoder and make a picture in one step a stage: the first user should not wait for that."""
         prompt = "" if self.cascade.text is None else "a warm-up"
-        plan = self.cascade.plan([prompt], **self._least(), steps=2, device=self.device)
+        request = {**self._least(), "device": self.device, "precision": self.precision}
+        plan = self.cascade.plan([prompt], **request, steps=2)
         failed: list[Exception] = []
         work = Work(plan, "", lambda event: failed.append(event) if isinstance(event, Exception) else None)
         self._begin(work)

@@ -151,7 +151,12 @@ class Jobs:
                 loop.call_soon_threadsafe(self._reported, job, picture, prepared, event)
 
             engine = min(self.engines, key=lambda engine: sum(engine.load()))
-            work = Work(replace(plan, device=engine.device), client, report, _shows(previews, partials))
+            work = Work(
+                replace(plan, device=engine.device, precision=engine.precision),
+                client,
+                report,
+                _shows(previews, partials),
+            )
             picture.total = work.total
             job.works[picture] = (engine, work)
             engine.submit([work])

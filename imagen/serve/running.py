@@ -5,6 +5,7 @@ import contextlib
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ def start_engines(
     engines = []
     for device in devices:
         loaded = Cascade.load(cascade, precision=precision, int8_text=int8_text)
-        engines.append(Engine(loaded, limits, torch.device(device), metrics))
+        engines.append(Engine(loaded, limits, torch.device(device), metrics, precision))
         engines[-1].start()
     for engine in engines:
         engine.ready.wait()
@@ -135,6 +136,9 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Any:
         """As uvicorn's, but the signal is not raised again in the end: what was asked for has been done."""
+        if threading.current_thread() is not threading.main_thread():  # in tests
+            yield
+            return
         before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
