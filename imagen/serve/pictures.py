@@ -34,14 +34,14 @@ def as_rgb_checked(data: bytes, what: str, most_pixels: int) -> tuple[Image.Imag
         with Image.open(io.BytesIO(data), formats=TAKEN) as opened:
             width, height = opened.size
             if width * height > most_pixels:
-                raise TooLarge(
-                    f"{what} has {width}x{height} pixels; at most {most_pixels:,} are taken: make it smaller first"
-                )
+                raise TooLarge(f"{what} has {width}x{height} pixels; at most {most_pixels:,} are taken")
             rgb = as_rgb(opened)
             alpha = None
             if opened.has_transparency_data:
                 alpha = opened.convert("RGBA").getchannel("A")
             return rgb, alpha
+    except Image.DecompressionBombError:
+        raise TooLarge(f"{what} has far too many pixels; at most {most_pixels:,} are taken") from None
     except (*BROKEN, MemoryError, OverflowError, EOFError, TypeError, KeyError, IndexError, AssertionError) as error:
         # Beyond BROKEN: what Pillow's parsers have been seen to raise for damaged chunks.
         reason = "no PNG, JPEG or WebP" if isinstance(error, Image.UnidentifiedImageError) else str(error)[:200]

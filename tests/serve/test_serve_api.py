@@ -13,8 +13,8 @@ from PIL import Image
 from serving import limits, noisy, opened, png, serving, tiny, until
 from test_cascade import apart
 
-from imagen.cascade import Variation
-from imagen.pictures import read_metadata
+from imagen.cascade import Cascade, Variation
+from imagen.pictures import read_metadata, read_picture
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +143,7 @@ def b64(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
 
-def test_previews_sharpen_and_the_command_makes_the_same(http, imagen, tmp_path):
-    tiny().save(tmp_path / "saved")
+def test_previews_sharpen_and_say_which_command_makes_the_same(http):
     body = {"prompt": "a cat", "seed": 7, "steps": [8, 4], "stream": True, "guidance": 2.5}
     seen = events(http.post("/api/generate", json=body))
     previews = [event for event in seen if event["type"] == "preview"]
@@ -155,6 +154,28 @@ def test_previews_sharpen_and_the_command_makes_the_same(http, imagen, tmp_path)
     words = shlex.split(picture["command"])
     assert words[:3] == ["imagen", "sample", "CASCADE"]
     assert words[3:] == ["--stages=2", "--seed=7", "--steps=8,4", "--guidance=2.5", "--out", "pictures", "a cat"]
+
+
+def test_the_command_and_the_file_make_the_same_picture(imagen, tmp_path):
+    """By the weights in the package, alone and among others, at one stage in few steps."""
+    with serving(Cascade.load("emoji", stages=1), cascade="emoji") as server, server.client() as http:
+        body = {"prompt": "an octopus on a blue background", "seed": 7, "size": "64x64", "steps": 3, "guidance": 2.5}
+        with server.hold():
+            other = {"prompt": "a cat", "n": 4, "size": "64x64", "steps": 5, "sampler": "ddpm"}
+            assert http.post("/api/generate", json=other).status_code == 202
+            address = http.post("/api/generate", json=body).headers["location"]
+        until(lambda: http.get(address).json()["state"] == "done")
+        (picture,) = http.get(address).json()["pictures"]
+        served = tmp_path / "served.png"
+        served.write_bytes(http.get(picture["url"]).content)
+    words = shlex.split(picture["command"])
+    assert words.pop(0) == "imagen"
+    words[words.index("pictures")] = str(tmp_path / "drawn")
+    imagen(*words, "--precision", "fp32", "--device", "cpu")
+    drawn = read_picture(tmp_path / "drawn" / "0000.png")
+    assert apart(drawn, read_picture(served)) <= 1
+    imagen("sample", "emoji", "--from", served, "--out", tmp_path / "again", "--device", "cpu")
+    assert apart(read_picture(tmp_path / "again" / "0000.png"), drawn) <= 1
 
 
 def test_a_file_says_how_it_was_made(http, tmp_path):
