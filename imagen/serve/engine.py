@@ -120,11 +120,10 @@ class Engine:
     def submit(self, works: Iterable[Work]) -> None:
         with self._condition:
             for work in works:
-                present = {other.client for other in (*self._waiting, *self._active)}
-                self._clients.join(work.client, present)
                 self._arrived += 1
                 work.number = self._arrived
                 self._waiting.append(work)
+            self._clients.want({work.client for work in (*self._waiting, *self._active)})
             self._condition.notify()
 
     def cancel(self, works: Iterable[Work]) -> None:
@@ -286,8 +285,7 @@ class Engine:
         if not groups:
             return
         present = {key[0] for key in groups}
-        for stage in present:
-            self._stages.join(stage, present)
+        self._stages.want(present)
         stage = min(present, key=lambda stage: (self._stages.spent(stage), stage))
         order = {work: (self._clients.spent(work.client), work.number) for work in self._active}
         group = min(

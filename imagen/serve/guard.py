@@ -25,6 +25,7 @@ HEADERS = {
     b"x-frame-options": b"DENY",
 }
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "DELETE")
+HEADERS_MOST, HEADERS_BYTES = 100, 2**14  # h11 counts only what does not arrive at once
 CHANGING = ("POST", "DELETE", "PUT", "PATCH")
 
 
@@ -78,6 +79,9 @@ class Guard:
             return answer("no server of that name is here; the operator can add it with --hostname", 421)
         if scope["method"] in CHANGING and self.access.refuses_origin(headers):
             return answer("pages of other sites may not call this server; the operator can allow one with --cors", 403)
+        size = sum(len(name) + len(value) for name, value in scope["headers"])
+        if len(scope["headers"]) > HEADERS_MOST or size > HEADERS_BYTES:
+            return answer("the request has too many headers", 431)
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or len(length) > 18 or int(length) > self.limits.body:
             return answer(self._too_much, 413)

@@ -12,11 +12,15 @@ class Shares:
     def __init__(self, weights: Mapping[object, float] | None = None):
         self.weights = weights or {}
         self._spent: dict[object, float] = {}
+        self._present: set[object] = set()
 
-    def join(self, name: object, present: Collection[object]) -> None:
-        """present: the others that want time."""
-        least = min((self.spent(other) for other in present if other != name), default=0.0)
-        self._spent[name] = max(self.spent(name), least)
+    def want(self, names: Collection[object]) -> None:
+        """These want time now; those of them that did not before, join."""
+        stay = self._present.intersection(names)
+        least = min(map(self.spent, stay), default=0.0)
+        for name in set(names) - stay:
+            self._spent[name] = max(self.spent(name), least)
+        self._present = set(names)
 
     def spend(self, name: object, seconds: float) -> None:
         self._spent[name] = self.spent(name) + seconds / self.weights.get(name, 1.0)
@@ -27,3 +31,4 @@ class Shares:
     def keep(self, names: Collection[object]) -> None:
         """Forget all others."""
         self._spent = {name: spent for name, spent in self._spent.items() if name in names}
+        self._present &= set(names)

@@ -48,13 +48,13 @@ class Drawn:
 
 
 class Watching:
-    """The first stage's network, which tells how many pictures each call had."""
+    """A stage's network, which tells how many pictures each call had."""
 
-    def __init__(self, engine: Engine, after: Callable[[int], Any] = lambda calls: None):
+    def __init__(self, engine: Engine, after: Callable[[int], Any] = lambda calls: None, stage: int = 0):
         self.sizes: list[int] = []
         self.after = after
-        self.answering = engine._answering[0]
-        engine._answering[0] = self  # type: ignore[call-overload]
+        self.answering = engine._answering[stage]
+        engine._answering[stage] = self  # type: ignore[call-overload]
 
     def __call__(self, calls: Sequence[Any]) -> Any:
         self.sizes.append(len(calls))
@@ -208,13 +208,32 @@ def engine_metrics() -> Any:
 
 def test_shares():
     shares = Shares({"base": 4.0})
-    shares.join("base", ())
-    shares.join("sr", ("base",))
     turns = []
     for _ in range(10):
+        shares.want(("base", "sr"))
         name = min(("base", "sr"), key=lambda name: (shares.spent(name), name))
         shares.spend(name, 1.0)
         turns.append(name)
     assert turns.count("base") == 8
-    shares.join("late", ("base", "sr"))
+    shares.want(("base", "sr", "late"))
     assert shares.spent("late") == min(shares.spent("base"), shares.spent("sr")), "no credit for being away"
+    for _ in range(5):
+        shares.want(("base", "late"))
+        shares.spend("base", 100.0)
+    assert shares.spent("late") < shares.spent("base"), "who waits keeps what they are owed"
+
+
+def test_later_stages_have_their_turns_while_new_pictures_keep_coming():
+    made = engine()
+    clock = {0: 0, 1: 0}
+    for stage in (0, 1):
+        Watching(made, lambda calls, stage=stage: clock.update({stage: calls}), stage)
+    first = Drawn(made, steps=[1, 8])
+    greedy = [Drawn(made, client="b", seeds=i, stages=1, steps=60) for i in range(3)]
+    with made._condition:  # all of them at once
+        made.submit([first.work, *(drawn.work for drawn in greedy)])
+    first.wait()
+    assert clock[1] == 8 and clock[0] < 60, "not after the others"
+    for drawn in greedy:
+        drawn.wait()
+    made.stop()

@@ -227,6 +227,8 @@ def test_floods_of_headers(running, http):
     flood = "".join(f"X-{i}: {'y' * 100}\r\n" for i in range(5_000))
     answer = raw(running, f"GET / HTTP/1.1\r\nHost: localhost\r\n{flood}\r\n")
     assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
+    few = {f"X-{i}": "y" * 100 for i in range(200)}
+    assert message(http.get("/healthz", headers=few), 431) == "the request has too many headers"
     for junk in (b"\0" * 100, b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
         answer = raw(running, junk)
         assert answer == b"" or answer.startswith(b"HTTP/1.1 4")

@@ -154,7 +154,7 @@ def test_a_picture_of_ones_own(page, tmp_path):
     ask(page, "a cat")
     expect(page.locator(KEPT)).to_have_count(1)
     page.click("#given-paint")
-    page.locator("#canvas").focus()
+    expect(page.locator("#canvas")).to_be_focused()
     for key in ("ArrowLeft", "Space", "ArrowUp", "Space", "+"):  # without a mouse
         page.keyboard.press(key)
     page.click("#brush-form button[type=submit]")
