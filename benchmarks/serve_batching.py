@@ -18,9 +18,10 @@ from measure import describe_machine, machine
 from imagen.cascade import Cascade
 from imagen.files import write_json
 from imagen.serve.config import Limits
-from imagen.serve.engine import Engine, Step, Work
+from imagen.serve.engine import Engine
 from imagen.serve.gather import Answering
 from imagen.serve.metrics import Metrics
+from imagen.serve.work import Step, Work
 
 PROMPTS = ("an octopus on a blue background", "a cat on a green background", "a pizza on a red background")
 COUNTS = {1: (1, 2, 4, 8, 16, 32), 2: (1, 4)}  # pictures at once, by the number of stages

@@ -11,7 +11,9 @@ openai_api.py  OpenAI's
 requests.py    the fields of a request, and the plans they make
 pictures.py    pictures in and out
 events.py      server-sent events, and waiting for the end
-jobs.py        requests on their way, and what is kept of them
+job.py         a request on its way, and its pictures
+jobs.py        all of them, and what is kept of them
+work.py        a picture as the engine sees it
 engine.py      one device's thread, which batches the pictures of all requests
 gather.py      their calls of a network, gathered
 shares.py      who is next

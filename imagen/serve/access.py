@@ -82,6 +82,12 @@ class Access:
         while len(self._rates) > MOST_CLIENTS:
             del self._rates[next(iter(self._rates))]
 
+    def give_back(self, client: str, pictures: int) -> None:
+        """Of pictures that were refused after all."""
+        if client in self._rates:
+            tokens, then = self._rates[client]
+            self._rates[client] = (tokens + pictures, then)
+
     def refuses_host(self, host: str) -> bool:
         """Whether no server of this name is here: a page of another site may have its name point to this address."""
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host

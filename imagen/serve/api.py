@@ -12,7 +12,7 @@ from starlette.datastructures import UploadFile
 from imagen.errors import UserError
 from imagen.serve.errors import Denied, sentence
 from imagen.serve.events import EventStream, changes
-from imagen.serve.jobs import Job, Picture
+from imagen.serve.job import Job, Picture
 from imagen.serve.pictures import decoded, encoded, from_base64, mask_of, to_base64
 from imagen.serve.requests import Asked, Given, Prepared
 from imagen.serve.service import Service

@@ -5,14 +5,12 @@ belongs to one stage and gathers the calls that have one shape. Turns are shared
 clients, by the time that they had (`Shares`).
 """
 
-import math
 import sys
 import threading
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,60 +18,17 @@ from greenlet import GreenletExit, greenlet
 from PIL import Image
 from torch import Tensor
 
-from imagen.cascade import Cascade, Plan, Preview
+from imagen.cascade import Cascade, Preview
 from imagen.cascade.conditioning import to_images, to_uint8
 from imagen.errors import UserError
 from imagen.models.precision import Precision, autocast_dtype, precision_name
 from imagen.serve.config import Limits
-from imagen.serve.gather import Answering, Call, gathered
+from imagen.serve.gather import Answering, gathered
 from imagen.serve.metrics import Metrics
 from imagen.serve.shares import Shares
+from imagen.serve.work import Step, Work
 
 BASE_WEIGHT = 4.0  # of the first stage's turns: its pictures are small, and what people see first
-
-
-@dataclass(frozen=True)
-class Step:
-    """A picture went on."""
-
-    stage: int  # index in the cascade
-    step: int  # 1 .. steps
-    steps: int
-    done: int  # steps of all stages
-    total: int
-    preview: Image.Image | None
-
-
-@dataclass(eq=False)
-class Work:
-    """A picture to be made. `plan` is of this one alone.
-
-    report: called in the engine's thread with a Step, at the end with the picture, or with what went wrong.
-    shows: whether a preview is wanted after `done` of `total` steps; the last of each stage is asked with `ends` True.
-    """
-
-    plan: Plan
-    client: str
-    report: Callable[["Step | Image.Image | Exception"], None]
-    shows: Callable[[int, int, bool], bool] = lambda done, total, ends: False
-    number: int = 0  # of arrival
-    cancelled: bool = False
-    started: bool = False
-    run: greenlet | None = None
-    call: Call | None = None
-    done: int = 0  # steps
-    at: tuple[int, float] | None = None  # the stage, and when it began
-    total: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        levels = zip(self.plan.settings, self.plan.strength, strict=True)
-        self.total = sum(
-            math.ceil(strength * settings.steps - 1e-9) for settings, strength in levels
-        )  # as `Edit.levels`
-
-    @property
-    def pixels(self) -> int:
-        return max(height * width for height, width in self.plan.sizes)
 
 
 class Engine:

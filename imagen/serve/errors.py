@@ -8,11 +8,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from imagen.errors import UserError, quoted
-from imagen.serve.jobs import INTERNAL, Busy, Stopping
+from imagen.serve.job import Busy, Stopping
 from imagen.serve.pictures import TooLarge
 from imagen.serve.requests import Refused
 
 NAMES = {400: "bad request", 404: "there is nothing here", 405: "this address does not take that method"}
+INTERNAL = "something went wrong inside the server; its log says what"
 MOST = 1_000  # characters of a message
 
 

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from imagen.serve.errors import Denied
-from imagen.serve.jobs import Job, Jobs
+from imagen.serve.job import Job
+from imagen.serve.jobs import Jobs
 
 QUIET_SECONDS = 15.0  # after which a comment keeps proxies from closing the connection
 
@@ -99,17 +100,5 @@ async def until_ended(request: Request, jobs: Jobs, job: Job) -> None:
 
 
 def status_of(job: Job) -> int:
-    """The status of one that did not end well."""
-    if job.state == "cancelled":
-        return 410
-    failed = next((picture for picture in job.pictures if picture.error), None)
-    if failed is None or failed.refused:
-        return 422
-    return 503 if jobs_stopped(job) else 504 if "longer than" in str(failed.error) else 500
-
-
-def jobs_stopped(job: Job) -> bool:
-    return job.error == STOPPED
-
-
-STOPPED = "the server is shutting down before this was finished; ask again in a moment"
+    """The status of one that did not end well: of what ended first."""
+    return next((picture.status for picture in job.pictures if picture.error), 410)

@@ -5,103 +5,26 @@ Nothing is written to disk: a killed server leaves no file behind, and a new one
 """
 
 import asyncio
-import math
 import secrets
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from PIL import Image
 
 from imagen.errors import UserError
 from imagen.serve.config import ServeConfig
-from imagen.serve.engine import Engine, Step, Work
+from imagen.serve.engine import Engine
+from imagen.serve.errors import INTERNAL
+from imagen.serve.job import Busy, Job, Picture, Stopping
 from imagen.serve.metrics import Metrics
 from imagen.serve.pictures import encoded
 from imagen.serve.requests import Prepared
+from imagen.serve.work import Step, Work
 
-State = Literal["queued", "running", "done", "failed", "cancelled"]
-ENDED = ("done", "failed", "cancelled")
 PREVIEW_SECONDS = 0.1  # between previews of one picture
-INTERNAL = "something went wrong inside the server; its log says what"
-
-
-class Busy(Exception):
-    """The queue is full; try again after so many seconds."""
-
-    def __init__(self, message: str, retry_after: float):
-        super().__init__(message)
-        self.retry_after = max(math.ceil(retry_after), 1)
-
-
-class Stopping(Exception):
-    """The server takes nothing new."""
-
-
-@dataclass(eq=False)
-class Picture:
-    """One of a job's. `id` cannot be guessed: who knows it may see the picture."""
-
-    number: int
-    seed: Any
-    command: str
-    id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
-    state: State = "queued"
-    stage: int = 0
-    resolution: int = 0
-    step: int = 0
-    steps: int = 0
-    done: int = 0
-    total: int = 1
-    shown: int = 0  # previews so far
-    preview: Image.Image | None = None  # the newest
-    partials: list[Image.Image] = field(default_factory=list)  # as many as were asked for
-    size: tuple[int, int] = (0, 0)  # width, height
-    data: bytes | None = None
-    error: str | None = None
-    refused: bool = False  # it is the request's fault
-
-    @property
-    def ended(self) -> bool:
-        return self.state in ENDED
-
-
-@dataclass(eq=False)
-class Job:
-    id: str
-    client: str
-    kind: str
-    format: str
-    pictures: list[Picture]
-    partials: int = 0  # previews of each picture that were asked for; all are kept until somebody has taken them
-    given: int = 0  # bytes of the pictures that it brought along
-    works: dict[Picture, tuple[Engine, Work]] = field(default_factory=dict)  # of those that have not ended
-    deadline: asyncio.TimerHandle | None = None
-    created: float = field(default_factory=time.time)
-    began: float = field(default_factory=time.monotonic)
-    fetched: bool = False  # somebody has seen its end
-    watchers: set[asyncio.Event] = field(default_factory=set)
-
-    @property
-    def state(self) -> State:
-        states = {picture.state for picture in self.pictures}
-        if not all(picture.ended for picture in self.pictures):
-            return "queued" if states == {"queued"} else "running"
-        return next(state for state in ("cancelled", "failed", "done") if state in states)
-
-    @property
-    def ended(self) -> bool:
-        return all(picture.ended for picture in self.pictures)
-
-    @property
-    def error(self) -> str | None:
-        return next((picture.error for picture in self.pictures if picture.error), None)
-
-    def changed(self) -> None:
-        for event in self.watchers:
-            event.set()
 
 
 class Jobs:
@@ -163,7 +86,7 @@ class Jobs:
             self._pictures[picture.id] = (job, picture)
         self._jobs[job.id] = job
         late = f"it took longer than {self.config.timeout:g} seconds"
-        job.deadline = loop.call_later(self.config.timeout, self.cancel, job, late)
+        job.deadline = loop.call_later(self.config.timeout, self.cancel, job, late, 504)
         return job
 
     def get(self, id: str, client: str | None = None) -> Job | None:
@@ -174,12 +97,13 @@ class Jobs:
     def picture(self, id: str) -> tuple[Job, Picture] | None:
         return self._pictures.get(id)
 
-    def cancel(self, job: Job, why: str | None = None) -> None:
-        """End what has not ended; with a reason it counts as failed."""
+    def cancel(self, job: Job, why: str | None = None, status: int = 410) -> None:
+        """End what has not ended; with a reason it counts as failed, and is answered with `status`."""
         for picture in job.pictures:
             if not picture.ended:
                 self._stop(job, picture)
                 picture.state, picture.error = ("cancelled", None) if why is None else ("failed", why)
+                picture.status = status
                 self._ended(job, picture)
 
     def position(self, job: Job) -> int:
@@ -264,8 +188,9 @@ class Jobs:
         self._ended(job, picture)
 
     def _failed(self, job: Job, picture: Picture, error: Exception) -> None:
-        picture.refused = isinstance(error, UserError)
-        picture.state, picture.error = "failed", str(error) if picture.refused else INTERNAL
+        ours = not isinstance(error, UserError)
+        picture.state, picture.error = "failed", INTERNAL if ours else str(error)
+        picture.status = 500 if ours else 422
         self._ended(job, picture)
 
     def _stop(self, job: Job, picture: Picture) -> None:

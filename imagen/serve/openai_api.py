@@ -11,7 +11,7 @@ from imagen.errors import UserError
 from imagen.serve.api import checked, form_of
 from imagen.serve.errors import Denied, body
 from imagen.serve.events import EventStream, changes, status_of, until_ended
-from imagen.serve.jobs import Job, Picture
+from imagen.serve.job import Job, Picture
 from imagen.serve.pictures import Format, as_rgb_checked, encoded, holes, mask_of, to_base64
 from imagen.serve.requests import Asked, Each, EachWhole, Given, Prepared
 from imagen.serve.service import Service

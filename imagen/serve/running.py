@@ -22,11 +22,11 @@ from imagen.models.precision import Precision
 from imagen.serve.app import create_app
 from imagen.serve.config import Limits, ServeConfig
 from imagen.serve.engine import Engine
-from imagen.serve.events import STOPPED
 from imagen.serve.jobs import Jobs
 from imagen.serve.metrics import Metrics
 
 HEAD_BYTES = 2**14  # of a request's line and headers together
+STOPPED = "the server is shutting down before this was finished; ask again in a moment"
 FETCH_SECONDS = 5.0  # at the end, for answers that their clients ask after
 
 
@@ -157,7 +157,7 @@ class Server(uvicorn.Server):
         while jobs.unended() and time.monotonic() < end:
             await asyncio.sleep(0.05)
         for job in jobs.unended():
-            jobs.cancel(job, STOPPED)
+            jobs.cancel(job, STOPPED, 503)
         end = time.monotonic() + FETCH_SECONDS
         while jobs.unfetched() and time.monotonic() < end:
             await asyncio.sleep(0.05)

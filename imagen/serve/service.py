@@ -10,7 +10,8 @@ from imagen import __version__
 from imagen.serve.access import Access
 from imagen.serve.config import ServeConfig
 from imagen.serve.engine import Engine
-from imagen.serve.jobs import Job, Jobs
+from imagen.serve.job import Busy, Job, Stopping
+from imagen.serve.jobs import Jobs
 from imagen.serve.metrics import Metrics
 from imagen.serve.requests import Asked, Given, Prepared, prepare
 
@@ -41,8 +42,13 @@ class Service:
             return await asyncio.to_thread(work)
 
     def submit(self, prepared: Prepared, client: str, kind: str, *, previews: bool = False, partials: int = 0) -> Job:
+        """Raises Denied, Busy or Stopping."""
         self.access.spend(client, len(prepared.plans))
-        return self.jobs.submit(prepared, client, kind, previews=previews, partials=partials)
+        try:
+            return self.jobs.submit(prepared, client, kind, previews=previews, partials=partials)
+        except (Busy, Stopping):
+            self.access.give_back(client, len(prepared.plans))
+            raise
 
     @property
     def ready(self) -> bool:

@@ -288,6 +288,13 @@ def test_keys_and_rates():
         assert http.post("/api/generate", json={"prompt": "cat", "n": 4}, headers=bob).status_code == 202
 
 
+def test_what_the_queue_refuses_is_not_counted_against_the_rate():
+    with serving(limits=limits(queue=2), rate=5.0) as server, server.client() as http:
+        for _ in range(3):
+            assert http.post("/api/generate", json={"n": 4}).json()["error"]["code"] == "queue_full"
+        assert http.post("/api/generate", json={"n": 2}).status_code == 202
+
+
 def test_what_the_operator_refuses():
     checks = {
         "check_prompt": lambda prompt: "no dogs here" if "dog" in prompt else None,

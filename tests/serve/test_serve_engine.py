@@ -12,8 +12,9 @@ from torch import nn
 
 from imagen.cascade import Variation
 from imagen.diffusion.samplers import SAMPLERS
-from imagen.serve.engine import Engine, Step, Work
+from imagen.serve.engine import Engine
 from imagen.serve.shares import Shares
+from imagen.serve.work import Step, Work
 
 JOB = {"device": "cpu", "precision": "fp32", "batch_size": 1}
 

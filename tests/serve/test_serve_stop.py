@@ -15,7 +15,7 @@ import pytest
 from test_cascade import stage
 
 from imagen.cascade import Cascade
-from imagen.serve.events import STOPPED
+from imagen.serve.running import STOPPED
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
