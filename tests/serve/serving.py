@@ -53,15 +53,19 @@ class Running:
 
     def hold(self) -> "contextlib.AbstractContextManager[None]":
         """No picture goes on meanwhile."""
-        return _held(self.service.engines[0])
+        return _held(self.service.engines[0], 60)
+
+    def slow(self) -> "contextlib.AbstractContextManager[None]":
+        """A step takes long enough to be seen."""
+        return _held(self.service.engines[0], 0.1)
 
 
 @contextlib.contextmanager
-def _held(engine: Engine) -> Iterator[None]:
+def _held(engine: Engine, seconds: float) -> Iterator[None]:
     gate, turn = threading.Event(), engine._turn
 
     def wait() -> None:
-        gate.wait(60)
+        gate.wait(seconds)
         turn()
 
     engine._turn = wait  # type: ignore[method-assign]
@@ -84,7 +88,9 @@ def serving(model: Cascade | None = None, *, engines: int = 1, **fields: Any) ->
     try:
         yield Running(server, f"http://127.0.0.1:{listening.getsockname()[1]}")
     finally:
-        server.should_exit = server.force_exit = True
+        server.should_exit = True
+        thread.join(5)
+        server.force_exit = True
         thread.join(20)
         assert not thread.is_alive()
         for one in made:

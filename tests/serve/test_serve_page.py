@@ -58,10 +58,11 @@ def ask(page, prompt: str, *, steps: int = 3, count: int = 1) -> None:
     page.press("#prompt", "Enter")
 
 
-def test_from_a_prompt_to_a_gallery(page):
-    ask(page, "a <b>cat</b>", steps=60)
-    seen = set()
-    until(lambda: seen.add(page.locator(".picture").first.get_attribute("src")) or len(seen) > 3)  # type: ignore[func-returns-value]
+def test_from_a_prompt_to_a_gallery(running, page):
+    with running.slow():
+        ask(page, "a <b>cat</b>", steps=12)
+        seen = set()
+        until(lambda: seen.add(page.locator(".picture").first.get_attribute("src")) or len(seen) > 3)  # type: ignore[func-returns-value]
     expect(page.locator(KEPT)).to_have_count(1)
     assert page.locator(KEPT).inner_text() == "a <b>cat</b>", "text, not HTML"
 
@@ -105,12 +106,13 @@ def test_from_a_prompt_to_a_gallery(page):
 
 
 def test_cancel_frees_the_place(running, page):
-    ask(page, "a cat", steps=250, count=2)
-    expect(page.locator(f"{CARDS} {PREVIEW}").first).to_be_visible()
-    page.locator(f"{CARDS} button").first.click()
-    expect(page.locator(CARDS)).to_have_count(1)
-    page.locator(f"{CARDS} button").first.click()
-    expect(page.locator(CARDS)).to_have_count(0)
+    with running.slow():
+        ask(page, "a cat", steps=250, count=2)
+        expect(page.locator(f"{CARDS} {PREVIEW}").first).to_be_visible()
+        page.locator(f"{CARDS} button").first.click()
+        expect(page.locator(CARDS)).to_have_count(1)
+        page.locator(f"{CARDS} button").first.click()
+        expect(page.locator(CARDS)).to_have_count(0)
     until(lambda: running.service.engines[0].load() == (0, 0))
     expect(page.locator("#empty")).to_be_visible()
 

@@ -1,5 +1,6 @@
 """The command as a process: started, told to stop, killed, misused."""
 
+import contextlib
 import os
 import re
 import signal
@@ -66,7 +67,8 @@ def many(process: Process, count: int, **body: object) -> tuple[list[threading.T
     answers: dict[int, httpx.Response] = {}
 
     def one(seed: int) -> None:
-        answers[seed] = process.client.post("/v1/images/generations", json={"prompt": "", "seed": seed, **body})
+        with contextlib.suppress(httpx.TransportError):  # of a server that is killed
+            answers[seed] = process.client.post("/v1/images/generations", json={"prompt": "", "seed": seed, **body})
 
     threads = [threading.Thread(target=one, args=(seed,)) for seed in range(count)]
     for thread in threads:
@@ -83,7 +85,7 @@ def metrics(process: Process) -> str:
 
 def test_term_finishes_what_was_accepted(saved):
     with Process(saved) as process:
-        threads, answers = many(process, 20, steps=200)
+        threads, answers = many(process, 20, steps=100)
         process.process.send_signal(signal.SIGTERM)
         refused = process.client.post("/v1/images/generations", json={"prompt": ""})
         assert refused.status_code == 503 and refused.headers["retry-after"]
