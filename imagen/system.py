@@ -5,7 +5,9 @@ POSIX has `fcntl` and `resource`, Windows `msvcrt`; each is imported where it is
 
 import os
 import signal
+import socket
 import sys
+from contextlib import suppress
 from typing import IO
 
 try:
@@ -67,6 +69,16 @@ def resident_bytes() -> int:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError, AttributeError):
         return peak_resident_bytes()
+
+
+def _place() -> str:
+    namespace = ""
+    with suppress(OSError):  # no /proc
+        namespace = os.readlink("/proc/self/ns/pid").translate({ord(c): None for c in "pid:[]"})
+    return f"{socket.gethostname()}/{namespace}"
+
+
+PLACE = _place()  # where a process id means something: the machine, and there the container
 
 
 def is_alive(pid: int) -> bool:

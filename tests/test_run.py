@@ -117,3 +117,14 @@ def test_description_of_a_preset(name):
     )
     assert row["side"] == (experiment.data.crop or experiment.stage.resolution)
     assert row["parameters"] > 500_000 and row["gflop"] > 0.1
+
+
+def test_models_of_grey_pictures(made, imagen, quick, tmp_path):
+    grey = ["--stage.unet.image_channels", 1, "--train.steps", 2]
+    imagen("train", "debug_64", "--data", made / "shards", "--out", tmp_path / "run", *quick, *grey)
+    assert (tmp_path / "run" / "samples" / "step-00000002.png").exists()
+    imagen("sample", tmp_path / "run", PROMPTS[0], "--steps", 2, "--out", tmp_path / "a")
+    picture = tmp_path / "a" / "0000.png"
+    with Image.open(picture) as opened:
+        assert (opened.mode, opened.size) == ("L", (64, 64))
+    imagen("sample", tmp_path / "run", "", "--init", picture, "--steps", 2, "--out", tmp_path / "b")

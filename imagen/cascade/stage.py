@@ -183,6 +183,11 @@ def network_of(unet: nn.Module, dtype: torch.dtype | None) -> Network:
     return network
 
 
+def without_variance(network: Network, channels: int) -> Network:
+    """`network` without the second half of its answer, the learned variance, if it has one."""
+    return lambda x_BCHW, noise_B, **cond: network(x_BCHW, noise_B, **cond)[:, :channels]
+
+
 def denoiser(
     network: Network,
     config: StageConfig,
@@ -194,6 +199,8 @@ def denoiser(
     tile: Tile | None = None,
 ) -> Denoiser:
     """The network as the sampler sees it: x0 estimates, guided, thresholded, the known part of a picture in place."""
+    if settings.variance == "fixed":
+        network = without_variance(network, config.unet.image_channels)
     raw = network if tile is None else Tiled(network, tile)
     weight = settings.guidance if uncond else 1.0  # a stage without text has nothing to guide
     denoise: Denoiser = ClassifierFree(
@@ -230,6 +237,8 @@ def build_unet(config: UNetConfig, tensors: dict[str, Tensor], where: Path, dtyp
             raise UserError(f"{where}: tensor {key!r} is missing; the weights are not those of unet in cascade.json")
         if tuple(tensors[key].shape) != shape:
             raise UserError(f"{where}: tensor {key!r} has shape {tuple(tensors[key].shape)}, the U-Net wants {shape}")
+        if not tensors[key].is_floating_point():
+            raise UserError(f"{where}: tensor {key!r} is of {tensors[key].dtype}; weights are floating-point numbers")
     for key in tensors:
         if key not in expected:
             raise UserError(f"{where}: tensor {key!r} is unknown to the U-Net of cascade.json")

@@ -22,8 +22,8 @@ class Batch:
     position: int  # global position of its first sample (-1: samples fetched by index)
     keys: list[str]
     captions: list[str]
-    image: Tensor  # uint8 [B, 3, H, W]
-    low_res: Tensor | None  # uint8 [B, 3, h, w], the same region
+    image: Tensor  # uint8 [B, C, H, W]; C is 3 (RGB) or 1 (grey)
+    low_res: Tensor | None  # uint8 [B, C, h, w], the same region
     text: Tensor | None  # float32 [B, L, D], zero-padded to the longest
     text_mask: Tensor | None  # bool [B, L], True: a token
     problems: tuple[str, ...] = ()  # bad samples that were replaced, and why
@@ -57,8 +57,9 @@ class Pictures:
         resolution: int,
         low_resolution: int | None,
         text: TextLike | None,
+        channels: int = 3,
     ):
-        self.dataset, self.config = dataset, config
+        self.dataset, self.config, self.channels = dataset, config, channels
         self.resolution, self.low_resolution = resolution, low_resolution
         self.embeddings = None if text is None else Embeddings(dataset, text)
         scale = 1
@@ -90,7 +91,7 @@ class Pictures:
 
     def decode(self, data: bytes, side: int) -> Tensor:
         # Twice the side: most of the speed of DCT scaling, and the antialiased resize still has the last word.
-        return decode(data, min_side=0 if self.config.full_decode else 2 * side)
+        return decode(data, min_side=0 if self.config.full_decode else 2 * side, channels=self.channels)
 
     def resize(self, image_CHW: Tensor, side: int) -> Tensor:
         return fit(image_CHW, side, self.config.max_enlargement)
@@ -99,15 +100,18 @@ class Pictures:
         # In a worker this fills shared memory at once; of a plain stack it would make a second copy.
         return default_collate(images).contiguous()
 
-    def batch(self, position: int, indices: list[int], pairs: list[Any], problems: list[str]) -> Batch:
-        captions = [self.dataset.caption(i) for i in indices]
+    def batch(
+        self, position: int, indices: list[int], chosen: list[tuple[int, str]], pairs: list[Any], problems: list[str]
+    ) -> Batch:
+        """One Batch; `chosen` has of each sample's captions the number and the text of the one it is shown with."""
         text = mask = None
         if self.embeddings is not None:
-            text, mask = pad([self.embeddings.tokens(i, c) for i, c in zip(indices, captions, strict=True)])
+            tokens = (self.embeddings.tokens(i, caption, n) for i, (n, caption) in zip(indices, chosen, strict=True))
+            text, mask = pad(list(tokens))
         return Batch(
             position=position,
             keys=[self.dataset.key(i) for i in indices],
-            captions=captions,
+            captions=[caption for _, caption in chosen],
             image=self.stack([high for high, _ in pairs]),
             low_res=None if self.low_resolution is None else self.stack([low for _, low in pairs]),
             text=text,
@@ -123,15 +127,19 @@ def dataset_batch(
     resolution: int,
     low_resolution: int | None = None,
     text: TextLike | None = None,
+    channels: int = 3,
     split: str = "train",
 ) -> Batch:
-    """The given samples as one Batch, uncropped and unflipped: for validation. A bad sample is a UserError."""
+    """The given samples as one Batch, uncropped, unflipped and with their first captions: for validation.
+
+    A bad sample is a UserError.
+    """
     dataset = open_split(folder, split)
-    pictures = Pictures(dataset, DataConfig(), resolution, low_resolution, text)
+    pictures = Pictures(dataset, DataConfig(), resolution, low_resolution, text, channels)
     pairs = []
     for i in indices:
         try:
             pairs.append(pictures.pair(i))
         except BadSample as error:
             raise UserError(f"{dataset.key(i)} in {dataset.tar_path(dataset.locate(i)[0])}: {error}") from None
-    return pictures.batch(-1, list(indices), pairs, [])
+    return pictures.batch(-1, list(indices), [(0, dataset.caption(i)) for i in indices], pairs, [])

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from imagen.data.picture_names import PICTURES
 from imagen.data.tar import DamagedTar, Member, members
 from imagen.errors import UserError
 from imagen.files import open_regular
+from imagen.pictures.names import PICTURES
 
 # As WebDataset splits names: a directory belongs to the key; hidden files ("._x.jpg") belong to no sample.
 MEMBER = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$", re.DOTALL)

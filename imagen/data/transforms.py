@@ -1,24 +1,17 @@
-"""Bytes to square uint8 pictures: decoding, resizing, aligned crops."""
+"""Encoded pictures to square uint8 tensors: decoding, resizing, aligned crops."""
 
-import io
 import re
 from collections.abc import Iterable
 
 import numpy as np
-import simplejpeg
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, features
+from PIL import Image
 from torch import Tensor
 
+from imagen import pictures
 from imagen.data.shards import BadSample
 
-# Twice Pillow's warning threshold, where Pillow itself refuses; checked on the header, before any pixel is decoded.
-MAX_PIXELS = 178_956_970
-# Formats that Pillow may open. Not all that it knows: for EPS, say, it would run Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
-# Bytes between scan and end that cameras leave; a scan that is damaged leaves many.
-_HARMLESS = re.compile(r"Corrupt JPEG data: 1?\d extraneous bytes before marker 0xd9")
 _SIDE = re.compile(
     r"(?<![a-z])(?:top|bottom|upper|lower|far|mid)?(?:left|right)(?:most|wards?|hand(?:ed|er)?)?(?![a-z])",
     re.IGNORECASE,
@@ -40,62 +33,19 @@ def choose_image(extensions: Iterable[str], side: int) -> str:
     return min(sizes, key=lambda name: (sizes[name] < side, abs(sizes[name] - side), name))
 
 
-def decode(data: bytes, min_side: int = 0, *, strict: bool = False) -> Tensor:
-    """An encoded picture as uint8 RGB [3, H, W]; transparency is composed on white.
+def decode(data: bytes, min_side: int = 0, *, channels: int = 3) -> Tensor:
+    """Decode a picture as uint8 [channels, H, W]: RGB, or grey (ITU-R BT.601 luma, as Pillow's "L") for 1 channel.
 
-    `min_side` > 0 allows a JPEG to be decoded at a fraction of its size (in the DCT domain, several
-    times faster) as long as both sides stay at least that long; 0 decodes in full. `strict` refuses a JPEG
-    whose decoder made up pixels for damaged data; training takes it as it is.
-    Raises BadSample for bytes that are not a whole picture or a picture above MAX_PIXELS.
+    See `imagen.pictures.decode`, which does it. Raises BadSample for bytes that are not a whole picture.
     """
     try:
-        return _to_tensor(_decode_jpeg(data, min_side, strict) if data[:2] == b"\xff\xd8" else _decode_any(data))
-    except BadSample:
-        raise
-    except Exception as error:  # Pillow raises almost anything on hostile bytes: SyntaxError, struct.error, MemoryError
-        raise BadSample(f"not a whole picture ({type(error).__name__}: {error})") from None
-
-
-def _decode_jpeg(data: bytes, min_side: int, strict: bool) -> np.ndarray:
-    try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size(width, height)
-        # Pillow knows CMYK and EXIF rotation; both are rare.
-        if colorspace in ("YCbCr", "RGB", "Gray") and b"Exif\0" not in data[:1024]:
-            return simplejpeg.decode_jpeg(data, "RGB", min_height=min_side, min_width=min_side)
-        if strict:  # Pillow passes no warning on
-            simplejpeg.decode_jpeg(data, "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB")
-    except (
-        ValueError
-    ) as error:  # harmless oddities that libjpeg warns of, or a picture cut off: Pillow tells them apart
-        if strict and str(error).startswith("Corrupt JPEG data") and not _HARMLESS.search(str(error)):
-            raise BadSample(f"not a whole picture ({error})") from None
-    return _decode_any(data)
-
-
-def _decode_any(data: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        _check_size(*image.size)
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
-            return np.repeat((np.asarray(image) // 256).astype(np.uint8)[..., None], 3, axis=2)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"))
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise BadSample(f"{width}x{height} is above the limit of {MAX_PIXELS} pixels")
-
-
-def _to_tensor(image_HWC: np.ndarray) -> Tensor:
+        image_HWC = pictures.decode(data, min_side)
+    except pictures.BadPicture as error:
+        raise BadSample(str(error)) from None
+    if channels == 1:
+        image_HWC = np.asarray(Image.fromarray(image_HWC).convert("L"))[..., None]
     # A view with channels-last strides, which is the layout that uint8 interpolation is fast on.
-    if not image_HWC.flags.writeable:
-        image_HWC = image_HWC.copy()
-    return torch.from_numpy(image_HWC).permute(2, 0, 1)
+    return torch.from_numpy(image_HWC if image_HWC.flags.writeable else image_HWC.copy()).permute(2, 0, 1)
 
 
 def resize(image_CHW: Tensor, side: int) -> Tensor:

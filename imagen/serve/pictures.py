@@ -6,10 +6,11 @@ import io
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from imagen.errors import UserError
-from imagen.pictures import BROKEN, as_rgb, png_info
+from imagen.pictures import decode, png_info
+from imagen.pictures.png import SIGNATURE, without_text
 
 Format = Literal["png", "jpeg", "webp"]
 TAKEN = ("PNG", "JPEG", "WEBP")  # Pillow reads sixty formats; these are what browsers and cameras send
@@ -29,21 +30,23 @@ def decoded(data: bytes, what: str, most_pixels: int) -> Image.Image:
 
 
 def as_rgb_checked(data: bytes, what: str, most_pixels: int) -> tuple[Image.Image, Image.Image | None]:
-    """The picture as RGB, and its transparency, "L", if it has any."""
+    """The picture as RGB, by the one reader of pictures, and its transparency, "L", if it has any."""
     try:
+        if data.startswith(SIGNATURE):
+            data = without_text(data)
         with Image.open(io.BytesIO(data), formats=TAKEN) as opened:
             width, height = opened.size
             if width * height > most_pixels:
                 raise TooLarge(f"{what} has {width}x{height} pixels; at most {most_pixels:,} are taken")
-            rgb = as_rgb(opened)
             alpha = None
             if opened.has_transparency_data:
-                alpha = opened.convert("RGBA").getchannel("A")
-            return rgb, alpha
+                alpha = ImageOps.exif_transpose(opened).convert("RGBA").getchannel("A")
+        return Image.fromarray(decode(data)), alpha
     except Image.DecompressionBombError:
         raise TooLarge(f"{what} has far too many pixels; at most {most_pixels:,} are taken") from None
-    except (*BROKEN, MemoryError, OverflowError, EOFError, TypeError, KeyError, IndexError, AssertionError) as error:
-        # Beyond BROKEN: what Pillow's parsers have been seen to raise for damaged chunks.
+    except UserError:
+        raise
+    except Exception as error:  # decoders raise almost anything on hostile bytes
         reason = "no PNG, JPEG or WebP" if isinstance(error, Image.UnidentifiedImageError) else str(error)[:200]
         raise UserError(f"{what} is not a picture that can be read: {reason}") from None
 

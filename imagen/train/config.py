@@ -88,8 +88,10 @@ def check(experiment: Experiment, world_size: int = 1) -> None:
     if unet.text_width != width:
         needed = "text is null, so it must be null too" if text is None else f"text.width is {width}: make them equal"
         raise UserError(f"stage.unet.text_width is {unet.text_width}, but {needed}")
-    if unet.image_channels != 3:
-        raise UserError(f"stage.unet.image_channels is {unet.image_channels}; pictures are read as RGB: it must be 3")
+    if unet.image_channels not in (1, 3):
+        raise UserError(
+            f"stage.unet.image_channels is {unet.image_channels}; pictures are read as RGB (3) or as grey (1)"
+        )
     if (crop := experiment.data.crop) is not None:
         scale = 1 if stage.low_resolution is None else stage.resolution // stage.low_resolution
         unit = math.lcm(unet.total_stride, scale)

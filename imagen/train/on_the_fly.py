@@ -41,6 +41,7 @@ def open_loader(
         resolution=stage.resolution,
         low_resolution=stage.low_resolution,
         text=experiment.text if encoder is None else None,
+        channels=stage.unet.image_channels,
         **options,
     )
     return loader if encoder is None else EncodingLoader(loader, encoder)

@@ -90,6 +90,7 @@ GOOD: dict[str, tuple[str, Callable[[int], bytes]]] = {
     "bmp": ("bmp", lambda i: encoded(picture(i), "BMP")),
     "tiff, CMYK": ("tiff", lambda i: encoded(picture(i).convert("CMYK"), "TIFF")),
     "tiff, 16 bit": ("tif", lambda i: encoded(grey16(i), "TIFF")),
+    "tiff, floating-point": ("tiff", lambda i: floating(i)),
 }
 CAPTIONS: list[Callable[[int], bytes]] = [
     lambda i: f"picture {i}".encode(),
@@ -131,8 +132,9 @@ def bomb(_: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
 
 
-def floating(i: int) -> bytes:
-    return encoded(Image.fromarray(np.asarray(picture(i).convert("L"), np.float32) / 255), "TIFF")
+def floating(i: int, white: float = 1) -> bytes:
+    """Grey as floats up to `white`."""
+    return encoded(Image.fromarray(np.asarray(picture(i).convert("L"), np.float32) / 255 * white), "TIFF")
 
 
 # Defect: (reason, end of the name, picture, caption); None for a plain one, and for the last two see `pair`.
@@ -152,7 +154,7 @@ DEFECTS: dict[str, tuple[str, str, Callable[[int], bytes] | None, Callable[[int]
     "animated gif": ("animation", "gif", lambda i: frames(i, "GIF"), None),
     "animated png": ("animation", "png", lambda i: frames(i, "PNG"), None),
     "animated webp": ("animation", "webp", lambda i: frames(i, "WEBP"), None),
-    "floating-point tiff": ("pixel type", "tiff", floating, None),
+    "floating-point tiff beyond 1": ("pixel type", "tiff", lambda i: floating(i, 1000), None),
     "no caption": ("missing caption", "jpg", None, None),
     "white space for a caption": ("empty caption", "jpg", None, lambda i: b" \n\t"),
     "caption in Latin-1": ("not UTF-8", "jpg", None, lambda i: f"Größe {i}".encode("latin-1")),
@@ -162,6 +164,20 @@ DEFECTS: dict[str, tuple[str, str, Callable[[int], bytes] | None, Callable[[int]
     "the same file again": ("duplicate", "png", None, None),
     "the same pixels in another format": ("duplicate", "bmp", None, None),
     "link to a missing file": ("missing file", "jpg", None, None),
+}
+# Further ones, which `pair` does not plant: a small corpus would have more defects than pairs.
+FURTHER_DEFECTS = {
+    "bmp cut off": ("truncated picture", "bmp", lambda i: cut(encoded(picture(i), "BMP")), None),
+    "tiff cut off": ("truncated picture", "tiff", lambda i: cut(encoded(picture(i), "TIFF")), None),
+    "png without pixels": ("truncated picture", "png", lambda i: encoded(picture(i), "PNG")[:33], None),
+    "drawing in place of a picture": (
+        "not a picture",
+        "png",
+        lambda i: b"<svg width='64'/>",
+        None,
+    ),
+    "zeros in place of a picture": ("not a picture", "webp", lambda i: bytes(5000), None),
+    "caption in UTF-16": ("not UTF-8", "jpg", None, lambda i: f"picture {i}".encode("utf-16")),
 }
 
 

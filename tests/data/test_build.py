@@ -129,6 +129,8 @@ def test_every_defect_is_rejected_for_its_reason_and_every_good_sample_arrives(b
             image = Image.open(io.BytesIO(original.image))
             if image.mode == "I;16":
                 expected = np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, 2)
+            elif image.mode == "F":
+                expected = np.repeat(np.rint(np.asarray(image) * 255).astype(np.uint8)[..., None], 3, 2)
             else:
                 expected = np.asarray(image.convert("RGB"))
             assert np.array_equal(pixels(sample.members["png"]), expected), original.name
@@ -352,7 +354,7 @@ def test_a_caption_that_training_would_not_find_in_place_is_none(tmp_path):
     go(Tars(tmp_path / "s"), None, root=tmp_path / "s")
     assert keys(tmp_path / "s") == ["b"] and listed(tmp_path / "s") == {"00000/a": "missing caption"}
     go(Tars(tmp_path / "s"), tmp_path / "copied", root=tmp_path / "s", copy=True)
-    assert ShardedDataset(tmp_path / "copied").captions(0) == ["words", "words"]
+    assert ShardedDataset(tmp_path / "copied").shard_captions(0) == [["words"], ["words"]]
 
 
 def test_tars_that_are_added_or_changed_are_checked_and_the_others_are_not(tars):

@@ -19,6 +19,7 @@ from imagen.data.loader import Loader
 from imagen.data.order import epoch_order
 from imagen.data.shard_writer import ShardWriter
 from imagen.data.shards import ShardedDataset
+from imagen.data.transforms import decode
 from imagen.errors import UserError
 
 
@@ -37,6 +38,9 @@ class FakeEncoder:
 
     def lengths(self, captions):
         return [len(caption.split()) for caption in captions]
+
+    def uncut_lengths(self, captions):
+        return self.lengths(captions)
 
     def encode(self, captions):
         """One token a word, each a hash of the word: different captions have different lengths and numbers."""
@@ -350,3 +354,13 @@ def test_samples_may_come_from_a_pickled_dataset(folder):
     copy = pickle.loads(pickle.dumps(loader(folder)._stream))
     assert samples([copy.__getitems__(list(range(8)))]) == samples(take(loader(folder), 1))
     assert isinstance(copy.pictures.dataset, ShardedDataset)
+
+
+def test_grey_pictures_are_the_luma_of_colour_ones(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    grey = decode(file.getvalue(), channels=1)
+    assert grey.shape == (1, 64, 64)
+    luma = pixels @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601-7, 2.5.1
+    assert np.abs(grey[0].numpy() - luma).max() <= 1

@@ -11,7 +11,8 @@ from PIL import Image, ImageOps
 from imagen.data.embeddings import from_bf16_bits
 from imagen.data.quality import REASONS, Checked, Limits, Rejected, check
 from imagen.data.sources.base import Record
-from imagen.data.transforms import MAX_PIXELS, decode
+from imagen.data.transforms import decode
+from imagen.pictures import MAX_PIXELS
 
 
 def record(image: bytes | None = None, caption: str | bytes | None = "a picture", **more: object) -> Record:
@@ -35,6 +36,8 @@ def good(made: Record, limits: Limits | None = None) -> Checked:
 def by_pillow(data: bytes) -> np.ndarray:
     """Upright RGB on white, without our decoder."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    if image.mode == "F":
+        return np.repeat(np.rint(np.asarray(image) * 255).astype(np.uint8)[..., None], 3, 2)
     if image.mode.startswith("I"):
         return np.repeat((np.asarray(image).astype(np.int64) // 256).astype(np.uint8)[..., None], 3, 2)
     if image.has_transparency_data:
@@ -60,6 +63,23 @@ def test_good_pictures_of_every_kind_are_kept_as_they_are(kind):
 def test_bad_pictures_have_their_reason(kind):
     wanted, _, make, _ = DEFECTS[kind]
     assert reason(record(make(5))) == wanted
+
+
+@pytest.mark.parametrize("kind", [name for name, defect in DEFECTS.items() if defect[0] == "animation"])
+def test_the_first_frame_of_several_is_taken_on_request(kind):
+    data = DEFECTS[kind][2](5)
+    checked = good(record(data), Limits(first_frame=True))
+    assert (checked.extension, checked.converted) == ("png", True)
+    image = Image.open(io.BytesIO(data))
+    assert not getattr(Image.open(io.BytesIO(checked.image)), "is_animated", False)
+    assert np.array_equal(decode(checked.image).permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB")))
+
+
+def test_a_format_without_its_decoder_is_named(monkeypatch):
+    monkeypatch.setattr("imagen.pictures.formats.readable_formats", lambda: ("JPEG", "PNG"))
+    monkeypatch.setattr("imagen.pictures.decoding.readable_formats", lambda: ("JPEG", "PNG"))
+    assert reason(record(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))) == "no decoder"
+    assert reason(record(encoded(picture(0), "JPEG2000"))) == "no decoder"
 
 
 def test_a_file_cut_anywhere_is_never_good():

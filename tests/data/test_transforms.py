@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from imagen.data.shards import BadSample
-from imagen.data.transforms import MAX_PIXELS, aligned_crop, choose_image, decode, fit, names_a_side, resize
+from imagen.data.transforms import aligned_crop, choose_image, decode, fit, names_a_side, resize
+from imagen.pictures import MAX_PIXELS
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:

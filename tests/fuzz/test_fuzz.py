@@ -29,7 +29,7 @@ from test_cascade import WIDTH, cascade
 
 from imagen.cascade import Cascade
 from imagen.cascade.texts import Texts
-from imagen.data.transforms import FORMATS
+from imagen.pictures import readable_formats
 
 # Inputs of each part, of 2,000 in all.
 SHARES = {"cascade": 350, "config": 350, "metadata": 350, "prompts": 250, "tables": 250, "tars": 250, "pictures": 200}
@@ -66,12 +66,12 @@ class Base:
         self.metadata = json.loads(text.split(b"\0\0\0\0\0", 1)[1])
 
     def _encoded(self) -> Iterator[tuple[str, bytes]]:
-        for format in sorted(FORMATS):
+        for format in sorted(readable_formats()):
             for image in (self.picture, self.picture.convert("L"), self.picture.convert("P")):
                 file = io.BytesIO()
                 try:
                     image.save(file, format)
-                except (OSError, KeyError, ValueError):  # a format that this Pillow does not write, or not in this mode
+                except (OSError, KeyError, ValueError, NotImplementedError):  # is not written, or not in this mode
                     continue
                 yield f"{format}-{image.mode}.{format.lower()}", file.getvalue()
 

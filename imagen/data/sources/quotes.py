@@ -11,8 +11,8 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from imagen.data.picture_names import is_picture
 from imagen.data.sources.values import Trouble
+from imagen.pictures.names import is_picture
 
 # A cell of base64 is far longer than the csv module's own limit of 128 KiB. The setting is the whole process's.
 csv.field_size_limit(2**31 - 1)

@@ -157,7 +157,7 @@ class Rehearsal:
 
     def _batches(self, size: int, count: int) -> Iterator[Batch]:
         stage, text = self.experiment.stage, self.experiment.text
-        side = self.experiment.data.crop or stage.resolution
+        side, channels = self.experiment.data.crop or stage.resolution, stage.unet.image_channels
         scale = 1 if stage.low_resolution is None else stage.resolution // stage.low_resolution
         for part in range(count):
             self.ledger.part = part
@@ -165,8 +165,10 @@ class Rehearsal:
                 position=part * size,
                 keys=[""] * size,
                 captions=[""] * size,
-                image=torch.zeros(size, 3, side, side, dtype=torch.uint8),
-                low_res=None if scale == 1 else torch.zeros(size, 3, side // scale, side // scale, dtype=torch.uint8),
+                image=torch.zeros(size, channels, side, side, dtype=torch.uint8),
+                low_res=None
+                if scale == 1
+                else torch.zeros(size, channels, side // scale, side // scale, dtype=torch.uint8),
                 text=None if text is None else torch.zeros(size, text.max_tokens, text.width),
                 text_mask=None if text is None else torch.ones(size, text.max_tokens, dtype=torch.bool),
             )

@@ -1,73 +1,11 @@
-"""Pictures in files: PNG that says how it was made, and contact sheets."""
+"""Contact sheets: pictures in a grid, each with its caption."""
 
-import json
 import textwrap
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image, ImageDraw, ImageFont
 
-from imagen.errors import UserError
-from imagen.files import open_given, parse_json, replacing
-
-KEY = "imagen"  # keyword of the PNG text chunk
-BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for broken files
 BACKGROUND, INK = (255, 255, 255), (32, 32, 32)
-
-
-def write_png(path: str | Path, image: Image.Image, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write a PNG, atomically, with `metadata` as JSON in an iTXt chunk (UTF-8) named "imagen".
-
-    Raises UserError if the file cannot be written.
-    """
-    with replacing(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=png_info(metadata))
-
-
-def png_info(metadata: Mapping[str, Any] | None) -> PngInfo:
-    """What `write_png` stores, for Pillow's `save`."""
-    info = PngInfo()
-    if metadata is not None:
-        info.add_itxt(KEY, json.dumps(metadata, ensure_ascii=False, allow_nan=False), zip=False)
-    return info
-
-
-def read_picture(path: str | Path) -> Image.Image:
-    """Read a picture of any format as RGB: turned upright as a camera's EXIF says, transparency on white.
-
-    Raises UserError naming the file if it is missing or broken.
-    """
-    try:
-        with open_given(path) as file, Image.open(file) as opened:
-            return as_rgb(opened)
-    except BROKEN as error:
-        raise UserError(f"{path} is not a picture that can be read: {error}") from None
-
-
-def as_rgb(opened: Image.Image) -> Image.Image:
-    """Decode it: turned upright as a camera's EXIF says, transparency on white. Raises one of BROKEN if it is."""
-    image = ImageOps.exif_transpose(opened)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def read_metadata(path: str | Path) -> dict[str, Any] | None:
-    """What `write_png` stored, or None for a picture without it.
-
-    Raises UserError naming the file if it is missing or no PNG at all.
-    """
-    try:
-        with open_given(path) as file, Image.open(file) as image:
-            image.load()  # text chunks may follow the pixels
-            text = image.info.get(KEY)
-        value = None if text is None else parse_json(text)
-    except BROKEN as error:
-        raise UserError(f"{path} is not a picture that can be read: {error}") from None
-    return value if isinstance(value, dict) else None
 
 
 def contact_sheet(

@@ -3,7 +3,8 @@ import pytest
 from PIL import Image, ImageFont
 
 from imagen.errors import UserError
-from imagen.pictures import _wrap, contact_sheet, read_metadata, read_picture, write_png
+from imagen.pictures import contact_sheet, read_metadata, read_picture, write_png
+from imagen.pictures.sheet import _wrap
 
 
 def noise(height: int, width: int, seed: int = 0) -> Image.Image:

@@ -1,0 +1,178 @@
+"""Decode an encoded picture: bytes to uint8 RGB, upright, in sRGB, transparency on white.
+
+The one reader of pictures: building, training, evaluation and sampling all decode here.
+"""
+
+import io
+import warnings
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from imagen.pictures import jpeg, png
+from imagen.pictures.colour import from_cmyk, from_grey, from_lab, from_rgb
+from imagen.pictures.formats import readable_formats
+
+# Twice Pillow's warning threshold, where Pillow itself refuses; checked on the header, before any pixel is decoded.
+MAX_PIXELS = 178_956_970
+# Pillow warns above half of MAX_PIXELS, and of EXIF that is broken: nothing that a picture is worse for.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+ORIENTATION = 0x0112  # EXIF's tag
+_UPRIGHT = {  # EXIF orientation: what turns [H, W, C] upright
+    2: lambda x_HWC: x_HWC[:, ::-1],
+    3: lambda x_HWC: x_HWC[::-1, ::-1],
+    4: lambda x_HWC: x_HWC[::-1],
+    5: lambda x_HWC: x_HWC.swapaxes(0, 1),
+    6: lambda x_HWC: x_HWC[::-1].swapaxes(0, 1),
+    7: lambda x_HWC: x_HWC[::-1, ::-1].swapaxes(0, 1),
+    8: lambda x_HWC: x_HWC[:, ::-1].swapaxes(0, 1),
+}
+
+
+class BadPicture(Exception):
+    """The bytes are not a whole picture that can be read; the message says why."""
+
+
+class UnknownRange(BadPicture):
+    """The pixels are integers or floats of which nothing says which value is white."""
+
+
+def decode(data: bytes, min_side: int = 0, *, strict: bool = False) -> np.ndarray:
+    """Decode a picture of any format that is read to uint8 RGB [H, W, 3]; of several frames, the first.
+
+    - Orientation: as EXIF or XMP says, wherever the file has it.
+    - Colours: converted to sRGB from the ICC profile inside. Without one (or with one that is broken or belongs to
+      another kind of pixels) they are taken as sRGB, and CMYK is converted without a profile, as Pillow does.
+    - Depth: 16 bits are reduced to 8. 32-bit integers are read as 16-bit values, floats as 0 to 1; where the values
+      say otherwise the picture is refused.
+    - Transparency is composed on white.
+
+    min_side: > 0 allows a JPEG to be decoded at a fraction of its size (in the DCT domain, several times faster) as
+        long as both sides stay at least that long; 0 decodes in full.
+    strict: refuse a JPEG whose decoder made up pixels for damaged data, and a PNG whose checksums differ. Training
+        takes them as they are.
+
+    Raises BadPicture for bytes that are not a whole picture, or a picture above MAX_PIXELS; UnknownRange.
+    """
+    try:
+        if data[:2] == b"\xff\xd8":
+            return _decode_jpeg(data, min_side, strict)
+        if strict and data.startswith(png.SIGNATURE):
+            png.check(data)
+        return _decode_any(data)
+    except BadPicture:
+        raise
+    except Image.DecompressionBombError as error:  # by the header, as in `_check_size`
+        raise BadPicture(str(error)) from None
+    except UnidentifiedImageError:  # whose message shows a memory address
+        raise BadPicture("not a whole picture of a format that is read") from None
+    except (
+        Exception
+    ) as error:  # decoders raise almost anything on hostile bytes: SyntaxError, RuntimeError, MemoryError
+        raise BadPicture(f"not a whole picture ({type(error).__name__}: {error})") from None
+
+
+def read_header(data: bytes) -> Image.Image:
+    """Open a picture without decoding pixels; text chunks of a PNG are left out. Raises what Pillow raises."""
+    if data.startswith(png.SIGNATURE):
+        data = png.without_text(data)
+    return Image.open(io.BytesIO(data), formats=readable_formats())
+
+
+def _decode_jpeg(data: bytes, min_side: int, strict: bool) -> np.ndarray:
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        _check_size(width, height)
+        if colorspace in ("YCbCr", "RGB", "Gray"):
+            pixels_HWC = _decode_simple_jpeg(data, "GRAY" if colorspace == "Gray" else "RGB", min_side)
+            return np.ascontiguousarray(_UPRIGHT.get(_jpeg_orientation(data), lambda x: x)(pixels_HWC))
+        if strict:  # Pillow passes no warning on
+            simplejpeg.decode_jpeg(data, "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB")
+    except (
+        ValueError
+    ) as error:  # harmless oddities that libjpeg warns of, or a picture cut off: Pillow tells them apart
+        if strict and jpeg.is_damage(str(error)):
+            raise BadPicture(f"not a whole picture ({error})") from None
+    return _decode_any(data)
+
+
+def _decode_simple_jpeg(data: bytes, pixels: str, min_side: int) -> np.ndarray:
+    profile = jpeg.icc_profile(data)
+    if pixels == "RGB" or profile is None:
+        return from_rgb(simplejpeg.decode_jpeg(data, "RGB", min_height=min_side, min_width=min_side), profile)
+    return from_grey(simplejpeg.decode_jpeg(data, pixels, min_height=min_side, min_width=min_side)[..., 0], profile)
+
+
+def _jpeg_orientation(data: bytes) -> int:
+    if not jpeg.may_be_turned(data):
+        return 1
+    with Image.open(io.BytesIO(data), formats=["JPEG", "MPO"]) as image:  # reads the header alone
+        return _orientation(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # EXIF that is broken says nothing, whatever Pillow raises; the pixels may be good
+        return 1
+
+
+def _decode_any(data: bytes) -> np.ndarray:
+    with read_header(data) as image:
+        _check_size(*image.size)
+        image.load()  # turns a TIFF
+        profile = image.info.get("icc_profile")
+        pixels_HWC = _rgb(image, profile if isinstance(profile, bytes) else None)
+        return np.ascontiguousarray(_UPRIGHT.get(_orientation(image), lambda x: x)(pixels_HWC))
+
+
+def _rgb(image: Image.Image, profile: bytes | None) -> np.ndarray:
+    if image.mode.startswith("I") or image.mode == "F":
+        return from_grey(_grey_levels(image), profile)
+    if image.mode == "LAB":
+        return from_lab(image)
+    if image.has_transparency_data:
+        return _on_white(np.asarray(image.convert("RGBA")), profile)
+    if image.mode == "CMYK":
+        return from_cmyk(image, profile)
+    if image.mode in ("1", "L"):
+        return from_grey(np.asarray(image.convert("L")), profile)
+    return from_rgb(np.asarray(image.convert("RGB")), profile)
+
+
+def _grey_levels(image: Image.Image) -> np.ndarray:
+    """16-bit, 32-bit and floating-point grey as uint8 [H, W]; Pillow's convert() would clip at 255."""
+    values_HW = np.asarray(image)
+    low, high = values_HW.min(), values_HW.max()
+    if image.mode == "F":
+        if not (low >= 0 and high <= 1):  # also for NaN
+            raise UnknownRange(f"floating-point pixels from {low:g} to {high:g}: 0 (black) to 1 (white) are read")
+        grey_HW = np.rint(values_HW * 255).astype(np.uint8)
+    else:
+        # 16-bit PNG and PPM have mode I in some versions of Pillow; 32-bit integers may hold any range.
+        is_wide = image.mode == "I" and image.format not in ("PNG", "PPM")
+        if low < 0 or high > 65_535 or (is_wide and high < 256):
+            raise UnknownRange(f"32-bit pixels from {low} to {high}: 16-bit values, 0 to 65535, are read")
+        grey_HW = (values_HW >> 8).astype(np.uint8)
+        if isinstance(clear := image.info.get("transparency"), int):
+            grey_HW = np.where(values_HW == clear, 255, grey_HW).astype(np.uint8)
+    return 255 - grey_HW if _is_white_zero(image) else grey_HW
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    """Whether a TIFF's 0 is white, which Pillow minds for 8 bits alone (tag PhotometricInterpretation)."""
+    return image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
+
+
+def _on_white(rgba_HWC: np.ndarray, profile: bytes | None) -> np.ndarray:
+    rgb = Image.fromarray(from_rgb(np.ascontiguousarray(rgba_HWC[..., :3]), profile))
+    rgb.putalpha(Image.fromarray(np.ascontiguousarray(rgba_HWC[..., 3])))
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB"))
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadPicture(f"{width}x{height} is above the limit of {MAX_PIXELS} pixels")

@@ -1,0 +1,49 @@
+"""Say which formats of pictures are read: those of Pillow that are safe, and those of plug-ins that are installed."""
+
+from functools import lru_cache
+from importlib.util import find_spec
+
+from PIL import Image, features
+
+# Not all that Pillow knows: for EPS, say, it would run Ghostscript, and TGA has no mark to be known by.
+_OF_PILLOW = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "QOI", "AVIF", "JPEG2000")
+_BUILT_WITH = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # format: the feature that a build may lack
+
+
+@lru_cache(maxsize=1)
+def readable_formats() -> tuple[str, ...]:
+    """Names of the formats, as Pillow has them; loads the plug-ins of the extra `formats`."""
+    Image.init()
+    has = {name: features.check(feature) for name, feature in _BUILT_WITH.items()}
+    found = [name for name in _OF_PILLOW if name in Image.OPEN and has.get(name, True)]
+    if find_spec("pillow_heif"):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+        found.append("HEIF")
+    if find_spec("pillow_jxl"):
+        import pillow_jxl  # noqa: F401 -- registers itself
+
+        found.append("JXL")
+    return tuple(found)
+
+
+def missing_format(data: bytes) -> str | None:
+    """The format of bytes that only a decoder which is not installed reads; None for all others."""
+    kind = _format_of(data)
+    return None if kind is None or kind in readable_formats() else kind
+
+
+def _format_of(data: bytes) -> str | None:
+    """One of the formats above that may be missing, by the bytes a file begins with."""
+    if data[:2] == b"\xff\x0a" or data[:12] == b"\0\0\0\x0cJXL \r\n\x87\n":
+        return "JXL"
+    if data[:4] == b"\xff\x4f\xff\x51" or data[:12] == b"\0\0\0\x0cjP  \r\n\x87\n":
+        return "JPEG2000"
+    if data[4:8] == b"ftyp":
+        brands = {data[i : i + 4] for i in range(8, min(int.from_bytes(data[:4], "big"), 64), 4)}
+        if brands & {b"avif", b"avis"}:
+            return "AVIF"
+        if brands & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}:
+            return "HEIF"
+    return None

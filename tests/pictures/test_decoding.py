@@ -1,0 +1,349 @@
+"""Every way of storing one picture is read as that picture."""
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageOps, features
+
+from imagen.errors import UserError
+from imagen.pictures import BadPicture, UnknownRange, decode, missing_format, read_picture, readable_formats
+from imagen.pictures.png import SIGNATURE
+
+TURNS = range(1, 9)  # EXIF's orientations
+
+
+def smooth(height: int = 96, width: int = 128) -> np.ndarray:
+    """A smooth picture whose four corners differ, so that a turn or an exchange of channels shows."""
+    y, x = np.linspace(0, 1, height)[:, None], np.linspace(0, 1, width)[None]
+    return np.stack([40 + 150 * x + 0 * y, 60 + 140 * y + 0 * x, 200 - 90 * x - 60 * y], -1).round().astype(np.uint8)
+
+
+def encode(image: Image.Image | np.ndarray, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, kind, **options)
+    return file.getvalue()
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
+    """The pixels that are shown as `upright` once they are turned, by Pillow."""
+    for candidate in Image.Transpose:
+        image = Image.fromarray(upright).transpose(candidate)
+        image.getexif()[0x0112] = orientation
+        if np.array_equal(np.asarray(ImageOps.exif_transpose(image)), upright):
+            return np.asarray(image)
+    return upright
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def difference(data: bytes, expected: np.ndarray) -> float:
+    """Mean absolute difference in levels; infinite where even the size differs."""
+    found = decode(data)
+    assert found.dtype == np.uint8 and found.flags.c_contiguous
+    return float("inf") if found.shape != expected.shape else np.abs(found.astype(int) - expected).mean()
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_pictures_are_turned_upright(kind, orientation):
+    if kind == "AVIF" and kind not in readable_formats():
+        pytest.skip("this Pillow has no AVIF")
+    pixels = smooth()
+    data = encode(stored(pixels, orientation), kind, exif=turned(orientation))
+    assert difference(data, pixels) < (4 if kind in ("JPEG", "WEBP", "AVIF") else 0.01)
+    if kind == "TIFF":
+        data = encode(stored(pixels, orientation), kind, exif=turned(orientation), compression="tiff_lzw")
+        assert difference(data, pixels) < 0.01
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"",
+        segment(0xE2, b"ICC_PROFILE\0\1\1" + bytes(3000)),
+        segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + b" " * 60_000),
+        segment(0xFE, b"c" * 1500) * 3,
+        segment(0xED, b"Photoshop 3.0\0" + bytes(65_000)),
+        b"\xff" * 7,  # padding of a marker
+    ],
+    ids=["first", "ICC", "XMP", "comments", "Photoshop", "padding"],
+)
+def test_orientation_is_found_behind_any_segment(before):
+    pixels = smooth()
+    data = encode(stored(pixels, 6), "JPEG", quality=95)
+    data = data[:2] + before + segment(0xE1, turned(6).tobytes()) + data[2:]
+    assert difference(data, pixels) < 2
+    small = decode(data, min_side=24)  # decoded at a fraction, and turned as well
+    assert small.shape == (24, 32, 3)
+    assert (
+        np.abs(small.astype(int) - np.asarray(Image.fromarray(pixels).resize((32, 24), Image.Resampling.BOX))).mean()
+        < 2
+    )
+
+
+def test_orientation_of_xmp_alone():
+    pixels = smooth()
+    data = encode(stored(pixels, 8), "JPEG", quality=95)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="8"/></x:xmpmeta>'
+    xmp = b"http://ns.adobe.com/xap/1.0/\0" + xmp
+    assert difference(data[:2] + segment(0xE1, xmp) + data[2:], pixels) < 2
+
+
+def test_broken_exif_costs_no_picture():
+    pixels = smooth()
+    data = encode(pixels, "JPEG", quality=95)
+    for body in (
+        b"Exif\0\0",
+        b"Exif\0\0garbage!",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\x08\xff\xff",
+    ):
+        assert difference(data[:2] + segment(0xE1, body) + data[2:], pixels) < 2
+    for orientation in (0, 9, 65535):
+        assert difference(encode(pixels, "PNG", exif=turned(orientation)), pixels) == 0
+
+
+# Profiles: made here, so that nobody's are shipped. Columns are red, green and blue in XYZ, adapted to D50.
+PRIMARIES = {
+    "red and green exchanged": ((0.3851, 0.7169, 0.0971), (0.4360, 0.2225, 0.0139), (0.1431, 0.0606, 0.7141)),
+    "Adobe RGB": ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)),
+    "Display P3": ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407)),
+    "ProPhoto": ((0.79767, 0.28804, 0.0), (0.13519, 0.71188, 0.0), (0.03135, 0.00009, 0.82490)),
+}
+
+
+def profile(space: bytes, tags: list[tuple[bytes, bytes]]) -> bytes:
+    """An ICC profile, version 2 (ICC.1:2001-04, 6.1)."""
+    text = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + bytes(79)
+    tags = [(b"desc", text), (b"cprt", b"text\0\0\0\0none\0\0\0\0"), (b"wtpt", xyz((0.9642, 1, 0.8249))), *tags]
+    table, body, start = b"", b"", 132 + 12 * len(tags)
+    for name, value in tags:
+        table += name + struct.pack(">II", start + len(body), len(value))
+        body += value + bytes(-len(value) % 4)
+    header = struct.pack(">I4sI4s4s4s", start + len(body), b"none", 0x02400000, b"mntr", space, b"XYZ ")
+    header += struct.pack(">6H", 2024, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + xyz((0.9642, 1, 0.8249))[8:] + bytes(48)
+    return header + struct.pack(">I", len(tags)) + table + body
+
+
+def xyz(values: tuple[float, ...]) -> bytes:
+    return b"XYZ \0\0\0\0" + b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+
+def gamma(exponent: float) -> bytes:
+    return b"curv\0\0\0\0" + struct.pack(">IHH", 1, round(exponent * 256), 0)
+
+
+def rgb_profile(primaries: tuple[tuple[float, ...], ...], exponent: float = 2.2) -> bytes:
+    names = (b"r", b"g", b"b")
+    colours = [(name + b"XYZ", xyz(column)) for name, column in zip(names, primaries, strict=True)]
+    return profile(b"RGB ", [*colours, *((name + b"TRC", gamma(exponent)) for name in names)])
+
+
+def in_float64(rgb_HWC: np.ndarray, primaries: tuple[tuple[float, ...], ...], exponent: float = 2.2) -> np.ndarray:
+    """The stored pixels in sRGB (IEC 61966-2-1, adapted to D50), by the equations."""
+    srgb = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
+    linear = (rgb_HWC / 255) ** exponent @ np.array(primaries) @ np.linalg.inv(srgb).T
+    linear = linear.clip(0, 1)
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("name", PRIMARIES)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_colour_profiles_are_converted_to_srgb(kind, name):
+    icc, pixels = rgb_profile(PRIMARIES[name]), smooth()
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encode(pixels, kind, icc_profile=icc, **options)
+    as_stored = np.asarray(Image.open(io.BytesIO(data)))  # without the profile
+    assert np.abs(as_stored - in_float64(as_stored, PRIMARIES[name])).mean() > 2, "the profile changes something"
+    assert difference(data, in_float64(as_stored, PRIMARIES[name])) < 1
+
+
+def test_a_profile_in_several_segments_is_put_together():
+    icc = rgb_profile(PRIMARIES["red and green exchanged"])
+    plain = encode(smooth(), "JPEG", quality=95)
+    parts = [segment(0xE2, b"ICC_PROFILE\0" + bytes([i, 3]) + part) for i, part in ((2, icc[200:400]), (1, icc[:200]))]
+    last = segment(0xE2, b"ICC_PROFILE\0\3\3" + icc[400:])
+    exchanged = in_float64(decode(plain), PRIMARIES["red and green exchanged"])
+    assert difference(plain[:2] + b"".join([*parts, last]) + plain[2:], exchanged) < 1
+    assert difference(plain[:2] + b"".join(parts) + plain[2:], decode(plain)) == 0, "a part is missing"
+
+
+def test_profiles_of_srgb_or_of_nothing_change_nothing():
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    grey = profile(b"GRAY", [(b"kTRC", gamma(1.0))])  # belongs to other pixels
+    for icc in (srgb, grey, b"", b"no profile", srgb[:200], bytes(4000)):
+        assert difference(encode(smooth(), "PNG", icc_profile=icc), smooth()) == 0
+        jpeg = encode(smooth(), "JPEG", quality=95)
+        assert difference(encode(smooth(), "JPEG", quality=95, icc_profile=icc), decode(jpeg)) == 0
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_profiles_of_grey(kind):
+    grey = smooth()[..., 0]
+    data = encode(grey, kind, icc_profile=profile(b"GRAY", [(b"kTRC", gamma(1.0))]))
+    linear = np.asarray(Image.open(io.BytesIO(data))) / 255
+    expected = 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    assert difference(data, np.repeat(expected[..., None], 3, 2)) < 1
+
+
+def test_transparent_pictures_with_a_profile():
+    primaries = PRIMARIES["red and green exchanged"]
+    rgba = np.dstack([smooth(), np.full((96, 128), 255, np.uint8)])
+    rgba[:48, :, 3] = 0
+    found = decode(encode(rgba, "PNG", icc_profile=rgb_profile(primaries)))
+    assert (found[:48] == 255).all()
+    assert np.abs(found[48:] - in_float64(rgba[48:, :, :3], primaries)).mean() < 1
+
+
+def test_cmyk():
+    plain = Image.fromarray(smooth()).convert("CMYK")
+    for kind in ("JPEG", "TIFF"):
+        data = encode(plain, kind)
+        assert difference(data, np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))) == 0
+        assert difference(data, smooth()) < 3
+
+
+def test_lab():
+    lab = ImageCms.profileToProfile(
+        Image.fromarray(smooth()), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    assert difference(encode(lab, "TIFF"), smooth()) < 2
+
+
+@pytest.mark.parametrize(
+    "name, image",
+    [
+        ("a.png", lambda grey: (grey * 257).astype(np.uint16)),
+        ("a.tif", lambda grey: (grey * 257).astype(np.uint16)),
+        ("a.tif", lambda grey: (grey * 257).astype(">u2")),
+        ("a.tif", lambda grey: (grey * 257).astype(np.int32)),
+        ("a.tif", lambda grey: (grey / 255).astype(np.float32)),
+        ("a.jp2", lambda grey: (grey * 257).astype(np.uint16)),
+        ("a.pgm", lambda grey: (grey * 257).astype(np.uint16)),
+    ],
+    ids=["png16", "tiff16", "tiff16 big-endian", "tiff32", "tiff float", "jpeg2000", "pgm16"],
+)
+def test_deep_grey(tmp_path, name, image):
+    if name.endswith("jp2") and not features.check("jpg_2000"):
+        pytest.skip("this Pillow has no JPEG 2000")
+    grey = smooth()[..., 0].astype(int)
+    Image.fromarray(image(grey)).save(tmp_path / name)
+    found = np.asarray(read_picture(tmp_path / name)).astype(int)
+    assert np.abs(found - grey[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *(np.float32([pair]) for pair in ((0, 1.5), (-0.1, 1), (np.nan, 0), (0, 255))),
+        *(np.int32([pair]) for pair in ((-1, 300), (0, 70_000), (0, 255))),
+    ],
+)
+def test_an_unknown_range_is_refused(values):
+    with pytest.raises(UnknownRange, match=r"are read$"):
+        decode(encode(np.repeat(values, 4, 0), "TIFF"))
+
+
+def test_16_bit_pictures_keep_their_meaning():
+    """A transparent level, and a TIFF whose 0 is white."""
+    grey = np.repeat((np.arange(256) * 257).astype(np.uint16)[None], 8, 0)
+    file = encode(grey, "PNG")
+    file = file[:33] + chunk(b"tRNS", struct.pack(">H", 257 * 7)) + file[33:]
+    found = decode(file)[0, :, 0]
+    assert found[7] == 255 and found[6] == 6 and found[8] == 8
+    white_zero = encode(grey, "TIFF", tiffinfo={262: 0})
+    assert np.abs(decode(white_zero)[0, :, 0].astype(int) - np.arange(255, -1, -1)).max() <= 1
+
+
+def test_long_text_costs_no_picture():
+    png = encode(smooth(), "PNG")
+    for text in (
+        chunk(b"tEXt", b"workflow\0" + b"x" * 3_000_000),
+        chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**26))),
+    ):
+        assert difference(png[:33] + text + png[33:], smooth()) == 0
+        assert difference(png[:-12] + text + png[-12:], smooth()) == 0
+
+
+def test_checksums_of_png_are_compared_where_that_is_asked_for():
+    png = bytearray(encode(smooth(), "PNG"))
+    png[-14] ^= 1  # of the last IDAT's checksum
+    with pytest.raises(BadPicture, match="checksum of chunk IDAT"):
+        decode(bytes(png), strict=True)
+    with pytest.raises(BadPicture, match="IEND"):
+        decode(encode(smooth(), "PNG")[:-12], strict=True)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_the_first_frame_is_read(kind):
+    first, second = Image.fromarray(smooth()).quantize(32), Image.new("P", (128, 96))
+    first, second = (image.convert("RGB") for image in (first, second))
+    data = encode(first, kind, save_all=True, append_images=[second], **({"lossless": True} if kind == "WEBP" else {}))
+    assert difference(data, np.asarray(first)) < (3 if kind == "GIF" else 0.01)
+
+
+def damaged(data: bytes) -> list[bytes]:
+    """One byte changed, at many places, and cuts."""
+    step = max(len(data) // 200, 1)
+    changed = [data[:i] + bytes([value]) + data[i + 1 :] for i in range(0, len(data), step) for value in (0, 0xFF)]
+    return changed + [data[:length] for length in range(0, len(data), step)]
+
+
+@pytest.mark.parametrize("kind", sorted(readable_formats()))
+def test_damage_is_always_said_in_one_way(kind, tmp_path):
+    try:
+        data = encode(smooth(48, 64), {"DIB": "BMP", "HEIF": "HEIF"}.get(kind, kind))
+    except (OSError, KeyError):
+        pytest.skip(f"this Pillow does not write {kind}")
+    unread = 0
+    for broken in damaged(data):
+        (tmp_path / "x").write_bytes(broken)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                assert read_picture(tmp_path / "x").mode == "RGB"
+            except UserError as error:
+                unread += 1
+                assert "is not a picture that can be read" in str(error) or "needs a decoder" in str(error)
+    assert unread > 10
+
+
+def test_formats_without_a_decoder_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("imagen.pictures.formats.readable_formats", lambda: ("JPEG", "PNG"))
+    for data, kind in [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIF"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf", "AVIF"),
+        (b"\xff\x0a\0\0", "JXL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
+    ]:
+        assert missing_format(data) == kind
+        (tmp_path / "x").write_bytes(data)
+        with pytest.raises(UserError, match=rf"{kind}, which needs a decoder.*\[formats\]"):
+            read_picture(tmp_path / "x")
+    assert missing_format(SIGNATURE) is None and missing_format(b"\0\0\0\x14ftypisom") is None
+
+
+@pytest.mark.parametrize("kind, package", [("HEIF", "pillow_heif"), ("JXL", "pillow_jxl")])
+def test_plug_ins(kind, package, tmp_path):
+    pytest.importorskip(package)
+    assert kind in readable_formats()
+    assert (
+        difference(encode(smooth(), kind, **({"lossless": True} if kind == "JXL" else {"quality": 95})), smooth()) < 3
+    )
