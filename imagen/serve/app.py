@@ -21,8 +21,8 @@ from imagen.serve.service import Service
 
 PAGE = Path(str(files("imagen.serve"))) / "page"
 ABOUT = (
-    "Pictures from prompts. `/v1` is what OpenAI's clients call; `/api` does everything that sampling can. "
-    "If the server has keys, send `Authorization: Bearer KEY`."
+    "Pictures from prompts. /v1 is what OpenAI's clients call; /api does everything that sampling can. "
+    "If the server has keys, send the header Authorization: Bearer KEY."
 )
 
 

@@ -56,6 +56,7 @@ class Images(BaseModel):
 
 @router.get("/models")
 def models(request: Request) -> dict[str, Any]:
+    """The one model of this server."""
     service: Service = request.app.state.service
     service.client(request)
     return {"object": "list", "data": [_model(service)]}
@@ -63,6 +64,7 @@ def models(request: Request) -> dict[str, Any]:
 
 @router.get("/models/{name}")
 def model(name: str, request: Request) -> dict[str, Any]:
+    """That model, by its name."""
     service: Service = request.app.state.service
     service.client(request)
     _check_model(service, name)

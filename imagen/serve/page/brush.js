@@ -3,14 +3,14 @@
 import { $, say } from "./dom.js";
 
 const INK = "rgba(255, 64, 129, 0.55)";
-let canvas, context, picture, mask, strokes, cursor, painting = false;
+let canvas, context, picture, mask, ink, strokes, cursor, painting = false;
 
 export function setUp() {
   canvas = $("canvas");
   context = canvas.getContext("2d");
   canvas.addEventListener("pointerdown", (event) => {
     canvas.setPointerCapture(event.pointerId);
-    strokes.push(mask.getContext("2d").getImageData(0, 0, mask.width, mask.height));
+    strokes.push(ink.getImageData(0, 0, mask.width, mask.height));
     if (strokes.length > 20) strokes.shift();
     painting = true;
     move(event);
@@ -29,6 +29,7 @@ export async function begin(blob) {
   canvas.style.aspectRatio = `${picture.width} / ${picture.height}`;
   mask = document.createElement("canvas");
   [mask.width, mask.height] = [canvas.width, canvas.height];
+  ink = mask.getContext("2d", { willReadFrequently: true });
   strokes = [];
   cursor = { x: canvas.width / 2, y: canvas.height / 2 };
   draw();
@@ -46,7 +47,6 @@ function move(event) {
 }
 
 function paint(from, to) {
-  const ink = mask.getContext("2d");
   ink.lineCap = ink.lineJoin = "round";
   ink.lineWidth = radius() * 2;
   ink.strokeStyle = "white";
@@ -69,7 +69,7 @@ function keys(event) {
     };
     say(`${Math.round(cursor.x / canvas.width * 100)} % from the left, ${Math.round(cursor.y / canvas.height * 100)} % from the top`);
   } else if (event.key === " ") {
-    strokes.push(mask.getContext("2d").getImageData(0, 0, mask.width, mask.height));
+    strokes.push(ink.getImageData(0, 0, mask.width, mask.height));
     paint(cursor, cursor);
     say("Painted");
   } else if (event.key === "+" || event.key === "-") {
@@ -80,12 +80,11 @@ function keys(event) {
 }
 
 function undo() {
-  if (strokes.length) mask.getContext("2d").putImageData(strokes.pop(), 0, 0);
+  if (strokes.length) ink.putImageData(strokes.pop(), 0, 0);
   draw();
 }
 
 function invert() {
-  const ink = mask.getContext("2d");
   strokes.push(ink.getImageData(0, 0, mask.width, mask.height));
   ink.globalCompositeOperation = "xor";
   ink.fillStyle = "white";
@@ -119,13 +118,13 @@ function draw(withCursor = false) {
 
 // A PNG's data URL, white on black; null where nothing is painted.
 export function result() {
-  const data = mask.getContext("2d").getImageData(0, 0, mask.width, mask.height).data;
+  const data = ink.getImageData(0, 0, mask.width, mask.height).data;
   if (!data.some((value, index) => index % 4 === 3 && value > 127)) return null;
   const whole = document.createElement("canvas");
   [whole.width, whole.height] = [mask.width, mask.height];
-  const ink = whole.getContext("2d");
-  ink.fillStyle = "black";
-  ink.fillRect(0, 0, whole.width, whole.height);
-  ink.drawImage(mask, 0, 0);
+  const paper = whole.getContext("2d");
+  paper.fillStyle = "black";
+  paper.fillRect(0, 0, whole.width, whole.height);
+  paper.drawImage(mask, 0, 0);
   return whole.toDataURL("image/png");
 }
