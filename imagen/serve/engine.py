@@ -242,7 +242,8 @@ class Engine:
         present = {key[0] for key in groups}
         self._stages.want(present)
         stage = min(present, key=lambda stage: (self._stages.spent(stage), stage))
-        order = {work: (self._clients.spent(work.client), work.number) for work in self._active}
+        # Of one client's, those that had fewest steps: a short request need not wait for a long one before it.
+        order = {work: (self._clients.spent(work.client), work.done, work.number) for work in self._active}
         group = min(
             (groups[key] for key in groups if key[0] == stage), key=lambda works: min(order[work] for work in works)
         )

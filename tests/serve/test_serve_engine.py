@@ -191,6 +191,17 @@ def test_who_asks_for_much_does_not_hold_up_who_asks_for_little():
     assert order.index("modest") <= 7, "in the second round of four"
 
 
+def test_a_short_request_passes_a_long_one_of_the_same_client():
+    made = engine(limits=limits(batch_pixels=16 * 16 * 2))  # one guided picture in each call
+    long, short = Drawn(made, steps=[50, 1]), Drawn(made, steps=[3, 1])
+    with made._condition:
+        made.submit([long.work, short.work])
+    short.wait()
+    assert len(long.steps) < 20
+    long.wait()
+    made.stop()
+
+
 def test_the_queue_says_who_is_before_whom():
     made = Engine(tiny(), LIMITS, torch.device("cpu"), engine_metrics())
     drawn = [Drawn(made, client=client) for client in "aaab"]
