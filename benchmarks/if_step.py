@@ -24,7 +24,7 @@ from measure import Clock, describe_machine, machine, parameter_count
 from torch import Tensor, nn
 
 from imagen.cascade.config import StageConfig
-from imagen.cascade.stage import build_unet, denoiser
+from imagen.cascade.stage import build_unet, denoiser, network_of
 from imagen.cascade.storage import read_manifest, read_tensors, write_cascade
 from imagen.convert.deepfloyd import MAX_TOKENS, read_stage, read_weights
 from imagen.diffusion.samplers import ddpm, step_logsnrs
@@ -134,7 +134,7 @@ def our_step(unet: nn.Module, config: StageConfig, dtype: torch.dtype | None) ->
     text, null = texts()
     mask = {"text_mask": torch.ones(text.shape[:2], dtype=torch.bool)}
     # Made once for all steps of a picture, as in sampling: the first call also reads the text, and is not timed.
-    denoise = denoiser(unet, config, config.sampling, {"text": text, **mask}, {"text": null, **mask}, dtype)
+    denoise = denoiser(network_of(unet, dtype), config, config.sampling, {"text": text, **mask}, {"text": null, **mask})
 
     def step(x_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
         return ddpm(denoise, x_BCHW, levels, noise=lambda: noise_BCHW)

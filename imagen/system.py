@@ -62,6 +62,15 @@ def peak_resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def resident_bytes() -> int:
+    """Return the bytes that this process has in memory now; its peak where the system does not say (not Linux)."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return peak_resident_bytes()
+
+
 def _place() -> str:
     namespace = ""
     with suppress(OSError):  # no /proc

@@ -60,7 +60,7 @@ def test_another_module_in_our_place_is_one_line(tmp_path):
 def test_the_name_is_that_of_the_metadata():
     about = metadata.metadata(NAME)
     assert about["Name"] == NAME
-    for extra in ("demo", "data", "remote", "ray", "eval", "deepfloyd", "tensorboard"):
+    for extra in ("demo", "data", "remote", "ray", "eval", "deepfloyd", "tensorboard", "serve"):
         assert extra in about.get_all("Provides-Extra")
         assert f"pip install '{NAME}[{extra}]'" in str(missing("x", extra))
     assert (ROOT / "imagen" / "py.typed").exists()

@@ -19,7 +19,7 @@ from imagen.cascade.conditioning import low_res_conditioning, text_conditioning
 from imagen.cascade.config import SamplingConfig, StageConfig
 from imagen.cascade.plan import Plan, tile_of
 from imagen.cascade.sizes import Size
-from imagen.cascade.stage import Detail, Stage, denoiser
+from imagen.cascade.stage import Detail, Stage, denoiser, network_of
 from imagen.cascade.tiles import Tile
 from imagen.diffusion.samplers import sample
 from imagen.errors import UserError
@@ -116,7 +116,7 @@ def step_bytes(
                 )
                 if config.detail_std is not None:
                     detail = Detail(enlarged, config.detail_std)
-            denoise = denoiser(unet, config, settings, cond, uncond, dtype, detail, tile=tile)
+            denoise = denoiser(network_of(unet, dtype), config, settings, cond, uncond, detail, tile=tile)
             levels = [0.0, 1.0, 2.0, math.inf]  # the second step remembers the first one's estimate
             sample(
                 settings.sampler,

@@ -1,6 +1,7 @@
 """One stage, ready to sample: from noise, text and perhaps a smaller picture to a picture."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from imagen.models.config import UNetConfig
 from imagen.models.precision import Precision, autocast, autocast_dtype, precision_name
 from imagen.models.resize import upsample
 from imagen.models.unet import ReadOnce, UNet
+
+Network = Callable[..., Tensor]  # (x_BCHW, noise_B, **conditioning), as `imagen.models.unet.UNet` is called
 
 
 @dataclass
@@ -101,13 +104,10 @@ class Stage:
                 begin_BCHW = edit.picture_BCHW if detail is None else detail.of(edit.picture_BCHW)
                 x_BCHW = diffuse(begin_BCHW, x_BCHW, logsnrs[:1].to(device))
 
-        unet = self.unet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        training = unet.training
-        unet.eval()
-        try:
+        with self.network(device, dtype) as network:
             x_BCHW = sample(
                 settings.sampler,
-                denoiser(unet, config, settings, cond, uncond, dtype, detail, edit, tile),
+                denoiser(network, config, settings, cond, uncond, detail, edit, tile),
                 x_BCHW,
                 logsnrs,
                 noise=noise,
@@ -116,14 +116,26 @@ class Stage:
                 damping=settings.damping,
                 on_step=on_step if detail is None else detail.reporting(on_step),
             )
-        finally:
-            unet.train(training)
         if not x_BCHW.isfinite().all():
             raise UserError(
                 f"stage {config.resolution} made values that are not finite; "
                 "sample with precision fp32, and if that does not help, with weights from before the training diverged"
             )
         return to_uint8(x_BCHW if detail is None else detail.picture(x_BCHW))
+
+    @contextmanager
+    def network(self, device: torch.device, dtype: torch.dtype | None) -> Iterator[Network]:
+        """The U-Net on `device`, out of training mode, autocast to `dtype`.
+
+        All that `sample` asks of a network passes here: `imagen.serve` gathers the calls of several pictures.
+        """
+        unet = self.unet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        training = unet.training
+        unet.eval()
+        try:
+            yield network_of(unet, dtype)
+        finally:
+            unet.train(training)
 
     def offload(self) -> None:
         """Leave the device, to whose memory the weights come back with the next `sample`."""
@@ -156,32 +168,39 @@ class Detail:
         return lambda i, steps, x_BCHW, x0_BCHW: on_step(i, steps, self.picture(x_BCHW), self.picture(x0_BCHW))
 
 
+def network_of(unet: nn.Module, dtype: torch.dtype | None) -> Network:
+    """`unet`, autocast to `dtype`. Texts are read once; see `ReadOnce`."""
+    reading: Network = ReadOnce(unet) if isinstance(unet, UNet) else unet
+
+    def network(x_BCHW: Tensor, noise_B: Tensor, **cond: Tensor) -> Tensor:
+        with autocast(x_BCHW.device, dtype):
+            answer = (reading if "text" in cond else unet)(
+                x_BCHW.contiguous(memory_format=torch.channels_last), noise_B, **cond
+            )
+        # The next replay of a CUDA graph writes where this one's answer lies, and samplers remember answers.
+        return answer.clone() if answer.is_cuda else answer
+
+    return network
+
+
+def without_variance(network: Network, channels: int) -> Network:
+    """`network` without the second half of its answer, the learned variance, if it has one."""
+    return lambda x_BCHW, noise_B, **cond: network(x_BCHW, noise_B, **cond)[:, :channels]
+
+
 def denoiser(
-    unet: nn.Module,
+    network: Network,
     config: StageConfig,
     settings: SamplingConfig,
     cond: Mapping[str, Tensor],
     uncond: Mapping[str, Tensor],
-    dtype: torch.dtype | None,
     detail: Detail | None = None,
     edit: Edit | None = None,
     tile: Tile | None = None,
 ) -> Denoiser:
-    """The network as the sampler sees it: x0 estimates, guided, thresholded, the known part of a picture in place.
-
-    Only the network itself is autocast.
-    """
-
-    run = ReadOnce(unet) if isinstance(unet, UNet) and "text" in cond else unet
-
-    def network(x_BCHW: Tensor, noise_B: Tensor, **cond: Tensor) -> Tensor:
-        with autocast(x_BCHW.device, dtype):
-            answer = run(x_BCHW.contiguous(memory_format=torch.channels_last), noise_B, **cond)
-        if settings.variance == "fixed":
-            answer = answer[:, : x_BCHW.shape[1]]
-        # The next replay of a CUDA graph writes where this one's answer lies, and samplers remember answers.
-        return answer.clone() if answer.is_cuda else answer
-
+    """The network as the sampler sees it: x0 estimates, guided, thresholded, the known part of a picture in place."""
+    if settings.variance == "fixed":
+        network = without_variance(network, config.unet.image_channels)
     raw = network if tile is None else Tiled(network, tile)
     weight = settings.guidance if uncond else 1.0  # a stage without text has nothing to guide
     denoise: Denoiser = ClassifierFree(

@@ -35,10 +35,15 @@ class Texts:
         self.int8 = int8
         self.encoder = encoder
         self.unconditional = unconditional
+        self.stays = False  # on the device between prompts, for a server: there and back takes a second per 10 GB
         self._known: dict[str, Tensor] = {}
 
     def __contains__(self, prompt: str) -> bool:
         return not prompt or prompt in self._known
+
+    def __len__(self) -> int:
+        """How many embeddings are in memory."""
+        return len(self._known)
 
     def __call__(self, prompts: Sequence[str], device: torch.device, vram: float | None = None) -> dict[str, Tensor]:
         """Embeddings of the prompts that differ, on the CPU. Raises UserError if the encoder cannot be loaded.
@@ -53,7 +58,8 @@ class Texts:
             self._place(device if vram is None or self._bytes() < 0.9 * vram * 2**30 else torch.device("cpu"))
             self._say_what_is_cut(missing)
             self._known |= {prompt: self.encoder.encode([prompt])[0] for prompt in missing}
-            self._place(torch.device("cpu"))
+            if not self.stays:
+                self._place(torch.device("cpu"))
         found = {prompt: self._known[prompt] if prompt else self.unconditional for prompt in wanted}
         for prompt in list(self._known)[: max(len(self._known) - KEPT, 0)]:
             del self._known[prompt]

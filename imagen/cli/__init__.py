@@ -8,6 +8,7 @@ commands.py   what the commands do; heavy imports are inside
 data.py       both for `imagen data build` and `imagen data inspect`
 convert.py    both for `imagen convert`
 sampling.py   both for `imagen sample` and `imagen upscale`
+serve.py      both for `imagen serve`
 prompts.py    prompts from a file
 plan.py       both for `imagen plan`
 evaluate.py   both for `imagen evaluate` and `imagen compare`

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imagen import __version__
-from imagen.cli import commands, convert, data, evaluate, plan, sampling
+from imagen.cli import commands, convert, data, evaluate, plan, sampling, serve
 from imagen.cli.sampling import LISTED
 from imagen.cli.values import count, count_or_all, file_and_name, minutes, number, processes, side, span, whole
 from imagen.distribution import NAME
@@ -290,6 +290,7 @@ def _parser() -> Parser:
 
     sampling.add_sample(command)
     sampling.add_upscale(command)
+    serve.add_serve(command)
 
     evaluate.add_evaluate(command)
     evaluate.add_compare(command)

@@ -1,7 +1,7 @@
 """Pictures: one reader for all that reads them, PNGs that say how they were made, and contact sheets."""
 
 from imagen.pictures.decoding import MAX_PIXELS, BadPicture, UnknownRange, decode
-from imagen.pictures.files import read_metadata, read_picture, write_png
+from imagen.pictures.files import png_info, read_metadata, read_picture, write_png
 from imagen.pictures.formats import missing_format, readable_formats
 from imagen.pictures.sheet import contact_sheet
 
@@ -12,6 +12,7 @@ __all__ = [
     "contact_sheet",
     "decode",
     "missing_format",
+    "png_info",
     "read_metadata",
     "read_picture",
     "readable_formats",

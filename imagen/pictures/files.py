@@ -23,11 +23,16 @@ def write_png(path: str | Path, image: Image.Image, metadata: Mapping[str, Any] 
 
     Raises UserError if the file cannot be written.
     """
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=png_info(metadata))
+
+
+def png_info(metadata: Mapping[str, Any] | None) -> PngInfo:
+    """What `write_png` stores, for Pillow's `save`."""
     info = PngInfo()
     if metadata is not None:
         info.add_itxt(KEY, json.dumps(metadata, ensure_ascii=False, allow_nan=False), zip=False)
-    with replacing(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=info)
+    return info
 
 
 def read_picture(path: str | Path) -> Image.Image:

@@ -1,0 +1,104 @@
+"""The server as an ASGI application: routes, page, health, metrics."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.middleware.cors import CORSMiddleware
+
+from imagen import __version__
+from imagen.serve import api, openai_api
+from imagen.serve.access import Access
+from imagen.serve.config import ServeConfig
+from imagen.serve.engine import Engine
+from imagen.serve.errors import add_handlers
+from imagen.serve.guard import Guard
+from imagen.serve.metrics import Metrics
+from imagen.serve.service import Service
+
+PAGE = Path(str(files("imagen.serve"))) / "page"
+ABOUT = (
+    "Pictures from prompts. /v1 is what OpenAI's clients call; /api does everything that sampling can. "
+    "If the server has keys, send the header Authorization: Bearer KEY."
+)
+
+
+def create_app(engines: list[Engine], config: ServeConfig, metrics: Metrics) -> FastAPI:
+    """engines: started; the application stops them when it ends."""
+
+    access = Access(config)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.service = Service(engines, config, metrics, access)
+        yield
+        app.state.service.jobs.close()
+
+    app = FastAPI(
+        title="imagen",
+        version=__version__,
+        description=ABOUT,
+        lifespan=lifespan,
+        docs_url=None,  # theirs loads scripts from elsewhere; ours is page/docs.html
+        redoc_url=None,
+    )
+    add_handlers(app)
+    app.include_router(openai_api.router)
+    app.include_router(api.router)
+    _add_health(app)
+    _add_page(app)
+    if config.cors:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(config.cors), allow_methods=["*"], allow_headers=["*"], max_age=600
+        )
+    app.add_middleware(Guard, access=access, limits=config.limits, metrics=metrics)  # added last: the outermost
+    return app
+
+
+def _add_health(app: FastAPI) -> None:
+    @app.get("/healthz", tags=["operation"], response_class=PlainTextResponse)
+    async def healthz() -> str:
+        """The process answers."""
+        return "ok\n"
+
+    @app.get("/readyz", tags=["operation"])
+    async def readyz(request: Request) -> Response:
+        """It takes requests: the cascade is loaded and warm, and it is not shutting down."""
+        service: Service = request.app.state.service
+        if service.jobs.draining:
+            return JSONResponse({"ready": False, "why": "shutting down"}, 503)
+        return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
+
+    @app.get("/metrics", tags=["operation"], response_class=PlainTextResponse)
+    async def metrics(request: Request) -> Response:
+        """For Prometheus; with keys on, its `authorization` needs one of them."""
+        service: Service = request.app.state.service
+        service.client(request)
+        service.jobs.measure()
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_page(app: FastAPI) -> None:
+    kinds = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+    known = {path.name: path for path in PAGE.iterdir() if path.suffix in kinds}
+
+    def file(name: str) -> Response:
+        path = known[name]
+        return FileResponse(path, media_type=kinds[path.suffix], headers={"Cache-Control": "no-cache"})
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return file("index.html")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return file("docs.html")
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def asset(name: str) -> Response:
+        if name not in known:  # by name from a list: no path that is asked for is ever opened
+            return PlainTextResponse("there is nothing here\n", 404)
+        return file(name)

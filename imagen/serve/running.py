@@ -1,0 +1,178 @@
+"""A process: engines, uvicorn, and an orderly end."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from imagen.cascade import Cascade
+from imagen.errors import UserError
+from imagen.models.precision import Precision
+from imagen.serve.app import create_app
+from imagen.serve.config import Limits, ServeConfig
+from imagen.serve.engine import Engine
+from imagen.serve.jobs import Jobs
+from imagen.serve.metrics import Metrics
+
+HEAD_BYTES = 2**14  # of a request's line and headers together
+STOPPED = "the server is shutting down before this was finished; ask again in a moment"
+FETCH_SECONDS = 5.0  # at the end, for answers that their clients ask after
+
+
+def serve(
+    cascade: str | Path,
+    config: ServeConfig,
+    *,
+    devices: Sequence[str],
+    precision: Precision = "auto",
+    int8_text: bool = False,
+) -> None:
+    """Serve a cascade until SIGTERM or Ctrl-C. Raises UserError if it cannot start."""
+    listening = _listen(config.host, config.port)
+    metrics = Metrics()
+    engines = start_engines(cascade, config.limits, metrics, devices=devices, precision=precision, int8_text=int8_text)
+    server = Server(config, engines, metrics)
+    shown = f"[{config.host}]" if ":" in config.host else config.host
+    print(f"serving {cascade} at http://{shown}:{listening.getsockname()[1]}/ (Ctrl-C stops)", flush=True)
+    server.run(sockets=[listening])
+
+
+def start_engines(
+    cascade: str | Path,
+    limits: Limits,
+    metrics: Metrics,
+    *,
+    devices: Sequence[str],
+    precision: Precision = "auto",
+    int8_text: bool = False,
+) -> list[Engine]:
+    """One engine for each device, each with a cascade of its own, warm. Raises what loading raises."""
+    engines = []
+    for device in devices:
+        loaded = Cascade.load(cascade, precision=precision, int8_text=int8_text)
+        engines.append(Engine(loaded, limits, torch.device(device), metrics, precision))
+        engines[-1].start()
+    for engine in engines:
+        engine.ready.wait()
+        if engine.failure is not None:
+            raise engine.failure
+    return engines
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1 that closes a connection whose request does not come: uvicorn would wait for it forever."""
+
+    head_seconds = 15.0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(self.head_seconds, self._no_head)
+
+    def _no_head(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+
+class Server(uvicorn.Server):
+    """Uvicorn that, when it is asked to stop, first finishes what it has accepted.
+
+    On SIGTERM or Ctrl-C nothing new is taken (503, and /readyz says so); accepted requests have `drain` seconds, then
+    those that wait for an answer are told that the server stops. A second signal ends it at once.
+    """
+
+    def __init__(self, config: ServeConfig, engines: list[Engine], metrics: Metrics):
+        limits = config.limits
+        self.app = create_app(engines, config, metrics)
+        self.drain = config.drain
+        protocol = type("BoundProtocol", (Protocol,), {"head_seconds": limits.header_seconds})
+        super().__init__(
+            uvicorn.Config(
+                self.app,
+                http=protocol,
+                ws="none",
+                lifespan="on",
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                proxy_headers=config.proxied,
+                forwarded_allow_ips="127.0.0.1",
+                limit_concurrency=limits.connections,
+                h11_max_incomplete_event_size=HEAD_BYTES,
+                timeout_keep_alive=15,
+                timeout_graceful_shutdown=10,
+            )
+        )
+        self._draining: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._draining is None and self._loop is not None:
+            print("stopping: finishing what was accepted", file=sys.stderr, flush=True)
+            self._loop.call_soon_threadsafe(self._begin_to_stop)
+        else:
+            self.should_exit = self.force_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        """As uvicorn's, but the signal is not raised again in the end: what was asked for has been done."""
+        if threading.current_thread() is not threading.main_thread():  # in tests
+            yield
+            return
+        before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+
+    def _begin_to_stop(self) -> None:
+        if self._draining is None:
+            self._draining = asyncio.ensure_future(self._stop())
+
+    async def _stop(self) -> None:
+        jobs: Jobs = self.app.state.service.jobs
+        jobs.draining = True
+        end = time.monotonic() + self.drain
+        while jobs.unended() and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        for job in jobs.unended():
+            jobs.cancel(job, STOPPED, 503)
+        end = time.monotonic() + FETCH_SECONDS
+        while jobs.unfetched() and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        self.should_exit = True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Before the cascade is loaded: a port that is taken should be known at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(256)
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise UserError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from None
+    return listening

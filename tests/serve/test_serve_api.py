@@ -1,0 +1,337 @@
+"""The server as its clients see it: OpenAI's own client, and plain HTTP."""
+
+import base64
+import json
+import shlex
+import threading
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from serving import limits, noisy, opened, png, serving, tiny, until
+from test_cascade import apart
+
+from imagen.cascade import Cascade, Variation
+from imagen.pictures import read_metadata, read_picture
+
+
+@pytest.fixture(scope="module")
+def running():
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def http(running):
+    with running.client() as client:
+        yield client
+
+
+def sampled(prompt="cat", **request):
+    return tiny().sample([prompt], progress=False, precision="fp32", device="cpu", **request)[0]
+
+
+def pictures(response) -> list[Image.Image]:
+    assert response.status_code == 200, response.text
+    return [opened(base64.b64decode(each["b64_json"])) for each in response.json()["data"]]
+
+
+def events(response) -> list[dict]:
+    return [json.loads(line[6:]) for line in response.text.split("\n") if line.startswith("data: ")]
+
+
+# --- OpenAI's client, unchanged ---
+
+
+@pytest.fixture(scope="module")
+def openai(running):
+    package = pytest.importorskip("openai")
+    with running.client() as client:
+        yield package.OpenAI(api_key="whatever", base_url=f"{running.url}/v1", http_client=client, max_retries=0)
+
+
+def test_openai_generates(openai):
+    made = openai.images.generate(prompt="cat", n=2, size="32x32", extra_body={"seed": 5})
+    assert made.size == "32x32" and made.output_format == "png" and len(made.data) == 2
+    for i, each in enumerate(made.data):
+        assert apart(opened(base64.b64decode(each.b64_json)), sampled(seeds=5 + i)) <= 1
+    small = openai.images.generate(
+        model="tiny", prompt="cat", size="16x16", output_format="jpeg", response_format="url"
+    )
+    assert small.data[0].url.endswith(".jpeg")
+    image = opened(openai._client.get(small.data[0].url).content)
+    assert image.format == "JPEG" and image.size == (16, 16)
+
+
+def test_openai_streams_partial_images(openai):
+    stream = openai.images.generate(
+        prompt="dog", stream=True, partial_images=2, extra_body={"seed": 1, "steps": [6, 3]}
+    )
+    seen = list(stream)
+    assert [event.type for event in seen] == [
+        *["image_generation.partial_image"] * 2,
+        "image_generation.completed",
+    ]
+    assert [event.partial_image_index for event in seen[:2]] == [0, 1]
+    images = [opened(base64.b64decode(event.b64_json)) for event in seen]
+    assert [image.size for image in images] == [(16, 16), (16, 16), (32, 32)], "after steps 3 and 6 of 9"
+    assert apart(images[2], sampled("dog", seeds=1, steps=[6, 3])) <= 1
+    assert seen[2].usage.total_tokens == 0 and seen[2].size == "32x32"
+
+
+def test_openai_edits(openai):
+    image, mask = noisy(), Image.new("RGBA", (32, 32), "white")
+    mask.paste((0, 0, 0, 0), (0, 0, 16, 32))  # transparent, hence drawn anew, on the left
+    made = openai.images.edit(
+        image=("image.png", png(image)), mask=("mask.png", png(mask)), prompt="cat", extra_body={"seed": 3}
+    )
+    edited = opened(base64.b64decode(made.data[0].b64_json))
+    white = Image.new("L", (32, 32), 0)
+    white.paste(255, (0, 0, 16, 32))
+    assert apart(edited, sampled(seeds=3, init=image, mask=white)) <= 1
+    assert np.array_equal(np.asarray(edited)[:, 16:], np.asarray(image)[:, 16:]), "what is opaque is kept"
+    alike = openai.images.edit(image=png(image), prompt="cat", extra_body={"seed": 3})
+    alike = opened(base64.b64decode(alike.data[0].b64_json))
+    assert apart(alike, sampled(seeds=3, init=image, strength=0.7)) <= 1
+    seen = list(openai.images.edit(image=[png(image)], prompt="cat", stream=True, partial_images=1))
+    assert [event.type for event in seen] == ["image_edit.partial_image", "image_edit.completed"]
+
+
+def test_openai_lists_models_and_understands_our_errors(openai):
+    import openai as package
+
+    assert [model.id for model in openai.models.list()] == ["tiny"]
+    assert openai.models.retrieve("tiny").owned_by == "imagen"
+    with pytest.raises(package.NotFoundError, match="no model 'gpt-image-1'; this server has 'tiny'"):
+        openai.images.generate(model="gpt-image-1", prompt="cat")
+    with pytest.raises(package.UnprocessableEntityError, match="at most 4"):
+        openai.images.generate(prompt="cat", n=9)
+
+
+# --- our own API ---
+
+
+def test_everything_that_sampling_can(http):
+    image, mask = noisy(), noisy(seed=1).convert("L")
+    request = {"steps": [5, 2], "guidance": [3.0, 1.0], "sampler": "heun", "strength": 0.5, "negative": "dog"}
+    body = {"prompt": "cat", "seed": 4, "init": b64(image), "mask": b64(mask), **request, "stream": True}
+    seen = events(http.post("/api/generate", json=body))
+    assert [event["type"] for event in seen[:2]] == ["job", "queued"] and seen[-1] == {
+        "type": "end",
+        "state": "done",
+        "error": None,
+    }
+    (picture,) = [event for event in seen if event["type"] == "picture"]
+    found = opened(http.get(picture["url"]).content)
+    assert apart(found, sampled(seeds=4, init=image, mask=mask, **request)) <= 1
+    body = {
+        "prompt": "cat",
+        "seed": 4,
+        "n": 2,
+        "variation": {"seed": 9, "amount": 0.2},
+        "size": "16x16",
+        "stream": True,
+    }
+    found = [event for event in events(http.post("/api/generate", json=body)) if event["type"] == "picture"]
+    for i, picture in enumerate(sorted(found, key=lambda picture: picture["number"])):
+        assert apart(opened(http.get(picture["url"]).content), sampled(seeds=[Variation(9, 4 + i, 0.2)], stages=1)) <= 1
+
+
+def b64(image: Image.Image) -> str:
+    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
+
+
+def test_previews_sharpen_and_say_which_command_makes_the_same(http):
+    body = {"prompt": "a cat", "seed": 7, "steps": [8, 4], "stream": True, "guidance": 2.5}
+    seen = events(http.post("/api/generate", json=body))
+    previews = [event for event in seen if event["type"] == "preview"]
+    sizes = [opened(base64.b64decode(event["preview"].partition(",")[2])).size for event in previews]
+    assert (16, 16) in sizes and sizes == sorted(sizes)
+    assert [event["progress"] for event in previews] == sorted(event["progress"] for event in previews)
+    (picture,) = [event for event in seen if event["type"] == "picture"]
+    words = shlex.split(picture["command"])
+    assert words[:3] == ["imagen", "sample", "CASCADE"]
+    assert words[3:] == ["--stages=2", "--seed=7", "--steps=8,4", "--guidance=2.5", "--out", "pictures", "a cat"]
+
+
+def test_the_command_and_the_file_make_the_same_picture(imagen, tmp_path):
+    """By the weights in the package, alone and among others, at one stage in few steps."""
+    with serving(Cascade.load("emoji", stages=1), cascade="emoji") as server, server.client() as http:
+        body = {"prompt": "an octopus on a blue background", "seed": 7, "size": "64x64", "steps": 3, "guidance": 2.5}
+        with server.hold():
+            other = {"prompt": "a cat", "n": 4, "size": "64x64", "steps": 5, "sampler": "ddpm"}
+            assert http.post("/api/generate", json=other).status_code == 202
+            address = http.post("/api/generate", json=body).headers["location"]
+        until(lambda: http.get(address).json()["state"] == "done")
+        (picture,) = http.get(address).json()["pictures"]
+        served = tmp_path / "served.png"
+        served.write_bytes(http.get(picture["url"]).content)
+    words = shlex.split(picture["command"])
+    assert words.pop(0) == "imagen"
+    words[words.index("pictures")] = str(tmp_path / "drawn")
+    imagen(*words, "--precision", "fp32", "--device", "cpu")
+    drawn = read_picture(tmp_path / "drawn" / "0000.png")
+    assert apart(drawn, read_picture(served)) <= 1
+    imagen("sample", "emoji", "--from", served, "--out", tmp_path / "again", "--device", "cpu")
+    assert apart(read_picture(tmp_path / "again" / "0000.png"), drawn) <= 1
+
+
+def test_a_file_says_how_it_was_made(http, tmp_path):
+    made = http.post("/v1/images/generations", json={"prompt": "cat", "seed": 11}).json()["data"][0]
+    path = tmp_path / "picture.png"
+    path.write_bytes(base64.b64decode(made["b64_json"]))
+    found = read_metadata(path)
+    assert (found["prompt"], found["seed"], found["size"]) == ("cat", 11, [32, 32])
+    assert found["conditions"]["batch"] == 1
+
+
+def test_a_job_can_be_asked_after_and_cancelled(running, http):
+    response = http.post("/api/generate", json={"prompt": "cat", "seed": 2, "n": 2})
+    assert response.status_code == 202
+    address = response.headers["location"]
+    until(lambda: http.get(address).json()["state"] == "done")
+    job = http.get(address).json()
+    assert [picture["seed"] for picture in job["pictures"]] == [2, 3]
+    assert apart(opened(http.get(job["pictures"][1]["url"]).content), sampled(seeds=3)) <= 1
+    assert http.delete(address).status_code == 200 and http.get(address).status_code == 404
+    assert http.get(job["pictures"][1]["url"]).status_code == 404
+    with running.hold():
+        address = http.post("/api/generate", json={"prompt": "cat", "n": 4}).headers["location"]
+        assert http.delete(address).json()["state"] == "cancelled"
+    until(lambda: running.service.engines[0].load() == (0, 0))
+
+
+def test_upscale(http):
+    image = noisy(16)
+    response = http.post(
+        "/api/upscale", files={"image": png(image)}, data={"prompt": "cat", "seed": "3", "stream": "1"}
+    )
+    (picture,) = [event for event in events(response) if event["type"] == "picture"]
+    assert apart(opened(http.get(picture["url"]).content), sampled(seeds=3, start=[image])) <= 1
+    assert "imagen upscale CASCADE picture.png --prompt cat --seed=3" in picture["command"]
+
+
+def test_who_leaves_frees_the_place(running, http):
+    with running.hold():
+        with http.stream("POST", "/api/generate", json={"prompt": "cat", "stream": True}) as response:
+            lines = response.iter_lines()
+            next(lines)
+            assert running.service.jobs.unended()
+        until(lambda: not running.service.jobs.unended())
+        with pytest.raises(httpx.ReadTimeout):
+            http.post("/v1/images/generations", json={"prompt": "cat"}, timeout=1.0)
+        until(lambda: not running.service.jobs.unended())
+    until(lambda: running.service.engines[0].load() == (0, 0))
+
+
+def test_several_users_at_once(running):
+    """Each gets the pictures of their own seed, and some were drawn together."""
+    found: dict[int, Image.Image] = {}
+
+    def one(seed: int) -> None:
+        with running.client() as client:
+            found[seed] = pictures(client.post("/v1/images/generations", json={"prompt": "cat", "seed": seed}))[0]
+
+    with running.hold():
+        threads = [threading.Thread(target=one, args=(seed,)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(running.service.jobs.unended()) == 8)
+    for thread in threads:
+        thread.join(60)
+    for seed in range(8):
+        assert apart(found[seed], sampled(seeds=seed)) <= 1
+    text = running.service.metrics.text().decode()
+    assert 'imagen_batch_pictures_bucket{le="4.0",stage="16"}' in text
+    registry = running.service.metrics.registry
+    large = registry.get_sample_value("imagen_batch_pictures_count", {"stage": "16"})
+    assert large > registry.get_sample_value("imagen_batch_pictures_bucket", {"stage": "16", "le": "4.0"})
+
+
+def test_a_full_queue_says_when_to_come_back():
+    with serving(limits=limits(queue=2, active=1)) as server, server.client() as http, server.hold():
+        http.post("/api/generate", json={"n": 1})
+        until(lambda: server.service.engines[0].load() == (0, 1))
+        second = http.post("/api/generate", json={"n": 2}).json()
+        assert second["state"] == "queued" and second["position"] == 1
+        response = http.post("/v1/images/generations", json={"prompt": "cat"})
+        assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
+        assert "2 pictures wait already" in response.json()["error"]["message"]
+        assert server.service.metrics.registry.get_sample_value("imagen_pictures_total", {"end": "refused"}) == 1
+
+
+def test_a_request_that_takes_too_long_is_told():
+    with serving(timeout=0.4) as server, server.client() as http, server.hold():
+        response = http.post("/v1/images/generations", json={"prompt": "cat"})
+        assert response.status_code == 504 and "longer than 0.4 seconds" in response.json()["error"]["message"]
+
+
+def test_two_engines_share_the_work():
+    with serving(engines=2) as server, server.client() as http:
+        assert len(pictures(http.post("/v1/images/generations", json={"prompt": "cat", "n": 4, "seed": 1}))) == 4
+        drawn = [engine._arrived for engine in server.service.engines]
+        assert drawn == [2, 2]
+
+
+def test_keys_and_rates():
+    keys = {"a" * 32: "ann", "b" * 32: "bob"}
+    with serving(keys=keys, rate=5.0) as server, server.client() as http:
+        assert http.get("/v1/models").status_code == 401
+        assert http.get("/metrics").status_code == 401
+        assert http.get("/healthz").status_code == 200
+        response = http.post("/api/generate", json={"prompt": "cat"}, headers={"Authorization": "Bearer wrong"})
+        assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer"
+        ann, bob = ({"Authorization": f"Bearer {key}"} for key in keys)
+        first = http.post("/api/generate", json={"prompt": "cat", "n": 4}, headers=ann)
+        assert first.status_code == 202
+        again = http.post("/api/generate", json={"prompt": "cat", "n": 4}, headers=ann)
+        assert again.status_code == 429 and 20 < int(again.headers["retry-after"]) <= 40, "3 pictures at 5 a minute"
+        assert http.get(first.headers["location"], headers=bob).status_code == 404, "another's job"
+        assert http.post("/api/generate", json={"prompt": "cat", "n": 4}, headers=bob).status_code == 202
+
+
+def test_what_the_queue_refuses_is_not_counted_against_the_rate():
+    with serving(limits=limits(queue=2), rate=5.0) as server, server.client() as http:
+        for _ in range(3):
+            assert http.post("/api/generate", json={"n": 4}).json()["error"]["code"] == "queue_full"
+        assert http.post("/api/generate", json={"n": 2}).status_code == 202
+
+
+def test_what_the_operator_refuses():
+    checks = {
+        "check_prompt": lambda prompt: "no dogs here" if "dog" in prompt else None,
+        "check_picture": lambda image: "too blue" if image.size == (16, 16) else None,
+    }
+    with serving(**checks) as server, server.client() as http:
+        response = http.post("/v1/images/generations", json={"prompt": "a dog"})
+        assert response.status_code == 403 and response.json()["error"]["message"] == "no dogs here"
+        response = http.post("/v1/images/generations", json={"prompt": "a cat", "size": "16x16"})
+        assert response.status_code == 422 and response.json()["error"]["message"] == "too blue"
+        seen = events(http.post("/api/generate", json={"prompt": "cat", "stream": True}))
+        assert not [event for event in seen if event["type"] == "preview"], "they would show what it refuses"
+        assert seen[-1]["state"] == "done"
+
+
+def test_what_is_kept_is_bounded():
+    with serving(limits=limits(kept_bytes=6_000)) as server, server.client() as http:
+        for seed in range(6):
+            pictures(http.post("/v1/images/generations", json={"prompt": "cat", "seed": seed, "size": "32x32"}))
+        jobs = server.service.jobs
+        assert 0 < jobs._kept <= 6_000 + 4_000 and len(jobs._jobs) < 6
+        assert jobs._kept == sum(len(picture.data or b"") for _, picture in jobs._pictures.values())
+
+
+def test_health_metrics_and_documents(running, http):
+    assert http.get("/healthz").text == "ok\n"
+    assert http.get("/readyz").json() == {"ready": True}
+    text = http.get("/metrics").text
+    for name in ("imagen_pictures_waiting", "imagen_stage_seconds_bucket", 'imagen_memory_bytes{of="process"}'):
+        assert name in text
+    schema = http.get("/openapi.json").json()
+    assert {"/v1/images/generations", "/v1/images/edits", "/v1/models", "/api/generate", "/api/upscale"} <= set(
+        schema["paths"]
+    )
+    assert "/api/jobs/{id}" in schema["paths"]
+    about = http.get("/api/about").json()
+    assert [stage["resolution"] for stage in about["stages"]] == [16, 32] and about["limits"]["n"] == 4

@@ -1,0 +1,322 @@
+"""Requests that nobody should send: each gets an answer, and the next one is served."""
+
+import json
+import socket
+import struct
+import time
+import zlib
+
+import pytest
+from PIL import Image
+from serving import LIMITS, limits, noisy, png, serving, until
+
+from imagen.errors import UserError
+from imagen.serve.access import read_keys
+
+
+@pytest.fixture(scope="module")
+def running():
+    with serving() as server:
+        yield server
+
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture
+def http(running):
+    with running.client() as client:
+        yield client
+        assert client.post("/v1/images/generations", json={"prompt": "cat", "size": "16x16"}).status_code == 200
+    until(lambda: running.service.engines[0].load() == (0, 0))
+
+
+def message(response, status: int) -> str:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and "Traceback" not in response.text
+    return error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ({"prompt": "x" * 101}, 422, "prompt has 101 characters; at most 100"),
+        ({"prompt": "x", "n": 5}, 422, "n is 5; one request makes at most 4"),
+        ({"prompt": "x", "n": 0}, 422, "n is 0: input should be greater than or equal to 1"),
+        ({"prompt": "x", "steps": 61}, 422, "steps is 61; at most 60"),
+        ({"prompt": "x", "steps": [3, 10**9]}, 422, "at most 60"),
+        ({"prompt": "x", "steps": 0}, 422, "steps is 0; it must be a whole number, 1 or more"),
+        ({"prompt": "x", "size": "8192x8192"}, 413, "sides are 1 to 256"),
+        ({"prompt": "x", "size": "256x256"}, 413, "at most 16,384 are made at a time"),
+        ({"prompt": "x", "size": "33x32"}, 422, "nearest"),
+        ({"prompt": "x", "size": "../../etc"}, 422, "it must be WIDTHxHEIGHT"),
+        ({"prompt": "x", "size": "9e9x1"}, 422, "it must be WIDTHxHEIGHT"),
+        ({"prompt": "x", "guidance": 1e300}, 422, "guidance"),
+        ({"prompt": "x", "seed": -1}, 422, "seed is -1"),
+        ({"prompt": "x", "seed": 2**63 - 1, "n": 2}, 422, "seed is"),
+        ({"prompt": "x", "seed": 10**400}, 422, "seed"),
+        ({"prompt": "x", "sampler": "euler"}, 422, "sampler is 'euler'"),
+        ({"prompt": "x", "lora": "../weights"}, 422, "unknown field 'lora'"),
+        ({"prompt": ["x"]}, 422, "prompt is ['x']"),
+        ({"prompt": "a\0b"}, 422, "zero byte"),
+        ({"prompt": "\ud800"}, 422, "not UTF-8"),
+        ({"prompt": "x", "init": "%%%"}, 422, "init is not base64"),
+        ({"prompt": "x", "mask": ""}, 422, "mask"),
+        ({"prompt": "x", "strength": 0.5}, 422, "strength says what happens to an init picture; give one"),
+        ({"prompt": "x", "stages": 3}, 422, "choose 1 to 2"),
+        ({"prompt": "x", "tile": 0}, 422, "tile is 0"),
+        ([], 422, ""),
+        ("x", 422, ""),
+    ],
+)
+def test_what_is_asked_wrongly_is_said(http, body, status, said):
+    content = json.dumps(body).encode()
+    assert said in message(
+        http.post("/api/generate", content=content, headers={"content-type": "application/json"}), status
+    )
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe", b'{"prompt": NaN}', b"[" * 50_000, b'{"seed": ' + b"9" * 9_000]
+)
+def test_broken_json(http, content):
+    response = http.post("/api/generate", content=content, headers=JSON)
+    assert message(response, response.status_code) and response.status_code in (400, 422)
+
+
+def test_html_stays_text(running, http):
+    prompt = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+    response = http.post("/api/generate", json={"prompt": prompt, "size": "16x16"})
+    assert response.headers["content-type"] == "application/json"
+    refused = http.post("/v1/images/generations", json={"prompt": "x", "size": "<b>"})
+    assert (
+        refused.headers["content-type"] == "application/json" and refused.headers["x-content-type-options"] == "nosniff"
+    )
+    policy = http.get("/").headers["content-security-policy"]
+    assert "default-src 'self'" in policy and "unsafe" not in policy
+
+
+# --- pictures ---
+
+
+def edit(http, data: bytes, status: int) -> str:
+    return message(http.post("/v1/images/edits", files={"image": data}, data={"prompt": "x"}), status)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def header(width: int, height: int) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+
+
+def test_bombs(http):
+    """A hundred kilobytes that would be gigabytes: of pixels, of a text chunk, of a colour profile."""
+    pixels = chunk(b"IDAT", zlib.compress(bytes(10**7)))
+    assert "at most 90,000 are taken" in edit(http, header(60_000, 60_000) + pixels + chunk(b"IEND", b""), 413)
+    zeros = zlib.compress(bytes(10**8))
+    for kind, begin in ((b"zTXt", b"a\0\0"), (b"iCCP", b"a\0\0")):
+        began = time.monotonic()
+        response = http.post(
+            "/v1/images/edits",
+            files={"image": header(32, 32) + chunk(kind, begin + zeros) + png(noisy())[33:]},
+            data={"prompt": "x"},
+        )
+        assert response.status_code in (200, 422) and time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"PK\x03\x04" + bytes(500),
+        b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"GIF89a" + bytes(100),
+        png(noisy())[:200],
+        header(32, 32),
+        b"\xff\xd8\xff\xe0" + bytes(300),
+        b"RIFF\x00\x00\x00\x00WEBPVP8L" + bytes(50),
+    ],
+)
+def test_what_is_no_picture(http, data):
+    assert "image is not a picture that can be read" in edit(http, data, 422)
+
+
+def test_forms(http):
+    url, image = "/v1/images/edits", png(noisy())
+    assert "send a form" in message(http.post(url, data={"prompt": "x"}), 422)
+    assert "0 pictures" in message(http.post(url, files={"mask": image}, data={"prompt": "x"}), 422)
+    response = http.post(url, files=[("image", image), ("image", image)], data={"prompt": "x"})
+    assert "2 pictures" in message(response, 422)
+    response = http.post(url, files=[("image", ("../../../etc/passwd", image))], data={"prompt": "x"})
+    assert response.status_code == 200, "a name is nobody's business"
+    assert "unknown file" in message(http.post(url, files={"evil": image}, data={"prompt": "x"}), 422)
+    assert "unknown field" in message(http.post(url, files={"image": image}, data={"prompt": "x", "a": "b"}), 422)
+    many = {f"f{i}": "x" for i in range(200)}
+    assert message(http.post(url, files={"image": image}, data=many), 400)
+    broken = http.post(url, content=b"--x\r\nnonsense", headers={"content-type": "multipart/form-data; boundary=x"})
+    assert broken.status_code in (400, 422)
+    wrong = http.post(url, files={"image": image, "mask": png(Image.new("RGB", (7, 99)))}, data={"prompt": "x"})
+    assert wrong.status_code == 200, "a mask of another size is fitted to the picture"
+
+
+# --- bodies, addresses, headers ---
+
+
+def test_large_bodies(running, http):
+    assert "larger than 200,000 bytes" in message(http.post("/api/generate", content=bytes(200_001)), 413)
+
+    def pieces():
+        for _ in range(100):
+            yield bytes(10_000)
+
+    for url, kind in (("/api/generate", "application/json"), ("/api/upscale", "multipart/form-data; boundary=x")):
+        response = http.post(url, content=pieces(), headers={"content-type": kind})
+        assert "larger than 200,000 bytes" in message(response, 413)
+    for wrong in ("-1", "1e3", "9" * 30):
+        assert raw(running, f"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {wrong}\r\n\r\n")[
+            :12
+        ] in (
+            b"HTTP/1.1 400",
+            b"HTTP/1.1 413",
+        )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/page/..%2f..%2fapp.py",
+        "/page/../app.py",
+        "/page/%2e%2e/%2e%2e/config.py",
+        "/page//etc/passwd",
+        "/api/pictures/..%2f..%2fetc%2fpasswd",
+        "/api/pictures/%00.png",
+        "/api/jobs/' OR 1=1",
+        "/.env",
+        "/static/x",
+    ],
+)
+def test_paths_lead_nowhere(running, http, path):
+    answer = raw(running, f"GET {path.replace(' ', '%20')} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 404") and b"root:" not in answer and b"import" not in answer
+
+
+def raw(running, text: str | bytes, seconds: float = 10.0) -> bytes:
+    """What comes back until the server closes the connection, or nothing comes."""
+    port = int(running.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), seconds) as connection:
+        sent = text.encode("latin-1") if isinstance(text, str) else text
+        connection.sendall(sent)
+        answer = b""
+        try:
+            while piece := connection.recv(65536):
+                answer += piece
+                if b"\r\n\r\n" in answer and b"Connection: close" not in (
+                    text if isinstance(text, bytes) else text.encode()
+                ):
+                    break
+        except (TimeoutError, ConnectionError):
+            pass
+        return answer
+
+
+def test_floods_of_headers(running, http):
+    flood = "".join(f"X-{i}: {'y' * 100}\r\n" for i in range(5_000))
+    answer = raw(running, f"GET / HTTP/1.1\r\nHost: localhost\r\n{flood}\r\n")
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
+    few = {f"X-{i}": "y" * 100 for i in range(200)}
+    assert message(http.get("/healthz", headers=few), 431) == "the request has too many headers"
+    for junk in (b"\0" * 100, b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
+        answer = raw(running, junk)
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
+
+
+def test_other_methods_and_no_upgrades(http):
+    assert message(http.put("/api/generate", content=b"{}"), 405) == "this address does not take that method"
+    assert message(http.request("QUIRK", "/api/generate"), 405)
+    assert message(http.get("/nowhere"), 404) == "there is nothing here"
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "x", "Sec-WebSocket-Version": "13"}
+    assert http.get("/", headers=upgrade).status_code == 200, "ignored"
+
+
+def test_pages_of_other_sites(http):
+    body = {"prompt": "x", "size": "16x16"}
+    evil = {"Origin": "http://evil.example"}
+    assert "other sites" in message(http.post("/api/generate", json=body, headers=evil), 403)
+    assert "other sites" in message(
+        http.post("/api/generate", json=body, headers={"Sec-Fetch-Site": "cross-site"}), 403
+    )
+    assert "access-control-allow-origin" not in http.get("/v1/models", headers=evil).headers
+    rebound = http.get("/api/about", headers={"Host": "evil.example"})
+    assert "--hostname" in message(rebound, 421)
+    own = {"Origin": str(http.base_url).rstrip("/"), "Sec-Fetch-Site": "same-origin"}
+    assert http.post("/api/generate", json=body, headers=own).status_code == 202
+    simple = {"Content-Type": "text/plain"}
+    assert http.post("/api/generate", content=b'{"prompt": "x"}', headers=simple).status_code == 422
+
+
+def test_origins_and_names_that_the_operator_allows():
+    friend = "https://friend.example"
+    with serving(cors=(friend,), hostnames=("pictures.example",)) as server, server.client() as http:
+        response = http.post("/api/generate", json={}, headers={"Origin": friend, "Sec-Fetch-Site": "cross-site"})
+        assert response.status_code == 202 and response.headers["access-control-allow-origin"] == friend
+        asked = {"Origin": friend, "Access-Control-Request-Method": "POST"}
+        assert http.options("/api/generate", headers=asked).status_code == 200
+        assert http.get("/healthz", headers={"Host": "Pictures.example:443"}).status_code == 200
+        assert http.post("/api/generate", json={}, headers={"Origin": "https://evil.example"}).status_code == 403
+
+
+def test_slow_ones_are_cut_off():
+    with serving(limits=limits(header_seconds=0.3, body_seconds=0.3, send_seconds=0.5)) as server:
+        began = time.monotonic()
+        assert raw(server, "GET / HTTP/1.1\r\nHost: loc") == b"", "a head that does not end"
+        assert time.monotonic() - began < 8
+        kind = "Content-Type: application/json\r\nContent-Length: 9"
+        assert raw(server, f"POST /api/generate HTTP/1.1\r\nHost: localhost\r\n{kind}\r\n\r\n{{").startswith(
+            b"HTTP/1.1 408"
+        ), "a body that does not come"
+        with server.client() as http:
+            assert http.get("/healthz").status_code == 200
+
+
+def test_bodies_together_are_bounded():
+    with serving(limits=limits(bodies=50_000)) as server, server.client() as http:
+        response = http.post("/api/generate", content=bytes(100_000), headers={"content-type": "application/json"})
+        assert "try again" in message(response, 503)
+        assert http.post("/api/generate", json={"size": "16x16"}).status_code == 202, "and freed"
+
+
+def test_pictures_of_those_who_wait_are_bounded():
+    with serving(limits=limits(given_bytes=32 * 32 * 3 + 10)) as server, server.client() as http, server.hold():
+        form = {"files": {"image": png(noisy())}, "data": {"prompt": "x"}}
+        first = http.post("/api/upscale", **form)
+        assert first.status_code == 202
+        assert "try again" in message(http.post("/api/upscale", **form), 429)
+        http.delete(first.headers["location"])
+        assert http.post("/api/upscale", **form).status_code == 202
+
+
+# --- keys ---
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no keys"),
+        ("ann", "1 words; a line is HOLDER KEY"),
+        ("ann short", "too short"),
+        ("# x\nann 0123456789abcdef\nbob 0123456789abcdef", "line 3: the key of bob is that of ann, too"),
+    ],
+)
+def test_files_of_keys(tmp_path, text, said):
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(UserError, match=said) as caught:
+        read_keys(tmp_path / "keys")
+    assert "0123456789abcdef" not in str(caught.value)
+
+
+def test_limits_have_room_for_the_largest_picture():
+    assert LIMITS.active_pixels >= LIMITS.pixels

@@ -1,0 +1,240 @@
+"""The page in a real browser. Skipped where no Chromium is installed (Debian: apt-get install chromium)."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from serving import limits, serving, until
+
+playwright = pytest.importorskip("playwright.sync_api")
+from playwright.sync_api import expect  # noqa: E402
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+WAIT = 60_000.0  # milliseconds
+expect.set_options(timeout=WAIT)
+CARDS, KEPT = "#gallery > li", "#gallery > li.kept"
+PREVIEW = '.picture[src^="data:image/jpeg"]'
+
+
+@pytest.fixture(scope="module")
+def running():
+    with serving(limits=limits(body=10**7, given_pixels=2**22, steps=250)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as tools:
+        shown = tools.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield shown
+        shown.close()
+
+
+@pytest.fixture
+def page(running, browser):
+    context = browser.new_context(viewport={"width": 1280, "height": 860})
+    shown = context.new_page()
+    shown.set_default_timeout(WAIT)
+    problems: list[str] = []
+    shown.on("pageerror", lambda error: problems.append(str(error)))
+    shown.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
+    shown.problems = problems
+    shown.goto(running.url)
+    shown.wait_for_selector("#sizes input")
+    yield shown
+    context.close()
+    assert problems == []
+
+
+def ask(page, prompt: str, *, steps: int = 3, count: int = 1) -> None:
+    page.fill("#prompt", prompt)
+    if not page.locator("#settings").evaluate("details => details.open"):
+        page.click("#settings summary")
+    page.fill("#steps", str(steps))
+    page.select_option("#count", str(count))
+    page.press("#prompt", "Enter")
+
+
+def test_from_a_prompt_to_a_gallery(running, page):
+    with running.slow():
+        ask(page, "a <b>cat</b>", steps=12)
+        seen = set()
+        until(lambda: seen.add(page.locator(".picture").first.get_attribute("src")) or len(seen) > 3)  # type: ignore[func-returns-value]
+    expect(page.locator(KEPT)).to_have_count(1)
+    assert page.locator(KEPT).inner_text() == "a <b>cat</b>", "text, not HTML"
+
+    page.click(".open")
+    expect(page.locator("#viewer-facts")).to_contain_text("32 × 32")
+    assert re.fullmatch(r"imagen sample CASCADE --stages=2 --seed=\d+ .*", page.locator("#command").inner_text())
+    with page.expect_download() as download:
+        page.click("#download")
+    assert re.fullmatch(r"a-b-cat-b-\d+\.png", download.value.suggested_filename)
+    assert Path(download.value.path()).read_bytes()[:4] == b"\x89PNG"
+    page.click("#again")
+    expect(page.locator(KEPT)).to_have_count(2)
+    page.locator(".open").first.click()
+    page.click("#variations")
+    expect(page.locator(KEPT)).to_have_count(6)
+    page.locator(".open").first.click()
+    expect(page.locator("#viewer-facts")).to_contain_text("a variation of seed")
+
+    page.click("#paint")
+    page.click("#brush-form button[type=submit]")
+    expect(page.locator("#brush-problem")).to_have_text("Paint over the part that should change first.")
+    box = page.locator("#canvas").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.5, steps=5)
+    page.mouse.up()
+    page.fill("#brush-prompt", "a dog")
+    page.click("#brush-form button[type=submit]")
+    expect(page.locator(KEPT)).to_have_count(7)
+    expect(page.locator(KEPT).first).to_contain_text("a dog")
+
+    page.reload()
+    expect(page.locator(KEPT)).to_have_count(7)
+    expect(page.locator("#kept")).to_have_text("7 pictures, kept in this browser")
+    page.locator(".open").first.click()
+    page.click("#delete")
+    expect(page.locator(KEPT)).to_have_count(6)
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click("#clear")
+    expect(page.locator("#empty")).to_be_visible()
+
+
+def test_cancel_frees_the_place(running, page):
+    with running.slow():
+        ask(page, "a cat", steps=250, count=2)
+        expect(page.locator(f"{CARDS} {PREVIEW}").first).to_be_visible()
+        page.locator(f"{CARDS} button").first.click()
+        expect(page.locator(CARDS)).to_have_count(1)
+        page.locator(f"{CARDS} button").first.click()
+        expect(page.locator(CARDS)).to_have_count(0)
+    until(lambda: running.service.engines[0].load() == (0, 0))
+    expect(page.locator("#empty")).to_be_visible()
+
+
+def test_who_waits_sees_their_place(running, page):
+    before = running.service.engines[0].limits
+    running.service.engines[0].limits = limits(active=1)
+    try:
+        with running.hold():
+            ask(page, "a cat", count=2)
+            until(lambda: running.service.engines[0].load() == (1, 1))
+            ask(page, "a dog")
+            expect(page.locator(CARDS).first).to_contain_text("1 picture before yours")
+        expect(page.locator(KEPT)).to_have_count(3)
+    finally:
+        running.service.engines[0].limits = before
+
+
+def test_mistakes_are_sentences(page):
+    page.click("#draw")
+    expect(page.locator("#problem")).to_have_text("Say first what you want to see.")
+    ask(page, "a cat", steps=999)
+    assert page.locator("#steps").evaluate("input => input.validity.rangeOverflow"), "the browser says it"
+    page.fill("#steps", "")
+    page.fill("#prompt", "x " * 80)
+    page.press("#prompt", "Enter")
+    expect(page.locator("#problem")).to_have_text("That is too long: at most 100 characters.")
+    page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"nothing"})
+    page.fill("#prompt", "a cat")
+    page.press("#prompt", "Enter")
+    expect(page.locator("#problem")).to_contain_text("Init is not a picture that can be read")
+    page.problems.clear()  # the browser's own line about the 422, and about the picture
+
+
+def test_a_picture_of_ones_own(page, tmp_path):
+    from serving import noisy
+
+    noisy(64).save(tmp_path / "own.png")
+    page.set_input_files("#file", tmp_path / "own.png")
+    expect(page.locator("#given-picture")).to_be_visible()
+    ask(page, "a cat")
+    expect(page.locator(KEPT)).to_have_count(1)
+    page.click("#given-paint")
+    expect(page.locator("#canvas")).to_be_focused()
+    for key in ("ArrowLeft", "Space", "ArrowUp", "Space", "+"):  # without a mouse
+        page.keyboard.press(key)
+    page.click("#brush-form button[type=submit]")
+    expect(page.locator(KEPT)).to_have_count(2)
+    page.click("#given-remove")
+    noisy(16).save(tmp_path / "small.png")
+    page.set_input_files("#file", tmp_path / "small.png")
+    page.click("#given-upscale")
+    expect(page.locator(KEPT)).to_have_count(3)
+    page.locator(".open").first.click()
+    expect(page.locator("#command")).to_contain_text("imagen upscale CASCADE picture.png")
+
+
+def test_a_server_with_keys_asks_for_one(browser):
+    with serving(keys={"a" * 20: "ann"}) as server:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(server.url)
+        expect(page.locator("#key")).to_be_visible()
+        page.fill("#key-value", "a" * 20)
+        page.click("#key button.primary")
+        page.wait_for_selector("#sizes input")
+        ask(page, "a cat")
+        expect(page.locator(KEPT)).to_have_count(1)
+        context.close()
+
+
+def findings(page) -> list[str]:
+    """What axe-core finds that is serious or critical."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    found = axe.Axe().run(page)
+    return [
+        f"{rule['id']}: {rule['help']} {node['html'][:200]}"
+        for rule in found.response["violations"]
+        if rule["impact"] in ("serious", "critical")
+        for node in rule["nodes"]
+    ]
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_axe_finds_nothing_serious(running, browser, scheme, width):
+    context = browser.new_context(
+        viewport={"width": width, "height": 840}, color_scheme=scheme, bypass_csp=True, reduced_motion="reduce"
+    )
+    page = context.new_page()
+    page.goto(running.url)
+    page.wait_for_selector("#sizes input")
+    ask(page, "a cat")
+    expect(page.locator(KEPT)).to_have_count(1)
+    assert findings(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out"
+    page.click(".open")
+    assert findings(page) == []
+    page.click("#paint")
+    expect(page.locator("#brush")).to_be_visible()
+    assert findings(page) == []
+    page.goto(f"{running.url}/docs")
+    page.wait_for_selector("article")
+    assert findings(page) == []
+    context.close()
+
+
+def test_keyboard_alone(page):
+    page.locator("#prompt").focus()
+    page.keyboard.type("a cat")
+    page.keyboard.press("Enter")
+    expect(page.locator(KEPT)).to_have_count(1)
+    until(_reaches(page, "open"))
+    page.keyboard.press("Enter")
+    expect(page.locator("#viewer")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#viewer")).to_be_hidden()
+    assert page.evaluate("document.activeElement.className") == "open", "the focus returns"
+
+
+def _reaches(page, name: str) -> Callable[[], bool]:
+    def tab() -> bool:
+        page.keyboard.press("Tab")
+        return page.evaluate("document.activeElement.className") == name
+
+    return tab

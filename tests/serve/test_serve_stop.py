@@ -1,0 +1,140 @@
+"""The command as a process: started, told to stop, killed, misused."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from test_cascade import stage
+
+from imagen.cascade import Cascade
+from imagen.serve.running import STOPPED
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("serve") / "tiny"
+    Cascade([stage(16, text=False), stage(32, 16, text=False)]).save(folder)
+    return folder
+
+
+class Process:
+    def __init__(self, *arguments: object):
+        words = [sys.executable, "-m", "imagen", "serve", *map(str, arguments), "--port", str(free_port())]
+        self.process = subprocess.Popen(words, env=ENVIRONMENT, stdout=-1, stderr=-1, text=True, cwd=ROOT)
+        line = self.process.stdout.readline()
+        found = re.search(r"at (http://[^/]+)/", line)
+        assert found, (line, self.process.communicate()[1])
+        self.client = httpx.Client(base_url=found[1], timeout=60, trust_env=False)
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            try:
+                if self.client.get("/readyz").status_code == 200:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.05)
+        raise AssertionError("it never became ready")
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def many(process: Process, count: int, **body: object) -> tuple[list[threading.Thread], dict[int, httpx.Response]]:
+    """Requests on their way, and their answers as they come."""
+    answers: dict[int, httpx.Response] = {}
+
+    def one(seed: int) -> None:
+        with contextlib.suppress(httpx.TransportError):  # of a server that is killed
+            answers[seed] = process.client.post("/v1/images/generations", json={"prompt": "", "seed": seed, **body})
+
+    threads = [threading.Thread(target=one, args=(seed,)) for seed in range(count)]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 30
+    while sum(map(float, re.findall(r"^imagen_pictures_(?:waiting|active) (.*)", metrics(process), re.M))) < count:
+        assert time.monotonic() < end
+    return threads, answers
+
+
+def metrics(process: Process) -> str:
+    return process.client.get("/metrics").text
+
+
+def test_term_finishes_what_was_accepted(saved):
+    with Process(saved) as process:
+        threads, answers = many(process, 20, steps=100)
+        process.process.send_signal(signal.SIGTERM)
+        refused = process.client.post("/v1/images/generations", json={"prompt": ""})
+        assert refused.status_code == 503 and refused.headers["retry-after"]
+        assert process.client.get("/readyz").status_code == 503
+        for thread in threads:
+            thread.join(60)
+        assert {answer.status_code for answer in answers.values()} == {200} and len(answers) == 20
+        _, err = process.process.communicate(timeout=30)
+        assert process.process.returncode == 0 and "Traceback" not in err, err
+
+
+def test_what_term_cannot_finish_is_told(saved):
+    with Process(saved, "--drain", "0.2", "--max-steps", "5000") as process:
+        threads, answers = many(process, 20, steps=5000)
+        process.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(60)
+        assert {answer.status_code for answer in answers.values()} == {503} and len(answers) == 20
+        assert answers[0].json()["error"]["message"] == STOPPED
+        process.process.wait(30)
+        assert process.process.returncode == 0
+
+
+def test_killed_and_started_again(saved):
+    before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
+    with Process(saved) as process:
+        many(process, 4, steps=200)
+        process.process.kill()
+    with Process(saved) as process:
+        assert process.client.post("/v1/images/generations", json={"prompt": ""}).status_code == 200
+        assert {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()} == before
+
+
+def test_ctrl_c_ends_it(saved):
+    with Process(saved) as process:
+        process.process.send_signal(signal.SIGINT)
+        assert process.process.wait(30) == 0
+
+
+def test_mistakes_are_one_line(saved, mistake, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"cannot listen on 127.0.0.1:{port}" in mistake("serve", saved, "--port", port)
+    assert "nothing" in mistake("serve", tmp_path / "nothing", "--port", free_port())
+    assert "65,535" in mistake("serve", saved, "--port", 70000)
+    assert "does not exist" in mistake("serve", saved, "--keys", tmp_path / "keys")
+    assert "--device nonsense" in mistake("serve", saved, "--workers-devices", "cpu,nonsense")
+    assert "--rate is -1" in mistake("serve", saved, "--rate", "-1")
+    assert "must be a module" in mistake("serve", saved, "--filter", "no.such.module")
+    assert "neither a function" in mistake("serve", saved, "--filter", "this")
