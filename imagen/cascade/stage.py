@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from imagen.cascade.conditioning import from_uint8, low_res_conditioning, text_conditioning, to_uint8
 from imagen.cascade.config import SamplingConfig, StageConfig
 from imagen.cascade.editing import Edit, Known
+from imagen.cascade.network import Network
 from imagen.cascade.tiles import Tile, Tiled
 from imagen.diffusion.guidance import Affine, ClassifierFree, Denoiser, DynamicThreshold, StaticThreshold, predict_x0
 from imagen.diffusion.noise import PictureNoise, Variation
@@ -29,6 +30,15 @@ class Stage:
     unet: nn.Module  # called as `imagen.models.unet.UNet` is
     info: Mapping[str, Any] = field(default_factory=dict)  # where the weights come from
     sha256: str | None = None  # of the weights' file; None: never saved
+    compiled: Mapping[str, Any] | None = None  # options of torch.compile
+    _network: Network | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def network(self) -> Network:
+        """`unet` as a device computes it."""
+        if self._network is None or self._network.unet is not self.unet or self._network.options != self.compiled:
+            self._network = Network(self.unet, self.compiled)
+        return self._network
 
     @torch.no_grad()  # not inference_mode: moving a network that is being trained would make it untrainable
     def sample(
@@ -101,7 +111,7 @@ class Stage:
                 begin_BCHW = edit.picture_BCHW if detail is None else detail.of(edit.picture_BCHW)
                 x_BCHW = diffuse(begin_BCHW, x_BCHW, logsnrs[:1].to(device))
 
-        unet = self.unet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        unet, dtype = self.network.on(device, dtype)
         training = unet.training
         unet.eval()
         try:
@@ -127,7 +137,7 @@ class Stage:
 
     def offload(self) -> None:
         """Leave the device, to whose memory the weights come back with the next `sample`."""
-        self.unet.to("cpu")
+        self.network.leave()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -27,8 +27,11 @@ from imagen.models.layers import (
     ResBlock,
     TextPooling,
     group_norm,
+    normed,
     zeroed,
 )
+
+HALVES = (torch.bfloat16, torch.float16)
 
 
 class Block(nn.Module):
@@ -148,6 +151,8 @@ class UNet(nn.Module):
 
         For sampling. In training the layers read for themselves: their parameters may be elsewhere until they run.
         """
+        if (dtype := self.norm_out.weight.dtype) in HALVES:
+            text_BLD = text_BLD.to(dtype)
         pooled_BE, context_BLD = self._pooled(text_BLD, mask_BL)
         read: dict[nn.Module, Any] = {}
         if context_BLD is not None:
@@ -182,6 +187,10 @@ class UNet(nn.Module):
         if height % self.config.total_stride or width % self.config.total_stride:
             raise UserError(f"this U-Net takes sides that divide by {self.config.total_stride}, not {height}x{width}")
 
+        dtype = self.norm_out.weight.dtype
+        if dtype in HALVES:  # all of the network is, so it needs no autocast; else autocast sees to its inputs
+            x_BCHW, low_res = x_BCHW.to(dtype), None if low_res is None else low_res.to(dtype)
+            text = text.to(dtype) if isinstance(text, Tensor) else text
         embedding_BE = self.noise_embedding(noise_B)
         context: Context = None
         if self.text_pooling is not None:
@@ -217,7 +226,7 @@ class UNet(nn.Module):
             for block in level.blocks:
                 h_BCHW = block(self._join(h_BCHW, kept.pop()), *conditions)
             h_BCHW = level.resampled(h_BCHW, embedding_BE)
-        return F.pixel_shuffle(self.conv_out(self.act(self.norm_out(h_BCHW))), self.config.patch)
+        return F.pixel_shuffle(self.conv_out(normed(self.norm_out, h_BCHW, self.config.activation)), self.config.patch)
 
     def _join(self, h_BCHW: Tensor, kept_BCHW: Tensor) -> Tensor:
         if self.config.family == "efficient":

@@ -1,0 +1,82 @@
+"""Nothing in a step of a sampler makes the processor wait for the device, and a step issues few operations."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from convert.published import I_M
+from waiting import META, NeverWaits, gpu_of_meta
+
+from imagen.cascade.conditioning import low_res_conditioning, text_conditioning
+from imagen.cascade.config import SamplingConfig, StageConfig
+from imagen.cascade.network import Network
+from imagen.cascade.stage import Detail, denoiser
+from imagen.convert.structure import read_unet_config
+from imagen.diffusion.noise import PictureNoise
+from imagen.diffusion.objective import ObjectiveConfig
+from imagen.diffusion.samplers import SAMPLERS, sample, step_logsnrs
+from imagen.diffusion.schedule import ScheduleConfig, build_schedule
+from imagen.models.config import Level, UNetConfig
+from imagen.models.unet import UNet
+
+SMALL = UNetConfig(
+    levels=(Level(channels=32, blocks=1, stride=1), Level(channels=64, blocks=1, attention="fused")),
+    text_width=24,
+    context_width=16,
+    time_width=48,
+    head_channels=32,
+)
+
+
+def steps_on_meta(config: StageConfig, settings: SamplingConfig, tokens: int = 7) -> NeverWaits:
+    """A sampler's steps, guided, beyond the first two."""
+    with torch.device("meta"):
+        unet = UNet(config.unet).requires_grad_(False)
+    shape = (1, 3, config.resolution, config.resolution)
+    network, dtype = Network(unet).on(META, torch.bfloat16)
+    assert dtype is None and next(network.parameters()).dtype == torch.bfloat16
+    texts = [torch.zeros(tokens, config.unet.text_width)]
+    cond, uncond = text_conditioning(texts, texts, META)
+    detail = None
+    if config.low_resolution is not None:
+        enlarged = torch.zeros(shape, device=META)
+        cond |= low_res_conditioning(enlarged, 0.1, config.low_res_schedule, config.resolution, enlarged)
+        detail = None if config.detail_std is None else Detail(enlarged, config.detail_std)
+    denoise = denoiser(network, config, settings, cond, uncond, dtype, detail)
+    noise = PictureNoise([0], shape[1:], META, stream=2)
+    x = noise()
+    levels = step_logsnrs(build_schedule(config.schedule, config.resolution), settings.steps)
+    options = {"noise": noise, "eta": settings.eta}
+    with torch.no_grad():
+        sample(settings.sampler, denoise, x, levels[:2], **options)  # reads the text
+    with NeverWaits() as mode, torch.no_grad():
+        sample(settings.sampler, denoise, x, levels[1:4], **options)
+    return mode
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("kind", ["cosine", "discrete_cosine"])
+@pytest.mark.parametrize("interval", [None, (-100.0, 0.0)])
+def test_a_step_of_a_sampler_never_waits(sampler, kind, interval):
+    settings = SamplingConfig(sampler=sampler, steps=8, guidance_interval=interval, eta=0.5, guidance_rescale=0.5)
+    stage = StageConfig(resolution=16, unet=SMALL, schedule=ScheduleConfig(kind=kind))
+    learned = replace(stage, unet=replace(SMALL, learned_variance=True))
+    enlarging = replace(stage, unet=replace(SMALL, low_res=True), low_resolution=8, detail_std=0.2)
+    with gpu_of_meta():
+        for config in (stage, learned, enlarging):
+            assert steps_on_meta(config, settings).operations > 50
+
+
+def test_operations_of_a_call_of_deepfloyd_if_m():
+    """1,581 with autocast and torch's norms; 970 in diffusers, in bfloat16."""
+    stage = StageConfig(
+        resolution=64,
+        unet=read_unet_config(I_M, "IF-I-M"),
+        schedule=ScheduleConfig(kind="discrete_cosine"),
+        objective=ObjectiveConfig(prediction="eps"),
+        sampling=SamplingConfig(sampler="ddpm", steps=100, guidance=7.0, percentile=0.95, max_scale=1.5),
+    )
+    with gpu_of_meta():
+        mode = steps_on_meta(stage, stage.sampling, tokens=77)
+    print(mode.operations / 2, sorted(mode.names.items(), key=lambda item: -item[1])[:25])
+    assert mode.operations / 2 <= 850
