@@ -24,7 +24,7 @@ from imagen.cascade.tiles import Tile
 from imagen.diffusion.samplers import sample
 from imagen.errors import UserError
 from imagen.models.precision import autocast_dtype
-from imagen.models.unet import UNet
+from imagen.models.unet import HALVES, UNet
 
 GIB = 2**30
 
@@ -92,8 +92,9 @@ def step_bytes(
     shape = (rows, unet_config.image_channels, *size)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), FakeTensorMode(), Ledger() as ledger:
         unet = UNet(unet_config).eval().requires_grad_(False)
+        throughout = gpu and dtype in HALVES  # as `Network` computes on GPUs
         for parameter in unet.parameters():  # as `build_unet` holds them
-            if dtype is not None and parameter.ndim > 1:
+            if dtype is not None and (parameter.ndim > 1 or throughout):
                 parameter.data = parameter.data.to(dtype)
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -116,7 +117,8 @@ def step_bytes(
                 )
                 if config.detail_std is not None:
                     detail = Detail(enlarged, config.detail_std)
-            denoise = denoiser(unet, config, settings, cond, uncond, dtype, detail, tile=tile)
+            around = None if throughout else dtype
+            denoise = denoiser(unet, config, settings, cond, uncond, around, detail, tile=tile)
             levels = [0.0, 1.0, 2.0, math.inf]  # the second step remembers the first one's estimate
             sample(
                 settings.sampler,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from imagen.models.compiling import compile_module
-from imagen.models.unet import HALVES, UNet
+from imagen.models.unet import HALVES, UNet, cast_copy
 
 
 class Network:
@@ -45,9 +45,5 @@ class Network:
             return unet.to(dtype)
         made_of = (dtype, [(parameter.data_ptr(), parameter._version) for parameter in parameters])
         if self._half is None or self._made_of != made_of:
-            with torch.device("meta"):
-                half = UNet(unet.config)
-            weights = {name: value.detach().to(device, dtype) for name, value in unet.state_dict().items()}
-            half.load_state_dict(weights, assign=True)
-            self._half, self._made_of = half.requires_grad_(False), made_of
+            self._half, self._made_of = cast_copy(unet, dtype, device).requires_grad_(False), made_of
         return self._half

@@ -206,7 +206,8 @@ class UNet(nn.Module):
         embedding_BE = self.act(embedding_BE)
         conditions = (embedding_BE, context, text_mask)
 
-        h_BCHW = F.pixel_unshuffle(x_BCHW, self.config.patch)
+        patch = self.config.patch
+        h_BCHW = x_BCHW if patch == 1 else F.pixel_unshuffle(x_BCHW, patch)
         if self.config.coordinates:
             h_BCHW = torch.cat([h_BCHW, _coordinates(h_BCHW)], dim=1)
         h_BCHW = self.conv_in(h_BCHW)
@@ -226,7 +227,8 @@ class UNet(nn.Module):
             for block in level.blocks:
                 h_BCHW = block(self._join(h_BCHW, kept.pop()), *conditions)
             h_BCHW = level.resampled(h_BCHW, embedding_BE)
-        return F.pixel_shuffle(self.conv_out(normed(self.norm_out, h_BCHW, self.config.activation)), self.config.patch)
+        out_BCHW = self.conv_out(normed(self.norm_out, h_BCHW, self.config.activation))
+        return out_BCHW if patch == 1 else F.pixel_shuffle(out_BCHW, patch)
 
     def _join(self, h_BCHW: Tensor, kept_BCHW: Tensor) -> Tensor:
         if self.config.family == "efficient":
@@ -234,6 +236,15 @@ class UNet(nn.Module):
         if self.config.skip == "add":
             return h_BCHW + kept_BCHW
         return torch.cat([h_BCHW, kept_BCHW], dim=1)
+
+
+def cast_copy(unet: UNet, dtype: torch.dtype, device: torch.device | None = None) -> UNet:
+    """A U-Net of the same weights in `dtype`, layout kept; device: another one to lie on."""
+    with torch.device("meta"):
+        other = UNet(unet.config)
+    weights = {name: value.detach().to(device, dtype) for name, value in unet.state_dict().items()}
+    other.load_state_dict(weights, assign=True)
+    return other.train(unet.training)
 
 
 class ReadOnce:

@@ -4,19 +4,17 @@ Under autocast every weight is cast whenever it is used, and its gradient when i
 operations. Here all are cast together, once a step there and once a micro-batch back, and gradients add up in float32.
 """
 
-import copy
-
 import torch
 from torch import Tensor
 
-from imagen.models.unet import UNet
+from imagen.models.unet import UNet, cast_copy
 
 
 class HalfCopy:
     """`network` computes as `unet` would, in `dtype`. Of it, only the parameters' numbers are ever exchanged."""
 
     def __init__(self, unet: UNet, dtype: torch.dtype):
-        self.network = copy.deepcopy(unet).to(dtype)
+        self.network = cast_copy(unet, dtype)
         self._parameters: list[Tensor] = list(unet.parameters())
         self._halves: list[Tensor] = list(self.network.parameters())
 

@@ -5,10 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 from test_unet import STRUCTURES
+from torch._dynamo.testing import CompileCounterWithBackend
 
+from imagen.cascade.config import StageConfig
+from imagen.data.batches import Batch
+from imagen.data.embeddings import pad
+from imagen.models import kernels
 from imagen.models.config import UNetConfig
 from imagen.models.unet import UNet
 from imagen.presets import PRESETS, preset
+from imagen.train.noising import Noising
 from imagen.train.parallel import ParallelConfig, recompute
 
 
@@ -81,3 +87,58 @@ def test_the_graph_computes_what_the_network_computes():
     expected = unet(x, label, **cond)
     unet.compile(fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(unet(x, label, **cond), expected)
+
+
+def kept(unet, x, label, cond):
+    """Bytes that a forward pass keeps for the backward pass, parameters excepted."""
+    own = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
+    found = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            found[storage._cdata] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = unet(x, label, **cond).float().sum()
+    loss.backward()
+    return sum(size for size, _ in found.values())
+
+
+@pytest.mark.parametrize("name", ["guided", "efficient"])
+def test_a_compiled_network_keeps_what_a_plan_counts(name, monkeypatch):
+    """With norms of our own and in bfloat16, as on GPUs; the partition into forward and backward is inductor's."""
+    monkeypatch.setattr(kernels, "fused", lambda device: True)
+    config = STRUCTURES[name]
+    unet = UNet(config).to(torch.bfloat16).to(memory_format=torch.channels_last)
+    given = inputs(config, "cpu")
+    plain = kept(unet, *given)
+    unet.compile(fullgraph=True, backend="aot_eager_decomp_partition", dynamic=False)
+    assert kept(unet, *given) == pytest.approx(plain, rel=0.01)
+
+
+def test_ten_batches_of_other_captions_are_one_graph():
+    """As the trainer pads them: each has its own longest caption, and some texts are dropped."""
+    config = STRUCTURES["guided"]
+    stage = StageConfig(resolution=16, unet=config)
+    null_LD = torch.zeros(1, config.text_width)
+    noising = Noising(
+        *(stage,),
+        seed=0,
+        batch_size=2,
+        device=torch.device("cpu"),
+        unconditional_LD=null_LD,
+        text_dropout=0.3,
+        text_length=12,
+    )
+    unet = UNet(config)
+    counter = CompileCounterWithBackend("aot_eager")
+    unet.compile(fullgraph=True, backend=counter, dynamic=False)
+    for number in range(10):
+        tokens = [torch.randn(length, config.text_width) for length in (1 + number, 10 - number)]
+        text, mask = pad(tokens)
+        pictures = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+        batch = Batch(2 * number, ["a", "b"], ["", ""], pictures, None, text, mask)
+        noising.loss(unet, noising(batch)).total.mean().backward()
+    assert counter.frame_count == 1
