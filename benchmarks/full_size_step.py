@@ -138,8 +138,9 @@ def random_embeddings(data: Path, text: TextConfig | None) -> None:
     for split in splits(data):
         dataset = open_split(data, split)
         for shard in range(len(dataset.shards)):
-            captions = dataset.captions(shard)
-            tokens = [torch.randn(4 + len(caption) // 4, text.width, generator=generator) for caption in captions]
+            captions = dataset.shard_captions(shard)
+            lengths = [4 + len(caption) // 4 for those in captions for caption in those]
+            tokens = [torch.randn(length, text.width, generator=generator) for length in lengths]
             empty = np.empty((0, text.width), np.uint16)
             write_sidecar(dataset.tar_path(shard), text, captions, [to_bf16_bits(t) for t in tokens], empty)
 

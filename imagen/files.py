@@ -1,9 +1,11 @@
 """Files: written whole or not at all, and opened only if they are files."""
 
 import errno
+import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from imagen.errors import UserError
+from imagen.system import PLACE, is_alive
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MOST_NESTED = 100  # lists and objects inside each other in a JSON text; what is written here has fewer than ten
@@ -30,27 +33,44 @@ _KINDS = (
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success rename it over `path`, and make that survive a power cut.
 
-    Folders that are missing are made. A killed process leaves the old file untouched and at most a `.tmp` file behind.
+    Folders that are missing are made. A killed process leaves the old file untouched and at most a `.tmp` file behind,
+    which the next process to write into that folder removes.
     A full disk or a place that cannot be written raises UserError, with the half-written temporary file removed.
     """
     path = Path(path)
-    # The random part keeps apart processes of the same number on machines, or in containers, that share the folder.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    # The last part keeps apart processes of the same number on machines, or in containers, that share the folder.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{_HERE}{secrets.token_hex(3)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except Exception as error:
-        # safetensors, which takes long to import, wraps the OSError of a full disk.
-        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
-            raise cannot_write(path, error) from error
-        raise
+    except OSError as error:
+        raise cannot_write(path, error) from error
     finally:
         with suppress(OSError):  # where there is no folder
             temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+_HERE = hashlib.blake2b(PLACE.encode(), digest_size=3).hexdigest()
+_LEFT = re.compile(rf"\..+\.(\d+)-{_HERE}[0-9a-f]{{6}}\.tmp")
+_swept: set[str] = set()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files of processes of this machine that were killed; once for each folder."""
+    name = os.path.abspath(folder)
+    if name in _swept:
+        return
+    _swept.add(name)
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = _LEFT.fullmatch(entry.name)
+            if match and not is_alive(int(match[1])):
+                (folder / entry.name).unlink(missing_ok=True)
 
 
 def cannot_write(path: str | Path, error: Exception) -> UserError:
@@ -78,13 +98,19 @@ def copy_licences(source: Path, target: Path) -> None:
     """Copy files named LICENSE* along with what they are the licence of; those that `target` has already stay."""
     for licence in sorted(source.glob("LICENSE*")):
         if licence.is_file() and not (target / licence.name).exists():
-            shutil.copyfile(licence, target / licence.name)
+            with replacing(target / licence.name) as temporary:
+                shutil.copyfile(licence, temporary)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` in UTF-8, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented strict JSON (NaN is an error), atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 class NotAFile(OSError):

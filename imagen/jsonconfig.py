@@ -72,6 +72,10 @@ def _build(kind: Any, value: Any, where: str, path: str) -> Any:
             raise _wrong(where, path, value, "a list" if args[-1] is Ellipsis else f"a list of {len(args)}")
         pairs = enumerate(zip(each, value, strict=True))
         return tuple(_build(inner, item, where, f"{path}[{index}]") for index, (inner, item) in pairs)
+    if origin is list:
+        if not isinstance(value, list):
+            raise _wrong(where, path, value, "a list")
+        return [_build(args[0], item, where, f"{path}[{index}]") for index, item in enumerate(value)]
     if kind is Any:
         return value
     kind = origin or kind

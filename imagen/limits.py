@@ -76,17 +76,25 @@ SAMPLING: Table = {
 }
 TEXT: Table = {"width": between(1, WIDEST), "max_tokens": between(1, 65_536)}
 ENCODER: Table = {  # fields of an encoder's own config.json, whatever its architecture
-    name: between(1, most)
-    for most, names in {
-        1_024: ("num_layers", "num_decoder_layers", "num_hidden_layers", "n_layers", "n_layer", "encoder_layers"),
-        4_096: ("num_heads", "num_attention_heads", "n_heads", "n_head", "relative_attention_num_buckets"),
-        WIDEST: ("d_model", "d_kv", "hidden_size", "embedding_size", "dim", "n_embd"),
-        2**20: ("d_ff", "intermediate_size", "hidden_dim", "max_position_embeddings"),
-        2**22: ("vocab_size",),
-        2**16: ("type_vocab_size", "position_buckets", "relative_attention_max_distance"),
-    }.items()
-    for name in names
+    **{
+        name: between(1, most)
+        for most, names in {
+            1_024: ("num_layers", "num_decoder_layers", "num_hidden_layers", "n_layers", "n_layer", "encoder_layers"),
+            4_096: ("num_heads", "num_attention_heads", "n_heads", "n_head"),
+            WIDEST: ("d_model", "d_kv", "hidden_size", "embedding_size", "dim", "n_embd", "num_labels"),
+            2**20: ("d_ff", "intermediate_size", "hidden_dim", "max_position_embeddings"),
+            2**22: ("vocab_size",),
+        }.items()
+        for name in names
+    },
+    "relative_attention_num_buckets": between(1, 4_096),
+    "relative_attention_max_distance": between(1, 2**16),
+    "position_buckets": between(-1, 2**16),  # -1: none
+    "type_vocab_size": between(0, 2**16),
 }
+ENCODER_COUNT = 1_024  # of other fields there that count layers and the like, each of which takes time to build
+ENCODER_NUMBER = 2**27  # of the rest: bases of rotary embeddings are tens of millions
+ENCODER_SLACK = 2**26  # numbers that a model may have besides its weights: tables of positions, masks
 DATA: Table = {
     "crop": between(1, SIDE),
     "workers": between(0, PROCESSES),

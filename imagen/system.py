@@ -5,7 +5,9 @@ POSIX has `fcntl` and `resource`, Windows `msvcrt`; each is imported where it is
 
 import os
 import signal
+import socket
 import sys
+from contextlib import suppress
 from typing import IO
 
 try:
@@ -58,6 +60,16 @@ def peak_resident_bytes() -> int:
     if resource is None:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _place() -> str:
+    namespace = ""
+    with suppress(OSError):  # no /proc
+        namespace = os.readlink("/proc/self/ns/pid").translate({ord(c): None for c in "pid:[]"})
+    return f"{socket.gethostname()}/{namespace}"
+
+
+PLACE = _place()  # where a process id means something: the machine, and there the container
 
 
 def is_alive(pid: int) -> bool:

@@ -18,6 +18,32 @@ QUICK = [
 ]
 
 
+# The files that take longest. Workers begin with them, lest one ends minutes after the other.
+LONGEST = (
+    *(
+        "train/test_parallel",
+        "train/test_plan",
+        "test_full_disk",
+        "fuzz/test_fuzz",
+        "test_runs",
+        "test_demo",
+        "test_cli",
+    ),
+    *("test_reference", "train/test_restart", "test_kill", "test_cli_data", "train/test_resume", "data/test_cluster"),
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):  # pytest-xdist would begin with the files of most tests
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    root = Path(__file__).parent
+    items.sort(key=lambda item: rank.get(item.path.relative_to(root).with_suffix("").as_posix(), len(rank)))
+
+
 @pytest.fixture(scope="session")
 def imagen():
     """Runs a command and returns its output; it must succeed."""

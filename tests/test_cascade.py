@@ -487,6 +487,13 @@ def _flip_a_byte(folder: Path, pattern: str) -> None:
     path.write_bytes(data)
 
 
+def raw(folder: Path, old: str, new: str) -> None:
+    """Change the text of cascade.json, to what `json.dumps` would not write."""
+    text = (folder / "cascade.json").read_text()
+    assert old in text
+    (folder / "cascade.json").write_text(text.replace(old, new, 1))
+
+
 @pytest.mark.parametrize(
     "damage,message",
     [
@@ -509,6 +516,23 @@ def _flip_a_byte(folder: Path, pattern: str) -> None:
             lambda f: edit(f, lambda v: v["stages"][0]["config"]["unet"].update(levels=[])),
             r"cascade\.json: .*one level",
         ),
+        (lambda f: edit(f, lambda v: v["stages"][0]["config"].update(resolution=0)), "resolution is 0; it must be at"),
+        (
+            lambda f: edit(f, lambda v: v["stages"][0]["config"]["unet"]["levels"][0].update(channels=10**9)),
+            "channels is 1,000,000,000; it must be at least 1 and at most 65536",
+        ),
+        (
+            lambda f: edit(f, lambda v: v["text"]["config"].update(max_tokens=10**9)),
+            "text.max_tokens is 1,000,000,000; it must be",
+        ),
+        (lambda f: edit(f, lambda v: v.update(stages=v["stages"] * 40)), "the number of stages is 80; it must be"),
+        (lambda f: raw(f, '"eta": 0.0', '"eta": 1e400'), "1e400 is not a finite number"),
+        (
+            lambda f: edit(f, lambda v: v["stages"][0]["config"]["sampling"].update(guidance=1e39)),
+            r"guidance is 1e\+39; it must be",
+        ),
+        (lambda f: raw(f, '"info": {', '"info": {"a": ' + "[" * 900 + "]" * 900 + ", "), "nested more than 100 deep"),
+        (lambda f: (f / "cascade.json").write_text("[" * 100_000), "nested more than 100 deep"),
         (lambda f: next(f.glob("stage-32-*")).unlink(), r"stage-32-\w+\.safetensors is missing"),
         (lambda f: next(f.glob("text-*")).unlink(), r"text-\w+\.safetensors is missing"),
         (lambda f: _flip_a_byte(f, "stage-16-*"), r"stage-16-\w+\.safetensors is damaged"),
@@ -529,6 +553,7 @@ def test_damaged_folders_are_refused(tmp_path, damage, message):
         (lambda w: w.pop("conv_out.bias"), "'conv_out.bias' is missing"),
         (lambda w: w.update(extra=torch.zeros(1)), "'extra' is unknown"),
         (lambda w: w.update({"conv_out.bias": torch.zeros(4)}), r"'conv_out.bias' has shape \(4,\), .* wants \(3,\)"),
+        (lambda w: w.update({"conv_out.bias": torch.zeros(3, dtype=torch.int8)}), "'conv_out.bias' is of torch.int8"),
     ],
 )
 def test_weights_of_another_network_are_refused(tmp_path, change, message):

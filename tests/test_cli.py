@@ -178,7 +178,7 @@ def test_trouble_with_the_machine_is_one_line(monkeypatch, mistake, error, messa
         *(("stage.low_resolution", "null"), ("stage.schedule.logsnr_min", "40"), ("stage.objective.p2_k", "0")),
         *(("stage.sampling.steps", "0"), ("stage.sampling.low_res_noise", "2"), ("stage.sampling.sampler", "dpm")),
         *(("stage.unet.levels.0.channels", "0"), ("stage.unet.levels", "[]"), ("stage.unet.dropout", "1")),
-        *(("stage.unet.image_channels", "1"), ("stage.unet.text_width", "100"), ("text", "null")),
+        *(("stage.unet.image_channels", "2"), ("stage.unet.text_width", "100"), ("text", "null")),
         *(("stage.unet.head_channels", "0"), ("stage.unet.time_width", "0"), ("stage.unet.patch", "3")),
     ],
 )

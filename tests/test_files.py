@@ -1,13 +1,18 @@
 import errno
 import json
 import os
+import re
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from safetensors import SafetensorError
 
 from imagen.errors import UserError
 from imagen.files import MOST_NESTED, open_given, parse_json, read_json, replacing, write_json
+
+ROOT = str(Path(__file__).parent.parent)
 
 
 def test_a_file_is_replaced_whole_and_synced(tmp_path, monkeypatch):
@@ -27,6 +32,28 @@ def test_a_file_is_replaced_whole_and_synced(tmp_path, monkeypatch):
     assert [file.name for file in path.parent.iterdir()] == ["x.json"]
 
 
+def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path):
+    script = """
+import os, signal, sys
+from imagen.files import replacing
+with replacing(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", script, tmp_path / "x"], env={**os.environ, "PYTHONPATH": ROOT})
+    (left,) = tmp_path.iterdir()
+    stem, number, ending = re.fullmatch(r"(\.x\.)(\d+)(-\w+\.tmp)", left.name).groups()
+    kept = {
+        f"{stem}{os.getppid()}{ending}",  # of a process that lives
+        f"{stem}{number}-{'0' * 12}.tmp",  # of another machine
+        f".x.{number}.tmp",  # of something else
+    }
+    for name in kept:
+        (tmp_path / name).touch()
+    write_json(tmp_path / "y", 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"y", *kept}
+
+
 @pytest.mark.parametrize("failure", [KeyError("x"), KeyboardInterrupt()])
 def test_other_errors_pass_and_leave_nothing(tmp_path, failure):
     path = tmp_path / "x"
@@ -41,7 +68,6 @@ def test_other_errors_pass_and_leave_nothing(tmp_path, failure):
     "failure, message",
     [
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; free some space"),
-        (SafetensorError("I/O error: No space left on device (os error 28)"), "No space left .*; free some space"),
         (OSError(errno.EACCES, "Permission denied"), "Permission denied; choose another place$"),
     ],
 )

@@ -13,6 +13,7 @@ from imagen.models.config import UNetConfig
 from imagen.models.resize import Filter
 
 Sampler = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun"]
+Variance = Literal["learned", "fixed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +32,16 @@ class SamplingConfig:
     max_scale: float | None = None  # dynamic: s is at most this; None: no limit
     eta: float = 0.0  # ddim
     damping: float = 0.0  # dpmpp_2m, heun, ddim: noise falls 1 + damping times as fast; mends errors of the network
+    # ddpm: the variance of a step, as the network predicts it if it does (learned), or `gamma` in any case (fixed): of
+    # a network that was trained further without its variance, which then is no longer true.
+    variance: Variance = "learned"
     gamma: float = 0.3  # ddpm: log variance between the lower (0) and the upper (1) bound
     low_res_noise: float = 0.1  # conditioning-noise level a in [0, 1]
 
     def check(self, where: str) -> None:
         """Raise UserError, beginning with `where`, unless every value is in its range."""
-        for name, known in (("sampler", get_args(Sampler)), ("spacing", get_args(Spacing))):
+        for name, kind in (("sampler", Sampler), ("spacing", Spacing), ("variance", Variance)):
+            known = get_args(kind)
             value = getattr(self, name)
             if value not in known:
                 hint = suggest(str(value), known)

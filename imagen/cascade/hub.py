@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imagen.errors import UserError
+from imagen.files import write_text
 
 if TYPE_CHECKING:
     from imagen.cascade.storage import Manifest
@@ -44,7 +45,7 @@ def push(folder: str | Path, name: str, card: str) -> str:
     if not is_name(name):
         raise UserError(f"--push {name}: a repository is named org/name")
     if not (folder / CARD).exists():
-        (folder / CARD).write_text(card, encoding="utf-8")
+        write_text(folder / CARD, card)
     try:
         api = HfApi()
         api.create_repo(name, private=True, exist_ok=True)

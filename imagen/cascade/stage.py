@@ -187,6 +187,8 @@ def denoiser(
     def network(x_BCHW: Tensor, noise_B: Tensor, **cond: Tensor) -> Tensor:
         with autocast(x_BCHW.device, dtype):
             answer = run(x_BCHW.contiguous(memory_format=torch.channels_last), noise_B, **cond)
+        if settings.variance == "fixed":
+            answer = answer[:, : x_BCHW.shape[1]]
         # The next replay of a CUDA graph writes where this one's answer lies, and samplers remember answers.
         return answer.clone() if answer.is_cuda else answer
 
@@ -226,6 +228,8 @@ def build_unet(config: UNetConfig, tensors: dict[str, Tensor], where: Path, dtyp
             raise UserError(f"{where}: tensor {key!r} is missing; the weights are not those of unet in cascade.json")
         if tuple(tensors[key].shape) != shape:
             raise UserError(f"{where}: tensor {key!r} has shape {tuple(tensors[key].shape)}, the U-Net wants {shape}")
+        if not tensors[key].is_floating_point():
+            raise UserError(f"{where}: tensor {key!r} is of {tensors[key].dtype}; weights are floating-point numbers")
     for key in tensors:
         if key not in expected:
             raise UserError(f"{where}: tensor {key!r} is unknown to the U-Net of cascade.json")

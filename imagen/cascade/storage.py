@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from imagen import __version__, limits
@@ -24,6 +24,7 @@ from imagen.errors import UserError, check_number
 from imagen.files import read_json, replacing, write_json
 from imagen.jsonconfig import from_json, to_json
 from imagen.models.text import TextConfig
+from imagen.tensors import save_tensors
 from imagen.weights import packaged
 
 MANIFEST = "cascade.json"
@@ -108,7 +109,11 @@ def read_tensors(folder: Path, name: str, sha256: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file: {error}") from None
+        raise _no_tensors(path, error) from None
+
+
+def _no_tensors(path: Path, error: SafetensorError) -> UserError:
+    return UserError(f"{path} is not a safetensors file: {error}")
 
 
 def read_unconditional(folder: Path, text: TextRecord) -> Tensor:
@@ -219,10 +224,9 @@ def check_stages(
 
 def _store(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> tuple[str, str]:
     """Write `stem-HASH.safetensors`; return its name and sha256."""
-    plain = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
     new = folder / f"{stem}-new"
     with replacing(new) as temporary:
-        save_file(plain, temporary)
+        save_tensors(tensors, temporary)
     sha256 = _hash(new)
     name = f"{stem}-{sha256[:16]}.safetensors"
     new.replace(folder / name)
@@ -230,9 +234,17 @@ def _store(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> tuple[str,
 
 
 def copy_file(source: Path, folder: Path, stem: str, sha256: str) -> str:
-    """Copy a file of another cascade, under the name that `_store` would give it; return that name."""
+    """Copy a file of another cascade, under the name that `_store` would give it; return that name.
+
+    Raises UserError unless it has that hash and is a safetensors file.
+    """
     name = f"{stem}-{sha256[:16]}.safetensors"
     _check_hash(source, sha256)
+    try:
+        with safe_open(source, "pt"):  # reads the header
+            pass
+    except SafetensorError as error:
+        raise _no_tensors(source, error) from None
     if not (folder / name).exists():
         with replacing(folder / name) as temporary:
             shutil.copyfile(source, temporary)

@@ -1,16 +1,20 @@
 """Prompts to embeddings, each encoded once; the encoder's memory is free while pictures are made."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from imagen.errors import quoted
 from imagen.jsonconfig import to_json
 from imagen.models.int8 import to_int8
 from imagen.models.precision import arithmetic
 from imagen.models.text import TextConfig, TextEncoder, load_text_encoder
 
+log = logging.getLogger(__name__)
 KEPT = 4096  # prompts whose embeddings stay in memory (T5-XXL: at most 2 MB each)
 
 
@@ -47,12 +51,27 @@ class Texts:
             if self.encoder is None:
                 self.encoder = self._load(device, device if vram is None and not self.int8 else torch.device("cpu"))
             self._place(device if vram is None or self._bytes() < 0.9 * vram * 2**30 else torch.device("cpu"))
+            self._say_what_is_cut(missing)
             self._known |= {prompt: self.encoder.encode([prompt])[0] for prompt in missing}
             self._place(torch.device("cpu"))
         found = {prompt: self._known[prompt] if prompt else self.unconditional for prompt in wanted}
         for prompt in list(self._known)[: max(len(self._known) - KEPT, 0)]:
             del self._known[prompt]
         return found
+
+    def _say_what_is_cut(self, prompts: list[str]) -> None:
+        """Warn of prompts whose ends an encoder of our own does not read."""
+        if not isinstance(self.encoder, TextEncoder):
+            return
+        limit = self.config.max_tokens
+        lengths = dict(zip(prompts, self.encoder.uncut_lengths(prompts), strict=True))
+        cut = [prompt for prompt in prompts if lengths[prompt] > limit]
+        if cut:
+            longest = max(cut, key=lambda prompt: lengths[prompt])
+            count = "1 prompt is" if len(cut) == 1 else f"{len(cut):,} prompts are"
+            what = f"{count} cut at the text encoder's limit of {limit} tokens"
+            with tqdm.external_write_mode():  # a bar may be on the line
+                log.warning("%s; the longest loses %d: %s", what, lengths[longest] - limit, quoted(longest))
 
     def _load(self, device: torch.device, where: torch.device) -> TextEncoder:
         """To `where`, in the format that it would have on `device`."""

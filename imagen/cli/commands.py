@@ -45,6 +45,7 @@ def data_emoji(options: argparse.Namespace) -> None:
 
 
 def data_encode(options: argparse.Namespace) -> None:
+    from imagen.data.embeddings import captions_cut
     from imagen.data.shards import index_folder, open_split, splits
     from imagen.models.text import EMBEDDED_ENCODER, encoder_config
 
@@ -65,6 +66,12 @@ def data_encode(options: argparse.Namespace) -> None:
         encoded = _encode(options.shards, text, batch_tokens=options.batch_tokens, device=device, engine=engine)
     done = f"{_counted(encoded, 'shard')} encoded" if encoded else "every shard was encoded already"
     print(f"{options.shards}: {_counted(samples, 'sample')}, {done} by {text.encoder} (max_tokens {text.max_tokens})")
+    cut, captions = captions_cut(options.shards, text)
+    if cut.captions:
+        print(
+            f"{cut.captions:,} of {_counted(captions, 'caption')} cut at {text.max_tokens} tokens, losing "
+            f"{cut.tokens / cut.captions:,.0f} on average and {cut.most:,} at most; a larger --max-tokens keeps more"
+        )
 
 
 def _encode(

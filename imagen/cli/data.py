@@ -20,7 +20,8 @@ def add_build(command: Callable[..., Any]) -> None:
         "build",
         build,
         "check pairs of pictures and captions and write them as shards",
-        "SOURCE is a folder of pictures with .txt or .json captions beside them; a table (csv, tsv, jsonl, parquet);\n"
+        "SOURCE is a folder of pictures with .txt, .caption, .text or .json captions beside them; a table (csv, tsv,\n"
+        "jsonl, json, parquet), or a folder with a metadata.csv or metadata.jsonl in it or in each of its folders;\n"
         "a data set of Hugging Face's on disk; or shards, which are checked and indexed where they lie. What is not\n"
         "good enough is listed in *.rejected.jsonl. May be stopped and run again.\n\n"
         "  imagen data build photos --out shards\n"
@@ -33,6 +34,11 @@ def add_build(command: Callable[..., Any]) -> None:
     sub.add_argument("--format", metavar="NAME", help="of the source (default: told by what is there)")
     sub.add_argument("--image-column", metavar="NAME", help="of a table: pictures, or paths of them")
     sub.add_argument("--caption-column", metavar="NAME", help="of a table")
+    sub.add_argument(
+        "--caption-from",
+        choices=("folder", "name"),
+        help="of pictures in a folder: the name of their folder (a class), or their own, is the caption",
+    )
     sub.add_argument("--min-side", type=count, default=64, metavar="N", help="pixels of the shorter side (default: 64)")
     sub.add_argument(
         "--max-aspect", type=number, default=4.0, metavar="R", help="longer side by shorter side (default: 4)"
@@ -44,7 +50,11 @@ def add_build(command: Callable[..., Any]) -> None:
         "--max-rejected", type=number, default=0.5, metavar="F", help="share that may be rejected (default: 0.5)"
     )
     sub.add_argument("--first-frame", action="store_true", help="take the first frame of animations and pages")
-    sub.add_argument("--keep-duplicates", action="store_true", help="keep pictures that are there already")
+    sub.add_argument(
+        "--keep-duplicates",
+        action="store_true",
+        help="keep pictures that are there already, each row of a table as a sample",
+    )
     sub.add_argument("--copy", action="store_true", help="build new shards from shards")
     sub.add_argument("--samples-per-shard", type=count, default=1000, metavar="N", help="at most (default: 1000)")
     sub.add_argument(
@@ -98,6 +108,7 @@ def _build(options: argparse.Namespace, engine: "Engine | None") -> None:
         format=options.format,
         image_column=options.image_column,
         caption_column=options.caption_column,
+        caption_from=options.caption_from,
         copy=options.copy,
         limits=Limits(
             min_side=options.min_side,
@@ -115,7 +126,8 @@ def _build(options: argparse.Namespace, engine: "Engine | None") -> None:
     )
     folder = options.out or (options.source if options.source.is_dir() else options.source.parent)
     shards = "1 shard" if built["shards"] == 1 else f"{built['shards']:,} shards"
-    print(f"{folder}: {built['samples']:,} samples in {shards}, of {built['records']:,} records")
+    captions = f" with {built['captions']:,} captions" if built["captions"] > built["samples"] else ""
+    print(f"{folder}: {built['samples']:,} samples{captions} in {shards}, of {built['records']:,} records")
     for reason, rejected in built["rejected"].items():
         print(f"  {rejected:,} rejected: {reason}")
     print(f"look at it: imagen data inspect {folder} --html data.html")
@@ -172,6 +184,7 @@ def _print(summary: dict[str, Any]) -> None:
     for name, split in summary["splits"].items():
         texts = [
             f"{row['share']:.0%} {row['encoder']} (revision {row['revision']}, max_tokens {row['max_tokens']})"
+            + (f"\n{row['cut']:,} captions cut, by {row['cut_most']:,} tokens at most" if row["cut"] else "")
             for row in split["embeddings"]
         ]
         sizes = (f"{split['samples']:,}", f"{split['shards']:,}", f"{split['bytes'] / 1e6:,.1f}")
@@ -183,6 +196,11 @@ def _print(summary: dict[str, Any]) -> None:
             for first, last, samples in split[what]:
                 table.add_row(bar_name(first, last), f"{samples:,}")
             show(table, 1)
+        if split["with_several"]:
+            console.print(
+                f"{name}: {split['with_several']:,} of {split['looked_at']:,} looked at have several captions, "
+                f"{split['captions_looked_at'] / split['looked_at']:.1f} a picture on average"
+            )
         if split["unreadable"]:
             console.print(f"{name}: {split['unreadable']:,} without a picture that can be read")
     if summary["rejected"]:

@@ -22,8 +22,9 @@ from imagen.convert.names import to_ours
 from imagen.convert.scheduler import read_objective, read_sampling, read_schedule
 from imagen.convert.structure import read_unet_config
 from imagen.errors import UserError
-from imagen.files import copy_licences, read_json
+from imagen.files import copy_licences, open_regular, read_json
 from imagen.models.captions import Cleaning
+from imagen.models.encoder_files import check_index
 from imagen.models.text import TextConfig, encoder_config, load_text_encoder, unconditional
 
 MAX_TOKENS = 77  # what IF was trained with
@@ -33,6 +34,7 @@ BASE = {"steps": 100, "guidance": 7.0}
 SUPER_RESOLUTION = {"steps": 50, "guidance": 4.0, "low_res_noise": 0.25}
 
 WEIGHTS = "diffusion_pytorch_model"
+MOST_NAME = 200  # characters of the name that a folder gives itself
 
 
 def convert_deepfloyd(
@@ -113,6 +115,7 @@ def read_weights(folder: Path, stage: StageConfig) -> dict[str, Tensor]:
     else:
         for file in _weight_files(where.parent):
             try:
+                open_regular(file).close()  # safetensors would wait for a pipe
                 tensors |= load_file(file)
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{file} cannot be read as safetensors: {error}") from None
@@ -159,10 +162,7 @@ def _weight_files(unet: Path) -> list[Path]:
         if whole.is_file():
             return [whole]
         if index.is_file():
-            names = set(_object(index).get("weight_map", {}).values())
-            if any(name != Path(str(name)).name for name in names):
-                raise UserError(f"{index} names files outside its folder")
-            return [unet / name for name in sorted(names)]
+            return [unet / name for name in check_index(_object(index), index)]
     if any(unet.glob("*.bin")):
         raise UserError(f"{unet} holds pickled weights alone (.bin), which may run code; get the .safetensors")
     raise UserError(f"{unet} holds no {WEIGHTS}.safetensors")
@@ -178,4 +178,4 @@ def _object(path: Path) -> Mapping[str, Any]:
 def _info(folder: Path) -> dict[str, Any]:
     index = folder / "model_index.json"
     name = _object(index).get("_name_or_path") if index.is_file() else None
-    return {"converted_from": name or folder.name}
+    return {"converted_from": name[:MOST_NAME] if isinstance(name, str) and name else folder.name}

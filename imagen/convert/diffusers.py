@@ -6,8 +6,6 @@ The text encoder is referred to, never copied: it is given to `from_pretrained`,
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from imagen.cascade.config import StageConfig
 from imagen.cascade.hub import CARD, front_matter
 from imagen.cascade.storage import Manifest, StageRecord, find, read_manifest, read_tensors
@@ -16,32 +14,39 @@ from imagen.convert.names import to_theirs
 from imagen.convert.scheduler import write_noising, write_scheduler
 from imagen.convert.structure import write_unet_config
 from imagen.errors import UserError
-from imagen.files import copy_licences, replacing, write_json
+from imagen.files import copy_licences, read_json, replacing, write_json, write_text
 from imagen.models.text import TextConfig
+from imagen.tensors import save_tensors
+
+UNFINISHED = ".unfinished.json"  # in the folder of the stages, while they are written: of which cascade
 
 
 def convert_diffusers(cascade: str | Path, out: str | Path) -> list[Path]:
     """Write one pipeline folder a stage, `out/stage-RESOLUTION`; return them.
 
     Raises UserError, before anything is written, with the reason why a stage cannot be expressed; and if a folder
-    is there already.
+    is there already, and not because this cascade's conversion was interrupted.
     """
     folder, out = find(cascade), Path(out)
     manifest = read_manifest(folder)
     folders = [out / f"stage-{record.config.resolution}" for record in manifest.stages]
+    mark, wanted = out / UNFINISHED, {"stages": [record.sha256 for record in manifest.stages]}
+    goes_on = mark.exists() and read_json(mark) == wanted
     files = []
     for record, target in zip(manifest.stages, folders, strict=True):
-        if target.exists() and any(target.iterdir()):
+        if not goes_on and target.exists() and any(target.iterdir()):
             raise UserError(f"{target} is not empty; choose another folder")
         files.append(_json_files(manifest, record, f"{folder}: stage {record.config.resolution}"))
+    write_json(mark, wanted)
     for record, target, contents in zip(manifest.stages, folders, files, strict=True):
         tensors = to_theirs(read_tensors(folder, record.weights, record.sha256))
         with replacing(target / "unet" / f"{WEIGHTS}.safetensors") as temporary:
-            save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, {"format": "pt"})
+            save_tensors(tensors, temporary, {"format": "pt"})
         for name, content in contents.items():
             write_json(target / name, content)
-        (target / CARD).write_text(_card(manifest, record), encoding="utf-8")
+        write_text(target / CARD, _card(manifest, record))
         copy_licences(folder, target)
+    mark.unlink()
     return folders
 
 

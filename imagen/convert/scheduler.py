@@ -6,8 +6,9 @@ from typing import Any, get_args
 from imagen.cascade.config import SamplingConfig, StageConfig
 from imagen.diffusion.objective import ObjectiveConfig, Prediction
 from imagen.diffusion.schedule import STEPS, DiscreteSteps, ScheduleConfig
-from imagen.errors import UserError
+from imagen.errors import UserError, check_number, quoted
 
+_FIXED = {"fixed_small": 0.0, "fixed_large": 1.0}  # gamma of variances that are not learned
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 
@@ -30,24 +31,30 @@ def read_schedule(config: Mapping[str, Any], where: str) -> ScheduleConfig:
 
 
 def read_objective(config: Mapping[str, Any], where: str) -> ObjectiveConfig:
-    """What the U-Net predicts."""
+    """What the U-Net predicts, and whether its variance is trained."""
     prediction = config.get("prediction_type", "epsilon")
-    if prediction not in _PREDICTIONS:
+    if prediction not in list(_PREDICTIONS):  # a list may be asked for what has no hash
         raise UserError(f"{where}: prediction_type is {prediction!r}; known are {', '.join(_PREDICTIONS)}")
+    if config.get("variance_type", "fixed_small") in list(_FIXED):
+        return ObjectiveConfig(prediction=_PREDICTIONS[prediction], variance_weight=0.0)
     return ObjectiveConfig(prediction=_PREDICTIONS[prediction])
 
 
 def read_sampling(config: Mapping[str, Any], learned_variance: bool, where: str, **defaults: Any) -> SamplingConfig:
-    """Thresholds and variance as the scheduler has them; `defaults`: what it does not say."""
+    """Thresholds and variance as the scheduler has them; `defaults`: what it does not say.
+
+    Scripts that train IF further leave its variance out, and write a fixed one beside a U-Net that still predicts it.
+    """
     variance = config.get("variance_type", "fixed_small")
-    known = {"learned_range": 0.3} if learned_variance else {"fixed_small": 0.0, "fixed_large": 1.0}
+    known = [*_FIXED, *(["learned_range"] if learned_variance else [])]
     if variance not in known:
         raise UserError(f"{where}: variance_type is {variance!r}; this U-Net needs {' or '.join(known)}")
+    fixed: dict[str, Any] = {"variance": "fixed", "gamma": _FIXED[variance]} if variance in _FIXED else {}
     if config.get("thresholding", False):
         threshold: dict[str, Any] = {
             "threshold": "dynamic",
-            "percentile": float(config.get("dynamic_thresholding_ratio", 0.995)),
-            "max_scale": float(config.get("sample_max_value", 1.0)),
+            "percentile": _number(config, "dynamic_thresholding_ratio", 0.995, where),
+            "max_scale": _number(config, "sample_max_value", 1.0, where),
         }
     elif config.get("clip_sample", True):
         if config.get("clip_sample_range", 1.0) != 1.0:
@@ -55,9 +62,17 @@ def read_sampling(config: Mapping[str, Any], learned_variance: bool, where: str,
         threshold = {"threshold": "static"}
     else:
         threshold = {"threshold": "none"}
-    sampling = SamplingConfig(sampler="ddpm", gamma=known[variance], **threshold, **defaults)
+    sampling = SamplingConfig(sampler="ddpm", **fixed, **threshold, **defaults)
     sampling.check(where)
     return sampling
+
+
+def _number(config: Mapping[str, Any], field: str, default: float, where: str) -> float:
+    value = config.get(field, default)
+    if type(value) not in (int, float):
+        raise UserError(f"{where}: {field} is {quoted(value)}; it must be a number")
+    check_number(f"{where}: {field}", value)
+    return float(value)
 
 
 def write_scheduler(stage: StageConfig, where: str) -> dict[str, Any]:
@@ -65,6 +80,9 @@ def write_scheduler(stage: StageConfig, where: str) -> dict[str, Any]:
     sampling = stage.sampling
     if sampling.threshold == "dynamic" and sampling.max_scale is None:
         raise UserError(f"{where}: diffusers cannot express it: its dynamic threshold has no limit; set max_scale")
+    if sampling.variance == "fixed" and sampling.gamma not in _FIXED.values():
+        raise UserError(f"{where}: diffusers cannot express it: a fixed variance of gamma {sampling.gamma}, not 0 or 1")
+    fixed = {gamma: name for name, gamma in _FIXED.items()}
     predictions = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
     return {
         **write_noising(stage.schedule, where),
@@ -73,7 +91,7 @@ def write_scheduler(stage: StageConfig, where: str) -> dict[str, Any]:
         "prediction_type": predictions[stage.objective.prediction],
         "sample_max_value": 1.0 if sampling.max_scale is None else sampling.max_scale,
         "thresholding": sampling.threshold == "dynamic",
-        "variance_type": "learned_range",
+        "variance_type": fixed[sampling.gamma] if sampling.variance == "fixed" else "learned_range",
     }
 
 

@@ -7,7 +7,7 @@ UNet2DConditionModel can be is refused by the name of its field, so nothing is c
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imagen.errors import UserError
+from imagen.errors import UserError, quoted
 from imagen.models.config import Level, UNetConfig
 from imagen.models.layers import CONTEXT_GROUPS, AttentionKind
 
@@ -54,6 +54,17 @@ _READ = {
 }
 
 
+_TYPES: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
+    (("addition_embed_type_num_heads", "in_channels", "norm_num_groups", "out_channels"), (int,), "a whole number"),
+    (("encoder_hid_dim", "time_embedding_dim"), (int, type(None)), "a whole number or null"),
+    (("dropout", "mid_block_scale_factor", "resnet_out_scale_factor"), (int, float), "a number"),
+    (("down_block_types", "up_block_types"), (list, tuple), "a list of names"),
+    (("act_fn",), (str,), "a name"),
+    (("resnet_skip_time_act",), (bool,), "true or false"),
+    (("mid_block_only_cross_attention",), (bool, type(None)), "true, false or null"),
+)
+
+
 def read_unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
     """The `UNetConfig` that `unet/config.json` describes. UserError, naming `where` and the field, for other U-Nets."""
 
@@ -70,6 +81,7 @@ def read_unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
         if config.get(field, absent) not in values:
             raise refuse(field, " or ".join(repr(value) for value in values))
 
+    _check_types(config, where)
     channels = _integers(config, "block_out_channels", where)
     levels = len(channels)
     blocks = _each(config, "layers_per_block", 2, levels, where)
@@ -107,32 +119,35 @@ def read_unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
     middle = config.get("mid_block_only_cross_attention")
     if middle is None:
         middle = config.get("only_cross_attention", False)
-    return UNetConfig(
-        levels=tuple(
-            Level(
-                channels=channels[i],
-                blocks=blocks[i],
-                stride=1 if i == 0 else 2,
-                attention=_kind(only_cross[i]) if attends[i] else "none",
-            )
-            for i in range(levels)
-        ),
-        low_res=low_res,
-        learned_variance=config["out_channels"] == 2 * image,
-        text_width=config["encoder_hid_dim"],
-        context_width=cross[0],
-        time_width=config.get("time_embedding_dim") or 4 * channels[0],
-        head_channels=heads[0],
-        norm_groups=config.get("norm_num_groups", 32),
-        resample="residual",
-        # A list of only_cross_attention says nothing of the middle, which then attends to pixels, too.
-        middle_attention=_kind(middle is True),
-        activation=act,
-        context_norm="group",
-        pooling_heads=config.get("addition_embed_type_num_heads", 64),
-        residual_divisor=float(divisor),
-        dropout=float(config.get("dropout", 0.0)),
-    )
+    try:
+        return UNetConfig(
+            levels=tuple(
+                Level(
+                    channels=channels[i],
+                    blocks=blocks[i],
+                    stride=1 if i == 0 else 2,
+                    attention=_kind(only_cross[i]) if attends[i] else "none",
+                )
+                for i in range(levels)
+            ),
+            low_res=low_res,
+            learned_variance=config["out_channels"] == 2 * image,
+            text_width=config["encoder_hid_dim"],
+            context_width=cross[0],
+            time_width=config.get("time_embedding_dim") or 4 * channels[0],
+            head_channels=heads[0],
+            norm_groups=config.get("norm_num_groups", 32),
+            resample="residual",
+            # A list of only_cross_attention says nothing of the middle, which then attends to pixels, too.
+            middle_attention=_kind(middle is True),
+            activation=act,
+            context_norm="group",
+            pooling_heads=config.get("addition_embed_type_num_heads", 64),
+            residual_divisor=float(divisor),
+            dropout=float(config.get("dropout", 0.0)),
+        )
+    except UserError as error:  # a number out of its bounds
+        raise UserError(f"{where}: {error}") from None
 
 
 def write_unet_config(config: UNetConfig, resolution: int, where: str) -> dict[str, Any]:
@@ -201,6 +216,17 @@ def _inexpressible(config: UNetConfig) -> list[str]:
         ),
     ]
     return [reason for fits, reason in checks if not fits]
+
+
+def _check_types(config: Mapping[str, Any], where: str) -> None:
+    """UserError for a field that is of no use to what follows."""
+    for fields, kinds, wanted in _TYPES:
+        for field in fields:
+            if field in config and type(config[field]) not in kinds:
+                raise UserError(f"{where}: {field} is {quoted(config[field])}; it must be {wanted}")
+    for field in ("down_block_types", "up_block_types"):
+        if not all(isinstance(name, str) for name in config.get(field, ())):
+            raise UserError(f"{where}: {field} is {quoted(config[field])}; it must be a list of names")
 
 
 def _kind(only_cross: bool) -> AttentionKind:

@@ -100,15 +100,18 @@ class Pictures:
         # In a worker this fills shared memory at once; of a plain stack it would make a second copy.
         return default_collate(images).contiguous()
 
-    def batch(self, position: int, indices: list[int], pairs: list[Any], problems: list[str]) -> Batch:
-        captions = [self.dataset.caption(i) for i in indices]
+    def batch(
+        self, position: int, indices: list[int], chosen: list[tuple[int, str]], pairs: list[Any], problems: list[str]
+    ) -> Batch:
+        """One Batch; `chosen` has of each sample's captions the number and the text of the one it is shown with."""
         text = mask = None
         if self.embeddings is not None:
-            text, mask = pad([self.embeddings.tokens(i, c) for i, c in zip(indices, captions, strict=True)])
+            tokens = (self.embeddings.tokens(i, caption, n) for i, (n, caption) in zip(indices, chosen, strict=True))
+            text, mask = pad(list(tokens))
         return Batch(
             position=position,
             keys=[self.dataset.key(i) for i in indices],
-            captions=captions,
+            captions=[caption for _, caption in chosen],
             image=self.stack([high for high, _ in pairs]),
             low_res=None if self.low_resolution is None else self.stack([low for _, low in pairs]),
             text=text,
@@ -127,7 +130,10 @@ def dataset_batch(
     channels: int = 3,
     split: str = "train",
 ) -> Batch:
-    """The given samples as one Batch, uncropped and unflipped: for validation. A bad sample is a UserError."""
+    """The given samples as one Batch, uncropped, unflipped and with their first captions: for validation.
+
+    A bad sample is a UserError.
+    """
     dataset = open_split(folder, split)
     pictures = Pictures(dataset, DataConfig(), resolution, low_resolution, text, channels)
     pairs = []
@@ -136,4 +142,4 @@ def dataset_batch(
             pairs.append(pictures.pair(i))
         except BadSample as error:
             raise UserError(f"{dataset.key(i)} in {dataset.tar_path(dataset.locate(i)[0])}: {error}") from None
-    return pictures.batch(-1, list(indices), pairs, [])
+    return pictures.batch(-1, list(indices), [(0, dataset.caption(i)) for i in indices], pairs, [])

@@ -39,7 +39,9 @@ def build(
     format: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
+    caption_from: str | None = None,
     copy: bool = False,
+    keep_duplicates: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Build shards of the pairs at `path`; `options` are those of `build_source`, which says what is returned.
@@ -48,10 +50,21 @@ def build(
     """
     from imagen.data.sources import open_source
 
-    opener = partial(open_source, Path(path), format, image_column=image_column, caption_column=caption_column)
+    opener = partial(
+        open_source,
+        Path(path),
+        format,
+        image_column=image_column,
+        caption_column=caption_column,
+        caption_from=caption_from,
+        join_rows=not keep_duplicates,
+    )
     columns = {"image_column": image_column, "caption_column": caption_column}
+    columns |= {} if caption_from is None else {"caption_from": caption_from}
     root = Path(path) if Path(path).is_dir() else Path(path).parent
-    return build_source(opener, None if out is None else Path(out), root=root, copy=copy, columns=columns, **options)
+    out = None if out is None else Path(out)
+    options |= {"copy": copy, "keep_duplicates": keep_duplicates}
+    return build_source(opener, out, root=root, columns=columns, **options)
 
 
 def build_source(
@@ -155,7 +168,7 @@ def _run(
     for folder in folders:  # what workers left that were killed and whose parts others have done
         _sweep(folder, endings)
     done = [report for report in reports if report is not None]
-    duplicates = 0 if job.keep_duplicates else drop_duplicates(job, places, done)
+    duplicates, their_captions = (0, 0) if job.keep_duplicates else drop_duplicates(job, places, done)
     rejected: Counter[str] = Counter({"duplicate": duplicates} if duplicates else {})
     for report in done:
         rejected.update(report["rejected"])
@@ -163,6 +176,7 @@ def _run(
         "parts": len(parts),
         "records": sum(report["records"] for report in done),
         "samples": sum(report["good"] for report in done) - duplicates,
+        "captions": sum(report.get("captions", report["good"]) for report in done) - their_captions,
         "shards": sum(len(report["shards"]) for report in done),
         "rejected": dict(sorted(rejected.items(), key=lambda item: (-item[1], item[0]))),
     }

@@ -13,7 +13,6 @@ alone, and must appear under its name whole (`imagen.files.replacing`).
 import glob
 import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -21,21 +20,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imagen.files import cannot_write
-from imagen.system import is_alive
+from imagen.system import PLACE, is_alive
 
 BEAT = 10.0  # seconds between touches
 STALE = 120.0  # seconds without a touch; network file systems show a touch to others up to a minute late
-
-
-def _place() -> str:
-    """Where a process id means something: the machine, and there the container."""
-    namespace = ""
-    with suppress(OSError):  # no /proc
-        namespace = os.readlink("/proc/self/ns/pid").translate({ord(c): None for c in "pid:[]"})
-    return f"{socket.gethostname()}/{namespace}"
-
-
-PLACE = _place()
 
 
 def claim_path(target: Path) -> Path:
@@ -79,6 +67,11 @@ class Claims:
             with suppress(OSError):
                 if claim.read_text() == owner:  # else another one thought this process dead, and has it now
                     claim.unlink()
+
+    def tidy(self, target: Path) -> None:
+        """Remove the claim of a process that was killed after it had written `target`, if there is one."""
+        with suppress(OSError):
+            self._abandoned(claim_path(target), target)
 
     def _make(self, claim: Path, owner: str) -> bool:
         try:

@@ -16,12 +16,13 @@ from imagen.data.parts import Job, Place, write_lines
 from imagen.data.shard_index import index_shard, tar_keys
 
 
-def drop_duplicates(job: Job, places: list[Place], reports: list[dict[str, Any]]) -> int:
+def drop_duplicates(job: Job, places: list[Place], reports: list[dict[str, Any]]) -> tuple[int, int]:
     """Take later copies out of the indexes and write `NAME.duplicates.jsonl` beside each part's report.
 
-    Depends on the parts alone, so it may be killed and run again. Returns how many there are.
+    Depends on the parts alone, so it may be killed and run again. Returns how many samples and captions there are.
     """
-    tables = [np.load(where.path("hashes.npy"), allow_pickle=False) for where in places]  # [samples, (hash, row)]
+    # Of each part [samples, (hash, row, captions)].
+    tables = [np.load(where.path("hashes.npy"), allow_pickle=False) for where in places]
     starts = np.cumsum([0, *map(len, tables)])
     first = _first_copies(np.concatenate([table[:, 0] for table in tables]) if tables else np.empty(0, np.uint64))
     # A few parts at a time: duplicates are often neighbours.
@@ -33,7 +34,7 @@ def drop_duplicates(job: Job, places: list[Place], reports: list[dict[str, Any]]
         part = int(np.searchsorted(starts, i, side="right")) - 1
         return keys_of(part)[int(tables[part][i - starts[part], 1])]
 
-    dropped = 0
+    dropped = captions = 0
     for part, where in enumerate(places):
         mine = first[starts[part] : starts[part + 1]]
         later = np.flatnonzero(mine != np.arange(starts[part], starts[part + 1]))
@@ -54,7 +55,8 @@ def drop_duplicates(job: Job, places: list[Place], reports: list[dict[str, Any]]
         if not rows:
             listed.unlink()
         dropped += len(rows)
-    return dropped
+        captions += int(tables[part][later, 2].sum()) if tables[part].shape[1] > 2 else len(rows)  # 2: written before
+    return dropped, captions
 
 
 def _first_copies(hashes: np.ndarray) -> np.ndarray:
@@ -80,5 +82,5 @@ def _keep(job: Job, tar: Path, keys: set[str]) -> None:
     bits = [sidecar["tokens"][offsets[row] : offsets[row + 1]] for row, key in enumerate(everything) if key in keys]
     with tarfile.open(tar, "r:") as archive:
         texts = {info.name: archive.extractfile(info).read() for info in archive if info.name.endswith(".txt")}  # type: ignore[union-attr]
-    captions = [texts[f"{key}.txt"].decode() for key in everything if key in keys]
+    captions = [[texts[f"{key}.txt"].decode()] for key in everything if key in keys]
     write_sidecar(tar, job.text, captions, bits, np.array(sidecar["unconditional"]))

@@ -8,6 +8,8 @@ that neither another encoder's numbers nor another caption's can reach training 
 
 import hashlib
 import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -15,13 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagen.data.mapped import MappedTensors, save_tensors
+from imagen.data.mapped import MappedTensors
 from imagen.data.remote import Cache
-from imagen.data.shards import ShardedDataset, open_split
+from imagen.data.shards import ShardedDataset, open_split, splits
 from imagen.errors import UserError
 from imagen.files import replacing
+from imagen.tensors import save_tensors
 
 _FORMAT = "imagen-text-1"
+_FORMAT_SEVERAL = "imagen-text-2"  # with `first_caption`: some samples have several captions
 
 
 class TextLike(Protocol):
@@ -56,7 +60,6 @@ def sidecar_path(tar: Path, text: TextLike) -> Path:
 
 def _identity(text: TextLike) -> dict[str, str]:
     return {
-        "format": _FORMAT,
         "encoder": text.encoder,
         "revision": text.revision,
         "max_tokens": str(text.max_tokens),
@@ -69,8 +72,20 @@ def caption_hash(caption: str) -> int:
     return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "little")
 
 
-def _hashes(captions: list[str]) -> np.ndarray:
-    return np.array([caption_hash(caption) for caption in captions], np.uint64)
+def _hashes(captions: list[list[str]]) -> np.ndarray:
+    return np.array([caption_hash(caption) for those in captions for caption in those], np.uint64)
+
+
+def _first_captions(captions: list[list[str]]) -> np.ndarray:
+    """Where the captions of each sample begin among those of all, int64 [N + 1]."""
+    return np.cumsum([0, *map(len, captions)], dtype=np.int64)
+
+
+def first_captions(sidecar: MappedTensors) -> np.ndarray:
+    """Where the captions of each sample begin in a sidecar, int64 [N + 1]."""
+    if sidecar.metadata.get("format") == _FORMAT_SEVERAL:
+        return sidecar["first_caption"]
+    return np.arange(len(sidecar["caption_hash"]) + 1)  # one each
 
 
 def to_bf16_bits(x: Tensor) -> np.ndarray:
@@ -82,10 +97,45 @@ def from_bf16_bits(bits: np.ndarray) -> Tensor:
     return torch.from_numpy((bits.astype(np.uint32) << 16).view(np.float32))
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How much of some captions lies behind the token limit, where no encoder reads it."""
+
+    captions: int = 0  # that are longer than the limit
+    tokens: int = 0  # behind it, of all of them
+    most: int = 0  # behind it, of one of them
+
+    def __add__(self, other: "Cut") -> "Cut":
+        return Cut(self.captions + other.captions, self.tokens + other.tokens, max(self.most, other.most))
+
+    @staticmethod
+    def at(limit: int, lengths: Iterable[int]) -> "Cut":
+        """Of captions with these lengths before they were cut."""
+        behind = [length - limit for length in lengths if length > limit]
+        return Cut(len(behind), sum(behind), max(behind, default=0))
+
+
+def cut_of(sidecar: MappedTensors) -> Cut | None:
+    """What was cut when a sidecar was made; None if its header does not say."""
+    try:
+        return Cut(*(int(sidecar.metadata[f"cut_{field.name}"]) for field in fields(Cut)))
+    except (KeyError, ValueError):
+        return None
+
+
 def write_sidecar(
-    tar: Path, text: TextLike, captions: list[str], bits: list[np.ndarray], unconditional: np.ndarray
+    tar: Path,
+    text: TextLike,
+    captions: list[list[str]],
+    bits: list[np.ndarray],
+    unconditional: np.ndarray,
+    cut: Cut | None = None,
 ) -> None:
-    """Write the sidecar of one shard, atomically. `bits` holds one uint16 array [L, D] a caption, in order."""
+    """Write the sidecar of one shard, atomically.
+
+    `captions` holds those of each sample, `bits` one uint16 array [L, D] for each of all captions, in order. `cut` is
+    what they lost at the token limit; None: nobody knows.
+    """
     hashes = _hashes(captions)
     arrays = {
         "tokens": np.concatenate([np.empty((0, text.width), np.uint16), *bits]),  # a shard may have no sample left
@@ -93,7 +143,15 @@ def write_sidecar(
         "unconditional": unconditional,
         "caption_hash": hashes,
     }
-    metadata = _identity(text) | {"captions": hashlib.blake2b(hashes.tobytes(), digest_size=16).hexdigest()}
+    several = len(hashes) > len(captions)
+    if several:
+        arrays["first_caption"] = _first_captions(captions)
+    metadata = {
+        "format": _FORMAT_SEVERAL if several else _FORMAT,
+        **_identity(text),
+        "captions": hashlib.blake2b(hashes.tobytes(), digest_size=16).hexdigest(),
+        **({} if cut is None else {f"cut_{name}": str(value) for name, value in asdict(cut).items()}),
+    }
     with replacing(sidecar_path(tar, text)) as temporary:
         save_tensors(arrays, temporary, metadata)
 
@@ -125,17 +183,23 @@ class Embeddings:
                 f"{tar} has no text embeddings of {self.text.encoder!r} ({path.name}){only}; {self._command}"
             )
         sidecar = MappedTensors(path, self._command)
+        if (stored := sidecar.metadata.get("format")) not in (_FORMAT, _FORMAT_SEVERAL):
+            raise UserError(f"{path} has the format {stored!r}, not one of this version; {self._command}")
         for name, wanted in _identity(self.text).items():
             if sidecar.metadata.get(name) != wanted:
                 stored = sidecar.metadata.get(name)
                 raise UserError(f"{path} was made with {name} {stored!r}, the run wants {wanted!r}; {self._command}")
         return sidecar
 
-    def tokens(self, i: int, caption: str) -> Tensor:
-        """The embedding [L, D] float32 of sample `i`, whose caption is checked against the one that was encoded."""
-        shard, row = self.dataset.locate(i)
+    def tokens(self, i: int, caption: str, number: int = 0) -> Tensor:
+        """The embedding [L, D] float32 of sample `i` and its caption `number`, checked against what was encoded."""
+        shard, sample = self.dataset.locate(i)
         sidecar = self._sidecars[shard]
-        if row >= len(sidecar["caption_hash"]) or int(sidecar["caption_hash"][row]) != caption_hash(caption):
+        row = sample + number
+        if sidecar.metadata["format"] == _FORMAT_SEVERAL:
+            first_caption = sidecar["first_caption"]
+            row = int(first_caption[sample]) + number if sample < len(first_caption) else -1
+        if not 0 <= row < len(sidecar["caption_hash"]) or int(sidecar["caption_hash"][row]) != caption_hash(caption):
             raise UserError(
                 f"{sidecar.path} does not belong to its shard: sample {self.dataset.key(i)!r} "
                 f"had another caption when it was encoded; {self._command}"
@@ -158,9 +222,30 @@ def matches_sidecar(dataset: ShardedDataset, shard: int, text: TextLike) -> bool
     try:
         sidecar = MappedTensors(sidecar_path(dataset.tar_path(shard), text), remedy="")
         made_by = all(sidecar.metadata.get(name) == value for name, value in _identity(text).items())
-        return made_by and np.array_equal(sidecar["caption_hash"], _hashes(dataset.captions(shard)))
+        if not made_by or sidecar.metadata.get("format") not in (_FORMAT, _FORMAT_SEVERAL):
+            return False
+        captions = dataset.shard_captions(shard)
+        return np.array_equal(first_captions(sidecar), _first_captions(captions)) and np.array_equal(
+            sidecar["caption_hash"], _hashes(captions)
+        )
     except UserError:  # missing or cut off
         return False
+
+
+def captions_cut(folder: str | Path, text: TextLike) -> tuple[Cut, int]:
+    """What the token limit has cut off the captions of all splits, and how many captions there are.
+
+    Of shards that were encoded by `text`; one that does not say what it lost counts as whole.
+    Raises UserError for a sidecar that is missing or cut off.
+    """
+    cut, captions = Cut(), 0
+    for split in splits(folder):
+        dataset = open_split(folder, split)
+        for shard in range(len(dataset.shards)):
+            sidecar = MappedTensors(sidecar_path(dataset.tar_path(shard), text), "run `imagen data encode` again")
+            cut += cut_of(sidecar) or Cut()
+            captions += len(sidecar["caption_hash"])
+    return cut, captions
 
 
 def unconditional(folder: str | Path, text: TextLike, split: str = "train", cache: Cache | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from imagen.data.claims import Claims
-from imagen.data.embeddings import TextLike, matches_sidecar, sidecar_path, to_bf16_bits, write_sidecar
+from imagen.data.embeddings import Cut, TextLike, matches_sidecar, sidecar_path, to_bf16_bits, write_sidecar
 from imagen.data.engines import Engine
 from imagen.data.shard_index import index_path
 from imagen.data.shards import ShardedDataset, index_folder, open_split, splits
@@ -29,6 +29,7 @@ class Encoder(Protocol):
     @property
     def config(self) -> TextLike: ...
     def lengths(self, captions: list[str]) -> list[int]: ...
+    def uncut_lengths(self, captions: list[str]) -> list[int]: ...
     def encode(self, captions: list[str]) -> list[Tensor]: ...
 
 
@@ -52,7 +53,7 @@ def encode_shards(
     datasets = [open_split(folder, split) for split in splits(folder)]
     pending = [(dataset, shard) for dataset in datasets for shard in range(len(dataset.shards))]
     total = sum(int(dataset.sizes.sum()) for dataset in datasets)
-    with tqdm(total=total, unit=" captions", desc="encode", disable=not progress, delay=1) as bar:
+    with tqdm(total=total, unit=" samples", desc="encode", disable=not progress, delay=1) as bar:
         if engine is not None:
             return _encode_by(engine, pending, encoder, batch_tokens, bar)
         return _encode_here(pending, encoder, batch_tokens, claims or Claims(), bar)
@@ -78,11 +79,13 @@ def _encode_claimed(
     dataset: ShardedDataset, shard: int, encoder: Encoder, batch_tokens: int, claims: Claims, bar: tqdm | None = None
 ) -> bool | None:
     """Encode a shard that is not. True: done; False: it was already; None: another process is at it."""
-    done = bar.update if bar is not None else lambda captions: None
+    done = bar.update if bar is not None else lambda samples: None
+    sidecar = sidecar_path(dataset.tar_path(shard), encoder.config)
     if matches_sidecar(dataset, shard, encoder.config):
+        claims.tidy(sidecar)
         done(int(dataset.sizes[shard]))
         return False
-    with claims.claimed(sidecar_path(dataset.tar_path(shard), encoder.config)) as mine:
+    with claims.claimed(sidecar) as mine:
         if not mine:
             return None
         if matches_sidecar(dataset, shard, encoder.config):  # finished between the look and the claim
@@ -129,23 +132,28 @@ def encode_shard(
     shard: int,
     encoder: Encoder,
     batch_tokens: int = BATCH_TOKENS,
-    done: Callable[[int], object] = lambda captions: None,
+    done: Callable[[int], object] = lambda samples: None,
 ) -> None:
     """Write the sidecar of one shard: a function of its captions, of the encoder and of `batch_tokens` alone.
 
-    `done` is told of each batch how many captions it had. Raises UserError as `encode_shards` does.
+    `done` is told of each batch of how many samples it had the first caption. Raises UserError as `encode_shards` does.
     """
-    captions, text = dataset.captions(shard), encoder.config
+    lists, text = dataset.shard_captions(shard), encoder.config
+    captions = [caption for those in lists for caption in those]
+    sample = [i for i, those in enumerate(lists) for _ in those]
     if captions and not any(captions):  # said before the encoder is loaded, which may take minutes
         raise UserError(f"{dataset.tar_path(shard)} has no captions (KEY.txt members); nothing to encode")
     unconditional = _checked_bits(encoder.encode([""])[0], text, "the empty caption")
     first = int(dataset.sizes[:shard].sum())
     bits: list[np.ndarray] = [np.empty(0)] * len(captions)
-    for rows in token_batches(encoder.lengths(captions), batch_tokens):
+    lengths = encoder.lengths(captions)
+    at_limit = [caption for caption, length in zip(captions, lengths, strict=True) if length >= text.max_tokens]
+    cut = Cut.at(text.max_tokens, encoder.uncut_lengths(at_limit))  # the others need not be read again
+    for rows in token_batches(lengths, batch_tokens):
         for row, tokens_LD in zip(rows, _encode(encoder, [captions[row] for row in rows]), strict=True):
-            bits[row] = _checked_bits(tokens_LD, text, f"sample {dataset.key(first + row)!r}")
-        done(len(rows))
-    write_sidecar(dataset.tar_path(shard), text, captions, bits, unconditional)
+            bits[row] = _checked_bits(tokens_LD, text, f"sample {dataset.key(first + sample[row])!r}")
+        done(sum(row == 0 or sample[row] != sample[row - 1] for row in rows))
+    write_sidecar(dataset.tar_path(shard), text, lists, bits, unconditional, cut)
 
 
 def token_batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:

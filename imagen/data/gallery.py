@@ -18,6 +18,7 @@ from imagen.files import replacing
 PICTURES, ROWS = 60, 5  # of each split; of each reason
 _THUMBNAIL = 192  # pixels
 _LONGEST = 400  # characters of a caption or detail that are shown
+_MOST_CAPTIONS = 10  # of one picture
 
 STYLE = """
 :root { color-scheme: light dark; font-family: system-ui, sans-serif; line-height: 1.45 }
@@ -25,7 +26,8 @@ body { max-width: 76rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anyw
 .row { display: flex; flex-wrap: wrap; gap: 1rem 3rem } .row b { display: block; font-size: 1.6rem; line-height: 1.1 }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: 1rem .8rem }
 figure { margin: 0 } figure img { max-width: 100%; display: block; border-radius: 4px }
-figcaption { font-size: .8rem; margin-top: .2rem } small { opacity: .65; display: block }
+figcaption { font-size: .8rem; margin-top: .2rem }
+ol { margin: 0; padding-left: 1.4em } small { opacity: .65; display: block }
 table { border-collapse: collapse; font-size: .85rem } td, th { text-align: left; padding: .15rem .8rem .15rem 0 }
 td { vertical-align: top } td.n { text-align: right } meter { width: 12rem }
 """
@@ -58,6 +60,11 @@ def _figures(split: dict[str, Any]) -> str:
         (f"{split['shards']:,}", "shards"),
         (f"{split['bytes'] / 1e6:,.1f} MB", "of tars"),
         *((f"{row['share']:.0%}", f"with embeddings of {row['encoder']}") for row in split["embeddings"]),
+        *(
+            (f"{row['cut']:,}", f"captions cut at {row['max_tokens']} tokens of {row['encoder']}")
+            for row in split["embeddings"]
+            if row["cut"]
+        ),
     ]
     return (
         '<div class="row">' + "".join(f"<div><b>{value}</b>{_text(what)}</div>" for value, what in figures) + "</div>"
@@ -85,7 +92,12 @@ def _pictures(dataset: ShardedDataset) -> Iterable[str]:
             shown = f"<img alt='' src='{_thumbnail(dataset, i)}'>"
         except BadSample as error:
             shown = f"<p>{_text(str(error))}</p>"
-        caption = _text(dataset.caption(i)) or "<i>no caption</i>"
+        captions = [_text(caption) for caption in dataset.captions(i)]
+        caption = captions[0] or "<i>no caption</i>"
+        if len(captions) > 1:
+            caption = f"<ol>{''.join(f'<li>{one}</li>' for one in captions[:_MOST_CAPTIONS])}</ol>"
+        if len(captions) > _MOST_CAPTIONS:
+            caption += f"and {len(captions) - _MOST_CAPTIONS} more"
         yield f"<figure>{shown}<figcaption>{caption}<small>{_text(dataset.key(i))}</small></figcaption></figure>"
 
 

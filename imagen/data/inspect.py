@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from imagen.data.embeddings import Cut, cut_of, first_captions
 from imagen.data.mapped import MappedTensors
 from imagen.data.shards import BadSample, ShardedDataset, open_split, splits
 from imagen.data.transforms import choose_image
@@ -23,9 +24,10 @@ LARGEST = 1 << 30  # of several masters the largest is meant
 def inspect(folder: str | Path, look_at: int = LOOKED_AT) -> dict[str, Any]:
     """What shards hold, ready for JSON.
 
-    {"splits": {NAME: {"samples", "shards", "bytes", "embeddings": [...], "looked_at", "unreadable", "sides",
-    "captions"}}, "rejected": {REASON: count}}. "sides" and "captions" are histograms,
-    [[first, last or null, count], ...], of at most `look_at` samples of a split, spread evenly.
+    {"splits": {NAME: {"samples", "shards", "bytes", "embeddings": [...], "looked_at", "unreadable", "with_several",
+    "captions_looked_at", "sides", "captions"}}, "rejected": {REASON: count}}. "sides" and "captions" are histograms,
+    [[first, last or null, count], ...], of at most `look_at` samples of a split, spread evenly, and of all their
+    captions; "with_several" of these samples have several.
     Raises UserError for what cannot be opened for training either.
     """
     described = {
@@ -72,10 +74,14 @@ def picture_size(dataset: ShardedDataset, i: int) -> tuple[int, int]:
 
 
 def _split(dataset: ShardedDataset, look_at: int) -> dict[str, Any]:
-    sides, lengths, unreadable = [], [], 0
+    sides: list[int] = []
+    lengths: list[int] = []  # of all captions
+    unreadable = several = 0
     chosen = spread(look_at, len(dataset))
     for i in chosen:
-        lengths.append(len(dataset.caption(i)))
+        captions = dataset.captions(i)
+        lengths += map(len, captions)
+        several += len(captions) > 1
         try:
             sides.append(min(picture_size(dataset, i)))
         except BadSample:
@@ -87,6 +93,8 @@ def _split(dataset: ShardedDataset, look_at: int) -> dict[str, Any]:
         "embeddings": _embeddings(dataset),
         "looked_at": len(chosen),
         "unreadable": unreadable,
+        "with_several": several,
+        "captions_looked_at": len(lengths),
         "sides": _histogram(sides, SIDES),
         "captions": _histogram(lengths, LENGTHS),
     }
@@ -95,15 +103,19 @@ def _split(dataset: ShardedDataset, look_at: int) -> dict[str, Any]:
 def _embeddings(dataset: ShardedDataset) -> list[dict[str, Any]]:
     """For each encoder and its settings how many samples have embeddings of it; a cut-off sidecar is a UserError."""
     samples: dict[tuple[str, ...], int] = defaultdict(int)
+    cuts: dict[tuple[str, ...], Cut | None] = {}
     owner = {name: int(size) for name, size in zip(dataset.shards, dataset.sizes, strict=True)}
     for path in sorted(dataset.folder.glob("*.text.safetensors")):
         shard = next((name for name in _prefixes(path.name) if name in owner), None)
         if shard is None:
             continue
         sidecar = MappedTensors(path, f"run `imagen data encode {dataset.root}` again")
-        if len(sidecar["caption_hash"]) == owner[shard]:
+        if len(first_captions(sidecar)) - 1 == owner[shard]:
             names = ("encoder", "revision", "max_tokens", "width")
-            samples[tuple(sidecar.metadata[name] for name in names)] += owner[shard]
+            made_by = tuple(sidecar.metadata[name] for name in names)
+            samples[made_by] += owner[shard]
+            before, cut = cuts.get(made_by, Cut()), cut_of(sidecar)
+            cuts[made_by] = None if before is None or cut is None else before + cut
     return [
         {
             "encoder": encoder,
@@ -112,9 +124,17 @@ def _embeddings(dataset: ShardedDataset) -> list[dict[str, Any]]:
             "width": int(width),
             "samples": count,
             "share": count / max(len(dataset), 1),
+            **_cut(cuts[encoder, revision, max_tokens, width]),
         }
         for (encoder, revision, max_tokens, width), count in sorted(samples.items())
     ]
+
+
+def _cut(cut: Cut | None) -> dict[str, int | None]:
+    """How many captions are longer than the token limit, and by how many tokens; None where nobody knows."""
+    if cut is None:
+        return {"cut": None, "cut_tokens": None, "cut_most": None}
+    return {"cut": cut.captions, "cut_tokens": cut.tokens, "cut_most": cut.most}
 
 
 def _prefixes(name: str) -> Iterator[str]:

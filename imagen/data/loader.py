@@ -1,9 +1,10 @@
 """Deterministic batches from shards.
 
 Everything about the stream follows from (seed, global position): position p is sample
-`order[p % N]` of epoch `p // N`, and its crop and flip come from (seed, p). Workers and ranks
-only divide the work: global batch k is positions [k B, (k + 1) B), of which rank r takes the
-r-th slice. So one number resumes a run exactly, on any number of workers or ranks.
+`order[p % N]` of epoch `p // N`, and its crop, its flip and, of several captions, the one it is
+shown with come from (seed, p). Workers and ranks only divide the work: global batch k is positions
+[k B, (k + 1) B), of which rank r takes the r-th slice. So one number resumes a run exactly, on any
+number of workers or ranks.
 """
 
 import logging
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from imagen.data.batches import Batch, Pictures
+from imagen.data.caption_lists import drawn
 from imagen.data.config import DataConfig
 from imagen.data.embeddings import TextLike
 from imagen.data.order import Order, random_bits
@@ -43,11 +45,12 @@ class Stream(Dataset):
         try:
             problems: list[str] = []
             loaded = [self._load(position, problems) for position in positions]
-            return self.pictures.batch(positions[0], [i for i, _ in loaded], [pair for _, pair in loaded], problems)
+            indices, chosen, pairs = zip(*loaded, strict=True)
+            return self.pictures.batch(positions[0], list(indices), list(chosen), list(pairs), problems)
         except UserError as error:
             return error
 
-    def _load(self, position: int, problems: list[str]) -> tuple[int, tuple[Tensor, Tensor | None]]:
+    def _load(self, position: int, problems: list[str]) -> tuple[int, tuple[int, str], tuple[Tensor, Tensor | None]]:
         """The sample at `position`, or in place of a bad one that of the next position: a pure function too."""
         dataset, config = self.pictures.dataset, self.pictures.config
         for attempt in range(_TRIES):
@@ -60,9 +63,11 @@ class Stream(Dataset):
             flip, top, left = (random_bits(self.seed, 1, position, 0, 3) >> np.uint64(11)) / 2**53  # in [0, 1)
             if config.crop is not None:
                 high, low = aligned_crop(high, low, config.crop, (top, left))
-            if config.flip and flip < 0.5 and not names_a_side(dataset.caption(i)):
+            captions = dataset.captions(i)
+            chosen = drawn(self.seed, position, len(captions))
+            if config.flip and flip < 0.5 and not names_a_side(captions[chosen]):
                 high, low = high.flip(-1), None if low is None else low.flip(-1)
-            return i, (high, low)
+            return i, (chosen, captions[chosen]), (high, low)
         raise UserError(f"{_TRIES} bad samples in a row, the last one {problems[-1]}; check the data")
 
 

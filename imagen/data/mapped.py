@@ -1,4 +1,4 @@
-"""Safetensors files of integers: written to the same bytes every time, read as numpy views of a memory map.
+"""Safetensors files of integers, read as numpy views of a memory map.
 
 Opening reads the header only; a slice of a tensor touches only its own pages. The
 map is shared by forked workers and carries no file position, so it is fork-safe. A
@@ -18,29 +18,9 @@ from typing import Any
 import numpy as np
 
 from imagen.errors import UserError
+from imagen.files import open_regular
 
 _DTYPES = {"U8": "u1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8", "I64": "<i8"}
-_NAMES = {np.dtype(code): name for name, code in _DTYPES.items()}
-
-
-def save_tensors(arrays: dict[str, np.ndarray], path: str | Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file whose bytes follow from its contents. (safetensors' own writer shuffles `metadata`.)
-
-    Not atomic: give it the path of `imagen.files.replacing`.
-    """
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
-    # The widest type first, and the header a multiple of 8 bytes: every tensor is aligned.
-    ordered = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
-    end = 0
-    for name, array in ordered:
-        start, end = end, end + array.nbytes
-        header[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [start, end]}
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(head)) + head)
-        for _, array in ordered:
-            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 _KEPT = 128  # maps a process keeps; a window of shards, with embeddings, takes fewer
@@ -60,18 +40,18 @@ class MappedTensors:
         self._map: mmap.mmap | None = None
         self._views: dict[str, np.ndarray] = {}
         try:
-            with open(self.path, "rb") as file:
+            with open_regular(self.path) as file:
                 (length,) = struct.unpack("<Q", file.read(8))
                 # The length comes from the file: a corrupt one must not ask for 2^60 bytes.
                 header = json.loads(file.read(min(length, 100_000_000)))
                 size = file.seek(0, 2)
             self.metadata: dict[str, str] = header.pop("__metadata__", {})
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            end = max((_end(**entry) for entry in header.values()), default=0)
         except FileNotFoundError:
             raise UserError(f"{self.path} is missing; {remedy}") from None
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror or error}") from None
-        except (struct.error, ValueError, AttributeError, TypeError, KeyError):
+        except (struct.error, ValueError, AttributeError, TypeError, KeyError, RecursionError):
             raise UserError(f"{self.path} is corrupt (not a safetensors header); {remedy}") from None
         self._start = 8 + length
         self._entries: dict[str, Any] = header
@@ -122,6 +102,16 @@ class MappedTensors:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_map": None, "_views": {}}  # a spawned worker maps the file again
+
+
+def _end(dtype: str, shape: list[int], data_offsets: list[int]) -> int:
+    """Where a tensor's bytes end; ValueError, KeyError or TypeError if it cannot be one."""
+    start, end = data_offsets
+    if not 0 <= start <= end or min(shape, default=0) < 0:
+        raise ValueError("an offset or a size below 0")
+    if end - start != math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize:
+        raise ValueError("offsets that do not fit the shape")
+    return end
 
 
 def _keep(tensors: MappedTensors) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from imagen.data.caption_lists import pack
 from imagen.data.embeddings import write_sidecar
 from imagen.data.quality import Checked, Limits, Rejected, check
 from imagen.data.shard_index import index_path, index_shard
@@ -106,11 +107,12 @@ def build_part(job: Job, source: Source, number: int, part: Part) -> dict[str, A
     if rejects:
         write_lines(where.path("rejected.jsonl"), rejects)
     with replacing(where.path("hashes.npy")) as temporary, open(temporary, "wb") as file:
-        np.save(file, np.array(hashes, np.uint64).reshape(-1, 2))
+        np.save(file, np.array(hashes, np.uint64).reshape(-1, 3))
     report = {
         "build": job.build,
         "records": records.seen,
         "good": len(hashes),
+        "captions": sum(captions for _, _, captions in hashes),
         "rejected": count_reasons(rejects),
         "shards": [tar.name for tar in tars],
         "shard_bytes": [tar.stat().st_size for tar in tars],
@@ -125,7 +127,7 @@ class _Good:
 
     def __init__(self, job: Job, records: Iterable[Record], rejects: list[dict[str, str]]):
         self.job, self.records, self.rejects = job, records, rejects
-        self.seen = 0
+        self.seen = 0  # records, and captions that were left out of good ones
 
     def __iter__(self) -> Iterator[tuple[int, str, Checked]]:
         """(row in the part, key, what to store)."""
@@ -139,10 +141,15 @@ class _Good:
                 checked = Rejected("repeated key", record.key)
             keys.add(record.key)
             if isinstance(checked, Checked):
+                for one in checked.left_out:
+                    self.seen += 1
+                    self._reject(record, Rejected("caption of several", f"{one.detail} ({one.reason})"))
                 yield row, record.key, checked
             else:
-                why = {"reason": checked.reason, "detail": checked.detail}
-                self.rejects.append({"key": record.key, "origin": record.origin, **why})
+                self._reject(record, checked)
+
+    def _reject(self, record: Record, why: Rejected) -> None:
+        self.rejects.append({"key": record.key, "origin": record.origin, "reason": why.reason, "detail": why.detail})
 
 
 def refuse_unnamed(record: Record) -> None:
@@ -151,12 +158,12 @@ def refuse_unnamed(record: Record) -> None:
         raise UserError(f"{record.origin} brings an embedding; say whose: --encoder NAME --max-tokens N")
 
 
-def _write(job: Job, where: Place, records: _Good) -> tuple[list[Path], list[tuple[int, int]]]:
-    """Shards of the good records; returns them and (pixel hash, row among the samples of all of them)."""
+def _write(job: Job, where: Place, records: _Good) -> tuple[list[Path], list[tuple[int, int, int]]]:
+    """Shards of the good records; returns them and, of each sample, (pixel hash, row in all of them, captions)."""
     assert job.out is not None
     tars: list[Path] = []
-    hashes: list[tuple[int, int]] = []
-    captions: list[str] = []
+    hashes: list[tuple[int, int, int]] = []
+    captions: list[list[str]] = []
     bits: list[np.ndarray] = []
 
     def finish() -> None:
@@ -170,9 +177,12 @@ def _write(job: Job, where: Place, records: _Good) -> tuple[list[Path], list[tup
 
     with ShardWriter(job.out, job.samples_per_shard, prefix=f"{where.name}-") as writer:
         for _, key, good in records:
-            writer.write({"__key__": key, good.extension: good.image, "txt": good.caption.encode()})
-            hashes.append((good.pixel_hash, len(hashes)))
-            captions.append(good.caption)
+            members = {good.extension: good.image, "txt": good.caption.encode()}
+            if len(good.captions) > 1:
+                members["json"] = pack(good.captions)
+            writer.write({"__key__": key, **members})
+            hashes.append((good.pixel_hash, len(hashes), len(good.captions)))
+            captions.append(list(good.captions))
             bits += [] if good.bits is None else [good.bits]
             if writer.shards > len(tars):
                 finish()
@@ -181,18 +191,18 @@ def _write(job: Job, where: Place, records: _Good) -> tuple[list[Path], list[tup
     return tars, hashes
 
 
-def _index(where: Place, records: _Good) -> tuple[list[Path], list[tuple[int, int]]]:
+def _index(where: Place, records: _Good) -> tuple[list[Path], list[tuple[int, int, int]]]:
     """An index of the good records of a tar that stays as it is."""
     tar = where.path("tar")
     members = list(scan_tar(tar).samples.items())  # of a source with `in_place` records are samples, in order
-    hashes: list[tuple[int, int]] = []
+    hashes: list[tuple[int, int, int]] = []
     for row, key, good in records:
         if why := _not_in_place(good, members[row][1]):
             origin = f"{tar.name}, {members[row][0]}"
             records.rejects.append({"key": key, "origin": origin, "reason": why.reason, "detail": why.detail})
         else:
-            hashes.append((good.pixel_hash, row))
-    index_shard(tar, keep={members[row][0] for _, row in hashes})
+            hashes.append((good.pixel_hash, row, len(good.captions)))
+    index_shard(tar, keep={members[row][0] for _, row, _ in hashes})
     return [tar], hashes
 
 
@@ -207,6 +217,9 @@ def _not_in_place(good: Checked, members: Places) -> Rejected | None:
         return Rejected("format", "not jpeg, png or webp; --copy converts it")
     if good.caption and "txt" not in members:
         return Rejected("missing caption", "there is no .txt member; --copy makes one")
+    for one in good.left_out:
+        if one.reason != "empty caption":  # training passes over these
+            return Rejected(one.reason, f"{one.detail}; --copy leaves this caption out")
     return None
 
 

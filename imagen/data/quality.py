@@ -46,6 +46,7 @@ REASONS = {
     "embedding not finite": "the embedding holds NaN or infinity, in bfloat16 at the latest",
     "repeated key": "an earlier record of the same part of the source has this key",
     "second picture": "the sample of a tar has another picture, which is taken",
+    "caption of several": "one of several captions of a picture is not good; the picture is taken with the others",
     "format": "bmp, gif, tiff, avif or the like in a tar that is used in place (--copy converts it)",
     "duplicate": "an earlier sample has the same pixels (--keep-duplicates keeps it)",
 }
@@ -58,13 +59,13 @@ REMEDIES = {
     "long caption": "give a larger --max-caption",
     "long embedding": "give a larger --max-tokens",
     "missing embedding": "leave --encoder out and encode afterwards",
-    "duplicate": "give --keep-duplicates",
+    "duplicate": "give --keep-duplicates, or put rows with one picture next to each other",
     "format": "give --copy --out",
     "missing caption": "see what captions the source has (in tars used in place: --copy --out takes those in .json)",
     "missing file": "see that paths begin at the table's folder, and name the column of pictures with --image-column",
     "bad base64": "name the column of pictures with --image-column",
 }
-BESIDE_SAMPLES = ("second picture",)  # reasons of what is no sample by itself
+BESIDE_SAMPLES = ("second picture", "caption of several")  # reasons of what is no sample by itself
 _KEPT_AS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # what training reads; MPO: jpeg and a preview
 _MAGIC = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
@@ -87,9 +88,15 @@ class Checked:
     image: bytes  # those of the record, or a PNG of the same pixels where training cannot read the format
     extension: str  # of the true format: "jpg", "png" or "webp"
     converted: bool  # whether `image` is not the record's
-    caption: str  # stripped
+    captions: tuple[str, ...]  # one at least, stripped, no two alike
+    left_out: "tuple[Rejected, ...]"  # captions that are not good, beside others that are
     bits: np.ndarray | None  # uint16 [L, D]: the embedding in bfloat16
     pixel_hash: int  # 64 bits that tell the decoded, upright RGB pixels apart
+
+    @property
+    def caption(self) -> str:
+        """The first one."""
+        return self.captions[0]
 
 
 @dataclass(frozen=True)
@@ -109,15 +116,34 @@ def check(record: Record, limits: Limits) -> Checked | Rejected:
             raise _Bad(*record.problem)
         if not record.image:
             raise _Bad("missing image", "no bytes")
-        caption = _caption(record, limits)
+        captions, left_out = _captions(record, limits)
         bits = _embedding(record.embedding, limits)
-        return _picture(record.image, caption, bits, limits)
+        if bits is not None and len(captions) > 1:
+            raise _Bad("bad embedding", f"one embedding for {len(captions)} captions")
+        return _picture(record.image, captions, left_out, bits, limits)
     except _Bad as bad:
         return Rejected(*bad.args)
 
 
-def _caption(record: Record, limits: Limits) -> str:
-    text = record.caption
+def _captions(record: Record, limits: Limits) -> tuple[tuple[str, ...], tuple[Rejected, ...]]:
+    """The good captions, and why others are not; _Bad with the first one's reason if there is none."""
+    if not record.further:
+        return (_caption(record, record.caption, limits),), ()
+    good: dict[str, None] = {}
+    bad: list[Rejected] = []
+    texts = (record.caption, *record.further)
+    for number, text in enumerate(texts, 1):
+        try:
+            good[_caption(record, text, limits)] = None
+        except _Bad as error:
+            reason, detail = error.args
+            bad.append(Rejected(reason, f"caption {number} of {len(texts)}: {detail}"))
+    if not good:
+        raise _Bad(bad[0].reason, bad[0].detail)
+    return tuple(good), tuple(bad)
+
+
+def _caption(record: Record, text: str | bytes | None, limits: Limits) -> str:
     if isinstance(text, bytes):
         try:
             text = text.decode("utf-8-sig")
@@ -159,7 +185,9 @@ def _embedding(embedding: np.ndarray | None, limits: Limits) -> np.ndarray | Non
     return to_bf16_bits(tokens)
 
 
-def _picture(data: bytes, caption: str, bits: np.ndarray | None, limits: Limits) -> Checked:
+def _picture(
+    data: bytes, captions: tuple[str, ...], left_out: tuple[Rejected, ...], bits: np.ndarray | None, limits: Limits
+) -> Checked:
     kind, has_frames = _header(data, limits)
     try:
         pixels_HWC = decode(data, strict=True)
@@ -178,7 +206,8 @@ def _picture(data: bytes, caption: str, bits: np.ndarray | None, limits: Limits)
         image=data,
         extension="png" if converted else _KEPT_AS[kind],
         converted=converted,
-        caption=caption,
+        captions=captions,
+        left_out=left_out,
         bits=bits,
         pixel_hash=int.from_bytes(digest.digest(), "little"),
     )

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from imagen.data.mapped import save_tensors
 from imagen.data.tar_samples import scan_tar
 from imagen.errors import UserError
 from imagen.files import replacing
+from imagen.tensors import save_tensors
 
 log = logging.getLogger(__name__)
 INDEX_FORMAT = "imagen-index-1"

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from imagen.data import caption_lists
 from imagen.data.mapped import MappedTensors
 from imagen.data.remote import LISTING, Cache, Mirror, as_url, list_files
 from imagen.data.shard_index import INDEX_FORMAT, index_path, index_shard
@@ -33,8 +34,12 @@ class Sample:
     """One sample, read whole."""
 
     key: str
-    caption: str
+    captions: list[str]  # the first one is that of `txt`; "" where there is none
     members: dict[str, bytes]  # by extension: {"64.png": ..., "txt": ...}
+
+    @property
+    def caption(self) -> str:
+        return self.captions[0]
 
 
 def index_folder(folder: str | Path) -> None:
@@ -176,21 +181,30 @@ class ShardedDataset:
         return self._read(shard, row, extension)
 
     def caption(self, i: int) -> str:
-        """The sample's `txt` member, stripped; "" if it has none."""
-        return self._caption(*self.locate(i))
+        """The first caption of a sample: its `txt` member, stripped; "" if it has none."""
+        return self.captions(i)[0]
 
-    def captions(self, shard: int) -> list[str]:
-        """The captions of a whole shard, in order."""
-        return [self._caption(shard, row) for row in range(int(self.sizes[shard]))]
+    def captions(self, i: int) -> list[str]:
+        """All captions of a sample, which has one at least; [""] without a `txt` member."""
+        return self._captions(*self.locate(i))
+
+    def shard_captions(self, shard: int) -> list[list[str]]:
+        """The captions of each sample of a shard, in order."""
+        return [self._captions(shard, row) for row in range(int(self.sizes[shard]))]
 
     def sample(self, i: int) -> Sample:
         """Every member of sample `i`."""
-        return Sample(self.key(i), self.caption(i), {name: self.read(i, name) for name in self.extensions(i)})
+        return Sample(self.key(i), self.captions(i), {name: self.read(i, name) for name in self.extensions(i)})
 
-    def _caption(self, shard: int, row: int) -> str:
-        if "txt" not in self._members(shard, row):
-            return ""
-        return self._read(shard, row, "txt").decode("utf-8", errors="replace").strip()
+    def _captions(self, shard: int, row: int) -> list[str]:
+        members = self._members(shard, row)
+        if "txt" not in members:
+            return [""]
+        first = self._read(shard, row, "txt").decode("utf-8", errors="replace").strip()
+        json_member = members.get("json")
+        if json_member is None or self._indexes[shard]["size"][json_member] > caption_lists.MOST_BYTES:
+            return [first]
+        return caption_lists.joined(first, caption_lists.unpack(self._read(shard, row, "json")))
 
     def _members(self, shard: int, row: int) -> dict[str, int]:
         """Extension -> row in the member arrays."""

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFilter
-from safetensors.torch import save_file
 from torch import Tensor
 
 from imagen.data.emoji_picture import PALETTE
@@ -28,6 +27,7 @@ from imagen.data.openmoji import Emoji, rasterise, svg
 from imagen.evaluate.recogniser import CONFIG, GRID, SIDE, WEIGHTS, Recogniser, to_input
 from imagen.files import replacing, write_json
 from imagen.models.precision import autocast, autocast_dtype
+from imagen.tensors import save_tensors
 
 SPRITE = 96  # pixels at which a drawing is rasterised once
 
@@ -151,7 +151,7 @@ def save_recogniser(network: Recogniser, folder: str | Path, **about: object) ->
     """Write `folder`/recogniser.safetensors (half precision) and recogniser.json."""
     folder = Path(folder)
     with replacing(folder / WEIGHTS) as temporary:
-        save_file({name: value.half().contiguous() for name, value in network.state_dict().items()}, temporary)
+        save_tensors({name: value.half() for name, value in network.state_dict().items()}, temporary)
     write_json(folder / CONFIG, {"width": network.width, "names": network.names, **about})
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from imagen import limits
 from imagen.distribution import missing
 from imagen.errors import UserError
+from imagen.models import encoder_files
 from imagen.models.captions import Cleaning, cleaned
 from imagen.models.precision import arithmetic
 
@@ -53,6 +53,11 @@ class TextEncoder:
         if not captions:
             return []
         return [len(ids) for ids in self._tokenize(captions, padding=self.config.padding == "full")["input_ids"]]
+
+    def uncut_lengths(self, captions: list[str]) -> list[int]:
+        """How many tokens each caption has, special ones included: `encode` reads `config.max_tokens` at most."""
+        texts = [cleaned(caption, self.config.cleaning) for caption in captions]
+        return [len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]] if texts else []
 
     @torch.no_grad()  # not inference_mode: its tensors could not enter a model that is being trained
     def encode(self, captions: list[str]) -> list[Tensor]:
@@ -94,6 +99,10 @@ class LazyEncoder:
         """As `TextEncoder.lengths`; raises what `load_text_encoder` raises."""
         return self._loaded().lengths(captions)
 
+    def uncut_lengths(self, captions: list[str]) -> list[int]:
+        """As `TextEncoder.uncut_lengths`; raises what `load_text_encoder` raises."""
+        return self._loaded().uncut_lengths(captions) if captions else []
+
     def encode(self, captions: list[str]) -> list[Tensor]:
         """As `TextEncoder.encode`; raises what `load_text_encoder` raises."""
         return self._loaded().encode(captions)
@@ -117,12 +126,11 @@ def encoder_config(encoder: str, *, revision: str = "main", max_tokens: int = 12
 
     config = TextConfig(encoder=encoder, revision=revision, max_tokens=max_tokens)
     source, options = _source(config)
-    try:
-        with _quiet():
-            width = AutoConfig.from_pretrained(source, **options).hidden_size
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"cannot read the configuration of the text encoder {encoder!r}: {reason}") from None
+    with _reading(config, "cannot read the configuration of the text encoder"):
+        _check_files(source, options)
+        width = AutoConfig.from_pretrained(source, **options).hidden_size
+        if type(width) is not int:
+            raise UserError("it has no hidden_size; it is no encoder of text alone")
     return replace(config, width=width)
 
 
@@ -142,38 +150,103 @@ def load_text_encoder(
     if dtype is None:
         dtype = arithmetic(device).encoder
     source, options = _source(config)
+    with _reading(config, "cannot load the text encoder"):
+        _check_files(source, options)
+        architecture = AutoConfig.from_pretrained(source, **options)
+        _check(config, architecture)
+        tokenizer = AutoTokenizer.from_pretrained(_tokenizer_source(source), **options)
+        # An encoder half that was saved alone calls itself T5EncoderModel, and no encoder-decoder.
+        half = any(name.endswith("EncoderModel") for name in architecture.architectures or ())
+        kind = AutoModelForTextEncoding if half or architecture.is_encoder_decoder else AutoModel
+        if options.get("local_files_only"):
+            files = encoder_files.weight_files(Path(source))
+            encoder_files.check_size(lambda: kind.from_config(architecture, trust_remote_code=False), files, source)
+        model, loading = kind.from_pretrained(
+            source, config=architecture, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+        encoder_files.check_loaded(model, loading["missing_keys"], source)
+        if tokenizer.pad_token is None:
+            if tokenizer.eos_token is None:
+                raise UserError("its tokenizer has neither a padding token nor an end token; name one of them")
+            tokenizer.pad_token = tokenizer.eos_token
+        encoder = TextEncoder(config, tokenizer, model, device)
+        _try(encoder)
+    return encoder
+
+
+def _try(encoder: TextEncoder) -> None:
+    """UserError unless it encodes: a tokenizer may be that of another model, a config may fit its weights in vain."""
+    embedding: Any = encoder.model.get_input_embeddings()  # type: ignore[operator]
+    rows, tokens = embedding.num_embeddings, len(encoder.tokenizer)
+    if tokens > rows and max(encoder.tokenizer.get_vocab().values()) >= rows:
+        raise UserError(f"its tokenizer has {tokens:,} tokens, its model {rows:,}; they are not of one encoder")
+    [text_LD] = encoder.encode(["a"])
+    if text_LD.ndim != 2 or text_LD.shape[1] != encoder.config.width:
+        raise UserError(f"it gives {list(text_LD.shape)} for a caption, not [L, {encoder.config.width}]")
+    if not text_LD.isfinite().all():
+        raise UserError("it gives numbers that are not finite; its weights are damaged")
+
+
+@contextlib.contextmanager
+def _reading(config: TextConfig, failure: str) -> Iterator[None]:
+    """Quiet, and whatever goes wrong is a UserError that begins with `failure`, but for want of memory.
+
+    transformers and tokenizers meet what they did not expect in files with any exception there is, Rust's panics, which
+    are no Exception, included.
+    """
     try:
         with _quiet():
-            architecture = AutoConfig.from_pretrained(source, **options)
-            _check(config, architecture)
-            tokenizer = AutoTokenizer.from_pretrained(_tokenizer_source(source), **options)
-            # An encoder half that was saved alone calls itself T5EncoderModel, and no encoder-decoder.
-            half = any(name.endswith("EncoderModel") for name in architecture.architectures or ())
-            kind = AutoModelForTextEncoding if half or architecture.is_encoder_decoder else AutoModel
-            model = kind.from_pretrained(source, config=architecture, dtype=dtype, use_safetensors=True, **options)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        name, reason = f"{config.encoder!r} (revision {config.revision})", " ".join(str(error).split())[:300]
-        if any(word in reason for word in ("sentencepiece", "protobuf", "tiktoken")):
+            yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        what, reason = " ".join(str(error).split())[:300], f"{config.encoder!r} (revision {config.revision})"
+        if any(word in what for word in ("sentencepiece", "protobuf", "tiktoken")):
             # T5 and DeBERTa publish a SentencePiece vocabulary; transformers, unable to read it, asks for tiktoken.
-            reason = "its tokenizer needs more packages; run: pip install sentencepiece protobuf"
-        raise UserError(f"cannot load the text encoder {name}: {reason}") from None
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return TextEncoder(config, tokenizer, model, device)
+            what = "its tokenizer needs more packages; run: pip install sentencepiece protobuf"
+        elif "trust_remote_code" in str(error):
+            what = "it is built by code of its own (auto_map), which is never run"
+        elif not isinstance(error, UserError | OSError | ValueError | ImportError | RuntimeError):
+            what = f"{type(error).__name__}: {what}"  # a KeyError, say, has only the key to show
+        raise UserError(f"{failure} {reason}: {what}") from None
+
+
+def _check_files(source: str, options: dict[str, Any]) -> None:
+    """Look at what transformers is going to read before it does: of a local folder all, of a repository its JSON."""
+    if options.get("local_files_only"):
+        for folder in {source, _tokenizer_source(source)}:
+            encoder_files.check_folder(Path(folder))
+        return
+    from transformers.utils import cached_file
+
+    for name in encoder_files.JSON:
+        needed = name == encoder_files.CONFIG
+        file = cached_file(
+            source,
+            name,
+            revision=options["revision"],
+            _raise_exceptions_for_missing_entries=needed,
+            _raise_exceptions_for_connection_errors=needed,
+        )
+        if file is not None:
+            encoder_files.check_file(Path(file), name)
 
 
 def _source(config: TextConfig) -> tuple[str, dict[str, Any]]:
     """Where the encoder's files are, and how to ask transformers for them."""
+    options: dict[str, Any] = {"trust_remote_code": False}
     if config.encoder == EMBEDDED_ENCODER:
         package = importlib.util.find_spec(_EMBEDDED_PACKAGE)  # finds it without running it
         if package is None or not package.submodule_search_locations:
             raise missing("the embedded text encoder is not installed", "demo")
-        return str(Path(package.submodule_search_locations[0]) / "model"), {"local_files_only": True}
+        return str(Path(package.submodule_search_locations[0]) / "model"), options | {"local_files_only": True}
     folder = Path(config.encoder)
     if folder.is_dir():
         inside = folder / "text_encoder"  # of a diffusers pipeline
-        return str(inside if inside.is_dir() else folder), {"local_files_only": True}
-    return config.encoder, {"revision": config.revision}
+        return str(inside if inside.is_dir() else folder), options | {"local_files_only": True}
+    return config.encoder, {"revision": config.revision, **options}
 
 
 def _tokenizer_source(source: str) -> str:
@@ -185,15 +258,13 @@ def _tokenizer_source(source: str) -> str:
 def _check(config: TextConfig, architecture: Any) -> None:
     if architecture.hidden_size != config.width:
         raise UserError(
-            f"the text encoder {config.encoder!r} gives {architecture.hidden_size} numbers a token, "
-            f"text.width is {config.width}; set text.width to {architecture.hidden_size}"
+            f"it gives {architecture.hidden_size} numbers a token, text.width is {config.width}; "
+            f"set text.width to {architecture.hidden_size}"
         )
     limit = getattr(architecture, "max_position_embeddings", None)
     relative = getattr(architecture, "relative_attention", False)  # DeBERTa: positions are unlimited
     if limit and config.max_tokens > limit and not relative:
-        raise UserError(
-            f"the text encoder {config.encoder!r} takes {limit} tokens at most, text.max_tokens is {config.max_tokens}"
-        )
+        raise UserError(f"it takes {limit} tokens at most, text.max_tokens is {config.max_tokens}")
 
 
 @contextlib.contextmanager

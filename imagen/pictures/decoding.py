@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from imagen.pictures import jpeg, png
 from imagen.pictures.colour import from_cmyk, from_grey, from_lab, from_rgb
@@ -65,6 +65,10 @@ def decode(data: bytes, min_side: int = 0, *, strict: bool = False) -> np.ndarra
         return _decode_any(data)
     except BadPicture:
         raise
+    except Image.DecompressionBombError as error:  # by the header, as in `_check_size`
+        raise BadPicture(str(error)) from None
+    except UnidentifiedImageError:  # whose message shows a memory address
+        raise BadPicture("not a whole picture of a format that is read") from None
     except (
         Exception
     ) as error:  # decoders raise almost anything on hostile bytes: SyntaxError, RuntimeError, MemoryError

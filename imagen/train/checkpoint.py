@@ -101,7 +101,7 @@ class CheckpointFolder:
         damaged: list[tuple[Path, str]] = []
         for path in reversed(self.ranks.from_first(self.paths)):
             try:
-                facts = self.ranks.from_first(lambda path=path: read_json(path / "state.json"))  # type: ignore[misc]
+                facts = self.ranks.from_first(lambda path=path: _facts(path))  # type: ignore[misc]
                 load(path, tensors, group=self._group)
             except (UserError, ValueError) as error:
                 damaged.append((path, str(error)))
@@ -136,6 +136,15 @@ def checkpoint_paths(folder: Path) -> list[Path]:
     """The whole checkpoints in `folder`, oldest first."""
     found = (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir())
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _facts(path: Path) -> Facts:
+    """Raises UserError if they, or the account of the tensors, cannot be read."""
+    try:
+        read_account(path)  # looked at first: torch would print a traceback of what is wrong with it
+    except (OSError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from None
+    return read_json(path / "state.json")
 
 
 def load(path: Path, tensors: Tensors, group: dist.ProcessGroup | None = None) -> None:

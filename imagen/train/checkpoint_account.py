@@ -20,6 +20,8 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from imagen.files import open_regular
+
 FILE = ".metadata"
 MOST_BYTES = 2**30  # of the account itself: a thousand ranks with a thousand tensors each take less
 DTYPES = ("float32", "float64", "bfloat16", "float16", "int64", "int32", "uint8")
@@ -49,7 +51,7 @@ def read_account(checkpoint: Path) -> Metadata:
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"{FILE} is larger than {MOST_BYTES} bytes")
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             metadata = _Unpickler(file).load()
         _check(metadata, {part.name: part.stat().st_size for part in checkpoint.glob("*.distcp")})
     except _ERRORS as error:
@@ -60,7 +62,7 @@ def read_account(checkpoint: Path) -> Metadata:
 # What a pickle of anything at all can end in.
 _ERRORS = (
     *(pickle.UnpicklingError, EOFError, AttributeError, TypeError, KeyError, IndexError, ImportError),
-    *(MemoryError, RecursionError, OverflowError, NotImplementedError),
+    *(MemoryError, RecursionError, OverflowError, NotImplementedError, UnicodeError),
 )
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from imagen.errors import UserError, check_number
 from imagen.files import replacing
+from imagen.tensors import save_tensors
 
 LONGEST = 12**-0.5  # sigma_rel of gamma 0, the mean over the whole run
 
@@ -74,7 +74,7 @@ def save_snapshot(folder: Path, name: str, step: int, weights: Mapping[str, Tens
     """Write FOLDER/NAME/step-NNNNNNNN.safetensors, NAME as `averages` gives it. Raises UserError on a full disk."""
     path = folder / name / f"step-{step:08d}.safetensors"
     with replacing(path) as temporary:
-        save_file(dict(weights), temporary)
+        save_tensors(weights, temporary)
     return path
 
 

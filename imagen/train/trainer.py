@@ -15,11 +15,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from imagen import limits
 from imagen.data.config import DataConfig
 from imagen.data.encode import Encoder
 from imagen.data.loader import Loader
 from imagen.data.shards import splits
+from imagen.errors import UserError, check_number
 from imagen.files import write_json
+from imagen.jsonconfig import from_json
 from imagen.models.compiling import cache_folder, compiles
 from imagen.models.precision import autocast, autocast_dtype, precision_name
 from imagen.models.unet import UNet
@@ -30,7 +33,7 @@ from imagen.train.console import Console
 from imagen.train.flops import build_mfu
 from imagen.train.half import HalfCopy
 from imagen.train.keeping import Export, Keeper
-from imagen.train.logging import Meter, Row, RunLog
+from imagen.train.logging import BUCKETS, Meter, Row, RunLog
 from imagen.train.noising import Noising
 from imagen.train.on_the_fly import EncodingLoader, caption_encoder, open_loader
 from imagen.train.optim import build_optimizer, learning_rate
@@ -112,9 +115,15 @@ class Progress:
     loss_scale: LossScale = field(default_factory=LossScale)
 
     @classmethod
-    def from_json(cls, facts: dict[str, Any]) -> "Progress":
-        parts = {"meter": Meter(**facts["meter"]), "loss_scale": LossScale(**facts.get("loss_scale", {}))}
-        return cls(**{**facts, **parts})
+    def from_json(cls, facts: dict[str, Any], where: str) -> "Progress":
+        """That of a checkpoint's `state.json`. UserError, naming `where` and the field, if it cannot be."""
+        progress = from_json(cls, facts.get("progress") if isinstance(facts, dict) else None, where)
+        for name, numbers in (("loss", progress.meter.bucket_loss), ("images", progress.meter.bucket_images)):
+            if len(numbers) != BUCKETS:
+                raise UserError(f"{where}: meter.bucket_{name} has {len(numbers)} numbers; it must have {BUCKETS}")
+        for name, number in (("step", progress.step), ("loss_scale.steps", progress.loss_scale.steps)):
+            check_number(f"{where}: {name}", number, least=0, most=limits.TRAIN["steps"]["most"])
+        return progress
 
 
 class Trainer:
@@ -166,7 +175,8 @@ class Trainer:
         self.kept = Keeper(run, self.config, self.unet, self.optimizer, self.ranks)
         self.progress = Progress(loss_scale=LossScale.build(dtype))
         if (facts := self.kept.resume(self.say)) is not None:
-            scale, self.progress = self.progress.loss_scale, Progress.from_json(facts["progress"])
+            scale, where = self.progress.loss_scale, f"{run}: state.json of its checkpoint"
+            self.progress = self.ranks.from_first(lambda: Progress.from_json(facts, where))
             if self.progress.loss_scale.active != scale.active:  # gone on with on a device of other formats
                 self.progress.loss_scale = scale
             self.say(f"{run}: going on from step {self.progress.step}")

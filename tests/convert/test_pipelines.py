@@ -136,14 +136,43 @@ def test_a_third_stage_alone(monkeypatch: pytest.MonkeyPatch, pipelines: list[Pa
         {"timestep_spacing": "linspace"},
         {"thresholding": False},
         {"thresholding": False, "clip_sample": False, "prediction_type": "v_prediction"},
+        {"variance_type": "fixed_small"},
+        {"variance_type": "fixed_large"},
     ],
-    ids=["linspace", "clipped", "unclipped-v"],
+    ids=["linspace", "clipped", "unclipped-v", "small", "large"],
 )
 def test_other_schedulers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scheduler: dict[str, Any]) -> None:
     pipeline = save(tmp_path / "IF-1", 1, **scheduler)
     convert_deepfloyd([pipeline], tmp_path / "cascade")
     (made,) = ours(monkeypatch, Cascade.load(tmp_path / "cascade"), 5)
     assert difference(made, theirs(monkeypatch, pipeline, None, 5)) < 1e-3
+
+
+@pytest.mark.parametrize(("variance", "gamma"), [("fixed_small", 0.0), ("fixed_large", 1.0)])
+def test_trained_further_by_diffusers(
+    monkeypatch: pytest.MonkeyPatch, pipelines: list[Path], tmp_path: Path, variance: str, gamma: float
+) -> None:
+    """Its scripts write a fixed variance beside a U-Net that has a learned one, which is not used then."""
+    pipeline = Path(shutil.copytree(pipelines[1], tmp_path / "IF-2"))
+    file = pipeline / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"variance_type": variance}))
+    (stage,) = convert_deepfloyd([pipeline], tmp_path / "cascade")
+    assert stage.unet.learned_variance and stage.objective.variance_weight == 0
+    assert (stage.sampling.variance, stage.sampling.gamma) == ("fixed", gamma)
+
+    torch.manual_seed(0)
+    start = to_images(torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8))
+    wanted = theirs(monkeypatch, pipeline, start, 10)
+    (made,) = ours(monkeypatch, Cascade.load(tmp_path / "cascade"), 10, start=start)
+    assert difference(made, wanted) < 1e-3
+    assert difference(theirs(monkeypatch, pipelines[1], start, 10), wanted) > 0.1  # with the learned one
+
+    (exported,) = convert_diffusers(tmp_path / "cascade", tmp_path / "out")
+    assert json.loads((exported / "scheduler" / "scheduler_config.json").read_text())["variance_type"] == variance
+    original = diffusers.IFSuperResolutionPipeline.from_pretrained(pipeline)
+    text = {"tokenizer": original.tokenizer, "text_encoder": original.text_encoder}
+    assert torch.equal(theirs(monkeypatch, exported, start, 10, **text), wanted)
+    assert convert_deepfloyd([exported], tmp_path / "again", encoder=str(pipeline)) == [stage]
 
 
 def test_what_is_recommended_and_what_files_say(converted: Path, pipelines: list[Path]) -> None:
@@ -200,6 +229,7 @@ class TestThereAndBack:
         (lambda s: replace(s, unet=replace(s.unet, context_norm="layer")), "context_norm is 'layer'"),
         (lambda s: replace(s, schedule=replace(s.schedule, kind="cosine")), "a cosine schedule"),
         (lambda s: replace(s, sampling=replace(s.sampling, max_scale=None)), "set max_scale"),
+        (lambda s: replace(s, sampling=replace(s.sampling, variance="fixed")), "gamma 0.3, not 0 or 1"),
     ],
 )
 def test_what_diffusers_cannot_express(converted: Path, tmp_path: Path, change: Callable, reason: str) -> None:
@@ -261,6 +291,13 @@ class TestMistakes:
         (broken / "unet" / "diffusion_pytorch_model.safetensors").rename(broken / "unet" / "pytorch_model.bin")
         self.refused(broken, tmp_path, "pickled", ".safetensors")
 
+    @pytest.mark.parametrize("weight_map", [["a"], {"a": "../unet/a.safetensors"}, {"a": "a.bin"}, {"a": {}}, {}, None])
+    def test_an_index_that_leads_elsewhere(self, broken: Path, tmp_path: Path, weight_map: Any) -> None:
+        (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+        index = broken / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        self.refused(broken, tmp_path, str(index), "weight_map ")
+
     def test_a_file_that_is_cut_off(self, broken: Path, tmp_path: Path) -> None:
         file = broken / "unet" / "diffusion_pytorch_model.safetensors"
         file.write_bytes(file.read_bytes()[:-100])
@@ -276,7 +313,11 @@ class TestMistakes:
         [
             {"beta_schedule": "linear"},
             {"num_train_timesteps": 500},
-            {"variance_type": "fixed_small"},
+            {"variance_type": "learned"},
+            {"variance_type": ["fixed_small"]},
+            {"prediction_type": {}},
+            {"sample_max_value": "1"},
+            {"dynamic_thresholding_ratio": None},
             {"steps_offset": 1},
             {"timestep_spacing": "random"},
             {"prediction_type": "flow"},

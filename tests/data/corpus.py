@@ -165,6 +165,20 @@ DEFECTS: dict[str, tuple[str, str, Callable[[int], bytes] | None, Callable[[int]
     "the same pixels in another format": ("duplicate", "bmp", None, None),
     "link to a missing file": ("missing file", "jpg", None, None),
 }
+# Further ones, which `pair` does not plant: a small corpus would have more defects than pairs.
+FURTHER_DEFECTS = {
+    "bmp cut off": ("truncated picture", "bmp", lambda i: cut(encoded(picture(i), "BMP")), None),
+    "tiff cut off": ("truncated picture", "tiff", lambda i: cut(encoded(picture(i), "TIFF")), None),
+    "png without pixels": ("truncated picture", "png", lambda i: encoded(picture(i), "PNG")[:33], None),
+    "drawing in place of a picture": (
+        "not a picture",
+        "png",
+        lambda i: b"<svg width='64'/>",
+        None,
+    ),
+    "zeros in place of a picture": ("not a picture", "webp", lambda i: bytes(5000), None),
+    "caption in UTF-16": ("not UTF-8", "jpg", None, lambda i: f"picture {i}".encode("utf-16")),
+}
 
 
 def pair(i: int, n: int) -> Pair:

@@ -18,6 +18,9 @@ class FakeEncoder:
     def lengths(self, captions):
         return [3 for _ in captions]
 
+    def uncut_lengths(self, captions):
+        return self.lengths(captions)
+
     def encode(self, captions):
         return [torch.ones(3, 8) for _ in captions]
 

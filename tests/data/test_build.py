@@ -354,7 +354,7 @@ def test_a_caption_that_training_would_not_find_in_place_is_none(tmp_path):
     go(Tars(tmp_path / "s"), None, root=tmp_path / "s")
     assert keys(tmp_path / "s") == ["b"] and listed(tmp_path / "s") == {"00000/a": "missing caption"}
     go(Tars(tmp_path / "s"), tmp_path / "copied", root=tmp_path / "s", copy=True)
-    assert ShardedDataset(tmp_path / "copied").captions(0) == ["words", "words"]
+    assert ShardedDataset(tmp_path / "copied").shard_captions(0) == [["words"], ["words"]]
 
 
 def test_tars_that_are_added_or_changed_are_checked_and_the_others_are_not(tars):

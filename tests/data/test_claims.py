@@ -213,6 +213,17 @@ def test_the_dead_of_this_machine_are_replaced_at_once_with_their_half_files(tmp
     assert list(tmp_path.iterdir()) == [unrelated]
 
 
+def test_the_claim_of_one_that_was_killed_after_its_work_is_removed(folder):
+    encode_shards(folder, FakeEncoder(), 60, progress=False)
+    sidecars = [path for path in folder.iterdir() if path.suffix == ".safetensors"]
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    claim_path(sidecars[0]).write_text(f"{claims_module.PLACE} {dead.pid} 0")
+    claim_path(sidecars[1]).write_text("another machine 1 0")  # may be alive
+    assert encode_shards(folder, FakeEncoder(), 60, progress=False) == 0
+    assert not claim_path(sidecars[0]).exists() and claim_path(sidecars[1]).exists()
+
+
 def test_an_empty_claim_is_one_whose_owner_is_unknown(tmp_path):
     claim_path(tmp_path / "x").touch()
     observer = Claims(beat=0.05)

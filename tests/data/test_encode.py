@@ -7,8 +7,19 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from imagen.data.embeddings import Embeddings, sidecar_path, slug, unconditional
+from imagen.data.embeddings import (
+    Cut,
+    Embeddings,
+    captions_cut,
+    cut_of,
+    matches_sidecar,
+    sidecar_path,
+    slug,
+    unconditional,
+    write_sidecar,
+)
 from imagen.data.encode import encode_shards, token_batches
+from imagen.data.inspect import inspect
 from imagen.data.shard_index import index_path
 from imagen.data.shard_writer import ShardWriter
 from imagen.data.shards import open_split
@@ -34,6 +45,9 @@ class FakeEncoder:
 
     def lengths(self, captions):
         return [1 + len(c) for c in captions]
+
+    def uncut_lengths(self, captions):
+        return self.lengths(captions)
 
     def encode(self, captions):
         self.batches.append(captions)
@@ -252,3 +266,29 @@ def test_unconditional_and_slug(folder):
     stored = unconditional(folder, Text(unconditional="empty"), split="heldout")
     assert torch.equal(stored, FakeEncoder().encode([""])[0].bfloat16().float())
     assert slug("/home/me/../t5 v1.1") == "home-me-..-t5-v1.1"
+
+
+def test_captions_cut_at_the_token_limit_are_counted(folder):
+    """By hand: the encoder gives a token for each letter and one more."""
+    encode_shards(folder, FakeEncoder(), progress=False)
+    lost = 1 + len("a steam train on a table") - 16
+    for split in ("train", "heldout"):
+        cuts = [cut_of(sidecar) for sidecar in Embeddings(open_split(folder, split), Text())._sidecars]
+        assert cuts == [Cut(1, lost, lost), Cut()]
+    assert captions_cut(folder, Text()) == (Cut(2, 2 * lost, lost), 2 * len(CAPTIONS))
+    encode_shards(folder, FakeEncoder(max_tokens=11), progress=False)
+    assert captions_cut(folder, Text(max_tokens=11)) == (Cut(4, 2 * (14 + 1), 14), 2 * len(CAPTIONS))
+    rows = inspect(folder)["splits"]["train"]["embeddings"]
+    assert [(row["max_tokens"], row["cut"], row["cut_tokens"], row["cut_most"]) for row in rows] == [
+        (11, 2, 15, 14), (16, 1, 9, 9),
+    ]  # fmt: skip
+
+
+def test_what_a_file_of_an_earlier_version_lost_is_not_known(folder):
+    dataset = open_split(folder)
+    for shard, captions in enumerate([CAPTIONS[:4], CAPTIONS[4:]]):
+        bits = [np.zeros((2, 8), np.uint16) for _ in captions]
+        write_sidecar(dataset.tar_path(shard), Text(), [[c] for c in captions], bits, np.zeros((1, 8), np.uint16))
+    (row,) = inspect(folder)["splits"]["train"]["embeddings"]
+    assert row["samples"] == len(CAPTIONS) and (row["cut"], row["cut_tokens"], row["cut_most"]) == (None, None, None)
+    assert all(matches_sidecar(dataset, shard, Text()) for shard in range(2))  # and is not encoded for that

@@ -81,7 +81,8 @@ def test_rejects_and_embeddings_of_a_build(tmp_path):
     assert summary["rejected"] == {"not a picture": 3, "duplicate": 1}
     train = summary["splits"]["train"]
     text = {"encoder": "some/encoder.v1-xl", "revision": "main", "max_tokens": 4, "width": 8}
-    assert train["samples"] == 16 and train["embeddings"] == [{**text, "samples": 16, "share": 1.0}]
+    unknown = {"cut": None, "cut_tokens": None, "cut_most": None}  # what the source's encoder did not read
+    assert train["samples"] == 16 and train["embeddings"] == [{**text, "samples": 16, "share": 1.0, **unknown}]
     next((tmp_path / "s").glob("00000-*.text.safetensors")).unlink()
     (row,) = inspect(tmp_path / "s")["splits"]["train"]["embeddings"]
     assert row["samples"] == 8 and row["share"] == 0.5

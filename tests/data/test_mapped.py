@@ -6,8 +6,9 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import safe_open
 
 from imagen.data import mapped
-from imagen.data.mapped import MappedTensors, save_tensors
+from imagen.data.mapped import MappedTensors
 from imagen.errors import UserError
+from imagen.tensors import save_tensors
 
 VALUES = {"a": np.arange(24, dtype=np.int64).reshape(6, 4), "b": np.arange(7, dtype=np.uint16)}
 ARRAYS = {
@@ -63,3 +64,44 @@ def test_few_maps_stay_and_all_can_be_read_again(tmp_path, monkeypatch):
             assert np.array_equal(file["a"], VALUES["a"] + i)
             assert sum(other._map is not None for other in files) <= 3
     assert np.array_equal(first, VALUES["a"])  # a view outlives its map's release
+
+
+ENTRY = '{"dtype": "I64", "shape": [2], "data_offsets": [0, 16]}'
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "[" * 100_000,
+        "5",
+        '{"a": 5}',
+        '{"a": {}}',
+        ENTRY.replace("{", '{"a": {"more": 1, ').replace("}", "}}"),
+        '{"a": ' + ENTRY.replace("I64", "F32") + "}",
+        '{"a": ' + ENTRY.replace("[2]", "[3]") + "}",
+        '{"a": ' + ENTRY.replace("[2]", "[-2]") + "}",
+        '{"a": ' + ENTRY.replace("[2]", '["2"]') + "}",
+        '{"a": ' + ENTRY.replace("[0, 16]", "[16, 0]") + "}",
+        '{"a": ' + ENTRY.replace("[0, 16]", "[-16, 0]") + "}",
+        '{"a": ' + ENTRY.replace("[0, 16]", "[0]") + "}",
+        '{"a": ' + ENTRY.replace("I64", '", "dtype": []') + "}",
+    ],
+)
+def test_headers_that_lie_are_corrupt(tmp_path, header):
+    data = header.encode()
+    (tmp_path / "x").write_bytes(len(data).to_bytes(8, "little") + data + bytes(16))
+    with pytest.raises(UserError, match=r"x is corrupt \(not a safetensors header\); make it again"):
+        MappedTensors(tmp_path / "x", "make it again")
+
+
+def test_what_lies_is_told_from_what_is_whole(tmp_path):
+    data = ('{"a": ' + ENTRY + "}").encode()
+    (tmp_path / "x").write_bytes(len(data).to_bytes(8, "little") + data + bytes(16))
+    assert MappedTensors(tmp_path / "x", "")["a"].tolist() == [0, 0]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(UserError, match=r"cannot read .*x: a pipe, not a file"):
+        MappedTensors(tmp_path / "x", "make it again")

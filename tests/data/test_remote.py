@@ -45,6 +45,9 @@ class FakeEncoder:
     def lengths(self, captions):
         return [3 for _ in captions]
 
+    def uncut_lengths(self, captions):
+        return self.lengths(captions)
+
     def encode(self, captions):
         return [torch.linspace(-3, sum(caption.encode()), 3 * 8).view(3, 8) for caption in captions]
 

@@ -42,7 +42,7 @@ def test_what_is_written_is_read(tmp_path):
         sample = data.sample(i)
         assert (sample.key, sample.caption) == (f"k{i:03d}", f"caption {i}")
         assert sample.members == {"png": bytes([i]) * (700 * i), "txt": f"caption {i}\n".encode()}
-    assert data.captions(1) == [f"caption {i}" for i in range(4, 8)]
+    assert data.shard_captions(1) == [[f"caption {i}"] for i in range(4, 8)]
     with pytest.raises(IndexError):
         data.sample(10)
     with pytest.raises(BadSample, match="jpg"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from imagen.cascade.texts import Texts
 from imagen.errors import UserError
 from imagen.models import text as text_module
 from imagen.models.text import TextConfig, load_text_encoder, unconditional
@@ -98,6 +99,27 @@ def test_lengths_are_those_of_the_embeddings(saved):
     encoder = load_text_encoder(config_of(saved[0], max_tokens=4))
     assert encoder.lengths(CAPTIONS) == [len(text_LD) for text_LD in encoder.encode(CAPTIONS)] == [4, 2, 4, 3]
     assert encoder.lengths([]) == []
+
+
+def test_uncut_lengths_are_those_of_an_encoder_without_a_limit(saved):
+    encoder = load_text_encoder(config_of(saved[0], max_tokens=4))
+    whole = load_text_encoder(config_of(saved[0], max_tokens=16))
+    assert encoder.uncut_lengths(CAPTIONS) == whole.lengths(CAPTIONS) == [1 + len(text.split()) for text in CAPTIONS]
+    assert encoder.uncut_lengths([]) == []
+    full = load_text_encoder(config_of(saved[0], max_tokens=4, padding="full"))
+    assert full.uncut_lengths(["the green octopus on a blue table", "the"]) == [8, 2]
+
+
+def test_prompts_that_are_cut_are_counted_once(saved, caplog):
+    config = config_of(saved[0], max_tokens=4)
+    texts = Texts(config, torch.zeros(1, 32), load_text_encoder(config))
+    prompts = ["the green octopus", "the green octopus on a blue table", "the green octopus on a"]
+    texts(prompts, torch.device("cpu"))
+    texts([*prompts, "the", ""], torch.device("cpu"))  # encoded already
+    assert [record.message for record in caplog.records] == [
+        "2 prompts are cut at the text encoder's limit of 4 tokens; the longest loses 4: "
+        "'the green octopus on a blue table'"
+    ]
 
 
 def test_is_frozen_and_its_output_may_enter_training(saved):

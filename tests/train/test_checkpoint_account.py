@@ -13,6 +13,7 @@ import torch
 from command_line import command
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, ChunkStorageMetadata
 
+from imagen.errors import UserError
 from imagen.train import checkpoint
 from imagen.train.checkpoint import CheckpointFolder, checkpoint_paths
 from imagen.train.checkpoint_account import read_account
@@ -71,6 +72,18 @@ def test_the_attack_is_one(saved, tmp_path):
     with suppress(Exception):  # what the payload returns is no tensor
         dcp.load(tensors, storage_reader=dcp.FileSystemReader(saved), no_dist=True)
     assert (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("body", [b"", b"garbage\n", pickle.dumps(5), pickle.dumps(print), None])
+def test_an_account_that_is_none_is_one_line(saved, body, capfd):
+    """None: a pipe. torch itself prints tracebacks of what it meets."""
+    (saved / ".metadata").unlink()
+    os.mkfifo(saved / ".metadata") if body is None else (saved / ".metadata").write_bytes(body)
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read \(step-00000001: ") as caught:
+        CheckpointFolder(saved.parent, keep=2).load_latest({"model": {"a": torch.zeros(3, 4)}})
+    assert "\n" not in str(caught.value) and capfd.readouterr() == ("", "")
+    with pytest.raises(ValueError, match=r"\.metadata|a pipe, not a file|invalid literal"):
+        checkpoint.read(saved, "model")
 
 
 def test_what_is_declared_as_bytes_is_not_loaded(saved, tmp_path):

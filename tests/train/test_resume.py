@@ -1,5 +1,6 @@
 """A run that is interrupted, in any way, ends as one that was not."""
 
+import json
 import os
 import pickle
 import random
@@ -221,3 +222,35 @@ def test_a_second_process_is_refused(shards, tmp_path):
 
     go(what, shards, tmp_path, say=say)
     assert "another process is training" in refused[0]
+
+
+@pytest.mark.parametrize(
+    "path, value, message",
+    [
+        ("progress", 5, "it must be an object|it must be"),
+        ("progress", None, "it must be"),
+        ("progress.step", "two", "step is 'two'; it must be a whole number"),
+        ("progress.step", -1, "step is -1; it must be at least 0"),
+        ("progress.step", 10**15, "step is 1,000,000,000,000,000; it must be"),
+        ("progress.meter", [], r"meter is \[\]; it must be an object|it must be an object"),
+        ("progress.meter.loss", "much", "meter.loss is 'much'; it must be a finite number"),
+        ("progress.meter.bucket_loss", 3, "meter.bucket_loss is 3; it must be a list"),
+        ("progress.meter.bucket_loss", [1.0], "meter.bucket_loss has 1 numbers; it must have 4"),
+        ("progress.meter.bucket_images", [0, 0, 0, {}], r"meter.bucket_images\[3\] is {}; it must be a whole number"),
+        ("progress.loss_scale.active", "yes", "loss_scale.active is 'yes'; it must be true or false"),
+        ("progress.surprise", 1, "unknown field 'surprise'"),
+    ],
+)
+def test_a_state_that_is_somebodys(shards, tmp_path, path, value, message):
+    what = experiment(steps=2)
+    go(what, shards, tmp_path)
+    (file,) = (tmp_path / "checkpoints").glob("*/state.json")
+    state = inner = json.loads(file.read_text())
+    *outer, last = path.split(".")
+    for key in outer:
+        inner = inner[key]
+    inner[last] = value
+    file.write_text(json.dumps(state))
+    with pytest.raises(UserError, match=message) as caught:
+        go(what, shards, tmp_path)
+    assert "state.json" in str(caught.value)

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Protocol
 
-from imagen.data.sources.base import Options, Part, Record, Source
+from imagen.data.sources.base import CAPTION_FROM, Options, Part, Record, Source
 from imagen.data.sources.folder import Folder
 from imagen.data.sources.huggingface import HuggingFace
+from imagen.data.sources.json_table import Json
 from imagen.data.sources.paddle import Cc12mBase64, Laion400m
 from imagen.data.sources.parquet import Parquet
 from imagen.data.sources.table import Csv, JsonLines, Tsv
@@ -34,6 +35,7 @@ FORMATS: dict[str, Reader] = {
     "csv": Csv,
     "tsv": Tsv,
     "jsonl": JsonLines,
+    "json": Json,
     "parquet": Parquet,
     "webdataset": WebDataset,
     "huggingface": HuggingFace,
@@ -48,12 +50,16 @@ def open_source(
     *,
     image_column: str | None = None,
     caption_column: str | None = None,
+    caption_from: str | None = None,
+    join_rows: bool = True,
     records_per_part: int = 1000,
 ) -> Source:
     """The pairs at `path`, a file or a folder. The format is told by what is there if it is not named.
 
-    `image_column` and `caption_column` name columns of a table; without them they are told by their usual names. A
-    part has at most `records_per_part` records, except where a format's part is a file.
+    `image_column` and `caption_column` name columns of a table; without them they are told by their usual names.
+    `caption_from`: a picture in a folder has its folder's name ("folder") or its own ("name") for a caption.
+    `join_rows`: rows of a table with the same picture are one record with several captions. A part has at most
+    `records_per_part` records, except where a format's part is a file.
     Raises UserError if there is nothing at `path`, the format is unknown or cannot be told, or it has no columns.
     """
     path = Path(path)
@@ -65,13 +71,23 @@ def open_source(
         raise UserError(f"{printable(path)} does not exist; give the file or folder that holds the pairs")
     if not path.is_dir():
         open_given(path).close()  # a pipe or a device is no source, whatever its name
-    format = format or _guess(path)
+    if caption_from is not None and caption_from not in CAPTION_FROM:
+        raise UserError(f"--caption-from is {caption_from!r}; it must be {' or '.join(CAPTION_FROM)}")
+    format = format or ("folder" if caption_from is not None else _guess(path))
+    if caption_from is not None and format != "folder":
+        raise UserError(f"--caption-from is for folders of pictures; the format {format} has captions: leave it out")
     reader = FORMATS[format]
     if not reader.has_columns and (image_column is not None or caption_column is not None):
         raise UserError(f"the format {format} has no columns to name; leave out --image-column and --caption-column")
     return reader(
         path,
-        Options(records_per_part=records_per_part, image_column=image_column, caption_column=caption_column),
+        Options(
+            records_per_part=records_per_part,
+            image_column=image_column,
+            caption_column=caption_column,
+            caption_from=caption_from,
+            join_rows=join_rows,
+        ),
     )
 
 

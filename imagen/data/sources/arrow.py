@@ -1,8 +1,10 @@
 """Rows of Arrow tables as records, by pyarrow, which is imported when it is needed."""
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from imagen.data.sources.joining import neighbours
 from imagen.distribution import missing
 
 
@@ -39,9 +41,49 @@ def rows(batches: Iterable[Any], start: int, end: int) -> Iterator[tuple[int, di
             return
 
 
+def joined(
+    batches: Iterable[Any], start: int, end: int, image: str, join: bool
+) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    """The rows `start` to `end` as `rows` gives them, neighbours with the same picture together.
+
+    A picture is where its first row is: rows at `start` that show the picture of the row before are left out, and
+    those behind `end` that show the last one's belong to it. Without `join` every row stands alone.
+    """
+    if not join:
+        yield from ([row] for row in rows(batches, start, end))
+        return
+
+    def picture(row: tuple[int, dict[str, Any]]) -> object:
+        cell = row[1].get(image)
+        value = cell.get("bytes") or cell.get("path") if isinstance(cell, dict) else cell
+        return value or None
+
+    for group in neighbours(_sharing(rows(batches, max(start - 1, 0), sys.maxsize), picture, image), picture):
+        if group[0][0] >= end:
+            return
+        if group[0][0] >= start:
+            yield group
+
+
+def _sharing(
+    found: Iterator[tuple[int, dict[str, Any]]], picture: Callable[[Any], object], image: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same rows, equal neighbouring pictures one object: five captions must not hold five pictures in memory."""
+    last: dict[str, Any] = {}
+    for row, cells in found:
+        if last and picture((row, cells)) is not None and cells[image] == last[image]:
+            cells[image] = last[image]
+        last = cells
+        yield row, cells
+
+
 def _cell(scalar: Any) -> Any:
     """A cell as Python; text that is not UTF-8, which Arrow does not check, as bytes."""
     try:
         return scalar.as_py()
     except UnicodeDecodeError:
-        return scalar.as_buffer().to_pybytes()
+        if hasattr(scalar, "as_buffer"):
+            return scalar.as_buffer().to_pybytes()
+        if hasattr(scalar, "items"):  # a struct, with text in it
+            return {name: _cell(value) for name, value in scalar.items()}
+        return [_cell(value) for value in scalar.values]  # a list

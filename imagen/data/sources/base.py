@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+CAPTION_FROM = ("folder", "name")
+
 Part = dict[str, Any]  # JSON: a file and a range in it, say; whoever has it and the source can read it, anywhere
 
 
@@ -17,6 +19,7 @@ class Record:
     origin: str  # where a person finds it: "pairs.csv, line 17"
     image: bytes | None = None  # encoded, as it lies in the source
     caption: str | bytes | None = None  # bytes where the source does not say that they are UTF-8; None: it has none
+    further: tuple[str | bytes | None, ...] = ()  # captions of the same picture, behind the first one
     embedding: np.ndarray | None = None  # [L, D], padding removed: text that was encoded already
     # Why the source could not give it: (reason, detail), the reason one of `imagen.data.quality`: ("missing file", ...)
     problem: tuple[str, str] | None = None
@@ -29,6 +32,8 @@ class Options:
     records_per_part: int = 1000  # at most, except where a format's part is a file
     image_column: str | None = None
     caption_column: str | None = None
+    caption_from: str | None = None  # of pictures in a folder: one of CAPTION_FROM; None: the files beside them
+    join_rows: bool = True  # rows of a table with the same picture are one record with several captions
 
 
 class Source(Protocol):

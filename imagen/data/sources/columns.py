@@ -1,16 +1,22 @@
 """Which columns of a table hold the picture and the caption."""
 
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from imagen.data.sources.base import Options, Record
-from imagen.data.sources.values import Trouble, as_caption, picture, printable
+from imagen.data.sources.joining import Row
+from imagen.data.sources.values import Captions, Trouble, captions_of, picture, printable, texts_of_json
 from imagen.errors import UserError, suggest
 
 # Tried in this order, in any case.
-CAPTIONS = ("caption", "text", "prompt", "title", "alt_text", "alt", "description", "top_caption")
+CAPTIONS = (
+    *("caption", "captions", "text", "texts", "prompt", "title", "alt_text", "alt", "description", "top_caption"),
+    *("sentences", "raw"),
+)
 IMAGES = (
     *("image", "image_base64", "image_bytes", "image_path", "image_file", "file_name", "filename", "file_path"),
     *("filepath", "file", "path", "img", "img_base64", "img_path", "base64", "jpg", "jpeg", "png", "webp"),
@@ -23,32 +29,78 @@ class Columns:
 
     image: str
     caption: str
+    lists_are_text: bool = False  # in CSV a list can only be written as JSON in a cell
 
     @property
     def is_base64(self) -> bool:
         """Whether text in the image column is a picture rather than the path of one: the column's name says so."""
         return any(word in self.image.lower() for word in ("base64", "b64"))
 
-    def record(self, row: dict[str, Any], key: str, origin: str, folder: Path) -> Record:
-        """The record of a row; `folder` is where its paths begin."""
-        caption = None
+    def picture(self, cells: dict[str, Any], folder: str) -> bytes | None:
+        """What tells the picture of a row from others: its path or base64; None if the row has neither."""
+        value = cells.get(self.image)
+        if isinstance(value, dict) and not value.get("bytes"):
+            value = value.get("path")
+        if not isinstance(value, str) or not value:
+            return None
+        if not self.is_base64:
+            value = os.path.join(folder, value)
+            value = os.path.normpath(value) if "./" in value or "//" in value else value
+        return value.encode("utf-8", "surrogatepass")
+
+    def records(self, rows: Sequence[Row], folder: Path) -> Iterator[Record]:
+        """The record of rows with one picture; `folder` is where the first one's path begins.
+
+        Rows that have no caption, or the same as an earlier one, are records of their own, with a problem.
+        """
+        leading: list[Row] = []
+        captions: dict[str | bytes | None, str] = {}  # and where they are
+        for row in rows:
+            try:
+                for name in (self.caption, self.image):
+                    if name not in row.cells:
+                        raise Trouble("broken row", f"no column {name!r}")
+                cell = row.cells[self.caption]
+                new = captions_of(texts_of_json(cell) or cell if self.lists_are_text else cell)
+                if leading and new == (None,):
+                    raise Trouble("missing caption", "none")
+                if leading and all(caption in captions for caption in new):
+                    raise Trouble("duplicate", f"the same picture and caption as in {captions[new[0]]}")
+            except Trouble as trouble:
+                yield Record(key=row.key, origin=row.origin, problem=trouble.problem)
+                continue
+            leading.append(row)
+            captions |= {caption: row.origin for caption in new if caption not in captions}
+        if leading:
+            yield self._record(leading, tuple(captions), folder)
+
+    def _record(self, rows: Sequence[Row], captions: Captions, folder: Path) -> Record:
+        key, origin = rows[0].key, rows[0].origin
+        if len(rows) > 1:
+            origin += f" and {len(rows) - 1} more with its picture"
         try:
-            for name in (self.caption, self.image):
-                if name not in row:
-                    raise Trouble("broken row", f"no column {name!r}")
-            caption = _caption(row[self.caption])
-            image = picture(row[self.image], folder, is_base64=self.is_base64)
-            return Record(key=key, origin=origin, caption=caption, image=image)
+            image = picture(rows[0].cells[self.image], folder, is_base64=self.is_base64)
+            return Record(key=key, origin=origin, caption=captions[0], further=captions[1:], image=image)
         except Trouble as trouble:
-            return Record(key=key, origin=origin, caption=caption, problem=trouble.problem)
+            return Record(key=key, origin=origin, caption=captions[0], problem=trouble.problem)
 
 
-def _caption(cell: Any) -> str | bytes | None:
-    if cell is None or isinstance(cell, bytes):
-        return cell
-    if not isinstance(cell, str):
-        raise Trouble("broken row", f"the caption is of type {type(cell).__name__}, not text")
-    return as_caption(cell)
+def told(counts: Counter[str], options: Options) -> bool:
+    """Whether rows whose columns differ, with values in them as often as `counts` says, have shown the two in use."""
+    names = {name.lower() for name in counts}
+    return (options.image_column in counts if options.image_column else not names.isdisjoint(IMAGES)) and (
+        options.caption_column in counts if options.caption_column else not names.isdisjoint(CAPTIONS)
+    )
+
+
+def common(counts: Counter[str], options: Options) -> list[str]:
+    """The names but those that `find_columns` should not choose: less than half as common as others of their kind."""
+    names = list(counts)
+    for usual in (IMAGES, CAPTIONS):
+        most = max((count for name, count in counts.items() if name.lower() in usual), default=0)
+        names = [name for name in names if name.lower() not in usual or 2 * counts[name] >= most]
+    named = (options.image_column, options.caption_column)
+    return names + [name for name in counts if name in named and name not in names]
 
 
 def find_columns(names: Sequence[str], options: Options, table: Path) -> Columns:

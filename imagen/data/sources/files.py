@@ -62,6 +62,20 @@ def has_files(folder: Path, endings: tuple[str, ...]) -> bool:
     return any(not is_own_table(name, names) for name in shown)
 
 
+def metadata_folders(folder: Path, endings: tuple[str, ...]) -> set[str]:
+    """`folder` ("") and folders directly in it that have a table of their pictures: metadata.csv, say, in any case."""
+    wanted = {f"metadata{ending}" for ending in endings}
+
+    def has_one(place: str | Path) -> bool:
+        try:
+            return any(entry.name.lower() in wanted for entry in os.scandir(place))
+        except OSError:  # said when the source is read
+            return False
+
+    inner = [entry for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+    return {entry.name for entry in inner if has_one(entry.path)} | ({""} if has_one(folder) else set())
+
+
 def is_own_table(name: str, names: set[str]) -> bool:
     """Whether a file is a quarantine table of a build, by what lies beside it."""
     table = next((ending for ending in _TABLES if name.endswith(ending)), None)

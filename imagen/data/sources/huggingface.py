@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imagen.data.sources.arrow import arrow_errors, pyarrow, rows
+from imagen.data.sources.arrow import arrow_errors, joined, pyarrow
 from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.columns import Columns, find_columns
+from imagen.data.sources.joining import Row
 from imagen.data.sources.values import nothing, printable
 from imagen.errors import UserError
 from imagen.files import open_regular, read_json
@@ -50,9 +51,10 @@ class HuggingFace:
         columns = self._columns(stream, file)
         number = part["start"]
         try:
-            for row, cells in rows(_selected(stream, columns), part["start"], part["end"]):
-                number = row + 1
-                yield columns.record(cells, *_name(part, row), file.parent)
+            batches = _selected(stream, columns)
+            for group in joined(batches, part["start"], part["end"], columns.image, self.options.join_rows):
+                number = group[-1][0] + 1
+                yield from columns.records([Row(*_name(part, row), cells) for row, cells in group], file.parent)
         except arrow_errors() as error:  # cut off since it was listed
             reason = str(error).splitlines()[0]
             for row in range(number, part["end"]):

@@ -17,6 +17,7 @@ from imagen.files import open_regular
 
 BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
 Split = Callable[[Iterator[bytes]], Iterable[list[bytes]]]  # lines -> the lines of each record; keeps their order
+Look = Callable[[list[bytes], int, int], object]  # at the lines of a record, its first byte and its first line
 
 
 def single_lines(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
@@ -49,9 +50,14 @@ class TextFiles:
         self.names = names
         self.records_per_part = records_per_part
 
-    def parts(self, name: str, split: Split, *, start: int = 0, line: int = 1) -> Iterator[Part]:
-        """The parts of one of `names`, from byte `start`, where line `line` begins."""
-        prefix = f"{self.names.index(name):05d}-" if len(self.names) > 1 else ""
+    def parts(
+        self, name: str, split: Split, *, start: int = 0, line: int = 1, look: Look | None = None
+    ) -> Iterator[Part]:
+        """The parts of one of `names`, from byte `start`, where line `line` begins.
+
+        `look` is shown every record, but those of a `.gz` file.
+        """
+        prefix = self.prefix(name)
         if name.endswith(".gz"):
             yield {"file": name, "key": prefix, "start": start, "end": None, "line": line}
             return
@@ -59,6 +65,8 @@ class TextFiles:
             file.seek(start)
             records, end, next_line = 0, start, line
             for record in split(iter(file)):
+                if look is not None:
+                    look(record, end, next_line)
                 records += 1
                 next_line += len(record)
                 end += len(record[0]) if len(record) == 1 else sum(map(len, record))
@@ -76,6 +84,16 @@ class TextFiles:
             for record in split(_until(file, part["end"])):
                 yield line, record
                 line += len(record)
+
+    def read_at(self, name: str, start: int, split: Split) -> list[bytes]:
+        """The lines of the record that begins at byte `start` of one of `names`; [] if the file ends before."""
+        with open_lines(self.root / name) as file:
+            file.seek(start)
+            return next(iter(split(iter(file))), [])
+
+    def prefix(self, name: str) -> str:
+        """What the keys of a file's records begin with."""
+        return f"{self.names.index(name):05d}-" if len(self.names) > 1 else ""
 
     def name(self, part: Part, line: int) -> tuple[str, str]:
         """Key and origin of the record that begins on a line."""

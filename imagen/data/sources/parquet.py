@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imagen.data.sources.arrow import arrow_errors, pyarrow, rows
+from imagen.data.sources.arrow import arrow_errors, joined, pyarrow
 from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.columns import Columns, find_columns
 from imagen.data.sources.files import files_below, has_files
+from imagen.data.sources.joining import Row
 from imagen.data.sources.values import nothing, printable
 from imagen.errors import UserError
 from imagen.files import open_regular
@@ -62,11 +63,12 @@ class Parquet:
         table = self._open(file)
         columns = self._columns(table, file)
         before = part["row"] - part["start"]  # rows of the file before the row group
-        found, number = rows(self._batches(table, part["group"], columns), part["start"], part["end"]), part["row"]
+        batches, number = self._batches(table, part["group"], columns), part["row"]
         try:
-            for row, cells in found:
-                number = before + row + 1
-                yield columns.record(cells, *self._name(part, number - 1), file.parent)
+            for group in joined(batches, part["start"], part["end"], columns.image, self.options.join_rows):
+                number = before + group[-1][0] + 1
+                found = [Row(*self._name(part, before + row), cells) for row, cells in group]
+                yield from columns.records(found, file.parent)
         except arrow_errors() as error:  # a damaged page: what came before it has arrived
             reason = str(error).splitlines()[0]
             for row in range(number, before + part["end"]):

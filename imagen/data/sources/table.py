@@ -1,26 +1,38 @@
 """CSV, TSV and JSON Lines: one pair a row, with a caption column and a column of picture paths or base64."""
 
 import json
-from collections.abc import Iterator
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from imagen.data.sources.base import Options, Part, Record
-from imagen.data.sources.columns import Columns, find_columns
-from imagen.data.sources.files import COMPRESSED, files_below, has_files
+from imagen.data.sources.columns import Columns, common, find_columns, told
+from imagen.data.sources.files import COMPRESSED, files_below, has_files, metadata_folders, walk
+from imagen.data.sources.joining import Repeats, Row, neighbours
 from imagen.data.sources.lines import BROKEN_GZIP, Split, TextFiles, open_lines, single_lines
 from imagen.data.sources.quotes import Swallowed, cells_of, split_rows
-from imagen.data.sources.values import Trouble, nothing, printable
+from imagen.data.sources.values import Trouble, nothing, printable, safe_key
 from imagen.errors import UserError
+from imagen.pictures.names import LIKE_PICTURES, ending
 
 _BOM = b"\xef\xbb\xbf"
+_LOOKED_AT, _LOOKED_BYTES = (
+    10_000,
+    1 << 22,
+)  # of JSON lines, for their columns; 100 lines are enough if they tell
 
 
 class _Table:
     """A table in one file, or in all files below a folder that end in `suffix`, each with columns of its own.
 
     `.gz` may follow the suffix; such a file is one part. A key is the number of the row's line, after the number of
-    its file where there are several. Paths of pictures begin at their table's folder.
+    its file where there are several. Paths of pictures begin at their table's folder. Pictures beside a table that is
+    called metadata, or below it, which it does not name are records with a problem.
     """
 
     has_columns = True
@@ -38,45 +50,132 @@ class _Table:
     @classmethod
     def recognises(cls, path: Path) -> bool:
         endings = (cls.suffix, f"{cls.suffix}.gz")
-        return has_files(path, endings) if path.is_dir() else path.name.lower().endswith(endings)
+        if not path.is_dir():
+            return path.name.lower().endswith(endings)
+        return has_files(path, endings) or bool(metadata_folders(path, endings))
 
     def parts(self) -> list[Part]:
         parts: list[Part] = []
-        for name in self.files.names:
+        repeats = Repeats()
+        described = metadata_folders(self.path, (self.suffix,)) if self.path.is_dir() else set()
+        must_look = self.options.join_rows or bool(described)
+        for number, name in enumerate(self.files.names):
             if name.lower().endswith(COMPRESSED) and not name.endswith(".gz"):
                 raise UserError(f"{printable(self.root / name)} is compressed; unpack it, or move it away")
             header, lines, start = self._head(name)
-            self._columns(header, name)
-            parts += self.files.parts(name, self._split(len(header)), start=start, line=1 + lines)
+            columns = self._columns(header, name)
+            look = partial(self._look, repeats, number, header, columns) if must_look else None
+            parts += self.files.parts(name, self._split(len(header)), start=start, line=1 + lines, look=look)
         if not parts:
             raise nothing(self.path, "rows")
-        return parts
+        if self.options.join_rows:
+            repeats.note(parts, self.files.names)
+        unnamed = list(self._unnamed(described, repeats)) if described else []
+        count = self.options.records_per_part
+        return parts + [{"unnamed": unnamed[i : i + count]} for i in range(0, len(unnamed), count)]
+
+    def _unnamed(self, described: set[str], repeats: Repeats) -> Iterator[str]:
+        """Pictures in folders with a table of their pictures (metadata.csv, say) that no row names."""
+        named, root = repeats.pictures(), os.path.abspath(self.path)
+        for name, _ in walk(self.path, lambda names: None):
+            of_table = "" in described or ("/" in name and name.partition("/")[0] in described)
+            paths = (os.fsencode(name), os.fsencode(os.path.join(root, name)))
+            if of_table and ending(name) in LIKE_PICTURES and named.isdisjoint(map(hash, paths)):
+                yield name
+
+    def _look(
+        self,
+        repeats: Repeats,
+        number: int,
+        header: list[str],
+        columns: Columns,
+        lines: list[bytes],
+        start: int,
+        line: int,
+    ) -> None:
+        """Remember the picture of a row of file `number`."""
+        try:
+            cells = self._row(lines, header)
+        except Trouble:
+            return
+        if cells is not None:
+            repeats.see(columns.picture(cells, os.path.dirname(self.files.names[number])), number, start, line)
 
     def read(self, part: Part) -> Iterator[Record]:
-        name = part["file"]
+        if "unnamed" in part:
+            for name in part["unnamed"]:
+                problem = ("missing caption", f"no row of a {self.suffix} table names it")
+                key = safe_key(name.rpartition(".")[0], name, is_free=False)
+                yield Record(key=key, origin=printable(name), problem=problem)
+            return
+        table = cache(self._table)
+        header, columns = table(part["file"])
+        folder = os.path.dirname(part["file"])
+
+        def picture(found: tuple[int, Row | Record]) -> bytes | None:
+            return columns.picture(found[1].cells, folder) if isinstance(found[1], Row) else None
+
+        rows = self._rows(part, header)
+        # A .gz file was not read when it was listed.
+        is_unseen = part["end"] is None and self.options.join_rows
+        groups = neighbours(rows, picture) if is_unseen else ([row] for row in rows)
+        for group in groups:
+            found = [row for _, row in group]
+            for name, start, line in part.get("again", {}).get(str(group[0][0]), ()):
+                found.append(self._other(name, start, line, picture(group[0]), columns, table))
+            yield from (row for row in found if isinstance(row, Record))
+            if good := [row for row in found if isinstance(row, Row)]:
+                yield from columns.records(good, self.root / folder)
+
+    def _table(self, name: str) -> tuple[list[str], Columns]:
         header, *_ = self._head(name)
-        columns = self._columns(header, name)
+        return header, self._columns(header, name)
+
+    def _rows(self, part: Part, header: list[str]) -> Iterator[tuple[int, Row | Record]]:
+        """Line and row, or a record with a problem; without the rows that belong to an earlier one."""
+        skipped = set(part.get("skip", ()))
         next_line = part["line"]
         try:
             for line, lines in self.files.read(part, self._split(len(header))):
-                yield from self._records(part, line, lines, header, columns)
+                if line not in skipped:
+                    for row in self._of_lines(part, line, lines, header):
+                        yield line, row
                 next_line = line + len(lines)
         except BROKEN_GZIP as error:
             key, origin = self.files.name(part, next_line)
-            yield Record(key=key, origin=f"{origin} and all after it", problem=("unreadable file", f"gzip: {error}"))
+            problem = ("unreadable file", f"gzip: {error}")
+            yield next_line, Record(key=key, origin=f"{origin} and all after it", problem=problem)
 
-    def _records(
-        self, part: Part, line: int, lines: list[bytes], header: list[str], columns: Columns
-    ) -> Iterator[Record]:
-        """The record of a row; none of a blank line, and one of each line where rows may have been swallowed."""
-        key, origin = self.files.name(part, line)
+    def _other(
+        self,
+        name: str,
+        start: int,
+        line: int,
+        picture: bytes | None,
+        columns: Columns,
+        table: Callable[[str], tuple[list[str], Columns]],
+    ) -> Row | Record:
+        """A later row with the same picture, wherever it stands, with the names of `columns`."""
+        header, theirs = table(name)
+        lines = self.files.read_at(name, start, self._split(len(header)))
+        place = {"key": self.files.prefix(name), "file": name}
+        row = next(self._of_lines(place, line, lines, header), None) if lines else None
+        if isinstance(row, Row) and theirs.picture(row.cells, os.path.dirname(name)) == picture:
+            names = {theirs.caption: columns.caption, theirs.image: columns.image}
+            return Row(row.key, row.origin, {names.get(column, column): cell for column, cell in row.cells.items()})
+        key, origin = self.files.name(place, line)
+        return Record(key=key, origin=origin, problem=("unreadable file", "it has changed since it was listed"))
+
+    def _of_lines(self, place: Part, line: int, lines: list[bytes], header: list[str]) -> Iterator[Row | Record]:
+        """The row; none of a blank line, and one problem for each line where rows may have been swallowed."""
+        key, origin = self.files.name(place, line)
         try:
-            row = self._row(lines, header)
-            if row is not None:
-                yield columns.record(row, key, origin, (self.root / part["file"]).parent)
+            cells = self._row(lines, header)
+            if cells is not None:
+                yield Row(key, origin, cells)
         except Swallowed as trouble:
             for number in range(len(lines)):
-                key, origin = self.files.name(part, line + number)
+                key, origin = self.files.name(place, line + number)
                 yield Record(key=key, origin=origin, problem=trouble.problem)
         except Trouble as trouble:
             yield Record(key=key, origin=origin, problem=trouble.problem)
@@ -108,6 +207,9 @@ class Csv(_Table):
     suffix = ".csv"
     delimiter: ClassVar[str] = ","
 
+    def _columns(self, header: list[str], name: str) -> Columns:
+        return replace(super()._columns(header, name), lists_are_text=True)
+
     def _header(self, file: Path) -> tuple[list[str], int, int]:
         with open_lines(file) as lines:
             first = next(iter(self._split(0)(iter(lines))), [b""])
@@ -123,12 +225,20 @@ class Csv(_Table):
         return lambda lines: split_rows(lines, self.delimiter, columns)
 
     def _row(self, lines: list[bytes], header: list[str]) -> dict[str, Any] | None:
-        cells = cells_of(lines, self.delimiter, len(header))
+        cells = self._plain_cells(lines) or cells_of(lines, self.delimiter, len(header))
         if not cells:
             return None
-        if len(cells) != len(header):
+        # A row that ends early lacks its last columns. Not one of several lines: a quote may have joined them.
+        if len(cells) > len(header) or (len(cells) < len(header) and len(lines) > 1):
             raise Trouble("broken row", f"{len(cells)} columns where the header has {len(header)}")
-        return dict(zip(header, cells, strict=True))
+        return dict(zip(header, cells, strict=False))
+
+    def _plain_cells(self, lines: list[bytes]) -> list[str] | None:
+        """As `cells_of`, for a line that needs no care; None for others."""
+        line = lines[0].rstrip(b"\r\n")
+        if not line or b'"' in line or b"\r" in line or b"\0" in line or not line.isascii():
+            return None
+        return line.decode().split(self.delimiter)
 
 
 class Tsv(Csv):
@@ -139,20 +249,27 @@ class Tsv(Csv):
 
 
 class JsonLines(_Table):
-    """One JSON object a line. The columns are the names in the first object."""
+    """One JSON object a line. The columns are the names in the first objects, which may differ in them."""
 
     suffix = ".jsonl"
 
     def _header(self, file: Path) -> tuple[list[str], int, int]:
+        counts: Counter[str] = Counter()  # of values that are not null, in the order of their first object
+        size = 0
         with open_lines(file) as lines:
-            for _, line in zip(range(100), lines, strict=False):  # the first ones may be broken
-                try:
-                    row = self._row([line.removeprefix(_BOM)], [])
-                except Trouble:
-                    continue
-                if row is not None:
-                    return list(row), 0, 0
-        raise UserError(f"{printable(file)} holds no JSON object in its first 100 lines; give another path or --format")
+            for number, line in enumerate(lines):
+                with suppress(Trouble):
+                    for name, value in (self._row([line], []) or {}).items():
+                        counts[name] += value is not None
+                size += len(line)
+                if number >= _LOOKED_AT or ((number >= 100 or size > _LOOKED_BYTES) and told(counts, self.options)):
+                    break
+        if not counts:
+            raise UserError(
+                f"{printable(file)} holds no JSON object in its first {_LOOKED_AT:,} lines; "
+                "give another path or --format"
+            )
+        return common(counts, self.options), 0, 0
 
     def _split(self, columns: int) -> Split:
         return single_lines

@@ -13,7 +13,9 @@ from imagen.errors import UserError
 from imagen.files import open_regular
 
 MOST_BYTES = 1 << 30  # of a picture or another value that is read into memory whole
-CAPTION_NAMES = ("caption", "text")  # of a JSON object beside a picture
+CAPTION_NAMES = ("caption", "captions", "text")  # of a JSON object beside a picture
+_TEXT_NAMES = ("caption", "text", "raw", "sentence")  # of an object that is one of a list of captions
+Captions = tuple["str | bytes | None", ...]  # of one picture; None where a list has nothing
 _SAFE_KEY = re.compile(r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*")
 _MADE_KEY = re.compile(r"-[0-9a-f]{16}$")
 
@@ -92,16 +94,53 @@ def from_base64(text: str | bytes) -> bytes:
         raise Trouble("bad base64", str(error)) from None
 
 
-def caption_of_json(data: bytes, name: str) -> str | bytes | None:
-    """The caption in a JSON file beside a picture, None if it names none; Trouble if the file is not a JSON object."""
+def captions_of_json(data: bytes, name: str) -> Captions:
+    """The captions in a JSON file beside a picture, (None,) if there are none.
+
+    Trouble if the file is not a JSON object.
+    """
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise Trouble("unreadable file", f"{name} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise Trouble("unreadable file", f"{name} is not a JSON object")
-    captions = (value.get(key) for key in CAPTION_NAMES)
-    return as_caption(next((caption for caption in captions if isinstance(caption, str)), None))
+    found = (value.get(key) for key in CAPTION_NAMES)
+    return captions_of(next((captions for captions in found if isinstance(captions, str | list)), None))
+
+
+def captions_of(value: Any) -> Captions:
+    """The captions that a value of a table or of JSON stands for: a text or a list of them; (None,) if none.
+
+    An element of a list, or the value, may be an object with its text as "raw", "caption", "text" or "sentence".
+    Trouble if something is of another type.
+    """
+    if not isinstance(value, list | tuple):
+        return (_caption(value, "the caption"),)
+    if not value:
+        return (None,)
+    return tuple(_caption(one, f"caption {number} of {len(value)}") for number, one in enumerate(value, 1))
+
+
+def texts_of_json(cell: Any) -> list[str] | None:
+    """The texts that a cell lists as JSON (["a", "b"]); None if it is anything else: a caption as it stands."""
+    if not (isinstance(cell, str) and cell.startswith("[") and cell.endswith("]")):
+        return None
+    try:
+        value = json.loads(cell)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, list) and all(isinstance(one, str) for one in value) else None
+
+
+def _caption(value: Any, what: str) -> str | bytes | None:
+    if isinstance(value, dict):
+        value = next((value[name] for name in _TEXT_NAMES if isinstance(value.get(name), str | bytes)), value)
+    if value is None or isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise Trouble("broken row", f"{what} is of type {type(value).__name__}, not text")
+    return as_caption(value)
 
 
 def as_caption(text: str | None) -> str | bytes | None:

@@ -4,10 +4,21 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from imagen.data.caption_lists import MOST_BYTES as MOST_JSON
+from imagen.data.caption_lists import unpack
 from imagen.data.shards import SPLITS, BadSample
 from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.files import COMPRESSED, files_below
-from imagen.data.sources.values import MOST_BYTES, Trouble, caption_of_json, nothing, printable, safe_key
+from imagen.data.sources.values import (
+    MOST_BYTES,
+    Captions,
+    Trouble,
+    as_caption,
+    captions_of_json,
+    nothing,
+    printable,
+    safe_key,
+)
 from imagen.data.tar_samples import Places, Stray, TarScan, scan_tar
 from imagen.data.transforms import choose_image
 from imagen.errors import UserError
@@ -132,19 +143,32 @@ def _second_pictures(key: str, places: Places, image: str | None) -> Iterator[St
 
 
 def _record(key: str, origin: str, file: int, places: Places, image_name: str | None, odd: str | None) -> Record:
-    caption: str | bytes | None = None
+    captions: Captions = (None,)
     try:
-        if "txt" in places:
-            caption = _read(file, *places["txt"])
-        elif "json" in places:
-            caption = caption_of_json(_read(file, *places["json"]), "its json member")
-        if odd is not None and (image_name is None or caption is None):
+        captions = _captions(file, places)
+        if odd is not None and (image_name is None or captions[0] is None):
             raise Trouble("unreadable file", odd)
         if image_name is None:
             raise Trouble("missing file", _no_picture(places))
-        return Record(key=key, origin=origin, caption=caption, image=_read(file, *places[image_name]))
+        image = _read(file, *places[image_name])
+        return Record(key=key, origin=origin, caption=captions[0], further=captions[1:], image=image)
     except Trouble as trouble:
-        return Record(key=key, origin=origin, caption=caption, problem=trouble.problem)
+        return Record(key=key, origin=origin, caption=captions[0], problem=trouble.problem)
+
+
+def _captions(file: int, places: Places) -> Captions:
+    """As training reads them, if there is a txt member; else those of any JSON."""
+    if "txt" not in places:
+        return captions_of_json(_read(file, *places["json"]), "its json member") if "json" in places else (None,)
+    first = _read(file, *places["txt"])
+    if "json" not in places or places["json"][1] > MOST_JSON:
+        return (first,)
+    others = map(as_caption, unpack(_read(file, *places["json"])))
+    return (first, *(caption for caption in others if _plain(caption) != _plain(first)))
+
+
+def _plain(caption: str | bytes | None) -> bytes:
+    return caption.strip() if isinstance(caption, bytes) else (caption or "").strip().encode()
 
 
 def _no_picture(places: Places) -> str:

@@ -26,7 +26,7 @@ def plain(record):
     """A record that `==` compares."""
     array = record.embedding
     embedding = None if array is None else (array.shape, str(array.dtype), array.tobytes())
-    return record.key, record.origin, record.image, record.caption, embedding, record.problem
+    return record.key, record.origin, record.image, record.caption, record.further, embedding, record.problem
 
 
 def read(path, format=None, *, cuts=(1, 2, 3, 1000), **options):

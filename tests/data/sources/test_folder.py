@@ -118,3 +118,59 @@ def test_what_is_no_folder_of_pictures(tmp_path):
         open_source(tmp_path / "empty", "folder").parts()
     with pytest.raises(UserError, match=r"readme\.txt is not a folder"):
         open_source(tmp_path / "empty" / "readme.txt", "folder").parts()
+
+
+def test_captions_in_the_usual_spellings(tmp_path):
+    """The first that there is of .txt, .caption, .text and .json; of one written in two ways the one in lower case."""
+    data = pictures(1)[0]
+    beside = {
+        "a": {"a.caption": "a"},
+        "b": {"b.TXT": "b"},
+        "c": {"c.Text": "c"},
+        "d": {"d.JSON": '{"text": "d"}'},
+        "e": {"e.txt": "e", "e.caption": "no", "e.TXT": "no", "e.json": "{}"},
+        "f": {"f.CAPTION": "f", "f.text": "no", "f.json": "{}"},
+        "g.x": {"g.x.caption": "g"},
+        "h": {},
+    }
+    for stem, files in beside.items():
+        (tmp_path / f"{stem}.PNG").write_bytes(data)
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+    for name in ("alone.caption", "alone2.TXT", "README.TEXT", "deep.caption.md"):
+        (tmp_path / name).write_text("x")
+    records = read(tmp_path)
+    found = {r.origin: r.caption.decode() if isinstance(r.caption, bytes) else r.caption for r in records}
+    assert found == {f"{stem}.PNG": stem[0] for stem in "abcdef"} | {
+        "g.x.PNG": "g", "h.PNG": None, "alone.caption": "x", "alone2.TXT": "x",
+    }  # fmt: skip
+    assert problems(records) == {"alone.caption": "missing file", "alone2.TXT": "missing file"}
+
+
+def test_names_of_folders_or_files_as_captions(tmp_path):
+    data = pictures(3)
+    names = ["golden_retriever/a_red_ball.png", "animals/tabby cat/2.png", "3__three_.png"]
+    for name, image in zip(names, data, strict=True):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(image)
+    (tmp_path / "3__three_.txt").write_text("beside it")
+    (tmp_path / "animals/alone.txt").write_text("of no picture")
+    for caption_from, captions in {
+        None: [b"beside it", None, b"of no picture", None],
+        "folder": [None, "tabby cat", "golden retriever"],
+        "name": ["3 three", "2", "a red ball"],
+    }.items():
+        records = read(tmp_path, caption_from=caption_from)
+        assert sorted(map(str, (r.caption for r in records))) == sorted(map(str, captions)), caption_from
+    by_picture = {r.image: r.caption for r in read(tmp_path, "folder", caption_from="folder")}
+    assert by_picture == {data[0]: "golden retriever", data[1]: "tabby cat", data[2]: None}
+
+
+def test_names_as_captions_may_be_no_text(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    with open(folder + b"/1.png", "wb") as file:
+        file.write(pictures(1)[0])
+    (record,) = read(tmp_path, caption_from="folder")
+    with pytest.raises(UnicodeDecodeError):  # so it is rejected as not UTF-8
+        record.caption.decode()

@@ -26,6 +26,9 @@ def make(folder, *names):
         ("csv", ["t.csv"]),
         ("tsv", ["a.tsv", "b.tsv"]),
         ("jsonl", ["t.jsonl"]),
+        ("csv", ["1.png", "deep/2.png", "metadata.csv"]),
+        ("csv", ["train/1.png", "train/metadata.csv", "test/deep/2.png", "test/Metadata.CSV"]),
+        ("jsonl", ["train/1.png", "train/metadata.jsonl", "README.md"]),
         ("parquet", ["data/train-00000.parquet", "README.md"]),
         ("webdataset", ["0.tar", "0.parquet", "0_stats.json"]),  # img2dataset's output
         ("webdataset", ["train/0.tar", "heldout/0.tar"]),
@@ -47,7 +50,9 @@ def test_the_format_of_a_file_is_told_by_its_name(tmp_path, name):
 @pytest.mark.parametrize(
     "names, words",
     [
-        (["1.png", "metadata.csv"], "may be folder or csv; name it with --format"),
+        (["1.png", "pairs.csv"], "may be folder or csv; name it with --format"),
+        (["a/1.png", "b/1.png", "a/metadata.csv"], "may be folder or csv; name it with --format"),
+        (["a/1.png", "a/metadata.csv", "b/metadata.jsonl"], "may be csv or jsonl; name it"),
         (["a.csv", "b.jsonl"], "may be csv or jsonl; name it"),
         ([".hidden/1.png", "notes.md"], "looks like no known format"),
         (["1.npy"], "looks like no known format"),
@@ -67,6 +72,12 @@ def test_mistakes_are_one_line(tmp_path):
         ("no format 'foldr'; did you mean 'folder'", tmp_path, {"format": "foldr"}),
         ("nowhere does not exist", tmp_path / "nowhere", {"format": "csv"}),
         ("the format folder has no columns", tmp_path, {"caption_column": "c"}),
+        ("it must be folder or name", tmp_path, {"caption_from": "class"}),
+        (
+            "--caption-from is for folders of pictures; the format csv",
+            tmp_path,
+            {"caption_from": "name", "format": "csv"},
+        ),
         ("records_per_part is 0", tmp_path, {"records_per_part": 0}),
     ]:
         with pytest.raises(UserError, match=words) as error:

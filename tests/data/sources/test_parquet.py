@@ -52,7 +52,7 @@ def test_faults_of_rows(tmp_path):
     not_utf8 = pa.Array.from_buffers(
         pa.string(), 4, [*pa.array(["a", "xy", "c", "d"]).buffers()[:2], pa.py_buffer(b"a\xff\xfecd")]
     )
-    images = pa.array([b"good", b"good", None, b""])
+    images = pa.array([b"good", b"fine", None, b""])
     pq.write_table(pa.table({"caption": not_utf8, "image": images}), tmp_path / "t.parquet")
     records = read(tmp_path / "t.parquet")
     assert problems(records) == {"t.parquet, row 3": "broken row", "t.parquet, row 4": "broken row"}

@@ -57,7 +57,7 @@ def test_any_table_that_the_csv_module_writes_is_cut_into_whole_rows(tmp_path):
     for trial in range(30):
         captions = ["".join(rng.choices('ab", \n\r', k=rng.randrange(8))) for _ in range(40)]
         write_csv(tmp_path / f"{trial}.csv", [(c, "p") for c in captions], ("caption", "image"))
-        assert [r.caption for r in read(tmp_path / f"{trial}.csv")] == captions
+        assert [r.caption for r in read(tmp_path / f"{trial}.csv", join_rows=False)] == captions
 
 
 def test_a_byte_order_mark_and_the_end_without_a_line_end(folder):
@@ -123,7 +123,7 @@ def test_faults_of_csv_rows(folder):
         b"last,img/5.png",
     ]
     (folder / "t.csv").write_bytes(b"\n".join(lines))
-    records = read(folder / "t.csv")
+    records = read(folder / "t.csv", join_rows=False)
     reasons = problems(records)
     assert reasons.pop("t.csv, line 8") in ("unreadable file", "broken row")  # the csv module of Python 3.10 says so
     assert reasons == {
@@ -147,7 +147,7 @@ def test_a_quote_that_is_never_closed_is_part_of_its_own_row_of_a_long_table(tmp
     rows[700] = 'p\t"c'
     rows[900] = 'p\t"c\tmore'
     (tmp_path / "t.tsv").write_text("\n".join(["path\tcaption", *rows]))
-    records = read(tmp_path / "t.tsv", cuts=(300, 1000))
+    records = read(tmp_path / "t.tsv", cuts=(300, 1000), join_rows=False)
     assert problems(records) == {"t.tsv, line 902": "broken row"} and len(records) == 2000
     assert [r.caption for r in records if not r.problem and r.caption != "c"] == ['"c']
 
@@ -208,11 +208,12 @@ def test_faults_of_jsonl_rows(folder):
     ]
     (folder / "t.jsonl").write_bytes(b"\n".join(lines))
     records = read(folder / "t.jsonl")
-    assert problems(records) == {f"t.jsonl, line {i}": "broken row" for i in (1, 3, 4, 5, 6, 7, 8, 12)} | {
+    assert problems(records) == {f"t.jsonl, line {i}": "broken row" for i in (1, 3, 4, 5, 6, 8, 12)} | {
         "t.jsonl, line 11": "unreadable file"
     }
     half = "half of a pair \ud83d".encode("utf-8", "surrogatepass")
-    assert [r.caption for r in records if not r.problem] == ["good", None, half]
+    assert [(r.caption, r.further) for r in records if not r.problem] == [("good", ("x",)), (None, ()), (half, ())]
+    assert "t.jsonl, line 2 and 1 more with its picture" in [r.origin for r in records]
 
 
 def test_bad_base64(tmp_path):
@@ -252,3 +253,62 @@ def test_lost_files_and_files_without_objects(tmp_path):
     (tmp_path / "t.jsonl").unlink()
     with pytest.raises(UserError, match=r"t\.jsonl does not exist"):
         list(source.read(part))
+
+
+def test_json_lines_that_differ_in_their_fields(folder):
+    rows = [
+        {"id": 1},
+        {"id": 2, "image": "img/0.png"},
+        {"id": 3, "text": "a slip", "caption": None, "image": "img/1.png"},
+        {"caption": "one", "image": "img/2.png", "more": [1]},
+        {"image": "img/3.png", "caption": "two"},
+        {"caption": "no picture"},
+        {"caption": "three", "image": "img/4.png", "id": 7},
+    ]
+    (folder / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    records = read(folder / "t.jsonl")
+    assert [r.caption for r in records if not r.problem] == [None, "one", "two", "three"]  # null: no caption
+    assert problems(records) == {f"t.jsonl, line {i}": "broken row" for i in (1, 2, 6)}
+    named = read(folder / "t.jsonl", caption_column="text")
+    assert [r.caption for r in named if not r.problem] == ["a slip"]
+
+
+def test_fields_that_come_late_are_found(folder):
+    rows = [{"image": f"img/{i % 5}.png"} for i in range(300)] + [{"image": "img/5.png", "caption": "late"}]
+    (folder / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    records = read(folder / "t.jsonl", cuts=(50, 1000))
+    assert [r.caption for r in records if not r.problem] == ["late"] and len(records) == 301
+
+
+@pytest.mark.parametrize("format, delimiter", [("csv", ","), ("tsv", "\t")])
+def test_rows_that_end_early_are_used_if_they_have_both(folder, format, delimiter):
+    lines = [
+        "caption,image,width,height",
+        "one,img/0.png,8,8",
+        "two,img/1.png",
+        "three",
+        "four,img/2.png,8,8,9",
+        '"five",img/3.png',
+        "six,img/4.png,",
+    ]
+    path = folder / f"t.{format}"
+    path.write_text("\n".join(lines).replace(",", delimiter))
+    records = read(path)
+    assert [r.caption for r in records if not r.problem] == ["one", "two", "five", "six"]
+    assert problems(records) == {f"t.{format}, line {i}": "broken row" for i in (4, 5)}
+
+
+@pytest.mark.parametrize("join_rows", [True, False])
+def test_pictures_that_their_folders_table_does_not_name_are_listed(tmp_path, join_rows):
+    data = pictures(6)
+    for i, name in enumerate(["a/0.png", "a/deep/1.png", "a/2.png", "b/3.png", "b/4.jpg", "b/5 é.PNG"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data[i])
+    (tmp_path / "a/metadata.csv").write_text("file_name,text\n0.png,zero\n./deep/1.png,one\n9.png,gone\n")
+    (tmp_path / "b/metadata.csv").write_text(f"text,file_name\nthree,{tmp_path.absolute()}/b/3.png\n")
+    records = read(tmp_path, join_rows=join_rows)
+    assert {r.image: r.caption for r in records if not r.problem} == {data[0]: "zero", data[1]: "one", data[3]: "three"}
+    assert problems(records) == {
+        "a/metadata.csv, line 4": "missing file",
+        **dict.fromkeys(["a/2.png", "b/4.jpg", "b/5 é.PNG"], "missing caption"),
+    }

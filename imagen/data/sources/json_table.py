@@ -1,0 +1,108 @@
+"""One JSON file: a list of objects, or COCO's captions (images and annotations), or those of Karpathy's splits."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from imagen.data.sources.base import Options, Part, Record
+from imagen.data.sources.columns import Columns, common, find_columns
+from imagen.data.sources.joining import Row
+from imagen.data.sources.values import Trouble, nothing, printable, read_bytes
+from imagen.errors import UserError
+
+_LISTS = ("images", "annotations", "data", "samples")  # of an object: where its rows are, the first that there is
+
+
+class Json:
+    """A file *.json, read into memory whole.
+
+    Rows are the elements of its list. With COCO's two lists they are the annotations, each with the fields of its
+    image, and images that have none. Those with the same picture are one record. A key is the number of the row;
+    paths of pictures begin at the file's folder.
+    """
+
+    has_columns = True
+
+    def __init__(self, path: Path, options: Options):
+        self.path = path
+        self.options = options
+        self._read: tuple[list[Any], Columns] | None = None
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        return not path.is_dir() and path.name.lower().endswith(".json")
+
+    def parts(self) -> list[Part]:
+        rows, columns = self._table()
+        groups: dict[bytes | int, list[int]] = {}
+        for number, cells in enumerate(rows):
+            picture = columns.picture(cells, "") if isinstance(cells, dict) and self.options.join_rows else None
+            groups.setdefault(number if picture is None else picture, []).append(number)
+        some, count = list(groups.values()), self.options.records_per_part
+        return [{"rows": some[i : i + count]} for i in range(0, len(some), count)]
+
+    def read(self, part: Part) -> Iterator[Record]:
+        rows, columns = self._table()
+        for group in part["rows"]:
+            found = []
+            for number in group:
+                key, origin = f"{number:09d}", f"{printable(self.path.name)}, row {number + 1}"
+                cells = rows[number] if number < len(rows) else None
+                if isinstance(cells, dict):
+                    found.append(Row(key, origin, cells))
+                else:
+                    yield Record(key=key, origin=origin, problem=("broken row", "not a JSON object"))
+            if found:
+                yield from columns.records(found, self.path.parent)
+
+    def _table(self) -> tuple[list[Any], Columns]:
+        if self._read is None:
+            rows = _rows(self._value(), self.path)
+            counts: Counter[str] = Counter()
+            for row in rows:
+                if isinstance(row, dict):
+                    counts.update({name: value is not None for name, value in row.items()})
+            self._read = rows, find_columns(common(counts, self.options), self.options, self.path)
+        return self._read
+
+    def _value(self) -> Any:
+        try:
+            return json.loads(read_bytes(self.path, str(self.path)))
+        except Trouble as trouble:
+            raise UserError(f"cannot read {printable(trouble.problem[1])}; give another path") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{printable(self.path)} is not JSON ({error}); give another path or --format") from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_read": None}
+
+
+def _rows(value: Any, path: Path) -> list[Any]:
+    if isinstance(value, dict):
+        images, annotations = value.get("images"), value.get("annotations")
+        if isinstance(images, list) and isinstance(annotations, list):
+            return _joined(images, annotations)
+        value = next((value[name] for name in _LISTS if isinstance(value.get(name), list)), None)
+    if not isinstance(value, list):
+        lists = ", ".join(map(repr, _LISTS))
+        raise UserError(
+            f"{printable(path)} is no list of objects, nor an object with one ({lists}); write it as .jsonl"
+        )
+    if not value:
+        raise nothing(path, "rows")
+    return value
+
+
+def _joined(images: list[Any], annotations: list[Any]) -> list[Any]:
+    """COCO's annotations with the fields of their images, in order, then images without any."""
+    by_id = {str(image["id"]): image for image in images if isinstance(image, dict) and "id" in image}
+    rows: list[Any] = []
+    described: set[str] = set()
+    for one in annotations:
+        number = str(one.get("image_id")) if isinstance(one, dict) else ""
+        described.add(number)
+        rows.append({**by_id.get(number, {}), **one} if isinstance(one, dict) else one)
+    missing = (image for image in images if not isinstance(image, dict) or str(image.get("id")) not in described)
+    return rows + [{"caption": None, **image} if isinstance(image, dict) else image for image in missing]

@@ -1,0 +1,23 @@
+"""Each command killed (SIGKILL) at two moments: benchmarks/kill.py in small, in a process of its own since it forks."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks")
+def test_killed_commands_end_as_if_nothing_had_happened():
+    script = [sys.executable, str(ROOT / "benchmarks" / "kill.py"), "--small", "--kills", "2"]
+    done = subprocess.run(
+        script, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^10 kills in \d+ s: all right$", done.stdout, re.MULTILINE), done.stdout
+    for command in ("build", "encode", "train", "export", "sample"):
+        assert f"│ {command}" in done.stdout
