@@ -37,9 +37,7 @@ class Keeper:
         if not self.ranks.from_first(self.checkpoints.paths):
             return None
         materialise(self.unet, self.optimizer)
-        facts = self.checkpoints.load_latest(run_tensors(self.unet, self.averages, self.optimizer), say)
-        self.averaged_step = 0 if facts is None else facts["progress"]["step"]
-        return facts
+        return self.checkpoints.load_latest(run_tensors(self.unet, self.averages, self.optimizer), say)
 
     def update(self, step: int, *, now: bool = False) -> None:
         """Take the weights after `step` into the averages, if it is their turn; now: whether or not it is.

@@ -177,6 +177,7 @@ class Trainer:
         if (facts := self.kept.resume(self.say)) is not None:
             scale, where = self.progress.loss_scale, f"{run}: state.json of its checkpoint"
             self.progress = self.ranks.from_first(lambda: Progress.from_json(facts, where))
+            self.kept.averaged_step = self.progress.step
             if self.progress.loss_scale.active != scale.active:  # gone on with on a device of other formats
                 self.progress.loss_scale = scale
             self.say(f"{run}: going on from step {self.progress.step}")
