@@ -100,20 +100,20 @@ def grid_sampler(
 
     def sample(unet: nn.Module, step: int) -> Tensor:
         size = (stage.resolution, stage.resolution)
-        held, rows = Stage(stage, _Held(unet)), rows_of(stage.resolution)
+        held, at_once = Stage(stage, _Held(unet)), rows_of(stage.resolution)
         parts = [
             held.sample(
-                list(range(begin, min(begin + rows, count))),
+                list(range(begin, min(begin + at_once, count))),
                 size=size,
                 settings=stage.sampling,
-                texts=None if texts is None else texts[begin : begin + rows],
+                texts=None if texts is None else texts[begin : begin + at_once],
                 unconditional=null_LD,
                 text_length=0 if texts is None else max(len(text_LD) for text_LD in texts),
-                low_BChw=None if batch.low_res is None else batch.low_res[begin : begin + rows],
+                low_BChw=None if batch.low_res is None else batch.low_res[begin : begin + at_once],
                 device=next(unet.parameters()).device,
                 precision=experiment.train.precision,
             )
-            for begin in range(0, count, rows)
+            for begin in range(0, count, at_once)
         ]
         pictures = torch.cat(parts)
         shown, captions = to_images(pictures), list(batch.captions)
