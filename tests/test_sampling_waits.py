@@ -16,8 +16,9 @@ from imagen.diffusion.noise import PictureNoise
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.diffusion.samplers import SAMPLERS, sample, step_logsnrs
 from imagen.diffusion.schedule import ScheduleConfig, build_schedule
+from imagen.models import kernels
 from imagen.models.config import Level, UNetConfig
-from imagen.models.unet import UNet
+from imagen.models.unet import UNet, cast_copy
 
 SMALL = UNetConfig(
     levels=(Level(channels=32, blocks=1, stride=1), Level(channels=64, blocks=1, attention="fused")),
@@ -80,3 +81,33 @@ def test_operations_of_a_call_of_deepfloyd_if_m():
         mode = steps_on_meta(stage, stage.sampling, tokens=77)
     print(mode.operations / 2, sorted(mode.names.items(), key=lambda item: -item[1])[:25])
     assert mode.operations / 2 <= 850
+
+
+def test_a_network_in_bfloat16_throughout_is_as_near_as_one_under_autocast(monkeypatch):
+    """To float32, with norms of our own, whose statistics are float32."""
+    torch.manual_seed(0)
+    unet = UNet(SMALL).eval()
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        x, label, text = torch.randn(4, 3, 16, 16), 1000 * torch.rand(4), torch.randn(4, 7, 24)
+        exact = unet(x, label, text=text)
+        with torch.autocast("cpu", torch.bfloat16):
+            autocast = unet(x, label, text=text).float()
+        monkeypatch.setattr(kernels, "fused", lambda device: True)
+        throughout = cast_copy(unet, torch.bfloat16)(x, label, text=text).float()
+    error, most = (torch.linalg.vector_norm(found - exact) for found in (throughout, autocast))
+    assert error < 1.5 * most < 0.05 * torch.linalg.vector_norm(exact)
+
+
+def test_a_half_network_follows_its_weights():
+    """The copy in half precision is made anew when the weights change, and only then."""
+    unet = UNet(SMALL)
+    network = Network(unet)
+    first = network._halved(unet, torch.device("cpu"), torch.bfloat16)
+    assert network._halved(unet, torch.device("cpu"), torch.bfloat16) is first
+    with torch.no_grad():
+        unet.conv_in.weight.add_(1)
+    second = network._halved(unet, torch.device("cpu"), torch.bfloat16)
+    assert second is not first and torch.equal(second.conv_in.weight, unet.conv_in.weight.bfloat16())
+    assert unet.conv_in.weight.dtype == torch.float32

@@ -170,6 +170,7 @@ class Trainer:
         if self.copy is not None:
             parallelize(self.copy.network, compiled, None)
         self.compiled = compiled.compile
+        self.reads_at_once = device.type == "cpu"  # else a step is read while the device is busy with the next one
         copies = dist.group.WORLD if isinstance(self.network, DistributedDataParallel) else None
         self.optimizer = build_optimizer(self.unet.named_parameters(), experiment.optim, copies)
         self.kept = Keeper(run, self.config, self.unet, self.optimizer, self.ranks)
@@ -333,7 +334,7 @@ class Trainer:
     def _to_read(self, running: "deque[tuple[int, Launched]]") -> Iterator[tuple[int, Launched]]:
         """Of the steps that are launched, those to wait for now: all, where something is to be done with the last."""
         config, every = self.config, ("log_every", "sample_every", "checkpoint_every", "ema_snapshot_every")
-        settle = self.ranks.device.type == "cpu" or self._gap_due()
+        settle = self.reads_at_once or self._gap_due()
         settle |= any(self._due(getattr(config, name)) for name in every)
         settle |= self.progress.step == self._began + 1  # the first line comes with the first step
         while len(running) > (0 if settle else 1):

@@ -11,6 +11,7 @@ from waiting import META, PINNED, NeverWaits, gpu_of_meta
 
 from imagen.data.batches import Batch
 from imagen.devices import pinned, sent
+from imagen.jsonconfig import to_json
 from imagen.models.unet import UNet
 from imagen.presets import preset
 from imagen.train.ema import Ema
@@ -21,6 +22,7 @@ from imagen.train.parallel import ParallelConfig, build_mesh, parallelize
 from imagen.train.ranks import joined
 from imagen.train.sharded import whole
 from imagen.train.step import launch_step
+from imagen.train.trainer import Trainer
 from imagen.train.trial import random_batch
 
 KINDS = ("adam", "adamw", "adafactor", "muon")
@@ -212,3 +214,31 @@ def on_ranks(optim):
             result = launch_step(network, [batch], 1, noising, optimizer, **options).read()
             assert result.applied == (number != 1)
         return before, [whole(parameter.detach()).clone() for parameter in unet.parameters()]
+
+
+def test_a_run_that_reads_steps_late_logs_and_keeps_the_same(shards, tmp_path, rows, monkeypatch):
+    """As on a GPU: the next step is launched before a result is read, and a step that is skipped is told later."""
+    what = experiment(steps=9, log_every=3, checkpoint_every=5, gap_every=0, ema_every=2, max_nonfinite=9)
+    said = {}
+    for late in (False, True):
+        order = []
+
+        def launch(*arguments, late=late, order=order, **options):
+            order.append("launch")
+            launched = launch_step(*arguments, **options, waits=not late)
+            read = launched.read
+            launched.read = lambda: order.append("read") or read()
+            return launched
+
+        monkeypatch.setattr("imagen.train.trainer.launch_step", launch)
+        run = tmp_path / str(late)
+        said[late] = []
+        trainer = Trainer(what, to_json(what), shards, run, say=said[late].append)
+        trainer.reads_at_once = not late
+        trainer.run(None, None, None)
+        assert order.count("read") == order.count("launch") == 9
+        ahead = max(order[:end].count("launch") - order[:end].count("read") for end in range(19))
+        assert ahead == (2 if late else 1)
+    for one, other in zip(rows(tmp_path / "True"), rows(tmp_path / "False"), strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
+    assert said[True][-1].replace("True", "False") == said[False][-1]
