@@ -1,5 +1,6 @@
 """torch.compile, as every network here is compiled: one graph for each shape, and never a guess at the next shape."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +32,12 @@ def compile_module(module: nn.Module, **options: Any) -> None:
     """
     prepare()
     module.compile(**{"dynamic": False, **options})
+
+
+def compile_function(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`function` as one graph, likewise."""
+    prepare()
+    return torch.compile(function, **{"fullgraph": True, "dynamic": False, **options})
 
 
 def cache_folder() -> str:

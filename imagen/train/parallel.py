@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from imagen.errors import UserError, check_number
-from imagen.models.compiling import compile_module, compiles
+from imagen.models.compiling import compile_function, compile_module, compiles
+from imagen.models.layers import ResBlock
 from imagen.models.unet import Block, UNet
 from imagen.train.ranks import Ranks
 
@@ -71,14 +72,15 @@ def parallelize(
     dtype: in which sharded parameters are gathered; None: as they are (float32). Gradients are reduced, and parameters
     updated, in float32. Call it once, on a new U-Net.
     """
-    recompute(unet, config)
     device = next(unet.parameters()).device
     compiled = compiles(device, config.compile)
+    # By unit where it is sharded: a graph cannot contain the gathering of parameters.
+    recompute(unet, config, compiled=compiled and mesh is not None)
     if mesh is not None:
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for module in shard_units(unet):
-            if compiled:  # by unit: a graph cannot contain the gathering of parameters
-                compile_module(module, fullgraph=True)
+            if compiled and isinstance(module, ResBlock):  # other resamplings are one convolution
+                module.forward = compile_function(module.forward)  # type: ignore[method-assign]
             fully_shard(module, mesh=mesh, mp_policy=policy)
         fully_shard(unet, mesh=mesh, mp_policy=policy)
         return unet
@@ -104,10 +106,15 @@ def spread(config: ParallelConfig, ranks: Ranks) -> str:
     return f"{size} x {ranks.device.type} ({how})"
 
 
-def recompute(unet: UNet, config: ParallelConfig) -> None:
-    """Have the blocks that `config.checkpointing` names computed again in the backward pass, and no others."""
+def recompute(unet: UNet, config: ParallelConfig, *, compiled: bool = False) -> None:
+    """Have the blocks that `config.checkpointing` names computed again in the backward pass, and no others.
+
+    compiled: each block by itself, inside of what is computed again, which torch does not compile on its own.
+    """
     for level, block in leveled_blocks(unet):
         vars(block).pop("forward", None)
+        if compiled:
+            block.forward = compile_function(block.forward)  # type: ignore[method-assign]
         if config.checkpointing == "full" or level in config.checkpoint_levels:
             # Not a wrapper module, which would rename the parameters. Dropout is the only random layer there is.
             recomputed = partial(checkpoint, block.forward, use_reentrant=False)

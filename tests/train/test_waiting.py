@@ -161,7 +161,7 @@ def test_steps_that_do_not_wait_end_where_others_do(algorithm, clip_norm):
     assert "4" in results[1].problem or results[1].problem.startswith("the loss is not finite for 6")
     assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
     for step in (2, 3):
-        assert apart(weights[step], wanted[step]) < 1e-2 * apart(weights[step], weights[0])
+        assert apart(weights[step], wanted[step]) < 3e-2 * apart(weights[step], weights[0])
 
 
 def test_a_copy_in_half_precision_has_the_gradient(monkeypatch):
