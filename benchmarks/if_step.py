@@ -24,7 +24,7 @@ from measure import Clock, describe_machine, machine, parameter_count
 from torch import Tensor, nn
 
 from imagen.cascade.config import StageConfig
-from imagen.cascade.stage import build_unet, denoiser, network_of
+from imagen.cascade.stage import build_unet, denoiser, predict_by
 from imagen.cascade.storage import read_manifest, read_tensors, write_cascade
 from imagen.convert.deepfloyd import MAX_TOKENS, read_stage, read_weights
 from imagen.diffusion.samplers import ddpm, step_logsnrs
@@ -119,14 +119,22 @@ def load(variant: str, folder: Path) -> tuple[Step, nn.Module]:
         tensors = read_tensors(folder / "cascade", record.weights, record.sha256)
         ours = build_unet(record.config.unet, tensors, folder, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return our_step(ours, record.config, dtype), ours
-    from diffusers import DDPMScheduler, UNet2DConditionModel
-
-    theirs = UNet2DConditionModel.from_pretrained(folder / "unet").eval().requires_grad_(False)
-    if "bf16" in variant:
-        theirs = theirs.to(torch.bfloat16)
+    theirs = their_network(folder, torch.bfloat16 if "bf16" in variant else torch.float32)
     if "channels-last" in variant:
         theirs = theirs.to(memory_format=torch.channels_last)
-    return their_step(theirs, DDPMScheduler.from_pretrained(folder / "scheduler")), theirs
+    return their_step(theirs, their_scheduler(folder)), theirs
+
+
+def their_network(folder: Path, dtype: torch.dtype) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel.from_pretrained(folder / "unet").eval().requires_grad_(False).to(dtype)
+
+
+def their_scheduler(folder: Path) -> Any:
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler.from_pretrained(folder / "scheduler")
 
 
 def our_step(unet: nn.Module, config: StageConfig, dtype: torch.dtype | None) -> Step:
@@ -134,7 +142,7 @@ def our_step(unet: nn.Module, config: StageConfig, dtype: torch.dtype | None) ->
     text, null = texts()
     mask = {"text_mask": torch.ones(text.shape[:2], dtype=torch.bool)}
     # Made once for all steps of a picture, as in sampling: the first call also reads the text, and is not timed.
-    denoise = denoiser(network_of(unet, dtype), config, config.sampling, {"text": text, **mask}, {"text": null, **mask})
+    denoise = denoiser(predict_by(unet, dtype), config, config.sampling, {"text": text, **mask}, {"text": null, **mask})
 
     def step(x_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
         return ddpm(denoise, x_BCHW, levels, noise=lambda: noise_BCHW)
@@ -149,7 +157,7 @@ def their_step(unet: Any, scheduler: Any) -> Step:
     scheduler.set_timesteps(STEPS)
     t = scheduler.timesteps[STEP]
     text, null = texts()
-    both_BLD = torch.cat([null, text]).to(unet.dtype)
+    both_BLD = torch.cat([null, text]).to(unet.device, unet.dtype)
 
     @torch.no_grad()
     def step(x_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:

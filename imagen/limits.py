@@ -111,6 +111,7 @@ TRAIN: Table = {
     "ema_decay": {"least": 0, "below": 1},
     "ema_decays": {"least": 0, "below": 1},
     "ema_snapshot_every": between(0, 10**12),
+    "ema_every": between(1, 10**12),
     "text_dropout": between(0, 1),
     "max_nonfinite": between(1, 10**12),
     "log_every": between(0, 10**12),

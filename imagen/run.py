@@ -22,11 +22,10 @@ from imagen.models.resize import upsample
 from imagen.pictures import contact_sheet, write_png
 from imagen.train import on_the_fly
 from imagen.train.flops import meta_unet, picture_flops
+from imagen.train.grid import PICTURES, rows_of
 from imagen.train.profiling import Span
 from imagen.train.ranks import Ranks
 from imagen.train.trainer import TrainResult, train
-
-GRID = 16  # pictures of a validation grid
 
 
 def train_run(
@@ -92,7 +91,7 @@ def grid_sampler(
     """
     stage = experiment.stage
     split = "heldout" if "heldout" in splits(data) else "train"
-    count = min(GRID, len(open_split(data, split, experiment.data.shard_cache)))
+    count = min(PICTURES, len(open_split(data, split, experiment.data.shard_cache)))
     config = replace(experiment.data, crop=None, flip=False, workers=0)
     # A loader, rather than the first samples themselves: it replaces bad ones.
     loader = on_the_fly.open_loader(experiment, data, config, encoder, batch_size=count, seed=0, split=split)
@@ -101,16 +100,22 @@ def grid_sampler(
 
     def sample(unet: nn.Module, step: int) -> Tensor:
         size = (stage.resolution, stage.resolution)
-        pictures = Stage(stage, _Held(unet)).sample(
-            list(range(count)),
-            size=size,
-            settings=stage.sampling,
-            texts=texts,
-            unconditional=null_LD,
-            low_BChw=batch.low_res,
-            device=next(unet.parameters()).device,
-            precision=experiment.train.precision,
-        )
+        held, at_once = Stage(stage, _Held(unet)), rows_of(stage.resolution)
+        parts = [
+            held.sample(
+                list(range(begin, min(begin + at_once, count))),
+                size=size,
+                settings=stage.sampling,
+                texts=None if texts is None else texts[begin : begin + at_once],
+                unconditional=null_LD,
+                text_length=0 if texts is None else max(len(text_LD) for text_LD in texts),
+                low_BChw=None if batch.low_res is None else batch.low_res[begin : begin + at_once],
+                device=next(unet.parameters()).device,
+                precision=experiment.train.precision,
+            )
+            for begin in range(0, count, at_once)
+        ]
+        pictures = torch.cat(parts)
         shown, captions = to_images(pictures), list(batch.captions)
         if batch.low_res is not None:
             enlarged = to_uint8(upsample(from_uint8(batch.low_res), size))

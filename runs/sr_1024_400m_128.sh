@@ -9,4 +9,4 @@
 #SBATCH --nodes=16 --gpus-per-node=8 --ntasks-per-node=1 --exclusive
 #SBATCH --time=24:00:00 --signal=USR1@300 --requeue --open-mode=append
 set -euo pipefail
-exec "${SLURM_SUBMIT_DIR:-.}/runs/slurm.sh" sr_1024_400m --parallel.compile true "$@"
+exec "${SLURM_SUBMIT_DIR:-.}/runs/slurm.sh" sr_1024_400m "$@"

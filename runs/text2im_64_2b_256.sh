@@ -8,4 +8,4 @@
 #SBATCH --nodes=32 --gpus-per-node=8 --ntasks-per-node=1 --exclusive
 #SBATCH --time=24:00:00 --signal=USR1@300 --requeue --open-mode=append
 set -euo pipefail
-exec "${SLURM_SUBMIT_DIR:-.}/runs/slurm.sh" text2im_64_2b --parallel.compile true --train.batch_size 2048 "$@"
+exec "${SLURM_SUBMIT_DIR:-.}/runs/slurm.sh" text2im_64_2b --train.batch_size 2048 "$@"

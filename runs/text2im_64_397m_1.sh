@@ -5,5 +5,4 @@
 #
 # imagen plan text2im_64_397m --gpus 1
 set -euo pipefail
-exec imagen train text2im_64_397m --data "${DATA:?the folder of the shards}" --out "${RUN:?the folder of the run}" \
-  --parallel.compile true "$@"
+exec imagen train text2im_64_397m --data "${DATA:?the folder of the shards}" --out "${RUN:?the folder of the run}" "$@"

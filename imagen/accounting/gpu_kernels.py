@@ -1,8 +1,9 @@
 """How a GPU's arithmetic differs in memory from that of the CPU, on whose fake tensors a step is rehearsed.
 
-torch built without CUDA has no fake CUDA tensors, so the differences that matter are made here: under autocast, norms
-compute, and keep, float32 (torch.amp's list of operations for CUDA); and attention runs in a kernel that keeps no
-scores. Not modelled: compilation, which fuses norms and keeps less; workspaces of the libraries.
+torch built without CUDA has no fake CUDA tensors, so the differences that matter are made here: norms of pictures are
+one kernel with their activation and keep its input alone (`imagen.models.kernels`); other norms compute, and keep,
+float32 under autocast (torch.amp's list of operations for CUDA); and attention runs in a kernel that keeps no scores.
+A compiled network keeps as much, to 1 % (tests/models/test_graphs.py). Not modelled: workspaces of the libraries.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,9 +22,11 @@ from imagen.models import layers
 
 @contextmanager
 def gpu_kernels() -> Iterator[None]:
-    """Inside the block, autocast on "cpu" does as it does on "cuda", and attention as its memory-efficient kernel."""
+    """Inside the block, autocast on "cpu" does as it does on "cuda", and attention as its memory-efficient kernel,
+    and norms as ours."""
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(layers, "attend", attend))
+        stack.enter_context(mock.patch.object(layers.kernels, "fused", lambda device: True))
         for module, name in ((F, "group_norm"), (F, "layer_norm"), (torch, "addcmul")):
             wide = partial(_in_float32, getattr(module, name), always=module is F)
             stack.enter_context(mock.patch.object(module, name, wide))

@@ -110,7 +110,7 @@ class Cascade:
         On a GPU mode="reduce-overhead" adds CUDA graphs, which pay where a network's kernels are small.
         """
         for stage in self.stages:
-            stage.unet.compile(**options)
+            stage.compiled = dict(options)
 
     def sample(
         self,

@@ -33,8 +33,10 @@ def text_conditioning(
     """
     B = len(texts)
     both_BLD, both_BL = pad_text([*texts, *negatives], length)
+    # Attention's fastest kernel on a GPU takes no mask, and texts that an encoder pads itself need none.
+    masked = device.type == "cpu" or not bool(both_BL.all())
     cond, uncond = (
-        {"text": both_BLD[half].to(device), "text_mask": both_BL[half].to(device)}
+        {"text": both_BLD[half].to(device)} | ({"text_mask": both_BL[half].to(device)} if masked else {})
         for half in (slice(B), slice(B, None))
     )
     return cond, uncond
@@ -50,8 +52,9 @@ def low_res_conditioning(
     eps_BCHW: standard normal noise.
     """
     level_B = torch.full((len(high_BCHW),), level, dtype=torch.float64)
-    logsnr_B = build_schedule(schedule, resolution)(level_B).float().to(high_BCHW.device)
-    return {"low_res": diffuse(high_BCHW, eps_BCHW, logsnr_B), "low_res_noise": build_label(schedule)(logsnr_B)}
+    logsnr_B = build_schedule(schedule, resolution)(level_B).float()
+    label_B = build_label(schedule)(logsnr_B).to(high_BCHW.device)
+    return {"low_res": diffuse(high_BCHW, eps_BCHW, logsnr_B.to(high_BCHW.device)), "low_res_noise": label_B}
 
 
 def to_uint8(x_BCHW: Tensor) -> Tensor:

@@ -19,12 +19,12 @@ from imagen.cascade.conditioning import low_res_conditioning, text_conditioning
 from imagen.cascade.config import SamplingConfig, StageConfig
 from imagen.cascade.plan import Plan, tile_of
 from imagen.cascade.sizes import Size
-from imagen.cascade.stage import Detail, Stage, denoiser, network_of
+from imagen.cascade.stage import Detail, Stage, denoiser, predict_by
 from imagen.cascade.tiles import Tile
 from imagen.diffusion.samplers import sample
 from imagen.errors import UserError
 from imagen.models.precision import autocast_dtype
-from imagen.models.unet import UNet
+from imagen.models.unet import HALVES, UNet
 
 GIB = 2**30
 
@@ -92,8 +92,9 @@ def step_bytes(
     shape = (rows, unet_config.image_channels, *size)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), FakeTensorMode(), Ledger() as ledger:
         unet = UNet(unet_config).eval().requires_grad_(False)
+        throughout = gpu and dtype in HALVES  # as `Network` computes on GPUs
         for parameter in unet.parameters():  # as `build_unet` holds them
-            if dtype is not None and parameter.ndim > 1:
+            if dtype is not None and (parameter.ndim > 1 or throughout):
                 parameter.data = parameter.data.to(dtype)
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -116,7 +117,8 @@ def step_bytes(
                 )
                 if config.detail_std is not None:
                     detail = Detail(enlarged, config.detail_std)
-            denoise = denoiser(network_of(unet, dtype), config, settings, cond, uncond, detail, tile=tile)
+            predict = predict_by(unet, None if throughout else dtype)
+            denoise = denoiser(predict, config, settings, cond, uncond, detail, tile=tile)
             levels = [0.0, 1.0, 2.0, math.inf]  # the second step remembers the first one's estimate
             sample(
                 settings.sampler,

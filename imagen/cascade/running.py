@@ -12,6 +12,7 @@ from tqdm import tqdm
 from imagen.cascade.conditioning import from_images, to_images
 from imagen.cascade.editing import edit_of
 from imagen.cascade.plan import Plan
+from imagen.devices import set_up
 
 if TYPE_CHECKING:
     from imagen.cascade.cascade import Cascade
@@ -42,6 +43,7 @@ def run(
     on_step: OnPreview | None = None,
 ) -> Generator[Image.Image, None, None]:
     """See `Cascade.run`."""
+    set_up(plan.device)
     batches = plan.batches() if batches is None else list(batches)
     bars = [
         tqdm(

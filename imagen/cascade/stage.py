@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from imagen.cascade.conditioning import from_uint8, low_res_conditioning, text_conditioning, to_uint8
 from imagen.cascade.config import SamplingConfig, StageConfig
 from imagen.cascade.editing import Edit, Known
+from imagen.cascade.network import Network
 from imagen.cascade.tiles import Tile, Tiled
 from imagen.diffusion.guidance import Affine, ClassifierFree, Denoiser, DynamicThreshold, StaticThreshold, predict_x0
 from imagen.diffusion.noise import PictureNoise, Variation
@@ -23,7 +24,7 @@ from imagen.models.precision import Precision, autocast, autocast_dtype, precisi
 from imagen.models.resize import upsample
 from imagen.models.unet import ReadOnce, UNet
 
-Network = Callable[..., Tensor]  # (x_BCHW, noise_B, **conditioning), as `imagen.models.unet.UNet` is called
+Predict = Callable[..., Tensor]  # (x_BCHW, noise_B, **conditioning), as `imagen.models.unet.UNet` is called
 
 
 @dataclass
@@ -32,6 +33,15 @@ class Stage:
     unet: nn.Module  # called as `imagen.models.unet.UNet` is
     info: Mapping[str, Any] = field(default_factory=dict)  # where the weights come from
     sha256: str | None = None  # of the weights' file; None: never saved
+    compiled: Mapping[str, Any] | None = None  # options of torch.compile
+    _network: Network | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def network(self) -> Network:
+        """`unet` as a device computes it."""
+        if self._network is None or self._network.unet is not self.unet or self._network.options != self.compiled:
+            self._network = Network(self.unet, self.compiled)
+        return self._network
 
     @torch.no_grad()  # not inference_mode: moving a network that is being trained would make it untrainable
     def sample(
@@ -104,10 +114,10 @@ class Stage:
                 begin_BCHW = edit.picture_BCHW if detail is None else detail.of(edit.picture_BCHW)
                 x_BCHW = diffuse(begin_BCHW, x_BCHW, logsnrs[:1].to(device))
 
-        with self.network(device, dtype) as network:
+        with self.predicting(device, dtype) as predict:
             x_BCHW = sample(
                 settings.sampler,
-                denoiser(network, config, settings, cond, uncond, detail, edit, tile),
+                denoiser(predict, config, settings, cond, uncond, detail, edit, tile),
                 x_BCHW,
                 logsnrs,
                 noise=noise,
@@ -124,22 +134,22 @@ class Stage:
         return to_uint8(x_BCHW if detail is None else detail.picture(x_BCHW))
 
     @contextmanager
-    def network(self, device: torch.device, dtype: torch.dtype | None) -> Iterator[Network]:
-        """The U-Net on `device`, out of training mode, autocast to `dtype`.
+    def predicting(self, device: torch.device, dtype: torch.dtype | None) -> Iterator[Predict]:
+        """The U-Net on `device`, out of training mode, in arithmetic of `dtype`.
 
         All that `sample` asks of a network passes here: `imagen.serve` gathers the calls of several pictures.
         """
-        unet = self.unet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        unet, around = self.network.on(device, dtype)
         training = unet.training
         unet.eval()
         try:
-            yield network_of(unet, dtype)
+            yield predict_by(unet, around)
         finally:
             unet.train(training)
 
     def offload(self) -> None:
         """Leave the device, to whose memory the weights come back with the next `sample`."""
-        self.unet.to("cpu")
+        self.network.leave()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -168,11 +178,11 @@ class Detail:
         return lambda i, steps, x_BCHW, x0_BCHW: on_step(i, steps, self.picture(x_BCHW), self.picture(x0_BCHW))
 
 
-def network_of(unet: nn.Module, dtype: torch.dtype | None) -> Network:
+def predict_by(unet: nn.Module, dtype: torch.dtype | None) -> Predict:
     """`unet`, autocast to `dtype`. Texts are read once; see `ReadOnce`."""
-    reading: Network = ReadOnce(unet) if isinstance(unet, UNet) else unet
+    reading: Predict = ReadOnce(unet) if isinstance(unet, UNet) else unet
 
-    def network(x_BCHW: Tensor, noise_B: Tensor, **cond: Tensor) -> Tensor:
+    def predict(x_BCHW: Tensor, noise_B: Tensor, **cond: Tensor) -> Tensor:
         with autocast(x_BCHW.device, dtype):
             answer = (reading if "text" in cond else unet)(
                 x_BCHW.contiguous(memory_format=torch.channels_last), noise_B, **cond
@@ -180,16 +190,16 @@ def network_of(unet: nn.Module, dtype: torch.dtype | None) -> Network:
         # The next replay of a CUDA graph writes where this one's answer lies, and samplers remember answers.
         return answer.clone() if answer.is_cuda else answer
 
-    return network
+    return predict
 
 
-def without_variance(network: Network, channels: int) -> Network:
-    """`network` without the second half of its answer, the learned variance, if it has one."""
-    return lambda x_BCHW, noise_B, **cond: network(x_BCHW, noise_B, **cond)[:, :channels]
+def without_variance(predict: Predict, channels: int) -> Predict:
+    """`predict` without the second half of its answer, the learned variance, if it has one."""
+    return lambda x_BCHW, noise_B, **cond: predict(x_BCHW, noise_B, **cond)[:, :channels]
 
 
 def denoiser(
-    network: Network,
+    predict: Predict,
     config: StageConfig,
     settings: SamplingConfig,
     cond: Mapping[str, Tensor],
@@ -200,8 +210,8 @@ def denoiser(
 ) -> Denoiser:
     """The network as the sampler sees it: x0 estimates, guided, thresholded, the known part of a picture in place."""
     if settings.variance == "fixed":
-        network = without_variance(network, config.unet.image_channels)
-    raw = network if tile is None else Tiled(network, tile)
+        predict = without_variance(predict, config.unet.image_channels)
+    raw = predict if tile is None else Tiled(predict, tile)
     weight = settings.guidance if uncond else 1.0  # a stage without text has nothing to guide
     denoise: Denoiser = ClassifierFree(
         predict_x0(raw, config.objective.prediction, build_label(config.schedule)),

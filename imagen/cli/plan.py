@@ -89,6 +89,7 @@ def _print(found: dict[str, Any]) -> None:
     table.add_section()
     table.add_row("together", f"{memory['peak'] / GIB:.2f}", f"of {memory['usable'] / GIB:.1f} usable")
     console.print(table)
+    console.print(f"counted: {memory['grid'] / GIB:.1f} GiB while a grid of samples is made")
 
     useful = sum(count for phase, count in flop.items() if phase != "recomputation")
     console.print(
@@ -117,8 +118,10 @@ def _print(found: dict[str, Any]) -> None:
         f"assumed: --mfu {assumed['mfu']:g} of {assumed['tflops'] or 0:g} TFLOP/s; {assumed['reserved']:.0%} of "
         f"{assumed['memory']:.1f} GiB for context, workspaces and gaps; machines of {assumed['gpus_a_machine']} GPUs, "
         f"{assumed['link']:g} GB/s between those, {assumed['network']:g} to others; {assumed['bytes_a_pixel']:g} bytes "
-        f"a pixel, {assumed['caption_tokens']} tokens a caption; not compiled"
+        f"a pixel, {assumed['caption_tokens']} tokens a caption"
     )
+    rows = (f"{name} {entry['value']:g} ({entry['measured']})" for name, entry in found["calibrated"].items())
+    console.print(f"calibrated: {', '.join(rows)}")
 
 
 def _spread(found: dict[str, Any]) -> str:

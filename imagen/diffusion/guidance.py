@@ -32,6 +32,18 @@ class Estimate(NamedTuple):
 Denoiser = Callable[[Tensor, Tensor], Estimate]  # (x_BCHW, logsnr_B) -> Estimate
 
 
+def at_level(x_BCHW: Tensor, logsnr: float) -> Tensor:
+    """logsnr_B for a denoiser, all of one level, which stays known: nobody has to ask a device for it."""
+    logsnr_B = x_BCHW.new_full((len(x_BCHW),), logsnr)
+    logsnr_B.level = logsnr  # type: ignore[attr-defined]
+    return logsnr_B
+
+
+def known_level(logsnr_B: Tensor) -> float | None:
+    """The level of all pictures, if `at_level` made them."""
+    return getattr(logsnr_B, "level", None)
+
+
 class ConditionalModel(Protocol):
     def __call__(self, x_BCHW: Tensor, logsnr_B: Tensor, /, **cond: Tensor) -> Estimate: ...
 
@@ -90,15 +102,20 @@ class ClassifierFree:
         self.rescale = rescale
 
     def __call__(self, x_BCHW: Tensor, logsnr_B: Tensor, /) -> Estimate:
-        weight_B = torch.full_like(logsnr_B, self.weight)
+        inside: bool | Tensor = True
         if self.interval is not None:
-            inside = (logsnr_B >= self.interval[0]) & (logsnr_B <= self.interval[1])
-            weight_B = weight_B.where(inside, 1.0)
-        if self.weight == 1 or (self.interval is not None and not bool(inside.any())):
+            if (level := known_level(logsnr_B)) is not None:
+                inside = self.interval[0] <= level <= self.interval[1]
+            else:
+                inside = (logsnr_B >= self.interval[0]) & (logsnr_B <= self.interval[1])
+        if self.weight == 1 or not (inside if isinstance(inside, bool) else bool(inside.any())):
             return self.model(x_BCHW, logsnr_B, **self.cond)
         both = self.model(torch.cat([x_BCHW, x_BCHW]), torch.cat([logsnr_B, logsnr_B]), **self.both)
         cond, uncond = both.x0.chunk(2)
-        weight = weight_B.to(cond.dtype).reshape(-1, *[1] * (cond.ndim - 1))
+        weight: float | Tensor = self.weight
+        if isinstance(inside, Tensor):
+            weight_B = torch.full_like(logsnr_B, self.weight).where(inside, 1.0)
+            weight = weight_B.to(cond.dtype).reshape(-1, *[1] * (cond.ndim - 1))
         x0 = uncond + weight * (cond - uncond)
         if self.rescale:
             every = tuple(range(1, x0.ndim))

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imagen.devices import sent
+
 
 class Variation(NamedTuple):
     """In place of a seed: noise near that of `seed`, cos(a) seed's + sin(a) other's with a = amount pi / 2.
@@ -24,7 +26,7 @@ class PictureNoise:
     """Standard normal noise; each call gives the next [B, *shape] of it.
 
     Every picture has its own generator, on the CPU: its noise is a function of its seed (and of how often this was
-    called before), whatever its neighbours, the batch size and the device are.
+    called before), whatever its neighbours, the batch size and the device are. Nobody waits for a GPU to take it.
 
     seeds: one a picture, each >= 0, or a Variation of two. shape: of one picture, without the batch.
     stream: noise of the same seed for another purpose, such as another stage of a cascade; independent of it.
@@ -39,12 +41,12 @@ class PictureNoise:
         stream: int = 0,
         dtype: torch.dtype = torch.float32,
     ):
-        self.shape, self.device, self.dtype = tuple(shape), device, dtype
+        self.shape, self.device, self.dtype = tuple(shape), torch.device(device), dtype
         # Of each picture the generators, with the weights in which they are mixed.
         self.generators = [[(weight, _generator(seed, stream)) for weight, seed in _parts(seed)] for seed in seeds]
 
     def __call__(self) -> Tensor:
-        return torch.stack([self._picture(parts) for parts in self.generators]).to(self.device)
+        return sent(torch.stack([self._picture(parts) for parts in self.generators]), self.device)
 
     def _picture(self, parts: list[tuple[float, torch.Generator]]) -> Tensor:
         weight, generator = parts[0]

@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from imagen.diffusion.guidance import Denoiser, Estimate
+from imagen.diffusion.guidance import Denoiser, Estimate, at_level
 from imagen.diffusion.schedule import DiscreteCosine, Schedule, step_times
 
 Spacing = Literal["time", "logsnr", "auto"]
@@ -157,7 +157,7 @@ def heun(
         euler = _to_level(x, estimate.x0, logsnr_t, logsnr_s, damping)
         if logsnr_s == math.inf:
             return euler
-        there = denoise(euler, euler.new_full((len(x),), logsnr_s))
+        there = denoise(euler, at_level(euler, logsnr_s))
         return _to_level(x, (estimate.x0 + there.x0) / 2, logsnr_t, logsnr_s, damping)
 
     return _walk(denoise, x, logsnrs, step, on_step)
@@ -231,7 +231,7 @@ def _walk(denoise: Denoiser, x: Tensor, logsnrs: Levels, step: Step, on_step: On
     if len(levels) < 2 or any(not t < s for t, s in pairwise(levels)):
         raise ValueError("logsnrs must rise and have at least two entries")
     for i, (logsnr_t, logsnr_s) in enumerate(pairwise(levels)):
-        estimate = denoise(x, x.new_full((len(x),), logsnr_t))
+        estimate = denoise(x, at_level(x, logsnr_t))
         x = step(x, estimate, logsnr_t, logsnr_s)
         if on_step is not None:
             on_step(i, len(levels) - 1, x, estimate.x0)

@@ -120,9 +120,7 @@ class DiscreteCosine:
 
     def label(self, logsnr: Tensor, /) -> Tensor:
         """The step n whose lambda is the nearest, float32: what the network was told in training."""
-        rising = _discrete_logsnrs().flip(0)
-        between = ((rising[1:] + rising[:-1]) / 2).to(logsnr.device, logsnr.dtype)  # Apple's GPUs have no float64
-        return (STEPS - 1 - torch.bucketize(logsnr, between)).float()
+        return (STEPS - 1 - torch.bucketize(logsnr, _between(logsnr.device, logsnr.dtype))).float()
 
     def times(self, steps: int) -> Tensor:
         """The times of so many steps and their end, falling from `steps` of 1000 levels to 0; float64.
@@ -145,6 +143,13 @@ def _discrete_logsnrs() -> Tensor:
     cosine2 = torch.cos((torch.arange(STEPS + 1, dtype=torch.float64) / STEPS + 0.008) / 1.008 * math.pi / 2).square()
     beta = (1 - cosine2[1:] / cosine2[:-1]).clamp(max=0.999)
     return torch.logit((1 - beta).cumprod(0))
+
+
+@functools.lru_cache(maxsize=8)
+def _between(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The middles between neighbouring levels, rising. Kept: a copy to a device would be waited for at every step."""
+    rising = _discrete_logsnrs().flip(0)
+    return ((rising[1:] + rising[:-1]) / 2).to(dtype).to(device)  # Apple's GPUs have no float64
 
 
 def build_schedule(config: ScheduleConfig, resolution: int) -> Schedule:

@@ -92,4 +92,6 @@ class UNetConfig:
     @property
     def total_stride(self) -> int:
         """Height and width of the pictures must divide by this."""
-        return self.patch * math.prod(level.stride for level in self.levels)
+        return self.patch * math.prod(
+            [level.stride for level in self.levels]
+        )  # a generator would break a compiled graph

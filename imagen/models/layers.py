@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from imagen.models import kernels
+
 AttentionKind = Literal["none", "self", "cross", "fused"]
 Activation = Literal["silu", "gelu"]
 ContextNorm = Literal["layer", "group"]
@@ -33,6 +35,23 @@ def zeroed(module: nn.Module) -> nn.Module:
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
     """Group norm of `groups` groups, or the most of them that divide a narrow layer."""
     return nn.GroupNorm(math.gcd(groups, channels), channels)
+
+
+def normed(
+    norm: nn.GroupNorm,
+    x_BCHW: Tensor,
+    activation: Activation | None = None,
+    modulation: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """activation(norm(x) (1 + scale) + shift) with scale and shift [B, C]: one kernel of our own where there is one."""
+    if kernels.fused(x_BCHW.device):
+        what = (norm.weight, norm.bias, norm.num_groups, norm.eps, activation or "none", *(modulation or ()))
+        return kernels.group_norm(x_BCHW, *what)
+    h_BCHW = norm(x_BCHW)
+    if modulation is not None:
+        scale_BC11, shift_BC11 = (part_BC[:, :, None, None] for part_BC in modulation)
+        h_BCHW = torch.addcmul(shift_BC11, h_BCHW, 1 + scale_BC11)
+    return h_BCHW if activation is None else ACTIVATIONS[activation](h_BCHW)
 
 
 def sinusoid(label_B: Tensor, width: int) -> Tensor:
@@ -125,7 +144,7 @@ class ResBlock(nn.Module):
         divisor: float = 1.0,
     ):
         super().__init__()
-        self.act = ACTIVATIONS[activation]
+        self.activation = activation
         self.divisor = divisor
         self.resample = resample
         self.norm1 = group_norm(channels_in, groups)
@@ -137,14 +156,11 @@ class ResBlock(nn.Module):
         self.shortcut = nn.Conv2d(channels_in, channels, 1) if shortcut or channels_in != channels else None
 
     def forward(self, x_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
-        h_BCHW = self.act(self.norm1(x_BCHW))
+        h_BCHW = normed(self.norm1, x_BCHW, self.activation)
         if self.resample is not None:
             h_BCHW, x_BCHW = self.resample(h_BCHW), self.resample(x_BCHW)
-        h_BCHW = self.norm2(self.conv1(h_BCHW))
-        if self.modulation is not None:
-            scale_BC11, shift_BC11 = self.modulation(embedding_BE)[:, :, None, None].chunk(2, dim=1)
-            h_BCHW = torch.addcmul(shift_BC11, h_BCHW, 1 + scale_BC11)
-        h_BCHW = self.act(h_BCHW)
+        modulation = None if self.modulation is None else self.modulation(embedding_BE).unflatten(1, (2, -1)).unbind(1)
+        h_BCHW = normed(self.norm2, self.conv1(h_BCHW), self.activation, modulation)
         if self.dropout is not None:
             h_BCHW = self.dropout(h_BCHW)
         if self.shortcut is not None:
@@ -201,7 +217,7 @@ class Attention(nn.Module):
         return self.context_k(context_BLD), self.context_v(context_BLD)
 
     def forward(self, x_BCHW: Tensor, context: Context, mask_BL: Tensor | None) -> Tensor:
-        pixels_BNC = self.norm(x_BCHW).flatten(2).transpose(1, 2)
+        pixels_BNC = normed(self.norm, x_BCHW).flatten(2).transpose(1, 2)
         keys, values, mask = [], [], None
         if self.to_k is not None and self.to_v is not None:
             keys, values = [self.to_k(pixels_BNC)], [self.to_v(pixels_BNC)]
@@ -231,7 +247,12 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return x_BCHW + self.layers(x_BCHW)
+        norm, *convolutions = self.layers
+        assert isinstance(norm, nn.GroupNorm)
+        h_BCHW = normed(norm, x_BCHW)
+        for layer in convolutions:
+            h_BCHW = layer(h_BCHW)
+        return x_BCHW + h_BCHW
 
 
 class Enlarge(nn.Module):

@@ -27,8 +27,11 @@ from imagen.models.layers import (
     ResBlock,
     TextPooling,
     group_norm,
+    normed,
     zeroed,
 )
+
+HALVES = (torch.bfloat16, torch.float16)
 
 
 class Block(nn.Module):
@@ -148,6 +151,8 @@ class UNet(nn.Module):
 
         For sampling. In training the layers read for themselves: their parameters may be elsewhere until they run.
         """
+        if (dtype := self.norm_out.weight.dtype) in HALVES:
+            text_BLD = text_BLD.to(dtype)
         pooled_BE, context_BLD = self._pooled(text_BLD, mask_BL)
         read: dict[nn.Module, Any] = {}
         if context_BLD is not None:
@@ -182,6 +187,10 @@ class UNet(nn.Module):
         if height % self.config.total_stride or width % self.config.total_stride:
             raise UserError(f"this U-Net takes sides that divide by {self.config.total_stride}, not {height}x{width}")
 
+        dtype = self.norm_out.weight.dtype
+        if dtype in HALVES:  # all of the network is, so it needs no autocast; else autocast sees to its inputs
+            x_BCHW, low_res = x_BCHW.to(dtype), None if low_res is None else low_res.to(dtype)
+            text = text.to(dtype) if isinstance(text, Tensor) else text
         embedding_BE = self.noise_embedding(noise_B)
         context: Context = None
         if self.text_pooling is not None:
@@ -197,7 +206,8 @@ class UNet(nn.Module):
         embedding_BE = self.act(embedding_BE)
         conditions = (embedding_BE, context, text_mask)
 
-        h_BCHW = F.pixel_unshuffle(x_BCHW, self.config.patch)
+        patch = self.config.patch
+        h_BCHW = x_BCHW if patch == 1 else F.pixel_unshuffle(x_BCHW, patch)
         if self.config.coordinates:
             h_BCHW = torch.cat([h_BCHW, _coordinates(h_BCHW)], dim=1)
         h_BCHW = self.conv_in(h_BCHW)
@@ -217,7 +227,8 @@ class UNet(nn.Module):
             for block in level.blocks:
                 h_BCHW = block(self._join(h_BCHW, kept.pop()), *conditions)
             h_BCHW = level.resampled(h_BCHW, embedding_BE)
-        return F.pixel_shuffle(self.conv_out(self.act(self.norm_out(h_BCHW))), self.config.patch)
+        out_BCHW = self.conv_out(normed(self.norm_out, h_BCHW, self.config.activation))
+        return out_BCHW if patch == 1 else F.pixel_shuffle(out_BCHW, patch)
 
     def _join(self, h_BCHW: Tensor, kept_BCHW: Tensor) -> Tensor:
         if self.config.family == "efficient":
@@ -225,6 +236,15 @@ class UNet(nn.Module):
         if self.config.skip == "add":
             return h_BCHW + kept_BCHW
         return torch.cat([h_BCHW, kept_BCHW], dim=1)
+
+
+def cast_copy(unet: UNet, dtype: torch.dtype, device: torch.device | None = None) -> UNet:
+    """A U-Net of the same weights in `dtype`, layout kept; device: another one to lie on."""
+    with torch.device("meta"):
+        other = UNet(unet.config)
+    weights = {name: value.detach().to(device, dtype) for name, value in unet.state_dict().items()}
+    other.load_state_dict(weights, assign=True)
+    return other.train(unet.training)
 
 
 class ReadOnce:

@@ -17,7 +17,7 @@ from greenlet import getcurrent
 from torch import Tensor
 
 from imagen.cascade import Cascade, Stage
-from imagen.cascade.stage import Network, network_of
+from imagen.cascade.stage import Predict, predict_by
 from imagen.models.precision import Precision, autocast, autocast_dtype
 from imagen.models.unet import TextReading, UNet
 
@@ -53,15 +53,15 @@ class Gathered(Stage):
         self.index = index
 
     @contextmanager
-    def network(self, device: torch.device, dtype: torch.dtype | None) -> Iterator[Network]:
+    def predicting(self, device: torch.device, dtype: torch.dtype | None) -> Iterator[Predict]:
         readings: list[Reading] = []
 
-        def network(x_BCHW: Tensor, noise_B: Tensor, **cond: Tensor) -> Tensor:
+        def predict(x_BCHW: Tensor, noise_B: Tensor, **cond: Tensor) -> Tensor:
             parent = getcurrent().parent
             assert parent is not None, "pictures of a gathered cascade are made in greenlets"
             return parent.switch(Call(self.index, x_BCHW, noise_B, cond, readings))
 
-        yield network
+        yield predict
 
 
 def gathered(cascade: Cascade) -> Cascade:
@@ -76,10 +76,9 @@ class Answering:
     """A stage's network, for the calls of several pictures at once. Each text is read once."""
 
     def __init__(self, stage: Stage, device: torch.device, precision: Precision):
-        self.unet = stage.unet.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.dtype = autocast_dtype(device, precision)
-        self.device = device
-        self._network = network_of(self.unet, self.dtype)
+        unet, self.dtype = stage.network.on(device, autocast_dtype(device, precision))
+        self.unet, self.device = unet.eval(), device
+        self._predict = predict_by(self.unet, self.dtype)
         # Of the last batch, which mostly is the next one, too: its texts, and all of them together.
         self._joined: tuple[list[TextReading], TextReading] | None = None
 
@@ -91,14 +90,14 @@ class Answering:
         x_BCHW = torch.cat([call.x_RCHW for call in calls])
         noise_B = torch.cat([call.noise_R for call in calls])
         if "text" not in calls[0].cond:
-            answer = self._network(x_BCHW, noise_B, **cond)
+            answer = self._predict(x_BCHW, noise_B, **cond)
         elif isinstance(self.unet, UNet):
             with autocast(self.device, self.dtype):
                 text = self._join([self._read(self.unet, call) for call in calls])
                 answer = self.unet(x_BCHW.contiguous(memory_format=torch.channels_last), noise_B, text=text, **cond)
         else:
             text_BLD = torch.cat([call.cond["text"] for call in calls])
-            answer = self._network(x_BCHW, noise_B, text=text_BLD, **cond)
+            answer = self._predict(x_BCHW, noise_B, text=text_BLD, **cond)
         return list(answer.split([call.rows for call in calls]))
 
     @staticmethod

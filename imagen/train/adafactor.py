@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imagen.train.guarding import blend_, guard, shrink_
 from imagen.train.sharded import local, local_gradient, summed_over_rows, zero_rows
 
 EPS = 1e-30  # added to squares
@@ -44,47 +45,81 @@ class Adafactor(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        factor: Tensor | None = None,
+        finite: Tensor | None = None,
+    ) -> None:
+        """factor, finite: see `Optimizers.step`."""
         for group in self.param_groups:
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not trained:
+                continue
             for parameter in trained:
                 if not self.state[parameter]:
                     self.state[parameter].update(_new_state(parameter, group["beta1"]))
-            self._scale(trained, group["beta2"])
+            updates = [local_gradient(parameter) for parameter in trained]
+            ok = guard(updates, factor, finite)
+            self._scale(trained, group["beta2"], ok)
             self._clip(trained)
-            for parameter in trained:
-                update, weights = local_gradient(parameter), local(parameter)
-                if group["beta1"]:
-                    momentum = local(self.state[parameter]["momentum"])
-                    update = momentum.lerp_(update, 1 - group["beta1"])
-                weights.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+            if group["beta1"]:
+                momenta = [local(self.state[parameter]["momentum"]) for parameter in trained]
+                blend_(momenta, updates, 1 - group["beta1"], ok)
+                updates = momenta if ok is None else list(torch._foreach_mul(momenta, ok))
+            weights = [local(parameter) for parameter in trained]
+            shrink_(weights, group["lr"] * group["weight_decay"], ok)
+            torch._foreach_add_(weights, updates, alpha=-group["lr"])
 
-    def _scale(self, parameters: list[Tensor], beta2: float) -> None:
+    def _scale(self, parameters: list[Tensor], beta2: float, ok: Tensor | None) -> None:
         """Take in the gradients' squares; divide each gradient by the root of its second moment."""
+        steps = [self.state[parameter]["steps"] for parameter in parameters]
+        if ok is None:
+            torch._foreach_add_(steps, 1)
+            new = torch.stack(steps).pow_(-DECAY).clamp_(min=1 - beta2)
+        else:
+            torch._foreach_add_(steps, [ok] * len(steps))
+            new = torch.stack(steps).clamp_(min=1).pow_(-DECAY).clamp_(min=1 - beta2).mul_(ok)
+        weights = dict(zip(parameters, new.unbind(), strict=True))
         matrices = [parameter for parameter in parameters if _is_factored(parameter)]
-        rows, sums = [], []
-        for parameter in matrices:
-            squares = local_gradient(parameter).square().add_(EPS)
-            rows.append(squares.mean(1))
-            sums.append(squares.sum(0))
-        means = dict(zip(matrices, zip(rows, summed_over_rows(sums, matrices), strict=True), strict=True))
-        for parameter in parameters:
-            state, g = self.state[parameter], local_gradient(parameter)
-            new = state["steps"].add_(1).pow(-DECAY).clamp_(min=1 - beta2)
-            if parameter in means:
-                row, column_sum = means[parameter]
-                R, C = local(state["row"]).lerp_(row, new), state["column"].lerp_(column_sum / len(parameter), new)
-                # mean_I(C) is the paper's mean of R over all rows, but every rank knows it already.
-                g.mul_((R / C.mean(0)).rsqrt().unsqueeze(1)).mul_(C.rsqrt())
-            else:
-                g.mul_(local(state["square"]).lerp_(g.square().add_(EPS), new).rsqrt())
+        vectors = [parameter for parameter in parameters if not _is_factored(parameter)]
+        if matrices:
+            self._scale_matrices(matrices, [weights[parameter] for parameter in matrices])
+        if vectors:
+            gradients = [local_gradient(parameter) for parameter in vectors]
+            moments = [local(self.state[parameter]["square"]) for parameter in vectors]
+            squares = torch._foreach_add(torch._foreach_mul(gradients, gradients), EPS)
+            torch._foreach_lerp_(moments, squares, [weights[parameter] for parameter in vectors])
+            torch._foreach_mul_(gradients, torch._foreach_rsqrt(moments))
+
+    def _scale_matrices(self, matrices: list[Tensor], new: list[Tensor]) -> None:
+        gradients = [local_gradient(parameter) for parameter in matrices]
+        # As norms, which need no copy of the gradients for their squares.
+        rows, sums = (
+            torch._foreach_mul(norms, norms)
+            for norms in ([torch.linalg.vector_norm(g, dim=dim) for g in gradients] for dim in (1, 0))
+        )
+        rows = torch._foreach_div(rows, [float(matrix.shape[1]) for matrix in matrices])
+        means = torch._foreach_div(summed_over_rows(sums, matrices), [float(len(matrix)) for matrix in matrices])
+        torch._foreach_add_(rows, EPS)
+        torch._foreach_add_(means, EPS)
+        R = [local(self.state[matrix]["row"]) for matrix in matrices]
+        C = [self.state[matrix]["column"] for matrix in matrices]
+        torch._foreach_lerp_(R, rows, new)
+        torch._foreach_lerp_(C, means, new)
+        # mean_I(C) is the paper's mean of R over all rows, but every rank knows it already.
+        by_row = torch._foreach_rsqrt(torch._foreach_div(R, [column.mean(0) for column in C]))
+        torch._foreach_mul_(gradients, [factor.unsqueeze(1) for factor in by_row])
+        torch._foreach_mul_(gradients, torch._foreach_rsqrt(C))
 
     def _clip(self, parameters: list[Tensor]) -> None:
         """Shorten updates whose root mean square is above the limit; nothing waits for the device."""
-        squares = [local_gradient(parameter).square().sum() for parameter in parameters]
-        for parameter, total in zip(parameters, summed_over_rows(squares, parameters), strict=True):
-            rms = (total / parameter.numel()).sqrt()
-            local_gradient(parameter).div_((rms / CLIP).clamp(min=1.0))
+        gradients = [local_gradient(parameter) for parameter in parameters]
+        norms = torch._foreach_norm(gradients)
+        totals = summed_over_rows(torch._foreach_mul(norms, norms), parameters)
+        rms = torch._foreach_sqrt(torch._foreach_div(totals, [float(parameter.numel()) for parameter in parameters]))
+        torch._foreach_div_(gradients, torch._foreach_clamp_min(torch._foreach_div(rms, CLIP), 1.0))
 
 
 def _is_factored(parameter: Tensor) -> bool:

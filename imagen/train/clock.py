@@ -52,10 +52,11 @@ class Stopwatch:
             module.register_forward_pre_hook(resume)
 
     def collect(self) -> None:
-        """Add what has been marked to `seconds`; the device must have done it, as it has when a step is over."""
-        for began, ended in self._pieces:
+        """Add what has been marked, and the device has done, to `seconds`."""
+        done = [(began, ended) for began, ended in self._pieces if not self._cuda or ended.query()]
+        self._pieces = self._pieces[len(done) :]  # it does them in order
+        for began, ended in done:
             self.seconds += began.elapsed_time(ended) / 1000 if self._cuda else ended - began
-        self._pieces.clear()
 
     def _pause(self, *_: Any) -> None:
         if self._running:
@@ -86,11 +87,13 @@ class Clock:
         ranks: Ranks | None = None,
         unet: nn.Module | None = None,
         mfu: Callable[[float, float], float] | None = None,
+        text_length: int = 0,
     ):
         """unet: as it is trained, to know what is sharded in it.
         mfu: from pictures a second and tokens a picture, where it can be told (`imagen.train.flops.build_mfu`).
+        text_length: to which texts are padded at least.
         """
-        self.ranks, self.mfu = ranks or Ranks(), mfu
+        self.ranks, self.mfu, self.text_length = ranks or Ranks(), mfu, text_length
         self.working = Stopwatch(self.ranks.device)
         if unet is not None:
             self.working.leave_out_gathering(unet)
@@ -111,7 +114,7 @@ class Clock:
                 return
             self.waiting += time.monotonic() - began
             self.batches += 1
-            self.tokens += 0 if batch.text is None else batch.text.shape[1]
+            self.tokens += 0 if batch.text is None else max(batch.text.shape[1], self.text_length)
             yield batch
 
     @contextmanager
@@ -126,6 +129,7 @@ class Clock:
 
     def row(self) -> Row:
         """Of the steps since the last row, of which there must be some. All ranks call it together."""
+        self.working.collect()
         own = [self.waiting / self.training, self.working.seconds, peak_memory(self.ranks.device)]
         waits, works, memories = self.ranks.gather(torch.tensor(own, dtype=torch.float64)).T.tolist()
         images_per_s = self.images / self.training

@@ -30,6 +30,7 @@ class TrainConfig:
     ema_decays: tuple[float, ...] = ()
     ema_sigma_rels: tuple[float, ...] = ()  # EDM2's, any length of which can be made of two: 0.05 and 0.1, say
     ema_snapshot_every: int = 5_000
+    ema_every: int = 1  # steps between updates of the averages, each of which stands for all of them
     text_dropout: float = 0.1
     shuffle_captions: bool = False  # control experiment: every picture is trained with another one's caption
     max_nonfinite: int = 10  # skipped steps in a row before giving up

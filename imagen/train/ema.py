@@ -1,5 +1,6 @@
 """Averages of the weights over training: what is sampled and exported, and others to choose from afterwards."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -29,10 +30,11 @@ class Ema:
         return min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Take in the model's weights after step 1, 2, ..."""
+    def update(self, model: nn.Module, step: int, since: int | None = None) -> None:
+        """Take in the model's weights after step 1, 2, ...; they stand for all steps after `since` (None: for one)."""
         averages, parameters = self._pairs(model)
-        torch._foreach_lerp_(averages, parameters, 1 - self.decay_at(step))
+        kept = math.prod(self.decay_at(s) for s in range(step if since is None else since + 1, step + 1))
+        torch._foreach_lerp_(averages, parameters, 1 - kept)
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:

@@ -27,6 +27,7 @@ class Keeper:
         self.ema = self.averages["ema"]  # what is sampled, validated and exported
         self.checkpoints = CheckpointFolder(run / "checkpoints", config.keep_checkpoints, config.keep_every, ranks)
         self.saved_step: int | None = None  # of the last checkpoint of this process
+        self.every, self.averaged_step = config.ema_every, 0  # the last step that the averages know
 
     def resume(self, say: Callable[[str], None]) -> Facts | None:
         """Take over the newest checkpoint that can be read, and return its facts; None if there is none yet.
@@ -38,13 +39,19 @@ class Keeper:
         materialise(self.unet, self.optimizer)
         return self.checkpoints.load_latest(run_tensors(self.unet, self.averages, self.optimizer), say)
 
-    def update(self, step: int) -> None:
-        """Take the weights after `step` into the averages."""
-        for average in self.averages.values():
-            average.update(self.unet, step)
+    def update(self, step: int, *, now: bool = False) -> None:
+        """Take the weights after `step` into the averages, if it is their turn; now: whether or not it is.
+
+        A step that was skipped counts as one that left the weights as they were.
+        """
+        if step > self.averaged_step and (now or step % self.every == 0):
+            for average in self.averages.values():
+                average.update(self.unet, step, self.averaged_step)
+            self.averaged_step = step
 
     def snapshot(self, step: int) -> None:
         """Write the averages that nothing else keeps, in 16 bits: they are many."""
+        self.update(step, now=True)
         for name, average in self.averages.items():
             if average is not self.ema:
                 weights, place = average.export(self.unet, torch.float16), (self.folder / "averages", name)
@@ -52,6 +59,7 @@ class Keeper:
 
     def checkpoint(self, step: int, facts: Facts) -> None:
         """Begin to write a checkpoint; `checkpoints.wait` until it is there."""
+        self.update(step, now=True)
         self.checkpoints.save(step, run_tensors(self.unet, self.averages, self.optimizer), facts)
         self.saved_step = step
 

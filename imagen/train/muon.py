@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from imagen.models.precision import arithmetic
+from imagen.train.guarding import blend_, guard, shrink_
 from imagen.train.sharded import each_matrix_by_one, each_matrix_whole, local, local_gradient
 
 # Coefficients (a, b, c) of each iteration, x <- a x + b x^3 + c x^5. Each quintic has the least greatest error |1 - x|
@@ -89,29 +90,47 @@ class Muon(torch.optim.Optimizer):
         self.copies = copies
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        factor: Tensor | None = None,
+        finite: Tensor | None = None,
+    ) -> None:
+        """factor, finite: see `Optimizers.step`."""
         for group in self.param_groups:
-            same_shape: dict[object, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state, gradient = self.state[parameter], local_gradient(parameter)
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                momentum = local(state["momentum"])
-                momentum.lerp_(gradient, 1 - group["momentum"])
-                update_oI = gradient.lerp(momentum, group["momentum"]).flatten(1)  # Nesterov's look ahead
-                same_shape[len(parameter), update_oI.shape].append((parameter, update_oI))
-            together = list(same_shape.values())
-            stacks_NoI = [torch.stack([update_oI for _, update_oI in pairs]) for pairs in together]
-            if self.copies is not None:
-                stacks_NoI = each_matrix_by_one(orthogonalise, stacks_NoI, self.copies)
-            else:
-                like = [pairs[0][0] for pairs in together]
-                stacks_NoI = [each_matrix_whole(orthogonalise, *each) for each in zip(stacks_NoI, like, strict=True)]
-            for pairs, stack_NoI in zip(together, stacks_NoI, strict=True):
-                for (parameter, update_oI), new_oI in zip(pairs, stack_NoI, strict=True):
-                    rows = local(parameter)
-                    rows.mul_(1 - group["lr"] * group["weight_decay"])
-                    scale = 0.2 * max(len(parameter), update_oI.shape[1]) ** 0.5
-                    rows.add_(new_oI.reshape(rows.shape).to(rows.dtype), alpha=-group["lr"] * scale)
+            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not trained:
+                continue
+            for parameter in trained:
+                if not self.state[parameter]:
+                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+            gradients = [local_gradient(parameter) for parameter in trained]
+            momenta = [local(self.state[parameter]["momentum"]) for parameter in trained]
+            ok = guard(gradients, factor, finite)
+            blend_(momenta, gradients, 1 - group["momentum"], ok)
+            # Nesterov's look ahead.
+            updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
+            self._add(trained, [update.flatten(1) for update in updates], group, ok)
+
+    def _add(
+        self, parameters: list[Tensor], updates_oI: list[Tensor], group: dict[str, Any], ok: Tensor | None
+    ) -> None:
+        """Orthogonalise the updates, those of one shape together, and take the step."""
+        same_shape: dict[object, list[int]] = defaultdict(list)
+        for index, (parameter, update_oI) in enumerate(zip(parameters, updates_oI, strict=True)):
+            same_shape[len(parameter), update_oI.shape].append(index)
+        together = list(same_shape.values())
+        stacks_NoI = [torch.stack([updates_oI[index] for index in indices]) for indices in together]
+        if self.copies is not None:
+            stacks_NoI = each_matrix_by_one(orthogonalise, stacks_NoI, self.copies)
+        else:
+            like = [parameters[indices[0]] for indices in together]
+            stacks_NoI = [each_matrix_whole(orthogonalise, *each) for each in zip(stacks_NoI, like, strict=True)]
+        for indices, stack_NoI in zip(together, stacks_NoI, strict=True):
+            weights = [local(parameters[index]) for index in indices]
+            rate = group["lr"] * 0.2 * max(len(parameters[indices[0]]), stack_NoI.shape[2]) ** 0.5
+            steps_NoI = stack_NoI.to(weights[0].dtype).mul(-rate if ok is None else -rate * ok)
+            shrink_(weights, group["lr"] * group["weight_decay"], ok)
+            steps = [step_oI.reshape(rows.shape) for step_oI, rows in zip(steps_NoI, weights, strict=True)]
+            torch._foreach_add_(weights, steps)

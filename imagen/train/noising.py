@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from imagen.cascade.config import StageConfig
 from imagen.data.batches import Batch
+from imagen.devices import sent
 from imagen.diffusion.objective import Loss, earlier_logsnr, loss, stratified_times
 from imagen.diffusion.schedule import ScheduleConfig, build_label, build_schedule, diffuse
 from imagen.models.resize import upsample
@@ -24,8 +25,10 @@ class Noised:
     x0_BCHW: Tensor  # what is diffused: the pictures, or their detail
     eps_BCHW: Tensor
     t_B: Tensor  # float64 on the CPU
+    times_B: Tensor  # the same, as the device knows it: float32
     logsnr_B: Tensor  # float32
     logsnr_s_B: Tensor  # one reverse step earlier, for a learned variance
+    label_B: Tensor  # what the network is told of the noise
     conditions: dict[str, Tensor]  # keyword arguments of the U-Net
 
 
@@ -33,7 +36,7 @@ class Noising:
     """Noises batches for a stage, computes its loss. `batch_size` is the global one: t is stratified over it.
 
     `schedule` replaces the stage's: other noise levels more often than sampling has them. The network is told the
-    level itself (`build_label`), so the two need not agree.
+    level itself (`build_label`), so the two need not agree. text_length: texts are padded to this at least.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Noising:
         unconditional_LD: Tensor | None = None,
         text_dropout: float = 0.0,
         schedule: ScheduleConfig | None = None,
+        text_length: int = 0,
     ):
         self.objective = stage.objective
         self.schedule = build_schedule(schedule or stage.schedule, stage.resolution)
@@ -56,31 +60,46 @@ class Noising:
         self.seed = seed
         self.batch_size = batch_size
         self.device = device
-        self.unconditional_LD = unconditional_LD
+        self.unconditional_LD = None if unconditional_LD is None else unconditional_LD.to(device)
         self.text_dropout = text_dropout
+        self.text_length = text_length
 
     def __call__(self, batch: Batch) -> Noised:
+        """Nothing here waits for the device: what is drawn on the CPU, a few numbers a sample, is sent at once."""
         positions = range(batch.position, batch.position + len(batch))
+        t_B = self._times(positions)
+        logsnr_B = self.schedule(t_B).float()
+        numbers = [t_B.float(), logsnr_B, earlier_logsnr(self.schedule, t_B).float(), self.label(logsnr_B)]
+        numbers.append(torch.zeros(len(batch)))
+        if batch.text is not None and self.text_dropout > 0:
+            dropped_B = randomness.uniform(self.seed, positions, randomness.TEXT_DROPOUT) < self.text_dropout
+            numbers[-1] = dropped_B.float()
+        if batch.low_res is not None:
+            level_B = randomness.uniform(self.seed, positions, randomness.LOW_RES_LEVEL)
+            low_logsnr_B = self.low_res_schedule(level_B).float()
+            numbers += [low_logsnr_B, self.low_res_label(low_logsnr_B)]
+        times_B, logsnr_B, logsnr_s_B, label_B, dropped_B, *low = sent(torch.stack(numbers), self.device).unbind()
+
         x0_BCHW, low_BCHW = self._pixels(batch.image), self._enlarged(batch)
         if self.detail_std is not None:
             assert low_BCHW is not None
             x0_BCHW = (x0_BCHW - low_BCHW) / self.detail_std
         eps_BCHW = self._normal(x0_BCHW, positions, randomness.EPS)
-        t_B = self._times(positions)
-        logsnr_B = self.schedule(t_B).float().to(self.device)
         return Noised(
             x_BCHW=diffuse(x0_BCHW, eps_BCHW, logsnr_B),
             x0_BCHW=x0_BCHW,
             eps_BCHW=eps_BCHW,
             t_B=t_B,
+            times_B=times_B,
             logsnr_B=logsnr_B,
-            logsnr_s_B=earlier_logsnr(self.schedule, t_B).float().to(self.device),
-            conditions=self._text(batch, positions) | self._low_res(low_BCHW, positions),
+            logsnr_s_B=logsnr_s_B,
+            label_B=label_B,
+            conditions=self._text(batch, dropped_B > 0.5) | self._low_res(low_BCHW, positions, *low),
         )
 
     def loss(self, unet: nn.Module, noised: Noised) -> Loss:
         """The loss of each sample: run the forward under autocast, the loss itself is float32."""
-        out_BCHW = unet(noised.x_BCHW, self.label(noised.logsnr_B), **noised.conditions)
+        out_BCHW = unet(noised.x_BCHW, noised.label_B, **noised.conditions)
         return loss(
             out_BCHW,
             noised.x0_BCHW,
@@ -96,17 +115,19 @@ class Noising:
         u = randomness.uniform(self.seed, [step], randomness.TIME)
         return stratified_times(u, torch.arange(first, first + len(positions)), self.batch_size)
 
-    def _text(self, batch: Batch, positions: range) -> dict[str, Tensor]:
+    def _text(self, batch: Batch, dropped_B: Tensor) -> dict[str, Tensor]:
         if batch.text is None or batch.text_mask is None:
             return {}
-        text_BLD, mask_BL = batch.text, batch.text_mask
+        text_BLD = sent(batch.text, self.device).float()
+        mask_BL = sent(batch.text_mask, self.device)
+        if (missing := self.text_length - text_BLD.shape[1]) > 0:
+            text_BLD, mask_BL = (
+                nn.functional.pad(text_BLD, (0, 0, 0, missing)),
+                nn.functional.pad(mask_BL, (0, missing)),
+            )
         if self.text_dropout > 0 and self.unconditional_LD is not None:
-            dropped_B = randomness.uniform(self.seed, positions, randomness.TEXT_DROPOUT) < self.text_dropout
             text_BLD, mask_BL = drop_text(text_BLD, mask_BL, dropped_B, self.unconditional_LD)
-        return {
-            "text": text_BLD.to(self.device, torch.float32, non_blocking=True),
-            "text_mask": mask_BL.to(self.device, non_blocking=True),
-        }
+        return {"text": text_BLD, "text_mask": mask_BL}
 
     def _enlarged(self, batch: Batch) -> Tensor | None:
         """The low-resolution pictures at the size of the others."""
@@ -115,23 +136,21 @@ class Noising:
         height, width = batch.image.shape[-2:]
         return upsample(self._pixels(batch.low_res), (height, width), self.low_res_filter)
 
-    def _low_res(self, low_BCHW: Tensor | None, positions: range) -> dict[str, Tensor]:
+    def _low_res(self, low_BCHW: Tensor | None, positions: range, *told: Tensor) -> dict[str, Tensor]:
         """Conditioning augmentation (sec. 2.4 of the paper): noise at a random level a ~ U[0, 1], which is told."""
         if low_BCHW is None:
             return {}
-        level_B = randomness.uniform(self.seed, positions, randomness.LOW_RES_LEVEL)
-        logsnr_B = self.low_res_schedule(level_B).float().to(self.device)
+        logsnr_B, label_B = told
         noise_BCHW = self._normal(low_BCHW, positions, randomness.LOW_RES_EPS)
-        return {"low_res": diffuse(low_BCHW, noise_BCHW, logsnr_B), "low_res_noise": self.low_res_label(logsnr_B)}
+        return {"low_res": diffuse(low_BCHW, noise_BCHW, logsnr_B), "low_res_noise": label_B}
 
     def _pixels(self, image_BCHW: Tensor) -> Tensor:
         """uint8 to float32 in [-1, 1]."""
-        image_BCHW = image_BCHW.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        image_BCHW = sent(image_BCHW, self.device).contiguous(memory_format=torch.channels_last)
         return image_BCHW.float() / 127.5 - 1
 
     def _normal(self, like_BCHW: Tensor, positions: range, purpose: int) -> Tensor:
-        noise_BCHW = randomness.normal(like_BCHW.shape[1:], self.seed, positions, purpose)
-        return noise_BCHW.to(self.device, memory_format=torch.channels_last)
+        return randomness.normal(like_BCHW.shape[1:], self.seed, positions, purpose, self.device)
 
 
 def drop_text(text_BLD: Tensor, mask_BL: Tensor, dropped_B: Tensor, unconditional_LD: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,7 +160,7 @@ def drop_text(text_BLD: Tensor, mask_BL: Tensor, dropped_B: Tensor, unconditiona
     text_BLD = nn.functional.pad(text_BLD, (0, 0, 0, length - L))
     mask_BL = nn.functional.pad(mask_BL, (0, length - L))
     null_LD = nn.functional.pad(unconditional_LD.to(text_BLD), (0, 0, 0, length - len(unconditional_LD)))
-    null_L = torch.arange(length) < len(unconditional_LD)
+    null_L = torch.arange(length, device=text_BLD.device) < len(unconditional_LD)
     return (
         torch.where(dropped_B[:, None, None], null_LD, text_BLD),
         torch.where(dropped_B[:, None], null_L, mask_BL),

@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from imagen import limits
 from imagen.errors import UserError
 from imagen.train.adafactor import Adafactor
 from imagen.train.muon import Muon
+from imagen.train.sharded import replicated_like
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -57,9 +58,15 @@ class Optimizers:
         for group in self.param_groups:
             group["lr"] = lr * group["factor"]
 
-    def step(self) -> None:
+    def step(self, factor: Tensor | None = None, finite: Tensor | None = None) -> None:
+        """One update. factor: of all gradients. finite: whether they are, on the device; if not, nothing changes."""
         for optimizer in self.optimizers:
-            optimizer.step()
+            if factor is None or finite is None:
+                optimizer.step()
+            elif isinstance(optimizer, (Adafactor, Muon)):
+                optimizer.step(factor=factor, finite=finite)
+            else:
+                _guarded(optimizer, factor, finite)
 
     def zero_grad(self) -> None:
         for optimizer in self.optimizers:
@@ -106,6 +113,16 @@ def _adam(kind: type[torch.optim.Adam], parameters: list[nn.Parameter], config: 
     fused = all(parameter.device.type in FUSED_DEVICES for parameter in parameters)
     rates = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     return kind(parameters, **rates, weight_decay=config.weight_decay, fused=fused)  # type: ignore[arg-type]
+
+
+def _guarded(optimizer: torch.optim.Optimizer, factor: Tensor, finite: Tensor) -> None:
+    """A step of a fused optimizer, whose kernel itself divides gradients by `grad_scale`, or does nothing."""
+    like = next(p for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
+    optimizer.grad_scale, optimizer.found_inf = (  # type: ignore[attr-defined]
+        replicated_like(like, number.float()) for number in (factor.reciprocal(), ~finite)
+    )
+    optimizer.step()
+    del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
 
 
 def _is_inner(name: str, parameter: nn.Parameter) -> bool:

@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from imagen.errors import UserError, check_number
+from imagen.models.compiling import compile_function, compile_module, compiles
+from imagen.models.layers import ResBlock
 from imagen.models.unet import Block, UNet
 from imagen.train.ranks import Ranks
 
@@ -30,7 +32,8 @@ class ParallelConfig:
     # of `checkpoint_levels` (0: the largest pictures). A quarter to a third more time for much less memory.
     checkpointing: Literal["none", "full", "selective"] = "none"
     checkpoint_levels: tuple[int, ...] = ()
-    compile: bool = False  # torch.compile: minutes at the start, worth it on GPUs
+    # torch.compile: minutes at the first start, seconds at the next. None: on NVIDIA GPUs alone.
+    compile: bool | None = None
 
     def check(self, levels: int, world_size: int = 1) -> None:
         """UserError, naming the field, unless the values fit a U-Net of so many levels and so many ranks."""
@@ -69,22 +72,24 @@ def parallelize(
     dtype: in which sharded parameters are gathered; None: as they are (float32). Gradients are reduced, and parameters
     updated, in float32. Call it once, on a new U-Net.
     """
-    recompute(unet, config)
-    if config.compile:
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # a U-Net of many shapes
+    device = next(unet.parameters()).device
+    compiled = compiles(device, config.compile)
+    # By unit where it is sharded: a graph cannot contain the gathering of parameters.
+    recompute(unet, config, compiled=compiled and mesh is not None)
     if mesh is not None:
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for module in shard_units(unet):
-            if config.compile:  # by unit: a graph cannot contain the gathering of parameters
-                module.compile()
+            if compiled and isinstance(module, ResBlock):  # other resamplings are one convolution
+                module.forward = compile_function(module.forward)  # type: ignore[method-assign]
             fully_shard(module, mesh=mesh, mp_policy=policy)
         fully_shard(unet, mesh=mesh, mp_policy=policy)
         return unet
-    if config.compile:
-        unet.compile()
+    if compiled:
+        if world_size > 1 and config.checkpointing != "none":
+            torch._dynamo.config.optimize_ddp = False  # it cannot cut a graph that has recomputed blocks into buckets
+        compile_module(unet, fullgraph=True)
     if world_size == 1:
         return unet
-    device = next(unet.parameters()).device
     return DistributedDataParallel(
         unet,
         device_ids=None if device.type == "cpu" else [device],
@@ -101,10 +106,15 @@ def spread(config: ParallelConfig, ranks: Ranks) -> str:
     return f"{size} x {ranks.device.type} ({how})"
 
 
-def recompute(unet: UNet, config: ParallelConfig) -> None:
-    """Have the blocks that `config.checkpointing` names computed again in the backward pass, and no others."""
+def recompute(unet: UNet, config: ParallelConfig, *, compiled: bool = False) -> None:
+    """Have the blocks that `config.checkpointing` names computed again in the backward pass, and no others.
+
+    compiled: each block by itself, inside of what is computed again, which torch does not compile on its own.
+    """
     for level, block in leveled_blocks(unet):
         vars(block).pop("forward", None)
+        if compiled:
+            block.forward = compile_function(block.forward)  # type: ignore[method-assign]
         if config.checkpointing == "full" or level in config.checkpoint_levels:
             # Not a wrapper module, which would rename the parameters. Dropout is the only random layer there is.
             recomputed = partial(checkpoint, block.forward, use_reentrant=False)

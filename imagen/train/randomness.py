@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from imagen.models.kernels import philox
+
 # Purposes keep apart the streams that are drawn for one position.
-EPS, LOW_RES_LEVEL, LOW_RES_EPS, TEXT_DROPOUT, TIME, INIT, DROPOUT_LAYERS = range(7)
+EPS, LOW_RES_LEVEL, LOW_RES_EPS, TEXT_DROPOUT, TIME, INIT, DROPOUT_LAYERS, _PICTURES = range(8)
 
 
 def seed_for(seed: int, position: int, purpose: int) -> int:
@@ -29,15 +31,14 @@ def generator(seed: int, position: int, purpose: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed_for(seed, position, purpose))
 
 
-def normal(shape: Sequence[int], seed: int, positions: Sequence[int], purpose: int) -> Tensor:
-    """Standard normal numbers [B, *shape], float32 on the CPU, one generator a sample.
+def normal(
+    shape: Sequence[int], seed: int, positions: range, purpose: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Standard normal numbers [B, *shape], float32, drawn where they are needed; pictures lie channels-last.
 
-    Drawn on the CPU on every device: 36 microseconds for a 64x64 picture, and the same noise everywhere.
+    Of a generator without a state (`imagen.models.kernels.philox`), so the same on all devices but for rounding.
     """
-    out = torch.empty(len(positions), *shape)
-    for row, position in zip(out, positions, strict=True):
-        torch.randn(row.shape, generator=generator(seed, position, purpose), out=row)
-    return out
+    return philox.normal((len(positions), *shape), seed_for(seed, 0, _PICTURES), positions.start, purpose, device)
 
 
 def uniform(seed: int, positions: Sequence[int], purpose: int) -> Tensor:

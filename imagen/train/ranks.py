@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from imagen.devices import default_device
+from imagen.devices import default_device, set_up
 from imagen.errors import UserError
 from imagen.torchrun import check_meeting_point, place
 
@@ -98,7 +98,7 @@ def joined(device: torch.device | str | None = None) -> Iterator[Ranks]:
                 f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}; "
                 "start as many processes as there are GPUs (torchrun --nproc-per-node)"
             )
-        torch.cuda.set_device(device)
+        set_up(device)
     if dist.is_initialized():  # by whoever uses this as a library
         yield Ranks(device, dist.get_rank(), dist.get_world_size())
         return

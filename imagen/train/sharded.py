@@ -39,6 +39,13 @@ def placed_like(like: Tensor, tensor: Tensor) -> Tensor:
     return tensor
 
 
+def replicated_like(like: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor`, which every rank has, for operations on it and on sharded ones together."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return DTensor.from_local(tensor, like.device_mesh, [Replicate()] * like.device_mesh.ndim, run_check=False)
+
+
 def zero_rows(like: Tensor, shape: Sequence[int]) -> Tensor:
     """Zeros of `shape`, whose rows (dimension 0) lie where the rows of `like` do."""
     if isinstance(like, DTensor):

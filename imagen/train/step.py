@@ -4,12 +4,15 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from imagen.devices import fetched, sent
 from imagen.train import randomness
+from imagen.train.half import HalfCopy
 from imagen.train.noising import Batch, Noising
 from imagen.train.optim import Optimizers
 from imagen.train.parallel import last_backward
@@ -36,7 +39,38 @@ class StepResult:
         return self.problem is None and not self.overflowed
 
 
-def training_step(
+@dataclass
+class Launched:
+    """A step that the device may still be busy with. All ranks `read` it, at the same place among their exchanges."""
+
+    numbers: Tensor  # [ranks, 3 x own samples + 4], on the CPU once `arrived` says so
+    shape: tuple[int, int]  # micro-batches, samples of each
+    keys: list[str]  # of this rank's samples
+    ranks: Ranks
+    scale: LossScale
+    arrived: Callable[[], object]  # waits until the numbers are there
+
+    def read(self) -> StepResult:
+        """What happened: waits until the device has done the step."""
+        self.arrived()
+        count, samples = self.shape
+        measured, (grad_norms, bad_samples, stops, overflows) = self.numbers[:, :-4], self.numbers[:, -4:].T.tolist()
+        # Micro-batch by micro-batch, each from the first rank to the last: the order of the positions.
+        losses, eps_mse, times = measured.reshape(-1, count, 3, samples).permute(2, 1, 0, 3).flatten(1).tolist()
+        overflowed, problem = overflows[0] > 0, None
+        if not overflowed and not all(map(math.isfinite, (grad_norms[0], *losses))):
+            own = measured[self.ranks.rank].reshape(count, 3, samples)[:, 0].flatten()
+            problem = _nonfinite(self.keys, own, losses, self.ranks)
+        bad = int(sum(bad_samples))
+        return StepResult(losses, eps_mse, times, grad_norms[0], bad, sum(stops) > 0, problem, overflowed)
+
+
+def training_step(*arguments: Any, **options: Any) -> StepResult:
+    """`launch_step`, and wait for what comes of it."""
+    return launch_step(*arguments, **options).read()
+
+
+def launch_step(
     network: nn.Module,
     batches: Iterable[Batch],
     count: int,
@@ -49,54 +83,79 @@ def training_step(
     stop: Callable[[], bool] = lambda: False,
     working: Callable[[], AbstractContextManager] = nullcontext,
     scale: LossScale | None = None,
-) -> StepResult:
+    copy: HalfCopy | None = None,
+    waits: bool | None = None,
+) -> Launched:
     """Forward and backward over this rank's `count` micro-batches of one size, clip, update; no update if a loss or the
     gradient is not finite on any rank.
 
     The gradient is that of the mean loss over all samples of all ranks, however they are split. stop: whether
     this rank was asked to. working: around what each rank does on its own, for who measures it. scale: of the loss,
     for float16; changed by what happens.
+    copy: of `network`, in half precision, which computes in its place.
+    waits: whether the step looks at its numbers before it updates; None: on a CPU, where that costs nothing, and with a
+    loss scale, which depends on them. Else what is not finite is dealt with on the device, and nothing waits for it.
     """
     ranks, scale = ranks or Ranks(), scale or LossScale()
+    if waits is None:
+        waits = scale.active or noising.device.type == "cpu"
     measured, keys, bad_samples = [], [], 0
+    if copy is not None:
+        copy.refresh()
     for number, batch in enumerate(batches, 1):
         torch.manual_seed(randomness.seed_for(noising.seed, batch.position, randomness.DROPOUT_LAYERS))
         with last_backward(network, number == count):
             with working():
                 noised = noising(batch)
                 with autocast():
-                    loss = noising.loss(network, noised)
+                    loss = noising.loss(network if copy is None else copy.network, noised)
             (loss.total.mean() / count * scale.value).backward()  # ranks are averaged on the way
-        measured.append(torch.stack([loss.total.detach(), loss.eps_mse, noised.t_B.to(loss.total)]))
+        if copy is not None:
+            copy.hand_over_gradients()
+        measured.append(torch.stack([loss.total.detach(), loss.eps_mse, noised.times_B.to(loss.total.dtype)]))
         keys += batch.keys
         bad_samples += batch.skipped
-    grad_norm = clip_gradients(network, clip_norm, scale.value)
 
-    own = torch.stack(measured)  # [count, 3, samples]
-    # Micro-batch by micro-batch, each from the first rank to the last: the order of the positions.
-    losses, eps_mse, times = ranks.gather(own).permute(2, 1, 0, 3).flatten(1).tolist()
-    flags = ranks.gather(torch.tensor([bad_samples, stop()], device=own.device)).sum(0).tolist()
-    problem, overflowed = None, False
-    if all(map(math.isfinite, (grad_norm, *losses))):
-        optimizer.step()
-        scale.held()
-    else:
-        overflowed = all(map(math.isfinite, losses)) and scale.overflowed()
-        problem = None if overflowed else _nonfinite(keys, own[:, 0].flatten(), losses, ranks)
-    optimizer.zero_grad()
-    return StepResult(losses, eps_mse, times, grad_norm, flags[0], flags[1] > 0, problem, overflowed)
-
-
-def clip_gradients(network: nn.Module, limit: float, scale: float = 1.0) -> float:
-    """Divide the gradient by `scale`, then shorten it to norm `limit` if it is longer; return its norm before that.
-
-    The step's one wait for the device. torch's clip_grad_norm_ goes over every gradient once more even where nothing
-    is to be clipped.
-    """
     parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
-    total = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    total = total_norm(parameters)
+    own = torch.stack(measured)  # [count, 3, samples]
+    flags = sent(torch.tensor([bad_samples, stop()], dtype=own.dtype), own.device)
+    numbers = ranks.gather(torch.cat([own.flatten(), (total / scale.value).to(own.dtype)[None], flags]))
+    losses = numbers[:, : own.numel()].reshape(-1, *own.shape)[:, :, 0]
+    if waits:
+        grad_norm, overflowed = clip_gradients(parameters, clip_norm, scale.value, total), False
+        all_losses = bool(losses.isfinite().all())
+        if all_losses and math.isfinite(grad_norm):
+            optimizer.step()
+            scale.held()
+        else:
+            overflowed = all_losses and scale.overflowed()
+        overflows = torch.full_like(numbers[:, :1], float(overflowed))
+    else:
+        # A factor of 0 would leave what is not finite: the optimizer has to be told that it is to do nothing.
+        finite = losses.isfinite().all() & numbers[:, -3].isfinite().all()
+        optimizer.step((clip_norm / (total + 1e-6)).clamp(max=1.0), finite)
+        overflows = torch.zeros_like(numbers[:, :1])
+    optimizer.zero_grad()
+    numbers, arrived = fetched(torch.cat([numbers, overflows], 1))
+    return Launched(numbers, (len(measured), own.shape[-1]), keys, ranks, scale, arrived)
+
+
+def total_norm(parameters: list[nn.Parameter]) -> Tensor:
+    """The norm of all gradients together, a number on the device."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if isinstance(total, DTensor):
         total = total.full_tensor()  # of sharded gradients, each rank has seen its own part
+    return total
+
+
+def clip_gradients(parameters: list[nn.Parameter], limit: float, scale: float, total: Tensor) -> float:
+    """Divide gradients, of norm `total`, by `scale`, then shorten them to norm `limit`; return their norm before that.
+
+    Waits for the device. torch's clip_grad_norm_ goes over every gradient once more even where nothing is to be
+    clipped.
+    """
     norm = total.item()
     # One pass for both: the limit is that of the scaled gradient, and what is left of the scale goes with it.
     if norm > limit * scale:

@@ -1,6 +1,7 @@
 """One stage's training: setup, the loop, and everything at intervals around it."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +23,7 @@ from imagen.data.shards import splits
 from imagen.errors import UserError, check_number
 from imagen.files import write_json
 from imagen.jsonconfig import from_json
+from imagen.models.compiling import cache_folder, compiles
 from imagen.models.precision import autocast, autocast_dtype, precision_name
 from imagen.models.unet import UNet
 from imagen.train import randomness
@@ -29,6 +31,7 @@ from imagen.train.clock import Clock
 from imagen.train.config import Experiment, TrainConfig, check, micro_batches
 from imagen.train.console import Console
 from imagen.train.flops import build_mfu
+from imagen.train.half import HalfCopy
 from imagen.train.keeping import Export, Keeper
 from imagen.train.logging import BUCKETS, Meter, Row, RunLog
 from imagen.train.noising import Noising
@@ -40,7 +43,7 @@ from imagen.train.ranks import Ranks
 from imagen.train.rundir import claim, locked
 from imagen.train.scaling import LossScale
 from imagen.train.sharded import free_gathered
-from imagen.train.step import StepResult, training_step
+from imagen.train.step import Launched, StepResult, launch_step
 from imagen.train.stopping import SIGNALLED, Stopper
 from imagen.train.validation import ConditionalGap, with_other_captions
 
@@ -149,6 +152,11 @@ class Trainer:
         dtype = autocast_dtype(device, self.config.precision)
         self.autocast = partial(autocast, device, dtype)
         mesh = build_mesh(parallel, device.type, self.ranks.world_size)
+        # On GPUs the network itself is in bfloat16, gathered so or copied so, and nothing is cast on the way. DDP
+        # exchanges the gradients of the very parameters that it wraps, and keeps autocast: it does so in float32.
+        halved = device.type == "cuda" and dtype is torch.bfloat16
+        alone = self.ranks.world_size == 1
+        self.computing = nullcontext if halved and (alone or mesh is not None) else self.autocast
         torch.manual_seed(randomness.seed_for(self.config.seed, 0, randomness.INIT))
         self.unet = UNet(experiment.stage.unet).to(device)
         if mesh is None:  # what is sharded must be contiguous
@@ -156,7 +164,13 @@ class Trainer:
         self.parameters = sum(parameter.numel() for parameter in self.unet.parameters())
         # A CPU's group norm takes no float32 pictures with bfloat16 weights; on GPUs autocast sees to that.
         gathered = None if device.type == "cpu" else dtype
-        self.network = parallelize(self.unet, parallel, mesh, self.ranks.world_size, dtype=gathered)
+        self.copy = HalfCopy(self.unet, torch.bfloat16) if halved and alone else None
+        compiled = replace(parallel, compile=compiles(device, parallel.compile))
+        self.network = parallelize(self.unet, compiled, mesh, self.ranks.world_size, dtype=gathered)
+        if self.copy is not None:
+            parallelize(self.copy.network, compiled, None)
+        self.compiled = compiled.compile
+        self.reads_at_once = device.type == "cpu"  # else a step is read while the device is busy with the next one
         copies = dist.group.WORLD if isinstance(self.network, DistributedDataParallel) else None
         self.optimizer = build_optimizer(self.unet.named_parameters(), experiment.optim, copies)
         self.kept = Keeper(run, self.config, self.unet, self.optimizer, self.ranks)
@@ -164,6 +178,7 @@ class Trainer:
         if (facts := self.kept.resume(self.say)) is not None:
             scale, where = self.progress.loss_scale, f"{run}: state.json of its checkpoint"
             self.progress = self.ranks.from_first(lambda: Progress.from_json(facts, where))
+            self.kept.averaged_step = self.progress.step
             if self.progress.loss_scale.active != scale.active:  # gone on with on a device of other formats
                 self.progress.loss_scale = scale
             self.say(f"{run}: going on from step {self.progress.step}")
@@ -182,9 +197,15 @@ class Trainer:
             text_dropout=self.config.text_dropout,
             schedule=self.config.schedule,
             unconditional_LD=self.loader.unconditional,
+            text_length=self._text_length(),
         )
         self.gap = None if experiment.text is None else self._gap(data)
         self.say(self._summary())
+        if self.compiled:
+            self.say(
+                "the network is compiled in the first step: minutes, seconds where it was compiled before; kept in "
+                f"{cache_folder()}"
+            )
 
     def run(
         self, sampler: Sampler | None, export: Export | None, minutes: float | None, profile: Span | None = None
@@ -192,9 +213,11 @@ class Trainer:
         """The loop, from where the run stands to its last step or to a reason to stop before."""
         config, progress = self.config, self.progress
         mfu = build_mfu(self.experiment, self.ranks) if self.ranks.first else None
-        clock = Clock(self.ranks, self.unet, mfu)
+        clock = Clock(self.ranks, self.unet, mfu, self.noising.text_length)
         profiler = Profiler(self.folder / "profile", profile, self.ranks, self.say)
-        began = progress.step  # a budget that setting up has used up still buys one step: reruns always go on
+        self._began = began = (
+            progress.step
+        )  # a budget that setting up has used up still buys one step: reruns always go on
         batches = clock.timed(iter(self.loader))
         if config.shuffle_captions:
             batches = map(with_other_captions, batches)
@@ -206,6 +229,7 @@ class Trainer:
         log = RunLog(self.folder, progress.step, console) if self.ranks.first else None
         with closing(log) if log else nullcontext(), Stopper(minutes, self.began) as stopper, profiler, console:
             stop = stopper.reason is not None
+            running: deque[tuple[int, Launched]] = deque()
             while progress.step < config.steps and (not stop or progress.step == began):
                 progress.step += 1
                 profiler.begin(progress.step)
@@ -213,24 +237,28 @@ class Trainer:
                 self.optimizer.set_learning_rate(lr)
 
                 with clock.step(config.batch_size):
-                    result = training_step(
+                    launched = launch_step(
                         self.network,
                         islice(batches, self.accumulation),
                         self.accumulation,
                         self.noising,
                         self.optimizer,
                         clip_norm=self.experiment.optim.clip_norm,
-                        autocast=self.autocast,
+                        autocast=self.computing,
                         ranks=self.ranks,
                         stop=lambda: stopper.reason is not None,
                         working=clock.working.running,
                         scale=progress.loss_scale,
+                        copy=self.copy,
                     )
-                    if result.applied:
-                        self.kept.update(progress.step)
-                stop = result.stop  # all ranks stop after the same step
-                self._note(result)
-                console.stepped(progress.step, result, clock.seconds_per_step, self._eta(clock, stopper))
+                    self.kept.update(progress.step)
+                    # A GPU begins with a step while the one before it is read.
+                    running.append((progress.step, launched))
+                    done = [(step, step_of.read()) for step, step_of in self._to_read(running)]
+                for step, result in done:
+                    stop |= result.stop  # all ranks stop after the same step
+                    self._note(step, result)
+                    console.stepped(step, result, clock.seconds_per_step, self._eta(clock, stopper))
 
                 if self._due(config.log_every) or self._gap_due():
                     row = {**progress.meter.row(), "lr": lr, "images": self._images, **clock.row()}
@@ -244,6 +272,8 @@ class Trainer:
                     self.kept.snapshot(progress.step)
                 if self._due(config.checkpoint_every):
                     self._checkpoint(export, log)
+            for step, launched in running:
+                self._note(step, launched.read())
             if self.kept.saved_step != progress.step:
                 self._checkpoint(export, log)
             self.kept.checkpoints.wait()
@@ -265,6 +295,13 @@ class Trainer:
     def _loader(self, data: Path, config: DataConfig, batch_size: int, **place: Any) -> Loader | EncodingLoader:
         place |= {"seed": self.config.seed, "pin_memory": self.ranks.device.type == "cuda"}
         return open_loader(self.experiment, data, config, self.encoder, batch_size=batch_size, **place)
+
+    def _text_length(self) -> int:
+        """To which texts are padded where the network is compiled: another length would be another graph."""
+        if not self.compiled or self.experiment.text is None:
+            return 0
+        null_LD = self.loader.unconditional
+        return max(self.experiment.text.max_tokens, 0 if null_LD is None else len(null_LD))
 
     def _gap(self, data: Path) -> ConditionalGap:
         """On held-out samples where there are any, always the same ones, none without its text; every rank does all of
@@ -294,14 +331,23 @@ class Trainer:
     def _gap_due(self) -> bool:
         return self.gap is not None and self._due(self.config.gap_every)
 
-    def _note(self, result: StepResult) -> None:
+    def _to_read(self, running: "deque[tuple[int, Launched]]") -> Iterator[tuple[int, Launched]]:
+        """Of the steps that are launched, those to wait for now: all, where something is to be done with the last."""
+        config, every = self.config, ("log_every", "sample_every", "checkpoint_every", "ema_snapshot_every")
+        settle = self.reads_at_once or self._gap_due()
+        settle |= any(self._due(getattr(config, name)) for name in every)
+        settle |= self.progress.step == self._began + 1  # the first line comes with the first step
+        while len(running) > (0 if settle else 1):
+            yield running.popleft()
+
+    def _note(self, step: int, result: StepResult) -> None:
         progress = self.progress
         progress.meter.add(result)
         if result.problem is None:
             progress.skipped_in_a_row = 0
             return
         progress.skipped_in_a_row += 1
-        message = f"step {progress.step}: {result.problem}"
+        message = f"step {step}: {result.problem}"
         if progress.skipped_in_a_row >= self.config.max_nonfinite:
             self.ranks.fail(
                 f"{message}; {progress.skipped_in_a_row} steps in a row were skipped: look at these samples, "
@@ -312,11 +358,13 @@ class Trainer:
     def _measure_gap(self) -> Row:
         if self.gap is None or not self._gap_due():
             return {}
+        self.kept.update(self.progress.step, now=True)
         with self.kept.ema.applied_to(self.unet), evaluating(self.unet):
             gap, loss = self.gap.measure(self.unet, self.autocast)
         return {"conditional_gap": gap, "validation_loss": loss}
 
     def _sample(self, sampler: Sampler, log: RunLog | None) -> None:
+        self.kept.update(self.progress.step, now=True)
         with self.kept.ema.applied_to(self.unet), evaluating(self.unet):
             sheet_CHW = sampler(self.unet, self.progress.step)
         if sheet_CHW is not None and log is not None:
@@ -350,10 +398,13 @@ def _silent(line: str) -> None:
 
 @contextmanager
 def evaluating(unet: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside the block; at its end whole parameters that were gathered are freed again."""
+    """Eval mode and no gradients inside the block; at its end whole parameters that were gathered are freed again.
+
+    Nothing is compiled: for a few batches of other shapes that would take longer than they do.
+    """
     unet.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         unet.train()

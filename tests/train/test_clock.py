@@ -76,6 +76,9 @@ class Event:
     def record(self):
         self.queue.append(self)
 
+    def query(self):
+        return self.time is not None
+
     def elapsed_time(self, end):
         return 1000 * (end.time - self.time)  # an error before both are done
 

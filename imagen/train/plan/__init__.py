@@ -1,6 +1,7 @@
 """What a training run needs, before there is a machine to run it on.
 
 gpus.py         GPUs as data
+calibration.py  what is measured, not counted
 rehearsal.py    the real model, optimizer and step on fake tensors, as one rank of many, by `imagen.accounting`
 choice.py       micro-batch and checkpointing that fit
 """
@@ -8,11 +9,16 @@ choice.py       micro-batch and checkpointing that fit
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from imagen.errors import check_number
+import torch
+
+from imagen.cascade.memory import step_bytes
+from imagen.errors import UserError, check_number
 from imagen.models.precision import autocast_dtype, precision_name
 from imagen.train.config import Experiment, check
+from imagen.train.grid import rows_of
+from imagen.train.plan.calibration import CALIBRATION
 from imagen.train.plan.choice import choose
-from imagen.train.plan.gpus import GPUS_A_MACHINE, RESERVED, Gpu, find_gpu
+from imagen.train.plan.gpus import GIB, GPUS_A_MACHINE, RESERVED, Gpu, find_gpu
 from imagen.train.plan.rehearsal import Rehearsal, Traced
 
 
@@ -20,7 +26,7 @@ from imagen.train.plan.rehearsal import Rehearsal, Traced
 class Assumptions:
     """What no count can tell."""
 
-    mfu: float = 0.4  # part of the peak that is reached, while all that is counted is computed
+    mfu: float = CALIBRATION["mfu"].value  # part of the peak that is reached, while all that is counted is computed
     bytes_a_pixel: float = 0.4  # of a JPEG file
     bytes_a_sample: int = 2560  # the tar's headers and padding, the caption
     caption_tokens: int = 32  # mean, of 2 bytes a number
@@ -43,6 +49,12 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
     dtype = autocast_dtype("cpu", "bf16" if precision == "auto" and on_gpu else precision)
     with Rehearsal(experiment, gpus, dtype=dtype, gpu=on_gpu) as rehearsal:
         traced = choose(rehearsal, card, gpu)
+    grid = _grid(experiment, rehearsal, dtype, on_gpu)
+    if grid > card.usable:
+        raise UserError(
+            f"{experiment.name} trains, but its sample grid does not fit: {grid / GIB:.1f} GiB a GPU, {gpu} has "
+            f"{card.usable / GIB:.1f} to give; more shards or a larger GPU would help"
+        )
     stored, text, traffic = rehearsal.stored, experiment.text, _traffic(traced, card, gpus)
     side = experiment.stage.resolution
     embedding = 0 if text is None else min(assumptions.caption_tokens, text.max_tokens) * text.width * 2
@@ -66,6 +78,7 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
             "phase": traced.window.phase,
             "at_peak": traced.window.at_peak,
             "held": rehearsal.held,
+            "grid": grid,
         },
         "flop": traced.flops,
         **_times(experiment, traced, card if dtype is not None else replace(card, tflops=None), traffic, assumptions),
@@ -78,8 +91,22 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
             "samples": assumptions.samples,
             "dataset": assumptions.samples * (picture + embedding),
         },
+        "calibrated": {name: asdict(entry) for name, entry in CALIBRATION.items()},
         "assumed": {**asdict(assumptions), "reserved": RESERVED, "gpus_a_machine": GPUS_A_MACHINE, **asdict(card)},
     }
+
+
+def _grid(experiment: Experiment, rehearsal: Rehearsal, dtype: torch.dtype | None, on_gpu: bool) -> int:
+    """Bytes of a GPU that makes the pictures on the way, beside all that training holds."""
+    stage, text = experiment.stage, experiment.text
+    side = stage.resolution
+    step = step_bytes(
+        *(stage, stage.sampling, (side, side), rows_of(side)),
+        text_tokens=0 if text is None else text.max_tokens,
+        dtype=dtype,
+        gpu=on_gpu,
+    )
+    return step + sum(size for kind, size in rehearsal.held.items() if kind != "gradients")
 
 
 def _times(

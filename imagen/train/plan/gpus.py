@@ -4,11 +4,12 @@ import os
 from dataclasses import dataclass
 
 from imagen.errors import UserError
+from imagen.train.plan.calibration import CALIBRATION
 
 GIB = 2**30
 
-# Of a GPU's memory: its context, NCCL's buffers, the libraries' workspaces, and what lies between blocks. Assumed.
-RESERVED = 0.08
+# Of a GPU's memory: its context, NCCL's buffers, the libraries' workspaces, and what lies between blocks.
+RESERVED = CALIBRATION["reserved"].value
 GPUS_A_MACHINE = 8  # that are joined by links; between machines, each has its network's bandwidth. Assumed.
 
 

@@ -3,7 +3,7 @@ that have a shape but no numbers, in a group of processes that answers nothing."
 
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,12 +24,13 @@ from imagen.models.precision import autocast
 from imagen.models.unet import UNet
 from imagen.train.config import Experiment
 from imagen.train.ema import averages
+from imagen.train.half import HalfCopy
 from imagen.train.noising import Noised, Noising
 from imagen.train.optim import build_optimizer
 from imagen.train.parallel import ParallelConfig, build_mesh, parallelize, recompute
 from imagen.train.ranks import Ranks
 from imagen.train.state import materialise
-from imagen.train.step import training_step
+from imagen.train.step import launch_step
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,11 @@ class Rehearsal:
                 if parameter.ndim == 4:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.parameters = sum(parameter.numel() for parameter in self.unet.parameters())
+        halved = self.gpu and self.dtype is torch.bfloat16
+        self.copy = HalfCopy(self.unet, torch.bfloat16) if halved and self.world_size == 1 else None
+        self.computing = (
+            nullcontext if halved and (self.copy or mesh is not None) else partial(autocast, "cpu", self.dtype)
+        )
         self.network = parallelize(self.unet, plain, mesh, self.world_size, dtype=self.dtype)
         if isinstance(self.network, DistributedDataParallel):
             self.network.register_comm_hook(None, _all_reduce)
@@ -121,13 +127,16 @@ class Rehearsal:
             "optimizer": [value for state in states for value in state.values()],
             "ema": [value for average in self.averages for value in average.weights.values()],
         }
+        if self.copy is not None:
+            tensors["casts"] = list(self.copy.network.parameters())
         self.held = {kind: ledger.mark(kind, those) for kind, those in tensors.items()}
-        self.stored = sum(tensor.numel() * tensor.element_size() for those in tensors.values() for tensor in those)
+        kept_on_disk = [tensor for kind, those in tensors.items() if kind != "casts" for tensor in those]
+        self.stored = sum(tensor.numel() * tensor.element_size() for tensor in kept_on_disk)
 
     def trace(self, parallel: ParallelConfig, micro_batch: int) -> Traced:
         """A step, with that checkpointing, of this rank's share of `train.batch_size`, so many pictures at a time."""
         count = self.experiment.train.batch_size // self.world_size // micro_batch
-        recompute(self.unet, parallel)
+        recompute(self.unet if self.copy is None else self.copy.network, parallel)
         noising = _AtOnce(
             self.ledger,
             self.experiment.stage,
@@ -141,15 +150,17 @@ class Rehearsal:
         optimizer = _Watched(self)
         self.ledger.updating = False
         with self.ledger.window() as windows:
-            training_step(
+            launch_step(
                 self.network,
                 self._batches(micro_batch, min(2, count)),
                 min(2, count),
                 noising,
                 optimizer,  # type: ignore[arg-type]  # as much of an Optimizers as a step needs
                 clip_norm=self.experiment.optim.clip_norm,
-                autocast=partial(autocast, "cpu", self.dtype),
+                autocast=self.computing,
                 ranks=Ranks(world_size=self.world_size),
+                copy=self.copy,
+                waits=not self.gpu,
             )
             for average in self.averages:
                 average.update(self.unet, 1)
@@ -196,11 +207,11 @@ class _Watched:
     def __init__(self, rehearsal: Rehearsal):
         self._rehearsal = rehearsal
 
-    def step(self) -> None:
+    def step(self, factor: Tensor | None = None, finite: Tensor | None = None) -> None:
         gradients = [parameter.grad for parameter in self._rehearsal.unet.parameters()]
         marked = self._rehearsal.ledger.mark("gradients", [tensor for tensor in gradients if tensor is not None])
         self._rehearsal.held["gradients"] = marked
-        self._rehearsal.optimizer.step()
+        self._rehearsal.optimizer.step(factor, finite)
 
     def zero_grad(self) -> None:
         self._rehearsal.optimizer.zero_grad()

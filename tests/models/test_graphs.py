@@ -1,0 +1,144 @@
+"""Every network is one graph for torch.compile, and stays the same one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_unet import STRUCTURES
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from imagen.cascade.config import StageConfig
+from imagen.data.batches import Batch
+from imagen.data.embeddings import pad
+from imagen.models import kernels
+from imagen.models.config import UNetConfig
+from imagen.models.unet import UNet
+from imagen.presets import PRESETS, preset
+from imagen.train.noising import Noising
+from imagen.train.parallel import ParallelConfig, recompute
+
+
+def shortened(config: UNetConfig) -> UNetConfig:
+    """With one block a level, two where only the last attends: every kind of block that there is, and less to trace."""
+    levels = [replace(level, blocks=min(level.blocks, 1 + (level.attend == "last"))) for level in config.levels]
+    return replace(config, levels=tuple(levels))
+
+
+def distinct() -> dict[str, UNetConfig]:
+    """The presets' structures, one of those that differ in widths alone."""
+    found: dict[object, tuple[str, UNetConfig]] = {}
+    for name in PRESETS:
+        config = shortened(preset(name).stage.unet)
+        levels = tuple(replace(level, channels=2) for level in config.levels)
+        widths = {"time_width": 1, "context_width": 1, "head_channels": 1, "stem_channels": None, "norm_groups": 1}
+        wide = {"text_width": config.text_width and 1}
+        found.setdefault(replace(config, levels=levels, **widths, **wide), (name, config))
+    return dict(found.values())
+
+
+def inputs(config: UNetConfig, device="meta"):
+    side = config.total_stride * 4
+    draw = lambda *shape: torch.randn(*shape, device=device)  # noqa: E731
+    x, label = draw(2, config.image_channels, side, side), draw(2)
+    cond = {}
+    if config.text_width:
+        cond = {"text": draw(2, 5, config.text_width), "text_mask": torch.ones(2, 5, dtype=torch.bool, device=device)}
+    if config.low_res:
+        cond |= {"low_res": x, "low_res_noise": label}
+    return x, label, cond
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+CONFIGS = {**{name: shortened(config) for name, config in STRUCTURES.items()}, **distinct()}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_network_is_one_graph(name):
+    """In training with recomputation, and in sampling with the text read before."""
+    config = CONFIGS[name]
+    with torch.device("meta"):
+        unet = UNet(config)
+    x, label, cond = inputs(config)
+    # What follows dynamo sees the same operations in all of them, and takes most of the time.
+    unet.compile(fullgraph=True, backend="aot_eager" if name in STRUCTURES else "eager", dynamic=False)
+    recompute(unet, ParallelConfig(checkpointing="full"))
+    unet(x, label, **cond).sum().backward()
+    assert all(parameter.grad is not None for parameter in unet.parameters())
+    if config.text_width:
+        with torch.no_grad():
+            cond["text"] = unet.read(cond["text"], cond["text_mask"])
+            assert unet(x, label, **cond).shape[0] == 2
+
+
+def test_the_graph_computes_what_the_network_computes():
+    config = STRUCTURES["guided"]
+    torch.manual_seed(0)
+    unet = UNet(config)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    x, label, cond = inputs(config, "cpu")
+    expected = unet(x, label, **cond)
+    unet.compile(fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(unet(x, label, **cond), expected)
+
+
+def kept(unet, x, label, cond):
+    """Bytes that a forward pass keeps for the backward pass, parameters excepted."""
+    own = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
+    found = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            found[storage._cdata] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = unet(x, label, **cond).float().sum()
+    loss.backward()
+    return sum(size for size, _ in found.values())
+
+
+@pytest.mark.parametrize("name", ["guided", "efficient"])
+def test_a_compiled_network_keeps_what_a_plan_counts(name, monkeypatch):
+    """With norms of our own and in bfloat16, as on GPUs; the partition into forward and backward is inductor's."""
+    monkeypatch.setattr(kernels, "fused", lambda device: True)
+    config = STRUCTURES[name]
+    unet = UNet(config).to(torch.bfloat16).to(memory_format=torch.channels_last)
+    given = inputs(config, "cpu")
+    plain = kept(unet, *given)
+    unet.compile(fullgraph=True, backend="aot_eager_decomp_partition", dynamic=False)
+    assert kept(unet, *given) == pytest.approx(plain, rel=0.01)
+
+
+def test_ten_batches_of_other_captions_are_one_graph():
+    """As the trainer pads them: each has its own longest caption, and some texts are dropped."""
+    config = STRUCTURES["guided"]
+    stage = StageConfig(resolution=16, unet=config)
+    null_LD = torch.zeros(1, config.text_width)
+    noising = Noising(
+        *(stage,),
+        seed=0,
+        batch_size=2,
+        device=torch.device("cpu"),
+        unconditional_LD=null_LD,
+        text_dropout=0.3,
+        text_length=12,
+    )
+    unet = UNet(config)
+    counter = CompileCounterWithBackend("aot_eager")
+    unet.compile(fullgraph=True, backend=counter, dynamic=False)
+    for number in range(10):
+        tokens = [torch.randn(length, config.text_width) for length in (1 + number, 10 - number)]
+        text, mask = pad(tokens)
+        pictures = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+        batch = Batch(2 * number, ["a", "b"], ["", ""], pictures, None, text, mask)
+        noising.loss(unet, noising(batch)).total.mean().backward()
+    assert counter.frame_count == 1

@@ -1,0 +1,244 @@
+"""Nothing in a step makes the processor wait for the device, and steps issue few operations."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from ranks import run_on_ranks
+from toy import UNET, experiment
+from waiting import META, PINNED, NeverWaits, gpu_of_meta
+
+from imagen.data.batches import Batch
+from imagen.devices import pinned, sent
+from imagen.jsonconfig import to_json
+from imagen.models.unet import UNet
+from imagen.presets import preset
+from imagen.train.ema import Ema
+from imagen.train.half import HalfCopy
+from imagen.train.noising import Noising
+from imagen.train.optim import OptimConfig, build_optimizer
+from imagen.train.parallel import ParallelConfig, build_mesh, parallelize
+from imagen.train.ranks import joined
+from imagen.train.sharded import whole
+from imagen.train.step import launch_step
+from imagen.train.trainer import Trainer
+from imagen.train.trial import random_batch
+
+KINDS = ("adam", "adamw", "adafactor", "muon")
+
+
+def in_pinned_memory(batch: Batch) -> Batch:
+    """As a loader's pinning thread hands it over."""
+
+    def held(tensor):
+        PINNED[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    return batch._map(held)
+
+
+class Step:
+    """Training steps on a meta device."""
+
+    def __init__(self, what, batch_size, accumulation=1):
+        with torch.device("meta"):
+            self.unet = UNet(what.stage.unet)
+        self.what, self.accumulation, self.batch_size = what, accumulation, batch_size
+        self.copy = HalfCopy(self.unet, torch.bfloat16)
+        self.optimizer = build_optimizer(self.unet.named_parameters(), what.optim)
+        self.ema = Ema(self.unet, 0.999)
+        null = None if what.text is None else torch.zeros(1, what.text.width)
+        self.noising = Noising(
+            *(what.stage,),
+            seed=0,
+            batch_size=batch_size * accumulation,
+            device=META,
+            text_dropout=0.1,
+            unconditional_LD=null,
+            text_length=24,
+        )
+
+    def __call__(self, number):
+        batches = [
+            in_pinned_memory(
+                random_batch(self.what, (number * self.accumulation + part) * self.batch_size, self.batch_size)
+            )
+            for part in range(self.accumulation)
+        ]
+        self.optimizer.set_learning_rate(1e-4)
+        with NeverWaits() as mode:
+            launch_step(
+                self.unet,
+                batches,
+                self.accumulation,
+                self.noising,
+                self.optimizer,
+                clip_norm=1.0,
+                autocast=nullcontext,
+                copy=self.copy,
+            )
+            self.ema.update(self.unet, number + 1)
+        return mode
+
+
+def test_the_mode_finds_what_waits():
+    x = torch.zeros(2, device=META)
+    for waits in (
+        lambda: x.sum().item(),
+        lambda: torch.zeros(2).to(META),
+        lambda: x + torch.zeros(2).to(META, non_blocking=True),
+    ):
+        with pytest.raises((AssertionError, RuntimeError)), NeverWaits():
+            waits()
+    with gpu_of_meta(), NeverWaits():
+        sent(torch.zeros(2), META)
+    assert pinned(torch.zeros(2), META).device.type == "cpu"
+
+
+@pytest.mark.parametrize("algorithm", KINDS)
+@pytest.mark.parametrize("low_resolution", [None, 8])
+def test_a_training_step_never_waits(algorithm, low_resolution):
+    """Nor the first one, in which an optimizer makes its state."""
+    what = experiment(unet=replace(UNET, low_res=low_resolution is not None), low_resolution=low_resolution)
+    what = replace(what, optim=OptimConfig(algorithm=algorithm, weight_decay=0 if algorithm == "adam" else 0.1))
+    with gpu_of_meta():
+        step = Step(what, 4, accumulation=2)
+        assert all(step(number).operations > 100 for number in range(2))
+
+
+def test_operations_of_the_397m_step():
+    """Half of the 3,928 that a step took under autocast, with torch's norms."""
+    with gpu_of_meta():
+        step = Step(preset("text2im_64_397m"), 2)
+        step(0)
+        mode = step(1)
+    print(mode.operations, sorted(mode.names.items(), key=lambda item: -item[1])[:25])
+    assert mode.operations <= 3928 // 2
+
+
+# --- what is decided on the device is what would have been decided otherwise ---
+
+
+def trained(what, batches, waits, clip_norm=0.05):
+    """A network after a step with each batch; results, and weights after each."""
+    torch.manual_seed(0)
+    unet = UNet(what.stage.unet)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    optimizer = build_optimizer(unet.named_parameters(), what.optim)
+    noising = Noising(what.stage, seed=0, batch_size=4, device=torch.device("cpu"))
+    results, weights = [], []
+    for batch in batches:
+        optimizer.set_learning_rate(what.optim.lr)
+        options = {"clip_norm": clip_norm, "autocast": nullcontext, "waits": waits}
+        results.append(launch_step(unet, [batch], 1, noising, optimizer, **options).read())
+        weights.append([parameter.detach().clone() for parameter in unet.parameters()])
+    return results, weights
+
+
+def apart(weights, others):
+    """The distance: where a gradient is nearly 0, rounding decides about the direction of a number's step."""
+    return torch.linalg.vector_norm(torch.cat([(a - b).flatten() for a, b in zip(weights, others, strict=True)]))
+
+
+@pytest.mark.parametrize("clip_norm", [0.05, 1e9])
+@pytest.mark.parametrize("algorithm", KINDS)
+def test_steps_that_do_not_wait_end_where_others_do(algorithm, clip_norm):
+    """With a step, the second, that is not finite: it changes nothing, neither weights nor moments, and is told."""
+    optim = OptimConfig(algorithm=algorithm, lr=1e-3, eps=1e-4, weight_decay=0 if algorithm == "adam" else 0.1)
+    what = replace(experiment(), optim=optim)
+    batches = [random_batch(what, 4 * number, 4) for number in range(4)]
+    bad = batches[1].text.clone()
+    bad[2] = torch.inf
+    batches[1] = replace(batches[1], text=bad)
+    (expected, wanted), (results, weights) = (trained(what, batches, waits, clip_norm) for waits in (True, False))
+    for one, other in zip(results, expected, strict=True):
+        assert one.problem == other.problem and one.applied == other.applied
+        assert one.losses == pytest.approx(other.losses, rel=1e-4, nan_ok=True)
+        assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-4, nan_ok=True)
+    assert "4" in results[1].problem or results[1].problem.startswith("the loss is not finite for 6")
+    assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
+    for step in (2, 3):
+        assert apart(weights[step], wanted[step]) < 3e-2 * apart(weights[step], weights[0])
+
+
+def test_a_copy_in_half_precision_has_the_gradient(monkeypatch):
+    """Of all micro-batches, in float32, within what bfloat16 rounds."""
+    what = experiment()
+    torch.manual_seed(0)
+    unet = UNet(UNET)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    batches = [random_batch(what, 4 * number, 4) for number in range(2)]
+    noising = Noising(what.stage, seed=0, batch_size=8, device=torch.device("cpu"))
+    gradients = []
+    for copy in (None, HalfCopy(unet, torch.bfloat16)):
+        optimizer = build_optimizer(unet.named_parameters(), what.optim)
+        optimizer.step = lambda *_: gradients.append([p.grad.clone() for p in unet.parameters()])
+        launch_step(unet, batches, 2, noising, optimizer, clip_norm=1e9, autocast=nullcontext, copy=copy)
+    assert all(gradient.dtype == torch.float32 for gradient in gradients[1])
+    whole, half = (torch.cat([gradient.flatten() for gradient in each]) for each in gradients)
+    assert torch.linalg.vector_norm(whole - half) < 0.05 * torch.linalg.vector_norm(whole)
+
+
+@pytest.mark.parametrize("algorithm", KINDS)
+def test_sharded_steps_that_do_not_wait(algorithm):
+    optim = OptimConfig(algorithm=algorithm, lr=1e-3, eps=1e-4)
+    before, alone = run_on_ranks(1, on_ranks, optim)[0]
+    _, sharded = run_on_ranks(2, on_ranks, optim)[0]
+    assert apart(sharded, alone) < 3e-2 * apart(before, alone)
+
+
+def on_ranks(optim):
+    """What each rank does: three steps, the second of them not finite. Returns the whole weights before and after."""
+    with joined() as ranks:
+        what = replace(experiment(), optim=optim)
+        torch.manual_seed(0)
+        unet = UNet(UNET)
+        before = [parameter.detach().clone() for parameter in unet.parameters()]
+        parallel = ParallelConfig(shard=ranks.world_size)
+        network = parallelize(unet, parallel, build_mesh(parallel, "cpu", ranks.world_size), ranks.world_size)
+        optimizer = build_optimizer(unet.named_parameters(), optim)
+        noising = Noising(what.stage, seed=0, batch_size=4, device=torch.device("cpu"))
+        share = 4 // ranks.world_size
+        for number in range(3):
+            batch = random_batch(what, 4 * number + share * ranks.rank, share)
+            batch = replace(batch, image=torch.full_like(batch.image, 7), text=torch.ones_like(batch.text))
+            if number == 1 and ranks.rank == 0:
+                batch = replace(batch, text=batch.text * torch.inf)
+            optimizer.set_learning_rate(1e-3)
+            options = {"clip_norm": 0.05, "autocast": nullcontext, "ranks": ranks, "waits": False}
+            result = launch_step(network, [batch], 1, noising, optimizer, **options).read()
+            assert result.applied == (number != 1)
+        return before, [whole(parameter.detach()).clone() for parameter in unet.parameters()]
+
+
+def test_a_run_that_reads_steps_late_logs_and_keeps_the_same(shards, tmp_path, rows, monkeypatch):
+    """As on a GPU: the next step is launched before a result is read, and a step that is skipped is told later."""
+    what = experiment(steps=9, log_every=3, checkpoint_every=5, gap_every=0, ema_every=2, max_nonfinite=9)
+    said = {}
+    for late in (False, True):
+        order = []
+
+        def launch(*arguments, late=late, order=order, **options):
+            order.append("launch")
+            launched = launch_step(*arguments, **options, waits=not late)
+            read = launched.read
+            launched.read = lambda: order.append("read") or read()
+            return launched
+
+        monkeypatch.setattr("imagen.train.trainer.launch_step", launch)
+        run = tmp_path / str(late)
+        said[late] = []
+        trainer = Trainer(what, to_json(what), shards, run, say=said[late].append)
+        trainer.reads_at_once = not late
+        trainer.run(None, None, None)
+        assert order.count("read") == order.count("launch") == 9
+        ahead = max(order[:end].count("launch") - order[:end].count("read") for end in range(19))
+        assert ahead == (2 if late else 1)
+    for one, other in zip(rows(tmp_path / "True"), rows(tmp_path / "False"), strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
+    assert said[True][-1].replace("True", "False") == said[False][-1]
