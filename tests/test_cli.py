@@ -101,6 +101,7 @@ assert not heavy, heavy
         ("", "no command given (see `imagen --help`)"),
         ("data", "no command given (see `imagen data --help`)"),
         ("samle", "unknown command 'samle'; did you mean 'sample'? (see `imagen --help`)"),
+        ("data build x --caption-from class", "--caption-from cannot be 'class'; choose folder, name"),
         ("xyz", "unknown command 'xyz'; choose demo, data, presets, "),
         ("data encde x", "unknown command 'encde'; did you mean 'encode'? (see `imagen data --help`)"),
         ("presets --jsn", "unknown argument '--jsn'; did you mean '--json'? (see `imagen presets --help`)"),
@@ -234,7 +235,7 @@ def garble(path: Path) -> None:
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (shutil.rmtree, "is not a folder; make shards with `imagen data emoji`"),
+        (shutil.rmtree, "does not exist; make shards of your pictures with `imagen data build`, or draw"),
         (lambda f: shutil.rmtree(f / "train") or (f / "train").mkdir(), "holds no shards"),
         (damage_tar, "cut off or replaced; copy it again"),
         (corrupt_pictures, "not a whole picture"),
