@@ -277,7 +277,7 @@ def test_pictures_that_are_too_small(made, mistake, tmp_path):
 def test_encoding(made, copy, imagen, mistake, tmp_path):
     shards, tokens = copy("shards"), MINILM.max_tokens
     assert "samples, every shard was encoded already by" in imagen("data", "encode", shards, "--max-tokens", tokens)
-    assert "nowhere is not a folder" in mistake("data", "encode", tmp_path / "nowhere")
+    assert "nowhere does not exist" in mistake("data", "encode", tmp_path / "nowhere")
     assert "no/such" in mistake("data", "encode", shards, "--encoder", tmp_path / "no" / "such")
     assert "not a whole number" in mistake("data", "encode", shards, "--batch-tokens", 0)
     (tmp_path / "silent").mkdir()
