@@ -101,6 +101,7 @@ assert not heavy, heavy
         ("", "no command given (see `imagen --help`)"),
         ("data", "no command given (see `imagen data --help`)"),
         ("samle", "unknown command 'samle'; did you mean 'sample'? (see `imagen --help`)"),
+        ("data build x --caption-from class", "--caption-from cannot be 'class'; choose folder, name"),
         ("xyz", "unknown command 'xyz'; choose demo, data, presets, "),
         ("data encde x", "unknown command 'encde'; did you mean 'encode'? (see `imagen data --help`)"),
         ("presets --jsn", "unknown argument '--jsn'; did you mean '--json'? (see `imagen presets --help`)"),
@@ -234,7 +235,7 @@ def garble(path: Path) -> None:
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (shutil.rmtree, "is not a folder; make shards with `imagen data emoji`"),
+        (shutil.rmtree, "does not exist; make shards of your pictures with `imagen data build`, or draw"),
         (lambda f: shutil.rmtree(f / "train") or (f / "train").mkdir(), "holds no shards"),
         (damage_tar, "cut off or replaced; copy it again"),
         (corrupt_pictures, "not a whole picture"),
@@ -276,7 +277,7 @@ def test_pictures_that_are_too_small(made, mistake, tmp_path):
 def test_encoding(made, copy, imagen, mistake, tmp_path):
     shards, tokens = copy("shards"), MINILM.max_tokens
     assert "samples, every shard was encoded already by" in imagen("data", "encode", shards, "--max-tokens", tokens)
-    assert "nowhere is not a folder" in mistake("data", "encode", tmp_path / "nowhere")
+    assert "nowhere does not exist" in mistake("data", "encode", tmp_path / "nowhere")
     assert "no/such" in mistake("data", "encode", shards, "--encoder", tmp_path / "no" / "such")
     assert "not a whole number" in mistake("data", "encode", shards, "--batch-tokens", 0)
     (tmp_path / "silent").mkdir()

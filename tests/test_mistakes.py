@@ -47,6 +47,7 @@ WORD, WORDS = "a" * 1_200_000, "cat " * 300_000
         ("--batch-size 99999999999", "is too many"),
         ("--rows 99999999999", "is too many"),
         ("--tile 99999999999", "is too many"),
+        ("--device cpu:7", "--device cpu:7: not available here; this machine has cpu"),
         ("--device hpu", "--device hpu: "),
         ("--device privateuseone", "--device privateuseone: "),
         ("--device meta", "--device meta: "),

@@ -29,9 +29,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        if match := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)$", message):
-            known = re.findall(r"[\w-]+", match[2])
-            message = f"unknown command {match[1]!r}{suggest(match[1], known) or '; choose ' + ', '.join(known)}"
+        if match := re.search(r"(?:argument (--[\w-]+): )?invalid choice: '(.*)' \(choose from (.*)\)$", message):
+            option, chosen, known = match[1], match[2], re.findall(r"[\w-]+", match[3])
+            what = f"unknown command {chosen!r}" if option is None else f"{option} cannot be {chosen!r}"
+            message = f"{what}{suggest(chosen, known) or '; choose ' + ', '.join(known)}"
         raise UserError(f"{message} (see `{self.prog} --help`)")
 
 

@@ -208,6 +208,8 @@ def choose_device(name: str | None) -> str:
     if name is None:
         return default_device()
     try:
+        if torch.device(name).type == "cpu" and torch.device(name).index:  # torch takes any number for it
+            raise ValueError(name)
         torch.zeros(1, device=name).item()
     except Exception as error:  # of any kind: each backend fails in a way of its own
         there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from imagen.data.duplicates import drop_duplicates
 from imagen.data.engines import Engine, Processes
 from imagen.data.parts import Job, Text, build_part, finished, place, refuse_unnamed
-from imagen.data.quality import BESIDE_SAMPLES, REMEDIES, Limits
+from imagen.data.quality import BESIDE_SAMPLES, Limits, remedy
 from imagen.data.sources.base import Part, Source
 from imagen.data.sources.files import BUILD_FORMAT
 from imagen.errors import UserError, check_number
@@ -134,8 +134,15 @@ def build_source(
         build=_digest(arguments),
     )
     result = _run(job, opener, source, parts, target, arguments, engine or Processes(workers), progress)
-    _judge(target, result, max_rejected)
+    _judge(target, result, max_rejected, _kind(source, in_place))
     return result
+
+
+def _kind(source: Source, in_place: bool) -> str:
+    """As `remedy` names it."""
+    if in_place:
+        return "tars in place"
+    return "table" if getattr(source, "has_columns", False) else type(source).__name__.lower()
 
 
 def _run(
@@ -250,7 +257,7 @@ def _width(source: Source, parts: Sequence[Part]) -> int:
     return widths.most_common(1)[0][0]
 
 
-def _judge(target: Path, result: dict[str, Any], max_rejected: float) -> None:
+def _judge(target: Path, result: dict[str, Any], max_rejected: float, kind: str) -> None:
     counts = {reason: count for reason, count in result["rejected"].items() if reason not in BESIDE_SAMPLES}
     beside = sum(result["rejected"].values()) - sum(counts.values())
     records, rejected = result["records"] - beside, sum(counts.values())
@@ -260,12 +267,12 @@ def _judge(target: Path, result: dict[str, Any], max_rejected: float) -> None:
         first = list(counts.items())[:3]
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in first)
         limit = f", more than --max-rejected {max_rejected:g} allows" if result["samples"] else ""
-        remedies = [f"for {reason} {REMEDIES[reason]}" for reason, _ in first if reason in REMEDIES]
+        remedies = [f"for {reason}: {words}" for reason, _ in first if (words := remedy(reason, kind))]
         if result["samples"]:
-            remedies.append(f"or --max-rejected {math.ceil(rejected / records * 100) / 100:g} takes it as it is")
-        remedy = f"; {', '.join(remedies)}" if remedies else ""
+            remedies.append(f"--max-rejected {math.ceil(rejected / records * 100) / 100:g} takes it as it is")
+        advice = f"; {'; '.join(remedies)}" if remedies else ""
         raise UserError(
-            f"{target}: {rejected:,} of {records:,} records were rejected{limit}: {reasons}{remedy}; "
+            f"{target}: {rejected:,} of {records:,} records were rejected{limit}: {reasons}{advice}; "
             f"what is good is kept, `imagen data inspect {target}` shows the rest"
         )
 

@@ -61,13 +61,29 @@ REMEDIES = {
     "missing embedding": "leave --encoder out and encode afterwards",
     "duplicate": "give --keep-duplicates, or put rows with one picture next to each other",
     "format": "give --copy --out",
-    "missing caption": "see what captions the source has (in tars used in place: --copy --out takes those in .json)",
-    "missing file": "see that paths begin at the table's folder, and name the column of pictures with --image-column",
-    "bad base64": "name the column of pictures with --image-column",
+    "repeated key": "give each sample of a tar a name of its own",
+}
+# The same of one kind of source.
+_REMEDIES_OF = {
+    "table": {
+        "missing caption": "name the column of captions with --caption-column",
+        "missing file": "see that paths begin at the table's folder, and name their column with --image-column",
+        "bad base64": "name the column of pictures with --image-column",
+    },
+    "folder": {
+        "missing caption": "put captions beside the pictures (KEY.txt), or give --caption-from folder, or name",
+        "missing file": "put pictures beside the captions",
+    },
+    "tars in place": {"missing caption": "give --copy --out, which takes captions of .json and .caption, too"},
 }
 BESIDE_SAMPLES = ("second picture", "caption of several")  # reasons of what is no sample by itself
 _KEPT_AS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # what training reads; MPO: jpeg and a preview
 _MAGIC = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+
+
+def remedy(reason: str, kind: str) -> str | None:
+    """What to do about records with this reason. kind: of the source; "table", "folder" or "tars in place"."""
+    return _REMEDIES_OF.get(kind, {}).get(reason) or REMEDIES.get(reason)
 
 
 @dataclass(frozen=True, kw_only=True)

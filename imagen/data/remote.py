@@ -254,6 +254,8 @@ def _filesystem(url: str) -> tuple[Any, str]:
             options["client_kwargs"] = {"timeout": timeout}
         return fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
-        raise missing(f"{url} needs {error.name or error}", "remote") from None
+        if error.name is None:  # fsspec names the package that its store needs: "Install s3fs to access S3"
+            raise UserError(f"cannot read {url}, a package is missing: {error}") from None
+        raise missing(f"{url} needs the package {error.name}", "remote") from None
     except ValueError as error:
         raise UserError(f"{url}: {error}; fsspec knows http, https, s3, gs, hf and others") from None

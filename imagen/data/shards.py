@@ -22,6 +22,7 @@ from imagen.data.shard_index import INDEX_FORMAT, index_path, index_shard
 from imagen.errors import UserError
 
 SPLITS = ("train", "heldout")
+_MAKE_SHARDS = "make shards of your pictures with `imagen data build`, or draw some with `imagen data emoji`"
 _OPEN_TARS = 64  # file handles a process keeps: far below the usual limit of 1024
 
 
@@ -85,17 +86,14 @@ class ShardedDataset:
         self._mirror = None if as_url(folder) is None else Mirror(where, cache)
         self.folder = Path(folder) if self._mirror is None else self._mirror.folder
         if not self.folder.is_dir():
-            raise UserError(f"{folder} is not a folder; make shards with `imagen data emoji`")
+            what = "is not a folder" if self.folder.exists() else "does not exist"
+            raise UserError(f"{folder} {what}; {_MAKE_SHARDS}")
         names = os.listdir(self.folder) if self._mirror is None else list(self._mirror.sizes)
         ends = (".tar", ".index.safetensors")
         shown = [name for name in names if not name.startswith(".")]  # a Mac writes ._00000.tar beside 00000.tar
         self.shards = sorted({name.removesuffix(end) for end in ends for name in shown if name.endswith(end)})
         if not self.shards:
-            remedy = (
-                "make some with `imagen data emoji`"
-                if self._mirror is None
-                else f"list their names, one a line, in {where}/{LISTING}"
-            )
+            remedy = _MAKE_SHARDS if self._mirror is None else f"list their names, one a line, in {where}/{LISTING}"
             raise UserError(f"{where} holds no shards (*.tar); {remedy}")
         self.bring(index_path(f"{name}.tar").name for name in self.shards)
         self._indexes = [self._open_index(name) for name in self.shards]

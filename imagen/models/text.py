@@ -208,6 +208,8 @@ def _reading(config: TextConfig, failure: str) -> Iterator[None]:
             what = "its tokenizer needs more packages; run: pip install sentencepiece protobuf"
         elif "trust_remote_code" in str(error):
             what = "it is built by code of its own (auto_map), which is never run"
+        elif config.encoder.startswith(("/", ".", "~")) and not Path(config.encoder).is_dir():
+            what = "there is no such folder"
         elif not isinstance(error, UserError | OSError | ValueError | ImportError | RuntimeError):
             what = f"{type(error).__name__}: {what}"  # a KeyError, say, has only the key to show
         raise UserError(f"{failure} {reason}: {what}") from None

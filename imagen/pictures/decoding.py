@@ -4,13 +4,14 @@ The one reader of pictures: building, training, evaluation and sampling all deco
 """
 
 import io
+import re
 import warnings
 
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from imagen.pictures import jpeg, png
+from imagen.pictures import jpeg, jpeg2000, png
 from imagen.pictures.colour import from_cmyk, from_grey, from_lab, from_rgb
 from imagen.pictures.formats import readable_formats
 
@@ -21,6 +22,9 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 ORIENTATION = 0x0112  # EXIF's tag
+# XMP in all spellings that XML has; Pillow knows two. Of other formats the decoder has seen to it.
+_IN_XMP = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])""")
+_TURNED_BY_XMP = ("JPEG", "MPO", "PNG", "WEBP")
 _UPRIGHT = {  # EXIF orientation: what turns [H, W, C] upright
     2: lambda x_HWC: x_HWC[:, ::-1],
     3: lambda x_HWC: x_HWC[::-1, ::-1],
@@ -115,16 +119,22 @@ def _jpeg_orientation(data: bytes) -> int:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(ORIENTATION, 1))
+        if (orientation := image.getexif().get(ORIENTATION)) is not None:
+            return int(orientation)
     except Exception:  # EXIF that is broken says nothing, whatever Pillow raises; the pixels may be good
         return 1
+    if image.format not in _TURNED_BY_XMP:
+        return 1
+    xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+    match = _IN_XMP.search(xmp.encode() if isinstance(xmp, str) else xmp)
+    return int(match[1]) if match else 1
 
 
 def _decode_any(data: bytes) -> np.ndarray:
     with read_header(data) as image:
         _check_size(*image.size)
         image.load()  # turns a TIFF
-        profile = image.info.get("icc_profile")
+        profile = jpeg2000.icc_profile(data) if image.format == "JPEG2000" else image.info.get("icc_profile")
         pixels_HWC = _rgb(image, profile if isinstance(profile, bytes) else None)
         return np.ascontiguousarray(_UPRIGHT.get(_orientation(image), lambda x: x)(pixels_HWC))
 
@@ -135,7 +145,10 @@ def _rgb(image: Image.Image, profile: bytes | None) -> np.ndarray:
     if image.mode == "LAB":
         return from_lab(image)
     if image.has_transparency_data:
-        return _on_white(np.asarray(image.convert("RGBA")), profile)
+        rgba_HWC = np.asarray(image.convert("RGBA"))
+        colour = np.ascontiguousarray(rgba_HWC[..., :3])
+        is_grey = image.mode in ("1", "L", "LA")
+        return _on_white(from_grey(colour[..., 0], profile) if is_grey else from_rgb(colour, profile), rgba_HWC[..., 3])
     if image.mode == "CMYK":
         return from_cmyk(image, profile)
     if image.mode in ("1", "L"):
@@ -156,10 +169,18 @@ def _grey_levels(image: Image.Image) -> np.ndarray:
         is_wide = image.mode == "I" and image.format not in ("PNG", "PPM")
         if low < 0 or high > 65_535 or (is_wide and high < 256):
             raise UnknownRange(f"32-bit pixels from {low} to {high}: 16-bit values, 0 to 65535, are read")
+        if _bits(image) == 12:
+            values_HW = values_HW << 4
         grey_HW = (values_HW >> 8).astype(np.uint8)
         if isinstance(clear := image.info.get("transparency"), int):
             grey_HW = np.where(values_HW == clear, 255, grey_HW).astype(np.uint8)
     return 255 - grey_HW if _is_white_zero(image) else grey_HW
+
+
+def _bits(image: Image.Image) -> int | None:
+    """Of a TIFF's sample: Pillow gives 12 as they are, unlike those of any other format (tag BitsPerSample)."""
+    bits = image.tag_v2.get(258) if image.format == "TIFF" else None  # type: ignore[attr-defined]
+    return bits[0] if isinstance(bits, tuple) else bits
 
 
 def _is_white_zero(image: Image.Image) -> bool:
@@ -167,9 +188,9 @@ def _is_white_zero(image: Image.Image) -> bool:
     return image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
 
 
-def _on_white(rgba_HWC: np.ndarray, profile: bytes | None) -> np.ndarray:
-    rgb = Image.fromarray(from_rgb(np.ascontiguousarray(rgba_HWC[..., :3]), profile))
-    rgb.putalpha(Image.fromarray(np.ascontiguousarray(rgba_HWC[..., 3])))
+def _on_white(rgb_HWC: np.ndarray, alpha_HW: np.ndarray) -> np.ndarray:
+    rgb = Image.fromarray(rgb_HWC)
+    rgb.putalpha(Image.fromarray(np.ascontiguousarray(alpha_HW)))
     return np.asarray(Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB"))
 
 

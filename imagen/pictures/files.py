@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from imagen.distribution import missing as missing_package
@@ -64,6 +64,8 @@ def read_metadata(path: str | Path) -> dict[str, Any] | None:
         value = None if text is None else parse_json(text)
     except UserError:
         raise
+    except UnidentifiedImageError:  # whose message shows a memory address, or a number of Python's
+        raise UserError(f"{path} is not a picture of a format that is read") from None
     except Exception as error:  # decoders raise almost anything on hostile bytes
         raise UserError(f"{path} is not a picture that can be read: {error}") from None
     return value if isinstance(value, dict) else None

@@ -16,7 +16,7 @@ import torch
 from corpus import DEFECTS, Corpus, encoded, pair, picture
 from PIL import Image
 
-from imagen.data.build import build_source
+from imagen.data.build import _judge, build_source
 from imagen.data.embeddings import Embeddings, matches_sidecar
 from imagen.data.parts import Text
 from imagen.data.quality import Limits
@@ -395,3 +395,20 @@ def test_in_place_needs_no_out_and_copying_does(tars, tmp_path):
     (tars / "build.json").unlink()
     assert go(Tars(tars), None, root=tars, limits=Limits(min_side=16))["samples"] == 4
     assert keys(tars / "train") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("folder", ["missing caption: put captions beside the pictures (KEY.txt), or give --caption-from folder"]),
+        ("table", ["missing caption: name the column of captions with --caption-column", "missing file: see that"]),
+        ("tars in place", ["missing caption: give --copy --out", "animation: give --first-frame"]),
+    ],
+)
+def test_failures_name_options_that_the_source_has(tmp_path, kind, words):
+    rejected = {"missing caption": 5, "missing file": 2, "animation": 1, "second picture": 9}
+    with pytest.raises(UserError) as error:
+        _judge(tmp_path, {"records": 29, "samples": 12, "rejected": rejected}, 0.3, kind)
+    for text in ["8 of 20 records", "--max-rejected 0.4 takes it as it is", *words]:
+        assert text in str(error.value)
+    assert ("--image-column" in str(error.value)) == (kind == "table")

@@ -6,6 +6,7 @@ import io
 import itertools
 import multiprocessing
 import shutil
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -301,6 +302,12 @@ def test_addresses_that_lead_nowhere(tmp_path, place, message):
     with pytest.raises(UserError, match=message) as caught:
         batches(place, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_store_whose_package_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(UserError, match=r"^cannot read s3://bucket/corpus/train, a package is missing: Install s3fs"):
+        batches("s3://bucket/corpus", tmp_path)
 
 
 def test_a_full_disk_is_said(server, tmp_path, monkeypatch):

@@ -336,3 +336,8 @@ def test_other_encoders_load(tmp_path, kind):
 )  # fmt: skip
 def test_published_configs_pass(config):
     encoder_files.check_config(config, "config.json")
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"/none' \(revision main\): there is no such folder$"):
+        encoder_config(f"{tmp_path}/none")

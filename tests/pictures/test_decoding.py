@@ -105,6 +105,20 @@ def test_orientation_of_xmp_alone():
     assert difference(data[:2] + segment(0xE1, xmp) + data[2:], pixels) < 2
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "xmp", [b"<r tiff:Orientation='6'/>", b'<r tiff:Orientation = "6"/>', b"<tiff:Orientation> 6 </tiff:Orientation>"]
+)
+def test_xmp_in_any_spelling(kind, xmp):
+    pixels = stored(smooth(), 6)
+    if kind == "PNG":
+        data = encode(pixels, "PNG")
+        data = data[:33] + chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp) + data[33:]
+    else:
+        data = encode(pixels, kind, quality=95, xmp=xmp)
+    assert difference(data, smooth()) < 2
+
+
 def test_broken_exif_costs_no_picture():
     pixels = smooth()
     data = encode(pixels, "JPEG", quality=95)
@@ -202,6 +216,41 @@ def test_profiles_of_grey(kind):
     assert difference(data, np.repeat(expected[..., None], 3, 2)) < 1
 
 
+def test_profiles_of_grey_with_transparency():
+    grey = smooth()[..., 0]
+    icc = profile(b"GRAY", [(b"kTRC", gamma(1.0))])
+    opaque = decode(encode(grey, "PNG", icc_profile=icc))
+    assert opaque[0, 0, 0] > grey[0, 0] + 40, "the profile changes something"
+    alpha = np.full_like(grey, 255)
+    alpha[:48] = 0
+    found = decode(encode(Image.merge("LA", [*map(Image.fromarray, (grey, alpha))]), "PNG", icc_profile=icc))
+    assert (found[:48] == 255).all() and (found[48:] == opaque[48:]).all()
+    grey[0, 0] = 7  # one grey that is clear
+    found = decode(encode(grey, "PNG", icc_profile=icc, transparency=7))
+    assert (found[0, 0] == 255).all() and (found[1:] == opaque[1:]).all()
+
+
+@pytest.mark.parametrize("method", [2, 3])
+def test_profiles_in_jpeg_2000(method):
+    if "JPEG2000" not in readable_formats():
+        pytest.skip("Pillow was built without JPEG 2000")
+    primaries = PRIMARIES["red and green exchanged"]
+    box = lambda kind, body: struct.pack(">I4s", 8 + len(body), kind) + body  # noqa: E731
+    data = encode(smooth(), "JPEG2000")
+    colour = box(b"colr", b"\1\0\0\0\0\0\x10")  # sRGB, as Pillow writes it
+    assert data.count(colour) == 1
+    place = data.index(b"jp2h")
+    length = int.from_bytes(data[place - 4 : place], "big")
+    header = data[place - 4 : place - 4 + length]
+    changed = header[8:].replace(colour, box(b"colr", bytes([method, 0, 0]) + rgb_profile(primaries)))
+    assert difference(data, smooth()) == 0
+    data = data[: place - 4] + box(b"jp2h", changed) + data[place - 4 + length :]
+    assert difference(data, in_float64(smooth(), primaries)) < 1
+    for cut in range(0, place + length, 7):  # boxes that end anywhere
+        with pytest.raises(BadPicture):
+            decode(data[:cut])
+
+
 def test_transparent_pictures_with_a_profile():
     primaries = PRIMARIES["red and green exchanged"]
     rgba = np.dstack([smooth(), np.full((96, 128), 255, np.uint8)])
@@ -258,6 +307,15 @@ def test_deep_grey(tmp_path, name, image):
 def test_an_unknown_range_is_refused(values):
     with pytest.raises(UnknownRange, match=r"are read$"):
         decode(encode(np.repeat(values, 4, 0), "TIFF"))
+
+
+def test_12_bit_tiff():
+    """Two samples are three bytes (TIFF 6.0); 2048 of 4095 is the middle."""
+    fields = {256: 4, 257: 2, 258: 12, 259: 1, 262: 1, 273: 8 + 2 + 12 * 9 + 4, 277: 1, 278: 2, 279: 12}
+    table = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in fields.items())
+    header = b"II*\0" + struct.pack("<IH", 8, len(fields)) + table + bytes(4)
+    found = decode(header + bytes.fromhex("000 800 fff 400".replace(" ", "")) * 2)
+    assert found[..., 0].tolist() == [[0, 128, 255, 64]] * 2
 
 
 def test_16_bit_pictures_keep_their_meaning():

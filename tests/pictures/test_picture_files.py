@@ -88,3 +88,10 @@ def test_pictures_are_read_upright_and_on_white(tmp_path):
     assert np.array_equal(np.asarray(read_picture(tmp_path / "turned.png")), np.rot90(np.asarray(image), -1))
     Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     assert read_picture(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_what_is_no_picture_has_no_metadata(tmp_path):
+    (tmp_path / "page.jpg").write_text("<html>")
+    with pytest.raises(UserError) as error:
+        read_metadata(tmp_path / "page.jpg")
+    assert str(error.value) == f"{tmp_path}/page.jpg is not a picture of a format that is read"

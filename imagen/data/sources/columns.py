@@ -117,13 +117,26 @@ def find_columns(names: Sequence[str], options: Options, table: Path) -> Columns
 def _find(names: Sequence[str], named: str | None, usual: Sequence[str], what: str, table: Path) -> str:
     shown = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
     if named is not None:
-        if named not in names:
-            raise UserError(f"{printable(table)} has no column {named!r}{suggest(named, names)}; it has {shown}")
-        return named
+        if named in names:
+            return named
+        hint = suggest(named, names)
+        raise UserError(f"{printable(table)} has no column {named!r}{hint}; it has {shown}{_parted(names)}")
     by_lower_case = {name.lower(): name for name in reversed(names)}  # the first of equals wins
     for candidate in usual:
         if candidate in by_lower_case:
             return by_lower_case[candidate]
     if what == "image" and "url" in by_lower_case:
         raise UserError(f"{printable(table)} holds addresses, not pictures; download them first, with img2dataset say")
+    if parted := _parted(names):
+        raise UserError(f"{printable(table)} has one column, {shown}{parted}")
     raise UserError(f"cannot tell the {what} column of {printable(table)} ({shown}); name it with --{what}-column")
+
+
+def _parted(names: Sequence[str]) -> str:
+    """What to say of a table whose only column looks as if another mark parted its cells; "" for others."""
+    mark = next((mark for mark in ";|\t," if mark in names[0]), None) if len(names) == 1 else None
+    if mark is None:
+        return ""
+    return f"; cells seem to be parted by {mark!r}: " + (
+        "name it .tsv, or give --format tsv" if mark == "\t" else "save it with commas"
+    )

@@ -14,7 +14,6 @@ from imagen.data.sources.files import metadata_folders, walk
 from imagen.data.sources.values import (
     Captions,
     Trouble,
-    as_caption,
     captions_of_json,
     nothing,
     printable,
@@ -111,7 +110,12 @@ class Folder:
 
 def _from_name(name: str) -> str | bytes | None:
     """The last part of a path as words: underscores become spaces. None where there is none."""
-    return as_caption(" ".join(name.rpartition("/")[2].replace("_", " ").split())) or None
+    words = " ".join(name.rpartition("/")[2].replace("_", " ").split())
+    try:
+        words.encode()
+    except UnicodeEncodeError:  # the bytes on disk, which are not UTF-8
+        return os.fsencode(words)
+    return words or None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """One JSON file: a list of objects, or COCO's captions (images and annotations), or those of Karpathy's splits."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +60,7 @@ class Json:
 
     def _table(self) -> tuple[list[Any], Columns]:
         if self._read is None:
-            rows = _rows(self._value(), self.path)
+            rows = [_whole_path(row, self.path.parent) for row in _rows(self._value(), self.path)]
             counts: Counter[str] = Counter()
             for row in rows:
                 if isinstance(row, dict):
@@ -93,6 +94,14 @@ def _rows(value: Any, path: Path) -> list[Any]:
     if not value:
         raise nothing(path, "rows")
     return value
+
+
+def _whole_path(row: Any, folder: Path) -> Any:
+    """A row of Karpathy's splits of COCO, whose path is in two fields, with both in "filename", if that is there."""
+    match row:
+        case {"filepath": str(above), "filename": str(name)} if os.path.exists(folder / above / name):
+            return row | {"filename": os.path.join(above, name)}
+    return row
 
 
 def _joined(images: list[Any], annotations: list[Any]) -> list[Any]:

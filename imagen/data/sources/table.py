@@ -70,17 +70,16 @@ class _Table:
             raise nothing(self.path, "rows")
         if self.options.join_rows:
             repeats.note(parts, self.files.names)
-        unnamed = list(self._unnamed(described, repeats)) if described else []
+        unnamed = list(self._unnamed(repeats)) if described else []
         count = self.options.records_per_part
         return parts + [{"unnamed": unnamed[i : i + count]} for i in range(0, len(unnamed), count)]
 
-    def _unnamed(self, described: set[str], repeats: Repeats) -> Iterator[str]:
-        """Pictures in folders with a table of their pictures (metadata.csv, say) that no row names."""
+    def _unnamed(self, repeats: Repeats) -> Iterator[str]:
+        """Pictures that no row names, of a source with tables of its pictures (metadata.csv, say)."""
         named, root = repeats.pictures(), os.path.abspath(self.path)
         for name, _ in walk(self.path, lambda names: None):
-            of_table = "" in described or ("/" in name and name.partition("/")[0] in described)
             paths = (os.fsencode(name), os.fsencode(os.path.join(root, name)))
-            if of_table and ending(name) in LIKE_PICTURES and named.isdisjoint(map(hash, paths)):
+            if ending(name) in LIKE_PICTURES and named.isdisjoint(map(hash, paths)):
                 yield name
 
     def _look(
@@ -219,6 +218,8 @@ class Csv(_Table):
             header = cells_of([first[0].removeprefix(_BOM), *first[1:]], self.delimiter, 0)
         except Trouble as trouble:
             raise UserError(f"{printable(file)} has no header row ({trouble.problem[1]}); put one in front") from None
+        if not any(header):
+            raise UserError(f"{printable(file)} begins with an empty line; put the names of its columns there")
         return header, len(first), sum(map(len, first))
 
     def _split(self, columns: int) -> Split:

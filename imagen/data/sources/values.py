@@ -1,5 +1,6 @@
 """What readers share: keys that are safe in a tar, pictures named or held by a cell, what to say of bad ones."""
 
+import ast
 import base64
 import binascii
 import hashlib
@@ -17,6 +18,8 @@ CAPTION_NAMES = ("caption", "captions", "text")  # of a JSON object beside a pic
 _TEXT_NAMES = ("caption", "text", "raw", "sentence")  # of an object that is one of a list of captions
 Captions = tuple["str | bytes | None", ...]  # of one picture; None where a list has nothing
 _SAFE_KEY = re.compile(r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*")
+_PYTHON_TEXT = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
+_PYTHON_LIST = re.compile(rf"\[(?:{_PYTHON_TEXT.pattern})(?:, (?:{_PYTHON_TEXT.pattern}))*\]")
 _MADE_KEY = re.compile(r"-[0-9a-f]{16}$")
 
 
@@ -123,14 +126,27 @@ def captions_of(value: Any) -> Captions:
 
 
 def texts_of_json(cell: Any) -> list[str] | None:
-    """The texts that a cell lists as JSON (["a", "b"]); None if it is anything else: a caption as it stands."""
+    """The texts that a cell lists as JSON, or as pandas writes lists; None if it is anything else: a caption as it is.
+
+    ["a", "b"] and ['a', "b's"] are lists.
+    """
     if not (isinstance(cell, str) and cell.startswith("[") and cell.endswith("]")):
         return None
     try:
         value = json.loads(cell)
     except (ValueError, RecursionError):
-        return None
+        value = _python_list(cell)
     return value if isinstance(value, list) and all(isinstance(one, str) for one in value) else None
+
+
+def _python_list(cell: str) -> list[str] | None:
+    """The texts of a list as Python's repr has it; nothing but single literals of text is evaluated."""
+    if not _PYTHON_LIST.fullmatch(cell):
+        return None
+    try:
+        return [ast.literal_eval(match[0]) for match in _PYTHON_TEXT.finditer(cell)]
+    except (ValueError, SyntaxError):  # \x without digits, a line end
+        return None
 
 
 def _caption(value: Any, what: str) -> str | bytes | None:

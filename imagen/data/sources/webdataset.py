@@ -9,6 +9,7 @@ from imagen.data.caption_lists import unpack
 from imagen.data.shards import SPLITS, BadSample
 from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.files import COMPRESSED, files_below
+from imagen.data.sources.folder import CAPTIONS
 from imagen.data.sources.values import (
     MOST_BYTES,
     Captions,
@@ -157,8 +158,11 @@ def _record(key: str, origin: str, file: int, places: Places, image_name: str | 
 
 
 def _captions(file: int, places: Places) -> Captions:
-    """As training reads them, if there is a txt member; else those of any JSON."""
+    """As training reads them, if there is a txt member; else those of other members, which --copy makes one of."""
     if "txt" not in places:
+        for name in CAPTIONS:
+            if name in places:
+                return (_read(file, *places[name]),)
         return captions_of_json(_read(file, *places["json"]), "its json member") if "json" in places else (None,)
     first = _read(file, *places["txt"])
     if "json" not in places or places["json"][1] > MOST_JSON:

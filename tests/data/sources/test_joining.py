@@ -180,6 +180,22 @@ def test_a_list_as_json_in_a_cell(folder, ending, cut):
     assert found == {0: ["a, b", 'c "d"']} | {i: [cell] for i, cell in enumerate(cells) if i}
 
 
+@pytest.mark.parametrize(
+    "cell, wanted",
+    [
+        (repr(["one", "it's", 'say "c"', "d\\é\n"]), ["one", "it's", 'say "c"', "d\\é\n"]),
+        ("['one']", ["one"]),
+        ("['a' 'b']", ["['a' 'b']"]),  # NumPy's
+        ("['\\x']", ["['\\x']"]),
+        ("['a', len('b')]", ["['a', len('b')]"]),
+    ],
+)
+def test_a_list_as_pandas_writes_it(folder, cell, wanted):
+    with open(folder / "t.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["image", "caption"], ["img/0.png", cell]])
+    assert captions(read(folder / "t.csv")) == {0: wanted}
+
+
 def test_a_json_file_of_objects(folder):
     rows = [{"file_name": f"img/{i}.png", "caption": text} for i, text in ROWS[::-1]]
     (folder / "t.json").write_text(json.dumps([*rows, 7, {"file_name": "img/0.png"}]))
@@ -224,3 +240,13 @@ def test_json_files_that_are_no_tables_are_one_line(tmp_path, text, words):
     with pytest.raises(UserError, match=words) as error:
         open_source(tmp_path / "t.json").parts()
     assert "\n" not in str(error.value)
+
+
+def test_karpathys_splits_of_coco(folder):
+    """Their path is in two fields; where the pictures lie flat, the name alone is it."""
+    sentences = {"sentences": [{"raw": "one"}, {"raw": "two"}]}
+    images = [{"filepath": "img", "filename": "1.png", **sentences}, {"filepath": "no", "filename": "img/2.png"}]
+    images[1] |= sentences
+    (folder / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    records = read(folder / "dataset_coco.json")
+    assert captions(records) == {1: ["one", "two"], 2: ["one", "two"]} and problems(records) == {}

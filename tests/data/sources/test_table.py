@@ -231,7 +231,10 @@ def test_bad_base64(tmp_path):
         (b"image,captoin\n1,2\n", {"caption_column": "caption"}, "did you mean 'captoin'"),
         (b"url,caption\n1,2\n", {}, "img2dataset"),
         (b"image,caption\n", {}, "holds no rows"),
-        (b"", {}, "column"),
+        (b"", {}, "begins with an empty line; put the names of its columns there"),
+        (b"image;caption\n1;2\n", {}, "one column, 'image;caption'.*';': save it with commas"),
+        (b"image_name| comment\n1| 2\n", {"image_column": "image_name"}, "no column 'image_name'.*commas"),
+        (b"image\tcaption\n1\t2\n", {}, "--format tsv"),
         (b"\xff\xfei\x00m\x00\n\x00", {}, "UTF-16"),
         (b"\xff,caption\n", {}, "not UTF-8"),
     ],
@@ -306,9 +309,10 @@ def test_pictures_that_their_folders_table_does_not_name_are_listed(tmp_path, jo
         (tmp_path / name).write_bytes(data[i])
     (tmp_path / "a/metadata.csv").write_text("file_name,text\n0.png,zero\n./deep/1.png,one\n9.png,gone\n")
     (tmp_path / "b/metadata.csv").write_text(f"text,file_name\nthree,{tmp_path.absolute()}/b/3.png\n")
-    records = read(tmp_path, join_rows=join_rows)
+    (tmp_path / "beside.png").write_bytes(data[0])  # in no folder with a table
+    records = read(tmp_path, "csv", join_rows=join_rows)
     assert {r.image: r.caption for r in records if not r.problem} == {data[0]: "zero", data[1]: "one", data[3]: "three"}
     assert problems(records) == {
         "a/metadata.csv, line 4": "missing file",
-        **dict.fromkeys(["a/2.png", "b/4.jpg", "b/5 é.PNG"], "missing caption"),
+        **dict.fromkeys(["a/2.png", "b/4.jpg", "b/5 é.PNG", "beside.png"], "missing caption"),
     }

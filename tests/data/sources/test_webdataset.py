@@ -126,3 +126,10 @@ def test_what_cannot_be_used_is_one_line(tmp_path):
     (tmp_path / "0.tar").unlink()
     with pytest.raises(UserError, match=r"0\.tar is missing"):
         list(source.read(part))
+
+
+def test_captions_in_other_members_are_for_copies(tmp_path):
+    a, b, c = pictures(3)
+    members = [("a.jpg", a), ("a.caption", b"of a"), ("b.jpg", b), ("b.TEXT", b"of b"), ("c.jpg", c), ("c.cls", b"7")]
+    write_tar(tmp_path / "0.tar", [*members, ("a.json", b'{"caption": "no"}')])
+    assert [r.caption for r in read(tmp_path)] == [b"of a", b"of b", None]
