@@ -4,9 +4,13 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+from PIL import PngImagePlugin
+
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TEXT = (b"tEXt", b"zTXt", b"iTXt")
 # Text that says how to turn the picture; longer than any real one, it is left out, too.
+# Pillow's limit for what a chunk holds once it is decompressed; colour profiles of printers are longer than its own.
+PngImagePlugin.MAX_TEXT_CHUNK = 2**24
 _NEEDED, _LONG = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0"), 2**20
 
 

@@ -339,6 +339,13 @@ def test_long_text_costs_no_picture():
         assert difference(png[:-12] + text + png[-12:], smooth()) == 0
 
 
+def test_a_long_profile_costs_no_picture():
+    icc = rgb_profile(PRIMARIES["red and green exchanged"])
+    long = struct.pack(">I", len(icc) + 2_000_000) + icc[4:] + bytes(2_000_000)
+    expected = in_float64(smooth(), PRIMARIES["red and green exchanged"])
+    assert difference(encode(smooth(), "PNG", icc_profile=long), expected) < 1
+
+
 def test_checksums_of_png_are_compared_where_that_is_asked_for():
     png = bytearray(encode(smooth(), "PNG"))
     png[-14] ^= 1  # of the last IDAT's checksum

@@ -31,7 +31,8 @@ _NO_CAPTIONS = ("readme", "license", "licence", "licenses", "notice", "copying",
 class Folder:
     """Pictures by the ends of their names, in the order of their paths, and captions that have no picture.
 
-    A caption is the first that there is of KEY.txt, KEY.caption, KEY.text and KEY.json, in any case. Hidden files and
+    A caption is the first that there is of KEY.txt, KEY.caption, KEY.text and KEY.json, in any case, where KEY is the
+    picture's name, with its ending (cat.jpg.txt) or without. Hidden files and
     folders are left out; links are followed, each folder read once. The key is the path without its ending. A part is a
     list of paths relative to the folder, so `parts` holds all names in memory.
     """
@@ -69,7 +70,7 @@ class Folder:
             twins = [one.name for one in some if one.is_twin]
             part: Part = {"files": [one.name for one in some], "twins": twins}
             # Those that are not found by their stem alone.
-            odd = {one.name: one.caption for one in some if one.caption and not one.caption.endswith((".txt", ".json"))}
+            odd = {one.name: one.caption for one in some if one.caption and one.caption not in _usual(one.name)}
             parts.append(part | ({"captions": odd} if odd and self.caption_from is None else {}))
         return parts
 
@@ -108,6 +109,12 @@ class Folder:
         return (None,)
 
 
+def _usual(name: str) -> tuple[str, str]:
+    """The files that are looked for, without being named by the part, as the caption of a picture."""
+    stem = name.rpartition(".")[0]
+    return f"{stem}.txt", f"{stem}.json"
+
+
 def _from_name(name: str) -> str | bytes | None:
     """The last part of a path as words: underscores become spaces. None where there is none."""
     words = " ".join(name.rpartition("/")[2].replace("_", " ").split())
@@ -123,6 +130,7 @@ class _Beside:
     """What a folder holds, by its files' names."""
 
     stems: Counter[str]  # of its pictures
+    names: frozenset[str]  # likewise
     captions: dict[str, str]  # the file to take for each stem
 
 
@@ -139,7 +147,8 @@ def _look(names: list[str]) -> _Beside:
         # Backwards: lower case comes first.
         for name in sorted((name for name in names if ending(name) == kind), reverse=True):
             captions.setdefault(os.path.splitext(name)[0], name)
-    return _Beside(Counter(os.path.splitext(name)[0] for name in names if _named(name)), captions)
+    pictures = [name for name in names if _named(name)]
+    return _Beside(Counter(os.path.splitext(name)[0] for name in pictures), frozenset(pictures), captions)
 
 
 def _pictures(root: Path) -> Iterator[_Found]:
@@ -152,7 +161,7 @@ def _pictures(root: Path) -> Iterator[_Found]:
         folder, slash, name = path.rpartition("/")
         stem = os.path.splitext(name)[0]
         if _named(name):
-            caption = beside.captions.get(stem)
+            caption = beside.captions.get(name) or beside.captions.get(stem)
             yield _Found(path, beside.stems[stem] > 1, caption and folder + slash + caption)
         elif _is_alone(name, stem, beside):
             yield _Found(path, True, path)  # its key must not be that of a picture a.b of a.b.txt
@@ -160,7 +169,8 @@ def _pictures(root: Path) -> Iterator[_Found]:
 
 def _is_alone(name: str, stem: str, beside: _Beside) -> bool:
     """Whether a text has no picture beside it, nor a file with the same stem that it may be the caption of."""
-    return ending(name) in CAPTIONS and stem not in beside.stems and stem.lower() not in _NO_CAPTIONS
+    has_picture = stem in beside.stems or stem in beside.names
+    return ending(name) in CAPTIONS and not has_picture and stem.lower() not in _NO_CAPTIONS
 
 
 def _named(name: str) -> bool:

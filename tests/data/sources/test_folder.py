@@ -147,6 +147,23 @@ def test_captions_in_the_usual_spellings(tmp_path):
     assert problems(records) == {"alone.caption": "missing file", "alone2.TXT": "missing file"}
 
 
+def test_captions_named_after_the_whole_picture(tmp_path):
+    """cat.jpg.txt, as some tools write them: they also keep pictures of one stem apart."""
+    for name in ("cat.jpg", "cat.png", "dog.jpg", "a.b.jpg"):
+        (tmp_path / name).write_bytes(b"p")
+    for name in ("cat.jpg.txt", "cat.png.TXT", "dog.jpg.caption", "dog.txt", "a.b.txt", "cow.jpg.txt"):
+        (tmp_path / name).write_text(name)
+    records = read(tmp_path)
+    captions = {record.origin: record.caption for record in records if record.problem is None}
+    assert captions == {
+        "cat.jpg": b"cat.jpg.txt",
+        "cat.png": b"cat.png.TXT",
+        "dog.jpg": b"dog.jpg.caption",
+        "a.b.jpg": b"a.b.txt",
+    }
+    assert problems(records) == {"cow.jpg.txt": "missing file"}
+
+
 def test_names_of_folders_or_files_as_captions(tmp_path):
     data = pictures(3)
     names = ["golden_retriever/a_red_ball.png", "animals/tabby cat/2.png", "3__three_.png"]
