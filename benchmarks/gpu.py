@@ -584,6 +584,8 @@ class RandomText:
     def lengths(self, captions: list[str]) -> list[int]:
         return [1 + len(caption) % 24 for caption in captions]
 
+    uncut_lengths = lengths
+
     def encode(self, captions: list[str]) -> list[Any]:
         import torch
 
