@@ -110,6 +110,8 @@ def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _gradients(ctx, dy, *_):  # type: ignore[no-untyped-def]
+    if dy is None:
+        return (None,) * 8
     x, weight, bias, scale, shift, mean, rstd = ctx.saved_tensors
     dx, affine, modulation = _norm_backward(dy, x, weight, bias, scale, shift, mean, rstd, ctx.activation)
     d_weight, d_bias = affine.unbind()
