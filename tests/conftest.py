@@ -29,7 +29,7 @@ LONGEST = (
         "test_demo",
         "test_cli",
     ),
-    *("test_reference", "train/test_restart", "test_kill", "test_cli_data", "train/test_resume", "data/test_cluster"),
+    *("test_reference", "train/test_restart", "test_cli_data", "train/test_resume", "data/test_cluster"),
 )
 
 

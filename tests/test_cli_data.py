@@ -52,7 +52,7 @@ def test_inspect_reads_the_embedded_data_set(imagen, made):
 
 
 def test_what_is_no_shards_is_one_line(mistake, tmp_path):
-    assert "is not a folder" in mistake("data", "inspect", tmp_path / "absent")
+    assert "absent does not exist" in mistake("data", "inspect", tmp_path / "absent")
     (tmp_path / "a.png").write_bytes(encoded(picture(0), "PNG"))
     assert "holds no shards" in mistake("data", "inspect", tmp_path)
 

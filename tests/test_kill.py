@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks")
 def test_killed_commands_end_as_if_nothing_had_happened():
     script = [sys.executable, str(ROOT / "benchmarks" / "kill.py"), "--small", "--kills", "2"]

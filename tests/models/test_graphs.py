@@ -58,6 +58,7 @@ def nothing_compiled():
 CONFIGS = {**{name: shortened(config) for name, config in STRUCTURES.items()}, **distinct()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_network_is_one_graph(name):
     """In training with recomputation, and in sampling with the text read before."""
@@ -106,6 +107,7 @@ def kept(unet, x, label, cond):
     return sum(size for size, _ in found.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["guided", "efficient"])
 def test_a_compiled_network_keeps_what_a_plan_counts(name, monkeypatch):
     """With norms of our own and in bfloat16, as on GPUs; the partition into forward and backward is inductor's."""

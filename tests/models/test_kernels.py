@@ -137,6 +137,7 @@ def test_triton_draws_the_same_noise(shape):
     torch.testing.assert_close(out, wanted, rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this starts it")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton comes with torch for CUDA alone")
 def test_the_triton_kernels_in_their_interpreter():

@@ -44,6 +44,7 @@ def gradients(config, compiled):
         return [whole(parameter.grad).clone() for parameter in unet.parameters()], counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_compiled_gradients_are_those_of_the_plain_network(layout):
     plain, none = run_on_ranks(2, gradients, LAYOUTS[layout], False, timeout=240)[0]
