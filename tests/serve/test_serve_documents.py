@@ -51,8 +51,8 @@ def test_the_container_and_compose_run_it():
 def test_limits_are_those_of_the_code():
     limits = Limits()
     for said, value in (
-        ("pictures of a request | 10 |", limits.n == 10),
-        ("steps of a stage | 250 |", limits.steps == 250),
+        ("images per request | 10 |", limits.n == 10),
+        ("steps per stage | 250 |", limits.steps == 250),
         ("prompt | 2,000 characters", limits.prompt == 2000),
         ("result | 2^21 pixels", limits.pixels == 2**21),
         ("2^24 pixels", limits.given_pixels == 2**24),
