@@ -23,15 +23,15 @@ import torch
 from measure import Clock, describe_machine, machine, parameter_count
 from torch import Tensor, nn
 
-from imagen.cascade.config import StageConfig
-from imagen.cascade.stage import build_unet, denoiser, predict_by
 from imagen.cascade.storage import read_manifest, read_tensors, write_cascade
 from imagen.convert.deepfloyd import MAX_TOKENS, read_stage, read_weights
 from imagen.diffusion.samplers import ddpm, step_logsnrs
 from imagen.diffusion.schedule import build_schedule
 from imagen.errors import UserError
 from imagen.files import write_json
-from imagen.models.text import TextConfig
+from imagen.stage.config import StageConfig
+from imagen.stage.sampling import build_unet, denoiser, predict_by
+from imagen.text.encoder import TextConfig
 
 WIDTH = 4096  # of T5-XXL's tokens
 STEPS, STEP = 100, 50  # the step in the middle of IF's 100

@@ -20,11 +20,11 @@ from PIL import Image
 
 import imagen
 from imagen.cascade import write_samples
-from imagen.cascade.conditioning import to_images
-from imagen.data.batches import dataset_batch
-from imagen.data.shards import open_split
+from imagen.data.loading.batches import dataset_batch
+from imagen.data.shards.dataset import open_split
 from imagen.evaluate.distance import kid
 from imagen.evaluate.features import load_classifier, picture_features
+from imagen.stage.inputs import to_images
 
 
 def drawn(data: str, n: int) -> list[int]:

@@ -11,10 +11,10 @@ import argparse
 from pathlib import Path
 
 from imagen.cascade import Cascade, assemble
-from imagen.data.emoji import heldout_counts, heldout_prompts, heldout_relations
+from imagen.cascade.halve import halve
+from imagen.emoji.dataset import heldout_counts, heldout_prompts, heldout_relations
 from imagen.evaluate.compare import draw, keep_as_reference
 from imagen.files import read_json, write_json
-from imagen.halve import halve
 from imagen.jsonconfig import to_json
 from imagen.pictures import contact_sheet, write_png
 from imagen.presets import preset

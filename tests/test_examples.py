@@ -11,9 +11,9 @@ import pytest
 
 from imagen.cli import main
 from imagen.cli.arguments import parse
-from imagen.config import override
 from imagen.presets import preset
 from imagen.train.config import check
+from imagen.train.experiment import override
 
 ROOT = Path(__file__).parents[1]
 

@@ -21,15 +21,15 @@ remake.py        a picture again, from what its file says
 
 from imagen.cascade.assembly import assemble
 from imagen.cascade.cascade import Cascade
-from imagen.cascade.config import SamplingConfig, StageConfig
 from imagen.cascade.output import write_again, write_plan, write_samples
 from imagen.cascade.plan import Plan
 from imagen.cascade.remake import plan_again, read_made
 from imagen.cascade.running import Preview
-from imagen.cascade.stage import Stage
 from imagen.cascade.storage import export_stage
 from imagen.cascade.upscaling import write_upscaled
 from imagen.diffusion.noise import Variation
+from imagen.stage.config import SamplingConfig, StageConfig
+from imagen.stage.sampling import Stage
 
 __all__ = [
     "Cascade",

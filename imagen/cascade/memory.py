@@ -15,16 +15,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from imagen.accounting.gpu_kernels import gpu_kernels
 from imagen.accounting.ledger import Ledger
-from imagen.cascade.conditioning import low_res_conditioning, text_conditioning
-from imagen.cascade.config import SamplingConfig, StageConfig
 from imagen.cascade.plan import Plan, tile_of
 from imagen.cascade.sizes import Size
-from imagen.cascade.stage import Detail, Stage, denoiser, predict_by
-from imagen.cascade.tiles import Tile
 from imagen.diffusion.samplers import sample
 from imagen.errors import UserError
-from imagen.models.precision import autocast_dtype
 from imagen.models.unet import HALVES, UNet
+from imagen.precision import autocast_dtype
+from imagen.stage.config import SamplingConfig, StageConfig
+from imagen.stage.inputs import low_res_conditioning, text_conditioning
+from imagen.stage.sampling import Detail, Stage, denoiser, predict_by
+from imagen.stage.tiles import Tile
 
 GIB = 2**30
 

@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from imagen.errors import quoted
 from imagen.jsonconfig import to_json
-from imagen.models.int8 import to_int8
-from imagen.models.precision import arithmetic
-from imagen.models.text import TextConfig, TextEncoder, load_text_encoder
+from imagen.precision import arithmetic
+from imagen.text.encoder import TextConfig, TextEncoder, load_text_encoder
+from imagen.text.int8 import to_int8
 
 log = logging.getLogger(__name__)
 KEPT = 4096  # prompts whose embeddings stay in memory (T5-XXL: at most 2 MB each)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagen.models import kernels
+from imagen import kernels
 
 AttentionKind = Literal["none", "self", "cross", "fused"]
 Activation = Literal["silu", "gelu"]

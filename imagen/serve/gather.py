@@ -17,9 +17,9 @@ from greenlet import getcurrent
 from torch import Tensor
 
 from imagen.cascade import Cascade, Stage
-from imagen.cascade.stage import Predict, predict_by
-from imagen.models.precision import Precision, autocast, autocast_dtype
 from imagen.models.unet import TextReading, UNet
+from imagen.precision import Precision, autocast, autocast_dtype
+from imagen.stage.sampling import Predict, predict_by
 
 Reading = tuple[Tensor, TextReading]  # a text, and what the U-Net made of it
 

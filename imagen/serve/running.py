@@ -18,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from imagen.cascade import Cascade
 from imagen.errors import UserError
-from imagen.models.precision import Precision
+from imagen.precision import Precision
 from imagen.serve.app import create_app
 from imagen.serve.config import Limits, ServeConfig
 from imagen.serve.engine import Engine

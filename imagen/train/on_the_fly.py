@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagen.data.batches import Batch
-from imagen.data.config import DataConfig
-from imagen.data.embeddings import pad
-from imagen.data.encode import BATCH_TOKENS, Encoder, token_batches
-from imagen.data.loader import Loader
-from imagen.data.shards import ShardedDataset
-from imagen.models.text import LazyEncoder
+from imagen.data.embed.encode import BATCH_TOKENS, Encoder, token_batches
+from imagen.data.embed.sidecar import pad
+from imagen.data.loading.batches import Batch
+from imagen.data.loading.config import DataConfig
+from imagen.data.loading.loader import Loader
+from imagen.data.shards.dataset import ShardedDataset
+from imagen.text.encoder import LazyEncoder
 from imagen.train.config import Experiment
 
 
@@ -78,7 +78,7 @@ def with_text(batch: Batch, encoder: Encoder) -> Batch:
 
 
 def unconditional(encoder: Encoder) -> Tensor:
-    """As `imagen.data.embeddings.unconditional`, without a sidecar: [L0, D] float32."""
+    """As `imagen.data.embed.sidecar.unconditional`, without a sidecar: [L0, D] float32."""
     if encoder.config.unconditional == "zeros":
         return torch.zeros(1, encoder.config.width)
     return _stored(encoder.encode([""])[0])

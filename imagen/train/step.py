@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from imagen.devices import fetched, sent
-from imagen.train import randomness
+from imagen.diffusion import randomness
+from imagen.stage.loss import Batch, Noising
 from imagen.train.half import HalfCopy
-from imagen.train.noising import Batch, Noising
 from imagen.train.optim import Optimizers
 from imagen.train.parallel import last_backward
 from imagen.train.ranks import Ranks

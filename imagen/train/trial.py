@@ -6,13 +6,13 @@ from functools import partial
 
 import torch
 
-from imagen.data.batches import Batch
-from imagen.models.precision import autocast, autocast_dtype
+from imagen.data.loading.batches import Batch
 from imagen.models.unet import UNet
+from imagen.precision import autocast, autocast_dtype
+from imagen.stage.loss import Noising
 from imagen.train.config import Experiment
 from imagen.train.ema import Ema
 from imagen.train.flops import meta_unet, picture_flops
-from imagen.train.noising import Noising
 from imagen.train.optim import build_optimizer
 from imagen.train.ranks import Ranks
 from imagen.train.step import training_step

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from imagen.data.batches import Batch
-from imagen.train.noising import Noising
+from imagen.data.loading.batches import Batch
+from imagen.stage.loss import Noising
 
 
 class ConditionalGap:

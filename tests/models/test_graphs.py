@@ -7,14 +7,14 @@ import torch
 from test_unet import STRUCTURES
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from imagen.cascade.config import StageConfig
-from imagen.data.batches import Batch
-from imagen.data.embeddings import pad
-from imagen.models import kernels
+from imagen import kernels
+from imagen.data.embed.sidecar import pad
+from imagen.data.loading.batches import Batch
 from imagen.models.config import UNetConfig
 from imagen.models.unet import UNet
 from imagen.presets import PRESETS, preset
-from imagen.train.noising import Noising
+from imagen.stage.config import StageConfig
+from imagen.stage.loss import Noising
 from imagen.train.parallel import ParallelConfig, recompute
 
 

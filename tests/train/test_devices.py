@@ -10,11 +10,11 @@ from torch.utils._pytree import tree_leaves
 from toy import UNET, experiment
 
 from imagen import devices
-from imagen.cascade.conditioning import low_res_conditioning
-from imagen.data.batches import Batch
+from imagen.data.loading.batches import Batch
 from imagen.diffusion.schedule import DiscreteCosine, ScheduleConfig
 from imagen.models.unet import UNet
-from imagen.train.noising import Noising
+from imagen.stage.inputs import low_res_conditioning
+from imagen.stage.loss import Noising
 
 META = torch.device("meta")
 

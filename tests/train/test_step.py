@@ -10,15 +10,15 @@ import pytest
 import torch
 from toy import TRAIN, UNET, experiment, go
 
-from imagen.data.config import DataConfig
-from imagen.data.loader import Loader
+from imagen.data.loading.config import DataConfig
+from imagen.data.loading.loader import Loader
+from imagen.diffusion import randomness
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.diffusion.schedule import ScheduleConfig, diffuse, noise_label
 from imagen.errors import UserError
-from imagen.models.resize import upsample
 from imagen.models.unet import UNet
-from imagen.train import randomness
-from imagen.train.noising import Noising, drop_text
+from imagen.stage.loss import Noising, drop_text
+from imagen.stage.resize import upsample
 from imagen.train.optim import OptimConfig, build_optimizer
 from imagen.train.step import clip_gradients, total_norm, training_step
 from imagen.train.validation import ConditionalGap, with_other_captions

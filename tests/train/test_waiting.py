@@ -9,14 +9,14 @@ from ranks import run_on_ranks
 from toy import UNET, experiment
 from waiting import META, PINNED, NeverWaits, gpu_of_meta
 
-from imagen.data.batches import Batch
+from imagen.data.loading.batches import Batch
 from imagen.devices import pinned, sent
 from imagen.jsonconfig import to_json
 from imagen.models.unet import UNet
 from imagen.presets import preset
+from imagen.stage.loss import Noising
 from imagen.train.ema import Ema
 from imagen.train.half import HalfCopy
-from imagen.train.noising import Noising
 from imagen.train.optim import OptimConfig, build_optimizer
 from imagen.train.parallel import ParallelConfig, build_mesh, parallelize
 from imagen.train.ranks import joined

@@ -18,14 +18,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from imagen.accounting.gpu_kernels import gpu_kernels
 from imagen.accounting.ledger import Ledger, Window
-from imagen.data.batches import Batch
+from imagen.data.loading.batches import Batch
 from imagen.errors import UserError
-from imagen.models.precision import autocast
 from imagen.models.unet import UNet
+from imagen.precision import autocast
+from imagen.stage.loss import Noised, Noising
 from imagen.train.config import Experiment
 from imagen.train.ema import averages
 from imagen.train.half import HalfCopy
-from imagen.train.noising import Noised, Noising
 from imagen.train.optim import build_optimizer
 from imagen.train.parallel import ParallelConfig, build_mesh, parallelize, recompute
 from imagen.train.ranks import Ranks
