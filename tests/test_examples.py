@@ -30,9 +30,12 @@ def script() -> str:
     return text.replace("$photos", "photos").replace("$out", "out").replace("$prompt", "a meadow under a blue sky")
 
 
-def test_the_script_and_the_tutorial_have_the_same_commands() -> None:
-    page = (ROOT / "docs" / "tutorial" / "photos.md").read_text()
-    assert commands(script()) == [line for line in commands(page) if "PRESET" not in line]
+def test_the_tutorial_has_the_commands_of_the_script() -> None:
+    page = commands((ROOT / "docs" / "tutorial" / "photos.md").read_text())
+    assert [line for line in page if line in commands(script())] == commands(script())
+    for line in page:
+        if "PRESET" not in line:
+            parse(line)
 
 
 @pytest.mark.parametrize("line", commands(script()), ids=lambda line: " ".join(line[:2]))
