@@ -31,7 +31,7 @@ from imagen.errors import UserError
 from imagen.files import write_json
 from imagen.stage.config import StageConfig
 from imagen.stage.sampling import build_unet, denoiser, predict_by
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 
 WIDTH = 4096  # of T5-XXL's tokens
 STEPS, STEP = 100, 50  # the step in the middle of IF's 100
