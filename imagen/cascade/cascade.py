@@ -24,7 +24,8 @@ from imagen.diffusion.noise import Variation
 from imagen.errors import UserError, check_number
 from imagen.jsonconfig import to_json
 from imagen.precision import Precision, autocast_dtype
-from imagen.stage.sampling import Stage, build_unet, check_float32
+from imagen.stage.sampling import Stage
+from imagen.stage.weights import build_unet, check_float32
 from imagen.text.config import TextConfig
 from imagen.text.protocol import Encoder
 

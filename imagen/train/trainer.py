@@ -26,7 +26,7 @@ from imagen.jsonconfig import from_json
 from imagen.models.compiling import cache_folder, compiles
 from imagen.models.unet import UNet
 from imagen.precision import autocast, autocast_dtype, precision_name
-from imagen.stage.loss import Noising
+from imagen.stage.loss import ForwardProcess
 from imagen.text.protocol import DatasetEncoder
 from imagen.train.clock import Clock
 from imagen.train.config import Experiment, TrainConfig, check, micro_batches
@@ -189,7 +189,7 @@ class Trainer:
         self.data = self.loader.dataset.fingerprint()
         if facts is not None and facts.get("data", self.data) != self.data:
             self.say(f"{run}: {data} are not the data of the steps before; from here on they are these")
-        self.noising = Noising(
+        self.noising = ForwardProcess(
             experiment.stage,
             seed=self.config.seed,
             batch_size=self.config.batch_size,
@@ -310,7 +310,7 @@ class Trainer:
         size = max(2, min(GAP_BATCH, self.config.gap_samples))
         count = -(-self.config.gap_samples // size)
         loader = self._loader(data, replace(self.experiment.data, workers=0), size, split=split)
-        noising = Noising(
+        noising = ForwardProcess(
             self.experiment.stage,
             seed=self.config.seed,
             batch_size=size * count,

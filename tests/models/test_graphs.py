@@ -13,7 +13,7 @@ from imagen.models.config import UNetConfig
 from imagen.models.unet import UNet
 from imagen.presets import PRESETS, preset
 from imagen.stage.config import StageConfig
-from imagen.stage.loss import Noising
+from imagen.stage.loss import ForwardProcess
 from imagen.text.embeddings import pad_embeddings
 from imagen.train.parallel import ParallelConfig, recompute
 
@@ -73,7 +73,7 @@ def test_a_network_is_one_graph(name):
     assert all(parameter.grad is not None for parameter in unet.parameters())
     if config.text_width:
         with torch.no_grad():
-            cond["text"] = unet.read(cond["text"], cond["text_mask"])
+            cond["text"] = unet.cache_text(cond["text"], cond["text_mask"])
             assert unet(x, label, **cond).shape[0] == 2
 
 
@@ -125,7 +125,7 @@ def test_ten_batches_of_other_captions_are_one_graph():
     config = STRUCTURES["guided"]
     stage = StageConfig(resolution=16, unet=config)
     null_LD = torch.zeros(1, config.text_width)
-    noising = Noising(
+    noising = ForwardProcess(
         *(stage,),
         seed=0,
         batch_size=2,
