@@ -147,8 +147,8 @@ def test_a_text_that_is_read_once_is_the_same_text(config: UNetConfig) -> None:
     read = []
     for layer in unet.modules():
         if layer is unet.text_pooling or getattr(layer, "attends_to_text", False):
-            original = layer.forward if layer is unet.text_pooling else layer.read
-            name = "forward" if layer is unet.text_pooling else "read"
+            original = layer.forward if layer is unet.text_pooling else layer.keys_and_values
+            name = "forward" if layer is unet.text_pooling else "keys_and_values"
             setattr(layer, name, lambda *args, original=original: read.append(1) or original(*args))
     torch.testing.assert_close(run(once, values), expected, rtol=0, atol=0)
     assert not read
