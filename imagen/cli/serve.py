@@ -83,7 +83,7 @@ def serve(options: argparse.Namespace) -> None:
         raise UserError(f"--rate is {options.rate:g}; it must be above 0")
     on_cpu = all(name == "cpu" for name in devices)
     limits = Limits(
-        n=options.max_n,
+        n=min(options.max_n, options.queue),  # more would wait forever
         steps=options.max_steps,
         queue=options.queue,
         batch_pixels=options.batch_pixels or (2**18 if on_cpu else 2**22),
@@ -112,14 +112,19 @@ def serve(options: argparse.Namespace) -> None:
 def _filters(name: str) -> tuple[Any, Any]:
     """The operator's own checks: their code, as they asked for."""
     import importlib
+    import inspect
     import sys
 
     sys.path.insert(0, "")  # a file beside which the command is run
     try:
         module = importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"--filter {name}: {error}; it must be a module that Python can import") from None
+    except Exception as error:  # theirs may raise anything
+        reason = f"{type(error).__name__}: {error}" if not isinstance(error, ImportError) else str(error)
+        raise UserError(f"--filter {name}: {reason}; it must be a module that Python can import") from None
     prompt, picture = getattr(module, "check_prompt", None), getattr(module, "check_picture", None)
     if not callable(prompt) and not callable(picture):
         raise UserError(f"--filter {name} has neither a function check_prompt nor check_picture")
+    for function in (prompt, picture):
+        if inspect.iscoroutinefunction(function):
+            raise UserError(f"--filter {name}: {function.__name__} is async; it must be a plain function")
     return prompt, picture

@@ -306,6 +306,8 @@ def test_what_the_operator_refuses():
     with serving(**checks) as server, server.client() as http:
         response = http.post("/v1/images/generations", json={"prompt": "a dog"})
         assert response.status_code == 403 and response.json()["error"]["message"] == "no dogs here"
+        body = {"prompt": "a cat", "negative": "dog", "guidance": 0.0}  # which draws a dog
+        assert http.post("/api/generate", json=body).status_code == 403
         response = http.post("/v1/images/generations", json={"prompt": "a cat", "size": "16x16"})
         assert response.status_code == 422 and response.json()["error"]["message"] == "too blue"
         seen = events(http.post("/api/generate", json={"prompt": "cat", "stream": True}))
