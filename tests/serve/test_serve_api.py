@@ -155,9 +155,12 @@ def test_previews_sharpen_and_say_which_command_makes_the_same(http):
     assert words[3:] == ["--stages=2", "--seed=7", "--steps=8,4", "--guidance=2.5", "--out", "pictures", "a cat"]
 
 
-def test_the_command_and_the_file_make_the_same_picture(imagen, tmp_path):
+def test_the_command_and_the_file_make_the_same_picture(imagen, tmp_path, caplog):
     """By the weights in the package, alone and among others, at one stage in few steps."""
-    with serving(Cascade.load("emoji", stages=1), cascade="emoji") as server, server.client() as http:
+    with (
+        serving(Cascade.load("emoji", stages=1), cascade="emoji", limits=limits(prompt=1_000)) as server,
+        server.client() as http,
+    ):
         body = {"prompt": "an octopus on a blue background", "seed": 7, "size": "64x64", "steps": 3, "guidance": 2.5}
         with server.hold():
             other = {"prompt": "a cat", "n": 4, "size": "64x64", "steps": 5, "sampler": "ddpm"}
@@ -165,6 +168,9 @@ def test_the_command_and_the_file_make_the_same_picture(imagen, tmp_path):
             address = http.post("/api/generate", json=body).headers["location"]
         until(lambda: http.get(address).json()["state"] == "done")
         (picture,) = http.get(address).json()["pictures"]
+        long = {"prompt": "a " * 480, "size": "64x64", "steps": 1, "stream": True}
+        assert events(http.post("/api/generate", json=long))[-1]["state"] == "done"
+        assert "a a a" not in caplog.text, "prompts are not logged, those that the encoder cuts included"
         served = tmp_path / "served.png"
         served.write_bytes(http.get(picture["url"]).content)
     words = shlex.split(picture["command"])
@@ -289,6 +295,20 @@ def test_keys_and_rates():
         assert again.status_code == 429 and 20 < int(again.headers["retry-after"]) <= 40, "3 pictures at 5 a minute"
         assert http.get(first.headers["location"], headers=bob).status_code == 404, "another's job"
         assert http.post("/api/generate", json={"prompt": "cat", "n": 4}, headers=bob).status_code == 202
+
+
+@pytest.mark.parametrize(("proxies", "https", "apart"), [((), False, False), (("127.0.0.0/8",), True, True)])
+def test_who_asks_through_a_proxy(proxies, https, apart):
+    with serving(proxies=proxies, rate=4.0) as server, server.client() as http:
+        statuses = []
+        for address in ("192.0.2.1", "192.0.2.2"):
+            headers = {"X-Forwarded-For": f"203.0.113.9, {address}", "X-Forwarded-Proto": "https"}
+            body = {"prompt": "cat", "n": 3, "size": "16x16", "response_format": "url"}
+            response = http.post("/v1/images/generations", json=body, headers=headers)
+            statuses.append(response.status_code)
+            if response.status_code == 200:
+                assert response.json()["data"][0]["url"].startswith("https:" if https else "http:")
+    assert statuses == ([200, 200] if apart else [200, 429]), "the address that the proxy saw, not what was sent to it"
 
 
 def test_what_the_queue_refuses_is_not_counted_against_the_rate():
