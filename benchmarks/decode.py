@@ -25,9 +25,9 @@ import torch
 from measure import Clock, describe_machine, machine
 from PIL import Image
 
-from imagen.data.emoji import compose
-from imagen.data.openmoji import emojis
-from imagen.data.transforms import decode, fit
+from imagen.data.loading.transforms import decode, fit
+from imagen.emoji.dataset import compose
+from imagen.emoji.openmoji import emojis
 from imagen.errors import UserError, check_number
 from imagen.files import write_json
 

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from imagen.cascade import Cascade
-from imagen.cascade.conditioning import to_images
-from imagen.data.batches import dataset_batch
+from imagen.data.loading.batches import dataset_batch
 from imagen.evaluate.restoration import colour_error, psnr
 from imagen.pictures import contact_sheet, write_png
+from imagen.stage.inputs import to_images
 
 
 def main() -> None:

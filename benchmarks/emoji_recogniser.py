@@ -12,13 +12,13 @@ import io
 import numpy as np
 from PIL import Image
 
-from imagen.data.emoji import HeldoutPrompt, compose, heldout_colour
-from imagen.data.emoji_picture import Picture
-from imagen.data.emoji_scene import Scene, groups, pairs
-from imagen.data.emoji_single import Composition, objects
-from imagen.evaluate.alignment import evaluate
-from imagen.evaluate.recogniser import load_recogniser
-from imagen.evaluate.recogniser_training import degraded
+from imagen.emoji.alignment import evaluate
+from imagen.emoji.dataset import HeldoutPrompt, compose, heldout_colour
+from imagen.emoji.picture import Picture
+from imagen.emoji.recogniser import load_recogniser
+from imagen.emoji.recogniser_training import degraded
+from imagen.emoji.scene import Scene, groups, pairs
+from imagen.emoji.single import Composition, objects
 
 
 def asked(picture: Picture) -> HeldoutPrompt:

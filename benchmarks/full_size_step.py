@@ -27,15 +27,15 @@ import torch.distributed as dist
 from measure import describe_machine, machine
 from torch import nn
 
-from imagen.config import Experiment
-from imagen.data.embeddings import to_bf16_bits, write_sidecar
-from imagen.data.emoji import build_emoji
-from imagen.data.shards import index_folder, open_split, splits
+from imagen.data.embed.sidecar import to_bf16_bits, write_sidecar
+from imagen.data.shards.dataset import index_folder, open_split, splits
+from imagen.emoji.dataset import build_emoji
 from imagen.jsonconfig import to_json
 from imagen.models.config import UNetConfig
-from imagen.models.text import TextConfig
 from imagen.presets import preset
+from imagen.text.config import TextConfig
 from imagen.train import trainer as training
+from imagen.train.experiment import Experiment
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
 from imagen.train.ranks import Ranks, joined

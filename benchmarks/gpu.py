@@ -168,9 +168,10 @@ def card(device: Any, dry: bool) -> Rows:
     """Versions, the two peaks, our kernels against their references and torch's, and what attention runs in."""
     import torch
     import torch.nn.functional as F
+    from imagen.models.kernels import TRITON, fused, group_norm
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from imagen.models.kernels import TRITON, fused, group_norm, philox
+    from imagen.kernels import philox
 
     row: dict[str, Any] = {"torch": torch.__version__, "triton": TRITON}
     if not dry:
@@ -243,12 +244,12 @@ class Training:
     def __init__(self, name: str, batch: int, device: Any, compiled: bool) -> None:
         import torch
 
-        from imagen.models.precision import autocast, autocast_dtype
         from imagen.models.unet import UNet
+        from imagen.precision import autocast, autocast_dtype
         from imagen.presets import preset
+        from imagen.stage.loss import ForwardProcess
         from imagen.train.ema import Ema
         from imagen.train.half import HalfCopy
-        from imagen.train.noising import Noising
         from imagen.train.optim import build_optimizer
         from imagen.train.parallel import parallelize
 
@@ -267,7 +268,7 @@ class Training:
         self.optimizer = build_optimizer(self.unet.named_parameters(), what.optim)
         self.ema = Ema(self.unet, 0.9999)
         text = what.text
-        self.noising = Noising(
+        self.noising = ForwardProcess(
             *(what.stage,),
             seed=0,
             batch_size=batch,
@@ -406,11 +407,11 @@ def if_m(device: Any, dry: bool) -> Rows:
     import if_step
     import torch
 
-    from imagen.cascade.network import Network
-    from imagen.cascade.stage import denoiser, predict_by
     from imagen.diffusion.samplers import ddpm, step_logsnrs
     from imagen.diffusion.schedule import build_schedule
     from imagen.models.unet import UNet
+    from imagen.stage.denoiser import Conditioning, build_denoiser, build_predict
+    from imagen.stage.network import Network
 
     stage = if_shaped(32 if dry else 192)
     levels = step_logsnrs(build_schedule(stage.schedule, 64), 100)[50:52]
@@ -419,13 +420,12 @@ def if_m(device: Any, dry: bool) -> Rows:
         with torch.device(device):
             unet = UNet(stage.unet).requires_grad_(False)
         fill_zeros(unet)
-        network, around = Network(unet, options).on(device, dtype)
+        network, around = Network(unet, options).to_device(device, dtype)
         for batch in (1,) if dry else (1, 8):
             text, null = torch.randn(2, batch, 77, stage.unet.text_width, device=device)
             x, noise = torch.randn(2, batch, 3, 64, 64, device=device)
-            denoise = denoiser(
-                predict_by(network.eval(), around), stage, stage.sampling, {"text": text}, {"text": null}
-            )
+            conditioning = Conditioning({"text": text}, {"text": null})
+            denoise = build_denoiser(build_predict(network.eval(), around), stage, stage.sampling, conditioning)
 
             def step(denoise: Any = denoise, x: Any = x, noise: Any = noise) -> Any:
                 return ddpm(denoise, x, levels, noise=lambda: noise)
@@ -454,9 +454,9 @@ def if_m(device: Any, dry: bool) -> Rows:
 
 
 def if_shaped(channels: int) -> Any:
-    from imagen.cascade.config import SamplingConfig, StageConfig
     from imagen.diffusion.schedule import ScheduleConfig
     from imagen.models.config import Level, UNetConfig
+    from imagen.stage.config import SamplingConfig, StageConfig
 
     levels = tuple(
         Level(channels=channels * factor, blocks=3, stride=1 if factor == 1 else 2, attention=kind)  # type: ignore[arg-type]
@@ -481,9 +481,9 @@ def cascade(device: Any, dry: bool) -> Rows:
     """Random stages of the jobs' shapes, 64 -> 256 -> 1024: seconds a picture by stage, at few steps."""
     import torch
 
-    from imagen.cascade.stage import Stage
     from imagen.models.unet import UNet
     from imagen.presets import preset
+    from imagen.stage.sampling import Stage
 
     low, batch = None, 1 if dry else 4
     for name in ("debug_64",) if dry else ("text2im_64_397m", "sr_256_600m", "sr_1024_400m"):
@@ -531,12 +531,12 @@ def trainer(device: Any, dry: bool) -> Rows:
     import numpy as np
     from PIL import Image
 
-    from imagen.data.encode import encode_shards
-    from imagen.data.shard_writer import ShardWriter
+    from imagen.data.embed.encode import encode_shards
+    from imagen.data.shards.writer import ShardWriter
     from imagen.jsonconfig import to_json
     from imagen.presets import preset
-    from imagen.run import train_run
     from imagen.train.ranks import Ranks
+    from imagen.train.run import train_run
 
     name, steps, batch = ("debug_64", 2, 2) if dry else ("text2im_64_397m", 200, 16)
     what = preset(name)
@@ -586,7 +586,7 @@ class RandomText:
     def lengths(self, captions: list[str]) -> list[int]:
         return [1 + len(caption) % 24 for caption in captions]
 
-    uncut_lengths = lengths
+    untruncated_lengths = lengths
 
     def encode(self, captions: list[str]) -> list[Any]:
         import torch

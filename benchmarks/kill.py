@@ -31,15 +31,23 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from imagen.models import text
-from imagen.models.text import TextConfig, load_text_encoder
+from imagen.text import encoder as text
+from imagen.text.config import TextConfig
+from imagen.text.encoder import load_text_encoder
 from imagen.train import checkpoint
 from imagen.train.checkpoint_account import read_account
 
 FORK = multiprocessing.get_context("fork")  # a process in milliseconds
 # Of what the parent imports, so that the moments are not spent on imports.
 MODULES = (
-    *("imagen.run", "imagen.export", "imagen.cascade", "imagen.data.build", "imagen.data.encode", "imagen.data.emoji"),
+    *(
+        "imagen.train.run",
+        "imagen.train.export",
+        "imagen.cascade",
+        "imagen.data.build.dataset",
+        "imagen.data.embed.encode",
+        "imagen.emoji.dataset",
+    ),
     *("imagen.cli.commands", "imagen.presets", "imagen.train.trainer", "transformers"),
 )
 TIMING = {"images_per_s", "data_wait", "data_wait_rank", "slowest_rank", "slowest_by", "memory_gb", "mfu", "eta_s"}
@@ -143,8 +151,8 @@ def write_pictures(folder: Path, tars: int, each: int) -> None:
 
 def write_captions(folder: Path, shards: int) -> None:
     """Tars of captions alone, three each, of between one prompt and four."""
-    from imagen.data.emoji import heldout_prompts
-    from imagen.data.shard_writer import ShardWriter
+    from imagen.data.shards.writer import ShardWriter
+    from imagen.emoji.dataset import heldout_prompts
 
     rng = random.Random(0)
     prompts = [prompt.prompt for prompt in heldout_prompts(64)]

@@ -2,11 +2,10 @@
 
     python benchmarks/million_index.py [--shards N] [--folder DIR] [--json FILE]
 
-The indexes are as `imagen.data.shards` writes them, with keys of their own; tars and embeddings have their true sizes
-(170 GB and 164 GB) but are sparse files, of which only the headers take space on disk. Opening is timed in a fresh
-process. Memory is that of the trainer and of a forked worker after each has looked up random samples: what is theirs
-alone (private), their share of what they have in common (PSS), and everything they see (RSS), beside a process and a
-worker that have loaded the same libraries and no data. Linux only.
+The indexes are as `imagen.data.shards.dataset` writes them, with keys of their own; tars and embeddings have their true
+sizes (170 GB and 164 GB) but are sparse files, of which only the headers take space on disk. Opening is timed in a
+fresh process. Memory is that of the trainer and of a forked worker after each has looked up random samples: private,
+shared (PSS) and total (RSS), beside a process and a worker that have loaded the same libraries and no data. Linux only.
 """
 
 import argparse
@@ -23,10 +22,10 @@ import numpy as np
 from measure import Clock, describe_machine, machine
 from safetensors.numpy import save
 
-from imagen.data.embeddings import Embeddings, caption_hash, sidecar_path
-from imagen.data.order import Order
-from imagen.data.shard_index import index_path
-from imagen.data.shards import ShardedDataset
+from imagen.data.embed.sidecar import Embeddings, caption_hash, sidecar_path
+from imagen.data.loading.order import Order
+from imagen.data.shards.dataset import ShardedDataset
+from imagen.data.shards.index import index_path
 from imagen.errors import UserError, check_number
 from imagen.files import write_json
 

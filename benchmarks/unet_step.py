@@ -21,12 +21,12 @@ import torch
 from measure import BACKWARD, Clock, describe_machine, fill_zeros, gflop, machine, parameter_count
 from torch import Tensor, nn
 
-from imagen.config import Experiment
 from imagen.errors import UserError, check_number
 from imagen.files import write_json
-from imagen.models.precision import autocast, autocast_dtype
 from imagen.models.unet import UNet
+from imagen.precision import autocast, autocast_dtype
 from imagen.presets import preset
+from imagen.train.experiment import Experiment
 
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
 Forward = Callable[[nn.Module, Tensor], Tensor]

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from imagen.cascade import Cascade
-    from imagen.models.precision import Precision
+    from imagen.precision import Precision
 
 __version__ = "0.1.0"
 __title__ = "imagen-cascade"  # tells this `imagen` from others (imagen_cascade.py)

@@ -20,16 +20,18 @@ QUICK = [
 
 # The files that take longest. Workers begin with them, lest one ends minutes after the other.
 LONGEST = (
-    *(
-        "train/test_parallel",
-        "train/test_plan",
-        "test_full_disk",
-        "fuzz/test_fuzz",
-        "test_runs",
-        "test_demo",
-        "test_cli",
-    ),
-    *("test_reference", "train/test_restart", "test_cli_data", "train/test_resume", "data/test_cluster"),
+    "train/test_parallel",
+    "train/test_plan",
+    "test_full_disk",
+    "fuzz/test_fuzz",
+    "train/test_runs",
+    "emoji/test_demo",
+    "cli/test_cli",
+    "emoji/test_reference",
+    "train/test_restart",
+    "cli/test_cli_data",
+    "train/test_resume",
+    "data/build/test_cluster",
 )
 
 

@@ -4,10 +4,10 @@ from typing import Any, Literal
 
 import pytest
 
-from imagen.config import Experiment, override
 from imagen.errors import UserError, check_number
 from imagen.jsonconfig import from_json, to_json
 from imagen.presets import preset
+from imagen.train.experiment import Experiment, override
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import pytest
 
 from imagen import limits
-from imagen.cascade.config import SamplingConfig, StageConfig
 from imagen.cascade.remake import Conditions, Made, MadeVariation
-from imagen.data.config import DataConfig
+from imagen.data.loading.config import DataConfig
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.diffusion.schedule import ScheduleConfig
 from imagen.errors import UserError
 from imagen.models.config import Level, UNetConfig
-from imagen.models.text import TextConfig
 from imagen.presets import PRESETS, preset
+from imagen.stage.config import SamplingConfig, StageConfig
+from imagen.text.config import TextConfig
 from imagen.train.config import OptimConfig, TrainConfig
 
 TABLES = {

@@ -11,7 +11,7 @@ import pytest
 from command_line import command
 from PIL import Image
 
-import imagen.run as running
+import imagen.train.run as running
 from imagen.cli import failures
 from imagen.errors import UserError
 from imagen.torchrun import Place, check_meeting_point, place

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from imagen.cli.arguments import parse
-from imagen.config import override
 from imagen.presets import preset
 from imagen.train.config import check
+from imagen.train.experiment import override
 
 SCRIPTS = sorted((Path(__file__).parent.parent / "runs").glob("emoji_*.sh"))
 

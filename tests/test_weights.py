@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 import imagen as package
 from imagen import weights
 from imagen.cascade import Cascade
-from imagen.demo.first import draw_first
+from imagen.cascade.halve import halve
+from imagen.emoji.demo.first import draw_first
 from imagen.errors import UserError
 from imagen.evaluate import compare as comparing
 from imagen.evaluate.compare import compare, keep_as_reference, reference_curves
-from imagen.evaluate.emoji import append, read_curve
-from imagen.halve import halve
+from imagen.evaluate.curve import append, read_curve
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """How a GPU's arithmetic differs in memory from that of the CPU, on whose fake tensors a step is rehearsed.
 
 torch built without CUDA has no fake CUDA tensors, so the differences that matter are made here: norms of pictures are
-one kernel with their activation and keep its input alone (`imagen.models.kernels`); other norms compute, and keep,
+one kernel with their activation and keep its input alone (`imagen.kernels`); other norms compute, and keep,
 float32 under autocast (torch.amp's list of operations for CUDA); and attention runs in a kernel that keeps no scores.
 A compiled network keeps as much, to 1 % (tests/models/test_graphs.py). Not modelled: workspaces of the libraries.
 """

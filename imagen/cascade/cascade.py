@@ -17,22 +17,24 @@ from torch import Tensor
 from imagen import __version__
 from imagen.cascade.plan import Plan, check_count, make_plan
 from imagen.cascade.running import OnPreview, run
-from imagen.cascade.stage import Stage, build_unet, check_float32
 from imagen.cascade.storage import check_stages, find, read_manifest, read_tensors, read_unconditional, write_cascade
-from imagen.cascade.texts import Encoder, Texts
+from imagen.cascade.texts import Texts
 from imagen.devices import default_device
 from imagen.diffusion.noise import Variation
 from imagen.errors import UserError, check_number
 from imagen.jsonconfig import to_json
-from imagen.models.precision import Precision, autocast_dtype
-from imagen.models.text import TextConfig
+from imagen.precision import Precision, autocast_dtype
+from imagen.stage.sampling import Stage
+from imagen.stage.weights import build_unet, check_float32
+from imagen.text.config import TextConfig
+from imagen.text.protocol import Encoder
 
 
 class Cascade:
     """Stages that turn prompts into pictures.
 
     unconditional: float [L0, D], the text embedding that stands for "no prompt".
-    encoder: loaded from `text` at the first prompt if left out, with `int8_text` in 8 bits (`imagen.models.int8`).
+    encoder: loaded from `text` at the first prompt if left out, with `int8_text` in 8 bits (`imagen.text.int8`).
     Raises UserError if the stages do not fit together.
     """
 

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from imagen import limits
-from imagen.cascade.config import SamplingConfig, StageConfig
 from imagen.cascade.sizes import Size, sizes_above, sizes_for, sizes_like
-from imagen.cascade.tiles import Tile
 from imagen.devices import default_device
 from imagen.diffusion.noise import Variation
 from imagen.errors import UserError, check_number, check_text, quoted, suggest
-from imagen.models.precision import Precision, autocast_dtype, precision_name
+from imagen.precision import Precision, autocast_dtype, precision_name
+from imagen.stage.config import SamplingConfig, StageConfig
+from imagen.stage.tiles import Tile
 
 FIELDS = tuple(field.name for field in dataclasses.fields(SamplingConfig))
 PAIRS = ("guidance_interval", "logsnr_range")  # fields whose one value is two numbers

@@ -13,13 +13,13 @@ from PIL import Image
 
 from imagen import limits
 from imagen.cascade.cascade import Cascade, digest
-from imagen.cascade.config import SamplingConfig
 from imagen.cascade.plan import Plan
 from imagen.diffusion.noise import Variation
 from imagen.errors import UserError, check_number, check_text
 from imagen.jsonconfig import from_json
-from imagen.models.precision import Precision
 from imagen.pictures import read_metadata
+from imagen.precision import Precision
+from imagen.stage.config import SamplingConfig
 
 GIVEN = {"start": "the picture that it enlarges", "init": "its init picture", "masks": "its mask"}
 

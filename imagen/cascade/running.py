@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from imagen.cascade.conditioning import from_images, to_images
-from imagen.cascade.editing import edit_of
 from imagen.cascade.plan import Plan
 from imagen.devices import set_up
+from imagen.stage.editing import edit_of
+from imagen.stage.inputs import from_images, to_images
 
 if TYPE_CHECKING:
     from imagen.cascade.cascade import Cascade

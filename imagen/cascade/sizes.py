@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from imagen.cascade.config import StageConfig
 from imagen.errors import UserError
+from imagen.stage.config import StageConfig
 
 Size = tuple[int, int]  # (height, width)
 

@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from imagen import __version__, limits
-from imagen.cascade.config import StageConfig
 from imagen.cascade.hub import download, is_name
 from imagen.errors import UserError, check_number
 from imagen.files import read_json, replacing, write_json
 from imagen.jsonconfig import from_json, to_json
-from imagen.models.text import TextConfig
+from imagen.stage.config import StageConfig
 from imagen.tensors import save_tensors
+from imagen.text.config import TextConfig
 from imagen.weights import packaged
 
 MANIFEST = "cascade.json"

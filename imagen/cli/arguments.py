@@ -97,7 +97,7 @@ class Version(argparse.Action):
         import torch
 
         from imagen.devices import default_device
-        from imagen.models.precision import autocast_dtype, precision_name
+        from imagen.precision import autocast_dtype, precision_name
 
         device = default_device()
         precision = precision_name(autocast_dtype(device))

@@ -9,22 +9,22 @@ from imagen.cli.data import connected
 from imagen.errors import UserError
 
 if TYPE_CHECKING:
-    from imagen.config import Experiment
-    from imagen.data.engines import Engine
-    from imagen.models.text import TextConfig
+    from imagen.data.build.engines import Engine
+    from imagen.text.config import TextConfig
+    from imagen.train.experiment import Experiment
 
 
 def demo(options: argparse.Namespace) -> None:
-    from imagen.demo import run_demo
+    from imagen.emoji.demo import run_demo
 
     device = choose_device(options.device) if options.device else None
     run_demo(options.out, minutes=options.minutes, device=device)
 
 
 def data_emoji(options: argparse.Namespace) -> None:
-    from imagen.data.emoji import build_emoji
-    from imagen.models.text import encoder_config
-    from imagen.presets.emoji import MINILM
+    from imagen.emoji.dataset import build_emoji
+    from imagen.emoji.presets import MINILM
+    from imagen.text.encoder import encoder_config
 
     # First, so that a mistake in its name is known at once.
     text = encoder_config(options.encoder or MINILM.encoder, max_tokens=MINILM.max_tokens)
@@ -45,16 +45,17 @@ def data_emoji(options: argparse.Namespace) -> None:
 
 
 def data_encode(options: argparse.Namespace) -> None:
-    from imagen.data.embeddings import captions_cut
-    from imagen.data.shards import index_folder, open_split, splits
-    from imagen.models.text import EMBEDDED_ENCODER, encoder_config
+    from imagen.data.embed.sidecar import captions_cut
+    from imagen.data.shards.dataset import index_folder, open_split, splits
+    from imagen.text.config import EMBEDDED_ENCODER
+    from imagen.text.encoder import encoder_config
 
     if options.workers is not None and options.engine == "local":
         raise UserError("--workers belongs to --engine ray; without it, start the command several times")
     with connected(options) as on_cluster:
         engine, device = None, options.device
         if on_cluster:
-            from imagen.data.cluster import encoders
+            from imagen.data.build.cluster import encoders
 
             engine, device = encoders(options.workers, device)
         else:
@@ -82,15 +83,15 @@ def _encode(
     device: str | None = None,
     engine: "Engine | None" = None,
 ) -> int:
-    from imagen.data.encode import encode_shards
-    from imagen.models.text import LazyEncoder
+    from imagen.data.embed.encode import encode_shards
+    from imagen.text.encoder import LazyEncoder
 
     return encode_shards(shards, LazyEncoder(text, device or choose_device(None)), batch_tokens, engine=engine)
 
 
 def data_bench(options: argparse.Namespace) -> None:
-    from imagen.data.bench import bench
-    from imagen.data.config import DataConfig
+    from imagen.data.loading.bench import bench
+    from imagen.data.loading.config import DataConfig
 
     config = DataConfig(crop=options.crop, full_decode=options.full_decode, workers=options.workers)
     config.check()
@@ -122,7 +123,7 @@ def data_bench(options: argparse.Namespace) -> None:
 
 def presets(options: argparse.Namespace) -> None:
     from imagen.presets import PRESETS
-    from imagen.run import describe
+    from imagen.train.run import describe
 
     rows = [describe(function()) for function in PRESETS.values()]
     if options.json:
@@ -151,8 +152,8 @@ def config(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     experiment = _experiment(options)
-    from imagen.run import train_run
     from imagen.train.ranks import joined
+    from imagen.train.run import train_run
 
     with joined(choose_device(options.device) if options.device else None) as ranks:
         train_run(experiment, options.data, options.out, minutes=options.minutes, profile=options.profile, ranks=ranks)
@@ -170,7 +171,7 @@ def assemble(options: argparse.Namespace) -> None:
 
     assemble(options.runs, options.out)
     if options.half:
-        from imagen.halve import halve
+        from imagen.cascade.halve import halve
 
         halve(options.out)
     joined = f"{_counted(len(options.runs), 'run')} joined"
@@ -179,7 +180,7 @@ def assemble(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    from imagen.export import export_run
+    from imagen.train.export import export_run
 
     how = {"sigma_rel": options.sigma_rel, "decay": options.decay, "step": options.step}
     print(f"{export_run(options.run_folder, options.out, **how)}; draw with it: imagen sample {options.out} PROMPT")
@@ -190,9 +191,9 @@ def _counted(count: int, what: str) -> str:
 
 
 def _experiment(options: argparse.Namespace) -> "Experiment":
-    from imagen.config import override
     from imagen.presets import preset
     from imagen.train.config import check
+    from imagen.train.experiment import override
 
     experiment = override(preset(options.preset), options.overrides)
     check(experiment)

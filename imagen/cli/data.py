@@ -11,7 +11,7 @@ from imagen.cli.values import count, engine, number, processes
 from imagen.errors import UserError
 
 if TYPE_CHECKING:
-    from imagen.data.engines import Engine
+    from imagen.data.build.engines import Engine
 
 
 def add_build(command: Callable[..., Any]) -> None:
@@ -82,7 +82,7 @@ def connected(options: argparse.Namespace) -> Iterator[bool]:
             raise UserError("--ray-address belongs to --engine ray")
         yield False
         return
-    from imagen.data import cluster
+    from imagen.data.build import cluster
 
     with cluster.connected(options.ray_address, options.workers):
         yield True
@@ -92,15 +92,15 @@ def build(options: argparse.Namespace) -> None:
     with connected(options) as on_cluster:
         engine = None
         if on_cluster:
-            from imagen.data.cluster import builders
+            from imagen.data.build.cluster import builders
 
             engine = builders(options.workers)
         _build(options, engine)
 
 
 def _build(options: argparse.Namespace, engine: "Engine | None") -> None:
-    from imagen.data.build import build
-    from imagen.data.quality import Limits
+    from imagen.data.build.dataset import build
+    from imagen.data.build.quality import Limits
 
     built = build(
         options.source,
@@ -150,11 +150,11 @@ def add_inspect(command: Callable[..., Any]) -> None:
 
 
 def inspect(options: argparse.Namespace) -> None:
-    from imagen.data.inspect import inspect
+    from imagen.data.shards.inspect import inspect
 
     summary = inspect(options.shards)
     if options.html:
-        from imagen.data.gallery import write_gallery
+        from imagen.data.shards.gallery import write_gallery
 
         write_gallery(options.html, options.shards, summary)
     if options.json:
@@ -170,8 +170,8 @@ def _print(summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from imagen.data.gallery import bar_name
-    from imagen.data.quality import REASONS
+    from imagen.data.build.quality import REASONS
+    from imagen.data.shards.gallery import bar_name
 
     console = Console(markup=False)  # names are shown as they are
 

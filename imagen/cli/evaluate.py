@@ -48,8 +48,9 @@ def add_compare(command: Callable[..., Any]) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     from imagen.cascade import Cascade
-    from imagen.evaluate.emoji import append, scores
-    from imagen.evaluate.recogniser import load_recogniser
+    from imagen.emoji.evaluation import scores
+    from imagen.emoji.recogniser import load_recogniser
+    from imagen.evaluate.curve import append
     from imagen.pictures import contact_sheet, write_png
 
     recogniser = load_recogniser(options.recogniser)

@@ -52,8 +52,8 @@ def add_plan(command: Callable[..., Any], overrides: str) -> None:
 
 
 def plan(options: argparse.Namespace) -> None:
-    from imagen.config import override
     from imagen.presets import preset
+    from imagen.train.experiment import override
     from imagen.train.plan import Assumptions, plan
 
     experiment = override(preset(options.preset), options.overrides)

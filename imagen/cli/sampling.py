@@ -186,7 +186,7 @@ def _prepared(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
     """The cascade, and what both commands request."""
     from imagen.cascade import Cascade
     from imagen.cli.commands import choose_device
-    from imagen.models.precision import autocast_dtype, precision_name
+    from imagen.precision import autocast_dtype, precision_name
 
     rank, ranks, local = place()
     device = choose_device(options.device)

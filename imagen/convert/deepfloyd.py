@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from imagen.cascade.config import StageConfig
 from imagen.cascade.storage import check_free, check_stages, write_cascade
 from imagen.convert import original
 from imagen.convert.names import to_ours
@@ -23,9 +22,11 @@ from imagen.convert.scheduler import read_objective, read_sampling, read_schedul
 from imagen.convert.structure import read_unet_config
 from imagen.errors import UserError
 from imagen.files import copy_licences, open_regular, read_json
-from imagen.models.captions import Cleaning
-from imagen.models.encoder_files import check_index
-from imagen.models.text import TextConfig, encoder_config, load_text_encoder, unconditional
+from imagen.stage.config import StageConfig
+from imagen.text.config import Cleaning, TextConfig
+from imagen.text.embeddings import unconditional_embedding
+from imagen.text.encoder import encoder_config, load_text_encoder
+from imagen.text.files import check_index
 
 MAX_TOKENS = 77  # what IF was trained with
 ENCODER = "google/t5-v1_1-xxl"  # where the folders bring none
@@ -63,7 +64,7 @@ def convert_deepfloyd(
     check_free(Path(out), [], [stage.resolution for stage in stages])
     text = text_config(encoder or _encoder(folders), cleaning)
     check_stages(stages, text=text, where=str(out), sources=[str(folder) for folder in folders])
-    null_LD = unconditional(text, load_text_encoder(text, device))
+    null_LD = unconditional_embedding(text, lambda: load_text_encoder(text, device).encode([""])[0])
     write_cascade(
         Path(out),
         text=text,

@@ -6,7 +6,6 @@ The text encoder is referred to, never copied: it is given to `from_pretrained`,
 from pathlib import Path
 from typing import Any
 
-from imagen.cascade.config import StageConfig
 from imagen.cascade.hub import CARD, front_matter
 from imagen.cascade.storage import Manifest, StageRecord, find, read_manifest, read_tensors
 from imagen.convert.deepfloyd import MAX_TOKENS, WEIGHTS
@@ -15,8 +14,9 @@ from imagen.convert.scheduler import write_noising, write_scheduler
 from imagen.convert.structure import write_unet_config
 from imagen.errors import UserError
 from imagen.files import copy_licences, read_json, replacing, write_json, write_text
-from imagen.models.text import TextConfig
+from imagen.stage.config import StageConfig
 from imagen.tensors import save_tensors
+from imagen.text.config import TextConfig
 
 UNFINISHED = ".unfinished.json"  # in the folder of the stages, while they are written: of which cascade
 

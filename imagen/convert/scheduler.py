@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from imagen.cascade.config import SamplingConfig, StageConfig
 from imagen.diffusion.objective import ObjectiveConfig, Prediction
 from imagen.diffusion.schedule import STEPS, DiscreteSteps, ScheduleConfig
 from imagen.errors import UserError, check_number, quoted
+from imagen.stage.config import SamplingConfig, StageConfig
 
 _FIXED = {"fixed_small": 0.0, "fixed_large": 1.0}  # gamma of variances that are not learned
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}

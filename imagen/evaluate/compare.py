@@ -6,7 +6,7 @@ from typing import Any
 
 from imagen.distribution import missing
 from imagen.errors import UserError
-from imagen.evaluate.emoji import CURVE, read_curve
+from imagen.evaluate.curve import CURVE, read_curve
 from imagen.files import read_json, read_json_lines, replacing, write_json
 from imagen.weights import place
 

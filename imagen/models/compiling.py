@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from imagen.models.kernels import TRITON
+from imagen.kernels import TRITON
 
 GRAPHS = 64  # of one function: training, each size of sampling, and each block of a sharded U-Net, all of them kept
 

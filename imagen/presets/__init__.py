@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
-from imagen.config import Experiment
+from imagen.emoji import presets as emoji
 from imagen.errors import UserError, suggest
-from imagen.presets import debug, emoji, jobs, paper
+from imagen.presets import debug, jobs, paper
+from imagen.train.experiment import Experiment
 
 _FUNCTIONS: tuple[Callable[[], Experiment], ...] = (
     emoji.emoji_64,

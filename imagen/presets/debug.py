@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from imagen.cascade import SamplingConfig
-from imagen.config import Experiment
+from imagen.emoji.presets import MINILM, emoji_64, emoji_256, emoji_1024
 from imagen.models.config import Level
-from imagen.presets.emoji import MINILM, emoji_64, emoji_256, emoji_1024
 from imagen.train.config import TrainConfig
+from imagen.train.experiment import Experiment
 
 
 def debug_64() -> Experiment:

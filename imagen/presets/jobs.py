@@ -10,13 +10,13 @@ The sizes in the names are those published; here they hold within 2 %.
 from dataclasses import replace
 
 from imagen.cascade import SamplingConfig, StageConfig
-from imagen.config import Experiment
-from imagen.data.config import DataConfig
+from imagen.data.loading.config import DataConfig
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.models.config import UNetConfig
-from imagen.models.text import TextConfig
 from imagen.presets.paper import efficient_levels, guided_levels
+from imagen.text.config import TextConfig
 from imagen.train.config import TrainConfig
+from imagen.train.experiment import Experiment
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
 

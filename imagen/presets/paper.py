@@ -10,12 +10,12 @@ nothing: here no first moment, and second moments over the last 1000 steps at mo
 from dataclasses import replace
 
 from imagen.cascade import SamplingConfig, StageConfig
-from imagen.config import Experiment
-from imagen.data.config import DataConfig
+from imagen.data.loading.config import DataConfig
 from imagen.diffusion.schedule import ScheduleConfig
 from imagen.models.config import Level, UNetConfig
 from imagen.models.layers import AttentionKind
-from imagen.models.text import TextConfig
+from imagen.text.config import TextConfig
+from imagen.train.experiment import Experiment
 from imagen.train.optim import OptimConfig
 
 T5_XXL = TextConfig(encoder="google/t5-v1_1-xxl", width=4096)

@@ -20,13 +20,13 @@ from PIL import Image
 from torch import Tensor
 
 from imagen.cascade import Cascade, Preview
-from imagen.cascade.conditioning import to_images, to_uint8
-from imagen.models.precision import Precision, autocast_dtype, precision_name
+from imagen.precision import Precision, autocast_dtype, precision_name
 from imagen.serve.config import Limits
 from imagen.serve.gather import Answering, gathered
 from imagen.serve.metrics import Metrics
 from imagen.serve.shares import Shares
 from imagen.serve.work import Step, Work
+from imagen.stage.inputs import to_images, to_uint8
 
 BASE_WEIGHT = 4.0  # of the first stage's turns: its pictures are small, and what people see first
 

@@ -9,12 +9,12 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from imagen.cascade import Cascade, Plan, Variation
-from imagen.cascade.config import Sampler
 from imagen.diffusion.samplers import Spacing
 from imagen.errors import UserError, check_text
 from imagen.limits import SEED
 from imagen.serve.config import ServeConfig
 from imagen.serve.pictures import Format, TooLarge
+from imagen.stage.config import Sampler
 
 Each = Annotated[list[float], Field(max_length=32)] | float
 EachWhole = Annotated[list[int], Field(max_length=32)] | int

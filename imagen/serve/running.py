@@ -17,7 +17,7 @@ import uvicorn
 
 from imagen.cascade import Cascade
 from imagen.errors import UserError
-from imagen.models.precision import Precision
+from imagen.precision import Precision
 from imagen.serve.app import create_app
 from imagen.serve.config import Limits, ServeConfig
 from imagen.serve.connection import Connection

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from imagen.data.batches import Batch
+from imagen.data.loading.batches import Batch
 from imagen.system import peak_resident_bytes
 from imagen.train.logging import Row
 from imagen.train.ranks import Ranks

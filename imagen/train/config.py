@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from imagen import limits
-from imagen.cascade.config import StageConfig
-from imagen.data.config import DataConfig
+from imagen.data.loading.config import DataConfig
 from imagen.diffusion.schedule import ScheduleConfig
 from imagen.errors import UserError, check_number
-from imagen.models.precision import Precision
-from imagen.models.text import TextConfig
+from imagen.precision import Precision
+from imagen.stage.config import StageConfig
+from imagen.text.config import TextConfig
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
 from imagen.train.posthoc import LONGEST
@@ -53,7 +53,7 @@ class TrainConfig:
 
 
 class Experiment(Protocol):
-    """`imagen.config.Experiment`, which is above this module."""
+    """`imagen.train.experiment.Experiment`, which is above this module."""
 
     @property
     def name(self) -> str: ...

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from imagen.models.precision import autocast_dtype
 from imagen.models.unet import UNet
+from imagen.precision import autocast_dtype
 from imagen.train.config import Experiment
 from imagen.train.ranks import Ranks
 

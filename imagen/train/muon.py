@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from imagen.models.precision import arithmetic
+from imagen.precision import arithmetic
 from imagen.train.guarding import blend_, guard, shrink_
 from imagen.train.sharded import each_matrix_by_one, each_matrix_whole, local, local_gradient
 
@@ -31,7 +31,7 @@ def orthogonalise(matrices_NOI: Tensor) -> Tensor:
 
     A Newton-Schulz iteration, X <- a X + b X X^T X + c (X X^T)^2 X, moves every singular value by the same polynomial
     and needs nothing but products. It runs in the format in which the device multiplies fastest
-    (`imagen.models.precision`), which is the format of the result.
+    (`imagen.precision`), which is the format of the result.
     """
     tall = matrices_NOI.shape[-2] > matrices_NOI.shape[-1]
     X = matrices_NOI.mT if tall else matrices_NOI  # X X^T is then the smaller product

@@ -16,17 +16,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from imagen import limits
-from imagen.data.config import DataConfig
-from imagen.data.encode import Encoder
-from imagen.data.loader import Loader
-from imagen.data.shards import splits
+from imagen.data.loading.config import DataConfig
+from imagen.data.loading.loader import Loader
+from imagen.data.shards.dataset import splits
+from imagen.diffusion import randomness
 from imagen.errors import UserError, check_number
 from imagen.files import write_json
 from imagen.jsonconfig import from_json
 from imagen.models.compiling import cache_folder, compiles
-from imagen.models.precision import autocast, autocast_dtype, precision_name
 from imagen.models.unet import UNet
-from imagen.train import randomness
+from imagen.precision import autocast, autocast_dtype, precision_name
+from imagen.stage.loss import ForwardProcess
+from imagen.text.protocol import DatasetEncoder
 from imagen.train.clock import Clock
 from imagen.train.config import Experiment, TrainConfig, check, micro_batches
 from imagen.train.console import Console
@@ -34,7 +35,6 @@ from imagen.train.flops import build_mfu
 from imagen.train.half import HalfCopy
 from imagen.train.keeping import Export, Keeper
 from imagen.train.logging import BUCKETS, Meter, Row, RunLog
-from imagen.train.noising import Noising
 from imagen.train.on_the_fly import EncodingLoader, caption_encoder, open_loader
 from imagen.train.optim import build_optimizer, learning_rate
 from imagen.train.parallel import build_mesh, parallelize, spread
@@ -77,7 +77,7 @@ def train(
     export: Export | None = None,
     minutes: float | None = None,
     profile: Span | None = None,
-    encoder: Encoder | None = None,
+    encoder: DatasetEncoder | None = None,
     ranks: Ranks | None = None,
     say: Callable[[str], None] = print,
 ) -> TrainResult:
@@ -136,7 +136,7 @@ class Trainer:
         data: Path,
         run: Path,
         *,
-        encoder: Encoder | None = None,
+        encoder: DatasetEncoder | None = None,
         ranks: Ranks | None = None,
         say: Callable[[str], None] = print,
     ):
@@ -189,7 +189,7 @@ class Trainer:
         self.data = self.loader.dataset.fingerprint()
         if facts is not None and facts.get("data", self.data) != self.data:
             self.say(f"{run}: {data} are not the data of the steps before; from here on they are these")
-        self.noising = Noising(
+        self.noising = ForwardProcess(
             experiment.stage,
             seed=self.config.seed,
             batch_size=self.config.batch_size,
@@ -310,7 +310,7 @@ class Trainer:
         size = max(2, min(GAP_BATCH, self.config.gap_samples))
         count = -(-self.config.gap_samples // size)
         loader = self._loader(data, replace(self.experiment.data, workers=0), size, split=split)
-        noising = Noising(
+        noising = ForwardProcess(
             self.experiment.stage,
             seed=self.config.seed,
             batch_size=size * count,

@@ -2,7 +2,7 @@
 
 emoji/       the reference cascade, text -> 64 -> 256 -> 1024
 curves.json  of its training, by preset (`imagen.evaluate.compare`)
-recogniser/  names the objects in a picture (`imagen.evaluate.recogniser`)
+recogniser/  names the objects in a picture (`imagen.emoji.recogniser`)
 """
 
 from importlib.resources import files

@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from imagen.cascade import Cascade, assemble
-from imagen.cascade import stage as stage_module
-from imagen.cascade.conditioning import to_images, to_uint8
 from imagen.cascade.storage import read_manifest, read_tensors, write_cascade
 from imagen.convert.deepfloyd import convert_deepfloyd
 from imagen.convert.diffusers import convert_diffusers
 from imagen.diffusion.noise import PictureNoise
 from imagen.errors import UserError
+from imagen.stage import sampling as stage_module
+from imagen.stage.inputs import to_images, to_uint8
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("tokenizers")

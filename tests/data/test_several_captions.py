@@ -12,18 +12,18 @@ from corpus import encoded, picture
 from safetensors import safe_open
 from test_loader import FakeEncoder, Text, take
 
-from imagen.data.batches import dataset_batch
-from imagen.data.build import build
-from imagen.data.caption_lists import drawn, joined, unpack
-from imagen.data.config import DataConfig
-from imagen.data.embeddings import Embeddings, sidecar_path
-from imagen.data.encode import encode_shards
-from imagen.data.gallery import write_gallery
-from imagen.data.inspect import inspect
-from imagen.data.loader import Loader
-from imagen.data.shard_index import index_path
-from imagen.data.shard_writer import ShardWriter
-from imagen.data.shards import ShardedDataset, open_split
+from imagen.data.build.dataset import build
+from imagen.data.embed.encode import encode_shards
+from imagen.data.embed.sidecar import Embeddings, sidecar_path
+from imagen.data.loading.batches import dataset_batch
+from imagen.data.loading.config import DataConfig
+from imagen.data.loading.loader import Loader
+from imagen.data.shards.captions import drawn, joined, unpack
+from imagen.data.shards.dataset import ShardedDataset, open_split
+from imagen.data.shards.gallery import write_gallery
+from imagen.data.shards.index import index_path
+from imagen.data.shards.inspect import inspect
+from imagen.data.shards.writer import ShardWriter
 from imagen.errors import UserError
 from imagen.train.on_the_fly import EncodingLoader
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from imagen.models import precision
-from imagen.models.precision import arithmetic, autocast_dtype, precision_name
+from imagen import precision
+from imagen.precision import arithmetic, autocast_dtype, precision_name
 
 X86 = pytest.mark.skipif(
     not torch.backends.cpu.get_cpu_capability().startswith("AVX"), reason="these limits are those of x86 processors"

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from imagen.config import Experiment, override
 from imagen.errors import UserError
 from imagen.jsonconfig import from_json, to_json
 from imagen.models.unet import UNet
 from imagen.presets import PRESETS, preset
+from imagen.train.experiment import Experiment, override
 from imagen.train.trainer import check
 
 PARAMETERS = {

@@ -2,19 +2,15 @@
 
 import io
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from imagen.data.encode import encode_shards
-from imagen.data.shard_writer import ShardWriter
-from imagen.models.text import TextConfig
-
-sys.path.insert(0, str(Path(__file__).parent))  # for `toy`, which a subprocess imports too
+from imagen.data.embed.encode import encode_shards
+from imagen.data.shards.writer import ShardWriter
+from imagen.text.config import TextConfig
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
 
@@ -25,7 +21,7 @@ class ToyEncoder:
     def lengths(self, captions):
         return [1 + len(caption) // 2 for caption in captions]
 
-    def uncut_lengths(self, captions):
+    def untruncated_lengths(self, captions):
         return self.lengths(captions)
 
     def encode(self, captions):

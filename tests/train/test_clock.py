@@ -9,8 +9,8 @@ import torch
 from ranks import run_on_ranks
 from toy import experiment, go
 
-from imagen.data.batches import Batch
-from imagen.data.loader import Loader
+from imagen.data.loading.batches import Batch
+from imagen.data.loading.loader import Loader
 from imagen.models.layers import Attention
 from imagen.train import on_the_fly
 from imagen.train.clock import Clock, Stopwatch, peak_memory

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy import UNET, experiment
 
-from imagen.data.config import DataConfig
+from imagen.data.loading.config import DataConfig
 from imagen.errors import UserError
 from imagen.models import layers
 from imagen.models.unet import UNet

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from imagen.models.precision import Arithmetic
+from imagen.precision import Arithmetic
 from imagen.train import muon
 from imagen.train.muon import Muon, orthogonalise
 

@@ -9,7 +9,7 @@ from command_line import command
 from ranks import run_on_ranks
 from toy import experiment
 
-from imagen.data.loader import Loader
+from imagen.data.loading.loader import Loader
 from imagen.presets import PRESETS
 from imagen.train import on_the_fly
 from imagen.train.parallel import ParallelConfig

@@ -9,13 +9,13 @@ from conftest import ToyEncoder
 from test_resume import assert_same, stopping_at, without_config
 from toy import experiment, go
 
-from imagen.data.config import DataConfig
-from imagen.data.embeddings import Embeddings
-from imagen.data.loader import Loader
-from imagen.data.shards import open_split
+from imagen.data.embed.sidecar import Embeddings
+from imagen.data.loading.config import DataConfig
+from imagen.data.loading.loader import Loader
+from imagen.data.shards.dataset import open_split
 from imagen.errors import UserError
-from imagen.models import text as text_module
-from imagen.models.text import TextConfig
+from imagen.text import encoder as text_module
+from imagen.text.config import TextConfig
 from imagen.train.on_the_fly import EncodingLoader, unconditional, with_text
 
 SIDECARS = DataConfig(workers=0)

@@ -12,13 +12,13 @@ from toy import experiment, go
 
 from imagen.cascade import Cascade, SamplingConfig, export_stage
 from imagen.errors import UserError
-from imagen.export import export_run
 from imagen.pictures import read_picture
-from imagen.run import grid_sampler
+from imagen.train.export import export_run
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
 from imagen.train.posthoc import reconstruct
 from imagen.train.ranks import joined
+from imagen.train.run import grid_sampler
 
 STEPS = 10
 LAYOUTS = {

@@ -10,20 +10,20 @@ import torch
 from ranks import run_on_ranks
 
 from imagen.accounting.ledger import Window
-from imagen.config import override
-from imagen.data.batches import Batch
+from imagen.data.loading.batches import Batch
 from imagen.errors import UserError
 from imagen.models.unet import UNet
 from imagen.presets import preset
-from imagen.run import describe
+from imagen.stage.loss import ForwardProcess
 from imagen.train.config import micro_batches
 from imagen.train.ema import Ema
-from imagen.train.noising import Noising
+from imagen.train.experiment import override
 from imagen.train.optim import build_optimizer
 from imagen.train.parallel import build_mesh, parallelize
 from imagen.train.plan.choice import candidates, checkpointings, choose, predicted_peak
 from imagen.train.plan.rehearsal import Rehearsal, Traced
 from imagen.train.ranks import joined
+from imagen.train.run import describe
 from imagen.train.step import training_step
 
 LAYOUTS = {
@@ -56,7 +56,7 @@ def real_batches(what, count, size):
         yield Batch(part * size, [""] * size, [""] * size, pictures, None, embeddings, mask)
 
 
-class Marked(Noising):
+class Marked(ForwardProcess):
     """Leaves a mark in the profile at the end of each forward pass."""
 
     def loss(self, *args):

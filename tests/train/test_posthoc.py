@@ -12,10 +12,10 @@ from toy import UNET
 from imagen.cascade import StageConfig, export_stage
 from imagen.cascade.storage import read_manifest
 from imagen.errors import UserError
-from imagen.export import export_run
-from imagen.models.text import TextConfig
 from imagen.models.unet import UNet
+from imagen.text.config import TextConfig
 from imagen.train.ema import PowerEma
+from imagen.train.export import export_run
 from imagen.train.posthoc import coefficients, exponent, reconstruct, save_snapshot, snapshots, tracked
 
 STEPS, EVERY = 3000, 100

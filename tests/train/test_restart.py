@@ -14,7 +14,7 @@ from test_parallel import metrics, train_on
 from test_resume import ENVIRONMENT, TOY
 from toy import experiment
 
-from imagen.data.config import DataConfig
+from imagen.data.loading.config import DataConfig
 from imagen.train.checkpoint import checkpoint_paths
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

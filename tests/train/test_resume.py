@@ -17,13 +17,13 @@ from kept import assert_same, final
 from toy import experiment, go
 
 import imagen
-from imagen.data.config import DataConfig
+from imagen.data.loading.config import DataConfig
 from imagen.errors import UserError
 from imagen.train import checkpoint
 from imagen.train.checkpoint import CheckpointFolder, checkpoint_paths
 from imagen.train.optim import OptimConfig
 
-TOY = str(Path(__file__).with_name("toy.py"))
+TOY = str(Path(__file__).parents[1] / "support" / "toy.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(imagen.__file__).parents[1])}
 
 

@@ -21,7 +21,7 @@ class Record:
     caption: str | bytes | None = None  # bytes where the source does not say that they are UTF-8; None: it has none
     further: tuple[str | bytes | None, ...] = ()  # captions of the same picture, behind the first one
     embedding: np.ndarray | None = None  # [L, D], padding removed: text that was encoded already
-    # Why the source could not give it: (reason, detail), the reason one of `imagen.data.quality`: ("missing file", ...)
+    # Why the source could not give it: (reason, detail); the reasons are in `imagen.data.build.quality`, "missing file"
     problem: tuple[str, str] | None = None
 
 

@@ -12,7 +12,7 @@ from imagen.files import open_regular
 
 BUILD_FORMAT = "imagen-build-1"
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".7z")
-# What a build, a run and a cascade leave; `imagen.data.parts` says which files beside a tar.
+# What a build, a run and a cascade leave; `imagen.data.build.parts` says which files beside a tar.
 _TABLES = (".rejected.jsonl", ".duplicates.jsonl")
 _BESIDE_TABLES = (".tar", ".report.json", ".hashes.npy", ".index.safetensors")
 _RUN = {"config.json", "metrics.jsonl"}

@@ -4,9 +4,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from imagen.data.caption_lists import MOST_BYTES as MOST_JSON
-from imagen.data.caption_lists import unpack
-from imagen.data.shards import SPLITS, BadSample
+from imagen.data.loading.transforms import choose_image
+from imagen.data.shards.captions import MOST_BYTES as MOST_JSON
+from imagen.data.shards.captions import unpack
+from imagen.data.shards.dataset import SPLITS, BadSample
+from imagen.data.shards.tar_samples import Places, Stray, TarScan, scan_tar
 from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.files import COMPRESSED, files_below
 from imagen.data.sources.folder import CAPTIONS
@@ -20,8 +22,6 @@ from imagen.data.sources.values import (
     printable,
     safe_key,
 )
-from imagen.data.tar_samples import Places, Stray, TarScan, scan_tar
-from imagen.data.transforms import choose_image
 from imagen.errors import UserError
 from imagen.files import open_regular
 from imagen.pictures.names import PICTURES

@@ -13,7 +13,7 @@ import torch
 
 from imagen.cascade.memory import step_bytes
 from imagen.errors import UserError, check_number
-from imagen.models.precision import autocast_dtype, precision_name
+from imagen.precision import autocast_dtype, precision_name
 from imagen.train.config import Experiment, check
 from imagen.train.grid import rows_of
 from imagen.train.plan.calibration import CALIBRATION

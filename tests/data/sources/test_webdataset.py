@@ -6,8 +6,8 @@ import tarfile
 import pytest
 from reading import pictures, problems, read
 
-from imagen.data.shard_index import index_shard
-from imagen.data.shards import ShardedDataset
+from imagen.data.shards.dataset import ShardedDataset
+from imagen.data.shards.index import index_shard
 from imagen.data.sources import open_source
 from imagen.errors import UserError
 

@@ -1,0 +1,282 @@
+"""Any source of pairs to shards that train: parts in parallel, then duplicates, then the account of it.
+
+Parts do not know each other, so a build goes on where it was killed, and its bytes do not depend on the number of
+processes. `build.json` holds the arguments from the start and the result in the end.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from imagen.data.build.duplicates import drop_duplicates
+from imagen.data.build.engines import Engine, Processes
+from imagen.data.build.parts import Job, build_part, finished, place, refuse_unnamed
+from imagen.data.build.quality import BESIDE_SAMPLES, Limits, remedy
+from imagen.data.sources.base import Part, Source
+from imagen.data.sources.files import BUILD_FORMAT
+from imagen.errors import UserError, check_number
+from imagen.files import read_json, write_json
+from imagen.text.config import TextConfig
+
+_ENDINGS = ("tar", "index.safetensors", "report.json", "hashes.npy", "rejected.jsonl", "duplicates.jsonl")
+_WIDTH_FROM = 100  # embeddings whose commonest width is that of the source
+
+
+def build(
+    path: str | Path,
+    out: str | Path | None = None,
+    *,
+    format: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    caption_from: str | None = None,
+    copy: bool = False,
+    keep_duplicates: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Build shards of the pairs at `path`; `options` are those of `build_source`, which says what is returned.
+
+    A source that is shards already is used in place, `out` left away, unless `copy`.
+    """
+    from imagen.data.sources import open_source
+
+    opener = partial(
+        open_source,
+        Path(path),
+        format,
+        image_column=image_column,
+        caption_column=caption_column,
+        caption_from=caption_from,
+        join_rows=not keep_duplicates,
+    )
+    columns = {"image_column": image_column, "caption_column": caption_column}
+    columns |= {} if caption_from is None else {"caption_from": caption_from}
+    root = Path(path) if Path(path).is_dir() else Path(path).parent
+    out = None if out is None else Path(out)
+    options |= {"copy": copy, "keep_duplicates": keep_duplicates}
+    return build_source(opener, out, root=root, columns=columns, **options)
+
+
+def build_source(
+    opener: Callable[[], Source],
+    out: Path | None,
+    *,
+    root: Path | None = None,
+    copy: bool = False,
+    columns: dict[str, Any] | None = None,
+    limits: Limits | None = None,
+    samples_per_shard: int = 1000,
+    keep_duplicates: bool = False,
+    max_rejected: float = 0.5,
+    encoder: str | None = None,
+    max_tokens: int | None = None,
+    workers: int | None = None,
+    engine: Engine | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Build shards in `out` from what `opener` (picklable) opens; returns the result that `build.json` keeps.
+
+    A source with `in_place` is indexed where it lies, below `root`, unless `copy`. `encoder` and `max_tokens` name
+    the embeddings that the source brings. `workers`: processes (default: one for each core, at most 16; a script
+    that uses several needs the usual `if __name__ == "__main__":`), or `engine` in their place. May be killed and run
+    again; what is finished is not repeated. Raises UserError if `out` holds anything else or a build with other
+    arguments, and, when everything is done and kept, if more than `max_rejected` of the records were rejected, or all.
+    """
+    limits = limits or Limits()
+    _check(limits, max_rejected, encoder, max_tokens)
+    source = opener()
+    in_place = getattr(source, "in_place", False) and not copy
+    if in_place and out is not None and out.resolve() != Path(root or out).resolve():
+        raise UserError(f"the source is shards already, used where they lie: leave --out {out} out, or give --copy")
+    if not in_place and out is None:
+        raise UserError("--out is missing: the folder to build (only shards are used in place)")
+    if in_place and hasattr(source, "check_in_place"):
+        source.check_in_place()
+    target = Path(root or ".") if in_place or out is None else out
+    parts = source.parts()
+    checked = {name: value for name, value in asdict(limits).items() if name != "embedding_width"}
+    arguments = {
+        "source": {
+            "reader": type(source).__name__,
+            **(columns or {}),
+            "parts": None if in_place else _digest(list(parts)),
+        },
+        "in_place": in_place,
+        "limits": checked | {"max_tokens": max_tokens},
+        "samples_per_shard": samples_per_shard,
+        "keep_duplicates": keep_duplicates,
+        "encoder": encoder,
+    }
+    text = None
+    if encoder is not None and max_tokens is not None:
+        text = TextConfig(encoder=encoder, max_tokens=max_tokens, width=_width(source, parts))
+        limits = replace(limits, max_tokens=max_tokens, embedding_width=text.width)
+    elif not (target / "build.json").exists():  # before the folder says that no encoder was named
+        for record in islice(chain.from_iterable(map(source.read, parts)), 10):
+            refuse_unnamed(record)
+    _start(target, arguments, in_place)
+    job = Job(
+        out=None if in_place else target,
+        limits=limits,
+        samples_per_shard=samples_per_shard,
+        keep_duplicates=keep_duplicates,
+        text=text,
+        build=_digest(arguments),
+    )
+    result = _run(job, opener, source, parts, target, arguments, engine or Processes(workers), progress)
+    _judge(target, result, max_rejected, _kind(source, in_place))
+    return result
+
+
+def _kind(source: Source, in_place: bool) -> str:
+    """As `remedy` names it."""
+    if in_place:
+        return "tars in place"
+    return "table" if getattr(source, "has_columns", False) else type(source).__name__.lower()
+
+
+def _run(
+    job: Job,
+    opener: Callable[[], Source],
+    source: Source,
+    parts: Sequence[Part],
+    target: Path,
+    arguments: dict[str, Any],
+    engine: Engine,
+    progress: bool,
+) -> dict[str, Any]:
+    """Build the parts that are missing, drop duplicates, write and return the result."""
+    places = [place(job, source, number, part) for number, part in enumerate(parts)]
+    endings = _ENDINGS if job.out is None else (*_ENDINGS, "text.safetensors")
+    folders = {where.folder for where in places}
+    for folder in folders:
+        _sweep(folder, endings)
+    reports = [finished(job, where) for where in places]
+    missing = [number for number, report in enumerate(reports) if report is None]
+    described = read_json(target / "build.json")
+    if not missing and described.get("result", {}).get("parts") == len(parts):
+        return described["result"]
+    write_json(target / "build.json", {"format": BUILD_FORMAT, "arguments": arguments})
+    with tqdm(total=len(parts), initial=len(parts) - len(missing), unit=" parts", disable=not progress) as bar:
+        items = [(number, parts[number]) for number in missing]
+        for i, report in engine.map(partial(_Parts, job, opener), items, witness=target / "build.json"):
+            reports[missing[i]] = report
+            bar.update()
+    for folder in folders:  # what workers left that were killed and whose parts others have done
+        _sweep(folder, endings)
+    done = [report for report in reports if report is not None]
+    duplicates, their_captions = (0, 0) if job.keep_duplicates else drop_duplicates(job, places, done)
+    rejected: Counter[str] = Counter({"duplicate": duplicates} if duplicates else {})
+    for report in done:
+        rejected.update(report["rejected"])
+    result = {
+        "parts": len(parts),
+        "records": sum(report["records"] for report in done),
+        "samples": sum(report["good"] for report in done) - duplicates,
+        "captions": sum(report.get("captions", report["good"]) for report in done) - their_captions,
+        "shards": sum(len(report["shards"]) for report in done),
+        "rejected": dict(sorted(rejected.items(), key=lambda item: (-item[1], item[0]))),
+    }
+    write_json(target / "build.json", {"format": BUILD_FORMAT, "arguments": arguments, "result": result})
+    return result
+
+
+class _Parts:
+    """What a worker does: parts of an open source, by number."""
+
+    def __init__(self, job: Job, opener: Callable[[], Source]):
+        self.job, self.source = job, opener()
+
+    def __call__(self, item: tuple[int, Part]) -> dict[str, Any]:
+        number, part = item
+        return build_part(self.job, self.source, number, part)
+
+
+def _check(limits: Limits, max_rejected: float, encoder: str | None, max_tokens: int | None) -> None:
+    check_number("--min-side", limits.min_side, least=1)
+    check_number("--max-aspect", limits.max_aspect, least=1)
+    check_number("--max-caption", limits.max_caption, least=1)
+    check_number("--max-rejected", max_rejected, least=0, most=1)
+    if (encoder is None) != (max_tokens is None):
+        raise UserError("--encoder and --max-tokens belong together: of the embeddings that the source brings")
+
+
+def _start(target: Path, arguments: dict[str, Any], in_place: bool) -> None:
+    """Mark `target` as holding this build. UserError if it holds another one or anything else."""
+    file = target / "build.json"
+    _sweep(target, ("build.json",))
+    if not file.exists():
+        if not in_place and target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UserError(f"{target} is not an empty folder; choose another one")
+        write_json(file, {"format": BUILD_FORMAT, "arguments": arguments})
+        return
+    described = read_json(file)
+    if not isinstance(described, dict) or described.get("format") != BUILD_FORMAT:
+        raise UserError(f"{file} is not of this version; choose another folder or delete it")
+    if described["arguments"] != arguments:
+        remedy = f"delete {file} to check everything again" if in_place else "choose another folder or delete it"
+        raise UserError(f"{target} holds a build {_difference(described['arguments'], arguments)}; {remedy}")
+
+
+def _sweep(folder: Path, endings: Sequence[str]) -> None:
+    """Remove the temporary files that killed processes left in `folder`, of files with these endings."""
+    ours = re.compile(rf"\.(?:.+\.)?(?:{'|'.join(map(re.escape, endings))})\.[\w-]+\.tmp")
+    if folder.is_dir():
+        for name in [entry.name for entry in os.scandir(folder) if ours.fullmatch(entry.name)]:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first argument that differs, in words."""
+    for name in (*before["limits"], *now["limits"]):
+        if before["limits"].get(name) != now["limits"].get(name):
+            return f"with {name} {before['limits'].get(name)}, not {now['limits'].get(name)}"
+    for name in now:
+        if name != "source" and before.get(name) != now[name]:
+            return f"with {name} {before.get(name)}, not {now[name]}"
+    return "of another source (or its files have changed)"
+
+
+def _width(source: Source, parts: Sequence[Part]) -> int:
+    """Numbers a token of the embeddings that the source brings: the commonest of the first ones."""
+    records = islice(chain.from_iterable(map(source.read, parts)), 10 * _WIDTH_FROM)
+    found = (record.embedding for record in records if record.embedding is not None and record.embedding.ndim == 2)
+    widths = Counter(embedding.shape[1] for embedding in islice(found, _WIDTH_FROM))
+    if not widths:
+        raise UserError("the source brings no embeddings; leave --encoder out, and run `imagen data encode` afterwards")
+    return widths.most_common(1)[0][0]
+
+
+def _judge(target: Path, result: dict[str, Any], max_rejected: float, kind: str) -> None:
+    counts = {reason: count for reason, count in result["rejected"].items() if reason not in BESIDE_SAMPLES}
+    beside = sum(result["rejected"].values()) - sum(counts.values())
+    records, rejected = result["records"] - beside, sum(counts.values())
+    if records == 0:
+        raise UserError(f"{target}: the source has no records")
+    if rejected > max_rejected * records or result["samples"] == 0:
+        first = list(counts.items())[:3]
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in first)
+        limit = f", more than --max-rejected {max_rejected:g} allows" if result["samples"] else ""
+        remedies = [f"for {reason}: {words}" for reason, _ in first if (words := remedy(reason, kind))]
+        if result["samples"]:
+            remedies.append(f"--max-rejected {math.ceil(rejected / records * 100) / 100:g} takes it as it is")
+        advice = f"; {'; '.join(remedies)}" if remedies else ""
+        raise UserError(
+            f"{target}: {rejected:,} of {records:,} records were rejected{limit}: {reasons}{advice}; "
+            f"what is good is kept, `imagen data inspect {target}` shows the rest"
+        )
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,188 @@
+"""Text embeddings of every caption of a data set, computed once and stored beside the shards."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from time import sleep
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from imagen.data.build.claims import Claims
+from imagen.data.build.engines import Engine
+from imagen.data.embed.sidecar import Cut, matches_sidecar, sidecar_path, to_bf16_bits, write_sidecar
+from imagen.data.shards.dataset import ShardedDataset, index_folder, open_split, splits
+from imagen.data.shards.index import index_path
+from imagen.errors import UserError
+from imagen.text.config import TextConfig
+from imagen.text.protocol import DatasetEncoder
+
+BATCH_TOKENS = 8192
+_POLL = 1.0  # seconds between looks at what other processes are doing
+_Shard = tuple[ShardedDataset, int]
+
+
+def encode_shards(
+    folder: str | Path,
+    encoder: DatasetEncoder,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: bool = True,
+    claims: Claims | None = None,
+    engine: Engine | None = None,
+) -> int:
+    """Write the sidecar of every shard of `folder` (all its splits) that lacks a whole, matching one.
+
+    Indexes shards that have no index yet, so this is the one step between img2dataset's output and
+    training. May be killed and rerun at any time, and run by any number of processes and machines at once:
+    each shard is claimed by one, and all return when every shard is done. With `engine`, its workers encode, each
+    with an encoder of its own, a copy of `encoder`, which must be picklable. Returns how many this one encoded.
+    Raises UserError naming the sample whose embedding is not finite, and for broken shards.
+    """
+    index_folder(folder)
+    datasets = [open_split(folder, split) for split in splits(folder)]
+    pending = [(dataset, shard) for dataset in datasets for shard in range(len(dataset.shards))]
+    total = sum(int(dataset.sizes.sum()) for dataset in datasets)
+    with tqdm(total=total, unit=" samples", desc="encode", disable=not progress, delay=1) as bar:
+        if engine is not None:
+            return _encode_by(engine, pending, encoder, batch_tokens, bar)
+        return _encode_here(pending, encoder, batch_tokens, claims or Claims(), bar)
+
+
+def _encode_here(pending: list[_Shard], encoder: DatasetEncoder, batch_tokens: int, claims: Claims, bar: tqdm) -> int:
+    encoded = 0
+    while pending:
+        elsewhere = []  # shards that other processes are encoding
+        for dataset, shard in pending:
+            mine = _encode_claimed(dataset, shard, encoder, batch_tokens, claims, bar)
+            if mine is None:
+                elsewhere.append((dataset, shard))
+            encoded += mine is True
+        if elsewhere and len(elsewhere) == len(pending):
+            bar.set_description(f"encode: waiting for {len(elsewhere)} shards of other processes")
+            sleep(_POLL)
+        pending = elsewhere
+    return encoded
+
+
+def _encode_claimed(
+    dataset: ShardedDataset,
+    shard: int,
+    encoder: DatasetEncoder,
+    batch_tokens: int,
+    claims: Claims,
+    bar: tqdm | None = None,
+) -> bool | None:
+    """Encode a shard that is not. True: done; False: it was already; None: another process is at it."""
+    done = bar.update if bar is not None else lambda samples: None
+    sidecar = sidecar_path(dataset.tar_path(shard), encoder.config)
+    if matches_sidecar(dataset, shard, encoder.config):
+        claims.tidy(sidecar)
+        done(int(dataset.sizes[shard]))
+        return False
+    with claims.claimed(sidecar) as mine:
+        if not mine:
+            return None
+        if matches_sidecar(dataset, shard, encoder.config):  # finished between the look and the claim
+            done(int(dataset.sizes[shard]))
+            return False
+        if bar is not None:
+            bar.set_description("encode", refresh=False)
+        encode_shard(dataset, shard, encoder, batch_tokens, done)
+        return True
+
+
+def _encode_by(engine: Engine, shards: list[_Shard], encoder: DatasetEncoder, batch_tokens: int, bar: tqdm) -> int:
+    missing = [(dataset, shard) for dataset, shard in shards if not matches_sidecar(dataset, shard, encoder.config)]
+    bar.update(bar.total - sum(int(dataset.sizes[shard]) for dataset, shard in missing))
+    if not missing:
+        return 0
+    encoded = 0
+    witness = index_path(missing[0][0].tar_path(missing[0][1]))
+    for i, mine in engine.map(partial(_Shards, missing, encoder, batch_tokens), range(len(missing)), witness):
+        dataset, shard = missing[i]
+        bar.update(int(dataset.sizes[shard]))
+        encoded += mine
+    return encoded
+
+
+class _Shards:
+    """What a worker of an engine does: shards by number. It claims them as any process does, for there may be others,
+    and a claim also finds what a killed worker left."""
+
+    def __init__(self, shards: list[_Shard], encoder: DatasetEncoder, batch_tokens: int):
+        self.shards, self.encoder, self.batch_tokens = shards, encoder, batch_tokens
+        self.claims = Claims()
+
+    def __call__(self, number: int) -> bool:
+        while True:
+            mine = _encode_claimed(*self.shards[number], self.encoder, self.batch_tokens, self.claims)
+            if mine is not None:
+                return mine
+            sleep(_POLL)
+
+
+def encode_shard(
+    dataset: ShardedDataset,
+    shard: int,
+    encoder: DatasetEncoder,
+    batch_tokens: int = BATCH_TOKENS,
+    done: Callable[[int], object] = lambda samples: None,
+) -> None:
+    """Write the sidecar of one shard: a function of its captions, of the encoder and of `batch_tokens` alone.
+
+    `done` is told of each batch of how many samples it had the first caption. Raises UserError as `encode_shards` does.
+    """
+    lists, text = dataset.shard_captions(shard), encoder.config
+    captions = [caption for those in lists for caption in those]
+    sample = [i for i, those in enumerate(lists) for _ in those]
+    if captions and not any(captions):  # said before the encoder is loaded, which may take minutes
+        raise UserError(f"{dataset.tar_path(shard)} has no captions (KEY.txt members); nothing to encode")
+    unconditional = _checked_bits(encoder.encode([""])[0], text, "the empty caption")
+    first = int(dataset.sizes[:shard].sum())
+    bits: list[np.ndarray] = [np.empty(0)] * len(captions)
+    lengths = encoder.lengths(captions)
+    at_limit = [caption for caption, length in zip(captions, lengths, strict=True) if length >= text.max_tokens]
+    cut = Cut.at(text.max_tokens, encoder.untruncated_lengths(at_limit))  # the others need not be read again
+    for rows in token_batches(lengths, batch_tokens):
+        for row, tokens_LD in zip(rows, _encode(encoder, [captions[row] for row in rows]), strict=True):
+            bits[row] = _checked_bits(tokens_LD, text, f"sample {dataset.key(first + sample[row])!r}")
+        done(sum(row == 0 or sample[row] != sample[row - 1] for row in rows))
+    write_sidecar(dataset.tar_path(shard), text, lists, bits, unconditional, cut)
+
+
+def token_batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
+    """Indices of captions in batches that have at most `batch_tokens` tokens, padding included (or one caption).
+
+    The longest come first: little is spent on padding, and memory that is too small is noticed at once.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def _encode(encoder: DatasetEncoder, captions: list[str]) -> list[Tensor]:
+    try:
+        return encoder.encode(captions)
+    except torch.OutOfMemoryError:
+        longest = max(encoder.lengths(captions))
+        raise UserError(
+            f"{encoder.config.encoder} runs out of memory on {len(captions)} captions of up to {longest} tokens; "
+            "encode with a smaller --batch-tokens"
+        ) from None
+
+
+def _checked_bits(tokens_LD: Tensor, text: TextConfig, what: str) -> np.ndarray:
+    if tokens_LD.shape[-1] != text.width:
+        raise UserError(
+            f"{text.encoder} gives embeddings of {tokens_LD.shape[-1]} dimensions, text.width is {text.width}"
+        )
+    # In bf16, which is what is stored: a finite float32 near its maximum rounds to infinity.
+    if not torch.isfinite(tokens_LD.to(torch.bfloat16)).all():
+        raise UserError(f"{text.encoder} gives NaN or infinity for {what}; encode with another precision (float32)")
+    return to_bf16_bits(tokens_LD)

@@ -1,0 +1,159 @@
+"""How fast a data set loads, and what the time goes into: `imagen data bench`."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imagen.data.loading.batches import Batch, Pictures
+
+# The loader's own parts: copies of them would measure something else.
+from imagen.data.loading.config import DataConfig
+from imagen.data.loading.loader import Loader, Stream
+from imagen.data.shards.dataset import ShardedDataset
+from imagen.data.shards.mapped import MappedTensors
+from imagen.text.config import TextConfig
+
+PARTS = ("read", "decode", "resize", "crop and stack", "text")
+BATCH = 32
+
+
+class _Timed(Pictures):
+    """The loader's pictures, with a stopwatch at each step."""
+
+    seconds: dict[str, float]
+    read_bytes: int
+
+    @contextmanager
+    def running(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.perf_counter() - start
+
+    def reset(self) -> None:
+        self.seconds = dict.fromkeys((*PARTS, "batch"), 0.0)
+        self.read_bytes = 0
+
+    def read(self, i: int, extension: str) -> bytes:
+        with self.running("read"):
+            data = super().read(i, extension)
+        self.read_bytes += len(data)
+        return data
+
+    def decode(self, data: bytes, side: int) -> Tensor:
+        with self.running("decode"):
+            return super().decode(data, side)
+
+    def resize(self, image_CHW: Tensor, side: int) -> Tensor:
+        with self.running("resize"):
+            return super().resize(image_CHW, side)
+
+    def stack(self, images: list[Tensor]) -> Tensor:
+        with self.running("crop and stack"):
+            return super().stack(images)
+
+    def batch(self, *parts: Any) -> Batch:
+        with self.running("batch"):
+            return super().batch(*parts)
+
+
+def bench(
+    shards: Any,
+    config: DataConfig,
+    *,
+    resolution: int = 64,
+    low_resolution: int | None = None,
+    seconds: float = 10.0,
+) -> dict[str, Any]:
+    """Load from `shards` (a folder or URL) for `seconds` in this process, then as long in `config.workers` others.
+
+    Returns images_per_s, milliseconds an image for each of PARTS, and kilobytes read an image, of one process on one
+    thread; then workers, workers_images_per_s (all together) and images_per_s_a_worker, which are None without workers;
+    encoder, whose embeddings were loaded (None: there are none); skipped, the bad samples. Embeddings are those of the
+    first encoder in alphabetical order. Raises UserError as Loader does.
+    """
+    alone = Loader(shards, replace(config, workers=0), resolution=resolution, batch_size=BATCH, seed=0)
+    text = _embeddings(alone.dataset)
+    pictures = _Timed(alone.dataset, config, resolution, low_resolution, text)
+    options: dict[str, Any] = {"low_resolution": low_resolution, "text": text, "batch_size": BATCH, "seed": 0}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker
+    try:
+        found = _alone(pictures, seconds)
+    finally:
+        torch.set_num_threads(threads)
+    together = None
+    if config.workers:
+        together = _together(Loader(shards, config, resolution=resolution, **options), seconds)
+    return {
+        "resolution": resolution,
+        "low_resolution": low_resolution,
+        "crop": config.crop,
+        "full_decode": config.full_decode,
+        "encoder": None if text is None else text.encoder,
+        **found,
+        "workers": config.workers,
+        "workers_images_per_s": together,
+        "images_per_s_a_worker": None if together is None else together / config.workers,
+        "cores": os.cpu_count(),
+    }
+
+
+def _embeddings(dataset: ShardedDataset) -> TextConfig | None:
+    names = sorted(name for name in dataset.beside(0) if name.endswith(".text.safetensors"))
+    if not names:
+        return None
+    dataset.bring(names[:1])
+    header = MappedTensors(dataset.folder / names[0], "encode again").metadata
+    return TextConfig(
+        encoder=header["encoder"],
+        revision=header["revision"],
+        width=int(header["width"]),
+        max_tokens=int(header["max_tokens"]),
+    )
+
+
+def _alone(pictures: _Timed, seconds: float) -> dict[str, Any]:
+    stream = Stream(pictures, seed=0)
+    images = position = skipped = 0
+    pictures.reset()
+    start = time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds or not images:
+        batch = stream.__getitems__(list(range(position, position + BATCH)))
+        if not isinstance(batch, Batch):
+            raise batch
+        position += BATCH
+        if position == BATCH:  # maps, handles and caches are warm now
+            pictures.reset()
+            start = time.perf_counter()
+            continue
+        images, skipped = images + BATCH, skipped + batch.skipped
+    spent = pictures.seconds
+    # What has no step of its own: order, cropping and flipping in the stream; captions and embeddings in the batch.
+    spent["text"] = spent["batch"] - spent["crop and stack"]
+    spent["crop and stack"] += elapsed - spent["batch"] - spent["read"] - spent["decode"] - spent["resize"]
+    return {
+        "images": images,
+        "skipped": skipped,
+        "images_per_s": images / elapsed,
+        "kilobytes": pictures.read_bytes / images / 1e3,
+        "milliseconds": {part: 1e3 * spent[part] / images for part in PARTS},
+    }
+
+
+def _together(loader: Loader, seconds: float) -> float:
+    """Images a second that all workers of `loader` deliver, once each has begun."""
+    batches = iter(loader)
+    for _ in range(5 * loader.config.workers):  # 4 each are made ahead, while nobody waits for them
+        next(batches)
+    images, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds or not images:
+        images += len(next(batches))
+    return images / (time.perf_counter() - start)

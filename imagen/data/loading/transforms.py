@@ -1,0 +1,98 @@
+"""Encoded pictures to square uint8 tensors: decoding, resizing, aligned crops."""
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from imagen import pictures
+from imagen.data.shards.dataset import BadSample
+
+_SIDE = re.compile(
+    r"(?<![a-z])(?:top|bottom|upper|lower|far|mid)?(?:left|right)(?:most|wards?|hand(?:ed|er)?)?(?![a-z])",
+    re.IGNORECASE,
+)
+_IMAGE = re.compile(r"(?:(\d+)\.)?(?:jpg|jpeg|png|webp)")
+
+
+def choose_image(extensions: Iterable[str], side: int) -> str:
+    """The member to read for a picture of `side` pixels: the smallest master (`SIZE.png`) that is large enough.
+
+    Without one, the sample's only picture (`jpg`), else its largest master. BadSample if there is no picture.
+    """
+    sizes: dict[str, float] = {}
+    for extension in extensions:
+        if match := _IMAGE.fullmatch(extension):
+            sizes[extension] = float(match[1]) if match[1] else float("inf")
+    if not sizes:
+        raise BadSample("no picture (jpg, jpeg, png, webp or SIZE.png)")
+    return min(sizes, key=lambda name: (sizes[name] < side, abs(sizes[name] - side), name))
+
+
+def decode(data: bytes, min_side: int = 0, *, channels: int = 3) -> Tensor:
+    """Decode a picture as uint8 [channels, H, W]: RGB, or grey (ITU-R BT.601 luma, as Pillow's "L") for 1 channel.
+
+    See `imagen.pictures.decode`, which does it. Raises BadSample for bytes that are not a whole picture.
+    """
+    try:
+        image_HWC = pictures.decode(data, min_side)
+    except pictures.BadPicture as error:
+        raise BadSample(str(error)) from None
+    if channels == 1:
+        image_HWC = np.asarray(Image.fromarray(image_HWC).convert("L"))[..., None]
+    # A view with channels-last strides, which is the layout that uint8 interpolation is fast on.
+    return torch.from_numpy(image_HWC if image_HWC.flags.writeable else image_HWC.copy()).permute(2, 0, 1)
+
+
+def resize(image_CHW: Tensor, side: int) -> Tensor:
+    """Bicubic with antialiasing to side x side, within one grey level of Pillow's."""
+    if image_CHW.shape[-2:] == (side, side):
+        return image_CHW
+    return F.interpolate(image_CHW[None], size=(side, side), mode="bicubic", antialias=True)[0]
+
+
+def centre_square(image_CHW: Tensor) -> Tensor:
+    height, width = image_CHW.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image_CHW[:, top : top + side, left : left + side]
+
+
+def fit(image_CHW: Tensor, side: int, max_enlargement: float = 1.0) -> Tensor:
+    """The centre square, resized to side x side; BadSample if that would enlarge by more than `max_enlargement`.
+
+    The same as resizing the shorter side and cropping the centre, without resizing what is cropped away.
+    """
+    image_CHW = centre_square(image_CHW)
+    if image_CHW.shape[-1] * max_enlargement < side:
+        raise BadSample(f"its shorter side has {image_CHW.shape[-1]} pixels, fewer than {side}")
+    return resize(image_CHW, side)
+
+
+def names_a_side(caption: str) -> bool:
+    """Whether an English caption says left or right ("leftmost", "right-handed", "top-left", but not "bright").
+
+    A mirrored picture would contradict it.
+    """
+    return _SIDE.search(caption) is not None
+
+
+def aligned_crop(
+    high_CHW: Tensor, low_CHW: Tensor | None, crop: int, place: tuple[float, float]
+) -> tuple[Tensor, Tensor | None]:
+    """A crop of side `crop` from the high-resolution picture and the same region of the low-resolution one.
+
+    `place` in [0, 1)^2 chooses among the possible positions. They lie on the low-resolution grid
+    (high offset = scale * low offset), so the pair stays aligned to the pixel.
+    """
+    scale = 1 if low_CHW is None else high_CHW.shape[-1] // low_CHW.shape[-1]
+    low_crop = crop // scale
+    top, left = (int(p * (high_CHW.shape[-1] // scale - low_crop + 1)) for p in place)
+    high_CHW = high_CHW[:, top * scale : top * scale + crop, left * scale : left * scale + crop]
+    if low_CHW is not None:
+        low_CHW = low_CHW[:, top : top + low_crop, left : left + low_crop]
+    return high_CHW, low_CHW

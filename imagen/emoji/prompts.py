@@ -1,0 +1,64 @@
+"""Prompts for combinations that training never shows, with what a picture of them has to show. They need no data."""
+
+from typing import NamedTuple
+
+from imagen.emoji.picture import hashed
+from imagen.emoji.scene import NUMBERS, RELATIONS, group_caption, groups, pair_caption, pairs
+from imagen.emoji.single import OBJECTS, caption, heldout_colour, objects
+from imagen.errors import UserError
+
+
+class HeldoutPrompt(NamedTuple):
+    prompt: str
+    colour: str
+    object: str
+    number: int = 1  # of `object`
+    relation: str | None = None  # of `object` to `other`: a name in RELATIONS
+    other: str | None = None
+
+
+# Where in the phrases of `caption` each further wording lies, the plain one first.
+WORDINGS = (0.0, 0.6, 0.8, 0.9)
+
+
+def heldout_prompts(
+    n: int, seed: int = 0, limit_objects: int | None = OBJECTS, *, wordings: int = 1
+) -> list[HeldoutPrompt]:
+    """Return `n` captions of combinations of object and colour never trained on, each of another object.
+
+    `limit_objects` must be that of the data set, else a prompt may name an object that training never showed.
+    wordings: 1 to 4, how often a combination may come again in other words, after all have come in the ones before.
+    UserError if there are fewer than `n`.
+    """
+    ordered = sorted(objects(limit_objects), key=lambda emoji: hashed("prompts", seed, emoji.code))
+    if n > len(ordered) * wordings:
+        raise UserError(f"{n} held-out prompts asked for, but there are {len(ordered)} objects")
+    colours = {emoji: heldout_colour(emoji) for emoji in ordered}
+    worded = [
+        HeldoutPrompt(caption(emoji, colours[emoji], wording=wording), colours[emoji], emoji.name)
+        for wording in WORDINGS[:wordings]
+        for emoji in ordered
+    ]
+    return worded[:n]
+
+
+def heldout_relations(n: int, seed: int = 0, limit_objects: int | None = OBJECTS) -> list[HeldoutPrompt]:
+    """`n` plain captions of two objects that training never shows together, on backgrounds it shows both on."""
+    found = []
+    for scene in pairs(objects(limit_objects), n, heldout=True, seed=hashed("prompts", seed)):
+        first, second = (placed.emoji for placed in scene.placed)
+        assert scene.relation in RELATIONS
+        text = pair_caption(first, second, scene.relation, scene.colour)
+        found.append(HeldoutPrompt(text, scene.colour, first.name, relation=scene.relation, other=second.name))
+    return found
+
+
+def heldout_counts(n: int, seed: int = 0, limit_objects: int | None = OBJECTS) -> list[HeldoutPrompt]:
+    """`n` plain captions of two to four of an object, a number that training never shows of it."""
+    found = []
+    for scene in groups(objects(limit_objects), n, heldout=True, seed=hashed("prompts", seed)):
+        emoji, number = scene.placed[0].emoji, len(scene.placed)
+        assert number in NUMBERS
+        text = group_caption(emoji, number, scene.colour)
+        found.append(HeldoutPrompt(text, scene.colour, emoji.name, number=number))
+    return found

@@ -1,0 +1,142 @@
+"""A small network that names the objects in a picture and says where they are. It was trained on the real drawings.
+
+One forward gives, for each cell of a 16 x 16 grid, whether an object's centre lies there, and which object. So one
+network checks what is drawn, how many there are, and how they lie to each other. It knows a closed set of objects: it
+says which of them a drawing is most like, not whether it is well drawn.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from imagen.errors import UserError
+from imagen.files import read_json
+from imagen.weights import place
+
+SIDE, GRID = 64, 16  # pixels that it looks at, cells that it answers for
+SURE = 0.5  # probability of a centre from which on an object counts as seen
+CONFIG, WEIGHTS = "recogniser.json", "recogniser.safetensors"
+
+
+class Seen(NamedTuple):
+    """An object in a picture."""
+
+    name: str
+    probability: float  # that a centre is there
+    x: float  # of the centre, in fractions of the picture's side, 0 at the left
+    y: float  # 0 at the top
+
+
+class Recogniser(nn.Module):
+    """Pictures [B, 3, 64, 64] in [-1, 1] -> centre logits [B, 16, 16] and class logits [B, K, 16, 16]."""
+
+    def __init__(self, names: Sequence[str], width: int = 48):
+        super().__init__()
+        self.names, self.width = list(names), width
+        C = width
+        self.stem = _conv(3, C // 2, 5, stride=2)
+        self.at_16 = nn.Sequential(_conv(C // 2, C, 3, stride=2), Residual(C))
+        self.at_8 = nn.Sequential(_conv(C, 2 * C, 3, stride=2), Residual(2 * C), Residual(2 * C))
+        self.at_4 = nn.Sequential(_conv(2 * C, 3 * C, 3, stride=2), Residual(3 * C), Residual(3 * C))
+        self.from_8, self.from_16 = nn.Conv2d(2 * C, 3 * C, 1), nn.Conv2d(C, 3 * C, 1)
+        self.mix = _conv(3 * C, 2 * C, 3)
+        self.centre = nn.Conv2d(2 * C, 1, 1)
+        self.kind = nn.Conv2d(2 * C, len(self.names), 1)
+
+    def features(self, x_BCHW: Tensor) -> Tensor:
+        """[B, 2 C, 16, 16]: what the answers are read from."""
+        at_16 = self.at_16(self.stem(x_BCHW))
+        at_8 = self.at_8(at_16)
+        h_BCHW = F.interpolate(self.at_4(at_8), scale_factor=2) + self.from_8(at_8)
+        return self.mix(F.interpolate(h_BCHW, scale_factor=2) + self.from_16(at_16))
+
+    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        h_BCHW = self.features(x_BCHW)
+        return self.centre(h_BCHW)[:, 0], self.kind(h_BCHW)
+
+    @torch.no_grad()
+    def see(self, pictures: Sequence[Image.Image], batch_size: int = 64) -> list[list[Seen]]:
+        """The objects in each picture (any size, square), the surest first; the surest one always."""
+        found = []
+        for x_BCHW in _batches(pictures, batch_size):
+            centre_BHW, kind_BKHW = self(x_BCHW)
+            found += [self._peaks(c, k) for c, k in zip(centre_BHW.sigmoid(), kind_BKHW, strict=True)]
+        return found
+
+    @torch.no_grad()
+    def embed(self, pictures: Sequence[Image.Image], batch_size: int = 64) -> np.ndarray:
+        """Features [N, 4 C] of whole pictures, for a distance between sets of pictures: means and deviations at 8 x 8.
+
+        Not of the last layer, which was taught to see through blur and noise.
+        """
+        found = [self.at_8(self.at_16(self.stem(x_BCHW))) for x_BCHW in _batches(pictures, batch_size)]
+        return torch.cat([torch.cat([h.mean((2, 3)), h.std((2, 3))], dim=1) for h in found]).numpy()
+
+    def _peaks(self, centre_HW: Tensor, kind_KHW: Tensor) -> list[Seen]:
+        """Cells that no neighbour exceeds: one object lights up several."""
+        highest_HW = F.max_pool2d(centre_HW[None, None], 3, stride=1, padding=1)[0, 0]
+        peak_HW = (centre_HW == highest_HW) & (centre_HW >= min(SURE, float(centre_HW.max())))
+        seen = []
+        for row, column in peak_HW.nonzero().tolist():
+            name = self.names[int(kind_KHW[:, row, column].argmax())]
+            seen.append(Seen(name, float(centre_HW[row, column]), (column + 0.5) / GRID, (row + 0.5) / GRID))
+        return sorted(seen, key=lambda each: -each.probability)
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first = _conv(channels, channels, 3)
+        self.second = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(8, channels))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return F.relu(x_BCHW + self.second(self.first(x_BCHW)))
+
+
+@cache
+def load_recogniser(folder: str | Path | None = None) -> Recogniser:
+    """The recogniser in `folder`, by default the one of the package. UserError if it is missing or damaged."""
+    folder = place("recogniser") if folder is None else Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} holds no recogniser; train one: python -m imagen.emoji.recogniser_training")
+    config: dict[str, Any] = read_json(folder / CONFIG)
+    try:
+        network = Recogniser(config["names"], config["width"])
+        network.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
+    except (KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder} holds a damaged recogniser: {' '.join(str(error).split())[:200]}") from None
+    return network.eval()
+
+
+def to_input(pictures: Sequence[Image.Image]) -> Tensor:
+    """[B, 3, 64, 64] in [-1, 1]."""
+    small = [
+        picture.convert("RGB")
+        if picture.size == (SIDE, SIDE)
+        # The box filter is what the renderer does: a pixel is the mean of what it covers.
+        else picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+        for picture in pictures
+    ]
+    return torch.from_numpy(np.stack([np.asarray(picture) for picture in small])).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def _batches(pictures: Sequence[Image.Image], batch_size: int) -> Iterator[Tensor]:
+    for begin in range(0, len(pictures), batch_size):
+        yield to_input(pictures[begin : begin + batch_size])
+
+
+def _conv(channels_in: int, channels: int, size: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels, size, stride=stride, padding=size // 2),
+        nn.GroupNorm(8, channels),
+        nn.ReLU(inplace=True),
+    )

@@ -1,0 +1,175 @@
+"""Training of the recogniser, from the drawings alone: no shards, no captions, and no picture that a model drew.
+
+    python -m imagen.emoji.recogniser_training --out FOLDER
+
+Each picture is composed anew: one to four drawings at random places, turned and stretched a little, on a colour near
+one of the palette; then blurred and noised by random amounts, because what models draw is neither sharp nor clean.
+"""
+
+import argparse
+import math
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from imagen.emoji.openmoji import Emoji, rasterise, svg
+from imagen.emoji.picture import PALETTE
+from imagen.emoji.recogniser import CONFIG, GRID, SIDE, WEIGHTS, Recogniser, to_input
+from imagen.emoji.scene import LAYOUTS
+from imagen.emoji.single import OBJECTS, objects
+from imagen.files import replacing, write_json
+from imagen.precision import autocast, autocast_dtype
+from imagen.tensors import save_tensors
+
+SPRITE = 96  # pixels at which a drawing is rasterised once
+
+
+class Labelled(NamedTuple):
+    picture: Image.Image
+    centres: list[tuple[int, float, float]]  # number of the object, x, y in fractions of the side
+
+
+def train_recogniser(
+    emojis: Sequence[Emoji],
+    *,
+    steps: int = 2500,
+    batch_size: int = 48,
+    width: int = 48,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+) -> Recogniser:
+    """A recogniser of `emojis`: the same for the same arguments (but for rounding)."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    network = Recogniser([emoji.name for emoji in emojis], width)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps, pct_start=0.1)
+    sprites = [sprite(emoji) for emoji in emojis]
+    seen, cpu = 0.0, torch.device("cpu")
+    mixed = partial(autocast, cpu, autocast_dtype(cpu, "auto"))
+    for step in range(1, steps + 1):
+        batch = [compose(sprites, rng) for _ in range(batch_size)]
+        x_BCHW = to_input([each.picture for each in batch])
+        x_BCHW = (x_BCHW + torch.randn_like(x_BCHW) * (torch.rand(batch_size, 1, 1, 1) ** 2 * 0.25)).clamp(-1, 1)
+        with mixed():
+            value, right = loss(network, x_BCHW, batch)
+        optimizer.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        seen = 0.98 * seen + 0.02 * right
+        if step % 100 == 0 or step == steps:
+            say(f"step {step} of {steps}: loss {value.item():.3f}, {seen / (1 - 0.98**step):.1%} of objects named")
+    return network.eval()
+
+
+def loss(network: Recogniser, x_BCHW: Tensor, batch: Sequence[Labelled]) -> tuple[Tensor, float]:
+    """Loss, and the share of the objects whose name is right at the cell of their centre."""
+    centre_BHW, kind_BKHW = network(x_BCHW)
+    centre_BHW, kind_BKHW = centre_BHW.float(), kind_BKHW.float()
+    target_BHW, weight_BHW = torch.zeros_like(centre_BHW), torch.ones_like(centre_BHW)
+    where: list[tuple[int, int, int]] = []
+    kinds: list[int] = []
+    for index, each in enumerate(batch):
+        for kind, x, y in each.centres:
+            row, column = (min(max(int(value * GRID), 0), GRID - 1) for value in (y, x))
+            # Neighbours are not asked: a centre on the border of two cells belongs to either.
+            weight_BHW[index, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = 0
+            where.append((index, row, column))
+            kinds.append(kind)
+    b, r, c = map(list, zip(*where, strict=True))
+    target_BHW[b, r, c] = 1.0
+    weight_BHW[b, r, c] = 20.0  # there are 200 empty cells for each of them
+    logits_NK, kind_N = kind_BKHW[b, :, r, c], torch.tensor(kinds)
+    centre = F.binary_cross_entropy_with_logits(centre_BHW, target_BHW, weight_BHW)
+    return 2 * centre + F.cross_entropy(logits_NK, kind_N), float((logits_NK.argmax(1) == kind_N).float().mean())
+
+
+def compose(sprites: Sequence[Image.Image], rng: random.Random) -> Labelled:
+    """One picture with its answer."""
+    count = rng.choices((1, 2, 3, 4), (0.6, 0.24, 0.08, 0.08))[0]
+    alike = count > 2 or rng.random() < 0.3
+    first = rng.randrange(len(sprites))
+    kinds = [first if alike else rng.randrange(len(sprites)) for _ in range(count)]
+    if count == 1:
+        side = rng.uniform(0.34, 1.06)
+        room = max(1 - side, 0.06)
+        places = [(0.5 + room * rng.uniform(-0.5, 0.5), 0.5 + room * rng.uniform(-0.5, 0.5))]
+    else:
+        side = rng.uniform(0.36, 0.50)
+        layout = LAYOUTS[count]
+        if count == 2 and rng.random() < 0.5:
+            layout = tuple((y, x) for x, y in layout)
+        places = [(0.5 + x + rng.uniform(-0.06, 0.06), 0.5 + y + rng.uniform(-0.06, 0.06)) for x, y in layout]
+    red, green, blue = (
+        min(max(value + round(rng.gauss(0, 12)), 0), 255) for value in rng.choice(list(PALETTE.values()))
+    )
+    picture = Image.new("RGB", (SIDE, SIDE), (red, green, blue))
+    for kind, (x, y) in zip(kinds, places, strict=True):
+        paste(picture, sprites[kind], side * rng.uniform(0.94, 1.06), x, y, rng)
+    if rng.random() < 0.6:
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.6)))
+    return Labelled(picture, [(kind, x, y) for kind, (x, y) in zip(kinds, places, strict=True)])
+
+
+def paste(picture: Image.Image, sprite: Image.Image, side: float, x: float, y: float, rng: random.Random) -> None:
+    """Draw `sprite` in a square of `side` around (x, y), turned, stretched and coloured a little differently."""
+    size = max(round(side * SIDE), 8)
+    small = sprite.resize((size, size), Image.Resampling.BOX if size < SPRITE else Image.Resampling.BICUBIC)
+    angle, stretch = math.radians(rng.gauss(0, 4)), math.exp(rng.gauss(0, 0.05))
+    a, b = math.cos(angle) * stretch, math.sin(angle)
+    c, d = -math.sin(angle), math.cos(angle) / stretch
+    half = size / 2
+    matrix = (a, b, half - a * half - b * half, c, d, half - c * half - d * half)
+    small = small.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    gain = [math.exp(rng.gauss(0, 0.06)) for _ in range(3)]
+    red, green, blue, alpha = small.split()
+    bands = [
+        band.point(lambda value, g=g: min(int(value * g), 255))
+        for band, g in zip((red, green, blue), gain, strict=True)
+    ]
+    left, top = round(x * SIDE - half), round(y * SIDE - half)
+    picture.paste(Image.merge("RGB", bands), (left, top), alpha)
+
+
+def sprite(emoji: Emoji) -> Image.Image:
+    """The drawing alone, RGBA, its colours premultiplied by nothing."""
+    element = f'<svg xmlns="http://www.w3.org/2000/svg" width="{SPRITE}" height="{SPRITE}" viewBox="0 0 72 72">'
+    return rasterise(f"{element}{svg(emoji.code)}</svg>").convert("RGBA")
+
+
+def save_recogniser(network: Recogniser, folder: str | Path, **about: object) -> None:
+    """Write `folder`/recogniser.safetensors (half precision) and recogniser.json."""
+    folder = Path(folder)
+    with replacing(folder / WEIGHTS) as temporary:
+        save_tensors({name: value.half() for name, value in network.state_dict().items()}, temporary)
+    write_json(folder / CONFIG, {"width": network.width, "names": network.names, **about})
+
+
+def degraded(picture: Image.Image, rng: np.random.Generator, blur: float = 1.0, noise: float = 16.0) -> Image.Image:
+    """`picture` blurred by `blur` pixels and noised by `noise` levels of 255: what a model might have drawn."""
+    values = np.asarray(picture.filter(ImageFilter.GaussianBlur(blur))).astype(np.float32)
+    return Image.fromarray((values + rng.normal(0, noise, values.shape)).round().clip(0, 255).astype(np.uint8))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--objects", type=int, default=OBJECTS)
+    parser.add_argument("--steps", type=int, default=2500)
+    options = parser.parse_args()
+    network = train_recogniser(objects(options.objects), steps=options.steps)
+    save_recogniser(network, options.out, steps=options.steps)
+
+
+if __name__ == "__main__":
+    main()

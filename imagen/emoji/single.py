@@ -1,0 +1,133 @@
+"""Pictures of one object: which size, place, background and caption belong to (object, colour, variant, seed)."""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from imagen.emoji.openmoji import Emoji, emojis
+from imagen.emoji.picture import PALETTE, Picture, Placed, background, choose, hashed, in_style
+from imagen.emoji.styles import credit
+
+# Name: (share of samples, smallest and largest side of the drawing's square as a fraction of the picture's side,
+# share of the samples that are centred). A drawing fills about 5/6 of its square.
+SIZES = {
+    "small": (0.10, (0.38, 0.48), 0.25),
+    "medium": (0.75, (0.64, 0.74), 0.80),
+    "large": (0.15, (0.92, 1.04), 1.00),
+}
+LARGE_ALONE = {"medium": (1.0, (0.86, 0.94), 1.0)}  # centred and large: what a network learns in minutes
+# Name: (direction in x, direction in y, words)
+PLACES = {
+    "center": (0, 0, ""),
+    "left": (-1, 0, "on the left"),
+    "right": (1, 0, "on the right"),
+    "top": (0, -1, "at the top"),
+    "bottom": (0, 1, "at the bottom"),
+    "top left": (-1, -1, "in the top left corner"),
+    "top right": (1, -1, "in the top right corner"),
+    "bottom left": (-1, 1, "in the bottom left corner"),
+    "bottom right": (1, 1, "in the bottom right corner"),
+}
+OBJECTS = 96  # of those there are, by default: what a small model can learn in an hour on two cores
+_JITTER = 0.03  # of the picture's side, either way
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition(Picture):
+    """One object. Lengths are fractions of the picture's side."""
+
+    emoji: Emoji
+    size: str  # name in SIZES
+    place: str  # name in PLACES
+    side: float  # of the drawing's square
+    x: float  # centre of that square, 0 at the left
+    y: float  # 0 at the top
+
+    @property
+    def placed(self) -> tuple[Placed, ...]:
+        return (Placed(self.emoji, self.side, self.x, self.y),)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        source = credit(self.emoji.style)
+        about = {
+            "object": self.emoji.name,
+            "code_point": self.emoji.code,
+            "colour": self.colour,
+            "size": self.size,
+            "place": self.place,
+            "side": round(self.side, 4),
+            "x": round(self.x, 4),
+            "y": round(self.y, 4),
+            "source": source["source"],
+            "licence": source["licence"],
+        }
+        return about if self.emoji.style is None else about | {"style": self.emoji.style.name}
+
+
+def compose(emoji: Emoji, colour: str, variant: int = 0, seed: int = 0, *, centred: bool = False) -> Composition:
+    """Return the picture of `emoji` on `colour` that belongs to (seed, variant).
+
+    centred: large and in the middle, always; else of the sizes and places of SIZES.
+    """
+    sizes = LARGE_ALONE if centred else SIZES
+    key = f"{emoji.code.lower()}-{colour}-{variant}" + (f"-{emoji.style.name}".replace(" ", "-") if emoji.style else "")
+    rng = random.Random(hashed(seed, key))
+    size = choose(rng, {name: share for name, (share, _, _) in sizes.items()})
+    _, (smallest, largest), in_the_middle = sizes[size]
+    elsewhere = (1 - in_the_middle) / (len(PLACES) - 1)
+    place = choose(rng, {name: in_the_middle if name == "center" else elsewhere for name in PLACES})
+
+    side = smallest + (largest - smallest) * rng.random()
+    to_x, to_y, _ = PLACES[place]
+    room = (1 - side) / 2  # from the centre until the square touches the border
+    x = 0.5 + to_x * room * (0.85 + 0.15 * rng.random()) + (0 if to_x else _JITTER * (2 * rng.random() - 1))
+    y = 0.5 + to_y * room * (0.85 + 0.15 * rng.random()) + (0 if to_y else _JITTER * (2 * rng.random() - 1))
+    return Composition(
+        key=key,
+        emoji=emoji,
+        colour=colour,
+        size=size,
+        place=place,
+        side=side,
+        x=x,
+        y=y,
+        caption=in_style(caption(emoji, colour, size, place, wording=rng.random()), emoji),
+    )
+
+
+def caption(emoji: Emoji, colour: str, size: str = "medium", place: str = "center", wording: float = 0.0) -> str:
+    """A caption that always names object and colour, and size and place where they are not the usual ones.
+
+    `wording` in [0, 1) chooses the phrase; 0 gives the plain one, "an octopus on a blue background".
+    """
+    adjective = "" if size == "medium" else f"{size} "
+    if not adjective:
+        bare, subject = emoji.name, emoji.article + emoji.name
+    elif emoji.article:
+        bare, subject = adjective + emoji.name, f"a {adjective}{emoji.name}"
+    else:  # "large bread" is no English
+        bare, subject = f"{adjective}drawing of {emoji.name}", f"a {adjective}drawing of {emoji.name}"
+    where = PLACES[place][2]
+    behind = background(colour)
+
+    if wording < 0.5:
+        return f"{subject} {where}, on {behind}" if where else f"{subject} on {behind}"
+    if wording < 0.7:
+        return ", ".join(filter(None, (bare, where, f"{colour} background")))
+    if wording < 0.85:
+        return f"{behind} with {subject} {where}".strip()
+    if "drawing of" not in subject:
+        subject = f"a drawing of {subject}"
+    return f"{subject} {where}".strip() + f", {colour} background"
+
+
+def heldout_colour(emoji: Emoji) -> str:
+    """The one colour of PALETTE that training never shows with `emoji`: 1/12 of all combinations."""
+    return list(PALETTE)[hashed("heldout", emoji.code) % len(PALETTE)]
+
+
+def objects(limit: int | None) -> list[Emoji]:
+    """All objects, or a fixed mixed choice of `limit` of them, those with the shortest names first."""
+    mixed = sorted(emojis(), key=lambda emoji: (len(emoji.name.split()), hashed("objects", emoji.code)))
+    return mixed if limit is None else mixed[:limit]

@@ -1,0 +1,101 @@
+"""What a stage is and how it is sampled by default."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from imagen import limits
+from imagen.diffusion.objective import ObjectiveConfig
+from imagen.diffusion.samplers import Spacing
+from imagen.diffusion.schedule import ScheduleConfig
+from imagen.errors import UserError, suggest
+from imagen.models.config import UNetConfig
+from imagen.stage.resize import Filter
+
+Sampler = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun"]
+Variance = Literal["learned", "fixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """A stage's sampling defaults."""
+
+    sampler: Sampler = "dpmpp_2m"
+    steps: int = 50
+    spacing: Spacing = "time"  # steps even in the schedule's time, or in log-SNR over `logsnr_range`; see step_logsnrs
+    logsnr_range: tuple[float, float] = (-9.0, 14.0)
+    guidance: float = 5.0  # w: x0 = uncond + w (cond - uncond); 1 is no guidance
+    guidance_interval: tuple[float, float] | None = None  # log-SNR range in which guidance acts; None: everywhere
+    guidance_rescale: float = 0.0  # share, 0 to 1, in which guided pictures get the contrast of unguided ones
+    threshold: Literal["none", "static", "dynamic"] = "dynamic"
+    percentile: float = 0.995
+    max_scale: float | None = None  # dynamic: s is at most this; None: no limit
+    eta: float = 0.0  # ddim
+    damping: float = 0.0  # dpmpp_2m, heun, ddim: noise falls 1 + damping times as fast; mends errors of the network
+    # ddpm: the variance of a step, as the network predicts it if it does (learned), or `gamma` in any case (fixed): of
+    # a network that was trained further without its variance, which then is no longer true.
+    variance: Variance = "learned"
+    gamma: float = 0.3  # ddpm: log variance between the lower (0) and the upper (1) bound
+    low_res_noise: float = 0.1  # conditioning-noise level a in [0, 1]
+
+    def check(self, where: str) -> None:
+        """Raise UserError, beginning with `where`, unless every value is in its range."""
+        for name, kind in (("sampler", Sampler), ("spacing", Spacing), ("variance", Variance)):
+            known = get_args(kind)
+            value = getattr(self, name)
+            if value not in known:
+                hint = suggest(str(value), known)
+                raise UserError(f"{where}: unknown {name} {value!r}{hint}; choose {', '.join(known)}")
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise UserError(f"{where}: steps is {self.steps!r}; it must be a whole number, 1 or more")
+        if not math.isfinite(self.guidance):
+            raise UserError(f"{where}: guidance is {self.guidance}; it must be a finite number (1 is no guidance)")
+        limits.check(self, limits.SAMPLING, f"{where}: ")
+        for name in ("guidance_rescale", "low_res_noise", "eta", "damping", "gamma"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{where}: {name} is {getattr(self, name)}; it must be from 0 to 1")
+        if not 0 < self.percentile <= 1:
+            raise UserError(f"{where}: percentile is {self.percentile}; it must be above 0 and at most 1")
+        if self.max_scale is not None and not 1 <= self.max_scale < math.inf:
+            raise UserError(f"{where}: max_scale is {self.max_scale}; it must be 1 or more, or null for no limit")
+        for name in ("guidance_interval", "logsnr_range"):
+            pair = getattr(self, name)
+            if pair is not None and not -math.inf < pair[0] < pair[1] < math.inf:
+                raise UserError(f"{where}: {name} is ({pair[0]}, {pair[1]}); it must be (lower, upper) log-SNR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """What one stage is: enough to rebuild and sample it, given its weights."""
+
+    resolution: int
+    unet: UNetConfig
+    low_resolution: int | None = None  # side of the conditioning picture; None: a base stage
+    # Super-resolution only: diffuse the detail (x0 - enlarged low-resolution picture) / detail_std in place of x0
+    # (SRDiff, 2104.14951). A network that has learned nothing then gives the enlarged picture, not noise, and every
+    # error of it is this much smaller. Take the root mean square of the data's x0 - enlarged.
+    detail_std: float | None = None
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    low_res_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)  # level a -> log-SNR of conditioning noise
+    low_res_filter: Filter = "bicubic"  # how the low-resolution picture is enlarged
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        limits.check(self, limits.STAGE)
+
+    def check(self, where: str) -> None:
+        """Raise UserError, beginning with `where`, unless the sizes fit each other and the U-Net."""
+        low, stride = self.low_resolution, self.unet.total_stride
+        if self.unet.low_res != (low is not None):
+            raise UserError(
+                f"{where}.unet.low_res is {self.unet.low_res} and {where}.low_resolution {low}: "
+                "a super-resolution stage needs both, another neither"
+            )
+        if low is not None and (not 0 < low < self.resolution or self.resolution % low):
+            raise UserError(f"{where}.low_resolution is {low}; it must be below {self.resolution} and divide it")
+        if self.detail_std is not None and low is None:
+            raise UserError(f"{where}.detail_std is for super-resolution stages; set {where}.low_resolution too")
+        if self.resolution % stride:
+            raise UserError(f"{where}.resolution is {self.resolution}; this U-Net takes sides that divide by {stride}")
+        self.sampling.check(f"{where}.sampling")

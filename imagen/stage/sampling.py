@@ -1,0 +1,148 @@
+"""Sampling one stage: from noise, text and perhaps a low-resolution image to an image."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imagen.diffusion.noise import PictureNoise, Variation
+from imagen.diffusion.samplers import OnStep, sample, step_logsnrs
+from imagen.diffusion.schedule import build_schedule, diffuse
+from imagen.errors import UserError
+from imagen.precision import Precision, autocast_dtype
+from imagen.stage.config import SamplingConfig, StageConfig
+from imagen.stage.denoiser import Predict, build_conditioning, build_denoiser, build_predict
+from imagen.stage.editing import Edit
+from imagen.stage.inputs import to_uint8
+from imagen.stage.network import Network
+from imagen.stage.tiles import Tile
+from imagen.stage.weights import check_float32
+
+
+@dataclass
+class Stage:
+    """One model of a cascade with its weights."""
+
+    config: StageConfig
+    unet: nn.Module  # called as `imagen.models.unet.UNet` is
+    info: Mapping[str, Any] = field(default_factory=dict)  # origin of the weights
+    sha256: str | None = None  # of the weights' file; None: never saved
+    compiled: Mapping[str, Any] | None = None  # options of torch.compile
+    _network: Network | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def network(self) -> Network:
+        """`unet` on its device."""
+        if self._network is None or self._network.unet is not self.unet or self._network.options != self.compiled:
+            self._network = Network(self.unet, self.compiled)
+        return self._network
+
+    @torch.no_grad()  # not inference_mode: moving a network that is being trained would make it untrainable
+    def sample(
+        self,
+        seeds: Sequence[int | Variation],
+        *,
+        size: tuple[int, int],
+        settings: SamplingConfig,
+        texts: Sequence[Tensor] | None = None,
+        unconditional: Tensor | None = None,
+        negatives: Sequence[Tensor] | None = None,
+        text_length: int = 0,
+        low_BChw: Tensor | None = None,
+        edit: Edit | None = None,
+        tile: Tile | None = None,
+        device: torch.device | str = "cpu",
+        precision: Precision = "auto",
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Sample one uint8 image per seed, [B, C, *size] on the CPU.
+
+        texts: float embeddings [L_i, D], and the unconditional one [L0, D], for a U-Net that reads text.
+        negatives: one embedding per image in place of `unconditional`, of negative prompts.
+        text_length: pad texts to at least this many tokens.
+        low_BChw: uint8 images of the stage before, for a super-resolution stage.
+        edit: images of this stage's size, for image-to-image and inpainting.
+        tile: the U-Net processes tiles of the images.
+
+        Raises UserError if the result is not finite, ValueError if an input that the stage needs is missing.
+        """
+        config, device = self.config, torch.device(device)
+        dtype = autocast_dtype(device, precision)
+        if dtype is None:
+            check_float32(self.unet, f"stage {config.resolution} cannot be sampled in fp32")
+        shape = (config.unet.image_channels, *size)
+        # A stage's random numbers are named by its resolution, not by its index, so that a super-resolution stage
+        # alone gives the same result as in the cascade. Odd streams are conditioning augmentation: another level
+        # does not change the sampler's noise.
+        stream = 2 * config.resolution
+        noise = PictureNoise(seeds, shape, device, stream=stream)
+        if texts is not None and not negatives and unconditional is not None:
+            negatives = [unconditional] * len(texts)
+        conditioning = build_conditioning(
+            config,
+            settings,
+            size=size,
+            device=device,
+            texts=texts,
+            negatives=negatives,
+            text_length=text_length,
+            low_BChw=low_BChw,
+            augmentation_eps=PictureNoise(seeds, shape, device, stream=stream + 1),
+        )
+        detail = conditioning.detail
+
+        logsnrs = step_logsnrs(
+            build_schedule(config.schedule, config.resolution),
+            settings.steps,
+            spacing=settings.spacing,
+            logsnr_range=settings.logsnr_range,
+        )
+        x_BCHW = noise()
+        if edit is not None:
+            edit, logsnrs = edit.to(device), edit.levels(logsnrs)
+            if edit.strength < 1:
+                begin_BCHW = edit.picture_BCHW if detail is None else detail.encode(edit.picture_BCHW)
+                x_BCHW = diffuse(begin_BCHW, x_BCHW, logsnrs[:1].to(device))
+
+        with self.loaded_unet(device, dtype) as predict:
+            x_BCHW = sample(
+                settings.sampler,
+                build_denoiser(predict, config, settings, conditioning, edit=edit, tile=tile),
+                x_BCHW,
+                logsnrs,
+                noise=noise,
+                eta=settings.eta,
+                gamma=settings.gamma,
+                damping=settings.damping,
+                on_step=on_step if detail is None else detail.reporting(on_step),
+            )
+        if not x_BCHW.isfinite().all():
+            raise UserError(
+                f"stage {config.resolution} made values that are not finite; "
+                "sample with precision fp32, and if that does not help, with weights from before the training diverged"
+            )
+        return to_uint8(x_BCHW if detail is None else detail.decode(x_BCHW))
+
+    @contextmanager
+    def loaded_unet(self, device: torch.device, dtype: torch.dtype | None) -> Iterator[Predict]:
+        """Yield the U-Net as a function, on `device`, in evaluation mode, computing in `dtype` (None: float32).
+
+        Every network evaluation of `sample` goes through it: `imagen.serve` overrides it to batch those of several
+        requests.
+        """
+        unet, around = self.network.to_device(device, dtype)
+        training = unet.training
+        unet.eval()
+        try:
+            yield build_predict(unet, around)
+        finally:
+            unet.train(training)
+
+    def offload(self) -> None:
+        """Move the weights to the CPU; the next `sample` moves them back."""
+        self.network.offload()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,149 @@
+"""How much memory sampling takes: predictions against torch's allocator, and requests that are cut to a bound."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from test_cascade import QUICK, TEXT, cascade, pixels, stage
+from torch import nn
+
+from imagen.cascade import Cascade, SamplingConfig, plan_again, write_samples
+from imagen.cascade.memory import GIB, step_bytes, weight_bytes
+from imagen.cascade.texts import Texts
+from imagen.errors import UserError
+from imagen.pictures import read_metadata
+from imagen.text.encoder import TextEncoder
+
+
+def allocated(run) -> int:
+    """Most bytes that torch's CPU allocator had given out in `run`, beyond those before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    return max(np.cumsum([event.nbytes() for event in events if event.name() == "[memory]"]))
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun"])
+def test_predicted_bytes_are_those_of_the_allocator(rows, sampler):
+    large = stage(64, 32)
+    settings = SamplingConfig(sampler=sampler, steps=3, guidance=2.0)
+    texts, low = [torch.zeros(8, TEXT.width)] * rows, torch.zeros(rows, 3, 32, 32, dtype=torch.uint8)
+    null = torch.zeros(1, TEXT.width)
+    request = {"size": (64, 64), "settings": settings, "texts": texts, "unconditional": null, "text_length": 8}
+    run = lambda: large.sample(range(rows), low_BChw=low, precision="fp32", **request)  # noqa: E731
+    run()
+    predicted = step_bytes(large.config, settings, (64, 64), rows, text_tokens=8)
+    # Beside the network: noise is drawn in float64, and the result is rounded to bytes.
+    assert predicted == pytest.approx(allocated(run), rel=0.05)
+
+
+def test_rows_are_cut_and_pictures_stay_the_same():
+    two = cascade()
+    weights = sum(weight_bytes(part.unet) for part in two.stages)
+    needs = [
+        step_bytes(part.config, part.config.sampling, (side, side), 4, text_tokens=TEXT.max_tokens)
+        for part, side in zip(two.stages, (16, 32), strict=True)
+    ]
+    assert needs[0] < needs[1]
+    plan = two.plan(["x"] * 8, vram=(weights + needs[1]) / GIB, device="cpu", precision="fp32")
+    assert plan.rows[1] == 4 and plan.rows[0] >= 4 and plan.tiles == (None, None)
+    words = [f"picture {i}" for i in range(5)]
+    roomy, narrow = (two.sample(words, vram=vram, seeds=range(5), **QUICK) for vram in (64, plan.vram))
+    assert max(abs(pixels(a) - pixels(b)).max() for a, b in zip(roomy, narrow, strict=True)) <= 1
+
+
+def test_where_no_picture_fits_it_is_made_in_tiles_or_refused():
+    wide = cascade(stage(16), stage(64, 16, text=False))
+    request = {"size": (256, 512), "device": "cpu", "precision": "fp32"}
+    weights = sum(weight_bytes(part.unet) for part in wide.stages)
+    need = step_bytes(wide.stages[1].config, wide.stages[1].config.sampling, (256, 512), 1)
+    plan = wide.plan(["x"], vram=(weights + 0.7 * need) / GIB, **request)
+    assert plan.rows == (1, 1) and plan.tiles[0] is None and plan.tiles[1] is not None
+    assert plan.tiles[1].side in (128, 256)
+    with pytest.raises(UserError, match=r"stage (16|64) takes .* GiB for one picture of .*; allow more"):
+        wide.plan(["x"], vram=weights / GIB, **request)
+    with pytest.raises(UserError, match="vram is -1"):
+        wide.plan(["x"], vram=-1, **request)
+
+
+class Elsewhere(nn.Module):
+    """A network that notes where it was sent."""
+
+    def __init__(self, network: nn.Module, visits: list[str]) -> None:
+        super().__init__()
+        self.network, self.visits = network, visits
+
+    def to(self, *args, **kwargs):
+        if args:
+            self.visits.append(str(args[0]))
+        return super().to(*args, **kwargs)
+
+    def forward(self, *args, **kwargs):
+        return self.network(*args, **kwargs)
+
+
+def test_offloaded_stages_come_once_for_several_batches():
+    two, visits = cascade(), ([], [])
+    words = [f"picture {i}" for i in range(6)]
+    plan = two.plan(words, seeds=range(6), batch_size=2, device="cpu", precision="fp32")
+    expected = list(two.run(plan, progress=False))
+    moved = [
+        dataclasses.replace(part, unet=Elsewhere(part.unet, seen))
+        for part, seen in zip(two.stages, visits, strict=True)
+    ]
+    order: list[int] = []
+    offloading = Cascade(moved, text=two.text, unconditional=two.unconditional, encoder=two.texts.encoder)
+    found = list(
+        offloading.run(
+            dataclasses.replace(plan, offload=True), progress=False, on_step=lambda preview: order.append(preview.stage)
+        )
+    )
+    assert order == [0] * 9 + [1] * 9  # three batches of three steps in each
+    assert all((pixels(a) == pixels(b)).all() for a, b in zip(found, expected, strict=True))
+    assert all(seen[-1] == "cpu" for seen in visits)
+
+
+def test_a_large_text_encoder_stays_off_the_device(monkeypatch):
+    config = dataclasses.replace(TEXT, max_tokens=4)
+    places: list[str] = []
+
+    class Model(nn.Linear):
+        def to(self, device):
+            places.append(str(device))
+            return self
+
+    encoder = TextEncoder(config, None, Model(1024, 256), "cpu")  # 1 MiB
+    monkeypatch.setattr(encoder, "encode", lambda prompts: [torch.zeros(1, config.width) for _ in prompts])
+    monkeypatch.setattr(encoder, "untruncated_lengths", lambda prompts: [1 for _ in prompts])
+    texts, device = Texts(config, torch.zeros(1, config.width), encoder), torch.device("meta")
+    places.clear()
+    texts(["a"], device, 1 / 1024)
+    assert places == []
+    texts(["b"], device, 2 / 1024)
+    assert places == ["meta", "cpu"]
+
+
+def test_one_picture_that_cannot_be_written_stops_the_job(tmp_path, monkeypatch):
+    from imagen.cascade import output
+
+    write = output.write_png
+
+    def failing(path, image, metadata=None):
+        if path.name == "0002.png":
+            raise UserError(f"{path}: no space left")
+        write(path, image, metadata)
+
+    monkeypatch.setattr(output, "write_png", failing)
+    with pytest.raises(UserError, match="no space left"):
+        write_samples(cascade(), ["x"] * 6, tmp_path, batch_size=2, **QUICK)
+    assert (tmp_path / "0000.png").exists() and (tmp_path / "0001.png").exists()
+
+
+def test_pictures_remember_the_8_bits_of_their_texts(tmp_path):
+    (path,) = write_samples(eight := cascade(int8_text=True), ["x"], tmp_path, **QUICK)
+    assert read_metadata(path)["text"]["int8"] is True
+    assert plan_again(eight, path, device="cpu")[1] == 0
+    with pytest.raises(UserError, match="another text encoder"):
+        plan_again(cascade(), path, device="cpu")

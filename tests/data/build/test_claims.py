@@ -1,0 +1,263 @@
+"""Many processes, some of them killed, one folder."""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_encode import FakeEncoder, Text
+
+from imagen.data.build import claims as claims_module
+from imagen.data.build.claims import Claims, claim_path
+from imagen.data.embed import encode as encode_module
+from imagen.data.embed.encode import encode_shards
+from imagen.data.embed.sidecar import sidecar_path
+from imagen.data.shards.index import index_shard
+from imagen.data.shards.writer import ShardWriter
+from imagen.errors import UserError
+
+SHARDS = 40
+HELD = []  # claims of other machines: collected as garbage they would end
+FORK = multiprocessing.get_context("fork")  # a process in milliseconds: what a kill may interrupt is ours alone
+
+
+class SlowEncoder(FakeEncoder):
+    def encode(self, captions):
+        time.sleep(0.03)
+        return super().encode(captions)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # torch's threads would not survive a fork
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory):
+    """Shards with the sidecars of a run that was not interrupted."""
+    folder, rng = tmp_path_factory.mktemp("encoded"), random.Random(0)
+    with ShardWriter(folder, 3) as writer:
+        for i in range(3 * SHARDS):
+            writer.write({"__key__": f"k{i}", "txt": ("word " * rng.randint(0, 20) + f"{i}").encode()})
+    assert encode_shards(folder, FakeEncoder(), 60, progress=False) == SHARDS
+    assert others(folder) == []
+    return folder
+
+
+@pytest.fixture
+def folder(encoded, tmp_path):
+    """The shards without sidecars."""
+    return shutil.copytree(encoded, tmp_path / "shards", ignore=shutil.ignore_patterns("*.text.safetensors"))
+
+
+def sidecars(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.text.safetensors")}
+
+
+def others(folder):
+    """What is neither tar, index nor sidecar."""
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.fixture
+def uninterrupted(encoded):
+    return sidecars(encoded)
+
+
+def encode(folder, results=None):
+    # beat: a kill between the making of a claim and the writing of its owner's name is not waited for so long.
+    encoded = encode_shards(folder, SlowEncoder(), 60, progress=False, claims=Claims(beat=3))
+    if results is not None:
+        results.put(encoded)
+
+
+def started(folder, results=None):
+    process = FORK.Process(target=encode, args=(folder, results))
+    process.start()
+    return process
+
+
+def test_killed_and_rerun_equals_uninterrupted(folder, uninterrupted):
+    rng = random.Random(0)
+    for _ in range(4):
+        process = started(folder)
+        time.sleep(rng.uniform(0.05, 0.4))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL  # it had not finished
+        assert sidecars(folder).items() < uninterrupted.items()
+    process = started(folder)
+    process.join()
+    assert process.exitcode == 0
+    assert sidecars(folder) == uninterrupted
+    # The half-written files of the dead are gone, and all claims but of who was killed between sidecar and release.
+    assert len(others(folder)) <= 4 and not [name for name in others(folder) if name.endswith(".tmp")]
+
+
+def test_processes_share_the_shards(folder, uninterrupted):
+    results = FORK.Queue()
+    processes = [started(folder, results) for _ in range(3)]
+    counts = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    assert sum(counts) == SHARDS and min(counts) > 0  # nothing twice
+    assert sidecars(folder) == uninterrupted and others(folder) == []
+
+
+def test_the_others_finish_for_one_that_is_killed(folder, uninterrupted):
+    victim, other = started(folder), started(folder)
+    while not sidecars(folder):
+        time.sleep(0.01)
+    victim.kill()
+    victim.join()
+    other.join()
+    assert (victim.exitcode, other.exitcode) == (-signal.SIGKILL, 0)
+    assert sidecars(folder) == uninterrupted and len(others(folder)) <= 1
+
+
+def on_another_machine(monkeypatch, target, **options):
+    """A claim of `target`, held by a process of which nothing can be known here."""
+    held = Claims(**options).claimed(target)
+    with monkeypatch.context() as patch:
+        patch.setattr(claims_module, "PLACE", "elsewhere/4026531836")
+        assert held.__enter__()
+    HELD.append(held)
+    return held
+
+
+def test_waits_for_another_machine(folder, uninterrupted, monkeypatch, capsys):
+    """All but one shard are encoded; the last is waited for until the other machine has written it."""
+    name = sorted(uninterrupted)[7]
+    held = on_another_machine(monkeypatch, folder / name, beat=0.05)
+    waits = []
+
+    def wait(seconds):
+        waits.append(sidecars(folder))
+        if len(waits) == 3:
+            (folder / name).write_bytes(uninterrupted[name])
+            held.__exit__(None, None, None)
+
+    monkeypatch.setattr(encode_module, "sleep", wait)
+    assert encode_shards(folder, FakeEncoder(), 60) == SHARDS - 1
+    assert len(waits) == 3 and all(found.keys() == uninterrupted.keys() - {name} for found in waits)
+    assert sidecars(folder) == uninterrupted and others(folder) == []
+    assert "waiting for 1 shards of other processes" in capsys.readouterr().err
+
+
+def test_a_machine_that_falls_silent_is_replaced(folder, uninterrupted, monkeypatch):
+    name = sorted(uninterrupted)[0]
+    on_another_machine(monkeypatch, folder / name, beat=1000)
+    monkeypatch.setattr(encode_module, "_POLL", 0.02)
+    assert encode_shards(folder, FakeEncoder(), 60, progress=False, claims=Claims(stale=0.2)) == SHARDS
+    assert sidecars(folder) == uninterrupted and others(folder) == []
+
+
+def test_silence_is_measured_by_ones_own_clock_and_ended_by_a_touch(tmp_path, monkeypatch):
+    """The clocks of machines need not agree: only whether the time of a claim's last touch changes is looked at."""
+    target, observer = tmp_path / "x", Claims(stale=120)
+    on_another_machine(monkeypatch, target, beat=1000)
+
+    def free(seconds):
+        monkeypatch.setattr(claims_module, "time", SimpleNamespace(monotonic=lambda: seconds))
+        with observer.claimed(target) as mine:
+            return mine
+
+    assert not free(0) and not free(119)
+    for seconds, touched in ((121, 0), (240, time.time() + 18_000)):
+        os.utime(claim_path(target), times=(touched, touched))
+        assert not free(seconds)
+    assert not free(359) and free(361)
+
+
+def test_an_owner_touches_its_claim(tmp_path):
+    with Claims(beat=0.01).claimed(tmp_path / "x") as mine:
+        assert mine
+        os.utime(claim_path(tmp_path / "x"), times=(0, 0))
+        deadline = time.monotonic() + 60
+        while claim_path(tmp_path / "x").stat().st_mtime == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_who_was_replaced_leaves_the_new_owner_alone(tmp_path, monkeypatch):
+    """As a process that was suspended for long: it goes on touching nothing and removes nothing."""
+    target = tmp_path / "x"
+    suspended = on_another_machine(monkeypatch, target, beat=0.02)
+    claim_path(target).write_text("third/1 7 taken over by a third")
+    before = claim_path(target).stat().st_mtime_ns
+    time.sleep(0.1)
+    suspended.__exit__(None, None, None)
+    assert claim_path(target).stat().st_mtime_ns == before
+
+
+def test_the_dead_of_this_machine_are_replaced_at_once_with_their_half_files(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    target = tmp_path / "[1].x"  # a name that is a pattern
+    claim_path(target).write_text(f"{claims_module.PLACE} {process.pid} 0123")
+    half, unrelated = (tmp_path / f".{target.name}.{pid}-00.tmp" for pid in (process.pid, 1))
+    half.touch()
+    unrelated.touch()
+    with Claims().claimed(target) as mine:
+        assert mine and claim_path(target).read_text().split()[1] == str(os.getpid())
+    assert list(tmp_path.iterdir()) == [unrelated]
+
+
+def test_the_claim_of_one_that_was_killed_after_its_work_is_removed(folder):
+    encode_shards(folder, FakeEncoder(), 60, progress=False)
+    sidecars = [path for path in folder.iterdir() if path.suffix == ".safetensors"]
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    claim_path(sidecars[0]).write_text(f"{claims_module.PLACE} {dead.pid} 0")
+    claim_path(sidecars[1]).write_text("another machine 1 0")  # may be alive
+    assert encode_shards(folder, FakeEncoder(), 60, progress=False) == 0
+    assert not claim_path(sidecars[0]).exists() and claim_path(sidecars[1]).exists()
+
+
+def test_an_empty_claim_is_one_whose_owner_is_unknown(tmp_path):
+    claim_path(tmp_path / "x").touch()
+    observer = Claims(beat=0.05)
+    with observer.claimed(tmp_path / "x") as mine:
+        assert not mine
+    time.sleep(0.1)
+    with observer.claimed(tmp_path / "x") as mine:
+        assert mine
+
+
+def test_a_claim_ends_with_an_error(folder):
+    class Broken(FakeEncoder):
+        def encode(self, captions):
+            raise UserError("broken")
+
+    with pytest.raises(UserError, match="broken"):
+        encode_shards(folder, Broken(), progress=False)
+    assert others(folder) == []
+
+
+def test_a_folder_that_cannot_be_written_is_a_users_error(tmp_path):
+    with pytest.raises(UserError, match=r"cannot write .*claim"), Claims().claimed(tmp_path / "absent" / "x"):
+        pass
+
+
+def test_equal_process_numbers_on_two_machines_do_not_share_a_temporary_file(folder):
+    """As in containers, where every first process is number 1: one writes, the other begins in the middle of it."""
+    from imagen.files import replacing
+
+    path = sidecar_path(folder / "00000.tar", Text())
+    with replacing(path) as mine:
+        mine.write_bytes(b"mine")
+        with replacing(path) as others:
+            others.write_bytes(b"theirs")
+        assert (mine.read_bytes(), path.read_bytes()) == (b"mine", b"theirs")
+    assert path.read_bytes() == b"mine"
+    assert index_shard(folder / "00000.tar").exists()

@@ -1,0 +1,197 @@
+"""Building and encoding on a Ray cluster: two workers on this machine, and what becomes of those that are killed."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from corpus import Corpus, write
+
+import imagen
+from imagen.data.build import cluster
+from imagen.data.build.dataset import build_source
+from imagen.data.build.engines import Processes, Work
+from imagen.data.embed.encode import encode_shards
+from imagen.data.shards.writer import ShardWriter
+from imagen.data.sources.base import Part, Record
+from imagen.errors import UserError
+
+N, PER_PART = 160, 20
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[cluster.Ray]:
+    """Two workers of one CPU each, on a Ray instance of this machine."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'imagen-cascade[ray]'")
+    with pytest.MonkeyPatch.context() as patch:
+        folders = [Path(imagen.__file__).parents[1], *map(Path, sys.path)]  # what workers shall import comes from here
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
+        patch.setenv("RAY_worker_niceness", "0")  # else a machine that does other things too starves them
+        with cluster.connected("local", workers=2):
+            yield cluster.builders()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def hold(note: Path) -> None:
+    """Wait here for `kill`, the first time."""
+    if not note.exists():
+        note.with_suffix(".new").write_text(str(os.getpid()))
+        note.with_suffix(".new").rename(note)
+        time.sleep(600)
+
+
+def kill(note: Path, killed: list[bytes]) -> None:
+    """kill -9 of the worker that waits in `hold`; `killed` gets its command line."""
+    deadline = time.monotonic() + 300
+    while not note.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pid = int(note.read_text())
+    killed.append(Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(pid, signal.SIGKILL)
+
+
+class Held(Corpus):
+    """The corpus; whoever reads part 3 first is stopped in the middle of it."""
+
+    def __init__(self, note: Path):
+        super().__init__(N, PER_PART)
+        self.note = note
+
+    def read(self, part: Part) -> Iterator[Record]:
+        for i, record in enumerate(super().read(part)):
+            if i == PER_PART // 2 and part["first"] == 3 * PER_PART:
+                hold(self.note)
+            yield record
+
+
+class Encoder:
+    """Not a model; whoever encodes `held` first is stopped there."""
+
+    def __init__(self, note: Path):
+        self.config = SimpleNamespace(encoder="e", revision="main", width=4, max_tokens=64)
+        self.note = note
+
+    def lengths(self, captions: list[str]) -> list[int]:
+        return [len(caption) + 1 for caption in captions]
+
+    def untruncated_lengths(self, captions):
+        return self.lengths(captions)
+
+    def encode(self, captions: list[str]) -> list[torch.Tensor]:
+        if "held" in captions:
+            hold(self.note)
+        return [torch.linspace(-1, 1, 4 * n).view(n, 4) for n in self.lengths(captions)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="reads /proc")
+def test_a_killed_workers_part_is_built_again_and_all_bytes_are_those_of_one_process(ray, tmp_path):
+    note, killed = tmp_path / "note", []
+    killer = threading.Thread(target=kill, args=(note, killed))
+    killer.start()
+    result = build_source(partial(Held, note), tmp_path / "ray", engine=ray, progress=False)
+    killer.join()
+    assert killed and killed[0].startswith(b"ray::")
+    assert result == build_source(partial(Held, note), tmp_path / "one", workers=1, progress=False)
+    assert files(tmp_path / "ray") == files(tmp_path / "one")
+
+
+def test_only_missing_parts_are_sent(tmp_path):
+    sent: list[int] = []
+
+    class Counting(Processes):
+        def map(self, make: Callable[[], Work], items: Sequence[Any], witness: Path) -> Iterator[tuple[int, Any]]:
+            sent.extend(number for number, _ in items)
+            return super().map(make, items, witness)
+
+    build = partial(build_source, partial(Corpus, N, 40), tmp_path / "out", engine=Counting(1), progress=False)
+    result = build()
+    before = files(tmp_path / "out")
+    (tmp_path / "out" / "00001.hashes.npy").unlink()
+    assert build() == result and build() == result
+    assert sent == [0, 1, 2, 3, 1] and files(tmp_path / "out") == before
+
+
+def test_a_killed_workers_shard_is_encoded_again_to_the_same_bytes(ray, tmp_path):
+    for name in ("ray", "one"):
+        for split, captions in {"train": "abcdefg", "heldout": ["a", "held"]}.items():
+            with ShardWriter(tmp_path / name / split, 2) as writer:
+                for i, caption in enumerate(captions):
+                    writer.write({"__key__": f"k{i}", "txt": caption.encode()})
+    note, killed = tmp_path / "note", []
+    killer = threading.Thread(target=kill, args=(note, killed))
+    killer.start()
+    assert encode_shards(tmp_path / "ray", Encoder(note), progress=False, engine=ray) == 5
+    killer.join()
+    assert killed and killed[0].startswith(b"ray::")
+    assert encode_shards(tmp_path / "one", Encoder(note), progress=False) == 5
+    assert files(tmp_path / "ray") == files(tmp_path / "one")  # nor is a claim left
+    assert encode_shards(tmp_path / "ray", Encoder(note), progress=False, engine=ray) == 0
+
+
+def test_the_command_line_builds_and_encodes_as_one_process_does(ray, request, mistake, tmp_path, monkeypatch):
+    write(tmp_path / "corpus", 160)
+    run = request.getfixturevalue("imagen")
+    monkeypatch.chdir(tmp_path)  # relative paths mean the same to the workers
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for name, engine in (("ray", ["--engine", "ray"]), ("one", [])):
+        run("data", "build", "corpus", "--out", name, "--workers", 1, *engine, "--max-rejected", 1)
+        out = run("data", "encode", name, *engine, *(["--workers", 2] if engine else []))
+        assert "1 shard encoded by sentence-transformers/all-MiniLM-L6-v2" in out
+        assert "every shard was encoded already" in run("data", "encode", name, *engine)
+    torch.set_num_threads(threads)
+    assert files(tmp_path / "ray") == files(tmp_path / "one")
+    assert "--device cuda: the Ray cluster has no GPU" in mistake(
+        "data", "encode", "ray", "--engine", "ray", "--device", "cuda"
+    )
+    assert "Ray says which GPU" in mistake("data", "encode", "ray", "--engine", "ray", "--device", "cuda:1")
+
+
+def test_a_workers_mistake_is_one_line_and_so_is_a_part_that_kills_every_worker(ray, tmp_path):
+    def failing(number: int) -> int:
+        if number == 1:
+            raise UserError("the second one is bad; mend it")
+        return number
+
+    (tmp_path / "witness").touch()
+    with pytest.raises(UserError, match=r"^the second one is bad; mend it$"):
+        list(cluster.builders(1).map(lambda: failing, range(3), tmp_path / "witness"))
+    stubborn = cluster.Ray(workers=1, attempts=2)
+    with pytest.raises(UserError, match=r"^workers were killed each of 2 times .* fewer --workers"):
+        list(stubborn.map(lambda: lambda _: os.kill(os.getpid(), signal.SIGKILL), [7], tmp_path / "witness"))
+
+
+def test_storage_that_is_not_shared_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    witness = tmp_path / "build.json"
+    witness.write_text("{}")
+    place = cluster._Place(Path.cwd(), witness, cluster._digest(witness))
+    place.enter()
+    for change in (lambda: witness.write_text("[]"), witness.unlink):  # what another machine has under this name
+        change()
+        with pytest.raises(UserError, match=r"build\.json is not what it is where the command runs; .* storage"):
+            place.enter()
+
+
+def test_what_cannot_be_connected_to_is_one_line(mistake, tmp_path, monkeypatch):
+    build = ("data", "build", tmp_path, "--out", tmp_path / "out")
+    assert "--ray-address belongs to --engine ray" in mistake(*build, "--ray-address", "auto")
+    assert "'spark' is neither local nor ray" in mistake(*build, "--engine", "spark")
+    assert "--workers belongs to --engine ray" in mistake("data", "encode", tmp_path, "--workers", 2)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "run: pip install 'imagen-cascade[ray]'" in mistake(*build, "--engine", "ray")
+    with pytest.raises(UserError, match="Ray Client is not supported"):
+        cluster._check("ray://head:10001")
+    with pytest.raises(UserError, match=r"no Ray cluster answers at 127\.0\.0\.1:1 \(.*refused\)"):
+        cluster._check("127.0.0.1:1")

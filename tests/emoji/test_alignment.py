@@ -1,0 +1,147 @@
+"""Verdicts on pictures whose answer is known; the packaged recogniser on real drawings; the kernel distance."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("resvg_py")
+pytest.importorskip("emoji")
+
+from imagen.emoji.alignment import Verdict, evaluate, judge, relation, shares, suite
+from imagen.emoji.dataset import HeldoutPrompt, compose, heldout_colour
+from imagen.emoji.picture import PALETTE
+from imagen.emoji.recogniser import Recogniser, Seen, load_recogniser
+from imagen.emoji.recogniser_training import save_recogniser, train_recogniser
+from imagen.emoji.scene import compose_group, compose_pair
+from imagen.emoji.single import objects
+from imagen.errors import UserError
+from imagen.evaluate.distance import kid
+
+SINGLE = HeldoutPrompt("", "red", "horse")
+THREE = HeldoutPrompt("", "red", "horse", number=3)
+LEFT = HeldoutPrompt("", "red", "horse", relation="left", other="bus")
+RED, BLUE = (Image.new("RGB", (64, 64), PALETTE[colour]) for colour in ("red", "blue"))
+
+
+def seen(*names: str) -> list[Seen]:
+    """From left to right."""
+    return [Seen(name, 0.9 - i / 100, 0.2 + 0.3 * i, 0.5) for i, name in enumerate(names)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "picture", "found", "verdict"),
+    [
+        (SINGLE, RED, seen("horse"), Verdict(True, True)),
+        (SINGLE, BLUE, seen("horse"), Verdict(True, False)),
+        (SINGLE, RED, seen("bus", "horse"), Verdict(False, True)),  # the surest one counts
+        (THREE, RED, seen("horse", "horse", "horse"), Verdict(True, True, number=True)),
+        (THREE, RED, seen("horse", "horse"), Verdict(True, True, number=False)),
+        (THREE, RED, seen("horse", "horse", "bus"), Verdict(True, True, number=False)),
+        (THREE, RED, seen("bus"), Verdict(False, True, number=False)),
+        (LEFT, RED, seen("horse", "bus"), Verdict(True, True, relation=True)),
+        (LEFT, RED, seen("bus", "horse"), Verdict(True, True, relation=False)),
+        (LEFT, BLUE, seen("horse", "horse"), Verdict(False, False, relation=False)),
+    ],
+)
+def test_verdict(prompt, picture, found, verdict):
+    assert judge(prompt, picture, found) == verdict
+
+
+def test_relation_is_the_direction_that_leads():
+    def at(x: float, y: float) -> list[Seen]:
+        return [Seen("a", 1, 0.5 + x, 0.5 + y), Seen("b", 1, 0.5, 0.5)]
+
+    found = [relation(at(x, y), "a", "b") for x, y in ((-0.3, 0.2), (0.3, 0.2), (0.1, -0.2), (0.1, 0.2))]
+    assert found == ["left", "right", "above", "below"]
+
+
+def test_shares_count_what_was_asked():
+    verdicts = [
+        Verdict(True, True, relation=True),
+        Verdict(True, False, relation=True),
+        Verdict(False, True, relation=False),
+    ]
+    assert shares(verdicts) == pytest.approx({"object": 2 / 3, "colour": 2 / 3, "relation": 2 / 3, "all": 1 / 3})
+
+
+def test_a_suite_of_each_kind():
+    asked = suite(5, 96)
+    assert [len(asked[kind]) for kind in ("single", "relation", "count")] == [5, 5, 5]
+    assert all(prompt.number == 1 and prompt.relation is None for prompt in asked["single"])
+    assert all(prompt.relation for prompt in asked["relation"])
+    assert all(prompt.number > 1 for prompt in asked["count"])
+
+
+def rendered(picture) -> Image.Image:
+    return Image.open(io.BytesIO(picture.render(64)))
+
+
+def test_the_packaged_recogniser_knows_the_drawings():
+    """Of combinations never trained on; how good it is exactly is in docs/explanation/reference-run.md."""
+    usual = objects(96)
+    horse, bus, pear = (next(e for e in usual if e.name == name) for name in ("horse", "bus", "pear"))
+    prompts = {
+        "single": [HeldoutPrompt("", heldout_colour(emoji), emoji.name) for emoji in usual[::8]],
+        "relation": [HeldoutPrompt("", "teal", "horse", relation="above", other="bus")],
+        "count": [HeldoutPrompt("", "pink", "pear", number=n) for n in (2, 3, 4)],
+    }
+    pictures = {
+        "single": [rendered(compose(emoji, heldout_colour(emoji))) for emoji in usual[::8]],
+        "relation": [rendered(compose_pair(horse, bus, "above", "teal"))],
+        "count": [rendered(compose_group(pear, n, "pink")) for n in (2, 3, 4)],
+    }
+    found, verdicts = evaluate(load_recogniser(), prompts, pictures)
+    assert all(found[kind]["all"] == 1.0 for kind in found), verdicts
+    wrong = {"single": prompts["single"][::-1], "relation": prompts["relation"], "count": prompts["count"][::-1]}
+    assert evaluate(load_recogniser(), wrong, pictures)[0]["single"]["object"] == 0.0
+
+
+def test_training_learns_and_what_is_saved_comes_back(tmp_path: Path):
+    said: list[str] = []
+    network = train_recogniser(objects(3), steps=60, batch_size=8, width=16, say=said.append)
+    assert float(said[-1].split(", ")[-1].split("%")[0]) > 60  # a third by chance
+    save_recogniser(network, tmp_path)
+    again = load_recogniser(tmp_path)
+    picture = rendered(compose(objects(3)[0], "teal"))
+    assert again.names == network.names
+    assert again.see([picture])[0][0].probability == pytest.approx(network.see([picture])[0][0].probability, abs=1e-2)
+    assert again.embed([picture]).shape == (1, 64)
+
+
+def test_a_missing_or_damaged_recogniser(tmp_path: Path):
+    with pytest.raises(UserError, match="holds no recogniser"):
+        load_recogniser(tmp_path / "none")
+    save_recogniser(Recogniser(["a"], 16), tmp_path)
+    (tmp_path / "recogniser.json").write_text(json.dumps({"names": ["a", "b"], "width": 16}))
+    with pytest.raises(UserError, match="damaged"):
+        load_recogniser(tmp_path)
+
+
+def test_an_empty_picture_still_gets_one_answer():
+    with torch.no_grad():
+        network = Recogniser(["a", "b"], 16)
+        network.centre.bias.fill_(-20)
+    assert len(network.see([RED])[0]) == 1
+
+
+def test_kid_is_zero_for_one_distribution_and_right_for_another():
+    """Against the definition, written out; and its mean over many draws of one distribution is 0."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(5, 3)), rng.normal(size=(4, 3)) + 1
+
+    def k(x, y):
+        return (x @ y / 3 + 1) ** 3
+
+    expected = np.mean([k(x, y) for i, x in enumerate(a) for j, y in enumerate(a) if i != j])
+    expected += np.mean([k(x, y) for i, x in enumerate(b) for j, y in enumerate(b) if i != j])
+    expected -= 2 * np.mean([k(x, y) for x in a for y in b])
+    assert kid(a, b) == pytest.approx(expected)
+    same = [kid(rng.normal(size=(20, 3)), rng.normal(size=(20, 3))) for _ in range(400)]
+    assert abs(np.mean(same)) < 3 * np.std(same) / 20
+    with pytest.raises(ValueError, match="two pictures"):
+        kid(a[:1], b)

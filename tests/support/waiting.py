@@ -1,0 +1,95 @@
+"""What would make the processor wait for a GPU, found on a meta device that stands for one."""
+
+from contextlib import contextmanager, nullcontext
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from imagen import devices
+from imagen.accounting.gpu_kernels import attend
+from imagen.models import layers
+
+META = torch.device("meta")
+# Operations whose result has a size that only the device knows.
+SIZED = ("nonzero", "masked_select", "unique", "_unique2", "bincount", "repeat_interleave")
+
+SILENT = ("empty", "new_empty", "detach", "_unsafe_view", "_reshape_alias")  # they launch nothing
+
+
+class NeverWaits(TorchDispatchMode):
+    """Fails at an operation that waits: reading a number, a copy to the CPU, a copy from memory that is not pinned.
+
+    Counts the operations that launch something: views and allocations do not.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.operations = 0
+        self.names = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = function._overloadpacket.__name__
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        if any(tensor.is_meta for tensor in tensors):
+            assert name not in ("_local_scalar_dense", "item", "equal", "is_nonzero"), f"{function} reads a number"
+            assert name not in SIZED, f"{function} asks for a size"
+        if name == "_to_copy":
+            to = kwargs.get("device") or args[0].device
+            self.check_copy(function, args[0], torch.device(to), kwargs.get("non_blocking", False))
+        elif name == "copy_":
+            self.check_copy(function, args[1], args[0].device, args[2] if len(args) > 2 else kwargs.get("non_blocking"))
+        out = function(*args, **kwargs)
+        results = [value for value in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(value, Tensor)]
+        alias = any(a.alias_info is not None and not a.alias_info.is_write for a in function._schema.arguments)
+        on_device = any(tensor.is_meta for tensor in [*tensors, *results]) or _lists_meta(args)
+        if (
+            on_device
+            and not alias
+            and not name.startswith(("empty", "new_empty", "detach", "_unsafe_view", "_reshape_alias"))
+        ):
+            self.operations += 1
+            self.names[name] = self.names.get(name, 0) + 1
+        return out
+
+    def check_copy(self, function, source, to, non_blocking):
+        if source.device.type == to.type:
+            return
+        assert to.type == "meta", f"{function}: a copy to the CPU is waited for"
+        assert non_blocking, f"{function}: a copy to the device that is waited for"
+        assert source.untyped_storage()._cdata in PINNED, f"{function}: copied from memory that is not pinned"
+
+
+def _lists_meta(args):
+    return any(isinstance(a, (list, tuple)) and any(isinstance(t, Tensor) and t.is_meta for t in a) for a in args)
+
+
+PINNED = {}  # storages, kept so that no other one gets the number
+
+
+@contextmanager
+def gpu_of_meta():
+    """Inside the block a meta device is treated as a GPU is: memory is pinned for it, and our kernels are used."""
+
+    def pinned(tensor, device):
+        if device.type != "meta":
+            return tensor
+        copy = tensor.clone()
+        PINNED[copy.untyped_storage()._cdata] = copy
+        return copy
+
+    fused = lambda device: device.type == "meta"  # noqa: E731
+    autocast = torch.autocast
+    with_meta = lambda kind, *a, **k: nullcontext() if kind == "meta" else autocast(kind, *a, **k)  # noqa: E731
+    with (
+        mock.patch.object(devices, "pinned", pinned),
+        mock.patch.object(torch, "autocast", with_meta),
+        mock.patch.object(layers, "attend", attend),  # in one kernel, which a meta tensor does not choose by itself
+        mock.patch("imagen.kernels.fused", fused),
+        mock.patch("imagen.train.optim.FUSED_DEVICES", ("meta",)),
+        mock.patch("torch.optim.adam._device_dtype_check_for_fused", lambda *_: None),
+    ):
+        yield
+    PINNED.clear()

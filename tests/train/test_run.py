@@ -1,0 +1,130 @@
+"""From nothing to pictures with the commands that a user types."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagen.pictures import read_metadata
+from imagen.presets import preset
+from imagen.train.run import describe
+
+PROMPTS = ["a red apple on a blue background", "an octopus"]
+
+
+def rows(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_writes_what_the_contract_says(made):
+    for name, steps in (("base", [2, 4]), ("sr", [2])):
+        run = made / name
+        metrics = rows(run)
+        assert [row["step"] for row in metrics] == steps
+        for row in metrics:
+            assert {"step", "loss", "grad_norm", "images_per_s", "conditional_gap"} <= row.keys()
+            assert all(np.isfinite(value) for value in row.values())
+        assert json.loads((run / "config.json").read_text())["train"]["steps"] == steps[-1]
+        assert (run / "samples" / f"step-{steps[-1]:08d}.png").exists()
+        assert (run / "checkpoints" / f"step-{steps[-1]:08d}" / "state.json").exists()
+        assert {path.suffix for path in (run / "export").iterdir()} == {".json", ".safetensors"}
+
+
+def test_a_sheet_of_enlarged_pictures_shows_what_was_enlarged(made):
+    sheet = np.asarray(Image.open(made / "sr" / "samples" / "step-00000002.png").convert("RGB")).astype(float)
+    cell = sheet.shape[1] / 6  # input, output, truth, and again
+    given, truth = (sheet[40:200, round((k + 0.2) * cell) : round((k + 0.8) * cell)] for k in (0, 2))
+    assert truth.std() > 10 and abs(given - truth).mean() < truth.std() / 4
+
+
+def test_prompts_become_pictures_that_say_how_they_were_made(made, imagen, tmp_path):
+    options = ["--steps", "3,2", "--guidance", 2, "--sampler", "ddim,ddpm", "--low-res-noise", 0.2, "--seed", 5]
+    said = imagen("sample", made / "cascade", *PROMPTS, "--n", 2, *options, "--out", tmp_path)
+    assert f"4 pictures in {tmp_path}" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*(f"{i:04d}.png" for i in range(4)), "sheet.png"]
+    for i in range(4):
+        assert Image.open(tmp_path / f"{i:04d}.png").size == (256, 256)
+        metadata = read_metadata(tmp_path / f"{i:04d}.png")
+        assert (metadata["prompt"], metadata["seed"]) == (PROMPTS[i // 2], 5 + i % 2)
+        settings = [stage["sampling"] for stage in metadata["stages"]]
+        assert [(s["steps"], s["guidance"], s["sampler"]) for s in settings] == [(3, 2, "ddim"), (2, 2, "ddpm")]
+
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("0*.png")}
+    imagen("sample", made / "cascade", *PROMPTS, "--n", 2, *options, "--out", tmp_path)  # nothing is drawn again
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("0*.png")} == times
+
+
+def test_training_without_embeddings_and_without_an_index(made, imagen, quick, tmp_path):
+    """The command that made `base`, with the encoder in the place of the files that `imagen data encode` writes."""
+    shards, run = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(made / "shards", shards, ignore=shutil.ignore_patterns("*.safetensors"))
+    options = ["--train.steps", 4, *quick, "--data.on_the_fly", "true"]
+    imagen("train", "debug_64", "--data", shards, "--out", run, *options)
+    for row, expected in zip(rows(run), rows(made / "base"), strict=True):
+        for name in ("loss", "grad_norm", "conditional_gap", "validation_loss"):
+            assert row[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-4), name
+    picture, expected = (np.asarray(Image.open(r / "samples" / "step-00000004.png"), int) for r in (run, made / "base"))
+    assert abs(picture - expected).mean() < 0.1
+    imagen("sample", run, PROMPTS[0], "--steps", 2, "--out", tmp_path / "pictures")
+
+
+def test_a_run_is_a_cascade_of_one_stage(made, imagen, tmp_path):
+    (tmp_path / "prompts.txt").write_text(f"{PROMPTS[0]}\n\n  {PROMPTS[1]}  \n", encoding="utf-8")
+    imagen("sample", made / "base", "--prompts", tmp_path / "prompts.txt", "--steps", 2, "", "--out", tmp_path / "a")
+    found = [read_metadata(path)["prompt"] for path in sorted((tmp_path / "a").glob("0*.png"))]
+    assert found == ["", *PROMPTS]
+    assert Image.open(tmp_path / "a" / "0000.png").size == (64, 64)
+
+    # The base's picture through the other run, and both through the cascade: the same, but for float rounding.
+    two = ["--steps", 2, "--seed", 3]
+    imagen("sample", made / "cascade", "an octopus", "--stages", 1, *two, "--out", tmp_path / "small")
+    small = tmp_path / "small" / "0000.png"
+    imagen("upscale", made / "sr", small, "--prompt", "an octopus", *two, "--out", tmp_path / "large")
+    imagen("sample", made / "cascade", "an octopus", *two, "--out", tmp_path / "both")
+    apart, together = (np.array(Image.open(tmp_path / name / "0000.png"), int) for name in ("large", "both"))
+    assert abs(apart - together).max() <= 1
+
+
+def test_the_same_command_goes_on(made, imagen, quick, tmp_path):
+    run = tmp_path / "base"
+    shutil.copytree(made / "base", run)
+    before = rows(run)
+    train = ["train", "debug_64", "--data", made / "shards", "--out", run, *quick, "--train.steps"]
+    said = imagen(*train, 6)
+    assert "going on from step 4" in said and "pictures, 6 steps of 4" in said and "imagen sample" in said
+    assert rows(run)[:2] == before and [row["step"] for row in rows(run)] == [2, 4, 6]
+    assert "all 6 steps are done" in imagen(*train, 6)
+    assert [row["step"] for row in rows(run)] == [2, 4, 6]
+
+
+def test_time_is_up_at_once_and_the_run_is_saved(made, imagen, quick, tmp_path):
+    arguments = ["train", "debug_256", "--data", made / "shards", "--out", tmp_path, *quick]
+    said = imagen(*arguments, "--minutes", 1e-9)
+    assert "minutes are over; step 1 of 100 is saved" in said and "imagen upscale" in said
+    assert (tmp_path / "export" / "cascade.json").exists()
+
+
+@pytest.mark.parametrize("name", ["debug_64", "debug_1024"])
+def test_description_of_a_preset(name):
+    experiment = preset(name)
+    row = describe(experiment)
+    assert (row["name"], row["resolution"], row["low_resolution"]) == (
+        name,
+        experiment.stage.resolution,
+        experiment.stage.low_resolution,
+    )
+    assert row["side"] == (experiment.data.crop or experiment.stage.resolution)
+    assert row["parameters"] > 500_000 and row["gflop"] > 0.1
+
+
+def test_models_of_grey_pictures(made, imagen, quick, tmp_path):
+    grey = ["--stage.unet.image_channels", 1, "--train.steps", 2]
+    imagen("train", "debug_64", "--data", made / "shards", "--out", tmp_path / "run", *quick, *grey)
+    assert (tmp_path / "run" / "samples" / "step-00000002.png").exists()
+    imagen("sample", tmp_path / "run", PROMPTS[0], "--steps", 2, "--out", tmp_path / "a")
+    picture = tmp_path / "a" / "0000.png"
+    with Image.open(picture) as opened:
+        assert (opened.mode, opened.size) == ("L", (64, 64))
+    imagen("sample", tmp_path / "run", "", "--init", picture, "--steps", 2, "--out", tmp_path / "b")
