@@ -64,8 +64,8 @@ class Texts:
         return found
 
     def _say_what_is_cut(self, prompts: list[str]) -> None:
-        """Warn of prompts whose ends an encoder of our own does not read."""
-        if not isinstance(self.encoder, TextEncoder):
+        """Warn of prompts whose ends an encoder of our own does not read; a server's log has nobody's prompts."""
+        if self.stays or not isinstance(self.encoder, TextEncoder):
             return
         limit = self.config.max_tokens
         lengths = dict(zip(prompts, self.encoder.untruncated_lengths(prompts), strict=True))
