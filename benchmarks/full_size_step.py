@@ -38,7 +38,7 @@ from imagen.train import trainer as training
 from imagen.train.experiment import Experiment
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
-from imagen.train.ranks import Ranks, joined
+from imagen.train.ranks import Ranks, process_group
 from imagen.train.trainer import Trainer
 
 JOBS = ("text2im_64_397m", "sr_256_600m", "sr_1024_400m")
@@ -65,8 +65,8 @@ def run(options: argparse.Namespace, name: str, data: Path) -> None:
     """One rank's part."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.ranks))
     what = experiment(options, name)
-    with joined("cpu") as ranks, tempfile.TemporaryDirectory() as scratch:
-        folder = ranks.from_first(lambda: scratch)
+    with process_group("cpu") as ranks, tempfile.TemporaryDirectory() as scratch:
+        folder = ranks.on_first(lambda: scratch)
         if ranks.world_size > 1:
             what = dataclasses.replace(what, parallel=ParallelConfig(shard=options.shard))
         if ranks.world_size > 1:
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace, name: str, data: Path) -> None:
         trainer.run(None, None, None)
         seconds = time.monotonic() - began
         peak = ranks.gather_objects(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-        if ranks.first:
+        if ranks.is_first:
             rows = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
             last = rows[-1]
             print(

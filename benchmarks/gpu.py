@@ -168,10 +168,10 @@ def card(device: Any, dry: bool) -> Rows:
     """Versions, the two peaks, our kernels against their references and torch's, and what attention runs in."""
     import torch
     import torch.nn.functional as F
+    from imagen.models.kernels import TRITON, fused, group_norm
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     from imagen.kernels import philox
-    from imagen.models.kernels import TRITON, fused, group_norm
 
     row: dict[str, Any] = {"torch": torch.__version__, "triton": TRITON}
     if not dry:
@@ -280,7 +280,7 @@ class Training:
 
     def __call__(self) -> Any:
         from imagen.train.step import launch_step
-        from imagen.train.trial import random_batch
+        from imagen.train.throughput import random_batch
 
         self.number += 1
         batch = random_batch(self.experiment, self.number * self.batch, self.batch)
@@ -316,7 +316,7 @@ def training(name: str, batch: int, device: Any, compiled: bool, dry: bool) -> d
 
     began = time.monotonic()
     step = Training(name, batch, device, compiled)
-    first = step().read()
+    first = step().result()
     started_s = time.monotonic() - began
     ms = timed(step, device, 1 if dry else 10, 1)
     flops = picture_flops(meta_unet(step.experiment), step.experiment, backward=True) * batch
@@ -570,7 +570,7 @@ def trainer(device: Any, dry: bool) -> Rows:
         encode_shards(data, encoder, progress=False)
         for part in ("the whole run", "the same command again"):
             began = time.monotonic()
-            ended = train_run(what, data, run, ranks=Ranks(device), say=lambda line: None)
+            ended = train_run(what, data, run, ranks=Ranks(device), report=lambda line: None)
             last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
             kept = ("loss", "images_per_s", "data_wait", "mfu", "memory_gb")
             row = {name: last[name] for name in kept if name in last}

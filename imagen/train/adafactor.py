@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagen.train.guarding import blend_, guard, shrink_
+from imagen.train.nonfinite import decay_, lerp_, mask_gradients
 from imagen.train.sharded import local, local_gradient, summed_over_rows, zero_rows
 
 EPS = 1e-30  # added to squares
@@ -61,15 +61,15 @@ class Adafactor(torch.optim.Optimizer):
                 if not self.state[parameter]:
                     self.state[parameter].update(_new_state(parameter, group["beta1"]))
             updates = [local_gradient(parameter) for parameter in trained]
-            ok = guard(updates, factor, finite)
+            ok = mask_gradients(updates, factor, finite)
             self._scale(trained, group["beta2"], ok)
             self._clip(trained)
             if group["beta1"]:
                 momenta = [local(self.state[parameter]["momentum"]) for parameter in trained]
-                blend_(momenta, updates, 1 - group["beta1"], ok)
+                lerp_(momenta, updates, 1 - group["beta1"], ok)
                 updates = momenta if ok is None else list(torch._foreach_mul(momenta, ok))
             weights = [local(parameter) for parameter in trained]
-            shrink_(weights, group["lr"] * group["weight_decay"], ok)
+            decay_(weights, group["lr"] * group["weight_decay"], ok)
             torch._foreach_add_(weights, updates, alpha=-group["lr"])
 
     def _scale(self, parameters: list[Tensor], beta2: float, ok: Tensor | None) -> None:

@@ -26,14 +26,14 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from imagen.devices import set_up
 from imagen.errors import UserError
 from imagen.files import cannot_write, read_json, sync_folder, write_json
-from imagen.train.checkpoint_account import read_account
+from imagen.train.checkpoint_metadata import read_checkpoint_metadata
 from imagen.train.ranks import Ranks
 
 # One process needs no process group, which is what torch warns of, from the thread that saves.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 Tensors = dict[str, dict[str, Tensor]]  # by kind and name
-Facts = dict[str, Any]  # JSON: all of a run's state that is not a tensor
+RunState = dict[str, Any]  # JSON: all of a run's state that is not a tensor
 
 
 class CheckpointFolder:
@@ -58,7 +58,7 @@ class CheckpointFolder:
         """Checkpoints, oldest first."""
         return checkpoint_paths(self.folder)
 
-    def save(self, step: int, tensors: Tensors, facts: Facts, wait: bool = False) -> None:
+    def save(self, step: int, tensors: Tensors, state: RunState, wait: bool = False) -> None:
         """Copy the tensors, and write them in a thread of their own (`wait`: come back when they are written).
 
         Raises UserError if they, or those of the save before, cannot be written: a full disk, say.
@@ -66,8 +66,8 @@ class CheckpointFolder:
         self.wait()
         path = self.folder / f"step-{step:08d}"
         temporary = path.with_name(f".{path.name}.tmp")
-        self.ranks.from_first(lambda: self._clear(temporary))
-        writer = _Writer(temporary, path, facts, self._prune, self.ranks.device)
+        self.ranks.on_first(lambda: self._clear(temporary))
+        writer = _Writer(temporary, path, state, self._prune, self.ranks.device)
         future = dcp.async_save(
             tensors,
             storage_writer=writer,
@@ -92,25 +92,25 @@ class CheckpointFolder:
             cause = _cause(error)
             raise cannot_write(path, cause if isinstance(cause, OSError) else OSError(str(cause))) from error
 
-    def load_latest(self, tensors: Tensors, say: Callable[[str], None] = print) -> Facts | None:
-        """Fill `tensors` in place from the newest checkpoint that can be read; returns its facts, or None without one.
+    def load_latest(self, tensors: Tensors, report: Callable[[str], None] = print) -> RunState | None:
+        """Fill `tensors` in place from the newest checkpoint that can be read; returns its state, or None without one.
 
-        Damaged ones on the way are set aside as `*.damaged` and named through `say`. Raises UserError if there are
+        Damaged ones on the way are set aside as `*.damaged` and named through `report`. Raises UserError if there are
         checkpoints and none can be read; `tensors` may then hold anything.
         """
         damaged: list[tuple[Path, str]] = []
-        for path in reversed(self.ranks.from_first(self.paths)):
+        for path in reversed(self.ranks.on_first(self.paths)):
             try:
-                facts = self.ranks.from_first(lambda path=path: _facts(path))  # type: ignore[misc]
+                state = self.ranks.on_first(lambda path=path: _read_state(path))  # type: ignore[misc]
                 load(path, tensors, group=self._group)
             except (UserError, ValueError) as error:
                 damaged.append((path, str(error)))
                 continue
             for bad, why in damaged:
-                if self.ranks.first:
+                if self.ranks.is_first:
                     bad.rename(f"{bad}.damaged")
-                say(f"{bad} is damaged ({why}): set aside; going on from {path.name}")
-            return facts
+                report(f"{bad} is damaged ({why}): set aside; going on from {path.name}")
+            return state
         if damaged:
             path, why = damaged[0]
             raise UserError(
@@ -138,10 +138,10 @@ def checkpoint_paths(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def _facts(path: Path) -> Facts:
+def _read_state(path: Path) -> RunState:
     """Raises UserError if they, or the account of the tensors, cannot be read."""
     try:
-        read_account(path)  # looked at first: torch would print a traceback of what is wrong with it
+        read_checkpoint_metadata(path)  # looked at first: torch would print a traceback of what is wrong with it
     except (OSError, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from None
     return read_json(path / "state.json")
@@ -167,7 +167,7 @@ def read(path: Path, kind: str) -> dict[str, Tensor]:
     Raises ValueError if the checkpoint is damaged.
     """
     try:
-        stored = read_account(path).state_dict_metadata
+        stored = read_checkpoint_metadata(path).state_dict_metadata
     except OSError as error:
         raise ValueError(str(error)) from error
     tensors = {
@@ -183,11 +183,11 @@ class _Writer(dcp.FileSystemWriter):
     """Writes into `temporary`, and renames it to `path` when all ranks are done."""
 
     def __init__(
-        self, temporary: Path, path: Path, facts: Facts, after: Callable[[], None], device: torch.device
+        self, temporary: Path, path: Path, state: RunState, after: Callable[[], None], device: torch.device
     ) -> None:
         super().__init__(temporary)
         self._device = device
-        self._temporary, self._final, self._facts, self._after = temporary, path, facts, after
+        self._temporary, self._final, self._facts, self._after = temporary, path, state, after
 
     def write_data(self, *arguments: Any) -> Any:
         """In a thread of its own, which begins with the first GPU, whichever is this rank's."""
@@ -215,7 +215,7 @@ class _Reader(dcp.FileSystemReader):
     """Checks what it reads: `.metadata` says what it may say, and checksums are right."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        metadata = read_account(Path(self.path))
+        metadata = read_checkpoint_metadata(Path(self.path))
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata

@@ -1,16 +1,17 @@
 """One experiment: everything that decides what a training run does."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from imagen.cascade import StageConfig
 from imagen.data.loading.config import DataConfig
 from imagen.errors import UserError, suggest
 from imagen.files import parse_json
 from imagen.jsonconfig import from_json, to_json
+from imagen.stage.config import StageConfig
 from imagen.text.encoder import TextConfig
-from imagen.train.config import TrainConfig
+from imagen.train.config import TrainConfig, micro_batches
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
 
@@ -26,6 +27,39 @@ class Experiment:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+
+def check(experiment: Experiment, world_size: int = 1) -> None:
+    """UserError, naming the field, if a value is out of range or the parts of an experiment do not fit each other."""
+    stage, text, config, unet = experiment.stage, experiment.text, experiment.train, experiment.stage.unet
+    for part in (text, experiment.data, experiment.optim, config):
+        if part is not None:
+            part.check()
+    stage.check("stage")
+    if text is None and experiment.data.on_the_fly:
+        raise UserError("data.on_the_fly is true, but text is null: there is nothing to encode")
+    if text is not None and (text.cleaning != "none" or text.padding != "trim") and not experiment.data.on_the_fly:
+        raise UserError(
+            f"text.cleaning is {text.cleaning!r} and text.padding {text.padding!r}; stored embeddings are of captions "
+            "as they are, without padding: set data.on_the_fly to true"
+        )
+    width = None if text is None else text.width
+    if unet.text_width != width:
+        needed = "text is null, so it must be null too" if text is None else f"text.width is {width}: make them equal"
+        raise UserError(f"stage.unet.text_width is {unet.text_width}, but {needed}")
+    if unet.image_channels not in (1, 3):
+        raise UserError(
+            f"stage.unet.image_channels is {unet.image_channels}; pictures are read as RGB (3) or as grey (1)"
+        )
+    if (crop := experiment.data.crop) is not None:
+        scale = 1 if stage.low_resolution is None else stage.resolution // stage.low_resolution
+        unit = math.lcm(unet.total_stride, scale)
+        if crop > stage.resolution or crop % unit:
+            raise UserError(f"data.crop is {crop}; it must divide by {unit} and be at most {stage.resolution}")
+    experiment.parallel.check(len(unet.levels), world_size)
+    micro, _ = micro_batches(config, world_size)
+    if config.shuffle_captions and (text is None or micro < 2):
+        raise UserError("train.shuffle_captions needs text, and micro-batches of two samples or more")
 
 
 def override(experiment: Experiment, arguments: Sequence[str]) -> Experiment:

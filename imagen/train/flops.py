@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from imagen.models.unet import UNet
 from imagen.precision import autocast_dtype
-from imagen.train.config import Experiment
+from imagen.train.experiment import Experiment
 from imagen.train.ranks import Ranks
 
 # 10^12 dense operations a second that makers state, by a word of the device's name in torch: with bfloat16, and with

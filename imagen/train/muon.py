@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from imagen.precision import arithmetic
-from imagen.train.guarding import blend_, guard, shrink_
+from imagen.train.nonfinite import decay_, lerp_, mask_gradients
 from imagen.train.sharded import each_matrix_by_one, each_matrix_whole, local, local_gradient
 
 # Coefficients (a, b, c) of each iteration, x <- a x + b x^3 + c x^5. Each quintic has the least greatest error |1 - x|
@@ -107,8 +107,8 @@ class Muon(torch.optim.Optimizer):
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
             gradients = [local_gradient(parameter) for parameter in trained]
             momenta = [local(self.state[parameter]["momentum"]) for parameter in trained]
-            ok = guard(gradients, factor, finite)
-            blend_(momenta, gradients, 1 - group["momentum"], ok)
+            ok = mask_gradients(gradients, factor, finite)
+            lerp_(momenta, gradients, 1 - group["momentum"], ok)
             # Nesterov's look ahead.
             updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
             self._add(trained, [update.flatten(1) for update in updates], group, ok)
@@ -131,6 +131,6 @@ class Muon(torch.optim.Optimizer):
             weights = [local(parameters[index]) for index in indices]
             rate = group["lr"] * 0.2 * max(len(parameters[indices[0]]), stack_NoI.shape[2]) ** 0.5
             steps_NoI = stack_NoI.to(weights[0].dtype).mul(-rate if ok is None else -rate * ok)
-            shrink_(weights, group["lr"] * group["weight_decay"], ok)
+            decay_(weights, group["lr"] * group["weight_decay"], ok)
             steps = [step_oI.reshape(rows.shape) for step_oI, rows in zip(steps_NoI, weights, strict=True)]
             torch._foreach_add_(weights, steps)

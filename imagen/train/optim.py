@@ -72,13 +72,6 @@ class Optimizers:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        return [optimizer.state_dict() for optimizer in self.optimizers]
-
-    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        for optimizer, state in zip(self.optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
-
 
 def build_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, copies: dist.ProcessGroup | None = None

@@ -25,8 +25,8 @@ class Profiler:
     trained, being done already or because the run stops before, are missing in the trace, and in its name.
     """
 
-    def __init__(self, folder: Path, span: Span | None, ranks: Ranks, say: Callable[[str], None] = print):
-        self.folder, self.span, self.ranks, self.say = folder, span, ranks, say
+    def __init__(self, folder: Path, span: Span | None, ranks: Ranks, report: Callable[[str], None] = print):
+        self.folder, self.span, self.ranks, self.report = folder, span, ranks, report
         self._profile: Any = None
         self._step = 0
 
@@ -50,7 +50,7 @@ class Profiler:
         elif first - 1 <= step <= last:
             self._start(max(first, step), last, warmup=int(step < first))
         elif step > last:
-            self.say(f"steps {first} to {last} were trained before: they are not profiled")
+            self.report(f"steps {first} to {last} were trained before: they are not profiled")
             self.span = None
 
     def _start(self, first: int, last: int, warmup: int) -> None:
@@ -63,9 +63,9 @@ class Profiler:
                 with replacing(path) as temporary:
                     profile.export_chrome_trace(str(temporary))
             except UserError as error:  # not worth the run
-                self.say(str(error))
+                self.report(str(error))
                 return
-            self.say(f"steps {first} to {done} are profiled: see {self.folder}")
+            self.report(f"steps {first} to {done} are profiled: see {self.folder}")
 
         activities = [profiler.ProfilerActivity.CPU]
         if self.ranks.device.type == "cuda":

@@ -24,7 +24,7 @@ TIMEOUT = timedelta(minutes=60)
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
-class SaidElsewhere(UserError):
+class ReportedElsewhere(UserError):
     """A mistake that another rank reports: this one ends with the same exit code, in silence."""
 
 
@@ -37,27 +37,27 @@ class Ranks:
     world_size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         return self.rank == 0
 
-    def from_first(self, function: Callable[[], T]) -> T:
+    def on_first(self, function: Callable[[], T]) -> T:
         """Call `function` on the first rank alone; what it returns (picklable), or its UserError, reaches all."""
         if self.world_size == 1:
             return function()
         answer: list[Any] = [None, None]
-        if self.first:
+        if self.is_first:
             try:
                 answer[0] = function()
             except UserError as error:
                 answer[1] = str(error)
         dist.broadcast_object_list(answer, src=0, device=torch.device("cpu"))
         if answer[1] is not None:
-            raise UserError(answer[1]) if self.first else SaidElsewhere(answer[1])
+            raise UserError(answer[1]) if self.is_first else ReportedElsewhere(answer[1])
         return answer[0]
 
     def fail(self, message: str) -> NoReturn:
         """End all ranks, each of which calls this, with one report of the user's mistake."""
-        raise UserError(message) if self.first else SaidElsewhere(message)
+        raise UserError(message) if self.is_first else ReportedElsewhere(message)
 
     def gather(self, values: Tensor) -> Tensor:
         """[world_size, *shape] of every rank's `values`, which must have one shape and dtype."""
@@ -77,7 +77,7 @@ class Ranks:
 
 
 @contextmanager
-def joined(device: torch.device | str | None = None) -> Iterator[Ranks]:
+def process_group(device: torch.device | str | None = None) -> Iterator[Ranks]:
     """Join the other processes that torchrun started; alone without it.
 
     Ends a process quietly, with exit code 2, where another one reports the user's mistake, and with a line and 1 where
@@ -122,7 +122,7 @@ def joined(device: torch.device | str | None = None) -> Iterator[Ranks]:
     dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
     try:
         yield Ranks(device, rank, world_size)
-    except SaidElsewhere:
+    except ReportedElsewhere:
         sys.exit(2)
     except RuntimeError as error:
         if not any(words in str(error) for words in _LOST):

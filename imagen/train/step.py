@@ -40,8 +40,8 @@ class StepResult:
 
 
 @dataclass
-class Launched:
-    """A step that the device may still be busy with. All ranks `read` it, at the same place among their exchanges."""
+class PendingStep:
+    """A step that the device may still be computing. All ranks call `result` in the same order of collectives."""
 
     numbers: Tensor  # [ranks, 3 x own samples + 4], on the CPU once `arrived` says so
     shape: tuple[int, int]  # micro-batches, samples of each
@@ -50,8 +50,8 @@ class Launched:
     scale: LossScale
     arrived: Callable[[], object]  # waits until the numbers are there
 
-    def read(self) -> StepResult:
-        """What happened: waits until the device has done the step."""
+    def result(self) -> StepResult:
+        """Wait until the device has done the step, and return what happened."""
         self.arrived()
         count, samples = self.shape
         measured, (grad_norms, bad_samples, stops, overflows) = self.numbers[:, :-4], self.numbers[:, -4:].T.tolist()
@@ -67,7 +67,7 @@ class Launched:
 
 def training_step(*arguments: Any, **options: Any) -> StepResult:
     """`launch_step`, and wait for what comes of it."""
-    return launch_step(*arguments, **options).read()
+    return launch_step(*arguments, **options).result()
 
 
 def launch_step(
@@ -81,16 +81,16 @@ def launch_step(
     autocast: Callable[[], AbstractContextManager],
     ranks: Ranks | None = None,
     stop: Callable[[], bool] = lambda: False,
-    working: Callable[[], AbstractContextManager] = nullcontext,
+    compute: Callable[[], AbstractContextManager] = nullcontext,
     scale: LossScale | None = None,
     copy: HalfCopy | None = None,
     waits: bool | None = None,
-) -> Launched:
+) -> PendingStep:
     """Forward and backward over this rank's `count` micro-batches of one size, clip, update; no update if a loss or the
     gradient is not finite on any rank.
 
     The gradient is that of the mean loss over all samples of all ranks, however they are split. stop: whether
-    this rank was asked to. working: around what each rank does on its own, for who measures it. scale: of the loss,
+    this rank was asked to. compute: around the forward process and forward pass, to time them. scale: of the loss,
     for float16; changed by what happens.
     copy: of `network`, in half precision, which computes in its place.
     waits: whether the step looks at its numbers before it updates; None: on a CPU, where that costs nothing, and with a
@@ -105,7 +105,7 @@ def launch_step(
     for number, batch in enumerate(batches, 1):
         torch.manual_seed(randomness.seed_for(noising.seed, batch.position, randomness.DROPOUT_LAYERS))
         with last_backward(network, number == count):
-            with working():
+            with compute():
                 noised = noising(batch)
                 with autocast():
                     loss = noising.loss(network if copy is None else copy.network, noised)
@@ -138,7 +138,7 @@ def launch_step(
         overflows = torch.zeros_like(numbers[:, :1])
     optimizer.zero_grad()
     numbers, arrived = fetched(torch.cat([numbers, overflows], 1))
-    return Launched(numbers, (len(measured), own.shape[-1]), keys, ranks, scale, arrived)
+    return PendingStep(numbers, (len(measured), own.shape[-1]), keys, ranks, scale, arrived)
 
 
 def total_norm(parameters: list[nn.Parameter]) -> Tensor:

@@ -10,7 +10,7 @@ from imagen.data.loading.config import DataConfig
 from imagen.errors import UserError
 from imagen.models import layers
 from imagen.models.unet import UNet
-from imagen.train.config import check
+from imagen.train.experiment import check
 from imagen.train.flops import build_mfu, meta_unet, peak_flops, picture_flops, stated_tflops
 from imagen.train.ranks import Ranks
 

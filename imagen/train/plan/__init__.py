@@ -2,7 +2,7 @@
 
 gpus.py         GPUs as data
 calibration.py  what is measured, not counted
-rehearsal.py    the real model, optimizer and step on fake tensors, as one rank of many, by `imagen.accounting`
+dry_run.py    the real model, optimizer and step on fake tensors, as one rank of many, by `imagen.accounting`
 choice.py       micro-batch and checkpointing that fit
 """
 
@@ -14,12 +14,12 @@ import torch
 from imagen.cascade.memory import step_bytes
 from imagen.errors import UserError, check_number
 from imagen.precision import autocast_dtype, precision_name
-from imagen.train.config import Experiment, check
-from imagen.train.grid import rows_of
+from imagen.train.experiment import Experiment, check
+from imagen.train.grid import grid_micro_batch
 from imagen.train.plan.calibration import CALIBRATION
 from imagen.train.plan.choice import choose
+from imagen.train.plan.dry_run import DryRun, TracedStep
 from imagen.train.plan.gpus import GIB, GPUS_A_MACHINE, RESERVED, Gpu, find_gpu
-from imagen.train.plan.rehearsal import Rehearsal, Traced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,22 +47,22 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
     check(experiment, gpus)
     on_gpu, precision = gpu != "cpu", experiment.train.precision
     dtype = autocast_dtype("cpu", "bf16" if precision == "auto" and on_gpu else precision)
-    with Rehearsal(experiment, gpus, dtype=dtype, gpu=on_gpu) as rehearsal:
-        traced = choose(rehearsal, card, gpu)
-    grid = _grid(experiment, rehearsal, dtype, on_gpu)
+    with DryRun(experiment, gpus, dtype=dtype, gpu=on_gpu) as dry_run:
+        traced = choose(dry_run, card, gpu)
+    grid = _grid(experiment, dry_run, dtype, on_gpu)
     if grid > card.usable:
         raise UserError(
             f"{experiment.name} trains, but its sample grid does not fit: {grid / GIB:.1f} GiB a GPU, {gpu} has "
             f"{card.usable / GIB:.1f} to give; more shards or a larger GPU would help"
         )
-    stored, text, traffic = rehearsal.stored, experiment.text, _traffic(traced, card, gpus)
+    stored, text, traffic = dry_run.stored, experiment.text, _traffic(traced, card, gpus)
     side = experiment.stage.resolution
     embedding = 0 if text is None else min(assumptions.caption_tokens, text.max_tokens) * text.width * 2
     picture = round(assumptions.bytes_a_pixel * side**2) + assumptions.bytes_a_sample
     keep = experiment.train.keep_checkpoints
     return {
         "preset": experiment.name,
-        "parameters": rehearsal.parameters,
+        "parameters": dry_run.parameters,
         "gpus": gpus,
         "gpu": gpu,
         "shard": min(experiment.parallel.shard, gpus),
@@ -77,7 +77,7 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
             "peak": traced.window.peak,
             "phase": traced.window.phase,
             "at_peak": traced.window.at_peak,
-            "held": rehearsal.held,
+            "held": dry_run.held,
             "grid": grid,
         },
         "flop": traced.flops,
@@ -96,21 +96,21 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
     }
 
 
-def _grid(experiment: Experiment, rehearsal: Rehearsal, dtype: torch.dtype | None, on_gpu: bool) -> int:
+def _grid(experiment: Experiment, dry_run: DryRun, dtype: torch.dtype | None, on_gpu: bool) -> int:
     """Bytes of a GPU that makes the pictures on the way, beside all that training holds."""
     stage, text = experiment.stage, experiment.text
     side = stage.resolution
     step = step_bytes(
-        *(stage, stage.sampling, (side, side), rows_of(side)),
+        *(stage, stage.sampling, (side, side), grid_micro_batch(side)),
         text_tokens=0 if text is None else text.max_tokens,
         dtype=dtype,
         gpu=on_gpu,
     )
-    return step + sum(size for kind, size in rehearsal.held.items() if kind != "gradients")
+    return step + sum(size for kind, size in dry_run.held.items() if kind != "gradients")
 
 
 def _times(
-    experiment: Experiment, traced: Traced, card: Gpu, traffic: list[dict[str, Any]], assumptions: Assumptions
+    experiment: Experiment, traced: TracedStep, card: Gpu, traffic: list[dict[str, Any]], assumptions: Assumptions
 ) -> dict[str, Any]:
     """A step takes as long as computing, or as what is sent over links or over the network, whichever is longest."""
     if card.tflops is None:
@@ -128,7 +128,7 @@ def _times(
     }
 
 
-def _traffic(traced: Traced, card: Gpu, gpus: int) -> list[dict[str, Any]]:
+def _traffic(traced: TracedStep, card: Gpu, gpus: int) -> list[dict[str, Any]]:
     """Bytes that a rank sends in a step, and how long that takes where nothing else is done meanwhile.
 
     Ranks that share a copy are neighbours: a group no larger than a machine is within one.

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class Calibration:
     value: float
     measured: str
     what: str
 
 
 CALIBRATION = {
-    "mfu": Calibrated(0.4, "not measured", "part of the stated peak that is reached, recomputation included"),
-    "reserved": Calibrated(0.08, "not measured", "of memory: context, NCCL, libraries' workspaces, gaps"),
+    "mfu": Calibration(0.4, "not measured", "part of the stated peak that is reached, recomputation included"),
+    "reserved": Calibration(0.08, "not measured", "of memory: context, NCCL, libraries' workspaces, gaps"),
 }

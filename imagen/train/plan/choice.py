@@ -4,26 +4,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from imagen.errors import UserError
-from imagen.train.config import Experiment, micro_batches
+from imagen.train.config import micro_batches
+from imagen.train.experiment import Experiment
 from imagen.train.parallel import ParallelConfig
+from imagen.train.plan.dry_run import DryRun, TracedStep
 from imagen.train.plan.gpus import GIB, GPUS, Gpu
-from imagen.train.plan.rehearsal import Rehearsal, Traced
 
 # So many pictures at a time keep a GPU busy, it is assumed: computing again, to have more at a time, does not pay.
 ENOUGH = 8
 
 
-def choose(rehearsal: Rehearsal, gpu: Gpu, name: str) -> Traced:
+def choose(dry_run: DryRun, gpu: Gpu, name: str) -> TracedStep:
     """The cheapest checkpointing, no cheaper than the config's, with which `ENOUGH` pictures (or all of the rank's
     share, if it has fewer) fit at a time; then the most that do. If they fit with none, what lets most fit.
 
     A `train.micro_batch` of the config stays. UserError, saying what would help, if nothing fits.
     """
-    experiment = rehearsal.experiment
-    sizes = candidates(experiment, rehearsal.world_size)
+    experiment = dry_run.experiment
+    sizes = candidates(experiment, dry_run.world_size)
     wanted = min(ENOUGH, sizes[-1])
     cheapest, *costlier = checkpointings(experiment.parallel, len(experiment.stage.unet.levels))
-    search = _Search(rehearsal, sizes, gpu.usable)
+    search = _Search(dry_run, sizes, gpu.usable)
     best = search.largest(cheapest)
     if not costlier or (best is not None and best.micro_batch >= wanted):
         return best or _refuse(search, cheapest, gpu, name)
@@ -62,32 +63,32 @@ def checkpointings(parallel: ParallelConfig, levels: int) -> Iterator[ParallelCo
 
 @dataclass
 class _Search:
-    rehearsal: Rehearsal
+    dry_run: DryRun
     sizes: list[int]
     usable: int  # bytes
 
-    def largest(self, parallel: ParallelConfig) -> Traced | None:
+    def largest(self, parallel: ParallelConfig) -> TracedStep | None:
         """The step with most pictures at a time that fits, traced; None if one picture does not.
 
         Every moment's memory is affine in the size, so two traced sizes predict the others; what is chosen is traced.
         (Not size 1: a picture alone may be reshaped without a copy.)
         """
         *smaller, most = self.sizes
-        traced = self.rehearsal.trace(parallel, most)
+        traced = self.dry_run.trace(parallel, most)
         if traced.window.peak <= self.usable:
             return traced
         if len(smaller) > 2:
-            low, high = (self.rehearsal.trace(parallel, size) for size in smaller[1:3])
+            low, high = (self.dry_run.trace(parallel, size) for size in smaller[1:3])
             fitting = [size for size in smaller if predicted_peak(low, high, size) <= self.usable]
             smaller = smaller[: len(fitting)]
         for size in reversed(smaller):
-            traced = self.rehearsal.trace(parallel, size)
+            traced = self.dry_run.trace(parallel, size)
             if traced.window.peak <= self.usable:
                 return traced
         return None
 
 
-def predicted_peak(low: Traced, high: Traced, size: int) -> float:
+def predicted_peak(low: TracedStep, high: TracedStep, size: int) -> float:
     """The peak in bytes with micro-batches of `size`, from steps with two other sizes: the highest of the lines that
     the step's moments lie on; or the one line of the peaks, if the steps do not have the same moments."""
     below, above = low.window.totals, high.window.totals
@@ -97,10 +98,10 @@ def predicted_peak(low: Traced, high: Traced, size: int) -> float:
     return float((below + slope * (size - low.micro_batch)).max())
 
 
-def _refuse(search: _Search, parallel: ParallelConfig, gpu: Gpu, name: str) -> Traced:
+def _refuse(search: _Search, parallel: ParallelConfig, gpu: Gpu, name: str) -> TracedStep:
     size = search.sizes[0]
-    needed = search.rehearsal.trace(parallel, size).window.peak
-    experiment, world_size = search.rehearsal.experiment, search.rehearsal.world_size
+    needed = search.dry_run.trace(parallel, size).window.peak
+    experiment, world_size = search.dry_run.experiment, search.dry_run.world_size
     helps = []
     if size > 1:
         helps.append("a smaller micro-batch")

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, ChunkSto
 from imagen.errors import UserError
 from imagen.train import checkpoint
 from imagen.train.checkpoint import CheckpointFolder, checkpoint_paths
-from imagen.train.checkpoint_account import read_account
+from imagen.train.checkpoint_metadata import read_checkpoint_metadata
 
 TENSORS = {"model": {"a": torch.arange(12.0).reshape(3, 4), "b": torch.ones(5, dtype=torch.int64)}}
 
@@ -98,7 +98,9 @@ def test_what_is_declared_as_bytes_is_not_loaded(saved, tmp_path):
 def test_a_planner_that_is_handed_bytes_refuses_them(saved, tmp_path, monkeypatch):
     """The second wall: were such an account read, nothing would be unpickled."""
     plant(saved, "model.a", tmp_path / "marker")
-    monkeypatch.setattr(checkpoint, "read_account", lambda path: pickle.loads((path / ".metadata").read_bytes()))
+    monkeypatch.setattr(
+        checkpoint, "read_checkpoint_metadata", lambda path: pickle.loads((path / ".metadata").read_bytes())
+    )
     tensors = {"model": {name: torch.zeros_like(value) for name, value in TENSORS["model"].items()}}
     with pytest.raises(ValueError, match="stored as bytes, not as a tensor"):
         checkpoint.load(saved, tensors)
@@ -158,13 +160,13 @@ def with_place(metadata, **fields):
 def test_what_an_account_may_not_say(saved, change, message):
     rewrite(saved, change)
     with pytest.raises(ValueError, match=message):
-        read_account(saved)
+        read_checkpoint_metadata(saved)
 
 
 def test_types_that_are_not_harmless(saved, tmp_path):
     (saved / ".metadata").write_bytes(pickle.dumps(Payload(tmp_path / "marker")))
     with pytest.raises(ValueError, match=r"it names posix\.mkdir|it names nt\.mkdir"):
-        read_account(saved)
+        read_checkpoint_metadata(saved)
     assert not (tmp_path / "marker").exists()
 
 
@@ -173,11 +175,11 @@ def test_a_cut_account(saved, kept):
     file = saved / ".metadata"
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(ValueError, match=r"\.metadata"):
-        read_account(saved)
+        read_checkpoint_metadata(saved)
 
 
 def test_a_whole_account_is_read(saved):
-    assert set(read_account(saved).state_dict_metadata) == {"model.a", "model.b"}
+    assert set(read_checkpoint_metadata(saved).state_dict_metadata) == {"model.a", "model.b"}
     tensors = {"model": {name: torch.zeros_like(value) for name, value in TENSORS["model"].items()}}
     checkpoint.load(saved, tensors)
     assert all(torch.equal(tensors["model"][name], value) for name, value in TENSORS["model"].items())

@@ -23,18 +23,18 @@ from imagen.errors import UserError
 from imagen.models.unet import UNet
 from imagen.precision import autocast
 from imagen.stage.loss import Noised, Noising
-from imagen.train.config import Experiment
-from imagen.train.ema import averages
+from imagen.train.ema import build_emas
+from imagen.train.experiment import Experiment
 from imagen.train.half import HalfCopy
 from imagen.train.optim import build_optimizer
 from imagen.train.parallel import ParallelConfig, build_mesh, parallelize, recompute
 from imagen.train.ranks import Ranks
-from imagen.train.state import materialise
+from imagen.train.state import create_optimizer_state
 from imagen.train.step import launch_step
 
 
 @dataclass(frozen=True)
-class Traced:
+class TracedStep:
     """One step of a rank, of `micro_batches` micro-batches of `micro_batch` pictures, of which two were traced."""
 
     parallel: ParallelConfig
@@ -65,7 +65,7 @@ def _whole_step(counted: dict[Any, int], micro_batches: int) -> dict[Any, int]:
     return total
 
 
-class Rehearsal:
+class DryRun:
     """Inside `with`: one rank, ready to train. Steps of any size can be traced, one after another.
 
     held: bytes of its parameters, gradients, optimizer and averages. stored: bytes of a whole checkpoint's tensors.
@@ -80,7 +80,7 @@ class Rehearsal:
         self.ledger = Ledger()
         self._stack = ExitStack()
 
-    def __enter__(self) -> "Rehearsal":
+    def __enter__(self) -> "DryRun":
         with ExitStack() as stack:
             stack.enter_context(_fake_group(self.world_size))
             mesh = build_mesh(self.experiment.parallel, "cpu", self.world_size)
@@ -118,9 +118,9 @@ class Rehearsal:
             self.network.register_comm_hook(None, _all_reduce)
         self.optimizer = build_optimizer(self.unet.named_parameters(), experiment.optim)
         config = experiment.train
-        kept = averages(self.unet, config.ema_decay, config.ema_decays, config.ema_sigma_rels)
+        kept = build_emas(self.unet, config.ema_decay, config.ema_decays, config.ema_sigma_rels)
         self.averages = list(kept.values())
-        materialise(self.unet, self.optimizer)
+        create_optimizer_state(self.unet, self.optimizer)
         states = [state for part in self.optimizer.optimizers for state in part.state.values()]
         tensors = {
             "parameters": [*self.unet.parameters(), *self.unet.buffers()],
@@ -133,11 +133,11 @@ class Rehearsal:
         kept_on_disk = [tensor for kind, those in tensors.items() if kind != "casts" for tensor in those]
         self.stored = sum(tensor.numel() * tensor.element_size() for tensor in kept_on_disk)
 
-    def trace(self, parallel: ParallelConfig, micro_batch: int) -> Traced:
+    def trace(self, parallel: ParallelConfig, micro_batch: int) -> TracedStep:
         """A step, with that checkpointing, of this rank's share of `train.batch_size`, so many pictures at a time."""
         count = self.experiment.train.batch_size // self.world_size // micro_batch
         recompute(self.unet if self.copy is None else self.copy.network, parallel)
-        noising = _AtOnce(
+        noising = _FakeForwardProcess(
             self.ledger,
             self.experiment.stage,
             seed=0,
@@ -164,7 +164,7 @@ class Rehearsal:
             )
             for average in self.averages:
                 average.update(self.unet, 1)
-        return Traced(parallel, micro_batch, count, windows[0], self.groups)
+        return TracedStep(parallel, micro_batch, count, windows[0], self.groups)
 
     def _batches(self, size: int, count: int) -> Iterator[Batch]:
         stage, text = self.experiment.stage, self.experiment.text
@@ -186,7 +186,7 @@ class Rehearsal:
         self.ledger.updating = True
 
 
-class _AtOnce(Noising):
+class _FakeForwardProcess(Noising):
     """Noising as one moment: what it does picture by picture would make the moments of two sizes different ones."""
 
     def __init__(self, ledger: Ledger, *args: Any, **kwargs: Any):
@@ -204,17 +204,17 @@ class _AtOnce(Noising):
 class _Watched:
     """The optimizer, which tells the ledger what the gradients are."""
 
-    def __init__(self, rehearsal: Rehearsal):
-        self._rehearsal = rehearsal
+    def __init__(self, dry_run: DryRun):
+        self._dry_run = dry_run
 
     def step(self, factor: Tensor | None = None, finite: Tensor | None = None) -> None:
-        gradients = [parameter.grad for parameter in self._rehearsal.unet.parameters()]
-        marked = self._rehearsal.ledger.mark("gradients", [tensor for tensor in gradients if tensor is not None])
-        self._rehearsal.held["gradients"] = marked
-        self._rehearsal.optimizer.step(factor, finite)
+        gradients = [parameter.grad for parameter in self._dry_run.unet.parameters()]
+        marked = self._dry_run.ledger.mark("gradients", [tensor for tensor in gradients if tensor is not None])
+        self._dry_run.held["gradients"] = marked
+        self._dry_run.optimizer.step(factor, finite)
 
     def zero_grad(self) -> None:
-        self._rehearsal.optimizer.zero_grad()
+        self._dry_run.optimizer.zero_grad()
 
 
 @contextmanager

@@ -41,7 +41,7 @@ _HARMLESS = {
 _PART = re.compile(r"__\d+_\d+\.distcp")
 
 
-def read_account(checkpoint: Path) -> Metadata:
+def read_checkpoint_metadata(checkpoint: Path) -> Metadata:
     """Return the account of the checkpoint folder `checkpoint`.
 
     Raises ValueError if it is damaged, names what it may not, declares anything but tensors, or tensors that its files

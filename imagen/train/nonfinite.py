@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def guard(gradients: Sequence[Tensor], factor: Tensor | None, finite: Tensor | None) -> Tensor | None:
+def mask_gradients(gradients: Sequence[Tensor], factor: Tensor | None, finite: Tensor | None) -> Tensor | None:
     """Multiply gradients by `factor` in place, or make them 0 where not `finite`.
 
     Returns 1, or 0 if nothing is to change: by which the rates of all updates are to be multiplied; None without
@@ -20,7 +20,7 @@ def guard(gradients: Sequence[Tensor], factor: Tensor | None, finite: Tensor | N
     return finite.to(factor.dtype)
 
 
-def blend_(values: list[Tensor], others: list[Tensor], weight: float, ok: Tensor | None) -> None:
+def lerp_(values: list[Tensor], others: list[Tensor], weight: float, ok: Tensor | None) -> None:
     """values <- values + weight (others - values), or as they are if `ok` is 0."""
     if ok is None:
         torch._foreach_lerp_(values, others, weight)
@@ -28,7 +28,7 @@ def blend_(values: list[Tensor], others: list[Tensor], weight: float, ok: Tensor
         torch._foreach_lerp_(values, others, [weight * ok] * len(values))
 
 
-def shrink_(values: list[Tensor], share: float, ok: Tensor | None) -> None:
+def decay_(values: list[Tensor], share: float, ok: Tensor | None) -> None:
     """values <- (1 - share) values, or as they are if `ok` is 0."""
     if share:
         torch._foreach_mul_(values, 1 - share if ok is None else 1 - share * ok)

@@ -10,8 +10,8 @@ from imagen.data.loading.batches import Batch
 from imagen.models.unet import UNet
 from imagen.precision import autocast, autocast_dtype
 from imagen.stage.loss import Noising
-from imagen.train.config import Experiment
 from imagen.train.ema import Ema
+from imagen.train.experiment import Experiment
 from imagen.train.flops import meta_unet, picture_flops
 from imagen.train.optim import build_optimizer
 from imagen.train.ranks import Ranks
@@ -21,7 +21,7 @@ TOKENS = 12  # of a caption
 
 
 @dataclass(frozen=True)
-class Speed:
+class Throughput:
     """What was measured."""
 
     seconds_per_step: float
@@ -33,7 +33,9 @@ class Speed:
         return gflop / self.gflops
 
 
-def time_steps(experiment: Experiment, device: torch.device, *, seconds: float = 2.0, most: int = 20) -> Speed:
+def measure_throughput(
+    experiment: Experiment, device: torch.device, *, seconds: float = 2.0, most: int = 20
+) -> Throughput:
     """Train a new network of `experiment` for about `seconds` after a first step, and return its speed.
 
     Loading data is not part of it. The fastest step counts: others share the machine with whatever else runs.
@@ -55,7 +57,7 @@ def time_steps(experiment: Experiment, device: torch.device, *, seconds: float =
         taken.append(time.monotonic() - began)
     best = min(taken[1:])
     flops = 3 * picture_flops(meta_unet(experiment), experiment) * batch_size
-    return Speed(seconds_per_step=best, images_per_s=batch_size / best, gflops=flops / 1e9 / best)
+    return Throughput(seconds_per_step=best, images_per_s=batch_size / best, gflops=flops / 1e9 / best)
 
 
 def random_batch(experiment: Experiment, position: int, count: int) -> Batch:
