@@ -312,7 +312,8 @@ def fill_zeros(unet: Any) -> None:
 def training(name: str, batch: int, device: Any, compiled: bool, dry: bool) -> dict[str, Any]:
     import torch
 
-    from imagen.train.flops import meta_unet, picture_flops, stated_tflops
+    from imagen.gpus import identify_gpu
+    from imagen.train.flops import meta_unet, picture_flops
 
     began = time.monotonic()
     step = Training(name, batch, device, compiled)
@@ -321,9 +322,9 @@ def training(name: str, batch: int, device: Any, compiled: bool, dry: bool) -> d
     ms = timed(step, device, 1 if dry else 10, 1)
     flops = picture_flops(meta_unet(step.experiment), step.experiment, backward=True) * batch
     row = {"start_s": started_s, "ms": ms, "images_per_s": 1e3 * batch / ms, "loss": sum(first.losses) / batch}
-    peak = None if dry else stated_tflops(torch.cuda.get_device_name())
-    if peak is not None:
-        row["mfu"] = flops / (ms / 1e3) / (peak[0] * 1e12)
+    gpu = None if dry else identify_gpu(torch.cuda.get_device_name())
+    if gpu is not None and gpu.tflops is not None:
+        row["mfu"] = flops / (ms / 1e3) / (gpu.tflops * 1e12)
     row |= memory(device)
     if not dry:
         row["synchronisations"] = synchronisations(step)

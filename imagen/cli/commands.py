@@ -170,9 +170,9 @@ def assemble(options: argparse.Namespace) -> None:
 
     assemble(options.runs, options.out)
     if options.half:
-        from imagen.cascade.halve import halve
+        from imagen.cascade.float16 import convert_to_float16
 
-        halve(options.out)
+        convert_to_float16(options.out)
     joined = f"{_counted(len(options.runs), 'run')} joined"
     print(f"{options.out}: {joined}; draw with it: imagen sample {options.out} PROMPT --out DIR")
     push_cascade(options.out, options.push)

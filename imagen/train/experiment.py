@@ -1,4 +1,4 @@
-"""One experiment: everything that decides what a training run does."""
+"""The config of a training run, and overrides from the command line."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from imagen.train.parallel import ParallelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A preset, resolved: which stage is trained, on what, and how."""
+    """A resolved preset: which stage is trained, on what, and how."""
 
     name: str
     stage: StageConfig
@@ -30,7 +30,7 @@ class Experiment:
 
 
 def check(experiment: Experiment, world_size: int = 1) -> None:
-    """UserError, naming the field, if a value is out of range or the parts of an experiment do not fit each other."""
+    """Raise UserError, naming the field, for a value out of range or parts that do not fit each other."""
     stage, text, config, unet = experiment.stage, experiment.text, experiment.train, experiment.stage.unet
     for part in (text, experiment.data, experiment.optim, config):
         if part is not None:
@@ -63,11 +63,11 @@ def check(experiment: Experiment, world_size: int = 1) -> None:
 
 
 def override(experiment: Experiment, arguments: Sequence[str]) -> Experiment:
-    """`experiment` with fields set from a command line: --train.batch_size 64 or --optim.lr=2e-4.
+    """Return `experiment` with fields set from a command line: --train.batch_size 64 or --optim.lr=2e-4.
 
-    Values are JSON, or plain text where that fails; parts of lists go by number: --stage.unet.levels.0.channels 64.
-    `-` and `_` in names are the same. UserError for an unknown field (with the nearest known one) or a value of the
-    wrong type.
+    Values are JSON, or plain text where that fails; list elements have a number: --stage.unet.levels.0.channels 64.
+    `-` and `_` in names are the same. Raises UserError for an unknown field, with the nearest known one, or a value of
+    the wrong type.
     """
     value = to_json(experiment)
     queue = list(arguments)

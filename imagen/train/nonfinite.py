@@ -1,4 +1,4 @@
-"""An update that does nothing where a gradient is not finite, decided on the device: nobody looks at a number."""
+"""Skip an update with non-finite gradients on the device, without a synchronisation."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,9 @@ from torch import Tensor
 
 
 def mask_gradients(gradients: Sequence[Tensor], factor: Tensor | None, finite: Tensor | None) -> Tensor | None:
-    """Multiply gradients by `factor` in place, or make them 0 where not `finite`.
+    """Multiply gradients by `factor` in place, or set them to 0 if not `finite`.
 
-    Returns 1, or 0 if nothing is to change: by which the rates of all updates are to be multiplied; None without
-    `finite`.
+    Returns the factor for the rates of all updates: 1, or 0 if nothing is to change; None if `finite` is None.
     """
     if factor is None or finite is None or not gradients:
         return None
@@ -21,7 +20,7 @@ def mask_gradients(gradients: Sequence[Tensor], factor: Tensor | None, finite: T
 
 
 def lerp_(values: list[Tensor], others: list[Tensor], weight: float, ok: Tensor | None) -> None:
-    """values <- values + weight (others - values), or as they are if `ok` is 0."""
+    """Compute values <- values + weight (others - values) in place; leave them unchanged if `ok` is 0."""
     if ok is None:
         torch._foreach_lerp_(values, others, weight)
     else:
@@ -29,6 +28,6 @@ def lerp_(values: list[Tensor], others: list[Tensor], weight: float, ok: Tensor 
 
 
 def decay_(values: list[Tensor], share: float, ok: Tensor | None) -> None:
-    """values <- (1 - share) values, or as they are if `ok` is 0."""
+    """Compute values <- (1 - share) values in place; leave them unchanged if `ok` is 0."""
     if share:
         torch._foreach_mul_(values, 1 - share if ok is None else 1 - share * ok)

@@ -1,4 +1,4 @@
-"""How fast this machine trains a preset: a few real steps on random pictures, before anything long begins."""
+"""Measure the training throughput of this machine with a few real steps on random images."""
 
 import time
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ from imagen.train.optim import build_optimizer
 from imagen.train.ranks import Ranks
 from imagen.train.step import training_step
 
-TOKENS = 12  # of a caption
+TOKENS = 12  # per caption
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """What was measured."""
+    """A measured training throughput."""
 
     seconds_per_step: float
     images_per_s: float
     gflops: float  # 10^9 operations per second, counting three forward passes for a step
 
     def forward_seconds(self, gflop: float) -> float:
-        """Return about how long forward passes of so many 10^9 operations take, at the pace of training."""
+        """Estimate the duration of forward passes of `gflop` 10^9 operations from that of training."""
         return gflop / self.gflops
 
 
@@ -38,7 +38,7 @@ def measure_throughput(
 ) -> Throughput:
     """Train a new network of `experiment` for about `seconds` after a first step, and return its speed.
 
-    Loading data is not part of it. The fastest step counts: others share the machine with whatever else runs.
+    Data loading is excluded. The fastest step counts: slower ones may share the machine with other programs.
     """
     stage, batch_size = experiment.stage, experiment.train.batch_size
     with torch.random.fork_rng(devices=[]):
@@ -61,7 +61,7 @@ def measure_throughput(
 
 
 def random_batch(experiment: Experiment, position: int, count: int) -> Batch:
-    """Return `count` samples of noise for pictures and for texts, in the shapes that the loader would give."""
+    """Return a batch of `count` random images and text embeddings, in the shapes that the loader gives."""
     stage, text = experiment.stage, experiment.text
     side = experiment.data.crop or stage.resolution
     image = torch.randint(0, 256, (count, stage.unet.image_channels, side, side), dtype=torch.uint8)

@@ -209,7 +209,7 @@ class Lines:
 
 def test_the_most_that_fits_with_the_least_computed_again():
     def chosen(usable, *fields):
-        found = choose(Lines(experiment("--train.batch_size", "64", *fields), 2), Card(usable), "card")
+        found = choose(Lines(experiment("--train.batch_size", "64", *fields), 2), usable, "card")
         assert found.window.peak <= usable
         return found.parallel.checkpointing, found.micro_batch
 
@@ -226,13 +226,6 @@ def test_the_most_that_fits_with_the_least_computed_again():
         chosen(129)
     with pytest.raises(UserError, match=r"8 pictures at a time .* a smaller micro-batch or more shards"):
         chosen(115, "--train.micro_batch", "8")
-
-
-class Card:
-    """A GPU of so many bytes."""
-
-    def __init__(self, usable):
-        self.usable = usable
 
 
 def test_candidates_divide_the_share():

@@ -135,7 +135,7 @@ def test_mistakes(saved, tmp_path):
     folder, _ = saved
     with pytest.raises(UserError, match="holds no snapshots"):
         reconstruct(tmp_path, 0.1)
-    with pytest.raises(UserError, match=r"no snapshots of averages by decay 0.9: see train.ema_snapshot_every"):
+    with pytest.raises(UserError, match=r"no EMA snapshots by decay 0.9: see train.ema_snapshot_every"):
         tracked(folder, 0.9)
     with pytest.raises(UserError, match="no snapshots of step 2960; the nearest are of step 3000"):
         reconstruct(folder, 0.1, 2960)
