@@ -12,7 +12,7 @@ from toy import experiment, go
 from imagen.data.loading.batches import Batch
 from imagen.data.loading.loader import Loader
 from imagen.models.layers import Attention
-from imagen.train import on_the_fly
+from imagen.train import data
 from imagen.train.clock import StepTimer, Stopwatch, peak_memory
 from imagen.train.parallel import ParallelConfig
 from imagen.train.ranks import Ranks, process_group
@@ -58,7 +58,7 @@ class Given(Ranks):
 def test_slowest_rank_is_compared_with_the_median_of_the_others(now):
     clock = StepTimer(Given())
     with clock.step(8):
-        with clock.working.running():
+        with clock.compute.running():
             now[0] += 1.0
         now[0] += 1.0
     row = clock.row()
@@ -115,7 +115,7 @@ def lag(parallel, shards, run, what):
     """A run in which rank 1 is late with `what`."""
     with process_group() as ranks:
         if ranks.rank == 1 and what == "data":
-            on_the_fly.Loader = Late
+            data.Loader = Late
         if ranks.rank == 1 and what == "work":
             forward = Attention.forward
             Attention.forward = lambda *arguments: time.sleep(0.1) or forward(*arguments)
