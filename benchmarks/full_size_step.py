@@ -32,7 +32,7 @@ from imagen.data.shards.dataset import index_folder, open_split, splits
 from imagen.emoji.dataset import build_emoji
 from imagen.models.config import UNetConfig
 from imagen.presets import preset
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 from imagen.train import model as training
 from imagen.train.experiment import Experiment
 from imagen.train.optim import OptimConfig

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagen.data.embed.encode import Encoder
 from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.loader import Loader
 from imagen.data.shards.dataset import ShardedDataset, index_folder, splits
 from imagen.errors import UserError
 from imagen.text.encoder import LazyEncoder
+from imagen.text.protocol import DatasetEncoder
 from imagen.train.experiment import Experiment
 from imagen.train.on_the_fly import EncodingLoader, unconditional
 from imagen.train.ranks import Ranks
@@ -25,7 +25,7 @@ AnyLoader = Loader | EncodingLoader
 class TrainingData:
     """The shards of a run and the text embeddings of their captions, from sidecars or from an encoder."""
 
-    def __init__(self, experiment: Experiment, folder: str | Path, ranks: Ranks, encoder: Encoder | None = None):
+    def __init__(self, experiment: Experiment, folder: str | Path, ranks: Ranks, encoder: DatasetEncoder | None = None):
         """Open the training split. Reads headers only: no image is decoded, no encoder loaded.
 
         encoder: for `data.on_the_fly`; default: the one of `experiment.text`, loaded when it is first used.

@@ -10,7 +10,7 @@ from imagen.errors import UserError, suggest
 from imagen.files import parse_json
 from imagen.jsonconfig import from_json, to_json
 from imagen.stage.config import StageConfig
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 from imagen.train.config import TrainConfig, micro_batches
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig

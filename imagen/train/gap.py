@@ -2,7 +2,7 @@
 
 from itertools import islice
 
-from imagen.stage.loss import Noising
+from imagen.stage.loss import ForwardProcess
 from imagen.train.callbacks import Callback
 from imagen.train.setup import TrainingRun
 from imagen.train.validation import ConditionalGap
@@ -22,7 +22,7 @@ class ValidationGap(Callback):
         size = max(2, min(BATCH, run.config.gap_samples))
         count = -(-run.config.gap_samples // size)
         loader = run.data.validation_loader(size, run.config.seed, run.ranks.device)
-        forward_process = Noising(
+        forward_process = ForwardProcess(
             run.experiment.stage,
             seed=run.config.seed,
             batch_size=size * count,

@@ -7,19 +7,19 @@ encoder. A cached one would depend on the batches before, and a resumed run woul
 from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from imagen.data.embed.encode import BATCH_TOKENS, Encoder, token_batches
-from imagen.data.embed.sidecar import pad
+from imagen.data.embed.encode import BATCH_TOKENS, token_batches
 from imagen.data.loading.batches import Batch
 from imagen.data.loading.loader import Loader
+from imagen.text.embeddings import pad_embeddings, unconditional_embedding
+from imagen.text.protocol import DatasetEncoder
 
 
 class EncodingLoader:
     """Adds the text embeddings of an encoder to the batches of a loader without text."""
 
-    def __init__(self, loader: Loader, encoder: Encoder):
+    def __init__(self, loader: Loader, encoder: DatasetEncoder):
         self.loader, self.encoder = loader, encoder
 
     def __iter__(self) -> Iterator[Batch]:
@@ -27,22 +27,20 @@ class EncodingLoader:
             yield with_text(batch, self.encoder)
 
 
-def with_text(batch: Batch, encoder: Encoder) -> Batch:
+def with_text(batch: Batch, encoder: DatasetEncoder) -> Batch:
     """Return `batch` with the embeddings of its captions, [B, L, D] and [B, L]: a function of its captions alone."""
     captions = list(dict.fromkeys(batch.captions))
     tokens: dict[str, Tensor] = {}
     for rows in token_batches(encoder.lengths(captions), BATCH_TOKENS):
         together = [captions[row] for row in rows]
         tokens.update(zip(together, map(_stored, encoder.encode(together)), strict=True))
-    text_BLD, mask_BL = pad([tokens[caption] for caption in batch.captions])
+    text_BLD, mask_BL = pad_embeddings([tokens[caption] for caption in batch.captions])
     return replace(batch, text=text_BLD, text_mask=mask_BL)
 
 
-def unconditional(encoder: Encoder) -> Tensor:
+def unconditional(encoder: DatasetEncoder) -> Tensor:
     """Return the unconditional embedding [L0, D], float32, as a sidecar would store it."""
-    if encoder.config.unconditional == "zeros":
-        return torch.zeros(1, encoder.config.width)
-    return _stored(encoder.encode([""])[0])
+    return _stored(unconditional_embedding(encoder.config, lambda: encoder.encode([""])[0]))
 
 
 def _stored(tokens_LD: Tensor) -> Tensor:

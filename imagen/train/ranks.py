@@ -115,7 +115,7 @@ def process_group(device: torch.device | str | None = None) -> Iterator[Ranks]:
         raise UserError(f"the processes cannot meet at {meeting}: {str(error).splitlines()[0]}") from None
     # NOTE torchrun uses one store for all attempts, which still contains the addresses of killed ranks: each attempt
     # needs its own keys. Machines count attempts differently; with several, keep torchrun from sharing the store
-    # (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, see docs/scale.md).
+    # (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, see docs/howto/scale.md).
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE") == "1" else "0"
     store = dist.PrefixStore(f"attempt {attempt}", store)
     arguments: dict[str, Any] = {"store": store, "rank": rank, "world_size": world_size, "device_id": bound}

@@ -10,12 +10,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from imagen.data.embed.encode import Encoder
 from imagen.data.loading.batches import Batch
 from imagen.jsonconfig import to_json
 from imagen.models.compiling import cache_folder
 from imagen.precision import precision_name
-from imagen.stage.loss import Noising
+from imagen.stage.loss import ForwardProcess
+from imagen.text.protocol import DatasetEncoder
 from imagen.train.checkpointing import Checkpointer
 from imagen.train.clock import StepTimer
 from imagen.train.config import micro_batches
@@ -52,7 +52,7 @@ class TrainingRun:
         ranks: Ranks,
         report: Report = print,
         minutes: float | None = None,
-        encoder: Encoder | None = None,
+        encoder: DatasetEncoder | None = None,
     ):
         """All ranks call this together, within `rundir.locked`. Parameters as for `imagen.train.trainer.train`."""
         self.stopper = Stopper(minutes, time.monotonic())  # setting up counts
@@ -73,7 +73,7 @@ class TrainingRun:
         self._resume()
 
         self.loader = self.data.training_loader(self.images, self.micro_batch, ranks)
-        self.forward_process = Noising(
+        self.forward_process = ForwardProcess(
             experiment.stage,
             seed=self.config.seed,
             batch_size=self.config.batch_size,

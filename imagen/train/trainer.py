@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imagen.data.embed.encode import Encoder
 from imagen.devices import default_device
 from imagen.files import write_json
+from imagen.text.protocol import DatasetEncoder
 from imagen.train.callbacks import Callback, is_due
 from imagen.train.console import ConsoleProgress
 from imagen.train.experiment import Experiment
@@ -37,7 +37,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     minutes: float | None = None,
     profile: Span | None = None,
-    encoder: Encoder | None = None,
+    encoder: DatasetEncoder | None = None,
     ranks: Ranks | None = None,
     report: Report = print,
 ) -> TrainResult:
@@ -78,7 +78,7 @@ class Trainer:
         ranks: Ranks | None = None,
         report: Report = print,
         minutes: float | None = None,
-        encoder: Encoder | None = None,
+        encoder: DatasetEncoder | None = None,
     ):
         """Set up the run. Parameters as for `train`, which also locks the folder."""
         ranks = ranks or Ranks()

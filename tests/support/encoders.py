@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class WordEncoder:
     def lengths(self, captions):
         return [len(caption.split()) for caption in captions]
 
-    def uncut_lengths(self, captions):
+    def untruncated_lengths(self, captions):
         return self.lengths(captions)
 
     def encode(self, captions):
@@ -54,7 +54,7 @@ class LengthEncoder:
     def lengths(self, captions):
         return [1 + len(c) for c in captions]
 
-    def uncut_lengths(self, captions):
+    def untruncated_lengths(self, captions):
         return self.lengths(captions)
 
     def encode(self, captions):
@@ -71,7 +71,7 @@ class ToyEncoder:
     def lengths(self, captions):
         return [1 + len(caption) // 2 for caption in captions]
 
-    def uncut_lengths(self, captions):
+    def untruncated_lengths(self, captions):
         return self.lengths(captions)
 
     def encode(self, captions):

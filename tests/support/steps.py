@@ -3,7 +3,7 @@
 import torch
 
 from imagen.data.loading.loader import open_loader
-from imagen.stage.loss import Noising
+from imagen.stage.loss import ForwardProcess
 
 UNCONDITIONAL = torch.full((2, 8), 7.0)
 
@@ -24,7 +24,7 @@ def loaded(shards, what, count, **place):
 
 
 def noising(what, batch_size=None, text_dropout=0.5):
-    return Noising(
+    return ForwardProcess(
         what.stage,
         seed=what.train.seed,
         batch_size=batch_size or what.train.batch_size,

@@ -13,7 +13,7 @@ from imagen.cascade import export_stage
 from imagen.data.loading.config import DataConfig
 from imagen.models.config import Level, UNetConfig
 from imagen.stage.config import StageConfig
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 from imagen.train.callbacks import Callback
 from imagen.train.config import TrainConfig
 from imagen.train.experiment import Experiment

@@ -15,10 +15,10 @@ from imagen.data.loading.config import DataConfig
 from imagen.data.loading.loader import Loader
 from imagen.diffusion import randomness
 from imagen.diffusion.objective import ObjectiveConfig
-from imagen.diffusion.schedule import ScheduleConfig, diffuse, noise_label
+from imagen.diffusion.schedule import ScheduleConfig, build_schedule, diffuse, noise_label
 from imagen.errors import UserError
 from imagen.models.unet import UNet
-from imagen.stage.loss import drop_text
+from imagen.stage.inputs import drop_text
 from imagen.stage.resize import upsample
 from imagen.train.callbacks import Callback
 from imagen.train.optim import OptimConfig, build_optimizer
@@ -116,7 +116,7 @@ def test_super_resolution_inputs(shards):
     given = noise(batch).conditions
     positions = range(8)
     level = randomness.uniform(0, positions, randomness.LOW_RES_LEVEL)
-    logsnr = noise.low_res_schedule(level).float()
+    logsnr = build_schedule(what.stage.low_res_schedule, 16)(level).float()
     eps = randomness.normal((3, 8, 8), 0, positions, randomness.LOW_RES_EPS)
     clean = upsample(batch.low_res.float() / 127.5 - 1, (8, 8))
     torch.testing.assert_close(given["low_res"], diffuse(clean, eps, logsnr))

@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,20 +18,10 @@ from imagen.data.loading.loader import Loader
 from imagen.data.loading.stream import SampleReader, Stream
 from imagen.data.shards.dataset import ShardedDataset, open_split
 from imagen.data.shards.mapped import MappedTensors
+from imagen.text.config import TextConfig
 
 PARTS = ("read", "decode", "resize", "crop and stack", "text")
 BATCH = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Text:
-    """The embeddings that lie beside the shards, as a TextLike."""
-
-    encoder: str
-    revision: str
-    width: int
-    max_tokens: int
-    unconditional: str = "zeros"
 
 
 class _TimedReader(SampleReader):
@@ -127,14 +116,14 @@ def bench(
     }
 
 
-def _first_text(dataset: ShardedDataset) -> _Text | None:
+def _first_text(dataset: ShardedDataset) -> TextConfig | None:
     """Return the text config of the first sidecar in alphabetical order; None without one."""
     names = sorted(name for name in dataset.beside(0) if name.endswith(".text.safetensors"))
     if not names:
         return None
     dataset.bring(names[:1])
     header = MappedTensors(dataset.folder / names[0], "encode again").metadata
-    return _Text(
+    return TextConfig(
         encoder=header["encoder"],
         revision=header["revision"],
         width=int(header["width"]),

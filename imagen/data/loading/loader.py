@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from imagen.data.embed.sidecar import Embeddings, TextLike
+from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.batches import Batch
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.stream import SampleReader, Stream
 from imagen.data.shards.dataset import ShardedDataset, open_split
 from imagen.errors import UserError
+from imagen.text.config import TextConfig
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class Loader:
 
 
 def open_loader(
-    folder: str | Path, config: DataConfig, *, split: str = "train", text: TextLike | None = None, **options: Any
+    folder: str | Path, config: DataConfig, *, split: str = "train", text: TextConfig | None = None, **options: Any
 ) -> Loader:
     """Open a split of the data set `folder`, with the sidecars of `text` (None: no text), and return its loader.
 

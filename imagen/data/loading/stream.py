@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from imagen.data.embed.sidecar import Embeddings, TextLike, pad
+from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.batches import Batch
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.order import Order, random_bits
@@ -14,6 +14,8 @@ from imagen.data.loading.transforms import aligned_crop, choose_image, decode, f
 from imagen.data.shards.captions import drawn
 from imagen.data.shards.dataset import BadSample, ShardedDataset, open_split
 from imagen.errors import UserError
+from imagen.text.config import TextConfig
+from imagen.text.embeddings import pad_embeddings
 
 _TRIES = 100  # bad samples in a row before the stream gives up
 
@@ -119,7 +121,7 @@ class SampleReader:
         text = mask = None
         if self.embeddings is not None:
             tokens = (self.embeddings.tokens(i, caption, n) for i, (n, caption) in zip(indices, captions, strict=True))
-            text, mask = pad(list(tokens))
+            text, mask = pad_embeddings(list(tokens))
         return Batch(
             position=position,
             keys=[self.dataset.key(i) for i in indices],
@@ -138,7 +140,7 @@ def dataset_batch(
     *,
     resolution: int,
     low_resolution: int | None = None,
-    text: TextLike | None = None,
+    text: TextConfig | None = None,
     channels: int = 3,
     split: str = "train",
 ) -> Batch:

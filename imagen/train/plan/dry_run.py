@@ -25,7 +25,7 @@ from imagen.data.loading.batches import Batch
 from imagen.errors import UserError
 from imagen.models.unet import UNet
 from imagen.precision import autocast
-from imagen.stage.loss import Noised, Noising
+from imagen.stage.loss import CleanBatch, ForwardProcess, NoisedBatch
 from imagen.train.ema import build_emas
 from imagen.train.experiment import Experiment
 from imagen.train.half import HalfCopy
@@ -140,7 +140,7 @@ class DryRun:
         """Trace a step of this rank's share of `train.batch_size`, with this checkpointing and micro-batch."""
         count = self.experiment.train.batch_size // self.world_size // micro_batch
         recompute(self.unet if self.copy is None else self.copy.network, parallel)
-        noising = _FakeForwardProcess(
+        forward_process = _FakeForwardProcess(
             self.ledger,
             self.experiment.stage,
             seed=0,
@@ -157,7 +157,7 @@ class DryRun:
                 self.network,
                 self._batches(micro_batch, min(2, count)),
                 min(2, count),
-                noising,
+                forward_process,
                 optimizer,  # type: ignore[arg-type]  # has the methods that a step calls
                 clip_norm=self.experiment.optim.clip_norm,
                 autocast=self.computing,
@@ -189,14 +189,14 @@ class DryRun:
         self.ledger.updating = True
 
 
-class _FakeForwardProcess(Noising):
+class _FakeForwardProcess(ForwardProcess):
     """The forward process as one moment of the tracker, so that steps of all sizes have the same moments."""
 
     def __init__(self, ledger: Ledger, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._ledger = ledger
 
-    def __call__(self, batch: Batch) -> Noised:
+    def __call__(self, batch: CleanBatch) -> NoisedBatch:
         self._ledger.one_moment = True
         try:
             return super().__call__(batch)
