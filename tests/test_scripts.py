@@ -8,8 +8,7 @@ import pytest
 
 from imagen.cli.arguments import parse
 from imagen.presets import preset
-from imagen.train.config import check
-from imagen.train.experiment import override
+from imagen.train.experiment import check, override
 
 SCRIPTS = sorted((Path(__file__).parent.parent / "runs").glob("emoji_*.sh"))
 

@@ -123,7 +123,7 @@ def data_bench(options: argparse.Namespace) -> None:
 
 def presets(options: argparse.Namespace) -> None:
     from imagen.presets import PRESETS
-    from imagen.train.run import describe
+    from imagen.presets.description import describe
 
     rows = [describe(function()) for function in PRESETS.values()]
     if options.json:
@@ -152,12 +152,12 @@ def config(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     experiment = _experiment(options)
-    from imagen.train.ranks import joined
+    from imagen.train.ranks import process_group
     from imagen.train.run import train_run
 
-    with joined(choose_device(options.device) if options.device else None) as ranks:
+    with process_group(choose_device(options.device) if options.device else None) as ranks:
         train_run(experiment, options.data, options.out, minutes=options.minutes, profile=options.profile, ranks=ranks)
-    if not ranks.first:
+    if not ranks.is_first:
         return
     if experiment.stage.low_resolution is None:
         print(f"draw with it: imagen sample {options.out} PROMPT --out DIR")
@@ -171,9 +171,9 @@ def assemble(options: argparse.Namespace) -> None:
 
     assemble(options.runs, options.out)
     if options.half:
-        from imagen.cascade.halve import halve
+        from imagen.cascade.float16 import convert_to_float16
 
-        halve(options.out)
+        convert_to_float16(options.out)
     joined = f"{_counted(len(options.runs), 'run')} joined"
     print(f"{options.out}: {joined}; draw with it: imagen sample {options.out} PROMPT --out DIR")
     push_cascade(options.out, options.push)
@@ -192,8 +192,7 @@ def _counted(count: int, what: str) -> str:
 
 def _experiment(options: argparse.Namespace) -> "Experiment":
     from imagen.presets import preset
-    from imagen.train.config import check
-    from imagen.train.experiment import override
+    from imagen.train.experiment import check, override
 
     experiment = override(preset(options.preset), options.overrides)
     check(experiment)

@@ -15,13 +15,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import imagen.train.run as running
 from imagen import presets
 from imagen.cascade.storage import _hash
 from imagen.cli.arguments import parse
 from imagen.data.shards.index import index_shard
 from imagen.emoji.presets import MINILM
 from imagen.errors import UserError
+from imagen.presets import description
+from imagen.train import export
 
 COMMANDS = [
     "",
@@ -158,7 +159,7 @@ def test_trouble_with_the_machine_is_one_line(monkeypatch, mistake, error, messa
     def fail(*_arguments, **_options):
         raise error
 
-    monkeypatch.setattr(running, "describe", fail)
+    monkeypatch.setattr(description, "describe", fail)
     assert message in mistake("presets")
 
 
@@ -322,20 +323,18 @@ def test_a_disk_that_is_full_while_training(made, copy, mistake, imagen, quick, 
     before = files(run)
     train = ["train", "debug_64", "--data", made / "shards", "--out", run, *quick, "--train.steps", 8]
     if what == "checkpoints":
-        monkeypatch.setattr(
-            running, "export_stage", lambda *_, **__: None
-        )  # it would fail first: checkpoints take time
+        monkeypatch.setattr(export, "export_stage", lambda *_, **__: None)  # it would fail first: checkpoints take time
         with largest_file(limit):
             said = mistake(*train)
         monkeypatch.undo()
     else:
-        original = running.export_stage
+        original = export.export_stage
 
         def export_stage(*arguments, **options):
             with largest_file(100_000):
                 original(*arguments, **options)
 
-        monkeypatch.setattr(running, "export_stage", export_stage)
+        monkeypatch.setattr(export, "export_stage", export_stage)
         said = mistake(*train)
         monkeypatch.undo()
     assert re.search(rf"cannot write {run}/{what}/.*: .*File too large.*; free some space", said)

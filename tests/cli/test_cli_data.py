@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import torch
 from corpus import DEFECTS, REPEATS, encoded, pair, picture, write
+from samples import read_sample
 
 from imagen.data.embed.sidecar import Embeddings
 from imagen.data.shards.dataset import open_split
@@ -55,7 +56,7 @@ def test_what_is_no_shards_is_one_line(mistake, tmp_path):
 
 def test_pairs_in_the_line_formats_of_the_paddle_implementation_train(imagen, made, quick, tmp_path):
     dataset = open_split(made / "shards")
-    samples = [dataset.sample(i) for i in range(24)]
+    samples = [read_sample(dataset, i) for i in range(24)]
     images = [base64.b64encode(sample.members["256.png"]).decode() for sample in samples]
     steps = [*quick, "--train.steps", 50, "--train.sample_every", 0, "--train.gap_every", 0, "--train.log_every", 25]
     torch.set_num_threads(1)

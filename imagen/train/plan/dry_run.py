@@ -1,5 +1,8 @@
-"""A training step of one rank among many, of which there is none: the real model, spread as in training, of tensors
-that have a shape but no numbers, in a group of processes that answers nothing."""
+"""Dry run: one training step of one rank on fake tensors, to count memory, FLOPs and traffic.
+
+Model, optimizer and step are the real ones, distributed as in training, in a fake process group whose collectives do
+nothing.
+"""
 
 import warnings
 from collections.abc import Iterator
@@ -23,40 +26,40 @@ from imagen.errors import UserError
 from imagen.models.unet import UNet
 from imagen.precision import autocast
 from imagen.stage.loss import CleanBatch, ForwardProcess, NoisedBatch
-from imagen.train.config import Experiment
-from imagen.train.ema import averages
+from imagen.train.ema import build_emas
+from imagen.train.experiment import Experiment
 from imagen.train.half import HalfCopy
 from imagen.train.optim import build_optimizer
 from imagen.train.parallel import ParallelConfig, build_mesh, parallelize, recompute
 from imagen.train.ranks import Ranks
-from imagen.train.state import materialise
+from imagen.train.state import create_optimizer_state
 from imagen.train.step import launch_step
 
 
 @dataclass(frozen=True)
-class Traced:
-    """One step of a rank, of `micro_batches` micro-batches of `micro_batch` pictures, of which two were traced."""
+class TracedStep:
+    """One step of a rank with `micro_batches` micro-batches of `micro_batch` images; two of them were traced."""
 
     parallel: ParallelConfig
     micro_batch: int
     micro_batches: int
     window: Window
-    groups: dict[str, str]  # name of the dimension of the mesh, by that of a group of ranks
+    groups: dict[str, str]  # name of the mesh dimension, by name of the process group
 
     @property
     def flops(self) -> dict[str, int]:
-        """Of a rank and step, by phase."""
+        """FLOPs per rank and step, by phase."""
         return _whole_step(self.window.flops, self.micro_batches)
 
     @property
     def sent(self) -> dict[tuple[str, str], int]:
-        """Bytes of a rank and step, by collective and dimension of the mesh."""
+        """Bytes sent per rank and step, by collective and mesh dimension."""
         named = {(part, name, self.groups[group]): sent for (part, name, group), sent in self.window.sent.items()}
         return _whole_step(named, self.micro_batches)
 
 
 def _whole_step(counted: dict[Any, int], micro_batches: int) -> dict[Any, int]:
-    """All micro-batches but the last are like the first; the last one's part has the update, too."""
+    """Scale to a whole step: micro-batches but the last equal the first; the last one includes the update."""
     total: dict[Any, int] = {}
     for (part, *rest), count in counted.items():
         key = tuple(rest) if len(rest) > 1 else rest[0]
@@ -65,11 +68,11 @@ def _whole_step(counted: dict[Any, int], micro_batches: int) -> dict[Any, int]:
     return total
 
 
-class Rehearsal:
-    """Inside `with`: one rank, ready to train. Steps of any size can be traced, one after another.
+class DryRun:
+    """One rank ready to train, inside `with`. Steps with any micro-batch can be traced one after another.
 
-    held: bytes of its parameters, gradients, optimizer and averages. stored: bytes of a whole checkpoint's tensors.
-    dtype: of the network's arithmetic; None: float32. gpu: the arithmetic is a GPU's, else a CPU's.
+    held: bytes of its parameters, gradients, optimizer and EMAs. stored: bytes of a whole checkpoint's tensors.
+    dtype: of the network's arithmetic; None: float32. gpu: count a GPU's arithmetic, else a CPU's.
     """
 
     held: dict[str, int]
@@ -80,7 +83,7 @@ class Rehearsal:
         self.ledger = Ledger()
         self._stack = ExitStack()
 
-    def __enter__(self) -> "Rehearsal":
+    def __enter__(self) -> "DryRun":
         with ExitStack() as stack:
             stack.enter_context(_fake_group(self.world_size))
             mesh = build_mesh(self.experiment.parallel, "cpu", self.world_size)
@@ -99,33 +102,33 @@ class Rehearsal:
         self._stack.__exit__(*error)
 
     def _set_up(self, mesh: Any) -> None:
-        """What `Trainer` sets up."""
+        """Set up what `imagen.train.setup` does."""
         experiment, ledger = self.experiment, self.ledger
         plain = replace(experiment.parallel, checkpointing="none", checkpoint_levels=(), compile=False)
         self.unet = UNet(experiment.stage.unet)
         if mesh is None:
-            for parameter in self.unet.parameters():  # nn.Module.to cannot exchange fake ones
+            for parameter in self.unet.parameters():  # nn.Module.to cannot replace fake tensors
                 if parameter.ndim == 4:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.parameters = sum(parameter.numel() for parameter in self.unet.parameters())
-        halved = self.gpu and self.dtype is torch.bfloat16
-        self.copy = HalfCopy(self.unet, torch.bfloat16) if halved and self.world_size == 1 else None
+        low_precision = self.gpu and self.dtype is torch.bfloat16
+        self.copy = HalfCopy(self.unet, torch.bfloat16) if low_precision and self.world_size == 1 else None
         self.computing = (
-            nullcontext if halved and (self.copy or mesh is not None) else partial(autocast, "cpu", self.dtype)
+            nullcontext if low_precision and (self.copy or mesh is not None) else partial(autocast, "cpu", self.dtype)
         )
         self.network = parallelize(self.unet, plain, mesh, self.world_size, dtype=self.dtype)
         if isinstance(self.network, DistributedDataParallel):
             self.network.register_comm_hook(None, _all_reduce)
         self.optimizer = build_optimizer(self.unet.named_parameters(), experiment.optim)
         config = experiment.train
-        kept = averages(self.unet, config.ema_decay, config.ema_decays, config.ema_sigma_rels)
-        self.averages = list(kept.values())
-        materialise(self.unet, self.optimizer)
+        emas = build_emas(self.unet, config.ema_decay, config.ema_decays, config.ema_sigma_rels)
+        self.emas = list(emas.values())
+        create_optimizer_state(self.unet, self.optimizer)
         states = [state for part in self.optimizer.optimizers for state in part.state.values()]
         tensors = {
             "parameters": [*self.unet.parameters(), *self.unet.buffers()],
             "optimizer": [value for state in states for value in state.values()],
-            "ema": [value for average in self.averages for value in average.weights.values()],
+            "ema": [value for ema in self.emas for value in ema.weights.values()],
         }
         if self.copy is not None:
             tensors["casts"] = list(self.copy.network.parameters())
@@ -133,8 +136,8 @@ class Rehearsal:
         kept_on_disk = [tensor for kind, those in tensors.items() if kind != "casts" for tensor in those]
         self.stored = sum(tensor.numel() * tensor.element_size() for tensor in kept_on_disk)
 
-    def trace(self, parallel: ParallelConfig, micro_batch: int) -> Traced:
-        """A step, with that checkpointing, of this rank's share of `train.batch_size`, so many pictures at a time."""
+    def trace(self, parallel: ParallelConfig, micro_batch: int) -> TracedStep:
+        """Trace a step of this rank's share of `train.batch_size`, with this checkpointing and micro-batch."""
         count = self.experiment.train.batch_size // self.world_size // micro_batch
         recompute(self.unet if self.copy is None else self.copy.network, parallel)
         forward_process = _FakeForwardProcess(
@@ -147,7 +150,7 @@ class Rehearsal:
             text_dropout=self.experiment.train.text_dropout,
             schedule=self.experiment.train.schedule,
         )
-        optimizer = _Watched(self)
+        optimizer = _WatchedOptimizer(self)
         self.ledger.updating = False
         with self.ledger.window() as windows:
             launch_step(
@@ -155,16 +158,16 @@ class Rehearsal:
                 self._batches(micro_batch, min(2, count)),
                 min(2, count),
                 forward_process,
-                optimizer,  # type: ignore[arg-type]  # as much of an Optimizers as a step needs
+                optimizer,  # type: ignore[arg-type]  # has the methods that a step calls
                 clip_norm=self.experiment.optim.clip_norm,
                 autocast=self.computing,
                 ranks=Ranks(world_size=self.world_size),
                 copy=self.copy,
                 waits=not self.gpu,
             )
-            for average in self.averages:
-                average.update(self.unet, 1)
-        return Traced(parallel, micro_batch, count, windows[0], self.groups)
+            for ema in self.emas:
+                ema.update(self.unet, 1)
+        return TracedStep(parallel, micro_batch, count, windows[0], self.groups)
 
     def _batches(self, size: int, count: int) -> Iterator[Batch]:
         stage, text = self.experiment.stage, self.experiment.text
@@ -187,7 +190,7 @@ class Rehearsal:
 
 
 class _FakeForwardProcess(ForwardProcess):
-    """The forward process as one moment of the ledger, so that batches of any size have the same moments."""
+    """The forward process as one moment of the tracker, so that steps of all sizes have the same moments."""
 
     def __init__(self, ledger: Ledger, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -201,30 +204,30 @@ class _FakeForwardProcess(ForwardProcess):
             self._ledger.one_moment = False
 
 
-class _Watched:
-    """The optimizer, which tells the ledger what the gradients are."""
+class _WatchedOptimizer:
+    """Marks the gradients in the ledger before the update."""
 
-    def __init__(self, rehearsal: Rehearsal):
-        self._rehearsal = rehearsal
+    def __init__(self, dry_run: DryRun):
+        self._dry_run = dry_run
 
     def step(self, factor: Tensor | None = None, finite: Tensor | None = None) -> None:
-        gradients = [parameter.grad for parameter in self._rehearsal.unet.parameters()]
-        marked = self._rehearsal.ledger.mark("gradients", [tensor for tensor in gradients if tensor is not None])
-        self._rehearsal.held["gradients"] = marked
-        self._rehearsal.optimizer.step(factor, finite)
+        gradients = [parameter.grad for parameter in self._dry_run.unet.parameters()]
+        marked = self._dry_run.ledger.mark("gradients", [tensor for tensor in gradients if tensor is not None])
+        self._dry_run.held["gradients"] = marked
+        self._dry_run.optimizer.step(factor, finite)
 
     def zero_grad(self) -> None:
-        self._rehearsal.optimizer.zero_grad()
+        self._dry_run.optimizer.zero_grad()
 
 
 @contextmanager
 def _fake_group(world_size: int) -> Iterator[None]:
-    """This process as the first of so many, of which the others are not there."""
+    """Make this process the first rank of a fake process group."""
     if world_size == 1:
         yield
         return
     if dist.is_initialized():
-        raise UserError("a plan is made by one process alone: this one has joined others already")
+        raise UserError("a plan is made by a single process; this one has joined a process group already")
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
@@ -246,8 +249,11 @@ def _group_names(mesh: Any, world_size: int) -> dict[str, str]:
 
 @contextmanager
 def _unchecked_ddp() -> Iterator[None]:
-    """DDP without what reads numbers: it begins by comparing shapes between ranks and sending the first one's weights,
-    and after a step asks them all for the order in which gradients came, to fill buckets of the same size anew."""
+    """Skip the parts of DDP that read tensors.
+
+    These are its initial exchange of shapes and weights, and the rebuilding of buckets after the first step, in the
+    order in which gradients were ready.
+    """
     nothing = dict.fromkeys(("_verify_param_shape_across_processes", "_sync_module_states"), mock.DEFAULT)
     with (
         mock.patch.multiple(ddp, **nothing),
@@ -259,7 +265,7 @@ def _unchecked_ddp() -> Iterator[None]:
 
 
 def _all_reduce(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """What DDP does with a bucket of gradients; the fake group's own promise holds no tensor."""
+    """All-reduce a bucket of gradients, as DDP does; the fake group's future would hold no tensor."""
     dist.all_reduce(bucket.buffer())
     done: torch.futures.Future[Tensor] = torch.futures.Future()
     done.set_result(bucket.buffer())

@@ -1,4 +1,4 @@
-"""A cascade's weights in 16 bits: half of the file, the same pictures to the eye. Sampling computes as before."""
+"""Store a cascade's weights in float16: half the size, visually the same images. Sampling computes as before."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from imagen.cascade.storage import find, write_cascade
 from imagen.errors import UserError
 
 
-def halve(path: str | Path) -> int:
+def convert_to_float16(path: str | Path) -> int:
     """Store the weights of the cascade folder `path` as float16, in place and atomically; return their bytes.
 
-    float16 rather than bfloat16: it has three bits more, and trained weights are far from its bounds. UserError where
-    a weight is not.
+    float16 rather than bfloat16: it has three more bits of precision, and trained weights are far from its range's
+    ends. Raises UserError for a weight beyond them.
     """
     cascade, folder = Cascade.load(path), find(path)
     stages = []

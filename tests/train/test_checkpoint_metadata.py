@@ -1,4 +1,4 @@
-"""A checkpoint's account of its tensors is somebody's file: what it may not say is refused, and nothing in it runs."""
+"""A checkpoint's metadata are untrusted: what they may not contain is refused, and nothing in them is executed."""
 
 import io
 import os
@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, ChunkSto
 from imagen.errors import UserError
 from imagen.train import checkpoint
 from imagen.train.checkpoint import CheckpointFolder, checkpoint_paths
-from imagen.train.checkpoint_account import read_account
+from imagen.train.checkpoint_metadata import read_checkpoint_metadata
 
 TENSORS = {"model": {"a": torch.arange(12.0).reshape(3, 4), "b": torch.ones(5, dtype=torch.int64)}}
 
@@ -38,7 +38,7 @@ def saved(tmp_path) -> Path:
 
 
 def rewrite(path: Path, change) -> None:
-    """Change the account of a checkpoint as an attacker would, who is bound by nothing."""
+    """Change the metadata of a checkpoint as an attacker would."""
     file = path / ".metadata"
     metadata = pickle.loads(file.read_bytes())
     file.write_bytes(pickle.dumps(change(metadata) or metadata))
@@ -96,9 +96,11 @@ def test_what_is_declared_as_bytes_is_not_loaded(saved, tmp_path):
 
 
 def test_a_planner_that_is_handed_bytes_refuses_them(saved, tmp_path, monkeypatch):
-    """The second wall: were such an account read, nothing would be unpickled."""
+    """The second barrier: even with such metadata nothing would be unpickled."""
     plant(saved, "model.a", tmp_path / "marker")
-    monkeypatch.setattr(checkpoint, "read_account", lambda path: pickle.loads((path / ".metadata").read_bytes()))
+    monkeypatch.setattr(
+        checkpoint, "read_checkpoint_metadata", lambda path: pickle.loads((path / ".metadata").read_bytes())
+    )
     tensors = {"model": {name: torch.zeros_like(value) for name, value in TENSORS["model"].items()}}
     with pytest.raises(ValueError, match="stored as bytes, not as a tensor"):
         checkpoint.load(saved, tensors)
@@ -138,14 +140,14 @@ def with_place(metadata, **fields):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda m: {"not": "an account"}, "no account"),
+        (lambda m: {"not": "an account"}, "not the metadata"),
         (lambda m: setattr(m, "state_dict_metadata", None), "lists no tensors"),
-        (lambda m: setattr(m, "storage_data", [1]), "does not say where"),
+        (lambda m: setattr(m, "storage_data", [1]), "does not locate"),
         (lambda m: m.state_dict_metadata.update({"model.a": "text"}), "declared as str"),
-        (lambda m: m.state_dict_metadata.update({7: m.state_dict_metadata["model.a"]}), "7 is no name"),
+        (lambda m: m.state_dict_metadata.update({7: m.state_dict_metadata["model.a"]}), "7 is not a name"),
         (lambda m: with_size(m, torch.Size([2**40, 2**40])), "its tensors have"),
-        (lambda m: with_size(m, (-3, 4)), "a size that is none"),
-        (lambda m: with_size(m, "34"), "a size that is none"),
+        (lambda m: with_size(m, (-3, 4)), "an invalid size"),
+        (lambda m: with_size(m, "34"), "an invalid size"),
         (lambda m: with_chunk(m, torch.Size([2, 0]), torch.Size([3, 4])), "a chunk outside"),
         (lambda m: with_chunk(m, torch.Size([0]), torch.Size([3])), "a chunk outside"),
         (lambda m: with_place(m, relative_path="../../elsewhere"), "lies in"),
@@ -158,13 +160,13 @@ def with_place(metadata, **fields):
 def test_what_an_account_may_not_say(saved, change, message):
     rewrite(saved, change)
     with pytest.raises(ValueError, match=message):
-        read_account(saved)
+        read_checkpoint_metadata(saved)
 
 
 def test_types_that_are_not_harmless(saved, tmp_path):
     (saved / ".metadata").write_bytes(pickle.dumps(Payload(tmp_path / "marker")))
     with pytest.raises(ValueError, match=r"it names posix\.mkdir|it names nt\.mkdir"):
-        read_account(saved)
+        read_checkpoint_metadata(saved)
     assert not (tmp_path / "marker").exists()
 
 
@@ -173,11 +175,11 @@ def test_a_cut_account(saved, kept):
     file = saved / ".metadata"
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(ValueError, match=r"\.metadata"):
-        read_account(saved)
+        read_checkpoint_metadata(saved)
 
 
 def test_a_whole_account_is_read(saved):
-    assert set(read_account(saved).state_dict_metadata) == {"model.a", "model.b"}
+    assert set(read_checkpoint_metadata(saved).state_dict_metadata) == {"model.a", "model.b"}
     tensors = {"model": {name: torch.zeros_like(value) for name, value in TENSORS["model"].items()}}
     checkpoint.load(saved, tensors)
     assert all(torch.equal(tensors["model"][name], value) for name, value in TENSORS["model"].items())

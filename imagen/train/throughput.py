@@ -1,4 +1,4 @@
-"""How fast this machine trains a preset: a few real steps on random pictures, before anything long begins."""
+"""Measure the training throughput of this machine with a few real steps on random images."""
 
 import time
 from dataclasses import dataclass
@@ -10,33 +10,35 @@ from imagen.data.loading.batches import Batch
 from imagen.models.unet import UNet
 from imagen.precision import autocast, autocast_dtype
 from imagen.stage.loss import ForwardProcess
-from imagen.train.config import Experiment
 from imagen.train.ema import Ema
+from imagen.train.experiment import Experiment
 from imagen.train.flops import meta_unet, picture_flops
 from imagen.train.optim import build_optimizer
 from imagen.train.ranks import Ranks
 from imagen.train.step import training_step
 
-TOKENS = 12  # of a caption
+TOKENS = 12  # per caption
 
 
 @dataclass(frozen=True)
-class Speed:
-    """What was measured."""
+class Throughput:
+    """A measured training throughput."""
 
     seconds_per_step: float
     images_per_s: float
     gflops: float  # 10^9 operations per second, counting three forward passes for a step
 
     def forward_seconds(self, gflop: float) -> float:
-        """Return about how long forward passes of so many 10^9 operations take, at the pace of training."""
+        """Estimate the duration of forward passes of `gflop` 10^9 operations from that of training."""
         return gflop / self.gflops
 
 
-def time_steps(experiment: Experiment, device: torch.device, *, seconds: float = 2.0, most: int = 20) -> Speed:
+def measure_throughput(
+    experiment: Experiment, device: torch.device, *, seconds: float = 2.0, most: int = 20
+) -> Throughput:
     """Train a new network of `experiment` for about `seconds` after a first step, and return its speed.
 
-    Loading data is not part of it. The fastest step counts: others share the machine with whatever else runs.
+    Data loading is excluded. The fastest step counts: slower ones may share the machine with other programs.
     """
     stage, batch_size = experiment.stage, experiment.train.batch_size
     with torch.random.fork_rng(devices=[]):
@@ -57,11 +59,11 @@ def time_steps(experiment: Experiment, device: torch.device, *, seconds: float =
         taken.append(time.monotonic() - began)
     best = min(taken[1:])
     flops = 3 * picture_flops(meta_unet(experiment), experiment) * batch_size
-    return Speed(seconds_per_step=best, images_per_s=batch_size / best, gflops=flops / 1e9 / best)
+    return Throughput(seconds_per_step=best, images_per_s=batch_size / best, gflops=flops / 1e9 / best)
 
 
 def random_batch(experiment: Experiment, position: int, count: int) -> Batch:
-    """Return `count` samples of noise for pictures and for texts, in the shapes that the loader would give."""
+    """Return a batch of `count` random images and text embeddings, in the shapes that the loader gives."""
     stage, text = experiment.stage, experiment.text
     side = experiment.data.crop or stage.resolution
     image = torch.randint(0, 256, (count, stage.unet.image_channels, side, side), dtype=torch.uint8)
