@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from imagen import limits
-from imagen.errors import LIMIT, quoted
+from imagen.errors import LIMIT, quoted, suggest
 
 MOST = 10**9  # of what is counted: more fits no memory, disk or patience
 
@@ -57,17 +57,32 @@ def minutes(text: str) -> float:
     return value
 
 
-def listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """Values with commas between."""
+class Choice:
+    """One of `names`; for any other the nearest is suggested. what: what they name, for the message."""
 
-    def parse_list(text: str) -> list[Any]:
+    def __init__(self, *names: str, what: str = "value"):
+        self.names, self.what = names, what
+
+    def __call__(self, text: str) -> str:
+        if text not in self.names:
+            hint = suggest(text, self.names) or f"; choose {', '.join(self.names)}"
+            raise argparse.ArgumentTypeError(f"unknown {self.what} {quoted(text)}{hint}")
+        return text
+
+
+class Listed:
+    """Values of one kind, separated by commas: one for all stages, or one for each."""
+
+    def __init__(self, kind: Callable[[str], Any]):
+        self.kind = kind
+        self.names: tuple[str, ...] | None = getattr(kind, "names", None)  # for completion
+
+    def __call__(self, text: str) -> list[Any]:
         try:
-            return [kind(part) for part in text.split(",")]
+            return [self.kind(part) for part in text.split(",")]
         except ValueError:
-            what = "whole numbers" if kind is int else "numbers"
+            what = "whole numbers" if self.kind is int else "numbers"
             raise argparse.ArgumentTypeError(f"{quoted(text)} is not {what} with commas between") from None
-
-    return parse_list
 
 
 def span(text: str) -> tuple[int, int]:
@@ -107,12 +122,6 @@ def number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{quoted(text)} is not a number")
     return value
-
-
-def engine(text: str) -> str:
-    if text not in ("local", "ray"):
-        raise argparse.ArgumentTypeError(f"{quoted(text)} is neither local nor ray")
-    return text
 
 
 def file_and_name(text: str) -> tuple[str, str]:
