@@ -8,11 +8,11 @@ from typing import Any
 from imagen import limits
 from imagen.errors import LIMIT, quoted, suggest
 
-MOST = 10**9  # of what is counted: more fits no memory, disk or patience
+MOST = 10**9  # for counts
 
 
 def up_to(most: int) -> Callable[[str], int]:
-    """1, 2, 3, ..., `most`."""
+    """Return a parser of whole numbers from 1 to `most`."""
 
     def count(text: str) -> int:
         if not text.isdecimal() or not text.strip("0"):
@@ -25,19 +25,20 @@ def up_to(most: int) -> Callable[[str], int]:
 
 
 count = up_to(MOST)
-side = up_to(8192)  # of a picture that is drawn as a whole, in pixels
+side = up_to(8192)  # of an image in memory, in pixels
 processes = up_to(limits.PROCESSES)
 
 
 def count_or_all(text: str) -> int | None:
+    """Read a count, or `all` as None."""
     return None if text == "all" else count(text)
 
 
 def whole(text: str) -> int:
-    """A whole number that fits 64 bits; its range is checked by what takes it."""
+    """Read a whole number that fits 64 bits; the command checks its range."""
     try:
         value = int(text)
-    except ValueError:  # digits by the thousand, too
+    except ValueError:  # also for thousands of digits
         value = LIMIT
     if abs(value) >= LIMIT:
         raise argparse.ArgumentTypeError(f"{quoted(text)} is not a whole number below 2^63")
@@ -45,14 +46,14 @@ def whole(text: str) -> int:
 
 
 def minutes(text: str) -> float:
-    """A time that ends."""
+    """Read a finite time above 0, in whatever unit."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{quoted(text)} is not a number above 0")
-    if value > MOST:  # clocks, too, have an end
+    if value > MOST:  # larger values overflow clocks
         raise argparse.ArgumentTypeError(f"{quoted(text)} is too much; at most {MOST:,} is possible")
     return value
 
@@ -86,7 +87,7 @@ class Listed:
 
 
 def span(text: str) -> tuple[int, int]:
-    """`10:13`, the first and the last."""
+    """Read `10:13`, the first step and the last."""
     first, _, last = text.partition(":")
     try:
         found = count(first), count(last)
@@ -98,12 +99,12 @@ def span(text: str) -> tuple[int, int]:
 
 
 def each(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A value, or `none`."""
+    """Return a parser of a value, or `none` as None."""
     return lambda text: None if text == "none" else kind(text)
 
 
 def interval(text: str) -> tuple[float, float] | None:
-    """LOW:HIGH, or `all` for no limits."""
+    """Read LOW:HIGH, or `all` as None."""
     if text == "all":
         return None
     low, _, high = text.partition(":")
@@ -114,7 +115,7 @@ def interval(text: str) -> tuple[float, float] | None:
 
 
 def number(text: str) -> float:
-    """A finite one; its range is checked by what takes it."""
+    """Read a finite number; the command checks its range."""
     try:
         value = float(text)
     except ValueError:
@@ -125,7 +126,7 @@ def number(text: str) -> float:
 
 
 def file_and_name(text: str) -> tuple[str, str]:
-    """ "FILE=NAME" as (name, file)."""
+    """Read FILE=NAME as (name, file)."""
     file, _, name = text.rpartition("=")
     if not file or not name.replace("-", "").replace(" ", "").isalnum():
         raise argparse.ArgumentTypeError(

@@ -88,6 +88,24 @@ def test_presets_config_and_plan(monkeypatch):
     silent(*plan)
 
 
+def test_evaluate(made):
+    evaluate = ["evaluate", made / "cascade", "--n", 2, "--steps", 1, "--objects", 4, "--guidance", "1,2"]
+    assert [row["guidance"] for row in document(command(*evaluate, "--json"))] == [1, 2]
+    silent(*evaluate)
+
+
+def test_what_a_command_says_on_the_way_is_on_stderr(monkeypatch, tmp_path):
+    def run_demo(out, **_options):
+        print("looking at this machine")
+        return {"colour_accuracy": 0.5}
+
+    monkeypatch.setattr("imagen.emoji.demo.run_demo", run_demo)
+    assert command("demo", "--out", tmp_path) == (0, "looking at this machine\n", "")
+    done = command("demo", "--out", tmp_path, "--json")
+    assert (document(done), done.err) == ({"colour_accuracy": 0.5}, "looking at this machine\n")
+    silent("demo", "--out", tmp_path)
+
+
 @pytest.mark.parametrize("options", [["--json"], ["--quiet"], ["--json", "--quiet"]])
 def test_errors_are_printed_all_the_same(options):
     done = command("presets", *options, "extra")
