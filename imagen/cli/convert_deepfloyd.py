@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> Result:
     return lines(
         {"out": str(options.out), "stages": [stage.resolution for stage in stages], "pushed": pushed},
         f"{options.out}: stage {names}; sample from it: imagen sample {options.out} PROMPT --out DIR",
-        "IF's licence allows non-commercial research only, and forbids removing its filters: docs/deepfloyd.md",
+        "IF's licence allows non-commercial research only, and forbids removing its filters: docs/howto/deepfloyd.md",
         *([pushed] if pushed else []),
     )
 
@@ -53,6 +53,6 @@ COMMAND = Command(
     run=run,
     details="PATH is a pipeline folder with unet/config.json, as `hf download DeepFloyd/IF-I-XL-v1.0` creates it, or\n"
     "one in IF's first format (config.yml, pytorch_model.bin): one per stage, base first. Its licence forbids\n"
-    "commercial use, and removing its filters: see docs/deepfloyd.md.\n\n"
+    "commercial use, and removing its filters: see docs/howto/deepfloyd.md.\n\n"
     "  imagen convert deepfloyd IF-I-XL-v1.0 IF-II-L-v1.0 --out cascade",
 )

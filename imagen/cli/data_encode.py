@@ -37,7 +37,8 @@ def run(options: argparse.Namespace) -> Result:
     from imagen.cli.encoding import encode
     from imagen.data.embed.sidecar import captions_cut
     from imagen.data.shards.dataset import index_folder, open_split, splits
-    from imagen.text.encoder import EMBEDDED_ENCODER, encoder_config
+    from imagen.text.config import EMBEDDED_ENCODER
+    from imagen.text.encoder import encoder_config
 
     if options.workers is not None and options.engine == "local":
         raise UserError("--workers belongs to --engine ray; without it, start the command several times")

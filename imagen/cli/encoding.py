@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from imagen.data.build.engines import Engine
-    from imagen.text.encoder import TextConfig
+    from imagen.text.config import TextConfig
 
 
 def encode(

@@ -120,7 +120,7 @@ COMMAND = Command(
     run=run,
     details="A page at /, OpenAI's image API at /v1, our own at /api (described at /docs), /healthz, /readyz,\n"
     "/metrics. Requests of all users are batched together. SIGTERM finishes accepted requests.\n"
-    "docs/serve.md describes nginx, containers and systemd.\n\n"
+    "docs/howto/serve.md describes nginx, containers and systemd.\n\n"
     "  imagen serve emoji\n"
     "  imagen serve cascade --host 0.0.0.0 --keys keys.txt --rate 30 --workers-devices cuda:0,cuda:1",
     has_output=False,
