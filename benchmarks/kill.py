@@ -48,7 +48,7 @@ MODULES = (
         "imagen.data.embed.encode",
         "imagen.emoji.dataset",
     ),
-    *("imagen.cli.commands", "imagen.presets", "imagen.train.trainer", "transformers"),
+    *("imagen.cli.table", "imagen.presets", "imagen.train.trainer", "transformers"),
 )
 TIMING = {"images_per_s", "data_wait", "data_wait_rank", "slowest_rank", "slowest_by", "memory_gb", "mfu", "eta_s"}
 TRAIN = {

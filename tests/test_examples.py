@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from imagen.cli import main
-from imagen.cli.arguments import parse
+from imagen.cli.parser import parse
 from imagen.presets import preset
 from imagen.train.config import check
 from imagen.train.experiment import override
@@ -42,7 +42,7 @@ def test_the_tutorial_has_the_commands_of_the_script() -> None:
 def test_commands_are_valid(line: list[str]) -> None:
     options = parse(line)
     if line[0] == "train":
-        check(override(preset(options.preset), options.overrides))
+        check(override(preset(options.preset), options.fields))
 
 
 def test_photographs_become_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from tqdm import tqdm
-
+from imagen.progress import progress_bar
 from imagen.train.callbacks import Callback
 from imagen.train.meter import Row
 from imagen.train.progress import TrainResult
@@ -43,7 +42,7 @@ class Console:
         self._report, self._steps, self._log_every, self._began = report, steps, log_every, began
         self._clock, self._last_line, self._first = clock, clock(), True
         stream = stream or sys.stderr
-        self._bar = tqdm(
+        self._bar = progress_bar(
             total=steps,
             initial=began,
             unit="step",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from imagen.cli.arguments import parse
+from imagen.cli.parser import parse
 from imagen.serve.config import Limits, ServeConfig
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import pytest
 from ranks import run_on_ranks
 from toy import experiment, go
 
-from imagen.cli.arguments import parse
+from imagen.cli.parser import parse
 from imagen.errors import UserError
 from imagen.train.ranks import process_group
 
