@@ -12,8 +12,7 @@ import pytest
 from imagen.cli import main
 from imagen.cli.parser import parse
 from imagen.presets import preset
-from imagen.train.config import check
-from imagen.train.experiment import override
+from imagen.train.experiment import check, override
 
 ROOT = Path(__file__).parents[1]
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from imagen.presets import description
 from imagen.errors import UserError
+from imagen.presets import description
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,7 @@ def test_a_disk_that_is_full_while_training(made, copy, mistake, imagen, quick, 
     before = files(run)
     train = ["train", "debug_64", "--data", made / "shards", "--out", run, *quick, "--train.steps", 8]
     if what == "checkpoints":
-        monkeypatch.setattr(
-            export, "export_stage", lambda *_, **__: None
-        )  # it would fail first: checkpoints take time
+        monkeypatch.setattr(export, "export_stage", lambda *_, **__: None)  # it would fail first: checkpoints take time
         with largest_file(limit):
             said = mistake(*train)
         monkeypatch.undo()

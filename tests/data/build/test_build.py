@@ -15,7 +15,6 @@ import pytest
 import torch
 from corpus import DEFECTS, Corpus, encoded, pair, picture
 from PIL import Image
-
 from samples import read_sample
 
 from imagen.data.build.dataset import _judge, build_source

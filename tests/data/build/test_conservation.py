@@ -23,7 +23,6 @@ import torch
 from corpus import DEFECTS as PLANTED
 from corpus import FURTHER_DEFECTS, GOOD, encoded, picture
 from safetensors.torch import load_file
-
 from samples import read_sample
 
 from imagen.data.build import parts
