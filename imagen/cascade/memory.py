@@ -17,7 +17,6 @@ from imagen.accounting.gpu_kernels import gpu_kernels
 from imagen.accounting.ledger import Ledger
 from imagen.cascade.plan import Plan, tile_of
 from imagen.cascade.sizes import Size
-from imagen.diffusion.samplers import sample
 from imagen.errors import UserError
 from imagen.models.unet import HALVES, UNet
 from imagen.precision import autocast_dtype
@@ -120,14 +119,7 @@ def step_bytes(
             predict = predict_by(unet, None if throughout else dtype)
             denoise = denoiser(predict, config, settings, cond, uncond, detail, tile=tile)
             levels = [0.0, 1.0, 2.0, math.inf]  # the second step remembers the first one's estimate
-            sample(
-                settings.sampler,
-                denoise,
-                torch.zeros(shape),
-                levels,
-                noise=lambda: torch.zeros(shape),
-                eta=settings.eta,
-            )
+            settings.build_sampler().sample(denoise, torch.zeros(shape), levels, noise=lambda: torch.zeros(shape))
     return windows[0].peak - held
 
 

@@ -11,11 +11,12 @@ from imagen import __version__
 from imagen.cli import commands, convert, data, evaluate, plan, sampling, serve
 from imagen.cli.sampling import LISTED
 from imagen.cli.values import count, count_or_all, file_and_name, minutes, number, processes, side, span, whole
+from imagen.diffusion.samplers.registry import sampler_names
 from imagen.distribution import NAME
 from imagen.errors import UserError, check_text, suggest
 
 NUMBER = r"[-+]?[\d.]+(e[-+]?\d+)?"
-VALUE = rf"{NUMBER}(:{NUMBER})?|all|none|time|logsnr|ddpm|ddim|dpmpp_2m|dpmpp_2m_sde|heun"
+VALUE = rf"{NUMBER}(:{NUMBER})?|all|none|time|logsnr"
 OVERRIDES = """\
 Any field of the config can be set, as JSON or plain text; `imagen config PRESET` shows them all:
   --train.batch_size 64 --optim.lr=2e-4 --optim.betas '[0.9, 0.99]' --stage.unet.levels.0.channels 96
@@ -62,7 +63,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     """`--steps 50 20` as `--steps 50,20`. With nargs="+" argparse would take the prompts behind it for values."""
     joined: list[str] = []
     for argument in arguments:
-        value = re.fullmatch(VALUE, argument)
+        value = argument in sampler_names() or re.fullmatch(VALUE, argument)
         if value and len(joined) > 1 and joined[-2] in LISTED:
             joined[-1] += f",{argument}"
         elif value and joined and joined[-1] in LISTED and argument[0] == "-":  # argparse would take it for an option

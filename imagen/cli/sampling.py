@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from imagen.cli.prompts import Prompt, read_prompts
 from imagen.cli.values import count, each, interval, listed, number, whole
+from imagen.diffusion.samplers.registry import sampler_names
 from imagen.errors import UserError
 from imagen.torchrun import place
 
@@ -90,9 +91,7 @@ def _add(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--guidance-rescale", type=listed(float), metavar="F,...", help="less contrast from it (0 to 1)")
     sub.add_argument("--low-res-noise", type=listed(float), metavar="A,...", help="conditioning noise (0 to 1)")
-    sub.add_argument(
-        "--sampler", type=listed(str), metavar="NAME,...", help="ddpm, ddim, dpmpp_2m, dpmpp_2m_sde or heun, likewise"
-    )
+    sub.add_argument("--sampler", type=listed(str), metavar="NAME,...", help=f"{', '.join(sampler_names())}; likewise")
     sub.add_argument(
         "--spacing", type=listed(str), metavar="NAME,...", help="steps even in `time`, in `logsnr`, or `auto`"
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from imagen.diffusion.guidance import Affine, ClassifierFree, Denoiser, DynamicThreshold, StaticThreshold, predict_x0
 from imagen.diffusion.noise import PictureNoise, Variation
-from imagen.diffusion.samplers import OnStep, sample, step_logsnrs
+from imagen.diffusion.samplers.base import OnStep, step_logsnrs
 from imagen.diffusion.schedule import build_label, build_schedule, diffuse
 from imagen.errors import UserError
 from imagen.models.config import UNetConfig
@@ -115,15 +115,11 @@ class Stage:
                 x_BCHW = diffuse(begin_BCHW, x_BCHW, logsnrs[:1].to(device))
 
         with self.predicting(device, dtype) as predict:
-            x_BCHW = sample(
-                settings.sampler,
+            x_BCHW = settings.build_sampler().sample(
                 denoiser(predict, config, settings, cond, uncond, detail, edit, tile),
                 x_BCHW,
                 logsnrs,
                 noise=noise,
-                eta=settings.eta,
-                gamma=settings.gamma,
-                damping=settings.damping,
                 on_step=on_step if detail is None else detail.reporting(on_step),
             )
         if not x_BCHW.isfinite().all():

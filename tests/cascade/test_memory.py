@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from test_cascade import QUICK, TEXT, cascade, pixels, stage
+from cascades import QUICK, TEXT, cascade, pixels, stage
 from torch import nn
 
 from imagen.cascade import Cascade, SamplingConfig, plan_again, write_samples

@@ -5,8 +5,8 @@ import time
 
 import pytest
 import torch
+from cascades import QUICK, cascade, stage
 from PIL import Image
-from test_cascade import QUICK, cascade, stage
 
 from imagen.cascade import plan_again, read_made, write_samples
 from imagen.errors import UserError

@@ -22,10 +22,10 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from cascades import WIDTH, cascade
 from mutations import changed_bytes, changed_json, changed_lines, changed_png, changed_tar, chunks, deep_text, png
 from PIL import Image
 from running import SECONDS, bounded_memory, fault
-from test_cascade import WIDTH, cascade
 
 from imagen.cascade import Cascade
 from imagen.cascade.texts import Texts
