@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from imagen.cascade import Cascade
-from imagen.cascade.storage import find, write_cascade
+from imagen.cascade.cascade import Cascade
+from imagen.cascade.storage import resolve_folder, write_cascade
 from imagen.errors import UserError
 
 
@@ -15,7 +15,7 @@ def halve(path: str | Path) -> int:
     float16 rather than bfloat16: it has three bits more, and trained weights are far from its bounds. UserError where
     a weight is not.
     """
-    cascade, folder = Cascade.load(path), find(path)
+    cascade, folder = Cascade.load(path), resolve_folder(path)
     stages = []
     for stage in cascade.stages:
         weights = {name: value.half() for name, value in stage.unet.state_dict().items()}

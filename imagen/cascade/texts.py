@@ -22,7 +22,7 @@ class Encoder(Protocol):
     def encode(self, prompts: list[str], /) -> list[Tensor]: ...
 
 
-class Texts:
+class PromptEncoder:
     """The embeddings [L, D] of prompts; "" is `unconditional`.
 
     encoder: loaded from `config` at the first prompt if left out. int8: its weights are then rounded to 8 bits.

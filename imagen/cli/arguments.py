@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from imagen import __version__
 from imagen.cli import commands, convert, data, evaluate, plan, sampling, serve
 from imagen.cli.sampling import LISTED
 from imagen.cli.values import count, count_or_all, file_and_name, minutes, number, processes, side, span, whole
 from imagen.diffusion.samplers.registry import sampler_names
 from imagen.distribution import NAME
 from imagen.errors import UserError, check_text, suggest
+from imagen.version import __version__
 
 NUMBER = r"[-+]?[\d.]+(e[-+]?\d+)?"
 VALUE = rf"{NUMBER}(:{NUMBER})?|all|none|time|logsnr"

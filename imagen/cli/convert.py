@@ -78,7 +78,8 @@ def push_cascade(folder: Path, name: str | None) -> None:
     """Upload a cascade, if a name is given."""
     if name is None:
         return
-    from imagen.cascade.hub import cascade_card, push
+    from imagen.cascade.card import cascade_card
+    from imagen.cascade.hub import push
     from imagen.cascade.storage import read_manifest
 
     print(push(folder, name, cascade_card(read_manifest(folder), name)))

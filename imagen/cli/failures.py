@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
-from imagen import __version__
 from imagen.errors import UserError
+from imagen.version import __version__
 
 TRACEBACK = "IMAGEN_TRACEBACK"  # environment variable for developers: 1 lets every error through as Python shows it
 MISTAKE, BUG, INTERRUPTED = 2, 1, 130  # exit codes; 130 is a shell's own for Ctrl-C

@@ -169,15 +169,17 @@ def _refuse_beside_from(options: argparse.Namespace, rows: list[Prompt]) -> None
 
 
 def _again(options: argparse.Namespace) -> None:
-    from imagen.cascade import plan_again, read_made, write_again
+    from imagen.cascade import read_provenance, regenerate_request, write_regenerated
 
-    made = read_made(options.again)
+    made = read_provenance(options.again)
     options.precision = made.precision
     options.int8_text = made.text is not None and made.text.get("int8") is True
     cascade, request = _prepared(options)
     start, init, mask = (_picture(file) for file in (options.start, options.init, options.mask))
-    plan, place = plan_again(cascade, options.again, start=start, init=init, mask=mask, device=request["device"])
-    write_again(cascade, plan, place, options.out)
+    again, place = regenerate_request(
+        cascade, options.again, start=start, init=init, mask=mask, device=request["device"]
+    )
+    write_regenerated(cascade, again, place, options.out)
     _say(1, options.out, 0)
 
 
@@ -207,7 +209,7 @@ def _prepared(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
         "stages": options.stages,
         "tile": _one_or_each(options.tile),
         "batch_size": options.batch_size,
-        "rows": _one_or_each(options.rows),
+        "micro_batch": _one_or_each(options.rows),
         "vram": options.vram,
         "precision": precision,
         "device": device,

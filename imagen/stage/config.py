@@ -20,6 +20,7 @@ else:
     Sampler = Literal[sampler_names()]  # an enum in schemas, such as the HTTP API's
 OPTION_FIELDS = ("eta", "gamma", "damping")  # fields of SamplingConfig that are options of samplers
 Variance = Literal["learned", "fixed"]
+Threshold = Literal["none", "static", "dynamic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class SamplingConfig:
     guidance: float = 5.0  # w: x0 = uncond + w (cond - uncond); 1 is no guidance
     guidance_interval: tuple[float, float] | None = None  # log-SNR range in which guidance acts; None: everywhere
     guidance_rescale: float = 0.0  # share, 0 to 1, in which guided pictures get the contrast of unguided ones
-    threshold: Literal["none", "static", "dynamic"] = "dynamic"
+    threshold: Threshold = "dynamic"
     percentile: float = 0.995
     max_scale: float | None = None  # dynamic: s is at most this; None: no limit
     eta: float = 0.0  # ddim

@@ -27,7 +27,7 @@ from imagen.stage.tiles import Tile, Tiled
 Predict = Callable[..., Tensor]  # (x_BCHW, noise_B, **conditioning), as `imagen.models.unet.UNet` is called
 
 
-@dataclass
+@dataclass(repr=False)
 class Stage:
     config: StageConfig
     unet: nn.Module  # called as `imagen.models.unet.UNet` is
@@ -35,6 +35,11 @@ class Stage:
     sha256: str | None = None  # of the weights' file; None: never saved
     compiled: Mapping[str, Any] | None = None  # options of torch.compile
     _network: Network | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        millions = sum(parameter.numel() for parameter in self.unet.parameters()) / 1e6
+        low = "base" if self.config.low_resolution is None else f"{self.config.low_resolution} to"
+        return f"<Stage: {low} {self.config.resolution}, {millions:.3g} M parameters>"
 
     @property
     def network(self) -> Network:

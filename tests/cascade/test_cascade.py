@@ -215,7 +215,7 @@ def test_pictures_need_not_be_square(two):
 
 
 def test_settings_apply_for_each_stage_or_for_all(two):
-    plan = two.plan(["x"], steps=[2, 9], guidance=3, sampler="ddim")
+    plan = two.request(["x"], steps=[2, 9], guidance=3, sampler="ddim")
     assert [(s.steps, s.guidance, s.sampler) for s in plan.settings] == [(2, 3, "ddim"), (9, 3, "ddim")]
     seen = []
     two.sample(["x"] * 3, steps=[2, 3], batch_size=2, on_step=seen.append, **QUICK)
