@@ -5,7 +5,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from PIL import Image
@@ -18,8 +18,9 @@ from imagen.stage.config import SamplingConfig, Threshold, Variance
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-PerStage = T | Sequence[T]  # one for all stages that run, or a list with one for each
-PerImage = T | Sequence[T]  # one for all images, or a list with one for each
+# One for all stages that run (or all images), or a list with one for each. mypy takes no `T | ...` as a generic alias.
+PerStage = Union[T, Sequence[T]]  # noqa: UP007
+PerImage = Union[T, Sequence[T]]  # noqa: UP007
 Prompt = str | Tensor  # "" is the unconditional model; a tensor is an embedding, float [L, D]
 Size = tuple[int, int]  # (height, width)
 Range = tuple[float, float]

@@ -50,10 +50,10 @@ def _checked(prompt: Any) -> Prompt:
                 f"a prompt embedding is {prompt.dtype} of shape {tuple(prompt.shape)}; "
                 "it must be float [tokens, dimension]"
             )
-        prompt = prompt.detach().to("cpu", torch.float32)
-        if not bool(prompt.isfinite().all()):
+        embedding: Tensor = prompt.detach().to("cpu", torch.float32)
+        if not bool(embedding.isfinite().all()):
             raise UserError("a prompt embedding holds values that are not finite")
-        return prompt
+        return embedding
     if not isinstance(prompt, str):
         raise UserError(f"a prompt is {quoted(prompt)}; it must be text, or an embedding [tokens, dimension]")
     check_text("a prompt", prompt, limits.CHARACTERS)
