@@ -33,7 +33,7 @@ from imagen.emoji.dataset import build_emoji
 from imagen.jsonconfig import to_json
 from imagen.models.config import UNetConfig
 from imagen.presets import preset
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 from imagen.train import trainer as training
 from imagen.train.experiment import Experiment
 from imagen.train.optim import OptimConfig

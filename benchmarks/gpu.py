@@ -247,7 +247,7 @@ class Training:
         from imagen.models.unet import UNet
         from imagen.precision import autocast, autocast_dtype
         from imagen.presets import preset
-        from imagen.stage.loss import Noising
+        from imagen.stage.loss import ForwardProcess
         from imagen.train.ema import Ema
         from imagen.train.half import HalfCopy
         from imagen.train.optim import build_optimizer
@@ -268,7 +268,7 @@ class Training:
         self.optimizer = build_optimizer(self.unet.named_parameters(), what.optim)
         self.ema = Ema(self.unet, 0.9999)
         text = what.text
-        self.noising = Noising(
+        self.noising = ForwardProcess(
             *(what.stage,),
             seed=0,
             batch_size=batch,
@@ -410,8 +410,8 @@ def if_m(device: Any, dry: bool) -> Rows:
     from imagen.diffusion.samplers import create_sampler, step_logsnrs
     from imagen.diffusion.schedule import build_schedule
     from imagen.models.unet import UNet
+    from imagen.stage.denoiser import Conditioning, build_denoiser, build_predict
     from imagen.stage.network import Network
-    from imagen.stage.sampling import denoiser, predict_by
 
     stage = if_shaped(32 if dry else 192)
     levels = step_logsnrs(build_schedule(stage.schedule, 64), 100)[50:52]
@@ -420,13 +420,12 @@ def if_m(device: Any, dry: bool) -> Rows:
         with torch.device(device):
             unet = UNet(stage.unet).requires_grad_(False)
         fill_zeros(unet)
-        network, around = Network(unet, options).on(device, dtype)
+        network, around = Network(unet, options).to_device(device, dtype)
         for batch in (1,) if dry else (1, 8):
             text, null = torch.randn(2, batch, 77, stage.unet.text_width, device=device)
             x, noise = torch.randn(2, batch, 3, 64, 64, device=device)
-            denoise = denoiser(
-                predict_by(network.eval(), around), stage, stage.sampling, {"text": text}, {"text": null}
-            )
+            conditioning = Conditioning({"text": text}, {"text": null})
+            denoise = build_denoiser(build_predict(network.eval(), around), stage, stage.sampling, conditioning)
 
             def step(denoise: Any = denoise, x: Any = x, noise: Any = noise) -> Any:
                 return create_sampler("ddpm").sample(denoise, x, levels, noise=lambda: noise)
@@ -587,7 +586,7 @@ class RandomText:
     def lengths(self, captions: list[str]) -> list[int]:
         return [1 + len(caption) % 24 for caption in captions]
 
-    uncut_lengths = lengths
+    untruncated_lengths = lengths
 
     def encode(self, captions: list[str]) -> list[Any]:
         import torch

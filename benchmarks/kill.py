@@ -32,7 +32,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from imagen.text import encoder as text
-from imagen.text.encoder import TextConfig, load_text_encoder
+from imagen.text.config import TextConfig
+from imagen.text.encoder import load_text_encoder
 from imagen.train import checkpoint
 from imagen.train.checkpoint_account import read_account
 

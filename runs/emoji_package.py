@@ -1,10 +1,10 @@
-"""Puts a reference run into the package: 16-bit weights, curves, and the pictures of README and docs/reference.md.
+"""Put a reference run into the package: 16-bit weights, curves, and the pictures of README and docs.
 
     python runs/emoji_package.py DIR        (what runs/emoji_reference.sh made; from the repository's root)
 
 imagen/weights/emoji/       the cascade
 imagen/weights/curves.json  those of the three runs
-docs/reference-*.png        curves by preset; 64 samples of held-out prompts, enlarged once
+docs/images/reference-*.png  curves by preset; 64 samples of held-out prompts, enlarged once
 """
 
 import argparse
@@ -20,7 +20,7 @@ from imagen.pictures import contact_sheet, write_png
 from imagen.presets import preset
 
 RUNS = ("base", "sr_256", "sr_1024")
-WEIGHTS, CURVES, DOCS = Path("imagen/weights/emoji"), Path("imagen/weights/curves.json"), Path("docs")
+WEIGHTS, CURVES, DOCS = Path("imagen/weights/emoji"), Path("imagen/weights/curves.json"), Path("docs/images")
 MOST = 40_000_000  # bytes of weights
 
 

@@ -9,7 +9,7 @@
 # and 35 to 40 minutes of one for each of the others, estimated from the speed of each alone.
 # Scores to expect, 64 held-out prompts of each kind, guidance 2: object 100 %, colour 100 %, number 70 %, pair in its
 # relation 5 %; super-resolution +3.4 dB and +2.7 dB over bicubic. The base of these stopped at step 6,764 of 8,000; see
-# docs/reference.md. More steps: BASE_STEPS, SR_STEPS.
+# docs/explanation/reference-run.md. More steps: BASE_STEPS, SR_STEPS.
 set -eu
 out=${1:-reference}
 

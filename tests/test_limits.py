@@ -16,7 +16,7 @@ from imagen.errors import UserError
 from imagen.models.config import Level, UNetConfig
 from imagen.presets import PRESETS, preset
 from imagen.stage.config import SamplingConfig, StageConfig
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 from imagen.train.config import OptimConfig, TrainConfig
 
 TABLES = {

@@ -22,14 +22,16 @@ from imagen.cascade.storage import (
     resolve_folder,
     write_cascade,
 )
-from imagen.cascade.texts import Encoder, PromptEncoder
+from imagen.cascade.texts import PromptEncoder
 from imagen.devices import default_device
 from imagen.errors import UserError
 from imagen.hints import keyword_hints
 from imagen.precision import Precision, autocast_dtype
 from imagen.stage.inputs import to_images
-from imagen.stage.sampling import Stage, build_unet, check_float32
-from imagen.text.encoder import TextConfig
+from imagen.stage.sampling import Stage
+from imagen.stage.weights import build_unet, check_float32
+from imagen.text.config import TextConfig
+from imagen.text.protocol import Encoder
 
 
 class Cascade:

@@ -10,7 +10,7 @@ from torch import Tensor
 from imagen import limits
 from imagen.cascade.options import Prompt
 from imagen.errors import UserError, check_text, quoted
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 
 
 def as_prompts(prompts: Prompt | Sequence[Prompt]) -> tuple[Prompt, ...]:

@@ -10,7 +10,7 @@ from imagen.errors import UserError
 
 if TYPE_CHECKING:
     from imagen.data.build.engines import Engine
-    from imagen.text.encoder import TextConfig
+    from imagen.text.config import TextConfig
     from imagen.train.experiment import Experiment
 
 
@@ -47,7 +47,8 @@ def data_emoji(options: argparse.Namespace) -> None:
 def data_encode(options: argparse.Namespace) -> None:
     from imagen.data.embed.sidecar import captions_cut
     from imagen.data.shards.dataset import index_folder, open_split, splits
-    from imagen.text.encoder import EMBEDDED_ENCODER, encoder_config
+    from imagen.text.config import EMBEDDED_ENCODER
+    from imagen.text.encoder import encoder_config
 
     if options.workers is not None and options.engine == "local":
         raise UserError("--workers belongs to --engine ray; without it, start the command several times")

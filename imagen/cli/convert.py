@@ -14,7 +14,7 @@ def add(command: Callable[..., Any], add_device: Callable[[argparse.ArgumentPars
         "make a cascade of DeepFloyd IF's weights",
         "PATH is a pipeline folder with unet/config.json, as `hf download DeepFloyd/IF-I-XL-v1.0` brings it, or\n"
         "one in IF's first format (config.yml, pytorch_model.bin): one a stage, base first. Its licence forbids\n"
-        "commercial use, and removing its filters: see docs/deepfloyd.md.\n\n"
+        "commercial use, and removing its filters: see docs/howto/deepfloyd.md.\n\n"
         "  imagen convert deepfloyd IF-I-XL-v1.0 IF-II-L-v1.0 --out cascade",
         rest="paths",
     )
@@ -60,7 +60,10 @@ def deepfloyd(options: argparse.Namespace) -> None:
     )
     names = " and ".join(str(stage.resolution) for stage in stages)
     print(f"{options.out}: stage {names}; draw with it: imagen sample {options.out} PROMPT --out DIR")
-    print("IF's licence allows non-commercial research only, and forbids going without its filters: docs/deepfloyd.md")
+    print(
+        "IF's licence allows non-commercial research only, and forbids going without its filters: "
+        "docs/howto/deepfloyd.md"
+    )
     push_cascade(options.out, options.push)
 
 

@@ -18,7 +18,7 @@ def add_serve(command: Callable[..., Any]) -> None:
         "serve a cascade: a page to draw with, and an HTTP API",
         "A page at /, OpenAI's API for pictures at /v1, our own at /api (described at /docs), /healthz, /readyz,\n"
         "/metrics. Requests of all users are batched together. SIGTERM finishes what was accepted.\n"
-        "docs/serve.md says how to put it behind nginx, into a container, or under systemd.\n\n"
+        "docs/howto/serve.md says how to put it behind nginx, into a container, or under systemd.\n\n"
         "  imagen serve emoji\n"
         "  imagen serve cascade --host 0.0.0.0 --keys keys.txt --rate 30 --workers-devices cuda:0,cuda:1",
     )

@@ -10,7 +10,7 @@ from imagen.diffusion.schedule import ScheduleConfig
 from imagen.errors import UserError, check_number
 from imagen.precision import Precision
 from imagen.stage.config import StageConfig
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
 from imagen.train.posthoc import LONGEST

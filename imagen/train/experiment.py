@@ -9,7 +9,7 @@ from imagen.data.loading.config import DataConfig
 from imagen.errors import UserError, suggest
 from imagen.files import parse_json
 from imagen.jsonconfig import from_json, to_json
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 from imagen.train.config import TrainConfig
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig

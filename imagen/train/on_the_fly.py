@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagen.data.embed.encode import BATCH_TOKENS, Encoder, token_batches
-from imagen.data.embed.sidecar import pad
+from imagen.data.embed.encode import BATCH_TOKENS, token_batches
 from imagen.data.loading.batches import Batch
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.loader import Loader
 from imagen.data.shards.dataset import ShardedDataset
+from imagen.text.embeddings import pad_embeddings, unconditional_embedding
 from imagen.text.encoder import LazyEncoder
+from imagen.text.protocol import DatasetEncoder
 from imagen.train.config import Experiment
 
 
@@ -31,7 +32,7 @@ def caption_encoder(experiment: Experiment, device: torch.device | str) -> LazyE
 
 
 def open_loader(
-    experiment: Experiment, data: Path, config: DataConfig, encoder: Encoder | None, **options: Any
+    experiment: Experiment, data: Path, config: DataConfig, encoder: DatasetEncoder | None, **options: Any
 ) -> "Loader | EncodingLoader":
     """Batches for `experiment`, with its text: from the sidecars, or from `encoder` if there is one."""
     stage = experiment.stage
@@ -50,7 +51,7 @@ def open_loader(
 class EncodingLoader:
     """A loader without text, and an encoder: together as a loader with text."""
 
-    def __init__(self, loader: Loader, encoder: Encoder):
+    def __init__(self, loader: Loader, encoder: DatasetEncoder):
         self.loader, self.encoder = loader, encoder
 
     @property
@@ -66,22 +67,20 @@ class EncodingLoader:
             yield with_text(batch, self.encoder)
 
 
-def with_text(batch: Batch, encoder: Encoder) -> Batch:
+def with_text(batch: Batch, encoder: DatasetEncoder) -> Batch:
     """`batch` with the embeddings of its captions, [B, L, D] and [B, L]: a function of its captions alone."""
     captions = list(dict.fromkeys(batch.captions))
     tokens: dict[str, Tensor] = {}
     for rows in token_batches(encoder.lengths(captions), BATCH_TOKENS):
         together = [captions[row] for row in rows]
         tokens.update(zip(together, map(_stored, encoder.encode(together)), strict=True))
-    text_BLD, mask_BL = pad([tokens[caption] for caption in batch.captions])
+    text_BLD, mask_BL = pad_embeddings([tokens[caption] for caption in batch.captions])
     return replace(batch, text=text_BLD, text_mask=mask_BL)
 
 
-def unconditional(encoder: Encoder) -> Tensor:
-    """As `imagen.data.embed.sidecar.unconditional`, without a sidecar: [L0, D] float32."""
-    if encoder.config.unconditional == "zeros":
-        return torch.zeros(1, encoder.config.width)
-    return _stored(encoder.encode([""])[0])
+def unconditional(encoder: DatasetEncoder) -> Tensor:
+    """Return the unconditional embedding as a sidecar would hold it, [L0, D] float32."""
+    return _stored(unconditional_embedding(encoder.config, lambda: encoder.encode([""])[0]))
 
 
 def _stored(tokens_LD: Tensor) -> Tensor:

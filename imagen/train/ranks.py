@@ -115,7 +115,7 @@ def joined(device: torch.device | str | None = None) -> Iterator[Ranks]:
         raise UserError(f"the processes cannot meet at {meeting}: {str(error).splitlines()[0]}") from None
     # NOTE torchrun lets one store serve all its attempts, where the addresses of killed ranks still stand: an attempt
     # needs keys of its own. Machines count attempts differently; with several, keep torchrun from sharing the store
-    # (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, see docs/scale.md).
+    # (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, see docs/howto/scale.md).
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE") == "1" else "0"
     store = dist.PrefixStore(f"attempt {attempt}", store)
     arguments: dict[str, Any] = {"store": store, "rank": rank, "world_size": world_size, "device_id": bound}

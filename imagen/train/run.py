@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from imagen.cascade import Stage, export_stage
-from imagen.data.embed.encode import Encoder
-from imagen.data.embed.sidecar import unconditional
+from imagen.data.embed.sidecar import stored_unconditional
 from imagen.data.loading.batches import Batch
 from imagen.data.shards.dataset import index_folder, open_split, splits
 from imagen.devices import default_device
@@ -19,6 +18,7 @@ from imagen.jsonconfig import to_json
 from imagen.pictures import contact_sheet, write_png
 from imagen.stage.inputs import from_uint8, to_images, to_uint8
 from imagen.stage.resize import upsample
+from imagen.text.protocol import DatasetEncoder
 from imagen.train import on_the_fly
 from imagen.train.experiment import Experiment
 from imagen.train.flops import meta_unet, picture_flops
@@ -53,7 +53,7 @@ def train_run(
         ranks.from_first(lambda: index_folder(data))  # `imagen data encode` need not have been run
         null = on_the_fly.unconditional(encoder)
     elif experiment.text is not None:
-        null = unconditional(data, experiment.text, cache=experiment.data.shard_cache)
+        null = stored_unconditional(data, experiment.text, cache=experiment.data.shard_cache)
 
     def export(weights: dict[str, Tensor], info: dict[str, int]) -> None:
         export_stage(
@@ -82,7 +82,11 @@ def train_run(
 
 
 def grid_sampler(
-    experiment: Experiment, data: Path, folder: Path | None, null_LD: Tensor | None, encoder: Encoder | None = None
+    experiment: Experiment,
+    data: Path,
+    folder: Path | None,
+    null_LD: Tensor | None,
+    encoder: DatasetEncoder | None = None,
 ) -> Callable[[nn.Module, int], Tensor]:
     """Pictures of the same held-out (else training) captions from the same noise, step after step, into `folder`.
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from imagen.data.loading.batches import Batch
 from imagen.devices import fetched, sent
 from imagen.diffusion import randomness
-from imagen.stage.loss import Batch, Noising
+from imagen.stage.loss import ForwardProcess
 from imagen.train.half import HalfCopy
 from imagen.train.optim import Optimizers
 from imagen.train.parallel import last_backward
@@ -74,7 +75,7 @@ def launch_step(
     network: nn.Module,
     batches: Iterable[Batch],
     count: int,
-    noising: Noising,
+    forward_process: ForwardProcess,
     optimizer: Optimizers,
     *,
     clip_norm: float,
@@ -98,17 +99,17 @@ def launch_step(
     """
     ranks, scale = ranks or Ranks(), scale or LossScale()
     if waits is None:
-        waits = scale.active or noising.device.type == "cpu"
+        waits = scale.active or forward_process.device.type == "cpu"
     measured, keys, bad_samples = [], [], 0
     if copy is not None:
         copy.refresh()
     for number, batch in enumerate(batches, 1):
-        torch.manual_seed(randomness.seed_for(noising.seed, batch.position, randomness.DROPOUT_LAYERS))
+        torch.manual_seed(randomness.seed_for(forward_process.seed, batch.position, randomness.DROPOUT_LAYERS))
         with last_backward(network, number == count):
             with working():
-                noised = noising(batch)
+                noised = forward_process(batch)
                 with autocast():
-                    loss = noising.loss(network if copy is None else copy.network, noised)
+                    loss = forward_process.loss(network if copy is None else copy.network, noised)
             (loss.total.mean() / count * scale.value).backward()  # ranks are averaged on the way
         if copy is not None:
             copy.hand_over_gradients()

@@ -17,8 +17,8 @@ class Stopper:
         with Stopper(minutes) as stopper:
             while stopper.reason is None: ...
 
-    SIGTERM, SIGUSR1 (Slurm's warning, see docs/scale.md) and the first SIGINT (Ctrl-C) ask for a stop after the current
-    step; a second Ctrl-C interrupts at once.
+    SIGTERM, SIGUSR1 (Slurm's warning, see docs/howto/scale.md) and the first SIGINT (Ctrl-C) ask for a stop after the
+    current step; a second Ctrl-C interrupts at once.
     """
 
     def __init__(self, minutes: float | None = None, began: float | None = None):

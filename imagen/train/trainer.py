@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from imagen import limits
-from imagen.data.embed.encode import Encoder
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.loader import Loader
 from imagen.data.shards.dataset import splits
@@ -27,7 +26,8 @@ from imagen.jsonconfig import from_json
 from imagen.models.compiling import cache_folder, compiles
 from imagen.models.unet import UNet
 from imagen.precision import autocast, autocast_dtype, precision_name
-from imagen.stage.loss import Noising
+from imagen.stage.loss import ForwardProcess
+from imagen.text.protocol import DatasetEncoder
 from imagen.train.clock import Clock
 from imagen.train.config import Experiment, TrainConfig, check, micro_batches
 from imagen.train.console import Console
@@ -77,7 +77,7 @@ def train(
     export: Export | None = None,
     minutes: float | None = None,
     profile: Span | None = None,
-    encoder: Encoder | None = None,
+    encoder: DatasetEncoder | None = None,
     ranks: Ranks | None = None,
     say: Callable[[str], None] = print,
 ) -> TrainResult:
@@ -136,7 +136,7 @@ class Trainer:
         data: Path,
         run: Path,
         *,
-        encoder: Encoder | None = None,
+        encoder: DatasetEncoder | None = None,
         ranks: Ranks | None = None,
         say: Callable[[str], None] = print,
     ):
@@ -189,7 +189,7 @@ class Trainer:
         self.data = self.loader.dataset.fingerprint()
         if facts is not None and facts.get("data", self.data) != self.data:
             self.say(f"{run}: {data} are not the data of the steps before; from here on they are these")
-        self.noising = Noising(
+        self.noising = ForwardProcess(
             experiment.stage,
             seed=self.config.seed,
             batch_size=self.config.batch_size,
@@ -310,7 +310,7 @@ class Trainer:
         size = max(2, min(GAP_BATCH, self.config.gap_samples))
         count = -(-self.config.gap_samples // size)
         loader = self._loader(data, replace(self.experiment.data, workers=0), size, split=split)
-        noising = Noising(
+        noising = ForwardProcess(
             self.experiment.stage,
             seed=self.config.seed,
             batch_size=size * count,

@@ -9,7 +9,7 @@ import torch
 from imagen.data.loading.batches import Batch
 from imagen.models.unet import UNet
 from imagen.precision import autocast, autocast_dtype
-from imagen.stage.loss import Noising
+from imagen.stage.loss import ForwardProcess
 from imagen.train.config import Experiment
 from imagen.train.ema import Ema
 from imagen.train.flops import meta_unet, picture_flops
@@ -43,14 +43,16 @@ def time_steps(experiment: Experiment, device: torch.device, *, seconds: float =
         unet = UNet(stage.unet).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(unet.named_parameters(), experiment.optim)
     ema = Ema(unet, experiment.train.ema_decay)
-    noising = Noising(stage, seed=0, batch_size=batch_size, device=device)
+    forward_process = ForwardProcess(stage, seed=0, batch_size=batch_size, device=device)
     mixed = partial(autocast, device, autocast_dtype(device, experiment.train.precision))
     taken: list[float] = []
     while len(taken) < 2 or (sum(taken[1:]) < seconds and len(taken) <= most):
         began = time.monotonic()
         batch = random_batch(experiment, len(taken) * batch_size, batch_size)
         clip_norm = experiment.optim.clip_norm
-        training_step(unet, [batch], 1, noising, optimizer, clip_norm=clip_norm, autocast=mixed, ranks=Ranks(device))
+        training_step(
+            unet, [batch], 1, forward_process, optimizer, clip_norm=clip_norm, autocast=mixed, ranks=Ranks(device)
+        )
         ema.update(unet, len(taken) + 1)
         taken.append(time.monotonic() - began)
     best = min(taken[1:])

@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import nn
 
 from imagen.data.loading.batches import Batch
-from imagen.stage.loss import Noising
+from imagen.stage.loss import ForwardProcess
 
 
 class ConditionalGap:
@@ -21,10 +21,10 @@ class ConditionalGap:
     The loss is the weighted one of training, without text dropout, over t stratified across the whole set.
     """
 
-    def __init__(self, batches: Iterable[Batch], noising: Noising):
+    def __init__(self, batches: Iterable[Batch], forward_process: ForwardProcess):
         """Each batch needs text and two samples or more: there must be another caption to give."""
         self.batches = list(batches)
-        self.noising = noising
+        self.forward_process = forward_process
 
     def measure(self, unet: nn.Module, autocast: Callable[[], AbstractContextManager]) -> tuple[float, float]:
         """(gap, loss with the true captions); call it in eval mode and without gradients."""
@@ -37,7 +37,7 @@ class ConditionalGap:
         return (shuffled - true) / samples, true / samples
 
     def _loss(self, unet: nn.Module, batch: Batch) -> float:
-        return self.noising.loss(unet, self.noising(batch)).total.sum().item()
+        return self.forward_process.loss(unet, self.forward_process(batch)).total.sum().item()
 
 
 def with_other_captions(batch: Batch) -> Batch:

@@ -11,7 +11,8 @@ from corpus import DEFECTS, REPEATS, encoded, pair, picture, write
 
 from imagen.data.embed.sidecar import Embeddings
 from imagen.data.shards.dataset import open_split
-from imagen.text.encoder import TextConfig, load_text_encoder
+from imagen.text.config import TextConfig
+from imagen.text.encoder import load_text_encoder
 
 
 def test_build_and_inspect(imagen, mistake, tmp_path):

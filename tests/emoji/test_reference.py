@@ -1,4 +1,4 @@
-"""The weights in the package: that they are what docs/reference.md says, measured anew on a few pictures."""
+"""The weights in the package: a few pictures have the scores of docs/explanation/reference-run.md."""
 
 import numpy as np
 import pytest

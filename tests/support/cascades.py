@@ -12,7 +12,7 @@ from imagen.cascade import Cascade, SamplingConfig, Stage, StageConfig
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.models.config import Level, UNetConfig
 from imagen.models.unet import UNet
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 
 WIDTH = 16
 TEXT = TextConfig(encoder="words", width=WIDTH)

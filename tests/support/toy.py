@@ -10,7 +10,7 @@ from imagen.data.loading.config import DataConfig
 from imagen.jsonconfig import to_json
 from imagen.models.config import Level, UNetConfig
 from imagen.stage.config import StageConfig
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 from imagen.train.experiment import Experiment
 from imagen.train.optim import OptimConfig
 from imagen.train.ranks import joined

@@ -10,7 +10,7 @@ from PIL import Image
 
 from imagen.data.embed.encode import encode_shards
 from imagen.data.shards.writer import ShardWriter
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
 
@@ -21,7 +21,7 @@ class ToyEncoder:
     def lengths(self, captions):
         return [1 + len(caption) // 2 for caption in captions]
 
-    def uncut_lengths(self, captions):
+    def untruncated_lengths(self, captions):
         return self.lengths(captions)
 
     def encode(self, captions):

@@ -15,7 +15,7 @@ from imagen.data.loading.loader import Loader
 from imagen.data.shards.dataset import open_split
 from imagen.errors import UserError
 from imagen.text import encoder as text_module
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 from imagen.train.on_the_fly import EncodingLoader, unconditional, with_text
 
 SIDECARS = DataConfig(workers=0)

@@ -14,7 +14,7 @@ from imagen.data.loading.batches import Batch
 from imagen.errors import UserError
 from imagen.models.unet import UNet
 from imagen.presets import preset
-from imagen.stage.loss import Noising
+from imagen.stage.loss import ForwardProcess
 from imagen.train.config import micro_batches
 from imagen.train.ema import Ema
 from imagen.train.experiment import override
@@ -56,7 +56,7 @@ def real_batches(what, count, size):
         yield Batch(part * size, [""] * size, [""] * size, pictures, None, embeddings, mask)
 
 
-class Marked(Noising):
+class Marked(ForwardProcess):
     """Leaves a mark in the profile at the end of each forward pass."""
 
     def loss(self, *args):

@@ -13,7 +13,7 @@ from imagen.cascade import StageConfig, export_stage
 from imagen.cascade.storage import read_manifest
 from imagen.errors import UserError
 from imagen.models.unet import UNet
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 from imagen.train.ema import PowerEma
 from imagen.train.export import export_run
 from imagen.train.posthoc import coefficients, exponent, reconstruct, save_snapshot, snapshots, tracked

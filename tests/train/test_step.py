@@ -14,10 +14,11 @@ from imagen.data.loading.config import DataConfig
 from imagen.data.loading.loader import Loader
 from imagen.diffusion import randomness
 from imagen.diffusion.objective import ObjectiveConfig
-from imagen.diffusion.schedule import ScheduleConfig, diffuse, noise_label
+from imagen.diffusion.schedule import ScheduleConfig, build_schedule, diffuse, noise_label
 from imagen.errors import UserError
 from imagen.models.unet import UNet
-from imagen.stage.loss import Noising, drop_text
+from imagen.stage.inputs import drop_text
+from imagen.stage.loss import ForwardProcess
 from imagen.stage.resize import upsample
 from imagen.train.optim import OptimConfig, build_optimizer
 from imagen.train.step import clip_gradients, total_norm, training_step
@@ -43,7 +44,7 @@ def loaded(shards, what, count, **place):
 
 
 def noising(what, batch_size=None, text_dropout=0.5):
-    return Noising(
+    return ForwardProcess(
         what.stage,
         seed=what.train.seed,
         batch_size=batch_size or what.train.batch_size,
@@ -151,7 +152,7 @@ def test_super_resolution_inputs(shards):
     given = noise(batch).conditions
     positions = range(8)
     level = randomness.uniform(0, positions, randomness.LOW_RES_LEVEL)
-    logsnr = noise.low_res_schedule(level).float()
+    logsnr = build_schedule(what.stage.low_res_schedule, 16)(level).float()
     eps = randomness.normal((3, 8, 8), 0, positions, randomness.LOW_RES_EPS)
     clean = upsample(batch.low_res.float() / 127.5 - 1, (8, 8))
     torch.testing.assert_close(given["low_res"], diffuse(clean, eps, logsnr))

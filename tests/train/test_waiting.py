@@ -1,7 +1,7 @@
 """Nothing in a step makes the processor wait for the device, and steps issue few operations."""
 
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from imagen.devices import pinned, sent
 from imagen.jsonconfig import to_json
 from imagen.models.unet import UNet
 from imagen.presets import preset
-from imagen.stage.loss import Noising
+from imagen.stage.loss import ForwardProcess
 from imagen.train.ema import Ema
 from imagen.train.half import HalfCopy
 from imagen.train.optim import OptimConfig, build_optimizer
@@ -31,11 +31,10 @@ KINDS = ("adam", "adamw", "adafactor", "muon")
 def in_pinned_memory(batch: Batch) -> Batch:
     """As a loader's pinning thread hands it over."""
 
-    def held(tensor):
-        PINNED[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    return batch._map(held)
+    for field in fields(batch):
+        if isinstance(tensor := getattr(batch, field.name), torch.Tensor):
+            PINNED[tensor.untyped_storage()._cdata] = tensor
+    return batch
 
 
 class Step:
@@ -49,7 +48,7 @@ class Step:
         self.optimizer = build_optimizer(self.unet.named_parameters(), what.optim)
         self.ema = Ema(self.unet, 0.999)
         null = None if what.text is None else torch.zeros(1, what.text.width)
-        self.noising = Noising(
+        self.noising = ForwardProcess(
             *(what.stage,),
             seed=0,
             batch_size=batch_size * accumulation,
@@ -128,7 +127,7 @@ def trained(what, batches, waits, clip_norm=0.05):
         for parameter in unet.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     optimizer = build_optimizer(unet.named_parameters(), what.optim)
-    noising = Noising(what.stage, seed=0, batch_size=4, device=torch.device("cpu"))
+    noising = ForwardProcess(what.stage, seed=0, batch_size=4, device=torch.device("cpu"))
     results, weights = [], []
     for batch in batches:
         optimizer.set_learning_rate(what.optim.lr)
@@ -173,7 +172,7 @@ def test_a_copy_in_half_precision_has_the_gradient(monkeypatch):
         for parameter in unet.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     batches = [random_batch(what, 4 * number, 4) for number in range(2)]
-    noising = Noising(what.stage, seed=0, batch_size=8, device=torch.device("cpu"))
+    noising = ForwardProcess(what.stage, seed=0, batch_size=8, device=torch.device("cpu"))
     gradients = []
     for copy in (None, HalfCopy(unet, torch.bfloat16)):
         optimizer = build_optimizer(unet.named_parameters(), what.optim)
@@ -202,7 +201,7 @@ def on_ranks(optim):
         parallel = ParallelConfig(shard=ranks.world_size)
         network = parallelize(unet, parallel, build_mesh(parallel, "cpu", ranks.world_size), ranks.world_size)
         optimizer = build_optimizer(unet.named_parameters(), optim)
-        noising = Noising(what.stage, seed=0, batch_size=4, device=torch.device("cpu"))
+        noising = ForwardProcess(what.stage, seed=0, batch_size=4, device=torch.device("cpu"))
         share = 4 // ranks.world_size
         for number in range(3):
             batch = random_batch(what, 4 * number + share * ranks.rank, share)

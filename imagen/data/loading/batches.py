@@ -4,15 +4,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from imagen.data.embed.sidecar import Embeddings, TextLike, pad
+from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.transforms import choose_image, decode, fit
 from imagen.data.shards.dataset import BadSample, ShardedDataset, open_split
 from imagen.errors import UserError
+from imagen.text.config import TextConfig
+from imagen.text.embeddings import pad_embeddings
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,9 @@ class Batch:
         return len(self.keys)
 
     def pin_memory(self) -> "Batch":
-        return self._map(Tensor.pin_memory)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
-
-    def _map(self, function: Any) -> "Batch":
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: function(x) for name, x in tensors.items() if isinstance(x, Tensor)})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        pinned: dict[str, Any] = {name: x.pin_memory() for name, x in values.items() if isinstance(x, Tensor)}
+        return replace(self, **pinned)
 
 
 class Pictures:
@@ -56,7 +52,7 @@ class Pictures:
         config: DataConfig,
         resolution: int,
         low_resolution: int | None,
-        text: TextLike | None,
+        text: TextConfig | None,
         channels: int = 3,
     ):
         self.dataset, self.config, self.channels = dataset, config, channels
@@ -107,7 +103,7 @@ class Pictures:
         text = mask = None
         if self.embeddings is not None:
             tokens = (self.embeddings.tokens(i, caption, n) for i, (n, caption) in zip(indices, chosen, strict=True))
-            text, mask = pad(list(tokens))
+            text, mask = pad_embeddings(list(tokens))
         return Batch(
             position=position,
             keys=[self.dataset.key(i) for i in indices],
@@ -126,7 +122,7 @@ def dataset_batch(
     *,
     resolution: int,
     low_resolution: int | None = None,
-    text: TextLike | None = None,
+    text: TextConfig | None = None,
     channels: int = 3,
     split: str = "train",
 ) -> Batch:

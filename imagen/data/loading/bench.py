@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,20 +17,10 @@ from imagen.data.loading.config import DataConfig
 from imagen.data.loading.loader import Loader, Stream
 from imagen.data.shards.dataset import ShardedDataset
 from imagen.data.shards.mapped import MappedTensors
+from imagen.text.config import TextConfig
 
 PARTS = ("read", "decode", "resize", "crop and stack", "text")
 BATCH = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Text:
-    """The embeddings that lie beside the shards, as a TextLike."""
-
-    encoder: str
-    revision: str
-    width: int
-    max_tokens: int
-    unconditional: str = "zeros"
 
 
 class _Timed(Pictures):
@@ -116,13 +106,13 @@ def bench(
     }
 
 
-def _embeddings(dataset: ShardedDataset) -> _Text | None:
+def _embeddings(dataset: ShardedDataset) -> TextConfig | None:
     names = sorted(name for name in dataset.beside(0) if name.endswith(".text.safetensors"))
     if not names:
         return None
     dataset.bring(names[:1])
     header = MappedTensors(dataset.folder / names[0], "encode again").metadata
-    return _Text(
+    return TextConfig(
         encoder=header["encoder"],
         revision=header["revision"],
         width=int(header["width"]),

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from imagen.data.embed.sidecar import TextLike
 from imagen.data.loading.batches import Batch, Pictures
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.order import Order, random_bits
@@ -28,6 +27,7 @@ from imagen.data.loading.transforms import aligned_crop, names_a_side
 from imagen.data.shards.captions import drawn
 from imagen.data.shards.dataset import BadSample, open_split
 from imagen.errors import UserError
+from imagen.text.config import TextConfig
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Loader:
         *,
         resolution: int,
         low_resolution: int | None = None,
-        text: TextLike | None = None,
+        text: TextConfig | None = None,
         channels: int = 3,
         batch_size: int,
         seed: int,

@@ -22,7 +22,7 @@ from imagen.data.loading.batches import Batch
 from imagen.errors import UserError
 from imagen.models.unet import UNet
 from imagen.precision import autocast
-from imagen.stage.loss import Noised, Noising
+from imagen.stage.loss import CleanBatch, ForwardProcess, NoisedBatch
 from imagen.train.config import Experiment
 from imagen.train.ema import averages
 from imagen.train.half import HalfCopy
@@ -137,7 +137,7 @@ class Rehearsal:
         """A step, with that checkpointing, of this rank's share of `train.batch_size`, so many pictures at a time."""
         count = self.experiment.train.batch_size // self.world_size // micro_batch
         recompute(self.unet if self.copy is None else self.copy.network, parallel)
-        noising = _AtOnce(
+        forward_process = _FakeForwardProcess(
             self.ledger,
             self.experiment.stage,
             seed=0,
@@ -154,7 +154,7 @@ class Rehearsal:
                 self.network,
                 self._batches(micro_batch, min(2, count)),
                 min(2, count),
-                noising,
+                forward_process,
                 optimizer,  # type: ignore[arg-type]  # as much of an Optimizers as a step needs
                 clip_norm=self.experiment.optim.clip_norm,
                 autocast=self.computing,
@@ -186,14 +186,14 @@ class Rehearsal:
         self.ledger.updating = True
 
 
-class _AtOnce(Noising):
-    """Noising as one moment: what it does picture by picture would make the moments of two sizes different ones."""
+class _FakeForwardProcess(ForwardProcess):
+    """The forward process as one moment of the ledger, so that batches of any size have the same moments."""
 
     def __init__(self, ledger: Ledger, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._ledger = ledger
 
-    def __call__(self, batch: Batch) -> Noised:
+    def __call__(self, batch: CleanBatch) -> NoisedBatch:
         self._ledger.one_moment = True
         try:
             return super().__call__(batch)

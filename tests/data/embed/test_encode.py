@@ -16,7 +16,7 @@ from imagen.data.embed.sidecar import (
     matches_sidecar,
     sidecar_path,
     slug,
-    unconditional,
+    stored_unconditional,
     write_sidecar,
 )
 from imagen.data.shards.dataset import open_split
@@ -24,7 +24,8 @@ from imagen.data.shards.index import index_path
 from imagen.data.shards.inspect import inspect
 from imagen.data.shards.writer import ShardWriter
 from imagen.errors import UserError
-from imagen.text.encoder import LazyEncoder, TextConfig
+from imagen.text.config import TextConfig
+from imagen.text.encoder import LazyEncoder
 
 CAPTIONS = ["a red apple", "", "a steam train on a table", "Äpfel", "one", "two words"]
 
@@ -46,7 +47,7 @@ class FakeEncoder:
     def lengths(self, captions):
         return [1 + len(c) for c in captions]
 
-    def uncut_lengths(self, captions):
+    def untruncated_lengths(self, captions):
         return self.lengths(captions)
 
     def encode(self, captions):
@@ -242,7 +243,7 @@ def test_embeddings_that_are_not_finite_are_refused_by_key(folder):
 def test_an_encoder_of_another_width_is_refused(folder):
     encoder = FakeEncoder()
     encoder.encode = lambda captions: [torch.zeros(2, 5) for _ in captions]
-    with pytest.raises(UserError, match=r"5 numbers a token, text\.width is 8"):
+    with pytest.raises(UserError, match=r"embeddings of 5 dimensions, text\.width is 8"):
         encode_shards(folder, encoder, progress=False)
 
 
@@ -262,8 +263,8 @@ def test_encoding_indexes_what_has_no_index(folder):
 
 def test_unconditional_and_slug(folder):
     encode_shards(folder, FakeEncoder(), progress=False)
-    assert torch.equal(unconditional(folder, Text()), torch.zeros(1, 8))
-    stored = unconditional(folder, Text(unconditional="empty"), split="heldout")
+    assert torch.equal(stored_unconditional(folder, Text()), torch.zeros(1, 8))
+    stored = stored_unconditional(folder, Text(unconditional="empty"), split="heldout")
     assert torch.equal(stored, FakeEncoder().encode([""])[0].bfloat16().float())
     assert slug("/home/me/../t5 v1.1") == "home-me-..-t5-v1.1"
 

@@ -39,7 +39,7 @@ class FakeEncoder:
     def lengths(self, captions):
         return [len(caption.split()) for caption in captions]
 
-    def uncut_lengths(self, captions):
+    def untruncated_lengths(self, captions):
         return self.lengths(captions)
 
     def encode(self, captions):
