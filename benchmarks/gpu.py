@@ -407,7 +407,7 @@ def if_m(device: Any, dry: bool) -> Rows:
     import if_step
     import torch
 
-    from imagen.diffusion.samplers import ddpm, step_logsnrs
+    from imagen.diffusion.samplers import create_sampler, step_logsnrs
     from imagen.diffusion.schedule import build_schedule
     from imagen.models.unet import UNet
     from imagen.stage.denoiser import Conditioning, build_denoiser, build_predict
@@ -428,7 +428,7 @@ def if_m(device: Any, dry: bool) -> Rows:
             denoise = build_denoiser(build_predict(network.eval(), around), stage, stage.sampling, conditioning)
 
             def step(denoise: Any = denoise, x: Any = x, noise: Any = noise) -> Any:
-                return ddpm(denoise, x, levels, noise=lambda: noise)
+                return create_sampler("ddpm").sample(denoise, x, levels, noise=lambda: noise)
 
             row = {"ms": timed(step, device, 2 if dry else 20)}
             row["steps_per_s"] = 1e3 / row["ms"]

@@ -45,7 +45,7 @@ WORD, WORDS = "a" * 1_200_000, "cat " * 300_000
         ("--stages 99999999999999999999", "is not a whole number below 2.63"),
         ("--size 99999999999 64", "--size: '99999999999' is too many"),
         ("--batch-size 99999999999", "is too many"),
-        ("--rows 99999999999", "is too many"),
+        ("--micro-batch 99999999999", "is too many"),
         ("--tile 99999999999", "is too many"),
         ("--device cpu:7", "--device cpu:7: not available here; this machine has cpu"),
         ("--device hpu", "--device hpu: "),
@@ -228,7 +228,7 @@ def test_evaluations_that_cannot_be_finished_are_not_begun(made, mistake, monkey
     def draw(*_arguments, **_options):
         raise AssertionError("nothing may be drawn")
 
-    monkeypatch.setattr("imagen.cascade.cascade.run", draw)
+    monkeypatch.setattr("imagen.cascade.cascade.Cascade.run", draw)
     assert message in mistake("evaluate", made / "base", *more)
 
 

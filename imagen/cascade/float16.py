@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from imagen.cascade import Cascade
-from imagen.cascade.storage import find, write_cascade
+from imagen.cascade.cascade import Cascade
+from imagen.cascade.storage import resolve_folder, write_cascade
 from imagen.errors import UserError
 
 
@@ -15,7 +15,7 @@ def convert_to_float16(path: str | Path) -> int:
     float16 rather than bfloat16: it has three more bits of precision, and trained weights are far from its range's
     ends. Raises UserError for a weight beyond them.
     """
-    cascade, folder = Cascade.load(path), find(path)
+    cascade, folder = Cascade.load(path), resolve_folder(path)
     stages = []
     for stage in cascade.stages:
         weights = {name: value.half() for name, value in stage.unet.state_dict().items()}

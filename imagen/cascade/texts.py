@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 KEPT = 4096  # prompts whose embeddings stay in memory (T5-XXL: at most 2 MB each)
 
 
-class Texts:
+class PromptEncoder:
     """The embeddings [L, D] of prompts; "" is `unconditional`.
 
     encoder: loaded from `config` at the first prompt if left out. int8: its weights are then rounded to 8 bits.

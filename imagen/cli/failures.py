@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
-from imagen import __version__
 from imagen.errors import UserError
+from imagen.version import __version__
 
 TRACEBACK = "IMAGEN_TRACEBACK"  # environment variable for developers: with 1, errors are raised as they are
 MISTAKE, BUG, INTERRUPTED = 2, 1, 130  # exit codes; shells use 130 for Ctrl-C

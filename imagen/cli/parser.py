@@ -5,12 +5,12 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from imagen import __version__
 from imagen.cli.command import add_output
 from imagen.cli.fields import split_fields
 from imagen.cli.table import COMMANDS, GROUPS
 from imagen.distribution import NAME
 from imagen.errors import UserError, check_text, suggest
+from imagen.version import __version__
 
 
 class Parser(argparse.ArgumentParser):

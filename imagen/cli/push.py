@@ -12,7 +12,8 @@ def push_cascade(folder: Path, name: str | None) -> str | None:
     """Upload a cascade if a name is given; return its address."""
     if name is None:
         return None
-    from imagen.cascade.hub import cascade_card, push
+    from imagen.cascade.card import cascade_card
+    from imagen.cascade.hub import push
     from imagen.cascade.storage import read_manifest
 
     return push(folder, name, cascade_card(read_manifest(folder), name))

@@ -78,15 +78,17 @@ def _refuse_beside_from(options: argparse.Namespace, prompts: list[Prompt]) -> N
 
 
 def _again(options: argparse.Namespace) -> Result | None:
-    from imagen.cascade import plan_again, read_made, write_again
+    from imagen.cascade import read_provenance, regenerate_request, write_regenerated
 
-    made = read_made(options.again)
+    made = read_provenance(options.again)
     options.precision = made.precision
     options.int8_text = made.text is not None and made.text.get("int8") is True
     cascade, request = prepare(options)
     start, init, mask = (_picture(file) for file in (options.start, options.init, options.mask))
-    plan, place = plan_again(cascade, options.again, start=start, init=init, mask=mask, device=request["device"])
-    return written([write_again(cascade, plan, place, options.out)], options.out)
+    again, place = regenerate_request(
+        cascade, options.again, start=start, init=init, mask=mask, device=request["device"]
+    )
+    return written([write_regenerated(cascade, again, place, options.out)], options.out)
 
 
 def _picture(file: str | None) -> Any:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from imagen.cli.command import add_device, add_int8_text, add_precision
 from imagen.cli.output import Result, counted, lines
-from imagen.cli.samplers import sampler_names
 from imagen.cli.values import Choice, Listed, count, each, interval, number, whole
+from imagen.diffusion.samplers.registry import sampler_names
 from imagen.torchrun import place
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Options with one value for all stages, or one for each, that are fields of the request.
 PER_STAGE = (
     *("steps", "guidance", "guidance_interval", "guidance_rescale", "low_res_noise", "sampler", "spacing"),
-    *("damping", "tile", "rows"),
+    *("damping", "tile", "micro_batch"),
 )
 
 
@@ -39,8 +39,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add("--damping", type=Listed(float), metavar="D,...", help="remove noise 1 + D times as fast, for clean outlines")
     add("--tile", type=Listed(each(count)), metavar="N,...", help="upsample in tiles of N pixels, to save memory")
     add("--batch-size", type=count, default=8, metavar="N", help="images at a time (default: 8)")
-    add("--rows", type=Listed(count), metavar="N,...", help="images per call of a stage's U-Net")
-    add("--vram", type=number, metavar="GIB", help="limit on device memory: fewer rows, stages by turns, tiles")
+    add("--micro-batch", "--rows", type=Listed(count), metavar="N,...", help="images per call of a stage's U-Net")
+    add(
+        "--vram",
+        type=number,
+        metavar="GIB",
+        help="device memory limit: smaller micro-batches, stages by turns, tiles",
+    )
     add_int8_text(parser)
     add_precision(parser)
     add("--compile", action="store_true", help="compile the U-Nets: minutes at first, then faster")

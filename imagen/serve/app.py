@@ -9,7 +9,6 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.middleware.cors import CORSMiddleware
 
-from imagen import __version__
 from imagen.serve import api, openai_api
 from imagen.serve.access import Access
 from imagen.serve.config import ServeConfig
@@ -18,6 +17,7 @@ from imagen.serve.errors import add_handlers
 from imagen.serve.guard import Guard
 from imagen.serve.metrics import Metrics
 from imagen.serve.service import Service
+from imagen.version import __version__
 
 PAGE = Path(str(files("imagen.serve"))) / "page"
 ABOUT = (

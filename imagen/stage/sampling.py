@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from imagen.diffusion.noise import PictureNoise, Variation
-from imagen.diffusion.samplers import OnStep, sample, step_logsnrs
+from imagen.diffusion.samplers.base import OnStep, step_logsnrs
 from imagen.diffusion.schedule import build_schedule, diffuse
 from imagen.errors import UserError
 from imagen.precision import Precision, autocast_dtype
@@ -22,7 +22,7 @@ from imagen.stage.tiles import Tile
 from imagen.stage.weights import check_float32
 
 
-@dataclass
+@dataclass(repr=False)
 class Stage:
     """One model of a cascade with its weights."""
 
@@ -32,6 +32,11 @@ class Stage:
     sha256: str | None = None  # of the weights' file; None: never saved
     compiled: Mapping[str, Any] | None = None  # options of torch.compile
     _network: Network | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        millions = sum(parameter.numel() for parameter in self.unet.parameters()) / 1e6
+        low = "base" if self.config.low_resolution is None else f"{self.config.low_resolution} to"
+        return f"<Stage: {low} {self.config.resolution}, {millions:.3g} M parameters>"
 
     @property
     def network(self) -> Network:
@@ -108,15 +113,11 @@ class Stage:
                 x_BCHW = diffuse(begin_BCHW, x_BCHW, logsnrs[:1].to(device))
 
         with self.loaded_unet(device, dtype) as predict:
-            x_BCHW = sample(
-                settings.sampler,
+            x_BCHW = settings.build_sampler().sample(
                 build_denoiser(predict, config, settings, conditioning, edit=edit, tile=tile),
                 x_BCHW,
                 logsnrs,
                 noise=noise,
-                eta=settings.eta,
-                gamma=settings.gamma,
-                damping=settings.damping,
                 on_step=on_step if detail is None else detail.reporting(on_step),
             )
         if not x_BCHW.isfinite().all():

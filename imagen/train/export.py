@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from imagen.cascade import export_stage
-from imagen.cascade.storage import find, read_manifest, read_unconditional
+from imagen.cascade.storage import read_manifest, read_unconditional, resolve_folder
 from imagen.errors import UserError
 from imagen.train import checkpoint, posthoc
 from imagen.train.callbacks import Callback
@@ -51,7 +51,7 @@ def export_run(
     """
     if sigma_rel is not None and decay is not None:
         raise ValueError("give one of sigma_rel and decay")
-    folder, averages = find(run), Path(run) / "averages"
+    folder, averages = resolve_folder(run), Path(run) / "averages"
     manifest = read_manifest(folder)
     if (Path(out) / "config.json").exists():
         raise UserError(f"{out} is a training run; choose another folder for the cascade")

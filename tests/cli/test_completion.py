@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imagen.cli.samplers import sampler_names
+from imagen.diffusion.samplers.registry import sampler_names
 from imagen.presets import PRESETS
 
 # The script, then for each line: what bash offers for its last word.

@@ -8,9 +8,9 @@ import threading
 import httpx
 import numpy as np
 import pytest
+from cascades import apart
 from PIL import Image
 from serving import limits, noisy, opened, png, serving, tiny, until
-from test_cascade import apart
 
 from imagen.cascade import Cascade, Variation
 from imagen.pictures import read_metadata, read_picture

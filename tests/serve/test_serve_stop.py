@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from test_cascade import stage
+from cascades import stage
 
 from imagen.cascade import Cascade
 from imagen.serve.running import STOPPED

@@ -1,4 +1,4 @@
-"""A request to a cascade with every default filled in, and every mistake found before anything is computed."""
+"""A request to a cascade: every default filled in, and every mistake found before anything is computed."""
 
 import dataclasses
 import itertools
@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from PIL import Image
+from typing_extensions import Unpack
 
-from imagen import limits
-from imagen.cascade.sizes import Size, sizes_above, sizes_for, sizes_like
+from imagen.cascade.options import PerImage, PerStage, Prompt, RequestOptions, SamplingOptions, Size
+from imagen.cascade.prompts import as_prompts
+from imagen.cascade.sizes import sizes_above, sizes_for, sizes_like
 from imagen.devices import default_device
 from imagen.diffusion.noise import Variation
-from imagen.errors import UserError, check_number, check_text, quoted, suggest
+from imagen.errors import UserError, check_number, quoted
+from imagen.hints import hint
 from imagen.precision import Precision, autocast_dtype, precision_name
 from imagen.stage.config import SamplingConfig, StageConfig
 from imagen.stage.tiles import Tile
@@ -24,71 +27,91 @@ PAIRS = ("guidance_interval", "logsnr_range")  # fields whose one value is two n
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What `Cascade.run` will do. Per-picture fields have one entry a picture, per-stage ones one a stage that runs."""
+class Request:
+    """What `Cascade.run` will do. Tuples have one entry per image, or one per stage that runs."""
 
-    prompts: tuple[str, ...]  # "" is the unconditional model
-    negatives: tuple[str, ...]  # what guidance leads away from; "" is the unconditional model
+    prompts: tuple[Prompt, ...]  # "" is the unconditional model; tensors are embeddings, float32 [L, D]
+    negatives: tuple[Prompt, ...]  # what guidance leads away from; "" is the unconditional model
     seeds: tuple[int | Variation, ...]
-    start: tuple[Image.Image, ...] | None  # pictures that the first stage enlarges, or None: it makes them
+    start: tuple[Image.Image, ...] | None  # images that the first stage upsamples; None: it generates them
     start_size: Size | None  # of those, padded to what the stages can take
-    init: tuple[Image.Image, ...] | None  # pictures that every stage begins with, or keeps a part of
-    masks: tuple[Image.Image, ...] | None  # white is drawn anew
-    first: int  # index in the cascade of the first stage that runs
+    init: tuple[Image.Image, ...] | None  # images that every stage begins with, or keeps a part of
+    masks: tuple[Image.Image, ...] | None  # white is regenerated
+    first_stage: int  # index in the cascade of the first stage that runs
     settings: tuple[SamplingConfig, ...]
     strength: tuple[float, ...]  # share of the steps that are taken from init; 1 without
-    sizes: tuple[Size, ...]  # (height, width) of what each stage makes
+    sizes: tuple[Size, ...]  # (height, width) of each stage's result
     crop: Size  # of the result
     tiles: tuple[Tile | None, ...]
-    batch_size: int  # pictures that go through the stages together
-    rows: tuple[int, ...]  # pictures in one call of the network, at most batch_size
+    batch_size: int  # images that go through the stages together
+    micro_batch: tuple[int, ...]  # images per network evaluation, at most batch_size
     device: torch.device
     precision: Precision  # never "auto"
-    vram: float | None = None  # GiB of device memory that this was cut to, see `imagen.cascade.memory`
-    offload: bool = False  # stages are on the device for their turn alone
+    vram: float | None = None  # GiB of device memory that this fits in, see `imagen.cascade.memory`
+    offload: bool = False  # stages are on the device only while they run
 
     def batches(self) -> list[range]:
-        """The pictures in the groups in which they are computed, whoever computes them."""
+        """Return the images in the groups in which they are computed, on any number of ranks."""
         count, size = len(self.prompts), self.batch_size
         return [range(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
+    def __repr__(self) -> str:
+        count, (height, width) = len(self.prompts), self.crop
+        first = quoted(self.prompts[0]) if isinstance(self.prompts[0], str) else "an embedding"
+        prompts = first if count == 1 else f"{first} and {count - 1} more"
+        stages = ", ".join(
+            f"{size[1]}x{size[0]} in {settings.steps} steps of {settings.sampler}, guidance {settings.guidance:g}"
+            for size, settings in zip(self.sizes, self.settings, strict=True)
+        )
+        images = "1 image" if count == 1 else f"{count} images"
+        return f"<Request: {images} of {width}x{height} for {prompts}; {stages}; {self.device}, {self.precision}>"
 
-def make_plan(
+
+def make_request(
     cascade: Sequence[StageConfig],
-    prompts: Sequence[str],
+    prompts: Prompt | Sequence[Prompt],
     *,
-    negative: str | Sequence[str] = "",
-    seeds: int | Sequence[int | Variation] | None = None,
-    start: Sequence[Image.Image] | None = None,
-    init: Image.Image | Sequence[Image.Image] | None = None,
-    mask: Image.Image | Sequence[Image.Image] | None = None,
-    strength: float | Sequence[float] | None = None,
+    negative: PerImage[Prompt] = "",
+    seeds: PerImage[int | Variation] | None = None,
+    start: PerImage[Image.Image] | None = None,
+    init: PerImage[Image.Image] | None = None,
+    mask: PerImage[Image.Image] | None = None,
+    strength: PerStage[float] | None = None,
     stages: int | None = None,
     scale: int | None = None,
     settings: Sequence[SamplingConfig] | None = None,
     size: Size | None = None,
-    tile: int | Sequence[int | None] | None = None,
+    tile: PerStage[int | None] | None = None,
     batch_size: int = 8,
-    rows: int | Sequence[int] | None = None,
+    micro_batch: PerStage[int] | None = None,
+    vram: float | None = None,
     device: torch.device | str | None = None,
     precision: Precision = "auto",
-    **overrides: Any,
-) -> Plan:
-    """Fill in defaults and check; see `Cascade.sample` for the arguments. Raises UserError."""
-    if isinstance(prompts, str):
-        raise TypeError("prompts is a list of strings, not one string")
-    for name in overrides:
+    **sampling: Unpack[SamplingOptions],
+) -> Request:
+    """Fill in defaults and check; `imagen.cascade.options` describes the arguments. Raises UserError.
+
+    A bound on memory (`vram`) is noted, not applied: see `imagen.cascade.memory.fit_to_memory`.
+    """
+    for name in sampling:
         if name not in FIELDS:
-            raise TypeError(f"sampling has no setting {name!r}{suggest(name, FIELDS)}")
+            raise TypeError(
+                f"sampling has no setting {name!r}{hint(name, (*RequestOptions.__annotations__, 'prompts'))}"
+            )
+    prompts = as_prompts(prompts)
     count = len(prompts)
     if not count:
         raise UserError("no prompts: give at least one (an empty string makes a picture without a prompt)")
-    negatives = (negative,) * count if isinstance(negative, str) else _exactly(negative, count, "negative prompts")
-    for prompt in {*prompts, *negatives}:
-        check_prompt(prompt)
+    negatives = as_prompts(negative)
+    if isinstance(negative, str | torch.Tensor) and len(negatives) == 1:
+        negatives *= count
+    _exactly(negatives, count, "negative prompts")
     check_count(stages, cascade)
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be 1 or more")
+    if vram is not None:
+        check_number("vram", vram, above=0)
+    start = None if start is None else [start] * count if isinstance(start, Image.Image) else list(start)
     last = (stages or len(cascade)) - 1
     first, last = (0, last) if start is None else _enlarging(cascade[: last + 1], start, scale)
     run = cascade[first : last + 1]
@@ -102,32 +125,26 @@ def make_plan(
         sizes = sizes_for(run, size) if size or inits is None else sizes_like(run, (inits[0].height, inits[0].width))
         crop = sizes[-1]
     device = torch.device(device or default_device())
-    return Plan(
-        prompts=tuple(prompts),
+    return Request(
+        prompts=prompts,
         negatives=negatives,
         seeds=_seeds(seeds, count),
         start=None if start is None else tuple(start),
         start_size=start_size,
         init=inits,
         masks=masks,
-        first=first,
-        settings=_settings(run, settings, overrides),
+        first_stage=first,
+        settings=_settings(run, settings, dict(sampling)),
         strength=_strengths(run, strength),
         sizes=sizes,
         crop=crop,
         tiles=_tiles(run, sizes, tile),
         batch_size=batch_size,
-        rows=tuple(min(n, batch_size) for n in _for_stages(run, batch_size if rows is None else rows, "rows")),
+        micro_batch=_micro_batches(run, batch_size, micro_batch),
         device=device,
         precision=precision_name(autocast_dtype(device, precision)),
+        vram=vram,
     )
-
-
-def check_prompt(prompt: Any) -> None:
-    """UserError unless it is text, and of a length that can be read."""
-    if not isinstance(prompt, str):
-        raise UserError(f"a prompt is {quoted(prompt)}; it must be text")
-    check_text("a prompt", prompt, limits.CHARACTERS)
 
 
 def check_count(stages: int | None, cascade: Sequence[StageConfig]) -> None:
@@ -194,8 +211,10 @@ def _exactly(values: Sequence[Any], count: int, what: str) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def _seeds(seeds: int | Sequence[int | Variation] | None, count: int) -> tuple[int | Variation, ...]:
-    every = [seeds or 0] * count if seeds is None or isinstance(seeds, int) else list(seeds)
+def _seeds(seeds: PerImage[int | Variation] | None, count: int) -> tuple[int | Variation, ...]:
+    if seeds is None or isinstance(seeds, int | Variation):
+        seeds = [seeds or 0] * count
+    every = list(seeds)
     for seed in _exactly(every, count, "seeds"):
         for number in seed[:2] if isinstance(seed, Variation) else (seed,):
             if number < 0:
@@ -239,6 +258,13 @@ def _for_stages(run: Sequence[StageConfig], value: Any, name: str) -> list[Any]:
     if len(values) != len(run):
         raise UserError(f"{len(values)} values of {name}, but {_numbered(run)} run; give one for each or for all")
     return values
+
+
+def _micro_batches(run: Sequence[StageConfig], batch_size: int, given: PerStage[int] | None) -> tuple[int, ...]:
+    values = _for_stages(run, batch_size if given is None else given, "micro_batch")
+    for value in values:
+        check_number("micro_batch", value, least=1)
+    return tuple(min(value, batch_size) for value in values)
 
 
 def _tiles(run: Sequence[StageConfig], sizes: Sequence[Size], tile: Any) -> tuple[Tile | None, ...]:
