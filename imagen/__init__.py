@@ -29,6 +29,8 @@ _LAZY = {
     "train_run": "imagen.train.run",
 }
 
+_PACKAGES = ("cascade", "convert", "data", "evaluate", "presets", "stage", "text", "train")
+
 
 @keyword_hints
 def load(
@@ -51,6 +53,10 @@ def load(
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:  # `imagen.train.config` after `import imagen` alone
+        from importlib import import_module
+
+        return import_module(f"imagen.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

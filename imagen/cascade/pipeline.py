@@ -11,6 +11,7 @@ from tqdm import tqdm
 from imagen.cascade.request import Request
 from imagen.cascade.texts import PromptEncoder
 from imagen.devices import set_up
+from imagen.progress import progress_bar
 from imagen.stage.editing import Edit, edit_of
 from imagen.stage.inputs import from_images
 from imagen.stage.sampling import Stage
@@ -48,7 +49,7 @@ def run_request(
     set_up(request.device)
     batches = request.batches() if batches is None else list(batches)
     bars = [
-        tqdm(
+        progress_bar(
             total=sum(-(-len(batch) // micro_batch) for batch in batches) * settings.steps,
             desc=f"{width}x{height}",
             unit="step",

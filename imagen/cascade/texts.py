@@ -64,8 +64,8 @@ class PromptEncoder:
         return found
 
     def _warn_of_truncation(self, prompts: list[str]) -> None:
-        """Warn of prompts that an encoder of ours truncates."""
-        if not isinstance(self.encoder, TextEncoder):
+        """Warn of prompts that an encoder of ours truncates; not on a server, whose log holds no prompts."""
+        if self.stays or not isinstance(self.encoder, TextEncoder):
             return
         limit = self.config.max_tokens
         lengths = dict(zip(prompts, self.encoder.untruncated_lengths(prompts), strict=True))
