@@ -107,7 +107,7 @@ def _step(
     inputs: tuple[Tensor, ...],
 ) -> tuple[Tensor, ...]:
     """Evaluate the denoiser and update x. numbers: the log-SNR, then the constants of `update`, 1-D."""
-    estimate = denoise(x_BCHW, numbers[:1].expand(x_BCHW.shape[0]))
+    estimate = denoise(x_BCHW, numbers[:1].expand(x_BCHW.shape[0]).contiguous())
     return update(estimate.x0, estimate.variance, numbers[1:].unbind(), noises, inputs)
 
 
@@ -184,7 +184,7 @@ def _program(part: list[fx.Node], updates: dict[str, fx.GraphModule]) -> Program
     module = fx.GraphModule({}, graph)
     return Program(
         update=updates.setdefault(module.code, module),
-        x=evaluation.args[0].name,  # type: ignore[union-attr]
+        x=evaluation.args[0].name,  # type: ignore[union-attr, arg-type]
         logsnr=evaluation.args[1],  # type: ignore[arg-type]
         constants=tuple(constants),
         noises=len(noises),
