@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from imagen.cascade.storage import read_manifest, read_tensors, write_cascade
 from imagen.convert.deepfloyd import MAX_TOKENS, read_stage, read_weights
-from imagen.diffusion.samplers import ddpm, step_logsnrs
+from imagen.diffusion.samplers import create_sampler, step_logsnrs
 from imagen.diffusion.schedule import build_schedule
 from imagen.errors import UserError
 from imagen.files import write_json
@@ -147,7 +147,7 @@ def our_step(unet: nn.Module, config: StageConfig, dtype: torch.dtype | None) ->
     denoise = build_denoiser(build_predict(unet, dtype), config, config.sampling, conditioning)
 
     def step(x_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
-        return ddpm(denoise, x_BCHW, levels, noise=lambda: noise_BCHW)
+        return create_sampler("ddpm").sample(denoise, x_BCHW, levels, noise=lambda: noise_BCHW)
 
     return step
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 import imagen
 from imagen.cascade import write_samples
-from imagen.data.loading.batches import dataset_batch
+from imagen.data.loading.stream import dataset_batch
 from imagen.data.shards.dataset import open_split
 from imagen.evaluate.distance import kid
 from imagen.evaluate.features import load_classifier, picture_features

@@ -20,12 +20,12 @@ from imagen.files import write_json
 from imagen.models.unet import UNet
 from imagen.precision import Precision, autocast, autocast_dtype, precision_name
 from imagen.presets import preset
+from imagen.presets.description import describe
 from imagen.stage.loss import ForwardProcess
 from imagen.train.ema import Ema
 from imagen.train.experiment import Experiment
 from imagen.train.optim import build_optimizer
-from imagen.train.run import describe
-from imagen.train.trial import random_batch
+from imagen.train.throughput import random_batch
 
 PHASES = ("noise", "forward", "backward", "clip, optimizer, EMA")
 

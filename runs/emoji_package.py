@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from imagen.cascade import Cascade, assemble
-from imagen.cascade.halve import halve
+from imagen.cascade.float16 import convert_to_float16
 from imagen.emoji.dataset import heldout_counts, heldout_prompts, heldout_relations
 from imagen.evaluate.compare import draw, keep_as_reference
 from imagen.files import read_json, write_json
@@ -32,7 +32,7 @@ def main() -> None:
 
     assemble(runs, WEIGHTS)
     take_sampling_from_presets(WEIGHTS / "cascade.json")
-    size = halve(WEIGHTS)
+    size = convert_to_float16(WEIGHTS)
     for file in WEIGHTS.iterdir():
         file.chmod(0o644)  # safetensors writes for its user alone; a wheel would keep that
     print(f"{WEIGHTS}: {size / 1e6:.2f} MB of weights")

@@ -17,8 +17,8 @@ out=${1:-reference}
 # Many scenes, since there are more pairs than the network could learn by heart.
 imagen data emoji --out "$out/single" --sizes 64
 imagen data emoji --out "$out/scenes" --sizes 64 --variants 12 --relations 0.4 --counts 0.25 ${STYLES:-}
-imagen data emoji --out "$out/small" --sizes 64 256 --relations 0.25 --counts 0.15 ${STYLES:-}
-imagen data emoji --out "$out/large" --sizes 256 1024 --variants 1 --relations 0.25 --counts 0.15 ${STYLES:-}
+imagen data emoji --out "$out/small" --sizes 64,256 --relations 0.25 --counts 0.15 ${STYLES:-}
+imagen data emoji --out "$out/large" --sizes 256,1024 --variants 1 --relations 0.25 --counts 0.15 ${STYLES:-}
 
 imagen train emoji_64 --data "$out/single" --out "$out/base" --train.steps 3055
 imagen train emoji_64 --data "$out/scenes" --out "$out/base" --train.steps "${BASE_STEPS:-8000}" --optim.schedule cosine

@@ -9,7 +9,7 @@ import pytest
 from imagen.cli import main
 
 README = Path(__file__).parent.parent / "README.md"
-SMALLER = {"emoji_64": "debug_64", "emoji_256": "debug_256", "--sizes 64 256": "--sizes 64 256 --objects 4"}
+SMALLER = {"emoji_64": "debug_64", "emoji_256": "debug_256", "--sizes 64,256": "--sizes 64,256 --objects 4"}
 
 
 def commands(heading: str) -> list[list[str]]:

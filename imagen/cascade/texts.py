@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 KEPT = 4096  # prompts whose embeddings stay in memory (T5-XXL: at most 2 MB each)
 
 
-class Texts:
+class PromptEncoder:
     """The embeddings [L, D] of prompts; "" is `unconditional`.
 
     encoder: loaded from `config` at the first prompt if left out. int8: its weights are then rounded to 8 bits.
@@ -64,8 +64,8 @@ class Texts:
         return found
 
     def _say_what_is_cut(self, prompts: list[str]) -> None:
-        """Warn of prompts whose ends an encoder of our own does not read."""
-        if not isinstance(self.encoder, TextEncoder):
+        """Warn of prompts whose ends an encoder of our own does not read; a server's log has nobody's prompts."""
+        if self.stays or not isinstance(self.encoder, TextEncoder):
             return
         limit = self.config.max_tokens
         lengths = dict(zip(prompts, self.encoder.untruncated_lengths(prompts), strict=True))

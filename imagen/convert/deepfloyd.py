@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from imagen.cascade.storage import check_free, check_stages, write_cascade
+from imagen.cascade.storage import check_output_folder, check_stages, write_cascade
 from imagen.convert import original
 from imagen.convert.names import to_ours
 from imagen.convert.scheduler import read_objective, read_sampling, read_schedule
@@ -61,7 +61,7 @@ def convert_deepfloyd(
     stages: list[StageConfig] = []
     for folder in folders:
         stages.append(read_stage(folder, stages[-1].resolution if stages else None))
-    check_free(Path(out), [], [stage.resolution for stage in stages])
+    check_output_folder(Path(out), [], [stage.resolution for stage in stages])
     text = text_config(encoder or _encoder(folders), cleaning)
     check_stages(stages, text=text, where=str(out), sources=[str(folder) for folder in folders])
     null_LD = unconditional_embedding(text, lambda: load_text_encoder(text, device).encode([""])[0])

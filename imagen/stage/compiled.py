@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from imagen.devices import sent
 from imagen.diffusion.guidance import Denoiser, Estimate, known_level
-from imagen.diffusion.samplers import Levels, Noise, OnStep
+from imagen.diffusion.samplers.base import Levels, Noise, OnStep
 from imagen.models.compiling import compile_function
 
 RunSampler = Callable[..., Tensor]  # (denoise, x, logsnrs, noise=..., on_step=...) -> x

@@ -3,14 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from imagen.diffusion.noise import PictureNoise, Variation
-from imagen.diffusion.samplers import OnStep, sample, step_logsnrs
+from imagen.diffusion.samplers.base import OnStep, step_logsnrs
 from imagen.diffusion.schedule import build_schedule, diffuse
 from imagen.errors import UserError
 from imagen.models.unet import UNet
@@ -24,7 +23,7 @@ from imagen.stage.tiles import Tile
 from imagen.stage.weights import check_float32
 
 
-@dataclass
+@dataclass(repr=False)
 class Stage:
     """One model of a cascade with its weights."""
 
@@ -34,6 +33,11 @@ class Stage:
     sha256: str | None = None  # of the weights' file; None: never saved
     compiled: Mapping[str, Any] | None = None  # options of torch.compile
     _network: Network | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        millions = sum(parameter.numel() for parameter in self.unet.parameters()) / 1e6
+        low = "base" if self.config.low_resolution is None else f"{self.config.low_resolution} to"
+        return f"<Stage: {low} {self.config.resolution}, {millions:.3g} M parameters>"
 
     @property
     def network(self) -> Network:
@@ -109,8 +113,7 @@ class Stage:
                 begin_BCHW = edit.picture_BCHW if detail is None else detail.encode(edit.picture_BCHW)
                 x_BCHW = diffuse(begin_BCHW, x_BCHW, logsnrs[:1].to(device))
 
-        options = {"eta": settings.eta, "gamma": settings.gamma, "damping": settings.damping}
-        run = partial(sample, settings.sampler, **options)
+        run = settings.build_sampler().sample
         on_step = on_step if detail is None else detail.reporting(on_step)
         steps = self.network.steps if tile is None and isinstance(self.unet, UNet) else None
         variance = config.unet.learned_variance and settings.variance == "learned"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from imagen.cli.arguments import parse
+from imagen.cli.parser import parse
 from imagen.serve.config import Limits, ServeConfig
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +41,10 @@ def test_the_container_and_compose_run_it():
     assert parse([*entry, *arguments][1:]).host == "0.0.0.0"
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["imagen"]
     assert parse(["serve", *compose["command"]]).cascade == Path("emoji")
+    for line in re.findall(r"^COPY (.*) \S+$", dockerfile, re.M):
+        assert all((ROOT / path).exists() for path in line.split()), line
+        ignore = (DEPLOY / "Dockerfile.dockerignore").read_text().split("\n")
+        assert all(f"!{path}" in ignore for path in line.split()), line
     assert (DEPLOY / compose["build"]["context"] / compose["build"]["dockerfile"]).samefile(DEPLOY / "Dockerfile")
     assert "/readyz" in compose["healthcheck"]["test"][-1]
     assert int(compose["stop_grace_period"].rstrip("s")) > ServeConfig().drain
@@ -51,7 +55,7 @@ def test_the_container_and_compose_run_it():
 def test_limits_are_those_of_the_code():
     limits = Limits()
     for said, value in (
-        ("images per request | 10 |", limits.n == 10),
+        ("images per request | 10, ", limits.n == 10),
         ("steps per stage | 250 |", limits.steps == 250),
         ("prompt | 2,000 characters", limits.prompt == 2000),
         ("result | 2^21 pixels", limits.pixels == 2**21),

@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from imagen.diffusion.guidance import Estimate, at_level
-from imagen.diffusion.samplers import SAMPLERS, sample
+from imagen.diffusion.samplers import create_sampler, sampler_names
 from imagen.diffusion.schedule import ScheduleConfig, bind_label, build_label
 from imagen.models.config import Level, UNetConfig
 from imagen.models.unet import UNet
@@ -85,7 +85,7 @@ def assert_same(found, expected):
         torch.testing.assert_close(one[2:], two[2:], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", sampler_names())
 def test_steps_are_few_graphs_and_give_the_same_images(sampler):
     """Neither steps nor other prompts, seeds and noise levels compile again; guidance is in the graph."""
     stage = random_stage(BASE)
@@ -155,9 +155,7 @@ def test_levels_may_end_at_a_finite_one():
     def denoise(x, logsnr_B):
         return Estimate(stage.unet(x, logsnr_B, text=torch.ones(1, 1, 24)))
 
-    def run(denoise, x, logsnrs, **options):
-        return sample("dpmpp_2m", denoise, x, logsnrs, **options)
-
+    run = create_sampler("dpmpp_2m").sample
     x = torch.randn(1, 3, 16, 16)
     steps = CompiledSteps({"backend": "eager"})
     found = steps.run(steps.trace(run, levels, False), lambda logsnr: denoise, x, noise=lambda: x)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from imagen.cascade.texts import Texts
+from imagen.cascade.texts import PromptEncoder
 from imagen.errors import UserError
 from imagen.text import encoder as text_module
 from imagen.text.config import TextConfig
@@ -116,7 +116,7 @@ def test_untruncated_lengths_are_those_of_an_encoder_without_a_limit(saved):
 
 def test_prompts_that_are_cut_are_counted_once(saved, caplog):
     config = config_of(saved[0], max_tokens=4)
-    texts = Texts(config, torch.zeros(1, 32), load_text_encoder(config))
+    texts = PromptEncoder(config, torch.zeros(1, 32), load_text_encoder(config))
     prompts = ["the green octopus", "the green octopus on a blue table", "the green octopus on a"]
     texts(prompts, torch.device("cpu"))
     texts([*prompts, "the", ""], torch.device("cpu"))  # encoded already

@@ -11,7 +11,6 @@ from waiting import META, PINNED, NeverWaits, gpu_of_meta
 
 from imagen.data.loading.batches import Batch
 from imagen.devices import pinned, sent
-from imagen.jsonconfig import to_json
 from imagen.models.unet import UNet
 from imagen.presets import preset
 from imagen.stage.loss import ForwardProcess
@@ -19,11 +18,11 @@ from imagen.train.ema import Ema
 from imagen.train.half import HalfCopy
 from imagen.train.optim import OptimConfig, build_optimizer
 from imagen.train.parallel import ParallelConfig, build_mesh, parallelize
-from imagen.train.ranks import joined
+from imagen.train.ranks import process_group
 from imagen.train.sharded import whole
 from imagen.train.step import launch_step
+from imagen.train.throughput import random_batch
 from imagen.train.trainer import Trainer
-from imagen.train.trial import random_batch
 
 KINDS = ("adam", "adamw", "adafactor", "muon")
 
@@ -132,7 +131,7 @@ def trained(what, batches, waits, clip_norm=0.05):
     for batch in batches:
         optimizer.set_learning_rate(what.optim.lr)
         options = {"clip_norm": clip_norm, "autocast": nullcontext, "waits": waits}
-        results.append(launch_step(unet, [batch], 1, noising, optimizer, **options).read())
+        results.append(launch_step(unet, [batch], 1, noising, optimizer, **options).result())
         weights.append([parameter.detach().clone() for parameter in unet.parameters()])
     return results, weights
 
@@ -193,7 +192,7 @@ def test_sharded_steps_that_do_not_wait(algorithm):
 
 def on_ranks(optim):
     """What each rank does: three steps, the second of them not finite. Returns the whole weights before and after."""
-    with joined() as ranks:
+    with process_group() as ranks:
         what = replace(experiment(), optim=optim)
         torch.manual_seed(0)
         unet = UNet(UNET)
@@ -210,7 +209,7 @@ def on_ranks(optim):
                 batch = replace(batch, text=batch.text * torch.inf)
             optimizer.set_learning_rate(1e-3)
             options = {"clip_norm": 0.05, "autocast": nullcontext, "ranks": ranks, "waits": False}
-            result = launch_step(network, [batch], 1, noising, optimizer, **options).read()
+            result = launch_step(network, [batch], 1, noising, optimizer, **options).result()
             assert result.applied == (number != 1)
         return before, [whole(parameter.detach()).clone() for parameter in unet.parameters()]
 
@@ -225,16 +224,16 @@ def test_a_run_that_reads_steps_late_logs_and_keeps_the_same(shards, tmp_path, r
         def launch(*arguments, late=late, order=order, **options):
             order.append("launch")
             launched = launch_step(*arguments, **options, waits=not late)
-            read = launched.read
-            launched.read = lambda: order.append("read") or read()
+            result = launched.result
+            launched.result = lambda: order.append("read") or result()
             return launched
 
         monkeypatch.setattr("imagen.train.trainer.launch_step", launch)
         run = tmp_path / str(late)
         said[late] = []
-        trainer = Trainer(what, to_json(what), shards, run, say=said[late].append)
-        trainer.reads_at_once = not late
-        trainer.run(None, None, None)
+        trainer = Trainer(what, shards, run, report=said[late].append)
+        trainer.waits_each_step = not late
+        trainer.train()
         assert order.count("read") == order.count("launch") == 9
         ahead = max(order[:end].count("launch") - order[:end].count("read") for end in range(19))
         assert ahead == (2 if late else 1)

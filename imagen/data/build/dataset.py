@@ -17,8 +17,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from imagen.data.build.duplicates import drop_duplicates
 from imagen.data.build.engines import Engine, Processes
 from imagen.data.build.parts import Job, build_part, finished, place, refuse_unnamed
@@ -27,6 +25,7 @@ from imagen.data.sources.base import Part, Source
 from imagen.data.sources.files import BUILD_FORMAT
 from imagen.errors import UserError, check_number
 from imagen.files import read_json, write_json
+from imagen.progress import progress_bar
 from imagen.text.config import TextConfig
 
 _ENDINGS = ("tar", "index.safetensors", "report.json", "hashes.npy", "rejected.jsonl", "duplicates.jsonl")
@@ -168,7 +167,7 @@ def _run(
     if not missing and described.get("result", {}).get("parts") == len(parts):
         return described["result"]
     write_json(target / "build.json", {"format": BUILD_FORMAT, "arguments": arguments})
-    with tqdm(total=len(parts), initial=len(parts) - len(missing), unit=" parts", disable=not progress) as bar:
+    with progress_bar(total=len(parts), initial=len(parts) - len(missing), unit=" parts", disable=not progress) as bar:
         items = [(number, parts[number]) for number in missing]
         for i, report in engine.map(partial(_Parts, job, opener), items, witness=target / "build.json"):
             reports[missing[i]] = report

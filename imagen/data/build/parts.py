@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from imagen.data.shards.captions import pack
-from imagen.data.embed.sidecar import write_sidecar
 from imagen.data.build.quality import Checked, Limits, Rejected, check
-from imagen.data.shards.index import index_path, index_shard
-from imagen.data.shards.writer import ShardWriter
-from imagen.data.shards.dataset import BadSample
-from imagen.data.sources.base import Part, Record, Source
-from imagen.data.shards.tar_samples import Places, scan_tar
+from imagen.data.embed.sidecar import write_sidecar
 from imagen.data.loading.transforms import choose_image
+from imagen.data.shards.captions import pack
+from imagen.data.shards.dataset import BadSample
+from imagen.data.shards.index import index_path, index_shard
+from imagen.data.shards.tar_samples import Places, scan_tar
+from imagen.data.shards.writer import ShardWriter
+from imagen.data.sources.base import Part, Record, Source
 from imagen.errors import UserError
 from imagen.files import read_json, replacing, write_json
 from imagen.pictures.names import PICTURES

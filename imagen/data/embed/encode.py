@@ -16,6 +16,7 @@ from imagen.data.embed.sidecar import Cut, matches_sidecar, sidecar_path, to_bf1
 from imagen.data.shards.dataset import ShardedDataset, index_folder, open_split, splits
 from imagen.data.shards.index import index_path
 from imagen.errors import UserError
+from imagen.progress import progress_bar
 from imagen.text.config import TextConfig
 from imagen.text.protocol import DatasetEncoder
 
@@ -44,7 +45,7 @@ def encode_shards(
     datasets = [open_split(folder, split) for split in splits(folder)]
     pending = [(dataset, shard) for dataset in datasets for shard in range(len(dataset.shards))]
     total = sum(int(dataset.sizes.sum()) for dataset in datasets)
-    with tqdm(total=total, unit=" samples", desc="encode", disable=not progress, delay=1) as bar:
+    with progress_bar(total=total, unit=" samples", desc="encode", disable=not progress, delay=1) as bar:
         if engine is not None:
             return _encode_by(engine, pending, encoder, batch_tokens, bar)
         return _encode_here(pending, encoder, batch_tokens, claims or Claims(), bar)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from imagen.data.shards.dataset import ShardedDataset, open_split, splits
 from imagen.data.shards.mapped import MappedTensors
-from imagen.data.shards.remote import Cache
 from imagen.errors import UserError
 from imagen.files import replacing
 from imagen.tensors import save_tensors
@@ -233,10 +232,3 @@ def captions_cut(folder: str | Path, text: TextConfig) -> tuple[Cut, int]:
             cut += cut_of(sidecar) or Cut()
             captions += len(sidecar["caption_hash"])
     return cut, captions
-
-
-def stored_unconditional(
-    folder: str | Path, text: TextConfig, split: str = "train", cache: Cache | None = None
-) -> Tensor:
-    """`Embeddings.unconditional` of a data set on disk or, by way of `cache`, at a URL, [L0, D] float32."""
-    return Embeddings(open_split(folder, split, cache), text).unconditional()
