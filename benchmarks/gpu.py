@@ -170,8 +170,7 @@ def card(device: Any, dry: bool) -> Rows:
     import torch.nn.functional as F
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from imagen.kernels import philox
-    from imagen.models.kernels import TRITON, fused, group_norm
+    from imagen.kernels import TRITON, fused, group_norm, philox
 
     row: dict[str, Any] = {"torch": torch.__version__, "triton": TRITON}
     if not dry:

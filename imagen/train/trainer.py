@@ -34,6 +34,7 @@ from imagen.train.console import Console
 from imagen.train.flops import build_mfu
 from imagen.train.half import HalfCopy
 from imagen.train.keeping import Export, Keeper
+from imagen.train.layout import named_weights, permuted_weights
 from imagen.train.logging import BUCKETS, Meter, Row, RunLog
 from imagen.train.on_the_fly import EncodingLoader, caption_encoder, open_loader
 from imagen.train.optim import build_optimizer, learning_rate
@@ -172,7 +173,9 @@ class Trainer:
         self.compiled = compiled.compile
         self.reads_at_once = device.type == "cpu"  # else a step is read while the device is busy with the next one
         copies = dist.group.WORLD if isinstance(self.network, DistributedDataParallel) else None
-        self.optimizer = build_optimizer(self.unet.named_parameters(), experiment.optim, copies)
+        self.optimizer = build_optimizer(
+            named_weights(self.unet), experiment.optim, copies, permuted_weights(self.unet)
+        )
         self.kept = Keeper(run, self.config, self.unet, self.optimizer, self.ranks)
         self.progress = Progress(loss_scale=LossScale.build(dtype))
         if (facts := self.kept.resume(self.say)) is not None:

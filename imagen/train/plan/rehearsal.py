@@ -26,6 +26,7 @@ from imagen.stage.loss import Noised, Noising
 from imagen.train.config import Experiment
 from imagen.train.ema import averages
 from imagen.train.half import HalfCopy
+from imagen.train.layout import named_weights, permuted_weights
 from imagen.train.optim import build_optimizer
 from imagen.train.parallel import ParallelConfig, build_mesh, parallelize, recompute
 from imagen.train.ranks import Ranks
@@ -116,7 +117,9 @@ class Rehearsal:
         self.network = parallelize(self.unet, plain, mesh, self.world_size, dtype=self.dtype)
         if isinstance(self.network, DistributedDataParallel):
             self.network.register_comm_hook(None, _all_reduce)
-        self.optimizer = build_optimizer(self.unet.named_parameters(), experiment.optim)
+        self.optimizer = build_optimizer(
+            named_weights(self.unet), experiment.optim, permuted=permuted_weights(self.unet)
+        )
         config = experiment.train
         kept = averages(self.unet, config.ema_decay, config.ema_decays, config.ema_sigma_rels)
         self.averages = list(kept.values())
