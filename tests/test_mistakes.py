@@ -11,9 +11,9 @@ import pytest
 from command_line import command
 from PIL import Image
 
-import imagen.train.run as running
 from imagen.cli import failures
 from imagen.errors import UserError
+from imagen.presets import description
 from imagen.torchrun import Place, check_meeting_point, place
 
 DEEP = "[" * 900 + "]" * 900
@@ -244,7 +244,7 @@ def failing(monkeypatch, tmp_path):
         def fail(*_arguments, **_options):
             raise error
 
-        monkeypatch.setattr(running, "describe", fail)
+        monkeypatch.setattr(description, "describe", fail)
         return command("presets", "--json")
 
     return fail_with

@@ -1,16 +1,11 @@
 """A cascade: stages, conditioning noise, prompt to picture.
 
-config.py        what a stage is and how it is sampled
 storage.py       the CASCADE folder: load, save, export one stage
 assembly.py      several joined into one
 hub.py           cascades on the Hugging Face hub
 plan.py          a request with every default filled in and every mistake found
 sizes.py         heights and widths of the stages
 texts.py         prompts to embeddings
-conditioning.py  what a stage is told: its text, and the picture before it, noised
-editing.py       image to image and inpainting
-tiles.py         large pictures piece by piece
-stage.py         one stage: from noise to a picture
 memory.py        how much memory a request takes, and requests cut to what there is
 cascade.py       the cascade itself
 running.py       a plan through the stages

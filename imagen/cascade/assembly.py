@@ -21,7 +21,7 @@ from imagen.cascade.storage import (
 from imagen.errors import UserError
 from imagen.files import copy_licences
 from imagen.jsonconfig import to_json
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 
 
 def assemble(paths: Sequence[str | Path], out: str | Path) -> None:

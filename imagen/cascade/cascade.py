@@ -18,14 +18,16 @@ from imagen import __version__
 from imagen.cascade.plan import Plan, check_count, make_plan
 from imagen.cascade.running import OnPreview, run
 from imagen.cascade.storage import check_stages, find, read_manifest, read_tensors, read_unconditional, write_cascade
-from imagen.cascade.texts import Encoder, Texts
+from imagen.cascade.texts import Texts
 from imagen.devices import default_device
 from imagen.diffusion.noise import Variation
 from imagen.errors import UserError, check_number
 from imagen.jsonconfig import to_json
 from imagen.precision import Precision, autocast_dtype
-from imagen.stage.sampling import Stage, build_unet, check_float32
-from imagen.text.encoder import TextConfig
+from imagen.stage.sampling import Stage
+from imagen.stage.weights import build_unet, check_float32
+from imagen.text.config import TextConfig
+from imagen.text.protocol import Encoder
 
 
 class Cascade:

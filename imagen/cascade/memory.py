@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from imagen.accounting.gpu_kernels import gpu_kernels
@@ -19,11 +19,11 @@ from imagen.cascade.plan import Plan, tile_of
 from imagen.cascade.sizes import Size
 from imagen.diffusion.samplers import sample
 from imagen.errors import UserError
-from imagen.models.unet import HALVES, UNet
+from imagen.models.unet import LOW_PRECISION, UNet
 from imagen.precision import autocast_dtype
 from imagen.stage.config import SamplingConfig, StageConfig
-from imagen.stage.inputs import low_res_conditioning, text_conditioning
-from imagen.stage.sampling import Detail, Stage, denoiser, predict_by
+from imagen.stage.denoiser import build_conditioning, build_denoiser, build_predict
+from imagen.stage.sampling import Stage
 from imagen.stage.tiles import Tile
 
 GIB = 2**30
@@ -83,42 +83,42 @@ def step_bytes(
     dtype: torch.dtype | None = None,
     gpu: bool = False,
 ) -> int:
-    """Most bytes that live at once, weights excepted, when `rows` pictures take steps of the stage.
+    """Return the peak memory in bytes, weights excepted, when `rows` images take steps of the stage.
 
-    dtype: of the network's arithmetic; None: float32. gpu: the arithmetic is a GPU's, else a CPU's.
-    Without what libraries take for themselves, and without what the allocator cannot use.
+    dtype: of the U-Net's arithmetic; None: float32. gpu: the arithmetic is a GPU's, else a CPU's.
+    Excludes the memory of libraries and what the allocator cannot use.
     """
-    unet_config = config.unet
+    unet_config, cpu = config.unet, torch.device("cpu")
     shape = (rows, unet_config.image_channels, *size)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), FakeTensorMode(), Ledger() as ledger:
         unet = UNet(unet_config).eval().requires_grad_(False)
-        throughout = gpu and dtype in HALVES  # as `Network` computes on GPUs
-        for parameter in unet.parameters():  # as `build_unet` holds them
+        throughout = gpu and dtype in LOW_PRECISION  # as `Network` computes on GPUs
+        for parameter in unet.parameters():  # as `build_unet` casts them
             if dtype is not None and (parameter.ndim > 1 or throughout):
                 parameter.data = parameter.data.to(dtype)
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         held = ledger.mark("parameters", [*unet.parameters(), *unet.buffers()])
         with ledger.window() as windows, gpu_kernels() if gpu else nullcontext():
-            cond: dict[str, Tensor] = {}
-            uncond: dict[str, Tensor] = {}
-            detail: Detail | None = None
+            texts = low_BChw = None
             if unet_config.text_width is not None:
                 texts = [torch.zeros(max(text_tokens, 1), unet_config.text_width)] * rows
-                cond, uncond = text_conditioning(texts, texts, torch.device("cpu"))
             if config.low_resolution is not None:
-                enlarged = torch.zeros(shape)
-                cond |= low_res_conditioning(
-                    enlarged,
-                    settings.low_res_noise,
-                    config.low_res_schedule,
-                    config.resolution,
-                    torch.zeros(shape),
-                )
-                if config.detail_std is not None:
-                    detail = Detail(enlarged, config.detail_std)
-            predict = predict_by(unet, None if throughout else dtype)
-            denoise = denoiser(predict, config, settings, cond, uncond, detail, tile=tile)
+                scale = config.resolution // config.low_resolution
+                low_size = [max(side // scale, 1) for side in size]
+                low_BChw = torch.zeros(*shape[:2], *low_size, dtype=torch.uint8)
+            conditioning = build_conditioning(
+                config,
+                settings,
+                size=size,
+                device=cpu,
+                texts=texts,
+                negatives=texts,
+                low_BChw=low_BChw,
+                augmentation_eps=lambda: torch.zeros(shape),
+            )
+            predict = build_predict(unet, None if throughout else dtype)
+            denoise = build_denoiser(predict, config, settings, conditioning, tile=tile)
             levels = [0.0, 1.0, 2.0, math.inf]  # the second step remembers the first one's estimate
             sample(
                 settings.sampler,

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from imagen.cascade.plan import Plan
 from imagen.devices import set_up
+from imagen.progress import progress_bar
 from imagen.stage.editing import edit_of
 from imagen.stage.inputs import from_images, to_images
 
@@ -46,7 +47,7 @@ def run(
     set_up(plan.device)
     batches = plan.batches() if batches is None else list(batches)
     bars = [
-        tqdm(
+        progress_bar(
             total=sum(-(-len(batch) // rows) for batch in batches) * settings.steps,
             desc=f"{width}x{height}",
             unit="step",

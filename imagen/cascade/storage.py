@@ -24,7 +24,7 @@ from imagen.files import read_json, replacing, write_json
 from imagen.jsonconfig import from_json, to_json
 from imagen.stage.config import StageConfig
 from imagen.tensors import save_tensors
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 from imagen.weights import packaged
 
 MANIFEST = "cascade.json"

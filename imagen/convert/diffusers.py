@@ -16,7 +16,7 @@ from imagen.errors import UserError
 from imagen.files import copy_licences, read_json, replacing, write_json, write_text
 from imagen.stage.config import StageConfig
 from imagen.tensors import save_tensors
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 
 UNFINISHED = ".unfinished.json"  # in the folder of the stages, while they are written: of which cascade
 

@@ -60,9 +60,12 @@ def create_app(engines: list[Engine], config: ServeConfig, metrics: Metrics) -> 
 
 def _add_health(app: FastAPI) -> None:
     @app.get("/healthz", tags=["operation"], response_class=PlainTextResponse)
-    async def healthz() -> str:
-        """The process answers."""
-        return "ok\n"
+    async def healthz(request: Request) -> Response:
+        """The process answers, and can draw; 503: it has to be started again."""
+        service: Service = request.app.state.service
+        if not service.healthy:
+            return PlainTextResponse("an engine has failed; the server's log says why\n", 503)
+        return PlainTextResponse("ok\n")
 
     @app.get("/readyz", tags=["operation"])
     async def readyz(request: Request) -> Response:

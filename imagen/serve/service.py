@@ -51,8 +51,12 @@ class Service:
             raise
 
     @property
+    def healthy(self) -> bool:
+        return all(engine.failure is None for engine in self.engines)
+
+    @property
     def ready(self) -> bool:
-        return all(engine.ready.is_set() and engine.failure is None for engine in self.engines)
+        return self.healthy and all(engine.ready.is_set() for engine in self.engines)
 
     def about(self) -> dict[str, Any]:
         limits = self.config.limits

@@ -30,7 +30,7 @@ from imagen.models.unet import UNet
 from imagen.pictures import read_metadata, read_picture
 from imagen.stage.inputs import from_uint8, to_uint8
 from imagen.stage.resize import upsample
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 
 WIDTH = 16
 TEXT = TextConfig(encoder="words", width=WIDTH)

@@ -116,7 +116,7 @@ def test_a_large_text_encoder_stays_off_the_device(monkeypatch):
 
     encoder = TextEncoder(config, None, Model(1024, 256), "cpu")  # 1 MiB
     monkeypatch.setattr(encoder, "encode", lambda prompts: [torch.zeros(1, config.width) for _ in prompts])
-    monkeypatch.setattr(encoder, "uncut_lengths", lambda prompts: [1 for _ in prompts])
+    monkeypatch.setattr(encoder, "untruncated_lengths", lambda prompts: [1 for _ in prompts])
     texts, device = Texts(config, torch.zeros(1, config.width), encoder), torch.device("meta")
     places.clear()
     texts(["a"], device, 1 / 1024)

@@ -21,10 +21,10 @@ from imagen.diffusion.samplers import SAMPLERS, sample
 from imagen.diffusion.schedule import diffuse
 from imagen.errors import UserError
 from imagen.pictures import read_metadata, read_picture
-from imagen.stage.editing import Edit, Known
+from imagen.stage.editing import Edit, InpaintingDenoiser
 from imagen.stage.inputs import from_images, from_uint8, to_uint8
 from imagen.stage.resize import upsample
-from imagen.stage.tiles import Tile, Tiled, spans
+from imagen.stage.tiles import Tile, TiledUNet, spans
 
 JOB = {"device": "cpu", "precision": "fp32", "progress": False}
 
@@ -137,7 +137,7 @@ def test_known_parts_have_the_noise_of_each_level(name):
     logsnrs = torch.tensor([-8.0, -3.0, 0.0, 1.0, 4.0, math.inf], dtype=torch.float64)
     seen = []
     noise = PictureNoise(range(256), (1, 8, 8), dtype=torch.float64)
-    denoise = Known(lambda x, logsnr: Estimate(x * 0.1), picture, mask)
+    denoise = InpaintingDenoiser(lambda x, logsnr: Estimate(x * 0.1), picture, mask)
     x = diffuse(picture, noise(), logsnrs[:1])
     out = sample(name, denoise, x, logsnrs, noise=noise, gamma=0.0, on_step=lambda i, n, x, x0: seen.append(x[..., :4]))
     for logsnr, x in zip(logsnrs[1:-1], seen, strict=False):
@@ -205,7 +205,7 @@ def test_tiled_equals_untiled_where_the_network_sees_no_further(size):
     cond = {"low_res": low_res, "text": torch.ones(2, 5, 7)}
     whole = network(x, torch.ones(2), **cond)
     called.clear()
-    tiled = Tiled(network, Tile(side=64, overlap=32))(x, torch.ones(2), **cond)
+    tiled = TiledUNet(network, Tile(side=64, overlap=32))(x, torch.ones(2), **cond)
     torch.testing.assert_close(tiled, whole)
     assert all(height <= 64 and width <= 64 for height, width in called)
     assert len(called) == {40: 1, 96: 2, 104: 12}[size[0]]
