@@ -52,7 +52,7 @@ def layer(file: str, icon: str, side: float, x: float, y: float, size: int) -> t
             MARGIN + SPRITE * window[2],
             MARGIN + SPRITE * window[3],
         )
-        pixels = _sprite(file, icon).resize((width, height), Image.Resampling.BOX, box=box)
+        pixels = _sprite(file, icon).resize((width, height), Image.Resampling.HAMMING, box=box)
     else:
         pixels = rasterise(_element(icons(file)[icon], window, width, height)).convert("RGBa")
     return np.asarray(pixels, dtype=np.float32), touched[:2]
