@@ -41,9 +41,7 @@ def grown_weights(weights: Mapping[str, Tensor], unet: UNetConfig, seed: int = 0
             missing.remove(inner)
     new = ("down.0.", f"up.{len(unet.levels) - 1}.", "norm_out.", "conv_out.")
     if lost := [name for name in missing if not name.startswith(new)]:
-        raise UserError(
-            f"these are not the weights of the same network without its outer level: no {min(lost)}"
-        )
+        raise UserError(f"these are not the weights of the same network without its outer level: no {min(lost)}")
     return state
 
 

@@ -58,6 +58,14 @@ def layer(file: str, icon: str, side: float, x: float, y: float, size: int) -> t
     return np.asarray(pixels, dtype=np.float32), touched[:2]
 
 
+def alone(file: str, icon: str, size: int = 96) -> Image.Image:
+    """What is drawn, RGBA, in a square of `size` pixels that its longer side fills."""
+    left, top, right, bottom = (MARGIN + SPRITE * edge for edge in box_of(file, icon))
+    half, x, y = max(right - left, bottom - top) / 2, (left + right) / 2, (top + bottom) / 2
+    box = (x - half, y - half, x + half, y + half)
+    return _sprite(file, icon).resize((size, size), Image.Resampling.HAMMING, box=box).convert("RGBA")
+
+
 @cache
 def _sprite(file: str, icon: str) -> Image.Image:
     """The drawing with a margin, RGBa: colours multiplied by alpha."""
