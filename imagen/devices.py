@@ -30,19 +30,19 @@ def set_up(device: torch.device | str) -> None:
     torch.backends.cudnn.benchmark = True
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def send(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor` on `device`, without waiting for it: the copy is queued, from pinned memory, as only such copies are."""
     if device.type == "cpu" or tensor.device.type != "cpu":
         return tensor.to(device)
-    return pinned(tensor, device).to(device, non_blocking=True)
+    return pin(tensor, device).to(device, non_blocking=True)
 
 
-def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+def pin(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor` in memory that `device` reads and writes by itself; as it is where there is no such memory."""
     return tensor.pin_memory() if device.type == "cuda" and not tensor.is_pinned() else tensor
 
 
-def fetched(tensor: Tensor) -> tuple[Tensor, Callable[[], object]]:
+def fetch(tensor: Tensor) -> tuple[Tensor, Callable[[], object]]:
     """(a copy on the CPU, what waits until it is there). On an NVIDIA GPU the copy is queued, elsewhere it is made."""
     if tensor.device.type != "cuda":
         return (tensor if tensor.is_meta else tensor.cpu()), _nothing

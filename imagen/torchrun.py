@@ -8,7 +8,7 @@ from imagen.errors import LIMIT, UserError
 MOST_RANKS = 1_000_000
 
 
-class Place(NamedTuple):
+class Launch(NamedTuple):
     """This process among those that were started together."""
 
     rank: int  # 0 .. ranks - 1
@@ -16,17 +16,17 @@ class Place(NamedTuple):
     local: int  # which process of its machine
 
 
-def place() -> Place:
+def read_launch() -> Launch:
     """From RANK, WORLD_SIZE and LOCAL_RANK; one process alone without them.
 
     Raises UserError naming the variable if one is no number or out of range.
     """
     ranks = _number("WORLD_SIZE", "1", 1, MOST_RANKS)
     rank = _number("RANK", "0", 0, ranks - 1)
-    return Place(rank, ranks, _number("LOCAL_RANK", "0", 0, ranks - 1))
+    return Launch(rank, ranks, _number("LOCAL_RANK", "0", 0, ranks - 1))
 
 
-def check_meeting_point() -> None:
+def check_rendezvous() -> None:
     """UserError unless MASTER_ADDR and MASTER_PORT say where the processes meet."""
     if not os.environ.get("MASTER_ADDR", "").strip():
         raise UserError("WORLD_SIZE says there are several processes, but MASTER_ADDR does not say where they meet")

@@ -14,7 +14,7 @@ from PIL import Image
 from imagen.cli import failures
 from imagen.errors import UserError
 from imagen.presets import description
-from imagen.torchrun import Place, check_meeting_point, place
+from imagen.torchrun import Launch, check_rendezvous, read_launch
 
 DEEP = "[" * 900 + "]" * 900
 DEEPER = "[" * 100_000
@@ -179,13 +179,13 @@ def test_places_that_torchrun_would_not_give(made, mistake, tmp_path, monkeypatc
 
 
 def test_places_that_torchrun_gives(monkeypatch):
-    assert place() == Place(0, 1, 0)
+    assert read_launch() == Launch(0, 1, 0)
     for name, value in {"WORLD_SIZE": "16", "RANK": "9", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    check_meeting_point()
-    assert place() == Place(9, 16, 1)
+    check_rendezvous()
+    assert read_launch() == Launch(9, 16, 1)
 
 
 def test_curves_that_cannot_be_drawn(mistake, tmp_path):

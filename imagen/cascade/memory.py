@@ -14,7 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from imagen.accounting.gpu_kernels import gpu_kernels
-from imagen.accounting.ledger import Ledger
+from imagen.accounting.tracker import ResourceTracker
 from imagen.cascade.options import Size
 from imagen.cascade.request import Request, tile_of
 from imagen.errors import UserError
@@ -91,7 +91,7 @@ def step_bytes(
     """
     unet_config, cpu = config.unet, torch.device("cpu")
     shape = (rows, unet_config.image_channels, *size)
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), FakeTensorMode(), Ledger() as ledger:
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), FakeTensorMode(), ResourceTracker() as tracker:
         unet = UNet(unet_config).eval().requires_grad_(False)
         throughout = gpu and dtype in LOW_PRECISION  # as `Network` computes on GPUs
         for parameter in unet.parameters():  # as `build_unet` casts them
@@ -99,8 +99,8 @@ def step_bytes(
                 parameter.data = parameter.data.to(dtype)
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        held = ledger.mark("parameters", [*unet.parameters(), *unet.buffers()])
-        with ledger.window() as windows, gpu_kernels() if gpu else nullcontext():
+        held = tracker.mark("parameters", [*unet.parameters(), *unet.buffers()])
+        with tracker.interval() as intervals, gpu_kernels() if gpu else nullcontext():
             texts = low_BChw = None
             if unet_config.text_width is not None:
                 texts = [torch.zeros(max(text_tokens, 1), unet_config.text_width)] * rows
@@ -122,7 +122,7 @@ def step_bytes(
             denoise = build_denoiser(predict, config, settings, conditioning, tile=tile)
             levels = [0.0, 1.0, 2.0, math.inf]  # the second step remembers the first one's estimate
             settings.build_sampler().sample(denoise, torch.zeros(shape), levels, noise=lambda: torch.zeros(shape))
-    return windows[0].peak - held
+    return intervals[0].peak - held
 
 
 def _smaller(config: StageConfig, size: Size, tile: Tile | None) -> Tile | None:

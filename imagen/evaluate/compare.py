@@ -8,7 +8,7 @@ from imagen.distribution import missing
 from imagen.errors import UserError
 from imagen.evaluate.curve import CURVE, read_curve
 from imagen.files import read_json, read_json_lines, replacing, write_json
-from imagen.weights import place
+from imagen.weights import packaged_path
 
 Row = dict[str, Any]
 CURVES = "curves.json"  # in the package: preset -> {"metrics": [...], "evaluation": [...]}
@@ -47,11 +47,11 @@ def compare(runs: Sequence[str | Path], out: str | Path) -> list[Row]:
 
 def reference_curves() -> dict[str, dict[str, list[Row]]]:
     """The curves of the reference run, by preset; none in a copy of the package without them."""
-    path = place(CURVES)
+    path = packaged_path(CURVES)
     return read_json(path) if path.is_file() else {}
 
 
-def keep_as_reference(runs: Sequence[str | Path], path: str | Path) -> None:
+def write_reference_curves(runs: Sequence[str | Path], path: str | Path) -> None:
     """Write the curves of `runs`, thinned, as the file that `reference_curves` reads."""
     curves = {}
     for run in runs:

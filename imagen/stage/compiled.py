@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from imagen.devices import sent
-from imagen.diffusion.guidance import Denoiser, Estimate, known_level
+from imagen.devices import send
+from imagen.diffusion.guidance import Denoiser, Estimate, uniform_logsnr
 from imagen.diffusion.samplers.base import Levels, Noise, OnStep
 from imagen.models.compiling import compile_function
 
@@ -74,7 +74,7 @@ class CompiledSteps:
             self._step = compile_function(_step, **self.options)
         programs, result = traced
         numbers = [number for program in programs for number in (program.logsnr, *program.constants)]
-        table = sent(torch.tensor(numbers, dtype=torch.float64).to(x_BCHW.dtype), x_BCHW.device)
+        table = send(torch.tensor(numbers, dtype=torch.float64).to(x_BCHW.dtype), x_BCHW.device)
         rows = torch.split(table, [1 + len(program.constants) for program in programs])
         values = {"x": x_BCHW}
         for number, (program, row) in enumerate(zip(programs, rows, strict=True)):
@@ -123,9 +123,9 @@ def trace_sampler(
     tracer = fx.proxy.GraphAppendingTracer(graph)
 
     def denoise(x: fx.Proxy, logsnr_B: Any, /) -> Estimate:
-        level = known_level(logsnr_B)
+        level = uniform_logsnr(logsnr_B)
         if level is None:
-            raise TypeError("a sampler evaluates its denoiser at one known log-SNR (`at_level`)")
+            raise TypeError("a sampler evaluates its denoiser at one known log-SNR (`batch_logsnr`)")
         estimate = graph.call_function(_evaluate, (x.node, level))
         x0, variance = (fx.Proxy(graph.call_function(_take, (estimate, i)), tracer) for i in (0, 1))
         return Estimate(x0, variance if learned_variance else None)  # type: ignore[arg-type]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from imagen.diffusion.guidance import ClassifierFree, Denoiser, DynamicThreshold, StaticThreshold, predict_x0
 from imagen.diffusion.schedule import NoiseLabel, bind_label, build_label
-from imagen.models.unet import TextCachingUNet, UNet
+from imagen.models.text_cache import TextCachingUNet
+from imagen.models.unet import UNet
 from imagen.precision import autocast
 from imagen.stage.config import SamplingConfig, StageConfig
 from imagen.stage.detail import DetailTransform

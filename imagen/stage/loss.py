@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from imagen.devices import sent
+from imagen.devices import send
 from imagen.diffusion import randomness
 from imagen.diffusion.objective import Loss, earlier_logsnr, loss, stratified_times
 from imagen.diffusion.schedule import ScheduleConfig, build_label, build_schedule, diffuse
@@ -121,7 +121,7 @@ class ForwardProcess:
             numbers += augmentation_noise(
                 self.stage, randomness.uniform(self.seed, positions, randomness.LOW_RES_LEVEL)
             )
-        times_B, logsnr_B, logsnr_s_B, label_B, dropped_B, *low = sent(torch.stack(numbers), self.device).unbind()
+        times_B, logsnr_B, logsnr_s_B, label_B, dropped_B, *low = send(torch.stack(numbers), self.device).unbind()
 
         x0_BCHW = from_uint8(self._sent_image(batch.image))
         conditions = self._text(batch, dropped_B > 0.5)
@@ -165,14 +165,14 @@ class ForwardProcess:
     def _text(self, batch: CleanBatch, dropped_B: Tensor) -> dict[str, Tensor]:
         if batch.text is None or batch.text_mask is None:
             return {}
-        text_BLD, mask_BL = sent(batch.text, self.device).float(), sent(batch.text_mask, self.device)
+        text_BLD, mask_BL = send(batch.text, self.device).float(), send(batch.text_mask, self.device)
         text_BLD, mask_BL = pad_to_length(text_BLD, mask_BL, self.text_length)
         if self.text_dropout > 0 and self.unconditional_LD is not None:
             text_BLD, mask_BL = drop_text(text_BLD, mask_BL, dropped_B, self.unconditional_LD)
         return text_inputs(text_BLD, mask_BL)
 
     def _sent_image(self, image_BCHW: Tensor) -> Tensor:
-        return sent(image_BCHW, self.device).contiguous(memory_format=torch.channels_last)
+        return send(image_BCHW, self.device).contiguous(memory_format=torch.channels_last)
 
     def _normal(self, like_BCHW: Tensor, positions: range, purpose: int) -> Tensor:
         return randomness.normal(like_BCHW.shape[1:], self.seed, positions, purpose, self.device)

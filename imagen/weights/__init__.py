@@ -21,12 +21,12 @@ def packaged(name: str) -> Path | None:
     """
     if name not in CASCADES:
         return None
-    folder = place(name)
+    folder = packaged_path(name)
     if not (folder / "cascade.json").is_file():
         raise UserError(f"this copy of imagen comes without the weights {name!r}; {HELP}")
     return folder
 
 
-def place(name: str) -> Path:
+def packaged_path(name: str) -> Path:
     """Where the weights of that name are, or would be."""
     return Path(str(files("imagen.weights"))) / name

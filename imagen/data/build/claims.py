@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imagen.files import cannot_write
-from imagen.system import PLACE, is_alive
+from imagen.system import HOST_ID, is_alive
 
 BEAT = 10.0  # seconds between touches
 STALE = 120.0  # seconds without a touch; network file systems show a touch to others up to a minute late
@@ -48,7 +48,7 @@ class Claims:
         A claim whose owner is dead is taken over, and what that one left half-written is removed. UserError if the
         folder cannot be written.
         """
-        claim, owner = claim_path(target), f"{PLACE} {os.getpid()} {secrets.token_hex(8)}"
+        claim, owner = claim_path(target), f"{HOST_ID} {os.getpid()} {secrets.token_hex(8)}"
         try:
             mine = self._make(claim, owner) or (self._abandoned(claim, target) and self._make(claim, owner))
         except OSError as error:
@@ -98,7 +98,7 @@ class Claims:
         except FileNotFoundError:  # given back just now
             return True
         place, pid, *_ = [*owner.split(" "), "", ""]
-        if place == PLACE and not is_alive(int(pid)):
+        if place == HOST_ID and not is_alive(int(pid)):
             for left in glob.iglob(f".{glob.escape(target.name)}.{pid}-*.tmp", root_dir=target.parent):
                 (target.parent / left).unlink(missing_ok=True)
         else:

@@ -78,7 +78,7 @@ class _Search:
         """
         *smaller, most = self.sizes
         traced = self.dry_run.trace(parallel, most)
-        if traced.window.peak <= self.usable:
+        if traced.interval.peak <= self.usable:
             return traced
         if len(smaller) > 2:
             low, high = (self.dry_run.trace(parallel, size) for size in smaller[1:3])
@@ -86,7 +86,7 @@ class _Search:
             smaller = smaller[: len(fitting)]
         for size in reversed(smaller):
             traced = self.dry_run.trace(parallel, size)
-            if traced.window.peak <= self.usable:
+            if traced.interval.peak <= self.usable:
                 return traced
         return None
 
@@ -96,7 +96,7 @@ def predicted_peak(low: TracedStep, high: TracedStep, size: int) -> float:
 
     Extrapolates each moment of the step, and takes the maximum; if the steps do not have the same moments, their peaks.
     """
-    below, above = low.window.totals, high.window.totals
+    below, above = low.interval.totals, high.interval.totals
     if below.shape != above.shape:
         below, above = below.max(), above.max()
     slope = (above - below) / (high.micro_batch - low.micro_batch)
@@ -105,7 +105,7 @@ def predicted_peak(low: TracedStep, high: TracedStep, size: int) -> float:
 
 def _refuse(search: _Search, parallel: ParallelConfig, name: str) -> TracedStep:
     size = search.sizes[0]
-    needed = search.dry_run.trace(parallel, size).window.peak
+    needed = search.dry_run.trace(parallel, size).interval.peak
     experiment, world_size = search.dry_run.experiment, search.dry_run.world_size
     helps = []
     if size > 1:

@@ -129,7 +129,7 @@ def on_another_machine(monkeypatch, target, **options):
     """A claim of `target`, held by a process of which nothing can be known here."""
     held = Claims(**options).claimed(target)
     with monkeypatch.context() as patch:
-        patch.setattr(claims_module, "PLACE", "elsewhere/4026531836")
+        patch.setattr(claims_module, "HOST_ID", "elsewhere/4026531836")
         assert held.__enter__()
     HELD.append(held)
     return held
@@ -204,7 +204,7 @@ def test_the_dead_of_this_machine_are_replaced_at_once_with_their_half_files(tmp
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     target = tmp_path / "[1].x"  # a name that is a pattern
-    claim_path(target).write_text(f"{claims_module.PLACE} {process.pid} 0123")
+    claim_path(target).write_text(f"{claims_module.HOST_ID} {process.pid} 0123")
     half, unrelated = (tmp_path / f".{target.name}.{pid}-00.tmp" for pid in (process.pid, 1))
     half.touch()
     unrelated.touch()
@@ -218,7 +218,7 @@ def test_the_claim_of_one_that_was_killed_after_its_work_is_removed(folder):
     sidecars = [path for path in folder.iterdir() if path.suffix == ".safetensors"]
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    claim_path(sidecars[0]).write_text(f"{claims_module.PLACE} {dead.pid} 0")
+    claim_path(sidecars[0]).write_text(f"{claims_module.HOST_ID} {dead.pid} 0")
     claim_path(sidecars[1]).write_text("another machine 1 0")  # may be alive
     assert encode_shards(folder, LengthEncoder(), 60, progress=False) == 0
     assert not claim_path(sidecars[0]).exists() and claim_path(sidecars[1]).exists()
