@@ -161,7 +161,7 @@ def test_absurd_options_of_the_others(mistake, tmp_path, monkeypatch, line, mess
         ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE is '99999"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is '2'; it must be a whole number, here from 0 to 1"),
         ({"WORLD_SIZE": "2", "LOCAL_RANK": "1.5"}, "LOCAL_RANK is '1.5'"),
-        ({"WORLD_SIZE": "2"}, "MASTER_ADDR does not say where"),
+        ({"WORLD_SIZE": "2"}, "MASTER_ADDR is not set"),
         ({"WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}, "MASTER_PORT is ''"),
         ({"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "http"}, "MASTER_PORT is 'http'"),
         ({"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "70000"}, "here from 1 to 65535"),
@@ -195,8 +195,8 @@ def test_curves_that_cannot_be_drawn(mistake, tmp_path):
     for text, out, message in (
         (good, "c.xyz", "c.xyz: curves are drawn as .png, .svg, .pdf"),
         (good + "{", "c.png", "metrics.jsonl, line 2, is damaged: "),
-        (good + "[1]\n", "c.png", "metrics.jsonl, line 2, is damaged: it is no object with step, images"),
-        (good + '{"step": 2}\n', "c.png", "metrics.jsonl, line 2, is damaged: it is no object with step, images"),
+        (good + "[1]\n", "c.png", "metrics.jsonl, line 2, is damaged: it is not an object with step, images"),
+        (good + '{"step": 2}\n', "c.png", "metrics.jsonl, line 2, is damaged: it is not an object with step, images"),
         ('{"step": 1, "images": "x"}', "c.png", "metrics.jsonl is damaged: images of row 1 is no number"),
         (good + "[" * 100_000, "c.png", "nested more than 100 deep"),
     ):
@@ -204,7 +204,7 @@ def test_curves_that_cannot_be_drawn(mistake, tmp_path):
         assert message in mistake("compare", tmp_path, "--out", tmp_path / out)
     metrics.write_text(good)
     for row, message in (
-        ('{"step": 1}', "evaluation.jsonl, line 1, is damaged: it is no object with step, guidance, steps"),
+        ('{"step": 1}', "evaluation.jsonl, line 1, is damaged: it is not an object with step, guidance, steps"),
         ('{"step": 1, "guidance": 1, "steps": 1, "single": 3}', "evaluation.jsonl is damaged: row 1 lacks images"),
     ):
         (tmp_path / "evaluation.jsonl").write_text(row)

@@ -121,7 +121,7 @@ def test_files_of_embeddings_hold_a_hash_and_resume(two, tmp_path):
     ],
 )
 def test_arguments_of_diffusers_are_answered_with_ours(two, name, ours):
-    with pytest.raises(TypeError, match=f"no setting '{name}'; in its place there is {ours}"):
+    with pytest.raises(TypeError, match=f"no setting '{name}'; the equivalent here is {ours}"):
         two.sample("cat", **{name: 4})
 
 
@@ -129,7 +129,7 @@ def test_a_typo_is_answered_with_the_nearest_name(two, tmp_path):
     for name, near in (("negatives", "negative"), ("micro_batchs", "micro_batch"), ("stpes", "steps")):
         with pytest.raises(TypeError, match=f"no setting '{name}'; did you mean '{near}'"):
             two.request("cat", **{name: 4})
-    with pytest.raises(TypeError, match=r"load\(\) has no argument 'torch_dtype'; in its place there is `precision`"):
+    with pytest.raises(TypeError, match=r"load\(\) has no argument 'torch_dtype'; the equivalent here is `precision`"):
         imagen.load(tmp_path, torch_dtype=torch.float16)
     with pytest.raises(TypeError, match=r"load\(\) has no argument 'stage'; did you mean 'stages'"):
         Cascade.load(tmp_path, stage=1)
