@@ -1,4 +1,4 @@
-"""Cascade against analytic models, and its promises: pictures independent of batches, folders strict and atomic."""
+"""Compare a cascade with analytic models, and check that images do not depend on batches and folders are atomic."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ def two() -> Cascade:
 
 
 class Gaussian(nn.Module):
-    """The exact x0 estimate for pixels ~ N(mu, s^2), where mu are the first three numbers of the first token."""
+    """Return the exact x0 estimate for pixels ~ N(mu, s^2), where mu is the first token's first three values."""
 
     def __init__(self, s: float):
         super().__init__()
@@ -52,7 +52,7 @@ class Gaussian(nn.Module):
 
 
 class Fixed:
-    """An encoder whose every prompt is the colour (0.2, -0.1, 0.3)."""
+    """Encode every prompt as the colour (0.2, -0.1, 0.3)."""
 
     def encode(self, prompts: list[str]) -> list[Tensor]:
         token = torch.zeros(1, WIDTH)
@@ -62,7 +62,7 @@ class Fixed:
 
 @pytest.mark.parametrize("sampler,steps", [("ddpm", 150), ("ddim", 150), ("dpmpp_2m", 40)])
 @pytest.mark.parametrize("w", [1.0, 2.0])
-def test_a_gaussian_model_gives_pictures_of_its_mean_and_spread(sampler, steps, w):
+def test_a_gaussian_model_gives_images_of_its_mean_and_deviation(sampler, steps, w):
     s = 0.1
     config = dataclasses.replace(
         stage(16).config,
@@ -81,7 +81,7 @@ def test_a_gaussian_model_gives_pictures_of_its_mean_and_spread(sampler, steps, 
 
 @pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
-def test_conditioning_noise_is_that_of_training(level, kind):
+def test_conditioning_augmentation_equals_training(level, kind):
     model, network = listener(low_res_schedule=ScheduleConfig(kind=kind))
     start = Image.new("RGB", (16, 16), (255, 0, 204))
     model.sample([""], start=[start], low_res_noise=level, **QUICK)
@@ -93,7 +93,7 @@ def test_conditioning_noise_is_that_of_training(level, kind):
     torch.testing.assert_close(network.low_res.std((2, 3)).mean(), sigma.float()[0], rtol=0.03, atol=1e-5)
 
 
-def test_conditioning_noise_is_drawn_once_and_is_not_the_noise_of_the_sampler():
+def test_conditioning_augmentation_is_drawn_once_and_independent_of_the_sampler():
     model, network = listener(sampling=SamplingConfig(sampler="ddpm", steps=2, low_res_noise=1.0))
     model.sample([""], start=[Image.new("RGB", (16, 16))], **QUICK)
     first, drawn = network.seen[0].flatten(), network.low_res.flatten()
@@ -113,13 +113,13 @@ def test_only_the_network_is_autocast():
     assert not network.autocast
 
 
-def test_quantising_is_exact_on_the_values_of_a_png():
+def test_quantisation_is_exact_for_png_values():
     levels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(from_uint8(levels)), levels)
     assert to_uint8(torch.tensor([-1.4, 0.499 / 127.5 - 1, 0.501 / 127.5 - 1, 7.0])).tolist() == [0, 0, 1, 255]
 
 
-def test_a_stage_that_copies_its_input_enlarges_it():
+def test_a_stage_that_copies_its_input_upsamples_it():
     model, _ = listener(sampling=SamplingConfig(steps=2, low_res_noise=0.0, threshold="static"))
     gradient = Image.fromarray(np.linspace(0, 255, 16 * 24 * 3).reshape(16, 24, 3).astype(np.uint8))
     (image,) = model.sample([""], start=[gradient], **QUICK)
@@ -128,7 +128,7 @@ def test_a_stage_that_copies_its_input_enlarges_it():
 
 
 @pytest.mark.parametrize("threshold", ["none", "static", "dynamic"])
-def test_a_stage_that_adds_no_detail_gives_the_enlarged_picture(threshold):
+def test_a_stage_that_adds_no_detail_gives_the_upsampled_image(threshold):
     class NoDetail(nn.Module):
         def forward(self, x: Tensor, noise: Tensor, *, low_res: Tensor, low_res_noise: Tensor) -> Tensor:
             return torch.zeros_like(x)
@@ -145,7 +145,7 @@ def test_a_stage_that_adds_no_detail_gives_the_enlarged_picture(threshold):
     assert all(torch.equal(to_uint8(x0), enlarged) for x0 in estimates), "previews are pictures too"
 
 
-def test_detail_is_added_in_its_unit_and_thresholds_are_limits_of_pixels():
+def test_detail_is_scaled_and_thresholds_apply_to_pixels():
     class Step(nn.Module):  # detail of +3 in the left half, -20 in the right
         def forward(self, x: Tensor, noise: Tensor, *, low_res: Tensor, low_res_noise: Tensor) -> Tensor:
             detail = torch.full_like(x, 3.0)
@@ -162,7 +162,7 @@ def test_detail_is_added_in_its_unit_and_thresholds_are_limits_of_pixels():
 # --- a picture depends on its prompt and its seed alone ---
 
 
-def test_a_picture_does_not_depend_on_its_batch(two):
+def test_an_image_does_not_depend_on_its_batch(two):
     prompts = ["cat", "a very long caption about a dog on a mat", "a hat", "cat", "two words"]
     alone = two.sample(["a hat"], seeds=[5], **QUICK)[0]
     together = two.sample(prompts, seeds=[1, 2, 5, 5, 4], batch_size=5, **QUICK)
@@ -174,20 +174,20 @@ def test_a_picture_does_not_depend_on_its_batch(two):
     assert pixels(alone).std() > 10
 
 
-def test_samplers_with_noise_do_not_depend_on_the_batch(two):
+def test_stochastic_samplers_do_not_depend_on_the_batch(two):
     options = {"sampler": ["ddpm", "ddim"], "steps": [4, 3], **QUICK}
     alone = two.sample(["a hat"], seeds=[5], **options)[0]
     assert apart(alone, two.sample(["cat on mat", "a hat"], seeds=[9, 5], **options)[1]) <= 1
 
 
-def test_a_longer_unconditional_embedding_is_padded_away():
+def test_a_longer_unconditional_embedding_does_not_change_images():
     stages = (stage(16),)
     model = Cascade(stages, text=TEXT, unconditional=torch.randn(6, WIDTH), encoder=Words())
     short = model.sample(["cat"], seeds=[3], **QUICK)[0]
     assert apart(short, model.sample(["cat", "one two three four five six seven"], seeds=[3, 4], **QUICK)[0]) <= 1
 
 
-def test_a_prefix_and_its_continuation_give_the_same_as_the_whole(two, tmp_path):
+def test_stages_sampled_separately_equal_the_whole_cascade(two, tmp_path):
     prompts, seeds = ["a cat", "dog"], [11, 12]
     whole = two.sample(prompts, seeds=seeds, **QUICK)
     first = two.sample(prompts, seeds=seeds, stages=1, **QUICK)
@@ -201,20 +201,20 @@ def test_a_prefix_and_its_continuation_give_the_same_as_the_whole(two, tmp_path)
         assert apart(a, b) == 0 and apart(a, c) == 0
 
 
-def test_conditioning_noise_changes_the_picture_reproducibly(two):
+def test_conditioning_augmentation_changes_the_image_reproducibly(two):
     make = lambda level: two.sample(["a cat"], low_res_noise=level, **QUICK)[0]  # noqa: E731
     assert apart(make(0.3), make(0.3)) == 0
     assert apart(make(0.0), make(0.3)) > 5
 
 
-def test_pictures_need_not_be_square(two):
+def test_images_need_not_be_square(two):
     (image,) = two.sample(["a cat"], size=(32, 48), **QUICK)
     assert image.size == (48, 32)
     with pytest.raises(UserError, match=r"40x50 .* divide by 8; nearest: height 40, width 48 or 56"):
         two.sample(["a cat"], size=(40, 50), **QUICK)
 
 
-def test_settings_apply_for_each_stage_or_for_all(two):
+def test_settings_apply_per_stage_or_to_all(two):
     plan = two.request(["x"], steps=[2, 9], guidance=3, sampler="ddim")
     assert [(s.steps, s.guidance, s.sampler) for s in plan.settings] == [(2, 3, "ddim"), (9, 3, "ddim")]
     seen = []
@@ -245,7 +245,7 @@ def test_prompts_are_encoded_once_and_the_empty_one_is_unconditional():
     assert apart(*(model.sample([""], guidance=w, steps=2, **QUICK)[0] for w in (1.0, 5.0))) <= 1
 
 
-def test_sampling_leaves_a_training_network_as_it_was():
+def test_sampling_does_not_change_a_network_in_training():
     model = cascade(stage(16))
     unet = model.stages[0].unet.train()
     model.sample(["cat"], **QUICK)
@@ -254,7 +254,7 @@ def test_sampling_leaves_a_training_network_as_it_was():
 
 
 @pytest.mark.filterwarnings("error")
-def test_values_that_are_not_finite_are_no_picture():
+def test_non_finite_values_are_an_error():
     model = cascade(stage(16))
     nn.init.constant_(model.stages[0].unet.conv_out.bias, math.nan)
     with pytest.raises(UserError, match="stage 16 produced values that are not finite"):
@@ -294,12 +294,12 @@ def test_values_that_are_not_finite_are_no_picture():
         ({"start": [Image.new("RGB", (16, 16))], "size": (32, 32)}, "leave it out"),
     ],
 )
-def test_requests_that_cannot_be_met_are_refused(two, request_, message):
+def test_invalid_requests_are_rejected(two, request_, message):
     with pytest.raises(UserError, match=message):
         two.sample(**{"prompts": ["cat"], **QUICK, **request_})
 
 
-def test_an_enlarging_cascade_needs_pictures_and_a_textless_one_no_prompt():
+def test_a_cascade_without_base_needs_images_and_one_without_text_rejects_prompts():
     with pytest.raises(UserError, match="no base stage: it upsamples 16x16"):
         cascade(stage(32, 16)).sample(["cat"], **QUICK)
     with pytest.raises(UserError, match="without text"):
@@ -322,7 +322,7 @@ def edit(folder: Path, change) -> None:
     (folder / "cascade.json").write_text(json.dumps(value))
 
 
-def test_save_and_load_keep_every_bit(two, tmp_path):
+def test_save_and_load_are_bit_exact(two, tmp_path):
     two.save(tmp_path)
     loaded = Cascade.load(tmp_path)
     assert loaded.text == TEXT and torch.equal(loaded.unconditional, two.unconditional)
@@ -337,7 +337,7 @@ def test_save_and_load_keep_every_bit(two, tmp_path):
         Cascade.load(tmp_path, stages=3)
 
 
-def test_saving_again_leaves_nothing_stale(tmp_path):
+def test_saving_again_leaves_no_stale_files(tmp_path):
     folder_of(stage(16), stage(32, 16), path=tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / ".stage-16-new.123.tmp").write_text("left by a killed process")
@@ -375,8 +375,8 @@ def test_a_run_loads_from_its_export(tmp_path):
         export_stage(tmp_path / "whole", weights=changed, **arguments)
 
 
-def test_a_reader_survives_an_export_in_between(tmp_path, monkeypatch):
-    """cascade.json is read, then replaced, and the weights that it named are gone: the reader starts over."""
+def test_loading_retries_after_a_concurrent_export(tmp_path, monkeypatch):
+    """An export between reading cascade.json and the weights deletes the weights; loading starts again."""
     import imagen.cascade.cascade as module
 
     folder_of(stage(16), path=tmp_path)
@@ -399,7 +399,7 @@ def _flip_a_byte(folder: Path, pattern: str) -> None:
 
 
 def raw(folder: Path, old: str, new: str) -> None:
-    """Change the text of cascade.json, to what `json.dumps` would not write."""
+    """Change the text of cascade.json in ways that `json.dumps` cannot."""
     text = (folder / "cascade.json").read_text()
     assert old in text
     (folder / "cascade.json").write_text(text.replace(old, new, 1))
@@ -450,7 +450,7 @@ def raw(folder: Path, old: str, new: str) -> None:
         (lambda f: _flip_a_byte(f, "text-*"), r"text-\w+\.safetensors is damaged"),
     ],
 )
-def test_damaged_folders_are_refused(tmp_path, damage, message):
+def test_damaged_folders_are_rejected(tmp_path, damage, message):
     folder_of(stage(16), stage(32, 16), path=tmp_path)
     damage(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
@@ -467,7 +467,7 @@ def test_damaged_folders_are_refused(tmp_path, damage, message):
         (lambda w: w.update({"conv_out.bias": torch.zeros(3, dtype=torch.int8)}), "'conv_out.bias' is of torch.int8"),
     ],
 )
-def test_weights_of_another_network_are_refused(tmp_path, change, message):
+def test_weights_of_another_network_are_rejected(tmp_path, change, message):
     made = stage(16)
     weights = dict(made.unet.state_dict())
     change(weights)
@@ -477,7 +477,7 @@ def test_weights_of_another_network_are_refused(tmp_path, change, message):
         Cascade.load(tmp_path)
 
 
-def test_assemble_joins_what_fits(tmp_path, two):
+def test_assemble_joins_matching_cascades(tmp_path, two):
     a, b = folder_of(stage(16), path=tmp_path / "a" / "export"), folder_of(stage(32, 16), path=tmp_path / "b")
     assemble([a.parent, b], tmp_path / "out")
     joined = Cascade.load(tmp_path / "out")
@@ -493,7 +493,7 @@ def test_assemble_joins_what_fits(tmp_path, two):
     assert len(Cascade.load(tmp_path / "out").stages) == 3
 
 
-def test_assemble_says_what_does_not_fit(tmp_path):
+def test_assemble_reports_mismatches(tmp_path):
     base, sr = folder_of(stage(16), path=tmp_path / "base"), folder_of(stage(32, 16), path=tmp_path / "sr")
     other = Cascade([stage(32, 16)], text=dataclasses.replace(TEXT, encoder="T5"), unconditional=torch.zeros(1, WIDTH))
     other.save(tmp_path / "t5")
@@ -517,7 +517,7 @@ def test_assemble_says_what_does_not_fit(tmp_path):
 # --- pictures to a folder ---
 
 
-def test_write_samples_numbers_resumes_and_refuses(two, tmp_path):
+def test_write_samples_numbers_files_resumes_and_rejects_others(two, tmp_path):
     two.save(tmp_path / "cascade")
     out, request = tmp_path / "out", {"seed": 3, "n": 2, "batch_size": 3, "device": "cpu", "precision": "fp32"}
     paths = write_samples(two, ["a cat", "dog"], out, progress=False, **request)
@@ -550,7 +550,7 @@ def test_write_samples_numbers_resumes_and_refuses(two, tmp_path):
         write_samples(two, ["a cat", "dog"], out, progress=False, **request)
 
 
-def test_write_samples_enlarges_given_pictures(two, tmp_path):
+def test_write_samples_upsamples_input_images(two, tmp_path):
     start = [Image.new("RGB", (24, 16), "red")]
     (path,) = write_samples(two, [""], tmp_path, start=start, progress=False, device="cpu", precision="fp32")
     metadata = read_metadata(path)
@@ -559,7 +559,7 @@ def test_write_samples_enlarges_given_pictures(two, tmp_path):
         write_samples(two, [""], tmp_path, start=[Image.new("RGB", (24, 16))], device="cpu", precision="fp32")
 
 
-def test_write_samples_refuses_a_place_that_is_no_folder(two, tmp_path):
+def test_write_samples_rejects_a_path_that_is_not_a_folder(two, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot create the folder"):
         write_samples(two, ["x"], tmp_path / "file", device="cpu")

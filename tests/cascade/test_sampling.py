@@ -1,4 +1,4 @@
-"""What may be asked of a cascade beside prompts and seeds: each request against what it must be equal to."""
+"""Options of a request beside prompts and seeds, each compared with an equivalent computation."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def two() -> Cascade:
 # --- guidance ---
 
 
-def test_negative_prompts_lead_away(two):
+def test_negative_prompts_replace_the_unconditional_embedding(two):
     plain = two.sample(["cat"], **QUICK)[0]
     assert apart(plain, two.sample(["cat"], negative="", **QUICK)[0]) == 0
     assert apart(plain, two.sample(["cat"], negative="dog", **QUICK)[0]) > 5
@@ -72,7 +72,7 @@ def test_rescaled_guidance_has_the_contrast_of_the_conditional_estimate(rescale)
     torch.testing.assert_close(guided, plain * factor.reshape(2, 1, 1, 1))
 
 
-def test_settings_by_name_for_each_stage(two):
+def test_settings_by_name_per_stage(two):
     plan = two.request(["x"], guidance_interval=(-3.0, 2.0), guidance_rescale=[0.0, 0.5], spacing="logsnr")
     assert [s.guidance_interval for s in plan.settings] == [(-3.0, 2.0)] * 2
     assert [s.guidance_rescale for s in plan.settings] == [0.0, 0.5]
@@ -86,7 +86,7 @@ def test_settings_by_name_for_each_stage(two):
 # --- variations ---
 
 
-def test_a_variation_lies_between_two_seeds():
+def test_a_variation_interpolates_between_two_seeds():
     shape = (3, 64, 64)
     seeds = [1, 2, Variation(1, 2, 0.0), Variation(1, 2, 1.0), Variation(1, 2, 0.3)]
     noise = PictureNoise(seeds, shape, dtype=torch.float64)
@@ -120,8 +120,8 @@ def test_strength_is_the_share_of_steps_that_are_taken(two):
     assert apart(anew, two.sample(["cat"], init=init, **QUICK)[0]) == 0, "all steps from noise alone"
 
 
-def test_a_picture_that_is_noised_a_little_stays():
-    """With the exact estimate of data that is this very picture, and with one that copies it from what it sees."""
+def test_a_slightly_noised_image_is_preserved():
+    """With an exact estimate for data that is only this image, and with one that copies it from x_t."""
     model, _ = listener(sampling=SamplingConfig(steps=10, threshold="none"))
     model.stages[0].config = dataclasses.replace(model.stages[0].config, low_resolution=None)
 
@@ -137,8 +137,8 @@ def test_a_picture_that_is_noised_a_little_stays():
 
 
 @pytest.mark.parametrize("name", sampler_names())
-def test_known_parts_have_the_noise_of_each_level(name):
-    """Inpainting by x0: at every level x is the picture with noise of that level's deviation, and at the end exact."""
+def test_unmasked_regions_have_the_noise_of_each_level(name):
+    """At every level x is the image with noise of that level; the result is exact."""
     picture = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8).expand(256, 1, 8, 8).double()
     mask = torch.zeros(1, 1, 8, 8).double()
     mask[..., 4:] = 1
@@ -160,7 +160,7 @@ def test_known_parts_have_the_noise_of_each_level(name):
 
 @pytest.mark.parametrize("detail_std", [None, 0.1])
 @pytest.mark.parametrize("threshold", ["none", "dynamic"])
-def test_what_the_mask_keeps_is_kept_in_every_stage(detail_std, threshold):
+def test_every_stage_preserves_the_unmasked_region(detail_std, threshold):
     large = stage(32, 16)
     large.config = dataclasses.replace(large.config, detail_std=detail_std)
     model = cascade(stage(16), large)
@@ -175,12 +175,12 @@ def test_what_the_mask_keeps_is_kept_in_every_stage(detail_std, threshold):
     assert np.array_equal(pixels(small)[:, 9:], pixels(reduced)[:, 9:])  # the edge of the mask is soft
 
 
-def test_init_pictures_keep_their_proportions(two):
+def test_init_images_preserve_their_aspect_ratio(two):
     assert two.sample(["cat"], init=noisy(90, 61), strength=0.5, **QUICK)[0].size == (48, 32)
     assert two.sample(["cat"], init=noisy(90, 61), strength=0.5, size=(64, 32), **QUICK)[0].size == (32, 64)
 
 
-def test_levels_of_an_edit():
+def test_log_snrs_of_an_edit():
     levels = torch.arange(11.0)
     for strength, left in ((1.0, 10), (0.7, 7), (0.3, 3), (0.01, 1)):
         edit = Edit(picture_BCHW=torch.zeros(1, 1, 1, 1), strength=strength)
@@ -198,8 +198,8 @@ def test_tiles_cover_a_side():
 
 
 @pytest.mark.parametrize("size", [(40, 40), (96, 40), (104, 136)])
-def test_tiled_equals_untiled_where_the_network_sees_no_further(size):
-    """Two strided levels without norms: 4 pixels to a cell, and a field of 8 pixels to each side."""
+def test_tiled_equals_untiled_within_the_receptive_field(size):
+    """Two strided levels without norms: a total stride of 4, and a receptive field of 8 pixels to each side."""
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(6, 8, 4, stride=4), nn.Tanh(), nn.Conv2d(8, 8, 3, padding=1), nn.ConvTranspose2d(8, 3, 4, stride=4)
@@ -220,7 +220,7 @@ def test_tiled_equals_untiled_where_the_network_sees_no_further(size):
     assert len(called) == {40: 1, 96: 2, 104: 12}[size[0]]
 
 
-def test_pictures_of_any_size_are_enlarged_and_cropped(two, tmp_path):
+def test_images_of_any_size_are_upsampled_and_cropped(two, tmp_path):
     for number, size in enumerate([(21, 17), (21, 17), (16, 16), (5, 40)]):
         noisy(*size, number).save(tmp_path / f"{number}.png")
     files = [tmp_path / f"{number}.png" for number in range(4)]
@@ -239,8 +239,8 @@ def test_pictures_of_any_size_are_enlarged_and_cropped(two, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_padding_does_not_reach_far_into_the_picture():
-    """A stage that copies its enlarged input: the crop is the picture enlarged, but for the last pixels."""
+def test_padding_affects_only_the_border_of_the_image():
+    """With a stage that copies its input, the crop equals the upsampled image except for the last pixels."""
     model, _ = listener(sampling=SamplingConfig(steps=2, low_res_noise=0.0, threshold="static"))
     start = Image.fromarray(np.linspace(0, 255, 18 * 23 * 3).reshape(18, 23, 3).astype(np.uint8))
     (image,) = model.sample([""], start=[start], **QUICK)
@@ -266,7 +266,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_ranks_and_interruptions_make_the_same_files(two, tmp_path):
+def test_ranks_and_interruptions_give_the_same_files(two, tmp_path):
     two.save(tmp_path / "cascade")  # so that weights have hashes
     prompts = ["cat", "a dog on a mat", "", "cow", "bird", "fish", "a very long caption about a fox"]
     request = {"seed": [7, 7, 1, 2, 3, 4, 5], "n": 1, "batch_size": 2, "negative": "blur", **JOB}
@@ -289,7 +289,7 @@ def test_ranks_and_interruptions_make_the_same_files(two, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_picture_is_made_again_bit_by_bit(two, tmp_path, precision):
+def test_an_image_is_regenerated_bit_by_bit(two, tmp_path, precision):
     two.save(tmp_path / "cascade")
     request = {**JOB, "precision": precision, "batch_size": 5, "micro_batch": [3, 2], "sampler": ["ddpm", "heun"]}
     prompts = ["cat", "dog on a mat", "cow", "a bird", "fish", "fox"]
@@ -302,7 +302,7 @@ def test_a_picture_is_made_again_bit_by_bit(two, tmp_path, precision):
         assert again.read_bytes() == paths[number].read_bytes()
 
 
-def test_an_edited_picture_is_made_again_from_the_same_pictures(two, tmp_path):
+def test_an_edited_image_is_regenerated_from_the_same_inputs(two, tmp_path):
     two.save(tmp_path / "cascade")
     init, mask = noisy(32, 32), Image.new("L", (32, 32), 128)
     (path,) = write_samples(two, ["cat"], tmp_path / "o", init=init, mask=mask, strength=0.7, **JOB)
@@ -318,7 +318,7 @@ def test_an_edited_picture_is_made_again_from_the_same_pictures(two, tmp_path):
             regenerate_request(two, path, **given)
 
 
-def test_an_enlarged_picture_is_made_again(two, tmp_path):
+def test_an_upsampled_image_is_regenerated(two, tmp_path):
     two.save(tmp_path / "cascade")
     noisy(37, 21).save(tmp_path / "photo.png")
     (path,) = write_upscaled(two, [tmp_path / "photo.png"], tmp_path / "o", tile=32, seed=4, **JOB)
@@ -327,7 +327,7 @@ def test_an_enlarged_picture_is_made_again(two, tmp_path):
     assert write_regenerated(two, plan, place, tmp_path / "a", progress=False).read_bytes() == path.read_bytes()
 
 
-def test_what_cannot_be_made_again_is_refused(two, tmp_path):
+def test_images_that_cannot_be_regenerated_are_rejected(two, tmp_path):
     two.save(tmp_path / "cascade")
     (path,) = write_samples(two, ["cat"], tmp_path / "o", stages=1, **JOB)
     other = cascade(stage(16, seed=9), stage(32, 16))
@@ -339,7 +339,7 @@ def test_what_cannot_be_made_again_is_refused(two, tmp_path):
         regenerate_request(two, tmp_path / "plain.png")
 
 
-def test_rows_change_nothing_but_memory(two):
+def test_micro_batches_change_only_memory(two):
     prompts = ["cat", "dog", "cow"]
     calls = []
     seen = lambda preview: calls.append((preview.stage, len(preview.pictures)))  # noqa: E731
@@ -348,7 +348,7 @@ def test_rows_change_nothing_but_memory(two):
     assert max(apart(a, b) for a, b in zip(small, two.sample(prompts, steps=1, **QUICK), strict=True)) <= 1
 
 
-def test_prompts_are_encoded_once_and_kept_between_calls():
+def test_prompts_are_encoded_once_across_calls():
     words = Words()
     model = Cascade([stage(16)], text=TEXT, unconditional=torch.zeros(1, WIDTH), encoder=words)
     model.sample(["cat", "dog", "cat"], negative="blur", batch_size=1, steps=1, **QUICK)
@@ -356,7 +356,7 @@ def test_prompts_are_encoded_once_and_kept_between_calls():
     assert words.seen == ["cat", "dog", "blur", "cow"]
 
 
-def test_compiled_networks_give_the_same_pictures():
+def test_compiled_networks_give_the_same_images():
     model = cascade(stage(16))
     plain = model.sample(["cat"], steps=2, **QUICK)[0]
     model.compile(backend="eager")
@@ -392,7 +392,7 @@ def test_prompt_files(tmp_path):
 
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e", "\r"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_prompts_end_where_lines_do(tmp_path, mark, end):
+def test_each_line_is_a_prompt(tmp_path, mark, end):
     prompts = [f"a cat{mark}in a hat", "a dog"]
     (tmp_path / "p.txt").write_bytes((end.join(prompts) + end).encode())
     rows = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
@@ -436,14 +436,14 @@ def test_prompts_end_where_lines_do(tmp_path, mark, end):
         ("p.xlsx", "prompt", r"p.xlsx: files are read whose names end in \.txt, \.jsonl, \.json, \.csv, \.tsv, or"),
     ],
 )
-def test_mistakes_in_prompt_files_are_named(tmp_path, name, text, message):
+def test_errors_in_prompt_files_are_reported(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         read_prompts(tmp_path / name)
 
 
-def test_stage_alone_needs_no_text_length(two):
-    """`Stage.sample` as training calls it."""
+def test_a_single_stage_needs_no_text_length(two):
+    """Call `Stage.sample` as training does."""
     small: Stage = two.stages[0]
     text = torch.randn(3, WIDTH)
     picture = small.sample(
