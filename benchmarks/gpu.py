@@ -168,10 +168,10 @@ def card(device: Any, dry: bool) -> Rows:
     """Versions, the two peaks, our kernels against their references and torch's, and what attention runs in."""
     import torch
     import torch.nn.functional as F
+    from imagen.models.kernels import TRITON, fused, group_norm
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     from imagen.kernels import philox
-    from imagen.models.kernels import TRITON, fused, group_norm
 
     row: dict[str, Any] = {"torch": torch.__version__, "triton": TRITON}
     if not dry:
