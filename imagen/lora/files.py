@@ -130,7 +130,7 @@ def _check_factors(path: Path, module: str, A: Tensor, B: Tensor) -> None:
 
 
 def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """peft's settings, from the file's metadata (diffusers) or from adapter_config.json beside it; {} without either."""
+    """peft's settings, from the file's metadata (diffusers) or adapter_config.json beside it; {} without either."""
     if (text := metadata.get("lora_adapter_metadata")) is not None:
         try:
             value = parse_json(text)
