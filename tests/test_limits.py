@@ -16,8 +16,9 @@ from imagen.errors import UserError
 from imagen.models.config import Level, UNetConfig
 from imagen.presets import PRESETS, preset
 from imagen.stage.config import SamplingConfig, StageConfig
-from imagen.text.encoder import TextConfig
-from imagen.train.config import OptimConfig, TrainConfig
+from imagen.text.config import TextConfig
+from imagen.train.config import TrainConfig
+from imagen.train.optim import OptimConfig
 
 TABLES = {
     Level: limits.LEVEL,

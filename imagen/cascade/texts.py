@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,18 +11,16 @@ from tqdm import tqdm
 from imagen.errors import quoted
 from imagen.jsonconfig import to_json
 from imagen.precision import arithmetic
-from imagen.text.encoder import TextConfig, TextEncoder, load_text_encoder
-from imagen.text.int8 import to_int8
+from imagen.text.config import TextConfig
+from imagen.text.encoder import TextEncoder, load_text_encoder
+from imagen.text.int8 import quantize_int8
+from imagen.text.protocol import Encoder
 
 log = logging.getLogger(__name__)
 KEPT = 4096  # prompts whose embeddings stay in memory (T5-XXL: at most 2 MB each)
 
 
-class Encoder(Protocol):
-    def encode(self, prompts: list[str], /) -> list[Tensor]: ...
-
-
-class Texts:
+class PromptEncoder:
     """The embeddings [L, D] of prompts; "" is `unconditional`.
 
     encoder: loaded from `config` at the first prompt if left out. int8: its weights are then rounded to 8 bits.
@@ -66,11 +64,11 @@ class Texts:
         return found
 
     def _say_what_is_cut(self, prompts: list[str]) -> None:
-        """Warn of prompts whose ends an encoder of our own does not read."""
-        if not isinstance(self.encoder, TextEncoder):
+        """Warn of prompts whose ends an encoder of our own does not read; a server's log has nobody's prompts."""
+        if self.stays or not isinstance(self.encoder, TextEncoder):
             return
         limit = self.config.max_tokens
-        lengths = dict(zip(prompts, self.encoder.uncut_lengths(prompts), strict=True))
+        lengths = dict(zip(prompts, self.encoder.untruncated_lengths(prompts), strict=True))
         cut = [prompt for prompt in prompts if lengths[prompt] > limit]
         if cut:
             longest = max(cut, key=lambda prompt: lengths[prompt])
@@ -83,7 +81,7 @@ class Texts:
         """To `where`, in the format that it would have on `device`."""
         encoder = load_text_encoder(self.config, where, arithmetic(device).encoder)
         if self.int8:
-            to_int8(encoder.model)
+            quantize_int8(encoder.model)
         return encoder
 
     def describe(self) -> dict[str, Any]:

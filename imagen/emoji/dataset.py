@@ -22,8 +22,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from imagen.emoji.openmoji import ATTRIBUTION, LICENCE, SOURCE, Emoji, Style, rasterise
 from imagen.emoji.picture import PALETTE, Picture, hashed
 from imagen.emoji.prompts import HeldoutPrompt, heldout_counts, heldout_prompts, heldout_relations
@@ -41,6 +39,7 @@ from imagen.emoji.single import (
 from imagen.emoji.styles import credit, styled
 from imagen.errors import UserError, check_number
 from imagen.files import read_json, write_json
+from imagen.progress import progress_bar
 
 __all__ = [
     "OBJECTS",
@@ -115,7 +114,7 @@ def build_emoji(
         for name in ("train", "heldout")
     }
     written = {}
-    with tqdm(total=sum(map(len, splits.values())), unit="picture", desc="emoji", disable=not progress) as bar:
+    with progress_bar(total=sum(map(len, splits.values())), unit="picture", desc="emoji", disable=not progress) as bar:
         for name, split in splits.items():
             with ShardWriter(out / name) as writer:
                 for sample in _render_all(split, sizes, workers):

@@ -14,7 +14,7 @@ from imagen.data.loading.config import DataConfig
 from imagen.diffusion.schedule import ScheduleConfig
 from imagen.models.config import Level, UNetConfig
 from imagen.models.layers import AttentionKind
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 from imagen.train.experiment import Experiment
 from imagen.train.optim import OptimConfig
 

@@ -5,10 +5,10 @@ import time
 
 import pytest
 import torch
+from cascades import QUICK, cascade, stage
 from PIL import Image
-from test_cascade import QUICK, cascade, stage
 
-from imagen.cascade import plan_again, read_made, write_samples
+from imagen.cascade import read_provenance, regenerate_request, write_samples
 from imagen.errors import UserError
 from imagen.pictures import read_metadata, write_png
 
@@ -44,12 +44,12 @@ def changed(picture, path, where: str, value):
 
 
 def test_what_a_picture_says(model, picture):
-    made = read_made(picture)
+    made = read_provenance(picture)
     assert (made.prompt, made.negative, made.seed, made.size, made.precision) == ("dog", "blur", 0, (32, 32), "fp32")
     assert [each.resolution for each in made.stages] == [16, 32] and made.variation is made.init is made.tiles is None
     assert (made.conditions.batch, made.conditions.place, made.conditions.rows) == (2, 1, (2, 2))
-    plan, place = plan_again(model, picture, device="cpu")
-    assert (plan.prompts, plan.batch_size, plan.rows, place) == (("dog", "dog"), 2, (2, 2), 1)
+    plan, place = regenerate_request(model, picture, device="cpu")
+    assert (plan.prompts, plan.batch_size, plan.micro_batch, place) == (("dog", "dog"), 2, (2, 2), 1)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_what_no_picture_was_made_with(model, picture, tmp_path, where, value, m
     path = changed(picture, tmp_path / "p.png", where, value)
     threads, began = torch.get_num_threads(), time.monotonic()
     with pytest.raises(UserError, match=message) as caught:
-        plan_again(model, path, device="cpu")
+        regenerate_request(model, path, device="cpu")
     assert str(caught.value).startswith(str(path)) and len(str(caught.value)) < 400
     assert torch.get_num_threads() == threads and time.monotonic() - began < 10
 
@@ -124,7 +124,7 @@ def test_metadata_that_is_no_json_of_ours(tmp_path, text, message):
     info.add_itxt("imagen", text)
     Image.new("RGB", (8, 8)).save(tmp_path / "p.png", pnginfo=info)
     with pytest.raises(UserError, match=message):
-        read_made(tmp_path / "p.png")
+        read_provenance(tmp_path / "p.png")
 
 
 def test_half_of_a_surrogate_pair_is_no_prompt(picture, tmp_path):
@@ -134,4 +134,4 @@ def test_half_of_a_surrogate_pair_is_no_prompt(picture, tmp_path):
     info.add_itxt("imagen", json.dumps({**read_metadata(picture), "prompt": "cat \ud800"}))  # escaped: ASCII
     Image.new("RGB", (32, 32)).save(tmp_path / "p.png", pnginfo=info)
     with pytest.raises(UserError, match="prompt is not UTF-8"):
-        read_made(tmp_path / "p.png")
+        read_provenance(tmp_path / "p.png")

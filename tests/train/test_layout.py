@@ -8,12 +8,11 @@ from ranks import run_on_ranks
 from torch import nn
 from toy import UNET, experiment, go
 
-from imagen.jsonconfig import to_json
 from imagen.models.config import Level
 from imagen.models.unet import UNet
 from imagen.train.parallel import ParallelConfig, build_mesh, parallelize
-from imagen.train.ranks import joined
-from imagen.train.trainer import Trainer
+from imagen.train.ranks import Ranks, process_group
+from imagen.train.setup import TrainingRun
 
 EFFICIENT = replace(
     UNET,
@@ -50,7 +49,7 @@ def watch(unet):
 
 
 def layouts(config, shard, checkpointing):
-    with joined() as ranks:
+    with process_group() as ranks:
         unet = UNet(config)
         parallel = ParallelConfig(shard=shard, checkpointing=checkpointing)
         mesh = build_mesh(parallel, "cpu", ranks.world_size)
@@ -78,8 +77,8 @@ def test_pictures_are_channels_last_at_every_convolution(config, shard):
 def test_weights_are_channels_last_after_a_checkpoint(shards, tmp_path):
     what = experiment(steps=2)
     go(what, shards, tmp_path)
-    trainer = Trainer(what, to_json(what), shards, tmp_path, say=lambda line: None)
-    assert trainer.progress.step == 2
-    convolutions = [module for module in trainer.unet.modules() if isinstance(module, nn.Conv2d)]
+    run = TrainingRun(what, shards, tmp_path, ranks=Ranks(), report=lambda line: None)
+    assert run.step == 2
+    convolutions = [module for module in run.unet.modules() if isinstance(module, nn.Conv2d)]
     assert convolutions and all(is_nhwc(module.weight) for module in convolutions)
-    assert all(is_nhwc(average) for average in trainer.kept.ema.weights.values() if average.ndim == 4)
+    assert all(is_nhwc(average) for average in run.checkpointer.ema.weights.values() if average.ndim == 4)

@@ -1,24 +1,23 @@
 """Any number of ranks, spread in any way, does what one process does."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 import torch
-from kept import assert_same, final
+from kept import assert_same, final, metrics
 from ranks import run_on_ranks
-from toy import experiment, go
+from toy import experiment, go, train_on
 
-from imagen.cascade import Cascade, SamplingConfig, export_stage
+from imagen.cascade import Cascade, SamplingConfig
 from imagen.errors import UserError
 from imagen.pictures import read_picture
 from imagen.train.export import export_run
+from imagen.train.grid import SampleGrid
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
 from imagen.train.posthoc import reconstruct
-from imagen.train.ranks import joined
-from imagen.train.run import grid_sampler
+from imagen.train.ranks import process_group
 
 STEPS = 10
 LAYOUTS = {
@@ -38,23 +37,6 @@ def spread(parallel, **train):
     # Adam divides by the root of a gradient's square: where that is nearly 0, rounding decides the update's sign.
     optim = OptimConfig(lr=1e-3, warmup_steps=4, eps=1e-4, schedule="constant")
     return dataclasses.replace(what, parallel=parallel, optim=optim)
-
-
-def train_on(what, shards, run):
-    """What each rank does; returns what its reports said."""
-    said = []
-
-    def export(weights, info):
-        parts = {"stage": what.stage, "text": what.text, "unconditional": torch.zeros(1, 8)}
-        export_stage(run / "export", weights=weights, info=info, **parts)
-
-    with joined() as ranks:
-        go(what, shards, run, ranks=ranks, say=said.append, export=export)
-    return said
-
-
-def metrics(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +108,8 @@ def test_one_process_exports_what_many_trained(shards, tmp_path):
 
 
 def sheet_of(what, shards, run):
-    with joined() as ranks:
-        sampler = grid_sampler(what, shards, run / "samples" if ranks.first else None, torch.zeros(1, 8))
-        go(what, shards, run, ranks=ranks, sampler=sampler)
+    with process_group() as ranks:
+        go(what, shards, run, ranks=ranks, callbacks=[SampleGrid()])
 
 
 def test_pictures_on_the_way_are_those_of_one_process(shards, tmp_path):

@@ -53,9 +53,3 @@ class Order:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Order, (self.seed, self.sizes, self.window)  # without the caches
-
-
-def epoch_order(seed: int, epoch: int, shard_sizes: np.ndarray, window: int) -> np.ndarray:
-    """The samples of one epoch in order, int64 [N]: a permutation that depends on the arguments alone."""
-    order = Order(seed, shard_sizes, window)
-    return np.array([order[epoch * order.length + place] for place in range(order.length)], np.int64)

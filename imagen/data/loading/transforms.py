@@ -73,7 +73,7 @@ def fit(image_CHW: Tensor, side: int, max_enlargement: float = 1.0) -> Tensor:
     return resize(image_CHW, side)
 
 
-def names_a_side(caption: str) -> bool:
+def mentions_left_or_right(caption: str) -> bool:
     """Whether an English caption says left or right ("leftmost", "right-handed", "top-left", but not "bright").
 
     A mirrored picture would contradict it.

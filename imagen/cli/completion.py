@@ -1,0 +1,52 @@
+"""`imagen completion`"""
+
+import argparse
+from typing import Any
+
+from imagen.cli.command import Command
+from imagen.cli.values import Choice
+
+SHELLS = Choice("bash", "zsh", "fish")
+# Metavars of what is a path.
+PATHS = ("FILE", "DIR", "IMAGE", "SHARDS", "SOURCE", "CASCADE", "RUN", "PATH", "FILE=STYLE")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", type=SHELLS, metavar="SHELL", help="bash, zsh or fish")
+
+
+def run(options: argparse.Namespace) -> None:
+    import shtab
+
+    from imagen.presets import PRESETS
+
+    for parser in options.parsers.values():
+        for action in parser._actions:
+            _complete(action, list(PRESETS))
+    print(shtab.complete(options.parsers[""], options.shell))
+
+
+def _complete(action: Any, presets: list[str]) -> None:
+    """Tell shtab which values an argument takes; it reads `choices` and `complete`."""
+    import shtab
+
+    names = getattr(action.type, "names", None)
+    if names is not None:
+        action.choices = names
+    elif action.metavar == "PRESET":
+        action.choices = presets
+    elif action.metavar in PATHS:
+        action.complete = shtab.FILE
+
+
+COMMAND = Command(
+    name="completion",
+    help="print a completion script for a shell",
+    add=add,
+    run=run,
+    details="Completes commands, options, names of presets and samplers, and paths.\n\n"
+    "  bash: imagen completion bash > ~/.local/share/bash-completion/completions/imagen\n"
+    "  zsh:  imagen completion zsh > ~/.zfunc/_imagen      (with ~/.zfunc in fpath)\n"
+    "  fish: imagen completion fish > ~/.config/fish/completions/imagen.fish",
+    has_output=False,
+)
