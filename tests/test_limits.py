@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from imagen import limits
-from imagen.cascade.remake import Conditions, Made, MadeVariation
+from imagen.cascade.provenance import Conditions, Provenance, VariationProvenance
 from imagen.data.loading.config import DataConfig
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.diffusion.schedule import ScheduleConfig
@@ -31,9 +31,9 @@ TABLES = {
     DataConfig: limits.DATA,
     TrainConfig: limits.TRAIN,
     OptimConfig: limits.OPTIM,
-    Made: limits.MADE,
+    Provenance: limits.MADE,
     Conditions: limits.CONDITIONS,
-    MadeVariation: limits.VARIATION,
+    VariationProvenance: limits.VARIATION,
 }
 # Numbers that are bounded where they are used, beside others.
 ELSEWHERE = {

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imagen.diffusion.noise import Variation
+from imagen.diffusion.noise import NoiseKind, Variation
 from imagen.diffusion.samplers.base import Spacing
 from imagen.precision import Precision
 from imagen.stage.config import SamplingConfig, Threshold, Variance
@@ -26,7 +26,12 @@ Size = tuple[int, int]  # (height, width)
 Range = tuple[float, float]
 Output = Literal["pil", "tensor"]
 
-DEFAULTS: dict[str, Any] = {"negative": "", "batch_size": 8, "precision": "auto"}  # of the others: None
+DEFAULTS: dict[str, Any] = {
+    "negative": "",
+    "batch_size": 8,
+    "precision": "auto",
+    "noise": "philox",
+}  # of the others: None
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -66,6 +71,7 @@ class JobOptions(SamplingOptions, total=False):
     vram: Annotated[float | None, "GiB of device memory to keep within: smaller micro-batches, offloading, tiles"]
     device: Annotated[torch.device | str | None, "default: the GPU if there is one"]
     precision: Annotated[Precision, '"auto" is the format in which the device multiplies fastest']
+    noise: Annotated[NoiseKind, "generator of the noise; `torch` repeats images whose files name none"]
 
 
 class RequestOptions(JobOptions, total=False):

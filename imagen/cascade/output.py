@@ -43,7 +43,7 @@ DECIDES = (
         "strength",
         "tiles",
     ),
-    *("precision", "text", "stages"),
+    *("precision", "noise", "text", "stages"),
 )
 
 

@@ -120,6 +120,7 @@ def _run_stage(
             tile=request.tiles[number],
             device=request.device,
             precision=request.precision,
+            generator=request.noise,
             on_step=report,
         )
         done.append(images_BCHW)

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -41,6 +41,8 @@ def describe(request: Request, stages: Sequence[Stage], text: dict[str, Any] | N
             for stage, settings in zip(stages, request.settings, strict=True)
         ],
     }
+    if request.noise != "torch":
+        value["noise"] = request.noise
     for name, prompts in (("embedding", request.prompts), ("negative_embedding", request.negatives)):
         if (sha256 := embedding_hash(prompts[number])) is not None:
             value[name] = sha256
@@ -129,6 +131,7 @@ class Provenance:
     variation: VariationProvenance | None = None
     size: tuple[int, int]  # (height, width)
     precision: Precision
+    noise: Literal["philox"] | None = None  # its generator; None: those of torch, before files named one
     text: dict[str, Any] | None
     stages: tuple[StageProvenance, ...]
     embedding: str | None = None

@@ -57,6 +57,7 @@ def regenerate_request(
         "batch_size": count,
         "device": device,
         "precision": made.precision,
+        "noise": made.noise or "torch",
     }
     if start is None:
         options["size"] = made.size

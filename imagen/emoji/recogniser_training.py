@@ -9,7 +9,7 @@ one of the palette; then blurred and noised by random amounts, because what mode
 import argparse
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -37,26 +37,37 @@ class Labelled(NamedTuple):
     centres: list[tuple[int, float, float]]  # number of the object, x, y in fractions of the side
 
 
+def plain(rng: random.Random) -> Image.Image:
+    """A background of a colour near one of the palette."""
+    red, green, blue = (
+        min(max(value + round(rng.gauss(0, 12)), 0), 255) for value in rng.choice(list(PALETTE.values()))
+    )
+    return Image.new("RGB", (SIDE, SIDE), (red, green, blue))
+
+
 def train_recogniser(
-    emojis: Sequence[Emoji],
+    sprites: Mapping[str, Image.Image],
     *,
+    background: Callable[[random.Random], Image.Image] = plain,
     steps: int = 2500,
     batch_size: int = 48,
     width: int = 48,
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> Recogniser:
-    """A recogniser of `emojis`: the same for the same arguments (but for rounding)."""
+    """Train a recogniser of the drawings `sprites` (RGBA), by name: the same for the same arguments, but for rounding.
+
+    background: draws an RGB picture of 64 x 64 pixels.
+    """
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    network = Recogniser([emoji.name for emoji in emojis], width)
+    network, drawings = Recogniser(list(sprites), width), list(sprites.values())
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps, pct_start=0.1)
-    sprites = [sprite(emoji) for emoji in emojis]
     seen, cpu = 0.0, torch.device("cpu")
     mixed = partial(autocast, cpu, autocast_dtype(cpu, "auto"))
     for step in range(1, steps + 1):
-        batch = [compose(sprites, rng) for _ in range(batch_size)]
+        batch = [compose(drawings, rng, background) for _ in range(batch_size)]
         x_BCHW = to_input([each.picture for each in batch])
         x_BCHW = (x_BCHW + torch.randn_like(x_BCHW) * (torch.rand(batch_size, 1, 1, 1) ** 2 * 0.25)).clamp(-1, 1)
         with mixed():
@@ -94,7 +105,9 @@ def loss(network: Recogniser, x_BCHW: Tensor, batch: Sequence[Labelled]) -> tupl
     return 2 * centre + F.cross_entropy(logits_NK, kind_N), float((logits_NK.argmax(1) == kind_N).float().mean())
 
 
-def compose(sprites: Sequence[Image.Image], rng: random.Random) -> Labelled:
+def compose(
+    sprites: Sequence[Image.Image], rng: random.Random, background: Callable[[random.Random], Image.Image] = plain
+) -> Labelled:
     """One picture with its answer."""
     count = rng.choices((1, 2, 3, 4), (0.6, 0.24, 0.08, 0.08))[0]
     alike = count > 2 or rng.random() < 0.3
@@ -110,10 +123,7 @@ def compose(sprites: Sequence[Image.Image], rng: random.Random) -> Labelled:
         if count == 2 and rng.random() < 0.5:
             layout = tuple((y, x) for x, y in layout)
         places = [(0.5 + x + rng.uniform(-0.06, 0.06), 0.5 + y + rng.uniform(-0.06, 0.06)) for x, y in layout]
-    red, green, blue = (
-        min(max(value + round(rng.gauss(0, 12)), 0), 255) for value in rng.choice(list(PALETTE.values()))
-    )
-    picture = Image.new("RGB", (SIDE, SIDE), (red, green, blue))
+    picture = background(rng)
     for kind, (x, y) in zip(kinds, places, strict=True):
         paste(picture, sprites[kind], side * rng.uniform(0.94, 1.06), x, y, rng)
     if rng.random() < 0.6:
@@ -167,7 +177,8 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=OBJECTS)
     parser.add_argument("--steps", type=int, default=2500)
     options = parser.parse_args()
-    network = train_recogniser(objects(options.objects), steps=options.steps)
+    sprites = {emoji.name: sprite(emoji) for emoji in objects(options.objects)}
+    network = train_recogniser(sprites, steps=options.steps)
     save_recogniser(network, options.out, steps=options.steps)
 
 

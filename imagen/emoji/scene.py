@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from imagen.emoji.openmoji import Emoji
+from imagen.emoji.openmoji import Emoji, Named
 from imagen.emoji.picture import PALETTE, Picture, Placed, background, hashed, in_style
 from imagen.emoji.single import heldout_colour
 from imagen.emoji.styles import credit
@@ -144,12 +144,12 @@ def heldout_number(emoji: Emoji) -> int:
     return list(NUMBERS)[hashed("number", emoji.code) % len(NUMBERS)]
 
 
-def is_countable(emoji: Emoji) -> bool:
+def is_countable(emoji: Named) -> bool:
     """Whether there is a plural: not of plurals ("cherries"), stuff ("bread"), "fork and knife", "the Milky Way"."""
     return emoji.article in ("a ", "an ") and " and " not in emoji.name
 
 
-def plural(emoji: Emoji) -> str:
+def plural(emoji: Named) -> str:
     """ "octopuses", "cups of coffee", "people rowing a boat"."""
     split = re.match(r"(person)(?: (?!of|in|with).*)?$", emoji.name) or re.match(
         r"(.+?)(?: (?:of|with|in|on|behind|over|and|taking|without) .*)?$", emoji.name

@@ -258,7 +258,9 @@ class TextCachingUNet:
         self.unet = unet
         self._caches: list[tuple[Tensor, TextCache]] = []
 
-    def __call__(self, x_BCHW: Tensor, noise_B: Tensor, *, text: Tensor, **conditions: Any) -> Tensor:
+    def __call__(self, x_BCHW: Tensor, noise_B: Tensor, *, text: Tensor | TextCache, **conditions: Any) -> Tensor:
+        if isinstance(text, TextCache):
+            return self.unet(x_BCHW, noise_B, text=text, **conditions)
         cache = next((cache for known, cache in self._caches if known is text), None)
         if cache is None:
             cache = self.unet.cache_text(text, conditions.get("text_mask"))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from imagen.emoji import presets as emoji
+from imagen.emoji.fluent import presets as fluent
 from imagen.errors import UserError, suggest
 from imagen.presets import debug, jobs, paper
 from imagen.train.experiment import Experiment
@@ -12,6 +13,8 @@ _FUNCTIONS: tuple[Callable[[], Experiment], ...] = (
     emoji.emoji_mini_64,
     emoji.emoji_256,
     emoji.emoji_1024,
+    fluent.fluent_32,
+    fluent.fluent_64,
     jobs.text2im_64_397m,
     jobs.text2im_64_2b,
     jobs.text2im_64_deberta,
@@ -28,7 +31,7 @@ PRESETS: dict[str, Callable[[], Experiment]] = {function.__name__: function for 
 
 
 def preset(name: str) -> Experiment:
-    """The experiment of that name; UserError with the nearest name if there is none."""
+    """Return the preset of that name. Raises UserError with the nearest name if there is none."""
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}{suggest(name, PRESETS)} (`imagen presets` lists them)")
     return PRESETS[name]()

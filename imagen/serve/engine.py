@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from imagen.cascade import Cascade, Preview
+from imagen.devices import set_up
 from imagen.precision import Precision, autocast_dtype, precision_name
 from imagen.serve.config import Limits
 from imagen.serve.gather import Answering, gathered
@@ -112,6 +113,7 @@ class Engine:
 
     def _main(self) -> None:
         torch.set_grad_enabled(False)
+        set_up(self.device)
         try:
             self._answering = [Answering(stage, self.device, self.precision) for stage in self.cascade.stages]
             self._warm_up()

@@ -6,6 +6,7 @@ detail.py    images to the detail that some super-resolution stages generate, an
 denoiser.py  U-Net -> x0 estimate -> guided -> thresholded
 loss.py      forward process and loss
 sampling.py  a stage with its weights: from noise to an image
+compiled.py  a sampler's steps as compiled functions
 network.py   the U-Net on a device: placement, format, compilation
 weights.py   the U-Net from its tensors
 editing.py   image-to-image and inpainting

@@ -4,13 +4,14 @@ Shapes: see `imagen.stage.inputs`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from imagen.diffusion.guidance import ClassifierFree, Denoiser, DynamicThreshold, StaticThreshold, predict_x0
-from imagen.diffusion.schedule import build_label
+from imagen.diffusion.schedule import NoiseLabel, bind_label, build_label
 from imagen.models.unet import TextCachingUNet, UNet
 from imagen.precision import autocast
 from imagen.stage.config import SamplingConfig, StageConfig
@@ -101,18 +102,35 @@ def build_denoiser(
 
     tile: the U-Net processes tiles of the images.
     """
+    network = predict if tile is None else TiledUNet(predict, tile)
+    guided = build_guidance(network, config, settings, conditioning, build_label(config.schedule))
+    return limit_estimates(guided, settings, conditioning.detail, edit)
+
+
+def build_guidance(
+    predict: Predict,
+    config: StageConfig,
+    settings: SamplingConfig,
+    conditioning: Conditioning,
+    label: NoiseLabel,
+) -> ClassifierFree:
+    """Return guided x0 estimates of a U-Net that is conditioned on `label` of the log-SNR."""
     if settings.variance == "fixed":
         predict = _without_variance(predict, config.unet.image_channels)
-    network = predict if tile is None else TiledUNet(predict, tile)
-    uncond, detail = conditioning.uncond, conditioning.detail
-    denoise: Denoiser = ClassifierFree(
-        predict_x0(network, config.objective.prediction, build_label(config.schedule)),
+    return ClassifierFree(
+        predict_x0(predict, config.objective.prediction, label),
         conditioning.cond,
-        uncond,
-        settings.guidance if uncond else 1.0,  # a stage without text has nothing to guide
+        conditioning.uncond,
+        settings.guidance if conditioning.uncond else 1.0,  # a stage without text has nothing to guide
         settings.guidance_interval,
         settings.guidance_rescale,
     )
+
+
+def limit_estimates(
+    denoise: Denoiser, settings: SamplingConfig, detail: DetailTransform | None, edit: Edit | None
+) -> Denoiser:
+    """Return `denoise` with thresholding, and with the known part of `edit` in its estimates."""
 
     def in_range(denoise: Denoiser) -> Denoiser:
         if settings.threshold == "static":
@@ -129,3 +147,34 @@ def build_denoiser(
 def _without_variance(predict: Predict, channels: int) -> Predict:
     """Return `predict` without the learned variance, the second half of the output channels."""
     return lambda x_BCHW, noise_B, **conditions: predict(x_BCHW, noise_B, **conditions)[:, :channels]
+
+
+def build_compiled_denoisers(
+    unet: nn.Module,
+    dtype: torch.dtype | None,
+    config: StageConfig,
+    settings: SamplingConfig,
+    conditioning: Conditioning,
+    edit: Edit | None,
+    device: torch.device,
+) -> Callable[[float], Denoiser]:
+    """Return the denoiser at each log-SNR, for steps that are compiled: at most two, in and outside of the interval.
+
+    What is the same in all steps, cross-attention keys and values among it, is computed here.
+    """
+    label, predict = bind_label(config.schedule, device), build_predict(unet, dtype)
+
+    def build(settings: SamplingConfig) -> Denoiser:
+        guidance = build_guidance(predict, config, settings, conditioning, label)
+        conditions: dict[str, Any] = guidance.cond if guidance.weight == 1 else guidance.both
+        if "text" in conditions and isinstance(unet, UNet):
+            with autocast(device, dtype):
+                conditions["text"] = unet.cache_text(conditions["text"], conditions.get("text_mask"))
+        return limit_estimates(guidance, settings, conditioning.detail, edit)
+
+    guided = build(replace(settings, guidance_interval=None))
+    if settings.guidance_interval is None:
+        return lambda logsnr: guided
+    lower, upper = settings.guidance_interval
+    plain = build(replace(settings, guidance_interval=None, guidance=1.0))
+    return lambda logsnr: guided if lower <= logsnr <= upper else plain

@@ -8,6 +8,7 @@ from torch import nn
 
 from imagen.models.compiling import compile_module
 from imagen.models.unet import LOW_PRECISION, UNet, cast_copy
+from imagen.stage.compiled import CompiledSteps
 
 
 class Network:
@@ -22,14 +23,20 @@ class Network:
         self._copy: UNet | None = None
         self._copied_from: Any = None
         self._compiled: nn.Module | None = None
+        self.steps = None if options is None else CompiledSteps(options)
 
-    def to_device(self, device: torch.device, dtype: torch.dtype | None) -> tuple[nn.Module, torch.dtype | None]:
-        """Return (the U-Net on `device`, the dtype of autocast around it) for arithmetic in `dtype`; None: float32."""
+    def to_device(
+        self, device: torch.device, dtype: torch.dtype | None, *, whole_steps: bool = False
+    ) -> tuple[nn.Module, torch.dtype | None]:
+        """Return (the U-Net on `device`, the dtype of autocast around it) for arithmetic in `dtype`; None: float32.
+
+        whole_steps: the U-Net is not compiled by itself, since it will be part of compiled `steps`.
+        """
         unet, around = self.unet, dtype
         if device.type != "cpu" and dtype in LOW_PRECISION and isinstance(unet, UNet):
             unet, around = self.low_precision(unet, device, dtype), None
         unet = unet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.options is not None and self._compiled is not unet:
+        if self.options is not None and not whole_steps and self._compiled is not unet:
             compile_module(unet, **self.options)
             self._compiled = unet
         return unet, around

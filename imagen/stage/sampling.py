@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imagen.diffusion.noise import PictureNoise, Variation
+from imagen.diffusion.noise import NOISES, NoiseKind, Variation
 from imagen.diffusion.samplers.base import OnStep, step_logsnrs
 from imagen.diffusion.schedule import build_schedule, diffuse
 from imagen.errors import UserError
+from imagen.models.unet import UNet
 from imagen.precision import Precision, autocast_dtype
 from imagen.stage.config import SamplingConfig, StageConfig
-from imagen.stage.denoiser import Predict, build_conditioning, build_denoiser, build_predict
+from imagen.stage.denoiser import Predict, build_compiled_denoisers, build_conditioning, build_denoiser, build_predict
 from imagen.stage.editing import Edit
 from imagen.stage.inputs import to_uint8
 from imagen.stage.network import Network
@@ -61,6 +62,7 @@ class Stage:
         tile: Tile | None = None,
         device: torch.device | str = "cpu",
         precision: Precision = "auto",
+        generator: NoiseKind = "philox",
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Sample one uint8 image per seed, [B, C, *size] on the CPU.
@@ -71,6 +73,7 @@ class Stage:
         low_BChw: uint8 images of the stage before, for a super-resolution stage.
         edit: images of this stage's size, for image-to-image and inpainting.
         tile: the U-Net processes tiles of the images.
+        generator: of the noise.
 
         Raises UserError if the result is not finite, ValueError if an input that the stage needs is missing.
         """
@@ -83,7 +86,7 @@ class Stage:
         # alone gives the same result as in the cascade. Odd streams are conditioning augmentation: another level
         # does not change the sampler's noise.
         stream = 2 * config.resolution
-        noise = PictureNoise(seeds, shape, device, stream=stream)
+        noise = NOISES[generator](seeds, shape, device, stream=stream)
         if texts is not None and not negatives and unconditional is not None:
             negatives = [unconditional] * len(texts)
         conditioning = build_conditioning(
@@ -95,7 +98,7 @@ class Stage:
             negatives=negatives,
             text_length=text_length,
             low_BChw=low_BChw,
-            augmentation_eps=PictureNoise(seeds, shape, device, stream=stream + 1),
+            augmentation_eps=NOISES[generator](seeds, shape, device, stream=stream + 1),
         )
         detail = conditioning.detail
 
@@ -112,14 +115,19 @@ class Stage:
                 begin_BCHW = edit.picture_BCHW if detail is None else detail.encode(edit.picture_BCHW)
                 x_BCHW = diffuse(begin_BCHW, x_BCHW, logsnrs[:1].to(device))
 
-        with self.loaded_unet(device, dtype) as predict:
-            x_BCHW = settings.build_sampler().sample(
-                build_denoiser(predict, config, settings, conditioning, edit=edit, tile=tile),
-                x_BCHW,
-                logsnrs,
-                noise=noise,
-                on_step=on_step if detail is None else detail.reporting(on_step),
-            )
+        run = settings.build_sampler().sample
+        on_step = on_step if detail is None else detail.reporting(on_step)
+        steps = self.network.steps if tile is None and isinstance(self.unet, UNet) else None
+        variance = config.unet.learned_variance and settings.variance == "learned"
+        programs = None if steps is None else steps.trace(run, logsnrs, variance)
+        if steps is None or programs is None:
+            with self.loaded_unet(device, dtype) as predict:
+                denoise = build_denoiser(predict, config, settings, conditioning, edit=edit, tile=tile)
+                x_BCHW = run(denoise, x_BCHW, logsnrs, noise=noise, on_step=on_step)
+        else:
+            with self._evaluating(device, dtype, whole_steps=True) as (unet, around):
+                denoiser_at = build_compiled_denoisers(unet, around, config, settings, conditioning, edit, device)
+                x_BCHW = steps.run(programs, denoiser_at, x_BCHW, noise=noise, on_step=on_step)
         if not x_BCHW.isfinite().all():
             raise UserError(
                 f"stage {config.resolution} made values that are not finite; "
@@ -134,11 +142,19 @@ class Stage:
         Every network evaluation of `sample` goes through it: `imagen.serve` overrides it to batch those of several
         requests.
         """
-        unet, around = self.network.to_device(device, dtype)
+        with self._evaluating(device, dtype) as (unet, around):
+            yield build_predict(unet, around)
+
+    @contextmanager
+    def _evaluating(
+        self, device: torch.device, dtype: torch.dtype | None, whole_steps: bool = False
+    ) -> Iterator[tuple[nn.Module, torch.dtype | None]]:
+        """Yield `Network.to_device` in evaluation mode."""
+        unet, around = self.network.to_device(device, dtype, whole_steps=whole_steps)
         training = unet.training
         unet.eval()
         try:
-            yield build_predict(unet, around)
+            yield unet, around
         finally:
             unet.train(training)
 

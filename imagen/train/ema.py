@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from imagen.train.layout import named_weights
 from imagen.train.posthoc import exponent
 from imagen.train.sharded import free_gathered, local, placed_like, whole
 
@@ -24,7 +25,7 @@ class Ema:
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        self.weights = {name: parameter.detach().clone() for name, parameter in named_weights(model)}
 
     def decay_at(self, step: int) -> float:
         return min(self.decay, (1 + step) / (10 + step))
@@ -56,7 +57,7 @@ class Ema:
         """Return this rank's shards of EMA weights and parameters, after freeing gathered ones."""
         free_gathered(model)
         averages = [local(average) for average in self.weights.values()]
-        return averages, [local(parameter.detach()) for parameter in model.parameters()]
+        return averages, [local(parameter.detach()) for _, parameter in named_weights(model)]
 
     @torch.no_grad()
     def export(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedule."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from imagen import limits
 from imagen.errors import UserError
 from imagen.train.adafactor import Adafactor
+from imagen.train.layout import hand_over_gradients
 from imagen.train.muon import Muon
 from imagen.train.sharded import replicated_like
 
@@ -43,10 +44,18 @@ class OptimConfig:
 
 
 class Optimizers:
-    """Several optimizers as one. Each parameter group's rate is `lr` times the group's own factor."""
+    """Several optimizers as one. Each parameter group's rate is `lr` times the group's own factor.
 
-    def __init__(self, *optimizers: torch.optim.Optimizer, lr: float):
-        self.optimizers = optimizers
+    permuted: (what is updated, the parameter whose gradient it takes) where these are two; see layout.py.
+    """
+
+    def __init__(
+        self,
+        *optimizers: torch.optim.Optimizer,
+        lr: float,
+        permuted: Sequence[tuple[nn.Parameter, nn.Parameter]] = (),
+    ):
+        self.optimizers, self.permuted = optimizers, permuted
         for group in self.param_groups:
             group["factor"] = group["lr"] / lr
 
@@ -60,6 +69,7 @@ class Optimizers:
 
     def step(self, factor: Tensor | None = None, finite: Tensor | None = None) -> None:
         """Update the parameters. factor: for all gradients. finite: on the device; if False, nothing changes."""
+        hand_over_gradients(self.permuted)
         for optimizer in self.optimizers:
             if factor is None or finite is None:
                 optimizer.step()
@@ -71,10 +81,15 @@ class Optimizers:
     def zero_grad(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
+        for _, parameter in self.permuted:
+            parameter.grad = None
 
 
 def build_optimizer(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, copies: dist.ProcessGroup | None = None
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    config: OptimConfig,
+    copies: dist.ProcessGroup | None = None,
+    permuted: Sequence[tuple[nn.Parameter, nn.Parameter]] = (),
 ) -> Optimizers:
     """Build the optimizer of `config.algorithm` for all parameters that require gradients, whole or sharded.
 
@@ -86,20 +101,21 @@ def build_optimizer(
         are pixels, or features of the noise level, which Muon's equal treatment of all directions does not suit.
 
     copies: processes that hold the same whole parameters and gradients (DDP), among which Muon divides its work.
+    permuted: of a sharded network; see `Optimizers`.
     """
     trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
     everything, decay = [parameter for _, parameter in trained], config.weight_decay
     if config.algorithm == "adafactor":
         beta1, beta2 = config.betas
         adafactor = Adafactor(everything, config.lr, beta1=beta1, beta2=beta2, weight_decay=decay)
-        return Optimizers(adafactor, lr=config.lr)
+        return Optimizers(adafactor, lr=config.lr, permuted=permuted)
     if config.algorithm == "muon":
         inner = [parameter for name, parameter in trained if _is_inner(name, parameter)]
         rest = [parameter for name, parameter in trained if not _is_inner(name, parameter)]
         muon = Muon(inner, config.muon_lr, weight_decay=decay, copies=copies)
-        return Optimizers(muon, _adam(torch.optim.AdamW, rest, config), lr=config.lr)
+        return Optimizers(muon, _adam(torch.optim.AdamW, rest, config), lr=config.lr, permuted=permuted)
     kind = torch.optim.Adam if config.algorithm == "adam" else torch.optim.AdamW
-    return Optimizers(_adam(kind, everything, config), lr=config.lr)
+    return Optimizers(_adam(kind, everything, config), lr=config.lr, permuted=permuted)
 
 
 def _adam(kind: type[torch.optim.Adam], parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.Adam:

@@ -22,6 +22,7 @@ from imagen.train.config import micro_batches
 from imagen.train.data import TrainingData
 from imagen.train.experiment import Experiment, check
 from imagen.train.flops import build_mfu
+from imagen.train.layout import named_weights, permuted_weights
 from imagen.train.meter import Row
 from imagen.train.model import build_model
 from imagen.train.optim import build_optimizer
@@ -67,7 +68,8 @@ class TrainingRun:
         self.unet = self.model.unet
         # Processes that hold the same whole parameters, among which Muon divides its work.
         copies = dist.group.WORLD if isinstance(self.model.network, DistributedDataParallel) else None
-        self.optimizer = build_optimizer(self.unet.named_parameters(), experiment.optim, copies)
+        permuted = permuted_weights(self.unet)
+        self.optimizer = build_optimizer(named_weights(self.unet), experiment.optim, copies, permuted)
         self.checkpointer = Checkpointer(folder, self.config, self.unet, self.optimizer, ranks)
         self.progress = Progress(loss_scale=LossScale.build(self.model.dtype))
         self._resume()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from imagen.train.ema import Ema
+from imagen.train.layout import named_weights
 from imagen.train.optim import Optimizers
 
 
@@ -15,9 +16,9 @@ def run_tensors(unet: nn.Module, emas: Mapping[str, Ema], optimizer: Optimizers)
     Hyperparameters are not among them: they are the config's. The optimizer's tensors exist after
     `create_optimizer_state`, or after its first step.
     """
-    names: dict[Tensor, str] = {parameter: name for name, parameter in unet.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in named_weights(unet)}
     return {
-        "model": dict(unet.state_dict()),
+        "model": {**unet.state_dict(), **{name: weight.detach() for name, weight in named_weights(unet)}},
         **{name: dict(ema.weights) for name, ema in emas.items()},
         "optimizer": {
             f"{names[parameter]}.{key}": value

@@ -33,6 +33,8 @@ EXAMPLE = ROOT / "examples" / "sampler.py"
 @pytest.fixture
 def example(monkeypatch):
     """The example's sampler, registered for one test."""
+    for name in sampler_names():  # modules are imported once: what registers now must stay
+        sampler_class(name)
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     spec = importlib.util.spec_from_file_location("example_sampler", EXAMPLE)
     module = importlib.util.module_from_spec(spec)

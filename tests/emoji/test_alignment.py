@@ -16,7 +16,7 @@ from imagen.emoji.alignment import Verdict, evaluate, judge, relation, shares, s
 from imagen.emoji.dataset import HeldoutPrompt, compose, heldout_colour
 from imagen.emoji.picture import PALETTE
 from imagen.emoji.recogniser import Recogniser, Seen, load_recogniser
-from imagen.emoji.recogniser_training import save_recogniser, train_recogniser
+from imagen.emoji.recogniser_training import save_recogniser, sprite, train_recogniser
 from imagen.emoji.scene import compose_group, compose_pair
 from imagen.emoji.single import objects
 from imagen.errors import UserError
@@ -103,7 +103,9 @@ def test_the_packaged_recogniser_knows_the_drawings():
 
 def test_training_learns_and_what_is_saved_comes_back(tmp_path: Path):
     said: list[str] = []
-    network = train_recogniser(objects(3), steps=60, batch_size=8, width=16, say=said.append)
+    network = train_recogniser(
+        {each.name: sprite(each) for each in objects(3)}, steps=60, batch_size=8, width=16, say=said.append
+    )
     assert float(said[-1].split(", ")[-1].split("%")[0]) > 60  # a third by chance
     save_recogniser(network, tmp_path)
     again = load_recogniser(tmp_path)

@@ -61,6 +61,32 @@ def test_loss_and_gradient_are_those_of_one_process(shards, tmp_path, alone, wor
     assert said[0] and not any(said[1:])  # one process reports
 
 
+@pytest.mark.parametrize("algorithm", ["adafactor", "muon"])
+def test_sharded_convolutions_are_updated_as_whole_ones(shards, tmp_path, algorithm):
+    """Sharded, they own their weights in another order; optimizers, averages and checkpoints are to see no difference.
+
+    The checkpoint of two ranks goes on in one process.
+    """
+    whole, sharded = (spread(LAYOUTS[layout], steps=3, precision="fp32") for layout in ("ddp", "fsdp"))
+    optim = dataclasses.replace(whole.optim, algorithm=algorithm, warmup_steps=1)
+    whole, sharded, first = (
+        dataclasses.replace(what, optim=optim, train=dataclasses.replace(what.train, steps=steps))
+        for what, steps in ((whole, 3), (sharded, 3), (sharded, 2))
+    )
+    go(whole, shards, tmp_path / "alone")
+    run_on_ranks(2, train_on, first, shards, tmp_path / "both")
+    go(whole, shards, tmp_path / "both")
+    mine, expected = final(tmp_path / "both"), final(tmp_path / "alone")
+    assert_close(metrics(tmp_path / "both"), metrics(tmp_path / "alone"), names=("loss",))
+    for kind in ("model", "ema", "optimizer"):
+        assert mine[kind].keys() == expected[kind].keys()
+        convolutions = {name: value for name, value in expected[kind].items() if value.ndim == 4}
+        assert convolutions
+        for name, value in convolutions.items():
+            error = torch.linalg.vector_norm(mine[kind][name] - value)
+            assert error <= 0.03 * torch.linalg.vector_norm(value), f"{kind} {name}"  # Muon's products are bfloat16
+
+
 def test_sharded_bfloat16_is_that_of_one_process(shards, tmp_path):
     """Not to the last bit: bfloat16 has 8."""
     what = spread(LAYOUTS["fsdp"], steps=3, precision="bf16")

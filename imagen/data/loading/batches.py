@@ -1,4 +1,4 @@
-"""Samples of shards as tensors."""
+"""A batch of samples as tensors."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -21,7 +21,7 @@ class Batch:
 
     @property
     def skipped(self) -> int:
-        """How many bad samples were replaced."""
+        """Number of bad samples that were replaced."""
         return len(self.problems)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""How fast a data set loads, and what the time goes into: `imagen data bench`."""
+"""Measure how fast a data set loads, and where the time goes: `imagen data bench`."""
 
 import os
 import time
@@ -75,7 +75,7 @@ def bench(
 ) -> dict[str, Any]:
     """Load from `shards` (a folder or URL) for `seconds` in this process, then as long in `config.workers` others.
 
-    Returns images_per_s, milliseconds an image for each of PARTS, and kilobytes read an image, of one process on one
+    Returns images_per_s, milliseconds per image for each of PARTS, and kilobytes read per image, of one process on one
     thread; then workers, workers_images_per_s (all together) and images_per_s_a_worker, which are None without workers;
     encoder, whose embeddings were loaded (None: there are none); skipped, the bad samples. Embeddings are those of the
     first encoder in alphabetical order. Raises UserError as Loader does.
@@ -160,7 +160,7 @@ def _alone(reader: _TimedReader, seconds: float) -> dict[str, Any]:
 
 
 def _together(loader: Loader, seconds: float) -> float:
-    """Images a second that all workers of `loader` deliver, once each has begun."""
+    """Return the images per second that all workers of `loader` deliver together, once each has begun."""
     batches = iter(loader)
     for _ in range(5 * loader.config.workers):  # 4 each are made ahead, while nobody waits for them
         next(batches)

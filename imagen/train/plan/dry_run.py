@@ -29,6 +29,7 @@ from imagen.stage.loss import CleanBatch, ForwardProcess, NoisedBatch
 from imagen.train.ema import build_emas
 from imagen.train.experiment import Experiment
 from imagen.train.half import HalfCopy
+from imagen.train.layout import named_weights, permuted_weights
 from imagen.train.optim import build_optimizer
 from imagen.train.parallel import ParallelConfig, build_mesh, parallelize, recompute
 from imagen.train.ranks import Ranks
@@ -119,7 +120,9 @@ class DryRun:
         self.network = parallelize(self.unet, plain, mesh, self.world_size, dtype=self.dtype)
         if isinstance(self.network, DistributedDataParallel):
             self.network.register_comm_hook(None, _all_reduce)
-        self.optimizer = build_optimizer(self.unet.named_parameters(), experiment.optim)
+        self.optimizer = build_optimizer(
+            named_weights(self.unet), experiment.optim, permuted=permuted_weights(self.unet)
+        )
         config = experiment.train
         emas = build_emas(self.unet, config.ema_decay, config.ema_decays, config.ema_sigma_rels)
         self.emas = list(emas.values())

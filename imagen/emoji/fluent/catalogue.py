@@ -1,0 +1,132 @@
+"""Read which drawings Fluent Emoji has, what English calls them, and which of them are people.
+
+The drawings are Microsoft's (MIT): `icons.json` of the npm package `@iconify-json/fluent-emoji`. Names, groups and
+subgroups are Unicode's: `en/data.json` and `meta/groups.json` of the npm package `emojibase-data` (MIT). A drawing is
+named after its Unicode name and its skin tone, "woman-astronaut-dark". Names of people give role, gender and tone:
+where a subgroup has both "man X" and "woman X", X is a role.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from imagen.emoji.openmoji import RENAMED, article
+from imagen.emoji.styles import icons
+from imagen.errors import UserError
+from imagen.files import read_json
+
+TONES = ("light", "medium-light", "medium", "medium-dark", "dark")  # Unicode's order; None is the usual yellow
+GENDERS = ("man", "woman")  # None is a person of no stated gender
+PEOPLE = "people-body"
+THINGS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")  # groups of nameable things
+FACES = "smileys-emotion"
+_TOLD = re.compile("(man|woman|person) (.+)")
+_LEFT_OUT = re.compile("thirty$|o'clock$|: facing right$")  # 24 faces of one clock; mirrored drawings
+
+
+class Drawing(NamedTuple):
+    """One drawing and its words."""
+
+    icon: str  # its name in icons.json, "octopus", "woman-astronaut-dark"
+    name: str  # "octopus", "astronaut", "person wearing turban": without gender and tone
+    article: str  # of the name: "an ", "a ", "the " or "": plurals and stuff take none
+    group: str  # "animals-nature"
+    subgroup: str  # "animal-marine"
+    role: str | None = None  # of people that are drawn as man and woman: "astronaut", "wearing turban"
+    gender: str | None = None  # a name in GENDERS
+    tone: str | None = None  # a name in TONES
+
+    @property
+    def combination(self) -> str:
+        """Role, gender and tone of a person, or the name."""
+        return self.name if self.role is None else f"{self.role}/{self.gender or 'person'}/{self.tone or 'yellow'}"
+
+
+class Source(NamedTuple):
+    """Where the set lies: both packages, unpacked."""
+
+    icons: str  # path of icons.json of @iconify-json/fluent-emoji
+    names: str  # path of the folder of emojibase-data, which holds en/ and meta/
+
+
+@cache
+def catalogue(source: Source) -> tuple[Drawing, ...]:
+    """All drawings of things, faces and people, in Unicode's order.
+
+    Signs, flags, clock faces and mirrored people are left out.
+
+    UserError if a file is missing or is not what its package has.
+    """
+    found, there = [], icons(source.icons)
+    entries = list(_entries(source))
+    told = {match.groups() for entry in entries if (match := _TOLD.fullmatch(entry["label"]))}
+    roles = {role for _, role in told if ("man", role) in told and ("woman", role) in told}
+    for entry in entries:
+        label, group, subgroup = entry["label"], entry["group"], entry["subgroup"]
+        if group not in (*THINGS, FACES, PEOPLE) or _LEFT_OUT.search(label):
+            continue
+        match = _TOLD.fullmatch(label)
+        role = match[2] if match else label
+        gender = match[1] if match and match[1] in GENDERS else None
+        if group != PEOPLE or role not in roles:
+            role = gender = None
+            name = RENAMED.get(label, label)
+        else:
+            name = f"person {role}" if ("person", role) in told else role
+        # Fluent has "person-superhero" where Unicode says "superhero".
+        icon = next((icon for icon in (slug(label), f"person-{slug(label)}") if icon in there), None)
+        if icon is None:
+            continue
+        drawing = Drawing(icon, name, article(name), group, subgroup, role, gender)
+        found.append(drawing)
+        for tone in TONES if entry["tones"] else ():
+            if f"{icon}-{tone}" in there:
+                found.append(drawing._replace(icon=f"{icon}-{tone}", tone=tone))
+    if not found:
+        raise UserError(f"{source.icons} has none of the drawings that {source.names} names")
+    return tuple(found)
+
+
+def things(source: Source, words: int = 2) -> list[Drawing]:
+    """Animals, plants, food, places, vehicles and objects whose names have at most `words` words."""
+    return [each for each in catalogue(source) if each.group in THINGS and len(each.name.split()) <= words]
+
+
+def faces(source: Source, words: int = 3) -> list[Drawing]:
+    """Smileys and hearts whose names have at most `words` words; no signs of emotion, "anger symbol"."""
+    shown = [each for each in catalogue(source) if each.group == FACES and each.subgroup != "emotion"]
+    return [each for each in shown if len(each.name.split()) <= words]
+
+
+def people(source: Source, subgroups: Iterable[str] = ("person-role",)) -> list[Drawing]:
+    """The people of these subgroups that have a role: each as man, woman and person, with and without a skin tone."""
+    wanted = set(subgroups)
+    found = [each for each in catalogue(source) if each.role is not None and each.subgroup in wanted]
+    whole = {(each.role, each.gender) for each in found if each.tone is not None}
+    return [each for each in found if all((each.role, gender) in whole for gender in (*GENDERS, None))]
+
+
+def slug(label: str) -> str:
+    """The name that a drawing has in iconify's files: "Rescue worker's helmet" -> "rescue-workers-helmet"."""
+    plain = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode().lower()
+    return re.sub("[^a-z0-9]+", "-", re.sub("['.:!,]", "", plain)).strip("-")
+
+
+def _entries(source: Source) -> Iterator[dict[str, Any]]:
+    """Unicode's emoji in its order: label, names of group and subgroup, and whether it comes in skin tones."""
+    folder = Path(source.names)
+    groups, data = read_json(folder / "meta" / "groups.json"), read_json(folder / "en" / "data.json")
+    try:
+        for entry in sorted(data, key=lambda entry: entry.get("order", 0)):
+            if "group" in entry:  # regional indicators have none
+                yield {
+                    "label": entry["label"].replace("’", "'"),
+                    "group": groups["groups"][str(entry["group"])],
+                    "subgroup": groups["subgroups"][str(entry["subgroup"])],
+                    "tones": any(isinstance(skin.get("tone"), int) for skin in entry.get("skins", ())),
+                }
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} does not hold emojibase-data: {type(error).__name__} {error}") from None

@@ -1,0 +1,209 @@
+"""Build shards of Fluent Emoji: single drawings, two in a relation, two to four of a kind.
+
+    python -m imagen.emoji.fluent.dataset --icons ICONS.JSON --names EMOJIBASE-DATA --out SHARDS
+
+ICONS.JSON: of the npm package @iconify-json/fluent-emoji; EMOJIBASE-DATA: the folder of the npm package emojibase-data.
+Every picture follows from the arguments and a seed; masters of all sizes show the same picture.
+"""
+
+import argparse
+import random
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from imagen.emoji.building import finished_build, write_splits
+from imagen.emoji.fluent.catalogue import Drawing, Source, faces, people, things
+from imagen.emoji.fluent.heldout import heldout_colour, heldout_number, is_heldout_pair, is_heldout_person
+from imagen.emoji.fluent.scene import Scene, compose_group, compose_pair, compose_single
+from imagen.emoji.openmoji import Style, rasterise
+from imagen.emoji.picture import PALETTE, hashed
+from imagen.emoji.scene import NUMBERS, RELATIONS, is_countable
+from imagen.emoji.styles import credit
+from imagen.errors import UserError, check_number
+from imagen.files import read_json
+
+
+def build_fluent(
+    out: str | Path,
+    source: Source,
+    sizes: Sequence[int] = (64,),
+    *,
+    words: int = 2,
+    with_faces: bool = True,
+    roles: Sequence[str] = ("person-role",),
+    limit: int | None = None,
+    variants: int = 4,
+    people_variants: int = 4,
+    relations: float = 0.0,
+    counts: float = 0.0,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Build `out`/train and `out`/heldout; return what `out`/dataset.json says.
+
+    words: things whose names have at most so many. limit: a fixed choice of so many of them, shortest names first.
+    roles: Unicode's subgroups of people. variants, people_variants: pictures for each drawing and colour.
+    relations, counts: shares of the samples that show two things in a relation, and two to four of a kind.
+
+    A finished build is not repeated; one that was killed starts again. UserError if `out` holds anything else or a
+    build with other arguments, or if files or packages are missing.
+    """
+    out, sizes = Path(out), sorted(set(sizes))
+    for name, value in (("words", words), ("variants", variants), ("people_variants", people_variants)):
+        check_number(name, value, least=1)
+    if not sizes or sizes[0] < 8:
+        raise UserError(f"sizes {sizes}: they must be 8 pixels or more")
+    check_number("relations", relations, least=0)
+    check_number("counts", counts, least=0)
+    check_number("relations + counts", relations + counts, most=0.9)
+    arguments: dict[str, Any] = {
+        "sizes": sizes,
+        "words": words,
+        "faces": with_faces,
+        "roles": list(roles),
+        "limit": limit,
+        "variants": variants,
+        "people_variants": people_variants,
+        "relations": relations,
+        "counts": counts,
+        "seed": seed,
+    }
+    if finished := finished_build(out, arguments):
+        return finished
+    drawings = choose_things(source, words, with_faces=with_faces, limit=limit)
+    persons = people(source, roles)
+    rasterise('<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>')  # a missing package is known now
+    splits = {
+        name: scenes(
+            drawings,
+            persons,
+            source.icons,
+            variants=variants,
+            people_variants=people_variants,
+            relations=relations,
+            counts=counts,
+            seed=seed,
+            heldout=name == "heldout",
+        )
+        for name in ("train", "heldout")
+    }
+    about = {
+        **credit(Style("fluent", source.icons)),
+        "packages": {file: _version(Path(path)) for file, path in source._asdict().items()},
+        "things": len(drawings),
+        "people": len(persons),
+        "colours": {colour: list(rgb) for colour, rgb in PALETTE.items()},
+        "vocabulary": sorted({each.name for each in (*drawings, *persons)}),
+    }
+    return write_splits(out, arguments, splits, sizes, about, workers=workers, progress=progress)
+
+
+def choose_things(source: Source, words: int, *, with_faces: bool = True, limit: int | None = None) -> list[Drawing]:
+    """Things, and faces if wanted, those with the fewest words first, else mixed."""
+    found = [*things(source, words), *(faces(source) if with_faces else [])]
+    mixed = sorted(found, key=lambda each: (len(each.name.split()), hashed("fluent things", each.icon)))
+    return mixed if limit is None else mixed[:limit]
+
+
+def scenes(
+    drawings: Sequence[Drawing],
+    persons: Sequence[Drawing],
+    icons: str,
+    *,
+    variants: int,
+    people_variants: int,
+    relations: float,
+    counts: float,
+    seed: int,
+    heldout: bool,
+) -> list[Scene]:
+    """The pictures of a split, mixed.
+
+    Held out are each drawing's one colour, people's combinations on every colour, pairs and numbers.
+    """
+    split = []
+    for drawing in (*drawings, *persons):
+        for colour in PALETTE:
+            if (colour == heldout_colour(drawing) or is_heldout_person(drawing)) == heldout:
+                many = variants if drawing.role is None else people_variants
+                split += [compose_single(drawing, colour, icons, variant, seed) for variant in range(many)]
+    singles = len(split) / (1 - relations - counts)
+    split += islice(_pairs(drawings, icons, seed, heldout=heldout), round(relations * singles))
+    countable = [each for each in drawings if is_countable(each)]
+    split += islice(_groups(countable, icons, seed, heldout=heldout), round(counts * singles))
+    return sorted(split, key=lambda scene: hashed(seed, "order", scene.key))
+
+
+def _pairs(drawings: Sequence[Drawing], icons: str, seed: int, *, heldout: bool) -> Iterator[Scene]:
+    """Endless; number k of the draws follows from (seed, k) and the drawings."""
+    for k in range(10**7 if len(drawings) > 1 else 0):
+        rng = random.Random(hashed(seed, "fluent pairs", k))
+        first, second = _pick(rng, drawings), _pick(rng, drawings)
+        relation, colour = _pick(rng, list(RELATIONS)), _pick(rng, list(PALETTE))
+        if first.icon == second.icon or colour in (heldout_colour(first), heldout_colour(second)):
+            continue
+        if is_heldout_pair(first, second) == heldout:
+            yield compose_pair(first, second, relation, colour, icons, seed, f"pair-{k:06d}")
+
+
+def _groups(drawings: Sequence[Drawing], icons: str, seed: int, *, heldout: bool) -> Iterator[Scene]:
+    for k in range(10**7 if drawings else 0):
+        rng = random.Random(hashed(seed, "fluent groups", k))
+        drawing, number, colour = _pick(rng, drawings), _pick(rng, list(NUMBERS)), _pick(rng, list(PALETTE))
+        if colour != heldout_colour(drawing) and (number == heldout_number(drawing)) == heldout:
+            yield compose_group(drawing, number, colour, icons, seed, f"group-{k:06d}")
+
+
+def _pick(rng: random.Random, choices: Sequence[Any]) -> Any:
+    return choices[int(rng.random() * len(choices))]
+
+
+def _version(path: Path) -> str:
+    """Name and version of the npm package that `path` belongs to, as far as they are known."""
+    package = (path if path.is_dir() else path.parent) / "package.json"
+    if not package.is_file():
+        return "unknown"
+    about = read_json(package)
+    return f"{about.get('name')} {about.get('version')}" if isinstance(about, dict) else "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--icons", type=Path, required=True)
+    parser.add_argument("--names", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64])
+    parser.add_argument("--words", type=int, default=2)
+    parser.add_argument("--no-faces", action="store_true")
+    parser.add_argument("--roles", nargs="*", default=["person-role"])
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--variants", type=int, default=4)
+    parser.add_argument("--people-variants", type=int, default=4)
+    parser.add_argument("--relations", type=float, default=0.0)
+    parser.add_argument("--counts", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int)
+    options = parser.parse_args()
+    built = build_fluent(
+        options.out,
+        Source(str(options.icons.resolve()), str(options.names.resolve())),
+        options.sizes,
+        words=options.words,
+        with_faces=not options.no_faces,
+        roles=options.roles,
+        limit=options.limit,
+        variants=options.variants,
+        people_variants=options.people_variants,
+        relations=options.relations,
+        counts=options.counts,
+        seed=options.seed,
+        workers=options.workers,
+    )
+    print(f"{options.out}: {built['samples']}, of {built['things']} things and {built['people']} people")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Models of Fluent Emoji for two CPU cores: a base that learns what to draw at 32 pixels, and goes on at 64."""
+
+from dataclasses import replace
+
+from imagen.emoji.presets import MINILM, emoji_64
+from imagen.models.config import Level, UNetConfig
+from imagen.train.experiment import Experiment
+
+# The level at half of 64 pixels, which a base of 32 pixels does not have.
+OUTER = Level(channels=64, blocks=1, stride=1)
+# At 16, 8 and 4 cells a side, whether pictures have 32 pixels or 64.
+INNER = (
+    Level(channels=128, blocks=1),
+    Level(channels=256, blocks=1, attention="fused", attend="last"),
+    Level(channels=320, blocks=1, attention="fused", attend="last"),
+)
+UNET = UNetConfig(
+    levels=(OUTER, *INNER),
+    patch=2,
+    resample="plain",
+    coordinates=True,
+    text_width=MINILM.width,
+    context_width=256,
+    time_width=256,
+    norm_groups=4,
+)
+
+
+def fluent_64() -> Experiment:
+    """Text to 64x64 on Fluent Emoji: begins with the weights of `fluent_32` (imagen.emoji.fluent.grow)."""
+    small = emoji_64()
+    return replace(
+        small,
+        name="fluent_64",
+        stage=replace(small.stage, unet=UNET),
+        train=replace(small.train, steps=10_000, batch_size=64, ema_decay=0.999, gap_every=1000),
+    )
+
+
+def fluent_32() -> Experiment:
+    """Text to 32x32 on Fluent Emoji: `fluent_64` without its outer level, half again as fast."""
+    full = fluent_64()
+    inner = (replace(INNER[0], stride=1), *INNER[1:])
+    return replace(
+        full,
+        name="fluent_32",
+        # The stem keeps the outer level's channels, so that all that is inside has the same shapes.
+        stage=replace(full.stage, resolution=32, unet=replace(UNET, levels=inner, stem_channels=OUTER.channels)),
+        train=replace(full.train, steps=20_000),
+    )
