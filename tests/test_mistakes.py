@@ -228,7 +228,7 @@ def test_evaluations_that_cannot_be_finished_are_not_begun(made, mistake, monkey
     def draw(*_arguments, **_options):
         raise AssertionError("nothing may be drawn")
 
-    monkeypatch.setattr("imagen.cascade.cascade.run", draw)
+    monkeypatch.setattr("imagen.cascade.cascade.Cascade.run", draw)
     assert message in mistake("evaluate", made / "base", *more)
 
 
