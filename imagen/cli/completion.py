@@ -18,23 +18,28 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     import shtab
 
+    from imagen.gpus import PLANNABLE
     from imagen.presets import PRESETS
 
+    values = {"PRESET": list(PRESETS), "GPU": [*PLANNABLE, "cpu"]}
     for parser in options.parsers.values():
         for action in parser._actions:
-            _complete(action, list(PRESETS))
+            _complete(action, values)
     print(shtab.complete(options.parsers[""], options.shell))
 
 
-def _complete(action: Any, presets: list[str]) -> None:
-    """Tell shtab which values an argument takes; it reads `choices` and `complete`."""
+def _complete(action: Any, values: dict[str, list[str]]) -> None:
+    """Tell shtab which values an argument takes; it reads `choices` and `complete`.
+
+    values: names by metavar.
+    """
     import shtab
 
     names = getattr(action.type, "names", None)
     if names is not None:
         action.choices = names
-    elif action.metavar == "PRESET":
-        action.choices = presets
+    elif isinstance(action.metavar, str) and action.metavar in values:
+        action.choices = values[action.metavar]
     elif action.metavar in PATHS:
         action.complete = shtab.FILE
 

@@ -9,6 +9,7 @@ from imagen.cli import fields
 from imagen.cli.command import Command
 from imagen.cli.output import Result
 from imagen.cli.values import count, number
+from imagen.gpus import PLANNABLE
 
 GIB = 2**30
 KINDS = {
@@ -30,8 +31,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpu",
         default="h100-80gb",
-        metavar="NAME",
-        help="a100-40gb, a100-80gb, h100-80gb, h200, b200, l40s, rtx-4090, cpu (default: h100-80gb)",
+        metavar="GPU",
+        help=f"{', '.join(PLANNABLE)}, cpu (default: h100-80gb)",
     )
     parser.add_argument("--micro-batch", type=count, metavar="M", help="images per micro-batch (default: what fits)")
     parser.add_argument("--mfu", type=number, default=0.4, metavar="F", help="assumed share of the peak (default: 0.4)")

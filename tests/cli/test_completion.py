@@ -39,7 +39,14 @@ def offered(imagen, tmp_path_factory):
 def test_what_bash_offers(offered):
     found = offered(
         *("''", "sa", "data ''", "sample c --sa", "sample c --sampler ''", "sample c --sampler ddi"),
-        *("train emoji_", "plan --gpus 2 debug_", "completion ''", "convert d", "data build --caption-from ''"),
+        *(
+            "train emoji_",
+            "plan --gpus 2 debug_",
+            "plan p --gpu h2",
+            "completion ''",
+            "convert d",
+            "data build --caption-from ''",
+        ),
     )
     commands = {"demo", "data", "presets", "config", "train", "sample", "upscale", "serve", "completion"}
     assert commands <= found[0] and "build" not in found[0]
@@ -47,7 +54,7 @@ def test_what_bash_offers(offered):
     assert found[1:6] == [{"sample"}, actions, {"--sampler"}, set(sampler_names()), {"ddim"}]
     for i, beginning in ((6, "emoji_"), (7, "debug_")):
         assert found[i] == {name for name in PRESETS if name.startswith(beginning)}
-    assert found[8:] == [{"bash", "zsh", "fish"}, {"deepfloyd", "diffusers"}, {"folder", "name"}]
+    assert found[8:] == [{"h200"}, {"bash", "zsh", "fish"}, {"deepfloyd", "diffusers"}, {"folder", "name"}]
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
