@@ -77,7 +77,7 @@ class CompiledSteps:
         sizes = [1 + len(program.constants) for program in programs]
         table = torch.split(sent(torch.tensor(numbers, dtype=torch.float64).to(x_BCHW.dtype), x_BCHW.device), sizes)
         values = {"x": x_BCHW}
-        for number, (program, row) in enumerate(zip(programs, rows, strict=True)):
+        for number, (program, row) in enumerate(zip(programs, table, strict=True)):
             outputs = self._step(
                 program.update,
                 denoiser_at(program.logsnr),
