@@ -197,6 +197,8 @@ class Cascade:
                 for stage, settings in zip(stages, plan.settings, strict=True)
             ],
         }
+        if plan.noise != "torch":
+            value["noise"] = plan.noise
         if isinstance(seed, Variation):
             value["variation"] = {"seed": seed.other, "amount": seed.amount}
         for name in ("start", "init", "masks"):

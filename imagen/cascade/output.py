@@ -25,7 +25,7 @@ CAPTION = 300  # characters of it on a sheet
 WAITING = 16  # pictures that wait to be written, before drawing does
 DECIDES = (
     *("prompt", "negative", "seed", "variation", "size", "start", "init", "masks", "strength", "tiles"),
-    *("precision", "text", "stages"),
+    *("precision", "noise", "text", "stages"),
 )
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from imagen import limits
 from imagen.cascade.sizes import Size, sizes_above, sizes_for, sizes_like
 from imagen.devices import default_device
-from imagen.diffusion.noise import Variation
+from imagen.diffusion.noise import NoiseKind, Variation
 from imagen.errors import UserError, check_number, check_text, quoted, suggest
 from imagen.precision import Precision, autocast_dtype, precision_name
 from imagen.stage.config import SamplingConfig, StageConfig
@@ -44,6 +44,7 @@ class Plan:
     rows: tuple[int, ...]  # pictures in one call of the network, at most batch_size
     device: torch.device
     precision: Precision  # never "auto"
+    noise: NoiseKind = "philox"  # what draws it
     vram: float | None = None  # GiB of device memory that this was cut to, see `imagen.cascade.memory`
     offload: bool = False  # stages are on the device for their turn alone
 
@@ -72,6 +73,7 @@ def make_plan(
     rows: int | Sequence[int] | None = None,
     device: torch.device | str | None = None,
     precision: Precision = "auto",
+    noise: NoiseKind = "philox",
     **overrides: Any,
 ) -> Plan:
     """Fill in defaults and check; see `Cascade.sample` for the arguments. Raises UserError."""
@@ -120,6 +122,7 @@ def make_plan(
         rows=tuple(min(n, batch_size) for n in _for_stages(run, batch_size if rows is None else rows, "rows")),
         device=device,
         precision=precision_name(autocast_dtype(device, precision)),
+        noise=noise,
     )
 
 

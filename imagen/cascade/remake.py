@@ -6,7 +6,7 @@ is started, a batch is filled or a prompt is encoded.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -71,6 +71,7 @@ class Made:
     variation: MadeVariation | None = None
     size: tuple[int, int]  # (height, width)
     precision: Precision
+    noise: Literal["philox"] | None = None  # its generator; None: those of torch, as before files named one
     text: dict[str, Any] | None
     stages: tuple[MadeStage, ...]
     start: str | None = None
@@ -145,6 +146,7 @@ def plan_again(
         "stages": last + 1,
         "settings": [stage.sampling for stage in made.stages],
         "rows": made.conditions.rows,
+        "noise": made.noise or "torch",
     }
     if start is None:
         request["size"] = made.size

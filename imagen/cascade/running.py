@@ -130,6 +130,7 @@ def _stage(
         tile=plan.tiles[number],
         device=plan.device,
         precision=plan.precision,
+        generator=plan.noise,
         on_step=report,
     )
 

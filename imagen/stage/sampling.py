@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imagen.diffusion.noise import PictureNoise, Variation
+from imagen.diffusion.noise import NOISES, NoiseKind, Variation
 from imagen.diffusion.samplers import OnStep, sample, step_logsnrs
 from imagen.diffusion.schedule import build_schedule, diffuse
 from imagen.errors import UserError
@@ -56,6 +56,7 @@ class Stage:
         tile: Tile | None = None,
         device: torch.device | str = "cpu",
         precision: Precision = "auto",
+        generator: NoiseKind = "philox",
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Sample one uint8 image per seed, [B, C, *size] on the CPU.
@@ -66,6 +67,7 @@ class Stage:
         low_BChw: uint8 images of the stage before, for a super-resolution stage.
         edit: images of this stage's size, for image-to-image and inpainting.
         tile: the U-Net processes tiles of the images.
+        generator: of the noise.
 
         Raises UserError if the result is not finite, ValueError if an input that the stage needs is missing.
         """
@@ -78,7 +80,7 @@ class Stage:
         # alone gives the same result as in the cascade. Odd streams are conditioning augmentation: another level
         # does not change the sampler's noise.
         stream = 2 * config.resolution
-        noise = PictureNoise(seeds, shape, device, stream=stream)
+        noise = NOISES[generator](seeds, shape, device, stream=stream)
         if texts is not None and not negatives and unconditional is not None:
             negatives = [unconditional] * len(texts)
         conditioning = build_conditioning(
@@ -90,7 +92,7 @@ class Stage:
             negatives=negatives,
             text_length=text_length,
             low_BChw=low_BChw,
-            augmentation_eps=PictureNoise(seeds, shape, device, stream=stream + 1),
+            augmentation_eps=NOISES[generator](seeds, shape, device, stream=stream + 1),
         )
         detail = conditioning.detail
 

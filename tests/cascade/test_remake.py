@@ -3,6 +3,7 @@
 import json
 import time
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -52,6 +53,25 @@ def test_what_a_picture_says(model, picture):
     assert (plan.prompts, plan.batch_size, plan.rows, place) == (("dog", "dog"), 2, (2, 2), 1)
 
 
+def test_a_picture_names_the_generator_of_its_noise(model, picture, tmp_path):
+    """Files from before they did so are made again by the generators of then."""
+    assert read_metadata(picture)["noise"] == read_made(picture).noise == "philox"
+    asked = {name: value for name, value in QUICK.items() if name != "progress"}
+    old = model.plan(["cat"], seeds=[3], noise="torch", **asked)
+    (image,) = model.run(old, progress=False)
+    (other,) = model.sample(["cat"], seeds=[3], **QUICK)
+    assert np.asarray(image).tolist() != np.asarray(other).tolist()
+    made = {**model.metadata(old, 0), "conditions": model.conditions(old, 0)}
+    assert "noise" not in made
+    write_png(tmp_path / "old.png", image, made)
+    plan, place = plan_again(model, tmp_path / "old.png", device="cpu")
+    again = list(model.run(plan, progress=False))[place]
+    assert np.array_equal(again, image) and model.metadata(plan, place) == model.metadata(old, 0)
+    with pytest.raises(UserError, match=r"made with another noise \(None, not 'philox'"):
+        (tmp_path / "old.png").rename(tmp_path / "0000.png")
+        write_samples(model, ["cat"], tmp_path, seed=3, **QUICK)
+
+
 @pytest.mark.parametrize(
     "where, value, message",
     [
@@ -85,6 +105,7 @@ def test_what_a_picture_says(model, picture):
         ("variation", {"seed": 1}, "field 'variation.amount' is missing"),
         ("variation", {"seed": 1, "amount": 2}, "variation: amount is 2; it must be at least 0 and at most 1"),
         ("text", "t5", "text is 't5'; it must be an object"),
+        ("noise", "mersenne", "noise is 'mersenne'; it must be"),
         ("precision", "fp8", "precision is 'fp8'; it must be one of auto, fp32, bf16, fp16"),
         ("stages", [], "the number of stages is 0; it must be at least 1"),
         ("stages.0.sampling.steps", 10**6, r"stages\[0\]: sampling: steps is 1,000,000; it must be at most 10000"),
