@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from cascades import QUICK, cascade, stage
+from lora import lora_file
 from PIL import Image
-from safetensors.torch import save_file
 
 from imagen.cascade import Cascade, read_provenance, regenerate_request, write_samples
 from imagen.errors import UserError
@@ -20,22 +19,6 @@ SEEDS = {"seeds": [3], **QUICK}
 @pytest.fixture
 def model() -> Cascade:
     return cascade(stage(16), stage(32, 16))
-
-
-def lora_file(path: Path, model: Cascade, number: int = 0, strength: float = 0.5) -> Path:
-    """A LoRA of rank 2 for every convolution and linear layer of a stage whose name is kept in all formats."""
-    generator = torch.Generator().manual_seed(number)
-    tensors = {}
-    for name, weight in model.stages[number].unet.state_dict().items():
-        module, _, kind = name.rpartition(".")
-        if kind == "weight" and weight.ndim in (2, 4):
-            ones = [1] * (weight.ndim - 2)
-            tensors[f"{module}.lora_A.weight"] = torch.randn(2, *weight.shape[1:], generator=generator)
-            tensors[f"{module}.lora_B.weight"] = (
-                strength * torch.randn(len(weight), 2, *ones, generator=generator) / 100
-            )
-    save_file(tensors, path)
-    return path
 
 
 def pixels(model: Cascade, **options: object) -> np.ndarray:
