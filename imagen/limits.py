@@ -23,6 +23,7 @@ LEVELS = 32
 BLOCKS = 512  # of all levels, in the down path
 PROCESSES = 1_024  # each has its own copy of its input
 SEED = 2**63 - 1
+LORA_WEIGHT: Bounds = {"least": -100, "most": 100}
 
 
 def between(least: float, most: float) -> Bounds:

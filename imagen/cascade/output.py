@@ -43,7 +43,7 @@ IDENTIFYING = (  # fields of the provenance that must agree with an existing fil
         "strength",
         "tiles",
     ),
-    *("precision", "noise", "text", "stages"),
+    *("precision", "noise", "lora", "text", "stages"),
 )
 
 
