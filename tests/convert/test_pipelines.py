@@ -330,7 +330,7 @@ class TestMistakes:
 
     def test_paths_that_are_not_pipelines(self, pipelines: list[Path], tmp_path: Path) -> None:
         self.refused([], tmp_path, "nothing to convert")
-        self.refused(tmp_path / "nowhere", tmp_path, "is no folder")
+        self.refused(tmp_path / "nowhere", tmp_path, "is not a folder")
         self.refused(pipelines[0] / "unet", tmp_path, "holds neither unet/config.json nor config.yml")
 
     def test_stages_in_the_wrong_order(self, pipelines: list[Path], tmp_path: Path) -> None:
