@@ -40,7 +40,7 @@ def test_a_sheet_of_enlarged_pictures_shows_what_was_enlarged(made):
 def test_prompts_become_pictures_that_say_how_they_were_made(made, imagen, tmp_path):
     options = ["--steps", "3,2", "--guidance", 2, "--sampler", "ddim,ddpm", "--low-res-noise", 0.2, "--seed", 5]
     said = imagen("sample", made / "cascade", *PROMPTS, "--n", 2, *options, "--out", tmp_path)
-    assert f"4 pictures in {tmp_path}" in said
+    assert f"4 images in {tmp_path}" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == [*(f"{i:04d}.png" for i in range(4)), "sheet.png"]
     for i in range(4):
         assert Image.open(tmp_path / f"{i:04d}.png").size == (256, 256)

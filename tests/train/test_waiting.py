@@ -16,6 +16,7 @@ from imagen.presets import preset
 from imagen.stage.loss import ForwardProcess
 from imagen.train.ema import Ema
 from imagen.train.half import HalfCopy
+from imagen.train.layout import named_weights, permuted_weights
 from imagen.train.optim import OptimConfig, build_optimizer
 from imagen.train.parallel import ParallelConfig, build_mesh, parallelize
 from imagen.train.ranks import process_group
@@ -196,10 +197,10 @@ def on_ranks(optim):
         what = replace(experiment(), optim=optim)
         torch.manual_seed(0)
         unet = UNet(UNET)
-        before = [parameter.detach().clone() for parameter in unet.parameters()]
+        before = [weight.detach().clone() for _, weight in named_weights(unet)]
         parallel = ParallelConfig(shard=ranks.world_size)
         network = parallelize(unet, parallel, build_mesh(parallel, "cpu", ranks.world_size), ranks.world_size)
-        optimizer = build_optimizer(unet.named_parameters(), optim)
+        optimizer = build_optimizer(named_weights(unet), optim, permuted=permuted_weights(unet))
         noising = ForwardProcess(what.stage, seed=0, batch_size=4, device=torch.device("cpu"))
         share = 4 // ranks.world_size
         for number in range(3):
@@ -211,7 +212,7 @@ def on_ranks(optim):
             options = {"clip_norm": 0.05, "autocast": nullcontext, "ranks": ranks, "waits": False}
             result = launch_step(network, [batch], 1, noising, optimizer, **options).result()
             assert result.applied == (number != 1)
-        return before, [whole(parameter.detach()).clone() for parameter in unet.parameters()]
+        return before, [whole(weight.detach()).clone() for _, weight in named_weights(unet)]
 
 
 def test_a_run_that_reads_steps_late_logs_and_keeps_the_same(shards, tmp_path, rows, monkeypatch):

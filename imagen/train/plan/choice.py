@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from imagen.errors import UserError
 from imagen.gpus import GIB, PLANNABLE
 from imagen.train.config import micro_batches
@@ -94,13 +96,26 @@ class _Search:
 def predicted_peak(low: TracedStep, high: TracedStep, size: int) -> float:
     """Predict the peak in bytes with micro-batches of `size` from steps with two other sizes.
 
-    Extrapolates each moment of the step, and takes the maximum; if the steps do not have the same moments, their peaks.
+    Extrapolates each moment of the step and takes the maximum. Where the parts of the steps (a forward, a backward, the
+    update) do not have the same moments, extrapolates their peaks.
     """
-    below, above = low.window.totals, high.window.totals
-    if below.shape != above.shape:
-        below, above = below.max(), above.max()
-    slope = (above - below) / (high.micro_batch - low.micro_batch)
-    return float((below + slope * (size - low.micro_batch)).max())
+    below, above = _parts(low), _parts(high)
+    if len(below) != len(above):
+        below, above = [low.window.totals], [high.window.totals]
+    share = (size - low.micro_batch) / (high.micro_batch - low.micro_batch)
+    peaks = []
+    for a, b in zip(below, above, strict=True):
+        if a.shape != b.shape:
+            a, b = a.max(), b.max()
+        peaks.append((a + share * (b - a)).max())
+    return float(max(peaks))
+
+
+def _parts(traced: TracedStep) -> list[np.ndarray]:
+    """The live bytes at each moment, cut where the phase changes."""
+    phases = traced.window.phases
+    cuts = [i for i in range(1, len(phases)) if phases[i] != phases[i - 1]]
+    return np.split(traced.window.totals, cuts)
 
 
 def _refuse(search: _Search, parallel: ParallelConfig, name: str) -> TracedStep:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.nn.parallel.distributed as ddp
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from imagen.accounting.gpu_kernels import gpu_kernels
@@ -120,6 +121,12 @@ class DryRun:
         self.network = parallelize(self.unet, plain, mesh, self.world_size, dtype=self.dtype)
         if isinstance(self.network, DistributedDataParallel):
             self.network.register_comm_hook(None, _all_reduce)
+        # The first all-gather of a module allocates its outputs one by one, later ones at once: with the first one
+        # done, every step has the same moments.
+        for module in self.network.modules():
+            if isinstance(module, FSDPModule):
+                module.unshard()
+                module.reshard()
         self.optimizer = build_optimizer(
             named_weights(self.unet), experiment.optim, permuted=permuted_weights(self.unet)
         )
