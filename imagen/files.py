@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from imagen.errors import UserError
-from imagen.system import PLACE, is_alive
+from imagen.system import HOST_ID, is_alive
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MOST_NESTED = 100  # lists and objects inside each other in a JSON text; what is written here has fewer than ten
@@ -55,7 +55,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
-_HERE = hashlib.blake2b(PLACE.encode(), digest_size=3).hexdigest()
+_HERE = hashlib.blake2b(HOST_ID.encode(), digest_size=3).hexdigest()
 _LEFT = re.compile(rf"\..+\.(\d+)-{_HERE}[0-9a-f]{{6}}\.tmp")
 _swept: set[str] = set()
 

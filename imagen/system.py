@@ -71,14 +71,14 @@ def resident_bytes() -> int:
         return peak_resident_bytes()
 
 
-def _place() -> str:
+def _host_id() -> str:
     namespace = ""
     with suppress(OSError):  # no /proc
         namespace = os.readlink("/proc/self/ns/pid").translate({ord(c): None for c in "pid:[]"})
     return f"{socket.gethostname()}/{namespace}"
 
 
-PLACE = _place()  # where a process id means something: the machine, and there the container
+HOST_ID = _host_id()  # where a process id means something: the machine, and there the container
 
 
 def is_alive(pid: int) -> bool:

@@ -90,7 +90,7 @@ def test_a_bad_caption_among_good_ones_is_left_out_and_listed(tmp_path):
     listed = [json.loads(line) for line in (tmp_path / "s/00000.rejected.jsonl").read_text().splitlines()]
     assert [(row["origin"], row["detail"]) for row in listed if row["reason"] == "caption of several"] == [
         ("t.jsonl, line 1", "caption 1 of 5: '\\x00' at character 1 (control characters)"),
-        ("t.jsonl, line 1", "caption 3 of 5: nothing but white space (empty caption)"),
+        ("t.jsonl, line 1", "caption 3 of 5: only white space (empty caption)"),
         ("t.jsonl, line 3", "caption 1 of 2: 2001 characters, the limit is 2000 (long caption)"),
     ]
 

@@ -117,7 +117,7 @@ class SampleReader:
     def batch(
         self, position: int, indices: list[int], captions: list[Caption], images: list[Images], problems: list[str]
     ) -> Batch:
-        """Collate samples. captions: of each sample the one that it is shown with."""
+        """Collate samples. captions: for each sample the one that was chosen."""
         text = mask = None
         if self.embeddings is not None:
             tokens = (self.embeddings.tokens(i, caption, n) for i, (n, caption) in zip(indices, captions, strict=True))

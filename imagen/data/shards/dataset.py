@@ -17,7 +17,7 @@ import numpy as np
 from imagen.data.shards import captions as caption_lists
 from imagen.data.shards.index import INDEX_FORMAT, index_path, index_shard
 from imagen.data.shards.mapped import MappedTensors
-from imagen.data.shards.remote import LISTING, Cache, Mirror, as_url, list_files
+from imagen.data.shards.remote import LISTING, CacheConfig, ShardCache, as_url, list_files
 from imagen.errors import UserError
 
 SPLITS = ("train", "heldout")
@@ -48,7 +48,7 @@ def splits(folder: str | Path) -> dict[str, Path | str]:
     return found or {"train": folder}
 
 
-def open_split(folder: str | Path, split: str = "train", cache: Cache | None = None) -> "ShardedDataset":
+def open_split(folder: str | Path, split: str = "train", cache: CacheConfig | None = None) -> "ShardedDataset":
     """The samples of one split; UserError if the folder has no such split. `cache` is for copies from a URL."""
     found = splits(folder)
     if split not in found:
@@ -65,23 +65,23 @@ class ShardedDataset:
     an index or a tar is missing, or a tar is not the one its index was made from.
     """
 
-    def __init__(self, folder: str | Path, cache: Cache | None = None):
+    def __init__(self, folder: str | Path, cache: CacheConfig | None = None):
         where = as_url(folder) or str(Path(folder))
         parent, _, last = where.rpartition("/")
         self.root = (parent or ".") if last in SPLITS else where  # what commands are given
-        self._mirror = None if as_url(folder) is None else Mirror(where, cache)
-        self.folder = Path(folder) if self._mirror is None else self._mirror.folder
+        self._cache = None if as_url(folder) is None else ShardCache(where, cache)
+        self.folder = Path(folder) if self._cache is None else self._cache.folder
         if not self.folder.is_dir():
             what = "is not a folder" if self.folder.exists() else "does not exist"
             raise UserError(f"{folder} {what}; {_MAKE_SHARDS}")
-        names = os.listdir(self.folder) if self._mirror is None else list(self._mirror.sizes)
+        names = os.listdir(self.folder) if self._cache is None else list(self._cache.sizes)
         ends = (".tar", ".index.safetensors")
         shown = [name for name in names if not name.startswith(".")]  # a Mac writes ._00000.tar beside 00000.tar
         self.shards = sorted({name.removesuffix(end) for end in ends for name in shown if name.endswith(end)})
         if not self.shards:
-            remedy = _MAKE_SHARDS if self._mirror is None else f"list their names, one a line, in {where}/{LISTING}"
+            remedy = _MAKE_SHARDS if self._cache is None else f"list their names, one a line, in {where}/{LISTING}"
             raise UserError(f"{where} holds no shards (*.tar); {remedy}")
-        self.bring(index_path(f"{name}.tar").name for name in self.shards)
+        self.fetch(index_path(f"{name}.tar").name for name in self.shards)
         self._indexes = [self._open_index(name) for name in self.shards]
         self.sizes = np.array([int(index.metadata["samples"]) for index in self._indexes], np.int64)
         self._ends = np.cumsum(self.sizes)
@@ -91,10 +91,10 @@ class ShardedDataset:
     def _open_index(self, name: str) -> MappedTensors:
         tar = self.tar_path(name)
         remedy = f"run `imagen data encode {self.root}` to index it"
-        if self._mirror is not None:
+        if self._cache is not None:
             remedy = f"index the shards on a disk (`imagen data encode`) and copy the new files to {self.root}"
         try:
-            size = tar.stat().st_size if self._mirror is None else self._mirror.sizes.get(tar.name)
+            size = tar.stat().st_size if self._cache is None else self._cache.sizes.get(tar.name)
         except FileNotFoundError:
             raise UserError(
                 f"{tar} is missing though its index is there; restore it or delete {index_path(tar)}"
@@ -112,24 +112,24 @@ class ShardedDataset:
     def tar_path(self, shard: int | str) -> Path:
         return self.folder / f"{shard if isinstance(shard, str) else self.shards[shard]}.tar"
 
-    def bring(self, names: Iterable[str]) -> None:
+    def fetch(self, names: Iterable[str]) -> None:
         """Make files beside the tars (indexes, sidecars) readable in `folder`: copy those of a URL that exist there."""
-        if self._mirror is not None:
-            self._mirror.bring(names)
+        if self._cache is not None:
+            self._cache.fetch(names)
 
     def beside(self, shard: int) -> list[str]:
         """Names of the files that belong to a tar: its index and sidecars."""
-        names = os.listdir(self.folder) if self._mirror is None else self._mirror.sizes
+        names = os.listdir(self.folder) if self._cache is None else self._cache.sizes
         return [name for name in names if name.startswith(f"{self.shards[shard]}.") and name.endswith(".safetensors")]
 
     def check_cache(self, count: int) -> None:
         """UserError unless the local cache, where there is one, has room for the `count` largest tars at a time."""
-        if self._mirror is None:
+        if self._cache is None:
             return
         largest = sorted(self._tar_bytes(shard) for shard in range(len(self.shards)))[-count:]
-        if sum(largest) > self._mirror.cache.bytes:
+        if sum(largest) > self._cache.config.bytes:
             raise UserError(
-                f"data.cache_gb {self._mirror.cache.gb:g} does not hold the {len(largest)} shards of {self.root} that "
+                f"data.cache_gb {self._cache.config.gb:g} does not hold the {len(largest)} shards of {self.root} that "
                 f"are in use at a time; it must be at least {sum(largest) / 1e9:.3g}, or data.window smaller"
             )
 
@@ -215,12 +215,12 @@ class ShardedDataset:
         return self._tars[shard]
 
     def _open_tar(self, shard: int) -> io.FileIO:
-        if self._mirror is None:
+        if self._cache is None:
             return io.FileIO(self.tar_path(shard))
         # A tar that was deleted from the cache takes space until the last handle on it is closed.
         for other in [other for other, file in self._tars.items() if not os.fstat(file.fileno()).st_nlink]:
             self._tars.pop(other).close()
-        return self._mirror.open(self.tar_path(shard).name, self._tar_bytes(shard))
+        return self._cache.open(self.tar_path(shard).name, self._tar_bytes(shard))
 
     def _tar_bytes(self, shard: int) -> int:
         return int(self._indexes[shard].metadata["tar_bytes"])

@@ -8,30 +8,30 @@ from typing import Any
 
 import numpy as np
 
-from imagen.data.embed.sidecar import Cut, cut_of, first_captions
+from imagen.data.embed.sidecar import Truncation, first_captions, read_truncation
 from imagen.data.loading.transforms import choose_image
 from imagen.data.shards.dataset import BadSample, ShardedDataset, open_split, splits
 from imagen.data.shards.mapped import MappedTensors
 from imagen.errors import UserError
 from imagen.pictures.decoding import read_header
 
-LOOKED_AT = 10_000  # samples of a split whose picture and caption are looked at
+SAMPLE_SIZE = 10_000  # samples of a split whose picture and caption are looked at
 SIDES = (1, 64, 128, 256, 512, 1024, 2048)  # pixels of the shorter side: where each bar of the histogram begins
 LENGTHS = (0, 1, 16, 32, 64, 128, 256, 512)  # characters of a caption
 LARGEST = 1 << 30  # of several masters the largest is meant
 
 
-def inspect(folder: str | Path, look_at: int = LOOKED_AT) -> dict[str, Any]:
+def inspect(folder: str | Path, sample_size: int = SAMPLE_SIZE) -> dict[str, Any]:
     """What shards hold, ready for JSON.
 
     {"splits": {NAME: {"samples", "shards", "bytes", "embeddings": [...], "looked_at", "unreadable", "with_several",
     "captions_looked_at", "sides", "captions"}}, "rejected": {REASON: count}}. "sides" and "captions" are histograms,
-    [[first, last or null, count], ...], of at most `look_at` samples of a split, spread evenly, and of all their
+    [[first, last or null, count], ...], of at most `sample_size` samples of a split, spread evenly, and of all their
     captions; "with_several" of these samples have several.
     Raises UserError for what cannot be opened for training either.
     """
     described = {
-        name: _split(open_split(folder, name), look_at)
+        name: _split(open_split(folder, name), sample_size)
         for name, place in splits(folder).items()
         if not _nothing_good(Path(place))
     }
@@ -73,11 +73,11 @@ def picture_size(dataset: ShardedDataset, i: int) -> tuple[int, int]:
         raise BadSample(f"not a picture ({type(error).__name__})") from None
 
 
-def _split(dataset: ShardedDataset, look_at: int) -> dict[str, Any]:
+def _split(dataset: ShardedDataset, sample_size: int) -> dict[str, Any]:
     sides: list[int] = []
     lengths: list[int] = []  # of all captions
     unreadable = several = 0
-    chosen = spread(look_at, len(dataset))
+    chosen = spread(sample_size, len(dataset))
     for i in chosen:
         captions = dataset.captions(i)
         lengths += map(len, captions)
@@ -103,7 +103,7 @@ def _split(dataset: ShardedDataset, look_at: int) -> dict[str, Any]:
 def _embeddings(dataset: ShardedDataset) -> list[dict[str, Any]]:
     """For each encoder and its settings how many samples have embeddings of it; a cut-off sidecar is a UserError."""
     samples: dict[tuple[str, ...], int] = defaultdict(int)
-    cuts: dict[tuple[str, ...], Cut | None] = {}
+    cuts: dict[tuple[str, ...], Truncation | None] = {}
     owner = {name: int(size) for name, size in zip(dataset.shards, dataset.sizes, strict=True)}
     for path in sorted(dataset.folder.glob("*.text.safetensors")):
         shard = next((name for name in _prefixes(path.name) if name in owner), None)
@@ -114,7 +114,7 @@ def _embeddings(dataset: ShardedDataset) -> list[dict[str, Any]]:
             names = ("encoder", "revision", "max_tokens", "width")
             made_by = tuple(sidecar.metadata[name] for name in names)
             samples[made_by] += owner[shard]
-            before, cut = cuts.get(made_by, Cut()), cut_of(sidecar)
+            before, cut = cuts.get(made_by, Truncation()), read_truncation(sidecar)
             cuts[made_by] = None if before is None or cut is None else before + cut
     return [
         {
@@ -130,7 +130,7 @@ def _embeddings(dataset: ShardedDataset) -> list[dict[str, Any]]:
     ]
 
 
-def _cut(cut: Cut | None) -> dict[str, int | None]:
+def _cut(cut: Truncation | None) -> dict[str, int | None]:
     """How many captions are longer than the token limit, and by how many tokens; None where nobody knows."""
     if cut is None:
         return {"cut": None, "cut_tokens": None, "cut_most": None}

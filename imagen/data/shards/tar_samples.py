@@ -1,7 +1,7 @@
 """Which members of a tar make a sample, and which make none.
 
 Members `KEY.EXT`, KEY up to the first dot of the base name, belong together wherever they stand. Where that would give
-a picture the caption of another, they are in no sample but in `strays`, each with its reason.
+a picture the caption of another, they are in no sample but in `invalid_members`, each with its reason.
 """
 
 import re
@@ -19,10 +19,10 @@ from imagen.pictures.names import PICTURES
 # As WebDataset splits names: a directory belongs to the key; hidden files ("._x.jpg") belong to no sample.
 MEMBER = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$", re.DOTALL)
 
-Places = dict[str, tuple[int, int]]  # extension: (offset, size)
+MemberRanges = dict[str, tuple[int, int]]  # extension: (offset, size)
 
 
-class Stray(NamedTuple):
+class InvalidMember(NamedTuple):
     """Something that looks like a sample or a part of one, and is none."""
 
     key: str
@@ -34,8 +34,8 @@ class Stray(NamedTuple):
 class TarScan:
     """What a tar holds."""
 
-    samples: dict[str, Places] = field(default_factory=dict)  # by key, in the order of their first members
-    strays: list[Stray] = field(default_factory=list)
+    samples: dict[str, MemberRanges] = field(default_factory=dict)  # by key, in the order of their first members
+    invalid_members: list[InvalidMember] = field(default_factory=list)
     odd: dict[str, str] = field(default_factory=dict)  # keys of samples: their members that are links, pipes, ...
     problem: str | None = None  # why the tar is not whole
     cut: tuple[str, str] | None = None  # key and extension of a member that does not end in the file
@@ -72,7 +72,7 @@ def scan_tar(tar: str | Path) -> TarScan:
         if key in scan.samples:
             scan.odd[key] = ", ".join(details)
         else:
-            scan.strays.append(Stray(key, "unreadable file", ", ".join(details)))
+            scan.invalid_members.append(InvalidMember(key, "unreadable file", ", ".join(details)))
     return scan
 
 
@@ -86,7 +86,9 @@ def _sort_in(
     if member.kind != "a file":
         odd.setdefault(match[1] if match else name, []).append(f"{name} is {member.kind}, not a file")
     elif match is None:
-        scan.strays.append(Stray(name, "broken row", "a member whose name has no ending; a sample's are KEY.EXT"))
+        scan.invalid_members.append(
+            InvalidMember(name, "broken row", "a member whose name has no ending; a sample's are KEY.EXT")
+        )
     else:
         found.setdefault(match[1], []).append(_Found(place, match[2], (member.offset, member.size)))
 
@@ -97,8 +99,8 @@ def _text(name: bytes) -> str:
 
 
 def _group(scan: TarScan, found: dict[str, list[_Found]]) -> None:
-    """Sort the members of each key into `scan.samples`, or into `scan.strays` where it is not plain what belongs."""
-    samples: list[tuple[int, str, Places]] = []
+    """Sort the members of each key into `scan.samples`, or into `scan.invalid_members` where it is not plain what belongs."""
+    samples: list[tuple[int, str, MemberRanges]] = []
     for name, all_members in found.items():
         for key, some in _by_dotted_name(name, all_members).items():
             sets = _sets(some)
@@ -109,13 +111,13 @@ def _group(scan: TarScan, found: dict[str, list[_Found]]) -> None:
             counts = Counter(member.extension.lower() for member in some)
             what = ", ".join(f"{count} {extension}" for extension, count in counts.items())
             detail = f"its members ({what}) do not say what belongs together; give each sample a name of its own"
-            scan.strays += [Stray(key, "repeated key", detail)] * max(counts.values())
+            scan.invalid_members += [InvalidMember(key, "repeated key", detail)] * max(counts.values())
     scan.samples = {key: places for _, key, places in sorted(samples, key=lambda sample: sample[0])}
 
 
-def _sets(some: Iterable[_Found]) -> list[tuple[int, Places]]:
+def _sets(some: Iterable[_Found]) -> list[tuple[int, MemberRanges]]:
     """The members of one name, cut where an extension comes again (in any case): (place of the first, members)."""
-    sets: list[tuple[int, Places]] = []
+    sets: list[tuple[int, MemberRanges]] = []
     for member in some:
         extension = member.extension.lower()
         if not sets or extension in sets[-1][1]:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from imagen.data.sources.joining import neighbours
+from imagen.data.sources.joining import group_adjacent
 from imagen.distribution import missing
 
 
@@ -58,7 +58,7 @@ def joined(
         value = cell.get("bytes") or cell.get("path") if isinstance(cell, dict) else cell
         return value or None
 
-    for group in neighbours(_sharing(rows(batches, max(start - 1, 0), sys.maxsize), picture, image), picture):
+    for group in group_adjacent(_sharing(rows(batches, max(start - 1, 0), sys.maxsize), picture, image), picture):
         if group[0][0] >= end:
             return
         if group[0][0] >= start:

@@ -9,7 +9,7 @@ from typing import Any
 
 from imagen.data.sources.base import Options, Record
 from imagen.data.sources.joining import Row
-from imagen.data.sources.values import Captions, Trouble, captions_of, picture, printable, texts_of_json
+from imagen.data.sources.values import Captions, RecordError, captions_of, picture, printable, texts_of_json
 from imagen.errors import UserError, suggest
 
 # Tried in this order, in any case.
@@ -59,15 +59,15 @@ class Columns:
             try:
                 for name in (self.caption, self.image):
                     if name not in row.cells:
-                        raise Trouble("broken row", f"no column {name!r}")
+                        raise RecordError("broken row", f"no column {name!r}")
                 cell = row.cells[self.caption]
                 new = captions_of(texts_of_json(cell) or cell if self.lists_are_text else cell)
                 if leading and new == (None,):
-                    raise Trouble("missing caption", "none")
+                    raise RecordError("missing caption", "none")
                 if leading and all(caption in captions for caption in new):
-                    raise Trouble("duplicate", f"the same picture and caption as in {captions[new[0]]}")
-            except Trouble as trouble:
-                yield Record(key=row.key, origin=row.origin, problem=trouble.problem)
+                    raise RecordError("duplicate", f"the same picture and caption as in {captions[new[0]]}")
+            except RecordError as error:
+                yield Record(key=row.key, origin=row.origin, problem=error.problem)
                 continue
             leading.append(row)
             captions |= {caption: row.origin for caption in new if caption not in captions}
@@ -81,11 +81,11 @@ class Columns:
         try:
             image = picture(rows[0].cells[self.image], folder, is_base64=self.is_base64)
             return Record(key=key, origin=origin, caption=captions[0], further=captions[1:], image=image)
-        except Trouble as trouble:
-            return Record(key=key, origin=origin, caption=captions[0], problem=trouble.problem)
+        except RecordError as error:
+            return Record(key=key, origin=origin, caption=captions[0], problem=error.problem)
 
 
-def told(counts: Counter[str], options: Options) -> bool:
+def identified(counts: Counter[str], options: Options) -> bool:
     """Whether rows whose columns differ, with values in them as often as `counts` says, have shown the two in use."""
     names = {name.lower() for name in counts}
     return (options.image_column in counts if options.image_column else not names.isdisjoint(IMAGES)) and (

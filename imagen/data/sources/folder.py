@@ -13,9 +13,9 @@ from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.files import metadata_folders, walk
 from imagen.data.sources.values import (
     Captions,
-    Trouble,
+    RecordError,
     captions_of_json,
-    nothing,
+    no_records_error,
     printable,
     read_bytes,
     safe_key,
@@ -62,7 +62,7 @@ class Folder:
         if self.caption_from is not None:
             found = [one for one in found if _named(one.name)]
         if not any(_named(one.name) for one in found):
-            raise nothing(self.path, "pictures (jpg, png, webp, gif, bmp, tiff, ...)")
+            raise no_records_error(self.path, "pictures (jpg, png, webp, gif, bmp, tiff, ...)")
         parts = []
         for start in range(0, len(found), self.records_per_part):
             some = found[start : start + self.records_per_part]
@@ -88,11 +88,11 @@ class Folder:
         try:
             captions = self._captions(name, stem, caption)
             if not _named(name):
-                raise Trouble("missing file", f"there is no picture beside {printable(name)}")
+                raise RecordError("missing file", f"there is no picture beside {printable(name)}")
             image = read_bytes(self.path / name, origin)
             return Record(key=key, origin=origin, caption=captions[0], further=captions[1:], image=image)
-        except Trouble as trouble:
-            return Record(key=key, origin=origin, caption=captions[0], problem=trouble.problem)
+        except RecordError as error:
+            return Record(key=key, origin=origin, caption=captions[0], problem=error.problem)
 
     def _captions(self, name: str, stem: str, caption: str | None) -> Captions:
         """`caption`: the file that has it; None: the usual ones."""

@@ -8,7 +8,7 @@ from imagen.data.sources.arrow import arrow_errors, joined, pyarrow
 from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.columns import Columns, find_columns
 from imagen.data.sources.joining import Row
-from imagen.data.sources.values import nothing, printable
+from imagen.data.sources.values import no_records_error, printable
 from imagen.errors import UserError
 from imagen.files import open_regular, read_json
 
@@ -42,7 +42,7 @@ class HuggingFace:
                     place = {"start": start, "end": min(start + self.options.records_per_part, count)}
                     parts.append({"file": str(file.relative_to(self.path)), "key": prefix, **place})
         if not parts:
-            raise nothing(self.path, "rows")
+            raise no_records_error(self.path, "rows")
         return parts
 
     def read(self, part: Part) -> Iterator[Record]:

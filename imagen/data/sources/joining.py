@@ -27,7 +27,7 @@ class Row:
     cells: dict[str, Any]  # by column
 
 
-def neighbours(rows: Iterable[T], picture: Callable[[T], object]) -> Iterator[list[T]]:
+def group_adjacent(rows: Iterable[T], picture: Callable[[T], object]) -> Iterator[list[T]]:
     """Rows in groups of neighbours whose `picture` is equal and not None. Whole ones arrive before an error does."""
     group: list[T] = []
     common: object = None
@@ -48,7 +48,7 @@ def neighbours(rows: Iterable[T], picture: Callable[[T], object]) -> Iterator[li
         yield group
 
 
-class Repeats:
+class RepeatedImages:
     """Finds rows of text tables with equal pictures, keeping 28 bytes a row."""
 
     def __init__(self) -> None:

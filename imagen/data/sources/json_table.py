@@ -10,7 +10,7 @@ from typing import Any
 from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.columns import Columns, common, find_columns
 from imagen.data.sources.joining import Row
-from imagen.data.sources.values import Trouble, nothing, printable, read_bytes
+from imagen.data.sources.values import RecordError, no_records_error, printable, read_bytes
 from imagen.errors import UserError
 
 _LISTS = ("images", "annotations", "data", "samples")  # of an object: where its rows are, the first that there is
@@ -71,8 +71,8 @@ class Json:
     def _value(self) -> Any:
         try:
             return json.loads(read_bytes(self.path, str(self.path)))
-        except Trouble as trouble:
-            raise UserError(f"cannot read {printable(trouble.problem[1])}; give another path") from None
+        except RecordError as error:
+            raise UserError(f"cannot read {printable(error.problem[1])}; give another path") from None
         except (ValueError, RecursionError) as error:
             raise UserError(f"{printable(self.path)} is not JSON ({error}); give another path or --format") from None
 
@@ -92,7 +92,7 @@ def _rows(value: Any, path: Path) -> list[Any]:
             f"{printable(path)} is no list of objects, nor an object with one ({lists}); write it as .jsonl"
         )
     if not value:
-        raise nothing(path, "rows")
+        raise no_records_error(path, "rows")
     return value
 
 

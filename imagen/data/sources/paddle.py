@@ -16,7 +16,7 @@ import numpy as np
 from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.files import walk
 from imagen.data.sources.lines import BROKEN_GZIP, TextFiles, open_lines, single_lines
-from imagen.data.sources.values import Trouble, from_base64, nothing, printable, read_bytes
+from imagen.data.sources.values import RecordError, from_base64, no_records_error, printable, read_bytes
 from imagen.errors import UserError
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
@@ -66,7 +66,7 @@ class _Lines:
         files = TextFiles(self.root, names, self.records_per_part)
         parts = [part for name in files.names for part in files.parts(name, single_lines)]
         if not parts:
-            raise nothing(self.path, "lines of pairs")
+            raise no_records_error(self.path, "lines of pairs")
         return parts
 
     def read(self, part: Part) -> Iterator[Record]:
@@ -82,10 +82,10 @@ class _Lines:
                     continue
                 try:
                     if len(cells) != self.columns:
-                        raise Trouble("broken row", f"{len(cells)} columns instead of {self.columns}")
+                        raise RecordError("broken row", f"{len(cells)} columns instead of {self.columns}")
                     yield self._record(cells, key, origin, folder)
-                except Trouble as trouble:
-                    yield Record(key=key, origin=origin, problem=trouble.problem)
+                except RecordError as error:
+                    yield Record(key=key, origin=origin, problem=error.problem)
         except BROKEN_GZIP as error:
             key, origin = files.name(part, next_line)
             yield Record(key=key, origin=f"{origin} and all after it", problem=("unreadable file", f"gzip: {error}"))
@@ -121,8 +121,8 @@ class Laion400m(_Lines):
     def _record(self, cells: list[bytes], key: str, origin: str, folder: Path) -> Record:
         try:
             return Record(key=key, origin=origin, caption=cells[2], image=from_base64(cells[4]))
-        except Trouble as trouble:
-            return Record(key=key, origin=origin, caption=cells[2], problem=trouble.problem)
+        except RecordError as error:
+            return Record(key=key, origin=origin, caption=cells[2], problem=error.problem)
 
 
 def _array(folder: Path, cell: bytes) -> np.ndarray:
@@ -130,16 +130,16 @@ def _array(folder: Path, cell: bytes) -> np.ndarray:
     try:
         name = cell.decode()
     except UnicodeDecodeError:
-        raise Trouble("broken row", "the name of a .npy file is not UTF-8") from None
+        raise RecordError("broken row", "the name of a .npy file is not UTF-8") from None
     if not name:
-        raise Trouble("broken row", "the name of a .npy file is empty")
+        raise RecordError("broken row", "the name of a .npy file is empty")
     data = read_bytes(folder / name, name)
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # hostile headers: ValueError, SyntaxError, OverflowError, MemoryError, BadZipFile
-        raise Trouble("bad embedding", f"{name} is not a whole .npy file: {error}") from None
+        raise RecordError("bad embedding", f"{name} is not a whole .npy file: {error}") from None
     if not isinstance(array, np.ndarray):
-        raise Trouble("bad embedding", f"{name} is an archive of arrays, not a .npy file")
+        raise RecordError("bad embedding", f"{name} is an archive of arrays, not a .npy file")
     return array
 
 
@@ -149,12 +149,12 @@ def _embedding(embedding: np.ndarray, mask: np.ndarray) -> np.ndarray:
     tokens_LD = embedding[0] if embedding.ndim == 3 and len(embedding) == 1 else embedding
     mask_L = mask[0] if mask.ndim == 2 and len(mask) == 1 else mask
     if tokens_LD.ndim != 2 or mask_L.ndim != 1 or len(tokens_LD) != len(mask_L):
-        raise Trouble("bad embedding", f"{shapes}: not [L, D] and [L]")
+        raise RecordError("bad embedding", f"{shapes}: not [L, D] and [L]")
     if tokens_LD.dtype.kind != "f" or mask_L.dtype.kind not in "biuf":
-        raise Trouble("bad embedding", f"{shapes}: not numbers of the right type")
+        raise RecordError("bad embedding", f"{shapes}: not numbers of the right type")
     is_real_L = mask_L != 0
     if not is_real_L.any() or not tokens_LD.shape[1]:
-        raise Trouble("bad embedding", f"{shapes}: no tokens")
+        raise RecordError("bad embedding", f"{shapes}: no tokens")
     return tokens_LD[is_real_L]
 
 

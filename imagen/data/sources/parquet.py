@@ -9,7 +9,7 @@ from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.columns import Columns, find_columns
 from imagen.data.sources.files import files_below, has_files
 from imagen.data.sources.joining import Row
-from imagen.data.sources.values import nothing, printable
+from imagen.data.sources.values import no_records_error, printable
 from imagen.errors import UserError
 from imagen.files import open_regular
 
@@ -55,7 +55,7 @@ class Parquet:
                     parts.append({"file": name, "key": prefix, **place})
                 first += count
         if not parts:
-            raise nothing(self.path, "rows")
+            raise no_records_error(self.path, "rows")
         return parts
 
     def read(self, part: Part) -> Iterator[Record]:

@@ -11,7 +11,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from imagen.data.sources.values import Trouble
+from imagen.data.sources.values import RecordError
 from imagen.pictures.names import is_picture
 
 # A cell of base64 is far longer than the csv module's own limit of 128 KiB. The setting is the whole process's.
@@ -24,7 +24,7 @@ _ESCAPED_QUOTE = "\ufffe"  # stands for \" while a row is parsed; no character
 _Parser = Callable[[Iterator[str], str], "list[str] | None"]
 
 
-class Swallowed(Trouble):
+class UnclosedQuote(RecordError):
     """Lines of which nobody can tell whether they are one row or several."""
 
 
@@ -50,19 +50,21 @@ def split_rows(lines: Iterator[bytes], delimiter: str, columns: int) -> Iterator
 def cells_of(row: list[bytes], delimiter: str, columns: int) -> list[str]:
     """The cells of a row as `split_rows` cut it, [] if it is blank. There may be more or fewer than `columns`.
 
-    Raises Swallowed for lines that may be several rows, Trouble where the cells cannot be told.
+    Raises UnclosedQuote for lines that may be several rows, RecordError where the cells cannot be told.
     """
     try:
         text = [line.decode() for line in row]
     except UnicodeDecodeError:
-        raise Trouble("broken row", "not UTF-8") from None
+        raise RecordError("broken row", "not UTF-8") from None
     if _inner_rows(text, delimiter, columns):
-        raise Swallowed("broken row", f"a quote that closes {len(text) - 1} lines on is around what looks like rows")
+        raise UnclosedQuote(
+            "broken row", f"a quote closes {len(text) - 1} lines later, around lines that look like rows"
+        )
     parsers = (_standard, _backslashed, _literal) if len(text) == 1 else (_standard, _backslashed)
     readings = [parse(iter(text), delimiter) for parse in parsers]
     cells = next((cells for cells in readings if _fits(cells, columns)), readings[0])
     if cells is None:
-        raise Trouble("broken row", "a quote is not closed or has text behind it, or a line end stands outside quotes")
+        raise RecordError("broken row", "a quote is not closed or is followed by text, or a line end is outside quotes")
     return cells
 
 

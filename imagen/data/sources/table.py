@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from imagen.data.sources.base import Options, Part, Record
-from imagen.data.sources.columns import Columns, common, find_columns, told
+from imagen.data.sources.columns import Columns, common, find_columns, identified
 from imagen.data.sources.files import COMPRESSED, files_below, has_files, metadata_folders, walk
-from imagen.data.sources.joining import Repeats, Row, neighbours
+from imagen.data.sources.joining import RepeatedImages, Row, group_adjacent
 from imagen.data.sources.lines import BROKEN_GZIP, Split, TextFiles, open_lines, single_lines
-from imagen.data.sources.quotes import Swallowed, cells_of, split_rows
-from imagen.data.sources.values import Trouble, nothing, printable, safe_key
+from imagen.data.sources.quotes import UnclosedQuote, cells_of, split_rows
+from imagen.data.sources.values import RecordError, no_records_error, printable, safe_key
 from imagen.errors import UserError
 from imagen.pictures.names import LIKE_PICTURES, ending
 
 _BOM = b"\xef\xbb\xbf"
-_LOOKED_AT, _LOOKED_BYTES = (
+_MOST_LINES, _MOST_BYTES = (
     10_000,
     1 << 22,
 )  # of JSON lines, for their columns; 100 lines are enough if they tell
@@ -56,7 +56,7 @@ class _Table:
 
     def parts(self) -> list[Part]:
         parts: list[Part] = []
-        repeats = Repeats()
+        repeats = RepeatedImages()
         described = metadata_folders(self.path, (self.suffix,)) if self.path.is_dir() else set()
         must_look = self.options.join_rows or bool(described)
         for number, name in enumerate(self.files.names):
@@ -67,14 +67,14 @@ class _Table:
             look = partial(self._look, repeats, number, header, columns) if must_look else None
             parts += self.files.parts(name, self._split(len(header)), start=start, line=1 + lines, look=look)
         if not parts:
-            raise nothing(self.path, "rows")
+            raise no_records_error(self.path, "rows")
         if self.options.join_rows:
             repeats.note(parts, self.files.names)
         unnamed = list(self._unnamed(repeats)) if described else []
         count = self.options.records_per_part
         return parts + [{"unnamed": unnamed[i : i + count]} for i in range(0, len(unnamed), count)]
 
-    def _unnamed(self, repeats: Repeats) -> Iterator[str]:
+    def _unnamed(self, repeats: RepeatedImages) -> Iterator[str]:
         """Pictures that no row names, of a source with tables of its pictures (metadata.csv, say)."""
         named, root = repeats.pictures(), os.path.abspath(self.path)
         for name, _ in walk(self.path, lambda names: None):
@@ -84,7 +84,7 @@ class _Table:
 
     def _look(
         self,
-        repeats: Repeats,
+        repeats: RepeatedImages,
         number: int,
         header: list[str],
         columns: Columns,
@@ -95,7 +95,7 @@ class _Table:
         """Remember the picture of a row of file `number`."""
         try:
             cells = self._row(lines, header)
-        except Trouble:
+        except RecordError:
             return
         if cells is not None:
             repeats.see(columns.picture(cells, os.path.dirname(self.files.names[number])), number, start, line)
@@ -117,7 +117,7 @@ class _Table:
         rows = self._rows(part, header)
         # A .gz file was not read when it was listed.
         is_unseen = part["end"] is None and self.options.join_rows
-        groups = neighbours(rows, picture) if is_unseen else ([row] for row in rows)
+        groups = group_adjacent(rows, picture) if is_unseen else ([row] for row in rows)
         for group in groups:
             found = [row for _, row in group]
             for name, start, line in part.get("again", {}).get(str(group[0][0]), ()):
@@ -172,12 +172,12 @@ class _Table:
             cells = self._row(lines, header)
             if cells is not None:
                 yield Row(key, origin, cells)
-        except Swallowed as trouble:
+        except UnclosedQuote as error:
             for number in range(len(lines)):
                 key, origin = self.files.name(place, line + number)
-                yield Record(key=key, origin=origin, problem=trouble.problem)
-        except Trouble as trouble:
-            yield Record(key=key, origin=origin, problem=trouble.problem)
+                yield Record(key=key, origin=origin, problem=error.problem)
+        except RecordError as error:
+            yield Record(key=key, origin=origin, problem=error.problem)
 
     def _columns(self, header: list[str], name: str) -> Columns:
         return find_columns(header, self.options, self.root / name)
@@ -196,7 +196,7 @@ class _Table:
         raise NotImplementedError
 
     def _row(self, lines: list[bytes], header: list[str]) -> dict[str, Any] | None:
-        """The cells by column, None for a blank line; Trouble if they cannot be told."""
+        """The cells by column, None for a blank line; RecordError if they cannot be told."""
         raise NotImplementedError
 
 
@@ -216,8 +216,8 @@ class Csv(_Table):
             raise UserError(f"{printable(file)} is UTF-16; save it as UTF-8")
         try:
             header = cells_of([first[0].removeprefix(_BOM), *first[1:]], self.delimiter, 0)
-        except Trouble as trouble:
-            raise UserError(f"{printable(file)} has no header row ({trouble.problem[1]}); put one in front") from None
+        except RecordError as error:
+            raise UserError(f"{printable(file)} has no header row ({error.problem[1]}); put one in front") from None
         if not any(header):
             raise UserError(f"{printable(file)} begins with an empty line; put the names of its columns there")
         return header, len(first), sum(map(len, first))
@@ -231,7 +231,7 @@ class Csv(_Table):
             return None
         # A row that ends early lacks its last columns. Not one of several lines: a quote may have joined them.
         if len(cells) > len(header) or (len(cells) < len(header) and len(lines) > 1):
-            raise Trouble("broken row", f"{len(cells)} columns where the header has {len(header)}")
+            raise RecordError("broken row", f"{len(cells)} columns where the header has {len(header)}")
         return dict(zip(header, cells, strict=False))
 
     def _plain_cells(self, lines: list[bytes]) -> list[str] | None:
@@ -259,15 +259,17 @@ class JsonLines(_Table):
         size = 0
         with open_lines(file) as lines:
             for number, line in enumerate(lines):
-                with suppress(Trouble):
+                with suppress(RecordError):
                     for name, value in (self._row([line], []) or {}).items():
                         counts[name] += value is not None
                 size += len(line)
-                if number >= _LOOKED_AT or ((number >= 100 or size > _LOOKED_BYTES) and told(counts, self.options)):
+                if number >= _MOST_LINES or (
+                    (number >= 100 or size > _MOST_BYTES) and identified(counts, self.options)
+                ):
                     break
         if not counts:
             raise UserError(
-                f"{printable(file)} holds no JSON object in its first {_LOOKED_AT:,} lines; "
+                f"{printable(file)} holds no JSON object in its first {_MOST_LINES:,} lines; "
                 "give another path or --format"
             )
         return common(counts, self.options), 0, 0
@@ -282,9 +284,9 @@ class JsonLines(_Table):
         try:
             row = json.loads(line.decode())
         except UnicodeDecodeError as error:
-            raise Trouble("broken row", f"not UTF-8 (byte {error.start + 1})") from None
+            raise RecordError("broken row", f"not UTF-8 (byte {error.start + 1})") from None
         except (ValueError, RecursionError) as error:
-            raise Trouble("broken row", f"not JSON: {error}") from None
+            raise RecordError("broken row", f"not JSON: {error}") from None
         if not isinstance(row, dict):
-            raise Trouble("broken row", "not a JSON object")
+            raise RecordError("broken row", "not a JSON object")
         return row

@@ -23,7 +23,7 @@ _PYTHON_LIST = re.compile(rf"\[(?:{_PYTHON_TEXT.pattern})(?:, (?:{_PYTHON_TEXT.p
 _MADE_KEY = re.compile(r"-[0-9a-f]{16}$")
 
 
-class Trouble(Exception):
+class RecordError(Exception):
     """One record cannot be given; becomes its `problem`."""
 
     def __init__(self, reason: str, detail: str):
@@ -50,64 +50,64 @@ def printable(name: str | Path) -> str:
 
 
 def read_bytes(path: Path, name: str) -> bytes:
-    """A file that a record names as `name`; Trouble if it cannot be read, or is no file: a pipe, a device."""
+    """A file that a record names as `name`; RecordError if it cannot be read, or is no file: a pipe, a device."""
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MOST_BYTES:
-                raise Trouble("unreadable file", f"{name} has {size:,} bytes, more than {MOST_BYTES:,}")
+                raise RecordError("unreadable file", f"{name} has {size:,} bytes, more than {MOST_BYTES:,}")
             return file.read()
     except FileNotFoundError:
-        raise Trouble("missing file", f"{name} does not exist") from None
+        raise RecordError("missing file", f"{name} does not exist") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise Trouble("unreadable file", f"{name}: {getattr(error, 'strerror', None) or error}") from None
+        raise RecordError("unreadable file", f"{name}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def picture(value: Any, folder: Path, *, is_base64: bool) -> bytes:
     """The encoded picture of a cell: bytes, base64, a path relative to `folder`, or a dict of "bytes" and "path".
 
-    Trouble if there is none, or it cannot be read.
+    RecordError if there is none, or it cannot be read.
     """
     if isinstance(value, dict):  # how the `datasets` library stores pictures
         value = value.get("bytes") or value.get("path")
     if value is None or value == "" or value == b"":
-        raise Trouble("broken row", "no picture")
+        raise RecordError("broken row", "no picture")
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        raise Trouble("broken row", f"the picture is of type {type(value).__name__}, not a path or bytes")
+        raise RecordError("broken row", f"the picture is of type {type(value).__name__}, not a path or bytes")
     if is_base64:
         return from_base64(value)
     if re.match(r"https?://", value):
-        raise Trouble("missing file", f"{value} is not on this machine; download it first, with img2dataset say")
+        raise RecordError("missing file", f"{value} is not on this machine; download it first, with img2dataset say")
     return read_bytes(folder / value, printable(value))
 
 
 def from_base64(text: str | bytes) -> bytes:
-    """Standard or URL-safe base64, padded, alone or after "data:image/...;base64,"; Trouble if it is not."""
+    """Standard or URL-safe base64, padded, alone or after "data:image/...;base64,"; RecordError if it is not."""
     data = text.encode("utf-8", "replace") if isinstance(text, str) else text
     if data.startswith(b"data:"):
         data = data.partition(b",")[2]
     data = data.strip()
     if not data:
-        raise Trouble("bad base64", "empty")
+        raise RecordError("bad base64", "empty")
     try:
         return base64.b64decode(data.translate(_STANDARD), validate=True)
     except binascii.Error as error:
-        raise Trouble("bad base64", str(error)) from None
+        raise RecordError("bad base64", str(error)) from None
 
 
 def captions_of_json(data: bytes, name: str) -> Captions:
     """The captions in a JSON file beside a picture, (None,) if there are none.
 
-    Trouble if the file is not a JSON object.
+    RecordError if the file is not a JSON object.
     """
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise Trouble("unreadable file", f"{name} is not JSON: {error}") from None
+        raise RecordError("unreadable file", f"{name} is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise Trouble("unreadable file", f"{name} is not a JSON object")
+        raise RecordError("unreadable file", f"{name} is not a JSON object")
     found = (value.get(key) for key in CAPTION_NAMES)
     return captions_of(next((captions for captions in found if isinstance(captions, str | list)), None))
 
@@ -116,7 +116,7 @@ def captions_of(value: Any) -> Captions:
     """The captions that a value of a table or of JSON stands for: a text or a list of them; (None,) if none.
 
     An element of a list, or the value, may be an object with its text as "raw", "caption", "text" or "sentence".
-    Trouble if something is of another type.
+    RecordError if something is of another type.
     """
     if not isinstance(value, list | tuple):
         return (_caption(value, "the caption"),)
@@ -155,7 +155,7 @@ def _caption(value: Any, what: str) -> str | bytes | None:
     if value is None or isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        raise Trouble("broken row", f"{what} is of type {type(value).__name__}, not text")
+        raise RecordError("broken row", f"{what} is of type {type(value).__name__}, not text")
     return as_caption(value)
 
 
@@ -170,7 +170,7 @@ def as_caption(text: str | None) -> str | bytes | None:
     return text
 
 
-def nothing(path: Path, what: str) -> UserError:
+def no_records_error(path: Path, what: str) -> UserError:
     return UserError(f"{printable(path)} holds no {what}; give another path or --format")
 
 

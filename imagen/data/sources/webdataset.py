@@ -8,17 +8,17 @@ from imagen.data.loading.transforms import choose_image
 from imagen.data.shards.captions import MOST_BYTES as MOST_JSON
 from imagen.data.shards.captions import unpack
 from imagen.data.shards.dataset import SPLITS, BadSample
-from imagen.data.shards.tar_samples import Places, Stray, TarScan, scan_tar
+from imagen.data.shards.tar_samples import InvalidMember, MemberRanges, TarScan, scan_tar
 from imagen.data.sources.base import Options, Part, Record
 from imagen.data.sources.files import COMPRESSED, files_below
 from imagen.data.sources.folder import CAPTIONS
 from imagen.data.sources.values import (
     MOST_BYTES,
     Captions,
-    Trouble,
+    RecordError,
     as_caption,
     captions_of_json,
-    nothing,
+    no_records_error,
     printable,
     safe_key,
 )
@@ -54,7 +54,7 @@ class WebDataset:
     def parts(self) -> list[Part]:
         tars = self._tars()
         if not tars:
-            raise nothing(self.path, "tars (*.tar, not compressed)")
+            raise no_records_error(self.path, "tars (*.tar, not compressed)")
         return [{"file": name} for name in tars]
 
     def _tars(self) -> list[str]:
@@ -94,16 +94,16 @@ class WebDataset:
             file = open_regular(tar)
         except OSError as error:
             raise UserError(f"cannot read {printable(tar)}: {error.strerror or error}") from None
-        strays = list(scan.strays)
+        invalid_members = list(scan.invalid_members)
         with file:
             for key, places in samples.items():
                 name = f"{stem}/{key}"
                 image = _image(places)
-                strays += _second_pictures(key, places, image)
+                invalid_members += _second_pictures(key, places, image)
                 origin = f"{shown}, {printable(key)}"
                 yield _record(safe_key(name, name), origin, file.fileno(), places, image, scan.odd.get(key))
-        for number, stray in enumerate(strays):
-            yield problem(f"{stem}, {number}, {stray.key}", *stray[1:], origin=f"{shown}, {printable(stray.key)}")
+        for number, member in enumerate(invalid_members):
+            yield problem(f"{stem}, {number}, {member.key}", *member[1:], origin=f"{shown}, {printable(member.key)}")
         if scan.problem is not None:
             detail = f"after {len(samples)} samples: {scan.problem}" if samples else f"no whole tar: {scan.problem}"
             yield problem(f"{stem}, end", "broken tar", detail)
@@ -113,7 +113,7 @@ def _folder(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def _before_the_cut(scan: TarScan) -> dict[str, Places]:
+def _before_the_cut(scan: TarScan) -> dict[str, MemberRanges]:
     """The samples; of a broken tar those that are whole: a last one that lacks a member of the first one is not."""
     samples = dict(scan.samples)
     if scan.problem is not None and samples:
@@ -127,7 +127,7 @@ def _before_the_cut(scan: TarScan) -> dict[str, Places]:
     return samples
 
 
-def _image(places: Places) -> str | None:
+def _image(places: MemberRanges) -> str | None:
     """The extension of a sample's picture: what training reads, else one that it does not; None if there is none."""
     try:
         return choose_image(places, _ANY_SIDE)
@@ -136,28 +136,28 @@ def _image(places: Places) -> str | None:
         return min(pictures, key=lambda name: ("." in name, name), default=None)
 
 
-def _second_pictures(key: str, places: Places, image: str | None) -> Iterator[Stray]:
+def _second_pictures(key: str, places: MemberRanges, image: str | None) -> Iterator[InvalidMember]:
     """Pictures beside a sample's own that are no masters or maps of it (KEY.64.png, KEY.seg.png)."""
     for name in places:
         if name in PICTURES and image in PICTURES and name != image:
-            yield Stray(f"{key}.{name}", "second picture", f"{key}.{image} is the picture of this sample")
+            yield InvalidMember(f"{key}.{name}", "second picture", f"{key}.{image} is the picture of this sample")
 
 
-def _record(key: str, origin: str, file: int, places: Places, image_name: str | None, odd: str | None) -> Record:
+def _record(key: str, origin: str, file: int, places: MemberRanges, image_name: str | None, odd: str | None) -> Record:
     captions: Captions = (None,)
     try:
         captions = _captions(file, places)
         if odd is not None and (image_name is None or captions[0] is None):
-            raise Trouble("unreadable file", odd)
+            raise RecordError("unreadable file", odd)
         if image_name is None:
-            raise Trouble("missing file", _no_picture(places))
+            raise RecordError("missing file", _no_picture(places))
         image = _read(file, *places[image_name])
         return Record(key=key, origin=origin, caption=captions[0], further=captions[1:], image=image)
-    except Trouble as trouble:
-        return Record(key=key, origin=origin, caption=captions[0], problem=trouble.problem)
+    except RecordError as error:
+        return Record(key=key, origin=origin, caption=captions[0], problem=error.problem)
 
 
-def _captions(file: int, places: Places) -> Captions:
+def _captions(file: int, places: MemberRanges) -> Captions:
     """As training reads them, if there is a txt member; else those of other members, which --copy makes one of."""
     if "txt" not in places:
         for name in CAPTIONS:
@@ -175,15 +175,15 @@ def _plain(caption: str | bytes | None) -> bytes:
     return caption.strip() if isinstance(caption, bytes) else (caption or "").strip().encode()
 
 
-def _no_picture(places: Places) -> str:
+def _no_picture(places: MemberRanges) -> str:
     names = ", ".join(f"KEY.{extension}" for extension in places)[:200]
     return f"no picture (KEY.jpg, .png, ... or KEY.SIZE.png) among its members {names}; KEY ends at the first dot"
 
 
 def _read(file: int, offset: int, size: int) -> bytes:
     if size > MOST_BYTES:
-        raise Trouble("unreadable file", f"a member of {size:,} bytes, more than {MOST_BYTES:,}")
+        raise RecordError("unreadable file", f"a member of {size:,} bytes, more than {MOST_BYTES:,}")
     data = os.pread(file, size, offset)
     if len(data) != size:
-        raise Trouble("broken tar", f"it ends before byte {offset + size}")
+        raise RecordError("broken tar", f"it ends before byte {offset + size}")
     return data
