@@ -1,4 +1,4 @@
-"""GPUs as data: stated peaks for the MFU, memory and bandwidth for `imagen plan`."""
+"""List GPUs: peak FLOP/s from data sheets for the MFU, memory and bandwidth for `imagen plan`."""
 
 import os
 import re
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from imagen.errors import UserError
 
 GIB = 2**30
-GPUS_PER_MACHINE = 8  # joined by links; between machines, each has its own network bandwidth. Assumed.
+GPUS_PER_MACHINE = 8  # connected by links; each has its own network bandwidth to other machines. Assumed.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """A GPU. Those whose memory is given can be planned with."""
+    """Describe a GPU. `imagen plan` supports those with known memory."""
 
-    chip: str = ""  # words of the device's name in torch
-    tflops: float | None  # stated 10^12 dense operations per second in bf16; None: no figure, no time is estimated
-    tf32_tflops: float | None = None  # the same in float32, for which torch uses TF32 in convolutions
+    chip: str = ""  # words in the device's name in torch
+    tflops: float | None  # peak dense bf16 TFLOP/s; None: unknown, so no time is estimated
+    tf32_tflops: float | None = None  # peak in TF32, which torch uses for float32 convolutions
     memory: float = 0.0  # GiB, as the driver reports it
-    link: float = 0.0  # to the other GPUs of the machine, 10^9 bytes per second each way
-    network: float = 0.0  # its share to other machines, likewise; assumed: 400 or 200 Gbit/s each, or a plain card
+    link: float = 0.0  # bandwidth to the other GPUs of the machine, GB/s per direction
+    network: float = 0.0  # bandwidth per GPU to other machines, GB/s per direction; assumed: 400, 200 or 10 Gbit/s
 
 
 # Peaks without sparsity and links from NVIDIA's data sheets: A100 (2021), H100 SXM, H200 SXM, L40S, DGX B200, Ada GPU
@@ -53,7 +53,7 @@ PLANNABLE = {name: gpu for name, gpu in GPUS.items() if gpu.memory}
 
 
 def find_gpu(name: str) -> Gpu:
-    """Return the GPU of that name, or for "cpu" this machine's memory. Raises UserError, with all names, for others."""
+    """Return a GPU by name, or this machine's memory for "cpu". Raises UserError, with all names, for unknown ones."""
     if name == "cpu":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
         return Gpu(memory=memory, tflops=None, link=10, network=1.25)
@@ -63,7 +63,7 @@ def find_gpu(name: str) -> Gpu:
 
 
 def identify_gpu(device_name: str) -> Gpu | None:
-    """Return the GPU of a device's name in torch; None for an unknown one, or a part of one (MIG)."""
+    """Return the GPU of a device name in torch; None if unknown, or for a MIG partition."""
     if " MIG " in f"{device_name} ":
         return None
     longest_first = sorted(GPUS.values(), key=lambda gpu: -len(gpu.chip))  # H100 NVL before H100

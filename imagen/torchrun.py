@@ -1,4 +1,4 @@
-"""What torchrun tells each process it starts: which of how many it is, and where the first one listens."""
+"""Read the environment variables that torchrun sets: rank, world size and rendezvous address."""
 
 import os
 from typing import NamedTuple
@@ -8,28 +8,28 @@ from imagen.errors import LIMIT, UserError
 MOST_RANKS = 1_000_000
 
 
-class Place(NamedTuple):
-    """This process among those that were started together."""
+class Launch(NamedTuple):
+    """Identify this process among those of the job."""
 
     rank: int  # 0 .. ranks - 1
-    ranks: int
-    local: int  # which process of its machine
+    ranks: int  # world size
+    local: int  # local rank, on this host
 
 
-def place() -> Place:
-    """From RANK, WORLD_SIZE and LOCAL_RANK; one process alone without them.
+def read_launch() -> Launch:
+    """Read RANK, WORLD_SIZE and LOCAL_RANK; without them the job is a single process.
 
-    Raises UserError naming the variable if one is no number or out of range.
+    Raises UserError, naming the variable, if one is not a number or out of range.
     """
     ranks = _number("WORLD_SIZE", "1", 1, MOST_RANKS)
     rank = _number("RANK", "0", 0, ranks - 1)
-    return Place(rank, ranks, _number("LOCAL_RANK", "0", 0, ranks - 1))
+    return Launch(rank, ranks, _number("LOCAL_RANK", "0", 0, ranks - 1))
 
 
-def check_meeting_point() -> None:
-    """UserError unless MASTER_ADDR and MASTER_PORT say where the processes meet."""
+def check_rendezvous() -> None:
+    """Raise UserError unless MASTER_ADDR is set and MASTER_PORT is a port."""
     if not os.environ.get("MASTER_ADDR", "").strip():
-        raise UserError("WORLD_SIZE says there are several processes, but MASTER_ADDR does not say where they meet")
+        raise UserError("WORLD_SIZE is above 1, but MASTER_ADDR is not set; start the processes with torchrun")
     _number("MASTER_PORT", "", 1, 65535)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from imagen.cascade import Cascade, assemble
 from imagen.cascade.float16 import convert_to_float16
 from imagen.emoji.dataset import heldout_counts, heldout_prompts, heldout_relations
-from imagen.evaluate.compare import draw, keep_as_reference
+from imagen.evaluate.compare import draw, write_reference_curves
 from imagen.files import read_json, write_json
 from imagen.jsonconfig import to_json
 from imagen.pictures import contact_sheet, write_png
@@ -38,7 +38,7 @@ def main() -> None:
     print(f"{WEIGHTS}: {size / 1e6:.2f} MB of weights")
     if size > MOST:
         raise SystemExit(f"that is more than {MOST / 1e6:.0f} MB: make a stage smaller")
-    keep_as_reference(runs, CURVES)
+    write_reference_curves(runs, CURVES)
     for name, curves in read_json(CURVES).items():
         draw(name, [("reference", curves["metrics"], curves["evaluation"])], DOCS / f"reference-{name}.png")
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from imagen.errors import UserError
 from imagen.files import read_json
-from imagen.weights import place
+from imagen.weights import packaged_path
 
 SIDE, GRID = 64, 16  # pixels that it looks at, cells that it answers for
 SURE = 0.5  # probability of a centre from which on an object counts as seen
@@ -105,7 +105,7 @@ class Residual(nn.Module):
 @cache
 def load_recogniser(folder: str | Path | None = None) -> Recogniser:
     """The recogniser in `folder`, by default the one of the package. UserError if it is missing or damaged."""
-    folder = place("recogniser") if folder is None else Path(folder)
+    folder = packaged_path("recogniser") if folder is None else Path(folder)
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds no recogniser; train one: python -m imagen.emoji.recogniser_training")
     config: dict[str, Any] = read_json(folder / CONFIG)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from imagen.diffusion import randomness
-from imagen.models.compiling import compiles
+from imagen.models.compiling import should_compile
 from imagen.models.unet import UNet
 from imagen.precision import autocast, autocast_dtype
 from imagen.train.experiment import Experiment
@@ -51,7 +51,7 @@ def build_model(experiment: Experiment, ranks: Ranks) -> TrainingModel:
     # A CPU's group norm takes no float32 images with bfloat16 weights; on GPUs autocast handles that.
     gathered = None if device.type == "cpu" else dtype
     copy = HalfCopy(unet, torch.bfloat16) if low_precision and alone else None
-    compiled = replace(parallel, compile=compiles(device, parallel.compile))
+    compiled = replace(parallel, compile=should_compile(device, parallel.compile))
     network = parallelize(unet, compiled, mesh, ranks.world_size, dtype=gathered)
     if copy is not None:
         parallelize(copy.network, compiled, None)

@@ -14,9 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from imagen.errors import UserError, check_number
-from imagen.models.compiling import compile_function, compile_module, compiles
+from imagen.models.blocks import Block
+from imagen.models.compiling import compile_function, compile_module, should_compile
 from imagen.models.layers import ResBlock
-from imagen.models.unet import Block, UNet
+from imagen.models.unet import UNet
 from imagen.train.layout import make_views, own_nhwc
 from imagen.train.ranks import Ranks
 
@@ -74,7 +75,7 @@ def parallelize(
     updated, in float32. Call it once, on a new U-Net.
     """
     device = next(unet.parameters()).device
-    compiled = compiles(device, config.compile)
+    compiled = should_compile(device, config.compile)
     # By unit where it is sharded: a graph cannot contain the gathering of parameters.
     recompute(unet, config, compiled=compiled and mesh is not None)
     if mesh is not None:

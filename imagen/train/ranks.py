@@ -14,7 +14,7 @@ from torch import Tensor
 
 from imagen.devices import default_device, set_up
 from imagen.errors import UserError
-from imagen.torchrun import check_meeting_point, place
+from imagen.torchrun import check_rendezvous, read_launch
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ def process_group(device: torch.device | str | None = None) -> Iterator[Ranks]:
 
     device: default: the NVIDIA GPU of this process's local rank; else, for a single rank, Apple's GPU; else the CPU.
     """
-    _, world_size, local = place()
+    _, world_size, local = read_launch()
     if device is None:
         alone = default_device() if world_size == 1 else "cpu"
         device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device(alone)
@@ -107,7 +107,7 @@ def process_group(device: torch.device | str | None = None) -> Iterator[Ranks]:
         return
     # gloo beside NCCL: checkpoints are written in a background thread, from tensors on the CPU.
     backend, bound = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
-    check_meeting_point()
+    check_rendezvous()
     try:
         store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
     except (RuntimeError, ValueError, OSError) as error:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from imagen.data.loading.batches import Batch
-from imagen.devices import fetched, sent
+from imagen.devices import fetch, send
 from imagen.diffusion import randomness
 from imagen.stage.loss import ForwardProcess
 from imagen.train.half import HalfCopy
@@ -121,7 +121,7 @@ def launch_step(
     parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
     total = total_norm(parameters)
     own = torch.stack(measured)  # [count, 3, samples]
-    flags = sent(torch.tensor([bad_samples, stop()], dtype=own.dtype), own.device)
+    flags = send(torch.tensor([bad_samples, stop()], dtype=own.dtype), own.device)
     numbers = ranks.gather(torch.cat([own.flatten(), (total / scale.value).to(own.dtype)[None], flags]))
     losses = numbers[:, : own.numel()].reshape(-1, *own.shape)[:, :, 0]
     if waits:
@@ -139,7 +139,7 @@ def launch_step(
         optimizer.step((clip_norm / (total + 1e-6)).clamp(max=1.0), finite)
         overflows = torch.zeros_like(numbers[:, :1])
     optimizer.zero_grad()
-    numbers, arrived = fetched(torch.cat([numbers, overflows], 1))
+    numbers, arrived = fetch(torch.cat([numbers, overflows], 1))
     return PendingStep(numbers, (len(measured), own.shape[-1]), keys, ranks, scale, arrived)
 
 

@@ -97,7 +97,7 @@ def test_files_of_embeddings_hold_a_hash_and_resume(two, tmp_path):
     assert path.stat().st_mtime_ns == before
     with pytest.raises(UserError, match="made with another embedding"):
         write_samples(two, [cat + 1], tmp_path, seed=3, steps=1, **QUICK)
-    with pytest.raises(UserError, match="from a prompt embedding, of which the file holds only the hash"):
+    with pytest.raises(UserError, match="from a prompt embedding, and the file holds only its hash"):
         regenerate_request(two, path)
 
 
@@ -121,7 +121,7 @@ def test_files_of_embeddings_hold_a_hash_and_resume(two, tmp_path):
     ],
 )
 def test_arguments_of_diffusers_are_answered_with_ours(two, name, ours):
-    with pytest.raises(TypeError, match=f"no setting '{name}'; in its place there is {ours}"):
+    with pytest.raises(TypeError, match=f"no setting '{name}'; the equivalent here is {ours}"):
         two.sample("cat", **{name: 4})
 
 
@@ -129,7 +129,7 @@ def test_a_typo_is_answered_with_the_nearest_name(two, tmp_path):
     for name, near in (("negatives", "negative"), ("micro_batchs", "micro_batch"), ("stpes", "steps")):
         with pytest.raises(TypeError, match=f"no setting '{name}'; did you mean '{near}'"):
             two.request("cat", **{name: 4})
-    with pytest.raises(TypeError, match=r"load\(\) has no argument 'torch_dtype'; in its place there is `precision`"):
+    with pytest.raises(TypeError, match=r"load\(\) has no argument 'torch_dtype'; the equivalent here is `precision`"):
         imagen.load(tmp_path, torch_dtype=torch.float16)
     with pytest.raises(TypeError, match=r"load\(\) has no argument 'stage'; did you mean 'stages'"):
         Cascade.load(tmp_path, stage=1)

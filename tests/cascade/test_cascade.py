@@ -257,7 +257,7 @@ def test_sampling_leaves_a_training_network_as_it_was():
 def test_values_that_are_not_finite_are_no_picture():
     model = cascade(stage(16))
     nn.init.constant_(model.stages[0].unet.conv_out.bias, math.nan)
-    with pytest.raises(UserError, match="stage 16 made values that are not finite"):
+    with pytest.raises(UserError, match="stage 16 produced values that are not finite"):
         model.sample(["cat"], **QUICK)
 
 
@@ -282,15 +282,15 @@ def test_values_that_are_not_finite_are_no_picture():
         ({"guidance_rescale": 2.0}, "guidance_rescale is 2.0; it must be from 0 to 1"),
         ({"guidance_interval": (3.0, -3.0)}, r"guidance_interval is \(3.0, -3.0\)"),
         ({"spacing": "lambda"}, "unknown spacing 'lambda'"),
-        ({"strength": 0.5}, "strength says what happens to an init picture"),
-        ({"mask": Image.new("L", (8, 8))}, "mask says what happens to an init picture"),
+        ({"strength": 0.5}, "strength applies to an init image"),
+        ({"mask": Image.new("L", (8, 8))}, "mask applies to an init image"),
         ({"init": Image.new("RGB", (16, 16)), "strength": 0.0}, "stage 16: strength is 0; it must be above 0"),
         ({"init": Image.new("RGB", (16, 16)), "start": [Image.new("RGB", (16, 16))]}, "give one of the two"),
         ({"seeds": [Variation(1, 2, 1.5)]}, "amount of a variation is 1.5"),
         ({"tile": 8}, "stage 32: tile is 8; it must be 16 or more"),
-        ({"start": [Image.new("RGB", (16, 16))], "scale": 8}, r"scale is 8; these stages .* can enlarge by 2"),
-        ({"start": [Image.new("RGB", (16, 16))] * 2}, "2 pictures to start from but 1 prompts"),
-        ({"start": [Image.new("RGB", (16, 16))], "stages": 1}, "nothing to enlarge with"),
+        ({"start": [Image.new("RGB", (16, 16))], "scale": 8}, r"scale is 8; these stages .* can upsample by 2"),
+        ({"start": [Image.new("RGB", (16, 16))] * 2}, "2 images to start from but 1 prompts"),
+        ({"start": [Image.new("RGB", (16, 16))], "stages": 1}, "no super-resolution stage"),
         ({"start": [Image.new("RGB", (16, 16))], "size": (32, 32)}, "leave it out"),
     ],
 )
@@ -300,7 +300,7 @@ def test_requests_that_cannot_be_met_are_refused(two, request_, message):
 
 
 def test_an_enlarging_cascade_needs_pictures_and_a_textless_one_no_prompt():
-    with pytest.raises(UserError, match="no base stage: it enlarges 16x16"):
+    with pytest.raises(UserError, match="no base stage: it upsamples 16x16"):
         cascade(stage(32, 16)).sample(["cat"], **QUICK)
     with pytest.raises(UserError, match="without text"):
         Cascade([stage(16, text=False)]).sample(["cat"], **QUICK)
@@ -420,7 +420,7 @@ def raw(folder: Path, old: str, new: str) -> None:
         (lambda f: edit(f, lambda v: v["stages"].reverse()), "stage 16: is a base stage"),
         (
             lambda f: edit(f, lambda v: v["stages"][1]["config"].update(low_resolution=8)),
-            "stage 32: enlarges 8 pictures",
+            "stage 32: upsamples 8-pixel images",
         ),
         (lambda f: edit(f, lambda v: v["stages"][0]["config"]["sampling"].update(steps=0)), "stage 16: steps is 0"),
         (
@@ -503,8 +503,8 @@ def test_assemble_says_what_does_not_fit(tmp_path):
     for paths, message in [
         ([], "nothing to assemble"),
         ([sr, base], r"base \(stage 16\): is a base stage"),
-        ([sr], "sr cannot come first: its stage 32 enlarges 16"),
-        ([base, gap], r"gap \(stage 64\): enlarges 32 pictures, but the stage before it makes 16"),
+        ([sr], "sr cannot come first: its stage 32 upsamples 16"),
+        ([base, gap], r"gap \(stage 64\): upsamples 32-pixel images, but the stage before it outputs 16"),
         ([base, tmp_path / "t5"], "t5 does not fit .*base: text encoder is 'T5', not 'words'"),
         ([base, tmp_path / "ones"], "unconditional embeddings differ"),
         ([base, tmp_path / "none"], "none does not exist"),
@@ -539,14 +539,14 @@ def test_write_samples_numbers_resumes_and_refuses(two, tmp_path):
     assert read_metadata(paths[1]) is not None and len(content) > 0
 
     for prompts, change, message in [
-        (["a cow", "dog"], {}, r"0000\.png is there already, made with another prompt \('a cat', not 'a cow'\)"),
+        (["a cow", "dog"], {}, r"0000\.png already exists, made with another prompt \('a cat', not 'a cow'\)"),
         (["a cat", "dog"], {"seed": 4}, "another seed"),
         (["a cat", "dog"], {"steps": 5}, "another stages"),
     ]:
         with pytest.raises(UserError, match=message):
             write_samples(two, prompts, out, progress=False, **{**request, **change})
     Image.new("RGB", (8, 8)).save(paths[2])
-    with pytest.raises(UserError, match="says nothing of how it was made"):
+    with pytest.raises(UserError, match="has no imagen metadata"):
         write_samples(two, ["a cat", "dog"], out, progress=False, **request)
 
 
@@ -561,5 +561,5 @@ def test_write_samples_enlarges_given_pictures(two, tmp_path):
 
 def test_write_samples_refuses_a_place_that_is_no_folder(two, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot make the folder"):
+    with pytest.raises(UserError, match="cannot create the folder"):
         write_samples(two, ["x"], tmp_path / "file", device="cpu")

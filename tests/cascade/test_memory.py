@@ -62,7 +62,7 @@ def test_where_no_picture_fits_it_is_made_in_tiles_or_refused():
     plan = wide.request(["x"], vram=(weights + 0.7 * need) / GIB, **request)
     assert plan.micro_batch == (1, 1) and plan.tiles[0] is None and plan.tiles[1] is not None
     assert plan.tiles[1].side in (128, 256)
-    with pytest.raises(UserError, match=r"stage (16|64) takes .* GiB for one picture of .*; allow more"):
+    with pytest.raises(UserError, match=r"stage (16|64) takes .* GiB for one image of .*; allow more"):
         wide.request(["x"], vram=weights / GIB, **request)
     with pytest.raises(UserError, match="vram is -1"):
         wide.request(["x"], vram=-1, **request)

@@ -87,7 +87,7 @@ def test_a_picture_names_the_generator_of_its_noise(model, picture, tmp_path):
         ("conditions.place", -1, "conditions: place is -1"),
         ("conditions.rows", [2, 0], r"conditions: rows\[1\] is 0; it must be at least 1"),
         ("conditions.rows", [-3, 2], r"conditions: rows\[0\] is -3"),
-        ("conditions.rows", [2], "conditions.rows has 1 values, but it went through 2 stages"),
+        ("conditions.rows", [2], "conditions.rows has 1 values, but there are 2 stages"),
         ("conditions.rows", "all", "conditions.rows is 'all'; it must be a list"),
         ("conditions", KeyError, "field 'conditions' is missing"),
         ("conditions.device", KeyError, "field 'conditions.device' is missing"),
@@ -112,7 +112,7 @@ def test_a_picture_names_the_generator_of_its_noise(model, picture, tmp_path):
         ("stages.0.sampling.guidance", 1e39, r"stages\[0\]: sampling: guidance is 1e\+39"),
         ("stages.1.weights", DEEP, r"stages\[1\].weights is .*; it must be text"),
         ("stages", {"deep": DEEP}, "stages is .*; it must be a list"),
-        ("tiles", [16, None, 16], "tiles has 3 values, but it went through 2 stages"),
+        ("tiles", [16, None, 16], "tiles has 3 values, but there are 2 stages"),
         ("tiles", [None, 0], r"tiles\[1\] is 0; it must be at least 1"),
         ("strength", [0.5, 7], r"strength\[1\] is 7; it must be above 0 and at most 1"),
         ("masks", 3, "masks is 3; it must be text"),
@@ -135,7 +135,7 @@ def test_what_no_picture_was_made_with(model, picture, tmp_path, where, value, m
         ('{"size": [1e400, 1]}', "1e400 is not a finite number"),
         ('{"prompt": NaN}', "NaN is not a finite number"),
         ('{"prompt": "\\ud800"}', "field|prompt is not UTF-8"),
-        ("[1]", "says nothing of how it was made"),
+        ("[1]", "has no imagen metadata"),
     ],
 )
 def test_metadata_that_is_no_json_of_ours(tmp_path, text, message):

@@ -184,7 +184,7 @@ def test_levels_of_an_edit():
     levels = torch.arange(11.0)
     for strength, left in ((1.0, 10), (0.7, 7), (0.3, 3), (0.01, 1)):
         edit = Edit(picture_BCHW=torch.zeros(1, 1, 1, 1), strength=strength)
-        assert torch.equal(edit.levels(levels), levels[10 - left :])
+        assert torch.equal(edit.last_logsnrs(levels), levels[10 - left :])
 
 
 # --- any size, tiles ---
@@ -309,9 +309,9 @@ def test_an_edited_picture_is_made_again_from_the_same_pictures(two, tmp_path):
     plan, place = regenerate_request(two, path, init=init, mask=mask, device="cpu")
     assert write_regenerated(two, plan, place, tmp_path / "a", progress=False).read_bytes() == path.read_bytes()
     for given, message in (
-        ({}, "give its init picture"),
+        ({}, "give its init image"),
         ({"init": init}, "give its mask"),
-        ({"init": noisy(32, 32, 1), "mask": mask}, "that is not its init picture"),
+        ({"init": noisy(32, 32, 1), "mask": mask}, "that is not its init image"),
         ({"init": init, "mask": mask, "start": init}, "made without picture|made without the picture"),
     ):
         with pytest.raises(UserError, match=message):
@@ -335,7 +335,7 @@ def test_what_cannot_be_made_again_is_refused(two, tmp_path):
     with pytest.raises(UserError, match="made by other weights than those of this cascade: 16 "):
         regenerate_request(other, path)
     noisy(8, 8).save(tmp_path / "plain.png")
-    with pytest.raises(UserError, match="says nothing of how it was made"):
+    with pytest.raises(UserError, match="has no imagen metadata"):
         regenerate_request(two, tmp_path / "plain.png")
 
 

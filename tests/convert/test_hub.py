@@ -80,7 +80,7 @@ def test_a_card_that_is_there_stays(hub: Path, saved: Path) -> None:
 
 def test_what_is_not_there(hub: Path, saved: Path, mistake: Any) -> None:
     with pytest.raises(
-        UserError, match=r"no/where is no folder here, and cannot be had from the hub: 401 .* not found"
+        UserError, match=r"no/where is not a local folder, and the hub's download failed: 401 .* not found"
     ):
         imagen.load("no/where")
     assert "org/name" in mistake("assemble", saved, "--out", saved.with_name("x"), "--push", "apples")

@@ -1,4 +1,4 @@
-"""DeepFloyd IF's first format. What it looks like was taken from IF's own code (github.com/deep-floyd/IF, ffc8163)."""
+"""DeepFloyd IF's original format, reproduced from IF's own code (github.com/deep-floyd/IF, ffc8163)."""
 
 import hashlib
 import math
@@ -213,22 +213,38 @@ def without(name: str) -> Callable[[dict[str, Tensor]], Any]:
         ({"dropout": "none"}, None, r"params\.dropout is 'none'; it must be a number"),
         ({"num_head_channels": 7}, None, r"do(es)? not divide (by head_channels|into heads of) 7"),
         ({}, lambda tensors: tensors | {"middle_block.1.qkv.bias": torch.zeros(5)}, r"does not divide into heads of 8"),
-        ({"use_clip": True}, None, r"params\.use_clip is True; this version of imagen does not know it"),
+        ({"use_clip": True}, None, r"params\.use_clip is True; this version of imagen does not support it"),
         ({"activation": "gelu_jit"}, None, r"act_fn is 'gelu_jit'"),
         ({"num_res_blocks": [2, 2]}, None, r"layers_per_block is \[2, 2\]"),
         ({}, without("out.2.bias"), r"tensor 'conv_out\.bias' is missing"),
         ({}, without("input_blocks.3.0.in_layers.0.bias"), r"tensor .* is missing"),
-        ({}, lambda tensors: tensors | {"label_emb.weight": torch.zeros(3)}, r"'label_emb\.weight' has no place"),
+        (
+            {},
+            lambda tensors: tensors | {"label_emb.weight": torch.zeros(3)},
+            r"'label_emb\.weight' is not in the U-Net",
+        ),
         ({}, lambda tensors: [1, 2], r"not a dictionary of tensors"),
         ({}, lambda tensors: Path("x"), r"others may run code"),
         ({"channel_mult": [1, math.inf]}, None, r"params\.channel_mult is \[1, inf\]"),
         ({"channel_mult": [1] * 100}, None, r"params\.channel_mult"),
         ({"model_channels": 10**9}, None, r"params\.model_channels is 1000000000"),
-        ({}, lambda tensors: tensors | {7: torch.zeros(3)}, r"7 is no name of a tensor"),
+        ({}, lambda tensors: tensors | {7: torch.zeros(3)}, r"7 is not the name of a tensor"),
         ({}, lambda tensors: tensors | {"middle_block.1.qkv.bias": torch.tensor(1.0)}, r"one to four dimensions"),
-        ({}, lambda tensors: tensors | {"out.2.bias": torch.zeros(3, device="meta")}, r"not made of plain numbers"),
-        ({}, lambda tensors: tensors | {"out.2.bias": torch.zeros(3, dtype=torch.int8)}, r"not made of plain numbers"),
-        ({}, lambda tensors: tensors | {"out.2.bias": torch.zeros(3).to_sparse()}, r"not made of plain numbers"),
+        (
+            {},
+            lambda tensors: tensors | {"out.2.bias": torch.zeros(3, device="meta")},
+            r"not a dense floating-point tensor",
+        ),
+        (
+            {},
+            lambda tensors: tensors | {"out.2.bias": torch.zeros(3, dtype=torch.int8)},
+            r"not a dense floating-point tensor",
+        ),
+        (
+            {},
+            lambda tensors: tensors | {"out.2.bias": torch.zeros(3).to_sparse()},
+            r"not a dense floating-point tensor",
+        ),
     ],
 )
 def test_what_is_refused(tmp_path: Path, change: dict, tensors: Callable | None, reason: str) -> None:
@@ -242,7 +258,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     folder = save(tmp_path / "first", ONE, {})
     stage = read_stage(folder)
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": print}))
-    with pytest.raises(UserError, match=r"pytorch_model\.bin is damaged, or no file of tensors alone"):
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is damaged, or contains more than tensors"):
         read_weights(folder, stage)
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(UserError, match=r"holds no pytorch_model\.bin"):

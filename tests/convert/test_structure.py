@@ -128,7 +128,7 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
     tensors = random_unet(SMALL_I).state_dict()
     with pytest.raises(UserError, match=r"weights: tensor 'conv_in.bias' is missing"):
         to_ours({key: value for key, value in tensors.items() if key != "conv_in.bias"}, config, "weights")
-    with pytest.raises(UserError, match=r"'conv_in.bias' has shape \(5,\), config.json makes it \(32,\)"):
+    with pytest.raises(UserError, match=r"'conv_in.bias' has shape \(5,\), config.json needs \(32,\)"):
         to_ours(tensors | {"conv_in.bias": torch.zeros(5)}, config, "weights")
-    with pytest.raises(UserError, match=r"'extra.a' and 1 more has no place"):
+    with pytest.raises(UserError, match=r"'extra.a' and 1 more is not in the U-Net"):
         to_ours(tensors | {"extra.a": torch.zeros(5), "extra.b": torch.zeros(5)}, config, "weights")

@@ -126,10 +126,10 @@ def test_it_samples_and_its_images_can_be_made_again(example, tmp_path):
 
 
 def test_mistakes_in_registering():
-    with pytest.raises(ValueError, match="there is a sampler 'ddim' already"):
+    with pytest.raises(ValueError, match="sampler 'ddim' is already registered"):
         sampler_class("ddim")
         register("ddim")(dataclass(frozen=True)(type("Other", (Sampler,), {})))
-    with pytest.raises(ValueError, match="is no dataclass"):
+    with pytest.raises(ValueError, match="is not a dataclass"):
         register("plain")(type("Plain", (Sampler,), {"__doc__": "No @dataclass."}))
     with pytest.raises(ValueError, match="cannot name a sampler"):
         register("my sampler")

@@ -310,7 +310,7 @@ def test_auto_keeps_to_the_levels_of_a_discrete_schedule():
 
 def test_mistakes():
     x, logsnrs = torch.zeros(1, 3, dtype=F64), torch.tensor([-1.0, 1.0], dtype=F64)
-    with pytest.raises(ValueError, match="rise"):
+    with pytest.raises(ValueError, match="increase"):
         dpmpp_2m(denoise, x, logsnrs.flip(0))
     with pytest.raises(ValueError, match="needs noise"):
         ddim(denoise, x, logsnrs, eta=1.0)

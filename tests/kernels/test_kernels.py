@@ -13,7 +13,7 @@ from torch import Tensor
 
 from imagen.kernels import norm as kernel
 from imagen.kernels.norm import group_norm
-from imagen.kernels.philox import normal, normal_of, words
+from imagen.kernels.philox import normal, normal_for, words
 
 ACTIVATIONS = {"none": lambda z: z, "silu": F.silu, "gelu": F.gelu}
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -112,7 +112,7 @@ def test_noise_depends_on_key_sample_and_purpose_alone():
         assert (other - whole).abs().min(0).values.max() > 0.1
     assert whole.is_contiguous(memory_format=torch.channels_last)
     samples_B = torch.tensor([2**33 + 1, 2**33 - 2])
-    assert torch.equal(normal_of(samples_B, (3, 10, 10), 2**63 + 5, 1, torch.device("cpu")), whole[[3, 0]])
+    assert torch.equal(normal_for(samples_B, (3, 10, 10), 2**63 + 5, 1, torch.device("cpu")), whole[[3, 0]])
 
 
 def test_noise_is_standard_normal():
@@ -130,13 +130,13 @@ def test_noise_is_standard_normal():
 @pytest.mark.skipif(not INTERPRETED, reason="run by the test below, in a process of its own")
 @pytest.mark.parametrize("shape", [(3, 3, 10, 10), (2, 7), (1, 3, 40, 33)])
 def test_triton_draws_the_same_noise(shape):
-    from imagen.kernels import triton
+    from imagen.kernels import triton_philox
 
     key, first, purpose = 2**64 - 12345, 2**33 - 1, 3
     wanted = normal(shape, key, first, purpose)
     out = torch.empty_like(wanted)
     samples_B = torch.arange(first, first + len(out))
-    triton.fill_normal(out, samples_B, key - 2**64, purpose)
+    triton_philox.fill_normal(out, samples_B, key - 2**64, purpose)
     torch.testing.assert_close(out, wanted, rtol=0, atol=2e-6)
 
 
@@ -160,4 +160,4 @@ def test_the_triton_kernels_in_their_interpreter():
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     if INTERPRETED:
-        monkeypatch.setattr(kernel, "_by_triton", lambda x: True)
+        monkeypatch.setattr(kernel, "_use_triton", lambda x: True)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from imagen.errors import UserError
 from imagen.models.config import Level, UNetConfig
 from imagen.models.layers import Attention, ResBlock, TextPooling, TokenGroupNorm, attend, sinusoid
-from imagen.models.unet import TextCachingUNet, UNet
+from imagen.models.text_cache import TextCachingUNet
+from imagen.models.unet import UNet
 
 GUIDED = UNetConfig(
     levels=(Level(channels=32, blocks=1, stride=1), Level(channels=64, blocks=2, attention="fused")),

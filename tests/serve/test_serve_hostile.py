@@ -66,7 +66,7 @@ def message(response, status: int) -> str:
         ({"prompt": "\ud800"}, 422, "not UTF-8"),
         ({"prompt": "x", "init": "%%%"}, 422, "init is not base64"),
         ({"prompt": "x", "mask": ""}, 422, "mask"),
-        ({"prompt": "x", "strength": 0.5}, 422, "strength says what happens to an init picture; give one"),
+        ({"prompt": "x", "strength": 0.5}, 422, "strength applies to an init image; give one"),
         ({"prompt": "x", "stages": 3}, 422, "choose 1 to 2"),
         ({"prompt": "x", "tile": 0}, 422, "tile is 0"),
         ({"prompt": "x", "stages": 0, "size": "16x16"}, 422, "stages is 0"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from imagen.diffusion.guidance import Estimate, at_level
+from imagen.diffusion.guidance import Estimate, batch_logsnr
 from imagen.diffusion.samplers import create_sampler, sampler_names
 from imagen.diffusion.schedule import ScheduleConfig, bind_label, build_label
 from imagen.models.config import Level, UNetConfig
@@ -120,7 +120,7 @@ def test_inpainting_and_image_to_image():
 
 def test_a_sampler_that_decides_by_values_is_not_traced():
     def run(denoise, x, logsnrs, *, noise, on_step):
-        x0 = denoise(x, at_level(x, 0.0)).x0
+        x0 = denoise(x, batch_logsnr(x, 0.0)).x0
         return x0 if x0.abs().max() > 1 else x
 
     assert CompiledSteps({}).trace(run, [0.0, 1.0], False) is None
@@ -129,7 +129,7 @@ def test_a_sampler_that_decides_by_values_is_not_traced():
 def test_a_sampler_that_calls_functions_of_torch_is_traced():
     def run(denoise, x, logsnrs, *, noise, on_step):
         for logsnr in logsnrs:
-            x0 = denoise(x, at_level(x, logsnr)).x0
+            x0 = denoise(x, batch_logsnr(x, logsnr)).x0
             x = torch.lerp(x, x0.clamp(-1, 1), 0.3 + logsnr) + 0.1 * noise().sin()
         return x
 

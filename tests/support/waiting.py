@@ -73,21 +73,21 @@ PINNED = {}  # storages, kept so that no other one gets the number
 def gpu_of_meta():
     """Inside the block a meta device is treated as a GPU is: memory is pinned for it, and our kernels are used."""
 
-    def pinned(tensor, device):
+    def pin(tensor, device):
         if device.type != "meta":
             return tensor
         copy = tensor.clone()
         PINNED[copy.untyped_storage()._cdata] = copy
         return copy
 
-    fused = lambda device: device.type == "meta"  # noqa: E731
+    uses_triton = lambda device: device.type == "meta"  # noqa: E731
     autocast = torch.autocast
     with_meta = lambda kind, *a, **k: nullcontext() if kind == "meta" else autocast(kind, *a, **k)  # noqa: E731
     with (
-        mock.patch.object(devices, "pinned", pinned),
+        mock.patch.object(devices, "pin", pin),
         mock.patch.object(torch, "autocast", with_meta),
         mock.patch.object(layers, "attend", attend),  # in one kernel, which a meta tensor does not choose by itself
-        mock.patch("imagen.kernels.fused", fused),
+        mock.patch("imagen.kernels.uses_triton", uses_triton),
         mock.patch("imagen.train.optim.FUSED_DEVICES", ("meta",)),
         mock.patch("torch.optim.adam._device_dtype_check_for_fused", lambda *_: None),
     ):

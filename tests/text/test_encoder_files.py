@@ -75,8 +75,8 @@ def refused(folder, message: str, both: bool = True) -> None:
         ("dtype", "os", "dtype is 'os'; it must be one of float64, float32"),
         ("torch_dtype", ["float32"], "torch_dtype is .*; it must be one of"),
         ("attn_implementation", "somebody/kernel", "attn_implementation is 'somebody/kernel'; kernels"),
-        ("_attn_implementation", {"": "a/b"}, "_attn_implementation is .*; kernels from elsewhere"),
-        ("text_config", {"experts_implementation": "a/b"}, "kernels from elsewhere"),
+        ("_attn_implementation", {"": "a/b"}, "_attn_implementation is .*; downloaded kernels"),
+        ("text_config", {"experts_implementation": "a/b"}, "downloaded kernels"),
         ("quantization_config", {"quant_method": "bitsandbytes"}, "quantization_config is set; only plain weights"),
         ("transformers_weights", "../x.safetensors", "transformers_weights is set; only plain weights"),
     ],
@@ -91,8 +91,8 @@ def test_what_config_may_not_say(folder, field, value, message):
     [
         (DEEP, "not valid JSON: it is nested more than 100 deep"),
         (DEEPER, "not valid JSON"),
-        ("[1]", "config.json is not an object"),
-        ("5", "config.json is not an object"),
+        ("[1]", "config.json is not a JSON object"),
+        ("5", "config.json is not a JSON object"),
         ("", "not valid JSON"),
         ("\ud800", "not valid JSON"),
         ('{"model_type": "t5", "dropout_rate": NaN}', "NaN is not a finite number"),
@@ -145,7 +145,7 @@ def test_remote_code_is_never_run(folder):
     (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
     code = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoTokenizer": ["evil.T", None]}
     edit(folder / "config.json", model_type="evil", auto_map=code)
-    refused(folder, "it is built by code of its own .auto_map., which is never run")
+    refused(folder, "it needs code from its repository .auto_map., which is never run")
     edit(folder / "config.json", model_type="t5")
     edit(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.T", None]})
     with contextlib.suppress(UserError):  # T5 has a class of transformers' own, which loads
@@ -213,14 +213,14 @@ class TestWeights:
 
     def test_a_model_much_larger_than_its_weights(self, folder):
         edit(folder / "config.json", vocab_size=4_000_000)
-        refused(folder, "describes a model of 128,.* numbers, but the weights beside it hold", both=False)
+        refused(folder, "describes a model of 128,.* parameters, but its weight files have", both=False)
 
     def test_not_finite(self, folder):
         tensors = {
             name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(folder / "model.safetensors").items()
         }
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        refused(folder, "it gives numbers that are not finite", both=False)
+        refused(folder, "it returns values that are not finite", both=False)
 
 
 class TestTokenizers:
@@ -241,7 +241,7 @@ class TestTokenizers:
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
         tokenizer["model"]["vocab"]["elephant"] = 5_000
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-        refused(folder, "its tokenizer has .* tokens, its model .*; they are not of one encoder", both=False)
+        refused(folder, "its tokenizer has .* tokens, its model .*; they do not belong together", both=False)
 
     def test_that_blow_captions_up(self, folder):
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
@@ -261,14 +261,14 @@ class TestTokenizers:
     def test_files_elsewhere(self, folder, tmp_path):
         (tmp_path / "vocabulary").touch()
         edit(folder / "tokenizer_config.json", vocab_file=str(tmp_path / "vocabulary"))
-        refused(folder, "vocab_file is .*; a tokenizer's files lie beside it")
+        refused(folder, "vocab_file is .*; a tokenizer's files must be in the same folder")
         edit(folder / "tokenizer_config.json", vocab_file="/where/it/was/made/vocab.txt")
         load_text_encoder(config_of(folder))
 
     def test_huge(self, folder):
         with open(folder / "vocab.txt", "wb") as file:
             file.truncate(encoder_files.MOST_VOCABULARY + 1)
-        refused(folder, "vocab.txt has 134,217,729 bytes; of its kind at most")
+        refused(folder, "vocab.txt has 134,217,729 bytes; the limit for such files")
 
     def test_beside_the_encoder_of_a_pipeline(self, models, tmp_path):
         shutil.copytree(models["t5-v1.1"], tmp_path / "text_encoder")
@@ -288,7 +288,7 @@ def test_pipes_are_not_waited_for(folder, name):
 
 def test_adapters_are_refused(folder):
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/else"}')
-    refused(folder, "adapters are not read")
+    refused(folder, "adapters are not supported")
 
 
 @pytest.mark.parametrize("kind", ["bert", "bert-of-masked-language", "roberta", "clip", "mt5", "distilbert"])

@@ -121,7 +121,7 @@ def test_prompts_that_are_cut_are_counted_once(saved, caplog):
     texts(prompts, torch.device("cpu"))
     texts([*prompts, "the", ""], torch.device("cpu"))  # encoded already
     assert [record.message for record in caplog.records] == [
-        "2 prompts are cut at the text encoder's limit of 4 tokens; the longest loses 4: "
+        "2 prompts are truncated at the text encoder's limit of 4 tokens; the longest loses 4: "
         "'the green octopus on a blue table'"
     ]
 

@@ -32,7 +32,7 @@ def gradients(config, compiled):
         # What inductor adds is code for a processor, which takes a minute to make.
         spreading.compile_module = partial(compiling.compile_module, backend="aot_eager")
         spreading.compile_function = partial(compiling.compile_function, backend="aot_eager")
-        spreading.compiles = lambda device, wanted: compiled
+        spreading.should_compile = lambda device, wanted: compiled
         mesh = build_mesh(config, "cpu", ranks.world_size)
         network = parallelize(unet, config, mesh, ranks.world_size)
         for _ in range(2):  # DDP arranges its buckets anew after the first
@@ -56,12 +56,12 @@ def test_compiled_gradients_are_those_of_the_plain_network(layout):
 
 def test_compiling_is_the_default_on_nvidia_gpus_alone(monkeypatch):
     for there, expected in ((True, True), (False, False)):
-        monkeypatch.setattr(compiling, "TRITON", there)
-        assert compiling.compiles("cuda", None) is expected
-        assert compiling.compiles("cpu", None) is compiling.compiles("mps", None) is False
-        assert compiling.compiles("cpu", True) is True and compiling.compiles("cuda", False) is False
+        monkeypatch.setattr(compiling, "HAS_TRITON", there)
+        assert compiling.should_compile("cuda", None) is expected
+        assert compiling.should_compile("cpu", None) is compiling.should_compile("mps", None) is False
+        assert compiling.should_compile("cpu", True) is True and compiling.should_compile("cuda", False) is False
 
 
 def test_a_graph_for_each_shape_is_kept():
-    compiling.prepare()
-    assert torch._dynamo.config.recompile_limit >= compiling.GRAPHS
+    compiling.raise_recompile_limit()
+    assert torch._dynamo.config.recompile_limit >= compiling.MAX_GRAPHS

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks import run_on_ranks
 
-from imagen.accounting.ledger import Window
+from imagen.accounting.tracker import TrackedInterval
 from imagen.data.loading.batches import Batch
 from imagen.errors import UserError
 from imagen.models.unet import UNet
@@ -151,16 +151,16 @@ def test_predicted_bytes_are_those_of_four_ranks(measured, layout):
     of_ranks = [of_rank[layout] for of_rank in measured]
     assert all(dry_run.held == held for held, _, _ in of_ranks)
     after_forward, peak = (min(found[number] for found in of_ranks) for number in (1, 2))
-    assert traced.window.after_forward == pytest.approx(after_forward, rel=0.01)
-    assert traced.window.peak - traced.window.before == pytest.approx(peak, rel=0.1)
+    assert traced.interval.after_forward == pytest.approx(after_forward, rel=0.01)
+    assert traced.interval.peak - traced.interval.before == pytest.approx(peak, rel=0.1)
 
 
 def test_two_sizes_predict_the_others():
     what = experiment("--train.batch_size", "128", "--parallel.shard", "4")
     with DryRun(what, 4, dtype=torch.bfloat16, gpu=True) as dry_run:
         low, high, third = (dry_run.trace(what.parallel, size) for size in (2, 4, 16))
-    assert predicted_peak(low, high, 16) == pytest.approx(third.window.peak, rel=1e-3)
-    assert third.window.peak > 3 * low.window.peak
+    assert predicted_peak(low, high, 16) == pytest.approx(third.interval.peak, rel=1e-3)
+    assert third.interval.peak > 3 * low.interval.peak
 
 
 @pytest.mark.parametrize("fields", [(), ("--parallel.shard", "2")])
@@ -204,14 +204,14 @@ class Lines:
 
     def trace(self, parallel, size):
         totals = np.array([100, 100 + size * PICTURE_BYTES[parallel.checkpointing, parallel.checkpoint_levels], 130])
-        window = Window(100, totals, ["forward", "backward", "update"], {}, {}, {})
-        return TracedStep(parallel, size, 64 // self.world_size // size, window, {})
+        interval = TrackedInterval(100, totals, ["forward", "backward", "update"], {}, {}, {})
+        return TracedStep(parallel, size, 64 // self.world_size // size, interval, {})
 
 
 def test_the_most_that_fits_with_the_least_computed_again():
     def chosen(usable, *fields):
         found = choose(Lines(experiment("--train.batch_size", "64", *fields), 2), usable, "card")
-        assert found.window.peak <= usable
+        assert found.interval.peak <= usable
         return found.parallel.checkpointing, found.micro_batch
 
     assert chosen(100 + 16 * 32) == ("none", 32)

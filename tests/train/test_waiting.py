@@ -10,7 +10,7 @@ from toy import UNET, experiment
 from waiting import META, PINNED, NeverWaits, gpu_of_meta
 
 from imagen.data.loading.batches import Batch
-from imagen.devices import pinned, sent
+from imagen.devices import pin, send
 from imagen.models.unet import UNet
 from imagen.presets import preset
 from imagen.stage.loss import ForwardProcess
@@ -91,8 +91,8 @@ def test_the_mode_finds_what_waits():
         with pytest.raises((AssertionError, RuntimeError)), NeverWaits():
             waits()
     with gpu_of_meta(), NeverWaits():
-        sent(torch.zeros(2), META)
-    assert pinned(torch.zeros(2), META).device.type == "cpu"
+        send(torch.zeros(2), META)
+    assert pin(torch.zeros(2), META).device.type == "cpu"
 
 
 @pytest.mark.parametrize("algorithm", KINDS)

@@ -74,9 +74,9 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
         "checkpoint_levels": list(traced.parallel.checkpoint_levels),
         "memory": {
             "usable": usable,
-            "peak": traced.window.peak,
-            "phase": traced.window.phase,
-            "at_peak": traced.window.at_peak,
+            "peak": traced.interval.peak,
+            "phase": traced.interval.phase,
+            "at_peak": traced.interval.at_peak,
             "held": dry_run.held,
             "grid": grid,
         },

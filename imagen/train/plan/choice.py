@@ -80,7 +80,7 @@ class _Search:
         """
         *smaller, most = self.sizes
         traced = self.dry_run.trace(parallel, most)
-        if traced.window.peak <= self.usable:
+        if traced.interval.peak <= self.usable:
             return traced
         if len(smaller) > 2:
             low, high = (self.dry_run.trace(parallel, size) for size in smaller[1:3])
@@ -88,7 +88,7 @@ class _Search:
             smaller = smaller[: len(fitting)]
         for size in reversed(smaller):
             traced = self.dry_run.trace(parallel, size)
-            if traced.window.peak <= self.usable:
+            if traced.interval.peak <= self.usable:
                 return traced
         return None
 
@@ -101,7 +101,7 @@ def predicted_peak(low: TracedStep, high: TracedStep, size: int) -> float:
     """
     below, above = _parts(low), _parts(high)
     if len(below) != len(above):
-        below, above = [low.window.totals], [high.window.totals]
+        below, above = [low.interval.totals], [high.interval.totals]
     share = (size - low.micro_batch) / (high.micro_batch - low.micro_batch)
     peaks = []
     for a, b in zip(below, above, strict=True):
@@ -113,14 +113,14 @@ def predicted_peak(low: TracedStep, high: TracedStep, size: int) -> float:
 
 def _parts(traced: TracedStep) -> list[np.ndarray]:
     """The live bytes at each moment, cut where the phase changes."""
-    phases = traced.window.phases
+    phases = traced.interval.phases
     cuts = [i for i in range(1, len(phases)) if phases[i] != phases[i - 1]]
-    return np.split(traced.window.totals, cuts)
+    return np.split(traced.interval.totals, cuts)
 
 
 def _refuse(search: _Search, parallel: ParallelConfig, name: str) -> TracedStep:
     size = search.sizes[0]
-    needed = search.dry_run.trace(parallel, size).window.peak
+    needed = search.dry_run.trace(parallel, size).interval.peak
     experiment, world_size = search.dry_run.experiment, search.dry_run.world_size
     helps = []
     if size > 1:

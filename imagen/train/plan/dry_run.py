@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from imagen.accounting.gpu_kernels import gpu_kernels
-from imagen.accounting.ledger import Ledger, Window
+from imagen.accounting.tracker import ResourceTracker, TrackedInterval
 from imagen.data.loading.batches import Batch
 from imagen.errors import UserError
 from imagen.models.unet import UNet
@@ -45,18 +45,18 @@ class TracedStep:
     parallel: ParallelConfig
     micro_batch: int
     micro_batches: int
-    window: Window
+    interval: TrackedInterval
     groups: dict[str, str]  # name of the mesh dimension, by name of the process group
 
     @property
     def flops(self) -> dict[str, int]:
         """FLOPs per rank and step, by phase."""
-        return _whole_step(self.window.flops, self.micro_batches)
+        return _whole_step(self.interval.flops, self.micro_batches)
 
     @property
     def sent(self) -> dict[tuple[str, str], int]:
         """Bytes sent per rank and step, by collective and mesh dimension."""
-        named = {(part, name, self.groups[group]): sent for (part, name, group), sent in self.window.sent.items()}
+        named = {(part, name, self.groups[group]): sent for (part, name, group), sent in self.interval.sent.items()}
         return _whole_step(named, self.micro_batches)
 
 
@@ -82,7 +82,7 @@ class DryRun:
 
     def __init__(self, experiment: Experiment, world_size: int, *, dtype: torch.dtype | None, gpu: bool):
         self.experiment, self.world_size, self.dtype, self.gpu = experiment, world_size, dtype, gpu
-        self.ledger = Ledger()
+        self.tracker = ResourceTracker()
         self._stack = ExitStack()
 
     def __enter__(self) -> "DryRun":
@@ -93,7 +93,7 @@ class DryRun:
             stack.enter_context(torch.random.fork_rng(devices=[]))
             stack.enter_context(_unchecked_ddp())
             stack.enter_context(FakeTensorMode())
-            stack.enter_context(self.ledger)
+            stack.enter_context(self.tracker)
             if self.gpu:
                 stack.enter_context(gpu_kernels())
             self._set_up(mesh)
@@ -105,7 +105,7 @@ class DryRun:
 
     def _set_up(self, mesh: Any) -> None:
         """Set up what `imagen.train.setup` does."""
-        experiment, ledger = self.experiment, self.ledger
+        experiment, tracker = self.experiment, self.tracker
         plain = replace(experiment.parallel, checkpointing="none", checkpoint_levels=(), compile=False)
         self.unet = UNet(experiment.stage.unet)
         if mesh is None:
@@ -142,7 +142,7 @@ class DryRun:
         }
         if self.copy is not None:
             tensors["casts"] = list(self.copy.network.parameters())
-        self.held = {kind: ledger.mark(kind, those) for kind, those in tensors.items()}
+        self.held = {kind: tracker.mark(kind, those) for kind, those in tensors.items()}
         kept_on_disk = [tensor for kind, those in tensors.items() if kind != "casts" for tensor in those]
         self.stored = sum(tensor.numel() * tensor.element_size() for tensor in kept_on_disk)
 
@@ -151,7 +151,7 @@ class DryRun:
         count = self.experiment.train.batch_size // self.world_size // micro_batch
         recompute(self.unet if self.copy is None else self.copy.network, parallel)
         forward_process = _FakeForwardProcess(
-            self.ledger,
+            self.tracker,
             self.experiment.stage,
             seed=0,
             batch_size=self.experiment.train.batch_size,
@@ -161,8 +161,8 @@ class DryRun:
             schedule=self.experiment.train.schedule,
         )
         optimizer = _WatchedOptimizer(self)
-        self.ledger.updating = False
-        with self.ledger.window() as windows:
+        self.tracker.updating = False
+        with self.tracker.interval() as intervals:
             launch_step(
                 self.network,
                 self._batches(micro_batch, min(2, count)),
@@ -177,14 +177,14 @@ class DryRun:
             )
             for ema in self.emas:
                 ema.update(self.unet, 1)
-        return TracedStep(parallel, micro_batch, count, windows[0], self.groups)
+        return TracedStep(parallel, micro_batch, count, intervals[0], self.groups)
 
     def _batches(self, size: int, count: int) -> Iterator[Batch]:
         stage, text = self.experiment.stage, self.experiment.text
         side, channels = self.experiment.data.crop or stage.resolution, stage.unet.image_channels
         scale = 1 if stage.low_resolution is None else stage.resolution // stage.low_resolution
         for part in range(count):
-            self.ledger.part = part
+            self.tracker.micro_batch = part
             yield Batch(
                 position=part * size,
                 keys=[""] * size,
@@ -196,33 +196,33 @@ class DryRun:
                 text=None if text is None else torch.zeros(size, text.max_tokens, text.width),
                 text_mask=None if text is None else torch.ones(size, text.max_tokens, dtype=torch.bool),
             )
-        self.ledger.updating = True
+        self.tracker.updating = True
 
 
 class _FakeForwardProcess(ForwardProcess):
     """The forward process as one moment of the tracker, so that steps of all sizes have the same moments."""
 
-    def __init__(self, ledger: Ledger, *args: Any, **kwargs: Any):
+    def __init__(self, tracker: ResourceTracker, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._ledger = ledger
+        self._tracker = tracker
 
     def __call__(self, batch: CleanBatch) -> NoisedBatch:
-        self._ledger.one_moment = True
+        self._tracker.merge_events = True
         try:
             return super().__call__(batch)
         finally:
-            self._ledger.one_moment = False
+            self._tracker.merge_events = False
 
 
 class _WatchedOptimizer:
-    """Marks the gradients in the ledger before the update."""
+    """Marks the gradients in the tracker before the update."""
 
     def __init__(self, dry_run: DryRun):
         self._dry_run = dry_run
 
     def step(self, factor: Tensor | None = None, finite: Tensor | None = None) -> None:
         gradients = [parameter.grad for parameter in self._dry_run.unet.parameters()]
-        marked = self._dry_run.ledger.mark("gradients", [tensor for tensor in gradients if tensor is not None])
+        marked = self._dry_run.tracker.mark("gradients", [tensor for tensor in gradients if tensor is not None])
         self._dry_run.held["gradients"] = marked
         self._dry_run.optimizer.step(factor, finite)
 
