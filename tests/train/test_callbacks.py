@@ -10,6 +10,7 @@ from encoders import ToyEncoder
 from ranks import run_on_ranks
 from toy import experiment, go
 
+import imagen
 from imagen.data.embed import sidecar
 from imagen.data.loading import transforms
 from imagen.data.loading.config import DataConfig
@@ -92,6 +93,18 @@ def test_on_end_follows_a_failure(shards, tmp_path):
     with pytest.raises(UserError, match="no more"):
         go(experiment(steps=5), shards, tmp_path, callbacks=[recorder, Failing()])
     assert recorder.calls == [("start", 0), ("end", None)]
+
+
+@pytest.mark.parametrize("folder, why", [("missing", "does not exist"), ("empty", "holds no shards")])
+def test_a_run_without_data_creates_no_folder(tmp_path, folder, why):
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"{folder}.* {why}.*`imagen data build`"):
+        go(experiment(), tmp_path / folder, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_package_exports_the_base_class():
+    assert imagen.Callback is Callback and "Callback" in dir(imagen)
 
 
 def on_ranks(shards, run):
