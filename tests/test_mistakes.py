@@ -14,7 +14,7 @@ from PIL import Image
 from imagen.cli import failures
 from imagen.errors import UserError
 from imagen.presets import description
-from imagen.torchrun import Place, check_meeting_point, place
+from imagen.torchrun import Launch, check_rendezvous, read_launch
 
 DEEP = "[" * 900 + "]" * 900
 DEEPER = "[" * 100_000
@@ -161,31 +161,31 @@ def test_absurd_options_of_the_others(mistake, tmp_path, monkeypatch, line, mess
         ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE is '99999"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is '2'; it must be a whole number, here from 0 to 1"),
         ({"WORLD_SIZE": "2", "LOCAL_RANK": "1.5"}, "LOCAL_RANK is '1.5'"),
-        ({"WORLD_SIZE": "2"}, "MASTER_ADDR does not say where"),
+        ({"WORLD_SIZE": "2"}, "MASTER_ADDR is not set"),
         ({"WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}, "MASTER_PORT is ''"),
         ({"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "http"}, "MASTER_PORT is 'http'"),
         ({"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "70000"}, "here from 1 to 65535"),
     ],
 )
-def test_places_that_torchrun_would_not_give(made, mistake, tmp_path, monkeypatch, variables, message):
+def test_invalid_launch_variables_are_refused(made, mistake, tmp_path, monkeypatch, variables, message):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     train = ("train", "debug_64", "--data", made / "shards", "--out", tmp_path / "o")
-    sample = ("sample", made / "base", "cat", "--out", tmp_path / "o")  # its ranks do not meet
+    sample = ("sample", made / "base", "cat", "--out", tmp_path / "o")  # its ranks form no process group
     commands = [train] if "MASTER_ADDR" in variables or "MASTER_ADDR" in message else [train, sample]
     for line in commands:
         assert message in mistake(*line)
     assert not (tmp_path / "o").exists()
 
 
-def test_places_that_torchrun_gives(monkeypatch):
-    assert place() == Place(0, 1, 0)
+def test_launch_variables_of_torchrun(monkeypatch):
+    assert read_launch() == Launch(0, 1, 0)
     for name, value in {"WORLD_SIZE": "16", "RANK": "9", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    check_meeting_point()
-    assert place() == Place(9, 16, 1)
+    check_rendezvous()
+    assert read_launch() == Launch(9, 16, 1)
 
 
 def test_curves_that_cannot_be_drawn(mistake, tmp_path):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from imagen.train.sharded import placed_like, whole
+from imagen.train.sharded import distribute_like, full_tensor
 
 
 class Net(nn.Module):
@@ -42,8 +42,8 @@ def set_gradients(model, step):
     for index, parameter in enumerate(model.parameters()):
         gradient = torch.randn(parameter.shape, generator=generator) * 10.0 ** (index % 5 - 3)
         gradient[-1] = 0
-        parameter.grad = placed_like(parameter, gradient)
+        parameter.grad = distribute_like(parameter, gradient)
 
 
 def weights(model):
-    return {name: whole(parameter.detach()).clone() for name, parameter in model.named_parameters()}
+    return {name: full_tensor(parameter.detach()).clone() for name, parameter in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""A user's callbacks, and what a run opens before it trains."""
+"""Test a user's callbacks, and which files a run opens."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from imagen.train.run import train_run
 
 
 class Recorder(Callback):
-    """Writes down every call of a hook, and stops after a step."""
+    """Records every call of a hook, and stops the run after a given step."""
 
     every = 3
 
@@ -124,12 +124,12 @@ def test_a_callback_of_one_rank_stops_all(shards, tmp_path):
     assert not none and len(losses) == 3
 
 
-# --- what a run opens ---
+# --- files that a run opens ---
 
 
 @pytest.fixture
 def opened(monkeypatch):
-    """Counts data sets and sidecars that are opened, images that are decoded, encoders that are loaded."""
+    """Count opened data sets and sidecars, decoded images and loaded encoders."""
     counts = Counter()
 
     def count(what, original):

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from imagen.train.optim import OptimConfig, build_optimizer
-from imagen.train.sharded import whole
+from imagen.train.sharded import full_tensor
 
 CONFIGS = {
     "adamw": OptimConfig(algorithm="adamw", lr=0.01, weight_decay=0.1),
@@ -48,7 +48,7 @@ def steps(layout, config, first, last, *, load=None, save=None):
     state = optimizer_state(model, optimizers)
     if save is not None:
         dcp.save({"model": model.state_dict(), "optimizer": state}, checkpoint_id=save)
-    moments = {name: whole(value).clone() for name, value in state.items() if isinstance(value, torch.Tensor)}
+    moments = {name: full_tensor(value).clone() for name, value in state.items() if isinstance(value, torch.Tensor)}
     return weights(model) | moments
 
 

@@ -15,11 +15,12 @@ from imagen.models.unet import UNet
 from imagen.presets import preset
 from imagen.stage.loss import ForwardProcess
 from imagen.train.ema import Ema
-from imagen.train.half import HalfCopy
+from imagen.train.layout import named_weights, permuted_weights
+from imagen.train.low_precision import LowPrecisionCopy
 from imagen.train.optim import OptimConfig, build_optimizer
 from imagen.train.parallel import ParallelConfig, build_mesh, parallelize
 from imagen.train.ranks import process_group
-from imagen.train.sharded import whole
+from imagen.train.sharded import full_tensor
 from imagen.train.step import launch_step
 from imagen.train.throughput import random_batch
 from imagen.train.trainer import Trainer
@@ -43,7 +44,7 @@ class Step:
         with torch.device("meta"):
             self.unet = UNet(what.stage.unet)
         self.what, self.accumulation, self.batch_size = what, accumulation, batch_size
-        self.copy = HalfCopy(self.unet, torch.bfloat16)
+        self.copy = LowPrecisionCopy(self.unet, torch.bfloat16)
         self.optimizer = build_optimizer(self.unet.named_parameters(), what.optim)
         self.ema = Ema(self.unet, 0.999)
         null = None if what.text is None else torch.zeros(1, what.text.width)
@@ -173,7 +174,7 @@ def test_a_copy_in_half_precision_has_the_gradient(monkeypatch):
     batches = [random_batch(what, 4 * number, 4) for number in range(2)]
     noising = ForwardProcess(what.stage, seed=0, batch_size=8, device=torch.device("cpu"))
     gradients = []
-    for copy in (None, HalfCopy(unet, torch.bfloat16)):
+    for copy in (None, LowPrecisionCopy(unet, torch.bfloat16)):
         optimizer = build_optimizer(unet.named_parameters(), what.optim)
         optimizer.step = lambda *_: gradients.append([p.grad.clone() for p in unet.parameters()])
         launch_step(unet, batches, 2, noising, optimizer, clip_norm=1e9, autocast=nullcontext, copy=copy)
@@ -199,7 +200,7 @@ def on_ranks(optim):
         before = [parameter.detach().clone() for parameter in unet.parameters()]
         parallel = ParallelConfig(shard=ranks.world_size)
         network = parallelize(unet, parallel, build_mesh(parallel, "cpu", ranks.world_size), ranks.world_size)
-        optimizer = build_optimizer(unet.named_parameters(), optim)
+        optimizer = build_optimizer(named_weights(unet), optim, permuted=permuted_weights(unet))
         noising = ForwardProcess(what.stage, seed=0, batch_size=4, device=torch.device("cpu"))
         share = 4 // ranks.world_size
         for number in range(3):
@@ -211,7 +212,7 @@ def on_ranks(optim):
             options = {"clip_norm": 0.05, "autocast": nullcontext, "ranks": ranks, "waits": False}
             result = launch_step(network, [batch], 1, noising, optimizer, **options).result()
             assert result.applied == (number != 1)
-        return before, [whole(parameter.detach()).clone() for parameter in unet.parameters()]
+        return before, [full_tensor(weight.detach()).clone() for _, weight in named_weights(unet)]
 
 
 def test_a_run_that_reads_steps_late_logs_and_keeps_the_same(shards, tmp_path, rows, monkeypatch):

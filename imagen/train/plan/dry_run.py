@@ -28,10 +28,10 @@ from imagen.precision import autocast
 from imagen.stage.loss import CleanBatch, ForwardProcess, NoisedBatch
 from imagen.train.ema import build_emas
 from imagen.train.experiment import Experiment
-from imagen.train.half import HalfCopy
 from imagen.train.layout import named_weights, permuted_weights
+from imagen.train.low_precision import LowPrecisionCopy
 from imagen.train.optim import build_optimizer
-from imagen.train.parallel import ParallelConfig, build_mesh, parallelize, recompute
+from imagen.train.parallel import ParallelConfig, apply_activation_checkpointing, build_mesh, parallelize
 from imagen.train.ranks import Ranks
 from imagen.train.state import create_optimizer_state
 from imagen.train.step import launch_step
@@ -113,7 +113,7 @@ class DryRun:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.parameters = sum(parameter.numel() for parameter in self.unet.parameters())
         low_precision = self.gpu and self.dtype is torch.bfloat16
-        self.copy = HalfCopy(self.unet, torch.bfloat16) if low_precision and self.world_size == 1 else None
+        self.copy = LowPrecisionCopy(self.unet, torch.bfloat16) if low_precision and self.world_size == 1 else None
         self.computing = (
             nullcontext if low_precision and (self.copy or mesh is not None) else partial(autocast, "cpu", self.dtype)
         )
@@ -142,7 +142,7 @@ class DryRun:
     def trace(self, parallel: ParallelConfig, micro_batch: int) -> TracedStep:
         """Trace a step of this rank's share of `train.batch_size`, with this checkpointing and micro-batch."""
         count = self.experiment.train.batch_size // self.world_size // micro_batch
-        recompute(self.unet if self.copy is None else self.copy.network, parallel)
+        apply_activation_checkpointing(self.unet if self.copy is None else self.copy.network, parallel)
         forward_process = _FakeForwardProcess(
             self.ledger,
             self.experiment.stage,
