@@ -1,4 +1,4 @@
-"""What a plan says of memory is what real ranks allocate."""
+"""Test that the memory of a plan is what real ranks allocate."""
 
 import json
 from contextlib import nullcontext
@@ -36,13 +36,13 @@ LAYOUTS = {
 
 
 def experiment(*fields):
-    """debug_64 with AdamW, in float32, of enough pictures for activations to count."""
+    """Return debug_64 with AdamW in float32, with enough images for activations to matter."""
     common = ("--optim.algorithm", "adamw", "--train.precision", "fp32", "--train.batch_size", "32")
     return override(preset("debug_64"), [*common, *fields])
 
 
 def own_bytes(tensors):
-    """Bytes of the storages on this rank."""
+    """Return the bytes of the storages on this rank."""
     parts = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
     return sum({part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}.values())
 
@@ -57,7 +57,7 @@ def real_batches(what, count, size):
 
 
 class Marked(ForwardProcess):
-    """Leaves a mark in the profile at the end of each forward pass."""
+    """Marks the end of each forward pass in the profile."""
 
     def loss(self, *args):
         value = super().loss(*args)
@@ -124,7 +124,7 @@ def measure(what):
 
 
 def profiled(step):
-    """Bytes that `step` allocated and not freed, at the end of its first forward pass and at most."""
+    """Return the bytes that `step` holds at the end of its first forward pass, and at its peak."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         step()
@@ -163,7 +163,7 @@ def test_two_sizes_predict_the_others():
 
 
 @pytest.mark.parametrize("fields", [(), ("--parallel.shard", "2")])
-def test_flops_are_counted_with_recomputation_apart(fields):
+def test_recomputation_is_counted_separately(fields):
     what = experiment(*fields)
     with DryRun(what, 4, dtype=torch.bfloat16, gpu=True) as dry_run:
         once = dry_run.trace(what.parallel, 8)
@@ -175,7 +175,7 @@ def test_flops_are_counted_with_recomputation_apart(fields):
     assert 0.4 < again.flops["recomputation"] / again.flops["forward"] < 0.6
 
 
-def test_traffic_is_what_the_layout_sends():
+def test_traffic_of_each_layout():
     def sent(*fields, sizes):
         what = experiment(*fields)
         with DryRun(what, 8, dtype=torch.bfloat16, gpu=True) as dry_run:
@@ -207,7 +207,7 @@ class Lines:
         return TracedStep(parallel, size, 64 // self.world_size // size, window, {})
 
 
-def test_the_most_that_fits_with_the_least_computed_again():
+def test_largest_fitting_micro_batch_with_least_recomputation():
     def chosen(usable, *fields):
         found = choose(Lines(experiment("--train.batch_size", "64", *fields), 2), usable, "card")
         assert found.window.peak <= usable
@@ -233,7 +233,7 @@ def test_candidates_divide_the_share():
     assert candidates(experiment("--train.batch_size", "12", "--train.micro_batch", "4"), 1) == [4]
 
 
-def test_checkpointing_from_cheap_to_costly():
+def test_checkpointings_are_ordered_by_cost():
     found = [(p.checkpointing, p.checkpoint_levels) for p in checkpointings(experiment().parallel, 3)]
     assert found == [("none", ()), ("selective", (0,)), ("selective", (0, 1)), ("full", ())]
     full = experiment("--parallel.checkpointing", "full").parallel
