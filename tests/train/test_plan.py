@@ -83,8 +83,11 @@ def measure_all():
 
 
 def measure(what):
-    """Bytes of one rank: what it holds, and what torch's CPU allocator gave out beyond that at the end of the first
-    forward pass and at most, after the second step (which still arranges DDP's buckets)."""
+    """Return the bytes of one rank: of its state, and what torch's CPU allocator holds beyond it.
+
+    The latter is measured at the end of the first forward pass and at the peak, after the second step (in which DDP
+    still rebuilds its buckets).
+    """
     with process_group() as ranks:
         micro, count = micro_batches(what.train, ranks.world_size)
         mesh = build_mesh(what.parallel, "cpu", ranks.world_size)
@@ -120,7 +123,7 @@ def measure(what):
             "optimizer": own_bytes(value for state in states for value in state.values()),
             "ema": own_bytes(ema.weights.values()),
         }
-        # The least of each: when gloo's threads let go of what they sent is a matter of time.
+        # The least of each: gloo's threads free what they have sent at no fixed time.
         return held, *map(min, zip(*found, strict=True))
 
 
@@ -185,7 +188,8 @@ def test_traffic_of_each_layout():
     whole, ddp = sent(sizes=[4])
     assert ddp == {("all-reduce", "all"): pytest.approx(2 * 7 / 8 * whole, rel=1e-3)}
     _, once, four = sent("--parallel.shard", "2", sizes=[4, 1])
-    # Between the two of a copy: gradients, and twice, but for what stays, parameters in two bytes; then halves of four.
+    # Within a replica of two: gradients, and two all-gathers of bfloat16 parameters. Between the four replicas: half of
+    # the float32 gradients.
     assert once["reduce-scatter", "shard"] == pytest.approx(whole / 2, rel=0.02)
     assert 0.5 * whole / 2 < once["all-gather", "shard"] < whole / 2
     assert once["all-reduce", "replicate"] == pytest.approx(2 * 3 / 4 * whole / 2, rel=0.02)
@@ -197,7 +201,7 @@ PICTURE_BYTES = {("none", ()): 16, ("selective", (0,)): 8, ("full", ()): 2}
 
 
 class Lines:
-    """In place of a dry_run: 100 bytes are held, and some a picture."""
+    """Stands in for a dry run: 100 bytes of state, and some bytes per image."""
 
     def __init__(self, what, world_size):
         self.experiment, self.world_size = what, world_size
@@ -223,9 +227,9 @@ def test_largest_fitting_micro_batch_with_least_recomputation():
     assert chosen(132, "--train.micro_batch", "2") == ("none", 2)
     assert chosen(132, "--train.micro_batch", "4") == ("selective", 4)
     assert chosen(170, "--parallel.checkpointing", "full") == ("full", 32)
-    with pytest.raises(UserError, match=r"debug_64 does not fit: 1 picture at a time .* more shards"):
+    with pytest.raises(UserError, match=r"debug_64 does not fit: a micro-batch of 1 .* more shards"):
         chosen(129)
-    with pytest.raises(UserError, match=r"8 pictures at a time .* a smaller micro-batch or more shards"):
+    with pytest.raises(UserError, match=r"a micro-batch of 8 .* a smaller micro-batch or more shards"):
         chosen(115, "--train.micro_batch", "8")
 
 

@@ -135,9 +135,9 @@ class DryRun:
         }
         if self.copy is not None:
             tensors["casts"] = list(self.copy.network.parameters())
-        self.held = {kind: ledger.mark(kind, those) for kind, those in tensors.items()}
-        kept_on_disk = [tensor for kind, those in tensors.items() if kind != "casts" for tensor in those]
-        self.stored = sum(tensor.numel() * tensor.element_size() for tensor in kept_on_disk)
+        self.held = {kind: ledger.mark(kind, group) for kind, group in tensors.items()}
+        stored = [tensor for kind, group in tensors.items() if kind != "casts" for tensor in group]
+        self.stored = sum(tensor.numel() * tensor.element_size() for tensor in stored)
 
     def trace(self, parallel: ParallelConfig, micro_batch: int) -> TracedStep:
         """Trace a step of this rank's share of `train.batch_size`, with this checkpointing and micro-batch."""
@@ -230,7 +230,7 @@ def _fake_group(world_size: int) -> Iterator[None]:
         yield
         return
     if dist.is_initialized():
-        raise UserError("a plan is made by a single process; this one has joined a process group already")
+        raise UserError("a plan needs a single process without a process group; do not start it with torchrun")
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
@@ -254,8 +254,7 @@ def _group_names(mesh: Any, world_size: int) -> dict[str, str]:
 def _unchecked_ddp() -> Iterator[None]:
     """Skip the parts of DDP that read tensors.
 
-    These are its initial exchange of shapes and weights, and the rebuilding of buckets after the first step, in the
-    order in which gradients were ready.
+    These are the initial exchange of shapes and weights, and the rebuilding of buckets after the first step.
     """
     nothing = dict.fromkeys(("_verify_param_shape_across_processes", "_sync_module_states"), mock.DEFAULT)
     with (
