@@ -1,4 +1,4 @@
-"""Ready experiments: `PRESETS` maps a name to the function that returns its `Experiment`."""
+"""Presets: `PRESETS` maps a name to the function that returns its `Experiment`."""
 
 from collections.abc import Callable
 

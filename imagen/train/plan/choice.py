@@ -13,7 +13,7 @@ from imagen.train.parallel import ParallelConfig
 from imagen.train.plan.calibration import usable_bytes
 from imagen.train.plan.dry_run import DryRun, TracedStep
 
-# Assumed to keep a GPU busy: recomputation for a larger micro-batch does not pay.
+# Micro-batch that is assumed to keep a GPU busy: recomputation for a larger one does not pay.
 ENOUGH = 8
 
 
@@ -132,9 +132,8 @@ def _refuse(search: _Search, parallel: ParallelConfig, name: str) -> TracedStep:
         helps.append(f"a GPU as large as {min(larger, key=lambda key: PLANNABLE[key].memory)}")
     elif world_size == 1:
         helps.append("more GPUs")
-    recomputed = " with every block recomputed" if parallel.checkpointing == "full" else ""
-    pictures = "1 picture" if size == 1 else f"{size} pictures"
+    recomputed = " with full activation checkpointing" if parallel.checkpointing == "full" else ""
     raise UserError(
-        f"{experiment.name} does not fit: {pictures} at a time{recomputed} take {needed / GIB:.1f} GiB per GPU, "
-        f"{name} has {search.usable / GIB:.1f} to give; {' or '.join(helps) or 'a smaller model'} would help"
+        f"{experiment.name} does not fit: a micro-batch of {size}{recomputed} takes {needed / GIB:.1f} GiB per GPU, "
+        f"{name} has {search.usable / GIB:.1f} usable; {' or '.join(helps) or 'a smaller model'} would help"
     )

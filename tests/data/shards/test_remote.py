@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from samples import read_sample
 
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
