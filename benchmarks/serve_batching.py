@@ -20,11 +20,11 @@ from measure import describe_machine, machine
 
 from imagen.cascade import Cascade
 from imagen.files import write_json
+from imagen.serve.batching import NetworkBatcher
 from imagen.serve.config import Limits
 from imagen.serve.engine import Engine
-from imagen.serve.gather import Answering
 from imagen.serve.metrics import Metrics
-from imagen.serve.work import Step, Work
+from imagen.serve.task import ImageTask, Step
 
 PROMPTS = ("an octopus on a blue background", "a cat on a green background", "a pizza on a red background")
 COUNTS = ((1, 1), (1, 4), (1, 16), (1, 32), (2, 1), (2, 4))  # stages that run, and pictures at once
@@ -36,8 +36,8 @@ Rate = tuple[float, float]  # pictures per second of wall time, and of processor
 def rate(engine: Engine, count: int, stages: int, end: float) -> Rate | None:
     """Draw pictures, `count` at once, each begun where one ends; None if time is up first (`time.perf_counter`)."""
     left = max(count, PICTURES[stages])
-    plans = [
-        engine.cascade.plan(
+    requests = [
+        engine.cascade.request(
             [PROMPTS[i % 3]], seeds=[i], stages=stages, batch_size=1, device="cpu", precision=engine.precision
         )
         for i in range(left)
@@ -51,8 +51,8 @@ def rate(engine: Engine, count: int, stages: int, end: float) -> Rate | None:
             begin()
 
     def begin() -> None:
-        if plans:
-            engine.submit([Work(plans.pop(), f"client {len(plans) % 4}", report)])
+        if requests:
+            engine.submit([ImageTask(requests.pop(), f"client {len(requests) % 4}", report)])
 
     began, cpu = time.perf_counter(), time.process_time()
     for _ in range(count):
@@ -61,7 +61,7 @@ def rate(engine: Engine, count: int, stages: int, end: float) -> Rate | None:
         if time.perf_counter() > end:
             return None
         engine._admit()
-        engine._turn()
+        engine._run_batch()
     return total / (time.perf_counter() - began), total / (time.process_time() - cpu)
 
 
@@ -78,7 +78,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     cascade = Cascade.load("emoji", precision=options.precision, stages=max(stages for stages, _ in COUNTS))
     engine = Engine(cascade, Limits(), torch.device("cpu"), Metrics(), options.precision)
-    engine._answering = [Answering(stage, engine.device, engine.precision) for stage in cascade.stages]
+    engine._batchers = [NetworkBatcher(stage, engine.device, engine.precision) for stage in cascade.stages]
     cascade.sample(PROMPTS, device="cpu", precision=engine.precision, steps=2, progress=False)  # texts, and warm
     rates = measured(engine, options.rounds, end)
     for stages, count in COUNTS:

@@ -31,11 +31,8 @@ from imagen.diffusion.noise import Variation
 from imagen.stage.config import SamplingConfig, StageConfig
 from imagen.stage.sampling import Stage
 
-Plan = Request  # the name that `imagen.serve` uses
-
 __all__ = [
     "Cascade",
-    "Plan",
     "Preview",
     "Request",
     "SamplingConfig",

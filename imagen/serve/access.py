@@ -10,7 +10,7 @@ from starlette.requests import Request
 from imagen.errors import UserError
 from imagen.files import open_given
 from imagen.serve.config import ServeConfig
-from imagen.serve.errors import Denied
+from imagen.serve.errors import AccessDenied
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 MOST_CLIENTS = 10_000  # whose rates are remembered
@@ -56,7 +56,7 @@ class Access:
         self._hosts = None if config.host in ("0.0.0.0", "::") and not config.hostnames else names
 
     def client(self, request: Request) -> str:
-        """The holder of the request's key, or its address. Raises Denied, 401, for a wrong key or none."""
+        """The holder of the request's key, or its address. Raises AccessDenied, 401, for a wrong key or none."""
         if not self._keys:
             return request.client.host if request.client else "unknown"
         given = request.headers.get("authorization", "")
@@ -68,11 +68,11 @@ class Access:
         if holder is None:
             headers = {"WWW-Authenticate": "Bearer"}
             text = "this server wants an API key: send the header Authorization: Bearer KEY"
-            raise Denied(401, text, headers, code="invalid_api_key")
+            raise AccessDenied(401, text, headers, code="invalid_api_key")
         return holder
 
     def spend(self, client: str, pictures: int) -> None:
-        """Count pictures against the client's rate. Raises Denied, 429."""
+        """Count pictures against the client's rate. Raises AccessDenied, 429."""
         rate = self.config.rate
         if rate is None:
             return
@@ -83,7 +83,7 @@ class Access:
             self._rates[client] = (tokens, now)
             wait = str(int((pictures - tokens) * 60 / rate) + 1)
             text = f"at most {rate:g} pictures a minute; wait {wait} seconds"
-            raise Denied(429, text, {"Retry-After": wait}, code="rate_limit_exceeded")
+            raise AccessDenied(429, text, {"Retry-After": wait}, code="rate_limit_exceeded")
         self._rates[client] = (tokens - pictures, now)
         while len(self._rates) > MOST_CLIENTS:
             del self._rates[next(iter(self._rates))]

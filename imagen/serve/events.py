@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from imagen.serve.errors import Denied
+from imagen.serve.errors import AccessDenied
 from imagen.serve.job import Job
 from imagen.serve.jobs import Jobs
 
@@ -69,7 +69,7 @@ async def changes(job: Job) -> AsyncIterator[bool]:
             ended = job.ended
             yield changed
             if ended:
-                job.fetched = True
+                job.collected = True
                 return
             try:
                 await asyncio.wait_for(event.wait(), QUIET_SECONDS)
@@ -82,7 +82,7 @@ async def changes(job: Job) -> AsyncIterator[bool]:
 
 
 async def until_ended(request: Request, jobs: Jobs, job: Job) -> None:
-    """Wait for the job's pictures; cancel it if the client leaves. Raises Denied for one that failed."""
+    """Wait for the job's pictures; cancel it if the client leaves. Raises AccessDenied for one that failed."""
 
     async def end() -> None:
         async for _ in changes(job):
@@ -96,7 +96,7 @@ async def until_ended(request: Request, jobs: Jobs, job: Job) -> None:
             task.cancel()
         jobs.cancel(job)
     if job.state != "done":
-        raise Denied(status_of(job), job.error or "the request was cancelled")
+        raise AccessDenied(status_of(job), job.error or "the request was cancelled")
 
 
 def status_of(job: Job) -> int:

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagen.serve.access import Access
 from imagen.serve.config import Limits
-from imagen.serve.errors import INTERNAL, answer
+from imagen.serve.errors import INTERNAL, error_response
 from imagen.serve.metrics import Metrics
 
 # The page needs nothing from anywhere else, and no script or style inside it.
@@ -80,7 +80,7 @@ class Guard:
             traceback.print_exception(error, file=sys.stderr)
             if status:  # it has begun: the connection is closed
                 return
-            await answer(INTERNAL, 500)(scope, receive, out)
+            await error_response(INTERNAL, 500)(scope, receive, out)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in METHODS else "other"
@@ -90,15 +90,17 @@ class Guard:
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> Any:
         host = headers.get(b"host", b"").decode("latin-1")
         if self.access.refuses_host(host):
-            return answer("no server of that name is here; the operator can add it with --hostname", 421)
+            return error_response("no server of that name is here; the operator can add it with --hostname", 421)
         if scope["method"] in CHANGING and self.access.refuses_origin(headers):
-            return answer("pages of other sites may not call this server; the operator can allow one with --cors", 403)
+            return error_response(
+                "pages of other sites may not call this server; the operator can allow one with --cors", 403
+            )
         size = sum(len(name) + len(value) for name, value in scope["headers"])
         if len(scope["headers"]) > HEADERS_MOST or size > HEADERS_BYTES:
-            return answer("the request has too many headers", 431)
+            return error_response("the request has too many headers", 431)
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or len(length) > 18 or int(length) > self.limits.body:
-            return answer(self._too_much, 413)
+            return error_response(self._too_much, 413)
         return None
 
     async def _passed(self, scope: Scope, receive: Receive, send: Send) -> None:

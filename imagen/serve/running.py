@@ -135,12 +135,12 @@ class Server(uvicorn.Server):
         jobs: Jobs = self.app.state.service.jobs
         jobs.draining = True
         end = time.monotonic() + self.drain
-        while jobs.unended() and time.monotonic() < end:
+        while jobs.unfinished() and time.monotonic() < end:
             await asyncio.sleep(0.05)
-        for job in jobs.unended():
+        for job in jobs.unfinished():
             jobs.cancel(job, STOPPED, 503)
         end = time.monotonic() + FETCH_SECONDS
-        while jobs.unfetched() and time.monotonic() < end:
+        while jobs.uncollected() and time.monotonic() < end:
             await asyncio.sleep(0.05)
         self.should_exit = True
 

@@ -105,7 +105,7 @@ def test_openai_lists_models_and_understands_our_errors(openai):
     assert openai.models.retrieve("tiny").owned_by == "imagen"
     with pytest.raises(package.NotFoundError, match="no model 'gpt-image-1'; this server has 'tiny'"):
         openai.images.generate(model="gpt-image-1", prompt="cat")
-    with pytest.raises(package.UnprocessableEntityError, match="at most 4"):
+    with pytest.raises(package.UnprocessableEntityError, match="the limit of a request is 4"):
         openai.images.generate(prompt="cat", n=9)
 
 
@@ -223,11 +223,11 @@ def test_who_leaves_frees_the_place(running, http):
         with http.stream("POST", "/api/generate", json={"prompt": "cat", "stream": True}) as response:
             lines = response.iter_lines()
             next(lines)
-            assert running.service.jobs.unended()
-        until(lambda: not running.service.jobs.unended())
+            assert running.service.jobs.unfinished()
+        until(lambda: not running.service.jobs.unfinished())
         with pytest.raises(httpx.ReadTimeout):
             http.post("/v1/images/generations", json={"prompt": "cat"}, timeout=1.0)
-        until(lambda: not running.service.jobs.unended())
+        until(lambda: not running.service.jobs.unfinished())
     until(lambda: running.service.engines[0].load() == (0, 0))
 
 
@@ -243,7 +243,7 @@ def test_several_users_at_once(running):
         threads = [threading.Thread(target=one, args=(seed,)) for seed in range(8)]
         for thread in threads:
             thread.start()
-        until(lambda: len(running.service.jobs.unended()) == 8)
+        until(lambda: len(running.service.jobs.unfinished()) == 8)
     for thread in threads:
         thread.join(60)
     for seed in range(8):
@@ -336,12 +336,12 @@ def test_what_the_operator_refuses():
 
 
 def test_what_is_kept_is_bounded():
-    with serving(limits=limits(kept_bytes=6_000)) as server, server.client() as http:
+    with serving(limits=limits(stored_bytes=6_000)) as server, server.client() as http:
         for seed in range(6):
             pictures(http.post("/v1/images/generations", json={"prompt": "cat", "seed": seed, "size": "32x32"}))
         jobs = server.service.jobs
-        assert 0 < jobs._kept <= 6_000 + 4_000 and len(jobs._jobs) < 6
-        assert jobs._kept == sum(len(picture.data or b"") for _, picture in jobs._pictures.values())
+        assert 0 < jobs._stored_bytes <= 6_000 + 4_000 and len(jobs._jobs) < 6
+        assert jobs._stored_bytes == sum(len(picture.data or b"") for _, picture in jobs._pictures.values())
 
 
 def test_health_metrics_and_documents(running, http):

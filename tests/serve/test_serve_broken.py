@@ -50,13 +50,13 @@ def test_modules_of_checks_that_cannot_be(code, said, tmp_path, monkeypatch, mis
 def test_an_error_between_pictures_ends_those_and_no_others(capfd):
     with serving() as server, server.client() as http:
         one = server.service.engines[0]
-        turn = one._turn
+        turn = one._run_batch
 
         def once() -> None:
-            one._turn = turn
+            one._run_batch = turn
             raise RuntimeError("a bug in the engine")
 
-        one._turn = once
+        one._run_batch = once
         assert http.post("/v1/images/generations", json={"prompt": "cat"}).status_code == 500
         assert "a bug in the engine" in capfd.readouterr().err
         assert http.get("/healthz").status_code == 200
@@ -74,14 +74,14 @@ def test_an_engine_that_is_lost_is_said(capfd):
         assert "lost" in capfd.readouterr().err and one.load() == (0, 0)
         assert http.get("/healthz").status_code == http.get("/readyz").status_code == 503
         response = http.post("/v1/images/generations", json={"prompt": "cat"})
-        assert response.status_code == 503 and "started again" in response.json()["error"]["message"]
+        assert response.status_code == 503 and "has to be restarted" in response.json()["error"]["message"]
 
 
 def test_another_engine_goes_on():
     with serving(engines=2) as server, server.client() as http:
         server.service.engines[0].failure = RuntimeError("lost")
         made = http.post("/v1/images/generations", json={"prompt": "cat", "n": 4})
-        assert made.status_code == 200 and server.service.engines[1]._arrived == 4
+        assert made.status_code == 200 and server.service.engines[1]._scheduler._arrived == 4
         assert http.get("/healthz").status_code == 503, "it should be started again all the same"
 
 
@@ -90,7 +90,7 @@ def test_an_error_of_the_gpu_itself_is_one_of_the_engine():
     made = engine()
     Watching(made, broken(torch.AcceleratorError("illegal address")))
     drawn = Drawn(made)
-    made.submit([drawn.work])
+    made.submit([drawn.task])
     assert isinstance(drawn.wait(), torch.AcceleratorError) and made.failure is drawn.result
     made.stop()
 
@@ -107,9 +107,9 @@ def test_partial_images_are_freed_with_their_stream():
 
 
 def test_openai_fields():
-    assert Images(prompt="x", output_compression=0).asked().quality == 1
-    assert Images(prompt="x", output_compression=80).asked().quality == 80
-    assert Images(prompt="x").asked().quality is None
+    assert Images(prompt="x", output_compression=0).image_request().quality == 1
+    assert Images(prompt="x", output_compression=80).image_request().quality == 80
+    assert Images(prompt="x").image_request().quality is None
     with serving() as server, server.client() as http:
         error = http.post("/v1/images/generations", json={"prompt": "x", "model": "dall-e-3"}).json()["error"]
         assert (error["param"], error["code"]) == ("model", "model_not_found")

@@ -44,14 +44,14 @@ def message(response, status: int) -> str:
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [
-        ({"prompt": "x" * 101}, 422, "prompt has 101 characters; at most 100"),
-        ({"prompt": "x", "n": 5}, 422, "n is 5; one request makes at most 4"),
+        ({"prompt": "x" * 101}, 422, "prompt has 101 characters; the limit is 100"),
+        ({"prompt": "x", "n": 5}, 422, "n is 5; the limit of a request is 4"),
         ({"prompt": "x", "n": 0}, 422, "n is 0: input should be greater than or equal to 1"),
-        ({"prompt": "x", "steps": 61}, 422, "steps is 61; at most 60"),
-        ({"prompt": "x", "steps": [3, 10**9]}, 422, "at most 60"),
+        ({"prompt": "x", "steps": 61}, 422, "steps is 61; the limit is 60"),
+        ({"prompt": "x", "steps": [3, 10**9]}, 422, "the limit is 60"),
         ({"prompt": "x", "steps": 0}, 422, "steps is 0; it must be a whole number, 1 or more"),
-        ({"prompt": "x", "size": "8192x8192"}, 413, "sides are 1 to 256"),
-        ({"prompt": "x", "size": "256x256"}, 413, "at most 16,384 are made at a time"),
+        ({"prompt": "x", "size": "8192x8192"}, 413, "sides must be 1 to 256"),
+        ({"prompt": "x", "size": "256x256"}, 413, "the limit is 16,384"),
         ({"prompt": "x", "size": "33x32"}, 422, "nearest"),
         ({"prompt": "x", "size": "../../etc"}, 422, "it must be WIDTHxHEIGHT"),
         ({"prompt": "x", "size": "9e9x1"}, 422, "it must be WIDTHxHEIGHT"),
@@ -59,18 +59,18 @@ def message(response, status: int) -> str:
         ({"prompt": "x", "seed": -1}, 422, "seed is -1"),
         ({"prompt": "x", "seed": 2**63 - 1, "n": 2}, 422, "seed is"),
         ({"prompt": "x", "seed": 10**400}, 422, "seed"),
-        ({"prompt": "x", "sampler": "euler"}, 422, "sampler is 'euler'"),
+        ({"prompt": "x", "sampler": "euler"}, 422, "unknown sampler 'euler'; choose ddim"),
         ({"prompt": "x", "lora": "../weights"}, 422, "unknown field 'lora'"),
         ({"prompt": ["x"]}, 422, "prompt is ['x']"),
         ({"prompt": "a\0b"}, 422, "zero byte"),
         ({"prompt": "\ud800"}, 422, "not UTF-8"),
-        ({"prompt": "x", "init": "%%%"}, 422, "init is not base64"),
+        ({"prompt": "x", "init": "%%%"}, 422, "init is not valid base64"),
         ({"prompt": "x", "mask": ""}, 422, "mask"),
         ({"prompt": "x", "strength": 0.5}, 422, "strength says what happens to an init picture; give one"),
         ({"prompt": "x", "stages": 3}, 422, "choose 1 to 2"),
         ({"prompt": "x", "tile": 0}, 422, "tile is 0"),
         ({"prompt": "x", "stages": 0, "size": "16x16"}, 422, "stages is 0"),
-        ({"prompt": "x", "scale": 2}, 422, "scale says how much a start picture is enlarged"),
+        ({"prompt": "x", "scale": 2}, 422, "scale is the factor by which a start image is upscaled"),
         ({"prompt": "," * 4_000}, 422, "more than 4,000 parts"),
         ([], 422, ""),
         ("x", 422, ""),
@@ -131,7 +131,7 @@ def header(width: int, height: int) -> bytes:
 def test_bombs(http):
     """A hundred kilobytes that would be gigabytes: of pixels, of a text chunk, of a colour profile."""
     pixels = chunk(b"IDAT", zlib.compress(bytes(10**7)))
-    assert "at most 90,000 are taken" in edit(http, header(60_000, 60_000) + pixels + chunk(b"IEND", b""), 413)
+    assert "the limit is 90,000" in edit(http, header(60_000, 60_000) + pixels + chunk(b"IEND", b""), 413)
     zeros = zlib.compress(bytes(10**8))
     for kind, begin in ((b"zTXt", b"a\0\0"), (b"iCCP", b"a\0\0")):
         began = time.monotonic()
@@ -151,7 +151,7 @@ def test_a_jpeg_of_thousands_of_scans(http):
     tables, end = good.rfind(b"\xff\xc4"), good.rfind(b"\xff\xd9")
     assert jpeg.scans(good) == 6
     bomb = good[:end] + good[tables:end] * 200 + good[end:]
-    assert edit(http, bomb, 422) == "image is a JPEG of 206 scans; at most 100 are taken"
+    assert edit(http, bomb, 422) == "image is a JPEG of 206 scans; the limit is 100"
     assert jpeg.scans(good + bomb) == 6, "what follows a picture's end is not its own"
     response = http.post("/v1/images/edits", files={"image": good}, data={"prompt": "x"})
     assert response.status_code == 200
@@ -394,7 +394,7 @@ def test_bodies_together_are_bounded():
 
 
 def test_pictures_of_those_who_wait_are_bounded():
-    with serving(limits=limits(given_bytes=32 * 32 * 3 + 10)) as server, server.client() as http, server.hold():
+    with serving(limits=limits(input_bytes=32 * 32 * 3 + 10)) as server, server.client() as http, server.hold():
         form = {"files": {"image": png(noisy())}, "data": {"prompt": "x"}}
         first = http.post("/api/upscale", **form)
         assert first.status_code == 202

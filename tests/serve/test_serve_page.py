@@ -21,7 +21,7 @@ PREVIEW = '.picture[src^="data:image/jpeg"]'
 
 @pytest.fixture(scope="module")
 def running():
-    with serving(limits=limits(body=10**7, given_pixels=2**22, steps=250)) as server:
+    with serving(limits=limits(body=10**7, input_pixels=2**22, steps=250)) as server:
         yield server
 
 
