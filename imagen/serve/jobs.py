@@ -58,7 +58,7 @@ class Jobs:
         spaced over the steps. Raises Busy or Stopping.
         """
         if self.draining:
-            raise Stopping("the server is shutting down; try again in a minute")
+            raise Stopping("the server is shutting down; try again in a moment")
         engines = [engine for engine in self.engines if engine.failure is None]
         if not engines:
             raise Stopping("the server can no longer sample and has to be restarted; see its log")
@@ -146,7 +146,7 @@ class Jobs:
         loads = [engine.load() for engine in self.engines]
         self.metrics.waiting.set(sum(waiting for waiting, _ in loads))
         self.metrics.active.set(sum(active for _, active in loads))
-        self.metrics.kept.set(self._stored_bytes)
+        self.metrics.stored.set(self._stored_bytes)
         texts = [engine.cascade.texts for engine in self.engines]
         self.metrics.texts.set(sum(len(encoder) for encoder in texts if encoder is not None))
 

@@ -52,11 +52,11 @@ class Service:
 
         Raises AccessDenied, Busy or Stopping.
         """
-        self.access.spend(client, len(prepared.requests))
+        self.access.charge(client, len(prepared.requests))
         try:
             return self.jobs.submit(prepared, client, kind, previews=previews, partials=partials)
         except (Busy, Stopping):
-            self.access.give_back(client, len(prepared.requests))
+            self.access.refund(client, len(prepared.requests))
             raise
 
     @property

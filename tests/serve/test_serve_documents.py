@@ -1,4 +1,4 @@
-"""The pages on serving and deploy/: commands parse, files are well-formed, limits are those of the code."""
+"""Documentation of serving, and deploy/: commands parse, files are well-formed, limits match the code."""
 
 import json
 import re
@@ -27,12 +27,12 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_commands_are_understood(line):
+def test_commands_parse(line):
     options = parse(shlex.split(line)[1:])
     assert options.command == "serve"
 
 
-def test_the_container_and_compose_run_it():
+def test_container_and_compose():
     dockerfile = (DEPLOY / "Dockerfile").read_text()
     entry, arguments = (
         json.loads(re.search(rf"^{word} (\[.*\])$", dockerfile, re.M)[1])  # type: ignore[index]
@@ -52,7 +52,7 @@ def test_the_container_and_compose_run_it():
     assert int(re.search(r"TimeoutStopSec=(\d+)", unit)[1]) > ServeConfig().drain  # type: ignore[index]
 
 
-def test_limits_are_those_of_the_code():
+def test_limits_match_the_code():
     limits = Limits()
     for said, value in (
         ("images per request | 10, ", limits.n == 10),
