@@ -57,7 +57,7 @@ def test_a_picture_names_the_generator_of_its_noise(model, picture, tmp_path):
     """Files from before they did so are made again by the generators of then."""
     assert read_metadata(picture)["noise"] == read_provenance(picture).noise == "philox"
     asked = {name: value for name, value in QUICK.items() if name != "progress"}
-    old = model.plan(["cat"], seeds=[3], noise="torch", **asked)
+    old = model.request(["cat"], seeds=[3], noise="torch", **asked)
     (image,) = model.run(old, progress=False)
     (other,) = model.sample(["cat"], seeds=[3], **QUICK)
     assert np.asarray(image).tolist() != np.asarray(other).tolist()

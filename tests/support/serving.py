@@ -21,7 +21,7 @@ from imagen.serve.engine import Engine
 from imagen.serve.metrics import Metrics
 from imagen.serve.running import Server, _listen
 
-LIMITS = Limits(n=4, steps=60, prompt=100, side=256, pixels=128 * 128, body=200_000, given_pixels=300 * 300)
+LIMITS = Limits(n=4, steps=60, prompt=100, side=256, pixels=128 * 128, body=200_000, input_pixels=300 * 300)
 
 
 def tiny() -> Cascade:
@@ -62,17 +62,17 @@ class Running:
 
 @contextlib.contextmanager
 def _held(engine: Engine, seconds: float) -> Iterator[None]:
-    gate, turn = threading.Event(), engine._turn
+    gate, turn = threading.Event(), engine._run_batch
 
     def wait() -> None:
         gate.wait(seconds)
         turn()
 
-    engine._turn = wait  # type: ignore[method-assign]
+    engine._run_batch = wait  # type: ignore[method-assign]
     try:
         yield
     finally:
-        engine._turn = turn  # type: ignore[method-assign]
+        engine._run_batch = turn  # type: ignore[method-assign]
         gate.set()
 
 

@@ -99,7 +99,7 @@ def _text(name: bytes) -> str:
 
 
 def _group(scan: TarScan, found: dict[str, list[_Found]]) -> None:
-    """Sort the members of each key into `scan.samples`, or into `scan.invalid_members` where it is not plain what belongs."""
+    """Sort the members of each key into `scan.samples`, or `scan.invalid_members` where they are ambiguous."""
     samples: list[tuple[int, str, MemberRanges]] = []
     for name, all_members in found.items():
         for key, some in _by_dotted_name(name, all_members).items():

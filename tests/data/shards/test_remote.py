@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from samples import read_sample
 
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
