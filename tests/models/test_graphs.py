@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_unet import STRUCTURES
 from torch._dynamo.testing import CompileCounterWithBackend
+from unets import STRUCTURES
 
 from imagen import kernels
 from imagen.data.loading.batches import Batch

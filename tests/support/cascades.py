@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -98,3 +99,22 @@ def listener(**changes) -> tuple[Cascade, Listener]:
     )
     network = Listener()
     return Cascade([Stage(config, network)]), network
+
+
+def folder_of(*stages: Stage, path: Path) -> Path:
+    """Save a cascade of these stages in `path`, and return it."""
+    cascade(*stages).save(path)
+    return path
+
+
+def flip_a_byte(folder: Path, pattern: str) -> None:
+    """Change the last byte of the one file that matches."""
+    (path,) = folder.glob(pattern)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def noisy(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Return an image of random pixels."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
