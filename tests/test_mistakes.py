@@ -193,11 +193,11 @@ def test_curves_that_cannot_be_drawn(mistake, tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     good = '{"step": 1, "images": 4, "loss": 0.5}\n'
     for text, out, message in (
-        (good, "c.xyz", "c.xyz: curves are drawn as .png, .svg, .pdf"),
+        (good, "c.xyz", "c.xyz: curves are plotted as .png, .svg, .pdf"),
         (good + "{", "c.png", "metrics.jsonl, line 2, is damaged: "),
         (good + "[1]\n", "c.png", "metrics.jsonl, line 2, is damaged: it is not an object with step, images"),
         (good + '{"step": 2}\n', "c.png", "metrics.jsonl, line 2, is damaged: it is not an object with step, images"),
-        ('{"step": 1, "images": "x"}', "c.png", "metrics.jsonl is damaged: images of row 1 is no number"),
+        ('{"step": 1, "images": "x"}', "c.png", "metrics.jsonl is damaged: images of row 1 is not a number"),
         (good + "[" * 100_000, "c.png", "nested more than 100 deep"),
     ):
         metrics.write_text(text)

@@ -4,6 +4,7 @@ cascade.py     the cascade: load, save, sample
 options.py     the keyword arguments of a request, with their documentation
 prompts.py     checks of prompts: texts and embeddings
 request.py     a request with all defaults filled in and all arguments checked
+per_stage.py   options with one value per stage
 sizes.py       heights and widths of the stages
 memory.py      the memory of a request, and requests that fit a bound
 pipeline.py    runs a request through the stages

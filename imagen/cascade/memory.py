@@ -16,7 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from imagen.accounting.gpu_kernels import gpu_kernels
 from imagen.accounting.tracker import ResourceTracker
 from imagen.cascade.options import Size
-from imagen.cascade.request import Request, tile_of
+from imagen.cascade.per_stage import tile_of
+from imagen.cascade.request import Request
 from imagen.errors import UserError
 from imagen.models.unet import LOW_PRECISION, UNet
 from imagen.precision import autocast_dtype

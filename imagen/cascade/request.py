@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,13 @@ from typing_extensions import Unpack
 
 from imagen import limits
 from imagen.cascade.options import PerImage, PerStage, Prompt, RequestOptions, SamplingOptions, Size
+from imagen.cascade.per_stage import (
+    name_stages,
+    resolve_micro_batches,
+    resolve_settings,
+    resolve_strengths,
+    resolve_tiles,
+)
 from imagen.cascade.prompts import as_prompts
 from imagen.cascade.sizes import sizes_above, sizes_for, sizes_like
 from imagen.devices import default_device
@@ -24,7 +30,6 @@ from imagen.stage.config import SamplingConfig, StageConfig
 from imagen.stage.tiles import Tile
 
 FIELDS = tuple(field.name for field in dataclasses.fields(SamplingConfig))
-PAIRS = ("guidance_interval", "logsnr_range")  # fields with a pair of numbers as one value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,13 +145,13 @@ def make_request(
         init=inits,
         masks=masks,
         first_stage=first,
-        settings=_settings(run, settings, dict(sampling)),
-        strength=_strengths(run, strength),
+        settings=resolve_settings(run, settings, dict(sampling)),
+        strength=resolve_strengths(run, strength),
         sizes=sizes,
         crop=crop,
-        tiles=_tiles(run, sizes, tile),
+        tiles=resolve_tiles(run, sizes, tile),
         batch_size=batch_size,
-        micro_batch=_micro_batches(run, batch_size, micro_batch),
+        micro_batch=resolve_micro_batches(run, batch_size, micro_batch),
         device=device,
         precision=precision_name(autocast_dtype(device, precision)),
         lora=_lora(lora or {}),
@@ -164,7 +169,7 @@ def _lora(weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
 def check_count(stages: int | None, cascade: Sequence[StageConfig]) -> None:
     """Raise UserError unless `stages` of the cascade's stages can run (None: all)."""
     if stages is not None and not 1 <= stages <= len(cascade):
-        raise UserError(f"stages is {stages}; this cascade has {_numbered(cascade)}, so choose 1 to {len(cascade)}")
+        raise UserError(f"stages is {stages}; this cascade has {name_stages(cascade)}, so choose 1 to {len(cascade)}")
 
 
 def _check_given(run: Sequence[StageConfig], count: int, **given: Any) -> None:
@@ -197,7 +202,7 @@ def _upsampling_stages(
     """
     upsampling = [index for index, stage in enumerate(cascade) if stage.low_resolution is not None]
     if not upsampling:
-        raise UserError(f"no super-resolution stage among the {_numbered(cascade)} requested")
+        raise UserError(f"no super-resolution stage among the {name_stages(cascade)} requested")
     if len({picture.size for picture in start}) > 1:
         raise UserError("the images to start from differ in size; upsample those of each size separately")
     spans = [(a, len(cascade) - 1) for a in upsampling]
@@ -209,7 +214,7 @@ def _upsampling_stages(
         spans = sorted(span for span, factor in factors.items() if factor == scale)
         if not spans:
             known = ", ".join(str(factor) for factor in sorted(set(factors.values())))
-            raise UserError(f"scale is {scale}; these stages ({_numbered(cascade)}) can upsample by {known}")
+            raise UserError(f"scale is {scale}; these stages ({name_stages(cascade)}) can upsample by {known}")
     side = min(start[0].size)
     fitting = [(a, b) for a, b in spans if (cascade[a].low_resolution or 0) <= side]
     return fitting[-1] if fitting else spans[0]
@@ -239,72 +244,3 @@ def _seeds(seeds: PerImage[int | Variation] | None, count: int) -> tuple[int | V
         if isinstance(seed, Variation):
             check_number("the amount of a variation", seed.amount, least=0, most=1)
     return tuple(seed if isinstance(seed, Variation) else int(seed) for seed in every)
-
-
-def _strengths(run: Sequence[StageConfig], strength: float | Sequence[float] | None) -> tuple[float, ...]:
-    values = _for_stages(run, 1.0 if strength is None else strength, "strength")
-    for stage, value in zip(run, values, strict=True):
-        check_number(f"stage {stage.resolution}: strength", value, above=0, most=1)
-    return tuple(values)
-
-
-def _settings(
-    run: Sequence[StageConfig], settings: Sequence[SamplingConfig] | None, overrides: dict[str, Any]
-) -> tuple[SamplingConfig, ...]:
-    if settings is not None and len(settings) != len(run):
-        raise UserError(f"{len(settings)} settings, but {_numbered(run)} run; give one for each")
-    result = list(settings) if settings is not None else [stage.sampling for stage in run]
-    for name, value in overrides.items():
-        if value is None:
-            continue
-        if name in PAIRS and not isinstance(value[0], int | float):
-            value = list(value)
-        for i, new in enumerate(_for_stages(run, value, name)):
-            change: dict[str, Any] = {name: new}
-            result[i] = dataclasses.replace(result[i], **change)
-    for stage, resolved in zip(run, result, strict=True):
-        resolved.check(f"stage {stage.resolution}")
-        stage.schedule.check_steps(f"stage {stage.resolution}", resolved.steps)
-    return tuple(result)
-
-
-def _for_stages(run: Sequence[StageConfig], value: Any, name: str) -> list[Any]:
-    """Return one value per stage, from a list of values or one value for all."""
-    pair = name in PAIRS and isinstance(value, tuple)
-    values = list(value) if isinstance(value, list | tuple) and not pair else [value] * len(run)
-    if len(values) != len(run):
-        raise UserError(f"{len(values)} values of {name}, but {_numbered(run)} run; give one for each or for all")
-    return values
-
-
-def _micro_batches(run: Sequence[StageConfig], batch_size: int, given: PerStage[int] | None) -> tuple[int, ...]:
-    values = _for_stages(run, batch_size if given is None else given, "micro_batch")
-    for value in values:
-        check_number("micro_batch", value, least=1)
-    return tuple(min(value, batch_size) for value in values)
-
-
-def _tiles(run: Sequence[StageConfig], sizes: Sequence[Size], tile: Any) -> tuple[Tile | None, ...]:
-    """Return the tiles of super-resolution stages whose images are larger than a tile."""
-    result: list[Tile | None] = []
-    for stage, size, side in zip(run, sizes, _for_stages(run, tile, "tile"), strict=True):
-        if side is None or stage.low_resolution is None or max(size) <= side:
-            result.append(None)
-            continue
-        stride = stage.unet.total_stride
-        if stage.unet.coordinates:
-            raise UserError(f"stage {stage.resolution} is conditioned on pixel coordinates: it cannot run on tiles")
-        if side < 4 * stride:
-            raise UserError(f"stage {stage.resolution}: tile is {side}; it must be {4 * stride} or more")
-        result.append(tile_of(side, stride))
-    return tuple(result)
-
-
-def tile_of(side: int, stride: int) -> Tile:
-    """Return tiles of about this side for a U-Net of that total stride; adjacent tiles overlap by a quarter."""
-    return Tile(side=side // stride * stride, overlap=math.ceil(side / 4 / stride) * stride)
-
-
-def _numbered(stages: Sequence[StageConfig]) -> str:
-    names = ", ".join(str(stage.resolution) for stage in stages)
-    return f"{len(stages)} stage{'s' if len(stages) > 1 else ''} ({names})"

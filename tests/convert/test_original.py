@@ -90,7 +90,7 @@ OTHERS = {
 
 
 def first_format(unet: torch.nn.Module) -> dict[str, Tensor]:
-    """The state dict of diffusers' U-Net as IF's own code would have saved it."""
+    """Return the state dict of diffusers' U-Net in IF's original format."""
     made: dict[str, Tensor] = {}
 
     def put(module: Any, name: str) -> None:
@@ -157,7 +157,7 @@ def save(folder: Path, params: dict[str, Any], tensors: Any) -> Path:
 
 
 @pytest.mark.parametrize("stage", CASES)
-def test_every_tensor_has_its_place(stage: str, tmp_path: Path) -> None:
+def test_every_tensor_is_mapped(stage: str, tmp_path: Path) -> None:
     params, config, digest = CASES[stage]
     unet = random_unet(config)
     tensors = first_format(unet)
@@ -183,7 +183,7 @@ def test_the_published_structures() -> None:
         assert found == read_unet_config(published, "published")
 
 
-def test_two_stages_become_a_cascade(tmp_path: Path) -> None:
+def test_two_stages_convert_to_a_cascade(tmp_path: Path) -> None:
     folders = [
         save(tmp_path / name, CASES[name][0], first_format(random_unet(CASES[name][1]))) for name in ("I", "III")
     ]
@@ -247,14 +247,14 @@ def without(name: str) -> Callable[[dict[str, Tensor]], Any]:
         ),
     ],
 )
-def test_what_is_refused(tmp_path: Path, change: dict, tensors: Callable | None, reason: str) -> None:
+def test_unsupported_folders_are_rejected(tmp_path: Path, change: dict, tensors: Callable | None, reason: str) -> None:
     made = first_format(random_unet(CASES["I"][1]))
     folder = save(tmp_path / "first", ONE | change, made if tensors is None else tensors(made))
     with pytest.raises(UserError, match=reason):
         read_weights(folder, read_stage(folder))
 
 
-def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+def test_invalid_checkpoints_are_rejected(tmp_path: Path) -> None:
     folder = save(tmp_path / "first", ONE, {})
     stage = read_stage(folder)
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": print}))
@@ -283,14 +283,14 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     ],
     ids=["aliases", "deep", "long"],
 )
-def test_a_config_that_asks_for_too_much(tmp_path: Path, text: str, reason: str) -> None:
+def test_configs_beyond_the_limits_are_rejected(tmp_path: Path, text: str, reason: str) -> None:
     folder = save(tmp_path / "first", ONE, {})
     (folder / "config.yml").write_text(text)
     with pytest.raises(UserError, match=reason):
         read_stage(folder)
 
 
-def test_tensors_are_not_copied_where_they_need_not_be() -> None:
+def test_tensors_are_not_copied_unnecessarily() -> None:
     config = CASES["II"][1]
     tensors = first_format(random_unet(config))
     renamed = to_diffusers(tensors, {**config, "attention_head_dim": 8}, "weights")
