@@ -9,7 +9,7 @@ Shapes: R samples of a call (two for a guided image), B samples of a batch, CHW 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from greenlet import getcurrent
 from torch import Tensor
 
 from imagen.cascade import Cascade, Stage
+from imagen.lora import Fitted, applied
 from imagen.models.unet import TextCache, UNet
 from imagen.precision import Precision, autocast, autocast_dtype
 from imagen.stage.denoiser import Predict, build_predict
@@ -34,6 +35,7 @@ class Call:
     noise_R: Tensor
     cond: dict[str, Tensor]  # first axis R
     text_caches: list[CachedPrompt] = field(default_factory=list)  # shared by all calls of an image in a stage
+    lora: tuple[tuple[Fitted, float], ...] = ()  # with their weights
 
     @property
     def batch_size(self) -> int:
@@ -42,16 +44,17 @@ class Call:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Return stage and shapes; calls with equal keys fit into one batch."""
+        """Return stage, shapes and LoRA; calls with equal keys fit into one batch."""
         shapes = sorted((name, tuple(value.shape[1:])) for name, value in self.cond.items())
-        return (self.stage, tuple(self.x_RCHW.shape[1:]), *shapes)
+        lora = tuple((fitted.adapter.sha256, weight) for fitted, weight in self.lora)
+        return (self.stage, tuple(self.x_RCHW.shape[1:]), lora, *shapes)
 
 
 class BatchedStage(Stage):
     """A stage whose network evaluations are passed to the parent greenlet as `Call`s."""
 
     def __init__(self, stage: Stage, index: int):
-        super().__init__(stage.config, stage.unet, stage.info, stage.sha256)
+        super().__init__(stage.config, stage.unet, stage.info, stage.sha256, adapters=stage.adapters)
         self.index = index
 
     @contextmanager
@@ -62,7 +65,7 @@ class BatchedStage(Stage):
         def predict(x_BCHW: Tensor, noise_B: Tensor, **cond: Tensor) -> Tensor:
             parent = getcurrent().parent
             assert parent is not None, "a batched cascade runs in a greenlet per image"
-            return parent.switch(Call(self.index, x_BCHW, noise_B, cond, text_caches))
+            return parent.switch(Call(self.index, x_BCHW, noise_B, cond, text_caches, self.lora))
 
         yield predict
 
@@ -85,11 +88,14 @@ class NetworkBatcher:
         unet, self.dtype = stage.network.to_device(device, autocast_dtype(device, precision))
         self.unet, self.device = unet.eval(), device
         self._predict = build_predict(self.unet, self.dtype)
+        self._lora: tuple[tuple[Fitted, float], ...] = ()  # applied to the network now
+        self._applied = ExitStack()
         # The last batch's caches and their concatenation: the next batch usually has the same images.
         self._joined: tuple[list[TextCache], TextCache] | None = None
 
     def __call__(self, calls: Sequence[Call]) -> list[Tensor]:
         """Return the network's output [R, C, H, W] for each of `calls`, which must have equal keys."""
+        self._apply(calls[0].lora)
         cond: dict[str, Any] = {
             name: torch.cat([call.cond[name] for call in calls]) for name in calls[0].cond if name != "text"
         }
@@ -106,6 +112,14 @@ class NetworkBatcher:
             text_BLD = torch.cat([call.cond["text"] for call in calls])
             output_BCHW = self._predict(x_BCHW, noise_B, text=text_BLD, **cond)
         return list(output_BCHW.split([call.batch_size for call in calls]))
+
+    def _apply(self, lora: tuple[tuple[Fitted, float], ...]) -> None:
+        """Apply the LoRA of a batch, and remove that of the batch before, if they differ."""
+        if lora != self._lora:
+            self._applied.close()
+            self._lora = ()
+            self._applied.enter_context(applied(self.unet, lora))
+            self._lora = lora
 
     @staticmethod
     def _text_cache(unet: UNet, call: Call) -> TextCache:

@@ -55,6 +55,7 @@ class ImageRequest(BaseModel):
     spacing: Spacing | None = None
     damping: Each | None = None
     strength: Each | None = Field(default=None, description="share of the steps to take from init, 0 to 1")
+    lora: dict[str, float] | None = Field(default=None, max_length=16, description="weight of each LoRA by name")
     tile: int | None = Field(default=None, ge=1, le=65_536, description="side of the tiles, in pixels")
     init: str | None = Field(default=None, description="base64 of an image for image-to-image")
     mask: str | None = Field(default=None, description="base64: white or transparent is inpainted")
@@ -142,6 +143,7 @@ def prepare(
             size=size,
             batch_size=1,
             device=device,
+            lora=fields.lora,
             **options,
         )
         for j in range(fields.n)
@@ -199,6 +201,7 @@ def _command(fields: ImageRequest, inputs: InputImages, request: Request, cascad
             words.append(f"--{name.replace('_', '-')}={text}")
     if fields.guidance_interval is not None:
         words.append("--guidance-interval=" + ":".join(map(str, fields.guidance_interval)))
+    words += [f"--lora={name}.safetensors:{weight:g}" for name, weight in (fields.lora or {}).items()]
     words += ["--init=picture.png"] if inputs.init is not None else []
     words += ["--mask=mask.png"] if inputs.mask is not None else []
     words += ["--out", "pictures"]

@@ -74,10 +74,10 @@ class CompiledSteps:
             self._step = compile_function(_step, **self.options)
         programs, result = traced
         numbers = [number for program in programs for number in (program.logsnr, *program.constants)]
-        table = sent(torch.tensor(numbers, dtype=torch.float64).to(x_BCHW.dtype), x_BCHW.device)
-        rows = torch.split(table, [1 + len(program.constants) for program in programs])
+        sizes = [1 + len(program.constants) for program in programs]
+        table = torch.split(sent(torch.tensor(numbers, dtype=torch.float64).to(x_BCHW.dtype), x_BCHW.device), sizes)
         values = {"x": x_BCHW}
-        for number, (program, row) in enumerate(zip(programs, rows, strict=True)):
+        for number, (program, row) in enumerate(zip(programs, table, strict=True)):
             outputs = self._step(
                 program.update,
                 denoiser_at(program.logsnr),
@@ -107,8 +107,8 @@ def _step(
 ) -> tuple[Tensor, ...]:
     """Evaluate the denoiser and update x. numbers: the log-SNR, then the constants of `update`, 1-D."""
     estimate = denoise(x_BCHW, numbers[:1].expand(x_BCHW.shape[0]).contiguous())
-    updated: tuple[Tensor, ...] = update(estimate.x0, estimate.variance, numbers[1:].unbind(), noises, inputs)
-    return updated
+    outputs: tuple[Tensor, ...] = update(estimate.x0, estimate.variance, numbers[1:].unbind(), noises, inputs)
+    return outputs
 
 
 def trace_sampler(

@@ -19,6 +19,7 @@ from imagen.stage.loss import ForwardProcess
 from imagen.train.config import micro_batches
 from imagen.train.ema import Ema
 from imagen.train.experiment import override
+from imagen.train.layout import named_weights, permuted_weights
 from imagen.train.optim import build_optimizer
 from imagen.train.parallel import build_mesh, parallelize
 from imagen.train.plan.choice import candidates, checkpointings, choose, predicted_peak
@@ -91,7 +92,7 @@ def measure(what):
         if mesh is None:
             unet.to(memory_format=torch.channels_last)
         network = parallelize(unet, what.parallel, mesh, ranks.world_size)
-        optimizer = build_optimizer(unet.named_parameters(), what.optim)
+        optimizer = build_optimizer(named_weights(unet), what.optim, permuted=permuted_weights(unet))
         ema, watched = Ema(unet, 0.999), Watched(optimizer, unet)
         null_LD, cpu = torch.zeros(1, what.text.width), torch.device("cpu")
         noising = Marked(
