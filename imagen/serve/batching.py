@@ -35,7 +35,7 @@ class Call:
     noise_R: Tensor
     cond: dict[str, Tensor]  # first axis R
     text_caches: list[CachedPrompt] = field(default_factory=list)  # shared by all calls of an image in a stage
-    lora: tuple[tuple[Fitted, float], ...] = ()
+    lora: tuple[tuple[Fitted, float], ...] = ()  # with their weights
 
     @property
     def batch_size(self) -> int:
@@ -88,7 +88,7 @@ class NetworkBatcher:
         unet, self.dtype = stage.network.to_device(device, autocast_dtype(device, precision))
         self.unet, self.device = unet.eval(), device
         self._predict = build_predict(self.unet, self.dtype)
-        self._lora: tuple[tuple[Fitted, float], ...] = ()  # applied to the weights now
+        self._lora: tuple[tuple[Fitted, float], ...] = ()  # applied to the network now
         self._applied = ExitStack()
         # The last batch's caches and their concatenation: the next batch usually has the same images.
         self._joined: tuple[list[TextCache], TextCache] | None = None
@@ -114,7 +114,7 @@ class NetworkBatcher:
         return list(output_BCHW.split([call.batch_size for call in calls]))
 
     def _apply(self, lora: tuple[tuple[Fitted, float], ...]) -> None:
-        """Change the weights if the last calls used another LoRA."""
+        """Apply the LoRA of a batch, and remove that of the batch before, if they differ."""
         if lora != self._lora:
             self._applied.close()
             self._lora = ()

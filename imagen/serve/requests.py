@@ -55,7 +55,7 @@ class ImageRequest(BaseModel):
     spacing: Spacing | None = None
     damping: Each | None = None
     strength: Each | None = Field(default=None, description="share of the steps to take from init, 0 to 1")
-    lora: dict[str, float] | None = Field(default=None, max_length=16, description="weight of each LoRA, by name")
+    lora: dict[str, float] | None = Field(default=None, max_length=16, description="weight of each LoRA by name")
     tile: int | None = Field(default=None, ge=1, le=65_536, description="side of the tiles, in pixels")
     init: str | None = Field(default=None, description="base64 of an image for image-to-image")
     mask: str | None = Field(default=None, description="base64: white or transparent is inpainted")

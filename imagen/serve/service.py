@@ -70,7 +70,7 @@ class Service:
         return self.healthy and all(engine.ready.is_set() for engine in self.engines)
 
     def about(self) -> dict[str, Any]:
-        """Return what a page has to know: the stages and their defaults, the samplers and the limits."""
+        """Return what a page has to know: the stages and their defaults, the samplers, the LoRA and the limits."""
         limits = self.config.limits
         return {
             "version": __version__,
@@ -86,8 +86,8 @@ class Service:
                 }
                 for stage in self.cascade.stages
             ],
-            "lora": list(self.cascade.adapters),
             "samplers": list(sampler_names()),
+            "lora": list(self.cascade.adapters),
             "limits": {
                 "n": limits.n,
                 "steps": limits.steps,

@@ -69,7 +69,7 @@ def test_an_edited_picture_is_made_again_from_the_same_pictures(two, tmp_path):
         ({}, "give its init image"),
         ({"init": init}, "give its mask"),
         ({"init": noisy(32, 32, 1), "mask": mask}, "that is not its init image"),
-        ({"init": init, "mask": mask, "start": init}, "made without picture|made without the picture"),
+        ({"init": init, "mask": mask, "start": init}, "made without an image to upsample"),
     ):
         with pytest.raises(UserError, match=message):
             regenerate_request(two, path, **given)

@@ -276,7 +276,7 @@ def test_timeout_is_504():
 def test_two_engines_share_the_work():
     with serving(engines=2) as server, server.client() as http:
         assert len(pictures(http.post("/v1/images/generations", json={"prompt": "cat", "n": 4, "seed": 1}))) == 4
-        drawn = [engine._arrived for engine in server.service.engines]
+        drawn = [engine._scheduler._arrived for engine in server.service.engines]
         assert drawn == [2, 2]
 
 

@@ -60,7 +60,7 @@ def message(response, status: int) -> str:
         ({"prompt": "x", "seed": 2**63 - 1, "n": 2}, 422, "seed is"),
         ({"prompt": "x", "seed": 10**400}, 422, "seed"),
         ({"prompt": "x", "sampler": "euler"}, 422, "unknown sampler 'euler'; choose ddim"),
-        ({"prompt": "x", "lora": "../weights"}, 422, "unknown field 'lora'"),
+        ({"prompt": "x", "lora": "../weights"}, 422, "lora is no object"),
         ({"prompt": ["x"]}, 422, "prompt is ['x']"),
         ({"prompt": "a\0b"}, 422, "zero byte"),
         ({"prompt": "\ud800"}, 422, "not UTF-8"),
@@ -279,7 +279,7 @@ def test_floods_of_headers(running, http):
 
 
 def test_other_methods_and_no_upgrades(http):
-    assert message(http.put("/api/generate", content=b"{}"), 405) == "this address does not take that method"
+    assert message(http.put("/api/generate", content=b"{}"), 405) == "this address does not support the method"
     assert message(http.request("QUIRK", "/api/generate"), 405)
     assert message(http.get("/nowhere"), 404) == "there is nothing at this address"
     upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "x", "Sec-WebSocket-Version": "13"}
