@@ -15,6 +15,8 @@ _FUNCTIONS: tuple[Callable[[], Experiment], ...] = (
     emoji.emoji_1024,
     fluent.fluent_32,
     fluent.fluent_64,
+    fluent.fluent_256,
+    fluent.fluent_1024,
     jobs.text2im_64_397m,
     jobs.text2im_64_2b,
     jobs.text2im_64_deberta,
