@@ -24,9 +24,8 @@ def test_prompts_are_of_what_was_held_out(asked: Asked) -> None:
     assert {kind for kind, chosen in asked.items() if chosen} == {"single", "people", "relation", "count"}
     for scene in asked["single"]:
         (placed,) = scene.placed
-        text = (
-            f"{placed.drawing.article}{placed.drawing.name} on {'an' if scene.background.colour == 'orange' else 'a'}"
-        )
+        colour = scene.background.colour
+        text = f"{placed.drawing.article}{placed.drawing.name} on {'an' if colour == 'orange' else 'a'}"
         assert prompt(scene).prompt == f"{text} {colour} background"
         assert colour == heldout_colour(placed.drawing)
     for scene in asked["people"]:
