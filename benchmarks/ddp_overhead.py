@@ -27,7 +27,7 @@ def main() -> None:
     print(describe_machine(machine()), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch, "shards")
-        emoji = ["data", "emoji", "--out", str(data), "--sizes", "64", "256", "--objects", "8"]
+        emoji = ["data", "emoji", "--out", str(data), "--sizes", "64,256", "--objects", "8"]
         subprocess.run([sys.executable, "-m", "imagen", *emoji], check=True, stdout=subprocess.DEVNULL)
         speeds: dict[str, list[float]] = {name: [] for name in LAYOUTS}
         for number in range(options.rounds):

@@ -13,7 +13,7 @@ from pathlib import Path
 from imagen.data.shards.dataset import splits
 from imagen.data.shards.mapped import MappedTensors
 
-T5_XXL = 4096  # numbers a token
+T5_XXL = 4096  # embedding dimension
 
 
 def main() -> None:

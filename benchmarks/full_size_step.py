@@ -30,15 +30,14 @@ from torch import nn
 from imagen.data.embed.sidecar import to_bf16_bits, write_sidecar
 from imagen.data.shards.dataset import index_folder, open_split, splits
 from imagen.emoji.dataset import build_emoji
-from imagen.jsonconfig import to_json
 from imagen.models.config import UNetConfig
 from imagen.presets import preset
-from imagen.text.encoder import TextConfig
-from imagen.train import trainer as training
+from imagen.text.config import TextConfig
+from imagen.train import model as training
 from imagen.train.experiment import Experiment
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
-from imagen.train.ranks import Ranks, joined
+from imagen.train.ranks import Ranks, process_group
 from imagen.train.trainer import Trainer
 
 JOBS = ("text2im_64_397m", "sr_256_600m", "sr_1024_400m")
@@ -65,24 +64,24 @@ def run(options: argparse.Namespace, name: str, data: Path) -> None:
     """One rank's part."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.ranks))
     what = experiment(options, name)
-    with joined("cpu") as ranks, tempfile.TemporaryDirectory() as scratch:
-        folder = ranks.from_first(lambda: scratch)
+    with process_group("cpu") as ranks, tempfile.TemporaryDirectory() as scratch:
+        folder = ranks.on_first(lambda: scratch)
         if ranks.world_size > 1:
             what = dataclasses.replace(what, parallel=ParallelConfig(shard=options.shard))
         if ranks.world_size > 1:
             build_in_turn(ranks)
-        trainer = Trainer(what, to_json(what), data, Path(folder), ranks=ranks)
+        trainer = Trainer(what, data, Path(folder), ranks=ranks)
         if options.no_checkpoint:
-            trainer.kept.checkpoints.save = lambda *_: None  # type: ignore[method-assign]
+            trainer.run.checkpointer.checkpoints.save = lambda *_: None  # type: ignore[method-assign]
         began = time.monotonic()
-        trainer.run(None, None, None)
+        trainer.train()
         seconds = time.monotonic() - began
         peak = ranks.gather_objects(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-        if ranks.first:
+        if ranks.is_first:
             rows = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
-            last = rows[-1]
+            last, parameters = rows[-1], trainer.run.model.parameters
             print(
-                f"{name}: {trainer.parameters / 1e6:,.1f}M parameters, loss {last['loss']:.4f}, gradient norm "
+                f"{name}: {parameters / 1e6:,.1f}M parameters, loss {last['loss']:.4f}, gradient norm "
                 f"{last['grad_norm']:.4f}, {what.train.batch_size / last['images_per_s']:.1f} s a step of "
                 f"{what.train.batch_size}, {seconds:.0f} s in all, peak {max(peak):.1f} GiB a rank",
                 flush=True,

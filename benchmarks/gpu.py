@@ -170,8 +170,7 @@ def card(device: Any, dry: bool) -> Rows:
     import torch.nn.functional as F
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from imagen.kernels import philox
-    from imagen.models.kernels import TRITON, fused, group_norm
+    from imagen.kernels import TRITON, fused, group_norm, philox
 
     row: dict[str, Any] = {"torch": torch.__version__, "triton": TRITON}
     if not dry:
@@ -247,7 +246,7 @@ class Training:
         from imagen.models.unet import UNet
         from imagen.precision import autocast, autocast_dtype
         from imagen.presets import preset
-        from imagen.stage.loss import Noising
+        from imagen.stage.loss import ForwardProcess
         from imagen.train.ema import Ema
         from imagen.train.half import HalfCopy
         from imagen.train.optim import build_optimizer
@@ -268,7 +267,7 @@ class Training:
         self.optimizer = build_optimizer(self.unet.named_parameters(), what.optim)
         self.ema = Ema(self.unet, 0.9999)
         text = what.text
-        self.noising = Noising(
+        self.noising = ForwardProcess(
             *(what.stage,),
             seed=0,
             batch_size=batch,
@@ -280,7 +279,7 @@ class Training:
 
     def __call__(self) -> Any:
         from imagen.train.step import launch_step
-        from imagen.train.trial import random_batch
+        from imagen.train.throughput import random_batch
 
         self.number += 1
         batch = random_batch(self.experiment, self.number * self.batch, self.batch)
@@ -312,18 +311,19 @@ def fill_zeros(unet: Any) -> None:
 def training(name: str, batch: int, device: Any, compiled: bool, dry: bool) -> dict[str, Any]:
     import torch
 
-    from imagen.train.flops import meta_unet, picture_flops, stated_tflops
+    from imagen.gpus import identify_gpu
+    from imagen.train.flops import meta_unet, picture_flops
 
     began = time.monotonic()
     step = Training(name, batch, device, compiled)
-    first = step().read()
+    first = step().result()
     started_s = time.monotonic() - began
     ms = timed(step, device, 1 if dry else 10, 1)
     flops = picture_flops(meta_unet(step.experiment), step.experiment, backward=True) * batch
     row = {"start_s": started_s, "ms": ms, "images_per_s": 1e3 * batch / ms, "loss": sum(first.losses) / batch}
-    peak = None if dry else stated_tflops(torch.cuda.get_device_name())
-    if peak is not None:
-        row["mfu"] = flops / (ms / 1e3) / (peak[0] * 1e12)
+    gpu = None if dry else identify_gpu(torch.cuda.get_device_name())
+    if gpu is not None and gpu.tflops is not None:
+        row["mfu"] = flops / (ms / 1e3) / (gpu.tflops * 1e12)
     row |= memory(device)
     if not dry:
         row["synchronisations"] = synchronisations(step)
@@ -407,11 +407,11 @@ def if_m(device: Any, dry: bool) -> Rows:
     import if_step
     import torch
 
-    from imagen.diffusion.samplers import ddpm, step_logsnrs
+    from imagen.diffusion.samplers import create_sampler, step_logsnrs
     from imagen.diffusion.schedule import build_schedule
     from imagen.models.unet import UNet
+    from imagen.stage.denoiser import Conditioning, build_denoiser, build_predict
     from imagen.stage.network import Network
-    from imagen.stage.sampling import denoiser, predict_by
 
     stage = if_shaped(32 if dry else 192)
     levels = step_logsnrs(build_schedule(stage.schedule, 64), 100)[50:52]
@@ -420,16 +420,15 @@ def if_m(device: Any, dry: bool) -> Rows:
         with torch.device(device):
             unet = UNet(stage.unet).requires_grad_(False)
         fill_zeros(unet)
-        network, around = Network(unet, options).on(device, dtype)
+        network, around = Network(unet, options).to_device(device, dtype)
         for batch in (1,) if dry else (1, 8):
             text, null = torch.randn(2, batch, 77, stage.unet.text_width, device=device)
             x, noise = torch.randn(2, batch, 3, 64, 64, device=device)
-            denoise = denoiser(
-                predict_by(network.eval(), around), stage, stage.sampling, {"text": text}, {"text": null}
-            )
+            conditioning = Conditioning({"text": text}, {"text": null})
+            denoise = build_denoiser(build_predict(network.eval(), around), stage, stage.sampling, conditioning)
 
             def step(denoise: Any = denoise, x: Any = x, noise: Any = noise) -> Any:
-                return ddpm(denoise, x, levels, noise=lambda: noise)
+                return create_sampler("ddpm").sample(denoise, x, levels, noise=lambda: noise)
 
             row = {"ms": timed(step, device, 2 if dry else 20)}
             row["steps_per_s"] = 1e3 / row["ms"]
@@ -570,7 +569,7 @@ def trainer(device: Any, dry: bool) -> Rows:
         encode_shards(data, encoder, progress=False)
         for part in ("the whole run", "the same command again"):
             began = time.monotonic()
-            ended = train_run(what, data, run, ranks=Ranks(device), say=lambda line: None)
+            ended = train_run(what, data, run, ranks=Ranks(device), report=lambda line: None)
             last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
             kept = ("loss", "images_per_s", "data_wait", "mfu", "memory_gb")
             row = {name: last[name] for name in kept if name in last}
@@ -587,7 +586,7 @@ class RandomText:
     def lengths(self, captions: list[str]) -> list[int]:
         return [1 + len(caption) % 24 for caption in captions]
 
-    uncut_lengths = lengths
+    untruncated_lengths = lengths
 
     def encode(self, captions: list[str]) -> list[Any]:
         import torch

@@ -25,13 +25,14 @@ from torch import Tensor, nn
 
 from imagen.cascade.storage import read_manifest, read_tensors, write_cascade
 from imagen.convert.deepfloyd import MAX_TOKENS, read_stage, read_weights
-from imagen.diffusion.samplers import ddpm, step_logsnrs
+from imagen.diffusion.samplers import create_sampler, step_logsnrs
 from imagen.diffusion.schedule import build_schedule
 from imagen.errors import UserError
 from imagen.files import write_json
 from imagen.stage.config import StageConfig
-from imagen.stage.sampling import build_unet, denoiser, predict_by
-from imagen.text.encoder import TextConfig
+from imagen.stage.denoiser import Conditioning, build_denoiser, build_predict
+from imagen.stage.weights import build_unet
+from imagen.text.config import TextConfig
 
 WIDTH = 4096  # of T5-XXL's tokens
 STEPS, STEP = 100, 50  # the step in the middle of IF's 100
@@ -142,10 +143,11 @@ def our_step(unet: nn.Module, config: StageConfig, dtype: torch.dtype | None) ->
     text, null = texts()
     mask = {"text_mask": torch.ones(text.shape[:2], dtype=torch.bool)}
     # Made once for all steps of a picture, as in sampling: the first call also reads the text, and is not timed.
-    denoise = denoiser(predict_by(unet, dtype), config, config.sampling, {"text": text, **mask}, {"text": null, **mask})
+    conditioning = Conditioning({"text": text, **mask}, {"text": null, **mask})
+    denoise = build_denoiser(build_predict(unet, dtype), config, config.sampling, conditioning)
 
     def step(x_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
-        return ddpm(denoise, x_BCHW, levels, noise=lambda: noise_BCHW)
+        return create_sampler("ddpm").sample(denoise, x_BCHW, levels, noise=lambda: noise_BCHW)
 
     return step
 

@@ -32,9 +32,10 @@ from PIL import Image
 from safetensors import safe_open
 
 from imagen.text import encoder as text
-from imagen.text.encoder import TextConfig, load_text_encoder
+from imagen.text.config import TextConfig
+from imagen.text.encoder import load_text_encoder
 from imagen.train import checkpoint
-from imagen.train.checkpoint_account import read_account
+from imagen.train.checkpoint_metadata import read_checkpoint_metadata
 
 FORK = multiprocessing.get_context("fork")  # a process in milliseconds
 # Of what the parent imports, so that the moments are not spent on imports.
@@ -47,7 +48,7 @@ MODULES = (
         "imagen.data.embed.encode",
         "imagen.emoji.dataset",
     ),
-    *("imagen.cli.commands", "imagen.presets", "imagen.train.trainer", "transformers"),
+    *("imagen.cli.table", "imagen.presets", "imagen.train.trainer", "transformers"),
 )
 TIMING = {"images_per_s", "data_wait", "data_wait_rank", "slowest_rank", "slowest_by", "memory_gb", "mfu", "eta_s"}
 TRAIN = {
@@ -267,7 +268,7 @@ def _row(line: bytes) -> dict[str, object] | None:
 def _tensors(step: Path) -> bytes:
     """Of a checkpoint: names, types, shapes and bytes."""
     found = b""
-    for kind in sorted({name.partition(".")[0] for name in read_account(step).state_dict_metadata}):
+    for kind in sorted({name.partition(".")[0] for name in read_checkpoint_metadata(step).state_dict_metadata}):
         for name, value in sorted(checkpoint.read(step, kind).items()):
             found += f"{kind} {name} {value.dtype} {tuple(value.shape)} ".encode()
             found += value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

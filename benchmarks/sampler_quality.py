@@ -1,7 +1,7 @@
 """Quality against network calls for each sampler: KID of pictures of training captions against the other real drawings.
 
     python benchmarks/sampler_quality.py draw emoji --data SHARDS --out DIR --sampler dpmpp_2m --steps 20
-    python benchmarks/sampler_quality.py score --data SHARDS --out DIR --plot docs/samplers.png
+    python benchmarks/sampler_quality.py score --data SHARDS --out DIR --plot docs/images/samplers.png
 
 draw: pictures of captions spread evenly over the training split; picture i has seed i, whatever the sampler. May be
 stopped and run again, and be shared by ranks under torchrun. score: one line for each folder in DIR, with a standard
@@ -20,7 +20,7 @@ from PIL import Image
 
 import imagen
 from imagen.cascade import write_samples
-from imagen.data.loading.batches import dataset_batch
+from imagen.data.loading.stream import dataset_batch
 from imagen.data.shards.dataset import open_split
 from imagen.evaluate.distance import kid
 from imagen.evaluate.features import load_classifier, picture_features

@@ -1,9 +1,12 @@
 """Pictures a second of the serving engine: one at a time, and several at once, at each stage of the packaged cascade.
 
-    python benchmarks/serve_batching.py [--precision auto] [--threads N] [--rounds N] [--json FILE]
+    python benchmarks/serve_batching.py [--precision auto] [--threads N] [--rounds N] [--seconds S] [--json FILE]
 
 The engine's turns are called here, in this thread, so that processor time is that of drawing alone. Requests differ in
-prompt and seed. The counts take turns in each round. Needs `imagen-cascade[demo,serve]`.
+prompt and seed. Each round measures all counts, in turn forwards and backwards. After --seconds, loading included, it
+ends where it stands: what is half measured is dropped, and what was not measured at all is named. "busy" is the share
+of the threads' time in which they ran. Far below 100 %, other processes held the processor, and wall time says little:
+threads wait for each other in every layer, so two of them suffer most. Needs `imagen-cascade[demo,serve]`.
 """
 
 import argparse
@@ -24,12 +27,15 @@ from imagen.serve.metrics import Metrics
 from imagen.serve.work import Step, Work
 
 PROMPTS = ("an octopus on a blue background", "a cat on a green background", "a pizza on a red background")
-COUNTS = {1: (1, 4, 16, 32), 2: (1, 4)}  # pictures at once, by the number of stages
+COUNTS = ((1, 1), (1, 4), (1, 16), (1, 32), (2, 1), (2, 4))  # stages that run, and pictures at once
+PICTURES = {1: 4, 2: 2}  # of a measurement, by stages; never fewer than are drawn at once
+
+Rate = tuple[float, float]  # pictures per second of wall time, and of processor time
 
 
-def rate(engine: Engine, count: int, stages: int) -> tuple[float, float]:
-    """Pictures a second of wall time, and of processor time, `count` at once."""
-    left = 2 * max(count, 4)
+def rate(engine: Engine, count: int, stages: int, end: float) -> Rate | None:
+    """Draw pictures, `count` at once, each begun where one ends; None if time is up first (`time.perf_counter`)."""
+    left = max(count, PICTURES[stages])
     plans = [
         engine.cascade.plan(
             [PROMPTS[i % 3]], seeds=[i], stages=stages, batch_size=1, device="cpu", precision=engine.precision
@@ -52,6 +58,8 @@ def rate(engine: Engine, count: int, stages: int) -> tuple[float, float]:
     for _ in range(count):
         begin()
     while left:
+        if time.perf_counter() > end:
+            return None
         engine._admit()
         engine._turn()
     return total / (time.perf_counter() - began), total / (time.process_time() - cpu)
@@ -62,31 +70,58 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=200.0)
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
+    end = time.perf_counter() + options.seconds  # loading included: a busy machine takes its time for that, too
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
-    cascade = Cascade.load("emoji", precision=options.precision)
+    cascade = Cascade.load("emoji", precision=options.precision, stages=max(stages for stages, _ in COUNTS))
     engine = Engine(cascade, Limits(), torch.device("cpu"), Metrics(), options.precision)
     engine._answering = [Answering(stage, engine.device, engine.precision) for stage in cascade.stages]
-    cascade.sample(PROMPTS, device="cpu", precision=engine.precision, stages=2, progress=False)  # texts, and warm
-    rows = []
-    for stages, counts in COUNTS.items():
-        found: dict[int, list[tuple[float, float]]] = {count: [] for count in counts}
-        for number in range(options.rounds):
-            for count in counts if number % 2 else reversed(counts):
-                found[count].append(rate(engine, count, stages))
-        for count, rates in found.items():
-            wall, cpu = (statistics.median(column) for column in zip(*rates, strict=True))
-            ratio = [statistics.median(r[i] / a[i] for r, a in zip(rates, found[1], strict=True)) for i in (0, 1)]
-            rows.append({"stages": stages, "at_once": count, "wall": wall, "cpu": cpu, "ratio": ratio, "rates": rates})
-            print(
-                f"{stages} stage(s), {count:2} at once: {wall:5.2f}/s ({ratio[0]:.2f} x), "
-                f"{cpu:5.2f} per CPU second ({ratio[1]:.2f} x)",
-                flush=True,
-            )
-    print(describe_machine(machine()))
-    write_json(options.json, {"machine": machine(), "precision": engine.precision, "rows": rows})
+    cascade.sample(PROMPTS, device="cpu", precision=engine.precision, steps=2, progress=False)  # texts, and warm
+    rates = measured(engine, options.rounds, end)
+    for stages, count in COUNTS:
+        if (stages, count) not in rates:
+            print(f"{stages} stage(s), {count:2} at once: not measured, there was no time")
+    rows = [row(*key, rates[key], rates[key[0], 1]) for key in COUNTS if key in rates and (key[0], 1) in rates]
+    for each in rows:
+        print(
+            "{stages} stage(s), {at_once:2} at once: {wall:5.2f}/s ({ratio[0]:.2f} x), "
+            "{cpu:5.2f} per CPU second ({ratio[1]:.2f} x), {rounds} round(s), "
+            "busy {busy:.0%}".format(**each, busy=each["wall"] / each["cpu"] / options.threads)
+        )
+    print(f"{options.threads} thread(s); {describe_machine(machine())}")
+    result = {"machine": machine(), "precision": engine.precision, "threads": options.threads, "rows": rows}
+    write_json(options.json, result)
+
+
+def measured(engine: Engine, rounds: int, end: float) -> dict[tuple[int, int], list[Rate]]:
+    """The rates of each count, round by round, until `end` (`time.perf_counter`)."""
+    found: dict[tuple[int, int], list[Rate]] = {}
+    for number in range(rounds):
+        for stages, count in COUNTS if number % 2 == 0 else reversed(COUNTS):
+            each = rate(engine, count, stages, end)
+            if each is None:
+                return found
+            found.setdefault((stages, count), []).append(each)
+        print(f"round {number + 1} of {rounds} is done", flush=True)
+    return found
+
+
+def row(stages: int, count: int, rates: list[Rate], alone: list[Rate]) -> dict[str, Any]:
+    """Medians; ratios are those of medians, since the last round may have ended before its turn."""
+    wall, cpu = (statistics.median(column) for column in zip(*rates, strict=True))
+    ratio = [statistics.median(r[i] for r in rates) / statistics.median(a[i] for a in alone) for i in (0, 1)]
+    return {
+        "stages": stages,
+        "at_once": count,
+        "rounds": len(rates),
+        "wall": wall,
+        "cpu": cpu,
+        "ratio": ratio,
+        "rates": rates,
+    }
 
 
 if __name__ == "__main__":

@@ -20,12 +20,12 @@ from imagen.files import write_json
 from imagen.models.unet import UNet
 from imagen.precision import Precision, autocast, autocast_dtype, precision_name
 from imagen.presets import preset
-from imagen.stage.loss import Noising
+from imagen.presets.description import describe
+from imagen.stage.loss import ForwardProcess
 from imagen.train.ema import Ema
 from imagen.train.experiment import Experiment
 from imagen.train.optim import build_optimizer
-from imagen.train.run import describe
-from imagen.train.trial import random_batch
+from imagen.train.throughput import random_batch
 
 PHASES = ("noise", "forward", "backward", "clip, optimizer, EMA")
 
@@ -93,7 +93,7 @@ def measure(experiment: Experiment, batch: int, steps: int, dtype: torch.dtype |
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(unet.named_parameters(), experiment.optim)
     ema = Ema(unet, experiment.train.ema_decay)
-    noising = Noising(
+    noising = ForwardProcess(
         experiment.stage,
         seed=0,
         batch_size=batch,

@@ -1,26 +1,68 @@
-"""Imagen: text-to-image diffusion cascades in pixel space (arXiv 2205.11487)."""
+"""Imagen: text-to-image diffusion cascades in pixel space (arXiv 2205.11487).
 
+    import imagen
+
+    cascade = imagen.load("emoji")
+    cascade.sample("a red apple")[0].save("apple.png")
+
+Importing it is quick: torch comes with the first use of a name.
+"""
+
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imagen.errors import UserError
+from imagen.hints import keyword_hints
+from imagen.version import __version__
+
 if TYPE_CHECKING:
-    from imagen.cascade import Cascade
+    from imagen.cascade.cascade import Cascade
+    from imagen.diffusion.noise import Variation
     from imagen.precision import Precision
+    from imagen.train.run import train_run
 
-__version__ = "0.1.0"
 __title__ = "imagen-cascade"  # tells this `imagen` from others (imagen_cascade.py)
+__all__ = ["Cascade", "UserError", "Variation", "__version__", "load", "train_run"]
+_LAZY = {
+    "Cascade": "imagen.cascade.cascade",
+    "Variation": "imagen.diffusion.noise",
+    "train_run": "imagen.train.run",
+}
+
+_PACKAGES = ("cascade", "convert", "data", "evaluate", "presets", "stage", "text", "train")
 
 
-def load(path: Any, *, stages: int | None = None, precision: "Precision" = "fp32") -> "Cascade":
-    """The cascade in a folder, or the one stage of a training run; `imagen.load(path).sample(["a red apple"])`.
+@keyword_hints
+def load(
+    path: str | Path, *, stages: int | None = None, precision: "Precision" = "fp32", int8_text: bool = False
+) -> "Cascade":
+    """Load a cascade, or the one stage of a training run.
 
-    path: a folder; the name of weights that come with the package, "emoji"; else org/name on the Hugging Face hub, of
-        whose files only safetensors and JSON are read.
-    stages: only the first so many.
-    precision: "bf16" or "fp16" holds the weights in half of the memory, for sampling in that format; "auto": as the
-        processor multiplies.
+    path: a folder; the name of weights that come with the package, "emoji"; or org/name on the Hugging Face hub, from
+        where only safetensors and JSON are read.
+    stages: only this many, from the base on.
+    precision: "bf16" or "fp16" holds the weights in half of the memory, for sampling in that format; "auto": the format
+        in which the device multiplies fastest.
+    int8_text: hold the text encoder's weights in 8 bits.
 
-    Raises UserError if anything is missing or damaged.
+    Raises UserError if anything is missing or damaged. `Cascade.sample` takes all other options.
     """
-    from imagen.cascade import Cascade
+    from imagen.cascade.cascade import Cascade
 
-    return Cascade.load(path, stages=stages, precision=precision)
+    return Cascade.load(path, stages=stages, precision=precision, int8_text=int8_text)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:  # `imagen.train.config` after `import imagen` alone
+        from importlib import import_module
+
+        return import_module(f"imagen.{name}")
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

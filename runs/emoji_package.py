@@ -1,17 +1,17 @@
-"""Puts a reference run into the package: 16-bit weights, curves, and the pictures of README and docs/reference.md.
+"""Put a reference run into the package: 16-bit weights, curves, and the pictures of README and docs.
 
     python runs/emoji_package.py DIR        (what runs/emoji_reference.sh made; from the repository's root)
 
 imagen/weights/emoji/       the cascade
 imagen/weights/curves.json  those of the three runs
-docs/reference-*.png        curves by preset; 64 samples of held-out prompts, enlarged once
+docs/images/reference-*.png  curves by preset; 64 samples of held-out prompts, enlarged once
 """
 
 import argparse
 from pathlib import Path
 
 from imagen.cascade import Cascade, assemble
-from imagen.cascade.halve import halve
+from imagen.cascade.float16 import convert_to_float16
 from imagen.emoji.dataset import heldout_counts, heldout_prompts, heldout_relations
 from imagen.evaluate.compare import draw, keep_as_reference
 from imagen.files import read_json, write_json
@@ -20,7 +20,7 @@ from imagen.pictures import contact_sheet, write_png
 from imagen.presets import preset
 
 RUNS = ("base", "sr_256", "sr_1024")
-WEIGHTS, CURVES, DOCS = Path("imagen/weights/emoji"), Path("imagen/weights/curves.json"), Path("docs")
+WEIGHTS, CURVES, DOCS = Path("imagen/weights/emoji"), Path("imagen/weights/curves.json"), Path("docs/images")
 MOST = 40_000_000  # bytes of weights
 
 
@@ -32,7 +32,7 @@ def main() -> None:
 
     assemble(runs, WEIGHTS)
     take_sampling_from_presets(WEIGHTS / "cascade.json")
-    size = halve(WEIGHTS)
+    size = convert_to_float16(WEIGHTS)
     for file in WEIGHTS.iterdir():
         file.chmod(0o644)  # safetensors writes for its user alone; a wheel would keep that
     print(f"{WEIGHTS}: {size / 1e6:.2f} MB of weights")

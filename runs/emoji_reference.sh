@@ -9,7 +9,7 @@
 # and 35 to 40 minutes of one for each of the others, estimated from the speed of each alone.
 # Scores to expect, 64 held-out prompts of each kind, guidance 2: object 100 %, colour 100 %, number 70 %, pair in its
 # relation 5 %; super-resolution +3.4 dB and +2.7 dB over bicubic. The base of these stopped at step 6,764 of 8,000; see
-# docs/reference.md. More steps: BASE_STEPS, SR_STEPS.
+# docs/explanation/reference-run.md. More steps: BASE_STEPS, SR_STEPS.
 set -eu
 out=${1:-reference}
 
@@ -17,8 +17,8 @@ out=${1:-reference}
 # Many scenes, since there are more pairs than the network could learn by heart.
 imagen data emoji --out "$out/single" --sizes 64
 imagen data emoji --out "$out/scenes" --sizes 64 --variants 12 --relations 0.4 --counts 0.25 ${STYLES:-}
-imagen data emoji --out "$out/small" --sizes 64 256 --relations 0.25 --counts 0.15 ${STYLES:-}
-imagen data emoji --out "$out/large" --sizes 256 1024 --variants 1 --relations 0.25 --counts 0.15 ${STYLES:-}
+imagen data emoji --out "$out/small" --sizes 64,256 --relations 0.25 --counts 0.15 ${STYLES:-}
+imagen data emoji --out "$out/large" --sizes 256,1024 --variants 1 --relations 0.25 --counts 0.15 ${STYLES:-}
 
 imagen train emoji_64 --data "$out/single" --out "$out/base" --train.steps 3055
 imagen train emoji_64 --data "$out/scenes" --out "$out/base" --train.steps "${BASE_STEPS:-8000}" --optim.schedule cosine

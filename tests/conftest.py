@@ -26,10 +26,10 @@ LONGEST = (
     "fuzz/test_fuzz",
     "train/test_runs",
     "emoji/test_demo",
-    "cli/test_cli",
+    "cli/test_train",
     "emoji/test_reference",
     "train/test_restart",
-    "cli/test_cli_data",
+    "cli/test_data_build",
     "train/test_resume",
     "data/build/test_cluster",
 )
@@ -84,7 +84,7 @@ def made(imagen, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    imagen("data", "emoji", "--out", folder / "shards", "--objects", 2, "--sizes", 64, 256)
+    imagen("data", "emoji", "--out", folder / "shards", "--objects", 2, "--sizes", "64,256")
     where = ["--data", folder / "shards", "--out"]
     imagen("train", "debug_64", *where, folder / "base", "--train.steps", 4, *QUICK)
     imagen("train", "debug_256", *where, folder / "sr", "--train.steps", 2, *QUICK)

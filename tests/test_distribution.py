@@ -68,7 +68,7 @@ def test_the_name_is_that_of_the_metadata():
 
 def test_messages_and_pages_name_no_other_package():
     """`pip install imagen` would install somebody else's."""
-    for path in [*ROOT.glob("imagen/**/*.py"), *ROOT.glob("docs/*.md"), ROOT / "README.md"]:
+    for path in [*ROOT.glob("imagen/**/*.py"), *ROOT.glob("docs/**/*.md"), ROOT / "README.md"]:
         text = path.read_text(encoding="utf-8")
         assert "pip install imagen\n" not in text and "pip install 'imagen[" not in text, path
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from imagen import limits
-from imagen.cascade.remake import Conditions, Made, MadeVariation
+from imagen.cascade.provenance import Conditions, Provenance, VariationProvenance
 from imagen.data.loading.config import DataConfig
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.diffusion.schedule import ScheduleConfig
@@ -16,8 +16,9 @@ from imagen.errors import UserError
 from imagen.models.config import Level, UNetConfig
 from imagen.presets import PRESETS, preset
 from imagen.stage.config import SamplingConfig, StageConfig
-from imagen.text.encoder import TextConfig
-from imagen.train.config import OptimConfig, TrainConfig
+from imagen.text.config import TextConfig
+from imagen.train.config import TrainConfig
+from imagen.train.optim import OptimConfig
 
 TABLES = {
     Level: limits.LEVEL,
@@ -30,9 +31,9 @@ TABLES = {
     DataConfig: limits.DATA,
     TrainConfig: limits.TRAIN,
     OptimConfig: limits.OPTIM,
-    Made: limits.MADE,
+    Provenance: limits.MADE,
     Conditions: limits.CONDITIONS,
-    MadeVariation: limits.VARIATION,
+    VariationProvenance: limits.VARIATION,
 }
 # Numbers that are bounded where they are used, beside others.
 ELSEWHERE = {

@@ -11,9 +11,9 @@ import pytest
 from command_line import command
 from PIL import Image
 
-import imagen.train.run as running
 from imagen.cli import failures
 from imagen.errors import UserError
+from imagen.presets import description
 from imagen.torchrun import Place, check_meeting_point, place
 
 DEEP = "[" * 900 + "]" * 900
@@ -45,7 +45,7 @@ WORD, WORDS = "a" * 1_200_000, "cat " * 300_000
         ("--stages 99999999999999999999", "is not a whole number below 2.63"),
         ("--size 99999999999 64", "--size: '99999999999' is too many"),
         ("--batch-size 99999999999", "is too many"),
-        ("--rows 99999999999", "is too many"),
+        ("--micro-batch 99999999999", "is too many"),
         ("--tile 99999999999", "is too many"),
         ("--device cpu:7", "--device cpu:7: not available here; this machine has cpu"),
         ("--device hpu", "--device hpu: "),
@@ -228,7 +228,7 @@ def test_evaluations_that_cannot_be_finished_are_not_begun(made, mistake, monkey
     def draw(*_arguments, **_options):
         raise AssertionError("nothing may be drawn")
 
-    monkeypatch.setattr("imagen.cascade.cascade.run", draw)
+    monkeypatch.setattr("imagen.cascade.cascade.Cascade.run", draw)
     assert message in mistake("evaluate", made / "base", *more)
 
 
@@ -244,7 +244,7 @@ def failing(monkeypatch, tmp_path):
         def fail(*_arguments, **_options):
             raise error
 
-        monkeypatch.setattr(running, "describe", fail)
+        monkeypatch.setattr(description, "describe", fail)
         return command("presets", "--json")
 
     return fail_with

@@ -9,7 +9,7 @@ import pytest
 from imagen.cli import main
 
 README = Path(__file__).parent.parent / "README.md"
-SMALLER = {"emoji_64": "debug_64", "emoji_256": "debug_256", "--sizes 64 256": "--sizes 64 256 --objects 4"}
+SMALLER = {"emoji_64": "debug_64", "emoji_256": "debug_256", "--sizes 64,256": "--sizes 64,256 --objects 4"}
 
 
 def commands(heading: str) -> list[list[str]]:
@@ -19,9 +19,9 @@ def commands(heading: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in block[1].splitlines()]
 
 
-def test_the_users_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_your_own_cascade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for command in commands("The user's path"):
+    for command in commands("Train your own cascade"):
         line = shlex.join(command[1:])
         for real, small in SMALLER.items():
             line = line.replace(real, small)

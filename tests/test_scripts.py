@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from imagen.cli.arguments import parse
+from imagen.cli.parser import parse
 from imagen.presets import preset
-from imagen.train.config import check
-from imagen.train.experiment import override
+from imagen.train.experiment import check, override
 
 SCRIPTS = sorted((Path(__file__).parent.parent / "runs").glob("emoji_*.sh"))
 
@@ -23,7 +22,7 @@ def test_commands_of_a_script(script: Path) -> None:
     for line in lines:
         options = parse(line[1:])
         if line[1] == "train":
-            check(override(preset(options.preset), options.overrides))
+            check(override(preset(options.preset), options.fields))
 
 
 def test_trainings_of_the_fluent_script() -> None:

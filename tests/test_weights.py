@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import imagen as package
 from imagen import weights
 from imagen.cascade import Cascade
-from imagen.cascade.halve import halve
+from imagen.cascade.float16 import convert_to_float16
 from imagen.emoji.demo.first import draw_first
 from imagen.errors import UserError
 from imagen.evaluate import compare as comparing
@@ -89,7 +89,7 @@ def test_a_weight_that_has_no_16_bits_is_refused(made, tmp_path):
     next(cascade.stages[0].unet.parameters()).data.fill_(1e6)
     cascade.save(tmp_path / "large")
     with pytest.raises(UserError, match="beyond the range"):
-        halve(tmp_path / "large")
+        convert_to_float16(tmp_path / "large")
 
 
 # --- scores and curves

@@ -1,50 +1,53 @@
-"""A cascade: stages, conditioning noise, prompt to picture.
+"""Cascades: prompt to image through several stages.
 
-config.py        what a stage is and how it is sampled
-storage.py       the CASCADE folder: load, save, export one stage
-assembly.py      several joined into one
-hub.py           cascades on the Hugging Face hub
-plan.py          a request with every default filled in and every mistake found
-sizes.py         heights and widths of the stages
-texts.py         prompts to embeddings
-conditioning.py  what a stage is told: its text, and the picture before it, noised
-editing.py       image to image and inpainting
-tiles.py         large pictures piece by piece
-stage.py         one stage: from noise to a picture
-memory.py        how much memory a request takes, and requests cut to what there is
-cascade.py       the cascade itself
-running.py       a plan through the stages
-output.py        pictures to a folder, resumable, on several ranks
-upscaling.py     files of any size to larger ones
-remake.py        a picture again, from what its file says
+cascade.py     the cascade: load, save, sample
+options.py     the keyword arguments of a request, with their documentation
+prompts.py     texts and embeddings
+request.py     a request with every default filled in and every mistake found
+sizes.py       heights and widths of the stages
+memory.py      how much memory a request takes, and requests cut to a bound
+pipeline.py    a request through the stages
+texts.py       prompts to embeddings
+output.py      images to a folder, resumable, on several ranks
+upscaling.py   files of any size through the super-resolution stages
+provenance.py  what a PNG says of how it was made
+remake.py      an image again, from its provenance
+storage.py     the CASCADE folder: load, save, export one stage
+assembly.py    several cascades joined into one
+halve.py       weights in 16 bits
+hub.py         cascades on the Hugging Face hub; card.py, their model cards
 """
 
 from imagen.cascade.assembly import assemble
 from imagen.cascade.cascade import Cascade
-from imagen.cascade.output import write_again, write_plan, write_samples
-from imagen.cascade.plan import Plan
-from imagen.cascade.remake import plan_again, read_made
-from imagen.cascade.running import Preview
+from imagen.cascade.output import write_regenerated, write_request, write_samples
+from imagen.cascade.pipeline import Preview
+from imagen.cascade.provenance import read_provenance
+from imagen.cascade.remake import regenerate_request
+from imagen.cascade.request import Request
 from imagen.cascade.storage import export_stage
 from imagen.cascade.upscaling import write_upscaled
 from imagen.diffusion.noise import Variation
 from imagen.stage.config import SamplingConfig, StageConfig
 from imagen.stage.sampling import Stage
 
+Plan = Request  # the name that `imagen.serve` uses
+
 __all__ = [
     "Cascade",
     "Plan",
     "Preview",
+    "Request",
     "SamplingConfig",
     "Stage",
     "StageConfig",
     "Variation",
     "assemble",
     "export_stage",
-    "plan_again",
-    "read_made",
-    "write_again",
-    "write_plan",
+    "read_provenance",
+    "regenerate_request",
+    "write_regenerated",
+    "write_request",
     "write_samples",
     "write_upscaled",
 ]

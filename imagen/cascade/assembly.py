@@ -10,18 +10,18 @@ from imagen.cascade.storage import (
     Manifest,
     StageRecord,
     TextRecord,
-    check_free,
+    check_output_folder,
     check_stages,
-    commit,
     copy_file,
-    find,
     read_manifest,
     read_unconditional,
+    resolve_folder,
+    write_manifest,
 )
 from imagen.errors import UserError
 from imagen.files import copy_licences
 from imagen.jsonconfig import to_json
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 
 
 def assemble(paths: Sequence[str | Path], out: str | Path) -> None:
@@ -38,7 +38,7 @@ def assemble(paths: Sequence[str | Path], out: str | Path) -> None:
     text_from: Path | None = None
     stages: list[tuple[Path, StageRecord]] = []
     for path in paths:
-        folder = find(path)
+        folder = resolve_folder(path)
         manifest = read_manifest(folder)
         if text is None or text_from is None:
             text, text_from = manifest.text, folder
@@ -63,7 +63,7 @@ def assemble(paths: Sequence[str | Path], out: str | Path) -> None:
         )
 
     out = Path(out)
-    check_free(out, [folder for folder, _ in stages], [record.config.resolution for _, record in stages])
+    check_output_folder(out, [folder for folder, _ in stages], [record.config.resolution for _, record in stages])
     if text is not None and text_from is not None:
         name = copy_file(text_from / text.unconditional, out, "text", text.sha256)
         text = replace(text, unconditional=name)
@@ -71,7 +71,7 @@ def assemble(paths: Sequence[str | Path], out: str | Path) -> None:
     for folder, record in stages:
         name = copy_file(folder / record.weights, out, f"stage-{record.config.resolution}", record.sha256)
         records.append(replace(record, weights=name))
-    commit(out, Manifest(text=text, stages=tuple(records)))
+    write_manifest(out, Manifest(text=text, stages=tuple(records)))
     for folder, _ in stages:
         copy_licences(folder, out)
 

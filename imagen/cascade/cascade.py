@@ -1,37 +1,47 @@
-"""Prompt to picture: a plan runs through the stages, 64 -> 256 -> 1024.
+"""A cascade: loading, saving, and the front door of sampling."""
 
-A picture is a function of its prompt and its seed. Its neighbours in the batch do not matter (to float
-tolerance: a convolution may sum in another order for another batch size): every picture and every stage
-has its own random numbers, and texts are padded to one length whatever else is asked for.
-"""
-
-import hashlib
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from PIL import Image
 from torch import Tensor
+from typing_extensions import Unpack
 
-from imagen import __version__
-from imagen.cascade.plan import Plan, check_count, make_plan
-from imagen.cascade.running import OnPreview, run
-from imagen.cascade.storage import check_stages, find, read_manifest, read_tensors, read_unconditional, write_cascade
-from imagen.cascade.texts import Encoder, Texts
+from imagen.cascade.options import Output, Prompt, RequestOptions, takes_options
+from imagen.cascade.pipeline import OnPreview, run_request
+from imagen.cascade.prompts import check_prompts
+from imagen.cascade.provenance import describe, describe_conditions
+from imagen.cascade.request import Request, check_count, make_request
+from imagen.cascade.storage import (
+    check_stages,
+    read_manifest,
+    read_tensors,
+    read_unconditional,
+    resolve_folder,
+    write_cascade,
+)
+from imagen.cascade.texts import PromptEncoder
 from imagen.devices import default_device
-from imagen.diffusion.noise import Variation
-from imagen.errors import UserError, check_number
-from imagen.jsonconfig import to_json
+from imagen.errors import UserError
+from imagen.hints import keyword_hints
 from imagen.precision import Precision, autocast_dtype
-from imagen.stage.sampling import Stage, build_unet, check_float32
-from imagen.text.encoder import TextConfig
+from imagen.stage.inputs import to_images
+from imagen.stage.sampling import Stage
+from imagen.stage.weights import build_unet, check_float32
+from imagen.text.config import TextConfig
+from imagen.text.protocol import Encoder
 
 
 class Cascade:
-    """Stages that turn prompts into pictures.
+    """A base model and super-resolution models that are sampled in sequence: prompt to image, 64 -> 256 -> 1024.
 
-    unconditional: float [L0, D], the text embedding that stands for "no prompt".
+    An image is a function of its prompt and its seed. Its neighbours in the batch do not matter, up to rounding (a
+    convolution may sum in another order for another batch size): every image and every stage has its own random
+    numbers, and texts are padded to one length in every batch.
+
+    unconditional: float [L0, D], the text embedding of "no prompt".
     encoder: loaded from `text` at the first prompt if left out, with `int8_text` in 8 bits (`imagen.text.int8`).
     Raises UserError if the stages do not fit together.
     """
@@ -51,9 +61,17 @@ class Cascade:
         self.stages = list(stages)
         self.text = text
         self.unconditional = unconditional
-        self.texts = None if text is None or unconditional is None else Texts(text, unconditional, encoder, int8_text)
+        self.texts = (
+            None if text is None or unconditional is None else PromptEncoder(text, unconditional, encoder, int8_text)
+        )
+
+    def __repr__(self) -> str:
+        stages = " -> ".join(repr(stage) for stage in self.stages)
+        text = "no text" if self.text is None else f"text by {Path(self.text.encoder).name}"
+        return f"<Cascade: {text}; {stages}>"
 
     @classmethod
+    @keyword_hints
     def load(
         cls,
         path: str | Path,
@@ -71,7 +89,7 @@ class Cascade:
 
         Raises UserError, naming file and field, if anything is missing, unknown or damaged.
         """
-        folder = find(path)
+        folder = resolve_folder(path)
         dtype = autocast_dtype(default_device(), precision)
         for attempt in range(3):
             manifest = read_manifest(folder)
@@ -105,120 +123,130 @@ class Cascade:
             stage.sha256 = record.sha256
 
     def compile(self, **options: Any) -> None:
-        """`torch.compile` the networks, with its options. The first picture of each size then takes minutes.
+        """Compile the networks with `torch.compile` and its options; the first image of each size then takes minutes.
 
         On a GPU mode="reduce-overhead" adds CUDA graphs, which pay where a network's kernels are small.
         """
         for stage in self.stages:
             stage.compiled = dict(options)
 
+    @overload
     def sample(
         self,
-        prompts: Sequence[str],
+        prompts: Prompt | Sequence[Prompt],
         *,
+        output: Literal["pil"] = "pil",
         progress: bool = True,
         on_step: OnPreview | None = None,
-        **request: Any,
-    ) -> list[Image.Image]:
-        """One picture (PIL, RGB) for each prompt. "" is the unconditional model.
+        **options: Unpack[RequestOptions],
+    ) -> list[Image.Image]: ...
 
-        on_step: called after each sampler step, for previews.
+    @overload
+    def sample(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        output: Literal["tensor"],
+        progress: bool = True,
+        on_step: OnPreview | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Tensor: ...
 
-        What may be requested, for pictures (one for each, or one for all):
-        seeds: whole numbers >= 0 (default 0), or a `Variation` of two.
-        negative: prompts that guidance leads away from (default: none).
-        start: low-resolution pictures, all of one size, a list: the stage that was trained for the
-            nearest size below makes the first step. Default: the base stage makes them from noise.
-        init: pictures to begin with, resized to each stage. mask: where they are drawn anew (white) or kept (black).
+    @takes_options(RequestOptions)
+    def sample(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        output: Output = "pil",
+        progress: bool = True,
+        on_step: OnPreview | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> list[Image.Image] | Tensor:
+        """Sample one image for each prompt.
 
-        For stages (one for each that runs, or one for all):
-        settings: SamplingConfigs in place of the stages' own, a list. Any field of SamplingConfig can also be
-            given by its name: steps, guidance, low_res_noise, sampler...
-        strength: share of the steps that are taken from `init`, above 0; 1 (the default) forgets it but for the mask.
-        tile: side in pixels of the pieces in which larger pictures of super-resolution stages are computed.
-        rows: pictures in one call of the network (default: batch_size).
+        prompts: a text or a list of texts; "" is the unconditional model. Float tensors [L, D] are text embeddings.
+        output: "pil" returns a list of RGB images, "tensor" uint8 [B, C, H, W] on the CPU.
+        progress: show bars on stderr. on_step: called with a `Preview` after each sampler step.
 
-        For all:
-        stages: stop after this many stages of the cascade (those before `start` count).
-        scale: enlarge `start` by this. Default: to the end of the cascade.
-        size: (height, width) of the result; every stage keeps its proportions.
-        batch_size: pictures at a time (default 8); changes speed and memory only.
-        vram: GiB of device memory for weights, text encoder and steps. Stages then leave the device between turns, rows
-            are cut, and large pictures made in tiles, as far as it takes (`imagen.cascade.memory`).
-        device: default the GPU if there is one. precision: "auto" is the format in which it multiplies fastest.
-
-        Raises UserError, before anything is computed, for what cannot be done.
+        Per-stage options take one value for all stages that run, or a list with one for each; per-image options
+        likewise. Raises UserError, before anything is computed, for what cannot be done, and TypeError for an option
+        that does not exist.
         """
-        return list(self.run(self.plan(prompts, **request), progress=progress, on_step=on_step))
+        request = self.request(prompts, **options)
+        if output not in ("pil", "tensor"):
+            raise UserError(f'output is {output!r}; it must be "pil" or "tensor"')
+        if output == "tensor":
+            return torch.stack(list(self.run(request, output="tensor", progress=progress, on_step=on_step)))
+        return list(self.run(request, progress=progress, on_step=on_step))
 
-    def plan(self, prompts: Sequence[str], *, vram: float | None = None, **request: Any) -> Plan:
-        """Check a request and fill in its defaults; takes what `sample` takes, progress and on_step excepted."""
-        plan = make_plan([stage.config for stage in self.stages], prompts, **request)
-        if self.text is None and any((*plan.prompts, *plan.negatives)):
-            raise UserError("this cascade was trained without text: it takes no prompt but the empty one")
-        if vram is None:
-            return plan
-        from imagen.cascade.memory import fit  # whose imports take a while
+    @takes_options(RequestOptions)
+    def request(self, prompts: Prompt | Sequence[Prompt], **options: Unpack[RequestOptions]) -> Request:
+        """Check what `sample` would be asked for, and fill in its defaults. Raises as `sample` does."""
+        request = make_request([stage.config for stage in self.stages], prompts, **options)
+        check_prompts([*request.prompts, *request.negatives], self.text)
+        if request.vram is None:
+            return request
+        from imagen.cascade.memory import fit_to_memory  # whose imports take a while
 
-        check_number("vram", vram, above=0)
-        stages = self.stages[plan.first : plan.first + len(plan.settings)]
-        return fit(plan, stages, vram, 0 if self.text is None else self.text.max_tokens)
+        return fit_to_memory(request, self._running(request), 0 if self.text is None else self.text.max_tokens)
+
+    plan = request  # the name that `imagen.serve` uses
+
+    @overload
+    def run(
+        self,
+        request: Request,
+        batches: Iterable[range] | None = None,
+        *,
+        output: Literal["pil"] = "pil",
+        progress: bool = True,
+        on_step: OnPreview | None = None,
+    ) -> Generator[Image.Image, None, None]: ...
+
+    @overload
+    def run(
+        self,
+        request: Request,
+        batches: Iterable[range] | None = None,
+        *,
+        output: Literal["tensor"],
+        progress: bool = True,
+        on_step: OnPreview | None = None,
+    ) -> Generator[Tensor, None, None]: ...
 
     def run(
         self,
-        plan: Plan,
+        request: Request,
         batches: Iterable[range] | None = None,
         *,
+        output: Output = "pil",
         progress: bool = True,
         on_step: OnPreview | None = None,
-    ) -> Generator[Image.Image, None, None]:
-        """Make the pictures of a plan, in order, each as soon as its batch is done. Bars go to stderr.
+    ) -> Generator[Image.Image, None, None] | Generator[Tensor, None, None]:
+        """Yield the images of a request, in order, each as soon as its batch is done; bars go to stderr.
 
-        batches: some of `plan.batches()` (default: all). Pictures keep their bits only in their own batch.
+        batches: some of `request.batches()` (default: all). Images keep their bits only in their own batch.
+        output: "pil" yields RGB images, "tensor" uint8 [C, H, W].
         """
-        yield from run(self, plan, batches, progress=progress, on_step=on_step)
+        images = run_request(request, self._running(request), self.texts, batches, progress=progress, on_step=on_step)
+        return images if output == "tensor" else _as_pil(images)
 
-    def metadata(self, plan: Plan, picture: int) -> dict[str, Any]:
-        """All that it takes to make a picture of the plan again, as JSON."""
-        stages = self.stages[plan.first : plan.first + len(plan.settings)]
-        seed = plan.seeds[picture]
-        value: dict[str, Any] = {
-            "version": __version__,
-            "prompt": plan.prompts[picture],
-            "negative": plan.negatives[picture],
-            "seed": seed.seed if isinstance(seed, Variation) else seed,
-            "size": list(plan.crop),
-            "precision": plan.precision,
-            "text": None if self.texts is None else self.texts.describe(),
-            "stages": [
-                {"resolution": stage.config.resolution, "weights": stage.sha256, "sampling": to_json(settings)}
-                for stage, settings in zip(stages, plan.settings, strict=True)
-            ],
-        }
-        if isinstance(seed, Variation):
-            value["variation"] = {"seed": seed.other, "amount": seed.amount}
-        for name in ("start", "init", "masks"):
-            given = getattr(plan, name)
-            if given is not None:
-                value[name] = digest(given[picture])
-        if plan.init is not None:
-            value["strength"] = list(plan.strength)
-        if any(plan.tiles):
-            value["tiles"] = [None if tile is None else tile.side for tile in plan.tiles]
-        return value
+    def metadata(self, request: Request, number: int) -> dict[str, Any]:
+        """Return all that image `number` of a request depends on, up to rounding, as JSON."""
+        text = None if self.texts is None else self.texts.describe()
+        return describe(request, self._running(request), text, number)
 
-    def conditions(self, plan: Plan, picture: int) -> dict[str, Any]:
-        """On what else the last bits of a picture of the plan depend, as JSON."""
-        batch = next(batch for batch in plan.batches() if picture in batch)
-        return {
-            "device": plan.device.type,
-            "threads": torch.get_num_threads() if plan.device.type == "cpu" else None,
-            "batch": len(batch),
-            "place": picture - batch.start,  # in its batch
-            "rows": [min(rows, len(batch)) for rows in plan.rows],
-        }
+    def conditions(self, request: Request, number: int) -> dict[str, Any]:
+        """Return what else the last bits of image `number` depend on, as JSON."""
+        return describe_conditions(request, number)
+
+    def _running(self, request: Request) -> list[Stage]:
+        return self.stages[request.first_stage : request.first_stage + len(request.settings)]
 
 
-def digest(image: Image.Image) -> str:
-    """sha256 of the pixels as RGB."""
-    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
+def _as_pil(images: Generator[Tensor, None, None]) -> Generator[Image.Image, None, None]:
+    try:
+        for image_CHW in images:
+            yield from to_images(image_CHW[None])
+    finally:
+        images.close()  # and with it its bars

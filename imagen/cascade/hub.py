@@ -5,13 +5,9 @@ Only `cascade.json` and safetensors come from there: nothing that could run code
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from imagen.errors import UserError
 from imagen.files import write_text
-
-if TYPE_CHECKING:
-    from imagen.cascade.storage import Manifest
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 CARD = "README.md"
@@ -55,48 +51,10 @@ def push(folder: str | Path, name: str, card: str) -> str:
     return f"https://huggingface.co/{name}"
 
 
-def cascade_card(manifest: "Manifest", name: str) -> str:
-    """The model card of a cascade."""
-    rows = [
-        f"| {stage.config.low_resolution or 'text'} → {stage.config.resolution} | {stage.config.objective.prediction} "
-        f"| {stage.config.sampling.sampler}, {stage.config.sampling.steps} steps | {_origin(stage.info)} |"
-        for stage in manifest.stages
-    ]
-    text = "none" if manifest.text is None else f"`{Path(manifest.text.config.encoder).name}`, frozen; not included"
-    if manifest.text is not None and is_name(manifest.text.config.encoder):
-        text = f"`{manifest.text.config.encoder}`, frozen; loaded by name"
-    lines = [
-        *front_matter("imagen", any("converted_from" in stage.info for stage in manifest.stages)),
-        f"# {name.rpartition('/')[2]}",
-        "",
-        "A cascade of pixel diffusion models after [Imagen](https://arxiv.org/abs/2205.11487).",
-        "",
-        "```python",
-        "import imagen",
-        "",
-        f'imagen.load("{name}").sample(["a red apple"])[0].save("apple.png")',
-        "```",
-        "",
-        "| stage | predicts | sampled by default | weights |",
-        "|---|---|---|---|",
-        *rows,
-        "",
-        f"Text encoder: {text}. Everything else is in `cascade.json`.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def front_matter(library: str, converted: bool) -> list[str]:
     """What the hub reads of a card. Converted weights keep the licence of their source; of others nothing is known."""
     licence = ["license: other", "license_name: see-the-licence-of-the-converted-weights"] if converted else []
     return ["---", f"library_name: {library}", "pipeline_tag: text-to-image", *licence, "---", ""]
-
-
-def _origin(info: Any) -> str:
-    if "converted_from" in info:
-        return f"converted from {info['converted_from']}, under its licence"
-    known = [f"{key} {info[key]}" for key in ("preset", "step") if key in info]
-    return ", ".join(known) or "-"
 
 
 def _reason(error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""Pictures to a folder: NNNN.png, each with what it takes to make it again, and a contact sheet.
+"""Images to a folder: NNNN.png with provenance, and a contact sheet.
 
 A job is a pure function of its request: it may be stopped and run again, on any number of ranks, and gives the same
-pictures. Batches are those of the request, whoever computes them; one that is there in part is computed whole again.
+images. Batches are those of the request on every rank; a batch of which only a part exists is computed whole again.
 """
 
 from collections import deque
@@ -9,105 +9,129 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
+from torch import Tensor
+from typing_extensions import Unpack
 
 from imagen.cascade.cascade import Cascade
-from imagen.cascade.plan import Plan
+from imagen.cascade.options import JobOptions, PerImage, Prompt, takes_options
+from imagen.cascade.prompts import as_prompts
+from imagen.cascade.request import Request
 from imagen.diffusion.noise import Variation
 from imagen.errors import UserError, shown
 from imagen.pictures import contact_sheet, read_metadata, read_picture, write_png
 
+T = TypeVar("T")
 SHEET_PICTURES = 256  # a sheet of more would be too large to look at
 MOST_PICTURES = 1_000_000  # of one command
 CAPTION = 300  # characters of it on a sheet
 WAITING = 16  # pictures that wait to be written, before drawing does
 DECIDES = (
-    *("prompt", "negative", "seed", "variation", "size", "start", "init", "masks", "strength", "tiles"),
-    *("precision", "text", "stages"),
+    *(
+        "prompt",
+        "negative",
+        "embedding",
+        "negative_embedding",
+        "seed",
+        "variation",
+        "size",
+        "start",
+        "init",
+        "masks",
+        "strength",
+        "tiles",
+    ),
+    *("precision", "noise", "text", "stages"),
 )
 
 
+@takes_options(JobOptions)
 def write_samples(
     cascade: Cascade,
-    prompts: Sequence[str],
+    prompts: Prompt | Sequence[Prompt],
     out: str | Path,
     *,
     seed: int | Sequence[int] = 0,
     n: int = 1,
     vary: float | None = None,
-    negative: str | Sequence[str] = "",
+    negative: PerImage[Prompt] = "",
     start: Sequence[Image.Image] | None = None,
     rank: int = 0,
     ranks: int = 1,
     progress: bool = True,
-    **request: Any,
+    **options: Unpack[JobOptions],
 ) -> list[Path]:
-    """Write `n` pictures of each prompt to `out`, and `sheet.png`; return the pictures' paths.
+    """Write `n` images of each prompt to `out`, and `sheet.png`; return the images' paths.
 
-    Files are numbered prompt by prompt: picture j of prompt i is number i n + j, and has the seed `seed` + j (`seed`
+    Files are numbered prompt by prompt: image j of prompt i is number i n + j, and has the seed `seed` + j (`seed`
     may be one for each prompt). With `vary` it has the noise of `seed`, mixed in this amount (0 to 1) with that of
-    `seed` + j. `negative` and `start` have one a prompt. `request` is what else `Cascade.sample` takes.
+    `seed` + j. `negative` and `start` have one per prompt.
 
-    Rank r of `ranks` makes every ranks-th batch from the r-th on; ranks need not know of each other.
+    Rank r of `ranks` makes every ranks-th batch from the r-th on; ranks do not communicate.
 
-    Pictures that are there already, made by the same request, are kept: calling again after an interruption goes on.
-    Raises UserError, and changes nothing, if one is there that this request would not make.
+    Existing images of the same request are kept: calling again after an interruption resumes.
+    Raises UserError, and changes nothing, if an existing file is an image of another request.
     """
     if n < 1:
         raise UserError(f"n is {n}; it must be 1 or more")
+    prompts = as_prompts(prompts)
     check_pictures(n, len(prompts))
     seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
-    plan = cascade.plan(
+    request = cascade.request(
         _times(prompts, n),
         seeds=[_seed(first, j, vary) for first in seeds for j in range(n)],
-        negative=negative if isinstance(negative, str) else _times(negative, n),
+        negative=negative if isinstance(negative, str | Tensor) else _times(negative, n),
         start=None if start is None else _times(start, n),
-        **request,
+        **options,
     )
-    paths = [path_of(out, number) for number in range(len(plan.prompts))]
+    paths = [path_of(out, number) for number in range(len(request.prompts))]
     make_folder(out)
-    write_plan(cascade, plan, paths, rank=rank, ranks=ranks, progress=progress)
-    write_sheet(out, paths, [_caption(plan, i, n) for i in range(min(len(paths), SHEET_PICTURES))], n)
+    write_request(cascade, request, paths, rank=rank, ranks=ranks, progress=progress)
+    write_sheet(out, paths, [_caption(request, i, n) for i in range(min(len(paths), SHEET_PICTURES))], n)
     return paths
 
 
-def write_plan(
-    cascade: Cascade, plan: Plan, paths: Sequence[Path], *, rank: int = 0, ranks: int = 1, progress: bool = True
+def write_request(
+    cascade: Cascade, request: Request, paths: Sequence[Path], *, rank: int = 0, ranks: int = 1, progress: bool = True
 ) -> None:
-    """The plan's pictures to `paths`, or a rank's share of them. Keeps what is there; see `write_samples`."""
+    """Write the images of a request to `paths`, or a rank's share of them; see `write_samples`."""
     missing: dict[range, list[int]] = {}
-    for batch in plan.batches()[rank::ranks]:
-        absent = [number for number in batch if not _kept(paths[number], cascade.metadata(plan, number))]
+    for batch in request.batches()[rank::ranks]:
+        absent = [number for number in batch if not _exists(paths[number], cascade.metadata(request, number))]
         if absent:
             missing[batch] = absent
     if not missing:
         return
-    # Closed at once, so that the bars end before an error is told. Files are compressed while the next are drawn.
-    with ThreadPoolExecutor(1) as writer, closing(cascade.run(plan, missing, progress=progress)) as images:
+    # Closed at once, so that the bars end before an error is printed. Files are compressed while the next are sampled.
+    with ThreadPoolExecutor(1) as writer, closing(cascade.run(request, missing, progress=progress)) as images:
         writing: deque[Future[None]] = deque()
         for batch, absent in missing.items():
             for number, image in zip(batch, images, strict=False):
                 if number in absent:
-                    made = {**cascade.metadata(plan, number), "conditions": cascade.conditions(plan, number)}
-                    writing.append(writer.submit(write_png, paths[number], image, made))
+                    writing.append(writer.submit(write_png, paths[number], image, _metadata(cascade, request, number)))
                 while len(writing) > WAITING:
                     writing.popleft().result()
         for written in writing:
             written.result()
 
 
-def write_again(cascade: Cascade, plan: Plan, place: int, out: str | Path, *, progress: bool = True) -> Path:
-    """Picture number `place` of a plan of one batch, as 0000.png; see `plan_again`. Keeps one that is there."""
+def write_regenerated(
+    cascade: Cascade, request: Request, place: int, out: str | Path, *, progress: bool = True
+) -> Path:
+    """Write image number `place` of a `regenerate_request` as 0000.png; an existing one is kept. Return its path."""
     path = path_of(out, 0)
     make_folder(out)
-    if not _kept(path, cascade.metadata(plan, place)):
-        image = list(cascade.run(plan, progress=progress))[place]
-        made = {**cascade.metadata(plan, place), "conditions": cascade.conditions(plan, place)}
-        write_png(path, image, made)
-    write_sheet(out, [path], [plan.prompts[place]])
+    if not _exists(path, cascade.metadata(request, place)):
+        image = list(cascade.run(request, progress=progress))[place]
+        write_png(path, image, _metadata(cascade, request, place))
+    write_sheet(out, [path], [_caption(request, place, 1)])
     return path
+
+
+def _metadata(cascade: Cascade, request: Request, number: int) -> dict[str, Any]:
+    return {**cascade.metadata(request, number), "conditions": cascade.conditions(request, number)}
 
 
 def write_sheet(out: str | Path, paths: Sequence[Path], captions: Sequence[str], n: int = 1) -> None:
@@ -139,7 +163,7 @@ def make_folder(out: str | Path) -> None:
         raise UserError(f"cannot make the folder {out}: {error.strerror}; choose another") from None
 
 
-def _times(values: Sequence[Any], n: int) -> list[Any]:
+def _times(values: Sequence[T], n: int) -> list[T]:
     return [value for value in values for _ in range(n)]
 
 
@@ -149,18 +173,19 @@ def _seed(first: int, j: int, vary: float | None) -> int | Variation:
     return Variation(first, first + j, vary) if j else first
 
 
-def _caption(plan: Plan, picture: int, n: int) -> str:
-    seed, prompt = plan.seeds[picture], plan.prompts[picture]
-    if len(prompt) > CAPTION:
-        prompt = f"{prompt[:CAPTION]}..."
+def _caption(request: Request, number: int, n: int) -> str:
+    seed, prompt = request.seeds[number], request.prompts[number]
+    text = prompt if isinstance(prompt, str) else "(an embedding)"
+    if len(text) > CAPTION:
+        text = f"{text[:CAPTION]}..."
     if n == 1:
-        return prompt
-    said = f"{seed.seed} and {seed.other}" if isinstance(seed, Variation) else str(seed)
-    return f"{prompt} · seed {said}"
+        return text
+    seeds = f"{seed.seed} and {seed.other}" if isinstance(seed, Variation) else str(seed)
+    return f"{text} · seed {seeds}"
 
 
-def _kept(path: Path, wanted: dict[str, Any]) -> bool:
-    """Whether the wanted picture is at `path`. Raises UserError if it is another."""
+def _exists(path: Path, wanted: dict[str, Any]) -> bool:
+    """Whether the wanted image is at `path`. Raises UserError if another file is."""
     if not path.exists():
         return False
     found = read_metadata(path)

@@ -3,24 +3,23 @@
 import math
 from collections.abc import Sequence
 
+from imagen.cascade.options import Size
 from imagen.errors import UserError
 from imagen.stage.config import StageConfig
-
-Size = tuple[int, int]  # (height, width)
 
 
 def sizes_for(run: Sequence[StageConfig], size: Size | None) -> tuple[Size, ...]:
     """What each stage makes so that the last makes `size` (None: the square it was trained on). Raises UserError."""
     reference = run[-1].resolution
     height, width = size or (reference, reference)
-    _check_divides((height, width), unit(run, reference), "size")
+    _check_divides((height, width), size_multiple(run, reference), "size")
     return tuple((height * stage.resolution // reference, width * stage.resolution // reference) for stage in run)
 
 
 def sizes_like(run: Sequence[StageConfig], given: Size) -> tuple[Size, ...]:
     """What each stage makes in about the proportions of `given`, with shorter sides near those trained on."""
     reference = run[-1].resolution
-    step, scale = unit(run, reference), reference / min(given)
+    step, scale = size_multiple(run, reference), reference / min(given)
     height, width = (max(round(side * scale / step), 1) * step for side in given)
     return sizes_for(run, (height, width))
 
@@ -28,14 +27,14 @@ def sizes_like(run: Sequence[StageConfig], given: Size) -> tuple[Size, ...]:
 def sizes_above(run: Sequence[StageConfig], given: Size) -> tuple[Size, tuple[Size, ...], Size]:
     """Enlarging pictures of `given` size: their size when padded, what each stage makes of it, and what is kept."""
     reference = run[0].low_resolution or 1
-    step = unit(run, reference)
+    step = size_multiple(run, reference)
     height, width = (-(-side // step) * step for side in given)
     made = tuple((height * stage.resolution // reference, width * stage.resolution // reference) for stage in run)
     final = run[-1].resolution
     return (height, width), made, (given[0] * final // reference, given[1] * final // reference)
 
 
-def unit(run: Sequence[StageConfig], reference: int) -> int:
+def size_multiple(run: Sequence[StageConfig], reference: int) -> int:
     """Sides that are multiples of this, at resolution `reference`, divide by every stage's stride at its own."""
     units = []
     for stage in run:

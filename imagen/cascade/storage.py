@@ -17,14 +17,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from imagen import __version__, limits
+from imagen import limits
 from imagen.cascade.hub import download, is_name
 from imagen.errors import UserError, check_number
 from imagen.files import read_json, replacing, write_json
 from imagen.jsonconfig import from_json, to_json
 from imagen.stage.config import StageConfig
 from imagen.tensors import save_tensors
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
+from imagen.version import __version__
 from imagen.weights import packaged
 
 MANIFEST = "cascade.json"
@@ -62,8 +63,8 @@ class Manifest:
     stages: tuple[StageRecord, ...]
 
 
-def find(path: str | Path) -> Path:
-    """The cascade folder at `path`: itself, the `export` of a training run, a packaged one, or one on the hub."""
+def resolve_folder(path: str | Path) -> Path:
+    """Return the cascade folder at `path`: itself, the `export` of a run, a packaged one, or one on the hub."""
     path = Path(path)
     if not path.exists() and is_name(path):
         path = download(str(path))
@@ -150,7 +151,7 @@ def write_cascade(
         name, sha256 = _store(folder, f"stage-{config.resolution}", weights)
         records.append(StageRecord(config=config, weights=name, sha256=sha256, info=dict(info)))
     manifest = Manifest(text=record, stages=tuple(records))
-    commit(folder, manifest)
+    write_manifest(folder, manifest)
     return manifest
 
 
@@ -177,7 +178,7 @@ def export_stage(
     write_cascade(folder, text=text, unconditional=unconditional, stages=[(stage, weights, info)])
 
 
-def check_free(out: Path, sources: Sequence[Path], resolutions: Sequence[int]) -> None:
+def check_output_folder(out: Path, sources: Sequence[Path], resolutions: Sequence[int]) -> None:
     """Raise UserError unless a cascade of these stages may be written to `out` without a loss."""
     if (out / "config.json").exists():
         raise UserError(f"{out} is a training run; choose another folder for the cascade")
@@ -251,7 +252,7 @@ def copy_file(source: Path, folder: Path, stem: str, sha256: str) -> str:
     return name
 
 
-def commit(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Make the files that `manifest` names the cascade at `folder`, and remove those of the one before."""
     write_json(folder / MANIFEST, to_json(manifest))
     named = {record.weights for record in manifest.stages}

@@ -1,8 +1,8 @@
-"""Prompts to embeddings, each encoded once; the encoder's memory is free while pictures are made."""
+"""Prompts to embeddings, each encoded once; the encoder leaves the device while images are sampled."""
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,23 +11,21 @@ from tqdm import tqdm
 from imagen.errors import quoted
 from imagen.jsonconfig import to_json
 from imagen.precision import arithmetic
-from imagen.text.encoder import TextConfig, TextEncoder, load_text_encoder
-from imagen.text.int8 import to_int8
+from imagen.text.config import TextConfig
+from imagen.text.encoder import TextEncoder, load_text_encoder
+from imagen.text.int8 import quantize_int8
+from imagen.text.protocol import Encoder
 
 log = logging.getLogger(__name__)
-KEPT = 4096  # prompts whose embeddings stay in memory (T5-XXL: at most 2 MB each)
+KEPT = 4096  # embeddings in memory (T5-XXL: at most 2 MB each)
 
 
-class Encoder(Protocol):
-    def encode(self, prompts: list[str], /) -> list[Tensor]: ...
-
-
-class Texts:
-    """The embeddings [L, D] of prompts; "" is `unconditional`.
+class PromptEncoder:
+    """Encode prompts to embeddings [L, D]; "" is `unconditional`.
 
     encoder: loaded from `config` at the first prompt if left out. int8: its weights are then rounded to 8 bits.
 
-    Prompts are encoded one at a time, so that the bits of an embedding do not depend on what else was asked for.
+    Prompts are encoded one at a time, so that the bits of an embedding do not depend on the other prompts.
     """
 
     def __init__(self, config: TextConfig, unconditional: Tensor, encoder: Encoder | None = None, int8: bool = False):
@@ -35,42 +33,42 @@ class Texts:
         self.int8 = int8
         self.encoder = encoder
         self.unconditional = unconditional
-        self.stays = False  # on the device between prompts, for a server: there and back takes a second per 10 GB
+        self.stays = False  # on the device between prompts, for a server: a round trip costs about 1 s per 10 GB
         self._known: dict[str, Tensor] = {}
 
     def __contains__(self, prompt: str) -> bool:
         return not prompt or prompt in self._known
 
     def __len__(self) -> int:
-        """How many embeddings are in memory."""
+        """Return how many embeddings are in memory."""
         return len(self._known)
 
     def __call__(self, prompts: Sequence[str], device: torch.device, vram: float | None = None) -> dict[str, Tensor]:
-        """Embeddings of the prompts that differ, on the CPU. Raises UserError if the encoder cannot be loaded.
+        """Return the embeddings of the distinct prompts, on the CPU. Raises UserError if the encoder cannot be loaded.
 
-        vram: GiB; an encoder whose weights take more than 9/10 of it stays on the CPU.
+        vram: GiB; an encoder whose weights take more than 9/10 of it runs on the CPU.
         """
         wanted = list(dict.fromkeys(prompts))
         missing = [prompt for prompt in wanted if prompt and prompt not in self._known]
         if missing:
             if self.encoder is None:
                 self.encoder = self._load(device, device if vram is None and not self.int8 else torch.device("cpu"))
-            self._place(device if vram is None or self._bytes() < 0.9 * vram * 2**30 else torch.device("cpu"))
-            self._say_what_is_cut(missing)
+            self._move(device if vram is None or self._bytes() < 0.9 * vram * 2**30 else torch.device("cpu"))
+            self._warn_of_truncation(missing)
             self._known |= {prompt: self.encoder.encode([prompt])[0] for prompt in missing}
             if not self.stays:
-                self._place(torch.device("cpu"))
+                self._move(torch.device("cpu"))
         found = {prompt: self._known[prompt] if prompt else self.unconditional for prompt in wanted}
         for prompt in list(self._known)[: max(len(self._known) - KEPT, 0)]:
             del self._known[prompt]
         return found
 
-    def _say_what_is_cut(self, prompts: list[str]) -> None:
-        """Warn of prompts whose ends an encoder of our own does not read."""
-        if not isinstance(self.encoder, TextEncoder):
+    def _warn_of_truncation(self, prompts: list[str]) -> None:
+        """Warn of prompts that an encoder of ours truncates; not on a server, whose log holds no prompts."""
+        if self.stays or not isinstance(self.encoder, TextEncoder):
             return
         limit = self.config.max_tokens
-        lengths = dict(zip(prompts, self.encoder.uncut_lengths(prompts), strict=True))
+        lengths = dict(zip(prompts, self.encoder.untruncated_lengths(prompts), strict=True))
         cut = [prompt for prompt in prompts if lengths[prompt] > limit]
         if cut:
             longest = max(cut, key=lambda prompt: lengths[prompt])
@@ -80,24 +78,24 @@ class Texts:
                 log.warning("%s; the longest loses %d: %s", what, lengths[longest] - limit, quoted(longest))
 
     def _load(self, device: torch.device, where: torch.device) -> TextEncoder:
-        """To `where`, in the format that it would have on `device`."""
+        """Load the encoder to `where`, in the number format that it has on `device`."""
         encoder = load_text_encoder(self.config, where, arithmetic(device).encoder)
         if self.int8:
-            to_int8(encoder.model)
+            quantize_int8(encoder.model)
         return encoder
 
     def describe(self) -> dict[str, Any]:
-        """What decides embeddings, as JSON."""
+        """Return all that embeddings depend on, as JSON."""
         return {**to_json(self.config), **({"int8": True} if self.int8 else {})}
 
     def _bytes(self) -> int:
-        """Of an encoder of our own."""
+        """Return the size of an encoder of ours; 0 for another."""
         if not isinstance(self.encoder, TextEncoder):
             return 0
         return sum(tensor.numel() * tensor.element_size() for tensor in self.encoder.model.state_dict().values())
 
-    def _place(self, device: torch.device) -> None:
-        """Move an encoder of our own; there and back takes a second a 10 GB."""
+    def _move(self, device: torch.device) -> None:
+        """Move an encoder of ours; a round trip costs about 1 s per 10 GB."""
         if isinstance(self.encoder, TextEncoder) and self.encoder.device != device:
             self.encoder.model.to(device)
             self.encoder.device = device

@@ -2,49 +2,52 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+
+from typing_extensions import Unpack
 
 from imagen.cascade.cascade import Cascade
-from imagen.cascade.output import SHEET_PICTURES, check_pictures, make_folder, path_of, write_plan, write_sheet
+from imagen.cascade.options import DEFAULTS, JobOptions, Prompt, takes_options
+from imagen.cascade.output import SHEET_PICTURES, check_pictures, make_folder, path_of, write_request, write_sheet
 from imagen.pictures import read_picture
 
 
+@takes_options(JobOptions)
 def write_upscaled(
     cascade: Cascade,
     pictures: Sequence[str | Path],
     out: str | Path,
     *,
-    prompt: str = "",
+    prompt: Prompt = "",
     seed: int = 0,
     n: int = 1,
-    batch_size: int = 8,
     rank: int = 0,
     ranks: int = 1,
     progress: bool = True,
-    **request: Any,
+    **options: Unpack[JobOptions],
 ) -> list[Path]:
-    """Enlarge files: `n` of each, numbered as in `write_samples`, with the seeds `seed`, `seed` + 1, ...
+    """Upsample image files: `n` results of each, numbered as in `write_samples`, with seeds `seed`, `seed` + 1, ...
 
-    Pictures of any size: they are padded to what the stages take, and the result is cropped. Neighbours of one size
-    share a batch. All files are read before the first is enlarged.
+    Images of any size are padded to what the stages take, and the result is cropped. Neighbours of one size share a
+    batch. All files are read before the first is upsampled. `prompt` is that of all images.
 
-    Raises UserError for a file that is no picture, and as `write_samples` does.
+    Raises UserError for a file that is no image, and as `write_samples` does.
     """
+    batch_size: int = options.get("batch_size", DEFAULTS["batch_size"])
     check_pictures(n, len(pictures))
     sizes = [read_picture(picture).size for picture in pictures]
     paths = [path_of(out, number) for number in range(len(pictures) * n)]
     groups = list(_groups(sizes, max(batch_size // n, 1)))
     for group in groups[rank::ranks]:
         images = [read_picture(pictures[number]) for number in group for _ in range(n)]
-        plan = cascade.plan(
+        options["batch_size"] = len(images) if batch_size >= n else batch_size
+        request = cascade.request(
             [prompt] * len(images),
             seeds=[seed + j for _ in group for j in range(n)],
             start=images,
-            batch_size=len(images) if batch_size >= n else batch_size,
-            **request,
+            **options,
         )
         make_folder(out)
-        write_plan(cascade, plan, paths[group.start * n : group.stop * n], progress=progress)
+        write_request(cascade, request, paths[group.start * n : group.stop * n], progress=progress)
     captions = [f"{Path(pictures[i // n]).name}" for i in range(min(len(paths), SHEET_PICTURES))]
     write_sheet(out, paths, captions, n)
     return paths

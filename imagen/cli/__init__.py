@@ -1,17 +1,14 @@
 """The `imagen` command.
 
-__init__.py   running a command, and what its errors look like
-arguments.py  commands, options and their help; imports nothing heavy, so that --help is instant
-failures.py   what is said of an error
-values.py     values of options
-commands.py   what the commands do; heavy imports are inside
-data.py       both for `imagen data build` and `imagen data inspect`
-convert.py    both for `imagen convert`
-sampling.py   both for `imagen sample` and `imagen upscale`
-serve.py      both for `imagen serve`
-prompts.py    prompts from a file
-plan.py       both for `imagen plan`
-evaluate.py   both for `imagen evaluate` and `imagen compare`
+__init__.py  runs a command and reports its errors
+table.py     the commands; each is a module here with its options, its help and what it does
+command.py   what a command is, and the options that several share
+parser.py    from a command line to options; nothing heavy is imported, so that --help is instant
+fields.py    config fields on the command line, --optim.lr 2e-4
+values.py    values of options
+output.py    what is printed: text, --json, --quiet
+failures.py  how an error is reported
+prompts.py   prompts from a file
 """
 
 import os
@@ -21,8 +18,9 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from imagen.cli.arguments import parse
 from imagen.cli.failures import end, is_raw, thread_failed
+from imagen.cli.output import perform
+from imagen.cli.parser import parse
 from imagen.distribution import clashes
 
 
@@ -44,8 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for clash in clashes():
         print(f"imagen: {clash}", file=sys.stderr)
     try:
-        options = parse(arguments)
-        options.run(options)
+        perform(parse(arguments))
         if sys.stdout is not None:
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:

@@ -1,4 +1,4 @@
-"""What a user sees of a failure: one line on stderr, and an exit code. Tracebacks go to a file."""
+"""Report a failure: one line on stderr and an exit code. Tracebacks go to a file."""
 
 import errno
 import os
@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
-from imagen import __version__
 from imagen.errors import UserError
+from imagen.version import __version__
 
-TRACEBACK = "IMAGEN_TRACEBACK"  # environment variable for developers: 1 lets every error through as Python shows it
-MISTAKE, BUG, INTERRUPTED = 2, 1, 130  # exit codes; 130 is a shell's own for Ctrl-C
-_MOST = 2000  # characters of the line: a message may quote a megabyte
-# Trouble with a file, a disk or the system, whichever part met it: the user's to mend, not ours.
+TRACEBACK = "IMAGEN_TRACEBACK"  # environment variable for developers: with 1, errors are raised as they are
+MISTAKE, BUG, INTERRUPTED = 2, 1, 130  # exit codes; shells use 130 for Ctrl-C
+_MOST = 2000  # characters per line: a message may quote a megabyte
+# Errors of a file, a disk or the system, wherever they occur: the user can correct these.
 _PLACES = {
     getattr(errno, name)
     for name in (
@@ -33,29 +33,33 @@ _NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calcul
 
 
 def is_raw() -> bool:
-    """Whether a developer wants errors as Python shows them."""
+    """Return whether errors are to be raised as they are."""
     return os.environ.get(TRACEBACK, "0") not in ("", "0")
 
 
 def end(error: BaseException, arguments: Sequence[str]) -> int:
-    """Say what is to be said of the error that ended the command `arguments`; return the exit code."""
+    """Report the error that ended the command `arguments`; return the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     if isinstance(error, BrokenPipeError) and _is_piped():  # `imagen presets | head -1`
-        _let_go()
+        _disconnect_stdout()
         return BUG
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:
-        _let_go()
+        _disconnect_stdout()
     message = _mistake(error)
     _say(_report(error, arguments) if message is None else message)
     return BUG if message is None else MISTAKE
 
 
 def thread_failed(failure: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread meets the full disk first; whoever hands it the next row is told, and reports it."""
+    """Report an error that ended a thread.
+
+    Errors of the disk are left out: TensorBoard's thread meets a full disk first, and its caller reports it with the
+    next row.
+    """
     error = failure.exc_value
     if error is None or (isinstance(error, OSError) and error.errno in _PLACES):
         return
@@ -66,15 +70,15 @@ def thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 
 def _mistake(error: BaseException) -> str | None:
-    """What the user is told of an error that is theirs, or their machine's, to mend; None for a bug of ours."""
+    """Return the message of an error that the user can correct; None for a bug."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, RecursionError):
         return "something is nested too deeply to be read: JSON in JSON, or a folder in a folder, hundreds of times"
     if isinstance(error, OSError) and error.errno in _PLACES:
         return f"{'cannot go on' if error.filename is None else error.filename}: {error.strerror}"
-    if type(error).__name__ == "BrokenProcessPool":  # nearly always the system's doing, when memory ends
-        return "one of this command's processes was killed, perhaps for want of memory; use fewer of them (--workers)"
+    if type(error).__name__ == "BrokenProcessPool":  # nearly always killed by the system for lack of memory
+        return "one of this command's processes was killed, perhaps for lack of memory; use fewer of them (--workers)"
     if _is_out_of_memory(error):
         return (
             "out of memory; use a smaller batch (--batch-size, --batch-tokens or train.micro_batch) or smaller pictures"
@@ -83,14 +87,14 @@ def _mistake(error: BaseException) -> str | None:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Python's, the GPU's (torch.OutOfMemoryError) or that of torch's CPU allocator, which has no class of its own."""
+    """Recognise Python's error, the GPU's (torch.OutOfMemoryError), and the CPU allocator's RuntimeError."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def _report(error: BaseException, arguments: Sequence[str]) -> str:
-    """Write the traceback to a file; return what is said of it."""
+    """Write the traceback to a file; return the message that names it."""
     what = f"{type(error).__name__}: {error}"
     try:
         handle, path = tempfile.mkstemp(prefix="imagen-bug-", suffix=".txt")
@@ -112,17 +116,17 @@ def _versions() -> str:
 
 
 def _say(message: str) -> None:
-    """One line, of characters that can be shown: names and prompts may hold any."""
+    """Print one line, with unprintable characters escaped: names and prompts may contain any."""
     line = " ".join(message.split())
     if len(line) > _MOST:
         line = f"{line[: _MOST // 2]} [...] {line[-_MOST // 2 :]}"
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    with suppress(OSError, AttributeError):  # stderr is closed: nobody listens
+    with suppress(OSError, AttributeError):  # stderr is closed
         print(f"imagen: {shown}", file=sys.stderr, flush=True)
 
 
 def _is_piped() -> bool:
-    """Whether stdout goes to another process."""
+    """Return whether stdout is connected to another process."""
     try:
         mode = os.fstat(sys.stdout.fileno()).st_mode
     except (OSError, ValueError, AttributeError):
@@ -130,7 +134,7 @@ def _is_piped() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
-def _let_go() -> None:
-    """Of a stdout that takes no more: Python would try again when it ends, and complain."""
+def _disconnect_stdout() -> None:
+    """Disconnect a broken stdout: Python would flush it again at exit, and print an error."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,12 +1,15 @@
-"""`imagen plan`: options, help, and how a plan is printed. Heavy imports are inside."""
+"""`imagen plan`"""
 
 import argparse
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from imagen.cli import fields
+from imagen.cli.command import Command
+from imagen.cli.output import Result
 from imagen.cli.values import count, number
+from imagen.gpus import PLANNABLE
 
 GIB = 2**30
 KINDS = {
@@ -22,52 +25,34 @@ KINDS = {
 }
 
 
-def add_plan(command: Callable[..., Any], overrides: str) -> None:
-    """command: as for `imagen.cli.data.add_build`. overrides: what the help says of a config's fields."""
-    sub = command(
-        "plan",
-        plan,
-        "say what training a preset needs: memory, time, traffic, disk",
-        f"{overrides}\n"
-        "Nothing is trained: one step of one GPU of many is rehearsed with tensors that have no numbers. Picks the\n"
-        "most pictures at a time that fit, and the least recomputation.\n\n"
-        "  imagen plan text2im_64_2b --gpus 256 --gpu h100-80gb --parallel.shard 8\n"
-        "  imagen plan sr_256_600m --gpus 8 --gpu rtx-4090 --train.batch_size 256 --json",
-        rest="overrides",
-    )
-    sub.add_argument("preset", metavar="PRESET", help="see `imagen presets`")
-    sub.add_argument("--gpus", type=count, default=1, metavar="N", help="all of them together (default: 1)")
-    sub.add_argument(
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("preset", metavar="PRESET", help="see `imagen presets`")
+    parser.add_argument("--gpus", type=count, default=1, metavar="N", help="GPUs in total (default: 1)")
+    parser.add_argument(
         "--gpu",
         default="h100-80gb",
-        metavar="NAME",
-        help="a100-40gb, a100-80gb, h100-80gb, h200, b200, l40s, rtx-4090, cpu (default: h100-80gb)",
+        metavar="GPU",
+        help=f"{', '.join(PLANNABLE)}, cpu (default: h100-80gb)",
     )
-    sub.add_argument("--micro-batch", type=count, metavar="M", help="pictures of a GPU at a time (default: what fits)")
-    sub.add_argument("--mfu", type=number, default=0.4, metavar="F", help="assumed part of the peak (default: 0.4)")
-    sub.add_argument(
-        "--samples", type=count, default=1_000_000, metavar="N", help="pictures of the data set (default: 1000000)"
+    parser.add_argument("--micro-batch", type=count, metavar="M", help="images per micro-batch (default: what fits)")
+    parser.add_argument("--mfu", type=number, default=0.4, metavar="F", help="assumed share of the peak (default: 0.4)")
+    parser.add_argument(
+        "--samples", type=count, default=1_000_000, metavar="N", help="size of the data set (default: 1000000)"
     )
-    sub.add_argument("--json", action="store_true", help="print an object")
 
 
-def plan(options: argparse.Namespace) -> None:
-    from imagen.presets import preset
-    from imagen.train.experiment import override
+def run(options: argparse.Namespace) -> Result:
     from imagen.train.plan import Assumptions, plan
 
-    experiment = override(preset(options.preset), options.overrides)
+    experiment = fields.experiment(options)
     if options.micro_batch:
         experiment = replace(experiment, train=replace(experiment.train, micro_batch=options.micro_batch))
     found = plan(experiment, options.gpus, options.gpu, Assumptions(mfu=options.mfu, samples=options.samples))
-    if options.json:
-        print(json.dumps(found, indent=2))
-    else:
-        _print(found)
+    return Result(found, lambda: _show(found))
 
 
-def _print(found: dict[str, Any]) -> None:
-    """For people: each line says whether it is counted or assumed."""
+def _show(found: dict[str, Any]) -> None:
+    """Print the plan; each line says whether it is counted, estimated or assumed."""
     from rich.console import Console
     from rich.table import Table
 
@@ -81,7 +66,7 @@ def _print(found: dict[str, Any]) -> None:
         f"train.batch_size {found['batch_size']} = {found['gpus']} x {found['micro_batches']} micro-batches of "
         f"{found['micro_batch']}; {_checkpointing(found)}"
     )
-    table = Table("a GPU's memory", "GiB", "what", title=f"at the peak, in the {memory['phase']} (counted)")
+    table = Table("memory per GPU", "GiB", "what", title=f"at the peak, in the {memory['phase']} (counted)")
     table.columns[1].justify = "right"
     for kind, size in memory["at_peak"].items():
         if size >= GIB / 1000:
@@ -93,32 +78,32 @@ def _print(found: dict[str, Any]) -> None:
 
     useful = sum(count for phase, count in flop.items() if phase != "recomputation")
     console.print(
-        f"counted: {useful / 1e12:,.1f} TFLOP a step and GPU"
-        + (f", and {flop['recomputation'] / 1e12:,.1f} to compute again" if flop.get("recomputation") else "")
+        f"counted: {useful / 1e12:,.1f} TFLOP per step and GPU"
+        + (f", and {flop['recomputation'] / 1e12:,.1f} to recompute" if flop.get("recomputation") else "")
     )
     for row in found["traffic"]:
         if row["bytes"] >= 1e6:
             where = f"{row['collective']} over {row['ranks']} ({row['mesh']})"
             alone = f"{row['seconds'] * 1e3:,.1f} ms over the {row['over']} if alone"
-            console.print(f"counted: {row['bytes'] / 1e9:,.2f} GB a step sent by {where}; {alone}")
+            console.print(f"counted: {row['bytes'] / 1e9:,.2f} GB per step sent by {where}; {alone}")
     if found["images_per_s"] is not None:
         console.print(
-            f"estimated: {found['images_per_s']:,.0f} images/s, {found['step_s'] * 1e3:,.1f} ms a step, bound by "
-            f"{found['bound_by']}, {found['days']:,.1f} days for train.steps, if all else hides behind that"
+            f"estimated: {found['images_per_s']:,.0f} images/s, {found['step_s'] * 1e3:,.1f} ms per step, bound by "
+            f"{found['bound_by']}, {found['days']:,.1f} days for train.steps, if the rest overlaps with it"
         )
     console.print(
-        f"counted: a checkpoint is {disk['checkpoint'] / 1e9:,.1f} GB, all that are kept "
+        f"counted: a checkpoint is {disk['checkpoint'] / 1e9:,.1f} GB, all that are kept: "
         f"{disk['checkpoints'] / 1e9:,.1f}"
     )
     console.print(
         f"estimated: {disk['samples']:,} samples take {disk['dataset'] / 1e9:,.0f} GB, at {disk['picture'] / 1e3:,.1f} "
-        f"kB a picture and {disk['embedding'] / 1e3:,.1f} kB an embedding"
+        f"kB per image and {disk['embedding'] / 1e3:,.1f} kB per embedding"
     )
     console.print(
         f"assumed: --mfu {assumed['mfu']:g} of {assumed['tflops'] or 0:g} TFLOP/s; {assumed['reserved']:.0%} of "
         f"{assumed['memory']:.1f} GiB for context, workspaces and gaps; machines of {assumed['gpus_a_machine']} GPUs, "
         f"{assumed['link']:g} GB/s between those, {assumed['network']:g} to others; {assumed['bytes_a_pixel']:g} bytes "
-        f"a pixel, {assumed['caption_tokens']} tokens a caption"
+        f"per pixel, {assumed['caption_tokens']} tokens per caption"
     )
     rows = (f"{name} {entry['value']:g} ({entry['measured']})" for name, entry in found["calibrated"].items())
     console.print(f"calibrated: {', '.join(rows)}")
@@ -137,3 +122,17 @@ def _checkpointing(found: dict[str, Any]) -> str:
     if found["checkpoint_levels"]:
         fields += f" --parallel.checkpoint_levels {json.dumps(found['checkpoint_levels'], separators=(',', ':'))}"
     return f"{fields} --train.micro_batch {found['micro_batch']}"
+
+
+COMMAND = Command(
+    name="plan",
+    help="estimate what training a preset needs: memory, time, traffic, disk",
+    add=add,
+    run=run,
+    details=f"{fields.HELP}\n"
+    "Trains nothing: a dry run of one step of one GPU counts memory and FLOP with tensors that hold no data. Picks\n"
+    "the largest micro-batch that fits, and the least recomputation.\n\n"
+    "  imagen plan text2im_64_2b --gpus 256 --gpu h100-80gb --parallel.shard 8\n"
+    "  imagen plan sr_256_600m --gpus 8 --gpu rtx-4090 --train.batch_size 256 --json",
+    has_fields=True,
+)

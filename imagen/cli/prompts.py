@@ -1,4 +1,4 @@
-"""Prompts from a file: text with one a line, JSON, JSON lines, or a table with a header."""
+"""Prompts from a file: text with one per line, JSON, JSON lines, or a table with a header."""
 
 import csv
 import io
@@ -12,25 +12,27 @@ from imagen.errors import UserError, check_text, quoted, suggest
 from imagen.files import open_given, parse_json
 
 FIELDS = ("prompt", "negative", "seed")
-MOST_BYTES = 1 << 28  # of a file: a million prompts are a tenth of this
+MOST_BYTES = 1 << 28  # per file: a million prompts are a tenth of this
 _DIGITS = 18  # of a seed
 
-Row = tuple[str, dict[str, Any]]  # where it stands, and its fields
+Row = tuple[str, dict[str, Any]]  # its place in the file, for messages, and its fields
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
+    """A prompt with the settings that its row gives."""
+
     prompt: str
-    negative: str | None = None  # None: that of the command line
-    seed: int | None = None
+    negative: str | None = None  # None: as on the command line
+    seed: int | None = None  # likewise
 
 
 def read_prompts(file: Path) -> list[Prompt]:
-    """The prompts of a file, in order; how it is read, the end of its name says.
+    """Read the prompts of a file, in order, in the format that its extension names.
 
-    .txt, or no ending: one a line. .jsonl: one object a line. .json: a list of texts or objects. .csv, .tsv: a table
-    with a header. Lines end at a line feed, with or without a carriage return before it. Empty lines are no prompts;
-    fields other than FIELDS are left alone.
+    .txt, or no extension: one prompt per line. .jsonl: one object per line. .json: a list of strings or objects. .csv,
+    .tsv: a table with a header. Lines end at a line feed, with or without a carriage return before it. Empty lines are
+    skipped; fields other than FIELDS are ignored.
 
     Raises UserError, naming file and line, for what cannot be read.
     """
@@ -58,7 +60,7 @@ def _read(file: Path) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Numbers and texts of the lines that are not empty. Not `splitlines`: to that, U+2028 ends a line, too."""
+    """Yield number and text of each line that is not empty. `splitlines` would also split at U+2028."""
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield number, line.removesuffix("\r")
@@ -103,7 +105,7 @@ def _tsv_rows(where: str, text: str) -> Iterator[Row]:
 
 
 def _table_rows(where: str, text: str, delimiter: str) -> Iterator[Row]:
-    """Line by line, so that a quote that is never closed cannot swallow the rows after it."""
+    """Read line by line, so that an unclosed quote cannot swallow the rows after it."""
     header: list[str] | None = None
     for number, line in _lines(text):
         at = f"{where}, line {number}"
@@ -129,7 +131,7 @@ def _named(cells: list[str]) -> str:
 def _prompt(row: dict[str, Any], where: str) -> Prompt:
     for name in row:
         hint = suggest(name[:60], FIELDS) if name not in FIELDS else ""
-        if hint:  # a field of another name is somebody else's, but a slip would be ignored silently
+        if hint:  # other fields are ignored, but a typo must not be
             raise UserError(f"{where}: unknown field {quoted(name)}{hint}")
     prompt, negative, seed = (row.get(name) for name in FIELDS)
     if not isinstance(prompt, str):

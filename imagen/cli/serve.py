@@ -1,76 +1,70 @@
-"""`imagen serve`: options, help, and what it does. Heavy imports are inside."""
+"""`imagen serve`"""
 
 import argparse
-from collections.abc import Callable
+import ipaddress
 from pathlib import Path
 from typing import Any
 
-from imagen.cli.sampling import PRECISIONS
+from imagen.cli.command import Command, add_cascade, add_device, add_int8_text, add_precision, add_quiet
 from imagen.cli.values import count, minutes, number, up_to
 from imagen.errors import UserError
 
+LOCAL = ("127.0.0.1", "::1")
 
-def add_serve(command: Callable[..., Any]) -> None:
-    """command: adds one, given its name, function, help and epilog."""
-    sub = command(
-        "serve",
-        serve,
-        "serve a cascade: a page to draw with, and an HTTP API",
-        "A page at /, OpenAI's API for pictures at /v1, our own at /api (described at /docs), /healthz, /readyz,\n"
-        "/metrics. Requests of all users are batched together. SIGTERM finishes what was accepted.\n"
-        "docs/serve.md says how to put it behind nginx, into a container, or under systemd.\n\n"
-        "  imagen serve emoji\n"
-        "  imagen serve cascade --host 0.0.0.0 --keys keys.txt --rate 30 --workers-devices cuda:0,cuda:1",
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add_cascade(parser)
+    parser.add_argument("--port", type=up_to(65535), default=8000, metavar="N", help="default: 8000")
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: 127.0.0.1, this machine only")
+    where = parser.add_mutually_exclusive_group()
+    add_device(where)
+    where.add_argument("--workers-devices", metavar="NAME,...", help="one engine per device, as in cuda:0,cuda:1")
+    add_precision(parser)
+    add_int8_text(parser)
+    add_quiet(parser)
+    parser.add_argument("--name", metavar="NAME", help="model name in the API (default: the cascade's)")
+    parser.add_argument(
+        "--keys", type=Path, metavar="FILE", help="API keys: lines of HOLDER KEY (default: open to everybody)"
     )
-    sub.add_argument("cascade", type=Path, metavar="CASCADE", help="a cascade folder, a training run, or `emoji`")
-    sub.add_argument("--port", type=up_to(65535), default=8000, metavar="N", help="default: 8000")
-    sub.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: 127.0.0.1, this machine alone")
-    where = sub.add_mutually_exclusive_group()
-    where.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1... (default: a GPU if there is one)")
-    where.add_argument("--workers-devices", metavar="NAME,...", help="an engine on each, as cuda:0,cuda:1")
-    sub.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help="number format of the networks (default: auto, as the processor multiplies fastest)",
+    parser.add_argument("--rate", type=number, metavar="N", help="images per minute for each holder, or address")
+    parser.add_argument("--queue", type=count, default=256, metavar="N", help="images that may wait (default: 256)")
+    parser.add_argument("--max-n", type=count, default=10, metavar="N", help="images per request (default: 10)")
+    parser.add_argument("--max-steps", type=count, default=250, metavar="N", help="steps per stage (default: 250)")
+    parser.add_argument(
+        "--timeout", type=minutes, default=600.0, metavar="S", help="seconds for a request (default: 600)"
     )
-    sub.add_argument("--int8-text", action="store_true", help="hold the text encoder's weights in 8 bits")
-    sub.add_argument("--name", metavar="NAME", help="of the model in the API (default: the cascade's)")
-    sub.add_argument("--keys", type=Path, metavar="FILE", help="who may ask: lines of HOLDER KEY (default: everybody)")
-    sub.add_argument("--rate", type=number, metavar="N", help="pictures a minute for each holder, or address")
-    sub.add_argument("--queue", type=count, default=256, metavar="N", help="pictures that may wait (default: 256)")
-    sub.add_argument("--max-n", type=count, default=10, metavar="N", help="pictures of a request (default: 10)")
-    sub.add_argument("--max-steps", type=count, default=250, metavar="N", help="of a stage (default: 250)")
-    sub.add_argument("--timeout", type=minutes, default=600.0, metavar="S", help="seconds for a request (default: 600)")
-    sub.add_argument(
+    parser.add_argument(
         "--drain",
         type=minutes,
         default=60.0,
         metavar="S",
-        help="seconds for what was accepted, in the end (60)",
+        help="seconds to finish accepted requests at shutdown (default: 60)",
     )
-    sub.add_argument(
-        "--batch-pixels", type=count, metavar="N", help="in one call of a network (default: 2^18; on a GPU 2^22)"
+    parser.add_argument(
+        "--batch-pixels", type=count, metavar="N", help="pixels per call of a U-Net (default: 2^18; on a GPU 2^22)"
     )
-    sub.add_argument(
-        "--hostname", action="append", default=[], metavar="NAME", help="by which it is called, behind a proxy"
+    parser.add_argument(
+        "--hostname", action="append", default=[], metavar="NAME", help="a host name it is reached by, behind a proxy"
     )
-    sub.add_argument("--proxy", action="store_true", help="believe X-Forwarded-For from this machine")
-    sub.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="whose pages may call, too")
-    sub.add_argument(
+    parser.add_argument("--proxy", action="store_true", help="trust X-Forwarded-For and -Proto from this machine")
+    parser.add_argument(
+        "--proxy-from", action="append", default=[], metavar="ADDRESS", help="and from this address or network"
+    )
+    parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="an origin whose pages may call")
+    parser.add_argument(
         "--filter",
         metavar="MODULE",
-        help="a Python module of yours with check_prompt(text) or check_picture(image), which return why they refuse",
+        help="your Python module with check_prompt(text) or check_picture(image), which return why they refuse",
     )
 
 
-def serve(options: argparse.Namespace) -> None:
-    from imagen.cli.commands import choose_device
+def run(options: argparse.Namespace) -> None:
+    from imagen.cli.devices import choose_device
     from imagen.serve import Limits, ServeConfig
 
     try:
         from imagen.serve.access import read_keys
-        from imagen.serve.running import serve as run
+        from imagen.serve.running import serve
     except ModuleNotFoundError as error:
         from imagen.distribution import missing
 
@@ -83,7 +77,7 @@ def serve(options: argparse.Namespace) -> None:
         raise UserError(f"--rate is {options.rate:g}; it must be above 0")
     on_cpu = all(name == "cpu" for name in devices)
     limits = Limits(
-        n=options.max_n,
+        n=min(options.max_n, options.queue),  # more would wait forever
         steps=options.max_steps,
         queue=options.queue,
         batch_pixels=options.batch_pixels or (2**18 if on_cpu else 2**22),
@@ -100,26 +94,52 @@ def serve(options: argparse.Namespace) -> None:
         rate=options.rate,
         cors=tuple(options.cors),
         hostnames=tuple(name.lower() for name in options.hostname),
-        proxied=options.proxy,
+        proxies=(*(LOCAL if options.proxy else ()), *map(_network, options.proxy_from)),
         timeout=options.timeout,
         drain=options.drain,
         check_prompt=prompt,
         check_picture=picture,
     )
-    run(options.cascade, config, devices=devices, precision=options.precision, int8_text=options.int8_text)
+    serve(options.cascade, config, devices=devices, precision=options.precision, int8_text=options.int8_text)
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text, strict=False))
+    except ValueError:
+        raise UserError(f"--proxy-from {text} is neither an address nor a network, as 10.0.0.7 or 10.0.0.0/8") from None
 
 
 def _filters(name: str) -> tuple[Any, Any]:
-    """The operator's own checks: their code, as they asked for."""
+    """Import the operator's own checks."""
     import importlib
+    import inspect
     import sys
 
-    sys.path.insert(0, "")  # a file beside which the command is run
+    sys.path.insert(0, "")  # a file in the current folder
     try:
         module = importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"--filter {name}: {error}; it must be a module that Python can import") from None
+    except Exception as error:  # theirs may raise anything
+        reason = f"{type(error).__name__}: {error}" if not isinstance(error, ImportError) else str(error)
+        raise UserError(f"--filter {name}: {reason}; it must be a module that Python can import") from None
     prompt, picture = getattr(module, "check_prompt", None), getattr(module, "check_picture", None)
     if not callable(prompt) and not callable(picture):
         raise UserError(f"--filter {name} has neither a function check_prompt nor check_picture")
+    for function in (prompt, picture):
+        if inspect.iscoroutinefunction(function):
+            raise UserError(f"--filter {name}: {function.__name__} is async; it must be a plain function")
     return prompt, picture
+
+
+COMMAND = Command(
+    name="serve",
+    help="serve a cascade: a web page and an HTTP API",
+    add=add,
+    run=run,
+    details="A page at /, OpenAI's image API at /v1, our own at /api (described at /docs), /healthz, /readyz,\n"
+    "/metrics. Requests of all users are batched together. SIGTERM finishes accepted requests.\n"
+    "docs/howto/serve.md describes nginx, containers and systemd.\n\n"
+    "  imagen serve emoji\n"
+    "  imagen serve cascade --host 0.0.0.0 --keys keys.txt --rate 30 --workers-devices cuda:0,cuda:1",
+    has_output=False,
+)

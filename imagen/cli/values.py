@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from imagen import limits
-from imagen.errors import LIMIT, quoted
+from imagen.errors import LIMIT, quoted, suggest
 
-MOST = 10**9  # of what is counted: more fits no memory, disk or patience
+MOST = 10**9  # for counts
 
 
 def up_to(most: int) -> Callable[[str], int]:
-    """1, 2, 3, ..., `most`."""
+    """Return a parser of whole numbers from 1 to `most`."""
 
     def count(text: str) -> int:
         if not text.isdecimal() or not text.strip("0"):
@@ -25,19 +25,20 @@ def up_to(most: int) -> Callable[[str], int]:
 
 
 count = up_to(MOST)
-side = up_to(8192)  # of a picture that is drawn as a whole, in pixels
+side = up_to(8192)  # of an image in memory, in pixels
 processes = up_to(limits.PROCESSES)
 
 
 def count_or_all(text: str) -> int | None:
+    """Read a count, or `all` as None."""
     return None if text == "all" else count(text)
 
 
 def whole(text: str) -> int:
-    """A whole number that fits 64 bits; its range is checked by what takes it."""
+    """Read a whole number that fits 64 bits; the command checks its range."""
     try:
         value = int(text)
-    except ValueError:  # digits by the thousand, too
+    except ValueError:  # also for thousands of digits
         value = LIMIT
     if abs(value) >= LIMIT:
         raise argparse.ArgumentTypeError(f"{quoted(text)} is not a whole number below 2^63")
@@ -45,33 +46,48 @@ def whole(text: str) -> int:
 
 
 def minutes(text: str) -> float:
-    """A time that ends."""
+    """Read a finite time above 0, in whatever unit."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{quoted(text)} is not a number above 0")
-    if value > MOST:  # clocks, too, have an end
+    if value > MOST:  # larger values overflow clocks
         raise argparse.ArgumentTypeError(f"{quoted(text)} is too much; at most {MOST:,} is possible")
     return value
 
 
-def listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """Values with commas between."""
+class Choice:
+    """One of `names`; for any other the nearest is suggested. what: what they name, for the message."""
 
-    def parse_list(text: str) -> list[Any]:
+    def __init__(self, *names: str, what: str = "value"):
+        self.names, self.what = names, what
+
+    def __call__(self, text: str) -> str:
+        if text not in self.names:
+            hint = suggest(text, self.names) or f"; choose {', '.join(self.names)}"
+            raise argparse.ArgumentTypeError(f"unknown {self.what} {quoted(text)}{hint}")
+        return text
+
+
+class Listed:
+    """Values of one kind, separated by commas: one for all stages, or one for each."""
+
+    def __init__(self, kind: Callable[[str], Any]):
+        self.kind = kind
+        self.names: tuple[str, ...] | None = getattr(kind, "names", None)  # for completion
+
+    def __call__(self, text: str) -> list[Any]:
         try:
-            return [kind(part) for part in text.split(",")]
+            return [self.kind(part) for part in text.split(",")]
         except ValueError:
-            what = "whole numbers" if kind is int else "numbers"
+            what = "whole numbers" if self.kind is int else "numbers"
             raise argparse.ArgumentTypeError(f"{quoted(text)} is not {what} with commas between") from None
-
-    return parse_list
 
 
 def span(text: str) -> tuple[int, int]:
-    """`10:13`, the first and the last."""
+    """Read `10:13`, the first step and the last."""
     first, _, last = text.partition(":")
     try:
         found = count(first), count(last)
@@ -83,12 +99,12 @@ def span(text: str) -> tuple[int, int]:
 
 
 def each(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A value, or `none`."""
+    """Return a parser of a value, or `none` as None."""
     return lambda text: None if text == "none" else kind(text)
 
 
 def interval(text: str) -> tuple[float, float] | None:
-    """LOW:HIGH, or `all` for no limits."""
+    """Read LOW:HIGH, or `all` as None."""
     if text == "all":
         return None
     low, _, high = text.partition(":")
@@ -99,7 +115,7 @@ def interval(text: str) -> tuple[float, float] | None:
 
 
 def number(text: str) -> float:
-    """A finite one; its range is checked by what takes it."""
+    """Read a finite number; the command checks its range."""
     try:
         value = float(text)
     except ValueError:
@@ -109,14 +125,8 @@ def number(text: str) -> float:
     return value
 
 
-def engine(text: str) -> str:
-    if text not in ("local", "ray"):
-        raise argparse.ArgumentTypeError(f"{quoted(text)} is neither local nor ray")
-    return text
-
-
 def file_and_name(text: str) -> tuple[str, str]:
-    """ "FILE=NAME" as (name, file)."""
+    """Read FILE=NAME as (name, file)."""
     file, _, name = text.rpartition("=")
     if not file or not name.replace("-", "").replace(" ", "").isalnum():
         raise argparse.ArgumentTypeError(

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from imagen.cascade.storage import check_free, check_stages, write_cascade
+from imagen.cascade.storage import check_output_folder, check_stages, write_cascade
 from imagen.convert import original
 from imagen.convert.names import to_ours
 from imagen.convert.scheduler import read_objective, read_sampling, read_schedule
@@ -23,8 +23,9 @@ from imagen.convert.structure import read_unet_config
 from imagen.errors import UserError
 from imagen.files import copy_licences, open_regular, read_json
 from imagen.stage.config import StageConfig
-from imagen.text.cleaning import Cleaning
-from imagen.text.encoder import TextConfig, encoder_config, load_text_encoder, unconditional
+from imagen.text.config import Cleaning, TextConfig
+from imagen.text.embeddings import unconditional_embedding
+from imagen.text.encoder import encoder_config, load_text_encoder
 from imagen.text.files import check_index
 
 MAX_TOKENS = 77  # what IF was trained with
@@ -60,10 +61,10 @@ def convert_deepfloyd(
     stages: list[StageConfig] = []
     for folder in folders:
         stages.append(read_stage(folder, stages[-1].resolution if stages else None))
-    check_free(Path(out), [], [stage.resolution for stage in stages])
+    check_output_folder(Path(out), [], [stage.resolution for stage in stages])
     text = text_config(encoder or _encoder(folders), cleaning)
     check_stages(stages, text=text, where=str(out), sources=[str(folder) for folder in folders])
-    null_LD = unconditional(text, load_text_encoder(text, device))
+    null_LD = unconditional_embedding(text, lambda: load_text_encoder(text, device).encode([""])[0])
     write_cascade(
         Path(out),
         text=text,

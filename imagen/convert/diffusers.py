@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen.cascade.hub import CARD, front_matter
-from imagen.cascade.storage import Manifest, StageRecord, find, read_manifest, read_tensors
+from imagen.cascade.storage import Manifest, StageRecord, read_manifest, read_tensors, resolve_folder
 from imagen.convert.deepfloyd import MAX_TOKENS, WEIGHTS
 from imagen.convert.names import to_theirs
 from imagen.convert.scheduler import write_noising, write_scheduler
@@ -16,7 +16,7 @@ from imagen.errors import UserError
 from imagen.files import copy_licences, read_json, replacing, write_json, write_text
 from imagen.stage.config import StageConfig
 from imagen.tensors import save_tensors
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 
 UNFINISHED = ".unfinished.json"  # in the folder of the stages, while they are written: of which cascade
 
@@ -27,7 +27,7 @@ def convert_diffusers(cascade: str | Path, out: str | Path) -> list[Path]:
     Raises UserError, before anything is written, with the reason why a stage cannot be expressed; and if a folder
     is there already, and not because this cascade's conversion was interrupted.
     """
-    folder, out = find(cascade), Path(out)
+    folder, out = resolve_folder(cascade), Path(out)
     manifest = read_manifest(folder)
     folders = [out / f"stage-{record.config.resolution}" for record in manifest.stages]
     mark, wanted = out / UNFINISHED, {"stages": [record.sha256 for record in manifest.stages]}

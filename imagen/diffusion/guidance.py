@@ -21,11 +21,11 @@ from imagen.errors import UserError
 
 
 class Estimate(NamedTuple):
-    """What a denoiser says about a noisy picture."""
+    """What a denoiser returns for a noised image."""
 
     x0: Tensor  # [B, C, H, W]
-    # Where the log variance of a reverse step lies between its lower bound (0) and its upper bound (1), like x0;
-    # None where the network does not predict it.
+    # The log variance of a reverse step, from its lower bound (0) to its upper bound (1), shaped like x0;
+    # None where the U-Net does not predict it.
     variance: Tensor | None = None
 
 
@@ -33,28 +33,30 @@ Denoiser = Callable[[Tensor, Tensor], Estimate]  # (x_BCHW, logsnr_B) -> Estimat
 
 
 def at_level(x_BCHW: Tensor, logsnr: float) -> Tensor:
-    """logsnr_B for a denoiser, all of one level, which stays known: nobody has to ask a device for it."""
-    logsnr_B = x_BCHW.new_full((len(x_BCHW),), logsnr)
+    """Return logsnr_B for a denoiser, all of one level, which `known_level` returns without waiting for the device."""
+    logsnr_B = x_BCHW.new_full(x_BCHW.shape[:1], logsnr)
     logsnr_B.level = logsnr  # type: ignore[attr-defined]
     return logsnr_B
 
 
 def known_level(logsnr_B: Tensor) -> float | None:
-    """The level of all pictures, if `at_level` made them."""
+    """Return the level of all images, if `at_level` made them, else None."""
     return getattr(logsnr_B, "level", None)
 
 
 class ConditionalModel(Protocol):
+    """A denoiser that also takes conditions."""
+
     def __call__(self, x_BCHW: Tensor, logsnr_B: Tensor, /, **cond: Tensor) -> Estimate: ...
 
 
 def predict_x0(
     network: Callable[..., Tensor], prediction: Prediction, label: NoiseLabel = noise_label
 ) -> ConditionalModel:
-    """Reads the raw output of `network(x, label(lambda), **cond)` as an Estimate.
+    """Return a model that converts the output of `network(x, label(lambda), **cond)` to an Estimate.
 
-    The network may answer in half precision: the conversion runs in the precision of x, at least float32. Twice the
-    channels of x mean a learned variance, v in [-1, 1].
+    The output may be in low precision: the conversion runs in the precision of x, at least float32. Twice the channels
+    of x mean a learned variance, v in [-1, 1].
     """
 
     def model(x_BCHW: Tensor, logsnr_B: Tensor, /, **cond: Tensor) -> Estimate:
@@ -77,8 +79,8 @@ class ClassifierFree:
     weight: 1 is no guidance, and runs no unconditional half.
     interval: log-SNR range, both ends included, outside of which weight is 1 (2404.07724): guidance is harmful
     at high noise and useless at low noise.
-    rescale: phi of 2305.08891, eq. 14-16, on x0: guidance makes pictures of too much contrast, so the standard
-    deviation of each is moved, in this share, to that of the conditional estimate.
+    rescale: phi of 2305.08891, eq. 14-16, on x0: guidance increases contrast, so the standard deviation of
+    each image is moved, by this share, to that of the conditional estimate.
     """
 
     def __init__(
@@ -126,7 +128,7 @@ class ClassifierFree:
 
 @dataclass(frozen=True)
 class StaticThreshold:
-    """Clips x0 to [-1, 1], the range of pictures."""
+    """Clips x0 to [-1, 1], the range of images."""
 
     denoise: Denoiser
 
@@ -139,7 +141,7 @@ class StaticThreshold:
 class DynamicThreshold:
     """Imagen (2205.11487), sec. 2.3: x0 = clip(x0, -s, s) / s, where s is a high quantile of |x0|, at least 1.
 
-    It pulls saturated pixels inwards, where clipping would leave them saturated. Each picture has its own s.
+    It pulls saturated pixels inwards, where clipping would leave them saturated. Each image has its own s.
 
     percentile: of |x0|, in [0, 1]. max_scale: s is at most this (1.5 in DeepFloyd IF; 1 is static thresholding).
     """
@@ -161,8 +163,8 @@ class DynamicThreshold:
 
 
 @dataclass(frozen=True)
-class Affine:
-    """Estimates scale x0 + offset: where x0 stands for a picture in other units (the detail around another one)."""
+class AffineDenoiser:
+    """Estimates scale x0 + offset: where x0 is an image in other units, such as the detail around another one."""
 
     denoise: Denoiser
     scale: float

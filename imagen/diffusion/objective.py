@@ -1,6 +1,6 @@
-"""What the network predicts and how the loss weighs noise levels.
+"""Prediction types and loss weightings.
 
-With x_t = alpha x0 + sigma eps the network may predict eps, x0 or v = alpha eps - sigma x0 (2202.00512). Given x_t,
+With x_t = alpha x0 + sigma eps the U-Net may predict eps, x0 or v = alpha eps - sigma x0 (2202.00512). Given x_t,
 each determines the others, and their squared errors are the same error in different units:
 
     |eps - eps'|^2 = SNR |x0 - x0'|^2 = alpha^2 |v - v'|^2.
@@ -24,16 +24,18 @@ VARIANCE_STEPS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
+    """The prediction type of a stage and the weighting of its loss."""
+
     prediction: Prediction = "eps"
     # constant: the plain MSE of the prediction (the paper's loss). p2: 2204.00227. min_snr: 2303.09556.
-    # sigmoid: 2410.19324. velocity: the MSE of v (2511.13720). The last four weigh the error whatever the network
-    # predicts. A small network predicts x0 best: unlike eps and v, it holds no noise to be copied from the input.
+    # sigmoid: 2410.19324. velocity: the MSE of v (2511.13720). The last four weight the error independently of the
+    # prediction type. A small network predicts x0 best: unlike eps and v, it contains no noise to copy from the input.
     weighting: Literal["constant", "p2", "min_snr", "sigmoid", "velocity"] = "constant"
     p2_gamma: float = 0.5
     p2_k: float = 1.0
     min_snr_gamma: float = 5.0
     sigmoid_bias: float = -1.0
-    velocity_snr: float = 30.0  # below so much noise the x0 error weighs no more: its v error would grow without limit
+    velocity_snr: float = 30.0  # above this SNR the weight of the x0 error is constant; it would grow without limit
     # Weight of the variational bound when the network also predicts its variance (2102.09672, eq. 16).
     variance_weight: float = 0.001
 
@@ -42,15 +44,15 @@ class ObjectiveConfig:
 
 
 class Loss(NamedTuple):
-    """Losses of the pictures of a batch, each [B] and float32 (or float64 if the inputs are)."""
+    """Losses of the samples of a batch, each [B] and float32 (or float64 if the inputs are)."""
 
-    total: Tensor  # what is trained on: weight * MSE, plus the variance term if there is one
+    total: Tensor  # what training minimises: weight * MSE, plus the variance term if there is one
     eps_mse: Tensor  # the unweighted error in units of eps: comparable between predictions and weightings; for logs
-    variance_bits: Tensor | None = None  # KL of one reverse step, bits a number; None without learned variance
+    variance_bits: Tensor | None = None  # KL of one reverse step, bits per dimension; None without learned variance
 
 
 def target(prediction: Prediction, x0: Tensor, eps: Tensor, logsnr_B: Tensor) -> Tensor:
-    """What a perfect network that saw both x0 and eps would answer."""
+    """Return the target of the U-Net for x0 and eps."""
     if prediction == "eps":
         return eps
     if prediction == "x0":
@@ -60,7 +62,7 @@ def target(prediction: Prediction, x0: Tensor, eps: Tensor, logsnr_B: Tensor) ->
 
 
 def to_x0(prediction: Prediction, output: Tensor, x_t: Tensor, logsnr_B: Tensor) -> Tensor:
-    """The x0 that a prediction implies at x_t."""
+    """Return the x0 estimate that a prediction implies at x_t."""
     alpha, sigma = alpha_sigma(logsnr_B, like=x_t)
     if prediction == "eps":
         return (x_t - sigma * output) / alpha
@@ -69,27 +71,17 @@ def to_x0(prediction: Prediction, output: Tensor, x_t: Tensor, logsnr_B: Tensor)
     return output
 
 
-def from_x0(prediction: Prediction, x0: Tensor, x_t: Tensor, logsnr_B: Tensor) -> Tensor:
-    """The inverse of to_x0: an x0 estimate as eps, x0 or v."""
-    alpha, sigma = alpha_sigma(logsnr_B, like=x_t)
-    if prediction == "eps":
-        return (x_t - alpha * x0) / sigma
-    if prediction == "v":
-        return (alpha * x_t - x0) / sigma
-    return x0
-
-
-def eps_mse_per(prediction: Prediction, logsnr_B: Tensor) -> Tensor:
-    """How much eps-MSE one unit of the MSE of a prediction is: 1, SNR or alpha^2."""
+def eps_mse_factor(prediction: Prediction, logsnr_B: Tensor) -> Tensor:
+    """Return eps-MSE / MSE of a prediction type at each noise level: 1, SNR or alpha^2."""
     if prediction == "eps":
         return torch.ones_like(logsnr_B)
     return logsnr_B.exp() if prediction == "x0" else logsnr_B.sigmoid()
 
 
 def weight(logsnr_B: Tensor, config: ObjectiveConfig) -> Tensor:
-    """The factor of the MSE of `config.prediction` at each noise level, [B].
+    """Return the loss weighting of `config.prediction` at each noise level, [B].
 
-    Each weighting is written in the space of its own paper, then carried over to the space of the prediction.
+    Each weighting is written in the space of its own paper, then converted to the space of the prediction.
     """
     if config.weighting == "constant":
         return torch.ones_like(logsnr_B)
@@ -104,7 +96,7 @@ def weight(logsnr_B: Tensor, config: ObjectiveConfig) -> Tensor:
         space, w = "x0", 1 + snr.clamp(max=config.velocity_snr)
     else:
         space, w = "x0", snr.clamp(max=config.min_snr_gamma)
-    return w * eps_mse_per(config.prediction, logsnr_B) / eps_mse_per(space, logsnr_B)
+    return w * eps_mse_factor(config.prediction, logsnr_B) / eps_mse_factor(space, logsnr_B)
 
 
 def loss(
@@ -116,24 +108,24 @@ def loss(
     *,
     logsnr_s_B: Tensor | None = None,
 ) -> Loss:
-    """The training loss of each picture.
+    """Return the training loss of each sample.
 
-    output: what the network said at x_t, [B, C, ...], or [B, 2C, ...] with the variance after the prediction.
-    x0, eps: the pictures and the noise that made x_t, [B, C, ...].
+    output: of the U-Net at x_t, [B, C, ...], or [B, 2C, ...] with the variance after the prediction.
+    x0, eps: the clean images and the noise in x_t, [B, C, ...].
     logsnr_B: lambda_t. logsnr_s_B: lambda one step earlier (`earlier_logsnr`), needed with a learned variance only.
     Raises ValueError if the output's channels are neither C nor 2C, or if logsnr_s_B is missing.
     """
-    dtype = torch.promote_types(x0.dtype, torch.float32)  # the network may have answered in bf16
+    dtype = torch.promote_types(x0.dtype, torch.float32)  # the output may be bf16
     x0, eps, logsnr_B = x0.to(dtype), eps.to(dtype), logsnr_B.to(dtype)
     mean, v = split_variance(output.to(dtype), x0.shape[1])
     error2 = (mean - target(config.prediction, x0, eps, logsnr_B)).square()
     mse_B = error2.flatten(1).mean(1)
-    total_B, eps_mse_B = weight(logsnr_B, config) * mse_B, eps_mse_per(config.prediction, logsnr_B) * mse_B
+    total_B, eps_mse_B = weight(logsnr_B, config) * mse_B, eps_mse_factor(config.prediction, logsnr_B) * mse_B
     if v is None:
         return Loss(total_B, eps_mse_B.detach())
     if logsnr_s_B is None:
         raise ValueError("a learned variance needs logsnr_s_B: earlier_logsnr(schedule, t)")
-    per = eps_mse_per(config.prediction, logsnr_B).reshape(-1, *[1] * (x0.ndim - 1))
+    per = eps_mse_factor(config.prediction, logsnr_B).reshape(-1, *[1] * (x0.ndim - 1))
     bits_B = variance_bits(v, per * error2.detach(), logsnr_B, logsnr_s_B.to(dtype))
     # The bound is the sum over all steps, of which this t is one: 1000 x a step's KL, on average.
     total_B = total_B + config.variance_weight * VARIANCE_STEPS * bits_B
@@ -141,7 +133,7 @@ def loss(
 
 
 def variance_bits(v: Tensor, eps_error2: Tensor, logsnr_t_B: Tensor, logsnr_s_B: Tensor) -> Tensor:
-    """KL(q(x_s | x_t, x0) || p(x_s | x_t)) in bits a number, [B], where the network chooses the variance of p by v.
+    """Return KL(q(x_s | x_t, x0) || p(x_s | x_t)) in bits per dimension, [B], where v sets the variance of p.
 
     Improved DDPM (2102.09672), eq. 15: log variance = f log beta + (1 - f) log beta~ with f = (v + 1) / 2, where
     beta = (1 - e^-h) sigma_t^2, beta~ = (1 - e^-h) sigma_s^2 and h = lambda_s - lambda_t >= 0. Both distributions are
@@ -163,7 +155,7 @@ def variance_bits(v: Tensor, eps_error2: Tensor, logsnr_t_B: Tensor, logsnr_s_B:
 
 
 def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
-    """(prediction, v) of an output with `channels` or twice as many channels; v is None in the first case."""
+    """Return (prediction, v) of an output with `channels` or twice as many channels; v is None in the first case."""
     if output.shape[1] == channels:
         return output, None
     if output.shape[1] == 2 * channels:
@@ -173,15 +165,15 @@ def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None
 
 
 def earlier_logsnr(schedule: Schedule, t: Tensor) -> Tensor:
-    """lambda at s = t - 1/1000 (at least 0), for the variance term of the loss."""
+    """Return lambda at s = t - 1/1000 (at least 0), for the variance term of the loss."""
     return schedule((t - 1 / VARIANCE_STEPS).clamp(min=0))
 
 
 def stratified_times(u: Tensor | float, index: Tensor, batch_size: int) -> Tensor:
-    """t_i = (u + i) / batch_size, float64: one time in each of `batch_size` equal parts of [0, 1).
+    """Return t_i = (u + i) / batch_size, float64: one time in each of `batch_size` equal parts of [0, 1).
 
     Uniform for each picture when u is, but evenly spread over the batch, which lowers the variance of the loss (VDM,
-    2107.00630, App. I.1). A pure function: a rank or micro-batch passes the indices in the global batch that are its
-    own. u in [0, 1): one number shared by the batch, as in VDM, or one for each index.
+    2107.00630, App. I.1). A pure function: a rank or micro-batch passes its own indices in the global
+    batch. u in [0, 1): one number shared by the batch, as in VDM, or one for each index.
     """
     return (torch.as_tensor(u, dtype=torch.float64, device=index.device) + index) / batch_size

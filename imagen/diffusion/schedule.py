@@ -193,6 +193,14 @@ def build_label(config: ScheduleConfig) -> NoiseLabel:
     return DiscreteCosine().label if config.kind == "discrete_cosine" else noise_label
 
 
+def bind_label(config: ScheduleConfig, device: torch.device) -> NoiseLabel:
+    """Return `build_label` for float32 log-SNRs on `device`, for compiled functions: without Python's caches."""
+    if config.kind != "discrete_cosine":
+        return noise_label
+    between = _between(device, torch.float32)
+    return lambda logsnr: (STEPS - 1 - torch.bucketize(logsnr, between)).float()
+
+
 def step_times(schedule: Schedule, steps: int) -> Tensor:
     """The times of so many sampler steps and their end, from about 1 to 0; float64."""
     if isinstance(schedule, DiscreteCosine):

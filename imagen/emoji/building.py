@@ -9,10 +9,9 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
 from imagen.errors import UserError
 from imagen.files import read_json, write_json
+from imagen.progress import progress_bar
 
 _UNFINISHED = ".unfinished"  # a file beside the splits while they are being built
 
@@ -51,7 +50,7 @@ def write_splits(
 
     _start(out, arguments, splits)
     written = {}
-    with tqdm(total=sum(map(len, splits.values())), unit="picture", desc="emoji", disable=not progress) as bar:
+    with progress_bar(total=sum(map(len, splits.values())), unit="picture", desc="emoji", disable=not progress) as bar:
         for name, split in splits.items():
             with ShardWriter(out / name) as writer:
                 for sample in _render_all(split, sizes, workers):

@@ -49,7 +49,7 @@ def scores(
     if len(prompts["single"]) < 2:
         raise UserError("the kernel distance needs two objects or more; evaluate with more objects (--objects)")
     for weight in guidance:  # every mistake is found before the first picture is drawn
-        cascade.plan([""], stages=1, guidance=weight, steps=steps, batch_size=batch_size, device=device)
+        cascade.request([""], stages=1, guidance=weight, steps=steps, batch_size=batch_size, device=device)
     real, floor = (recogniser.embed(heldout_drawings(limit_objects, variants)) for variants in (VARIANTS, FLOOR))
     mean, std = real.mean(axis=0), real.std(axis=0) + 1e-6
     named = {emoji.name: index for index, emoji in enumerate(objects(limit_objects))}

@@ -7,7 +7,7 @@ from imagen.data.loading.config import DataConfig
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.diffusion.schedule import ScheduleConfig
 from imagen.models.config import Level, UNetConfig
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 from imagen.train.config import TrainConfig
 from imagen.train.experiment import Experiment
 from imagen.train.optim import OptimConfig

@@ -8,16 +8,20 @@ numbers come of one counter: two pairs by Box and Muller's transform.
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from imagen import kernels
+from imagen.devices import sent
 
 ROUNDS = 10
-MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 WEYL = (0x9E3779B9, 0xBB67AE85)  # by which the key grows from round to round
-_WORD = 0xFFFFFFFF
+_WORD, _BITS = np.uint64(0xFFFFFFFF), np.uint64(32)
 _PART = 2**15  # counters at a time: what stays in a core's cache
+
+Words = np.ndarray  # uint64, each a word of 32 bits
 
 
 def normal(shape: Sequence[int], key: int, first: int, purpose: int, device: torch.device | str = "cpu") -> Tensor:
@@ -26,71 +30,88 @@ def normal(shape: Sequence[int], key: int, first: int, purpose: int, device: tor
     key: 64 bits. purpose: 32 bits, of streams that are to be independent. first: 64 bits.
     """
     device = torch.device(device)
-    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
-    out = torch.empty(*shape, device=device, memory_format=layout)
-    if kernels.fused(device):
-        fill_normal(out, _signed(key), first, purpose)
-        return out
-    _by_torch(out, key, first, purpose)
-    return out
+    samples_B = torch.arange(first, first + shape[0], device=home(device))
+    return normal_of(samples_B, shape[1:], key, purpose, device)
 
 
-@torch.library.custom_op("imagen::fill_normal", mutates_args=("out",))
-def fill_normal(out: Tensor, key: int, first: int, purpose: int) -> None:
-    """`normal` into a tensor on a GPU, in one kernel. key: as a signed number."""
-    from imagen.kernels import triton
-
-    triton.fill_normal(out, key, first, purpose)
-
-
-@fill_normal.register_fake
-def _(out: Tensor, key: int, first: int, purpose: int) -> None:
-    pass
+def normal_of(samples_B: Tensor, shape: Sequence[int], key: int, purpose: int, device: torch.device) -> Tensor:
+    """`normal` numbers [B, *shape] of any samples, int64, which lie on `home(device)`."""
+    layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
+    out = torch.empty(len(samples_B), *shape, device=samples_B.device, memory_format=layout)
+    torch.ops.imagen.fill_normal(out, samples_B, key - 2**64 if key >= 2**63 else key, purpose)
+    return sent(out, device)
 
 
-def words(block: Tensor, sample: Tensor, key: int, purpose: int) -> list[Tensor]:
-    """Four 32-bit words, each int64, of the counter (block, sample, purpose); the tensors are of one shape.
+def home(device: torch.device) -> torch.device:
+    """Where numbers for `device` are drawn: there, by a kernel of our own, or on the CPU."""
+    return device if kernels.fused(device) else torch.device("cpu")
 
-    What lies above a word's 32 bits is cleared before it is multiplied, and at the end.
+
+def words(counter: Sequence[Words], key: int, spare: Sequence[Words] | None = None) -> list[Words]:
+    """Four words of each counter, which is four words, too: block, sample (low, high), purpose.
+
+    The memory of the counter, and of `spare`, two arrays like them, is used up.
     """
-    a, b, c, d = block.clone(), sample & _WORD, sample >> 32 & _WORD, torch.full_like(sample, purpose)
-    keys = [key & _WORD, key >> 32 & _WORD]
+    (a, b, c, d), (first, second) = counter, spare or [np.empty_like(word) for word in counter[:2]]
+    keys = [key & 0xFFFFFFFF, key >> 32 & 0xFFFFFFFF]
     for _ in range(ROUNDS):
-        # The products have 64 bits, all of which an int64 holds: its sign is one of them.
-        first, second = a * MULTIPLIERS[0], c.mul_(MULTIPLIERS[1])
-        torch.bitwise_right_shift(second, 32, out=a).bitwise_xor_(b).bitwise_xor_(keys[0]).bitwise_and_(_WORD)
-        torch.bitwise_right_shift(first, 32, out=b).bitwise_xor_(d).bitwise_xor_(keys[1]).bitwise_and_(_WORD)
-        b, c, d = second, b, first
-        keys = [(word + step) & _WORD for word, step in zip(keys, WEYL, strict=True)]
-    return [word.bitwise_and_(_WORD) for word in (a, b, c, d)]
+        np.multiply(a, MULTIPLIERS[0], out=first)
+        np.multiply(c, MULTIPLIERS[1], out=second)
+        for high, low, product, word in ((a, b, second, keys[0]), (c, d, first, keys[1])):
+            np.right_shift(product, _BITS, out=high)
+            high ^= low
+            high ^= np.uint64(word)
+            high &= _WORD  # `low` has more than 32 bits from the second round on
+        b, second, d, first = second, b, first, d
+        keys = [(word + step) & 0xFFFFFFFF for word, step in zip(keys, WEYL, strict=True)]
+    b &= _WORD
+    d &= _WORD
+    return [a, b, c, d]
 
 
-def _by_torch(out: Tensor, key: int, first: int, purpose: int) -> None:
+def _by_numpy(out: Tensor, samples_B: Tensor, key: int, purpose: int) -> None:
+    """On the CPU. NumPy does the whole numbers in half of torch's time; torch the logarithms, cosines and sines."""
     numbers = math.prod(out.shape[1:])
     blocks = -(-numbers // 4)
-    block = torch.arange(blocks, device=out.device)
-    sample = torch.arange(first, first + len(out), device=out.device)
-    flat = torch.empty(len(out), blocks, 4, device=out.device)
-    rows, columns = max(1, _PART // blocks), min(_PART, blocks)
+    rows, columns = max(1, min(len(out), _PART // max(1, blocks))), min(_PART, blocks)
+    block = np.arange(blocks, dtype=np.uint64)
+    sample = samples_B.numpy().view(np.uint64)[:, None]
+    memory = np.empty((6, rows * columns), np.uint64)
+    flat = torch.empty(len(out), blocks, 4)
     for row in range(0, len(out), rows):
         for column in range(0, blocks, columns):
-            here = flat[row : row + rows, column : column + columns]
-            blocks_here, samples_here = torch.broadcast_tensors(
-                block[column : column + columns], sample[row : row + rows, None]
-            )
-            pairs = words(blocks_here.contiguous(), samples_here.contiguous(), key, purpose)
-            for number, (word, other) in enumerate((pairs[:2], pairs[2:])):
-                radius = _unit(word).log_().mul_(-2).sqrt_()
-                angle = _unit(other).mul_(2 * math.pi)
-                torch.mul(radius, angle.cos(), out=here[..., 2 * number])
-                torch.mul(radius, angle.sin_(), out=here[..., 2 * number + 1])
+            here, own = flat[row : row + rows, column : column + columns], sample[row : row + rows]
+            *counter, first, second = (word[: here.numel() // 4].reshape(here.shape[:2]) for word in memory)
+            values = (block[column : column + columns], own & _WORD, own >> _BITS, purpose)
+            for word, value in zip(counter, values, strict=True):
+                word[:] = value
+            pairs = words(counter, key, (first, second))
+            for number in (0, 2):
+                radius = _unit(pairs[number]).log_().mul_(-2).sqrt_()
+                angle = _unit(pairs[number + 1]).mul_(2 * math.pi)
+                torch.mul(radius, angle.cos(), out=here[..., number])
+                torch.mul(radius, angle.sin_(), out=here[..., number + 1])
     out.copy_(flat.flatten(1)[:, :numbers].reshape(out.shape))
 
 
-def _unit(word: Tensor) -> Tensor:
+def _unit(word: Words) -> Tensor:
     """The upper 24 of 32 bits as float32 in (0, 1]."""
-    return (word >> 8).float().add_(0.5).mul_(2**-24)
+    return torch.from_numpy((word >> np.uint64(8)).view(np.int64)).float().add_(0.5).mul_(2**-24)
 
 
-def _signed(key: int) -> int:
-    return key - 2**64 if key >= 2**63 else key
+def _by_triton(out: Tensor, samples_B: Tensor, key: int, purpose: int) -> None:
+    """On a GPU, in one kernel."""
+    from imagen.kernels import triton
+
+    triton.fill_normal(out, samples_B, key, purpose)
+
+
+def _of_shapes(out: Tensor, samples_B: Tensor, key: int, purpose: int) -> None:
+    """On tensors that have a shape but no numbers."""
+
+
+# Not by torch.library.custom_op, whose first call on a CPU imports the compiler: seconds. key: as a signed number.
+torch.library.define("imagen::fill_normal", "(Tensor(a!) out, Tensor samples, int key, int purpose) -> ()")
+torch.library.impl("imagen::fill_normal", "cpu", _by_numpy)
+torch.library.impl("imagen::fill_normal", "cuda", _by_triton)
+torch.library.register_fake("imagen::fill_normal", _of_shapes)

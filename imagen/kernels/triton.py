@@ -279,12 +279,12 @@ def _unit(word):
     return ((word >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-08
 
 
-@triton.jit(do_not_specialize=["low", "high", "first", "purpose"])  # a 1 would become a constant without .to
-def _fill_normal(out, low, high, first, purpose, numbers, blocks, C, pixels, nhwc: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["low", "high", "purpose"])  # a 1 would become a constant without .to
+def _fill_normal(out, samples, low, high, purpose, numbers, blocks, C, pixels, nhwc: tl.constexpr, BLOCK: tl.constexpr):
     """Four numbers of each counter; number e of a picture is channel e // pixels of pixel e % pixels."""
     b = tl.program_id(0)
     block = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    sample = (first + b).to(tl.int64)
+    sample = tl.load(samples + b)
     zero = tl.zeros((BLOCK,), tl.int32)
     c0 = (block + zero).to(tl.uint32, bitcast=True)
     c1 = ((sample & 0xFFFFFFFF).to(tl.uint32) + zero.to(tl.uint32, bitcast=True)).to(tl.uint32)
@@ -303,7 +303,7 @@ def _fill_normal(out, low, high, first, purpose, numbers, blocks, C, pixels, nhw
         tl.store(base + at, value, mask=e < numbers)
 
 
-def fill_normal(out: Tensor, key: int, first: int, purpose: int) -> None:
+def fill_normal(out: Tensor, samples_B: Tensor, key: int, purpose: int) -> None:
     """See `imagen.kernels.philox`."""
     numbers = out[0].numel()
     nhwc = out.ndim == 4 and not out.is_contiguous()
@@ -311,4 +311,4 @@ def fill_normal(out: Tensor, key: int, first: int, purpose: int) -> None:
     blocks = triton.cdiv(numbers, 4)
     low, high = key & 0xFFFFFFFF, key >> 32 & 0xFFFFFFFF
     grid = (len(out), triton.cdiv(blocks, 256))
-    _fill_normal[grid](out, low, high, first, purpose, numbers, blocks, C, pixels, nhwc=nhwc, BLOCK=256)
+    _fill_normal[grid](out, samples_B, low, high, purpose, numbers, blocks, C, pixels, nhwc=nhwc, BLOCK=256)

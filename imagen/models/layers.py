@@ -1,7 +1,7 @@
 """Parts of the U-Net: embeddings of numbers, residual blocks, attention, resampling.
 
 Shape legend: B batch, C channels, H W height and width in pixels, L text tokens,
-D numbers a token, E width of the embedding that conditions every residual block.
+D text embedding dimension, E dimension of the embedding that conditions every residual block.
 """
 
 import math
@@ -203,12 +203,12 @@ class Attention(nn.Module):
         self.to_out = zeroed(nn.Linear(channels, channels))
 
     @property
-    def reads(self) -> bool:
-        """Whether it attends to text."""
+    def attends_to_text(self) -> bool:
+        """Whether keys and values include those of text."""
         return self.context_norm is not None
 
-    def read(self, context_BLD: Tensor, mask_BL: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Keys and values of the text, each [B, L, C]."""
+    def keys_and_values(self, context_BLD: Tensor, mask_BL: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of the text, each [B, L, C]."""
         assert self.context_norm is not None and self.context_k is not None and self.context_v is not None
         if isinstance(self.context_norm, TokenGroupNorm):
             context_BLD = self.context_norm(context_BLD, mask_BL)
@@ -221,9 +221,9 @@ class Attention(nn.Module):
         keys, values, mask = [], [], None
         if self.to_k is not None and self.to_v is not None:
             keys, values = [self.to_k(pixels_BNC)], [self.to_v(pixels_BNC)]
-        if self.reads:
+        if self.attends_to_text:
             assert context is not None
-            k_BLC, v_BLC = self.read(context, mask_BL) if isinstance(context, Tensor) else context[self]
+            k_BLC, v_BLC = self.keys_and_values(context, mask_BL) if isinstance(context, Tensor) else context[self]
             keys, values = [k_BLC, *keys], [v_BLC, *values]
             if mask_BL is not None:  # every pixel may be attended to, of the text only real tokens
                 pixels = pixels_BNC.shape[1] if self.to_k is not None else 0
@@ -255,8 +255,8 @@ class FeedForward(nn.Module):
         return x_BCHW + h_BCHW
 
 
-class Enlarge(nn.Module):
-    """Nearest-neighbour enlargement by a whole factor."""
+class NearestUpsample(nn.Module):
+    """Nearest-neighbour upsampling by a whole factor."""
 
     def __init__(self, factor: int):
         super().__init__()

@@ -21,8 +21,8 @@ from imagen.models.layers import (
     ACTIVATIONS,
     Attention,
     Context,
-    Enlarge,
     FeedForward,
+    NearestUpsample,
     NoiseEmbedding,
     ResBlock,
     TextPooling,
@@ -31,7 +31,7 @@ from imagen.models.layers import (
     zeroed,
 )
 
-HALVES = (torch.bfloat16, torch.float16)
+LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 class Block(nn.Module):
@@ -62,8 +62,8 @@ class Block(nn.Module):
         return x_BCHW
 
 
-class Half(nn.Module):
-    """A level on one way: its blocks, and the resampling that leads into it (down) or out of it (up)."""
+class UNetLevel(nn.Module):
+    """A level of the down or the up path: its blocks, and the resampling into it (down) or out of it (up)."""
 
     blocks: Iterable[Block]
 
@@ -82,19 +82,19 @@ class Half(nn.Module):
         return x_BCHW if self.combine is None else x_BCHW + self.combine(embedding_BE)[:, :, None, None]
 
 
-class TextReading(NamedTuple):
-    """All that a U-Net makes of a text; the same at every noise level."""
+class TextCache(NamedTuple):
+    """What a U-Net computes from a text alone: the pooled text, and cross-attention keys and values."""
 
     pooled_BE: Tensor
-    context: Mapping[nn.Module, tuple[Tensor, Tensor]]  # keys and values of each attention, [B, L, C]
+    context: Mapping[nn.Module, tuple[Tensor, Tensor]]  # keys and values of each attention layer, [B, L, C]
 
 
 class UNet(nn.Module):
     """Predicts eps, x0 or v (whatever it is trained for) from a noised picture."""
 
-    down: Iterable[Half]  # from the largest pictures to the smallest
+    down: Iterable[UNetLevel]  # from the largest pictures to the smallest
     middle: Iterable[Block]
-    up: Iterable[Half]  # back again
+    up: Iterable[UNetLevel]  # back again
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -125,7 +125,7 @@ class UNet(nn.Module):
                 blocks.append(Block(config, level, channels, _attends(level, index, level.blocks)))
                 channels = level.channels
                 kept.append(channels)
-            down.append(Half(blocks, resample, combine))
+            down.append(UNetLevel(blocks, resample, combine))
 
         bottom = replace(levels[-1], attention=config.middle_attention or levels[-1].attention)
         middle = [Block(config, bottom, channels, attend) for attend in (True, False)] if config.middle else []
@@ -140,25 +140,25 @@ class UNet(nn.Module):
                 blocks.append(Block(config, level, joined, _attends(level, number, count)))
                 channels = level.channels
             resample, channels = _upsample(config, level, channels, levels[index - 1].channels if index else stem)
-            up.append(Half(blocks, resample, combine))
+            up.append(UNetLevel(blocks, resample, combine))
 
         self.down, self.middle, self.up = nn.ModuleList(down), nn.ModuleList(middle), nn.ModuleList(up)  # type: ignore[assignment]
         self.norm_out = group_norm(channels, config.norm_groups)
         self.conv_out = zeroed(nn.Conv2d(channels, per_pixel * (1 + config.learned_variance), 3, padding=1))
 
-    def read(self, text_BLD: Tensor, mask_BL: Tensor | None = None) -> TextReading:
-        """What `forward` makes of `text` and `text_mask`, for as many forwards as there are with them.
+    def cache_text(self, text_BLD: Tensor, mask_BL: Tensor | None = None) -> TextCache:
+        """Compute what `forward` needs of `text` and `text_mask`, once for all sampler steps with them.
 
-        For sampling. In training the layers read for themselves: their parameters may be elsewhere until they run.
+        For sampling. In training each layer computes its own: sharded parameters are gathered only while it runs.
         """
-        if (dtype := self.norm_out.weight.dtype) in HALVES:
+        if (dtype := self.norm_out.weight.dtype) in LOW_PRECISION:
             text_BLD = text_BLD.to(dtype)
         pooled_BE, context_BLD = self._pooled(text_BLD, mask_BL)
-        read: dict[nn.Module, Any] = {}
+        cached: dict[nn.Module, Any] = {}
         if context_BLD is not None:
-            layers = (module for module in self.modules() if isinstance(module, Attention) and module.reads)
-            read = {layer: layer.read(context_BLD, mask_BL) for layer in layers}
-        return TextReading(pooled_BE, read)
+            layers = (module for module in self.modules() if isinstance(module, Attention) and module.attends_to_text)
+            cached = {layer: layer.keys_and_values(context_BLD, mask_BL) for layer in layers}
+        return TextCache(pooled_BE, cached)
 
     def _pooled(self, text_BLD: Tensor, mask_BL: Tensor | None) -> tuple[Tensor, Tensor | None]:
         assert self.text_pooling is not None
@@ -170,7 +170,7 @@ class UNet(nn.Module):
         x_BCHW: Tensor,
         noise_B: Tensor,
         *,
-        text: Tensor | TextReading | None = None,
+        text: Tensor | TextCache | None = None,
         text_mask: Tensor | None = None,
         low_res: Tensor | None = None,
         low_res_noise: Tensor | None = None,
@@ -178,9 +178,9 @@ class UNet(nn.Module):
         """Predict from noised pictures x [B, 3, H, W]; H and W divide by `config.total_stride`.
 
         noise_B: labels of x's noise in [0, 1000] (`diffusion.schedule.build_label`).
-        text: token embeddings [B, L, D], or what `read` made of them; text_mask: [B, L], True at real tokens (None:
-        all are).
-        low_res: the low-resolution pictures, noised and already enlarged to H x W; low_res_noise: their labels [B].
+        text: token embeddings [B, L, D], or what `cache_text` made of them; text_mask: [B, L], True at real tokens
+        (None: all are).
+        low_res: the low-resolution images, noised and upsampled to H x W; low_res_noise: their labels [B].
         Returns [B, 3, H, W], or [B, 6, H, W] with learned variance.
         """
         height, width = x_BCHW.shape[-2:]
@@ -188,7 +188,7 @@ class UNet(nn.Module):
             raise UserError(f"this U-Net takes sides that divide by {self.config.total_stride}, not {height}x{width}")
 
         dtype = self.norm_out.weight.dtype
-        if dtype in HALVES:  # all of the network is, so it needs no autocast; else autocast sees to its inputs
+        if dtype in LOW_PRECISION:  # all of the network is, so it needs no autocast; else autocast sees to its inputs
             x_BCHW, low_res = x_BCHW.to(dtype), None if low_res is None else low_res.to(dtype)
             text = text.to(dtype) if isinstance(text, Tensor) else text
         embedding_BE = self.noise_embedding(noise_B)
@@ -196,7 +196,7 @@ class UNet(nn.Module):
         if self.text_pooling is not None:
             if text is None:
                 raise ValueError("this U-Net is conditioned on text, but got none")
-            pooled_BE, context = text if isinstance(text, TextReading) else self._pooled(text, text_mask)
+            pooled_BE, context = text if isinstance(text, TextCache) else self._pooled(text, text_mask)
             embedding_BE = embedding_BE + pooled_BE
         if self.low_res_embedding is not None:
             if low_res is None or low_res_noise is None:
@@ -247,23 +247,25 @@ def cast_copy(unet: UNet, dtype: torch.dtype, device: torch.device | None = None
     return other.train(unet.training)
 
 
-class ReadOnce:
-    """A U-Net that reads each text once, and remembers: in sampling every step has the same one.
+class TextCachingUNet:
+    """A U-Net with cached cross-attention keys and values: in sampling every step has the same text.
 
-    A text is known by its tensor, so this is for tensors that nobody changes. Its forward must be the only one that
-    runs: weights that change make what is remembered wrong.
+    A text is recognised by its tensor object, so the tensor must not change. The U-Net's weights must not change
+    either: the cache would be stale.
     """
 
     def __init__(self, unet: UNet):
         self.unet = unet
-        self._readings: list[tuple[Tensor, TextReading]] = []
+        self._caches: list[tuple[Tensor, TextCache]] = []
 
-    def __call__(self, x_BCHW: Tensor, noise_B: Tensor, *, text: Tensor, **cond: Any) -> Tensor:
-        reading = next((reading for known, reading in self._readings if known is text), None)
-        if reading is None:
-            reading = self.unet.read(text, cond.get("text_mask"))
-            self._readings = [*self._readings[-1:], (text, reading)]  # two: with and without the unguided half
-        return self.unet(x_BCHW, noise_B, text=reading, **cond)
+    def __call__(self, x_BCHW: Tensor, noise_B: Tensor, *, text: Tensor | TextCache, **conditions: Any) -> Tensor:
+        if isinstance(text, TextCache):
+            return self.unet(x_BCHW, noise_B, text=text, **conditions)
+        cache = next((cache for known, cache in self._caches if known is text), None)
+        if cache is None:
+            cache = self.unet.cache_text(text, conditions.get("text_mask"))
+            self._caches = [*self._caches[-1:], (text, cache)]  # two: with and without the unconditional half
+        return self.unet(x_BCHW, noise_B, text=cache, **conditions)
 
 
 def _coordinates(like_BCHW: Tensor) -> Tensor:
@@ -311,7 +313,7 @@ def _downsample(config: UNetConfig, level: Level, channels: int) -> tuple[nn.Mod
 
 def _upsample(config: UNetConfig, level: Level, channels: int, channels_above: int) -> tuple[nn.Module | None, int]:
     """What leads from `level` back to the level above, and the channels it makes."""
-    enlarge = Enlarge(level.stride)
+    enlarge = NearestUpsample(level.stride)
     if config.family == "efficient":
         return nn.Sequential(enlarge, nn.Conv2d(channels, channels_above, 3, padding=1)), channels_above
     if level.stride == 1:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 _EXIF, _ICC, _XMP = b"Exif\0\0", b"ICC_PROFILE\0", b"http://ns.adobe.com/x"  # .../xap/1.0/ and .../xmp/extension/
 _APP1, _APP2, _SCAN, _END = 0xE1, 0xE2, 0xDA, 0xD9
 _ALONE = (0x01, *range(0xD0, 0xD8))  # markers without a segment
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # none of those that are found inside a scan
 # Bytes between scan and end that cameras leave; a scan that is damaged leaves many.
 _HARMLESS = re.compile(r"Corrupt JPEG data: 1?\d extraneous bytes before marker 0xd9")
 
@@ -25,6 +26,19 @@ def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
             yield marker, position + 4, end
             position = end
+
+
+def scans(data: bytes) -> int:
+    """How many scans the picture has; a progressive one has about ten, and each goes over all pixels again."""
+    count, position = 0, 2
+    while (found := _MARKER.search(data, position)) is not None:
+        position, marker = found.end(), data[found.end() - 1]
+        if marker == _END:
+            break
+        count += marker == _SCAN
+        if marker not in _ALONE:
+            position += int.from_bytes(data[position : position + 2], "big")
+    return count
 
 
 def may_be_turned(data: bytes) -> bool:

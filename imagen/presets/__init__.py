@@ -33,7 +33,7 @@ PRESETS: dict[str, Callable[[], Experiment]] = {function.__name__: function for 
 
 
 def preset(name: str) -> Experiment:
-    """The experiment of that name; UserError with the nearest name if there is none."""
+    """Return the preset of that name. Raises UserError with the nearest name if there is none."""
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}{suggest(name, PRESETS)} (`imagen presets` lists them)")
     return PRESETS[name]()

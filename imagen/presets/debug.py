@@ -1,4 +1,4 @@
-"""Tiny models that take every path of the code on a CPU in seconds; what they draw is not worth looking at."""
+"""Tiny models that exercise all of the code on a CPU in seconds. Their samples show nothing."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from imagen.train.experiment import Experiment
 
 
 def debug_64() -> Experiment:
-    """Text to 64x64 with every kind of layer of the base models; 100 steps take half a minute."""
+    """Base model at 64x64 with every kind of layer; 100 steps take half a minute on two CPU cores."""
     return _tiny(
         emoji_64(), "debug_64", Level(channels=32, blocks=1, stride=1), Level(channels=64, blocks=1, attention="fused")
     )

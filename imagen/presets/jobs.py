@@ -2,9 +2,9 @@
 
 Common to all: Adam, lr 1e-4, betas 0.9 and 0.999, no weight decay, warm-up then cosine
 to 0, gradient norm clipped to 1, text dropped with probability 0.1, continuous time,
-cosine schedule, eps target, p2 weighting (gamma 0.5, k 1), conditioning noise 0.2 and
-dynamic thresholding at 0.95 when sampling, at most 128 tokens of T5-11B (1024 wide).
-The sizes in the names are those published; here they hold within 2 %.
+cosine schedule, eps target, p2 weighting (gamma 0.5, k 1), conditioning augmentation 0.2 and
+dynamic thresholding at 0.95 when sampling, at most 128 tokens of T5-11B (embedding dimension 1024).
+The names have the published parameter counts, which these models match within 2 %.
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ from imagen.data.loading.config import DataConfig
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.models.config import UNetConfig
 from imagen.presets.paper import efficient_levels, guided_levels
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 from imagen.train.config import TrainConfig
 from imagen.train.experiment import Experiment
 from imagen.train.optim import OptimConfig
@@ -27,30 +27,27 @@ SAMPLING = SamplingConfig(sampler="ddpm", steps=250, percentile=0.95, low_res_no
 
 
 def text2im_64_397m() -> Experiment:
-    """Text to 64x64, 396M parameters: batch 16 on one GPU, or `--train.batch-size 2048` data-parallel on 128."""
+    """Base model at 64x64, 396M parameters: batch 16 on one GPU, or `--train.batch-size 2048` data-parallel on 128."""
     unet = UNetConfig(levels=guided_levels(224), text_width=T5_11B.width, time_width=4 * 224, head_channels=32)
     return _job("text2im_64_397m", StageConfig(resolution=64, unet=unet), batch_size=16)
 
 
 def text2im_64_2b() -> Experiment:
-    """Text to 64x64, 2.0B parameters: 8 a GPU on 256, parameters and optimizer sharded 8 ways.
-
-    The 8 are to be the GPUs of one machine.
-    """
+    """Base model at 64x64, 2.0B parameters: 8 images per GPU on 256 GPUs, sharded over the 8 GPUs of each machine."""
     unet = UNetConfig(levels=guided_levels(512), text_width=T5_11B.width, time_width=2048)
     job = _job("text2im_64_2b", StageConfig(resolution=64, unet=unet), batch_size=2048)
     return replace(job, parallel=ParallelConfig(shard=8))
 
 
 def text2im_64_deberta() -> Experiment:
-    """`text2im_64_397m` steered by DeBERTa-v2-xxlarge, whose tokens are 1536 wide."""
+    """`text2im_64_397m` conditioned on DeBERTa-v2-xxlarge, whose embedding dimension is 1536."""
     base = text2im_64_397m()
     unet = replace(base.stage.unet, text_width=DEBERTA.width)
     return replace(base, name="text2im_64_deberta", stage=replace(base.stage, unet=unet), text=DEBERTA)
 
 
 def sr_256_600m() -> Experiment:
-    """Super-resolution 64 -> 256, 601M parameters: 6 a GPU on 128, data-parallel."""
+    """Super-resolution 64 -> 256, 601M parameters: 6 images per GPU on 128 GPUs, data-parallel."""
     unet = UNetConfig(
         levels=efficient_levels(8, attention="fused", feed_forward=2),
         family="efficient",
@@ -64,7 +61,7 @@ def sr_256_600m() -> Experiment:
 
 
 def sr_1024_400m() -> Experiment:
-    """Super-resolution 256 -> 1024, 400M parameters: 1 a GPU on 128, sharded 8 ways, activations computed again."""
+    """Super-resolution 256 -> 1024, 400M parameters: 1 image per GPU on 128, sharded 8 ways, full checkpointing."""
     unet = UNetConfig(
         levels=efficient_levels(7, attention="cross"),
         family="efficient",

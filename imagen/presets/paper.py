@@ -2,7 +2,7 @@
 
 The paper trains each with batch 2048 for 2.5M steps and reports a zero-shot FID-30K
 of 7.27 on COCO for the whole cascade. Where it is silent: EMA decay 0.9999, 128 text
-tokens, text projected to 512 numbers before attention. Its base trains with
+tokens, text projected to 512 dimensions before attention. Its base trains with
 Adafactor, to save memory, super-resolution with Adam; of Adafactor's settings it says
 nothing: here no first moment, and second moments over the last 1000 steps at most.
 """
@@ -14,7 +14,7 @@ from imagen.data.loading.config import DataConfig
 from imagen.diffusion.schedule import ScheduleConfig
 from imagen.models.config import Level, UNetConfig
 from imagen.models.layers import AttentionKind
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 from imagen.train.experiment import Experiment
 from imagen.train.optim import OptimConfig
 
@@ -22,7 +22,7 @@ T5_XXL = TextConfig(encoder="google/t5-v1_1-xxl", width=4096)
 
 
 def guided_levels(channels: int) -> tuple[Level, ...]:
-    """Guided diffusion's shape at 64x64 (App. F.1): widths x1, 2, 3, 4, text attention at 32, 16 and 8."""
+    """Levels of guided diffusion at 64x64 (App. F.1): channels x1, 2, 3, 4, text attention at 32, 16 and 8."""
     return (
         Level(channels=channels, blocks=3, stride=1),
         Level(channels=2 * channels, blocks=3, attention="fused"),
@@ -32,7 +32,7 @@ def guided_levels(channels: int) -> tuple[Level, ...]:
 
 
 def efficient_levels(last_blocks: int, *, attention: AttentionKind, feed_forward: int = 0) -> tuple[Level, ...]:
-    """The Efficient U-Net's shape (App. B.1): every block strided, most parameters at low resolution."""
+    """Levels of the Efficient U-Net (App. B.1): every level strided, most parameters at low resolution."""
     return (
         Level(channels=128, blocks=2),
         Level(channels=256, blocks=4),
@@ -42,7 +42,7 @@ def efficient_levels(last_blocks: int, *, attention: AttentionKind, feed_forward
 
 
 def paper_base_64() -> Experiment:
-    """The base model, text to 64x64 (App. F.1): 2.19B parameters."""
+    """Base model at 64x64 (App. F.1): 2.19B parameters."""
     return Experiment(
         name="paper_base_64",
         stage=StageConfig(
@@ -80,7 +80,7 @@ def paper_sr_256() -> Experiment:
 
 
 def paper_sr_1024() -> Experiment:
-    """Super-resolution 256 -> 1024 (App. F.3): text attention only, to train on crops and run on whole pictures."""
+    """Super-resolution 256 -> 1024 (App. F.3): text attention only, for training on crops."""
     base = paper_sr_256()
     unet = replace(base.stage.unet, levels=efficient_levels(8, attention="cross"), skip="add")
     stage = replace(base.stage, resolution=1024, low_resolution=256, unet=unet, schedule=ScheduleConfig(kind="linear"))

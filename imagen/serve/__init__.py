@@ -2,6 +2,7 @@
 
 config.py      addresses, limits, keys
 running.py     the process: engines, uvicorn, an orderly end
+connection.py  connections that end
 app.py         the ASGI application
 guard.py       what every request passes first
 access.py      keys, rates, hosts, origins

@@ -23,7 +23,10 @@ def read_keys(file: Path) -> dict[str, str]:
     Raises UserError, without showing a key.
     """
     with open_given(file) as opened:
-        text = opened.read(KEY_BYTES).decode("utf-8", "replace")
+        data = opened.read(KEY_BYTES + 1)
+    if len(data) > KEY_BYTES:  # the last key would be cut, and its beginning taken for one
+        raise UserError(f"{file} has more than {KEY_BYTES:,} bytes; a file of keys has lines of HOLDER KEY")
+    text = data.decode("utf-8-sig", "replace")
     keys: dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), 1):
         words = line.split()
@@ -47,7 +50,8 @@ class Access:
         self.config = config
         self._keys = [(_digest(key), holder) for key, holder in config.keys.items()]
         self._rates: dict[str, tuple[float, float]] = {}  # tokens, and when they were counted
-        names = {*LOCAL, *config.hostnames, *([] if config.host in ("0.0.0.0", "::") else [config.host])}
+        own = f"[{config.host}]" if ":" in config.host else config.host  # as an address has it
+        names = {*LOCAL, *config.hostnames, *([] if config.host in ("0.0.0.0", "::") else [own.lower()])}
         # Everybody may name a server that listens to the world as they like, unless its names are given.
         self._hosts = None if config.host in ("0.0.0.0", "::") and not config.hostnames else names
 
@@ -63,7 +67,8 @@ class Access:
                 holder = name
         if holder is None:
             headers = {"WWW-Authenticate": "Bearer"}
-            raise Denied(401, "this server wants an API key: send the header Authorization: Bearer KEY", headers)
+            text = "this server wants an API key: send the header Authorization: Bearer KEY"
+            raise Denied(401, text, headers, code="invalid_api_key")
         return holder
 
     def spend(self, client: str, pictures: int) -> None:
@@ -77,7 +82,8 @@ class Access:
         if tokens < pictures:
             self._rates[client] = (tokens, now)
             wait = str(int((pictures - tokens) * 60 / rate) + 1)
-            raise Denied(429, f"at most {rate:g} pictures a minute; wait {wait} seconds", {"Retry-After": wait})
+            text = f"at most {rate:g} pictures a minute; wait {wait} seconds"
+            raise Denied(429, text, {"Retry-After": wait}, code="rate_limit_exceeded")
         self._rates[client] = (tokens - pictures, now)
         while len(self._rates) > MOST_CLIENTS:
             del self._rates[next(iter(self._rates))]

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from imagen.errors import UserError
+from imagen.serve.bodies import Route
 from imagen.serve.errors import Denied, sentence
 from imagen.serve.events import EventStream, changes
 from imagen.serve.job import Job, Picture
@@ -18,7 +19,7 @@ from imagen.serve.requests import Asked, Given, Prepared
 from imagen.serve.service import Service
 
 PREVIEW_SIDE = 512  # of larger ones, in pixels
-router = APIRouter(prefix="/api", tags=["imagen"])
+router = APIRouter(prefix="/api", tags=["imagen"], route_class=Route)
 
 
 class Generate(Asked):
@@ -89,7 +90,7 @@ async def picture(name: str, request: Request) -> Response:
     """A finished picture, for as long as the server keeps it. Its name is the only key to it."""
     service: Service = request.app.state.service
     found = service.jobs.picture(name.partition(".")[0])
-    if found is None or found[1].data is None:
+    if found is None or found[1].data is None or name != file_name(*found):
         raise Denied(404, "that picture is not, or no longer, kept here")
     headers = {"Cache-Control": "private, max-age=600", "Content-Disposition": f'inline; filename="{name}"'}
     return Response(found[1].data, media_type=f"image/{found[0].format}", headers=headers)
@@ -113,7 +114,7 @@ def _job(service: Service, id: str, request: Request) -> Job:
 def _answer(service: Service, prepared: Prepared, client: str, kind: str, stream: bool) -> Response:
     job = service.submit(prepared, client, kind, previews=stream)
     if stream:
-        return EventStream(_events(service, job), lambda: service.jobs.cancel(job))
+        return EventStream(_events(service, job), lambda: service.jobs.left(job))
     return JSONResponse(described(service, job), 202, {"Location": f"/api/jobs/{job.id}"})
 
 
@@ -173,8 +174,12 @@ def about_picture(job: Job, picture: Picture) -> dict[str, Any]:
         "command": picture.command,
         "width": picture.size[0],
         "height": picture.size[1],
-        "url": f"/api/pictures/{picture.id}.{job.format}" if done else None,
+        "url": f"/api/pictures/{file_name(job, picture)}" if done else None,
     }
+
+
+def file_name(job: Job, picture: Picture) -> str:
+    return f"{picture.id}.{job.format}"
 
 
 def _given(asked: Asked, most: int) -> Given:

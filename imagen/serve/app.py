@@ -9,7 +9,6 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.middleware.cors import CORSMiddleware
 
-from imagen import __version__
 from imagen.serve import api, openai_api
 from imagen.serve.access import Access
 from imagen.serve.config import ServeConfig
@@ -18,6 +17,7 @@ from imagen.serve.errors import add_handlers
 from imagen.serve.guard import Guard
 from imagen.serve.metrics import Metrics
 from imagen.serve.service import Service
+from imagen.version import __version__
 
 PAGE = Path(str(files("imagen.serve"))) / "page"
 ABOUT = (
@@ -60,9 +60,12 @@ def create_app(engines: list[Engine], config: ServeConfig, metrics: Metrics) -> 
 
 def _add_health(app: FastAPI) -> None:
     @app.get("/healthz", tags=["operation"], response_class=PlainTextResponse)
-    async def healthz() -> str:
-        """The process answers."""
-        return "ok\n"
+    async def healthz(request: Request) -> Response:
+        """The process answers, and can draw; 503: it has to be started again."""
+        service: Service = request.app.state.service
+        if not service.healthy:
+            return PlainTextResponse("an engine has failed; the server's log says why\n", 503)
+        return PlainTextResponse("ok\n")
 
     @app.get("/readyz", tags=["operation"])
     async def readyz(request: Request) -> Response:

@@ -46,7 +46,7 @@ class ServeConfig:
     rate: float | None = None  # pictures a minute for each holder, or address where there are no keys
     cors: tuple[str, ...] = ()  # origins whose pages may call
     hostnames: tuple[str, ...] = ()  # by which the server is called, beside its own address
-    proxied: bool = False  # believe X-Forwarded-For from this machine
+    proxies: tuple[str, ...] = ()  # addresses and networks from which X-Forwarded-For and -Proto are believed
     timeout: float = 600.0  # seconds for a request, waiting included
     drain: float = 60.0  # seconds for what is accepted after SIGTERM
     check_prompt: CheckPrompt | None = None

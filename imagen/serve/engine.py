@@ -11,6 +11,7 @@ import time
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from imagen.cascade import Cascade, Preview
-from imagen.errors import UserError
+from imagen.devices import set_up
 from imagen.precision import Precision, autocast_dtype, precision_name
 from imagen.serve.config import Limits
 from imagen.serve.gather import Answering, gathered
@@ -47,7 +48,7 @@ class Engine:
         self.precision: Precision = precision_name(autocast_dtype(device, precision))
         self.metrics = metrics
         self.ready = threading.Event()
-        self.failure: Exception | None = None  # of the start
+        self.failure: BaseException | None = None  # after which nothing can be drawn any more
         self.seconds = 1.0  # a picture takes of the engine, lately
         if cascade.texts is not None:
             cascade.texts.stays = True
@@ -112,6 +113,7 @@ class Engine:
 
     def _main(self) -> None:
         torch.set_grad_enabled(False)
+        set_up(self.device)
         try:
             self._answering = [Answering(stage, self.device, self.precision) for stage in self.cascade.stages]
             self._warm_up()
@@ -120,14 +122,27 @@ class Engine:
             return
         finally:
             self.ready.set()
-        while self._wait():
-            try:
-                self._admit()
-                self._turn()
-            except Exception as error:  # never seen; whatever it is, the next request deserves an engine
-                traceback.print_exc(file=sys.stderr)
-                for work in list(self._active):
-                    self._leave(work, error)
+        try:
+            while self._wait():
+                try:
+                    self._admit()
+                    self._turn()
+                except Exception as error:  # never seen; whatever it is, the next request deserves an engine
+                    traceback.print_exc(file=sys.stderr)
+                    for work in list(self._active):
+                        self._leave(work, error)
+        except BaseException as error:
+            traceback.print_exc(file=sys.stderr)
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """The thread ends; those who wait are told."""
+        with self._condition:
+            self.failure = error
+            works, self._waiting, self._active = [*self._active, *self._waiting], [], []
+        for work in works:
+            with suppress(Exception):
+                work.report(RuntimeError(f"the engine has failed: {error!r}"))
 
     def _least(self) -> dict[str, Any]:
         """What can be drawn with this cascade, whatever it is."""
@@ -214,9 +229,9 @@ class Engine:
         work.run = work.call = None
         with self._condition:
             self._active = [other for other in self._active if other is not work]
+        if isinstance(error, torch.AcceleratorError):  # a GPU's error stays until the process ends
+            self.failure = error
         if error is not None and not work.cancelled:
-            if not isinstance(error, UserError):
-                traceback.print_exception(error, file=sys.stderr)
             work.report(error)
 
     def _stage_ended(self, work: Work) -> None:

@@ -14,22 +14,33 @@ from imagen.serve.requests import Refused
 
 NAMES = {400: "bad request", 404: "there is nothing here", 405: "this address does not take that method"}
 INTERNAL = "something went wrong inside the server; its log says what"
-MOST = 1_000  # characters of a message
+MOST, MOST_PARAM = 1_000, 60  # characters of a message, and of the field that it is about
 
 
 class Denied(Exception):
     """401, 403, 404, 429...: with a sentence."""
 
-    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None):
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        headers: dict[str, str] | None = None,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+    ):
         super().__init__(message)
         self.status = status
         self.headers = headers
+        self.param = param
+        self.code = code
 
 
 def body(message: str, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     shown = message if len(message) <= MOST else f"{message[:MOST]}..."
-    return {"error": {"message": shown, "type": kind, "param": param, "code": code}}
+    named = param[:MOST_PARAM] if param else param
+    return {"error": {"message": shown, "type": kind, "param": named, "code": code}}
 
 
 def answer(
@@ -60,7 +71,7 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Denied)
     def denied(_: Request, error: Denied) -> JSONResponse:
-        return answer(str(error), error.status, headers=error.headers)
+        return answer(str(error), error.status, error.param, error.code, error.headers)
 
     @app.exception_handler(HTTPException)
     def http(_: Request, error: HTTPException) -> JSONResponse:
@@ -68,10 +79,6 @@ def add_handlers(app: FastAPI) -> None:
         if error.status_code == 400 and error.detail:
             message = f"the request cannot be read: {error.detail}"
         return answer(message, error.status_code, headers=dict(error.headers or {}))
-
-    @app.exception_handler(Exception)
-    def bug(_: Request, error: Exception) -> JSONResponse:
-        return answer(INTERNAL, 500)
 
 
 def sentence(errors: Any) -> tuple[str, str | None]:

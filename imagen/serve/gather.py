@@ -17,11 +17,11 @@ from greenlet import getcurrent
 from torch import Tensor
 
 from imagen.cascade import Cascade, Stage
-from imagen.models.unet import TextReading, UNet
+from imagen.models.unet import TextCache, UNet
 from imagen.precision import Precision, autocast, autocast_dtype
-from imagen.stage.sampling import Predict, predict_by
+from imagen.stage.denoiser import Predict, build_predict
 
-Reading = tuple[Tensor, TextReading]  # a text, and what the U-Net made of it
+Reading = tuple[Tensor, TextCache]  # a text, and what the U-Net made of it
 
 
 @dataclass(eq=False)
@@ -53,7 +53,7 @@ class Gathered(Stage):
         self.index = index
 
     @contextmanager
-    def predicting(self, device: torch.device, dtype: torch.dtype | None) -> Iterator[Predict]:
+    def loaded_unet(self, device: torch.device, dtype: torch.dtype | None) -> Iterator[Predict]:
         readings: list[Reading] = []
 
         def predict(x_BCHW: Tensor, noise_B: Tensor, **cond: Tensor) -> Tensor:
@@ -76,11 +76,11 @@ class Answering:
     """A stage's network, for the calls of several pictures at once. Each text is read once."""
 
     def __init__(self, stage: Stage, device: torch.device, precision: Precision):
-        unet, self.dtype = stage.network.on(device, autocast_dtype(device, precision))
+        unet, self.dtype = stage.network.to_device(device, autocast_dtype(device, precision))
         self.unet, self.device = unet.eval(), device
-        self._predict = predict_by(self.unet, self.dtype)
+        self._predict = build_predict(self.unet, self.dtype)
         # Of the last batch, which mostly is the next one, too: its texts, and all of them together.
-        self._joined: tuple[list[TextReading], TextReading] | None = None
+        self._joined: tuple[list[TextCache], TextCache] | None = None
 
     def __call__(self, calls: Sequence[Call]) -> list[Tensor]:
         """The answers [R, C, H, W] to calls of equal keys."""
@@ -101,16 +101,16 @@ class Answering:
         return list(answer.split([call.rows for call in calls]))
 
     @staticmethod
-    def _read(unet: UNet, call: Call) -> TextReading:
+    def _read(unet: UNet, call: Call) -> TextCache:
         text_RLD = call.cond["text"]
         for known, reading in call.readings:
             if known is text_RLD:
                 return reading
-        reading = unet.read(text_RLD, call.cond.get("text_mask"))
+        reading = unet.cache_text(text_RLD, call.cond.get("text_mask"))
         call.readings[:] = [*call.readings[-1:], (text_RLD, reading)]  # two: with and without the unguided half
         return reading
 
-    def _join(self, readings: list[TextReading]) -> TextReading:
+    def _join(self, readings: list[TextCache]) -> TextCache:
         if len(readings) == 1:
             return readings[0]
         known = self._joined
@@ -120,7 +120,7 @@ class Answering:
             layer: tuple(torch.cat([reading.context[layer][i] for reading in readings]) for i in (0, 1))
             for layer in readings[0].context
         }
-        joined = TextReading(torch.cat([reading.pooled_BE for reading in readings]), context)  # type: ignore[arg-type]
+        joined = TextCache(torch.cat([reading.pooled_BE for reading in readings]), context)  # type: ignore[arg-type]
         self._joined = (readings, joined)
         return joined
 

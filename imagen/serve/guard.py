@@ -1,7 +1,9 @@
 """What every request passes before anything reads it: names, sizes, times; and what every answer carries."""
 
 import asyncio
+import sys
 import time
+import traceback
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -9,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagen.serve.access import Access
 from imagen.serve.config import Limits
-from imagen.serve.errors import answer
+from imagen.serve.errors import INTERNAL, answer
 from imagen.serve.metrics import Metrics
 
 # The page needs nothing from anywhere else, and no script or style inside it.
@@ -27,6 +29,10 @@ HEADERS = {
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "DELETE")
 HEADERS_MOST, HEADERS_BYTES = 100, 2**14  # h11 counts only what does not arrive at once
 CHANGING = ("POST", "DELETE", "PUT", "PATCH")
+
+
+class Blocked(Exception):
+    """A reader takes nothing."""
 
 
 class Guard:
@@ -57,7 +63,10 @@ class Guard:
                 extra = [(name, value) for name, value in HEADERS.items() if name not in present]
                 message = {**message, "headers": [*message["headers"], *extra]}
             # A reader that takes nothing for so long is gone; what waits for it is let go.
-            await asyncio.wait_for(send(message), self.limits.send_seconds)
+            try:
+                await asyncio.wait_for(send(message), self.limits.send_seconds)
+            except asyncio.TimeoutError:
+                raise Blocked from None
 
         try:
             refusal = self._refusal(scope, headers)
@@ -65,8 +74,13 @@ class Guard:
                 await refusal(scope, receive, out)
                 return
             await self._passed(scope, receive, out)
-        except asyncio.TimeoutError:
+        except Blocked:
             pass  # the connection is closed, since its answer is incomplete
+        except Exception as error:
+            traceback.print_exception(error, file=sys.stderr)
+            if status:  # it has begun: the connection is closed
+                return
+            await answer(INTERNAL, 500)(scope, receive, out)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in METHODS else "other"

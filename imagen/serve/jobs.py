@@ -6,7 +6,9 @@ Nothing is written to disk: a killed server leaves no file behind, and a new one
 
 import asyncio
 import secrets
+import sys
 import time
+import traceback
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -50,10 +52,13 @@ class Jobs:
         """
         if self.draining:
             raise Stopping("the server is shutting down; ask again in a moment")
-        waiting = sum(engine.load()[0] for engine in self.engines)
+        engines = [engine for engine in self.engines if engine.failure is None]
+        if not engines:
+            raise Stopping("the server cannot draw any more and has to be started again; its log says why")
+        waiting = sum(engine.load()[0] for engine in engines)
         if waiting + len(prepared.plans) > self.config.limits.queue:
             self.metrics.pictures.labels("refused").inc(len(prepared.plans))
-            each = sum(engine.seconds for engine in self.engines) / len(self.engines) ** 2
+            each = sum(engine.seconds for engine in engines) / len(engines) ** 2
             raise Busy(f"{waiting} pictures wait already; try again in a while", min(waiting * each / 2, 60))
         given = prepared.given_bytes
         if self._given and self._given + given > self.config.limits.given_bytes:
@@ -73,7 +78,7 @@ class Jobs:
             def report(event: Any, picture: Picture = picture) -> None:
                 loop.call_soon_threadsafe(self._reported, job, picture, prepared, event)
 
-            engine = min(self.engines, key=lambda engine: sum(engine.load()))
+            engine = min(engines, key=lambda engine: sum(engine.load()))
             work = Work(
                 replace(plan, device=engine.device, precision=engine.precision),
                 client,
@@ -105,6 +110,12 @@ class Jobs:
                 picture.state, picture.error = ("cancelled", None) if why is None else ("failed", why)
                 picture.status = status
                 self._ended(job, picture)
+
+    def left(self, job: Job) -> None:
+        """Nobody follows it any more: end what has not ended, and free what was only for those who look on."""
+        self.cancel(job)
+        for picture in job.pictures:
+            picture.partials.clear()
 
     def position(self, job: Job) -> int:
         """How many pictures of others are begun before the next of this job; 0 if none waits."""
@@ -162,6 +173,8 @@ class Jobs:
 
     async def _finish(self, job: Job, picture: Picture, prepared: Prepared, image: Image.Image) -> None:
         """Check and encode a picture, in a thread."""
+        if picture.ended:  # cancelled since
+            return
         engine, work = job.works[picture]
 
         def file() -> bytes:
@@ -189,6 +202,8 @@ class Jobs:
 
     def _failed(self, job: Job, picture: Picture, error: Exception) -> None:
         ours = not isinstance(error, UserError)
+        if ours:
+            traceback.print_exception(error, file=sys.stderr)
         picture.state, picture.error = "failed", INTERNAL if ours else str(error)
         picture.status = 500 if ours else 422
         self._ended(job, picture)

@@ -8,7 +8,8 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from imagen.errors import UserError
-from imagen.serve.api import checked, form_of
+from imagen.serve.api import checked, file_name, form_of
+from imagen.serve.bodies import Route
 from imagen.serve.errors import Denied, body
 from imagen.serve.events import EventStream, changes, status_of, until_ended
 from imagen.serve.job import Job, Picture
@@ -17,7 +18,7 @@ from imagen.serve.requests import Asked, Each, EachWhole, Given, Prepared
 from imagen.serve.service import Service
 
 STRENGTH = 0.7  # of an edit without a mask: enough to follow the prompt, and little enough to know the picture again
-router = APIRouter(prefix="/v1", tags=["OpenAI"])
+router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=Route)
 
 
 class Images(BaseModel):
@@ -51,7 +52,8 @@ class Images(BaseModel):
     def asked(self) -> Asked:
         ours = ("prompt", "n", "size", "output_format", "seed", "negative", "steps", "guidance", "strength")
         values = {name: value for name in ours if (value := getattr(self, name)) is not None}
-        return checked(Asked, {**values, "quality": self.output_compression or None})
+        quality = None if self.output_compression is None else max(self.output_compression, 1)
+        return checked(Asked, {**values, "quality": quality})
 
 
 @router.get("/models")
@@ -120,7 +122,8 @@ def _model(service: Service) -> dict[str, Any]:
 
 def _check_model(service: Service, name: str | None) -> None:
     if name is not None and name != service.config.name:
-        raise Denied(404, f"there is no model {name[:60]!r}; this server has {service.config.name!r}")
+        text = f"there is no model {name[:60]!r}; this server has {service.config.name!r}"
+        raise Denied(404, text, param="model", code="model_not_found")
 
 
 async def _answer(
@@ -129,7 +132,7 @@ async def _answer(
     if images.stream:
         job = service.submit(prepared, client, kind, partials=images.partial_images or 0)
         events = _events(job, "image_generation" if kind == "generate" else "image_edit", prepared.format)
-        return EventStream(events, lambda: service.jobs.cancel(job))
+        return EventStream(events, lambda: service.jobs.left(job))
     job = service.submit(prepared, client, kind)
     await until_ended(request, service.jobs, job)
     pictures = [_picture(request, job, picture, images.response_format) for picture in job.pictures]
@@ -138,7 +141,7 @@ async def _answer(
 
 def _picture(request: Request, job: Job, picture: Picture, response_format: str | None) -> dict[str, Any]:
     if response_format == "url":
-        return {"url": str(request.base_url) + f"api/pictures/{picture.id}.{job.format}"}
+        return {"url": str(request.base_url) + f"api/pictures/{file_name(job, picture)}"}
     return {"b64_json": to_base64(picture.data or b"")}
 
 

@@ -9,11 +9,13 @@ from typing import Any, Literal
 from PIL import Image, ImageOps
 
 from imagen.errors import UserError
-from imagen.pictures import decode, png_info
+from imagen.pictures import decode, jpeg, png_info
 from imagen.pictures.png import SIGNATURE, without_text
 
 Format = Literal["png", "jpeg", "webp"]
+JPEG = b"\xff\xd8"
 TAKEN = ("PNG", "JPEG", "WEBP")  # Pillow reads sixty formats; these are what browsers and cameras send
+SCANS = 100  # of a JPEG; with thousands, a small file would be decoded for hours
 WHITE, BLACK = 255, 0
 
 
@@ -34,6 +36,8 @@ def as_rgb_checked(data: bytes, what: str, most_pixels: int) -> tuple[Image.Imag
     try:
         if data.startswith(SIGNATURE):
             data = without_text(data)
+        if data.startswith(JPEG) and (scans := jpeg.scans(data)) > SCANS:
+            raise UserError(f"{what} is a JPEG of {scans:,} scans; at most {SCANS} are taken")
         with Image.open(io.BytesIO(data), formats=TAKEN) as opened:
             width, height = opened.size
             if width * height > most_pixels:

@@ -104,13 +104,18 @@ def prepare(asked: Asked, given: Given, cascade: Cascade, config: ServeConfig, d
     steps = asked.steps if isinstance(asked.steps, list) else [asked.steps]
     if any(each is not None and each > limits.steps for each in steps):
         raise UserError(f"steps is {max(each or 0 for each in steps):,}; at most {limits.steps} are taken")
-    if config.check_prompt is not None and asked.prompt and (refusal := config.check_prompt(asked.prompt)):
-        raise Refused(refusal)
+    for text in (asked.prompt, asked.negative):  # guidance of 0 or less draws what is negative
+        if config.check_prompt is not None and text and (refusal := config.check_prompt(text)):
+            raise Refused(str(refusal))
 
     stages, size = asked.stages, None
-    if asked.start is None and given.start is None and asked.size not in (None, "auto"):
+    if given.start is None and asked.scale is not None:
+        raise UserError("scale says how much a start picture is enlarged; give one")
+    if given.start is not None and asked.size not in (None, "auto"):
+        raise UserError("size follows from the picture to enlarge; leave it out")
+    if asked.size not in (None, "auto"):
         width, height = sides(str(asked.size), limits.side)
-        stages = stages or stages_for(cascade, height, width)
+        stages = stages_for(cascade, height, width) if stages is None else stages
         trained = cascade.stages[max(min(stages, len(cascade.stages)), 1) - 1].config.resolution
         size = None if (height, width) == (trained, trained) else (height, width)
     seed = secrets.randbelow(RANDOM) if asked.seed is None else asked.seed

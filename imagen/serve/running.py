@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from imagen.cascade import Cascade
 from imagen.errors import UserError
 from imagen.precision import Precision
 from imagen.serve.app import create_app
 from imagen.serve.config import Limits, ServeConfig
+from imagen.serve.connection import Connection
 from imagen.serve.engine import Engine
 from imagen.serve.jobs import Jobs
 from imagen.serve.metrics import Metrics
@@ -70,26 +70,6 @@ def start_engines(
     return engines
 
 
-class Protocol(H11Protocol):
-    """HTTP/1.1 that closes a connection whose request does not come: uvicorn would wait for it forever."""
-
-    head_seconds = 15.0
-    _timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._timer = self.loop.call_later(self.head_seconds, self._no_head)
-
-    def _no_head(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        super().connection_lost(exc)
-
-
 class Server(uvicorn.Server):
     """Uvicorn that, when it is asked to stop, first finishes what it has accepted.
 
@@ -101,7 +81,8 @@ class Server(uvicorn.Server):
         limits = config.limits
         self.app = create_app(engines, config, metrics)
         self.drain = config.drain
-        protocol = type("BoundProtocol", (Protocol,), {"head_seconds": limits.header_seconds})
+        times = {"head_seconds": limits.header_seconds, "send_seconds": limits.send_seconds}
+        protocol = type("BoundConnection", (Connection,), times)
         super().__init__(
             uvicorn.Config(
                 self.app,
@@ -111,8 +92,8 @@ class Server(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
-                proxy_headers=config.proxied,
-                forwarded_allow_ips="127.0.0.1",
+                proxy_headers=bool(config.proxies),
+                forwarded_allow_ips=list(config.proxies),
                 limit_concurrency=limits.connections,
                 h11_max_incomplete_event_size=HEAD_BYTES,
                 timeout_keep_alive=15,

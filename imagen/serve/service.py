@@ -6,7 +6,6 @@ from typing import Any
 
 from fastapi import Request
 
-from imagen import __version__
 from imagen.serve.access import Access
 from imagen.serve.config import ServeConfig
 from imagen.serve.engine import Engine
@@ -14,6 +13,7 @@ from imagen.serve.job import Busy, Job, Stopping
 from imagen.serve.jobs import Jobs
 from imagen.serve.metrics import Metrics
 from imagen.serve.requests import Asked, Given, Prepared, prepare
+from imagen.version import __version__
 
 DECODING = 4  # requests whose pictures are decoded at the same time: their memory is bounded
 
@@ -51,8 +51,12 @@ class Service:
             raise
 
     @property
+    def healthy(self) -> bool:
+        return all(engine.failure is None for engine in self.engines)
+
+    @property
     def ready(self) -> bool:
-        return all(engine.ready.is_set() and engine.failure is None for engine in self.engines)
+        return self.healthy and all(engine.ready.is_set() for engine in self.engines)
 
     def about(self) -> dict[str, Any]:
         limits = self.config.limits

@@ -2,32 +2,39 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from imagen import limits
 from imagen.diffusion.objective import ObjectiveConfig
-from imagen.diffusion.samplers import Spacing
+from imagen.diffusion.samplers.base import Sampler as SamplerBase
+from imagen.diffusion.samplers.base import Spacing
+from imagen.diffusion.samplers.registry import create_sampler, option_names, sampler_names
 from imagen.diffusion.schedule import ScheduleConfig
-from imagen.errors import UserError, suggest
+from imagen.errors import UserError, check_number, suggest
 from imagen.models.config import UNetConfig
 from imagen.stage.resize import Filter
 
-Sampler = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun"]
+if TYPE_CHECKING:
+    Sampler = str
+else:
+    Sampler = Literal[sampler_names()]  # an enum in schemas, such as the HTTP API's
+OPTION_FIELDS = ("eta", "gamma", "damping")  # fields of SamplingConfig that are options of samplers
 Variance = Literal["learned", "fixed"]
+Threshold = Literal["none", "static", "dynamic"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """A stage's sampling defaults."""
 
-    sampler: Sampler = "dpmpp_2m"
+    sampler: str = "dpmpp_2m"  # a name in `imagen.diffusion.samplers`
     steps: int = 50
     spacing: Spacing = "time"  # steps even in the schedule's time, or in log-SNR over `logsnr_range`; see step_logsnrs
     logsnr_range: tuple[float, float] = (-9.0, 14.0)
     guidance: float = 5.0  # w: x0 = uncond + w (cond - uncond); 1 is no guidance
     guidance_interval: tuple[float, float] | None = None  # log-SNR range in which guidance acts; None: everywhere
     guidance_rescale: float = 0.0  # share, 0 to 1, in which guided pictures get the contrast of unguided ones
-    threshold: Literal["none", "static", "dynamic"] = "dynamic"
+    threshold: Threshold = "dynamic"
     percentile: float = 0.995
     max_scale: float | None = None  # dynamic: s is at most this; None: no limit
     eta: float = 0.0  # ddim
@@ -37,10 +44,22 @@ class SamplingConfig:
     variance: Variance = "learned"
     gamma: float = 0.3  # ddpm: log variance between the lower (0) and the upper (1) bound
     low_res_noise: float = 0.1  # conditioning-noise level a in [0, 1]
+    sampler_options: dict[str, float] = field(default_factory=dict)  # those of the sampler that have no field here
+
+    def build_sampler(self) -> SamplerBase:
+        """Return the sampler with its options, as far as it has them. Raises UserError for what it does not take."""
+        fields = {name: getattr(self, name) for name in option_names(self.sampler) if name in OPTION_FIELDS}
+        return create_sampler(self.sampler, {**fields, **self.sampler_options})
 
     def check(self, where: str) -> None:
         """Raise UserError, beginning with `where`, unless every value is in its range."""
-        for name, kind in (("sampler", Sampler), ("spacing", Spacing), ("variance", Variance)):
+        try:
+            for name, option in self.sampler_options.items():
+                check_number(f"sampler option {name}", option)
+            self.build_sampler()
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        for name, kind in (("spacing", Spacing), ("variance", Variance)):
             known = get_args(kind)
             value = getattr(self, name)
             if value not in known:
@@ -51,7 +70,7 @@ class SamplingConfig:
         if not math.isfinite(self.guidance):
             raise UserError(f"{where}: guidance is {self.guidance}; it must be a finite number (1 is no guidance)")
         limits.check(self, limits.SAMPLING, f"{where}: ")
-        for name in ("guidance_rescale", "low_res_noise", "eta", "damping", "gamma"):
+        for name in ("guidance_rescale", "low_res_noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{where}: {name} is {getattr(self, name)}; it must be from 0 to 1")
         if not 0 < self.percentile <= 1:

@@ -1,9 +1,9 @@
-"""Pictures that sampling begins with or keeps a part of: image to image, inpainting.
+"""Image-to-image and inpainting.
 
-Both are data beside a request, and act by wrapping: image to image takes the last of the steps, from the picture noised
-to where they begin; inpainting replaces the known part of every x0 estimate.
+Both wrap a sampler's parts: image-to-image takes the last of the steps, starting from the given image noised to their
+first level; inpainting replaces the known part of every x0 estimate.
 
-Shapes: B pictures, C channels, HW the stage's size.
+Shapes: B images, C channels, HW the stage's size.
 """
 
 import math
@@ -21,35 +21,36 @@ from imagen.stage.inputs import from_images, from_uint8
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """A given picture, in the size of a stage."""
+    """Given images in the size of a stage."""
 
     picture_BCHW: Tensor  # in [-1, 1]
-    strength: float = 1.0  # share of the steps that are taken, in (0, 1]; 1: begin with noise alone
-    mask_B1HW: Tensor | None = None  # in [0, 1]: 1 is drawn anew, 0 is kept; None: all is drawn anew
+    strength: float = 1.0  # share of the sampler's steps that are taken, in (0, 1]; 1: start from noise alone
+    mask_B1HW: Tensor | None = None  # in [0, 1]: 1 is regenerated, 0 is kept; None: all is regenerated
 
     def to(self, device: torch.device) -> "Edit":
+        """Return the edit with its tensors on `device`."""
         mask = None if self.mask_B1HW is None else self.mask_B1HW.to(device)
         return Edit(picture_BCHW=self.picture_BCHW.to(device), strength=self.strength, mask_B1HW=mask)
 
     def levels(self, logsnrs: Tensor) -> Tensor:
-        """The last `strength` of the steps, rounded up."""
+        """Return the levels of the last `strength` of the steps, rounded up."""
         steps = len(logsnrs) - 1
         return logsnrs[steps - math.ceil(self.strength * steps - 1e-9) :]
 
 
 @dataclass(frozen=True)
-class Known:
-    """The known part of every x0 estimate is the given picture, the rest the denoiser's.
+class InpaintingDenoiser:
+    """A denoiser whose x0 estimates have the given image in the known part.
 
-    A sampler's step is linear in x and x0. So where x0 stays the same, x is that picture with the noise that belongs to
-    the level, with every sampler: this is the replacement of x_t at each level (RePaint, 2201.09865, eq. 8), without
-    noise of its own. At the end known pixels are exact. RePaint's jumps back in time, which fit the rest better to the
-    known part, are left out: they cost as many times the steps, and the text says what the rest is.
+    A sampler's step is linear in x and x0. So where x0 is constant, x is that image with the noise of its level, with
+    every sampler: this is the replacement of x_t at each level (RePaint, 2201.09865, eq. 8), without noise of its own.
+    At the end known pixels are exact. RePaint's jumps back in time, which fit the rest better to the known part, are
+    left out: they multiply the number of steps.
     """
 
     denoise: Denoiser
     picture_BCHW: Tensor
-    mask_B1HW: Tensor  # 1: the denoiser's
+    mask_B1HW: Tensor  # 1: the denoiser's estimate
 
     def __call__(self, x_BCHW: Tensor, logsnr_B: Tensor, /) -> Estimate:
         estimate = self.denoise(x_BCHW, logsnr_B)
@@ -64,7 +65,7 @@ def edit_of(
     strength: float,
     channels: int,
 ) -> Edit:
-    """PIL pictures and masks (white is drawn anew), resized to `size` = (height, width)."""
+    """Return the edit of PIL images and masks (white is regenerated), resized to `size` = (height, width)."""
     height, width = size
 
     def resized(image: Image.Image) -> Image.Image:
@@ -72,13 +73,13 @@ def edit_of(
 
     mask = None
     if masks is not None:
-        arrays = [np.asarray(_reduced(image.convert("L"), size), dtype=np.float32) / 255 for image in masks]
+        arrays = [np.asarray(_resized_mask(image.convert("L"), size), dtype=np.float32) / 255 for image in masks]
         mask = torch.from_numpy(np.stack(arrays))[:, None]
     picture = from_uint8(from_images([resized(image.convert("RGB")) for image in pictures], channels))
     return Edit(picture_BCHW=picture, strength=strength, mask_B1HW=mask)
 
 
-def _reduced(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resized without the ringing of sharper filters, which would let a little of the known part be drawn anew."""
+def _resized_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize without the ringing of sharper filters, which would regenerate a little of the known part."""
     height, width = size
     return mask if mask.size == (width, height) else mask.resize((width, height), Image.Resampling.BILINEAR)

@@ -1,42 +1,84 @@
-"""From a batch of pictures and texts to what the network sees, and its loss.
+"""The forward process and the loss of a stage in training.
 
 Everything random here is a pure function of (seed, global position): see `imagen.diffusion.randomness`.
+
+Shapes: see `imagen.stage.inputs`.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from imagen.data.loading.batches import Batch
 from imagen.devices import sent
 from imagen.diffusion import randomness
 from imagen.diffusion.objective import Loss, earlier_logsnr, loss, stratified_times
 from imagen.diffusion.schedule import ScheduleConfig, build_label, build_schedule, diffuse
 from imagen.stage.config import StageConfig
-from imagen.stage.resize import upsample
+from imagen.stage.detail import DetailTransform
+from imagen.stage.inputs import (
+    augmentation_noise,
+    drop_text,
+    from_uint8,
+    low_res_inputs,
+    text_inputs,
+    upsample_low_res,
+)
+from imagen.text.embeddings import pad_to_length
+
+
+class CleanBatch(Protocol):
+    """What the forward process reads of a batch; `imagen.data.loading.batches.Batch` is one."""
+
+    @property
+    def position(self) -> int:
+        """The global position of the first sample."""
+        ...
+
+    @property
+    def image(self) -> Tensor:
+        """Clean images, uint8 [B, C, H, W]."""
+        ...
+
+    @property
+    def low_res(self) -> Tensor | None:
+        """Their low-resolution images, uint8 [B, C, h, w]."""
+        ...
+
+    @property
+    def text(self) -> Tensor | None:
+        """Text embeddings, float32 [B, L, D]."""
+        ...
+
+    @property
+    def text_mask(self) -> Tensor | None:
+        """Mask of the embeddings, bool [B, L], True at tokens."""
+        ...
 
 
 @dataclass(frozen=True)
-class Noised:
-    """A batch as the network sees it, with what it has to find."""
+class NoisedBatch:
+    """A batch after the forward process: the inputs of the U-Net, and what its loss needs."""
 
-    x_BCHW: Tensor  # noised pictures, float32, channels-last
-    x0_BCHW: Tensor  # what is diffused: the pictures, or their detail
+    x_BCHW: Tensor  # noised images, float32, channels-last
+    x0_BCHW: Tensor  # clean images, or their detail
     eps_BCHW: Tensor
     t_B: Tensor  # float64 on the CPU
-    times_B: Tensor  # the same, as the device knows it: float32
+    times_B: Tensor  # the same as float32 on the device
     logsnr_B: Tensor  # float32
     logsnr_s_B: Tensor  # one reverse step earlier, for a learned variance
-    label_B: Tensor  # what the network is told of the noise
-    conditions: dict[str, Tensor]  # keyword arguments of the U-Net
+    label_B: Tensor  # noise labels
+    conditions: dict[str, Tensor]  # further arguments of the U-Net
 
 
-class Noising:
-    """Noises batches for a stage, computes its loss. `batch_size` is the global one: t is stratified over it.
+class ForwardProcess:
+    """Adds noise to batches for a stage and computes its loss.
 
-    `schedule` replaces the stage's: other noise levels more often than sampling has them. The network is told the
-    level itself (`build_label`), so the two need not agree. text_length: texts are padded to this at least.
+    batch_size: of the global batch, over which t is stratified.
+    schedule: replaces the stage's, so that training has other noise levels than sampling. The U-Net is conditioned on
+        the level itself (`build_label`), so the two need not agree.
+    text_length: pad texts to at least this many tokens.
     """
 
     def __init__(
@@ -51,12 +93,9 @@ class Noising:
         schedule: ScheduleConfig | None = None,
         text_length: int = 0,
     ):
-        self.objective = stage.objective
+        self.stage = stage
         self.schedule = build_schedule(schedule or stage.schedule, stage.resolution)
-        self.label, self.low_res_label = build_label(stage.schedule), build_label(stage.low_res_schedule)
-        self.low_res_schedule = build_schedule(stage.low_res_schedule, stage.resolution)
-        self.low_res_filter = stage.low_res_filter
-        self.detail_std = stage.detail_std
+        self.label = build_label(stage.schedule)
         self.seed = seed
         self.batch_size = batch_size
         self.device = device
@@ -64,28 +103,36 @@ class Noising:
         self.text_dropout = text_dropout
         self.text_length = text_length
 
-    def __call__(self, batch: Batch) -> Noised:
-        """Nothing here waits for the device: what is drawn on the CPU, a few numbers a sample, is sent at once."""
-        positions = range(batch.position, batch.position + len(batch))
+    def __call__(self, batch: CleanBatch) -> NoisedBatch:
+        """Draw noise levels and noise, and build the inputs of the U-Net.
+
+        Never waits for the device: what is drawn on the CPU, a few numbers per sample, is sent in one transfer.
+        """
+        B = len(batch.image)
+        positions = range(batch.position, batch.position + B)
         t_B = self._times(positions)
         logsnr_B = self.schedule(t_B).float()
         numbers = [t_B.float(), logsnr_B, earlier_logsnr(self.schedule, t_B).float(), self.label(logsnr_B)]
-        numbers.append(torch.zeros(len(batch)))
+        numbers.append(torch.zeros(B))
         if batch.text is not None and self.text_dropout > 0:
             dropped_B = randomness.uniform(self.seed, positions, randomness.TEXT_DROPOUT) < self.text_dropout
             numbers[-1] = dropped_B.float()
         if batch.low_res is not None:
-            level_B = randomness.uniform(self.seed, positions, randomness.LOW_RES_LEVEL)
-            low_logsnr_B = self.low_res_schedule(level_B).float()
-            numbers += [low_logsnr_B, self.low_res_label(low_logsnr_B)]
+            numbers += augmentation_noise(
+                self.stage, randomness.uniform(self.seed, positions, randomness.LOW_RES_LEVEL)
+            )
         times_B, logsnr_B, logsnr_s_B, label_B, dropped_B, *low = sent(torch.stack(numbers), self.device).unbind()
 
-        x0_BCHW, low_BCHW = self._pixels(batch.image), self._enlarged(batch)
-        if self.detail_std is not None:
-            assert low_BCHW is not None
-            x0_BCHW = (x0_BCHW - low_BCHW) / self.detail_std
+        x0_BCHW = from_uint8(self._sent_image(batch.image))
+        conditions = self._text(batch, dropped_B > 0.5)
+        if batch.low_res is not None:
+            height, width = batch.image.shape[-2:]
+            low_BCHW = upsample_low_res(self._sent_image(batch.low_res), (height, width), self.stage)
+            if self.stage.detail_std is not None:
+                x0_BCHW = DetailTransform(low_BCHW, self.stage.detail_std).encode(x0_BCHW)
+            conditions |= low_res_inputs(low_BCHW, self._normal(low_BCHW, positions, randomness.LOW_RES_EPS), *low)
         eps_BCHW = self._normal(x0_BCHW, positions, randomness.EPS)
-        return Noised(
+        return NoisedBatch(
             x_BCHW=diffuse(x0_BCHW, eps_BCHW, logsnr_B),
             x0_BCHW=x0_BCHW,
             eps_BCHW=eps_BCHW,
@@ -94,18 +141,18 @@ class Noising:
             logsnr_B=logsnr_B,
             logsnr_s_B=logsnr_s_B,
             label_B=label_B,
-            conditions=self._text(batch, dropped_B > 0.5) | self._low_res(low_BCHW, positions, *low),
+            conditions=conditions,
         )
 
-    def loss(self, unet: nn.Module, noised: Noised) -> Loss:
-        """The loss of each sample: run the forward under autocast, the loss itself is float32."""
+    def loss(self, unet: nn.Module, noised: NoisedBatch) -> Loss:
+        """Evaluate `unet` and return the loss of each sample. Call it under autocast; the loss itself is float32."""
         out_BCHW = unet(noised.x_BCHW, noised.label_B, **noised.conditions)
         return loss(
             out_BCHW,
             noised.x0_BCHW,
             noised.eps_BCHW,
             noised.logsnr_B,
-            self.objective,
+            self.stage.objective,
             logsnr_s_B=noised.logsnr_s_B,
         )
 
@@ -115,53 +162,17 @@ class Noising:
         u = randomness.uniform(self.seed, [step], randomness.TIME)
         return stratified_times(u, torch.arange(first, first + len(positions)), self.batch_size)
 
-    def _text(self, batch: Batch, dropped_B: Tensor) -> dict[str, Tensor]:
+    def _text(self, batch: CleanBatch, dropped_B: Tensor) -> dict[str, Tensor]:
         if batch.text is None or batch.text_mask is None:
             return {}
-        text_BLD = sent(batch.text, self.device).float()
-        mask_BL = sent(batch.text_mask, self.device)
-        if (missing := self.text_length - text_BLD.shape[1]) > 0:
-            text_BLD, mask_BL = (
-                nn.functional.pad(text_BLD, (0, 0, 0, missing)),
-                nn.functional.pad(mask_BL, (0, missing)),
-            )
+        text_BLD, mask_BL = sent(batch.text, self.device).float(), sent(batch.text_mask, self.device)
+        text_BLD, mask_BL = pad_to_length(text_BLD, mask_BL, self.text_length)
         if self.text_dropout > 0 and self.unconditional_LD is not None:
             text_BLD, mask_BL = drop_text(text_BLD, mask_BL, dropped_B, self.unconditional_LD)
-        return {"text": text_BLD, "text_mask": mask_BL}
+        return text_inputs(text_BLD, mask_BL)
 
-    def _enlarged(self, batch: Batch) -> Tensor | None:
-        """The low-resolution pictures at the size of the others."""
-        if batch.low_res is None:
-            return None
-        height, width = batch.image.shape[-2:]
-        return upsample(self._pixels(batch.low_res), (height, width), self.low_res_filter)
-
-    def _low_res(self, low_BCHW: Tensor | None, positions: range, *told: Tensor) -> dict[str, Tensor]:
-        """Conditioning augmentation (sec. 2.4 of the paper): noise at a random level a ~ U[0, 1], which is told."""
-        if low_BCHW is None:
-            return {}
-        logsnr_B, label_B = told
-        noise_BCHW = self._normal(low_BCHW, positions, randomness.LOW_RES_EPS)
-        return {"low_res": diffuse(low_BCHW, noise_BCHW, logsnr_B), "low_res_noise": label_B}
-
-    def _pixels(self, image_BCHW: Tensor) -> Tensor:
-        """uint8 to float32 in [-1, 1]."""
-        image_BCHW = sent(image_BCHW, self.device).contiguous(memory_format=torch.channels_last)
-        return image_BCHW.float() / 127.5 - 1
+    def _sent_image(self, image_BCHW: Tensor) -> Tensor:
+        return sent(image_BCHW, self.device).contiguous(memory_format=torch.channels_last)
 
     def _normal(self, like_BCHW: Tensor, positions: range, purpose: int) -> Tensor:
         return randomness.normal(like_BCHW.shape[1:], self.seed, positions, purpose, self.device)
-
-
-def drop_text(text_BLD: Tensor, mask_BL: Tensor, dropped_B: Tensor, unconditional_LD: Tensor) -> tuple[Tensor, Tensor]:
-    """Put the unconditional embedding [L0, D] in place of the dropped samples' text, with its mask."""
-    L = text_BLD.shape[1]
-    length = max(L, len(unconditional_LD))
-    text_BLD = nn.functional.pad(text_BLD, (0, 0, 0, length - L))
-    mask_BL = nn.functional.pad(mask_BL, (0, length - L))
-    null_LD = nn.functional.pad(unconditional_LD.to(text_BLD), (0, 0, 0, length - len(unconditional_LD)))
-    null_L = torch.arange(length, device=text_BLD.device) < len(unconditional_LD)
-    return (
-        torch.where(dropped_B[:, None, None], null_LD, text_BLD),
-        torch.where(dropped_B[:, None], null_L, mask_BL),
-    )

@@ -1,4 +1,4 @@
-"""A stage's network as a device computes it: where it is, in which format, compiled or not."""
+"""A stage's U-Net on a device: its placement, format and compilation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,43 +7,51 @@ import torch
 from torch import nn
 
 from imagen.models.compiling import compile_module
-from imagen.models.unet import HALVES, UNet, cast_copy
+from imagen.models.unet import LOW_PRECISION, UNet, cast_copy
+from imagen.stage.compiled import CompiledSteps
 
 
 class Network:
-    """Lends a U-Net to the steps of a sampler. options: of torch.compile; None: not compiled.
+    """Places a U-Net on the device of a sampler. options: of torch.compile; None: not compiled.
 
-    On GPUs a U-Net in half precision is so throughout: autocast would cast every weight at every step, and norms would
-    be in float32. If its own weights are float32, a copy is made, which stays until they change.
+    On GPUs a U-Net in low precision is so throughout: autocast would cast every weight in every step, and norms would
+    be in float32. If its own weights are float32, a copy is made, which is reused until they change.
     """
 
     def __init__(self, unet: nn.Module, options: Mapping[str, Any] | None = None):
         self.unet, self.options = unet, options
-        self._half: UNet | None = None
-        self._made_of: Any = None
+        self._copy: UNet | None = None
+        self._copied_from: Any = None
         self._compiled: nn.Module | None = None
+        self.steps = None if options is None else CompiledSteps(options)
 
-    def on(self, device: torch.device, dtype: torch.dtype | None) -> tuple[nn.Module, torch.dtype | None]:
-        """(the network on `device`, the format of autocast around it) for arithmetic in `dtype`; None: float32."""
+    def to_device(
+        self, device: torch.device, dtype: torch.dtype | None, *, whole_steps: bool = False
+    ) -> tuple[nn.Module, torch.dtype | None]:
+        """Return (the U-Net on `device`, the dtype of autocast around it) for arithmetic in `dtype`; None: float32.
+
+        whole_steps: the U-Net is not compiled by itself, since it will be part of compiled `steps`.
+        """
         unet, around = self.unet, dtype
-        if device.type != "cpu" and dtype in HALVES and isinstance(unet, UNet):
-            unet, around = self._halved(unet, device, dtype), None
+        if device.type != "cpu" and dtype in LOW_PRECISION and isinstance(unet, UNet):
+            unet, around = self.low_precision(unet, device, dtype), None
         unet = unet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.options is not None and self._compiled is not unet:
+        if self.options is not None and not whole_steps and self._compiled is not unet:
             compile_module(unet, **self.options)
             self._compiled = unet
         return unet, around
 
-    def leave(self) -> None:
-        """Give the device's memory back."""
-        self._half = self._made_of = self._compiled = None
+    def offload(self) -> None:
+        """Move the weights to the CPU and delete the copy."""
+        self._copy = self._copied_from = self._compiled = None
         self.unet.to("cpu")
 
-    def _halved(self, unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
+    def low_precision(self, unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
+        """Return `unet` with all weights in `dtype`: a copy on `device`, unless its own were rounded to it before."""
         parameters = list(unet.parameters())
-        if any(parameter.dtype == dtype for parameter in parameters):  # rounded already, but for vectors
+        if any(parameter.dtype == dtype for parameter in parameters):  # vectors are still float32
             return unet.to(dtype)
-        made_of = (dtype, [(parameter.data_ptr(), parameter._version) for parameter in parameters])
-        if self._half is None or self._made_of != made_of:
-            self._half, self._made_of = cast_copy(unet, dtype, device).requires_grad_(False), made_of
-        return self._half
+        copied_from = (dtype, [(parameter.data_ptr(), parameter._version) for parameter in parameters])
+        if self._copy is None or self._copied_from != copied_from:
+            self._copy, self._copied_from = cast_copy(unet, dtype, device).requires_grad_(False), copied_from
+        return self._copy

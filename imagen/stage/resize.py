@@ -1,4 +1,4 @@
-"""How a picture of one stage becomes the conditioning of the next: one function for training and sampling."""
+"""Upsampling of a stage's images for the next one: one function for training and sampling."""
 
 from typing import Literal
 
@@ -10,11 +10,11 @@ Filter = Literal["bicubic", "bilinear"]
 
 
 def upsample(low_BChw: Tensor, size: tuple[int, int], filter: Filter = "bicubic") -> Tensor:
-    """Enlarge float pictures in [-1, 1] to `size` = (height, width).
+    """Resize float images in [-1, 1] to `size` = (height, width).
 
-    bicubic: overshoots at edges, so the result is clamped back to [-1, 1]. bilinear: corner pixels of the small
-    picture are corner pixels of the large one (DeepFloyd IF), which shifts what lies between. Always float32:
-    the picture is an input, not an activation, and must not depend on autocast.
+    bicubic: overshoots at edges, so the result is clamped to [-1, 1]. bilinear: corner pixels of the small image are
+    corner pixels of the large one (DeepFloyd IF), which shifts what lies between. Always float32: the image is an
+    input, not an activation, and must not depend on autocast.
 
     A super-resolution stage that was trained with this function must be sampled with it
     (a different filter is a distribution shift that shows as ringing or blur).

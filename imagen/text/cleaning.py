@@ -1,4 +1,4 @@
-"""What is done to a caption before it is tokenised.
+"""Cleaning of captions before they are tokenised.
 
 "caption" is the cleaning of DeepFloyd IF's training captions: text from the web, with its links, file names, product
 numbers and shop phrases. The rules, their order and that they run twice are IF's, since a model knows only what is
@@ -9,11 +9,9 @@ import html
 import re
 import urllib.parse
 from html.parser import HTMLParser
-from typing import Literal
 
 from imagen.distribution import missing
-
-Cleaning = Literal["none", "lower", "caption"]
+from imagen.text.config import Cleaning
 
 _LINK = r"[a-zA-Z0-9.\-]+[.](?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
 _FILE = r"(?:png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4)"
@@ -75,10 +73,10 @@ _AFTER_REPAIR = _rules(
 _JOINTS = re.compile("[-_]")
 
 
-def cleaned(caption: str, cleaning: Cleaning) -> str:
-    """A caption as the tokenizer is to see it.
+def clean_caption(caption: str, cleaning: Cleaning) -> str:
+    """Return a caption as it is given to the tokenizer.
 
-    none: as it is. lower: in lower case, without spaces around it. caption: as DeepFloyd IF cleans its training
+    none: unchanged. lower: in lower case, without spaces around it. caption: as DeepFloyd IF cleans its training
     captions. Raises UserError if that needs a package which is missing.
     """
     if cleaning == "none":
@@ -108,14 +106,14 @@ def _apply(rules: _Rules, text: str) -> str:
 
 
 def _without_tags(text: str) -> str:
-    parser = _Text()
+    parser = _TextOnly()
     parser.feed(text)
     parser.close()
     return "".join(parser.pieces)
 
 
-class _Text(HTMLParser):
-    """Collects what stands between tags."""
+class _TextOnly(HTMLParser):
+    """Collects the text between tags."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)

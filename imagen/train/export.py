@@ -1,4 +1,4 @@
-"""From what a training run has kept to a cascade of its stage, on one process, however many it was trained on."""
+"""Export a stage: its EMA weights as a one-stage cascade, during training and afterwards."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,29 @@ from typing import Any
 from torch import Tensor
 
 from imagen.cascade import export_stage
-from imagen.cascade.storage import find, read_manifest, read_unconditional
+from imagen.cascade.storage import read_manifest, read_unconditional, resolve_folder
 from imagen.errors import UserError
 from imagen.train import checkpoint, posthoc
+from imagen.train.callbacks import Callback
 from imagen.train.checkpoint import checkpoint_paths
+from imagen.train.setup import TrainingRun
+
+
+class StageExport(Callback):
+    """Writes RUN/export, a one-stage cascade with the EMA weights, with each checkpoint."""
+
+    def on_checkpoint(self, run: TrainingRun, step: int) -> None:
+        weights, experiment = run.checkpointer.export(), run.experiment
+        run.ranks.on_first(
+            lambda: export_stage(
+                run.folder / "export",
+                stage=experiment.stage,
+                text=experiment.text,
+                weights=weights,
+                unconditional=run.data.unconditional,
+                info={"preset": experiment.name, "step": step, "images": run.images},
+            )
+        )
 
 
 def export_run(
@@ -20,30 +39,33 @@ def export_run(
     decay: float | None = None,
     step: int | None = None,
 ) -> str:
-    """Write `run`'s one-stage cascade with an average of its weights to `out`; returns what it is, in words.
+    """Write the EMA of the run folder `run` as a one-stage cascade to `out`, in one process; return a description.
 
-    By default the average that RUN/export has, of a checkpoint; else that of `decay` as it was kept, or of `sigma_rel`,
-    reconstructed (imagen.train.posthoc), of a snapshot. Of `step`, by default the last there is. Raises UserError if
-    the run has exported nothing yet, has kept nothing of that step, or it cannot be read, and if `out` is a run
-    or holds a cascade of other stages.
+    Exports the EMA of a checkpoint unless `decay` or `sigma_rel` selects snapshots: of that decay, or reconstructed for
+    that sigma_rel (imagen.train.posthoc).
+
+    step: of the checkpoint or snapshot; default: the last one.
+
+    Raises UserError if the run has exported nothing yet, has stored nothing of that step, or cannot be read, and if
+    `out` is a run or holds a cascade of other stages.
     """
     if sigma_rel is not None and decay is not None:
         raise ValueError("give one of sigma_rel and decay")
-    folder, averages = find(run), Path(run) / "averages"
+    folder, averages = resolve_folder(run), Path(run) / "averages"
     manifest = read_manifest(folder)
     if (Path(out) / "config.json").exists():
         raise UserError(f"{out} is a training run; choose another folder for the cascade")
-    about: dict[str, Any] = {}
+    origin: dict[str, Any] = {}
     if sigma_rel is not None:
         weights, step, distance = posthoc.reconstruct(averages, sigma_rel, step)
-        about = {"ema_sigma_rel": sigma_rel, "ema_distance": round(distance, 4)}
-        words = f"the average of sigma_rel {sigma_rel:g} ({distance:.1%} off)"
+        origin = {"ema_sigma_rel": sigma_rel, "ema_distance": round(distance, 4)}
+        description = f"the EMA of sigma_rel {sigma_rel:g} ({distance:.1%} off)"
     elif decay is not None:
         weights, step = posthoc.tracked(averages, decay, step)
-        about, words = {"ema_decay": decay}, f"the average of decay {decay:g}"
+        origin, description = {"ema_decay": decay}, f"the EMA of decay {decay:g}"
     else:
-        weights, step = _of_checkpoint(Path(run) / "checkpoints", step)
-        words = "the averaged weights"
+        weights, step = _checkpoint_weights(Path(run) / "checkpoints", step)
+        description = "the EMA"
     stage = manifest.stages[0]
     info = {name: value for name, value in stage.info.items() if name != "images"}
     export_stage(
@@ -52,13 +74,13 @@ def export_run(
         text=manifest.text.config if manifest.text else None,
         weights=weights,
         unconditional=read_unconditional(folder, manifest.text) if manifest.text else None,
-        info={**info, "step": step, **about},
+        info={**info, "step": step, **origin},
     )
-    return f"{out}: {words} at step {step}"
+    return f"{out}: {description} at step {step}"
 
 
-def _of_checkpoint(folder: Path, step: int | None) -> tuple[dict[str, Tensor], int]:
-    """The averaged weights in the checkpoint of `step`, or the last one, and its step."""
+def _checkpoint_weights(folder: Path, step: int | None) -> tuple[dict[str, Tensor], int]:
+    """Return the EMA weights in the checkpoint of `step` (default: the last one), and its step."""
     paths = {int(path.name.removeprefix("step-")): path for path in checkpoint_paths(folder)}
     if not paths:
         raise UserError(f"{folder} holds no checkpoints")
@@ -66,7 +88,7 @@ def _of_checkpoint(folder: Path, step: int | None) -> tuple[dict[str, Tensor], i
     if step not in paths:
         raise UserError(f"{folder} holds no checkpoint of step {step}; there are {', '.join(map(str, paths))}")
     try:
-        # The model's own buffers, if it has any, are not averaged.
+        # An EMA has the parameters; buffers, if the model has any, are the model's.
         return checkpoint.read(paths[step], "model") | checkpoint.read(paths[step], "ema"), step
     except ValueError as error:
         raise UserError(f"{paths[step]} is damaged ({error}); choose another --step") from None

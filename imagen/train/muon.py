@@ -9,21 +9,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from imagen.precision import arithmetic
-from imagen.train.guarding import blend_, guard, shrink_
+from imagen.train.nonfinite import decay_, lerp_, mask_gradients
 from imagen.train.sharded import each_matrix_by_one, each_matrix_whole, local, local_gradient
 
 # Coefficients (a, b, c) of each iteration, x <- a x + b x^3 + c x^5. Each quintic has the least greatest error |1 - x|
-# on the interval that the ones before it leave, beginning with singular values in [0.0025, 1]: after four, values lie
-# between 0.75 and 1.25, as they do after five of Jordan's (2505.16932 shows that this greedy choice is the best one).
+# on the interval that the ones before it leave, starting from singular values in [0.0025, 1]. After four, values lie
+# between 0.75 and 1.25, as after five of Jordan's (2505.16932 shows that this greedy choice is optimal).
 QUINTICS = (
     (8.4052, -24.8508, 18.4246),
     (4.0772, -3.0350, 0.5722),
     (3.6058, -2.6996, 0.5340),
     (2.6177, -1.9413, 0.4486),
 )
-MARGIN = 1.01  # of each iteration's interval: room for rounding, above which a quintic grows fast
+MARGIN = 1.01  # widens each iteration's interval: above it a quintic grows fast, and values are rounded
 _QUINTICS = tuple((a / MARGIN, b / MARGIN**3, c / MARGIN**5) for a, b, c in QUINTICS)
-WIDE = 3  # from this ratio of the sides on, float32 iterates on the smaller Gram matrix
+WIDE = 3  # ratio of the sides from which float32 iterates on the smaller Gram matrix
 
 
 def orthogonalise(matrices_NOI: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def orthogonalise(matrices_NOI: Tensor) -> Tensor:
     tall = matrices_NOI.shape[-2] > matrices_NOI.shape[-1]
     X = matrices_NOI.mT if tall else matrices_NOI  # X X^T is then the smaller product
     X = (X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-30)).to(arithmetic(X.device).matrices)
-    # In bfloat16 the Gram matrix loses the small singular values, which it holds squared.
+    # In bfloat16 the Gram matrix loses the small singular values, which it contains squared.
     wide = X.shape[-1] >= WIDE * X.shape[-2] and X.dtype == torch.float32
     X = _by_gram(X) if wide else _by_matrix(X)
     return X.mT if tall else X
@@ -50,7 +50,7 @@ def _by_matrix(X: Tensor) -> Tensor:
 
 
 def _by_gram(X: Tensor) -> Tensor:
-    """The same iteration on G = X X^T: with P = a I + b G + c G^2, X <- P X and G <- P G P. P and G commute."""
+    """Iterate on G = X X^T instead: with P = a I + b G + c G^2, X <- P X and G <- P G P. P and G commute."""
     gram = X @ X.mT
     product: Tensor | None = None
     for index, (a, b, c) in enumerate(_QUINTICS, 1):
@@ -64,7 +64,7 @@ def _by_gram(X: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For weights of two dimensions or more; a convolution [O, I, h, w] is the matrix [O, I h w].
+    """Muon optimizer, for weights of two or more dimensions; a convolution [O, I, h, w] is the matrix [O, I h w].
 
     m <- mu m + (1 - mu) g;  W <- (1 - lr decay) W - lr 0.2 sqrt(max(O, I)) orthogonalise((1 - mu) g + mu m).
 
@@ -97,7 +97,7 @@ class Muon(torch.optim.Optimizer):
         factor: Tensor | None = None,
         finite: Tensor | None = None,
     ) -> None:
-        """factor, finite: see `Optimizers.step`."""
+        """Update the parameters. factor, finite: see `Optimizers.step`."""
         for group in self.param_groups:
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not trained:
@@ -107,16 +107,16 @@ class Muon(torch.optim.Optimizer):
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
             gradients = [local_gradient(parameter) for parameter in trained]
             momenta = [local(self.state[parameter]["momentum"]) for parameter in trained]
-            ok = guard(gradients, factor, finite)
-            blend_(momenta, gradients, 1 - group["momentum"], ok)
-            # Nesterov's look ahead.
+            ok = mask_gradients(gradients, factor, finite)
+            lerp_(momenta, gradients, 1 - group["momentum"], ok)
+            # Nesterov momentum.
             updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
             self._add(trained, [update.flatten(1) for update in updates], group, ok)
 
     def _add(
         self, parameters: list[Tensor], updates_oI: list[Tensor], group: dict[str, Any], ok: Tensor | None
     ) -> None:
-        """Orthogonalise the updates, those of one shape together, and take the step."""
+        """Orthogonalise the updates, those of one shape together, and apply them."""
         same_shape: dict[object, list[int]] = defaultdict(list)
         for index, (parameter, update_oI) in enumerate(zip(parameters, updates_oI, strict=True)):
             same_shape[len(parameter), update_oI.shape].append(index)
@@ -131,6 +131,6 @@ class Muon(torch.optim.Optimizer):
             weights = [local(parameters[index]) for index in indices]
             rate = group["lr"] * 0.2 * max(len(parameters[indices[0]]), stack_NoI.shape[2]) ** 0.5
             steps_NoI = stack_NoI.to(weights[0].dtype).mul(-rate if ok is None else -rate * ok)
-            shrink_(weights, group["lr"] * group["weight_decay"], ok)
+            decay_(weights, group["lr"] * group["weight_decay"], ok)
             steps = [step_oI.reshape(rows.shape) for step_oI, rows in zip(steps_NoI, weights, strict=True)]
             torch._foreach_add_(weights, steps)

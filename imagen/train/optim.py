@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedule."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from imagen import limits
 from imagen.errors import UserError
 from imagen.train.adafactor import Adafactor
+from imagen.train.layout import hand_over_gradients
 from imagen.train.muon import Muon
 from imagen.train.sharded import replicated_like
 
@@ -20,21 +21,21 @@ FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    # adam: as adamw, without decay.  muon: Muon for the matrices inside the network, AdamW for the rest
+    # adam: as adamw, without decay.  muon: Muon for the inner matrices, AdamW for the rest
     algorithm: Literal["adamw", "adam", "adafactor", "muon"] = "adamw"
     lr: float = 1e-4
-    muon_lr: float = 2e-3  # of Muon's part; it follows the same warm-up and schedule
-    # Decay of the first and second moment. adafactor: betas[0] of 0 keeps no first moment, betas[1] limits 1 - t^-0.8
+    muon_lr: float = 2e-3  # learning rate of Muon's parameters, with the same warm-up and schedule
+    # Decay of the first and second moment. adafactor: betas[0] of 0 stores no first moment, betas[1] limits 1 - t^-0.8
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8  # adafactor has its own
-    weight_decay: float = 0.0  # decoupled: a step takes lr x weight_decay off each weight
+    eps: float = 1e-8  # not used by adafactor
+    weight_decay: float = 0.0  # decoupled: a step subtracts lr x weight_decay x weight
     warmup_steps: int = 10_000
     # After the warm-up: cosine falls to 0 at the last step; rsqrt falls as 1 / sqrt(step)
     schedule: Literal["cosine", "constant", "rsqrt"] = "cosine"
     clip_norm: float = 1.0
 
     def check(self) -> None:
-        """UserError, naming the field, unless every value is in its range."""
+        """Raise UserError, naming the field, for a value out of range."""
         limits.check(self, limits.OPTIM, "optim.")
         if self.algorithm == "adam" and self.weight_decay:
             raise UserError(
@@ -43,10 +44,18 @@ class OptimConfig:
 
 
 class Optimizers:
-    """Several optimizers as one. Every parameter group's rate is `lr` times the group's own factor."""
+    """Several optimizers as one. Each parameter group's rate is `lr` times the group's own factor.
 
-    def __init__(self, *optimizers: torch.optim.Optimizer, lr: float):
-        self.optimizers = optimizers
+    permuted: (what is updated, the parameter whose gradient it takes) where these are two; see layout.py.
+    """
+
+    def __init__(
+        self,
+        *optimizers: torch.optim.Optimizer,
+        lr: float,
+        permuted: Sequence[tuple[nn.Parameter, nn.Parameter]] = (),
+    ):
+        self.optimizers, self.permuted = optimizers, permuted
         for group in self.param_groups:
             group["factor"] = group["lr"] / lr
 
@@ -59,7 +68,8 @@ class Optimizers:
             group["lr"] = lr * group["factor"]
 
     def step(self, factor: Tensor | None = None, finite: Tensor | None = None) -> None:
-        """One update. factor: of all gradients. finite: whether they are, on the device; if not, nothing changes."""
+        """Update the parameters. factor: for all gradients. finite: on the device; if False, nothing changes."""
+        hand_over_gradients(self.permuted)
         for optimizer in self.optimizers:
             if factor is None or finite is None:
                 optimizer.step()
@@ -71,42 +81,41 @@ class Optimizers:
     def zero_grad(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-
-    def state_dict(self) -> list[dict[str, Any]]:
-        return [optimizer.state_dict() for optimizer in self.optimizers]
-
-    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        for optimizer, state in zip(self.optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
+        for _, parameter in self.permuted:
+            parameter.grad = None
 
 
 def build_optimizer(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, copies: dist.ProcessGroup | None = None
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    config: OptimConfig,
+    copies: dist.ProcessGroup | None = None,
+    permuted: Sequence[tuple[nn.Parameter, nn.Parameter]] = (),
 ) -> Optimizers:
-    """What `config.algorithm` names, for all parameters that are trained; plain ones or sharded by rows.
+    """Build the optimizer of `config.algorithm` for all parameters that require gradients, whole or sharded.
 
     adamw: Adam with decoupled decay (1711.05101), in one fused kernel where torch has it.
-    adam: Adam (1412.6980, algorithm 1 with eps beside the root of the corrected moment), likewise; AdamW with decay 0
-        computes the same.
+    adam: Adam (1412.6980, algorithm 1 with eps added to the root of the corrected moment), likewise; it equals AdamW
+        with decay 0.
     adafactor: see adafactor.py.
-    muon: Muon for the inner matrices, AdamW for the rest. A network's first and last layers stay with AdamW: their rows
-        and columns are pixels, or the features of a number, which are not directions to be treated alike.
+    muon: Muon for the inner matrices, AdamW for the rest. The first and last layers use AdamW: their rows and columns
+        are pixels, or features of the noise level, which Muon's equal treatment of all directions does not suit.
 
-    copies: processes that have the same whole parameters and gradients (DDP), for Muon to share its work among them.
+    copies: processes that hold the same whole parameters and gradients (DDP), among which Muon divides its work.
+    permuted: of a sharded network; see `Optimizers`.
     """
     trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
     everything, decay = [parameter for _, parameter in trained], config.weight_decay
     if config.algorithm == "adafactor":
         beta1, beta2 = config.betas
         adafactor = Adafactor(everything, config.lr, beta1=beta1, beta2=beta2, weight_decay=decay)
-        return Optimizers(adafactor, lr=config.lr)
+        return Optimizers(adafactor, lr=config.lr, permuted=permuted)
     if config.algorithm == "muon":
         inner = [parameter for name, parameter in trained if _is_inner(name, parameter)]
         rest = [parameter for name, parameter in trained if not _is_inner(name, parameter)]
         muon = Muon(inner, config.muon_lr, weight_decay=decay, copies=copies)
-        return Optimizers(muon, _adam(torch.optim.AdamW, rest, config), lr=config.lr)
+        return Optimizers(muon, _adam(torch.optim.AdamW, rest, config), lr=config.lr, permuted=permuted)
     kind = torch.optim.Adam if config.algorithm == "adam" else torch.optim.AdamW
-    return Optimizers(_adam(kind, everything, config), lr=config.lr)
+    return Optimizers(_adam(kind, everything, config), lr=config.lr, permuted=permuted)
 
 
 def _adam(kind: type[torch.optim.Adam], parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.Adam:
@@ -116,7 +125,7 @@ def _adam(kind: type[torch.optim.Adam], parameters: list[nn.Parameter], config: 
 
 
 def _guarded(optimizer: torch.optim.Optimizer, factor: Tensor, finite: Tensor) -> None:
-    """A step of a fused optimizer, whose kernel itself divides gradients by `grad_scale`, or does nothing."""
+    """Step a fused optimizer, whose kernel divides gradients by `grad_scale`, or does nothing if `found_inf` is set."""
     like = next(p for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
     optimizer.grad_scale, optimizer.found_inf = (  # type: ignore[attr-defined]
         replicated_like(like, number.float()) for number in (factor.reciprocal(), ~finite)
@@ -131,7 +140,7 @@ def _is_inner(name: str, parameter: nn.Parameter) -> bool:
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """Rate of step 1, 2, ... `steps`: a linear warm-up to `lr` at step w = `warmup_steps`, then by `schedule`
+    """Return the rate of step 1 to `steps`: a linear warm-up to `lr` at step `warmup_steps`, then by `schedule`.
 
     constant: lr;  cosine: half a cosine, to 0 at `steps`;  rsqrt: lr sqrt(w / step), as T5 (1910.10683, 3.1.2).
     """

@@ -17,6 +17,7 @@ from imagen.errors import UserError, check_number
 from imagen.models.compiling import compile_function, compile_module, compiles
 from imagen.models.layers import ResBlock
 from imagen.models.unet import Block, UNet
+from imagen.train.layout import make_views, own_nhwc
 from imagen.train.ranks import Ranks
 
 
@@ -77,12 +78,14 @@ def parallelize(
     # By unit where it is sharded: a graph cannot contain the gathering of parameters.
     recompute(unet, config, compiled=compiled and mesh is not None)
     if mesh is not None:
+        own_nhwc(unet)
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for module in shard_units(unet):
             if compiled and isinstance(module, ResBlock):  # other resamplings are one convolution
                 module.forward = compile_function(module.forward)  # type: ignore[method-assign]
             fully_shard(module, mesh=mesh, mp_policy=policy)
         fully_shard(unet, mesh=mesh, mp_policy=policy)
+        make_views(unet)
         return unet
     if compiled:
         if world_size > 1 and config.checkpointing != "none":

@@ -1,10 +1,10 @@
-"""The length of an average, chosen after training (EDM2: arXiv 2312.02696, section 3 and appendix C).
+"""Choose the length of an EMA after training (EDM2: arXiv 2312.02696, section 3 and appendix C).
 
-Averages in which the weights of step s count as s^gamma are tracked for two gammas, say, and snapshots of them kept at
-intervals. A weighted sum of the snapshots then comes close to the average of any other gamma, at any of their steps.
+EMAs in which the weights of step s count as s^gamma are tracked for two values of gamma, say, and snapshots of them
+stored at intervals. A weighted sum of the snapshots approximates the EMA of any other gamma, at any of their steps.
 
-In place of gamma one gives sigma_rel, the standard deviation of that profile, relative to the time trained. Half of an
-average of 0.05 is of the last 4 % of the steps, of 0.10 of the last 8 %.
+gamma is given as sigma_rel, the standard deviation of that profile relative to the time trained. Half of the weight of
+an EMA of 0.05 lies in the last 4 % of the steps, for 0.10 in the last 8 %.
 """
 
 import math
@@ -21,11 +21,11 @@ from imagen.errors import UserError, check_number
 from imagen.files import replacing
 from imagen.tensors import save_tensors
 
-LONGEST = 12**-0.5  # sigma_rel of gamma 0, the mean over the whole run
+LONGEST = 12**-0.5  # sigma_rel of gamma 0: the mean over the whole run
 
 
 def exponent(sigma_rel: float) -> float:
-    """gamma, of 0 or more, with sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) (eq. 126).
+    """Return the gamma >= 0 with sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) (eq. 126).
 
     Raises UserError unless 0 < sigma_rel < 0.2887.
     """
@@ -42,7 +42,7 @@ def exponent(sigma_rel: float) -> float:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The average `name` after `step` steps."""
+    """The EMA `name` after `step` steps."""
 
     name: str
     step: int
@@ -52,11 +52,11 @@ class Snapshot:
 def coefficients(
     steps: Sequence[int], sigma_rels: Sequence[float], step: int, sigma_rel: float
 ) -> tuple[np.ndarray, float]:
-    """Factors of snapshots, with sum 1, whose weighted sum is nearest to the average of `sigma_rel` at `step`.
+    """Return the factors of snapshots, with sum 1, whose weighted sum is nearest to the EMA of `sigma_rel` at `step`.
 
     Nearest: in the mean square over time of how much each step's weights count, which are polynomials, so that
-    all integrals are known (eq. 151, algorithm 3). Also returns the root of that mean square, relative to the wanted
-    average's: about 0 where it is met, above 0.1 where it is hardly the average one asked for.
+    all integrals are known (eq. 151, algorithm 3). Also returns the distance: the root of that mean square, relative to
+    the wanted EMA's. It is about 0 for a good reconstruction, above 0.1 for a bad one.
     """
     t = np.array([*steps, step], dtype=np.float64) / step
     gamma = np.array([exponent(value) for value in (*sigma_rels, sigma_rel)])
@@ -71,7 +71,7 @@ def coefficients(
 
 
 def save_snapshot(folder: Path, name: str, step: int, weights: Mapping[str, Tensor]) -> Path:
-    """Write FOLDER/NAME/step-NNNNNNNN.safetensors, NAME as `averages` gives it. Raises UserError on a full disk."""
+    """Write FOLDER/NAME/step-NNNNNNNN.safetensors, NAME as `build_emas` gives it. Raises UserError on a full disk."""
     path = folder / name / f"step-{step:08d}.safetensors"
     with replacing(path) as temporary:
         save_tensors(weights, temporary)
@@ -79,7 +79,7 @@ def save_snapshot(folder: Path, name: str, step: int, weights: Mapping[str, Tens
 
 
 def snapshots(folder: Path, kind: str) -> list[Snapshot]:
-    """What `save_snapshot` wrote of averages whose names begin with `kind`, oldest first."""
+    """Return the snapshots of EMAs whose names begin with `kind`, oldest first."""
     found = []
     for path in folder.glob(f"{kind}-*/step-*.safetensors"):
         if step := re.fullmatch(r"step-(\d+)\.safetensors", path.name):
@@ -88,7 +88,7 @@ def snapshots(folder: Path, kind: str) -> list[Snapshot]:
 
 
 def tracked(folder: Path, decay: float, step: int | None = None) -> tuple[dict[str, Tensor], int]:
-    """A snapshot of the average of `decay`, float32, and its step (default: the last). UserError if there is none."""
+    """Return a snapshot of the EMA of `decay`, float32, and its step (default: the last). UserError without one."""
     every = [snapshot for snapshot in snapshots(folder, "decay") if _value(snapshot) == decay]
     step = _known_step(folder, every, f"decay {decay:g}", step)
     (snapshot,) = (snapshot for snapshot in every if snapshot.step == step)
@@ -96,10 +96,10 @@ def tracked(folder: Path, decay: float, step: int | None = None) -> tuple[dict[s
 
 
 def reconstruct(folder: Path, sigma_rel: float, step: int | None = None) -> tuple[dict[str, Tensor], int, float]:
-    """The average of `sigma_rel` at `step` (default: the last snapshot's), float32, from the snapshots in `folder`.
+    """Reconstruct the EMA of `sigma_rel` at `step` (default: the last snapshot's), float32, from snapshots in `folder`.
 
-    Returns its weights, its step, and how far it is from what was asked for (see `coefficients`). Raises UserError if
-    there are no snapshots of `step`, or one cannot be read.
+    Returns its weights, its step, and its distance (see `coefficients`). Raises UserError if there are no snapshots of
+    `step`, or one cannot be read.
     """
     every = snapshots(folder, "sigma_rel")
     step = _known_step(folder, every, "sigma_rel", step)
@@ -112,14 +112,14 @@ def _value(snapshot: Snapshot) -> float:
     try:
         return float(snapshot.name.partition("-")[2])
     except ValueError:
-        raise UserError(f"{snapshot.path.parent} is no folder of an average: move it away") from None
+        raise UserError(f"{snapshot.path.parent} is not a folder of EMA snapshots: move it away") from None
 
 
 def _known_step(folder: Path, every: Sequence[Snapshot], what: str, step: int | None) -> int:
-    """The step of a snapshot: `step`, or the last there is."""
+    """Return `step` if it has a snapshot; None means the last one. Raises UserError otherwise."""
     steps = sorted({snapshot.step for snapshot in every})
     if not steps:
-        raise UserError(f"{folder} holds no snapshots of averages by {what}: see train.ema_snapshot_every")
+        raise UserError(f"{folder} holds no EMA snapshots by {what}: see train.ema_snapshot_every")
     if step is None:
         return steps[-1]
     if step not in steps:
@@ -129,7 +129,7 @@ def _known_step(folder: Path, every: Sequence[Snapshot], what: str, step: int | 
 
 
 def _weighted_sum(used: Sequence[Snapshot], factors: Sequence[float]) -> dict[str, Tensor]:
-    """In float32, with one tensor of one snapshot in memory beside it; whole numbers are the last snapshot's."""
+    """Sum in float32, with one tensor of one snapshot in memory at a time; integers are the last snapshot's."""
     total: dict[str, Tensor] = {}
     for snapshot, factor in zip(used, factors, strict=True):
         try:

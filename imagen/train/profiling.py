@@ -1,4 +1,4 @@
-"""A trace of a few steps, for chrome://tracing or Perfetto."""
+"""Trace a few steps, for chrome://tracing or Perfetto."""
 
 import warnings
 from collections.abc import Callable
@@ -11,22 +11,22 @@ from imagen.errors import UserError
 from imagen.files import replacing
 from imagen.train.ranks import Ranks
 
-Span = tuple[int, int]  # the first step and the last
+Span = tuple[int, int]  # first and last step
 
 
 class Profiler:
-    """Writes RUN/profile/steps-10-13-rank-0.json, of each rank one, when step 13 is over.
+    """Writes RUN/profile/steps-10-13-rank-0.json, one per rank, when step 13 is over.
 
         with Profiler(folder, (10, 13), ranks) as profiling:
             for step in ...:
                 profiling.begin(step)
 
-    A step lasts until the next one begins: what is logged, validated and saved belongs to it. Steps that are not
-    trained, being done already or because the run stops before, are missing in the trace, and in its name.
+    A step lasts until the next one begins, and includes logging, validation and checkpoints. Steps that this process
+    does not train are missing in the trace, and in its name.
     """
 
-    def __init__(self, folder: Path, span: Span | None, ranks: Ranks, say: Callable[[str], None] = print):
-        self.folder, self.span, self.ranks, self.say = folder, span, ranks, say
+    def __init__(self, folder: Path, span: Span | None, ranks: Ranks, report: Callable[[str], None] = print):
+        self.folder, self.span, self.ranks, self.report = folder, span, ranks, report
         self._profile: Any = None
         self._step = 0
 
@@ -50,11 +50,11 @@ class Profiler:
         elif first - 1 <= step <= last:
             self._start(max(first, step), last, warmup=int(step < first))
         elif step > last:
-            self.say(f"steps {first} to {last} were trained before: they are not profiled")
+            self.report(f"steps {first} to {last} were trained before: they are not profiled")
             self.span = None
 
     def _start(self, first: int, last: int, warmup: int) -> None:
-        """warmup: steps before the first one, in which the profiler itself settles."""
+        """Start the profiler. warmup: steps before the first one, in which the profiler settles."""
 
         def write(profile: Any) -> None:
             done = min(last, self._step)
@@ -62,10 +62,10 @@ class Profiler:
             try:
                 with replacing(path) as temporary:
                     profile.export_chrome_trace(str(temporary))
-            except UserError as error:  # not worth the run
-                self.say(str(error))
+            except UserError as error:  # no reason to stop training
+                self.report(str(error))
                 return
-            self.say(f"steps {first} to {done} are profiled: see {self.folder}")
+            self.report(f"steps {first} to {done} are profiled: see {self.folder}")
 
         activities = [profiler.ProfilerActivity.CPU]
         if self.ranks.device.type == "cuda":
@@ -78,6 +78,6 @@ class Profiler:
 
 
 def check_span(span: Span, steps: int) -> None:
-    """UserError unless the run has these steps."""
+    """Raise UserError unless the run has these steps."""
     if not 1 <= span[0] <= span[1] <= steps:
         raise UserError(f"--profile {span[0]}:{span[1]}: this run has steps 1 to {steps} (train.steps)")

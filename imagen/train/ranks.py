@@ -1,4 +1,4 @@
-"""The processes that train together, and what they tell each other."""
+"""The ranks of a distributed run, and the collectives that training needs."""
 
 import os
 import sys
@@ -20,47 +20,47 @@ T = TypeVar("T")
 
 # The first rank may index a large data set or write an export while the others wait.
 TIMEOUT = timedelta(minutes=60)
-# How gloo and NCCL say that another process is gone.
+# Messages of gloo and NCCL for a lost process.
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
-class SaidElsewhere(UserError):
-    """A mistake that another rank reports: this one ends with the same exit code, in silence."""
+class ReportedElsewhere(UserError):
+    """A user error that another rank reports: this one exits with the same code, silently."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place. One process alone needs no process group: every exchange is with itself."""
+    """This process among those that train together. A single one needs no process group."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     rank: int = 0
     world_size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         return self.rank == 0
 
-    def from_first(self, function: Callable[[], T]) -> T:
-        """Call `function` on the first rank alone; what it returns (picklable), or its UserError, reaches all."""
+    def on_first(self, function: Callable[[], T]) -> T:
+        """Call `function` on the first rank only; its result (picklable), or its UserError, reaches all ranks."""
         if self.world_size == 1:
             return function()
         answer: list[Any] = [None, None]
-        if self.first:
+        if self.is_first:
             try:
                 answer[0] = function()
             except UserError as error:
                 answer[1] = str(error)
         dist.broadcast_object_list(answer, src=0, device=torch.device("cpu"))
         if answer[1] is not None:
-            raise UserError(answer[1]) if self.first else SaidElsewhere(answer[1])
+            raise UserError(answer[1]) if self.is_first else ReportedElsewhere(answer[1])
         return answer[0]
 
     def fail(self, message: str) -> NoReturn:
-        """End all ranks, each of which calls this, with one report of the user's mistake."""
-        raise UserError(message) if self.first else SaidElsewhere(message)
+        """Raise UserError on all ranks, which call this together; only the first rank reports it."""
+        raise UserError(message) if self.is_first else ReportedElsewhere(message)
 
     def gather(self, values: Tensor) -> Tensor:
-        """[world_size, *shape] of every rank's `values`, which must have one shape and dtype."""
+        """Return every rank's `values`, [world_size, *shape]; shape and dtype must be equal on all ranks."""
         if self.world_size == 1:
             return values[None]
         gathered = [torch.empty_like(values) for _ in range(self.world_size)]
@@ -68,7 +68,7 @@ class Ranks:
         return torch.stack(gathered)
 
     def gather_objects(self, value: T) -> list[T]:
-        """Every rank's `value` (picklable), in the order of the ranks."""
+        """Return every rank's `value` (picklable), in the order of the ranks."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -77,13 +77,13 @@ class Ranks:
 
 
 @contextmanager
-def joined(device: torch.device | str | None = None) -> Iterator[Ranks]:
-    """Join the other processes that torchrun started; alone without it.
+def process_group(device: torch.device | str | None = None) -> Iterator[Ranks]:
+    """Join the process group that torchrun started; without torchrun, a single rank.
 
-    Ends a process quietly, with exit code 2, where another one reports the user's mistake, and with a line and 1 where
-    another one is lost.
+    Exits silently with code 2 if another rank reports a user error, and with a message and code 1 if another rank is
+    lost.
 
-    device: default the NVIDIA GPU of this process's number on its machine; else, alone, Apple's GPU; else the CPU.
+    device: default: the NVIDIA GPU of this process's local rank; else, for a single rank, Apple's GPU; else the CPU.
     """
     _, world_size, local = place()
     if device is None:
@@ -99,13 +99,13 @@ def joined(device: torch.device | str | None = None) -> Iterator[Ranks]:
                 "start as many processes as there are GPUs (torchrun --nproc-per-node)"
             )
         set_up(device)
-    if dist.is_initialized():  # by whoever uses this as a library
+    if dist.is_initialized():  # by the program that uses this as a library
         yield Ranks(device, dist.get_rank(), dist.get_world_size())
         return
     if world_size == 1:
         yield Ranks(device)
         return
-    # gloo beside NCCL: checkpoints are written from a thread of their own, from tensors on the CPU.
+    # gloo beside NCCL: checkpoints are written in a background thread, from tensors on the CPU.
     backend, bound = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
     check_meeting_point()
     try:
@@ -113,16 +113,16 @@ def joined(device: torch.device | str | None = None) -> Iterator[Ranks]:
     except (RuntimeError, ValueError, OSError) as error:
         meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(f"the processes cannot meet at {meeting}: {str(error).splitlines()[0]}") from None
-    # NOTE torchrun lets one store serve all its attempts, where the addresses of killed ranks still stand: an attempt
-    # needs keys of its own. Machines count attempts differently; with several, keep torchrun from sharing the store
-    # (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, see docs/scale.md).
+    # NOTE torchrun uses one store for all attempts, which still contains the addresses of killed ranks: each attempt
+    # needs its own keys. Machines count attempts differently; with several, keep torchrun from sharing the store
+    # (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, see docs/howto/scale.md).
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE") == "1" else "0"
     store = dist.PrefixStore(f"attempt {attempt}", store)
     arguments: dict[str, Any] = {"store": store, "rank": rank, "world_size": world_size, "device_id": bound}
     dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
     try:
         yield Ranks(device, rank, world_size)
-    except SaidElsewhere:
+    except ReportedElsewhere:
         sys.exit(2)
     except RuntimeError as error:
         if not any(words in str(error) for words in _LOST):

@@ -1,4 +1,4 @@
-"""RUN, the folder of one training run: which experiment it belongs to, and its metrics file."""
+"""The run folder: its config, its lock, and its metrics file."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -11,9 +11,9 @@ from imagen.files import cannot_write, read_json, replacing, write_json
 from imagen.system import lock
 from imagen.train.checkpoint import checkpoint_paths
 
-# What a run may change when it goes on: nothing here changes what a step computes, but for rounding
-# (and, under a cosine, `steps`, which decides how fast the rate falls).
-MAY_CHANGE = (
+# Fields that may differ when a run resumes: none of them changes what a step computes, up to rounding (except, under a
+# cosine schedule, `steps`, which decides how fast the rate falls).
+MUTABLE_FIELDS = (
     "data.cache",
     "data.cache_gb",
     "data.on_the_fly",
@@ -31,27 +31,27 @@ MAY_CHANGE = (
     "train.sample_every",
     "train.steps",
 )
-# What it may change, too, but not unsaid: the learning rate, which is often lowered when the rest is decided.
-MAY_CHANGE_ALOUD = ("optim.lr", "optim.muon_lr", "optim.schedule")
+# Fields that may differ, too, and are reported: the learning rate is often lowered late in a run.
+REPORTED_FIELDS = ("optim.lr", "optim.muon_lr", "optim.schedule")
 
 
-def claim(run: Path, config: dict[str, Any], say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Write RUN/config.json and return what is in it; where checkpoints are, check first that it is still the same run.
+def open_run(run: Path, config: dict[str, Any], report: Callable[[str], None] = print) -> dict[str, Any]:
+    """Write RUN/config.json and return its content; if there are checkpoints, check first that the config is theirs.
 
-    Raises UserError naming the first field that differs and may not. A field that this version
-    has and the one that began the run did not is taken as it is, and said.
+    Raises UserError naming the first field that differs and is not mutable. A field that the version that began the run
+    did not have is accepted, and reported.
     """
     path = run / "config.json"
     config = json.loads(json.dumps(config, allow_nan=False))  # tuples become lists, as in the file
     if path.exists() and checkpoint_paths(run / "checkpoints"):
         for field, before, now in differences(read_json(path), config):
-            if any(field == name or field.startswith(f"{name}.") for name in MAY_CHANGE):
+            if any(field == name or field.startswith(f"{name}.") for name in MUTABLE_FIELDS):
                 continue
-            if field in MAY_CHANGE_ALOUD:
-                say(f"{run}: from here on {field} = {_short(now)} (was {_short(before)})")
+            if field in REPORTED_FIELDS:
+                report(f"{run}: from here on {field} = {_short(now)} (was {_short(before)})")
                 continue
             if before is MISSING:
-                say(f"{path} was written before {field} existed: going on with {field} = {_short(now)}")
+                report(f"{path} was written before {field} existed: going on with {field} = {_short(now)}")
                 continue
             raise UserError(
                 f"{run} was begun with {field} = {_short(before)}, not {_short(now)}; "
@@ -63,7 +63,7 @@ def claim(run: Path, config: dict[str, Any], say: Callable[[str], None] = print)
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Keep a second process from training in `run` at the same time (UserError); the lock dies with its process."""
+    """Lock `run` against a second process (UserError); the lock is released when its process ends."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         opened = open(run / ".lock", "w")  # noqa: SIM115  # closed below
@@ -84,7 +84,7 @@ MISSING = _Missing()
 
 
 def differences(before: Any, now: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(field, value before, value now) of each leaf that differs in two JSON values: `stage.unet.levels[1].blocks`."""
+    """Yield (field, value before, value now) for each leaf that differs, such as `stage.unet.levels[1].blocks`."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
             inner = f"{where}.{key}" if where else key
@@ -102,7 +102,7 @@ def _short(value: Any) -> str:
 
 
 def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the rows after `step` (and a half-written last one): the run goes on from there and writes them again."""
+    """Drop the rows after `step`, and a half-written last one: a run that resumes from `step` writes them again."""
     if not path.exists():
         return
     with replacing(path) as temporary, open(path) as old, open(temporary, "w") as new:

@@ -1,4 +1,4 @@
-"""A run's tensors by name: what a checkpoint holds, however they are spread over ranks."""
+"""A run's tensors by name, as a checkpoint stores them, whole or sharded."""
 
 from collections.abc import Mapping
 
@@ -6,19 +6,20 @@ import torch
 from torch import Tensor, nn
 
 from imagen.train.ema import Ema
+from imagen.train.layout import named_weights
 from imagen.train.optim import Optimizers
 
 
-def run_tensors(unet: nn.Module, averages: Mapping[str, Ema], optimizer: Optimizers) -> dict[str, dict[str, Tensor]]:
-    """`model` and each average by parameter's name, `optimizer` by NAME.KEY (exp_avg, say): the tensors themselves.
+def run_tensors(unet: nn.Module, emas: Mapping[str, Ema], optimizer: Optimizers) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of `model`, each EMA and `optimizer`; the optimizer's are named NAME.KEY (exp_avg, say).
 
-    Hyperparameters are not among them: they are the config's. All of the optimizer's are there after `materialise`,
-    or after its first step.
+    Hyperparameters are not among them: they are the config's. The optimizer's tensors exist after
+    `create_optimizer_state`, or after its first step.
     """
-    names: dict[Tensor, str] = {parameter: name for name, parameter in unet.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in named_weights(unet)}
     return {
-        "model": dict(unet.state_dict()),
-        **{name: dict(average.weights) for name, average in averages.items()},
+        "model": {**unet.state_dict(), **{name: weight.detach() for name, weight in named_weights(unet)}},
+        **{name: dict(ema.weights) for name, ema in emas.items()},
         "optimizer": {
             f"{names[parameter]}.{key}": value
             for part in optimizer.optimizers
@@ -29,8 +30,8 @@ def run_tensors(unet: nn.Module, averages: Mapping[str, Ema], optimizer: Optimiz
 
 
 @torch.no_grad()
-def materialise(unet: nn.Module, optimizer: Optimizers) -> None:
-    """Give an optimizer its state before the first step, to load into: one step with gradients and rate of 0."""
+def create_optimizer_state(unet: nn.Module, optimizer: Optimizers) -> None:
+    """Create the optimizer's state, to load a checkpoint into, by a step with gradients and rate 0."""
     for parameter in unet.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)

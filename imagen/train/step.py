@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from imagen.data.loading.batches import Batch
 from imagen.devices import fetched, sent
 from imagen.diffusion import randomness
-from imagen.stage.loss import Batch, Noising
+from imagen.stage.loss import ForwardProcess
 from imagen.train.half import HalfCopy
 from imagen.train.optim import Optimizers
 from imagen.train.parallel import last_backward
@@ -22,15 +23,15 @@ from imagen.train.scaling import LossScale
 
 @dataclass(frozen=True)
 class StepResult:
-    """What happened, of the whole batch: the same on every rank."""
+    """Result of a step for the whole batch: the same on every rank."""
 
-    losses: list[float]  # by sample, as are the next two, in the order of their positions
+    losses: list[float]  # per sample, as are the next two, in the order of their positions
     eps_mse: list[float]
     times: list[float]
     grad_norm: float  # before clipping
-    bad_samples: int  # that the loader replaced
-    stop: bool  # some rank was asked to stop
-    problem: str | None  # what was not finite, naming samples; None: everything was
+    bad_samples: int  # replaced by the loader
+    stop: bool  # a rank was asked to stop
+    problem: str | None  # what was not finite, with the samples' keys; None: everything was finite
     overflowed: bool = False  # the loss scale was too large: the step was skipped
 
     @property
@@ -40,18 +41,18 @@ class StepResult:
 
 
 @dataclass
-class Launched:
-    """A step that the device may still be busy with. All ranks `read` it, at the same place among their exchanges."""
+class PendingStep:
+    """A step that the device may still be computing. All ranks call `result` in the same order of collectives."""
 
-    numbers: Tensor  # [ranks, 3 x own samples + 4], on the CPU once `arrived` says so
+    numbers: Tensor  # [ranks, 3 x samples of a rank + 4], on the CPU once `arrived` returns
     shape: tuple[int, int]  # micro-batches, samples of each
     keys: list[str]  # of this rank's samples
     ranks: Ranks
     scale: LossScale
-    arrived: Callable[[], object]  # waits until the numbers are there
+    arrived: Callable[[], object]  # waits until the numbers have been copied
 
-    def read(self) -> StepResult:
-        """What happened: waits until the device has done the step."""
+    def result(self) -> StepResult:
+        """Wait until the device has done the step, and return what happened."""
         self.arrived()
         count, samples = self.shape
         measured, (grad_norms, bad_samples, stops, overflows) = self.numbers[:, :-4], self.numbers[:, -4:].T.tolist()
@@ -66,49 +67,50 @@ class Launched:
 
 
 def training_step(*arguments: Any, **options: Any) -> StepResult:
-    """`launch_step`, and wait for what comes of it."""
-    return launch_step(*arguments, **options).read()
+    """Run a step and wait for its result. Parameters as for `launch_step`."""
+    return launch_step(*arguments, **options).result()
 
 
 def launch_step(
     network: nn.Module,
     batches: Iterable[Batch],
     count: int,
-    noising: Noising,
+    forward_process: ForwardProcess,
     optimizer: Optimizers,
     *,
     clip_norm: float,
     autocast: Callable[[], AbstractContextManager],
     ranks: Ranks | None = None,
     stop: Callable[[], bool] = lambda: False,
-    working: Callable[[], AbstractContextManager] = nullcontext,
+    compute: Callable[[], AbstractContextManager] = nullcontext,
     scale: LossScale | None = None,
     copy: HalfCopy | None = None,
     waits: bool | None = None,
-) -> Launched:
-    """Forward and backward over this rank's `count` micro-batches of one size, clip, update; no update if a loss or the
-    gradient is not finite on any rank.
+) -> PendingStep:
+    """Launch forward and backward passes over this rank's `count` micro-batches, gradient clipping and the update.
 
-    The gradient is that of the mean loss over all samples of all ranks, however they are split. stop: whether
-    this rank was asked to. working: around what each rank does on its own, for who measures it. scale: of the loss,
-    for float16; changed by what happens.
-    copy: of `network`, in half precision, which computes in its place.
-    waits: whether the step looks at its numbers before it updates; None: on a CPU, where that costs nothing, and with a
-    loss scale, which depends on them. Else what is not finite is dealt with on the device, and nothing waits for it.
+    The parameters do not change if a loss or the gradient is not finite on any rank. The gradient is that of the mean
+    loss over all samples of all ranks, however they are divided.
+
+    stop: whether this rank was asked to. compute: around the forward process and forward pass, to time them.
+    scale: of the loss, for float16; updated by the step.
+    copy: low-precision copy of `network`, which computes in its place.
+    waits: whether the step waits for losses and gradient norm before the update; None: on a CPU, where that is free,
+    and with a loss scale, which depends on them. Otherwise non-finite numbers are handled on the device.
     """
     ranks, scale = ranks or Ranks(), scale or LossScale()
     if waits is None:
-        waits = scale.active or noising.device.type == "cpu"
+        waits = scale.active or forward_process.device.type == "cpu"
     measured, keys, bad_samples = [], [], 0
     if copy is not None:
         copy.refresh()
     for number, batch in enumerate(batches, 1):
-        torch.manual_seed(randomness.seed_for(noising.seed, batch.position, randomness.DROPOUT_LAYERS))
+        torch.manual_seed(randomness.seed_for(forward_process.seed, batch.position, randomness.DROPOUT_LAYERS))
         with last_backward(network, number == count):
-            with working():
-                noised = noising(batch)
+            with compute():
+                noised = forward_process(batch)
                 with autocast():
-                    loss = noising.loss(network if copy is None else copy.network, noised)
+                    loss = forward_process.loss(network if copy is None else copy.network, noised)
             (loss.total.mean() / count * scale.value).backward()  # ranks are averaged on the way
         if copy is not None:
             copy.hand_over_gradients()
@@ -132,32 +134,31 @@ def launch_step(
             overflowed = all_losses and scale.overflowed()
         overflows = torch.full_like(numbers[:, :1], float(overflowed))
     else:
-        # A factor of 0 would leave what is not finite: the optimizer has to be told that it is to do nothing.
+        # A factor of 0 would not remove non-finite values: the optimizer has to skip the update itself.
         finite = losses.isfinite().all() & numbers[:, -3].isfinite().all()
         optimizer.step((clip_norm / (total + 1e-6)).clamp(max=1.0), finite)
         overflows = torch.zeros_like(numbers[:, :1])
     optimizer.zero_grad()
     numbers, arrived = fetched(torch.cat([numbers, overflows], 1))
-    return Launched(numbers, (len(measured), own.shape[-1]), keys, ranks, scale, arrived)
+    return PendingStep(numbers, (len(measured), own.shape[-1]), keys, ranks, scale, arrived)
 
 
 def total_norm(parameters: list[nn.Parameter]) -> Tensor:
-    """The norm of all gradients together, a number on the device."""
+    """Return the norm of all gradients together, a scalar on the device."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if isinstance(total, DTensor):
-        total = total.full_tensor()  # of sharded gradients, each rank has seen its own part
+        total = total.full_tensor()  # each rank has only its own shards
     return total
 
 
 def clip_gradients(parameters: list[nn.Parameter], limit: float, scale: float, total: Tensor) -> float:
-    """Divide gradients, of norm `total`, by `scale`, then shorten them to norm `limit`; return their norm before that.
+    """Divide gradients, whose norm is `total`, by `scale`, clip them to norm `limit`, and return their unclipped norm.
 
-    Waits for the device. torch's clip_grad_norm_ goes over every gradient once more even where nothing is to be
-    clipped.
+    Waits for the device. torch's clip_grad_norm_ would multiply every gradient even where none is clipped.
     """
     norm = total.item()
-    # One pass for both: the limit is that of the scaled gradient, and what is left of the scale goes with it.
+    # One pass for both: clipping the scaled gradient to `limit` also removes the scale.
     if norm > limit * scale:
         nn.utils.clip_grads_with_norm_(parameters, limit, total)
     elif scale != 1 and math.isfinite(norm):
@@ -166,9 +167,9 @@ def clip_gradients(parameters: list[nn.Parameter], limit: float, scale: float, t
 
 
 def _nonfinite(keys: list[str], own: Tensor, losses: list[float], ranks: Ranks) -> str:
-    """Say what is not finite, and in which samples. keys, own: of this rank's samples, the keys and the losses."""
-    guilty = [key for key, loss in zip(keys, own.tolist(), strict=True) if not math.isfinite(loss)]
-    if found := [key for some in ranks.gather_objects(guilty) for key in some]:
+    """Describe what is not finite, and in which samples. keys, own: keys and losses of this rank's samples."""
+    bad = [key for key, loss in zip(keys, own.tolist(), strict=True) if not math.isfinite(loss)]
+    if found := [key for some in ranks.gather_objects(bad) for key in some]:
         return f"the loss is not finite for {_listed(found)}"
     everything = [key for some in ranks.gather_objects(keys) for key in some]
     return f"the gradient is not finite, with finite losses, in a batch of {_listed(everything)}"

@@ -1,4 +1,4 @@
-"""When to stop before the last step: a signal, or a budget of time."""
+"""Reasons to stop before the last step: a signal, a time budget, or a request."""
 
 import signal
 import threading
@@ -12,33 +12,37 @@ SIGNALLED = "stopped by"
 
 
 class Stopper:
-    """Says between two steps whether to stop, and why: `reason` is None while training may go on.
+    """Holds the reason to stop, to be read between two steps; `reason` is None while training continues.
 
         with Stopper(minutes) as stopper:
             while stopper.reason is None: ...
 
-    SIGTERM, SIGUSR1 (Slurm's warning, see docs/scale.md) and the first SIGINT (Ctrl-C) ask for a stop after the current
-    step; a second Ctrl-C interrupts at once.
+    SIGTERM, SIGUSR1 (Slurm's warning, see docs/howto/scale.md) and the first SIGINT (Ctrl-C) ask for a stop after the
+    current step; a second Ctrl-C interrupts at once.
     """
 
     def __init__(self, minutes: float | None = None, began: float | None = None):
-        """minutes: budget of wall time since `began` (a `time.monotonic()`; default: now)."""
+        """Start the time budget: `minutes` of wall time since `began` (a `time.monotonic()`; default: now)."""
         self._deadline = None if minutes is None else (began or time.monotonic()) + 60 * minutes
         self._minutes = minutes
-        self._signal: str | None = None
+        self._reason: str | None = None
         self._former: dict[int, Any] = {}
+
+    def request(self, reason: str) -> None:
+        """Stop after the current step or the next, on all ranks. reason: reported to the user."""
+        self._reason = reason
 
     @property
     def reason(self) -> str | None:
-        if self._signal:
-            return self._signal
+        if self._reason:
+            return self._reason
         if self.seconds_left is not None and self.seconds_left <= 0:
             return f"{self._minutes:.3g} minutes are over"
         return None
 
     @property
     def seconds_left(self) -> float | None:
-        """Of the budget; None without one."""
+        """Remaining time budget; None without a budget."""
         return None if self._deadline is None else self._deadline - time.monotonic()
 
     def __enter__(self) -> "Stopper":
@@ -52,6 +56,6 @@ class Stopper:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._signal = f"{SIGNALLED} {signal.Signals(number).name}"
+        self._reason = f"{SIGNALLED} {signal.Signals(number).name}"
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,7 +1,6 @@
 """Cascade against analytic models, and its promises: pictures independent of batches, folders strict and atomic."""
 
 import dataclasses
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cascades import QUICK, TEXT, WIDTH, Words, apart, cascade, listener, pixels, stage
 from PIL import Image
 from torch import Tensor, nn
 
@@ -16,7 +16,6 @@ from imagen.cascade import (
     Cascade,
     SamplingConfig,
     Stage,
-    StageConfig,
     assemble,
     export_stage,
     write_samples,
@@ -25,75 +24,9 @@ from imagen.diffusion.noise import Variation
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.diffusion.schedule import ScheduleConfig, alpha_sigma, build_schedule, noise_label
 from imagen.errors import UserError
-from imagen.models.config import Level, UNetConfig
-from imagen.models.unet import UNet
 from imagen.pictures import read_metadata, read_picture
 from imagen.stage.inputs import from_uint8, to_uint8
 from imagen.stage.resize import upsample
-from imagen.text.encoder import TextConfig
-
-WIDTH = 16
-TEXT = TextConfig(encoder="words", width=WIDTH)
-QUICK = {"device": "cpu", "precision": "fp32", "progress": False}
-
-
-class Words:
-    """A stand-in encoder: one token a word, a function of the word."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-
-    def encode(self, prompts: list[str]) -> list[Tensor]:
-        self.seen += prompts
-        return [torch.stack([self._token(word) for word in prompt.split()]) for prompt in prompts]
-
-    @staticmethod
-    def _token(word: str) -> Tensor:
-        seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
-        return torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed))
-
-
-def stage(resolution: int, low_resolution: int | None = None, *, text: bool = True, seed: int = 0) -> Stage:
-    """A small U-Net with random weights everywhere, so that its pictures depend on all of its inputs."""
-    unet = UNetConfig(
-        levels=(
-            Level(channels=32, blocks=1, stride=1),
-            Level(channels=32, blocks=1, stride=4, attention="fused" if text else "none"),
-        ),
-        low_res=low_resolution is not None,
-        text_width=WIDTH if text else None,
-        context_width=32,
-        time_width=32,
-        head_channels=16,
-        middle=False,
-    )
-    config = StageConfig(
-        resolution=resolution,
-        low_resolution=low_resolution,
-        unet=unet,
-        objective=ObjectiveConfig(prediction="v"),
-        sampling=SamplingConfig(steps=3, guidance=2.0),
-    )
-    torch.manual_seed(seed + resolution)
-    network = UNet(unet)
-    for parameter in network.parameters():
-        if parameter.ndim > 1:  # not the norms
-            nn.init.normal_(parameter, std=2 / parameter[0].numel() ** 0.5)
-    return Stage(config, network.eval(), {"step": 7})
-
-
-def cascade(*stages: Stage, **options: bool) -> Cascade:
-    stages = stages or (stage(16), stage(32, 16))
-    return Cascade(stages, text=TEXT, unconditional=torch.zeros(1, WIDTH), encoder=Words(), **options)
-
-
-def pixels(image: Image.Image) -> np.ndarray:
-    return np.asarray(image).astype(int)
-
-
-def apart(a: Image.Image, b: Image.Image) -> int:
-    """Largest difference of a pixel, in levels of 255."""
-    return int(np.abs(pixels(a) - pixels(b)).max())
 
 
 @pytest.fixture(scope="module")
@@ -144,28 +77,6 @@ def test_a_gaussian_model_gives_pictures_of_its_mean_and_spread(sampler, steps, 
     np.testing.assert_allclose(values.mean((0, 1, 2)), w * np.array([0.2, -0.1, 0.3]), atol=0.006)
     # Finitely many steps make the spread too small; tests/diffusion follow it to convergence.
     np.testing.assert_allclose(values.std((0, 1, 2)), s, rtol=0.15)
-
-
-class Listener(nn.Module):
-    """Answers x0 = the low-resolution picture, and remembers what it was told."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[Tensor] = []
-
-    def forward(self, x: Tensor, noise: Tensor, *, low_res: Tensor, low_res_noise: Tensor) -> Tensor:
-        self.seen.append(x)
-        self.low_res, self.low_res_noise = low_res, low_res_noise
-        self.autocast = torch.is_autocast_enabled("cpu")
-        return low_res.bfloat16() if self.autocast else low_res
-
-
-def listener(**changes) -> tuple[Cascade, Listener]:
-    config = dataclasses.replace(
-        stage(64, 16, text=False).config, objective=ObjectiveConfig(prediction="x0"), **changes
-    )
-    network = Listener()
-    return Cascade([Stage(config, network)]), network
 
 
 @pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
@@ -304,7 +215,7 @@ def test_pictures_need_not_be_square(two):
 
 
 def test_settings_apply_for_each_stage_or_for_all(two):
-    plan = two.plan(["x"], steps=[2, 9], guidance=3, sampler="ddim")
+    plan = two.request(["x"], steps=[2, 9], guidance=3, sampler="ddim")
     assert [(s.steps, s.guidance, s.sampler) for s in plan.settings] == [(2, 3, "ddim"), (9, 3, "ddim")]
     seen = []
     two.sample(["x"] * 3, steps=[2, 3], batch_size=2, on_step=seen.append, **QUICK)

@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from test_cascade import QUICK, TEXT, cascade, pixels, stage
+from cascades import QUICK, TEXT, cascade, pixels, stage
 from torch import nn
 
-from imagen.cascade import Cascade, SamplingConfig, plan_again, write_samples
+from imagen.cascade import Cascade, SamplingConfig, regenerate_request, write_samples
 from imagen.cascade.memory import GIB, step_bytes, weight_bytes
-from imagen.cascade.texts import Texts
+from imagen.cascade.texts import PromptEncoder
 from imagen.errors import UserError
 from imagen.pictures import read_metadata
 from imagen.text.encoder import TextEncoder
@@ -47,8 +47,8 @@ def test_rows_are_cut_and_pictures_stay_the_same():
         for part, side in zip(two.stages, (16, 32), strict=True)
     ]
     assert needs[0] < needs[1]
-    plan = two.plan(["x"] * 8, vram=(weights + needs[1]) / GIB, device="cpu", precision="fp32")
-    assert plan.rows[1] == 4 and plan.rows[0] >= 4 and plan.tiles == (None, None)
+    plan = two.request(["x"] * 8, vram=(weights + needs[1]) / GIB, device="cpu", precision="fp32")
+    assert plan.micro_batch[1] == 4 and plan.micro_batch[0] >= 4 and plan.tiles == (None, None)
     words = [f"picture {i}" for i in range(5)]
     roomy, narrow = (two.sample(words, vram=vram, seeds=range(5), **QUICK) for vram in (64, plan.vram))
     assert max(abs(pixels(a) - pixels(b)).max() for a, b in zip(roomy, narrow, strict=True)) <= 1
@@ -59,13 +59,13 @@ def test_where_no_picture_fits_it_is_made_in_tiles_or_refused():
     request = {"size": (256, 512), "device": "cpu", "precision": "fp32"}
     weights = sum(weight_bytes(part.unet) for part in wide.stages)
     need = step_bytes(wide.stages[1].config, wide.stages[1].config.sampling, (256, 512), 1)
-    plan = wide.plan(["x"], vram=(weights + 0.7 * need) / GIB, **request)
-    assert plan.rows == (1, 1) and plan.tiles[0] is None and plan.tiles[1] is not None
+    plan = wide.request(["x"], vram=(weights + 0.7 * need) / GIB, **request)
+    assert plan.micro_batch == (1, 1) and plan.tiles[0] is None and plan.tiles[1] is not None
     assert plan.tiles[1].side in (128, 256)
     with pytest.raises(UserError, match=r"stage (16|64) takes .* GiB for one picture of .*; allow more"):
-        wide.plan(["x"], vram=weights / GIB, **request)
+        wide.request(["x"], vram=weights / GIB, **request)
     with pytest.raises(UserError, match="vram is -1"):
-        wide.plan(["x"], vram=-1, **request)
+        wide.request(["x"], vram=-1, **request)
 
 
 class Elsewhere(nn.Module):
@@ -87,7 +87,7 @@ class Elsewhere(nn.Module):
 def test_offloaded_stages_come_once_for_several_batches():
     two, visits = cascade(), ([], [])
     words = [f"picture {i}" for i in range(6)]
-    plan = two.plan(words, seeds=range(6), batch_size=2, device="cpu", precision="fp32")
+    plan = two.request(words, seeds=range(6), batch_size=2, device="cpu", precision="fp32")
     expected = list(two.run(plan, progress=False))
     moved = [
         dataclasses.replace(part, unet=Elsewhere(part.unet, seen))
@@ -116,8 +116,8 @@ def test_a_large_text_encoder_stays_off_the_device(monkeypatch):
 
     encoder = TextEncoder(config, None, Model(1024, 256), "cpu")  # 1 MiB
     monkeypatch.setattr(encoder, "encode", lambda prompts: [torch.zeros(1, config.width) for _ in prompts])
-    monkeypatch.setattr(encoder, "uncut_lengths", lambda prompts: [1 for _ in prompts])
-    texts, device = Texts(config, torch.zeros(1, config.width), encoder), torch.device("meta")
+    monkeypatch.setattr(encoder, "untruncated_lengths", lambda prompts: [1 for _ in prompts])
+    texts, device = PromptEncoder(config, torch.zeros(1, config.width), encoder), torch.device("meta")
     places.clear()
     texts(["a"], device, 1 / 1024)
     assert places == []
@@ -144,6 +144,6 @@ def test_one_picture_that_cannot_be_written_stops_the_job(tmp_path, monkeypatch)
 def test_pictures_remember_the_8_bits_of_their_texts(tmp_path):
     (path,) = write_samples(eight := cascade(int8_text=True), ["x"], tmp_path, **QUICK)
     assert read_metadata(path)["text"]["int8"] is True
-    assert plan_again(eight, path, device="cpu")[1] == 0
+    assert regenerate_request(eight, path, device="cpu")[1] == 0
     with pytest.raises(UserError, match="another text encoder"):
-        plan_again(cascade(), path, device="cpu")
+        regenerate_request(cascade(), path, device="cpu")

@@ -12,7 +12,7 @@ from imagen.cascade.cascade import Cascade
 from imagen.errors import UserError
 from imagen.models.config import Level, UNetConfig
 from imagen.models.unet import UNet
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 
 
 class Fixed:

@@ -3,12 +3,13 @@
 import json
 import time
 
+import numpy as np
 import pytest
 import torch
+from cascades import QUICK, cascade, stage
 from PIL import Image
-from test_cascade import QUICK, cascade, stage
 
-from imagen.cascade import plan_again, read_made, write_samples
+from imagen.cascade import read_provenance, regenerate_request, write_samples
 from imagen.errors import UserError
 from imagen.pictures import read_metadata, write_png
 
@@ -44,12 +45,31 @@ def changed(picture, path, where: str, value):
 
 
 def test_what_a_picture_says(model, picture):
-    made = read_made(picture)
+    made = read_provenance(picture)
     assert (made.prompt, made.negative, made.seed, made.size, made.precision) == ("dog", "blur", 0, (32, 32), "fp32")
     assert [each.resolution for each in made.stages] == [16, 32] and made.variation is made.init is made.tiles is None
     assert (made.conditions.batch, made.conditions.place, made.conditions.rows) == (2, 1, (2, 2))
-    plan, place = plan_again(model, picture, device="cpu")
-    assert (plan.prompts, plan.batch_size, plan.rows, place) == (("dog", "dog"), 2, (2, 2), 1)
+    plan, place = regenerate_request(model, picture, device="cpu")
+    assert (plan.prompts, plan.batch_size, plan.micro_batch, place) == (("dog", "dog"), 2, (2, 2), 1)
+
+
+def test_a_picture_names_the_generator_of_its_noise(model, picture, tmp_path):
+    """Files from before they did so are made again by the generators of then."""
+    assert read_metadata(picture)["noise"] == read_provenance(picture).noise == "philox"
+    asked = {name: value for name, value in QUICK.items() if name != "progress"}
+    old = model.plan(["cat"], seeds=[3], noise="torch", **asked)
+    (image,) = model.run(old, progress=False)
+    (other,) = model.sample(["cat"], seeds=[3], **QUICK)
+    assert np.asarray(image).tolist() != np.asarray(other).tolist()
+    made = {**model.metadata(old, 0), "conditions": model.conditions(old, 0)}
+    assert "noise" not in made
+    write_png(tmp_path / "old.png", image, made)
+    plan, place = regenerate_request(model, tmp_path / "old.png", device="cpu")
+    again = list(model.run(plan, progress=False))[place]
+    assert np.array_equal(again, image) and model.metadata(plan, place) == model.metadata(old, 0)
+    with pytest.raises(UserError, match=r"made with another noise \(None, not 'philox'"):
+        (tmp_path / "old.png").rename(tmp_path / "0000.png")
+        write_samples(model, ["cat"], tmp_path, seed=3, **QUICK)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +105,7 @@ def test_what_a_picture_says(model, picture):
         ("variation", {"seed": 1}, "field 'variation.amount' is missing"),
         ("variation", {"seed": 1, "amount": 2}, "variation: amount is 2; it must be at least 0 and at most 1"),
         ("text", "t5", "text is 't5'; it must be an object"),
+        ("noise", "mersenne", "noise is 'mersenne'; it must be"),
         ("precision", "fp8", "precision is 'fp8'; it must be one of auto, fp32, bf16, fp16"),
         ("stages", [], "the number of stages is 0; it must be at least 1"),
         ("stages.0.sampling.steps", 10**6, r"stages\[0\]: sampling: steps is 1,000,000; it must be at most 10000"),
@@ -102,7 +123,7 @@ def test_what_no_picture_was_made_with(model, picture, tmp_path, where, value, m
     path = changed(picture, tmp_path / "p.png", where, value)
     threads, began = torch.get_num_threads(), time.monotonic()
     with pytest.raises(UserError, match=message) as caught:
-        plan_again(model, path, device="cpu")
+        regenerate_request(model, path, device="cpu")
     assert str(caught.value).startswith(str(path)) and len(str(caught.value)) < 400
     assert torch.get_num_threads() == threads and time.monotonic() - began < 10
 
@@ -124,7 +145,7 @@ def test_metadata_that_is_no_json_of_ours(tmp_path, text, message):
     info.add_itxt("imagen", text)
     Image.new("RGB", (8, 8)).save(tmp_path / "p.png", pnginfo=info)
     with pytest.raises(UserError, match=message):
-        read_made(tmp_path / "p.png")
+        read_provenance(tmp_path / "p.png")
 
 
 def test_half_of_a_surrogate_pair_is_no_prompt(picture, tmp_path):
@@ -134,4 +155,4 @@ def test_half_of_a_surrogate_pair_is_no_prompt(picture, tmp_path):
     info.add_itxt("imagen", json.dumps({**read_metadata(picture), "prompt": "cat \ud800"}))  # escaped: ASCII
     Image.new("RGB", (32, 32)).save(tmp_path / "p.png", pnginfo=info)
     with pytest.raises(UserError, match="prompt is not UTF-8"):
-        read_made(tmp_path / "p.png")
+        read_provenance(tmp_path / "p.png")

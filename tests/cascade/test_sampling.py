@@ -8,23 +8,31 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from cascades import QUICK, TEXT, WIDTH, Words, apart, cascade, listener, pixels, stage
 from PIL import Image
-from test_cascade import QUICK, TEXT, WIDTH, Words, apart, cascade, listener, pixels, stage
 from torch import nn
 
-from imagen.cascade import Cascade, SamplingConfig, Stage, Variation, plan_again, write_again, write_samples
+from imagen.cascade import (
+    Cascade,
+    SamplingConfig,
+    Stage,
+    Variation,
+    regenerate_request,
+    write_regenerated,
+    write_samples,
+)
 from imagen.cascade.upscaling import write_upscaled
 from imagen.cli.prompts import Prompt, read_prompts
 from imagen.diffusion.guidance import ClassifierFree, Estimate
 from imagen.diffusion.noise import PictureNoise
-from imagen.diffusion.samplers import SAMPLERS, sample
+from imagen.diffusion.samplers import create_sampler, sampler_names
 from imagen.diffusion.schedule import diffuse
 from imagen.errors import UserError
 from imagen.pictures import read_metadata, read_picture
-from imagen.stage.editing import Edit, Known
+from imagen.stage.editing import Edit, InpaintingDenoiser
 from imagen.stage.inputs import from_images, from_uint8, to_uint8
 from imagen.stage.resize import upsample
-from imagen.stage.tiles import Tile, Tiled, spans
+from imagen.stage.tiles import Tile, TiledUNet, spans
 
 JOB = {"device": "cpu", "precision": "fp32", "progress": False}
 
@@ -65,10 +73,10 @@ def test_rescaled_guidance_has_the_contrast_of_the_conditional_estimate(rescale)
 
 
 def test_settings_by_name_for_each_stage(two):
-    plan = two.plan(["x"], guidance_interval=(-3.0, 2.0), guidance_rescale=[0.0, 0.5], spacing="logsnr")
+    plan = two.request(["x"], guidance_interval=(-3.0, 2.0), guidance_rescale=[0.0, 0.5], spacing="logsnr")
     assert [s.guidance_interval for s in plan.settings] == [(-3.0, 2.0)] * 2
     assert [s.guidance_rescale for s in plan.settings] == [0.0, 0.5]
-    plan = two.plan(["x"], guidance_interval=[None, (0.0, 1.0)])
+    plan = two.request(["x"], guidance_interval=[None, (0.0, 1.0)])
     assert [s.guidance_interval for s in plan.settings] == [None, (0.0, 1.0)]
     assert apart(*(two.sample(["x"], spacing=spacing, **QUICK)[0] for spacing in ("time", "logsnr"))) > 1
     with pytest.raises(TypeError, match="no setting 'guidence'; did you mean 'guidance'"):
@@ -128,7 +136,7 @@ def test_a_picture_that_is_noised_a_little_stays():
     assert 0 < near < away / 2
 
 
-@pytest.mark.parametrize("name", list(SAMPLERS))
+@pytest.mark.parametrize("name", sampler_names())
 def test_known_parts_have_the_noise_of_each_level(name):
     """Inpainting by x0: at every level x is the picture with noise of that level's deviation, and at the end exact."""
     picture = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8).expand(256, 1, 8, 8).double()
@@ -137,9 +145,10 @@ def test_known_parts_have_the_noise_of_each_level(name):
     logsnrs = torch.tensor([-8.0, -3.0, 0.0, 1.0, 4.0, math.inf], dtype=torch.float64)
     seen = []
     noise = PictureNoise(range(256), (1, 8, 8), dtype=torch.float64)
-    denoise = Known(lambda x, logsnr: Estimate(x * 0.1), picture, mask)
+    denoise = InpaintingDenoiser(lambda x, logsnr: Estimate(x * 0.1), picture, mask)
     x = diffuse(picture, noise(), logsnrs[:1])
-    out = sample(name, denoise, x, logsnrs, noise=noise, gamma=0.0, on_step=lambda i, n, x, x0: seen.append(x[..., :4]))
+    sampler = create_sampler(name, {"gamma": 0.0} if name == "ddpm" else {})
+    out = sampler.sample(denoise, x, logsnrs, noise=noise, on_step=lambda i, n, x, x0: seen.append(x[..., :4]))
     for logsnr, x in zip(logsnrs[1:-1], seen, strict=False):
         alpha, sigma = logsnr.sigmoid().sqrt(), (-logsnr).sigmoid().sqrt()
         residual = x - alpha * picture[..., :4]
@@ -205,7 +214,7 @@ def test_tiled_equals_untiled_where_the_network_sees_no_further(size):
     cond = {"low_res": low_res, "text": torch.ones(2, 5, 7)}
     whole = network(x, torch.ones(2), **cond)
     called.clear()
-    tiled = Tiled(network, Tile(side=64, overlap=32))(x, torch.ones(2), **cond)
+    tiled = TiledUNet(network, Tile(side=64, overlap=32))(x, torch.ones(2), **cond)
     torch.testing.assert_close(tiled, whole)
     assert all(height <= 64 and width <= 64 for height, width in called)
     assert len(called) == {40: 1, 96: 2, 104: 12}[size[0]]
@@ -242,8 +251,8 @@ def test_padding_does_not_reach_far_into_the_picture():
 
 def test_stages_are_chosen_by_scale():
     model = cascade(stage(16), stage(32, 16), stage(64, 32))
-    plan = lambda side, scale: model.plan([""], start=[noisy(side, side)], scale=scale, device="cpu")  # noqa: E731
-    assert [(plan(side, scale).first, plan(side, scale).crop) for side, scale in ((40, 4), (40, 2), (16, 2))] == [
+    plan = lambda side, scale: model.request([""], start=[noisy(side, side)], scale=scale, device="cpu")  # noqa: E731
+    assert [(plan(side, scale).first_stage, plan(side, scale).crop) for side, scale in ((40, 4), (40, 2), (16, 2))] == [
         (1, (160, 160)),
         (2, (80, 80)),
         (1, (32, 32)),
@@ -282,14 +291,14 @@ def test_ranks_and_interruptions_make_the_same_files(two, tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_picture_is_made_again_bit_by_bit(two, tmp_path, precision):
     two.save(tmp_path / "cascade")
-    request = {**JOB, "precision": precision, "batch_size": 5, "rows": [3, 2], "sampler": ["ddpm", "heun"]}
+    request = {**JOB, "precision": precision, "batch_size": 5, "micro_batch": [3, 2], "sampler": ["ddpm", "heun"]}
     prompts = ["cat", "dog on a mat", "cow", "a bird", "fish", "fox"]
     paths = write_samples(two, prompts, tmp_path / "o", n=2, vary=0.3, size=(32, 48), negative="blur", **request)
     loaded = Cascade.load(tmp_path / "cascade")
     loaded.texts.encoder = Words()
     for number in (0, 3, 9, 11):
-        plan, place = plan_again(loaded, paths[number], device="cpu")
-        again = write_again(loaded, plan, place, tmp_path / f"again{number}", progress=False)
+        plan, place = regenerate_request(loaded, paths[number], device="cpu")
+        again = write_regenerated(loaded, plan, place, tmp_path / f"again{number}", progress=False)
         assert again.read_bytes() == paths[number].read_bytes()
 
 
@@ -297,8 +306,8 @@ def test_an_edited_picture_is_made_again_from_the_same_pictures(two, tmp_path):
     two.save(tmp_path / "cascade")
     init, mask = noisy(32, 32), Image.new("L", (32, 32), 128)
     (path,) = write_samples(two, ["cat"], tmp_path / "o", init=init, mask=mask, strength=0.7, **JOB)
-    plan, place = plan_again(two, path, init=init, mask=mask, device="cpu")
-    assert write_again(two, plan, place, tmp_path / "a", progress=False).read_bytes() == path.read_bytes()
+    plan, place = regenerate_request(two, path, init=init, mask=mask, device="cpu")
+    assert write_regenerated(two, plan, place, tmp_path / "a", progress=False).read_bytes() == path.read_bytes()
     for given, message in (
         ({}, "give its init picture"),
         ({"init": init}, "give its mask"),
@@ -306,7 +315,7 @@ def test_an_edited_picture_is_made_again_from_the_same_pictures(two, tmp_path):
         ({"init": init, "mask": mask, "start": init}, "made without picture|made without the picture"),
     ):
         with pytest.raises(UserError, match=message):
-            plan_again(two, path, **given)
+            regenerate_request(two, path, **given)
 
 
 def test_an_enlarged_picture_is_made_again(two, tmp_path):
@@ -314,8 +323,8 @@ def test_an_enlarged_picture_is_made_again(two, tmp_path):
     noisy(37, 21).save(tmp_path / "photo.png")
     (path,) = write_upscaled(two, [tmp_path / "photo.png"], tmp_path / "o", tile=32, seed=4, **JOB)
     assert read_metadata(path)["tiles"] == [32]
-    plan, place = plan_again(two, path, start=read_picture(tmp_path / "photo.png"), device="cpu")
-    assert write_again(two, plan, place, tmp_path / "a", progress=False).read_bytes() == path.read_bytes()
+    plan, place = regenerate_request(two, path, start=read_picture(tmp_path / "photo.png"), device="cpu")
+    assert write_regenerated(two, plan, place, tmp_path / "a", progress=False).read_bytes() == path.read_bytes()
 
 
 def test_what_cannot_be_made_again_is_refused(two, tmp_path):
@@ -324,17 +333,17 @@ def test_what_cannot_be_made_again_is_refused(two, tmp_path):
     other = cascade(stage(16, seed=9), stage(32, 16))
     other.save(tmp_path / "other")
     with pytest.raises(UserError, match="made by other weights than those of this cascade: 16 "):
-        plan_again(other, path)
+        regenerate_request(other, path)
     noisy(8, 8).save(tmp_path / "plain.png")
     with pytest.raises(UserError, match="says nothing of how it was made"):
-        plan_again(two, tmp_path / "plain.png")
+        regenerate_request(two, tmp_path / "plain.png")
 
 
 def test_rows_change_nothing_but_memory(two):
     prompts = ["cat", "dog", "cow"]
     calls = []
     seen = lambda preview: calls.append((preview.stage, len(preview.pictures)))  # noqa: E731
-    small = two.sample(prompts, rows=[2, 1], steps=1, on_step=seen, **QUICK)
+    small = two.sample(prompts, micro_batch=[2, 1], steps=1, on_step=seen, **QUICK)
     assert calls == [(0, 2), (0, 1), (1, 1), (1, 1), (1, 1)]
     assert max(apart(a, b) for a, b in zip(small, two.sample(prompts, steps=1, **QUICK), strict=True)) <= 1
 

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 from corpus import encoded, picture
+from encoders import Text, WordEncoder
 from safetensors import safe_open
-from test_loader import FakeEncoder, Text, take
+from samples import take
 
 from imagen.data.build.dataset import build
 from imagen.data.embed.encode import encode_shards
 from imagen.data.embed.sidecar import Embeddings, sidecar_path
-from imagen.data.loading.batches import dataset_batch
 from imagen.data.loading.config import DataConfig
-from imagen.data.loading.loader import Loader
+from imagen.data.loading.loader import Loader, open_loader
+from imagen.data.loading.stream import dataset_batch
 from imagen.data.shards.captions import drawn, joined, unpack
 from imagen.data.shards.dataset import ShardedDataset, open_split
 from imagen.data.shards.gallery import write_gallery
@@ -132,7 +133,7 @@ def shards(folder: Path, lists: list[list[str]], members: dict[int, bytes] | Non
 def test_json_members_of_all_kinds(tmp_path, member, captions):
     shards(tmp_path, [["first"]], {0: json.dumps(member).encode()})
     assert ShardedDataset(tmp_path).captions(0) == captions
-    assert encode_shards(tmp_path, FakeEncoder(), progress=False) == 1
+    assert encode_shards(tmp_path, WordEncoder(), progress=False) == 1
 
 
 def test_json_members_that_are_none():
@@ -161,7 +162,7 @@ LISTS = [["a b", "c", "d e f"], ["g"], ["", "h i"], ["j k", "l"], ["m n o"]]
 
 def test_each_caption_has_its_embedding(tmp_path):
     shards(tmp_path, LISTS)
-    encoder = FakeEncoder()
+    encoder = WordEncoder()
     assert encode_shards(tmp_path, encoder, progress=False) == 3
     assert encode_shards(tmp_path, encoder, progress=False) == 0
     embeddings = Embeddings(open_split(tmp_path), Text())
@@ -184,14 +185,14 @@ def test_each_caption_has_its_embedding(tmp_path):
 def test_captions_that_were_added_are_noticed_and_encoded(tmp_path):
     shards(tmp_path / "a", [["a", "b"], ["c"]])
     shards(tmp_path / "b", [["a"], ["c"]])
-    encode_shards(tmp_path / "b", FakeEncoder(), progress=False)
+    encode_shards(tmp_path / "b", WordEncoder(), progress=False)
     for name in ("00000.tar", index_path(Path("00000.tar")).name):
         (tmp_path / "b" / name).write_bytes((tmp_path / "a" / name).read_bytes())
     embeddings = Embeddings(open_split(tmp_path / "b"), Text())
     assert embeddings.tokens(0, "a").shape == (2, 8)
     with pytest.raises(UserError, match=r"does not belong to its shard: sample 'k0' had another caption"):
         embeddings.tokens(0, "b", 1)
-    assert encode_shards(tmp_path / "b", FakeEncoder(), progress=False) == 1
+    assert encode_shards(tmp_path / "b", WordEncoder(), progress=False) == 1
     assert Embeddings(open_split(tmp_path / "b"), Text()).tokens(0, "b", 1).shape == (2, 8)
     first = next((tmp_path / "b").glob("*.text.safetensors"))
     data = bytearray(first.read_bytes())
@@ -207,7 +208,7 @@ def test_captions_that_were_added_are_noticed_and_encoded(tmp_path):
 
 def loader(folder: Path, workers: int = 0, **options) -> Loader:
     config = DataConfig(workers=workers, flip=True, window=2)
-    return Loader(folder, config, **{"resolution": 64, "text": Text(), "batch_size": 4, "seed": 5} | options)
+    return open_loader(folder, config, **{"resolution": 64, "text": Text(), "batch_size": 4, "seed": 5} | options)
 
 
 def shown(batches) -> list[tuple]:
@@ -221,7 +222,7 @@ def shown(batches) -> list[tuple]:
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
     folder = shards(tmp_path_factory.mktemp("several"), LISTS)
-    encode_shards(folder, FakeEncoder(), progress=False)
+    encode_shards(folder, WordEncoder(), progress=False)
     return folder
 
 
@@ -235,7 +236,7 @@ def test_each_position_draws_one_caption_and_all_come_about_equally_often(severa
     for i, captions in enumerate(LISTS):
         found = [counts[f"k{i}", caption] for caption in captions]
         assert sum(found) == 160 // len(LISTS) and min(found) >= 32 / len(captions) / 2
-    encoder = FakeEncoder()
+    encoder = WordEncoder()
     for _, caption, _, text in stream:
         assert text == encoder.encode([caption])[0].bfloat16().float().numpy().tobytes()
     numbers = [drawn(5, position, 3) for position in range(3000)]
@@ -252,20 +253,20 @@ def test_resuming_on_any_number_of_workers_and_ranks_draws_the_same(several, str
 
 
 def test_encoding_on_the_fly_draws_the_same(several, stream):
-    encoding = EncodingLoader(loader(several, text=None), FakeEncoder())
+    encoding = EncodingLoader(loader(several, text=None), WordEncoder())
     assert shown(take(encoding, 40)) == stream
 
 
 def test_a_seed_decides_and_one_caption_changes_nothing(several, tmp_path, stream):
     assert [s[1] for s in shown(take(loader(several, seed=6), 40))] != [s[1] for s in stream]
     one = shards(tmp_path / "one", [captions[:1] for captions in LISTS])
-    encode_shards(one, FakeEncoder(), progress=False)
+    encode_shards(one, WordEncoder(), progress=False)
     assert [(s[0], s[2]) for s in shown(take(loader(one), 40))] == [(s[0], s[2]) for s in stream]  # pictures, flips
 
 
 def test_the_drawn_caption_alone_decides_whether_a_picture_may_be_mirrored(tmp_path):
     shards(tmp_path, [["a cat on the left", "a cat"]])
-    encode_shards(tmp_path, FakeEncoder(), progress=False)
+    encode_shards(tmp_path, WordEncoder(), progress=False)
     batches = take(loader(tmp_path, batch_size=8), 20)
     (upright,) = dataset_batch(tmp_path, [0], resolution=64).image
     mirrored: dict[str, list[bool]] = {"a cat on the left": [], "a cat": []}

@@ -12,9 +12,21 @@ import torch
 
 from imagen.diffusion.guidance import Estimate
 from imagen.diffusion.noise import PictureNoise
-from imagen.diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, heun, sample, step_logsnrs
+from imagen.diffusion.samplers import create_sampler, sampler_names, step_logsnrs
 from imagen.diffusion.schedule import ScheduleConfig, alpha_sigma, build_schedule
+from imagen.errors import UserError
 
+
+def by(name):
+    """The sampler as a function, with its options as keywords."""
+
+    def sampled(denoise, x, logsnrs, *, noise=None, on_step=None, **options):
+        return create_sampler(name, options).sample(denoise, x, logsnrs, noise=noise, on_step=on_step)
+
+    return sampled
+
+
+ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, heun = map(by, ("ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "heun"))
 F64 = torch.float64
 MU = torch.tensor([0.3, -0.8, 0.0], dtype=F64)  # three kinds of data at once, one a column
 S2 = torch.tensor([0.25, 0.01, 1.0], dtype=F64)
@@ -235,9 +247,9 @@ def test_ddim_with_eta_one_is_ddpm_with_the_lower_variance():
     torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("name", list(SAMPLERS))
+@pytest.mark.parametrize("name", sampler_names())
 def test_contract_of_all_samplers(name):
-    """Denoiser calls, callback, dtype, the last x0 estimate as the result; through `sample`."""
+    """Denoiser calls, callback, dtype, the last x0 estimate as the result."""
     logsnrs = step_logsnrs(build_schedule(ScheduleConfig(), 64), 6)
     levels, seen = [], []
 
@@ -250,7 +262,7 @@ def test_contract_of_all_samplers(name):
         seen.append((i, steps, x, x0))
 
     noise = PictureNoise([1, 2], (3,))
-    out = sample(name, record, noise(), logsnrs, noise=noise, on_step=on_step)
+    out = by(name)(record, noise(), logsnrs, noise=noise, on_step=on_step)
     twice = [logsnrs[0], *logsnrs[1:-1].repeat_interleave(2)]  # the end of a step, then the beginning of the next
     expected = twice if name == "heun" else logsnrs[:-1]
     assert levels == pytest.approx([float(logsnr) for logsnr in expected], abs=1e-6)
@@ -259,7 +271,7 @@ def test_contract_of_all_samplers(name):
     torch.testing.assert_close(out, seen[-1][3])
 
 
-@pytest.mark.parametrize("name", list(SAMPLERS))
+@pytest.mark.parametrize("name", sampler_names())
 def test_float32_pictures_stay_close_to_float64(name):
     logsnrs = step_logsnrs(build_schedule(ScheduleConfig(), 64), 50)
     outs = []
@@ -267,7 +279,7 @@ def test_float32_pictures_stay_close_to_float64(name):
         noise = PictureNoise([1, 2], (3,), dtype=F64)
         model = lambda x, logsnr_B, dtype=dtype: Estimate(denoise(x, logsnr_B).x0.to(dtype))  # noqa: E731
         x = noise().to(dtype)
-        outs.append(sample(name, model, x, logsnrs, noise=lambda noise=noise, dtype=dtype: noise().to(dtype)))
+        outs.append(by(name)(model, x, logsnrs, noise=lambda noise=noise, dtype=dtype: noise().to(dtype)))
     torch.testing.assert_close(outs[0].double(), outs[1], rtol=0, atol=2e-6)
 
 
@@ -302,7 +314,7 @@ def test_mistakes():
         dpmpp_2m(denoise, x, logsnrs.flip(0))
     with pytest.raises(ValueError, match="needs noise"):
         ddim(denoise, x, logsnrs, eta=1.0)
-    with pytest.raises(ValueError, match="'euler'"):
-        sample("euler", denoise, x, logsnrs, noise=lambda: x)
+    with pytest.raises(UserError, match="'euler'"):
+        create_sampler("euler")
     with pytest.raises(ValueError, match="at least 1"):
         step_logsnrs(build_schedule(ScheduleConfig(), 64), 0)

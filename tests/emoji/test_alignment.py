@@ -82,7 +82,7 @@ def rendered(picture) -> Image.Image:
 
 
 def test_the_packaged_recogniser_knows_the_drawings():
-    """Of combinations never trained on; how good it is exactly is in docs/reference.md."""
+    """Of combinations never trained on; how good it is exactly is in docs/explanation/reference-run.md."""
     usual = objects(96)
     horse, bus, pear = (next(e for e in usual if e.name == name) for name in ("horse", "bus", "pear"))
     prompts = {

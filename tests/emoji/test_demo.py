@@ -17,7 +17,7 @@ from imagen.emoji.demo.drawing import Drawings, draw, prompts_for, truth, verdic
 from imagen.emoji.demo.plan import FEWEST, MOST, make_plan
 from imagen.errors import UserError
 from imagen.presets import preset
-from imagen.train.trial import Speed
+from imagen.train.throughput import Throughput
 
 
 def run(out: Path, said: list[str], **options):
@@ -92,7 +92,9 @@ def planned(monkeypatch):
 
     def make(images_per_s: float, minutes: float = 10, **options):
         monkeypatch.setattr(
-            plan_module, "time_steps", lambda *_, **__: Speed(32 / images_per_s, images_per_s, 2 * images_per_s)
+            plan_module,
+            "measure_throughput",
+            lambda *_, **__: Throughput(32 / images_per_s, images_per_s, 2 * images_per_s),
         )
         return make_plan(minutes, preset("emoji_mini_64"), preset("emoji_256"), torch.device("cpu"), **options)
 

@@ -1,4 +1,4 @@
-"""The weights in the package: that they are what docs/reference.md says, measured anew on a few pictures."""
+"""The weights in the package: a few pictures have the scores of docs/explanation/reference-run.md."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from safetensors import safe_open
 
 import imagen as package
 from imagen.cascade import Cascade
-from imagen.data.loading.batches import dataset_batch
+from imagen.data.loading.stream import dataset_batch
 from imagen.emoji.alignment import evaluate
 from imagen.emoji.colour import background_colour
 from imagen.emoji.dataset import build_emoji, heldout_prompts

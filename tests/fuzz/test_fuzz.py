@@ -22,13 +22,13 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from cascades import WIDTH, cascade
 from mutations import changed_bytes, changed_json, changed_lines, changed_png, changed_tar, chunks, deep_text, png
 from PIL import Image
 from running import SECONDS, bounded_memory, fault
-from test_cascade import WIDTH, cascade
 
 from imagen.cascade import Cascade
-from imagen.cascade.texts import Texts
+from imagen.cascade.texts import PromptEncoder
 from imagen.pictures import readable_formats
 
 # Inputs of each part, of 2,000 in all.
@@ -81,7 +81,7 @@ def base(tmp_path_factory) -> Iterator[Base]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Texts, "_load", lambda *_arguments: Encoder())
+        patch.setattr(PromptEncoder, "_load", lambda *_arguments: Encoder())
         yield Base(tmp_path_factory.mktemp("fuzz"))
     torch.set_num_threads(threads)
 

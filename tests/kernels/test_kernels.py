@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from imagen.kernels import norm as kernel
 from imagen.kernels.norm import group_norm
-from imagen.kernels.philox import normal, words
+from imagen.kernels.philox import normal, normal_of, words
 
 ACTIVATIONS = {"none": lambda z: z, "silu": F.silu, "gelu": F.gelu}
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -98,9 +99,9 @@ def test_philox_is_the_published_one():
         (0x243F6A88, 0x13198A2E85A308D3, 0x03707344, 0xA4093822, 0x299F31D0): digits_of_pi,
     }
     for (block, sample, purpose, low, high), answer in answers.items():
-        signed = sample - 2**64 if sample >= 2**63 else sample
-        found = words(torch.tensor([block]), torch.tensor([signed]), low | high << 32, purpose)
-        assert tuple(int(word) for word in found) == answer
+        counter = (block, sample & 0xFFFFFFFF, sample >> 32, purpose)
+        found = words([np.array([word], np.uint64) for word in counter], low | high << 32)
+        assert tuple(int(word[0]) for word in found) == answer
 
 
 def test_noise_depends_on_key_sample_and_purpose_alone():
@@ -110,6 +111,8 @@ def test_noise_depends_on_key_sample_and_purpose_alone():
     for other in (normal((6, 3, 10, 10), 5, 2**33 - 2, 1), normal((6, 3, 10, 10), 2**63 + 5, 2**33 - 2, 2)):
         assert (other - whole).abs().min(0).values.max() > 0.1
     assert whole.is_contiguous(memory_format=torch.channels_last)
+    samples_B = torch.tensor([2**33 + 1, 2**33 - 2])
+    assert torch.equal(normal_of(samples_B, (3, 10, 10), 2**63 + 5, 1, torch.device("cpu")), whole[[3, 0]])
 
 
 def test_noise_is_standard_normal():
@@ -128,12 +131,12 @@ def test_noise_is_standard_normal():
 @pytest.mark.parametrize("shape", [(3, 3, 10, 10), (2, 7), (1, 3, 40, 33)])
 def test_triton_draws_the_same_noise(shape):
     from imagen.kernels import triton
-    from imagen.kernels.philox import _signed
 
     key, first, purpose = 2**64 - 12345, 2**33 - 1, 3
     wanted = normal(shape, key, first, purpose)
     out = torch.empty_like(wanted)
-    triton.fill_normal(out, _signed(key), first, purpose)
+    samples_B = torch.arange(first, first + len(out))
+    triton.fill_normal(out, samples_B, key - 2**64, purpose)
     torch.testing.assert_close(out, wanted, rtol=0, atol=2e-6)
 
 

@@ -106,7 +106,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from imagen.presets import preset
-from imagen.train.trial import time_steps
+from imagen.train.throughput import measure_throughput
 from dataclasses import replace
 
 class Watch(TorchDispatchMode):
@@ -119,7 +119,7 @@ class Watch(TorchDispatchMode):
 what = preset("emoji_mini_64")
 what = replace(what, train=replace(what.train, batch_size=2))
 with Watch():
-    time_steps(what, torch.device("cpu"), seconds=0.01)
+    measure_throughput(what, torch.device("cpu"), seconds=0.01)
 assert torch.backends.cpu.get_cpu_capability() == "AVX2", torch.backends.cpu.get_cpu_capability()
 assert torch.float32 in Watch.seen and not Watch.seen & {torch.bfloat16, torch.float16}, Watch.seen
 """

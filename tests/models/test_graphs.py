@@ -8,13 +8,13 @@ from test_unet import STRUCTURES
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from imagen import kernels
-from imagen.data.embed.sidecar import pad
 from imagen.data.loading.batches import Batch
 from imagen.models.config import UNetConfig
 from imagen.models.unet import UNet
 from imagen.presets import PRESETS, preset
 from imagen.stage.config import StageConfig
-from imagen.stage.loss import Noising
+from imagen.stage.loss import ForwardProcess
+from imagen.text.embeddings import pad_embeddings
 from imagen.train.parallel import ParallelConfig, recompute
 
 
@@ -73,7 +73,7 @@ def test_a_network_is_one_graph(name):
     assert all(parameter.grad is not None for parameter in unet.parameters())
     if config.text_width:
         with torch.no_grad():
-            cond["text"] = unet.read(cond["text"], cond["text_mask"])
+            cond["text"] = unet.cache_text(cond["text"], cond["text_mask"])
             assert unet(x, label, **cond).shape[0] == 2
 
 
@@ -125,7 +125,7 @@ def test_ten_batches_of_other_captions_are_one_graph():
     config = STRUCTURES["guided"]
     stage = StageConfig(resolution=16, unet=config)
     null_LD = torch.zeros(1, config.text_width)
-    noising = Noising(
+    noising = ForwardProcess(
         *(stage,),
         seed=0,
         batch_size=2,
@@ -139,7 +139,7 @@ def test_ten_batches_of_other_captions_are_one_graph():
     unet.compile(fullgraph=True, backend=counter, dynamic=False)
     for number in range(10):
         tokens = [torch.randn(length, config.text_width) for length in (1 + number, 10 - number)]
-        text, mask = pad(tokens)
+        text, mask = pad_embeddings(tokens)
         pictures = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
         batch = Batch(2 * number, ["a", "b"], ["", ""], pictures, None, text, mask)
         noising.loss(unet, noising(batch)).total.mean().backward()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from imagen.errors import UserError
 from imagen.models.config import Level, UNetConfig
 from imagen.models.layers import Attention, ResBlock, TextPooling, TokenGroupNorm, attend, sinusoid
-from imagen.models.unet import ReadOnce, UNet
+from imagen.models.unet import TextCachingUNet, UNet
 
 GUIDED = UNetConfig(
     levels=(Level(channels=32, blocks=1, stride=1), Level(channels=64, blocks=2, attention="fused")),
@@ -142,13 +142,13 @@ def test_a_text_that_is_read_once_is_the_same_text(config: UNetConfig) -> None:
     unet, values = randomised(config), inputs(config)
     values["text_mask"][0, 3:] = False
     expected = run(unet, values)
-    once = ReadOnce(unet)
+    once = TextCachingUNet(unet)
     torch.testing.assert_close(run(once, values), expected, rtol=0, atol=0)
     read = []
     for layer in unet.modules():
-        if layer is unet.text_pooling or getattr(layer, "reads", False):
-            original = layer.forward if layer is unet.text_pooling else layer.read
-            name = "forward" if layer is unet.text_pooling else "read"
+        if layer is unet.text_pooling or getattr(layer, "attends_to_text", False):
+            original = layer.forward if layer is unet.text_pooling else layer.keys_and_values
+            name = "forward" if layer is unet.text_pooling else "keys_and_values"
             setattr(layer, name, lambda *args, original=original: read.append(1) or original(*args))
     torch.testing.assert_close(run(once, values), expected, rtol=0, atol=0)
     assert not read

@@ -9,8 +9,8 @@ from imagen.errors import UserError
 from imagen.jsonconfig import from_json, to_json
 from imagen.models.unet import UNet
 from imagen.presets import PRESETS, preset
-from imagen.train.experiment import Experiment, override
-from imagen.train.trainer import check
+from imagen.presets.description import describe
+from imagen.train.experiment import Experiment, check, override
 
 PARAMETERS = {
     "emoji_64": 17_432_268,
@@ -109,3 +109,16 @@ def test_override() -> None:
 def test_bad_overrides(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         override(preset("emoji_64"), arguments)
+
+
+@pytest.mark.parametrize("name", ["debug_64", "debug_1024"])
+def test_description_of_a_preset(name):
+    experiment = preset(name)
+    row = describe(experiment)
+    assert (row["name"], row["resolution"], row["low_resolution"]) == (
+        name,
+        experiment.stage.resolution,
+        experiment.stage.low_resolution,
+    )
+    assert row["side"] == (experiment.data.crop or experiment.stage.resolution)
+    assert row["parameters"] > 500_000 and row["gflop"] > 0.1

@@ -8,9 +8,9 @@ import threading
 import httpx
 import numpy as np
 import pytest
+from cascades import apart
 from PIL import Image
 from serving import limits, noisy, opened, png, serving, tiny, until
-from test_cascade import apart
 
 from imagen.cascade import Cascade, Variation
 from imagen.pictures import read_metadata, read_picture
@@ -155,9 +155,12 @@ def test_previews_sharpen_and_say_which_command_makes_the_same(http):
     assert words[3:] == ["--stages=2", "--seed=7", "--steps=8,4", "--guidance=2.5", "--out", "pictures", "a cat"]
 
 
-def test_the_command_and_the_file_make_the_same_picture(imagen, tmp_path):
+def test_the_command_and_the_file_make_the_same_picture(imagen, tmp_path, caplog):
     """By the weights in the package, alone and among others, at one stage in few steps."""
-    with serving(Cascade.load("emoji", stages=1), cascade="emoji") as server, server.client() as http:
+    with (
+        serving(Cascade.load("emoji", stages=1), cascade="emoji", limits=limits(prompt=1_000)) as server,
+        server.client() as http,
+    ):
         body = {"prompt": "an octopus on a blue background", "seed": 7, "size": "64x64", "steps": 3, "guidance": 2.5}
         with server.hold():
             other = {"prompt": "a cat", "n": 4, "size": "64x64", "steps": 5, "sampler": "ddpm"}
@@ -165,6 +168,9 @@ def test_the_command_and_the_file_make_the_same_picture(imagen, tmp_path):
             address = http.post("/api/generate", json=body).headers["location"]
         until(lambda: http.get(address).json()["state"] == "done")
         (picture,) = http.get(address).json()["pictures"]
+        long = {"prompt": "a " * 480, "size": "64x64", "steps": 1, "stream": True}
+        assert events(http.post("/api/generate", json=long))[-1]["state"] == "done"
+        assert "a a a" not in caplog.text, "prompts are not logged, those that the encoder cuts included"
         served = tmp_path / "served.png"
         served.write_bytes(http.get(picture["url"]).content)
     words = shlex.split(picture["command"])
@@ -291,6 +297,20 @@ def test_keys_and_rates():
         assert http.post("/api/generate", json={"prompt": "cat", "n": 4}, headers=bob).status_code == 202
 
 
+@pytest.mark.parametrize(("proxies", "https", "apart"), [((), False, False), (("127.0.0.0/8",), True, True)])
+def test_who_asks_through_a_proxy(proxies, https, apart):
+    with serving(proxies=proxies, rate=4.0) as server, server.client() as http:
+        statuses = []
+        for address in ("192.0.2.1", "192.0.2.2"):
+            headers = {"X-Forwarded-For": f"203.0.113.9, {address}", "X-Forwarded-Proto": "https"}
+            body = {"prompt": "cat", "n": 3, "size": "16x16", "response_format": "url"}
+            response = http.post("/v1/images/generations", json=body, headers=headers)
+            statuses.append(response.status_code)
+            if response.status_code == 200:
+                assert response.json()["data"][0]["url"].startswith("https:" if https else "http:")
+    assert statuses == ([200, 200] if apart else [200, 429]), "the address that the proxy saw, not what was sent to it"
+
+
 def test_what_the_queue_refuses_is_not_counted_against_the_rate():
     with serving(limits=limits(queue=2), rate=5.0) as server, server.client() as http:
         for _ in range(3):
@@ -306,6 +326,8 @@ def test_what_the_operator_refuses():
     with serving(**checks) as server, server.client() as http:
         response = http.post("/v1/images/generations", json={"prompt": "a dog"})
         assert response.status_code == 403 and response.json()["error"]["message"] == "no dogs here"
+        body = {"prompt": "a cat", "negative": "dog", "guidance": 0.0}  # which draws a dog
+        assert http.post("/api/generate", json=body).status_code == 403
         response = http.post("/v1/images/generations", json={"prompt": "a cat", "size": "16x16"})
         assert response.status_code == 422 and response.json()["error"]["message"] == "too blue"
         seen = events(http.post("/api/generate", json={"prompt": "cat", "stream": True}))

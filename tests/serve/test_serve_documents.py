@@ -1,4 +1,4 @@
-"""What docs/serve.md and deploy/ say: commands that parse, files that are well-formed, limits that are the code's."""
+"""The pages on serving and deploy/: commands parse, files are well-formed, limits are those of the code."""
 
 import json
 import re
@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from imagen.cli.arguments import parse
+from imagen.cli.parser import parse
 from imagen.serve.config import Limits, ServeConfig
 
 ROOT = Path(__file__).parents[2]
-DOCS = (ROOT / "docs" / "serve.md").read_text()
+PAGES = [ROOT / "docs" / "howto" / "serve.md", ROOT / "docs" / "reference" / "serving.md"]
+DOCS = "".join(page.read_text() for page in PAGES)
 DEPLOY = ROOT / "deploy"
 
 
@@ -40,6 +41,10 @@ def test_the_container_and_compose_run_it():
     assert parse([*entry, *arguments][1:]).host == "0.0.0.0"
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["imagen"]
     assert parse(["serve", *compose["command"]]).cascade == Path("emoji")
+    for line in re.findall(r"^COPY (.*) \S+$", dockerfile, re.M):
+        assert all((ROOT / path).exists() for path in line.split()), line
+        ignore = (DEPLOY / "Dockerfile.dockerignore").read_text().split("\n")
+        assert all(f"!{path}" in ignore for path in line.split()), line
     assert (DEPLOY / compose["build"]["context"] / compose["build"]["dockerfile"]).samefile(DEPLOY / "Dockerfile")
     assert "/readyz" in compose["healthcheck"]["test"][-1]
     assert int(compose["stop_grace_period"].rstrip("s")) > ServeConfig().drain
@@ -50,8 +55,8 @@ def test_the_container_and_compose_run_it():
 def test_limits_are_those_of_the_code():
     limits = Limits()
     for said, value in (
-        ("pictures of a request | 10 |", limits.n == 10),
-        ("steps of a stage | 250 |", limits.steps == 250),
+        ("images per request | 10, ", limits.n == 10),
+        ("steps per stage | 250 |", limits.steps == 250),
         ("prompt | 2,000 characters", limits.prompt == 2000),
         ("result | 2^21 pixels", limits.pixels == 2**21),
         ("2^24 pixels", limits.given_pixels == 2**24),
@@ -71,8 +76,9 @@ def test_limits_are_those_of_the_code():
 def test_links_and_metrics_exist():
     from imagen.serve.metrics import Metrics
 
-    for target in re.findall(r"\]\((?!http)([^)#]+)", DOCS):
-        assert (ROOT / "docs" / target).exists(), target
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), target
     names = {metric.name for metric in Metrics().registry.collect()}
     for name in re.findall(r"`(imagen_[a-z_]+)", DOCS):
         assert name.removesuffix("_total") in names, name

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from cascades import apart
 from serving import LIMITS, engine, limits, noisy, tiny, until
-from test_cascade import apart
 from torch import nn
 
 from imagen.cascade import Variation
-from imagen.diffusion.samplers import SAMPLERS
+from imagen.diffusion.samplers import sampler_names
 from imagen.serve.engine import Engine
 from imagen.serve.shares import Shares
 from imagen.serve.work import Step, Work
@@ -93,7 +93,7 @@ def test_a_picture_is_that_of_its_seed_alone_and_in_any_batch(running):
     assert apart(together[0].result, together[1].result) > 5
 
 
-@pytest.mark.parametrize("sampler", list(SAMPLERS))
+@pytest.mark.parametrize("sampler", sampler_names())
 def test_steps_are_counted_and_shown(running, sampler):
     drawn = Drawn(running, shows=True, sampler=sampler, steps=[3, 2])
     running.submit([drawn.work])

@@ -1,5 +1,6 @@
 """Requests that nobody should send: each gets an answer, and the next one is served."""
 
+import io
 import json
 import socket
 import struct
@@ -11,7 +12,9 @@ from PIL import Image
 from serving import LIMITS, limits, noisy, png, serving, until
 
 from imagen.errors import UserError
-from imagen.serve.access import read_keys
+from imagen.pictures import jpeg
+from imagen.serve.access import Access, read_keys
+from imagen.serve.config import ServeConfig
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,9 @@ def message(response, status: int) -> str:
         ({"prompt": "x", "strength": 0.5}, 422, "strength says what happens to an init picture; give one"),
         ({"prompt": "x", "stages": 3}, 422, "choose 1 to 2"),
         ({"prompt": "x", "tile": 0}, 422, "tile is 0"),
+        ({"prompt": "x", "stages": 0, "size": "16x16"}, 422, "stages is 0"),
+        ({"prompt": "x", "scale": 2}, 422, "scale says how much a start picture is enlarged"),
+        ({"prompt": "," * 4_000}, 422, "more than 4,000 parts"),
         ([], 422, ""),
         ("x", 422, ""),
     ],
@@ -83,6 +89,16 @@ def test_what_is_asked_wrongly_is_said(http, body, status, said):
 def test_broken_json(http, content):
     response = http.post("/api/generate", content=content, headers=JSON)
     assert message(response, response.status_code) and response.status_code in (400, 422)
+
+
+def test_json_of_very_many_fields_is_not_taken_apart(http):
+    """Each would become an error of its own, and nobody else be answered meanwhile."""
+    body = b"{" + b",".join(b'"%d":0' % i for i in range(10_000)) + b"}"
+    assert "parts" in message(http.post("/api/generate", content=body, headers=JSON), 422)
+    few = {str(i): 0 for i in range(20)}
+    assert "unknown field" in message(http.post("/v1/images/generations", json=few), 422)
+    long = http.post("/api/generate", json={"x" * 1000: 1}).json()["error"]
+    assert len(long["param"]) == 60
 
 
 def test_html_stays_text(running, http):
@@ -125,6 +141,20 @@ def test_bombs(http):
             data={"prompt": "x"},
         )
         assert response.status_code in (200, 422) and time.monotonic() - began < 30
+
+
+def test_a_jpeg_of_thousands_of_scans(http):
+    """Each goes over all pixels again: 70 kB would be decoded for minutes."""
+    file = io.BytesIO()
+    Image.new("L", (64, 64), 128).save(file, "JPEG", progressive=True)
+    good = file.getvalue()
+    tables, end = good.rfind(b"\xff\xc4"), good.rfind(b"\xff\xd9")
+    assert jpeg.scans(good) == 6
+    bomb = good[:end] + good[tables:end] * 200 + good[end:]
+    assert edit(http, bomb, 422) == "image is a JPEG of 206 scans; at most 100 are taken"
+    assert jpeg.scans(good + bomb) == 6, "what follows a picture's end is not its own"
+    response = http.post("/v1/images/edits", files={"image": good}, data={"prompt": "x"})
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -209,6 +239,15 @@ def test_paths_lead_nowhere(running, http, path):
     assert answer.startswith(b"HTTP/1.1 404") and b"root:" not in answer and b"import" not in answer
 
 
+def test_a_picture_has_one_name(http):
+    address = http.post("/api/generate", json={"size": "16x16"}).headers["location"]
+    until(lambda: http.get(address).json()["state"] == "done")
+    url = http.get(address).json()["pictures"][0]["url"]
+    assert http.get(url).headers["content-disposition"] == f'inline; filename="{url.rpartition("/")[2]}"'
+    for other in (".html", ".png%22; filename=x.exe", ".%E2%98%83", ".png%0d%0aSet-Cookie: a=b", ""):
+        assert message(http.get(url.removesuffix(".png") + other), 404)
+
+
 def raw(running, text: str | bytes, seconds: float = 10.0) -> bytes:
     """What comes back until the server closes the connection, or nothing comes."""
     port = int(running.url.rpartition(":")[2])
@@ -271,7 +310,16 @@ def test_origins_and_names_that_the_operator_allows():
         asked = {"Origin": friend, "Access-Control-Request-Method": "POST"}
         assert http.options("/api/generate", headers=asked).status_code == 200
         assert http.get("/healthz", headers={"Host": "Pictures.example:443"}).status_code == 200
+        assert http.get("/healthz", headers={"Host": "friend.example"}).status_code == 421
         assert http.post("/api/generate", json={}, headers={"Origin": "https://evil.example"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("host", "named"), [("::1", "[::1]:8000"), ("fd00::7", "[fd00::7]:8000"), ("Studio.local", "studio.local:8000")]
+)
+def test_a_server_goes_by_its_own_address(host, named):
+    access = Access(ServeConfig(host=host))
+    assert not access.refuses_host(named) and access.refuses_host("evil.example")
 
 
 def test_slow_ones_are_cut_off():
@@ -285,6 +333,57 @@ def test_slow_ones_are_cut_off():
         ), "a body that does not come"
         with server.client() as http:
             assert http.get("/healthz").status_code == 200
+
+
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize("second", [HEALTH, b""], ids=["a head", "a body that nobody reads"])
+def test_what_follows_an_answer_is_cut_off_too(second):
+    """A connection that has been answered once must not be held open by a byte now and then."""
+    with serving(limits=limits(header_seconds=0.4)) as server:
+        port = int(server.url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), 10) as connection:
+            connection.sendall(HEALTH + (b"\r\n" if second else b"Content-Length: 9999\r\n\r\n"))
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            connection.sendall(second)
+
+            def refused() -> bool:
+                try:
+                    connection.sendall(b"x")
+                except OSError:
+                    return True
+                time.sleep(0.05)
+                return False
+
+            until(refused, 10)
+
+
+def test_a_reader_that_takes_nothing_is_let_go():
+    with serving(limits=limits(send_seconds=0.4)) as server, server.client() as http:
+        address = http.post("/api/generate", json={"size": "16x16"}).headers["location"]
+        until(lambda: http.get(address).json()["state"] == "done")
+        url = http.get(address).json()["pictures"][0]["url"]
+        server.service.jobs.picture(url.rpartition("/")[2].partition(".")[0])[1].data = bytes(3 * 10**7)
+        with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), 10) as connection:
+            connection.sendall(f"GET {url} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            connection.recv(1000)
+            http.close()
+            until(lambda: not server.server.server_state.connections, 10)
+
+
+def test_a_reader_that_is_slow_gets_all():
+    with serving(limits=limits(header_seconds=0.2, send_seconds=2.0)) as server, server.client() as http:
+        address = http.post("/api/generate", json={"size": "16x16"}).headers["location"]
+        until(lambda: http.get(address).json()["state"] == "done")
+        url = http.get(address).json()["pictures"][0]["url"]
+        server.service.jobs.picture(url.rpartition("/")[2].partition(".")[0])[1].data = bytes(3 * 10**7)
+        with http.stream("GET", url) as response:
+            got = 0
+            for piece in response.iter_raw(10**6):
+                got += len(piece)
+                time.sleep(0.03)
+        assert got == 3 * 10**7
 
 
 def test_bodies_together_are_bounded():
@@ -305,6 +404,20 @@ def test_pictures_of_those_who_wait_are_bounded():
 
 
 # --- keys ---
+
+
+def test_without_a_key_no_body_is_read():
+    with serving(keys={"a" * 32: "ann"}) as server:
+        head = "POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        answer = raw(server, f"{head}Connection: close\r\nContent-Length: 1000\r\n\r\n{{")
+        assert answer.startswith(b"HTTP/1.1 401") and b'"code":"invalid_api_key"' in answer
+
+
+def test_a_file_of_keys_that_is_too_long(tmp_path):
+    """Cut off, the beginning of its last key would be one."""
+    (tmp_path / "keys").write_text(f"ann {'a' * 32}\n" + "#" * 2**20)
+    with pytest.raises(UserError, match="more than 1,048,576 bytes"):
+        read_keys(tmp_path / "keys")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from test_cascade import stage
+from cascades import stage
 
 from imagen.cascade import Cascade
 from imagen.serve.running import STOPPED
@@ -135,6 +135,7 @@ def test_mistakes_are_one_line(saved, mistake, tmp_path):
     assert "65,535" in mistake("serve", saved, "--port", 70000)
     assert "does not exist" in mistake("serve", saved, "--keys", tmp_path / "keys")
     assert "--device nonsense" in mistake("serve", saved, "--workers-devices", "cpu,nonsense")
+    assert "--proxy-from *" in mistake("serve", saved, "--proxy-from", "*")
     assert "--rate is -1" in mistake("serve", saved, "--rate", "-1")
     assert "must be a module" in mistake("serve", saved, "--filter", "no.such.module")
     assert "neither a function" in mistake("serve", saved, "--filter", "this")

@@ -11,14 +11,13 @@ from imagen import kernels
 from imagen.convert.structure import read_unet_config
 from imagen.diffusion.noise import PictureNoise
 from imagen.diffusion.objective import ObjectiveConfig
-from imagen.diffusion.samplers import SAMPLERS, sample, step_logsnrs
+from imagen.diffusion.samplers import sampler_names, step_logsnrs
 from imagen.diffusion.schedule import ScheduleConfig, build_schedule
 from imagen.models.config import Level, UNetConfig
 from imagen.models.unet import UNet, cast_copy
 from imagen.stage.config import SamplingConfig, StageConfig
-from imagen.stage.inputs import low_res_conditioning, text_conditioning
+from imagen.stage.denoiser import build_conditioning, build_denoiser, build_predict
 from imagen.stage.network import Network
-from imagen.stage.sampling import Detail, denoiser, predict_by
 
 SMALL = UNetConfig(
     levels=(Level(channels=32, blocks=1, stride=1), Level(channels=64, blocks=1, attention="fused")),
@@ -34,28 +33,34 @@ def steps_on_meta(config: StageConfig, settings: SamplingConfig, tokens: int = 7
     with torch.device("meta"):
         unet = UNet(config.unet).requires_grad_(False)
     shape = (1, 3, config.resolution, config.resolution)
-    network, dtype = Network(unet).on(META, torch.bfloat16)
+    network, dtype = Network(unet).to_device(META, torch.bfloat16)
     assert dtype is None and next(network.parameters()).dtype == torch.bfloat16
-    texts = [torch.zeros(tokens, config.unet.text_width)]
-    cond, uncond = text_conditioning(texts, texts, META)
-    detail = None
+    texts, low_res = [torch.zeros(tokens, config.unet.text_width)], None
     if config.low_resolution is not None:
-        enlarged = torch.zeros(shape, device=META)
-        cond |= low_res_conditioning(enlarged, 0.1, config.low_res_schedule, config.resolution, enlarged)
-        detail = None if config.detail_std is None else Detail(enlarged, config.detail_std)
-    denoise = denoiser(predict_by(network, dtype), config, settings, cond, uncond, detail)
+        low_res = torch.zeros(1, 3, config.low_resolution, config.low_resolution, dtype=torch.uint8)
+    conditioning = build_conditioning(
+        config,
+        settings,
+        size=shape[2:],
+        device=META,
+        texts=texts,
+        negatives=texts,
+        low_BChw=low_res,
+        augmentation_eps=lambda: torch.zeros(shape, device=META),
+    )
+    denoise = build_denoiser(build_predict(network, dtype), config, settings, conditioning)
     noise = PictureNoise([0], shape[1:], META, stream=2)
     x = noise()
     levels = step_logsnrs(build_schedule(config.schedule, config.resolution), settings.steps)
-    options = {"noise": noise, "eta": settings.eta}
+    sampler = settings.build_sampler()
     with torch.no_grad():
-        sample(settings.sampler, denoise, x, levels[:2], **options)  # reads the text
+        sampler.sample(denoise, x, levels[:2], noise=noise)  # reads the text
     with NeverWaits() as mode, torch.no_grad():
-        sample(settings.sampler, denoise, x, levels[1:4], **options)
+        sampler.sample(denoise, x, levels[1:4], noise=noise)
     return mode
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", sampler_names())
 @pytest.mark.parametrize("kind", ["cosine", "discrete_cosine"])
 @pytest.mark.parametrize("interval", [None, (-100.0, 0.0)])
 def test_a_step_of_a_sampler_never_waits(sampler, kind, interval):
@@ -104,10 +109,10 @@ def test_a_half_network_follows_its_weights():
     """The copy in half precision is made anew when the weights change, and only then."""
     unet = UNet(SMALL)
     network = Network(unet)
-    first = network._halved(unet, torch.device("cpu"), torch.bfloat16)
-    assert network._halved(unet, torch.device("cpu"), torch.bfloat16) is first
+    first = network.low_precision(unet, torch.device("cpu"), torch.bfloat16)
+    assert network.low_precision(unet, torch.device("cpu"), torch.bfloat16) is first
     with torch.no_grad():
         unet.conv_in.weight.add_(1)
-    second = network._halved(unet, torch.device("cpu"), torch.bfloat16)
+    second = network.low_precision(unet, torch.device("cpu"), torch.bfloat16)
     assert second is not first and torch.equal(second.conv_in.weight, unet.conv_in.weight.bfloat16())
     assert unet.conv_in.weight.dtype == torch.float32

@@ -31,3 +31,11 @@ def assert_same(a, b):
         assert torch.equal(a, b)
     else:
         assert a == b
+
+
+def without_config(run):
+    return {name: value for name, value in final(run).items() if name != "config"}
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
+from cascades import cascade, stage
 from PIL import Image
-from test_cascade import cascade, stage
 
 from imagen.cascade import Cascade
 from imagen.serve.config import Limits, ServeConfig

@@ -1,20 +1,28 @@
 """The toy experiment. `python toy.py SHARDS RUN STEPS WORKERS` trains it in a process of its own, or in torchrun's."""
 
 import dataclasses
+import os
+import signal
 import sys
 from pathlib import Path
 
 import torch
 
+import imagen
+from imagen.cascade import export_stage
 from imagen.data.loading.config import DataConfig
-from imagen.jsonconfig import to_json
 from imagen.models.config import Level, UNetConfig
 from imagen.stage.config import StageConfig
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
+from imagen.train.callbacks import Callback
+from imagen.train.config import TrainConfig
 from imagen.train.experiment import Experiment
 from imagen.train.optim import OptimConfig
-from imagen.train.ranks import joined
-from imagen.train.trainer import TrainConfig, train
+from imagen.train.ranks import Ranks, process_group
+from imagen.train.trainer import train
+
+TOY = str(Path(__file__))
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(imagen.__file__).parents[1])}
 
 UNET = UNetConfig(
     levels=(Level(channels=16, blocks=1), Level(channels=32, blocks=1, attention="fused")),
@@ -47,15 +55,42 @@ def experiment(unet=UNET, low_resolution=None, data=None, optim=None, **train_fi
 
 
 def go(what, shards, run, **options):
-    """`train` in silence, unless `say` is given."""
-    return train(what, to_json(what), shards, run, **{"say": lambda line: None, **options})
+    """`train` in silence and on the CPU, unless `report` or `ranks` is given."""
+    return train(what, shards, run, **{"report": lambda line: None, "ranks": Ranks(), **options})
+
+
+def stopping_at(step):
+    """A `report` that asks for a stop as soon as a row of that step was logged: training stops after the next one."""
+
+    def report(line):
+        if line.startswith(f"step {step}/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return report
+
+
+class ExportZeros(Callback):
+    """Exports the EMA weights with an unconditional embedding of zeros."""
+
+    def on_checkpoint(self, run, step):
+        weights, what = run.checkpointer.export(), run.experiment
+        parts = {"stage": what.stage, "text": what.text, "unconditional": torch.zeros(1, 8)}
+        run.ranks.on_first(lambda: export_stage(run.folder / "export", weights=weights, info={"step": step}, **parts))
+
+
+def train_on(what, shards, run):
+    """What each rank does; returns what its reports said."""
+    said = []
+    with process_group() as ranks:
+        go(what, shards, run, ranks=ranks, report=said.append, callbacks=[ExportZeros()])
+    return said
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # as in the tests: sums in another order round otherwise
     shards, run, steps, workers = sys.argv[1:]
     what = experiment(steps=int(steps), data=DataConfig(workers=int(workers)))
-    with joined("cpu") as ranks:
-        say = lambda line: print(line, flush=True)  # noqa: E731
-        result = train(what, to_json(what), Path(shards), Path(run), ranks=ranks, say=say)
-        say(result.reason)
+    with process_group("cpu") as ranks:
+        report = lambda line: print(line, flush=True)  # noqa: E731
+        result = train(what, Path(shards), Path(run), ranks=ranks, report=report)
+        report(result.reason)

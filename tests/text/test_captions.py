@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from imagen.errors import UserError
-from imagen.text.cleaning import cleaned
+from imagen.text.cleaning import clean_caption
 
 CAPTIONS = [
     "A red apple",
@@ -45,13 +45,13 @@ def test_the_same_as_diffusers() -> None:
     pytest.importorskip("ftfy"), pytest.importorskip("bs4")
     pipeline = pytest.importorskip("diffusers").IFPipeline
     reference = pipeline.__new__(pipeline)
-    assert [cleaned(caption, "caption") for caption in CAPTIONS] == reference._text_preprocessing(CAPTIONS, True)
-    assert [cleaned(caption, "lower") for caption in CAPTIONS] == reference._text_preprocessing(CAPTIONS, False)
-    assert [cleaned(caption, "none") for caption in CAPTIONS] == CAPTIONS
+    assert [clean_caption(caption, "caption") for caption in CAPTIONS] == reference._text_preprocessing(CAPTIONS, True)
+    assert [clean_caption(caption, "lower") for caption in CAPTIONS] == reference._text_preprocessing(CAPTIONS, False)
+    assert [clean_caption(caption, "none") for caption in CAPTIONS] == CAPTIONS
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ftfy", None)
-    assert cleaned("A", "lower") == "a"
+    assert clean_caption("A", "lower") == "a"
     with pytest.raises(UserError, match=r"ftfy; run: pip install 'imagen-cascade\[deepfloyd\]'"):
-        cleaned("A", "caption")
+        clean_caption("A", "caption")

@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from imagen.text.encoder import TextConfig, load_text_encoder
-from imagen.text.int8 import Int8Linear, to_int8
+from imagen.text.config import TextConfig
+from imagen.text.encoder import load_text_encoder
+from imagen.text.int8 import Int8Linear, quantize_int8
 
 COLOURS = ("red", "blue", "teal", "gray")
 CAPTIONS = [f"a small {name} on a {colour} background" for name in ("horse", "bus", "pear") for colour in COLOURS]
@@ -26,7 +27,7 @@ def test_a_layer_is_that_of_the_nearest_levels():
 
 def test_embeddings_of_an_encoder_hardly_turn():
     whole, small = (load_text_encoder(TextConfig()) for _ in range(2))
-    to_int8(small.model)
+    quantize_int8(small.model)
     linear = sum(m.weight.numel() for m in whole.model.modules() if isinstance(m, nn.Linear))
     size = lambda model: sum(t.numel() * t.element_size() for t in model.state_dict().values())  # noqa: E731
     assert size(whole.model) - size(small.model) > 2.9 * linear

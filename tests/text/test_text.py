@@ -7,10 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from imagen.cascade.texts import Texts
+from imagen.cascade.texts import PromptEncoder
 from imagen.errors import UserError
 from imagen.text import encoder as text_module
-from imagen.text.encoder import TextConfig, load_text_encoder, unconditional
+from imagen.text.config import TextConfig
+from imagen.text.embeddings import unconditional_embedding
+from imagen.text.encoder import load_text_encoder
 
 WORDS = "a red green blue apple train fruit octopus on the table steam crimson".split()  # noqa: SIM905
 CAPTIONS = ["a red apple", "a", "the green octopus on a blue table", "steam train"]
@@ -101,18 +103,20 @@ def test_lengths_are_those_of_the_embeddings(saved):
     assert encoder.lengths([]) == []
 
 
-def test_uncut_lengths_are_those_of_an_encoder_without_a_limit(saved):
+def test_untruncated_lengths_are_those_of_an_encoder_without_a_limit(saved):
     encoder = load_text_encoder(config_of(saved[0], max_tokens=4))
     whole = load_text_encoder(config_of(saved[0], max_tokens=16))
-    assert encoder.uncut_lengths(CAPTIONS) == whole.lengths(CAPTIONS) == [1 + len(text.split()) for text in CAPTIONS]
-    assert encoder.uncut_lengths([]) == []
+    assert (
+        encoder.untruncated_lengths(CAPTIONS) == whole.lengths(CAPTIONS) == [1 + len(text.split()) for text in CAPTIONS]
+    )
+    assert encoder.untruncated_lengths([]) == []
     full = load_text_encoder(config_of(saved[0], max_tokens=4, padding="full"))
-    assert full.uncut_lengths(["the green octopus on a blue table", "the"]) == [8, 2]
+    assert full.untruncated_lengths(["the green octopus on a blue table", "the"]) == [8, 2]
 
 
 def test_prompts_that_are_cut_are_counted_once(saved, caplog):
     config = config_of(saved[0], max_tokens=4)
-    texts = Texts(config, torch.zeros(1, 32), load_text_encoder(config))
+    texts = PromptEncoder(config, torch.zeros(1, 32), load_text_encoder(config))
     prompts = ["the green octopus", "the green octopus on a blue table", "the green octopus on a"]
     texts(prompts, torch.device("cpu"))
     texts([*prompts, "the", ""], torch.device("cpu"))  # encoded already
@@ -140,8 +144,9 @@ def test_bfloat16_is_close(saved):
 
 def test_unconditional(saved):
     encoder = load_text_encoder(config_of(saved[0]))
-    assert torch.equal(unconditional(encoder.config, encoder), torch.zeros(1, 32))
-    empty = unconditional(config_of(saved[0], unconditional="empty"), encoder)
+    encode_empty = lambda: encoder.encode([""])[0]  # noqa: E731
+    assert torch.equal(unconditional_embedding(encoder.config, encode_empty), torch.zeros(1, 32))
+    empty = unconditional_embedding(config_of(saved[0], unconditional="empty"), encode_empty)
     assert empty.shape == (1, 32) and torch.equal(empty, encoder.encode([""])[0])
 
 
@@ -240,7 +245,7 @@ def test_full_padding_and_cleaning_are_those_of_deepfloyd(saved):
     first, second = encoder.encode([" A red APPLE  ", CAPTIONS[2]])
     torch.testing.assert_close(first, expected_BLD[0])
     assert second.shape == (9, 32) and encoder.lengths(CAPTIONS) == [9] * 4
-    assert unconditional(config, encoder).shape == (9, 32)
+    assert unconditional_embedding(config, lambda: encoder.encode([""])[0]).shape == (9, 32)
     [trimmed] = load_text_encoder(config_of(folder)).encode(["a red apple"])
     torch.testing.assert_close(first[:4], trimmed)
 

@@ -6,27 +6,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from encoders import ToyEncoder
 from PIL import Image
 
 from imagen.data.embed.encode import encode_shards
 from imagen.data.shards.writer import ShardWriter
-from imagen.text.encoder import TextConfig
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
-
-
-class ToyEncoder:
-    config = TextConfig(encoder="toy", width=8)
-
-    def lengths(self, captions):
-        return [1 + len(caption) // 2 for caption in captions]
-
-    def uncut_lengths(self, captions):
-        return self.lengths(captions)
-
-    def encode(self, captions):
-        generators = [torch.Generator().manual_seed(sum(map(ord, caption))) for caption in captions]
-        return [torch.randn(1 + len(c) // 2, 8, generator=g) for c, g in zip(captions, generators, strict=True)]
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,10 @@ from toy import experiment, go
 from imagen.data.loading.batches import Batch
 from imagen.data.loading.loader import Loader
 from imagen.models.layers import Attention
-from imagen.train import on_the_fly
-from imagen.train.clock import Clock, Stopwatch, peak_memory
+from imagen.train import data
+from imagen.train.clock import StepTimer, Stopwatch, peak_memory
 from imagen.train.parallel import ParallelConfig
-from imagen.train.ranks import Ranks, joined
+from imagen.train.ranks import Ranks, process_group
 
 BATCH = Batch(0, ["a"], ["a"], torch.zeros(1, 3, 8, 8, dtype=torch.uint8), None, torch.zeros(1, 6, 8), None)
 
@@ -34,7 +34,7 @@ def test_clock_takes_the_wait_apart(now):
             now[0] += 1.0  # waiting for data
             yield BATCH
 
-    clock = Clock(mfu=lambda images_per_s, tokens: images_per_s / 100 + tokens)
+    clock = StepTimer(mfu=lambda images_per_s, tokens: images_per_s / 100 + tokens)
     batches = clock.timed(slow())
     for _ in range(2):
         with clock.step(8):
@@ -56,9 +56,9 @@ class Given(Ranks):
 
 
 def test_slowest_rank_is_compared_with_the_median_of_the_others(now):
-    clock = Clock(Given())
+    clock = StepTimer(Given())
     with clock.step(8):
-        with clock.working.running():
+        with clock.compute.running():
             now[0] += 1.0
         now[0] += 1.0
     row = clock.row()
@@ -113,9 +113,9 @@ class Late(Loader):
 
 def lag(parallel, shards, run, what):
     """A run in which rank 1 is late with `what`."""
-    with joined() as ranks:
+    with process_group() as ranks:
         if ranks.rank == 1 and what == "data":
-            on_the_fly.Loader = Late
+            data.Loader = Late
         if ranks.rank == 1 and what == "work":
             forward = Attention.forward
             Attention.forward = lambda *arguments: time.sleep(0.1) or forward(*arguments)

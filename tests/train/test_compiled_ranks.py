@@ -12,7 +12,7 @@ from imagen.models import compiling
 from imagen.models.unet import UNet
 from imagen.train import parallel as spreading
 from imagen.train.parallel import ParallelConfig, build_mesh, parallelize
-from imagen.train.ranks import joined
+from imagen.train.ranks import process_group
 from imagen.train.sharded import whole
 
 LAYOUTS = {
@@ -23,7 +23,7 @@ LAYOUTS = {
 
 
 def gradients(config, compiled):
-    with joined() as ranks:
+    with process_group() as ranks:
         torch.manual_seed(0)
         unet = UNet(UNET)
         with torch.no_grad():

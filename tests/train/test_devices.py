@@ -13,8 +13,9 @@ from imagen import devices
 from imagen.data.loading.batches import Batch
 from imagen.diffusion.schedule import DiscreteCosine, ScheduleConfig
 from imagen.models.unet import UNet
-from imagen.stage.inputs import low_res_conditioning
-from imagen.stage.loss import Noising
+from imagen.stage.config import SamplingConfig
+from imagen.stage.denoiser import build_conditioning
+from imagen.stage.loss import ForwardProcess
 
 META = torch.device("meta")
 
@@ -50,7 +51,9 @@ def test_training(kind, low_resolution, monkeypatch):
         text=torch.zeros(2, 3, 8),
         text_mask=torch.ones(2, 3, dtype=torch.bool),
     )
-    noising = Noising(stage, seed=0, batch_size=2, device=META, text_dropout=0.5, unconditional_LD=torch.zeros(1, 8))
+    noising = ForwardProcess(
+        stage, seed=0, batch_size=2, device=META, text_dropout=0.5, unconditional_LD=torch.zeros(1, 8)
+    )
     unet = UNet(stage.unet).to(META)
     with NoDoubles():
         loss = noising.loss(unet, noising(batch)).total
@@ -59,10 +62,22 @@ def test_training(kind, low_resolution, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["cosine", "discrete_cosine"])
-def test_conditioning_in_sampling(kind):
-    x = torch.zeros(2, 3, 16, 16, device=META)
+def test_conditioning_in_sampling(kind, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    what = experiment(unet=replace(UNET, low_res=True), low_resolution=8)
+    stage = replace(what.stage, low_res_schedule=ScheduleConfig(kind=kind))
+    low_res, texts = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [torch.zeros(3, 8)] * 2
     with NoDoubles():
-        low_res_conditioning(x, 0.2, ScheduleConfig(kind=kind), 16, x)
+        build_conditioning(
+            stage,
+            SamplingConfig(),
+            size=(16, 16),
+            device=META,
+            texts=texts,
+            negatives=texts,
+            low_BChw=low_res,
+            augmentation_eps=lambda: torch.zeros(2, 3, 16, 16, device=META),
+        )
 
 
 def test_labels_of_the_discrete_schedule_are_its_steps_in_float32_too():

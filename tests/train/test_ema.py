@@ -4,7 +4,7 @@ from ranks import run_on_ranks
 from sharding import make_model, weights
 from torch import nn
 
-from imagen.train.ema import Ema, PowerEma, averages
+from imagen.train.ema import Ema, PowerEma, build_emas
 from imagen.train.sharded import placed_like, whole
 
 
@@ -89,7 +89,7 @@ def test_power_average_is_the_sum_it_says():
 
 def test_several_at_once_by_name():
     model = small_model()
-    kept = averages(model, 0.9999, decays=(0.999, 0.9), sigma_rels=(0.05, 0.1))
+    kept = build_emas(model, 0.9999, decays=(0.999, 0.9), sigma_rels=(0.05, 0.1))
     assert list(kept) == ["ema", "decay-0.999", "decay-0.9", "sigma_rel-0.05", "sigma_rel-0.1"]
     assert kept["ema"].decay_at(10**6) == 0.9999 and kept["decay-0.9"].decay_at(10**6) == 0.9
     assert kept["sigma_rel-0.05"].decay_at(1) == 0 and kept["sigma_rel-0.05"].decay_at(1000) == pytest.approx(

@@ -8,10 +8,11 @@ from toy import UNET, experiment
 
 from imagen.data.loading.config import DataConfig
 from imagen.errors import UserError
+from imagen.gpus import identify_gpu
 from imagen.models import layers
 from imagen.models.unet import UNet
-from imagen.train.config import check
-from imagen.train.flops import build_mfu, meta_unet, peak_flops, picture_flops, stated_tflops
+from imagen.train.experiment import check
+from imagen.train.flops import build_mfu, meta_unet, peak_flops, picture_flops
 from imagen.train.ranks import Ranks
 
 SR = experiment(unet=replace(UNET, low_res=True), low_resolution=8, data=DataConfig(crop=8))
@@ -97,7 +98,8 @@ def test_no_mfu_where_no_peak_is_known():
     ],
 )
 def test_peaks_go_by_the_name_in_torch(name, bf16):
-    assert (None if bf16 is None else bf16) == (stated_tflops(name) or [None])[0]
+    gpu = identify_gpu(name)
+    assert bf16 == (None if gpu is None else gpu.tflops)
 
 
 def test_peak_is_that_of_the_precision(monkeypatch):

@@ -6,14 +6,14 @@ import pytest
 import torch
 from ranks import run_on_ranks
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy import UNET, experiment, go
 
-from imagen.jsonconfig import to_json
 from imagen.models.config import Level
 from imagen.models.unet import UNet
 from imagen.train.parallel import ParallelConfig, build_mesh, parallelize
-from imagen.train.ranks import joined
-from imagen.train.trainer import Trainer
+from imagen.train.ranks import Ranks, process_group
+from imagen.train.setup import TrainingRun
 
 EFFICIENT = replace(
     UNET,
@@ -29,57 +29,65 @@ def is_nhwc(x):
     return channel == 1 and height == columns * width
 
 
-def watch(unet):
-    """(how many convolutions saw a picture, the names of those where one did not lie channels-last)."""
-    seen, others = [], []
+class Convolutions(TorchDispatchMode):
+    """Counts convolutions, and notes which of their tensors do not lie channels-last.
 
-    def look(name):
-        def hook(module, given, out):
-            seen.append(name)
-            if not (is_nhwc(given[0]) and is_nhwc(out)):
-                others.append(name)
-            if out.requires_grad:
-                out.register_hook(lambda gradient: None if is_nhwc(gradient) else others.append(f"gradient of {name}"))
+    A gradient of three channels is that of the loss, which is not the network's.
+    """
 
-        return hook
+    def __init__(self):
+        super().__init__()
+        self.forward, self.backward, self.others = 0, 0, []
 
-    for name, module in unet.named_modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(look(name))
-    return seen, others
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.convolution.default:
+            self.forward += 1
+            self._look(picture=args[0], weight=args[1], out=out)
+        elif function is torch.ops.aten.convolution_backward.default:
+            self.backward += 1
+            gradients = {} if args[0].shape[1] == 3 else {"gradient": args[0]}
+            self._look(**gradients, saved=args[1], weight=args[2], of_picture=out[0], of_weight=out[1])
+        return out
+
+    def _look(self, **tensors):
+        shapes = [(name, tuple(x.shape)) for name, x in tensors.items() if x is not None and not is_nhwc(x)]
+        self.others += shapes
 
 
-def layouts(config, shard, checkpointing):
-    with joined() as ranks:
+def layouts(config, shard, checkpointing, dtype):
+    with process_group() as ranks:
+        torch.manual_seed(0)
         unet = UNet(config)
         parallel = ParallelConfig(shard=shard, checkpointing=checkpointing)
         mesh = build_mesh(parallel, "cpu", ranks.world_size)
         if mesh is None:
             unet.to(memory_format=torch.channels_last)
-        network = parallelize(unet, parallel, mesh, ranks.world_size)
-        seen, others = watch(unet)
+        network = parallelize(unet, parallel, mesh, ranks.world_size, dtype=dtype)
         x = torch.randn(2, 3, 16, 16).contiguous(memory_format=torch.channels_last)
         cond = {"text": torch.randn(2, 5, 8), "text_mask": torch.ones(2, 5, dtype=torch.bool)}
         if config.low_res:
             cond |= {"low_res": x, "low_res_noise": torch.zeros(2)}
-        network(x, torch.zeros(2), **cond).square().mean().backward()
-        return len(seen), others
+        with Convolutions() as seen:
+            network(x, torch.zeros(2), **cond).square().mean().backward()
+        return seen.forward, seen.backward, seen.others
 
 
 @pytest.mark.parametrize("shard", [1, 2])
 @pytest.mark.parametrize("config", [UNET, EFFICIENT], ids=["guided", "efficient"])
-def test_pictures_are_channels_last_at_every_convolution(config, shard):
-    for checkpointing in ("none", "full"):
-        seen, others = run_on_ranks(2, layouts, config, shard, checkpointing)[0]
-        assert seen >= sum(isinstance(module, nn.Conv2d) for module in UNet(config).modules())
-        assert set(others) <= {"gradient of conv_out"}  # three channels, and of the loss, which is not the network's
+def test_pictures_and_weights_are_channels_last_at_every_convolution(config, shard):
+    count = sum(isinstance(module, nn.Conv2d) for module in UNet(config).modules())
+    for checkpointing, forwards in (("none", count), ("full", count + 1)):
+        forward, backward, others = run_on_ranks(2, layouts, config, shard, checkpointing, None)[0]
+        assert forward >= forwards and backward == count
+        assert not others
 
 
 def test_weights_are_channels_last_after_a_checkpoint(shards, tmp_path):
     what = experiment(steps=2)
     go(what, shards, tmp_path)
-    trainer = Trainer(what, to_json(what), shards, tmp_path, say=lambda line: None)
-    assert trainer.progress.step == 2
-    convolutions = [module for module in trainer.unet.modules() if isinstance(module, nn.Conv2d)]
+    run = TrainingRun(what, shards, tmp_path, ranks=Ranks(), report=lambda line: None)
+    assert run.step == 2
+    convolutions = [module for module in run.unet.modules() if isinstance(module, nn.Conv2d)]
     assert convolutions and all(is_nhwc(module.weight) for module in convolutions)
-    assert all(is_nhwc(average) for average in trainer.kept.ema.weights.values() if average.ndim == 4)
+    assert all(is_nhwc(average) for average in run.checkpointer.ema.weights.values() if average.ndim == 4)

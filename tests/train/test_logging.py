@@ -6,8 +6,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from toy import experiment, go
 
 from imagen.errors import UserError
-from imagen.train.logging import Meter
-from imagen.train.rundir import claim
+from imagen.train.callbacks import Callback
+from imagen.train.meter import Meter
+from imagen.train.rundir import open_run
 from imagen.train.step import StepResult
 
 
@@ -30,8 +31,13 @@ def test_meter_means():
 
 
 def test_run_writes_strict_json_and_tensorboard(shards, tmp_path):
-    sheet = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    go(experiment(steps=6, sample_every=6), shards, tmp_path, sampler=lambda unet, step: sheet)
+    class Sheet(Callback):
+        every = 0
+
+        def on_interval(self, run, step):
+            run.log_image("samples", torch.zeros(3, 8, 8, dtype=torch.uint8))
+
+    go(experiment(steps=6), shards, tmp_path, callbacks=[Sheet()])
 
     def refuse(constant):
         raise AssertionError(constant)
@@ -50,25 +56,25 @@ def test_run_writes_strict_json_and_tensorboard(shards, tmp_path):
 
 def test_config_of_an_older_version_may_lack_a_field(tmp_path):
     said = []
-    claim(tmp_path, {"train": {"seed": 0}, "levels": [1, 2]})
+    open_run(tmp_path, {"train": {"seed": 0}, "levels": [1, 2]})
     (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
-    claim(tmp_path, {"train": {"seed": 0, "new": 5}, "levels": (1, 2)}, said.append)
+    open_run(tmp_path, {"train": {"seed": 0, "new": 5}, "levels": (1, 2)}, said.append)
     assert len(said) == 1 and "train.new = 5" in said[0]
     with pytest.raises(UserError, match=r"levels\[1\] = 2, not 3"):
-        claim(tmp_path, {"train": {"seed": 0, "new": 5}, "levels": (1, 3)})
+        open_run(tmp_path, {"train": {"seed": 0, "new": 5}, "levels": (1, 3)})
 
 
 def test_the_learning_rate_may_change_but_not_unsaid(tmp_path):
     said = []
-    claim(tmp_path, {"optim": {"lr": 1e-3, "schedule": "constant", "clip_norm": 1.0}})
+    open_run(tmp_path, {"optim": {"lr": 1e-3, "schedule": "constant", "clip_norm": 1.0}})
     (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
     now = {"optim": {"lr": 1e-3, "schedule": "cosine", "clip_norm": 1.0}}
-    assert claim(tmp_path, now, said.append) == now
+    assert open_run(tmp_path, now, said.append) == now
     assert said == [f'{tmp_path}: from here on optim.schedule = "cosine" (was "constant")']
     with pytest.raises(UserError, match=r"optim.clip_norm = 1.0, not 2.0"):
-        claim(tmp_path, {"optim": {**now["optim"], "clip_norm": 2.0}})
+        open_run(tmp_path, {"optim": {**now["optim"], "clip_norm": 2.0}})
 
 
 def test_config_may_change_before_the_first_checkpoint(tmp_path):
-    claim(tmp_path, {"seed": 0})
-    assert claim(tmp_path, {"seed": 1}) == {"seed": 1} == json.loads((tmp_path / "config.json").read_text())
+    open_run(tmp_path, {"seed": 0})
+    assert open_run(tmp_path, {"seed": 1}) == {"seed": 1} == json.loads((tmp_path / "config.json").read_text())

@@ -9,9 +9,9 @@ from command_line import command
 from ranks import run_on_ranks
 from toy import experiment
 
-from imagen.data.loading.loader import Loader
+from imagen.data.loading.loader import Loader, open_loader
 from imagen.presets import PRESETS
-from imagen.train import on_the_fly
+from imagen.train import data
 from imagen.train.parallel import ParallelConfig
 
 WHAT = experiment(text_dropout=0.0, log_every=1, gap_every=0, checkpoint_every=0, max_nonfinite=3)
@@ -32,14 +32,14 @@ class Poisoned(Loader):
 
 def train_on(parallel, shards, run):
     PRESETS["toy"] = lambda: replace(WHAT, parallel=parallel)
-    on_the_fly.Loader = Poisoned
+    data.Loader = Poisoned
     return tuple(command("train", "toy", "--data", shards, "--out", run, "--device", "cpu"))
 
 
 @pytest.mark.parametrize("shard", [1, 2])
 def test_all_ranks_skip_and_give_up_together(shards, tmp_path, shard):
     ends = run_on_ranks(2, train_on, ParallelConfig(shard=shard), shards, tmp_path)
-    loader = Loader(shards, WHAT.data, resolution=16, text=WHAT.text, seed=0, batch_size=8)
+    loader = open_loader(shards, WHAT.data, resolution=16, text=WHAT.text, seed=0, batch_size=8)
     keys = [batch.keys[5] for batch, _ in zip(loader, range(8), strict=False)]
     (code, said, why), (other_code, other_said, other_why) = ends
     assert code == other_code == 2

@@ -5,17 +5,17 @@ import shutil
 
 import pytest
 import torch
-from conftest import ToyEncoder
-from test_resume import assert_same, stopping_at, without_config
-from toy import experiment, go
+from encoders import ToyEncoder
+from kept import assert_same, without_config
+from toy import experiment, go, stopping_at
 
 from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.config import DataConfig
-from imagen.data.loading.loader import Loader
+from imagen.data.loading.loader import open_loader
 from imagen.data.shards.dataset import open_split
 from imagen.errors import UserError
 from imagen.text import encoder as text_module
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 from imagen.train.on_the_fly import EncodingLoader, unconditional, with_text
 
 SIDECARS = DataConfig(workers=0)
@@ -65,7 +65,7 @@ def test_equals_training_with_sidecars(shards, bare, tmp_path, rows, loaded, opt
 def test_a_resumed_run_equals_an_uninterrupted_one(bare, tmp_path, rows, loaded):
     what = experiment(steps=8, data=ON_THE_FLY)
     assert go(what, bare, tmp_path / "whole").finished
-    assert go(what, bare, tmp_path / "parts", say=stopping_at(3)).step == 4
+    assert go(what, bare, tmp_path / "parts", report=stopping_at(3)).step == 4
     assert go(what, bare, tmp_path / "parts").finished
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
     assert_same(without_config(tmp_path / "parts"), without_config(tmp_path / "whole"))
@@ -86,13 +86,12 @@ def test_batches_are_those_of_the_sidecars_and_equal_captions_are_encoded_once(s
             return super().encode(captions)
 
     options = {"resolution": 16, "batch_size": 16, "seed": 1, "split": "heldout"}
-    with_sidecars = next(iter(Loader(shards, SIDECARS, text=ToyEncoder.config, **options)))
-    loader = EncodingLoader(Loader(shards, SIDECARS, **options), Counting())
-    batch = next(iter(loader))
+    with_sidecars = next(iter(open_loader(shards, SIDECARS, text=ToyEncoder.config, **options)))
+    batch = next(iter(EncodingLoader(open_loader(shards, SIDECARS, **options), Counting())))
     assert torch.equal(batch.text, with_sidecars.text) and torch.equal(batch.text_mask, with_sidecars.text_mask)
     assert batch.keys == with_sidecars.keys and batch.text.dtype == torch.float32
     assert sorted(seen) == sorted(set(batch.captions))
-    assert torch.equal(loader.unconditional, torch.zeros(1, 8)) and len(loader.dataset) == 32
+    assert torch.equal(unconditional(ToyEncoder()), torch.zeros(1, 8))
 
 
 def test_the_unconditional_embedding_of_the_empty_caption_is_the_stored_one(shards):
@@ -101,7 +100,7 @@ def test_the_unconditional_embedding_of_the_empty_caption_is_the_stored_one(shar
 
     stored = Embeddings(open_split(shards), Empty.config).unconditional()
     assert torch.equal(unconditional(Empty()), stored)
-    loader = Loader(shards, SIDECARS, resolution=16, batch_size=2, seed=1)
+    loader = open_loader(shards, SIDECARS, resolution=16, batch_size=2, seed=1)
     assert with_text(next(iter(loader)), Empty()).text.shape[-1] == 8
 
 

@@ -1,24 +1,23 @@
 """Any number of ranks, spread in any way, does what one process does."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 import torch
-from kept import assert_same, final
+from kept import assert_same, final, metrics
 from ranks import run_on_ranks
-from toy import experiment, go
+from toy import experiment, go, train_on
 
-from imagen.cascade import Cascade, SamplingConfig, export_stage
+from imagen.cascade import Cascade, SamplingConfig
 from imagen.errors import UserError
 from imagen.pictures import read_picture
 from imagen.train.export import export_run
+from imagen.train.grid import SampleGrid
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
 from imagen.train.posthoc import reconstruct
-from imagen.train.ranks import joined
-from imagen.train.run import grid_sampler
+from imagen.train.ranks import process_group
 
 STEPS = 10
 LAYOUTS = {
@@ -38,23 +37,6 @@ def spread(parallel, **train):
     # Adam divides by the root of a gradient's square: where that is nearly 0, rounding decides the update's sign.
     optim = OptimConfig(lr=1e-3, warmup_steps=4, eps=1e-4, schedule="constant")
     return dataclasses.replace(what, parallel=parallel, optim=optim)
-
-
-def train_on(what, shards, run):
-    """What each rank does; returns what its reports said."""
-    said = []
-
-    def export(weights, info):
-        parts = {"stage": what.stage, "text": what.text, "unconditional": torch.zeros(1, 8)}
-        export_stage(run / "export", weights=weights, info=info, **parts)
-
-    with joined() as ranks:
-        go(what, shards, run, ranks=ranks, say=said.append, export=export)
-    return said
-
-
-def metrics(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +59,32 @@ def test_loss_and_gradient_are_those_of_one_process(shards, tmp_path, alone, wor
     said = run_on_ranks(world_size, train_on, spread(LAYOUTS[layout]), shards, tmp_path)
     assert_close(metrics(tmp_path), alone[1])
     assert said[0] and not any(said[1:])  # one process reports
+
+
+@pytest.mark.parametrize("algorithm", ["adafactor", "muon"])
+def test_sharded_convolutions_are_updated_as_whole_ones(shards, tmp_path, algorithm):
+    """Sharded, they own their weights in another order; optimizers, averages and checkpoints are to see no difference.
+
+    The checkpoint of two ranks goes on in one process.
+    """
+    whole, sharded = (spread(LAYOUTS[layout], steps=3, precision="fp32") for layout in ("ddp", "fsdp"))
+    optim = dataclasses.replace(whole.optim, algorithm=algorithm, warmup_steps=1)
+    whole, sharded, first = (
+        dataclasses.replace(what, optim=optim, train=dataclasses.replace(what.train, steps=steps))
+        for what, steps in ((whole, 3), (sharded, 3), (sharded, 2))
+    )
+    go(whole, shards, tmp_path / "alone")
+    run_on_ranks(2, train_on, first, shards, tmp_path / "both")
+    go(whole, shards, tmp_path / "both")
+    mine, expected = final(tmp_path / "both"), final(tmp_path / "alone")
+    assert_close(metrics(tmp_path / "both"), metrics(tmp_path / "alone"), names=("loss",))
+    for kind in ("model", "ema", "optimizer"):
+        assert mine[kind].keys() == expected[kind].keys()
+        convolutions = {name: value for name, value in expected[kind].items() if value.ndim == 4}
+        assert convolutions
+        for name, value in convolutions.items():
+            error = torch.linalg.vector_norm(mine[kind][name] - value)
+            assert error <= 0.03 * torch.linalg.vector_norm(value), f"{kind} {name}"  # Muon's products are bfloat16
 
 
 def test_sharded_bfloat16_is_that_of_one_process(shards, tmp_path):
@@ -126,9 +134,8 @@ def test_one_process_exports_what_many_trained(shards, tmp_path):
 
 
 def sheet_of(what, shards, run):
-    with joined() as ranks:
-        sampler = grid_sampler(what, shards, run / "samples" if ranks.first else None, torch.zeros(1, 8))
-        go(what, shards, run, ranks=ranks, sampler=sampler)
+    with process_group() as ranks:
+        go(what, shards, run, ranks=ranks, callbacks=[SampleGrid()])
 
 
 def test_pictures_on_the_way_are_those_of_one_process(shards, tmp_path):

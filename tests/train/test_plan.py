@@ -14,16 +14,17 @@ from imagen.data.loading.batches import Batch
 from imagen.errors import UserError
 from imagen.models.unet import UNet
 from imagen.presets import preset
-from imagen.stage.loss import Noising
+from imagen.presets.description import describe
+from imagen.stage.loss import ForwardProcess
 from imagen.train.config import micro_batches
 from imagen.train.ema import Ema
 from imagen.train.experiment import override
+from imagen.train.layout import named_weights, permuted_weights
 from imagen.train.optim import build_optimizer
 from imagen.train.parallel import build_mesh, parallelize
 from imagen.train.plan.choice import candidates, checkpointings, choose, predicted_peak
-from imagen.train.plan.rehearsal import Rehearsal, Traced
-from imagen.train.ranks import joined
-from imagen.train.run import describe
+from imagen.train.plan.dry_run import DryRun, TracedStep
+from imagen.train.ranks import process_group
 from imagen.train.step import training_step
 
 LAYOUTS = {
@@ -56,7 +57,7 @@ def real_batches(what, count, size):
         yield Batch(part * size, [""] * size, [""] * size, pictures, None, embeddings, mask)
 
 
-class Marked(Noising):
+class Marked(ForwardProcess):
     """Leaves a mark in the profile at the end of each forward pass."""
 
     def loss(self, *args):
@@ -84,14 +85,14 @@ def measure_all():
 def measure(what):
     """Bytes of one rank: what it holds, and what torch's CPU allocator gave out beyond that at the end of the first
     forward pass and at most, after the second step (which still arranges DDP's buckets)."""
-    with joined() as ranks:
+    with process_group() as ranks:
         micro, count = micro_batches(what.train, ranks.world_size)
         mesh = build_mesh(what.parallel, "cpu", ranks.world_size)
         unet = UNet(what.stage.unet)
         if mesh is None:
             unet.to(memory_format=torch.channels_last)
         network = parallelize(unet, what.parallel, mesh, ranks.world_size)
-        optimizer = build_optimizer(unet.named_parameters(), what.optim)
+        optimizer = build_optimizer(named_weights(unet), what.optim, permuted=permuted_weights(unet))
         ema, watched = Ema(unet, 0.999), Watched(optimizer, unet)
         null_LD, cpu = torch.zeros(1, what.text.width), torch.device("cpu")
         noising = Marked(
@@ -145,10 +146,10 @@ def measured():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_predicted_bytes_are_those_of_four_ranks(measured, layout):
     what = experiment(*LAYOUTS[layout])
-    with Rehearsal(what, 4, dtype=None, gpu=False) as rehearsal:
-        traced = rehearsal.trace(what.parallel, micro_batches(what.train, 4)[0])
+    with DryRun(what, 4, dtype=None, gpu=False) as dry_run:
+        traced = dry_run.trace(what.parallel, micro_batches(what.train, 4)[0])
     of_ranks = [of_rank[layout] for of_rank in measured]
-    assert all(rehearsal.held == held for held, _, _ in of_ranks)
+    assert all(dry_run.held == held for held, _, _ in of_ranks)
     after_forward, peak = (min(found[number] for found in of_ranks) for number in (1, 2))
     assert traced.window.after_forward == pytest.approx(after_forward, rel=0.01)
     assert traced.window.peak - traced.window.before == pytest.approx(peak, rel=0.1)
@@ -156,8 +157,8 @@ def test_predicted_bytes_are_those_of_four_ranks(measured, layout):
 
 def test_two_sizes_predict_the_others():
     what = experiment("--train.batch_size", "128", "--parallel.shard", "4")
-    with Rehearsal(what, 4, dtype=torch.bfloat16, gpu=True) as rehearsal:
-        low, high, third = (rehearsal.trace(what.parallel, size) for size in (2, 4, 16))
+    with DryRun(what, 4, dtype=torch.bfloat16, gpu=True) as dry_run:
+        low, high, third = (dry_run.trace(what.parallel, size) for size in (2, 4, 16))
     assert predicted_peak(low, high, 16) == pytest.approx(third.window.peak, rel=1e-3)
     assert third.window.peak > 3 * low.window.peak
 
@@ -165,9 +166,9 @@ def test_two_sizes_predict_the_others():
 @pytest.mark.parametrize("fields", [(), ("--parallel.shard", "2")])
 def test_flops_are_counted_with_recomputation_apart(fields):
     what = experiment(*fields)
-    with Rehearsal(what, 4, dtype=torch.bfloat16, gpu=True) as rehearsal:
-        once = rehearsal.trace(what.parallel, 8)
-        again = rehearsal.trace(replace(what.parallel, checkpointing="full"), 2)
+    with DryRun(what, 4, dtype=torch.bfloat16, gpu=True) as dry_run:
+        once = dry_run.trace(what.parallel, 8)
+        again = dry_run.trace(replace(what.parallel, checkpointing="full"), 2)
     assert once.flops["forward"] / 8e9 == pytest.approx(describe(what)["gflop"], abs=0.005)  # which is rounded
     assert 1.8 < once.flops["backward"] / once.flops["forward"] < 2.1
     assert {name: again.flops[name] for name in once.flops} == pytest.approx(once.flops)
@@ -178,8 +179,8 @@ def test_flops_are_counted_with_recomputation_apart(fields):
 def test_traffic_is_what_the_layout_sends():
     def sent(*fields, sizes):
         what = experiment(*fields)
-        with Rehearsal(what, 8, dtype=torch.bfloat16, gpu=True) as rehearsal:
-            return 4 * rehearsal.parameters, *(rehearsal.trace(what.parallel, size).sent for size in sizes)
+        with DryRun(what, 8, dtype=torch.bfloat16, gpu=True) as dry_run:
+            return 4 * dry_run.parameters, *(dry_run.trace(what.parallel, size).sent for size in sizes)
 
     whole, ddp = sent(sizes=[4])
     assert ddp == {("all-reduce", "all"): pytest.approx(2 * 7 / 8 * whole, rel=1e-3)}
@@ -196,7 +197,7 @@ PICTURE_BYTES = {("none", ()): 16, ("selective", (0,)): 8, ("full", ()): 2}
 
 
 class Lines:
-    """In place of a rehearsal: 100 bytes are held, and some a picture."""
+    """In place of a dry_run: 100 bytes are held, and some a picture."""
 
     def __init__(self, what, world_size):
         self.experiment, self.world_size = what, world_size
@@ -204,12 +205,12 @@ class Lines:
     def trace(self, parallel, size):
         totals = np.array([100, 100 + size * PICTURE_BYTES[parallel.checkpointing, parallel.checkpoint_levels], 130])
         window = Window(100, totals, ["forward", "backward", "update"], {}, {}, {})
-        return Traced(parallel, size, 64 // self.world_size // size, window, {})
+        return TracedStep(parallel, size, 64 // self.world_size // size, window, {})
 
 
 def test_the_most_that_fits_with_the_least_computed_again():
     def chosen(usable, *fields):
-        found = choose(Lines(experiment("--train.batch_size", "64", *fields), 2), Card(usable), "card")
+        found = choose(Lines(experiment("--train.batch_size", "64", *fields), 2), usable, "card")
         assert found.window.peak <= usable
         return found.parallel.checkpointing, found.micro_batch
 
@@ -226,13 +227,6 @@ def test_the_most_that_fits_with_the_least_computed_again():
         chosen(129)
     with pytest.raises(UserError, match=r"8 pictures at a time .* a smaller micro-batch or more shards"):
         chosen(115, "--train.micro_batch", "8")
-
-
-class Card:
-    """A GPU of so many bytes."""
-
-    def __init__(self, usable):
-        self.usable = usable
 
 
 def test_candidates_divide_the_share():

@@ -13,7 +13,7 @@ from imagen.cascade import StageConfig, export_stage
 from imagen.cascade.storage import read_manifest
 from imagen.errors import UserError
 from imagen.models.unet import UNet
-from imagen.text.encoder import TextConfig
+from imagen.text.config import TextConfig
 from imagen.train.ema import PowerEma
 from imagen.train.export import export_run
 from imagen.train.posthoc import coefficients, exponent, reconstruct, save_snapshot, snapshots, tracked
@@ -133,9 +133,9 @@ def test_an_average_of_a_decay_is_taken_as_it_was_kept(tmp_path):
 
 def test_mistakes(saved, tmp_path):
     folder, _ = saved
-    with pytest.raises(UserError, match="holds no snapshots"):
+    with pytest.raises(UserError, match="holds no EMA snapshots"):
         reconstruct(tmp_path, 0.1)
-    with pytest.raises(UserError, match=r"no snapshots of averages by decay 0.9: see train.ema_snapshot_every"):
+    with pytest.raises(UserError, match=r"no EMA snapshots by decay 0.9: see train.ema_snapshot_every"):
         tracked(folder, 0.9)
     with pytest.raises(UserError, match="no snapshots of step 2960; the nearest are of step 3000"):
         reconstruct(folder, 0.1, 2960)
@@ -152,7 +152,7 @@ def test_the_command(imagen, mistake, tmp_path):
     state = {name: torch.zeros_like(value) for name, value in UNet(UNET).state_dict().items()}
     parts = {"stage": stage, "text": text, "unconditional": torch.ones(2, 8)}
     export_stage(run / "export", weights=state, info={"preset": "toy", "step": 9, "images": 72}, **parts)
-    with pytest.raises(UserError, match="no snapshots"):
+    with pytest.raises(UserError, match="no EMA snapshots"):
         export_run(run, tmp_path / "out", sigma_rel=0.1)
     for name, step, value in (("sigma_rel-0.1", 4, 1.0), ("sigma_rel-0.1", 8, 2.0), ("decay-0.5", 8, 3.0)):
         weights = {key: torch.full_like(w, value, dtype=torch.float16) for key, w in state.items()}

@@ -6,9 +6,9 @@ import pytest
 from ranks import run_on_ranks
 from toy import experiment, go
 
-from imagen.cli.arguments import parse
+from imagen.cli.parser import parse
 from imagen.errors import UserError
-from imagen.train.ranks import joined
+from imagen.train.ranks import process_group
 
 WHAT = experiment(steps=6, log_every=0, gap_samples=1, checkpoint_every=2)
 
@@ -26,7 +26,7 @@ def traced(run):
 
 def test_steps_in_the_middle_and_to_the_end(shards, tmp_path):
     said = []
-    go(WHAT, shards, tmp_path / "a", profile=(3, 4), say=said.append)
+    go(WHAT, shards, tmp_path / "a", profile=(3, 4), report=said.append)
     assert traced(tmp_path / "a") == {"steps-3-4-rank-0.json": 2}
     assert f"steps 3 to 4 are profiled: see {tmp_path / 'a' / 'profile'}" in said
     go(WHAT, shards, tmp_path / "b", profile=(6, 6))
@@ -38,9 +38,9 @@ def test_first_step_needs_no_warm_up_and_the_same_command_goes_on(shards, tmp_pa
     go(short, shards, tmp_path, profile=(1, 1))
     assert traced(tmp_path) == {"steps-1-1-rank-0.json": 1}
     said = []
-    go(WHAT, shards, tmp_path, profile=(2, 4), say=said.append)  # from step 3 on
+    go(WHAT, shards, tmp_path, profile=(2, 4), report=said.append)  # from step 3 on
     assert traced(tmp_path) == {"steps-1-1-rank-0.json": 1, "steps-3-4-rank-0.json": 2}
-    go(experiment(steps=7, log_every=0, gap_samples=1), shards, tmp_path, profile=(2, 4), say=said.append)
+    go(experiment(steps=7, log_every=0, gap_samples=1), shards, tmp_path, profile=(2, 4), report=said.append)
     assert said.count("steps 2 to 4 were trained before: they are not profiled") == 1
     go(experiment(steps=7, log_every=0, gap_samples=1), shards, tmp_path, profile=(2, 4))  # nothing left to train
     assert len(traced(tmp_path)) == 2
@@ -52,19 +52,19 @@ def test_stopping_on_the_way_leaves_what_was_traced(shards, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        go(experiment(steps=6, log_every=2, gap_samples=1), shards, tmp_path, profile=(2, 5), say=stop)
+        go(experiment(steps=6, log_every=2, gap_samples=1), shards, tmp_path, profile=(2, 5), report=stop)
     assert traced(tmp_path) == {"steps-2-2-rank-0.json": 1}
 
 
 def test_a_full_disk_does_not_end_the_run(shards, tmp_path):
     (tmp_path / "profile").write_text("in the way")
     said = []
-    assert go(WHAT, shards, tmp_path, profile=(2, 3), say=said.append).finished
+    assert go(WHAT, shards, tmp_path, profile=(2, 3), report=said.append).finished
     assert any(line.startswith(f"cannot write {tmp_path / 'profile'}") for line in said)
 
 
 def profile_on(shards, run):
-    with joined() as ranks:
+    with process_group() as ranks:
         go(WHAT, shards, run, profile=(2, 3), ranks=ranks)
 
 

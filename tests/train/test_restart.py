@@ -8,11 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from kept import assert_same, final
+from kept import assert_same, final, metrics
 from ranks import run_on_ranks
-from test_parallel import metrics, train_on
-from test_resume import ENVIRONMENT, TOY
-from toy import experiment
+from toy import ENVIRONMENT, TOY, experiment, train_on
 
 from imagen.data.loading.config import DataConfig
 from imagen.train.checkpoint import checkpoint_paths

@@ -5,46 +5,26 @@ import os
 import pickle
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from kept import assert_same, final
-from toy import experiment, go
+from kept import assert_same, final, without_config
+from toy import ENVIRONMENT, TOY, experiment, go, stopping_at
 
-import imagen
 from imagen.data.loading.config import DataConfig
 from imagen.errors import UserError
 from imagen.train import checkpoint
 from imagen.train.checkpoint import CheckpointFolder, checkpoint_paths
 from imagen.train.optim import OptimConfig
 
-TOY = str(Path(__file__).parents[1] / "support" / "toy.py")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(imagen.__file__).parents[1])}
-
-
-def without_config(run):
-    return {name: value for name, value in final(run).items() if name != "config"}
-
-
-def stopping_at(step):
-    """A `say` that asks for a stop as soon as a row of that step was logged: training stops after the next one."""
-
-    def say(line):
-        if line.startswith(f"step {step}/"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return say
-
 
 def test_muon_resumes_exactly(shards, tmp_path, rows):
     what = experiment(steps=8, optim=OptimConfig(algorithm="muon", lr=1e-3, warmup_steps=4))
     assert go(what, shards, tmp_path / "whole").finished
-    assert go(what, shards, tmp_path / "parts", say=stopping_at(3)).step == 4
+    assert go(what, shards, tmp_path / "parts", report=stopping_at(3)).step == 4
     assert go(what, shards, tmp_path / "parts").finished
     assert_same(final(tmp_path / "parts"), final(tmp_path / "whole"))
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
@@ -59,7 +39,7 @@ def uninterrupted(shards, tmp_path_factory):
 
 def test_sigterm_then_rerun_equals_uninterrupted(shards, tmp_path, rows, uninterrupted):
     what = experiment()
-    first = go(what, shards, tmp_path, say=stopping_at(6))
+    first = go(what, shards, tmp_path, report=stopping_at(6))
     assert (first.step, first.finished) == (7, False) and "SIGTERM" in first.reason
     assert final(tmp_path)["progress"]["step"] == 7
     second = go(what, shards, tmp_path, minutes=0)  # a budget that is over at once buys one step
@@ -78,7 +58,7 @@ def test_going_on_from_an_older_checkpoint_rewrites_the_same_metrics(shards, tmp
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 21, "lo')  # and while writing
     said = []
-    go(what, shards, tmp_path, say=said.append)
+    go(what, shards, tmp_path, report=said.append)
     assert any("going on from step 16" in line for line in said)
     assert rows(tmp_path) == rows(uninterrupted)
     assert_same(without_config(tmp_path), without_config(uninterrupted))
@@ -140,7 +120,7 @@ def test_damaged_last_checkpoint_falls_back(shards, tmp_path, rows, uninterrupte
     last = tmp_path / "checkpoints" / "step-00000020"
     DAMAGES[damage](last)
     said = []
-    go(experiment(), shards, tmp_path, say=said.append)
+    go(experiment(), shards, tmp_path, report=said.append)
     assert any("step-00000020 is damaged" in line and "step-00000015" in line for line in said)
     assert last.with_name("step-00000020.damaged").exists()
     assert rows(tmp_path) == rows(uninterrupted)
@@ -175,7 +155,7 @@ def test_other_data_are_taken_and_said(shards, tmp_path):
     for data, is_said in ((shards, False), (moved, False), (fewer, True), (fewer, False)):
         said: list[str] = []
         steps = 1 + len(checkpoint_paths(tmp_path / "run" / "checkpoints"))
-        go(experiment(steps=steps, keep_checkpoints=9), data, tmp_path / "run", say=said.append)
+        go(experiment(steps=steps, keep_checkpoints=9), data, tmp_path / "run", report=said.append)
         assert any("not the data of the steps before" in line for line in said) == is_said
 
 
@@ -214,13 +194,13 @@ def test_a_second_process_is_refused(shards, tmp_path):
     what = experiment(steps=3, log_every=1)
     refused = []
 
-    def say(line):
+    def report(line):
         if not refused:
             command = [sys.executable, TOY, str(shards), str(tmp_path), "3", "0"]
             done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
             refused.append(done.stderr)
 
-    go(what, shards, tmp_path, say=say)
+    go(what, shards, tmp_path, report=report)
     assert "another process is training" in refused[0]
 
 

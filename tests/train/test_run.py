@@ -8,8 +8,6 @@ import pytest
 from PIL import Image
 
 from imagen.pictures import read_metadata
-from imagen.presets import preset
-from imagen.train.run import describe
 
 PROMPTS = ["a red apple on a blue background", "an octopus"]
 
@@ -104,19 +102,6 @@ def test_time_is_up_at_once_and_the_run_is_saved(made, imagen, quick, tmp_path):
     said = imagen(*arguments, "--minutes", 1e-9)
     assert "minutes are over; step 1 of 100 is saved" in said and "imagen upscale" in said
     assert (tmp_path / "export" / "cascade.json").exists()
-
-
-@pytest.mark.parametrize("name", ["debug_64", "debug_1024"])
-def test_description_of_a_preset(name):
-    experiment = preset(name)
-    row = describe(experiment)
-    assert (row["name"], row["resolution"], row["low_resolution"]) == (
-        name,
-        experiment.stage.resolution,
-        experiment.stage.low_resolution,
-    )
-    assert row["side"] == (experiment.data.crop or experiment.stage.resolution)
-    assert row["parameters"] > 500_000 and row["gflop"] > 0.1
 
 
 def test_models_of_grey_pictures(made, imagen, quick, tmp_path):

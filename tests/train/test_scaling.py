@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from test_step import awake, loaded, noising
+from steps import awake, loaded, noising
 from toy import experiment, go
 
 from imagen.models.unet import UNet

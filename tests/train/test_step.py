@@ -8,50 +8,24 @@ from dataclasses import replace
 
 import pytest
 import torch
+from steps import awake, loaded, noising
 from toy import TRAIN, UNET, experiment, go
 
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.loader import Loader
 from imagen.diffusion import randomness
 from imagen.diffusion.objective import ObjectiveConfig
-from imagen.diffusion.schedule import ScheduleConfig, diffuse, noise_label
+from imagen.diffusion.schedule import ScheduleConfig, build_schedule, diffuse, noise_label
 from imagen.errors import UserError
 from imagen.models.unet import UNet
-from imagen.stage.loss import Noising, drop_text
+from imagen.stage.inputs import drop_text
 from imagen.stage.resize import upsample
+from imagen.train.callbacks import Callback
 from imagen.train.optim import OptimConfig, build_optimizer
 from imagen.train.step import clip_gradients, total_norm, training_step
 from imagen.train.validation import ConditionalGap, with_other_captions
 
-UNCONDITIONAL = torch.full((2, 8), 7.0)
 SR_UNET = replace(UNET, low_res=True)
-
-
-def loaded(shards, what, count, **place):
-    """`count` batches of the experiment's training data."""
-    stage = what.stage
-    loader = Loader(
-        shards,
-        what.data,
-        resolution=stage.resolution,
-        low_resolution=stage.low_resolution,
-        text=what.text,
-        seed=what.train.seed,
-        **{"batch_size": what.train.batch_size, **place},
-    )
-    return [batch for batch, _ in zip(loader, range(count), strict=False)]
-
-
-def noising(what, batch_size=None, text_dropout=0.5):
-    return Noising(
-        what.stage,
-        seed=what.train.seed,
-        batch_size=batch_size or what.train.batch_size,
-        device=torch.device("cpu"),
-        text_dropout=text_dropout,
-        unconditional_LD=UNCONDITIONAL,
-        schedule=what.train.schedule,
-    )
 
 
 def trained(unet, what, batches, **options):
@@ -65,15 +39,6 @@ def trained(unet, what, batches, **options):
         unet, batches, len(batches), noising(what), optimizer, clip_norm=1e9, autocast=nullcontext, **options
     )
     return result, gradients
-
-
-def awake(unet):
-    """A network whose output is not zero, as its zero-initialised layers make it at first."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return unet
 
 
 # --- randomness ---
@@ -151,7 +116,7 @@ def test_super_resolution_inputs(shards):
     given = noise(batch).conditions
     positions = range(8)
     level = randomness.uniform(0, positions, randomness.LOW_RES_LEVEL)
-    logsnr = noise.low_res_schedule(level).float()
+    logsnr = build_schedule(what.stage.low_res_schedule, 16)(level).float()
     eps = randomness.normal((3, 8, 8), 0, positions, randomness.LOW_RES_EPS)
     clean = upsample(batch.low_res.float() / 127.5 - 1, (8, 8))
     torch.testing.assert_close(given["low_res"], diffuse(clean, eps, logsnr))
@@ -253,23 +218,19 @@ class Poisoned(Loader):
 
     def __iter__(self):
         for batch in super().__iter__():
-            if self.split == "train" and (batch.position == 16 or batch.position >= 40):
+            if self.dataset.folder.name == "train" and (batch.position == 16 or batch.position >= 40):
                 text = batch.text.clone()
                 text[0] = torch.nan
                 batch = replace(batch, text=text)
             yield batch
 
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        self.split = options.get("split", "train")
-
 
 def test_a_run_skips_a_bad_step_and_gives_up_after_many(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr("imagen.train.on_the_fly.Loader", Poisoned)
+    monkeypatch.setattr("imagen.train.data.Loader", Poisoned)
     said = []
     what = experiment(text_dropout=0.0, log_every=1, max_nonfinite=3)
     with pytest.raises(UserError, match=r"step 8: the loss is not finite for train\d+; 3 steps in a row"):
-        go(what, shards, tmp_path, say=said.append)
+        go(what, shards, tmp_path, report=said.append)
     skipped = [line for line in said if "step skipped" in line]
     assert [line.split(":")[0] for line in skipped] == ["step 3", "step 6", "step 7"]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -336,21 +297,25 @@ def test_training_learns_text_and_shuffled_captions_do_not(shards, tmp_path):
 # --- around it ---
 
 
-def test_sampler_and_export_get_averaged_weights(shards, tmp_path):
-    seen = {}
+def test_callbacks_get_ema_weights(shards, tmp_path):
+    seen, exported = {}, []
 
-    def sampler(unet, step):
-        assert not unet.training and not torch.is_grad_enabled()
-        seen[step] = {name: value.clone() for name, value in unet.state_dict().items()}
-        return torch.zeros(3, 8, 8, dtype=torch.uint8)
+    class Sampled(Callback):
+        every = 2
 
-    def export(state, info):
-        assert info == {"step": info["step"], "images": 8 * info["step"]}
-        assert all(torch.equal(state[name], value) for name, value in seen[info["step"]].items())
-        seen["exported"] = [*seen.get("exported", []), info["step"]]
+        def on_interval(self, run, step):
+            with run.evaluating() as unet:
+                assert not unet.training and not torch.is_grad_enabled()
+                seen[step] = {name: value.clone() for name, value in unet.state_dict().items()}
 
-    go(experiment(steps=4, checkpoint_every=2, sample_every=2), shards, tmp_path, sampler=sampler, export=export)
-    assert seen["exported"] == [2, 4]
+        def on_checkpoint(self, run, step):
+            assert run.images == 8 * step
+            state = run.checkpointer.export()
+            assert all(torch.equal(state[name], value) for name, value in seen[step].items())
+            exported.append(step)
+
+    go(experiment(steps=4, checkpoint_every=2), shards, tmp_path, callbacks=[Sampled()])
+    assert exported == [2, 4]
 
 
 def test_bf16_trains(shards, tmp_path):

@@ -1,7 +1,7 @@
 """Nothing in a step makes the processor wait for the device, and steps issue few operations."""
 
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -11,19 +11,18 @@ from waiting import META, PINNED, NeverWaits, gpu_of_meta
 
 from imagen.data.loading.batches import Batch
 from imagen.devices import pinned, sent
-from imagen.jsonconfig import to_json
 from imagen.models.unet import UNet
 from imagen.presets import preset
-from imagen.stage.loss import Noising
+from imagen.stage.loss import ForwardProcess
 from imagen.train.ema import Ema
 from imagen.train.half import HalfCopy
 from imagen.train.optim import OptimConfig, build_optimizer
 from imagen.train.parallel import ParallelConfig, build_mesh, parallelize
-from imagen.train.ranks import joined
+from imagen.train.ranks import process_group
 from imagen.train.sharded import whole
 from imagen.train.step import launch_step
+from imagen.train.throughput import random_batch
 from imagen.train.trainer import Trainer
-from imagen.train.trial import random_batch
 
 KINDS = ("adam", "adamw", "adafactor", "muon")
 
@@ -31,11 +30,10 @@ KINDS = ("adam", "adamw", "adafactor", "muon")
 def in_pinned_memory(batch: Batch) -> Batch:
     """As a loader's pinning thread hands it over."""
 
-    def held(tensor):
-        PINNED[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    return batch._map(held)
+    for field in fields(batch):
+        if isinstance(tensor := getattr(batch, field.name), torch.Tensor):
+            PINNED[tensor.untyped_storage()._cdata] = tensor
+    return batch
 
 
 class Step:
@@ -49,7 +47,7 @@ class Step:
         self.optimizer = build_optimizer(self.unet.named_parameters(), what.optim)
         self.ema = Ema(self.unet, 0.999)
         null = None if what.text is None else torch.zeros(1, what.text.width)
-        self.noising = Noising(
+        self.noising = ForwardProcess(
             *(what.stage,),
             seed=0,
             batch_size=batch_size * accumulation,
@@ -128,12 +126,12 @@ def trained(what, batches, waits, clip_norm=0.05):
         for parameter in unet.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     optimizer = build_optimizer(unet.named_parameters(), what.optim)
-    noising = Noising(what.stage, seed=0, batch_size=4, device=torch.device("cpu"))
+    noising = ForwardProcess(what.stage, seed=0, batch_size=4, device=torch.device("cpu"))
     results, weights = [], []
     for batch in batches:
         optimizer.set_learning_rate(what.optim.lr)
         options = {"clip_norm": clip_norm, "autocast": nullcontext, "waits": waits}
-        results.append(launch_step(unet, [batch], 1, noising, optimizer, **options).read())
+        results.append(launch_step(unet, [batch], 1, noising, optimizer, **options).result())
         weights.append([parameter.detach().clone() for parameter in unet.parameters()])
     return results, weights
 
@@ -173,7 +171,7 @@ def test_a_copy_in_half_precision_has_the_gradient(monkeypatch):
         for parameter in unet.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     batches = [random_batch(what, 4 * number, 4) for number in range(2)]
-    noising = Noising(what.stage, seed=0, batch_size=8, device=torch.device("cpu"))
+    noising = ForwardProcess(what.stage, seed=0, batch_size=8, device=torch.device("cpu"))
     gradients = []
     for copy in (None, HalfCopy(unet, torch.bfloat16)):
         optimizer = build_optimizer(unet.named_parameters(), what.optim)
@@ -194,7 +192,7 @@ def test_sharded_steps_that_do_not_wait(algorithm):
 
 def on_ranks(optim):
     """What each rank does: three steps, the second of them not finite. Returns the whole weights before and after."""
-    with joined() as ranks:
+    with process_group() as ranks:
         what = replace(experiment(), optim=optim)
         torch.manual_seed(0)
         unet = UNet(UNET)
@@ -202,7 +200,7 @@ def on_ranks(optim):
         parallel = ParallelConfig(shard=ranks.world_size)
         network = parallelize(unet, parallel, build_mesh(parallel, "cpu", ranks.world_size), ranks.world_size)
         optimizer = build_optimizer(unet.named_parameters(), optim)
-        noising = Noising(what.stage, seed=0, batch_size=4, device=torch.device("cpu"))
+        noising = ForwardProcess(what.stage, seed=0, batch_size=4, device=torch.device("cpu"))
         share = 4 // ranks.world_size
         for number in range(3):
             batch = random_batch(what, 4 * number + share * ranks.rank, share)
@@ -211,7 +209,7 @@ def on_ranks(optim):
                 batch = replace(batch, text=batch.text * torch.inf)
             optimizer.set_learning_rate(1e-3)
             options = {"clip_norm": 0.05, "autocast": nullcontext, "ranks": ranks, "waits": False}
-            result = launch_step(network, [batch], 1, noising, optimizer, **options).read()
+            result = launch_step(network, [batch], 1, noising, optimizer, **options).result()
             assert result.applied == (number != 1)
         return before, [whole(parameter.detach()).clone() for parameter in unet.parameters()]
 
@@ -226,16 +224,16 @@ def test_a_run_that_reads_steps_late_logs_and_keeps_the_same(shards, tmp_path, r
         def launch(*arguments, late=late, order=order, **options):
             order.append("launch")
             launched = launch_step(*arguments, **options, waits=not late)
-            read = launched.read
-            launched.read = lambda: order.append("read") or read()
+            result = launched.result
+            launched.result = lambda: order.append("read") or result()
             return launched
 
         monkeypatch.setattr("imagen.train.trainer.launch_step", launch)
         run = tmp_path / str(late)
         said[late] = []
-        trainer = Trainer(what, to_json(what), shards, run, say=said[late].append)
-        trainer.reads_at_once = not late
-        trainer.run(None, None, None)
+        trainer = Trainer(what, shards, run, report=said[late].append)
+        trainer.waits_each_step = not late
+        trainer.train()
         assert order.count("read") == order.count("launch") == 9
         ahead = max(order[:end].count("launch") - order[:end].count("read") for end in range(19))
         assert ahead == (2 if late else 1)

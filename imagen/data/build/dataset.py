@@ -17,16 +17,16 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from imagen.data.build.duplicates import drop_duplicates
 from imagen.data.build.engines import Engine, Processes
-from imagen.data.build.parts import Job, Text, build_part, finished, place, refuse_unnamed
+from imagen.data.build.parts import Job, build_part, finished, place, refuse_unnamed
 from imagen.data.build.quality import BESIDE_SAMPLES, Limits, remedy
 from imagen.data.sources.base import Part, Source
 from imagen.data.sources.files import BUILD_FORMAT
 from imagen.errors import UserError, check_number
 from imagen.files import read_json, write_json
+from imagen.progress import progress_bar
+from imagen.text.config import TextConfig
 
 _ENDINGS = ("tar", "index.safetensors", "report.json", "hashes.npy", "rejected.jsonl", "duplicates.jsonl")
 _WIDTH_FROM = 100  # embeddings whose commonest width is that of the source
@@ -119,7 +119,7 @@ def build_source(
     }
     text = None
     if encoder is not None and max_tokens is not None:
-        text = Text(encoder=encoder, max_tokens=max_tokens, width=_width(source, parts))
+        text = TextConfig(encoder=encoder, max_tokens=max_tokens, width=_width(source, parts))
         limits = replace(limits, max_tokens=max_tokens, embedding_width=text.width)
     elif not (target / "build.json").exists():  # before the folder says that no encoder was named
         for record in islice(chain.from_iterable(map(source.read, parts)), 10):
@@ -167,7 +167,7 @@ def _run(
     if not missing and described.get("result", {}).get("parts") == len(parts):
         return described["result"]
     write_json(target / "build.json", {"format": BUILD_FORMAT, "arguments": arguments})
-    with tqdm(total=len(parts), initial=len(parts) - len(missing), unit=" parts", disable=not progress) as bar:
+    with progress_bar(total=len(parts), initial=len(parts) - len(missing), unit=" parts", disable=not progress) as bar:
         items = [(number, parts[number]) for number in missing]
         for i, report in engine.map(partial(_Parts, job, opener), items, witness=target / "build.json"):
             reports[missing[i]] = report

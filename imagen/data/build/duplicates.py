@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from imagen.data.embed.sidecar import sidecar_path, write_sidecar
-from imagen.data.shards.mapped import MappedTensors
 from imagen.data.build.parts import Job, Place, write_lines
+from imagen.data.embed.sidecar import sidecar_path, write_sidecar
 from imagen.data.shards.index import index_shard, tar_keys
+from imagen.data.shards.mapped import MappedTensors
 
 
 def drop_duplicates(job: Job, places: list[Place], reports: list[dict[str, Any]]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Who does the parts of a large job: this process, several on this machine, or a cluster (`imagen.data.build.cluster`)."""
+"""Workers for the parts of a large job: one process, several, or a cluster (`imagen.data.build.cluster`)."""
 
 import multiprocessing
 import os

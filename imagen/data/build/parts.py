@@ -13,32 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from imagen.data.shards.captions import pack
-from imagen.data.embed.sidecar import write_sidecar
 from imagen.data.build.quality import Checked, Limits, Rejected, check
-from imagen.data.shards.index import index_path, index_shard
-from imagen.data.shards.writer import ShardWriter
-from imagen.data.shards.dataset import BadSample
-from imagen.data.sources.base import Part, Record, Source
-from imagen.data.shards.tar_samples import Places, scan_tar
+from imagen.data.embed.sidecar import write_sidecar
 from imagen.data.loading.transforms import choose_image
+from imagen.data.shards.captions import pack
+from imagen.data.shards.dataset import BadSample
+from imagen.data.shards.index import index_path, index_shard
+from imagen.data.shards.tar_samples import Places, scan_tar
+from imagen.data.shards.writer import ShardWriter
+from imagen.data.sources.base import Part, Record, Source
 from imagen.errors import UserError
 from imagen.files import read_json, replacing, write_json
 from imagen.pictures.names import PICTURES
+from imagen.text.config import TextConfig
 
 # How tars used in place are read: samples by number count in `hashes.npy`, so another way begins anew.
 _SCAN = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """Whose embeddings a source brings."""
-
-    encoder: str
-    max_tokens: int
-    width: int
-    revision: str = "main"
-    unconditional: str = "zeros"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +39,7 @@ class Job:
     limits: Limits = field(default_factory=Limits)
     samples_per_shard: int = 1000
     keep_duplicates: bool = False
-    text: Text | None = None
+    text: TextConfig | None = None  # of the embeddings that the source brings
     build: str = ""  # hash of all arguments: a report of another build counts for nothing
 
 

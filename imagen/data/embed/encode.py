@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from time import sleep
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,29 +12,22 @@ from tqdm import tqdm
 
 from imagen.data.build.claims import Claims
 from imagen.data.build.engines import Engine
-from imagen.data.embed.sidecar import Cut, TextLike, matches_sidecar, sidecar_path, to_bf16_bits, write_sidecar
+from imagen.data.embed.sidecar import Cut, matches_sidecar, sidecar_path, to_bf16_bits, write_sidecar
 from imagen.data.shards.dataset import ShardedDataset, index_folder, open_split, splits
 from imagen.data.shards.index import index_path
 from imagen.errors import UserError
+from imagen.progress import progress_bar
+from imagen.text.config import TextConfig
+from imagen.text.protocol import DatasetEncoder
 
 BATCH_TOKENS = 8192
 _POLL = 1.0  # seconds between looks at what other processes are doing
 _Shard = tuple[ShardedDataset, int]
 
 
-class Encoder(Protocol):
-    """`imagen.text.encoder.TextEncoder`, which data may not import."""
-
-    @property
-    def config(self) -> TextLike: ...
-    def lengths(self, captions: list[str]) -> list[int]: ...
-    def uncut_lengths(self, captions: list[str]) -> list[int]: ...
-    def encode(self, captions: list[str]) -> list[Tensor]: ...
-
-
 def encode_shards(
     folder: str | Path,
-    encoder: Encoder,
+    encoder: DatasetEncoder,
     batch_tokens: int = BATCH_TOKENS,
     progress: bool = True,
     claims: Claims | None = None,
@@ -53,13 +45,13 @@ def encode_shards(
     datasets = [open_split(folder, split) for split in splits(folder)]
     pending = [(dataset, shard) for dataset in datasets for shard in range(len(dataset.shards))]
     total = sum(int(dataset.sizes.sum()) for dataset in datasets)
-    with tqdm(total=total, unit=" samples", desc="encode", disable=not progress, delay=1) as bar:
+    with progress_bar(total=total, unit=" samples", desc="encode", disable=not progress, delay=1) as bar:
         if engine is not None:
             return _encode_by(engine, pending, encoder, batch_tokens, bar)
         return _encode_here(pending, encoder, batch_tokens, claims or Claims(), bar)
 
 
-def _encode_here(pending: list[_Shard], encoder: Encoder, batch_tokens: int, claims: Claims, bar: tqdm) -> int:
+def _encode_here(pending: list[_Shard], encoder: DatasetEncoder, batch_tokens: int, claims: Claims, bar: tqdm) -> int:
     encoded = 0
     while pending:
         elsewhere = []  # shards that other processes are encoding
@@ -76,7 +68,12 @@ def _encode_here(pending: list[_Shard], encoder: Encoder, batch_tokens: int, cla
 
 
 def _encode_claimed(
-    dataset: ShardedDataset, shard: int, encoder: Encoder, batch_tokens: int, claims: Claims, bar: tqdm | None = None
+    dataset: ShardedDataset,
+    shard: int,
+    encoder: DatasetEncoder,
+    batch_tokens: int,
+    claims: Claims,
+    bar: tqdm | None = None,
 ) -> bool | None:
     """Encode a shard that is not. True: done; False: it was already; None: another process is at it."""
     done = bar.update if bar is not None else lambda samples: None
@@ -97,7 +94,7 @@ def _encode_claimed(
         return True
 
 
-def _encode_by(engine: Engine, shards: list[_Shard], encoder: Encoder, batch_tokens: int, bar: tqdm) -> int:
+def _encode_by(engine: Engine, shards: list[_Shard], encoder: DatasetEncoder, batch_tokens: int, bar: tqdm) -> int:
     missing = [(dataset, shard) for dataset, shard in shards if not matches_sidecar(dataset, shard, encoder.config)]
     bar.update(bar.total - sum(int(dataset.sizes[shard]) for dataset, shard in missing))
     if not missing:
@@ -115,7 +112,7 @@ class _Shards:
     """What a worker of an engine does: shards by number. It claims them as any process does, for there may be others,
     and a claim also finds what a killed worker left."""
 
-    def __init__(self, shards: list[_Shard], encoder: Encoder, batch_tokens: int):
+    def __init__(self, shards: list[_Shard], encoder: DatasetEncoder, batch_tokens: int):
         self.shards, self.encoder, self.batch_tokens = shards, encoder, batch_tokens
         self.claims = Claims()
 
@@ -130,7 +127,7 @@ class _Shards:
 def encode_shard(
     dataset: ShardedDataset,
     shard: int,
-    encoder: Encoder,
+    encoder: DatasetEncoder,
     batch_tokens: int = BATCH_TOKENS,
     done: Callable[[int], object] = lambda samples: None,
 ) -> None:
@@ -148,7 +145,7 @@ def encode_shard(
     bits: list[np.ndarray] = [np.empty(0)] * len(captions)
     lengths = encoder.lengths(captions)
     at_limit = [caption for caption, length in zip(captions, lengths, strict=True) if length >= text.max_tokens]
-    cut = Cut.at(text.max_tokens, encoder.uncut_lengths(at_limit))  # the others need not be read again
+    cut = Cut.at(text.max_tokens, encoder.untruncated_lengths(at_limit))  # the others need not be read again
     for rows in token_batches(lengths, batch_tokens):
         for row, tokens_LD in zip(rows, _encode(encoder, [captions[row] for row in rows]), strict=True):
             bits[row] = _checked_bits(tokens_LD, text, f"sample {dataset.key(first + sample[row])!r}")
@@ -170,7 +167,7 @@ def token_batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
     return batches
 
 
-def _encode(encoder: Encoder, captions: list[str]) -> list[Tensor]:
+def _encode(encoder: DatasetEncoder, captions: list[str]) -> list[Tensor]:
     try:
         return encoder.encode(captions)
     except torch.OutOfMemoryError:
@@ -181,9 +178,11 @@ def _encode(encoder: Encoder, captions: list[str]) -> list[Tensor]:
         ) from None
 
 
-def _checked_bits(tokens_LD: Tensor, text: TextLike, what: str) -> np.ndarray:
+def _checked_bits(tokens_LD: Tensor, text: TextConfig, what: str) -> np.ndarray:
     if tokens_LD.shape[-1] != text.width:
-        raise UserError(f"{text.encoder} gives {tokens_LD.shape[-1]} numbers a token, text.width is {text.width}")
+        raise UserError(
+            f"{text.encoder} gives embeddings of {tokens_LD.shape[-1]} dimensions, text.width is {text.width}"
+        )
     # In bf16, which is what is stored: a finite float32 near its maximum rounds to infinity.
     if not torch.isfinite(tokens_LD.to(torch.bfloat16)).all():
         raise UserError(f"{text.encoder} gives NaN or infinity for {what}; encode with another precision (float32)")

@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,28 +18,14 @@ from torch import Tensor
 
 from imagen.data.shards.dataset import ShardedDataset, open_split, splits
 from imagen.data.shards.mapped import MappedTensors
-from imagen.data.shards.remote import Cache
 from imagen.errors import UserError
 from imagen.files import replacing
 from imagen.tensors import save_tensors
+from imagen.text.config import TextConfig
+from imagen.text.embeddings import unconditional_embedding
 
 _FORMAT = "imagen-text-1"
 _FORMAT_SEVERAL = "imagen-text-2"  # with `first_caption`: some samples have several captions
-
-
-class TextLike(Protocol):
-    """What names a set of embeddings (`imagen.text.encoder.TextConfig`, which data may not import)."""
-
-    @property
-    def encoder(self) -> str: ...
-    @property
-    def revision(self) -> str: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def max_tokens(self) -> int: ...
-    @property
-    def unconditional(self) -> str: ...
 
 
 def slug(encoder: str) -> str:
@@ -48,7 +33,7 @@ def slug(encoder: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", encoder).strip("-.")
 
 
-def sidecar_path(tar: Path, text: TextLike) -> Path:
+def sidecar_path(tar: Path, text: TextConfig) -> Path:
     """One for each encoder, revision and token limit: `00000.google-t5-v1_1-xxl.128.text.safetensors`.
 
     A revision that is not main is in it too: `00000.google-t5-v1_1-xxl@3db67ab.128.text.safetensors`.
@@ -58,7 +43,7 @@ def sidecar_path(tar: Path, text: TextLike) -> Path:
     return tar.with_name(f"{tar.name.removesuffix('.tar')}.{name}.text.safetensors")
 
 
-def _identity(text: TextLike) -> dict[str, str]:
+def _identity(text: TextConfig) -> dict[str, str]:
     return {
         "encoder": text.encoder,
         "revision": text.revision,
@@ -125,7 +110,7 @@ def cut_of(sidecar: MappedTensors) -> Cut | None:
 
 def write_sidecar(
     tar: Path,
-    text: TextLike,
+    text: TextConfig,
     captions: list[list[str]],
     bits: list[np.ndarray],
     unconditional: np.ndarray,
@@ -163,7 +148,7 @@ class Embeddings:
     or made by another encoder, revision, token limit or width. Safe to fork and to pickle.
     """
 
-    def __init__(self, dataset: ShardedDataset, text: TextLike):
+    def __init__(self, dataset: ShardedDataset, text: TextConfig):
         self.dataset, self.text = dataset, text
         revision = "" if text.revision == "main" else f" --revision {text.revision}"
         self._command = (
@@ -208,16 +193,17 @@ class Embeddings:
         return from_bf16_bits(sidecar.rows("tokens", first, last))
 
     def unconditional(self) -> Tensor:
-        """What the unconditional model sees, [L0, D] float32: one zero token, or the encoder's embedding of ""."""
-        if self.text.unconditional == "zeros":
-            return torch.zeros(1, self.text.width)
+        """Return the unconditional embedding, [L0, D] float32. UserError if the sidecars lack it."""
+        return unconditional_embedding(self.text, self._empty)
+
+    def _empty(self) -> Tensor:
         stored = self._sidecars[0]["unconditional"]
         if len(stored) == 0:  # embeddings that came with their source
             raise UserError(f'{self._sidecars[0].path} has no embedding of ""; use --text.unconditional zeros')
         return from_bf16_bits(stored)
 
 
-def matches_sidecar(dataset: ShardedDataset, shard: int, text: TextLike) -> bool:
+def matches_sidecar(dataset: ShardedDataset, shard: int, text: TextConfig) -> bool:
     """Whether a shard's sidecar is whole and made by `text` from exactly the captions that the shard holds now."""
     try:
         sidecar = MappedTensors(sidecar_path(dataset.tar_path(shard), text), remedy="")
@@ -232,7 +218,7 @@ def matches_sidecar(dataset: ShardedDataset, shard: int, text: TextLike) -> bool
         return False
 
 
-def captions_cut(folder: str | Path, text: TextLike) -> tuple[Cut, int]:
+def captions_cut(folder: str | Path, text: TextConfig) -> tuple[Cut, int]:
     """What the token limit has cut off the captions of all splits, and how many captions there are.
 
     Of shards that were encoded by `text`; one that does not say what it lost counts as whole.
@@ -246,15 +232,3 @@ def captions_cut(folder: str | Path, text: TextLike) -> tuple[Cut, int]:
             cut += cut_of(sidecar) or Cut()
             captions += len(sidecar["caption_hash"])
     return cut, captions
-
-
-def unconditional(folder: str | Path, text: TextLike, split: str = "train", cache: Cache | None = None) -> Tensor:
-    """`Embeddings.unconditional` of a data set on disk or, by way of `cache`, at a URL, [L0, D] float32."""
-    return Embeddings(open_split(folder, split, cache), text).unconditional()
-
-
-def pad(tokens: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Embeddings [L_i, D] as one zero-padded text_BLD and its mask_BL (True: a token)."""
-    lengths = torch.tensor([len(t) for t in tokens])
-    text_BLD = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
-    return text_BLD, torch.arange(text_BLD.shape[1]) < lengths[:, None]

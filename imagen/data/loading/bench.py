@@ -1,40 +1,31 @@
-"""How fast a data set loads, and what the time goes into: `imagen data bench`."""
+"""Measure how fast a data set loads, and where the time goes: `imagen data bench`."""
 
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from imagen.data.loading.batches import Batch, Pictures
+from imagen.data.embed.sidecar import Embeddings
+from imagen.data.loading.batches import Batch
 
 # The loader's own parts: copies of them would measure something else.
 from imagen.data.loading.config import DataConfig
-from imagen.data.loading.loader import Loader, Stream
-from imagen.data.shards.dataset import ShardedDataset
+from imagen.data.loading.loader import Loader
+from imagen.data.loading.stream import SampleReader, Stream
+from imagen.data.shards.dataset import ShardedDataset, open_split
 from imagen.data.shards.mapped import MappedTensors
+from imagen.text.config import TextConfig
 
 PARTS = ("read", "decode", "resize", "crop and stack", "text")
 BATCH = 32
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Text:
-    """The embeddings that lie beside the shards, as a TextLike."""
-
-    encoder: str
-    revision: str
-    width: int
-    max_tokens: int
-    unconditional: str = "zeros"
-
-
-class _Timed(Pictures):
-    """The loader's pictures, with a stopwatch at each step."""
+class _TimedReader(SampleReader):
+    """The loader's reader, with a stopwatch at each step."""
 
     seconds: dict[str, float]
     read_bytes: int
@@ -84,24 +75,33 @@ def bench(
 ) -> dict[str, Any]:
     """Load from `shards` (a folder or URL) for `seconds` in this process, then as long in `config.workers` others.
 
-    Returns images_per_s, milliseconds an image for each of PARTS, and kilobytes read an image, of one process on one
+    Returns images_per_s, milliseconds per image for each of PARTS, and kilobytes read per image, of one process on one
     thread; then workers, workers_images_per_s (all together) and images_per_s_a_worker, which are None without workers;
     encoder, whose embeddings were loaded (None: there are none); skipped, the bad samples. Embeddings are those of the
     first encoder in alphabetical order. Raises UserError as Loader does.
     """
-    alone = Loader(shards, replace(config, workers=0), resolution=resolution, batch_size=BATCH, seed=0)
-    text = _embeddings(alone.dataset)
-    pictures = _Timed(alone.dataset, config, resolution, low_resolution, text)
-    options: dict[str, Any] = {"low_resolution": low_resolution, "text": text, "batch_size": BATCH, "seed": 0}
+    dataset = open_split(shards, "train", config.shard_cache)
+    text = _first_text(dataset)
+    embeddings = None if text is None else Embeddings(dataset, text)
+    loader = Loader(
+        dataset,
+        config,
+        resolution=resolution,
+        low_resolution=low_resolution,
+        embeddings=embeddings,
+        batch_size=BATCH,
+        seed=0,
+    )
+    reader = _TimedReader(dataset, config, resolution, low_resolution, embeddings)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker
     try:
-        found = _alone(pictures, seconds)
+        found = _alone(reader, seconds)
     finally:
         torch.set_num_threads(threads)
     together = None
     if config.workers:
-        together = _together(Loader(shards, config, resolution=resolution, **options), seconds)
+        together = _together(loader, seconds)
     return {
         "resolution": resolution,
         "low_resolution": low_resolution,
@@ -116,13 +116,14 @@ def bench(
     }
 
 
-def _embeddings(dataset: ShardedDataset) -> _Text | None:
+def _first_text(dataset: ShardedDataset) -> TextConfig | None:
+    """Return the text config of the first sidecar in alphabetical order; None without one."""
     names = sorted(name for name in dataset.beside(0) if name.endswith(".text.safetensors"))
     if not names:
         return None
     dataset.bring(names[:1])
     header = MappedTensors(dataset.folder / names[0], "encode again").metadata
-    return _Text(
+    return TextConfig(
         encoder=header["encoder"],
         revision=header["revision"],
         width=int(header["width"]),
@@ -130,10 +131,10 @@ def _embeddings(dataset: ShardedDataset) -> _Text | None:
     )
 
 
-def _alone(pictures: _Timed, seconds: float) -> dict[str, Any]:
-    stream = Stream(pictures, seed=0)
+def _alone(reader: _TimedReader, seconds: float) -> dict[str, Any]:
+    stream = Stream(reader, seed=0)
     images = position = skipped = 0
-    pictures.reset()
+    reader.reset()
     start = time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds or not images:
         batch = stream.__getitems__(list(range(position, position + BATCH)))
@@ -141,11 +142,11 @@ def _alone(pictures: _Timed, seconds: float) -> dict[str, Any]:
             raise batch
         position += BATCH
         if position == BATCH:  # maps, handles and caches are warm now
-            pictures.reset()
+            reader.reset()
             start = time.perf_counter()
             continue
         images, skipped = images + BATCH, skipped + batch.skipped
-    spent = pictures.seconds
+    spent = reader.seconds
     # What has no step of its own: order, cropping and flipping in the stream; captions and embeddings in the batch.
     spent["text"] = spent["batch"] - spent["crop and stack"]
     spent["crop and stack"] += elapsed - spent["batch"] - spent["read"] - spent["decode"] - spent["resize"]
@@ -153,13 +154,13 @@ def _alone(pictures: _Timed, seconds: float) -> dict[str, Any]:
         "images": images,
         "skipped": skipped,
         "images_per_s": images / elapsed,
-        "kilobytes": pictures.read_bytes / images / 1e3,
+        "kilobytes": reader.read_bytes / images / 1e3,
         "milliseconds": {part: 1e3 * spent[part] / images for part in PARTS},
     }
 
 
 def _together(loader: Loader, seconds: float) -> float:
-    """Images a second that all workers of `loader` deliver, once each has begun."""
+    """Return the images per second that all workers of `loader` deliver together, once each has begun."""
     batches = iter(loader)
     for _ in range(5 * loader.config.workers):  # 4 each are made ahead, while nobody waits for them
         next(batches)

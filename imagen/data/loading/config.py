@@ -1,4 +1,4 @@
-"""How training data are read."""
+"""How training data are loaded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +9,16 @@ from imagen.data.shards.remote import Cache, default_folder
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    crop: int | None = None  # side of a random high-resolution crop (SR training); None: the whole picture
-    flip: bool = False  # random horizontal flip of pictures whose caption names neither left nor right
-    full_decode: bool = False  # decode JPEGs at their full size, several times slower: nearer to Pillow's bicubic
-    on_the_fly: bool = False  # encode captions while training, instead of reading their embeddings beside the shards
-    workers: int = 2  # loader processes a rank; 0: load in the training process
+    crop: int | None = None  # side of a random high-resolution crop (SR training); None: the whole image
+    flip: bool = False  # random horizontal flip of images whose caption mentions neither left nor right
+    full_decode: bool = False  # decode JPEGs at full size, several times slower: closer to Pillow's bicubic
+    on_the_fly: bool = False  # encode captions while training, instead of reading sidecars
+    workers: int = 2  # loader processes per rank; 0: load in the training process
     window: int = 4  # shards that are shuffled together
-    max_enlargement: float = 1.0  # a picture that would have to be enlarged by more is a bad sample
-    max_bad: float = 0.1  # bad samples tolerated, as a fraction of those seen
-    cache: str | None = None  # folder for copies of shards that are read from a URL; None: ~/.cache/imagen/shards
-    cache_gb: float = 50.0  # its bound for tars, in 10^9 bytes
+    max_enlargement: float = 1.0  # an image that would have to be upsampled by more is a bad sample
+    max_bad: float = 0.1  # tolerated fraction of bad samples
+    cache: str | None = None  # folder of the shard cache for URLs; None: ~/.cache/imagen/shards
+    cache_gb: float = 50.0  # its maximum size for tars, in 10^9 bytes
 
     @property
     def shard_cache(self) -> Cache:
@@ -26,5 +26,5 @@ class DataConfig:
         return Cache(folder=folder, gb=self.cache_gb)
 
     def check(self) -> None:
-        """UserError, naming the field, unless every value is in its range."""
+        """Raise UserError, naming the field, for a value out of range."""
         limits.check(self, limits.DATA, "data.")

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def random_bits(seed: int, stream: int, index: int, part: int, count: int) -> np.ndarray:
-    """`count` random uint64, a pure function of the arguments; `stream` and `part` keep purposes apart.
+    """Return `count` random uint64, a pure function of the arguments; `stream` and `part` separate purposes.
 
     Raw output of a counter-based generator: numpy promises it for all versions, unlike `permutation`.
     """
@@ -20,10 +20,10 @@ def _permutation(seed: int, epoch: int, part: int, count: int) -> np.ndarray:
 
 
 class Order:
-    """Position -> sample: shards are shuffled, then samples within each window of `window` shards.
+    """Maps positions to samples: shards are shuffled, then samples within each window of `window` shards.
 
-    Reading thus stays within a few files at a time. Only the windows that are asked for are
-    computed, so starting anywhere in an epoch of any length costs the same.
+    Reading is thus limited to a few files at a time. Only the windows in use are computed, so starting anywhere in an
+    epoch of any length costs the same.
     """
 
     def __init__(self, seed: int, shard_sizes: np.ndarray, window: int):
@@ -35,7 +35,7 @@ class Order:
         self._window = lru_cache(4)(self._window_uncached)
 
     def _epoch_uncached(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The epoch's shards in order, and the position in the epoch at which each window ends."""
+        """Return the epoch's shards in order, and the position in the epoch at which each window ends."""
         shards = _permutation(self.seed, epoch, 0, len(self.sizes))
         sizes = np.add.reduceat(self.sizes[shards], np.arange(0, len(shards), self.window))
         return shards, np.cumsum(sizes)
@@ -53,9 +53,3 @@ class Order:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Order, (self.seed, self.sizes, self.window)  # without the caches
-
-
-def epoch_order(seed: int, epoch: int, shard_sizes: np.ndarray, window: int) -> np.ndarray:
-    """The samples of one epoch in order, int64 [N]: a permutation that depends on the arguments alone."""
-    order = Order(seed, shard_sizes, window)
-    return np.array([order[epoch * order.length + place] for place in range(order.length)], np.int64)

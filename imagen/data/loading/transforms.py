@@ -1,4 +1,4 @@
-"""Encoded pictures to square uint8 tensors: decoding, resizing, aligned crops."""
+"""Turn encoded images into square uint8 tensors: decoding, resizing, aligned crops."""
 
 import re
 from collections.abc import Iterable
@@ -20,9 +20,9 @@ _IMAGE = re.compile(r"(?:(\d+)\.)?(?:jpg|jpeg|png|webp)")
 
 
 def choose_image(extensions: Iterable[str], side: int) -> str:
-    """The member to read for a picture of `side` pixels: the smallest master (`SIZE.png`) that is large enough.
+    """Return the member to read for an image of `side` pixels: the smallest master (`SIZE.png`) that is large enough.
 
-    Without one, the sample's only picture (`jpg`), else its largest master. BadSample if there is no picture.
+    Without one, the sample's only image (`jpg`), else its largest master. Raises BadSample if there is no image.
     """
     sizes: dict[str, float] = {}
     for extension in extensions:
@@ -49,7 +49,7 @@ def decode(data: bytes, min_side: int = 0, *, channels: int = 3) -> Tensor:
 
 
 def resize(image_CHW: Tensor, side: int) -> Tensor:
-    """Bicubic with antialiasing to side x side, within one grey level of Pillow's."""
+    """Resize to side x side, bicubic with antialiasing, within one grey level of Pillow's."""
     if image_CHW.shape[-2:] == (side, side):
         return image_CHW
     return F.interpolate(image_CHW[None], size=(side, side), mode="bicubic", antialias=True)[0]
@@ -63,7 +63,7 @@ def centre_square(image_CHW: Tensor) -> Tensor:
 
 
 def fit(image_CHW: Tensor, side: int, max_enlargement: float = 1.0) -> Tensor:
-    """The centre square, resized to side x side; BadSample if that would enlarge by more than `max_enlargement`.
+    """Resize the centre crop to side x side. Raises BadSample if that upsamples by more than `max_enlargement`.
 
     The same as resizing the shorter side and cropping the centre, without resizing what is cropped away.
     """
@@ -73,10 +73,10 @@ def fit(image_CHW: Tensor, side: int, max_enlargement: float = 1.0) -> Tensor:
     return resize(image_CHW, side)
 
 
-def names_a_side(caption: str) -> bool:
-    """Whether an English caption says left or right ("leftmost", "right-handed", "top-left", but not "bright").
+def mentions_left_or_right(caption: str) -> bool:
+    """Return whether an English caption mentions left or right ("leftmost", "top-left", but not "bright").
 
-    A mirrored picture would contradict it.
+    A mirrored image would contradict it.
     """
     return _SIDE.search(caption) is not None
 
@@ -84,7 +84,7 @@ def names_a_side(caption: str) -> bool:
 def aligned_crop(
     high_CHW: Tensor, low_CHW: Tensor | None, crop: int, place: tuple[float, float]
 ) -> tuple[Tensor, Tensor | None]:
-    """A crop of side `crop` from the high-resolution picture and the same region of the low-resolution one.
+    """Return a crop of side `crop` of the high-resolution image and the same region of the low-resolution one.
 
     `place` in [0, 1)^2 chooses among the possible positions. They lie on the low-resolution grid
     (high offset = scale * low offset), so the pair stays aligned to the pixel.

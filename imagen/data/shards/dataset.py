@@ -9,7 +9,6 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +27,6 @@ _OPEN_TARS = 64  # file handles a process keeps: far below the usual limit of 10
 
 class BadSample(Exception):
     """One sample cannot be used: broken image, no image, absurd size. The loader replaces it by another."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sample, read whole."""
-
-    key: str
-    captions: list[str]  # the first one is that of `txt`; "" where there is none
-    members: dict[str, bytes]  # by extension: {"64.png": ..., "txt": ...}
-
-    @property
-    def caption(self) -> str:
-        return self.captions[0]
 
 
 def index_folder(folder: str | Path) -> None:
@@ -189,10 +175,6 @@ class ShardedDataset:
     def shard_captions(self, shard: int) -> list[list[str]]:
         """The captions of each sample of a shard, in order."""
         return [self._captions(shard, row) for row in range(int(self.sizes[shard]))]
-
-    def sample(self, i: int) -> Sample:
-        """Every member of sample `i`."""
-        return Sample(self.key(i), self.captions(i), {name: self.read(i, name) for name in self.extensions(i)})
 
     def _captions(self, shard: int, row: int) -> list[str]:
         members = self._members(shard, row)

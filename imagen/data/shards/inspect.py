@@ -148,3 +148,8 @@ def _histogram(values: list[int], starts: tuple[int, ...]) -> list[list[int | No
     counts = np.bincount(np.searchsorted(starts, values, side="right") - 1, minlength=len(starts)) if values else starts
     ends = [*(start - 1 for start in starts[1:]), None]
     return [[start, end, int(count) if values else 0] for start, end, count in zip(starts, ends, counts, strict=True)]
+
+
+def bar_name(first: int, last: int | None) -> str:
+    """ "64 to 127", "512 and more"."""
+    return f"{first} and more" if last is None else str(first) if first == last else f"{first} to {last}"

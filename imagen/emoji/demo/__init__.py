@@ -133,7 +133,7 @@ def _objects(out: Path) -> int | None:
 def _train(experiment: Experiment, data: Path, run: Path, seconds: float, ranks: Ranks, say: Say) -> UserError | bool:
     """Train a stage for so long; return what went wrong, or whether a signal ended it."""
     try:
-        return train_run(experiment, data, run, minutes=seconds / 60, ranks=ranks, say=say).signalled
+        return train_run(experiment, data, run, minutes=seconds / 60, ranks=ranks, report=say).signalled
     except UserError as error:
         return error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from imagen.cascade import Cascade
 from imagen.errors import UserError
 from imagen.pictures import contact_sheet, write_png
-from imagen.train.trial import Speed
+from imagen.train.throughput import Throughput
 from imagen.weights import packaged
 
 NAME = "emoji"
@@ -26,7 +26,7 @@ LARGE_GFLOP, SMALL_GFLOP = 330.0, 850.0
 
 
 def draw_first(
-    out: Path, say: Callable[[str], None], *, speed: Speed | None = None, budget: float = math.inf
+    out: Path, say: Callable[[str], None], *, speed: Throughput | None = None, budget: float = math.inf
 ) -> list[Path]:
     """Write out/octopus.png (1024 pixels) and out/pretrained.png; return their paths.
 

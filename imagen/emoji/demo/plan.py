@@ -10,7 +10,7 @@ from imagen.emoji.dataset import PALETTE
 from imagen.precision import autocast_dtype, precision_name
 from imagen.train.experiment import Experiment
 from imagen.train.flops import meta_unet, picture_flops
-from imagen.train.trial import Speed, time_steps
+from imagen.train.throughput import Throughput, measure_throughput
 
 LOOKS = 1000  # training pictures that each object needs before it is recognisable
 FEWEST, MOST = 8, 96  # objects
@@ -26,7 +26,7 @@ class Plan:
     """What the demo is going to do. Times are in seconds."""
 
     machine: str  # in words
-    base: Speed
+    base: Throughput
     objects: int
     prompts: int
     shown: int
@@ -54,7 +54,7 @@ def make_plan(
     """
     began = time.monotonic()
     quick = min(2.0, minutes)  # seconds: a tiny budget is not spent on measuring
-    speeds = [time_steps(experiment, device, seconds=quick) for experiment in (base, sr)]
+    speeds = [measure_throughput(experiment, device, seconds=quick) for experiment in (base, sr)]
     shown = min(SHOWN, prompts)
     drawing = REPORT_SECONDS + sum(
         speed.forward_seconds(calls(experiment.stage) * count * gflop(experiment))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from imagen.cascade import export_stage
-from imagen.cascade.storage import find, read_manifest, read_tensors, read_unconditional
+from imagen.cascade.storage import read_manifest, read_tensors, read_unconditional, resolve_folder
 from imagen.emoji.fluent.presets import fluent_64
 from imagen.errors import UserError
 from imagen.models.config import UNetConfig
@@ -47,7 +47,7 @@ def grown_weights(weights: Mapping[str, Tensor], unet: UNetConfig, seed: int = 0
 
 def grow(source: str | Path, out: str | Path, seed: int = 0) -> None:
     """Write the cascade `out` with the grown weights of `source`, a run of `fluent_32` or its cascade."""
-    folder = find(source)
+    folder = resolve_folder(source)
     manifest = read_manifest(folder)
     record, experiment = manifest.stages[0], fluent_64()
     weights = read_tensors(folder, record.weights, record.sha256)

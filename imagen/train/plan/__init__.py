@@ -1,9 +1,8 @@
-"""What a training run needs, before there is a machine to run it on.
+"""Plan a training run without the machine: memory, time, traffic and disk.
 
-gpus.py         GPUs as data
-calibration.py  what is measured, not counted
-rehearsal.py    the real model, optimizer and step on fake tensors, as one rank of many, by `imagen.accounting`
-choice.py       micro-batch and checkpointing that fit
+calibration.py  numbers that are measured, not counted
+dry_run.py      one training step of one rank on fake tensors, counted by `imagen.accounting`
+choice.py       the micro-batch and activation checkpointing that fit
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -13,23 +12,23 @@ import torch
 
 from imagen.cascade.memory import step_bytes
 from imagen.errors import UserError, check_number
+from imagen.gpus import GIB, GPUS_PER_MACHINE, Gpu, find_gpu
 from imagen.precision import autocast_dtype, precision_name
-from imagen.train.config import Experiment, check
-from imagen.train.grid import rows_of
-from imagen.train.plan.calibration import CALIBRATION
+from imagen.train.experiment import Experiment, check
+from imagen.train.grid import grid_micro_batch
+from imagen.train.plan.calibration import CALIBRATION, RESERVED, usable_bytes
 from imagen.train.plan.choice import choose
-from imagen.train.plan.gpus import GIB, GPUS_A_MACHINE, RESERVED, Gpu, find_gpu
-from imagen.train.plan.rehearsal import Rehearsal, Traced
+from imagen.train.plan.dry_run import DryRun, TracedStep
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """What no count can tell."""
+    """Assumptions of a plan: what cannot be counted."""
 
-    mfu: float = CALIBRATION["mfu"].value  # part of the peak that is reached, while all that is counted is computed
-    bytes_a_pixel: float = 0.4  # of a JPEG file
-    bytes_a_sample: int = 2560  # the tar's headers and padding, the caption
-    caption_tokens: int = 32  # mean, of 2 bytes a number
+    mfu: float = CALIBRATION["mfu"].value  # of the stated peak, recomputation included
+    bytes_a_pixel: float = 0.4  # bytes per pixel of a JPEG file
+    bytes_a_sample: int = 2560  # tar headers and padding, and the caption
+    caption_tokens: int = 32  # mean tokens per caption, stored as bfloat16
     samples: int = 1_000_000
 
     def check(self) -> None:
@@ -37,32 +36,33 @@ class Assumptions:
 
 
 def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions | None = None) -> dict[str, Any]:
-    """A plan as JSON: sizes in bytes, times in seconds and days, FLOP and traffic of one rank and step.
+    """Return a plan as JSON: sizes in bytes, times in seconds and days, FLOP and traffic per rank and step.
 
-    gpu: a name of `GPUS`, or "cpu". UserError if the experiment is not sound, or does not fit.
+    gpu: a name of `imagen.gpus.PLANNABLE`, or "cpu". Raises UserError if the experiment is invalid or does not fit.
     """
     assumptions = assumptions or Assumptions()
     assumptions.check()
     card = find_gpu(gpu)
+    usable = usable_bytes(card)
     check(experiment, gpus)
     on_gpu, precision = gpu != "cpu", experiment.train.precision
     dtype = autocast_dtype("cpu", "bf16" if precision == "auto" and on_gpu else precision)
-    with Rehearsal(experiment, gpus, dtype=dtype, gpu=on_gpu) as rehearsal:
-        traced = choose(rehearsal, card, gpu)
-    grid = _grid(experiment, rehearsal, dtype, on_gpu)
-    if grid > card.usable:
+    with DryRun(experiment, gpus, dtype=dtype, gpu=on_gpu) as dry_run:
+        traced = choose(dry_run, usable, gpu)
+    grid = _grid(experiment, dry_run, dtype, on_gpu)
+    if grid > usable:
         raise UserError(
-            f"{experiment.name} trains, but its sample grid does not fit: {grid / GIB:.1f} GiB a GPU, {gpu} has "
-            f"{card.usable / GIB:.1f} to give; more shards or a larger GPU would help"
+            f"{experiment.name} trains, but its sample grid does not fit: {grid / GIB:.1f} GiB per GPU, {gpu} has "
+            f"{usable / GIB:.1f} to give; more shards or a larger GPU would help"
         )
-    stored, text, traffic = rehearsal.stored, experiment.text, _traffic(traced, card, gpus)
+    stored, text, traffic = dry_run.stored, experiment.text, _traffic(traced, card, gpus)
     side = experiment.stage.resolution
     embedding = 0 if text is None else min(assumptions.caption_tokens, text.max_tokens) * text.width * 2
     picture = round(assumptions.bytes_a_pixel * side**2) + assumptions.bytes_a_sample
     keep = experiment.train.keep_checkpoints
     return {
         "preset": experiment.name,
-        "parameters": rehearsal.parameters,
+        "parameters": dry_run.parameters,
         "gpus": gpus,
         "gpu": gpu,
         "shard": min(experiment.parallel.shard, gpus),
@@ -73,11 +73,11 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
         "checkpointing": traced.parallel.checkpointing,
         "checkpoint_levels": list(traced.parallel.checkpoint_levels),
         "memory": {
-            "usable": card.usable,
+            "usable": usable,
             "peak": traced.window.peak,
             "phase": traced.window.phase,
             "at_peak": traced.window.at_peak,
-            "held": rehearsal.held,
+            "held": dry_run.held,
             "grid": grid,
         },
         "flop": traced.flops,
@@ -92,27 +92,32 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
             "dataset": assumptions.samples * (picture + embedding),
         },
         "calibrated": {name: asdict(entry) for name, entry in CALIBRATION.items()},
-        "assumed": {**asdict(assumptions), "reserved": RESERVED, "gpus_a_machine": GPUS_A_MACHINE, **asdict(card)},
+        "assumed": {
+            **asdict(assumptions),
+            "reserved": RESERVED,
+            "gpus_a_machine": GPUS_PER_MACHINE,
+            **{name: getattr(card, name) for name in ("memory", "tflops", "link", "network")},
+        },
     }
 
 
-def _grid(experiment: Experiment, rehearsal: Rehearsal, dtype: torch.dtype | None, on_gpu: bool) -> int:
-    """Bytes of a GPU that makes the pictures on the way, beside all that training holds."""
+def _grid(experiment: Experiment, dry_run: DryRun, dtype: torch.dtype | None, on_gpu: bool) -> int:
+    """Return the bytes of a GPU that makes a sample grid beside the state of training."""
     stage, text = experiment.stage, experiment.text
     side = stage.resolution
     step = step_bytes(
-        *(stage, stage.sampling, (side, side), rows_of(side)),
+        *(stage, stage.sampling, (side, side), grid_micro_batch(side)),
         text_tokens=0 if text is None else text.max_tokens,
         dtype=dtype,
         gpu=on_gpu,
     )
-    return step + sum(size for kind, size in rehearsal.held.items() if kind != "gradients")
+    return step + sum(size for kind, size in dry_run.held.items() if kind != "gradients")
 
 
 def _times(
-    experiment: Experiment, traced: Traced, card: Gpu, traffic: list[dict[str, Any]], assumptions: Assumptions
+    experiment: Experiment, traced: TracedStep, card: Gpu, traffic: list[dict[str, Any]], assumptions: Assumptions
 ) -> dict[str, Any]:
-    """A step takes as long as computing, or as what is sent over links or over the network, whichever is longest."""
+    """Estimate the time of a step: the longest of computing, traffic over links and traffic over the network."""
     if card.tflops is None:
         return {"step_s": None, "bound_by": None, "images_per_s": None, "days": None}
     seconds = {"computing": sum(traced.flops.values()) / (card.tflops * 1e12 * assumptions.mfu)}
@@ -128,16 +133,16 @@ def _times(
     }
 
 
-def _traffic(traced: Traced, card: Gpu, gpus: int) -> list[dict[str, Any]]:
-    """Bytes that a rank sends in a step, and how long that takes where nothing else is done meanwhile.
+def _traffic(traced: TracedStep, card: Gpu, gpus: int) -> list[dict[str, Any]]:
+    """Return the bytes that a rank sends per step, and the time of each collective alone.
 
-    Ranks that share a copy are neighbours: a group no larger than a machine is within one.
+    Ranks that share a replica are neighbours: a group no larger than a machine is within one.
     """
     sizes = {"all": gpus, "shard": min(traced.parallel.shard, gpus)}
     rows = []
     for (collective, name), sent in sorted(traced.sent.items()):
         ranks = sizes.get(name, gpus // sizes["shard"])
-        within = gpus <= GPUS_A_MACHINE or (name == "shard" and ranks <= GPUS_A_MACHINE)
+        within = gpus <= GPUS_PER_MACHINE or (name == "shard" and ranks <= GPUS_PER_MACHINE)
         over, speed = ("links", card.link) if within else ("network", card.network)
         row = {"collective": collective, "mesh": name, "ranks": ranks, "over": over, "bytes": sent}
         rows.append({**row, "seconds": sent / 1e9 / speed})

@@ -1,16 +1,26 @@
-"""What a plan cannot count and takes from measurements, each with the date and the device of it, or "not measured"."""
+"""What a plan takes from measurements because it cannot count it, with date and device, or "not measured"."""
 
 from dataclasses import dataclass
 
+from imagen.gpus import GIB, Gpu
+
 
 @dataclass(frozen=True)
-class Calibrated:
+class Calibration:
+    """One calibrated number."""
+
     value: float
-    measured: str
+    measured: str  # date and device
     what: str
 
 
 CALIBRATION = {
-    "mfu": Calibrated(0.4, "not measured", "part of the stated peak that is reached, recomputation included"),
-    "reserved": Calibrated(0.08, "not measured", "of memory: context, NCCL, libraries' workspaces, gaps"),
+    "mfu": Calibration(0.4, "not measured", "part of the stated peak that is reached, recomputation included"),
+    "reserved": Calibration(0.08, "not measured", "of memory: context, NCCL, libraries' workspaces, gaps"),
 }
+RESERVED = CALIBRATION["reserved"].value
+
+
+def usable_bytes(gpu: Gpu) -> int:
+    """Return the bytes of a GPU that tensors can use."""
+    return int(gpu.memory * (1 - RESERVED) * GIB)

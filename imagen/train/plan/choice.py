@@ -1,36 +1,40 @@
-"""How to train on given GPUs: pictures at a time, and what to compute again."""
+"""Choose the micro-batch and activation checkpointing for given GPUs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from imagen.errors import UserError
-from imagen.train.config import Experiment, micro_batches
+from imagen.gpus import GIB, PLANNABLE
+from imagen.train.config import micro_batches
+from imagen.train.experiment import Experiment
 from imagen.train.parallel import ParallelConfig
-from imagen.train.plan.gpus import GIB, GPUS, Gpu
-from imagen.train.plan.rehearsal import Rehearsal, Traced
+from imagen.train.plan.calibration import usable_bytes
+from imagen.train.plan.dry_run import DryRun, TracedStep
 
-# So many pictures at a time keep a GPU busy, it is assumed: computing again, to have more at a time, does not pay.
+# Assumed to keep a GPU busy: recomputation for a larger micro-batch does not pay.
 ENOUGH = 8
 
 
-def choose(rehearsal: Rehearsal, gpu: Gpu, name: str) -> Traced:
-    """The cheapest checkpointing, no cheaper than the config's, with which `ENOUGH` pictures (or all of the rank's
-    share, if it has fewer) fit at a time; then the most that do. If they fit with none, what lets most fit.
+def choose(dry_run: DryRun, usable: int, name: str) -> TracedStep:
+    """Trace the step with the cheapest checkpointing that fits, and the largest micro-batch that fits with it.
 
-    A `train.micro_batch` of the config stays. UserError, saying what would help, if nothing fits.
+    The cheapest with which a micro-batch of `ENOUGH` fits (or the rank's whole share, if smaller), starting from the
+    config's; if none does, the one with the largest micro-batch. A `train.micro_batch` of the config is not changed.
+
+    usable: bytes per GPU. name: of the GPU. Raises UserError, saying what would help, if nothing fits.
     """
-    experiment = rehearsal.experiment
-    sizes = candidates(experiment, rehearsal.world_size)
+    experiment = dry_run.experiment
+    sizes = candidates(experiment, dry_run.world_size)
     wanted = min(ENOUGH, sizes[-1])
     cheapest, *costlier = checkpointings(experiment.parallel, len(experiment.stage.unet.levels))
-    search = _Search(rehearsal, sizes, gpu.usable)
+    search = _Search(dry_run, sizes, usable)
     best = search.largest(cheapest)
     if not costlier or (best is not None and best.micro_batch >= wanted):
-        return best or _refuse(search, cheapest, gpu, name)
+        return best or _refuse(search, cheapest, name)
     *between, everything = costlier
     least = search.largest(everything)
     if least is None:
-        return best or _refuse(search, everything, gpu, name)
+        return best or _refuse(search, everything, name)
     wanted = min(wanted, least.micro_batch)
     for parallel in between:
         found = search.largest(parallel)
@@ -40,7 +44,7 @@ def choose(rehearsal: Rehearsal, gpu: Gpu, name: str) -> Traced:
 
 
 def candidates(experiment: Experiment, world_size: int) -> list[int]:
-    """Sizes that divide the rank's share of `train.batch_size`, smallest first; one alone if the config gives it."""
+    """Return the micro-batches that divide the rank's share of the batch, smallest first; or only the config's own."""
     micro, count = micro_batches(experiment.train, world_size)
     if experiment.train.micro_batch is not None:
         return [micro]
@@ -49,7 +53,7 @@ def candidates(experiment: Experiment, world_size: int) -> list[int]:
 
 
 def checkpointings(parallel: ParallelConfig, levels: int) -> Iterator[ParallelConfig]:
-    """The config's own and those that compute more again, cheapest first: level after level, then all."""
+    """Yield the config's checkpointing and those that recompute more, cheapest first: level after level, then all."""
     yield parallel
     if parallel.checkpointing == "full":
         return
@@ -62,34 +66,36 @@ def checkpointings(parallel: ParallelConfig, levels: int) -> Iterator[ParallelCo
 
 @dataclass
 class _Search:
-    rehearsal: Rehearsal
+    dry_run: DryRun
     sizes: list[int]
     usable: int  # bytes
 
-    def largest(self, parallel: ParallelConfig) -> Traced | None:
-        """The step with most pictures at a time that fits, traced; None if one picture does not.
+    def largest(self, parallel: ParallelConfig) -> TracedStep | None:
+        """Trace the step with the largest micro-batch that fits; None if not even the smallest does.
 
-        Every moment's memory is affine in the size, so two traced sizes predict the others; what is chosen is traced.
-        (Not size 1: a picture alone may be reshaped without a copy.)
+        Memory at each moment is affine in the size, so two traced sizes predict the others; the chosen one is traced.
+        (Not size 1: a single image may be reshaped without a copy.)
         """
         *smaller, most = self.sizes
-        traced = self.rehearsal.trace(parallel, most)
+        traced = self.dry_run.trace(parallel, most)
         if traced.window.peak <= self.usable:
             return traced
         if len(smaller) > 2:
-            low, high = (self.rehearsal.trace(parallel, size) for size in smaller[1:3])
+            low, high = (self.dry_run.trace(parallel, size) for size in smaller[1:3])
             fitting = [size for size in smaller if predicted_peak(low, high, size) <= self.usable]
             smaller = smaller[: len(fitting)]
         for size in reversed(smaller):
-            traced = self.rehearsal.trace(parallel, size)
+            traced = self.dry_run.trace(parallel, size)
             if traced.window.peak <= self.usable:
                 return traced
         return None
 
 
-def predicted_peak(low: Traced, high: Traced, size: int) -> float:
-    """The peak in bytes with micro-batches of `size`, from steps with two other sizes: the highest of the lines that
-    the step's moments lie on; or the one line of the peaks, if the steps do not have the same moments."""
+def predicted_peak(low: TracedStep, high: TracedStep, size: int) -> float:
+    """Predict the peak in bytes with micro-batches of `size` from steps with two other sizes.
+
+    Extrapolates each moment of the step, and takes the maximum; if the steps do not have the same moments, their peaks.
+    """
     below, above = low.window.totals, high.window.totals
     if below.shape != above.shape:
         below, above = below.max(), above.max()
@@ -97,23 +103,23 @@ def predicted_peak(low: Traced, high: Traced, size: int) -> float:
     return float((below + slope * (size - low.micro_batch)).max())
 
 
-def _refuse(search: _Search, parallel: ParallelConfig, gpu: Gpu, name: str) -> Traced:
+def _refuse(search: _Search, parallel: ParallelConfig, name: str) -> TracedStep:
     size = search.sizes[0]
-    needed = search.rehearsal.trace(parallel, size).window.peak
-    experiment, world_size = search.rehearsal.experiment, search.rehearsal.world_size
+    needed = search.dry_run.trace(parallel, size).window.peak
+    experiment, world_size = search.dry_run.experiment, search.dry_run.world_size
     helps = []
     if size > 1:
         helps.append("a smaller micro-batch")
     if (shard := experiment.parallel.shard) < world_size:
         helps.append(f"more shards (parallel.shard is {shard})")
-    bigger = min((g for g in GPUS.values() if g.usable >= needed), key=lambda g: g.memory, default=None)
-    if bigger is not None:
-        helps.append(f"a GPU as large as {next(key for key, g in GPUS.items() if g is bigger)}")
+    larger = [key for key, gpu in PLANNABLE.items() if usable_bytes(gpu) >= needed]
+    if larger:
+        helps.append(f"a GPU as large as {min(larger, key=lambda key: PLANNABLE[key].memory)}")
     elif world_size == 1:
         helps.append("more GPUs")
     recomputed = " with every block recomputed" if parallel.checkpointing == "full" else ""
     pictures = "1 picture" if size == 1 else f"{size} pictures"
     raise UserError(
-        f"{experiment.name} does not fit: {pictures} at a time{recomputed} take {needed / GIB:.1f} GiB a GPU, "
-        f"{name} has {gpu.usable / GIB:.1f} to give; {' or '.join(helps) or 'a smaller model'} would help"
+        f"{experiment.name} does not fit: {pictures} at a time{recomputed} take {needed / GIB:.1f} GiB per GPU, "
+        f"{name} has {search.usable / GIB:.1f} to give; {' or '.join(helps) or 'a smaller model'} would help"
     )

@@ -15,9 +15,9 @@ import pytest
 import torch
 from corpus import DEFECTS, Corpus, encoded, pair, picture
 from PIL import Image
+from samples import read_sample
 
 from imagen.data.build.dataset import _judge, build_source
-from imagen.data.build.parts import Text
 from imagen.data.build.quality import Limits
 from imagen.data.embed.sidecar import Embeddings, matches_sidecar
 from imagen.data.shards.dataset import ShardedDataset, open_split
@@ -26,6 +26,7 @@ from imagen.data.shards.tar_samples import scan_tar
 from imagen.data.shards.writer import ShardWriter
 from imagen.data.sources.base import Part, Record
 from imagen.errors import UserError
+from imagen.text.config import TextConfig
 
 N = 2000
 
@@ -123,7 +124,7 @@ def test_every_defect_is_rejected_for_its_reason_and_every_good_sample_arrives(b
     data = ShardedDataset(built)
     assert keys(built) == [key for key in made if key not in bad]
     for i in range(len(data)):
-        sample, original = data.sample(i), made[data.key(i)]
+        sample, original = read_sample(data, i), made[data.key(i)]
         (extension,) = sample.members.keys() - {"txt"}
         if extension == "png" and not original.image.startswith(b"\x89PNG"):  # from gif, bmp, tiff: the same pixels
             image = Image.open(io.BytesIO(original.image))
@@ -242,7 +243,7 @@ def test_embeddings_become_sidecars_without_their_duplicates(tmp_path):
     records = [record(f"k{i}", images[i], f"caption {i}", embedding=made[i]) for i in range(5)]
     source = Memory(records[:3], [record("nan", 7, embedding=broken), *records[3:]])
     go(source, tmp_path, encoder="some/encoder", max_tokens=5, samples_per_shard=2)
-    text = Text(encoder="some/encoder", max_tokens=5, width=6)
+    text = TextConfig(encoder="some/encoder", max_tokens=5, width=6)
     data = open_split(tmp_path)
     assert [data.key(i) for i in range(len(data))] == ["k0", "k1", "k3"]
     assert data.sizes.tolist() == [2, 0, 1]  # the second shard held one duplicate
@@ -253,7 +254,9 @@ def test_embeddings_become_sidecars_without_their_duplicates(tmp_path):
     assert all(matches_sidecar(data, shard, text) for shard in range(3))
     assert torch.equal(embeddings.unconditional(), torch.zeros(1, 6))
     with pytest.raises(UserError, match=r"no embedding of \"\"; use --text\.unconditional zeros"):
-        Embeddings(data, Text(encoder="some/encoder", max_tokens=5, width=6, unconditional="empty")).unconditional()
+        Embeddings(
+            data, TextConfig(encoder="some/encoder", max_tokens=5, width=6, unconditional="empty")
+        ).unconditional()
 
 
 def test_the_width_of_embeddings_is_the_commonest(tmp_path):
@@ -343,7 +346,7 @@ def test_tars_are_indexed_where_they_lie(tars):
     assert contents(tars) == before and (result["samples"], result["shards"]) == (3, 2)
     assert keys(tars / "heldout") == ["d", "f"] and keys(tars / "train") == ["a"]  # parts in order: heldout is first
     assert listed(tars) == {"train/00000/b": "too small", "c": "duplicate", "heldout/00000/e": "format"}
-    assert ShardedDataset(tars / "train").sample(0).caption == "one"
+    assert read_sample(ShardedDataset(tars / "train"), 0).caption == "one"
     assert not list(tars.rglob(".*"))
 
 

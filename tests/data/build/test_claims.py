@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_encode import FakeEncoder, Text
+from encoders import LengthEncoder, LongText
 
 from imagen.data.build import claims as claims_module
 from imagen.data.build.claims import Claims, claim_path
@@ -28,7 +28,7 @@ HELD = []  # claims of other machines: collected as garbage they would end
 FORK = multiprocessing.get_context("fork")  # a process in milliseconds: what a kill may interrupt is ours alone
 
 
-class SlowEncoder(FakeEncoder):
+class SlowEncoder(LengthEncoder):
     def encode(self, captions):
         time.sleep(0.03)
         return super().encode(captions)
@@ -49,7 +49,7 @@ def encoded(tmp_path_factory):
     with ShardWriter(folder, 3) as writer:
         for i in range(3 * SHARDS):
             writer.write({"__key__": f"k{i}", "txt": ("word " * rng.randint(0, 20) + f"{i}").encode()})
-    assert encode_shards(folder, FakeEncoder(), 60, progress=False) == SHARDS
+    assert encode_shards(folder, LengthEncoder(), 60, progress=False) == SHARDS
     assert others(folder) == []
     return folder
 
@@ -148,7 +148,7 @@ def test_waits_for_another_machine(folder, uninterrupted, monkeypatch, capsys):
             held.__exit__(None, None, None)
 
     monkeypatch.setattr(encode_module, "sleep", wait)
-    assert encode_shards(folder, FakeEncoder(), 60) == SHARDS - 1
+    assert encode_shards(folder, LengthEncoder(), 60) == SHARDS - 1
     assert len(waits) == 3 and all(found.keys() == uninterrupted.keys() - {name} for found in waits)
     assert sidecars(folder) == uninterrupted and others(folder) == []
     assert "waiting for 1 shards of other processes" in capsys.readouterr().err
@@ -158,7 +158,7 @@ def test_a_machine_that_falls_silent_is_replaced(folder, uninterrupted, monkeypa
     name = sorted(uninterrupted)[0]
     on_another_machine(monkeypatch, folder / name, beat=1000)
     monkeypatch.setattr(encode_module, "_POLL", 0.02)
-    assert encode_shards(folder, FakeEncoder(), 60, progress=False, claims=Claims(stale=0.2)) == SHARDS
+    assert encode_shards(folder, LengthEncoder(), 60, progress=False, claims=Claims(stale=0.2)) == SHARDS
     assert sidecars(folder) == uninterrupted and others(folder) == []
 
 
@@ -214,13 +214,13 @@ def test_the_dead_of_this_machine_are_replaced_at_once_with_their_half_files(tmp
 
 
 def test_the_claim_of_one_that_was_killed_after_its_work_is_removed(folder):
-    encode_shards(folder, FakeEncoder(), 60, progress=False)
+    encode_shards(folder, LengthEncoder(), 60, progress=False)
     sidecars = [path for path in folder.iterdir() if path.suffix == ".safetensors"]
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     claim_path(sidecars[0]).write_text(f"{claims_module.PLACE} {dead.pid} 0")
     claim_path(sidecars[1]).write_text("another machine 1 0")  # may be alive
-    assert encode_shards(folder, FakeEncoder(), 60, progress=False) == 0
+    assert encode_shards(folder, LengthEncoder(), 60, progress=False) == 0
     assert not claim_path(sidecars[0]).exists() and claim_path(sidecars[1]).exists()
 
 
@@ -235,7 +235,7 @@ def test_an_empty_claim_is_one_whose_owner_is_unknown(tmp_path):
 
 
 def test_a_claim_ends_with_an_error(folder):
-    class Broken(FakeEncoder):
+    class Broken(LengthEncoder):
         def encode(self, captions):
             raise UserError("broken")
 
@@ -253,7 +253,7 @@ def test_equal_process_numbers_on_two_machines_do_not_share_a_temporary_file(fol
     """As in containers, where every first process is number 1: one writes, the other begins in the middle of it."""
     from imagen.files import replacing
 
-    path = sidecar_path(folder / "00000.tar", Text())
+    path = sidecar_path(folder / "00000.tar", LongText())
     with replacing(path) as mine:
         mine.write_bytes(b"mine")
         with replacing(path) as others:

@@ -85,7 +85,7 @@ class Encoder:
     def lengths(self, captions: list[str]) -> list[int]:
         return [len(caption) + 1 for caption in captions]
 
-    def uncut_lengths(self, captions):
+    def untruncated_lengths(self, captions):
         return self.lengths(captions)
 
     def encode(self, captions: list[str]) -> list[torch.Tensor]:

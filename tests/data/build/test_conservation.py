@@ -23,6 +23,7 @@ import torch
 from corpus import DEFECTS as PLANTED
 from corpus import FURTHER_DEFECTS, GOOD, encoded, picture
 from safetensors.torch import load_file
+from samples import read_sample
 
 from imagen.data.build import parts
 from imagen.data.build.dataset import build_source
@@ -641,7 +642,7 @@ def samples(where: Path, numbers: dict[bytes, int], has_captions: bool) -> Itera
     """The number of each sample's picture, after seeing that its caption names it."""
     data = ShardedDataset(where)
     for row in range(len(data)):
-        sample = data.sample(row)
+        sample = read_sample(data, row)
         number = numbers[pixels(sample.members[choose_image(sample.members, 64)])]
         assert not has_captions or str(number) in sample.caption, (sample.key, sample.caption, number)
         yield number

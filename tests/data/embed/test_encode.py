@@ -1,10 +1,10 @@
-import dataclasses
 import itertools
 import re
 
 import numpy as np
 import pytest
 import torch
+from encoders import LengthEncoder, LongText
 from safetensors import safe_open
 
 from imagen.data.embed.encode import encode_shards, token_batches
@@ -16,7 +16,6 @@ from imagen.data.embed.sidecar import (
     matches_sidecar,
     sidecar_path,
     slug,
-    unconditional,
     write_sidecar,
 )
 from imagen.data.shards.dataset import open_split
@@ -24,37 +23,10 @@ from imagen.data.shards.index import index_path
 from imagen.data.shards.inspect import inspect
 from imagen.data.shards.writer import ShardWriter
 from imagen.errors import UserError
-from imagen.text.encoder import LazyEncoder, TextConfig
+from imagen.text.config import TextConfig
+from imagen.text.encoder import LazyEncoder
 
 CAPTIONS = ["a red apple", "", "a steam train on a table", "Äpfel", "one", "two words"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Text:
-    encoder: str = "some/encoder-xl"
-    revision: str = "main"
-    width: int = 8
-    max_tokens: int = 16
-    unconditional: str = "zeros"
-
-
-class FakeEncoder:
-    def __init__(self, **changes):
-        self.config = Text(**changes)
-        self.batches: list[list[str]] = []
-
-    def lengths(self, captions):
-        return [1 + len(c) for c in captions]
-
-    def uncut_lengths(self, captions):
-        return self.lengths(captions)
-
-    def encode(self, captions):
-        self.batches.append(captions)
-        return [
-            torch.linspace(-3, len(c) + 0.1, (1 + len(c)) * self.config.width).view(-1, self.config.width)
-            for c in captions
-        ]
 
 
 @pytest.fixture
@@ -76,10 +48,10 @@ def refused(folder, text, *words):
 
 
 def test_embeddings_are_read_back_as_bfloat16(folder):
-    encoder = FakeEncoder()
+    encoder = LengthEncoder()
     assert encode_shards(folder, encoder, 40, progress=False) == 4
     for split in ("train", "heldout"):
-        embeddings = Embeddings(open_split(folder, split), Text())
+        embeddings = Embeddings(open_split(folder, split), LongText())
         for i, caption in enumerate(CAPTIONS):
             expected = encoder.encode([caption])[0]
             tokens = embeddings.tokens(i, caption)
@@ -87,7 +59,7 @@ def test_embeddings_are_read_back_as_bfloat16(folder):
 
 
 def test_the_file_is_ordinary_safetensors_with_a_telling_header(folder):
-    encode_shards(folder, FakeEncoder(), progress=False)
+    encode_shards(folder, LengthEncoder(), progress=False)
     path = folder / "train" / "00000.some-encoder-xl.16.text.safetensors"
     with safe_open(path, "np") as file:
         header = file.metadata()
@@ -99,7 +71,7 @@ def test_the_file_is_ordinary_safetensors_with_a_telling_header(folder):
     assert tokens.dtype == np.uint16 and tokens.shape == (offsets[-1], 8)
     assert offsets.tolist() == np.cumsum([0, *(1 + len(c) for c in CAPTIONS[:4])]).tolist()
     bits = torch.from_numpy(empty.view(np.int16)).view(torch.bfloat16)
-    assert torch.equal(bits, FakeEncoder().encode([""])[0].bfloat16())
+    assert torch.equal(bits, LengthEncoder().encode([""])[0].bfloat16())
 
 
 def test_batches_hold_the_longest_first_and_so_many_padded_tokens():
@@ -116,9 +88,9 @@ def test_batches_hold_the_longest_first_and_so_many_padded_tokens():
 
 def test_batches_are_a_function_of_the_shard_alone(folder):
     """A process that encodes one shard sends the same batches as one that encodes all: it stores the same."""
-    whole, rest = FakeEncoder(), FakeEncoder()
+    whole, rest = LengthEncoder(), LengthEncoder()
     encode_shards(folder / "train", whole, 30, progress=False)
-    path = sidecar_path(folder / "train" / "00001.tar", Text())
+    path = sidecar_path(folder / "train" / "00001.tar", LongText())
     before = path.read_bytes()
     path.unlink()
     encode_shards(folder / "train", rest, 30, progress=False)
@@ -142,7 +114,7 @@ def test_the_batching_changes_rounding_only(folder):
 
 
 def test_memory_that_is_too_small_is_said_with_the_batch(folder):
-    class Large(FakeEncoder):
+    class Large(LengthEncoder):
         def encode(self, captions):
             if len(captions) > 2:
                 raise torch.OutOfMemoryError("CUDA out of memory")
@@ -154,18 +126,18 @@ def test_memory_that_is_too_small_is_said_with_the_batch(folder):
 
 
 def test_only_what_is_missing_or_stale_is_encoded_again(folder):
-    encode_shards(folder, FakeEncoder(), progress=False)
-    assert encode_shards(folder, FakeEncoder(), progress=False) == 0
+    encode_shards(folder, LengthEncoder(), progress=False)
+    assert encode_shards(folder, LengthEncoder(), progress=False) == 0
     tar = folder / "train" / "00001.tar"
-    path = sidecar_path(tar, Text())
+    path = sidecar_path(tar, LongText())
     whole = path.read_bytes()
     for broken in (whole[:-3], b"", None):
         path.unlink()
         if broken is not None:
             path.write_bytes(broken)
-            refused(folder, Text(), path, "imagen data encode")
-        assert encode_shards(folder, FakeEncoder(), progress=False) == 1
-        Embeddings(open_split(folder), Text()).tokens(4, CAPTIONS[4])
+            refused(folder, LongText(), path, "imagen data encode")
+        assert encode_shards(folder, LengthEncoder(), progress=False) == 1
+        Embeddings(open_split(folder), LongText()).tokens(4, CAPTIONS[4])
 
 
 @pytest.mark.parametrize(
@@ -177,41 +149,47 @@ def test_only_what_is_missing_or_stale_is_encoded_again(folder):
     ],
 )
 def test_encoders_revisions_and_token_limits_live_side_by_side(folder, change, name):
-    encode_shards(folder, FakeEncoder(), progress=False)
-    refused(folder, Text(**change), "no text embeddings", name, "only 00000.some-encoder-xl.16", "imagen data encode")
-    assert encode_shards(folder, FakeEncoder(**change), progress=False) == 4
+    encode_shards(folder, LengthEncoder(), progress=False)
+    refused(
+        folder, LongText(**change), "no text embeddings", name, "only 00000.some-encoder-xl.16", "imagen data encode"
+    )
+    assert encode_shards(folder, LengthEncoder(**change), progress=False) == 4
     assert (folder / "train" / name).exists()
     for changes in ({}, change):
-        assert encode_shards(folder, FakeEncoder(**changes), progress=False) == 0
-        Embeddings(open_split(folder), Text(**changes)).tokens(0, CAPTIONS[0])
+        assert encode_shards(folder, LengthEncoder(**changes), progress=False) == 0
+        Embeddings(open_split(folder), LongText(**changes)).tokens(0, CAPTIONS[0])
 
 
 def test_what_is_missing_is_named_with_the_whole_command(folder):
-    refused(folder, Text(), "has no text embeddings of 'some/encoder-xl' (00000.some-encoder-xl.16.text.safetensors);")
+    refused(
+        folder, LongText(), "has no text embeddings of 'some/encoder-xl' (00000.some-encoder-xl.16.text.safetensors);"
+    )
     command = f"`imagen data encode {folder} --encoder some/encoder-xl --revision v2 --max-tokens 77`"
-    refused(folder, Text(revision="v2", max_tokens=77), command)
+    refused(folder, LongText(revision="v2", max_tokens=77), command)
 
 
 def test_a_file_of_an_earlier_version_is_named_and_encoded_again(folder):
-    encode_shards(folder, FakeEncoder(), progress=False)
+    encode_shards(folder, LengthEncoder(), progress=False)
     for path in folder.rglob("*.text.safetensors"):
         path.rename(path.with_name(path.name.replace(".16.", ".")))
-    refused(folder, Text(), "(00000.some-encoder-xl.16.text", "only 00000.some-encoder-xl.text.safetensors; run")
-    assert encode_shards(folder, FakeEncoder(), progress=False) == 4
+    refused(folder, LongText(), "(00000.some-encoder-xl.16.text", "only 00000.some-encoder-xl.text.safetensors; run")
+    assert encode_shards(folder, LengthEncoder(), progress=False) == 4
 
 
 @pytest.mark.parametrize("change", [{"encoder": "some.encoder/xl"}, {"width": 16}, {"encoder": "some/encoder/xl"}])
 def test_a_file_of_the_right_name_and_the_wrong_contents_is_refused(folder, change):
-    encode_shards(folder, FakeEncoder(), progress=False)
+    encode_shards(folder, LengthEncoder(), progress=False)
     for path in folder.rglob("*.text.safetensors"):
-        path.rename(sidecar_path(path.with_name("00000.tar" if "00000" in path.name else "00001.tar"), Text(**change)))
+        path.rename(
+            sidecar_path(path.with_name("00000.tar" if "00000" in path.name else "00001.tar"), LongText(**change))
+        )
     ((name, value),) = change.items()
-    refused(folder, Text(**change), "was made with", name, getattr(Text(), name), value, "imagen data encode")
-    assert encode_shards(folder, FakeEncoder(**change), progress=False) == 4
+    refused(folder, LongText(**change), "was made with", name, getattr(LongText(), name), value, "imagen data encode")
+    assert encode_shards(folder, LengthEncoder(**change), progress=False) == 4
 
 
 def test_captions_that_changed_are_refused_and_encoded_again(folder):
-    encode_shards(folder, FakeEncoder(), progress=False)
+    encode_shards(folder, LengthEncoder(), progress=False)
     changed = [*CAPTIONS[:4], "two words", "one"]  # the same captions in another order
     with ShardWriter(folder / "new", 4) as writer:
         for i, caption in enumerate(changed):
@@ -220,13 +198,13 @@ def test_captions_that_changed_are_refused_and_encoded_again(folder):
     (folder / "new" / "00001.tar").replace(tar)
     index_path(folder / "new" / "00001.tar").replace(index_path(tar))
     with pytest.raises(UserError, match=r"00001\.some-encoder-xl\.16.*'k4' had another caption.*imagen data encode"):
-        Embeddings(open_split(folder), Text()).tokens(4, "two words")
-    assert encode_shards(folder, FakeEncoder(), progress=False) == 1
-    Embeddings(open_split(folder), Text()).tokens(4, "two words")
+        Embeddings(open_split(folder), LongText()).tokens(4, "two words")
+    assert encode_shards(folder, LengthEncoder(), progress=False) == 1
+    Embeddings(open_split(folder), LongText()).tokens(4, "two words")
 
 
 def test_embeddings_that_are_not_finite_are_refused_by_key(folder):
-    class Broken(FakeEncoder):
+    class Broken(LengthEncoder):
         def encode(self, captions):
             found = super().encode(captions)
             for caption, tokens in zip(captions, found, strict=True):
@@ -240,9 +218,9 @@ def test_embeddings_that_are_not_finite_are_refused_by_key(folder):
 
 
 def test_an_encoder_of_another_width_is_refused(folder):
-    encoder = FakeEncoder()
+    encoder = LengthEncoder()
     encoder.encode = lambda captions: [torch.zeros(2, 5) for _ in captions]
-    with pytest.raises(UserError, match=r"5 numbers a token, text\.width is 8"):
+    with pytest.raises(UserError, match=r"embeddings of 5 dimensions, text\.width is 8"):
         encode_shards(folder, encoder, progress=False)
 
 
@@ -250,34 +228,34 @@ def test_shards_without_captions_are_refused(tmp_path):
     with ShardWriter(tmp_path) as writer:
         writer.write({"__key__": "k", "png": b"x"})
     with pytest.raises(UserError, match=r"00000\.tar has no captions"):
-        encode_shards(tmp_path, FakeEncoder(), progress=False)
+        encode_shards(tmp_path, LengthEncoder(), progress=False)
 
 
 def test_encoding_indexes_what_has_no_index(folder):
     for path in folder.rglob("*.index.safetensors"):
         path.unlink()
-    assert encode_shards(folder, FakeEncoder(), progress=False) == 4
+    assert encode_shards(folder, LengthEncoder(), progress=False) == 4
     assert len(open_split(folder)) == len(CAPTIONS)
 
 
 def test_unconditional_and_slug(folder):
-    encode_shards(folder, FakeEncoder(), progress=False)
-    assert torch.equal(unconditional(folder, Text()), torch.zeros(1, 8))
-    stored = unconditional(folder, Text(unconditional="empty"), split="heldout")
-    assert torch.equal(stored, FakeEncoder().encode([""])[0].bfloat16().float())
+    encode_shards(folder, LengthEncoder(), progress=False)
+    assert torch.equal(Embeddings(open_split(folder), LongText()).unconditional(), torch.zeros(1, 8))
+    stored = Embeddings(open_split(folder, "heldout"), LongText(unconditional="empty")).unconditional()
+    assert torch.equal(stored, LengthEncoder().encode([""])[0].bfloat16().float())
     assert slug("/home/me/../t5 v1.1") == "home-me-..-t5-v1.1"
 
 
 def test_captions_cut_at_the_token_limit_are_counted(folder):
     """By hand: the encoder gives a token for each letter and one more."""
-    encode_shards(folder, FakeEncoder(), progress=False)
+    encode_shards(folder, LengthEncoder(), progress=False)
     lost = 1 + len("a steam train on a table") - 16
     for split in ("train", "heldout"):
-        cuts = [cut_of(sidecar) for sidecar in Embeddings(open_split(folder, split), Text())._sidecars]
+        cuts = [cut_of(sidecar) for sidecar in Embeddings(open_split(folder, split), LongText())._sidecars]
         assert cuts == [Cut(1, lost, lost), Cut()]
-    assert captions_cut(folder, Text()) == (Cut(2, 2 * lost, lost), 2 * len(CAPTIONS))
-    encode_shards(folder, FakeEncoder(max_tokens=11), progress=False)
-    assert captions_cut(folder, Text(max_tokens=11)) == (Cut(4, 2 * (14 + 1), 14), 2 * len(CAPTIONS))
+    assert captions_cut(folder, LongText()) == (Cut(2, 2 * lost, lost), 2 * len(CAPTIONS))
+    encode_shards(folder, LengthEncoder(max_tokens=11), progress=False)
+    assert captions_cut(folder, LongText(max_tokens=11)) == (Cut(4, 2 * (14 + 1), 14), 2 * len(CAPTIONS))
     rows = inspect(folder)["splits"]["train"]["embeddings"]
     assert [(row["max_tokens"], row["cut"], row["cut_tokens"], row["cut_most"]) for row in rows] == [
         (11, 2, 15, 14), (16, 1, 9, 9),
@@ -288,7 +266,7 @@ def test_what_a_file_of_an_earlier_version_lost_is_not_known(folder):
     dataset = open_split(folder)
     for shard, captions in enumerate([CAPTIONS[:4], CAPTIONS[4:]]):
         bits = [np.zeros((2, 8), np.uint16) for _ in captions]
-        write_sidecar(dataset.tar_path(shard), Text(), [[c] for c in captions], bits, np.zeros((1, 8), np.uint16))
+        write_sidecar(dataset.tar_path(shard), LongText(), [[c] for c in captions], bits, np.zeros((1, 8), np.uint16))
     (row,) = inspect(folder)["splits"]["train"]["embeddings"]
     assert row["samples"] == len(CAPTIONS) and (row["cut"], row["cut_tokens"], row["cut_most"]) == (None, None, None)
-    assert all(matches_sidecar(dataset, shard, Text()) for shard in range(2))  # and is not encoded for that
+    assert all(matches_sidecar(dataset, shard, LongText()) for shard in range(2))  # and is not encoded for that

@@ -18,7 +18,7 @@ class FakeEncoder:
     def lengths(self, captions):
         return [3 for _ in captions]
 
-    def uncut_lengths(self, captions):
+    def untruncated_lengths(self, captions):
         return self.lengths(captions)
 
     def encode(self, captions):

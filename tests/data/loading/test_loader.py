@@ -1,6 +1,5 @@
 import dataclasses
 import io
-import itertools
 import logging
 import pickle
 import subprocess
@@ -10,47 +9,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from encoders import Text, WordEncoder
 from PIL import Image
+from samples import epoch_order, take
 
 from imagen.data.embed.encode import encode_shards
-from imagen.data.loading.batches import dataset_batch
+from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.config import DataConfig
-from imagen.data.loading.loader import Loader
-from imagen.data.loading.order import epoch_order
+from imagen.data.loading.loader import Loader, open_loader
+from imagen.data.loading.stream import dataset_batch
 from imagen.data.loading.transforms import decode
-from imagen.data.shards.dataset import ShardedDataset
+from imagen.data.shards.dataset import ShardedDataset, open_split
 from imagen.data.shards.writer import ShardWriter
 from imagen.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Text:
-    encoder: str = "tests/fake"
-    revision: str = "main"
-    width: int = 8
-    max_tokens: int = 16
-    unconditional: str = "zeros"
-
-
-class FakeEncoder:
-    def __init__(self, config=Text()):
-        self.config = config
-
-    def lengths(self, captions):
-        return [len(caption.split()) for caption in captions]
-
-    def uncut_lengths(self, captions):
-        return self.lengths(captions)
-
-    def encode(self, captions):
-        """One token a word, each a hash of the word: different captions have different lengths and numbers."""
-        return [
-            torch.stack([
-                torch.randn(self.config.width, generator=torch.Generator().manual_seed(sum(word.encode())))
-                for word in ["<start>", *caption.split()]
-            ])
-            for caption in captions
-        ]  # fmt: skip
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -76,7 +47,7 @@ def folder(tmp_path_factory):
             caption = " ".join(f"w{i}" for _ in range(i % 4))
             pictures = {f"{side}.png": png(picture(i, side)) for side in (8, 32)}
             writer.write({"__key__": f"k{i:02d}", **pictures, "txt": caption.encode()})
-    encode_shards(folder, FakeEncoder(), progress=False)
+    encode_shards(folder, WordEncoder(), progress=False)
     return folder
 
 
@@ -84,13 +55,9 @@ CONFIG = DataConfig(crop=16, flip=True, workers=0, window=2)
 
 
 def loader(folder, config=CONFIG, **options) -> Loader:
-    return Loader(
+    return open_loader(
         folder, config, **{"resolution": 32, "low_resolution": 8, "text": Text(), "batch_size": 8, "seed": 3} | options
     )
-
-
-def take(loader: Loader, count: int) -> list:
-    return list(itertools.islice(loader, count))
 
 
 def samples(batches) -> list[tuple]:
@@ -159,7 +126,7 @@ def test_text_is_the_encoders_padded_with_zeros(folder):
     for batch in take(loader(folder), 3):
         assert batch.text.shape[1] == batch.text_mask.sum(1).max()
         assert batch.text[~batch.text_mask].abs().sum() == 0
-        for j, expected in enumerate(FakeEncoder().encode(batch.captions)):
+        for j, expected in enumerate(WordEncoder().encode(batch.captions)):
             assert torch.equal(batch.text[j][batch.text_mask[j]], expected.bfloat16().float())
 
 
@@ -181,13 +148,13 @@ def test_crops_are_aligned_and_flipped_together(folder):
     assert len(seen) > 35  # of 5 x 5 places x 2
 
 
-def test_pictures_whose_caption_names_a_side_are_never_flipped(tmp_path):
+def test_pictures_whose_caption_mentions_left_or_right_are_never_flipped(tmp_path):
     captions = ["a cat on the left", "a bright cat", "Right-handed cat", "a copyrighted cat", "the leftmost cat", "cat"]
     with ShardWriter(tmp_path) as writer:
         for i, caption in enumerate(captions):
             writer.write({"__key__": f"k{i}", "png": png(picture(i, 8)), "txt": caption.encode()})
     flipped: dict[int, set[bool]] = {i: set() for i in range(6)}
-    for batch in take(Loader(tmp_path, DataConfig(flip=True, workers=0), resolution=8, batch_size=6, seed=0), 12):
+    for batch in take(open_loader(tmp_path, DataConfig(flip=True, workers=0), resolution=8, batch_size=6, seed=0), 12):
         for key, image in zip(batch.keys, batch.image, strict=True):
             whole = torch.from_numpy(picture(int(key[1:]), 8)).permute(2, 0, 1)
             assert torch.equal(image, whole) or torch.equal(image, whole.flip(-1))
@@ -205,7 +172,7 @@ def test_full_decode_is_pillows_bicubic(tmp_path):
     apart = {}
     for full in (False, True):
         config = DataConfig(workers=0, full_decode=full)
-        image = take(Loader(tmp_path, config, resolution=32, batch_size=1, seed=0), 1)[0].image[0]
+        image = take(open_loader(tmp_path, config, resolution=32, batch_size=1, seed=0), 1)[0].image[0]
         apart[full] = np.abs(image.permute(1, 2, 0).numpy() - expected).max()
     assert apart[True] <= 2 < apart[False]
 
@@ -232,10 +199,10 @@ def test_the_callers_random_numbers_are_not_touched(folder):
 
 
 def test_unconditional(folder):
-    assert torch.equal(loader(folder).unconditional, torch.zeros(1, 8))
-    empty = loader(folder, text=Text(unconditional="empty")).unconditional
-    assert torch.equal(empty, FakeEncoder().encode([""])[0].bfloat16().float())
-    assert loader(folder, text=None).unconditional is None
+    dataset = open_split(folder)
+    assert torch.equal(Embeddings(dataset, Text()).unconditional(), torch.zeros(1, 8))
+    empty = Embeddings(dataset, Text(unconditional="empty")).unconditional()
+    assert torch.equal(empty, WordEncoder().encode([""])[0].bfloat16().float())
 
 
 def test_workers_outlive_signals_to_the_process_group(folder):
@@ -245,7 +212,7 @@ import signal, subprocess, sys
 from imagen.data.loading.loader import *
 signal.signal(signal.SIGTERM, lambda *_: None)
 signal.signal(signal.SIGINT, lambda *_: None)
-batches = iter(Loader({str(folder)!r}, DataConfig(workers=1), resolution=8, batch_size=4, seed=0))
+batches = iter(open_loader({str(folder)!r}, DataConfig(workers=1), resolution=8, batch_size=4, seed=0))
 next(batches)
 send = """
 import os, signal
@@ -271,7 +238,7 @@ import torch
 from imagen.data.loading.loader import *
 torch.set_num_threads(2)
 torch.nn.functional.interpolate(torch.rand(8, 3, 256, 256) @ torch.rand(256, 256), size=64, mode="bicubic")
-batches = iter(Loader({str(folder)!r}, DataConfig(workers=2), resolution=16, batch_size=4, seed=0))
+batches = iter(open_loader({str(folder)!r}, DataConfig(workers=2), resolution=16, batch_size=4, seed=0))
 print(next(batches).keys)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
@@ -296,7 +263,7 @@ def test_a_bad_sample_is_replaced_named_and_counted(damaged, workers, caplog):
     config = DataConfig(workers=workers, window=2)
     options = {"resolution": 8, "batch_size": 4, "seed": 1}
     with caplog.at_level(logging.WARNING):
-        batches = take(Loader(damaged, config, **options), 10)  # two epochs
+        batches = take(open_loader(damaged, config, **options), 10)  # two epochs
     keys = [key for batch in batches for key in batch.keys]
     order = np.concatenate([epoch_order(1, epoch, np.array([6, 6, 6, 2]), 2) for epoch in range(3)])
     for position, key in enumerate(keys):
@@ -305,7 +272,7 @@ def test_a_bad_sample_is_replaced_named_and_counted(damaged, workers, caplog):
     assert sum(batch.skipped for batch in batches) == len(caplog.messages) >= 4
     assert any("k05" in m and "00000.tar" in m for m in caplog.messages)
     assert any("k11" in m and "fewer than 8" in m for m in caplog.messages)
-    resumed = take(Loader(damaged, DataConfig(workers=0, window=2), **options, position=12), 3)
+    resumed = take(open_loader(damaged, DataConfig(workers=0, window=2), **options, position=12), 3)
     assert [batch.keys for batch in resumed] == [batch.keys for batch in batches[3:6]]
     with pytest.raises(UserError, match=r"k05 in .*00000\.tar"):
         dataset_batch(damaged, [5], resolution=8)
@@ -315,9 +282,9 @@ def test_a_bad_sample_is_replaced_named_and_counted(damaged, workers, caplog):
 def test_too_many_bad_samples_are_a_user_error(damaged, workers):
     config = DataConfig(workers=workers, max_bad=0.01)
     with pytest.raises(UserError, match=r"samples are bad .*k\d\d in"):
-        take(Loader(damaged, config, resolution=8, batch_size=4, seed=1), 100)
+        take(open_loader(damaged, config, resolution=8, batch_size=4, seed=1), 100)
     with pytest.raises(UserError, match="in a row"):  # all too small
-        take(Loader(damaged, config, resolution=64, batch_size=4, seed=1), 100)
+        take(open_loader(damaged, config, resolution=64, batch_size=4, seed=1), 100)
 
 
 @pytest.mark.parametrize("options, word", [
@@ -335,14 +302,14 @@ def test_sizes_that_do_not_fit(folder, options, word):
 
 
 def test_no_sidecar_is_needed_without_text(damaged):
-    assert take(Loader(damaged, DataConfig(workers=0), resolution=8, batch_size=4, seed=1), 1)[0].text is None
+    assert take(open_loader(damaged, DataConfig(workers=0), resolution=8, batch_size=4, seed=1), 1)[0].text is None
     with pytest.raises(UserError, match=f"no text embeddings of 'tests/fake' .*; run `imagen data encode {damaged}"):
-        Loader(damaged, DataConfig(), resolution=8, batch_size=4, seed=1, text=Text())
+        open_loader(damaged, DataConfig(), resolution=8, batch_size=4, seed=1, text=Text())
 
 
 def test_a_shard_lost_while_training_is_one_clear_line_from_a_worker_too(damaged):
     config = DataConfig(workers=1)
-    stream = Loader(damaged, config, resolution=8, batch_size=4, seed=1)
+    stream = open_loader(damaged, config, resolution=8, batch_size=4, seed=1)
     for tar in damaged.glob("*.tar"):
         tar.unlink()
     with pytest.raises(UserError, match=r"^cannot read .*\.tar: No such file or directory$"):
@@ -353,7 +320,7 @@ def test_samples_may_come_from_a_pickled_dataset(folder):
     """What a spawned worker receives."""
     copy = pickle.loads(pickle.dumps(loader(folder)._stream))
     assert samples([copy.__getitems__(list(range(8)))]) == samples(take(loader(folder), 1))
-    assert isinstance(copy.pictures.dataset, ShardedDataset)
+    assert isinstance(copy.reader.dataset, ShardedDataset)
 
 
 def test_grey_pictures_are_the_luma_of_colour_ones(tmp_path):

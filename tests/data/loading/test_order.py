@@ -1,8 +1,9 @@
 import pickle
 
 import numpy as np
+from samples import epoch_order
 
-from imagen.data.loading.order import Order, epoch_order
+from imagen.data.loading.order import Order
 
 SIZES = np.array([5, 1, 9, 4, 7, 3, 8])
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from imagen.data.loading.transforms import aligned_crop, choose_image, decode, fit, names_a_side, resize
+from imagen.data.loading.transforms import aligned_crop, choose_image, decode, fit, mentions_left_or_right, resize
 from imagen.data.shards.dataset import BadSample
 from imagen.pictures import MAX_PIXELS
 
@@ -174,4 +174,4 @@ def test_crops_of_the_pair_show_the_same_region():
     ("", False),
 ])  # fmt: skip
 def test_captions_that_name_a_side(caption, named):
-    assert names_a_side(caption) is named
+    assert mentions_left_or_right(caption) is named

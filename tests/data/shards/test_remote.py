@@ -19,9 +19,10 @@ from PIL import Image
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
 
+
 from imagen.data.embed.encode import encode_shards  # noqa: E402
 from imagen.data.loading.config import DataConfig  # noqa: E402
-from imagen.data.loading.loader import Loader  # noqa: E402
+from imagen.data.loading.loader import open_loader  # noqa: E402
 from imagen.data.shards import remote  # noqa: E402
 from imagen.data.shards.dataset import ShardedDataset, open_split, splits  # noqa: E402
 from imagen.data.shards.remote import Cache, as_url  # noqa: E402
@@ -46,7 +47,7 @@ class FakeEncoder:
     def lengths(self, captions):
         return [3 for _ in captions]
 
-    def uncut_lengths(self, captions):
+    def untruncated_lengths(self, captions):
         return self.lengths(captions)
 
     def encode(self, captions):
@@ -131,7 +132,7 @@ def memory(folder):
 
 def batches(place, cache: Path | None, *, workers: int = 0, count: int = 8, **options) -> list:
     config = DataConfig(workers=workers, window=2, cache=None if cache is None else str(cache), **options)
-    loader = Loader(place, config, resolution=16, text=Text(), batch_size=6, seed=1)
+    loader = open_loader(place, config, resolution=16, text=Text(), batch_size=6, seed=1)
     found = itertools.islice(loader, count)
     return [(b.keys, b.captions, b.image.numpy().tobytes(), b.text.numpy().tobytes()) for b in found]
 

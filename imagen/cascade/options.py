@@ -1,0 +1,107 @@
+"""The keyword arguments of a request, in one place: for type checkers and editors, for help(), and for hints.
+
+`Cascade.sample`, `Cascade.request`, `write_samples` and `write_upscaled` take them as `**options: Unpack[...]`.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from imagen.diffusion.noise import NoiseKind, Variation
+from imagen.diffusion.samplers.base import Spacing
+from imagen.precision import Precision
+from imagen.stage.config import SamplingConfig, Threshold, Variance
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+# One for all stages that run (or all images), or a list with one for each. mypy takes no `T | ...` as a generic alias.
+PerStage = Union[T, Sequence[T]]  # noqa: UP007
+PerImage = Union[T, Sequence[T]]  # noqa: UP007
+Prompt = str | Tensor  # "" is the unconditional model; a tensor is an embedding, float [L, D]
+Size = tuple[int, int]  # (height, width)
+Range = tuple[float, float]
+Output = Literal["pil", "tensor"]
+
+DEFAULTS: dict[str, Any] = {
+    "negative": "",
+    "batch_size": 8,
+    "precision": "auto",
+    "noise": "philox",
+}  # of the others: None
+
+
+class SamplingOptions(TypedDict, total=False):
+    """Fields of `SamplingConfig`, in place of the stages' own values (None). One per stage, or one for all."""
+
+    sampler: Annotated[PerStage[str] | None, "name of a sampler, see `imagen.diffusion.samplers`"]
+    sampler_options: Annotated[PerStage[dict[str, float]] | None, "options of the sampler without an argument here"]
+    steps: Annotated[PerStage[int] | None, "sampler steps"]
+    spacing: Annotated[PerStage[Spacing] | None, "steps even in the schedule's time, or in log-SNR"]
+    logsnr_range: Annotated[PerStage[Range] | None, "log-SNR of the first and the last step, for spacing in log-SNR"]
+    guidance: Annotated[PerStage[float] | None, "guidance scale; 1 is none, and halves the work"]
+    guidance_interval: Annotated[Range | Sequence[Range | None] | None, "log-SNR range in which guidance acts"]
+    guidance_rescale: Annotated[PerStage[float] | None, "share, 0 to 1, in which contrast is brought back"]
+    threshold: Annotated[PerStage[Threshold] | None, "of x0 estimates"]
+    percentile: Annotated[PerStage[float] | None, "quantile of dynamic thresholding"]
+    max_scale: Annotated[PerStage[float] | None, "largest scale of dynamic thresholding"]
+    eta: Annotated[PerStage[float] | None, "`ddim`: scale of the noise, 0 to 1"]
+    damping: Annotated[PerStage[float] | None, "deterministic samplers: how much faster noise falls, 0 to 1"]
+    variance: Annotated[PerStage[Variance] | None, "`ddpm`: the network's variance if it has one, or `gamma`"]
+    gamma: Annotated[PerStage[float] | None, "`ddpm`: log variance between its lower (0) and upper (1) bound"]
+    low_res_noise: Annotated[PerStage[float] | None, "level of conditioning augmentation, 0 to 1"]
+
+
+class JobOptions(SamplingOptions, total=False):
+    """What jobs of many images take, too."""
+
+    settings: Annotated[Sequence[SamplingConfig] | None, "whole configs in place of the stages' own, one per stage"]
+    strength: Annotated[PerStage[float] | None, "share of the steps that are taken from `init`, above 0 to 1"]
+    tile: Annotated[PerStage[int | None] | None, "side in pixels of the tiles of super-resolution stages"]
+    micro_batch: Annotated[PerStage[int] | None, "images per network evaluation (default: batch_size)"]
+    init: Annotated[PerImage[Image.Image] | None, "images to begin with, resized to each stage"]
+    mask: Annotated[PerImage[Image.Image] | None, "where `init` is regenerated (white) or kept (black)"]
+    stages: Annotated[int | None, "stop after this many stages of the cascade (those before `start` count)"]
+    scale: Annotated[int | None, "upsample `start` by this factor (default: to the end of the cascade)"]
+    size: Annotated[Size | None, "(height, width) of the result; every stage keeps its proportions"]
+    batch_size: Annotated[int, "images at a time; changes speed and memory only"]
+    vram: Annotated[float | None, "GiB of device memory to keep within: smaller micro-batches, offloading, tiles"]
+    device: Annotated[torch.device | str | None, "default: the GPU if there is one"]
+    precision: Annotated[Precision, '"auto" is the format in which the device multiplies fastest']
+    noise: Annotated[NoiseKind, "generator of the noise; `torch` repeats images whose files name none"]
+
+
+class RequestOptions(JobOptions, total=False):
+    """All that a request may say besides its prompts."""
+
+    negative: Annotated[PerImage[Prompt], "prompts that guidance leads away from"]
+    seeds: Annotated[PerImage[int | Variation] | None, "whole numbers from 0 (default 0), or Variations of two"]
+    start: Annotated[PerImage[Image.Image] | None, "images to upsample, all of one size"]
+
+
+def takes_options(kind: Any) -> Callable[[F], F]:
+    """Show the options of the TypedDict `kind` in help(function), and in completion, as if they were written out."""
+
+    def decorate(function: F) -> F:
+        own = inspect.signature(function)
+        parameters = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        named = {p.name for p in parameters}
+        lines = []
+        for name, hint in get_type_hints(kind, include_extras=True).items():
+            annotation, text = get_args(hint)
+            assert get_origin(hint) is Annotated
+            lines.append(f"{name}: {text}.")
+            if name not in named:
+                default = DEFAULTS.get(name)
+                parameters.append(
+                    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+                )
+        function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        options = "\n".join(f"    {line}" for line in lines)
+        function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nOptions (None: the default):\n{options}\n"
+        return function
+
+    return decorate

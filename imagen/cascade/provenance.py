@@ -1,0 +1,171 @@
+"""What a PNG says of how its image was made: written here, read here, checked before anything is built of it."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+
+from imagen import limits
+from imagen.cascade.prompts import embedding_hash, text_of
+from imagen.cascade.request import Request
+from imagen.diffusion.noise import Variation
+from imagen.errors import UserError, check_number, check_text
+from imagen.jsonconfig import from_json, to_json
+from imagen.pictures import read_metadata
+from imagen.precision import Precision
+from imagen.stage.config import SamplingConfig
+from imagen.stage.sampling import Stage
+from imagen.version import __version__
+
+
+def describe(request: Request, stages: Sequence[Stage], text: dict[str, Any] | None, number: int) -> dict[str, Any]:
+    """Return all that image `number` of a request depends on, up to rounding, as JSON.
+
+    stages: those that run. text: the text encoder's description.
+    """
+    seed = request.seeds[number]
+    value: dict[str, Any] = {
+        "version": __version__,
+        "prompt": text_of(request.prompts[number]),
+        "negative": text_of(request.negatives[number]),
+        "seed": seed.seed if isinstance(seed, Variation) else seed,
+        "size": list(request.crop),
+        "precision": request.precision,
+        "text": text,
+        "stages": [
+            {"resolution": stage.config.resolution, "weights": stage.sha256, "sampling": _sampling_json(settings)}
+            for stage, settings in zip(stages, request.settings, strict=True)
+        ],
+    }
+    if request.noise != "torch":
+        value["noise"] = request.noise
+    for name, prompts in (("embedding", request.prompts), ("negative_embedding", request.negatives)):
+        if (sha256 := embedding_hash(prompts[number])) is not None:
+            value[name] = sha256
+    if isinstance(seed, Variation):
+        value["variation"] = {"seed": seed.other, "amount": seed.amount}
+    for name in ("start", "init", "masks"):
+        given = getattr(request, name)
+        if given is not None:
+            value[name] = digest(given[number])
+    if request.init is not None:
+        value["strength"] = list(request.strength)
+    if any(request.tiles):
+        value["tiles"] = [None if tile is None else tile.side for tile in request.tiles]
+    return value
+
+
+def describe_conditions(request: Request, number: int) -> dict[str, Any]:
+    """Return what else the last bits of image `number` depend on, as JSON."""
+    batch = next(batch for batch in request.batches() if number in batch)
+    return {
+        "device": request.device.type,
+        "threads": torch.get_num_threads() if request.device.type == "cpu" else None,
+        "batch": len(batch),
+        "place": number - batch.start,  # in its batch
+        "rows": [min(micro_batch, len(batch)) for micro_batch in request.micro_batch],
+    }
+
+
+def digest(image: Image.Image) -> str:
+    """Return the sha256 of an image's pixels as RGB."""
+    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
+
+
+def _sampling_json(settings: SamplingConfig) -> dict[str, Any]:
+    """Return the settings; without empty `sampler_options`, so that older images of the same settings are equal."""
+    value = to_json(settings)
+    if not settings.sampler_options:
+        del value["sampler_options"]
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageProvenance:
+    """A stage that the image went through."""
+
+    resolution: int
+    weights: str | None  # sha256; None: of a cascade that was never saved
+    sampling: SamplingConfig
+
+    def __post_init__(self) -> None:
+        self.sampling.check("sampling")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariationProvenance:
+    seed: int
+    amount: float
+
+    def __post_init__(self) -> None:
+        limits.check(self, limits.VARIATION)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What else the last bits of an image depend on; see `describe_conditions`."""
+
+    device: str
+    threads: int | None
+    batch: int
+    place: int
+    rows: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        limits.check(self, limits.CONDITIONS)
+        check_number("place", self.place, least=0, below=self.batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What `describe` and `describe_conditions` write. Images and embeddings that went into it are hashes."""
+
+    version: str
+    prompt: str
+    negative: str
+    seed: int
+    variation: VariationProvenance | None = None
+    size: tuple[int, int]  # (height, width)
+    precision: Precision
+    noise: Literal["philox"] | None = None  # its generator; None: those of torch, before files named one
+    text: dict[str, Any] | None
+    stages: tuple[StageProvenance, ...]
+    embedding: str | None = None
+    negative_embedding: str | None = None
+    start: str | None = None
+    init: str | None = None
+    masks: str | None = None
+    strength: tuple[float, ...] | None = None
+    tiles: tuple[int | None, ...] | None = None
+    conditions: Conditions
+
+    def __post_init__(self) -> None:
+        limits.check(self, limits.MADE)
+        for name in ("prompt", "negative"):
+            check_text(name, getattr(self, name), limits.CHARACTERS)
+        check_number("the number of stages", len(self.stages), least=1, most=limits.STAGES)
+        for name, values in (
+            ("strength", self.strength),
+            ("tiles", self.tiles),
+            ("conditions.rows", self.conditions.rows),
+        ):
+            if values is not None and len(values) != len(self.stages):
+                raise UserError(f"{name} has {len(values)} values, but it went through {len(self.stages)} stages")
+        pixels = self.conditions.batch * self.size[0] * self.size[1]
+        check_number("the number of pixels of its batch", pixels, most=limits.PIXELS)
+
+
+def read_provenance(picture: str | Path) -> Provenance:
+    """Read how the image in a file was made.
+
+    The file may come from anywhere, so every type and every bound is checked before a thread is started, a batch is
+    filled or a prompt is encoded. Raises UserError, naming the file, the field, its value and what it may be.
+    """
+    found = read_metadata(picture)
+    if found is None:
+        raise UserError(f"{picture} says nothing of how it was made")
+    return from_json(Provenance, found, str(picture))

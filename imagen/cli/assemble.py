@@ -1,0 +1,41 @@
+"""`imagen assemble`"""
+
+import argparse
+from pathlib import Path
+
+from imagen.cli.command import Command, add_out_cascade
+from imagen.cli.output import Result, counted, lines
+from imagen.cli.push import add_push, push_cascade
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="training runs, or cascades")
+    add_out_cascade(parser)
+    add_push(parser)
+    parser.add_argument("--half", action="store_true", help="store the weights in 16 bits")
+
+
+def run(options: argparse.Namespace) -> Result:
+    from imagen.cascade import assemble
+
+    assemble(options.runs, options.out)
+    if options.half:
+        from imagen.cascade.float16 import convert_to_float16
+
+        convert_to_float16(options.out)
+    pushed = push_cascade(options.out, options.push)
+    return lines(
+        {"out": str(options.out), "runs": [str(path) for path in options.runs], "pushed": pushed},
+        f"{options.out}: {counted(len(options.runs), 'run')} joined; "
+        f"sample from it: imagen sample {options.out} PROMPT --out DIR",
+        *([pushed] if pushed else []),
+    )
+
+
+COMMAND = Command(
+    name="assemble",
+    help="join the exports of training runs into one cascade, base first",
+    add=add,
+    run=run,
+    details="  imagen assemble runs/base runs/sr --out cascade",
+)

@@ -1,0 +1,115 @@
+"""`imagen data build`"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imagen.cli.command import Command
+from imagen.cli.engine import add_engine, connected
+from imagen.cli.output import Result, counted, lines
+from imagen.cli.values import Choice, count, number, processes
+
+if TYPE_CHECKING:
+    from imagen.data.build.engines import Engine
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="a file or a folder")
+    parser.add_argument("--out", type=Path, metavar="SHARDS", help="the folder to build")
+    parser.add_argument("--format", metavar="NAME", help="format of the source (default: detected)")
+    parser.add_argument("--image-column", metavar="NAME", help="column of a table with images, or their paths")
+    parser.add_argument("--caption-column", metavar="NAME", help="column of a table with captions")
+    parser.add_argument(
+        "--caption-from",
+        type=Choice("folder", "name"),
+        metavar="NAME",
+        help="caption of images in a folder: `folder`, the folder's name (a class), or `name`, the file's",
+    )
+    parser.add_argument(
+        "--min-side", type=count, default=64, metavar="N", help="least pixels of the shorter side (default: 64)"
+    )
+    parser.add_argument(
+        "--max-aspect", type=number, default=4.0, metavar="R", help="most of longer over shorter side (default: 4)"
+    )
+    parser.add_argument(
+        "--max-caption", type=count, default=2000, metavar="N", help="most characters of a caption (default: 2000)"
+    )
+    parser.add_argument(
+        "--max-rejected", type=number, default=0.5, metavar="F", help="share that may be rejected (default: 0.5)"
+    )
+    parser.add_argument("--first-frame", action="store_true", help="use the first frame of animations and pages")
+    parser.add_argument(
+        "--keep-duplicates",
+        action="store_true",
+        help="keep duplicate images, and each row of a table as a sample",
+    )
+    parser.add_argument("--copy", action="store_true", help="build new shards from shards")
+    parser.add_argument(
+        "--samples-per-shard", type=count, default=1000, metavar="N", help="most samples per shard (default: 1000)"
+    )
+    parser.add_argument("--workers", type=processes, metavar="N", help="processes (default: one per core, at most 16)")
+    add_engine(parser)
+    parser.add_argument("--encoder", metavar="NAME", help="text encoder of the embeddings that the source contains")
+    parser.add_argument("--max-tokens", type=count, metavar="N", help="token limit of these embeddings")
+
+
+def run(options: argparse.Namespace) -> Result:
+    with connected(options) as on_cluster:
+        if not on_cluster:
+            return _build(options, None)
+        from imagen.data.build.cluster import builders
+
+        return _build(options, builders(options.workers))
+
+
+def _build(options: argparse.Namespace, engine: "Engine | None") -> Result:
+    from imagen.data.build.dataset import build
+    from imagen.data.build.quality import Limits
+
+    built = build(
+        options.source,
+        options.out,
+        format=options.format,
+        image_column=options.image_column,
+        caption_column=options.caption_column,
+        caption_from=options.caption_from,
+        copy=options.copy,
+        limits=Limits(
+            min_side=options.min_side,
+            max_aspect=options.max_aspect,
+            max_caption=options.max_caption,
+            first_frame=options.first_frame,
+        ),
+        samples_per_shard=options.samples_per_shard,
+        keep_duplicates=options.keep_duplicates,
+        max_rejected=options.max_rejected,
+        encoder=options.encoder,
+        max_tokens=options.max_tokens,
+        workers=options.workers,
+        engine=engine,
+    )
+    folder = options.out or (options.source if options.source.is_dir() else options.source.parent)
+    captions = f" with {built['captions']:,} captions" if built["captions"] > built["samples"] else ""
+    texts = [
+        f"{folder}: {built['samples']:,} samples{captions} in {counted(built['shards'], 'shard')}, "
+        f"of {built['records']:,} records",
+        *(f"  {rejected:,} rejected: {reason}" for reason, rejected in built["rejected"].items()),
+        f"look at it: imagen data inspect {folder} --html data.html",
+    ]
+    if options.encoder is None:
+        texts.append(f"then: imagen data encode {folder}")
+    return lines({"out": str(folder), **built}, *texts)
+
+
+COMMAND = Command(
+    name="data build",
+    help="check pairs of images and captions and write them as shards",
+    add=add,
+    run=run,
+    details="SOURCE is a folder of images with .txt, .caption, .text or .json captions beside them; a table (csv,\n"
+    "tsv, jsonl, json, parquet), or a folder with metadata.csv or metadata.jsonl in it or in each subfolder; a\n"
+    "Hugging Face data set on disk; or shards, which are checked and indexed in place. Rejected pairs are listed in\n"
+    "*.rejected.jsonl. May be stopped and run again.\n\n"
+    "  imagen data build photos --out shards\n"
+    "  imagen data build pairs.csv --image-column file --caption-column text --out shards --min-side 256",
+)

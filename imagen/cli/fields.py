@@ -1,0 +1,51 @@
+"""Config fields on the command line: `imagen train PRESET --optim.lr 2e-4`."""
+
+import argparse
+import re
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from imagen.train.experiment import Experiment
+
+HELP = """\
+Every config field can be set, as JSON or plain text; `imagen config PRESET` shows them all:
+  --train.batch_size 64 --optim.lr=2e-4 --optim.betas '[0.9, 0.99]' --stage.unet.levels.0.channels 96
+"""
+
+
+SECTIONS = ("name", "stage", "text", "data", "optim", "train", "parallel")  # the fields of an Experiment
+
+
+def is_field(word: str) -> bool:
+    """Whether a word of a command line names a field: `--optim.lr`, `--text`, either with `=VALUE` or without."""
+    path = word.removeprefix("--").partition("=")[0]
+    return word.startswith("--") and (path in SECTIONS or bool(re.match(r"[\w-]+\.", path)))
+
+
+def split_fields(arguments: Sequence[str], options: Collection[str]) -> tuple[list[str], list[str]]:
+    """Separate the fields, each followed by its value, from the words that argparse reads.
+
+    options: those of the command, which come first: `--data SHARDS` of `imagen train` sets no field.
+    """
+    fields, rest, queue = list[str](), list[str](), list(arguments)
+    while queue:
+        word = queue.pop(0)
+        if not is_field(word) or word.partition("=")[0] in options:
+            rest.append(word)
+            continue
+        fields.append(word)
+        if "=" not in word and queue:
+            fields.append(queue.pop(0))
+    return fields, rest
+
+
+def experiment(options: argparse.Namespace) -> "Experiment":
+    """The preset of a command with its fields set; the values are not yet checked against one another.
+
+    Raises UserError for an unknown preset or field, with the nearest name, and for a value of the wrong type.
+    """
+    from imagen.presets import preset
+    from imagen.train.experiment import override
+
+    return override(preset(options.preset), options.fields)

@@ -1,0 +1,44 @@
+"""`imagen presets`"""
+
+import argparse
+from typing import Any
+
+from imagen.cli.command import Command
+from imagen.cli.output import Result
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """It has no options of its own."""
+
+
+def run(options: argparse.Namespace) -> Result:
+    from imagen.presets import PRESETS
+    from imagen.presets.description import describe
+
+    rows = [describe(function()) for function in PRESETS.values()]
+    return Result(rows, lambda: _show(rows))
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("preset", "parameters", "resolution", "GFLOP per image", caption="GFLOP: one forward pass")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        low = f"{row['low_resolution']} -> " if row["low_resolution"] else ""
+        crop = f" (crop {row['side']})" if row["side"] != row["resolution"] else ""
+        table.add_row(
+            row["name"], f"{row['parameters'] / 1e6:,.1f}M", f"{low}{row['resolution']}", f"{row['gflop']:,.1f}{crop}"
+        )
+    Console().print(table)
+
+
+COMMAND = Command(
+    name="presets",
+    help="list the presets with their sizes",
+    add=add,
+    run=run,
+    details="  imagen presets\n  imagen presets --json",
+)

@@ -1,0 +1,48 @@
+"""The table of commands. A new command is a module with a `COMMAND`, and a line here."""
+
+from imagen.cli import (
+    assemble,
+    compare,
+    completion,
+    config,
+    convert_deepfloyd,
+    convert_diffusers,
+    data_bench,
+    data_build,
+    data_emoji,
+    data_encode,
+    data_inspect,
+    demo,
+    evaluate,
+    export,
+    plan,
+    presets,
+    sample,
+    serve,
+    train,
+    upscale,
+)
+
+COMMANDS = (
+    demo.COMMAND,
+    data_build.COMMAND,
+    data_emoji.COMMAND,
+    data_encode.COMMAND,
+    data_inspect.COMMAND,
+    data_bench.COMMAND,
+    presets.COMMAND,
+    config.COMMAND,
+    plan.COMMAND,
+    train.COMMAND,
+    assemble.COMMAND,
+    convert_deepfloyd.COMMAND,
+    convert_diffusers.COMMAND,
+    export.COMMAND,
+    sample.COMMAND,
+    upscale.COMMAND,
+    serve.COMMAND,
+    evaluate.COMMAND,
+    compare.COMMAND,
+    completion.COMMAND,
+)
+GROUPS = {"data": "build and inspect training data", "convert": "convert weights from and to other libraries"}

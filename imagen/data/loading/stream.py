@@ -1,0 +1,160 @@
+"""From a position of the stream to a sample's tensors: order, decoding, crop, flip, caption, embedding."""
+
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from imagen.data.embed.sidecar import Embeddings
+from imagen.data.loading.batches import Batch
+from imagen.data.loading.config import DataConfig
+from imagen.data.loading.order import Order, random_bits
+from imagen.data.loading.transforms import aligned_crop, choose_image, decode, fit, mentions_left_or_right
+from imagen.data.shards.captions import drawn
+from imagen.data.shards.dataset import BadSample, ShardedDataset, open_split
+from imagen.errors import UserError
+from imagen.text.config import TextConfig
+from imagen.text.embeddings import pad_embeddings
+
+_TRIES = 100  # bad samples in a row before the stream gives up
+
+Images = tuple[Tensor, Tensor | None]  # uint8 [C, H, W], and [C, h, w] at low resolution
+Caption = tuple[int, str]  # which of a sample's captions, and its text
+
+
+class Stream(Dataset):
+    """Lists of positions -> Batch. A UserError is returned, not raised: torch would wrap it in a worker's traceback."""
+
+    def __init__(self, reader: "SampleReader", seed: int):
+        self.reader, self.seed = reader, seed
+        self.order = Order(seed, reader.dataset.sizes, reader.config.window)
+
+    def __getitems__(self, positions: list[int]) -> Batch | UserError:
+        try:
+            problems: list[str] = []
+            loaded = [self._load(position, problems) for position in positions]
+            indices, captions, images = zip(*loaded, strict=True)
+            return self.reader.batch(positions[0], list(indices), list(captions), list(images), problems)
+        except UserError as error:
+            return error
+
+    def _load(self, position: int, problems: list[str]) -> tuple[int, Caption, Images]:
+        """Load the sample at `position`; a bad one is replaced by that of the next position: a pure function, too."""
+        dataset, config = self.reader.dataset, self.reader.config
+        for attempt in range(_TRIES):
+            i = self.order[position + attempt]
+            try:
+                high, low = self.reader.images(i)
+            except BadSample as error:
+                problems.append(f"{dataset.key(i)} in {dataset.tar_path(dataset.locate(i)[0])}: {error}")
+                continue
+            flip, top, left = (random_bits(self.seed, 1, position, 0, 3) >> np.uint64(11)) / 2**53  # in [0, 1)
+            if config.crop is not None:
+                high, low = aligned_crop(high, low, config.crop, (top, left))
+            captions = dataset.captions(i)
+            number = drawn(self.seed, position, len(captions))
+            if config.flip and flip < 0.5 and not mentions_left_or_right(captions[number]):
+                high, low = high.flip(-1), None if low is None else low.flip(-1)
+            return i, (number, captions[number]), (high, low)
+        raise UserError(f"{_TRIES} bad samples in a row, the last one {problems[-1]}; check the data")
+
+
+class SampleReader:
+    """Reads samples by index as tensors of one size."""
+
+    def __init__(
+        self,
+        dataset: ShardedDataset,
+        config: DataConfig,
+        resolution: int,
+        low_resolution: int | None,
+        embeddings: Embeddings | None,
+        channels: int = 3,
+    ):
+        """Check the sizes. Raises UserError if `resolution`, `low_resolution` and `config.crop` do not fit."""
+        self.dataset, self.config, self.channels = dataset, config, channels
+        self.resolution, self.low_resolution = resolution, low_resolution
+        self.embeddings = embeddings
+        scale = 1
+        if low_resolution is not None:
+            scale, rest = divmod(resolution, low_resolution)
+            if rest or scale < 1:
+                raise UserError(f"resolution {resolution} is not a multiple of low_resolution {low_resolution}")
+        if config.crop is not None and (config.crop % scale or not 0 < config.crop <= resolution):
+            raise UserError(f"data.crop {config.crop} must be a multiple of {scale} and at most {resolution}")
+
+    def images(self, i: int) -> Images:
+        """Return the image of sample `i` at both resolutions, uncropped. Raises BadSample if it cannot be used."""
+        extensions = self.dataset.extensions(i)
+        high = self._image(i, choose_image(extensions, self.resolution), self.resolution)
+        if self.low_resolution is None:
+            return high, None
+        master = f"{self.low_resolution}.png"  # exact, such as rendered at that size: better than a reduction
+        if master in extensions:
+            return high, self._image(i, master, self.low_resolution)
+        return high, self.resize(high, self.low_resolution)
+
+    def _image(self, i: int, extension: str, side: int) -> Tensor:
+        return self.resize(self.decode(self.read(i, extension), side), side)
+
+    # The steps of an image, each of which `imagen.data.loading.bench` times.
+
+    def read(self, i: int, extension: str) -> bytes:
+        return self.dataset.read(i, extension)
+
+    def decode(self, data: bytes, side: int) -> Tensor:
+        # Twice the side: most of the speed of DCT scaling, and the antialiased resize still decides the quality.
+        return decode(data, min_side=0 if self.config.full_decode else 2 * side, channels=self.channels)
+
+    def resize(self, image_CHW: Tensor, side: int) -> Tensor:
+        return fit(image_CHW, side, self.config.max_enlargement)
+
+    def stack(self, images: list[Tensor]) -> Tensor:
+        # In a worker this writes to shared memory directly; stacking first would make a second copy.
+        return default_collate(images).contiguous()
+
+    def batch(
+        self, position: int, indices: list[int], captions: list[Caption], images: list[Images], problems: list[str]
+    ) -> Batch:
+        """Collate samples. captions: of each sample the one that it is shown with."""
+        text = mask = None
+        if self.embeddings is not None:
+            tokens = (self.embeddings.tokens(i, caption, n) for i, (n, caption) in zip(indices, captions, strict=True))
+            text, mask = pad_embeddings(list(tokens))
+        return Batch(
+            position=position,
+            keys=[self.dataset.key(i) for i in indices],
+            captions=[caption for _, caption in captions],
+            image=self.stack([high for high, _ in images]),
+            low_res=self.stack([low for _, low in images if low is not None]) if self.low_resolution else None,
+            text=text,
+            text_mask=mask,
+            problems=tuple(problems),
+        )
+
+
+def dataset_batch(
+    folder: str | Path,
+    indices: list[int],
+    *,
+    resolution: int,
+    low_resolution: int | None = None,
+    text: TextConfig | None = None,
+    channels: int = 3,
+    split: str = "train",
+) -> Batch:
+    """Return the given samples as one Batch, uncropped, unflipped and with their first captions.
+
+    Raises UserError for a bad sample.
+    """
+    dataset = open_split(folder, split)
+    embeddings = None if text is None else Embeddings(dataset, text)
+    reader = SampleReader(dataset, DataConfig(), resolution, low_resolution, embeddings, channels)
+    images = []
+    for i in indices:
+        try:
+            images.append(reader.images(i))
+        except BadSample as error:
+            raise UserError(f"{dataset.key(i)} in {dataset.tar_path(dataset.locate(i)[0])}: {error}") from None
+    return reader.batch(-1, list(indices), [(0, dataset.caption(i)) for i in indices], images, [])

@@ -1,0 +1,49 @@
+"""Samplers: from noise to images along a list of log-SNRs. One file per sampler, found by its name.
+
+registry.py  which samplers there are, and how a class becomes one; imports no torch
+base.py      the base class with its loop, what a step receives, the log-SNRs of the steps
+NAME.py      the sampler NAME: a frozen dataclass of its options, with its step
+
+A sampler of your own is one file, anywhere; importing it is enough:
+
+    from imagen.diffusion.samplers import Sampler, Step, register
+
+    @register("euler")
+    @dataclass(frozen=True, kw_only=True)
+    class Euler(Sampler):
+        ...
+
+`examples/sampler.py` is a whole one. `imagen sample --help`, the checks of configs and the table of the documentation
+read the registry.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from imagen.diffusion.samplers.registry import create_sampler, register, sampler_class, sampler_names, samplers_table
+
+if TYPE_CHECKING:
+    from imagen.diffusion.samplers.base import Levels, Noise, OnStep, Sampler, Spacing, Step, step_logsnrs
+
+__all__ = [
+    "Levels",
+    "Noise",
+    "OnStep",
+    "Sampler",
+    "Spacing",
+    "Step",
+    "create_sampler",
+    "register",
+    "sampler_class",
+    "sampler_names",
+    "samplers_table",
+    "step_logsnrs",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch at its first use, so that the command line can list samplers without it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from imagen.diffusion.samplers import base
+
+    return getattr(base, name)

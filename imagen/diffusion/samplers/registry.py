@@ -1,0 +1,87 @@
+"""The samplers that exist: the modules of this package, and classes that other code registered. Imports no torch."""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from imagen.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from imagen.diffusion.samplers.base import Sampler
+
+S = TypeVar("S", bound="type[Sampler]")
+_PACKAGE = __name__.rpartition(".")[0]
+_NO_SAMPLERS = ("base", "registry")  # modules of the package; every other one holds the sampler of its name
+_registered: "dict[str, type[Sampler]]" = {}
+
+
+def register(name: str) -> Callable[[S], S]:
+    """Make a class the sampler `name`. It is a frozen dataclass, whose fields are its options, all with defaults.
+
+    Raises ValueError for a name that is taken, and for one that the command line or a file could not hold.
+    """
+
+    if not (name.isidentifier() and name.islower()):
+        raise ValueError(f"{name!r} cannot name a sampler: use lower-case letters, digits and underscores")
+
+    def decorate(cls: S) -> S:
+        known = _registered.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"there is a sampler {name!r} already, {known.__module__}.{known.__qualname__}")
+        if "__dataclass_params__" not in vars(cls):  # one that it inherits would hide its options
+            raise ValueError(
+                f"{cls.__qualname__} is no dataclass: put @dataclass(frozen=True) below @register({name!r})"
+            )
+        _registered[name] = cls
+        return cls
+
+    return decorate
+
+
+def sampler_names() -> tuple[str, ...]:
+    """Return the names of all samplers: first those of this package, then those that were registered."""
+    found = pkgutil.iter_modules([str(Path(__file__).parent)])
+    ours = sorted(module.name for module in found if module.name not in _NO_SAMPLERS)
+    return tuple(dict.fromkeys([*ours, *_registered]))
+
+
+def sampler_class(name: str) -> "type[Sampler]":
+    """Return the class of a sampler. Raises UserError, with the nearest name, for one that does not exist."""
+    if name not in sampler_names():
+        raise UserError(
+            f"unknown sampler {name!r}{suggest(str(name), sampler_names())}; choose {', '.join(sampler_names())}"
+        )
+    if name not in _registered:
+        importlib.import_module(f"{_PACKAGE}.{name}")
+    return _registered[name]
+
+
+def create_sampler(name: str, options: Mapping[str, Any] | None = None) -> "Sampler":
+    """Return the sampler `name` with these options. Raises UserError for an unknown name, option or value."""
+    cls = sampler_class(name)
+    options = options or {}
+    known = option_names(name)
+    for option in options:
+        if option not in known:
+            has = f"its options are {', '.join(known)}" if known else "it has none"
+            raise UserError(f"sampler {name!r} has no option {option!r}{suggest(option, known)}; {has}")
+    return cls(**options)
+
+
+def option_names(name: str) -> tuple[str, ...]:
+    """Return the names of a sampler's options."""
+    return tuple(field.name for field in dataclasses.fields(sampler_class(name)))
+
+
+def samplers_table() -> str:
+    """Return the samplers as a Markdown table, as `docs/` shows it; the text is the first line of each docstring."""
+    rows = ["| name | order | noise | options | |", "|---|---|---|---|---|"]
+    for name in sampler_names():
+        cls = sampler_class(name)
+        options = ", ".join(f"`{field.name}` ({field.default})" for field in dataclasses.fields(cls)) or "-"
+        text = (cls.__doc__ or "").strip().splitlines()[0].rstrip(".").replace("|", "\\|")
+        rows.append(f"| `{name}` | {cls.order} | {'yes' if cls().stochastic else 'no'} | {options} | {text} |")
+    return "\n".join(rows) + "\n"

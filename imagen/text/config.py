@@ -1,0 +1,29 @@
+"""Which text encoder, and how captions become embeddings."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from imagen import limits
+
+EMBEDDED_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+Cleaning = Literal["none", "lower", "caption"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Identify a text encoder and the embeddings that it makes."""
+
+    encoder: str = EMBEDDED_ENCODER  # a Hugging Face name or a local folder, also that of a diffusers pipeline
+    revision: str = "main"
+    width: int = 384  # D, the embedding dimension
+    max_tokens: int = 128  # token limit, special tokens included
+    cleaning: Cleaning = "none"  # applied to a caption before it is tokenised: see `imagen.text.cleaning`
+    # trim: an embedding ends with its caption. full: it has max_tokens tokens; models receive the encoder's output at
+    # padding as text (DeepFloyd IF).
+    padding: Literal["trim", "full"] = "trim"
+    # The unconditional embedding: one zero token (the paper zeroes embeddings) or the embedding of "" (IF).
+    unconditional: Literal["zeros", "empty"] = "zeros"
+
+    def check(self) -> None:
+        """Raise UserError, naming the field, unless every value is in its range."""
+        limits.check(self, limits.TEXT, "text.")

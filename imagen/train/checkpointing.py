@@ -1,0 +1,66 @@
+"""EMAs and checkpoints of a run: when each is updated, saved and restored."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from imagen.models.unet import UNet
+from imagen.train.checkpoint import CheckpointFolder, RunState
+from imagen.train.config import TrainConfig
+from imagen.train.ema import build_emas
+from imagen.train.optim import Optimizers
+from imagen.train.posthoc import save_snapshot
+from imagen.train.ranks import Ranks
+from imagen.train.state import create_optimizer_state, run_tensors
+
+
+class Checkpointer:
+    """The EMAs of a U-Net, and the run's checkpoints and snapshots. All ranks call all methods together."""
+
+    def __init__(self, run: Path, config: TrainConfig, unet: UNet, optimizer: Optimizers, ranks: Ranks):
+        self.folder, self.unet, self.optimizer, self.ranks = run, unet, optimizer, ranks
+        self.emas = build_emas(unet, config.ema_decay, config.ema_decays, config.ema_sigma_rels)
+        self.ema = self.emas["ema"]  # sampled, validated and exported
+        self.checkpoints = CheckpointFolder(run / "checkpoints", config.keep_checkpoints, config.keep_every, ranks)
+        self.saved_step: int | None = None  # of the last checkpoint of this process
+        self.every, self.averaged_step = config.ema_every, 0  # the last step that the EMAs include
+
+    def resume(self, report: Callable[[str], None]) -> RunState | None:
+        """Load the newest checkpoint that can be read, and return its state; None if there is no checkpoint yet.
+
+        Raises UserError if there are checkpoints and none can be read.
+        """
+        if not self.ranks.on_first(self.checkpoints.paths):
+            return None
+        create_optimizer_state(self.unet, self.optimizer)
+        return self.checkpoints.load_latest(run_tensors(self.unet, self.emas, self.optimizer), report)
+
+    def update_emas(self, step: int, *, now: bool = False) -> None:
+        """Update the EMAs with the weights after `step`, every `train.ema_every` steps, or `now`.
+
+        A skipped step counts as one that left the weights unchanged.
+        """
+        if step > self.averaged_step and (now or step % self.every == 0):
+            for ema in self.emas.values():
+                ema.update(self.unet, step, self.averaged_step)
+            self.averaged_step = step
+
+    def snapshot(self, step: int) -> None:
+        """Write every EMA but the first, which checkpoints contain, to RUN/averages in float16."""
+        self.update_emas(step, now=True)
+        for name, ema in self.emas.items():
+            if ema is not self.ema:
+                weights, folder = ema.export(self.unet, torch.float16), self.folder / "averages"
+                self.ranks.on_first(lambda: save_snapshot(folder, name, step, weights))  # noqa: B023
+
+    def checkpoint(self, step: int, state: RunState) -> None:
+        """Begin to write a checkpoint; `checkpoints.wait` waits until it is complete."""
+        self.update_emas(step, now=True)
+        self.checkpoints.save(step, run_tensors(self.unet, self.emas, self.optimizer), state)
+        self.saved_step = step
+
+    def export(self) -> dict[str, Tensor]:
+        """Return the EMA's whole weights, float32, on the CPU; an empty dict on all ranks but the first."""
+        return self.ema.export(self.unet)

@@ -1,0 +1,67 @@
+"""The U-Net as it is trained: its precision, and how it is distributed over ranks."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from imagen.diffusion import randomness
+from imagen.models.compiling import compiles
+from imagen.models.unet import UNet
+from imagen.precision import autocast, autocast_dtype
+from imagen.train.experiment import Experiment
+from imagen.train.half import HalfCopy
+from imagen.train.parallel import build_mesh, parallelize
+from imagen.train.ranks import Ranks
+
+Context = Callable[[], AbstractContextManager]
+
+
+@dataclass(frozen=True)
+class TrainingModel:
+    """A U-Net and what computes with its parameters."""
+
+    unet: UNet  # float32 parameters, whole or sharded
+    network: nn.Module  # what a step calls: `unet`, or DDP around it
+    copy: HalfCopy | None  # low-precision copy that a step calls instead
+    autocast: Context  # around evaluation
+    step_autocast: Context  # around a training step's forward pass
+    dtype: torch.dtype | None  # of the arithmetic; None: float32
+    parameters: int
+    compiled: bool
+
+
+def build_model(experiment: Experiment, ranks: Ranks) -> TrainingModel:
+    """Build a U-Net with random weights of `train.seed`, and distribute it as `parallel` says."""
+    device, parallel, config = ranks.device, experiment.parallel, experiment.train
+    dtype = autocast_dtype(device, config.precision)
+    casts = partial(autocast, device, dtype)
+    mesh = build_mesh(parallel, device.type, ranks.world_size)
+    # On GPUs the network itself is bfloat16, by a copy or by gathering, and autocast has nothing to do. DDP exchanges
+    # the gradients of the very parameters that it wraps, in float32, and so keeps autocast.
+    low_precision, alone = device.type == "cuda" and dtype is torch.bfloat16, ranks.world_size == 1
+    torch.manual_seed(randomness.seed_for(config.seed, 0, randomness.INIT))
+    unet = UNet(experiment.stage.unet).to(device)
+    if mesh is None:  # FSDP2 shards contiguous tensors only
+        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    parameters = sum(parameter.numel() for parameter in unet.parameters())  # before they are sharded
+    # A CPU's group norm takes no float32 images with bfloat16 weights; on GPUs autocast handles that.
+    gathered = None if device.type == "cpu" else dtype
+    copy = HalfCopy(unet, torch.bfloat16) if low_precision and alone else None
+    compiled = replace(parallel, compile=compiles(device, parallel.compile))
+    network = parallelize(unet, compiled, mesh, ranks.world_size, dtype=gathered)
+    if copy is not None:
+        parallelize(copy.network, compiled, None)
+    return TrainingModel(
+        unet=unet,
+        network=network,
+        copy=copy,
+        autocast=casts,
+        step_autocast=nullcontext if low_precision and (alone or mesh is not None) else casts,
+        dtype=dtype,
+        parameters=parameters,
+        compiled=bool(compiled.compile),
+    )

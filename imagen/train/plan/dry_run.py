@@ -1,0 +1,275 @@
+"""Dry run: one training step of one rank on fake tensors, to count memory, FLOPs and traffic.
+
+Model, optimizer and step are the real ones, distributed as in training, in a fake process group whose collectives do
+nothing.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+import torch.nn.parallel.distributed as ddp
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parallel import DistributedDataParallel
+
+from imagen.accounting.gpu_kernels import gpu_kernels
+from imagen.accounting.ledger import Ledger, Window
+from imagen.data.loading.batches import Batch
+from imagen.errors import UserError
+from imagen.models.unet import UNet
+from imagen.precision import autocast
+from imagen.stage.loss import CleanBatch, ForwardProcess, NoisedBatch
+from imagen.train.ema import build_emas
+from imagen.train.experiment import Experiment
+from imagen.train.half import HalfCopy
+from imagen.train.layout import named_weights, permuted_weights
+from imagen.train.optim import build_optimizer
+from imagen.train.parallel import ParallelConfig, build_mesh, parallelize, recompute
+from imagen.train.ranks import Ranks
+from imagen.train.state import create_optimizer_state
+from imagen.train.step import launch_step
+
+
+@dataclass(frozen=True)
+class TracedStep:
+    """One step of a rank with `micro_batches` micro-batches of `micro_batch` images; two of them were traced."""
+
+    parallel: ParallelConfig
+    micro_batch: int
+    micro_batches: int
+    window: Window
+    groups: dict[str, str]  # name of the mesh dimension, by name of the process group
+
+    @property
+    def flops(self) -> dict[str, int]:
+        """FLOPs per rank and step, by phase."""
+        return _whole_step(self.window.flops, self.micro_batches)
+
+    @property
+    def sent(self) -> dict[tuple[str, str], int]:
+        """Bytes sent per rank and step, by collective and mesh dimension."""
+        named = {(part, name, self.groups[group]): sent for (part, name, group), sent in self.window.sent.items()}
+        return _whole_step(named, self.micro_batches)
+
+
+def _whole_step(counted: dict[Any, int], micro_batches: int) -> dict[Any, int]:
+    """Scale to a whole step: micro-batches but the last equal the first; the last one includes the update."""
+    total: dict[Any, int] = {}
+    for (part, *rest), count in counted.items():
+        key = tuple(rest) if len(rest) > 1 else rest[0]
+        times = micro_batches - 1 if part == 0 and micro_batches > 1 else 1
+        total[key] = total.get(key, 0) + times * count
+    return total
+
+
+class DryRun:
+    """One rank ready to train, inside `with`. Steps with any micro-batch can be traced one after another.
+
+    held: bytes of its parameters, gradients, optimizer and EMAs. stored: bytes of a whole checkpoint's tensors.
+    dtype: of the network's arithmetic; None: float32. gpu: count a GPU's arithmetic, else a CPU's.
+    """
+
+    held: dict[str, int]
+    stored: int
+
+    def __init__(self, experiment: Experiment, world_size: int, *, dtype: torch.dtype | None, gpu: bool):
+        self.experiment, self.world_size, self.dtype, self.gpu = experiment, world_size, dtype, gpu
+        self.ledger = Ledger()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "DryRun":
+        with ExitStack() as stack:
+            stack.enter_context(_fake_group(self.world_size))
+            mesh = build_mesh(self.experiment.parallel, "cpu", self.world_size)
+            self.groups = _group_names(mesh, self.world_size)
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            stack.enter_context(_unchecked_ddp())
+            stack.enter_context(FakeTensorMode())
+            stack.enter_context(self.ledger)
+            if self.gpu:
+                stack.enter_context(gpu_kernels())
+            self._set_up(mesh)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def _set_up(self, mesh: Any) -> None:
+        """Set up what `imagen.train.setup` does."""
+        experiment, ledger = self.experiment, self.ledger
+        plain = replace(experiment.parallel, checkpointing="none", checkpoint_levels=(), compile=False)
+        self.unet = UNet(experiment.stage.unet)
+        if mesh is None:
+            for parameter in self.unet.parameters():  # nn.Module.to cannot replace fake tensors
+                if parameter.ndim == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        self.parameters = sum(parameter.numel() for parameter in self.unet.parameters())
+        low_precision = self.gpu and self.dtype is torch.bfloat16
+        self.copy = HalfCopy(self.unet, torch.bfloat16) if low_precision and self.world_size == 1 else None
+        self.computing = (
+            nullcontext if low_precision and (self.copy or mesh is not None) else partial(autocast, "cpu", self.dtype)
+        )
+        self.network = parallelize(self.unet, plain, mesh, self.world_size, dtype=self.dtype)
+        if isinstance(self.network, DistributedDataParallel):
+            self.network.register_comm_hook(None, _all_reduce)
+        self.optimizer = build_optimizer(
+            named_weights(self.unet), experiment.optim, permuted=permuted_weights(self.unet)
+        )
+        config = experiment.train
+        emas = build_emas(self.unet, config.ema_decay, config.ema_decays, config.ema_sigma_rels)
+        self.emas = list(emas.values())
+        create_optimizer_state(self.unet, self.optimizer)
+        states = [state for part in self.optimizer.optimizers for state in part.state.values()]
+        tensors = {
+            "parameters": [*self.unet.parameters(), *self.unet.buffers()],
+            "optimizer": [value for state in states for value in state.values()],
+            "ema": [value for ema in self.emas for value in ema.weights.values()],
+        }
+        if self.copy is not None:
+            tensors["casts"] = list(self.copy.network.parameters())
+        self.held = {kind: ledger.mark(kind, those) for kind, those in tensors.items()}
+        kept_on_disk = [tensor for kind, those in tensors.items() if kind != "casts" for tensor in those]
+        self.stored = sum(tensor.numel() * tensor.element_size() for tensor in kept_on_disk)
+
+    def trace(self, parallel: ParallelConfig, micro_batch: int) -> TracedStep:
+        """Trace a step of this rank's share of `train.batch_size`, with this checkpointing and micro-batch."""
+        count = self.experiment.train.batch_size // self.world_size // micro_batch
+        recompute(self.unet if self.copy is None else self.copy.network, parallel)
+        forward_process = _FakeForwardProcess(
+            self.ledger,
+            self.experiment.stage,
+            seed=0,
+            batch_size=self.experiment.train.batch_size,
+            device=torch.device("cpu"),
+            unconditional_LD=None if self.experiment.text is None else torch.zeros(1, self.experiment.text.width),
+            text_dropout=self.experiment.train.text_dropout,
+            schedule=self.experiment.train.schedule,
+        )
+        optimizer = _WatchedOptimizer(self)
+        self.ledger.updating = False
+        with self.ledger.window() as windows:
+            launch_step(
+                self.network,
+                self._batches(micro_batch, min(2, count)),
+                min(2, count),
+                forward_process,
+                optimizer,  # type: ignore[arg-type]  # has the methods that a step calls
+                clip_norm=self.experiment.optim.clip_norm,
+                autocast=self.computing,
+                ranks=Ranks(world_size=self.world_size),
+                copy=self.copy,
+                waits=not self.gpu,
+            )
+            for ema in self.emas:
+                ema.update(self.unet, 1)
+        return TracedStep(parallel, micro_batch, count, windows[0], self.groups)
+
+    def _batches(self, size: int, count: int) -> Iterator[Batch]:
+        stage, text = self.experiment.stage, self.experiment.text
+        side, channels = self.experiment.data.crop or stage.resolution, stage.unet.image_channels
+        scale = 1 if stage.low_resolution is None else stage.resolution // stage.low_resolution
+        for part in range(count):
+            self.ledger.part = part
+            yield Batch(
+                position=part * size,
+                keys=[""] * size,
+                captions=[""] * size,
+                image=torch.zeros(size, channels, side, side, dtype=torch.uint8),
+                low_res=None
+                if scale == 1
+                else torch.zeros(size, channels, side // scale, side // scale, dtype=torch.uint8),
+                text=None if text is None else torch.zeros(size, text.max_tokens, text.width),
+                text_mask=None if text is None else torch.ones(size, text.max_tokens, dtype=torch.bool),
+            )
+        self.ledger.updating = True
+
+
+class _FakeForwardProcess(ForwardProcess):
+    """The forward process as one moment of the tracker, so that steps of all sizes have the same moments."""
+
+    def __init__(self, ledger: Ledger, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._ledger = ledger
+
+    def __call__(self, batch: CleanBatch) -> NoisedBatch:
+        self._ledger.one_moment = True
+        try:
+            return super().__call__(batch)
+        finally:
+            self._ledger.one_moment = False
+
+
+class _WatchedOptimizer:
+    """Marks the gradients in the ledger before the update."""
+
+    def __init__(self, dry_run: DryRun):
+        self._dry_run = dry_run
+
+    def step(self, factor: Tensor | None = None, finite: Tensor | None = None) -> None:
+        gradients = [parameter.grad for parameter in self._dry_run.unet.parameters()]
+        marked = self._dry_run.ledger.mark("gradients", [tensor for tensor in gradients if tensor is not None])
+        self._dry_run.held["gradients"] = marked
+        self._dry_run.optimizer.step(factor, finite)
+
+    def zero_grad(self) -> None:
+        self._dry_run.optimizer.zero_grad()
+
+
+@contextmanager
+def _fake_group(world_size: int) -> Iterator[None]:
+    """Make this process the first rank of a fake process group."""
+    if world_size == 1:
+        yield
+        return
+    if dist.is_initialized():
+        raise UserError("a plan is made by a single process; this one has joined a process group already")
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _group_names(mesh: Any, world_size: int) -> dict[str, str]:
+    if world_size == 1:
+        return {}
+    assert dist.group.WORLD is not None
+    names: dict[str, str] = {dist.group.WORLD.group_name: "all"}
+    for name in () if mesh is None else mesh.mesh_dim_names:
+        names[mesh.get_group(name).group_name] = name
+    return names
+
+
+@contextmanager
+def _unchecked_ddp() -> Iterator[None]:
+    """Skip the parts of DDP that read tensors.
+
+    These are its initial exchange of shapes and weights, and the rebuilding of buckets after the first step, in the
+    order in which gradients were ready.
+    """
+    nothing = dict.fromkeys(("_verify_param_shape_across_processes", "_sync_module_states"), mock.DEFAULT)
+    with (
+        mock.patch.multiple(ddp, **nothing),
+        mock.patch.object(dist.Reducer, "_rebuild_buckets", lambda self: False),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message="Grad strides do not match")  # of 1x1 convolutions: a copy of them
+        yield
+
+
+def _all_reduce(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """All-reduce a bucket of gradients, as DDP does; the fake group's future would hold no tensor."""
+    dist.all_reduce(bucket.buffer())
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(bucket.buffer())
+    return done

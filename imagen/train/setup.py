@@ -1,0 +1,173 @@
+"""Set up the training of one stage: model, optimizer, data, and the state of the last checkpoint."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from imagen.data.loading.batches import Batch
+from imagen.jsonconfig import to_json
+from imagen.models.compiling import cache_folder
+from imagen.precision import precision_name
+from imagen.stage.loss import ForwardProcess
+from imagen.text.protocol import DatasetEncoder
+from imagen.train.checkpointing import Checkpointer
+from imagen.train.clock import StepTimer
+from imagen.train.config import micro_batches
+from imagen.train.data import TrainingData
+from imagen.train.experiment import Experiment, check
+from imagen.train.flops import build_mfu
+from imagen.train.layout import named_weights, permuted_weights
+from imagen.train.meter import Row
+from imagen.train.model import build_model
+from imagen.train.optim import build_optimizer
+from imagen.train.parallel import spread
+from imagen.train.progress import Progress
+from imagen.train.ranks import Ranks
+from imagen.train.rundir import open_run
+from imagen.train.scaling import LossScale
+from imagen.train.sharded import free_gathered
+from imagen.train.stopping import Stopper
+from imagen.train.validation import with_other_captions
+
+Report = Callable[[str], None]
+
+
+class TrainingRun:
+    """One stage in training: what the training loop and its callbacks work on.
+
+    Its tensors are those of the last checkpoint, or new ones drawn from `train.seed`.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        data: str | Path,
+        folder: Path,
+        *,
+        ranks: Ranks,
+        report: Report = print,
+        minutes: float | None = None,
+        encoder: DatasetEncoder | None = None,
+    ):
+        """All ranks call this together, within `rundir.locked`. Parameters as for `imagen.train.trainer.train`."""
+        self.stopper = Stopper(minutes, time.monotonic())  # setting up counts
+        self.experiment, self.config, self.folder, self.ranks = experiment, experiment.train, folder, ranks
+        self.report: Report = report if ranks.is_first else _silent
+        ranks.on_first(lambda: check(experiment, ranks.world_size))
+        self.config_json = ranks.on_first(lambda: open_run(folder, to_json(experiment), self.report))
+        self.micro_batch, self.accumulation = micro_batches(self.config, ranks.world_size)
+        self.data = TrainingData(experiment, data, ranks, encoder)
+
+        self.model = build_model(experiment, ranks)
+        self.unet = self.model.unet
+        # Processes that hold the same whole parameters, among which Muon divides its work.
+        copies = dist.group.WORLD if isinstance(self.model.network, DistributedDataParallel) else None
+        permuted = permuted_weights(self.unet)
+        self.optimizer = build_optimizer(named_weights(self.unet), experiment.optim, copies, permuted)
+        self.checkpointer = Checkpointer(folder, self.config, self.unet, self.optimizer, ranks)
+        self.progress = Progress(loss_scale=LossScale.build(self.model.dtype))
+        self._resume()
+
+        self.loader = self.data.training_loader(self.images, self.micro_batch, ranks)
+        self.forward_process = ForwardProcess(
+            experiment.stage,
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            device=ranks.device,
+            text_dropout=self.config.text_dropout,
+            schedule=self.config.schedule,
+            unconditional_LD=self.data.unconditional,
+            text_length=self._text_length(),
+        )
+        mfu = build_mfu(experiment, ranks) if ranks.is_first else None
+        self.timer = StepTimer(ranks, self.unet, mfu, self.forward_process.text_length)
+        self.measurements: Row = {}  # of callbacks, for the next row of metrics
+        # Hand a row or an image to all callbacks; the training loop sets both.
+        self.log_row: Callable[[Row], None] = lambda row: None
+        self.log_image: Callable[[str, Tensor], None] = lambda name, image_CHW: None
+        self._report_summary()
+
+    @property
+    def step(self) -> int:
+        """Steps done, or the one in progress."""
+        return self.progress.step
+
+    @property
+    def images(self) -> int:
+        """Training images since step 0: the global position in the data."""
+        return self.progress.step * self.config.batch_size
+
+    @property
+    def seconds_left(self) -> float:
+        """Estimated time to the last step, or to the end of the time budget."""
+        seconds = self.timer.eta(self.config.steps - self.step)
+        return seconds if self.stopper.seconds_left is None else max(0.0, min(seconds, self.stopper.seconds_left))
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield this rank's micro-batches, and measure the time spent waiting for them."""
+        batches = self.timer.timed(iter(self.loader))
+        return map(with_other_captions, batches) if self.config.shuffle_captions else batches
+
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """Yield the U-Net with EMA weights, in eval mode and without gradients. All ranks call this together.
+
+        Runs it eagerly: compiling it for a few batches of other shapes would take longer than they do.
+        """
+        self.checkpointer.update_emas(self.step, now=True)
+        with self.checkpointer.ema.applied_to(self.unet):
+            self.unet.eval()
+            try:
+                with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                    yield self.unet
+            finally:
+                self.unet.train()
+                free_gathered(self.unet)
+
+    def _resume(self) -> None:
+        """Load the last checkpoint that can be read, if there is one."""
+        fingerprint = self.data.training.fingerprint()
+        self.fingerprint = fingerprint
+        state = self.checkpointer.resume(self.report)
+        if state is None:
+            return
+        initial_scale, where = self.progress.loss_scale, f"{self.folder}: state.json of its checkpoint"
+        self.progress = self.ranks.on_first(lambda: Progress.from_json(state, where))
+        self.checkpointer.averaged_step = self.step
+        if self.progress.loss_scale.active != initial_scale.active:  # resumed on a device of another precision
+            self.progress.loss_scale = initial_scale
+        self.report(f"{self.folder}: going on from step {self.step}")
+        if state.get("data", fingerprint) != fingerprint:
+            self.report(
+                f"{self.folder}: {self.data.folder} are not the data of the steps before; from here on they are these"
+            )
+
+    def _text_length(self) -> int:
+        """Length to which text is padded for a compiled network, where another length would be another graph."""
+        if not self.model.compiled or self.experiment.text is None:
+            return 0
+        null_LD = self.data.unconditional
+        return max(self.experiment.text.max_tokens, 0 if null_LD is None else len(null_LD))
+
+    def _report_summary(self) -> None:
+        where = f"{spread(self.experiment.parallel, self.ranks)} in {precision_name(self.model.dtype)}"
+        parts = f" in micro-batches of {self.micro_batch}" if self.accumulation > 1 else ""
+        self.report(
+            f"{self.experiment.name}: {self.model.parameters / 1e6:,.1f}M parameters on {where}, "
+            f"{len(self.data.training)} pictures, {self.config.steps} steps of {self.config.batch_size}{parts}"
+        )
+        if self.model.compiled:
+            self.report(
+                "the network is compiled in the first step: minutes, seconds where it was compiled before; kept in "
+                f"{cache_folder()}"
+            )
+
+
+def _silent(line: str) -> None:
+    """Report nothing: only the first rank does."""

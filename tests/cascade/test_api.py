@@ -1,0 +1,206 @@
+"""The library as its users meet it: one prompt, embeddings, tensors, hints at what other libraries call it, help()."""
+
+import dataclasses
+import inspect
+import pydoc
+import subprocess
+import sys
+from typing import get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from cascades import QUICK, TEXT, WIDTH, Words, cascade, stage
+from PIL import Image
+
+import imagen
+from imagen.cascade import Cascade, SamplingConfig, Variation, regenerate_request, write_samples, write_upscaled
+from imagen.cascade.options import DEFAULTS, JobOptions, RequestOptions, SamplingOptions
+from imagen.cascade.request import make_request
+from imagen.errors import UserError
+from imagen.pictures import read_metadata
+
+
+@pytest.fixture(scope="module")
+def two() -> Cascade:
+    return cascade()
+
+
+def same(a: Image.Image, b: Image.Image) -> bool:
+    return a.size == b.size and a.tobytes() == b.tobytes()
+
+
+# --- prompts and results ---
+
+
+def test_one_prompt_is_a_list_of_one(two):
+    (alone,) = two.sample("cat", **QUICK)
+    assert same(alone, two.sample(["cat"], **QUICK)[0])
+
+
+def test_an_embedding_stands_for_its_prompt(two):
+    cat, dog = Words().encode(["cat", "dog on mat"])
+    texts = two.sample(["cat", "dog on mat"], negative="cow", seeds=[3, 4], **QUICK)
+    cow = Words().encode(["cow"])[0]
+    tensors = two.sample([cat, dog], negative=cow, seeds=[3, 4], **QUICK)
+    mixed = two.sample(["cat", dog.double()], negative="cow", seeds=[3, 4], **QUICK)
+    assert all(same(a, b) and same(a, c) for a, b, c in zip(texts, tensors, mixed, strict=True))
+    (alone,) = two.sample(cat, seeds=3, **QUICK)
+    assert same(alone, two.sample("cat", seeds=3, **QUICK)[0])
+    stacked = two.sample(torch.stack([cat, cow]), seeds=3, **QUICK)
+    assert len(stacked) == 2 and same(stacked[0], alone)
+
+
+@pytest.mark.parametrize(
+    "embedding, message",
+    [
+        (torch.zeros(2, WIDTH + 1), f"a prompt embedding has dimension {WIDTH + 1}; words gives {WIDTH}"),
+        (torch.zeros(TEXT.max_tokens + 1, WIDTH), f"has {TEXT.max_tokens + 1} tokens; this cascade takes at most"),
+        (torch.zeros(WIDTH), r"is torch.float32 of shape \(16,\); it must be float \[tokens, dimension\]"),
+        (torch.zeros(0, WIDTH), r"of shape \(0, 16\)"),
+        (torch.zeros(2, WIDTH, dtype=torch.int64), "is torch.int64"),
+        (torch.full((2, WIDTH), float("nan")), "not finite"),
+        (7, "a prompt is 7; it must be text, or an embedding"),
+    ],
+)
+def test_what_is_no_embedding(two, embedding, message):
+    with pytest.raises(UserError, match=message):
+        two.request([embedding])
+
+
+def test_a_cascade_without_text_takes_no_embedding():
+    with pytest.raises(UserError, match="trained without text"):
+        Cascade([stage(16, text=False)]).request([torch.zeros(2, WIDTH)])
+
+
+def test_tensors_are_the_pixels_of_the_images(two):
+    images = two.sample(["cat", "dog", "cow"], seeds=[1, 2, 3], batch_size=2, **QUICK)
+    tensor = two.sample(["cat", "dog", "cow"], seeds=[1, 2, 3], batch_size=2, output="tensor", **QUICK)
+    assert tensor.dtype == torch.uint8 and tensor.shape == (3, 3, 32, 32)
+    assert np.array_equal(tensor.permute(0, 2, 3, 1).numpy(), np.stack([np.asarray(image) for image in images]))
+    with pytest.raises(UserError, match="output is 'numpy'; it must be"):
+        two.sample("cat", output="numpy", **QUICK)
+
+
+def test_one_variation_is_for_all_images(two):
+    variation = Variation(1, 2, 0.25)
+    assert two.request(["cat", "dog"], seeds=variation).seeds == (variation, variation)
+
+
+def test_files_of_embeddings_hold_a_hash_and_resume(two, tmp_path):
+    cat = Words().encode(["cat"])[0]
+    (path,) = write_samples(two, [cat], tmp_path, seed=3, steps=1, **QUICK)
+    made = read_metadata(path)
+    assert made["prompt"] == "" and len(made["embedding"]) == 64 and "negative_embedding" not in made
+    before = path.stat().st_mtime_ns
+    assert write_samples(two, cat, tmp_path, seed=3, steps=1, **QUICK) == [path]
+    assert path.stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="made with another embedding"):
+        write_samples(two, [cat + 1], tmp_path, seed=3, steps=1, **QUICK)
+    with pytest.raises(UserError, match="from a prompt embedding, of which the file holds only the hash"):
+        regenerate_request(two, path)
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize(
+    "name, ours",
+    [
+        ("guidance_scale", "`guidance`"),
+        ("num_inference_steps", "`steps`"),
+        ("num_images_per_prompt", r"a list: `sample\(\[prompt\] \* 4, seeds="),
+        ("negative_prompt", "`negative`"),
+        ("generator", "`seeds`"),
+        ("seed", "`seeds`"),
+        ("height", r"`size=\(height, width\)`"),
+        ("width", r"`size=\(height, width\)`"),
+        ("prompt_embeds", "`prompts`, a list of float tensors"),
+        ("output_type", "`output`"),
+        ("rows", "`micro_batch`"),
+    ],
+)
+def test_arguments_of_diffusers_are_answered_with_ours(two, name, ours):
+    with pytest.raises(TypeError, match=f"no setting '{name}'; in its place there is {ours}"):
+        two.sample("cat", **{name: 4})
+
+
+def test_a_typo_is_answered_with_the_nearest_name(two, tmp_path):
+    for name, near in (("negatives", "negative"), ("micro_batchs", "micro_batch"), ("stpes", "steps")):
+        with pytest.raises(TypeError, match=f"no setting '{name}'; did you mean '{near}'"):
+            two.request("cat", **{name: 4})
+    with pytest.raises(TypeError, match=r"load\(\) has no argument 'torch_dtype'; in its place there is `precision`"):
+        imagen.load(tmp_path, torch_dtype=torch.float16)
+    with pytest.raises(TypeError, match=r"load\(\) has no argument 'stage'; did you mean 'stages'"):
+        Cascade.load(tmp_path, stage=1)
+
+
+# --- one definition ---
+
+
+def test_every_field_of_a_sampling_config_is_an_option():
+    assert set(SamplingOptions.__annotations__) == {field.name for field in dataclasses.fields(SamplingConfig)}
+
+
+def test_requests_take_the_options_with_the_defaults_that_help_shows():
+    parameters = inspect.signature(make_request).parameters
+    named = {name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+    assert named | set(SamplingOptions.__annotations__) == set(RequestOptions.__annotations__)
+    assert {name: parameters[name].default for name in named} == {name: DEFAULTS.get(name) for name in named}
+
+
+@pytest.mark.parametrize(
+    "function, options",
+    [
+        (Cascade.sample, RequestOptions),
+        (Cascade.request, RequestOptions),
+        (write_samples, JobOptions),
+        (write_upscaled, JobOptions),
+    ],
+)
+def test_help_shows_every_option_with_its_type_and_meaning(function, options):
+    shown = inspect.signature(function).parameters
+    text = pydoc.plain(pydoc.render_doc(function))
+    assert "**" not in text.splitlines()[2] and "options" not in shown
+    for name in get_type_hints(options):
+        assert shown[name].annotation is not inspect.Parameter.empty and f"    {name}: " in text
+    assert shown["steps"].default is None and shown["precision"].default == "auto"
+
+
+def test_help_of_load_shows_its_arguments():
+    first = pydoc.plain(pydoc.render_doc(imagen.load)).splitlines()[2]
+    for name in ("path: str", "stages: int | None = None", "precision: ", "int8_text: bool = False", "-> 'Cascade'"):
+        assert name in first
+
+
+def test_reprs(two):
+    millions = sum(parameter.numel() for parameter in two.stages[1].unet.parameters()) / 1e6
+    assert repr(two.stages[1]) == f"<Stage: 16 to 32, {millions:.3g} M parameters>"
+    assert repr(two) == f"<Cascade: text by words; {two.stages[0]!r} -> {two.stages[1]!r}>"
+    request = two.request(["cat", "dog"], steps=[4, 2], device="cpu", precision="fp32")
+    assert repr(request) == (
+        "<Request: 2 images of 32x32 for 'cat' and 1 more; 16x16 in 4 steps of dpmpp_2m, guidance 2, "
+        "32x32 in 2 steps of dpmpp_2m, guidance 2; cpu, fp32>"
+    )
+    assert "for an embedding;" in repr(two.request(torch.zeros(1, WIDTH)))
+
+
+def test_importing_is_quick_and_names_come_when_used():
+    script = """
+import sys, imagen
+heavy = {"torch", "numpy", "PIL", "safetensors", "transformers"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+assert {"Cascade", "UserError", "load", "train_run"} <= set(dir(imagen))
+assert imagen.UserError.__name__ == "UserError" and not heavy & set(sys.modules)
+from imagen import Cascade, Variation
+assert Cascade.__module__ == "imagen.cascade.cascade" and Variation(1, 2, 0.5).other == 2
+assert imagen.train_run.__name__ == "train_run"
+try:
+    imagen.nothing
+except AttributeError as error:
+    assert "no attribute 'nothing'" in str(error)
+else:
+    raise AssertionError
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,75 @@
+"""`imagen completion`: what bash offers, asked in bash."""
+
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from imagen.diffusion.samplers.registry import sampler_names
+from imagen.presets import PRESETS
+
+# The script, then for each line: what bash offers for its last word.
+ASK = """
+source {script}
+ask() {{ COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); COMPREPLY=(); _shtab_imagen; echo "${{COMPREPLY[*]}}"; }}
+"""
+
+
+@pytest.fixture(scope="module")
+def offered(imagen, tmp_path_factory):
+    """What bash offers after `imagen ...`, for each of some command lines whose last word is being typed."""
+    folder = tmp_path_factory.mktemp("completion")
+    (folder / "imagen.bash").write_text(imagen("completion", "bash"))
+    (folder / "here").mkdir()
+    (folder / "here" / "photo.png").touch()
+
+    def ask(*lines: str) -> list[set[str]]:
+        asked = [f"ask imagen {line}" for line in lines]
+        program = ASK.format(script=shlex.quote(str(folder / "imagen.bash"))) + "\n".join(asked)
+        done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, cwd=folder / "here")
+        assert done.returncode == 0 and done.stderr == ""
+        return [set(line.split()) for line in done.stdout.split("\n")[:-1]]
+
+    return ask
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_what_bash_offers(offered):
+    found = offered(
+        *("''", "sa", "data ''", "sample c --sa", "sample c --sampler ''", "sample c --sampler ddi"),
+        *(
+            "train emoji_",
+            "plan --gpus 2 debug_",
+            "plan p --gpu h2",
+            "completion ''",
+            "convert d",
+            "data build --caption-from ''",
+        ),
+    )
+    commands = {"demo", "data", "presets", "config", "train", "sample", "upscale", "serve", "completion"}
+    assert commands <= found[0] and "build" not in found[0]
+    actions = {"build", "emoji", "encode", "inspect", "bench"}
+    assert found[1:6] == [{"sample"}, actions, {"--sampler"}, set(sampler_names()), {"ddim"}]
+    for i, beginning in ((6, "emoji_"), (7, "debug_")):
+        assert found[i] == {name for name in PRESETS if name.startswith(beginning)}
+    assert found[8:] == [{"h200"}, {"bash", "zsh", "fish"}, {"deepfloyd", "diffusers"}, {"folder", "name"}]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_offers_files_where_there_are_paths(offered):
+    assert offered("upscale c ph", "sample c --init ''", "train emoji_64 --data p", "sample c --negative ''") == [
+        *({"photo.png"} for _ in range(3)),
+        set(),
+    ]
+
+
+def test_scripts_of_the_other_shells(imagen, tmp_path):
+    for shell, first in (("zsh", "#compdef imagen"), ("fish", "# AUTOMATICALLY GENERATED")):
+        script = imagen("completion", shell)
+        assert script.startswith(first) and "emoji_mini_64" in script and "dpmpp_2m_sde" in script
+        path = Path(tmp_path / shell)
+        path.write_text(script)
+        if shutil.which(shell) is not None:
+            subprocess.run([shell, "-n", path], check=True)

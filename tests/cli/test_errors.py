@@ -1,0 +1,24 @@
+"""Trouble with the machine is one line, exit code 2."""
+
+import pytest
+import torch
+
+from imagen.errors import UserError
+from imagen.presets import description
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (OSError(28, "No space left on device", "some/where"), "some/where: No space left on device"),
+        (MemoryError(), "out of memory; use a smaller batch"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried to"), "out of memory; use a smaller batch"),
+        (UserError("two\nlines"), "two lines"),
+    ],
+)
+def test_trouble_with_the_machine_is_one_line(monkeypatch, mistake, error, message):
+    def fail(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr(description, "describe", fail)
+    assert message in mistake("presets")

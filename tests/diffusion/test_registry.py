@@ -1,0 +1,144 @@
+"""A sampler in one file: found by the command line, the checks of configs, the documentation, and sampling."""
+
+import importlib.util
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from cascades import QUICK, cascade
+from PIL import Image
+
+from imagen.cli import main
+from imagen.diffusion.guidance import Estimate
+from imagen.diffusion.samplers import (
+    Sampler,
+    create_sampler,
+    register,
+    registry,
+    sampler_class,
+    sampler_names,
+    samplers_table,
+)
+from imagen.errors import UserError
+from imagen.jsonconfig import from_json, to_json
+from imagen.pictures import read_metadata
+from imagen.stage.config import SamplingConfig
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "sampler.py"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """The example's sampler, registered for one test."""
+    for name in sampler_names():  # modules are imported once: what registers now must stay
+        sampler_class(name)
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    spec = importlib.util.spec_from_file_location("example_sampler", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "example_sampler", module)
+    spec.loader.exec_module(module)
+    return module.DPMpp2S
+
+
+def help_of(command: str, capsys) -> str:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    return capsys.readouterr().out
+
+
+def test_every_module_holds_the_sampler_of_its_name():
+    assert {"ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "heun"} <= set(sampler_names())
+    for name in sampler_names():
+        assert sampler_class(name).__module__ == f"imagen.diffusion.samplers.{name}"
+
+
+def test_a_sampler_is_one_short_file():
+    for path in [*(ROOT / "imagen/diffusion/samplers").glob("*.py"), EXAMPLE]:
+        if path.stem not in ("__init__", "base", "registry"):
+            assert len(path.read_text().splitlines()) <= 60, path
+
+
+@pytest.mark.parametrize("command", ["sample", "upscale"])
+def test_help_lists_it(example, command, capsys):
+    assert "dpmpp_2s" in " ".join(help_of(command, capsys).split())
+
+
+def test_help_does_not_list_what_is_not_registered(capsys):
+    assert "dpmpp_2s" not in help_of("sample", capsys)
+
+
+def test_configs_take_it_with_its_options_and_check_them(example):
+    config = from_json(SamplingConfig, {"sampler": "dpmpp_2s", "sampler_options": {"middle": 0.3}}, "cascade.json")
+    config.check("stage 64")
+    assert config.build_sampler() == example(middle=0.3)
+    assert from_json(SamplingConfig, to_json(config), "cascade.json") == config
+    with pytest.raises(UserError, match=r"^stage 64: middle is 1\.5; it must be above 0 and at most 1$"):
+        replace(config, sampler_options={"middle": 1.5}).check("stage 64")
+    with pytest.raises(
+        UserError, match=r"'dpmpp_2s' has no option 'midle'; did you mean 'middle'\?; its options are m"
+    ):
+        replace(config, sampler_options={"midle": 0.5}).check("stage 64")
+    with pytest.raises(UserError, match="sampler option middle is nan"):
+        replace(config, sampler_options={"middle": float("nan")}).check("stage 64")
+
+
+def test_fields_of_the_config_reach_the_samplers_that_have_them():
+    config = SamplingConfig(sampler="ddim", eta=0.5, damping=0.25, gamma=0.75)
+    assert config.build_sampler() == create_sampler("ddim", {"eta": 0.5, "damping": 0.25})
+    assert replace(config, sampler="ddpm").build_sampler() == create_sampler("ddpm", {"gamma": 0.75})
+    assert replace(config, sampler="dpmpp_2m_sde").build_sampler() == create_sampler("dpmpp_2m_sde")
+    with pytest.raises(UserError, match="stage 64: eta is 2; it must be from 0 to 1"):
+        replace(config, eta=2).check("stage 64")
+
+
+def test_unknown_names_are_told_the_nearest():
+    with pytest.raises(UserError, match=r"x: unknown sampler 'dpmp_2m'; did you mean 'dpmpp_2m'\?; choose ddim, ddpm"):
+        SamplingConfig(sampler="dpmp_2m").check("x")
+
+
+def test_the_documentation_shows_the_table(example):
+    pages = [path for path in (ROOT / "docs").rglob("*.md") if "<!-- samplers -->" in path.read_text()]
+    assert len(pages) == 1, "one page has the table, after the line <!-- samplers -->"
+    shown = pages[0].read_text().partition("<!-- samplers -->\n")[2].partition("\n\n")[0] + "\n"
+    table = samplers_table()
+    row = next(line for line in table.splitlines() if line.startswith("| `dpmpp_2s` | 2 | no | `middle` (0.5) |"))
+    assert shown == table.replace(row + "\n", ""), "write imagen.diffusion.samplers.samplers_table() into the page"
+
+
+def test_it_samples_and_its_images_can_be_made_again(example, tmp_path):
+    model = cascade()
+    drawn = model.sample(["cat"], sampler=["dpmpp_2s", "ddim"], steps=3, **QUICK)[0]
+    assert drawn.tobytes() != model.sample(["cat"], sampler="ddim", steps=3, **QUICK)[0].tobytes()
+    other = model.sample(["cat"], sampler="dpmpp_2s", sampler_options={"middle": 1.0}, steps=3, **QUICK)[0]
+    assert drawn.tobytes() != other.tobytes()
+    model.save(tmp_path / "c")
+    line = [str(tmp_path / "c"), "--steps", "2", "--precision", "fp32", "--device", "cpu", "--sampler", "dpmpp_2s"]
+    start = tmp_path / "start.png"
+    Image.new("RGB", (16, 16), (90, 20, 200)).save(start)
+    with pytest.raises(SystemExit) as ended:
+        main(["upscale", *line, str(start), "--out", str(tmp_path / "o")])
+    assert ended.value.code == 0
+    made = read_metadata(tmp_path / "o" / "0000.png")
+    assert [stage["sampling"]["sampler"] for stage in made["stages"]] == ["dpmpp_2s"]
+
+
+def test_mistakes_in_registering():
+    with pytest.raises(ValueError, match="there is a sampler 'ddim' already"):
+        sampler_class("ddim")
+        register("ddim")(dataclass(frozen=True)(type("Other", (Sampler,), {})))
+    with pytest.raises(ValueError, match="is no dataclass"):
+        register("plain")(type("Plain", (Sampler,), {"__doc__": "No @dataclass."}))
+    with pytest.raises(ValueError, match="cannot name a sampler"):
+        register("my sampler")
+
+
+def test_noise_that_was_not_announced_is_an_error():
+    class Noisy(Sampler):
+        def step(self, step, /):
+            return step.x + step.noise()
+
+    with pytest.raises(ValueError, match="`stochastic`"):
+        Noisy().sample(lambda x, logsnr: Estimate(x), torch.zeros(1, 3), [0.0, 1.0])

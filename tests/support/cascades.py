@@ -1,0 +1,100 @@
+"""Small cascades with random weights, a text encoder that needs no files, and networks whose answers are known."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from imagen.cascade import Cascade, SamplingConfig, Stage, StageConfig
+from imagen.diffusion.objective import ObjectiveConfig
+from imagen.models.config import Level, UNetConfig
+from imagen.models.unet import UNet
+from imagen.text.config import TextConfig
+
+WIDTH = 16
+TEXT = TextConfig(encoder="words", width=WIDTH)
+QUICK = {"device": "cpu", "precision": "fp32", "progress": False}
+
+
+class Words:
+    """A stand-in encoder: one token a word, a function of the word."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def encode(self, prompts: list[str]) -> list[Tensor]:
+        self.seen += prompts
+        return [torch.stack([self._token(word) for word in prompt.split()]) for prompt in prompts]
+
+    @staticmethod
+    def _token(word: str) -> Tensor:
+        seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
+        return torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def stage(resolution: int, low_resolution: int | None = None, *, text: bool = True, seed: int = 0) -> Stage:
+    """A small U-Net with random weights everywhere, so that its pictures depend on all of its inputs."""
+    unet = UNetConfig(
+        levels=(
+            Level(channels=32, blocks=1, stride=1),
+            Level(channels=32, blocks=1, stride=4, attention="fused" if text else "none"),
+        ),
+        low_res=low_resolution is not None,
+        text_width=WIDTH if text else None,
+        context_width=32,
+        time_width=32,
+        head_channels=16,
+        middle=False,
+    )
+    config = StageConfig(
+        resolution=resolution,
+        low_resolution=low_resolution,
+        unet=unet,
+        objective=ObjectiveConfig(prediction="v"),
+        sampling=SamplingConfig(steps=3, guidance=2.0),
+    )
+    torch.manual_seed(seed + resolution)
+    network = UNet(unet)
+    for parameter in network.parameters():
+        if parameter.ndim > 1:  # not the norms
+            nn.init.normal_(parameter, std=2 / parameter[0].numel() ** 0.5)
+    return Stage(config, network.eval(), {"step": 7})
+
+
+def cascade(*stages: Stage, **options: bool) -> Cascade:
+    stages = stages or (stage(16), stage(32, 16))
+    return Cascade(stages, text=TEXT, unconditional=torch.zeros(1, WIDTH), encoder=Words(), **options)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def apart(a: Image.Image, b: Image.Image) -> int:
+    """Largest difference of a pixel, in levels of 255."""
+    return int(np.abs(pixels(a) - pixels(b)).max())
+
+
+class Listener(nn.Module):
+    """Answers x0 = the low-resolution picture, and remembers what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor, noise: Tensor, *, low_res: Tensor, low_res_noise: Tensor) -> Tensor:
+        self.seen.append(x)
+        self.low_res, self.low_res_noise = low_res, low_res_noise
+        self.autocast = torch.is_autocast_enabled("cpu")
+        return low_res.bfloat16() if self.autocast else low_res
+
+
+def listener(**changes) -> tuple[Cascade, Listener]:
+    config = dataclasses.replace(
+        stage(64, 16, text=False).config, objective=ObjectiveConfig(prediction="x0"), **changes
+    )
+    network = Listener()
+    return Cascade([Stage(config, network)]), network

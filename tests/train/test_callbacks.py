@@ -1,0 +1,182 @@
+"""A user's callbacks, and what a run opens before it trains."""
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from encoders import ToyEncoder
+from ranks import run_on_ranks
+from toy import experiment, go
+
+from imagen.data.embed import sidecar
+from imagen.data.loading import transforms
+from imagen.data.loading.config import DataConfig
+from imagen.data.shards import dataset
+from imagen.errors import UserError
+from imagen.text import encoder as text_module
+from imagen.train import rundir
+from imagen.train.callbacks import Callback
+from imagen.train.ranks import Ranks, process_group
+from imagen.train.run import train_run
+
+
+class Recorder(Callback):
+    """Writes down every call of a hook, and stops after a step."""
+
+    every = 3
+
+    def __init__(self, stop_after=None):
+        self.calls, self.stop_after, self.losses = [], stop_after, []
+
+    def on_start(self, run):
+        self.calls.append(("start", run.step))
+
+    def on_step(self, run, step, result):
+        self.losses.append(sum(result.losses) / len(result.losses))
+        if step == self.stop_after:
+            run.stopper.request("the recorder has seen enough")
+
+    def on_interval(self, run, step):
+        run.measurements["mean_weight"] = sum(p.mean().item() for p in run.unet.parameters())
+        self.calls.append(("interval", step))
+
+    def on_row(self, run, step, row):
+        self.calls.append(("row", step))
+        self.row = row
+
+    def before_checkpoint(self, run, step):
+        self.calls.append(("before checkpoint", step))
+
+    def on_checkpoint(self, run, step):
+        self.calls.append(("checkpoint", step))
+
+    def on_end(self, run, result):
+        self.calls.append(("end", result and result.step))
+
+
+def test_hooks_are_called_in_order(shards, tmp_path):
+    recorder = Recorder()
+    what = experiment(steps=5, log_every=2, gap_every=4, checkpoint_every=4)
+    assert go(what, shards, tmp_path, callbacks=[recorder]).finished
+    assert recorder.calls == [
+        ("start", 0),
+        *(("row", 2), ("interval", 3)),
+        *(("row", 4), ("before checkpoint", 4), ("checkpoint", 4)),
+        *(("row", 5), ("interval", 5), ("before checkpoint", 5), ("checkpoint", 5)),
+        ("end", 5),
+    ]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert recorder.row == {name: value for name, value in rows[-1].items() if name != "step"}
+    # Measurements are part of the next row: those of step 3 of the row of step 4.
+    assert [row["step"] for row in rows if "mean_weight" in row] == [4]
+    assert "conditional_gap" in rows[1] and rows[0]["loss"] == pytest.approx(sum(recorder.losses[:2]) / 2)
+
+
+def test_a_callback_stops_a_run_which_resumes(shards, tmp_path):
+    ended = go(experiment(steps=5), shards, tmp_path, callbacks=[Recorder(stop_after=2)])
+    assert (ended.step, ended.finished, ended.signalled) == (3, False, False)
+    assert ended.reason == "the recorder has seen enough"
+    recorder = Recorder()
+    assert go(experiment(steps=5), shards, tmp_path, callbacks=[recorder]).finished
+    assert recorder.calls[0] == ("start", 3) and len(recorder.losses) == 2
+
+
+def test_on_end_follows_a_failure(shards, tmp_path):
+    class Failing(Callback):
+        def on_step(self, run, step, result):
+            raise UserError("no more")
+
+    recorder = Recorder()
+    with pytest.raises(UserError, match="no more"):
+        go(experiment(steps=5), shards, tmp_path, callbacks=[recorder, Failing()])
+    assert recorder.calls == [("start", 0), ("end", None)]
+
+
+def on_ranks(shards, run):
+    recorder = Recorder(stop_after=2)
+    with process_group() as ranks:
+        ended = go(experiment(steps=9), shards, run, ranks=ranks, callbacks=[recorder] if ranks.rank == 1 else [])
+    return ended.step, ended.reason, recorder.losses
+
+
+def test_a_callback_of_one_rank_stops_all(shards, tmp_path):
+    class_every, Recorder.every = Recorder.every, None  # it is due on one rank only, which intervals may not be
+    try:
+        (step, reason, none), (other_step, other_reason, losses) = run_on_ranks(2, on_ranks, shards, tmp_path)
+    finally:
+        Recorder.every = class_every
+    assert step == other_step == 3 and reason == other_reason == "the recorder has seen enough"
+    assert not none and len(losses) == 3
+
+
+# --- what a run opens ---
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Counts data sets and sidecars that are opened, images that are decoded, encoders that are loaded."""
+    counts = Counter()
+
+    def count(what, original):
+        def counting(self, *arguments):
+            counts[what, Path(str(arguments[0].folder if what == "embeddings" else arguments[0])).name] += 1
+            return original(self, *arguments)
+
+        return counting
+
+    monkeypatch.setattr(dataset.ShardedDataset, "__init__", count("dataset", dataset.ShardedDataset.__init__))
+    monkeypatch.setattr(sidecar.Embeddings, "__init__", count("embeddings", sidecar.Embeddings.__init__))
+
+    def load(config, device):
+        counts["encoder"] += 1
+        return ToyEncoder()
+
+    decode = transforms.pictures.decode
+
+    def counting_decode(*arguments):
+        counts["decoded"] += 1
+        return decode(*arguments)
+
+    monkeypatch.setattr(text_module, "load_text_encoder", load)
+    monkeypatch.setattr(transforms.pictures, "decode", counting_decode)
+    return counts
+
+
+def quick(on_the_fly=False, **train):
+    """The toy experiment, whose sample grid takes one step."""
+    what = experiment(
+        data=DataConfig(workers=0, on_the_fly=on_the_fly), **{"steps": 2, "sample_every": 1, "gap_every": 1} | train
+    )
+    sampling = dataclasses.replace(what.stage.sampling, steps=1, threshold="static")
+    return dataclasses.replace(what, stage=dataclasses.replace(what.stage, sampling=sampling))
+
+
+def run_quickly(what, shards, run):
+    return train_run(what, shards, run, ranks=Ranks(), report=lambda line: None)
+
+
+@pytest.mark.parametrize("on_the_fly", [False, True])
+def test_a_run_opens_each_split_once(shards, tmp_path, opened, on_the_fly):
+    assert run_quickly(quick(on_the_fly), shards, tmp_path).finished
+    for split in ("train", "heldout"):
+        assert opened["dataset", split] == 1
+        assert opened["embeddings", split] == (0 if on_the_fly else 1)
+    assert opened["encoder"] == (1 if on_the_fly else 0) and opened["decoded"] > 0
+    assert (tmp_path / "samples" / "step-00000002.png").exists() and (tmp_path / "export" / "cascade.json").exists()
+
+
+def test_nothing_is_read_before_a_run_is_locked_and_checked(shards, tmp_path, opened, monkeypatch):
+    what, run = quick(on_the_fly=True), tmp_path / "run"
+    with monkeypatch.context() as elsewhere, pytest.raises(UserError, match="another process is training"):
+        elsewhere.setattr(rundir, "lock", lambda file: False)  # a process's own locks do not exclude it
+        run_quickly(what, shards, run)
+    assert not opened
+    assert run_quickly(what, shards, run).finished
+    opened.clear()
+    with pytest.raises(UserError, match=r"batch_size = 8, not 4"):
+        run_quickly(quick(on_the_fly=True, batch_size=4), shards, run)
+    with pytest.raises(UserError, match=r"train\.micro_batch 4 would do"):
+        run_quickly(quick(on_the_fly=True, micro_batch=5), shards, tmp_path / "other")
+    assert not opened
