@@ -37,7 +37,7 @@ def test_trainings_of_the_fluent_script() -> None:
             options = options[:begin] + options[begin + 2 :]  # a folder
         argv = ["train", name, "--data", "D", "--out", "R", "--train.steps", steps]
         parsed = parse([*argv, *shlex.split(shared.replace("\\\n", " ")), *options])
-        check(override(preset(parsed.preset), parsed.overrides))
+        check(override(preset(parsed.preset), parsed.fields))
 
 
 def test_there_are_scripts() -> None:
