@@ -33,7 +33,10 @@ data() { # NAME OPTION...
   shift
   python -m imagen.emoji.fluent.dataset --icons "$out/npm/drawings/icons.json" --names "$out/npm/names" \
     --out "$out/$name" ${LIMIT:+--limit "$LIMIT"} "$@"
-  imagen data encode "$out/$name"
+  if [ ! -f "$out/$name/.encoded" ]; then
+    imagen data encode "$out/$name"
+    touch "$out/$name/.encoded"
+  fi
 }
 train() { # PRESET RUN DATA STEPS OPTION...
   preset=$1 run=$2 shards=$3 last=$4
