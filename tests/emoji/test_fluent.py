@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,7 @@ from imagen.emoji.fluent import captions
 from imagen.emoji.fluent.background import Background
 from imagen.emoji.fluent.catalogue import GENDERS, TONES, Drawing, Source, catalogue, faces, people, slug, things
 from imagen.emoji.fluent.dataset import build_fluent, choose_things, scenes
+from imagen.emoji.fluent.degrade import degraded
 from imagen.emoji.fluent.heldout import heldout_colour, heldout_number, is_heldout_pair, is_heldout_person
 from imagen.emoji.fluent.scene import Scene, compose_group, compose_pair, compose_single
 from imagen.emoji.picture import PALETTE
@@ -320,6 +322,20 @@ def test_gradients_keep_their_name(colour: str) -> None:
     assert down[0, 0] == pytest.approx(120 * 0.8, abs=1) and down[-1, 0] == pytest.approx(120 + 135 * 0.28, abs=1)
 
 
+def test_degraded_drawings(source: Source, drawings: dict[str, Drawing]) -> None:
+    flat = np.full((64, 64, 3), 77, dtype=np.uint8)
+    pixels = compose_single(drawings["horse"], "red", source.icons, 1).pixels(64)
+    apart = []
+    for seed in range(20):
+        assert (degraded(flat, random.Random(seed)) == 77).all()  # colours stay
+        first, second = (degraded(pixels, random.Random(seed)) for _ in range(2))
+        assert (first == second).all() and first.dtype == np.uint8
+        apart.append(np.abs(first.astype(float) - pixels).mean())
+        assert np.abs(first.astype(float).mean((0, 1)) - pixels.mean((0, 1))).max() < 4  # the drawing keeps its size
+    assert 1 <= sum(value == 0 for value in apart) <= 10  # one in five stays as it is
+    assert 0.3 < max(apart) < 8
+
+
 # --- shards
 
 
@@ -344,3 +360,19 @@ def test_shards(source: Source, tmp_path: Path) -> None:
     assert again == built[0]
     with pytest.raises(UserError, match="other arguments"):
         build_fluent(tmp_path / "a", source, (64,), progress=False)
+
+
+def test_shards_for_super_resolution(source: Source, tmp_path: Path) -> None:
+    build_fluent(tmp_path / "a", source, (64, 256), variants=1, most=8, mended=True, progress=False)
+    with tarfile.open(tmp_path / "a" / "train" / "00000.tar") as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar.getmembers()}  # type: ignore[union-attr]
+    assert len(members) == 8 * 4
+    apart = []
+    for name in members:
+        if name.endswith(".256.png"):
+            large, small = (
+                np.asarray(Image.open(io.BytesIO(members[each])), dtype=float)
+                for each in (name, name.replace("256", "64"))
+            )
+            apart.append(np.abs(large.reshape(64, 4, 64, 4, 3).mean((1, 3)) - small).mean())
+    assert max(apart) > 1 > min(apart)  # some are as they were drawn
