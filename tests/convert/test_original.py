@@ -224,7 +224,7 @@ def without(name: str) -> Callable[[dict[str, Tensor]], Any]:
             r"'label_emb\.weight' is not in the U-Net",
         ),
         ({}, lambda tensors: [1, 2], r"not a dictionary of tensors"),
-        ({}, lambda tensors: Path("x"), r"others may run code"),
+        ({}, lambda tensors: Path("x"), r"which may run code"),
         ({"channel_mult": [1, math.inf]}, None, r"params\.channel_mult is \[1, inf\]"),
         ({"channel_mult": [1] * 100}, None, r"params\.channel_mult"),
         ({"model_channels": 10**9}, None, r"params\.model_channels is 1000000000"),

@@ -74,7 +74,7 @@ def refused(folder, message: str, both: bool = True) -> None:
         ("is_encoder_decoder", "no", "is_encoder_decoder is 'no'; it must be true or false"),
         ("dtype", "os", "dtype is 'os'; it must be one of float64, float32"),
         ("torch_dtype", ["float32"], "torch_dtype is .*; it must be one of"),
-        ("attn_implementation", "somebody/kernel", "attn_implementation is 'somebody/kernel'; kernels"),
+        ("attn_implementation", "somebody/kernel", "attn_implementation is 'somebody/kernel'; downloaded kernels"),
         ("_attn_implementation", {"": "a/b"}, "_attn_implementation is .*; downloaded kernels"),
         ("text_config", {"experts_implementation": "a/b"}, "downloaded kernels"),
         ("quantization_config", {"quant_method": "bitsandbytes"}, "quantization_config is set; only plain weights"),
