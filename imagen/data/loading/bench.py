@@ -73,7 +73,7 @@ def bench(
     low_resolution: int | None = None,
     seconds: float = 10.0,
 ) -> dict[str, Any]:
-    """Load from `shards` (a folder or URL) for `seconds` in this process, then for `seconds` in `config.workers` others.
+    """Load from `shards` (a folder or URL) for `seconds` in this process, then in `config.workers` others.
 
     Returns, for one process with one thread: images_per_s, milliseconds per image for each of PARTS, kilobytes read per
     image and skipped, the number of bad samples. For the workers: workers, workers_images_per_s (in total) and

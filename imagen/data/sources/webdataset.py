@@ -71,8 +71,8 @@ class WebDataset:
             if not name.endswith(".tar"):
                 raise UserError(f"{where} is compressed or not named *.tar; unpack or rename it, or give --copy --out")
             if _folder(name) not in (splits or [""]):
-                places = " or ".join(printable(self.root / split) for split in splits) or printable(self.root)
-                raise UserError(f"training does not look for {where}; move it to {places}, or give --copy --out")
+                allowed = " or ".join(printable(self.root / split) for split in splits) or printable(self.root)
+                raise UserError(f"training does not look for {where}; move it to {allowed}, or give --copy --out")
 
     def tar(self, part: Part) -> Path:
         """The tar that is the part."""
@@ -89,19 +89,19 @@ class WebDataset:
             yield problem(f"{stem}, end", "broken tar", "it is compressed; unpack it first")
             return
         scan = scan_tar(tar)
-        samples = _before_the_cut(scan)
+        samples = _complete_samples(scan)
         try:
             file = open_regular(tar)
         except OSError as error:
             raise UserError(f"cannot read {printable(tar)}: {error.strerror or error}") from None
         invalid_members = list(scan.invalid_members)
         with file:
-            for key, places in samples.items():
+            for key, ranges in samples.items():
                 name = f"{stem}/{key}"
-                image = _image(places)
-                invalid_members += _second_pictures(key, places, image)
+                image = _image(ranges)
+                invalid_members += _second_pictures(key, ranges, image)
                 origin = f"{shown}, {printable(key)}"
-                yield _record(safe_key(name, name), origin, file.fileno(), places, image, scan.odd.get(key))
+                yield _record(safe_key(name, name), origin, file.fileno(), ranges, image, scan.non_files.get(key))
         for number, member in enumerate(invalid_members):
             yield problem(f"{stem}, {number}, {member.key}", *member[1:], origin=f"{shown}, {printable(member.key)}")
         if scan.problem is not None:
@@ -113,61 +113,65 @@ def _folder(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def _before_the_cut(scan: TarScan) -> dict[str, MemberRanges]:
+def _complete_samples(scan: TarScan) -> dict[str, MemberRanges]:
     """The samples; of a broken tar those that are whole: a last one that lacks a member of the first one is not."""
     samples = dict(scan.samples)
     if scan.problem is not None and samples:
         first, last = next(iter(samples)), next(reversed(samples))
         # A sample that stands alone has none to be compared with; the caption comes last in img2dataset's tars.
         needed = samples[first].keys() if first != last else {"txt"}
-        if scan.cut is not None and scan.cut[1] not in samples.get(scan.cut[0], (scan.cut[1],)):
-            del samples[scan.cut[0]]
+        if scan.truncated_member is not None and scan.truncated_member[1] not in samples.get(
+            scan.truncated_member[0], (scan.truncated_member[1],)
+        ):
+            del samples[scan.truncated_member[0]]
         if last in samples and not samples[last].keys() >= needed:
             del samples[last]
     return samples
 
 
-def _image(places: MemberRanges) -> str | None:
+def _image(ranges: MemberRanges) -> str | None:
     """The extension of a sample's picture: what training reads, else one that it does not; None if there is none."""
     try:
-        return choose_image(places, _ANY_SIDE)
+        return choose_image(ranges, _ANY_SIDE)
     except BadSample:
-        pictures = [name for name in places if name.rpartition(".")[2] in PICTURES]
+        pictures = [name for name in ranges if name.rpartition(".")[2] in PICTURES]
         return min(pictures, key=lambda name: ("." in name, name), default=None)
 
 
-def _second_pictures(key: str, places: MemberRanges, image: str | None) -> Iterator[InvalidMember]:
+def _second_pictures(key: str, ranges: MemberRanges, image: str | None) -> Iterator[InvalidMember]:
     """Pictures beside a sample's own that are no masters or maps of it (KEY.64.png, KEY.seg.png)."""
-    for name in places:
+    for name in ranges:
         if name in PICTURES and image in PICTURES and name != image:
             yield InvalidMember(f"{key}.{name}", "second picture", f"{key}.{image} is the picture of this sample")
 
 
-def _record(key: str, origin: str, file: int, places: MemberRanges, image_name: str | None, odd: str | None) -> Record:
+def _record(
+    key: str, origin: str, file: int, ranges: MemberRanges, image_name: str | None, non_files: str | None
+) -> Record:
     captions: Captions = (None,)
     try:
-        captions = _captions(file, places)
-        if odd is not None and (image_name is None or captions[0] is None):
-            raise RecordError("unreadable file", odd)
+        captions = _captions(file, ranges)
+        if non_files is not None and (image_name is None or captions[0] is None):
+            raise RecordError("unreadable file", non_files)
         if image_name is None:
-            raise RecordError("missing file", _no_picture(places))
-        image = _read(file, *places[image_name])
+            raise RecordError("missing file", _no_picture(ranges))
+        image = _read(file, *ranges[image_name])
         return Record(key=key, origin=origin, caption=captions[0], further=captions[1:], image=image)
     except RecordError as error:
         return Record(key=key, origin=origin, caption=captions[0], problem=error.problem)
 
 
-def _captions(file: int, places: MemberRanges) -> Captions:
+def _captions(file: int, ranges: MemberRanges) -> Captions:
     """As training reads them, if there is a txt member; else those of other members, which --copy makes one of."""
-    if "txt" not in places:
+    if "txt" not in ranges:
         for name in CAPTIONS:
-            if name in places:
-                return (_read(file, *places[name]),)
-        return captions_of_json(_read(file, *places["json"]), "its json member") if "json" in places else (None,)
-    first = _read(file, *places["txt"])
-    if "json" not in places or places["json"][1] > MOST_JSON:
+            if name in ranges:
+                return (_read(file, *ranges[name]),)
+        return captions_of_json(_read(file, *ranges["json"]), "its json member") if "json" in ranges else (None,)
+    first = _read(file, *ranges["txt"])
+    if "json" not in ranges or ranges["json"][1] > MOST_JSON:
         return (first,)
-    others = map(as_caption, unpack(_read(file, *places["json"])))
+    others = map(as_caption, unpack(_read(file, *ranges["json"])))
     return (first, *(caption for caption in others if _plain(caption) != _plain(first)))
 
 
@@ -175,8 +179,8 @@ def _plain(caption: str | bytes | None) -> bytes:
     return caption.strip() if isinstance(caption, bytes) else (caption or "").strip().encode()
 
 
-def _no_picture(places: MemberRanges) -> str:
-    names = ", ".join(f"KEY.{extension}" for extension in places)[:200]
+def _no_picture(ranges: MemberRanges) -> str:
+    names = ", ".join(f"KEY.{extension}" for extension in ranges)[:200]
     return f"no picture (KEY.jpg, .png, ... or KEY.SIZE.png) among its members {names}; KEY ends at the first dot"
 
 
