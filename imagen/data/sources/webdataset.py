@@ -1,4 +1,4 @@
-"""WebDataset tars, as img2dataset writes them, read where they lie."""
+"""Read WebDataset tars, as img2dataset writes them."""
 
 import os
 from collections.abc import Iterator
@@ -26,16 +26,16 @@ from imagen.errors import UserError
 from imagen.files import open_regular
 from imagen.pictures.names import PICTURES
 
-_ANY_SIDE = 1 << 30  # of several masters the largest
+_ANY_SIDE = 1 << 30  # a side that selects the largest of several masters
 _COMPRESSED = (*(f".tar{ending}" for ending in COMPRESSED), ".tgz", ".tbz2", ".txz")
 
 
 class WebDataset:
     """A tar, or the tars of a folder at any depth; a part is a tar.
 
-    The records of a whole tar come in the order of its index, one a sample, bad ones too, and after them what is in no
-    sample. The picture is the one that training would read, else one that it cannot read. The key is TAR/KEY, made
-    safe.
+    A complete tar gives one record per sample, bad ones included, in the order of its index, then one per member that
+    belongs to no sample. The image is the one that training would read, or else one that it cannot read. The key is
+    TAR/KEY, made safe.
     """
 
     has_columns = False
@@ -49,7 +49,7 @@ class WebDataset:
     def recognises(path: Path) -> bool:
         if not path.is_dir():
             return path.name.lower().endswith((".tar", *_COMPRESSED))
-        return any(any(place.glob("*.tar")) for place in (path, *(path / split for split in SPLITS)))
+        return any(any(folder.glob("*.tar")) for folder in (path, *(path / split for split in SPLITS)))
 
     def parts(self) -> list[Part]:
         tars = self._tars()
@@ -64,7 +64,7 @@ class WebDataset:
         return sorted(names, key=lambda name: (SPLITS.index(_folder(name)) if _folder(name) in SPLITS else -1, name))
 
     def check_in_place(self) -> None:
-        """Raise UserError for tars that training would not read where they lie."""
+        """Raise UserError for tars that training would not read in place."""
         splits = [name for name in SPLITS if self.path.is_dir() and (self.path / name).is_dir()]
         for name in self._tars():
             where = printable(self.root / name)
@@ -72,10 +72,10 @@ class WebDataset:
                 raise UserError(f"{where} is compressed or not named *.tar; unpack or rename it, or give --copy --out")
             if _folder(name) not in (splits or [""]):
                 allowed = " or ".join(printable(self.root / split) for split in splits) or printable(self.root)
-                raise UserError(f"training does not look for {where}; move it to {allowed}, or give --copy --out")
+                raise UserError(f"training does not read {where}; move it to {allowed}, or give --copy --out")
 
     def tar(self, part: Part) -> Path:
-        """The tar that is the part."""
+        """Return the tar of a part."""
         return self.root / part["file"]
 
     def read(self, part: Part) -> Iterator[Record]:
@@ -105,7 +105,7 @@ class WebDataset:
         for number, member in enumerate(invalid_members):
             yield problem(f"{stem}, {number}, {member.key}", *member[1:], origin=f"{shown}, {printable(member.key)}")
         if scan.problem is not None:
-            detail = f"after {len(samples)} samples: {scan.problem}" if samples else f"no whole tar: {scan.problem}"
+            detail = f"after {len(samples)} samples: {scan.problem}" if samples else f"incomplete tar: {scan.problem}"
             yield problem(f"{stem}, end", "broken tar", detail)
 
 
@@ -114,11 +114,11 @@ def _folder(name: str) -> str:
 
 
 def _complete_samples(scan: TarScan) -> dict[str, MemberRanges]:
-    """The samples; of a broken tar those that are whole: a last one that lacks a member of the first one is not."""
+    """Return the complete samples. In a broken tar the last one is incomplete if it lacks a member of the first."""
     samples = dict(scan.samples)
     if scan.problem is not None and samples:
         first, last = next(iter(samples)), next(reversed(samples))
-        # A sample that stands alone has none to be compared with; the caption comes last in img2dataset's tars.
+        # A single sample cannot be compared with another; in img2dataset's tars the caption comes last.
         needed = samples[first].keys() if first != last else {"txt"}
         if scan.truncated_member is not None and scan.truncated_member[1] not in samples.get(
             scan.truncated_member[0], (scan.truncated_member[1],)
@@ -130,7 +130,7 @@ def _complete_samples(scan: TarScan) -> dict[str, MemberRanges]:
 
 
 def _image(ranges: MemberRanges) -> str | None:
-    """The extension of a sample's picture: what training reads, else one that it does not; None if there is none."""
+    """Return the extension of a sample's image, preferably one that training reads; None without an image."""
     try:
         return choose_image(ranges, _ANY_SIDE)
     except BadSample:
@@ -139,10 +139,10 @@ def _image(ranges: MemberRanges) -> str | None:
 
 
 def _second_pictures(key: str, ranges: MemberRanges, image: str | None) -> Iterator[InvalidMember]:
-    """Pictures beside a sample's own that are no masters or maps of it (KEY.64.png, KEY.seg.png)."""
+    """Yield images besides the sample's own that are not its masters or maps (KEY.64.png, KEY.seg.png)."""
     for name in ranges:
         if name in PICTURES and image in PICTURES and name != image:
-            yield InvalidMember(f"{key}.{name}", "second picture", f"{key}.{image} is the picture of this sample")
+            yield InvalidMember(f"{key}.{name}", "second picture", f"{key}.{image} is the image of this sample")
 
 
 def _record(
@@ -162,7 +162,7 @@ def _record(
 
 
 def _captions(file: int, ranges: MemberRanges) -> Captions:
-    """As training reads them, if there is a txt member; else those of other members, which --copy makes one of."""
+    """Return the captions as training reads them if there is a txt member, otherwise those of other members."""
     if "txt" not in ranges:
         for name in CAPTIONS:
             if name in ranges:
@@ -181,7 +181,7 @@ def _plain(caption: str | bytes | None) -> bytes:
 
 def _no_picture(ranges: MemberRanges) -> str:
     names = ", ".join(f"KEY.{extension}" for extension in ranges)[:200]
-    return f"no picture (KEY.jpg, .png, ... or KEY.SIZE.png) among its members {names}; KEY ends at the first dot"
+    return f"no image (KEY.jpg, .png, ... or KEY.SIZE.png) among its members {names}; KEY ends at the first dot"
 
 
 def _read(file: int, offset: int, size: int) -> bytes:

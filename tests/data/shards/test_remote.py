@@ -325,7 +325,7 @@ def test_a_full_disk_is_said(server, tmp_path, monkeypatch):
 
 
 def test_a_store_cannot_be_encoded_in_place(memory):
-    with pytest.raises(UserError, match="can only be read"):
+    with pytest.raises(UserError, match="is read-only"):
         encode_shards(memory, FakeEncoder(), progress=False)
 
 
