@@ -47,12 +47,9 @@ def index_shard(tar: str | Path, keep: Container[str] | None = None) -> Path:
             f"{tar} is truncated or not a tar file ({scan.problem}); copy it again, or delete it to continue without it"
         )
     elif scan.invalid_members:
-        what = f"{scan.invalid_members[0].key}: {scan.invalid_members[0].reason}" + (
-            ", ..." if len(scan.invalid_members) > 1 else ""
-        )
-        log.warning(
-            "%s: %d things are in no sample (%s); `imagen data build` lists them", tar, len(scan.invalid_members), what
-        )
+        first, count = scan.invalid_members[0], len(scan.invalid_members)
+        examples = f"{first.key}: {first.reason}" + (", ..." if count > 1 else "")
+        log.warning("%s: %d members belong to no sample (%s); `imagen data build` lists them", tar, count, examples)
     if not members and keep is None:
         raise UserError(f"{tar} holds no samples (members named KEY.EXT); delete it")
 

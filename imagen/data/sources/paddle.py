@@ -1,6 +1,6 @@
-"""The two line formats of the Paddle implementation: tab-separated text with the pictures in base64.
+"""Read the two line formats of the Paddle implementation: tab-separated text with images in base64.
 
-`cc12m_base64` names precomputed text embeddings and their masks; `laion_400m` holds captions.
+`cc12m_base64` names files of text embeddings and their masks; `laion_400m` contains captions.
 """
 
 import io
@@ -20,14 +20,14 @@ from imagen.data.sources.values import RecordError, from_base64, no_records_erro
 from imagen.errors import UserError
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-_LONGEST_FIRST_LINE = 1 << 26  # bytes that are read to tell the format of what may be any file
+_LONGEST_FIRST_LINE = 1 << 26  # maximum bytes read to detect the format of an arbitrary file
 
 
 class _Lines:
-    """A text file, a list file that names one a line, or a folder of text files, at any depth; one pair a line.
+    """A text file with one pair per line, a list file with one text file per line, or a folder of text files.
 
-    Files that a list names begin at the list's folder. A key is the number of the line, after the number of the file
-    where there are several. A `.gz` file is one part.
+    Paths in a list are relative to the list's folder. A key is the number of the line, preceded by the number of the
+    file if there are several. A `.gz` file is one part.
     """
 
     has_columns = False
@@ -40,7 +40,7 @@ class _Lines:
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """By the first line of the file, or of the first file of a folder, or of the first file that that one names."""
+        """Check the first line of the file, of a folder's first file, or of the first file that a list names."""
         try:
             file = min(_visible(path), default=None) if path.is_dir() else path
             return file is not None and cls._is_text(file)
@@ -49,7 +49,7 @@ class _Lines:
 
     @classmethod
     def _is_text(cls, file: Path) -> bool:
-        """Whether the first line of a file, or of the first one that it names, is of this format."""
+        """Return whether the first line of a file, or of the first file that it names, is of this format."""
         try:
             line = _first_line(file)
             if line.strip() and b"\t" not in line:
@@ -60,7 +60,7 @@ class _Lines:
 
     def parts(self) -> list[Part]:
         names = _text_files(self.path)
-        if self.path.is_dir():  # all of the folder itself, and those of its folders that are plain
+        if self.path.is_dir():  # all files of the folder, and those below it in this format
             deeper = [path for path, _ in walk(self.path, lambda names: None) if "/" in path]
             names += [path for path in deeper if not path.endswith(".npy") and self._is_text(self.path / path)]
         files = TextFiles(self.root, names, self.records_per_part)
@@ -92,7 +92,7 @@ class _Lines:
 
     @classmethod
     def _is_row(cls, line: bytes) -> bool:
-        # Bytes of a picture or an archive may hold as many tabs by chance, but hardly without other control characters.
+        # Binary data may contain this number of tabs by chance, but hardly without other control characters.
         return line.count(b"\t") + 1 == cls.columns and not _CONTROL.search(line)
 
     def _record(self, cells: list[bytes], key: str, origin: str, folder: Path) -> Record:
@@ -100,7 +100,7 @@ class _Lines:
 
 
 class Cc12mBase64(_Lines):
-    """Columns: id, .npy of the embedding, .npy of the mask (both relative to the text file's folder), picture."""
+    """Columns: id, .npy of the embedding, .npy of the mask (both relative to the text file's folder), image."""
 
     columns = 4
 
@@ -114,7 +114,7 @@ class Cc12mBase64(_Lines):
 
 
 class Laion400m(_Lines):
-    """Six columns; the third is the caption, the fifth the picture."""
+    """Six columns; the third is the caption, the fifth the image."""
 
     columns = 6
 
@@ -126,7 +126,7 @@ class Laion400m(_Lines):
 
 
 def _array(folder: Path, cell: bytes) -> np.ndarray:
-    """The array of a .npy file. Nothing in it is unpickled."""
+    """Read the array of a .npy file, without unpickling. Raises RecordError."""
     try:
         name = cell.decode()
     except UnicodeDecodeError:
@@ -137,14 +137,14 @@ def _array(folder: Path, cell: bytes) -> np.ndarray:
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # hostile headers: ValueError, SyntaxError, OverflowError, MemoryError, BadZipFile
-        raise RecordError("bad embedding", f"{name} is not a whole .npy file: {error}") from None
+        raise RecordError("bad embedding", f"{name} is not a complete .npy file: {error}") from None
     if not isinstance(array, np.ndarray):
         raise RecordError("bad embedding", f"{name} is an archive of arrays, not a .npy file")
     return array
 
 
 def _embedding(embedding: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """[L, D] or [1, L, D], and a mask [L] or [1, L] that is 0 on padding, as the real tokens [L', D]."""
+    """Select the real tokens [L', D] of [L, D] or [1, L, D] by a mask [L] or [1, L] that is 0 for padding."""
     shapes = f"embedding {list(embedding.shape)} {embedding.dtype}, mask {list(mask.shape)} {mask.dtype}"
     tokens_LD = embedding[0] if embedding.ndim == 3 and len(embedding) == 1 else embedding
     mask_L = mask[0] if mask.ndim == 2 and len(mask) == 1 else mask
@@ -159,8 +159,8 @@ def _embedding(embedding: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _text_files(path: Path) -> list[str]:
-    """The text files, relative to the path's folder: a folder's sorted, a list's in its order, or the one given."""
-    if path.is_dir():  # which may hold a list of its text files beside them
+    """Return the text files relative to the path's folder: of a folder, sorted; of a list, in order; or the file."""
+    if path.is_dir():  # a list of the text files may be among them
         return [file.name for file in sorted(_visible(path)) if not any(_exists(file, n) for n in _first_names(file))]
     if not _first_names(path):
         return [path.name]
@@ -179,7 +179,7 @@ def _visible(folder: Path) -> Iterator[Path]:
 
 
 def _first_names(file: Path) -> list[str]:
-    """The first of the names in a list file; none in a text file, which has a tab near its beginning or is a .gz."""
+    """Return the first names in a list file; [] for a text file, which has a tab near its beginning or is a .gz."""
     if file.suffix == ".gz":
         return []
     names = []

@@ -136,7 +136,7 @@ def test_the_smallest_sufficient_master_is_chosen(pictures, side, chosen):
 
 
 def test_no_picture_is_a_bad_sample():
-    with pytest.raises(BadSample, match="no picture"):
+    with pytest.raises(BadSample, match="no image"):
         choose_image(["txt", "json", "thumb.png"], 64)
 
 

@@ -80,9 +80,9 @@ def test_what_is_no_file_and_has_no_ending_is_said(tmp_path, caplog):
     write(tmp_path / "t.tar", names, kinds.items())
     scan = scan_tar(tmp_path / "t.tar")
     assert samples(tmp_path / "t.tar") == {"a": {"txt": 1}, "b": {"jpg": 2, "txt": 3}}
-    assert scan.odd == {"a": "a.jpg is a link, not a file"}
+    assert scan.non_files == {"a": "a.jpg is a link, not a file"}
     assert {(s.key, s.reason, s.detail) for s in scan.invalid_members} == {
-        ("LICENSE", "broken row", "a member whose name has no ending; a sample's are KEY.EXT"),
+        ("LICENSE", "broken row", "the member's name has no extension; members are named KEY.EXT"),
         ("c", "unreadable file", "c.jpg is a pipe, not a file"),
         ("d", "unreadable file", "d.jpg is a character device, not a file"),
         ("README", "unreadable file", "README is a symbolic link, not a file"),
