@@ -72,11 +72,6 @@ class Window:
         """When that was."""
         return self.phases[int(self.totals.argmax())]
 
-    @property
-    def after_forward(self) -> int:
-        """Bytes that live at the end of the first forward pass, beyond those at the beginning."""
-        return int(self.totals[self.phases.index("backward") - 1]) - self.before
-
 
 class Ledger(TorchDispatchMode):
     """Counts inside `with ledger:`, which must begin before the first tensor that matters is made.
@@ -140,10 +135,6 @@ class Ledger(TorchDispatchMode):
         at_peak = dict(zip(KINDS, by_kind.astype(int).tolist(), strict=True))
         held = sum(size for _, _, size in before)
         result.append(Window(held, totals, self._phases, at_peak, dict(self._flops), dict(self._sent)))
-
-    def live(self, kind: str) -> int:
-        """Bytes of that kind that live now."""
-        return sum(entry.bytes for entry in self._live.values() if entry.kind == kind)
 
     def see(self, storage: torch.UntypedStorage, kind: str) -> _Storage:
         """Note a storage, or its new size."""
