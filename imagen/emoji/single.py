@@ -1,4 +1,4 @@
-"""Compose images of one object: size, position, background and caption as a function of (object, colour, variant, seed)."""
+"""Compose images of one object: size, position, background and caption follow from (object, colour, variant, seed)."""
 
 import random
 from dataclasses import dataclass

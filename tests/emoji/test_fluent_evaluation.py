@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from test_fluent import source  # noqa: F401  # a fixture
 
 from imagen.emoji.fluent.catalogue import Source
 from imagen.emoji.fluent.evaluation import prompt, scores, suite
@@ -16,7 +15,7 @@ Asked = dict[str, list[Scene]]
 
 
 @pytest.fixture
-def asked(source: Source) -> Asked:  # noqa: F811
+def asked(source: Source) -> Asked:
     return suite(source, 12)
 
 

@@ -5,7 +5,6 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from test_fluent import source  # noqa: F401  # a fixture
 
 from imagen.emoji.colour import background_colour
 from imagen.emoji.fluent.catalogue import Source
@@ -15,13 +14,13 @@ from imagen.emoji.picture import PALETTE
 from imagen.emoji.recogniser import Recogniser, Seen
 
 
-def test_one_drawing_per_name_and_combination(source: Source) -> None:  # noqa: F811
+def test_one_drawing_per_name_and_combination(source: Source) -> None:
     names = [each.combination for each in drawings(source, 2, ["person-role"])]
     assert len(names) == len(set(names)) == 7 + 3 * 18
     assert {"octopus", "astronaut/woman/dark", "wearing turban/person/yellow"} <= set(names)
 
 
-def test_a_drawing_alone_fills_its_square(source: Source) -> None:  # noqa: F811
+def test_a_drawing_alone_fills_its_square(source: Source) -> None:
     alpha = np.asarray(alone(source.icons, "octopus", 60))[..., 3]
     assert (alpha[28:32] > 200)[:, 3:-3].all() and not alpha[:8, :8].any()  # a disc
     assert alpha[1:3, 30].max() > 100
@@ -40,7 +39,7 @@ class Judge(Recogniser):
         return [[Seen(self.names[0], 1.0, 0.5, 0.5)] for _ in pictures]
 
 
-def test_accuracy(source: Source) -> None:  # noqa: F811
+def test_accuracy(source: Source) -> None:
     known = drawings(source, 2, ["person-role"])
     found = accuracy(Judge(["astronaut/woman/dark"], 16), source, known, 1000)
     assert found["things"] == found["pair"] == found["number"] == 0

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from serving import engine, limits, noisy, png, serving, until
-from test_serve_engine import Recorded, Watching
+from serving import Recorded, Watching, engine, limits, noisy, png, serving, until
 
 from imagen.serve.errors import INTERNAL
 from imagen.serve.openai_api import Images

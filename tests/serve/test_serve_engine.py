@@ -1,22 +1,18 @@
 """The engine: images independent of the batch, batches that form and dissolve, fairness."""
 
-import threading
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from cascades import apart
-from serving import LIMITS, engine, limits, noisy, tiny, until
+from serving import JOB, LIMITS, Recorded, Watching, engine, limits, noisy, tiny, until
 from torch import nn
 
 from imagen.cascade import Variation
 from imagen.diffusion.samplers import sampler_names
 from imagen.serve.engine import Engine
 from imagen.serve.fair_queue import FairQueue
-from imagen.serve.task import ImageTask, Step
-
-JOB = {"device": "cpu", "precision": "fp32", "batch_size": 1}
+from imagen.serve.task import Step
 
 
 @pytest.fixture(scope="module")
@@ -24,46 +20,6 @@ def running():
     made = engine()
     yield made
     made.stop()
-
-
-class Recorded:
-    """An image task that records its reports."""
-
-    def __init__(self, engine: Engine, prompt: str = "cat", client: str = "a", *, shows: bool = False, **request: Any):
-        self.ended = threading.Event()
-        self.steps: list[Step] = []
-        self.result: Any = None
-        task_request = engine.cascade.request([prompt], **JOB, **request)
-        self.task = ImageTask(task_request, client, self._report, lambda done, total, stage_ends: shows)
-
-    def _report(self, event: Any) -> None:
-        if isinstance(event, Step):
-            self.steps.append(event)
-        else:
-            self.result = event
-            self.ended.set()
-
-    def wait(self) -> Any:
-        assert self.ended.wait(60)
-        return self.result
-
-
-class Watching:
-    """Wraps a stage's batcher and records the number of images per call."""
-
-    def __init__(self, engine: Engine, after: Callable[[int], Any] = lambda calls: None, stage: int = 0):
-        self.sizes: list[int] = []
-        self.after = after
-        self.batcher = engine._batchers[stage]
-        engine._batchers[stage] = self  # type: ignore[call-overload]
-
-    def __call__(self, calls: Sequence[Any]) -> Any:
-        self.sizes.append(len(calls))
-        self.after(len(self.sizes))
-        return self.batcher(calls)
-
-    def clear(self) -> None:
-        self.batcher.clear()
 
 
 REQUESTS: list[dict[str, Any]] = [

@@ -1,8 +1,8 @@
 """The parts of a training step of the toy experiment, for tests."""
 
 import torch
+from loading import open_loader
 
-from imagen.data.loading.loader import open_loader
 from imagen.stage.loss import ForwardProcess
 
 UNCONDITIONAL = torch.full((2, 8), 7.0)

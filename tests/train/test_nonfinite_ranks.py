@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from command_line import command
+from loading import open_loader
 from ranks import run_on_ranks
 from toy import experiment
 
-from imagen.data.loading.loader import Loader, open_loader
+from imagen.data.loading.loader import Loader
 from imagen.presets import PRESETS
 from imagen.train import data
 from imagen.train.parallel import ParallelConfig

@@ -7,11 +7,11 @@ import pytest
 import torch
 from encoders import ToyEncoder
 from kept import assert_same, without_config
+from loading import open_loader
 from toy import experiment, go, stopping_at
 
 from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.config import DataConfig
-from imagen.data.loading.loader import open_loader
 from imagen.data.shards.dataset import open_split
 from imagen.errors import UserError
 from imagen.text import encoder as text_module
