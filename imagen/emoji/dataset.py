@@ -75,8 +75,8 @@ def build_emoji(
         `if __name__ == "__main__":`. The shards' bytes do not depend on the number.
 
     Each sample has a master `SIZE.png` for each of `sizes` (pixels), a caption `.txt` and a `.json`. A complete build
-    is     not repeated; a killed one starts again. Raises UserError if `out` contains anything else or a build with other
-    arguments, or if a package is missing.
+    is     not repeated; a killed one starts again. Raises UserError if `out` contains anything else or a build with
+    other arguments, or if a package is missing.
     """
     out, sizes = Path(out), sorted(set(sizes))
     if not sizes or sizes[0] < 8 or variants < 1 or (limit_objects is not None and limit_objects < 1):
