@@ -11,7 +11,7 @@ from imagen.emoji.fluent.catalogue import Source
 from imagen.emoji.fluent.recogniser import accuracy, background, drawings
 from imagen.emoji.fluent.sprites import alone
 from imagen.emoji.picture import PALETTE
-from imagen.emoji.recogniser import Recogniser, Seen
+from imagen.emoji.recogniser import Detection, Recogniser
 
 
 def test_one_drawing_per_name_and_combination(source: Source) -> None:
@@ -35,8 +35,8 @@ def test_backgrounds_are_near_the_palette() -> None:
 class Judge(Recogniser):
     """Answers the first name that it knows, always."""
 
-    def see(self, pictures: Any, batch_size: int = 64) -> list[list[Seen]]:
-        return [[Seen(self.names[0], 1.0, 0.5, 0.5)] for _ in pictures]
+    def detect(self, pictures: Any, batch_size: int = 64) -> list[list[Detection]]:
+        return [[Detection(self.names[0], 1.0, 0.5, 0.5)] for _ in pictures]
 
 
 def test_accuracy(source: Source) -> None:
