@@ -23,6 +23,7 @@ LEVELS = 32
 BLOCKS = 512  # of all levels, on the way down
 PROCESSES = 1_024  # each holds its own copy of what it reads
 SEED = 2**63 - 1
+LORA_WEIGHT: Bounds = {"least": -100, "most": 100}
 
 
 def between(least: float, most: float) -> Bounds:

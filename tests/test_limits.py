@@ -37,7 +37,7 @@ TABLES = {
 }
 # Numbers that are bounded where they are used, beside others.
 ELSEWHERE = {
-    SamplingConfig: {"guidance_rescale", "percentile", "eta", "damping", "gamma", "low_res_noise"},
+    SamplingConfig: {"guidance_rescale", "percentile", "eta", "damping", "gamma", "sampler_options", "low_res_noise"},
     ScheduleConfig: {"logsnr_min", "logsnr_max"},
     Conditions: {"place"},
 }

@@ -24,8 +24,9 @@ from imagen.cascade.storage import (
 )
 from imagen.cascade.texts import PromptEncoder
 from imagen.devices import default_device
-from imagen.errors import UserError
+from imagen.errors import UserError, check_text, quoted, suggest
 from imagen.hints import keyword_hints
+from imagen.lora import Adapter, fit, read_adapter
 from imagen.precision import Precision, autocast_dtype
 from imagen.stage.inputs import to_images
 from imagen.stage.sampling import Stage
@@ -130,6 +131,34 @@ class Cascade:
         for stage in self.stages:
             stage.compiled = dict(options)
 
+    def load_lora(self, path: str | Path, *, name: str | None = None, resolution: int | None = None) -> str:
+        """Load a LoRA file of peft, diffusers or kohya's scripts, for use as `sample(..., lora={name: 0.8})`.
+
+        name: default: the file's name without its suffix. resolution: of the stage that it adapts; default: the first
+        that it fits. Returns the name. Raises UserError if the file is damaged, fits no stage, or the name is taken.
+        """
+        adapter = read_adapter(path)
+        name = adapter.name if name is None else name
+        check_text("the name of a LoRA", name, 200)
+        if name in self.adapters:
+            raise UserError(f"a LoRA {quoted(name)} is loaded already; give this one another name")
+        stages = [stage for stage in self.stages if resolution in (None, stage.config.resolution)]
+        if not stages:
+            raise UserError(f"LoRA {name}: the cascade has no stage {resolution}")
+        problems = []
+        for stage in stages:
+            try:
+                stage.adapters[name] = fit(adapter, stage.unet)
+                return name
+            except UserError as error:
+                problems.append(f"stage {stage.config.resolution}: {error}")
+        raise UserError(problems[0] if len(problems) == 1 else f"{path} fits no stage; {'; '.join(problems)}")
+
+    @property
+    def adapters(self) -> dict[str, Adapter]:
+        """The loaded LoRA by name."""
+        return {name: fitted.adapter for stage in self.stages for name, fitted in stage.adapters.items()}
+
     @overload
     def sample(
         self,
@@ -183,6 +212,10 @@ class Cascade:
     def request(self, prompts: Prompt | Sequence[Prompt], **options: Unpack[RequestOptions]) -> Request:
         """Check what `sample` would be asked for, and fill in its defaults. Raises as `sample` does."""
         request = make_request([stage.config for stage in self.stages], prompts, **options)
+        for name, _ in request.lora:
+            if name not in self.adapters:
+                known = f"; loaded are {', '.join(self.adapters)}" if self.adapters else ""
+                raise UserError(f"no LoRA {quoted(name)} is loaded (`load_lora`){suggest(name, self.adapters)}{known}")
         check_prompts([*request.prompts, *request.negatives], self.text)
         if request.vram is None:
             return request

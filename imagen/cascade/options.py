@@ -4,7 +4,7 @@
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
@@ -71,6 +71,7 @@ class JobOptions(SamplingOptions, total=False):
     vram: Annotated[float | None, "GiB of device memory to keep within: smaller micro-batches, offloading, tiles"]
     device: Annotated[torch.device | str | None, "default: the GPU if there is one"]
     precision: Annotated[Precision, '"auto" is the format in which the device multiplies fastest']
+    lora: Annotated[Mapping[str, float] | None, "weight of each LoRA in use, by its name; see `Cascade.load_lora`"]
     noise: Annotated[NoiseKind, "generator of the noise; `torch` repeats images whose files name none"]
 
 

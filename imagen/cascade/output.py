@@ -43,7 +43,7 @@ DECIDES = (
         "strength",
         "tiles",
     ),
-    *("precision", "noise", "text", "stages"),
+    *("precision", "noise", "lora", "text", "stages"),
 )
 
 

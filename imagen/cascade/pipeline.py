@@ -47,6 +47,7 @@ def run_request(
     stages: those that run. texts: of a cascade with text. batches, progress, on_step: see `Cascade.run`.
     """
     set_up(request.device)
+    stages = [stage.adapted(dict(request.lora)) for stage in stages]
     batches = request.batches() if batches is None else list(batches)
     bars = [
         progress_bar(

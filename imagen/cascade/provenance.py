@@ -41,6 +41,9 @@ def describe(request: Request, stages: Sequence[Stage], text: dict[str, Any] | N
             for stage, settings in zip(stages, request.settings, strict=True)
         ],
     }
+    if request.lora:
+        hashes = {name: fitted.adapter.sha256 for stage in stages for name, fitted in stage.adapters.items()}
+        value["lora"] = [{"name": n, "sha256": hashes[n], "weight": w} for n, w in request.lora if n in hashes]
     if request.noise != "torch":
         value["noise"] = request.noise
     for name, prompts in (("embedding", request.prompts), ("negative_embedding", request.negatives)):
@@ -106,6 +109,19 @@ class VariationProvenance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraProvenance:
+    """A LoRA that was applied."""
+
+    name: str
+    sha256: str  # of its file
+    weight: float
+
+    def __post_init__(self) -> None:
+        check_text("the name of a LoRA", self.name, 200)
+        check_number("the weight of a LoRA", self.weight, **limits.LORA_WEIGHT)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Conditions:
     """What else the last bits of an image depend on; see `describe_conditions`."""
 
@@ -131,6 +147,7 @@ class Provenance:
     variation: VariationProvenance | None = None
     size: tuple[int, int]  # (height, width)
     precision: Precision
+    lora: tuple[LoraProvenance, ...] | None = None
     noise: Literal["philox"] | None = None  # its generator; None: those of torch, before files named one
     text: dict[str, Any] | None
     stages: tuple[StageProvenance, ...]

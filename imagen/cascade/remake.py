@@ -58,6 +58,7 @@ def regenerate_request(
         "device": device,
         "precision": made.precision,
         "noise": made.noise or "torch",
+        "lora": _lora(cascade, made, where),
     }
     if start is None:
         options["size"] = made.size
@@ -78,6 +79,18 @@ def _check_given(made: Provenance, where: str, given: dict[str, Image.Image | No
             raise UserError(f"{where}: {'give ' + what if image is None else 'it was made without ' + what[4:]}")
         if image is not None and digest(image) != wanted:
             raise UserError(f"{where}: that is not {what}: its pixels are others")
+
+
+def _lora(cascade: Cascade, made: Provenance, where: str) -> dict[str, float]:
+    """The weights of the loaded adapters whose files went into it."""
+    weights: dict[str, float] = {}
+    for lora in made.lora or ():
+        names = [name for name, adapter in cascade.adapters.items() if adapter.sha256 == lora.sha256]
+        if not names:
+            known = f"LoRA {lora.name} (sha256 {lora.sha256[:12]}...)"
+            raise UserError(f"{where} was made with {known}: load that file, too")
+        weights[names[0]] = lora.weight
+    return weights
 
 
 def _first_stage(cascade: Cascade, made: Provenance, where: str) -> int:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from typing_extensions import Unpack
 
+from imagen import limits
 from imagen.cascade.options import PerImage, PerStage, Prompt, RequestOptions, SamplingOptions, Size
 from imagen.cascade.prompts import as_prompts
 from imagen.cascade.sizes import sizes_above, sizes_for, sizes_like
@@ -47,6 +48,7 @@ class Request:
     micro_batch: tuple[int, ...]  # images per network evaluation, at most batch_size
     device: torch.device
     precision: Precision  # never "auto"
+    lora: tuple[tuple[str, float], ...] = ()  # (name, weight)
     noise: NoiseKind = "philox"  # the random numbers' generator
     vram: float | None = None  # GiB of device memory that this fits in, see `imagen.cascade.memory`
     offload: bool = False  # stages are on the device only while they run
@@ -88,6 +90,7 @@ def make_request(
     vram: float | None = None,
     device: torch.device | str | None = None,
     precision: Precision = "auto",
+    lora: Mapping[str, float] | None = None,
     noise: NoiseKind = "philox",
     **sampling: Unpack[SamplingOptions],
 ) -> Request:
@@ -145,9 +148,16 @@ def make_request(
         micro_batch=_micro_batches(run, batch_size, micro_batch),
         device=device,
         precision=precision_name(autocast_dtype(device, precision)),
+        lora=_lora(lora or {}),
         noise=noise,
         vram=vram,
     )
+
+
+def _lora(weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    for name, weight in weights.items():
+        check_number(f"the weight of LoRA {name}", weight, **limits.LORA_WEIGHT)
+    return tuple((name, float(weight)) for name, weight in weights.items() if weight)
 
 
 def check_count(stages: int | None, cascade: Sequence[StageConfig]) -> None:

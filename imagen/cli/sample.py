@@ -12,7 +12,10 @@ from imagen.cli.values import Listed, count, number
 from imagen.errors import UserError
 
 # Options that may stand beside --from; all others are read from the image.
-BESIDE_FROM = ("cascade", "prompts", "again", "out", "device", "init", "mask", "start", "json", "quiet", "parsers")
+BESIDE_FROM = (
+    *("cascade", "prompts", "again", "out", "device", "init", "mask", "start", "lora"),
+    *("json", "quiet", "parsers"),
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:

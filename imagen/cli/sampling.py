@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from imagen.cli.command import add_device, add_int8_text, add_precision
 from imagen.cli.output import Result, counted, lines
-from imagen.cli.values import Choice, Listed, count, each, interval, number, whole
+from imagen.cli.values import Choice, Listed, count, each, interval, lora_file, number, whole
 from imagen.diffusion.samplers.registry import sampler_names
 from imagen.torchrun import place
 
@@ -18,6 +18,8 @@ PER_STAGE = (
     *("steps", "guidance", "guidance_interval", "guidance_rescale", "low_res_noise", "sampler", "spacing"),
     *("damping", "tile", "micro_batch"),
 )
+
+LORA = "apply a LoRA file at weight W (default: 1); FILE#256:W adapts that stage; may be repeated"
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +41,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add("--damping", type=Listed(float), metavar="D,...", help="remove noise 1 + D times as fast, for clean outlines")
     add("--tile", type=Listed(each(count)), metavar="N,...", help="upsample in tiles of N pixels, to save memory")
     add("--batch-size", type=count, default=8, metavar="N", help="images at a time (default: 8)")
+    add("--lora", type=lora_file, action="append", default=[], metavar="FILE:W", help=LORA)
     add("--micro-batch", "--rows", type=Listed(count), metavar="N,...", help="images per call of a stage's U-Net")
     add(
         "--vram",
@@ -69,6 +72,10 @@ def prepare(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
         precision=precision,
         int8_text=options.int8_text,
     )
+    weights = {
+        cascade.load_lora(lora.path, resolution=lora.resolution): 1.0 if lora.weight is None else lora.weight
+        for lora in options.lora
+    }
     if options.compile:
         cascade.compile(**({"mode": "reduce-overhead"} if device.startswith("cuda") else {}))
     return cascade, {
@@ -76,6 +83,7 @@ def prepare(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
         "n": options.n,
         "stages": options.stages,
         "batch_size": options.batch_size,
+        "lora": weights,
         "vram": options.vram,
         "precision": precision,
         "device": device,

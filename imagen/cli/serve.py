@@ -22,6 +22,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_precision(parser)
     add_int8_text(parser)
     add_quiet(parser)
+    parser.add_argument(
+        "--lora",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a LoRA that requests can name (repeatable)",
+    )
     parser.add_argument("--name", metavar="NAME", help="model name in the API (default: the cascade's)")
     parser.add_argument(
         "--keys", type=Path, metavar="FILE", help="API keys: lines of HOLDER KEY (default: open to everybody)"
@@ -100,7 +108,14 @@ def run(options: argparse.Namespace) -> None:
         check_prompt=prompt,
         check_picture=picture,
     )
-    serve(options.cascade, config, devices=devices, precision=options.precision, int8_text=options.int8_text)
+    serve(
+        options.cascade,
+        config,
+        devices=devices,
+        precision=options.precision,
+        int8_text=options.int8_text,
+        lora=options.lora,
+    )
 
 
 def _network(text: str) -> str:

@@ -2,8 +2,10 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from imagen import limits
 from imagen.errors import LIMIT, quoted, suggest
@@ -133,3 +135,24 @@ def file_and_name(text: str) -> tuple[str, str]:
             f"{quoted(text)} is not FILE=STYLE, with a style of letters, digits and spaces"
         )
     return name, file
+
+
+class LoraFile(NamedTuple):
+    """A LoRA file, its weight, and the resolution of the stage that it adapts (None: the first it fits)."""
+
+    path: Path
+    weight: float | None
+    resolution: int | None
+
+
+def lora_file(text: str) -> LoraFile:
+    """Read FILE, FILE:WEIGHT, FILE#RESOLUTION or FILE#RESOLUTION:WEIGHT."""
+    match = re.fullmatch(r"(?P<path>.+?)(?:#(?P<resolution>\d{1,5}))?(?::(?P<weight>[-+]?[\d.]+(?:e[-+]?\d+)?))?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not FILE, FILE:WEIGHT or FILE#RESOLUTION:WEIGHT")
+    weight, resolution = match["weight"], match["resolution"]
+    try:
+        number = None if weight is None else float(weight)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{quoted(weight)} is not a number") from None
+    return LoraFile(Path(match["path"]), number, None if resolution is None else int(resolution))

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from imagen.cascade.storage import check_output_folder, check_stages, write_cascade
 from imagen.convert import original
-from imagen.convert.names import to_ours
 from imagen.convert.scheduler import read_objective, read_sampling, read_schedule
 from imagen.convert.structure import read_unet_config
 from imagen.errors import UserError
 from imagen.files import copy_licences, open_regular, read_json
+from imagen.models.diffusers_names import to_ours
 from imagen.stage.config import StageConfig
 from imagen.text.config import Cleaning, TextConfig
 from imagen.text.embeddings import unconditional_embedding

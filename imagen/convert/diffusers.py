@@ -9,11 +9,11 @@ from typing import Any
 from imagen.cascade.hub import CARD, front_matter
 from imagen.cascade.storage import Manifest, StageRecord, read_manifest, read_tensors, resolve_folder
 from imagen.convert.deepfloyd import MAX_TOKENS, WEIGHTS
-from imagen.convert.names import to_theirs
 from imagen.convert.scheduler import write_noising, write_scheduler
 from imagen.convert.structure import write_unet_config
 from imagen.errors import UserError
 from imagen.files import copy_licences, read_json, replacing, write_json, write_text
+from imagen.models.diffusers_names import to_theirs
 from imagen.stage.config import StageConfig
 from imagen.tensors import save_tensors
 from imagen.text.config import TextConfig

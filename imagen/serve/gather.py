@@ -8,7 +8,7 @@ Shapes: R rows of a call (a guided picture has two), B rows of a batch, CHW a pi
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from greenlet import getcurrent
 from torch import Tensor
 
 from imagen.cascade import Cascade, Stage
+from imagen.lora import Fitted, applied
 from imagen.models.unet import TextCache, UNet
 from imagen.precision import Precision, autocast, autocast_dtype
 from imagen.stage.denoiser import Predict, build_predict
@@ -33,6 +34,7 @@ class Call:
     noise_R: Tensor
     cond: dict[str, Tensor]  # R first
     readings: list[Reading] = field(default_factory=list)  # of this picture at this stage, from the calls before
+    lora: tuple[tuple[Fitted, float], ...] = ()
 
     @property
     def rows(self) -> int:
@@ -42,14 +44,15 @@ class Call:
     def key(self) -> tuple[Any, ...]:
         """Calls of equal keys fit into one batch."""
         shapes = sorted((name, tuple(value.shape[1:])) for name, value in self.cond.items())
-        return (self.stage, tuple(self.x_RCHW.shape[1:]), *shapes)
+        lora = tuple((fitted.adapter.sha256, weight) for fitted, weight in self.lora)
+        return (self.stage, tuple(self.x_RCHW.shape[1:]), lora, *shapes)
 
 
 class Gathered(Stage):
     """A stage whose calls go to the parent of the greenlet that makes them."""
 
     def __init__(self, stage: Stage, index: int):
-        super().__init__(stage.config, stage.unet, stage.info, stage.sha256)
+        super().__init__(stage.config, stage.unet, stage.info, stage.sha256, adapters=stage.adapters)
         self.index = index
 
     @contextmanager
@@ -59,7 +62,7 @@ class Gathered(Stage):
         def predict(x_BCHW: Tensor, noise_B: Tensor, **cond: Tensor) -> Tensor:
             parent = getcurrent().parent
             assert parent is not None, "pictures of a gathered cascade are made in greenlets"
-            return parent.switch(Call(self.index, x_BCHW, noise_B, cond, readings))
+            return parent.switch(Call(self.index, x_BCHW, noise_B, cond, readings, self.lora))
 
         yield predict
 
@@ -79,11 +82,14 @@ class Answering:
         unet, self.dtype = stage.network.to_device(device, autocast_dtype(device, precision))
         self.unet, self.device = unet.eval(), device
         self._predict = build_predict(self.unet, self.dtype)
+        self._lora: tuple[tuple[Fitted, float], ...] = ()  # applied to the weights now
+        self._applied = ExitStack()
         # Of the last batch, which mostly is the next one, too: its texts, and all of them together.
         self._joined: tuple[list[TextCache], TextCache] | None = None
 
     def __call__(self, calls: Sequence[Call]) -> list[Tensor]:
         """The answers [R, C, H, W] to calls of equal keys."""
+        self._apply(calls[0].lora)
         cond: dict[str, Any] = {
             name: torch.cat([call.cond[name] for call in calls]) for name in calls[0].cond if name != "text"
         }
@@ -99,6 +105,14 @@ class Answering:
             text_BLD = torch.cat([call.cond["text"] for call in calls])
             answer = self._predict(x_BCHW, noise_B, text=text_BLD, **cond)
         return list(answer.split([call.rows for call in calls]))
+
+    def _apply(self, lora: tuple[tuple[Fitted, float], ...]) -> None:
+        """Change the weights if the last calls used another LoRA."""
+        if lora != self._lora:
+            self._applied.close()
+            self._lora = ()
+            self._applied.enter_context(applied(self.unet, lora))
+            self._lora = lora
 
     @staticmethod
     def _read(unet: UNet, call: Call) -> TextCache:

@@ -55,6 +55,7 @@ class Asked(BaseModel):
     spacing: Spacing | None = None
     damping: Each | None = None
     strength: Each | None = Field(default=None, description="share of the steps that are taken from init")
+    lora: dict[str, float] | None = Field(default=None, max_length=16, description="weight of each LoRA, by its name")
     tile: int | None = Field(default=None, ge=1, le=65_536, description="enlarge in pieces of this side")
     init: str | None = Field(default=None, description="base64 of a picture to begin with")
     mask: str | None = Field(default=None, description="base64: white, or transparent, is drawn anew")
@@ -140,6 +141,7 @@ def prepare(asked: Asked, given: Given, cascade: Cascade, config: ServeConfig, d
             size=size,
             batch_size=1,
             device=device,
+            lora=asked.lora,
             **request,
         )
         for j in range(asked.n)
@@ -194,6 +196,7 @@ def _command(asked: Asked, given: Given, plan: Plan, cascade: str) -> str:
             words.append(f"--{name.replace('_', '-')}={text}")
     if asked.guidance_interval is not None:
         words.append("--guidance-interval=" + ":".join(map(str, asked.guidance_interval)))
+    words += [f"--lora={name}.safetensors:{weight:g}" for name, weight in (asked.lora or {}).items()]
     words += ["--init=picture.png"] if given.init is not None else []
     words += ["--mask=mask.png"] if given.mask is not None else []
     words += ["--out", "pictures"]

@@ -37,11 +37,14 @@ def serve(
     devices: Sequence[str],
     precision: Precision = "auto",
     int8_text: bool = False,
+    lora: Sequence[str | Path] = (),
 ) -> None:
     """Serve a cascade until SIGTERM or Ctrl-C. Raises UserError if it cannot start."""
     listening = _listen(config.host, config.port)
     metrics = Metrics()
-    engines = start_engines(cascade, config.limits, metrics, devices=devices, precision=precision, int8_text=int8_text)
+    engines = start_engines(
+        cascade, config.limits, metrics, devices=devices, precision=precision, int8_text=int8_text, lora=lora
+    )
     server = Server(config, engines, metrics)
     shown = f"[{config.host}]" if ":" in config.host else config.host
     print(f"serving {cascade} at http://{shown}:{listening.getsockname()[1]}/ (Ctrl-C stops)", flush=True)
@@ -56,11 +59,14 @@ def start_engines(
     devices: Sequence[str],
     precision: Precision = "auto",
     int8_text: bool = False,
+    lora: Sequence[str | Path] = (),
 ) -> list[Engine]:
     """One engine for each device, each with a cascade of its own, warm. Raises what loading raises."""
     engines = []
     for device in devices:
         loaded = Cascade.load(cascade, precision=precision, int8_text=int8_text)
+        for path in lora:
+            loaded.load_lora(path)
         engines.append(Engine(loaded, limits, torch.device(device), metrics, precision))
         engines[-1].start()
     for engine in engines:

@@ -74,6 +74,7 @@ class Service:
                 }
                 for stage in self.cascade.stages
             ],
+            "lora": list(self.cascade.adapters),
             "limits": {
                 "n": limits.n,
                 "steps": limits.steps,

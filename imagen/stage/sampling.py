@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from imagen.diffusion.noise import NOISES, NoiseKind, Variation
 from imagen.diffusion.samplers.base import OnStep, step_logsnrs
 from imagen.diffusion.schedule import build_schedule, diffuse
 from imagen.errors import UserError
+from imagen.lora import Fitted, applied
 from imagen.models.unet import UNet
 from imagen.precision import Precision, autocast_dtype
 from imagen.stage.config import SamplingConfig, StageConfig
@@ -32,6 +34,8 @@ class Stage:
     info: Mapping[str, Any] = field(default_factory=dict)  # origin of the weights
     sha256: str | None = None  # of the weights' file; None: never saved
     compiled: Mapping[str, Any] | None = None  # options of torch.compile
+    adapters: dict[str, Fitted] = field(default_factory=dict, repr=False)  # LoRA that fit, by name
+    lora: tuple[tuple[Fitted, float], ...] = field(default=(), repr=False)  # those in use, with their weights
     _network: Network | None = field(default=None, init=False, repr=False, compare=False)
 
     def __repr__(self) -> str:
@@ -45,6 +49,16 @@ class Stage:
         if self._network is None or self._network.unet is not self.unet or self._network.options != self.compiled:
             self._network = Network(self.unet, self.compiled)
         return self._network
+
+    def adapted(self, weights: Mapping[str, float]) -> "Stage":
+        """Return the stage with its `adapters` at these weights, sharing its network; names of others are ignored."""
+        lora = tuple((self.adapters[name], weight) for name, weight in weights.items() if name in self.adapters)
+        if not lora:
+            return self
+        _ = self.network  # so that both have one
+        stage = copy(self)
+        stage.lora = lora
+        return stage
 
     @torch.no_grad()  # not inference_mode: moving a network that is being trained would make it untrainable
     def sample(
@@ -154,7 +168,8 @@ class Stage:
         training = unet.training
         unet.eval()
         try:
-            yield unet, around
+            with applied(unet, self.lora):
+                yield unet, around
         finally:
             unet.train(training)
 

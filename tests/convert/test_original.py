@@ -17,10 +17,10 @@ from torch import Tensor
 
 from imagen.cascade import Cascade
 from imagen.convert.deepfloyd import convert_deepfloyd, read_stage, read_weights
-from imagen.convert.names import to_ours
 from imagen.convert.original import to_diffusers, unet_config
 from imagen.convert.structure import read_unet_config
 from imagen.errors import UserError
+from imagen.models.diffusers_names import to_ours
 
 pytest.importorskip("diffusers")
 

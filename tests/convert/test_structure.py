@@ -8,9 +8,9 @@ from pipelines import random_unet
 from published import I_M, I_XL, II_L, SMALL_I, SMALL_II, SMALL_III
 from torch import Tensor, nn
 
-from imagen.convert.names import theirs, to_ours, to_theirs
 from imagen.convert.structure import read_unet_config, write_unet_config
 from imagen.errors import UserError
+from imagen.models.diffusers_names import theirs, to_ours, to_theirs
 from imagen.models.unet import UNet
 
 UNet2DConditionModel = pytest.importorskip("diffusers").UNet2DConditionModel

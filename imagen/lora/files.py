@@ -1,0 +1,168 @@
+"""Read LoRA files: safetensors in the formats of peft, diffusers and kohya's scripts.
+
+    peft        base_model.model.MODULE.lora_A.weight    alpha in adapter_config.json beside the file
+    diffusers   unet.MODULE.lora_A.weight                alpha in the file's metadata, `lora_adapter_metadata`
+    kohya       lora_unet_MODULE.lora_down.weight        alpha as a tensor, lora_unet_MODULE.alpha
+
+MODULE is a name of diffusers' U-Net or of ours; kohya writes `_` for `.`. Without an alpha, alpha / r is 1.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from imagen.errors import UserError, quoted
+from imagen.files import open_regular, parse_json, read_json
+
+MOST_RANK = 4_096
+CONFIG = "adapter_config.json"  # peft's, beside its weights
+
+_KEY = re.compile(
+    r"(?:base_model\.model\.|unet\.|lora_unet_)?(?P<module>[^.].*?)\."
+    r"(?:(?P<down>lora_A(?:\.\w+)?\.weight|lora\.down\.weight|lora_down\.weight)"
+    r"|(?P<up>lora_B(?:\.\w+)?\.weight|lora\.up\.weight|lora_up\.weight)"
+    r"|(?P<alpha>alpha))"
+)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The change of one linear layer or convolution: scale * B A, float32.
+
+    A: [r, in] or [r, in, kh, kw]. B: [out, r] or [out, r, 1, 1]. scale: alpha / r.
+    """
+
+    A: Tensor
+    B: Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA file."""
+
+    name: str  # the file's, without its suffix
+    sha256: str
+    modules: Mapping[str, Factors]  # by the file's own names of modules, without prefixes
+
+
+def read_adapter(path: str | Path) -> Adapter:
+    """Read the LoRA file `path`.
+
+    Raises UserError if it is no safetensors file, or holds anything but low-rank factors of linear layers and
+    convolutions of a U-Net.
+    """
+    path = Path(path)
+    if path.is_dir():  # as peft saves them
+        path = path / "adapter_model.safetensors"
+    if not path.exists():
+        raise UserError(f"{path} does not exist; expected a LoRA file (safetensors)")
+    with open_regular(path) as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _hash(file)
+    try:
+        with safe_open(path, "pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  # not a mapping
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a safetensors file: {error}") from None
+    downs, ups, alphas = _sorted(tensors, path)
+    config = _config(path, metadata)
+    modules = {}
+    for module, A in downs.items():
+        if module not in ups:
+            raise UserError(f"{path}: {quoted(module)} has a down projection (A) and no up projection (B)")
+        B = ups.pop(module)
+        _check_factors(path, module, A, B)
+        rank = A.shape[0]
+        alpha = alphas.pop(module, None)
+        alpha = _alpha(config, module, rank, path) if alpha is None else alpha
+        scale = alpha / (rank**0.5 if config.get("use_rslora") is True else rank)
+        modules[module] = Factors(A.float(), B.float(), scale)
+    for left in (*ups, *alphas):
+        raise UserError(f"{path}: {quoted(left)} has no down projection (A)")
+    if not modules:
+        raise UserError(f"{path} holds no LoRA")
+    return Adapter(path.stem if path.stem != "adapter_model" else path.parent.name, sha256, modules)
+
+
+def _sorted(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
+    """(down projections, up projections, alphas) by module."""
+    downs: dict[str, Tensor] = {}
+    ups: dict[str, Tensor] = {}
+    alphas: dict[str, float] = {}
+    for key, tensor in tensors.items():
+        if key.startswith(("text_encoder", "lora_te")):
+            raise UserError(f"{path} adapts a text encoder ({quoted(key)}); only adapters of the U-Net can be used")
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise UserError(f"{path}: tensor {quoted(key)} is not a LoRA factor; DoRA and biases are not supported")
+        module = match["module"]
+        if match["alpha"]:
+            if tensor.numel() != 1 or not torch.isfinite(tensor.float()).all():
+                raise UserError(f"{path}: {quoted(key)} must be one finite number")
+            alphas[module] = float(tensor)
+            continue
+        place = downs if match["down"] else ups
+        if module in place:
+            raise UserError(f"{path}: {quoted(module)} has several factors of a kind")
+        place[module] = tensor
+    return downs, ups, alphas
+
+
+def _check_factors(path: Path, module: str, A: Tensor, B: Tensor) -> None:
+    for name, factor in (("A", A), ("B", B)):
+        if factor.ndim not in (2, 4) or not factor.is_floating_point():
+            raise UserError(f"{path}: {name} of {quoted(module)} is {factor.dtype} {list(factor.shape)}, not a matrix")
+        if not torch.isfinite(factor).all():
+            raise UserError(f"{path}: {name} of {quoted(module)} has values that are not finite")
+    if A.ndim != B.ndim or A.shape[0] != B.shape[1] or B.shape[2:].numel() != 1:
+        raise UserError(f"{path}: A {list(A.shape)} and B {list(B.shape)} of {quoted(module)} do not fit together")
+    if not 1 <= A.shape[0] <= MOST_RANK:
+        raise UserError(f"{path}: {quoted(module)} has rank {A.shape[0]}; 1 to {MOST_RANK} are read")
+
+
+def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """peft's settings, from the file's metadata (diffusers) or adapter_config.json beside it; {} without either."""
+    if (text := metadata.get("lora_adapter_metadata")) is not None:
+        try:
+            value = parse_json(text)
+        except ValueError as error:
+            raise UserError(f"{path}: metadata 'lora_adapter_metadata' is not JSON: {error}") from None
+    elif (path.parent / CONFIG).is_file() and path.stem == "adapter_model":
+        value = read_json(path.parent / CONFIG)
+    else:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: the adapter's settings are not a JSON object: {quoted(json.dumps(value))}")
+    config = {key.removeprefix("unet."): each for key, each in value.items()}
+    if config.get("use_dora"):
+        raise UserError(f"{path} is a DoRA adapter; only LoRA is supported")
+    return config
+
+
+def _alpha(config: Mapping[str, Any], module: str, rank: int, path: Path) -> float:
+    """alpha of a module; the rank itself if nothing is said."""
+    alpha = config.get("lora_alpha", rank)
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        # peft takes regular expressions; one from a file would be run, so names and their ends alone are.
+        if module == pattern or module.endswith(f".{pattern}"):
+            alpha = value
+            break
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+        raise UserError(f"{path}: alpha is {quoted(json.dumps(alpha))}, not a number")
+    return float(alpha)
+
+
+def _hash(file: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 22):
+        digest.update(chunk)
+    return digest.hexdigest()
