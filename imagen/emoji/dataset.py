@@ -74,9 +74,9 @@ def build_emoji(
     workers: processes (default: one per core, at most 16). A script that uses several needs the usual
         `if __name__ == "__main__":`. The shards' bytes do not depend on the number.
 
-    Each sample has a master `SIZE.png` for each of `sizes` (pixels), a caption `.txt` and a `.json`. A complete build
-    is not repeated; a killed one starts again. Raises UserError if `out` contains anything else or a build with
-    other arguments, or if a package is missing.
+    Each sample has a master `SIZE.png` for each of `sizes` (pixels), a caption `.txt` and a `.json`. A finished build
+    is not repeated; a killed one starts again. Raises UserError if `out` contains anything else or a build with other
+    arguments, or if a package is missing.
     """
     out, sizes = Path(out), sorted(set(sizes))
     if not sizes or sizes[0] < 8 or variants < 1 or (limit_objects is not None and limit_objects < 1):

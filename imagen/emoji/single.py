@@ -1,4 +1,4 @@
-"""Compose images of one object: size, position, background and caption follow from (object, colour, variant, seed)."""
+"""Compose images of one object as a function of (object, colour, variant, seed): size, position and caption."""
 
 import random
 from dataclasses import dataclass
