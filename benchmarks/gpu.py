@@ -248,7 +248,7 @@ class Training:
         from imagen.presets import preset
         from imagen.stage.loss import ForwardProcess
         from imagen.train.ema import Ema
-        from imagen.train.half import HalfCopy
+        from imagen.train.low_precision import LowPrecisionCopy
         from imagen.train.optim import build_optimizer
         from imagen.train.parallel import parallelize
 
@@ -260,7 +260,7 @@ class Training:
         self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         dtype = autocast_dtype(device, "bf16")
         halved = device.type == "cuda"
-        self.copy = HalfCopy(self.unet, torch.bfloat16) if halved else None
+        self.copy = LowPrecisionCopy(self.unet, torch.bfloat16) if halved else None
         parallel = replace(what.parallel, compile=compiled, shard=1)
         parallelize(self.unet if self.copy is None else self.copy.network, parallel, None)
         self.autocast = nullcontext if halved else partial(autocast, device, dtype)

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from imagen.cascade.cascade import Cascade
     from imagen.diffusion.noise import Variation
     from imagen.precision import Precision
+    from imagen.train.callbacks import Callback
     from imagen.train.run import train_run
 
 __title__ = "imagen-cascade"  # distinguishes this `imagen` from others (imagen_cascade.py)
-__all__ = ["Cascade", "UserError", "Variation", "__version__", "load", "train_run"]
+__all__ = ["Callback", "Cascade", "UserError", "Variation", "__version__", "load", "train_run"]
 _LAZY = {
+    "Callback": "imagen.train.callbacks",
     "Cascade": "imagen.cascade.cascade",
     "Variation": "imagen.diffusion.noise",
     "train_run": "imagen.train.run",

@@ -167,18 +167,18 @@ def test_absurd_options_of_the_others(mistake, tmp_path, monkeypatch, line, mess
         ({"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "70000"}, "here from 1 to 65535"),
     ],
 )
-def test_places_that_torchrun_would_not_give(made, mistake, tmp_path, monkeypatch, variables, message):
+def test_invalid_launch_variables_are_refused(made, mistake, tmp_path, monkeypatch, variables, message):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     train = ("train", "debug_64", "--data", made / "shards", "--out", tmp_path / "o")
-    sample = ("sample", made / "base", "cat", "--out", tmp_path / "o")  # its ranks do not meet
+    sample = ("sample", made / "base", "cat", "--out", tmp_path / "o")  # its ranks form no process group
     commands = [train] if "MASTER_ADDR" in variables or "MASTER_ADDR" in message else [train, sample]
     for line in commands:
         assert message in mistake(*line)
     assert not (tmp_path / "o").exists()
 
 
-def test_places_that_torchrun_gives(monkeypatch):
+def test_launch_variables_of_torchrun(monkeypatch):
     assert read_launch() == Launch(0, 1, 0)
     for name, value in {"WORLD_SIZE": "16", "RANK": "9", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)

@@ -74,11 +74,6 @@ class TrackedInterval:
         """Return the phase of the peak."""
         return self.phases[int(self.totals.argmax())]
 
-    @property
-    def after_forward(self) -> int:
-        """Return the bytes that the first forward pass allocated and did not free."""
-        return int(self.totals[self.phases.index("backward") - 1]) - self.before
-
 
 class ResourceTracker(TorchDispatchMode):
     """Track memory, FLOPs and traffic inside `with tracker:`.
@@ -144,10 +139,6 @@ class ResourceTracker(TorchDispatchMode):
         at_peak = dict(zip(KINDS, by_kind.astype(int).tolist(), strict=True))
         held = sum(size for _, _, size in before)
         result.append(TrackedInterval(held, totals, self._phases, at_peak, dict(self._flops), dict(self._sent)))
-
-    def live_bytes(self, kind: str) -> int:
-        """Return the live bytes of one kind."""
-        return sum(entry.bytes for entry in self._live.values() if entry.kind == kind)
 
     def track(self, storage: torch.UntypedStorage, kind: str) -> _Storage:
         """Start tracking a storage, or record its new size."""

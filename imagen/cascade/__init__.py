@@ -33,11 +33,8 @@ from imagen.diffusion.noise import Variation
 from imagen.stage.config import SamplingConfig, StageConfig
 from imagen.stage.sampling import Stage
 
-Plan = Request  # the name in `imagen.serve`
-
 __all__ = [
     "Cascade",
-    "Plan",
     "Preview",
     "Request",
     "SamplingConfig",

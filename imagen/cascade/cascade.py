@@ -224,8 +224,6 @@ class Cascade:
 
         return fit_to_memory(request, self._running(request), 0 if self.text is None else self.text.max_tokens)
 
-    plan = request  # the name that `imagen.serve` uses
-
     @overload
     def run(
         self,

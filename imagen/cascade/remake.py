@@ -12,7 +12,11 @@ from imagen.cascade.request import Request
 from imagen.diffusion.noise import Variation
 from imagen.errors import UserError
 
-INPUTS = {"start": "the image that it upsamples", "init": "its init image", "masks": "its mask"}
+INPUTS = {  # field: (the image that was used, one that was not)
+    "start": ("the image that it upsamples", "an image to upsample"),
+    "init": ("its init image", "an init image"),
+    "masks": ("its mask", "a mask"),
+}
 
 
 def regenerate_request(
@@ -73,10 +77,10 @@ def regenerate_request(
 
 def _check_given(made: Provenance, where: str, given: dict[str, Image.Image | None]) -> None:
     """Raise UserError unless the input images are those of the provenance."""
-    for name, what in INPUTS.items():
+    for name, (what, none) in INPUTS.items():
         image, wanted = given[name], getattr(made, name)
         if (image is None) != (wanted is None):
-            raise UserError(f"{where}: {'give ' + what if image is None else 'it was made without ' + what[4:]}")
+            raise UserError(f"{where}: {'give ' + what if image is None else 'it was made without ' + none}")
         if image is not None and digest(image) != wanted:
             raise UserError(f"{where}: that is not {what}: its pixels differ")
 

@@ -2,22 +2,17 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from imagen import limits
 from imagen.diffusion.objective import ObjectiveConfig
-from imagen.diffusion.samplers.base import Sampler as SamplerBase
-from imagen.diffusion.samplers.base import Spacing
-from imagen.diffusion.samplers.registry import create_sampler, option_names, sampler_names
+from imagen.diffusion.samplers.base import Sampler, Spacing
+from imagen.diffusion.samplers.registry import create_sampler, option_names
 from imagen.diffusion.schedule import ScheduleConfig
 from imagen.errors import UserError, check_number, suggest
 from imagen.models.config import UNetConfig
 from imagen.stage.resize import Filter
 
-if TYPE_CHECKING:
-    Sampler = str
-else:
-    Sampler = Literal[sampler_names()]  # an enum in schemas, such as the HTTP API's
 OPTION_FIELDS = ("eta", "gamma", "damping")  # fields of SamplingConfig that are options of samplers
 Variance = Literal["learned", "fixed"]
 Threshold = Literal["none", "static", "dynamic"]
@@ -46,8 +41,8 @@ class SamplingConfig:
     low_res_noise: float = 0.1  # level a of conditioning augmentation, in [0, 1]
     sampler_options: dict[str, float] = field(default_factory=dict)  # options of the sampler without a field here
 
-    def build_sampler(self) -> SamplerBase:
-        """Return the sampler with those of the options that it has. Raises UserError for an invalid option or value."""
+    def build_sampler(self) -> Sampler:
+        """Return the sampler with its options, as far as it has them. Raises UserError for what it does not take."""
         fields = {name: getattr(self, name) for name in option_names(self.sampler) if name in OPTION_FIELDS}
         return create_sampler(self.sampler, {**fields, **self.sampler_options})
 

@@ -14,9 +14,9 @@ from imagen.data.loading.batches import Batch
 from imagen.devices import fetch, send
 from imagen.diffusion import randomness
 from imagen.stage.loss import ForwardProcess
-from imagen.train.half import HalfCopy
+from imagen.train.low_precision import LowPrecisionCopy
 from imagen.train.optim import Optimizers
-from imagen.train.parallel import last_backward
+from imagen.train.parallel import gradient_sync
 from imagen.train.ranks import Ranks
 from imagen.train.scaling import LossScale
 
@@ -84,7 +84,7 @@ def launch_step(
     stop: Callable[[], bool] = lambda: False,
     compute: Callable[[], AbstractContextManager] = nullcontext,
     scale: LossScale | None = None,
-    copy: HalfCopy | None = None,
+    copy: LowPrecisionCopy | None = None,
     waits: bool | None = None,
 ) -> PendingStep:
     """Launch forward and backward passes over this rank's `count` micro-batches, gradient clipping and the update.
@@ -103,17 +103,17 @@ def launch_step(
         waits = scale.active or forward_process.device.type == "cpu"
     measured, keys, bad_samples = [], [], 0
     if copy is not None:
-        copy.refresh()
+        copy.copy_weights()
     for number, batch in enumerate(batches, 1):
         torch.manual_seed(randomness.seed_for(forward_process.seed, batch.position, randomness.DROPOUT_LAYERS))
-        with last_backward(network, number == count):
+        with gradient_sync(network, number == count):
             with compute():
                 noised = forward_process(batch)
                 with autocast():
                     loss = forward_process.loss(network if copy is None else copy.network, noised)
             (loss.total.mean() / count * scale.value).backward()  # ranks are averaged on the way
         if copy is not None:
-            copy.hand_over_gradients()
+            copy.accumulate_gradients()
         measured.append(torch.stack([loss.total.detach(), loss.eps_mse, noised.times_B.to(loss.total.dtype)]))
         keys += batch.keys
         bad_samples += batch.skipped

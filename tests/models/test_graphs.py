@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_unet import STRUCTURES
 from torch._dynamo.testing import CompileCounterWithBackend
+from unets import STRUCTURES
 
 from imagen import kernels
 from imagen.data.loading.batches import Batch
@@ -15,7 +15,7 @@ from imagen.presets import PRESETS, preset
 from imagen.stage.config import StageConfig
 from imagen.stage.loss import ForwardProcess
 from imagen.text.embeddings import pad_embeddings
-from imagen.train.parallel import ParallelConfig, recompute
+from imagen.train.parallel import ParallelConfig, apply_activation_checkpointing
 
 
 def shortened(config: UNetConfig) -> UNetConfig:
@@ -68,7 +68,7 @@ def test_a_network_is_one_graph(name):
     x, label, cond = inputs(config)
     # What follows dynamo sees the same operations in all of them, and takes most of the time.
     unet.compile(fullgraph=True, backend="aot_eager" if name in STRUCTURES else "eager", dynamic=False)
-    recompute(unet, ParallelConfig(checkpointing="full"))
+    apply_activation_checkpointing(unet, ParallelConfig(checkpointing="full"))
     unet(x, label, **cond).sum().backward()
     assert all(parameter.grad is not None for parameter in unet.parameters())
     if config.text_width:

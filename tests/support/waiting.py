@@ -1,4 +1,4 @@
-"""What would make the processor wait for a GPU, found on a meta device that stands for one."""
+"""Find operations that would make the processor wait for a GPU, on a meta device that stands in for it."""
 
 from contextlib import contextmanager, nullcontext
 from unittest import mock
@@ -19,7 +19,7 @@ SILENT = ("empty", "new_empty", "detach", "_unsafe_view", "_reshape_alias")  # t
 
 
 class NeverWaits(TorchDispatchMode):
-    """Fails at an operation that waits: reading a number, a copy to the CPU, a copy from memory that is not pinned.
+    """Fail at an operation that waits: reading a number, copying to the CPU, copying from memory that is not pinned.
 
     Counts the operations that launch something: views and allocations do not.
     """
@@ -71,7 +71,7 @@ PINNED = {}  # storages, kept so that no other one gets the number
 
 @contextmanager
 def gpu_of_meta():
-    """Inside the block a meta device is treated as a GPU is: memory is pinned for it, and our kernels are used."""
+    """Treat a meta device as a GPU inside the block: pin memory for it, and use our kernels."""
 
     def pin(tensor, device):
         if device.type != "meta":

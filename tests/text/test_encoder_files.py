@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_text import CAPTIONS, config_of, save_tokenizer, tiny
+from tiny_encoders import CAPTIONS, config_of, save_tokenizer, tiny
 
 from imagen.errors import UserError
 from imagen.text import files as encoder_files

@@ -1,11 +1,11 @@
 import importlib.util
 import io
 import socket
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_encoders import CAPTIONS, WORDS, config_of, save_tokenizer, tiny
 
 from imagen.cascade.texts import PromptEncoder
 from imagen.errors import UserError
@@ -13,9 +13,6 @@ from imagen.text import encoder as text_module
 from imagen.text.config import TextConfig
 from imagen.text.embeddings import unconditional_embedding
 from imagen.text.encoder import load_text_encoder
-
-WORDS = "a red green blue apple train fruit octopus on the table steam crimson".split()  # noqa: SIM905
-CAPTIONS = ["a red apple", "a", "the green octopus on a blue table", "steam train"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,39 +23,6 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def save_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
-
-
-def tiny(kind: str):
-    from transformers import DebertaV2Config, DebertaV2Model, T5Config, T5ForConditionalGeneration
-
-    torch.manual_seed(0)
-    size = len(WORDS) + 3
-    if kind == "deberta":
-        config = DebertaV2Config(
-            vocab_size=size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-            relative_attention=True, position_buckets=8, pos_att_type=["p2c", "c2p"], position_biased_input=False,
-            pad_token_id=0,
-        )  # fmt: skip
-        return DebertaV2Model(config)
-    # Saved with its decoder, as T5 is published: only the encoder half must be used.
-    config = T5Config(
-        vocab_size=size, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0,
-        feed_forward_proj="gated-gelu" if kind == "t5-v1.1" else "relu", tie_word_embeddings=kind == "t5",
-    )  # fmt: skip
-    return T5ForConditionalGeneration(config)
-
-
 @pytest.fixture(scope="module", params=["t5", "t5-v1.1", "deberta"])
 def saved(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
@@ -66,10 +30,6 @@ def saved(request, tmp_path_factory):
     model.save_pretrained(folder)
     save_tokenizer(folder)
     return folder, model
-
-
-def config_of(folder, **changes) -> TextConfig:
-    return TextConfig(**{"encoder": str(folder), "width": 32, "max_tokens": 16} | changes)
 
 
 def test_equals_the_transformers_model(saved):

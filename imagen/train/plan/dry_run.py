@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.nn.parallel.distributed as ddp
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from imagen.accounting.gpu_kernels import gpu_kernels
@@ -28,10 +29,10 @@ from imagen.precision import autocast
 from imagen.stage.loss import CleanBatch, ForwardProcess, NoisedBatch
 from imagen.train.ema import build_emas
 from imagen.train.experiment import Experiment
-from imagen.train.half import HalfCopy
 from imagen.train.layout import named_weights, permuted_weights
+from imagen.train.low_precision import LowPrecisionCopy
 from imagen.train.optim import build_optimizer
-from imagen.train.parallel import ParallelConfig, build_mesh, parallelize, recompute
+from imagen.train.parallel import ParallelConfig, apply_activation_checkpointing, build_mesh, parallelize
 from imagen.train.ranks import Ranks
 from imagen.train.state import create_optimizer_state
 from imagen.train.step import launch_step
@@ -113,13 +114,19 @@ class DryRun:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.parameters = sum(parameter.numel() for parameter in self.unet.parameters())
         low_precision = self.gpu and self.dtype is torch.bfloat16
-        self.copy = HalfCopy(self.unet, torch.bfloat16) if low_precision and self.world_size == 1 else None
+        self.copy = LowPrecisionCopy(self.unet, torch.bfloat16) if low_precision and self.world_size == 1 else None
         self.computing = (
             nullcontext if low_precision and (self.copy or mesh is not None) else partial(autocast, "cpu", self.dtype)
         )
         self.network = parallelize(self.unet, plain, mesh, self.world_size, dtype=self.dtype)
         if isinstance(self.network, DistributedDataParallel):
             self.network.register_comm_hook(None, _all_reduce)
+        # The first all-gather of a module allocates its outputs one by one, later ones at once: with the first one
+        # done, every step has the same moments.
+        for module in self.network.modules():
+            if isinstance(module, FSDPModule):
+                module.unshard()
+                module.reshard()
         self.optimizer = build_optimizer(
             named_weights(self.unet), experiment.optim, permuted=permuted_weights(self.unet)
         )
@@ -142,7 +149,7 @@ class DryRun:
     def trace(self, parallel: ParallelConfig, micro_batch: int) -> TracedStep:
         """Trace a step of this rank's share of `train.batch_size`, with this checkpointing and micro-batch."""
         count = self.experiment.train.batch_size // self.world_size // micro_batch
-        recompute(self.unet if self.copy is None else self.copy.network, parallel)
+        apply_activation_checkpointing(self.unet if self.copy is None else self.copy.network, parallel)
         forward_process = _FakeForwardProcess(
             self.tracker,
             self.experiment.stage,
@@ -230,7 +237,7 @@ def _fake_group(world_size: int) -> Iterator[None]:
         yield
         return
     if dist.is_initialized():
-        raise UserError("a plan is made by a single process; this one has joined a process group already")
+        raise UserError("a plan needs a single process without a process group; do not start it with torchrun")
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
@@ -254,8 +261,7 @@ def _group_names(mesh: Any, world_size: int) -> dict[str, str]:
 def _unchecked_ddp() -> Iterator[None]:
     """Skip the parts of DDP that read tensors.
 
-    These are its initial exchange of shapes and weights, and the rebuilding of buckets after the first step, in the
-    order in which gradients were ready.
+    These are the initial exchange of shapes and weights, and the rebuilding of buckets after the first step.
     """
     nothing = dict.fromkeys(("_verify_param_shape_across_processes", "_sync_module_states"), mock.DEFAULT)
     with (
