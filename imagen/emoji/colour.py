@@ -1,6 +1,5 @@
 """Classify the background colour of an image."""
 
-from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -17,14 +16,6 @@ def background_colour(image: np.ndarray | torch.Tensor) -> str:
     The median per channel is robust to noise and to a drawing that covers less than half of the frame.
     """
     return _nearest(_frame_median(_as_HWC(image)))
-
-
-def colour_accuracy(images: Iterable[np.ndarray | torch.Tensor], colours: Sequence[str]) -> float:
-    """Return the fraction in [0, 1] of `images` whose background has the colour named in `colours`."""
-    right = [background_colour(image) == colour for image, colour in zip(images, colours, strict=True)]
-    if not right:
-        raise ValueError("no images")
-    return sum(right) / len(right)
 
 
 def _as_HWC(image: np.ndarray | torch.Tensor) -> np.ndarray:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from imagen.errors import UserError
 from imagen.files import read_json
-from imagen.weights import place
+from imagen.weights import packaged_path
 
 SIDE, GRID = 64, 16  # side of the input in pixels, and of the output in cells
 SURE = 0.5  # minimum probability of a centre for a detection
@@ -105,7 +105,7 @@ class Residual(nn.Module):
 @cache
 def load_recogniser(folder: str | Path | None = None) -> Recogniser:
     """Load the recogniser in `folder` (default: the package's). Raises UserError if it is missing or damaged."""
-    folder = place("recogniser") if folder is None else Path(folder)
+    folder = packaged_path("recogniser") if folder is None else Path(folder)
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds no recogniser; train one: python -m imagen.emoji.recogniser_training")
     config: dict[str, Any] = read_json(folder / CONFIG)

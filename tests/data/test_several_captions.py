@@ -11,6 +11,7 @@ import pytest
 import torch
 from corpus import encoded, picture
 from encoders import Text, WordEncoder
+from loading import open_loader
 from safetensors import safe_open
 from samples import take
 
@@ -18,7 +19,7 @@ from imagen.data.build.dataset import build
 from imagen.data.embed.encode import encode_shards
 from imagen.data.embed.sidecar import Embeddings, sidecar_path
 from imagen.data.loading.config import DataConfig
-from imagen.data.loading.loader import Loader, open_loader
+from imagen.data.loading.loader import Loader
 from imagen.data.loading.stream import dataset_batch
 from imagen.data.shards.captions import choose, merge, unpack
 from imagen.data.shards.dataset import ShardedDataset, open_split

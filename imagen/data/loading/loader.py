@@ -11,7 +11,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +20,8 @@ from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.batches import Batch
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.stream import SampleReader, Stream
-from imagen.data.shards.dataset import ShardedDataset, open_split
+from imagen.data.shards.dataset import ShardedDataset
 from imagen.errors import UserError
-from imagen.text.config import TextConfig
 
 log = logging.getLogger(__name__)
 
@@ -125,17 +123,6 @@ class Loader:
                     f"the last one {batch.problems[-1]}; clean the data or raise the limit"
                 )
             yield batch
-
-
-def open_loader(
-    folder: str | Path, config: DataConfig, *, split: str = "train", text: TextConfig | None = None, **options: Any
-) -> Loader:
-    """Open a split of the data set `folder`, with the sidecars of `text` (None: no text), and return its loader.
-
-    options: as for `Loader`. Raises UserError for missing or mismatching shards and sidecars, and as `Loader` does.
-    """
-    dataset = open_split(folder, split, config.shard_cache)
-    return Loader(dataset, config, embeddings=None if text is None else Embeddings(dataset, text), **options)
 
 
 def _identity(batch: Any) -> Any:

@@ -48,6 +48,13 @@ def splits(folder: str | Path) -> dict[str, Path | str]:
     return found or {"train": folder}
 
 
+def check_shards(folder: str | Path) -> None:
+    """Raise UserError unless `folder` exists and holds shards. Opens no file, and does not check a URL."""
+    if as_url(folder) is None:
+        for path in splits(folder).values():
+            _shard_names(Path(path))
+
+
 def open_split(folder: str | Path, split: str = "train", cache: CacheConfig | None = None) -> "ShardedDataset":
     """Open one split. cache: for shards at a URL. Raises UserError if the folder has no such split."""
     found = splits(folder)
@@ -70,16 +77,11 @@ class ShardedDataset:
         self.root = (parent or ".") if last in SPLITS else where  # the data set's folder, for commands in messages
         self._cache = None if as_url(folder) is None else ShardCache(where, cache)
         self.folder = Path(folder) if self._cache is None else self._cache.folder
-        if not self.folder.is_dir():
-            what = "is not a folder" if self.folder.exists() else "does not exist"
-            raise UserError(f"{folder} {what}; {_MAKE_SHARDS}")
-        names = os.listdir(self.folder) if self._cache is None else list(self._cache.sizes)
-        ends = (".tar", ".index.safetensors")
-        shown = [name for name in names if not name.startswith(".")]  # macOS writes ._00000.tar beside 00000.tar
-        self.shards = sorted({name.removesuffix(end) for end in ends for name in shown if name.endswith(end)})
-        if not self.shards:
-            remedy = _MAKE_SHARDS if self._cache is None else f"list their names, one per line, in {where}/{LISTING}"
-            raise UserError(f"{where} holds no shards (*.tar); {remedy}")
+        if self._cache is None:
+            self.shards = _shard_names(self.folder)
+        else:
+            remedy = f"list their names, one per line, in {where}/{LISTING}"
+            self.shards = _names_among(self._cache.sizes, where, remedy)
         self.fetch(index_path(f"{name}.tar").name for name in self.shards)
         self._indexes = [self._open_index(name) for name in self.shards]
         self.sizes = np.array([int(index.metadata["samples"]) for index in self._indexes], np.int64)
@@ -226,3 +228,21 @@ class ShardedDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_tars": OrderedDict()}
+
+
+def _shard_names(folder: Path) -> list[str]:
+    """Return the names of the shards in a local folder. Raises UserError if there are none."""
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} {what}; {_MAKE_SHARDS}")
+    return _names_among(os.listdir(folder), folder, _MAKE_SHARDS)
+
+
+def _names_among(files: Iterable[str], where: str | Path, remedy: str) -> list[str]:
+    """Return the sorted names of the shards among the names of files. Raises UserError if there are none."""
+    ends = (".tar", ".index.safetensors")
+    shown = [name for name in files if not name.startswith(".")]  # a Mac writes ._00000.tar beside 00000.tar
+    shards = sorted({name.removesuffix(end) for end in ends for name in shown if name.endswith(end)})
+    if not shards:
+        raise UserError(f"{where} holds no shards (*.tar); {remedy}")
+    return shards

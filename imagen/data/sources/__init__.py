@@ -1,47 +1,31 @@
-"""Read pairs of images and captions from common formats; each format has a module here and an entry in FORMATS."""
+"""Read pairs of images and captions from common formats.
 
+Each format has a module here, whose `READERS` maps its name in `--format` to the reader.
+
+Each is a file here. Its `READERS` maps the name of a format, as of `--format`, to the reader.
+"""
+
+import importlib
+import pkgutil
 from pathlib import Path
-from typing import Protocol
 
-from imagen.data.sources.base import CAPTION_FROM, Options, Part, Record, Source
-from imagen.data.sources.folder import Folder
-from imagen.data.sources.huggingface import HuggingFace
-from imagen.data.sources.json_table import Json
-from imagen.data.sources.paddle import Cc12mBase64, Laion400m
-from imagen.data.sources.parquet import Parquet
-from imagen.data.sources.table import Csv, JsonLines, Tsv
+from imagen.data.sources.base import CAPTION_FROM, Options, Part, Reader, Record, Source
 from imagen.data.sources.values import printable
-from imagen.data.sources.webdataset import WebDataset
 from imagen.errors import UserError, suggest
 from imagen.files import open_given
 
 __all__ = ["FORMATS", "Part", "Reader", "Record", "Source", "open_source"]
 
 
-class Reader(Protocol):
-    """Constructor of the sources of one format. It reads no pairs."""
-
-    has_columns: bool  # whether image_column and caption_column apply
-
-    def __call__(self, path: Path, options: Options, /) -> Source: ...
-
-    def recognises(self, path: Path, /) -> bool:
-        """Return whether an existing path looks like this format, by its names and the beginning of its files."""
-        ...
+def _readers() -> dict[str, Reader]:
+    """Return the `READERS` of all modules of this package."""
+    found: dict[str, Reader] = {}
+    for module in pkgutil.iter_modules(__path__):
+        found |= getattr(importlib.import_module(f"{__name__}.{module.name}"), "READERS", {})
+    return found
 
 
-FORMATS: dict[str, Reader] = {
-    "folder": Folder,
-    "csv": Csv,
-    "tsv": Tsv,
-    "jsonl": JsonLines,
-    "json": Json,
-    "parquet": Parquet,
-    "webdataset": WebDataset,
-    "huggingface": HuggingFace,
-    "cc12m_base64": Cc12mBase64,
-    "laion_400m": Laion400m,
-}
+FORMATS = _readers()
 
 
 def open_source(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,4 +46,16 @@ class Source(Protocol):
 
     def read(self, part: Part) -> Iterator[Record]:
         """Yield the records of one part, in order. Bad records have a `problem`; a missing file raises UserError."""
+        ...
+
+
+class Reader(Protocol):
+    """What makes the sources of one format. Making one reads no pairs."""
+
+    has_columns: bool  # whether image_column and caption_column mean anything
+
+    def __call__(self, path: Path, options: Options, /) -> Source: ...
+
+    def recognises(self, path: Path, /) -> bool:
+        """Whether the path, which exists, looks like this format; told by names and a little reading."""
         ...

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagen.data.sources.base import Options, Part, Record
+from imagen.data.sources.base import Options, Part, Reader, Record
 from imagen.data.sources.files import metadata_folders, walk
 from imagen.data.sources.values import (
     Captions,
@@ -172,3 +172,6 @@ def _is_alone(name: str, stem: str, beside: _Beside) -> bool:
 
 def _named(name: str) -> bool:
     return ending(name) in LIKE_PICTURES
+
+
+READERS: dict[str, Reader] = {"folder": Folder}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen.data.sources.arrow import arrow_errors, joined, pyarrow
-from imagen.data.sources.base import Options, Part, Record
+from imagen.data.sources.base import Options, Part, Reader, Record
 from imagen.data.sources.columns import Columns, find_columns
 from imagen.data.sources.joining import Row
 from imagen.data.sources.values import no_records_error, printable
@@ -118,3 +118,6 @@ def _get(where: Any, name: str, kind: type, file: Path | None = None) -> Any:
     if not (isinstance(value, dict) and isinstance(value.get(name), kind)):
         raise UserError(f"{file or where} is not of a data set saved by save_to_disk (no {name!r}); save it again")
     return value[name]
+
+
+READERS: dict[str, Reader] = {"huggingface": HuggingFace}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imagen.data.sources.base import Options, Part, Record
+from imagen.data.sources.base import Options, Part, Reader, Record
 from imagen.data.sources.columns import Columns, common, find_columns
 from imagen.data.sources.joining import Row
 from imagen.data.sources.values import RecordError, no_records_error, printable, read_bytes
@@ -115,3 +115,6 @@ def _joined(images: list[Any], annotations: list[Any]) -> list[Any]:
         rows.append({**by_id.get(number, {}), **one} if isinstance(one, dict) else one)
     missing = (image for image in images if not isinstance(image, dict) or str(image.get("id")) not in described)
     return rows + [{"caption": None, **image} if isinstance(image, dict) else image for image in missing]
+
+
+READERS: dict[str, Reader] = {"json": Json}

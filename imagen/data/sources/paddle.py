@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from imagen.data.sources.base import Options, Part, Record
+from imagen.data.sources.base import Options, Part, Reader, Record
 from imagen.data.sources.files import walk
 from imagen.data.sources.lines import BROKEN_GZIP, TextFiles, open_lines, single_lines
 from imagen.data.sources.values import RecordError, from_base64, no_records_error, printable, read_bytes
@@ -202,3 +202,6 @@ def _exists(list_file: Path, name: str) -> bool:
 def _first_line(file: Path) -> bytes:
     with open_lines(file) as lines:
         return lines.readline(_LONGEST_FIRST_LINE)
+
+
+READERS: dict[str, Reader] = {"cc12m_base64": Cc12mBase64, "laion_400m": Laion400m}

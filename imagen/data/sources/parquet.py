@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen.data.sources.arrow import arrow_errors, joined, pyarrow
-from imagen.data.sources.base import Options, Part, Record
+from imagen.data.sources.base import Options, Part, Reader, Record
 from imagen.data.sources.columns import Columns, find_columns
 from imagen.data.sources.files import files_below, has_files
 from imagen.data.sources.joining import Row
@@ -96,3 +96,6 @@ class Parquet:
 
     def _columns(self, table: Any, file: Path) -> Columns:
         return find_columns(table.schema_arrow.names, self.options, file)
+
+
+READERS: dict[str, Reader] = {"parquet": Parquet}

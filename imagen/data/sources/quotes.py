@@ -9,7 +9,7 @@ line, or all lines inside the quotes if they may be separate rows.
 import csv
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from imagen.data.sources.values import RecordError
 from imagen.pictures.names import is_picture
@@ -21,7 +21,6 @@ _PICTURE_IN_BASE64 = re.compile(r"data:image/|/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkq
 _ESCAPED = re.compile(r'(\\+)"')
 _UNIT = r'(?:"[^"]*"|[^"{}])'
 _ESCAPED_QUOTE = "\ufffe"  # placeholder for \" while a row is parsed; not a character
-_Parser = Callable[[Iterator[str], str], "list[str] | None"]
 
 
 class UnclosedQuote(RecordError):

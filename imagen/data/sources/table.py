@@ -10,7 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from imagen.data.sources.base import Options, Part, Record
+from imagen.data.sources.base import Options, Part, Reader, Record
 from imagen.data.sources.columns import Columns, common, find_columns, identified
 from imagen.data.sources.files import COMPRESSED, files_below, has_files, metadata_folders, walk
 from imagen.data.sources.joining import RepeatedImages, Row, group_adjacent
@@ -292,3 +292,6 @@ class JsonLines(_Table):
         if not isinstance(row, dict):
             raise RecordError("broken row", "not a JSON object")
         return row
+
+
+READERS: dict[str, Reader] = {"csv": Csv, "tsv": Tsv, "jsonl": JsonLines}

@@ -9,7 +9,7 @@ from imagen.data.shards.captions import MOST_BYTES as MOST_JSON
 from imagen.data.shards.captions import unpack
 from imagen.data.shards.dataset import SPLITS, BadSample
 from imagen.data.shards.tar_samples import InvalidMember, MemberRanges, TarScan, scan_tar
-from imagen.data.sources.base import Options, Part, Record
+from imagen.data.sources.base import Options, Part, Reader, Record
 from imagen.data.sources.files import COMPRESSED, files_below
 from imagen.data.sources.folder import CAPTIONS
 from imagen.data.sources.values import (
@@ -191,3 +191,6 @@ def _read(file: int, offset: int, size: int) -> bytes:
     if len(data) != size:
         raise RecordError("broken tar", f"it ends before byte {offset + size}")
     return data
+
+
+READERS: dict[str, Reader] = {"webdataset": WebDataset}

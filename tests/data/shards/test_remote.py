@@ -20,9 +20,10 @@ fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
 
 
+from loading import open_loader  # noqa: E402
+
 from imagen.data.embed.encode import encode_shards  # noqa: E402
 from imagen.data.loading.config import DataConfig  # noqa: E402
-from imagen.data.loading.loader import open_loader  # noqa: E402
 from imagen.data.shards import remote  # noqa: E402
 from imagen.data.shards.dataset import ShardedDataset, open_split, splits  # noqa: E402
 from imagen.data.shards.remote import CacheConfig, as_url  # noqa: E402
