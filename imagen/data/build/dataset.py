@@ -273,9 +273,7 @@ def _check_rejected(target: Path, result: dict[str, Any], max_rejected: float, k
         limit = f", more than --max-rejected {max_rejected:g} allows" if result["samples"] else ""
         remedies = [f"for {reason}: {words}" for reason, _ in first if (words := remedy(reason, kind))]
         if result["samples"]:
-            remedies.append(
-                f"--max-rejected {math.ceil(rejected / records * 100) / 100:g} accepts the data as they are"
-            )
+            remedies.append(f"--max-rejected {math.ceil(rejected / records * 100) / 100:g} accepts the data unchanged")
         advice = f"; {'; '.join(remedies)}" if remedies else ""
         raise UserError(
             f"{target}: {rejected:,} of {records:,} records were rejected{limit}: {reasons}{advice}; "

@@ -150,13 +150,11 @@ def refuse_unnamed(record: Record) -> None:
         raise UserError(f"{record.origin} has an embedding; name its encoder: --encoder NAME --max-tokens N")
 
 
-def _write(
-    config: BuildConfig, files: PartFiles, records: _AcceptedRecords
-) -> tuple[list[Path], list[tuple[int, int, int]]]:
+def _write(config: BuildConfig, files: PartFiles, records: _AcceptedRecords) -> tuple[list[Path], list[_Hash]]:
     """Write shards of the accepted records; return their paths and per sample (pixel hash, row, captions)."""
     assert config.out is not None
     tars: list[Path] = []
-    hashes: list[tuple[int, int, int]] = []
+    hashes: list[_Hash] = []
     captions: list[list[str]] = []
     bits: list[np.ndarray] = []
 
@@ -189,7 +187,7 @@ def _index(files: PartFiles, records: _AcceptedRecords) -> tuple[list[Path], lis
     """Index the accepted records of a tar, which remains unchanged; return it, and per sample as `_write`."""
     tar = files.path("tar")
     members = list(scan_tar(tar).samples.items())  # in_place: records are samples, in order
-    hashes: list[tuple[int, int, int]] = []
+    hashes: list[_Hash] = []
     for row, key, good in records:
         if why := _not_in_place(good, members[row][1]):
             origin = f"{tar.name}, {members[row][0]}"

@@ -404,7 +404,7 @@ def test_in_place_needs_no_out_and_copying_does(tars, tmp_path):
     "kind, words",
     [
         ("folder", ["missing caption: put captions beside the images (KEY.txt), or give --caption-from folder"]),
-        ("table", ["missing caption: name the column of captions with --caption-column", "missing file: see that"]),
+        ("table", ["missing caption: name the column of captions with --caption-column", "missing file: make"]),
         ("tars in place", ["missing caption: give --copy --out", "animation: give --first-frame"]),
     ],
 )
