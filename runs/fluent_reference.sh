@@ -5,8 +5,9 @@
 #
 # Resumable: the same command goes on where it stopped. What it fetches from npm is checked by its hash; where npm is
 # not at hand, put both files into DIR/npm. A reduced budget, from nothing to pictures in minutes:
-#   STEPS=0.002 LIMIT=8 VARIANTS=1 sh runs/fluent_reference.sh small
-# Hardware: two CPU cores; the base sees about 45 pictures of 32 pixels per second and core, and 30 of 64 pixels.
+#   STEPS=0.002 LIMIT=8 VARIANTS=1 MASTERS=40 sh runs/fluent_reference.sh small
+# Hardware: two CPU cores. One core trains on about 45 pictures of 32 pixels per second, 30 of 64 pixels, and 30 crops
+# for super-resolution.
 set -eu
 out=${1:-fluent}
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
@@ -32,7 +33,10 @@ data() { # NAME OPTION...
   shift
   python -m imagen.emoji.fluent.dataset --icons "$out/npm/drawings/icons.json" --names "$out/npm/names" \
     --out "$out/$name" ${LIMIT:+--limit "$LIMIT"} "$@"
-  imagen data encode "$out/$name"
+  if [ ! -f "$out/$name/.encoded" ]; then
+    imagen data encode "$out/$name"
+    touch "$out/$name/.encoded"
+  fi
 }
 train() { # PRESET RUN DATA STEPS OPTION...
   preset=$1 run=$2 shards=$3 last=$4
@@ -54,4 +58,15 @@ train fluent_32 base_32 all 20000 --optim.schedule cosine
 python -m imagen.emoji.fluent.grow "$out/base_32" --out "$out/grown"
 train fluent_64 base_64 all 6000 --init "$out/grown" --optim.schedule cosine
 
-imagen sample "$out/base_64" "a woman astronaut with dark skin on a blue background" --out "$out/pictures"
+# Super-resolution, from drawings warped and blurred as a base might have drawn them.
+data small --sizes 64 256 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.15 --counts 0.15 \
+  --most "${MASTERS:-6000}" --mended
+data large --sizes 256 1024 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.15 --counts 0.15 \
+  --most "$((${MASTERS:-6000} / 4))" --mended
+train fluent_256 sr_256 small 8000
+train fluent_256 sr_256 small 10000 --optim.schedule cosine
+train fluent_1024 sr_1024 large 6000
+train fluent_1024 sr_1024 large 8000 --optim.schedule cosine
+
+imagen assemble "$out/base_64" "$out/sr_256" "$out/sr_1024" --out "$out/cascade" --half
+imagen sample "$out/cascade" "a woman astronaut with dark skin on a blue background" --out "$out/pictures"

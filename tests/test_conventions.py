@@ -8,7 +8,6 @@ import pytest
 TESTS = Path(__file__).parent
 FILES = sorted(path for path in TESTS.rglob("*.py") if path.parent.name != "support")
 MOST_LINES = 450
-TOLERATED = {"serve/test_serve_broken.py"}  # imports from another test
 
 
 def imported(path: Path) -> set[str]:
@@ -29,7 +28,7 @@ def name(path: Path) -> str:
 def test_no_test_imports_from_another() -> None:
     tests = {path.stem for path in FILES}
     found = {name(path) for path in FILES if imported(path) & tests}
-    assert found == TOLERATED & {name(path) for path in FILES}
+    assert found == set()
 
 
 def test_no_two_files_have_the_same_name() -> None:

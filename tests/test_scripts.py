@@ -25,5 +25,20 @@ def test_commands_of_a_script(script: Path) -> None:
             check(override(preset(options.preset), options.fields))
 
 
+def test_trainings_of_the_fluent_script() -> None:
+    """Its function `train PRESET RUN DATA STEPS OPTION...` calls `imagen train`."""
+    text = (SCRIPTS[0].parent / "fluent_reference.sh").read_text()
+    trained = [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("train ")]
+    (shared,) = re.findall(r"(--data.workers.*(?:\\\n.*)*) \"\$@\"", text)
+    assert len(trained) > 5
+    for name, _, _, steps, *options in trained:
+        if "--init" in options:
+            begin = options.index("--init")
+            options = options[:begin] + options[begin + 2 :]  # a folder
+        argv = ["train", name, "--data", "D", "--out", "R", "--train.steps", steps]
+        parsed = parse([*argv, *shlex.split(shared.replace("\\\n", " ")), *options])
+        check(override(preset(parsed.preset), parsed.fields))
+
+
 def test_there_are_scripts() -> None:
     assert SCRIPTS

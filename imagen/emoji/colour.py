@@ -1,4 +1,4 @@
-"""Does the background have the colour that the prompt names? Classification, not judgement."""
+"""Classify the background colour of an image."""
 
 from functools import lru_cache
 
@@ -11,9 +11,9 @@ _FRAME = 1 / 16  # thickness of the outer frame, as a fraction of the shorter si
 
 
 def background_colour(image: np.ndarray | torch.Tensor) -> str:
-    """The name in PALETTE nearest in CIELAB to the median of the outer frame of `image` (uint8, HWC or CHW).
+    """Return the name in PALETTE nearest in CIELAB to the median of the outer frame of `image` (uint8, HWC or CHW).
 
-    The median of each channel ignores a drawing that covers less than half of the frame, and noise.
+    The median per channel is robust to noise and to a drawing that covers less than half of the frame.
     """
     return _nearest(_frame_median(_as_HWC(image)))
 

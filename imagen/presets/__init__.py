@@ -1,4 +1,4 @@
-"""Ready experiments: `PRESETS` maps a name to the function that returns its `Experiment`.
+"""Presets: `PRESETS` maps a name to the function that returns its `Experiment`.
 
 Every public function without parameters in a module of this package is a preset, and those of emoji's `presets` are.
 """

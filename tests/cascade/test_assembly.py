@@ -39,8 +39,8 @@ def test_assemble_says_what_does_not_fit(tmp_path):
     for paths, message in [
         ([], "nothing to assemble"),
         ([sr, base], r"base \(stage 16\): is a base stage"),
-        ([sr], "sr cannot come first: its stage 32 enlarges 16"),
-        ([base, gap], r"gap \(stage 64\): enlarges 32 pictures, but the stage before it makes 16"),
+        ([sr], "sr cannot come first: its stage 32 upsamples 16"),
+        ([base, gap], r"gap \(stage 64\): upsamples 32-pixel images, but the stage before it outputs 16"),
         ([base, tmp_path / "t5"], "t5 does not fit .*base: text encoder is 'T5', not 'words'"),
         ([base, tmp_path / "ones"], "unconditional embeddings differ"),
         ([base, tmp_path / "none"], "none does not exist"),

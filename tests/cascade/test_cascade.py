@@ -112,7 +112,7 @@ def test_sampling_leaves_a_training_network_as_it_was():
 def test_values_that_are_not_finite_are_no_picture():
     model = cascade(stage(16))
     nn.init.constant_(model.stages[0].unet.conv_out.bias, math.nan)
-    with pytest.raises(UserError, match="stage 16 made values that are not finite"):
+    with pytest.raises(UserError, match="stage 16 produced values that are not finite"):
         model.sample(["cat"], **QUICK)
 
 
@@ -137,15 +137,15 @@ def test_values_that_are_not_finite_are_no_picture():
         ({"guidance_rescale": 2.0}, "guidance_rescale is 2.0; it must be from 0 to 1"),
         ({"guidance_interval": (3.0, -3.0)}, r"guidance_interval is \(3.0, -3.0\)"),
         ({"spacing": "lambda"}, "unknown spacing 'lambda'"),
-        ({"strength": 0.5}, "strength says what happens to an init picture"),
-        ({"mask": Image.new("L", (8, 8))}, "mask says what happens to an init picture"),
+        ({"strength": 0.5}, "strength applies to an init image"),
+        ({"mask": Image.new("L", (8, 8))}, "mask applies to an init image"),
         ({"init": Image.new("RGB", (16, 16)), "strength": 0.0}, "stage 16: strength is 0; it must be above 0"),
         ({"init": Image.new("RGB", (16, 16)), "start": [Image.new("RGB", (16, 16))]}, "give one of the two"),
         ({"seeds": [Variation(1, 2, 1.5)]}, "amount of a variation is 1.5"),
         ({"tile": 8}, "stage 32: tile is 8; it must be 16 or more"),
-        ({"start": [Image.new("RGB", (16, 16))], "scale": 8}, r"scale is 8; these stages .* can enlarge by 2"),
-        ({"start": [Image.new("RGB", (16, 16))] * 2}, "2 pictures to start from but 1 prompts"),
-        ({"start": [Image.new("RGB", (16, 16))], "stages": 1}, "nothing to enlarge with"),
+        ({"start": [Image.new("RGB", (16, 16))], "scale": 8}, r"scale is 8; these stages .* can upsample by 2"),
+        ({"start": [Image.new("RGB", (16, 16))] * 2}, "2 images to start from but 1 prompts"),
+        ({"start": [Image.new("RGB", (16, 16))], "stages": 1}, "no super-resolution stage"),
         ({"start": [Image.new("RGB", (16, 16))], "size": (32, 32)}, "leave it out"),
     ],
 )
@@ -155,7 +155,7 @@ def test_requests_that_cannot_be_met_are_refused(two, request_, message):
 
 
 def test_an_enlarging_cascade_needs_pictures_and_a_textless_one_no_prompt():
-    with pytest.raises(UserError, match="no base stage: it enlarges 16x16"):
+    with pytest.raises(UserError, match="no base stage: it upsamples 16x16"):
         cascade(stage(32, 16)).sample(["cat"], **QUICK)
     with pytest.raises(UserError, match="without text"):
         Cascade([stage(16, text=False)]).sample(["cat"], **QUICK)

@@ -108,11 +108,11 @@ def raw(folder: Path, old: str, new: str) -> None:
         (lambda f: edit(f, lambda v: v["stages"][0].pop("sha256")), "sha256"),
         (lambda f: edit(f, lambda v: v.update(stages=[])), "no stages"),
         (lambda f: edit(f, lambda v: v["stages"][0].update(weights="../x")), "without a path"),
-        (lambda f: edit(f, lambda v: v.update(text=None)), "stage 16: its U-Net reads text"),
+        (lambda f: edit(f, lambda v: v.update(text=None)), "stage 16: its U-Net is conditioned on text"),
         (lambda f: edit(f, lambda v: v["stages"].reverse()), "stage 16: is a base stage"),
         (
             lambda f: edit(f, lambda v: v["stages"][1]["config"].update(low_resolution=8)),
-            "stage 32: enlarges 8 pictures",
+            "stage 32: upsamples 8-pixel images",
         ),
         (lambda f: edit(f, lambda v: v["stages"][0]["config"]["sampling"].update(steps=0)), "stage 16: steps is 0"),
         (
@@ -154,9 +154,12 @@ def test_damaged_folders_are_refused(tmp_path, damage, message):
     "change,message",
     [
         (lambda w: w.pop("conv_out.bias"), "'conv_out.bias' is missing"),
-        (lambda w: w.update(extra=torch.zeros(1)), "'extra' is unknown"),
-        (lambda w: w.update({"conv_out.bias": torch.zeros(4)}), r"'conv_out.bias' has shape \(4,\), .* wants \(3,\)"),
-        (lambda w: w.update({"conv_out.bias": torch.zeros(3, dtype=torch.int8)}), "'conv_out.bias' is of torch.int8"),
+        (lambda w: w.update(extra=torch.zeros(1)), "'extra' is not in the U-Net"),
+        (lambda w: w.update({"conv_out.bias": torch.zeros(4)}), r"'conv_out.bias' has shape \(4,\), .* needs \(3,\)"),
+        (
+            lambda w: w.update({"conv_out.bias": torch.zeros(3, dtype=torch.int8)}),
+            "'conv_out.bias' has dtype torch.int8",
+        ),
     ],
 )
 def test_weights_of_another_network_are_refused(tmp_path, change, message):

@@ -66,10 +66,10 @@ def test_an_edited_picture_is_made_again_from_the_same_pictures(two, tmp_path):
     plan, place = regenerate_request(two, path, init=init, mask=mask, device="cpu")
     assert write_regenerated(two, plan, place, tmp_path / "a", progress=False).read_bytes() == path.read_bytes()
     for given, message in (
-        ({}, "give its init picture"),
+        ({}, "give its init image"),
         ({"init": init}, "give its mask"),
-        ({"init": noisy(32, 32, 1), "mask": mask}, "that is not its init picture"),
-        ({"init": init, "mask": mask, "start": init}, "made without picture|made without the picture"),
+        ({"init": noisy(32, 32, 1), "mask": mask}, "that is not its init image"),
+        ({"init": init, "mask": mask, "start": init}, "made without an image to upsample"),
     ):
         with pytest.raises(UserError, match=message):
             regenerate_request(two, path, **given)
@@ -92,7 +92,7 @@ def test_what_cannot_be_made_again_is_refused(two, tmp_path):
     with pytest.raises(UserError, match="made by other weights than those of this cascade: 16 "):
         regenerate_request(other, path)
     noisy(8, 8).save(tmp_path / "plain.png")
-    with pytest.raises(UserError, match="says nothing of how it was made"):
+    with pytest.raises(UserError, match="has no imagen metadata"):
         regenerate_request(two, tmp_path / "plain.png")
 
 

@@ -152,4 +152,4 @@ def test_levels_of_an_edit():
     levels = torch.arange(11.0)
     for strength, left in ((1.0, 10), (0.7, 7), (0.3, 3), (0.01, 1)):
         edit = Edit(picture_BCHW=torch.zeros(1, 1, 1, 1), strength=strength)
-        assert torch.equal(edit.levels(levels), levels[10 - left :])
+        assert torch.equal(edit.last_logsnrs(levels), levels[10 - left :])

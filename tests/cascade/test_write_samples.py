@@ -33,14 +33,14 @@ def test_write_samples_numbers_resumes_and_refuses(two, tmp_path):
     assert read_metadata(paths[1]) is not None and len(content) > 0
 
     for prompts, change, message in [
-        (["a cow", "dog"], {}, r"0000\.png is there already, made with another prompt \('a cat', not 'a cow'\)"),
+        (["a cow", "dog"], {}, r"0000\.png already exists, made with another prompt \('a cat', not 'a cow'\)"),
         (["a cat", "dog"], {"seed": 4}, "another seed"),
         (["a cat", "dog"], {"steps": 5}, "another stages"),
     ]:
         with pytest.raises(UserError, match=message):
             write_samples(two, prompts, out, progress=False, **{**request, **change})
     Image.new("RGB", (8, 8)).save(paths[2])
-    with pytest.raises(UserError, match="says nothing of how it was made"):
+    with pytest.raises(UserError, match="has no imagen metadata"):
         write_samples(two, ["a cat", "dog"], out, progress=False, **request)
 
 
@@ -55,5 +55,5 @@ def test_write_samples_enlarges_given_pictures(two, tmp_path):
 
 def test_write_samples_refuses_a_place_that_is_no_folder(two, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot make the folder"):
+    with pytest.raises(UserError, match="cannot create the folder"):
         write_samples(two, ["x"], tmp_path / "file", device="cpu")

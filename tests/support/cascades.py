@@ -21,7 +21,7 @@ QUICK = {"device": "cpu", "precision": "fp32", "progress": False}
 
 
 class Words:
-    """A stand-in encoder: one token a word, a function of the word."""
+    """A stand-in encoder: one token per word, a function of the word."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -37,7 +37,7 @@ class Words:
 
 
 def stage(resolution: int, low_resolution: int | None = None, *, text: bool = True, seed: int = 0) -> Stage:
-    """A small U-Net with random weights everywhere, so that its pictures depend on all of its inputs."""
+    """Return a small U-Net with random weights everywhere, so that its images depend on all inputs."""
     unet = UNetConfig(
         levels=(
             Level(channels=32, blocks=1, stride=1),
@@ -75,12 +75,12 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 def apart(a: Image.Image, b: Image.Image) -> int:
-    """Largest difference of a pixel, in levels of 255."""
+    """Return the largest difference of a pixel, in levels of 255."""
     return int(np.abs(pixels(a) - pixels(b)).max())
 
 
 class Listener(nn.Module):
-    """Answers x0 = the low-resolution picture, and remembers what it was told."""
+    """Returns the low-resolution image as x0, and records its inputs."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -50,20 +50,20 @@ def test_an_embedding_does_not_depend_on_its_batch(saved):
         torch.testing.assert_close(together, encoder.encode([caption])[0], atol=1e-5, rtol=1e-5)
 
 
-def test_captions_are_cut_at_max_tokens(saved):
+def test_captions_are_truncated_at_max_tokens(saved):
     encoder = load_text_encoder(config_of(saved[0], max_tokens=4))
     long, cut = encoder.encode(["the green octopus on a blue table", "the green octopus"])
     assert long.shape == (4, 32)  # the last one is the end token: a cut caption is still a whole one
     torch.testing.assert_close(long, cut, atol=1e-5, rtol=1e-5)
 
 
-def test_lengths_are_those_of_the_embeddings(saved):
+def test_lengths_equal_those_of_the_embeddings(saved):
     encoder = load_text_encoder(config_of(saved[0], max_tokens=4))
     assert encoder.lengths(CAPTIONS) == [len(text_LD) for text_LD in encoder.encode(CAPTIONS)] == [4, 2, 4, 3]
     assert encoder.lengths([]) == []
 
 
-def test_untruncated_lengths_are_those_of_an_encoder_without_a_limit(saved):
+def test_untruncated_lengths_equal_those_without_a_limit(saved):
     encoder = load_text_encoder(config_of(saved[0], max_tokens=4))
     whole = load_text_encoder(config_of(saved[0], max_tokens=16))
     assert (
@@ -74,14 +74,14 @@ def test_untruncated_lengths_are_those_of_an_encoder_without_a_limit(saved):
     assert full.untruncated_lengths(["the green octopus on a blue table", "the"]) == [8, 2]
 
 
-def test_prompts_that_are_cut_are_counted_once(saved, caplog):
+def test_truncated_prompts_are_counted_once(saved, caplog):
     config = config_of(saved[0], max_tokens=4)
     texts = PromptEncoder(config, torch.zeros(1, 32), load_text_encoder(config))
     prompts = ["the green octopus", "the green octopus on a blue table", "the green octopus on a"]
     texts(prompts, torch.device("cpu"))
     texts([*prompts, "the", ""], torch.device("cpu"))  # encoded already
     assert [record.message for record in caplog.records] == [
-        "2 prompts are cut at the text encoder's limit of 4 tokens; the longest loses 4: "
+        "2 prompts are truncated at the text encoder's limit of 4 tokens; the longest loses 4: "
         "'the green octopus on a blue table'"
     ]
 
@@ -166,7 +166,7 @@ def test_mistakes_are_user_errors(tmp_path, monkeypatch):
 
 
 def test_a_sentencepiece_vocabulary_is_read_or_the_packages_named(tmp_path):
-    """T5 as published has no tokenizer.json, only spiece.model."""
+    """Published T5 models have spiece.model and no tokenizer.json."""
     from transformers import T5Config, T5EncoderModel
 
     torch.manual_seed(0)
@@ -191,8 +191,8 @@ def test_a_sentencepiece_vocabulary_is_read_or_the_packages_named(tmp_path):
     assert encoder.tokenizer("a green train").input_ids == [*reference.encode("a green train"), 1]
 
 
-def test_full_padding_and_cleaning_are_those_of_deepfloyd(saved):
-    """77 tokens, with what the encoder gives at padding, of the prompt in lower case."""
+def test_full_padding_and_cleaning_equal_deepfloyd(saved):
+    """77 tokens of the prompt in lower case, including the encoder's output at padding."""
     folder, model = saved
     config = config_of(folder, max_tokens=9, padding="full", cleaning="lower", unconditional="empty")
     encoder = load_text_encoder(config)
@@ -211,7 +211,7 @@ def test_full_padding_and_cleaning_are_those_of_deepfloyd(saved):
 
 
 def test_the_encoder_of_a_diffusers_pipeline(tmp_path):
-    """Half a model in one folder, its tokenizer in another."""
+    """The encoder and its tokenizer are in sibling folders."""
     from transformers import T5EncoderModel
 
     whole = tiny("t5-v1.1")

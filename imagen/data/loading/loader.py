@@ -1,10 +1,9 @@
 """Deterministic batches from shards.
 
-Everything about the stream follows from (seed, global position): position p is sample
-`order[p % N]` of epoch `p // N`, and its crop, its flip and, of several captions, the one it is
-shown with come from (seed, p). Workers and ranks only divide the work: global batch k is positions
-[k B, (k + 1) B), of which rank r takes the r-th slice. So one number resumes a run exactly, on any
-number of workers or ranks.
+The stream is a function of (seed, global position): position p is sample `order[p % N]` of epoch `p // N`, and its
+crop, its flip and the choice among its captions depend on (seed, p). Workers and ranks only divide the work: global
+batch k consists of positions [k B, (k + 1) B), and rank r takes the r-th slice. One number therefore resumes a run
+exactly, with any number of workers or ranks.
 """
 
 import logging
@@ -118,7 +117,7 @@ class Loader:
             seen, bad = seen + len(batch), bad + batch.skipped
             for problem in batch.problems:
                 log.warning("replaced a bad sample: %s", problem)
-            if bad > 10 + self.config.max_bad * seen:  # 10: one bad picture at the start is no reason to stop
+            if bad > 10 + self.config.max_bad * seen:  # 10: a few bad images at the start do not stop the run
                 raise UserError(
                     f"{bad} of {seen} samples are bad (data.max_bad is {self.config.max_bad}), "
                     f"the last one {batch.problems[-1]}; clean the data or raise the limit"

@@ -9,6 +9,7 @@ Every picture follows from the arguments and a seed; masters of all sizes show t
 import argparse
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ def build_fluent(
     people_variants: int = 4,
     relations: float = 0.0,
     counts: float = 0.0,
+    most: int | None = None,
+    mended: bool = False,
     seed: int = 0,
     workers: int | None = None,
     progress: bool = True,
@@ -47,6 +50,7 @@ def build_fluent(
     words: things whose names have at most so many. limit: a fixed choice of so many of them, shortest names first.
     roles: Unicode's subgroups of people. variants, people_variants: pictures for each drawing and colour.
     relations, counts: shares of the samples that show two things in a relation, and two to four of a kind.
+    most: samples of each split. mended: the smallest master of each is degraded as a base might have drawn it.
 
     A finished build is not repeated; one that was killed starts again. UserError if `out` holds anything else or a
     build with other arguments, or if files or packages are missing.
@@ -71,6 +75,7 @@ def build_fluent(
         "counts": counts,
         "seed": seed,
     }
+    arguments |= {name: value for name, value in (("most", most), ("mended", mended)) if value}
     if finished := finished_build(out, arguments):
         return finished
     drawings = choose_things(source, words, with_faces=with_faces, limit=limit)
@@ -90,6 +95,7 @@ def build_fluent(
         )
         for name in ("train", "heldout")
     }
+    splits = {name: [replace(scene, mended=mended) for scene in split[:most]] for name, split in splits.items()}
     about = {
         **credit(Style("fluent", source.icons)),
         "packages": {file: _version(Path(path)) for file, path in source._asdict().items()},
@@ -184,6 +190,8 @@ def main() -> None:
     parser.add_argument("--people-variants", type=int, default=4)
     parser.add_argument("--relations", type=float, default=0.0)
     parser.add_argument("--counts", type=float, default=0.0)
+    parser.add_argument("--most", type=int, help="samples of each split")
+    parser.add_argument("--mended", action="store_true", help="degrade the smallest master: for super-resolution")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int)
     options = parser.parse_args()
@@ -199,6 +207,8 @@ def main() -> None:
         people_variants=options.people_variants,
         relations=options.relations,
         counts=options.counts,
+        most=options.most,
+        mended=options.mended,
         seed=options.seed,
         workers=options.workers,
     )

@@ -16,6 +16,7 @@ from PIL import Image
 from imagen.emoji.fluent import captions
 from imagen.emoji.fluent.background import Background, draw_background
 from imagen.emoji.fluent.catalogue import Drawing
+from imagen.emoji.fluent.degrade import degraded
 from imagen.emoji.fluent.sprites import box_of, layer
 from imagen.emoji.picture import choose, hashed
 from imagen.emoji.scene import LAYOUTS, RELATIONS
@@ -48,6 +49,7 @@ class Scene:
     size: str = ""  # of one drawing: "" or "small"
     place: str = "center"  # of one drawing: a name in PLACES
     relation: str | None = None  # of the first drawing to the second: a name in RELATIONS
+    mended: bool = False  # the smallest master is degraded: for super-resolution that mends what a base does wrong
 
     @property
     def about(self) -> dict[str, Any]:
@@ -82,15 +84,16 @@ class Scene:
             under += rgba[..., :3]
         return picture.round().clip(0, 255).astype(np.uint8)
 
-    def render(self, size: int) -> bytes:
-        """An RGB PNG of `size` x `size` pixels. UserError if the rasteriser is missing."""
-        png = io.BytesIO()
-        Image.fromarray(self.pixels(size)).save(png, "PNG", compress_level=1)
-        return png.getvalue()
-
     def sample(self, sizes: Sequence[int]) -> dict[str, Any]:
-        """The members of a shard's sample."""
-        masters = {f"{size}.png": self.render(size) for size in sizes}
+        """The members of a shard's sample. UserError if the rasteriser is missing."""
+        masters = {}
+        for size in sizes:
+            pixels = self.pixels(size)
+            if self.mended and size == min(sizes):
+                pixels = degraded(pixels, random.Random(hashed("degraded", self.key)))
+            png = io.BytesIO()
+            Image.fromarray(pixels).save(png, "PNG", compress_level=1)
+            masters[f"{size}.png"] = png.getvalue()
         return {"__key__": self.key, **masters, "txt": self.caption.encode(), "json": json.dumps(self.about).encode()}
 
 
