@@ -98,7 +98,7 @@ def test_faults_have_reasons(tmp_path):
     assert [r.origin for r in records if r.image] == ["good.png"]
     assert records[0].caption == b"kept"
     shutil.rmtree(tmp_path)
-    with pytest.raises(UserError, match="is gone"):
+    with pytest.raises(UserError, match="no longer exists"):
         list(source.read(part))
 
 

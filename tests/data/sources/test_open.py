@@ -71,7 +71,7 @@ def test_mistakes_are_one_line(tmp_path):
     for words, path, options in [
         ("unknown format 'foldr'; did you mean 'folder'", tmp_path, {"format": "foldr"}),
         ("nowhere does not exist", tmp_path / "nowhere", {"format": "csv"}),
-        ("the format folder has no columns", tmp_path, {"caption_column": "c"}),
+        ("the format folder has no named columns", tmp_path, {"caption_column": "c"}),
         ("it must be folder or name", tmp_path, {"caption_from": "class"}),
         (
             "--caption-from is for folders of images; the format csv",
