@@ -245,7 +245,7 @@ def test_a_claim_ends_with_an_error(folder):
 
 
 def test_a_folder_that_cannot_be_written_is_a_users_error(tmp_path):
-    with pytest.raises(UserError, match=r"cannot write .*lease"), Leases().acquire(tmp_path / "absent" / "x"):
+    with pytest.raises(UserError, match=r"cannot write .*claim"), Leases().acquire(tmp_path / "absent" / "x"):
         pass
 
 
