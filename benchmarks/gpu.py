@@ -412,6 +412,7 @@ def if_m(device: Any, dry: bool) -> Rows:
     from imagen.models.unet import UNet
     from imagen.stage.denoiser import Conditioning, build_denoiser, build_predict
     from imagen.stage.network import Network
+    from imagen.stage.sampling import Stage
 
     stage = if_shaped(32 if dry else 192)
     levels = step_logsnrs(build_schedule(stage.schedule, 64), 100)[50:52]
@@ -433,6 +434,20 @@ def if_m(device: Any, dry: bool) -> Rows:
             row = {"ms": timed(step, device, 2 if dry else 20)}
             row["steps_per_s"] = 1e3 / row["ms"]
             yield {"ours": "compiled, CUDA graph" if options else "eager", "batch": batch, **row, **memory(device)}
+
+            # Whole steps as `imagen sample --compile` runs them: guidance, threshold and update in the same graph.
+            steps = 2 if dry else 20
+            sampling = replace(stage.sampling, steps=steps)
+            sampled = Stage(stage, unet, compiled=options)
+
+            def whole(sampled: Any = sampled, text: Any = text, null: Any = null, sampling: Any = sampling) -> Any:
+                texts, precision = list(text), "fp32" if dry else "bf16"
+                inputs = {"texts": texts, "unconditional": null[0], "device": device, "precision": precision}
+                return sampled.sample(range(len(texts)), size=(64, 64), settings=sampling, **inputs)
+
+            row = {"ms": timed(whole, device, 1 if dry else 3) / steps}
+            row["steps_per_s"] = 1e3 / row["ms"]
+            yield {"ours": f"`Stage.sample`, {'compiled steps' if options else 'eager'}", "batch": batch, **row}
     if dry:
         return
     try:
