@@ -46,7 +46,7 @@ def test_a_folder_of_that_name_goes_before(packaged, made, tmp_path, monkeypatch
 def test_without_the_weights_it_says_so(tmp_path, monkeypatch, mistake):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(weights, "packaged_path", lambda name: tmp_path / "nothing" / name)
-    assert "without the weights 'emoji'" in mistake("sample", "emoji", "a horse", "--out", "pictures")
+    assert "lacks the weights 'emoji'" in mistake("sample", "emoji", "a horse", "--out", "pictures")
     assert "does not exist" in mistake("sample", "emojis", "a horse", "--out", "pictures")
     said: list[str] = []
     assert draw_first(tmp_path / "demo", said.append) == []

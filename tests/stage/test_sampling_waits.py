@@ -20,7 +20,7 @@ from imagen.stage.denoiser import build_conditioning, build_denoiser, build_pred
 from imagen.stage.network import Network
 
 SMALL = UNetConfig(
-    levels=(Level(channels=32, blocks=1, stride=1), Level(channels=64, blocks=1, attention="fused")),
+    levels=(Level(channels=32, blocks=1, stride=1), Level(channels=64, blocks=1, attention="uses_triton")),
     text_width=24,
     context_width=16,
     time_width=48,
@@ -99,7 +99,7 @@ def test_a_bfloat16_network_is_as_accurate_as_one_under_autocast(monkeypatch):
         exact = unet(x, label, text=text)
         with torch.autocast("cpu", torch.bfloat16):
             autocast = unet(x, label, text=text).float()
-        monkeypatch.setattr(kernels, "fused", lambda device: True)
+        monkeypatch.setattr(kernels, "uses_triton", lambda device: True)
         throughout = cast_copy(unet, torch.bfloat16)(x, label, text=text).float()
     error, most = (torch.linalg.vector_norm(found - exact) for found in (throughout, autocast))
     assert error < 1.5 * most < 0.05 * torch.linalg.vector_norm(exact)
