@@ -50,7 +50,7 @@ def test_without_the_weights_it_says_so(tmp_path, monkeypatch, mistake):
     assert "does not exist" in mistake("sample", "emojis", "a horse", "--out", "pictures")
     said: list[str] = []
     assert draw_first(tmp_path / "demo", said.append) == []
-    assert "without the weights" in said[0] and len(said) == 1
+    assert "lacks the weights" in said[0] and len(said) == 1
 
 
 def test_the_demo_draws_with_them_first(packaged, tmp_path):

@@ -111,7 +111,7 @@ def kept(unet, x, label, cond):
 @pytest.mark.parametrize("name", ["guided", "efficient"])
 def test_a_compiled_network_saves_the_bytes_that_a_plan_counts(name, monkeypatch):
     """With our fused norms in bfloat16, as on GPUs; inductor partitions the graph into forward and backward."""
-    monkeypatch.setattr(kernels, "fused", lambda device: True)
+    monkeypatch.setattr(kernels, "uses_triton", lambda device: True)
     config = STRUCTURES[name]
     unet = UNet(config).to(torch.bfloat16).to(memory_format=torch.channels_last)
     given = inputs(config, "cpu")

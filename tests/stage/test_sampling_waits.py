@@ -20,7 +20,7 @@ from imagen.stage.denoiser import build_conditioning, build_denoiser, build_pred
 from imagen.stage.network import Network
 
 SMALL = UNetConfig(
-    levels=(Level(channels=32, blocks=1, stride=1), Level(channels=64, blocks=1, attention="uses_triton")),
+    levels=(Level(channels=32, blocks=1, stride=1), Level(channels=64, blocks=1, attention="fused")),
     text_width=24,
     context_width=16,
     time_width=48,
