@@ -1,6 +1,6 @@
-"""What the commands `imagen` and `imagen-cascade` start: the module `imagen`, if it is this project's.
+"""Start the commands `imagen` and `imagen-cascade`, if the module `imagen` is this project's.
 
-Another package may have put its own `imagen` in place of ours; then nothing inside ours could say so.
+Another package may have overwritten the module `imagen`. Code inside the module could not report that.
 """
 
 import sys
@@ -8,7 +8,7 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run `imagen.cli.main`; exit with code 2 and one line if `imagen` is another package's."""
+    """Run `imagen.cli.main`. Exits with code 2 and a one-line message if `imagen` belongs to another package."""
     import imagen
 
     if getattr(imagen, "__title__", None) != "imagen-cascade":

@@ -170,9 +170,9 @@ def card(device: Any, dry: bool) -> Rows:
     import torch.nn.functional as F
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from imagen.kernels import TRITON, fused, group_norm, philox
+    from imagen.kernels import HAS_TRITON, group_norm, philox, uses_triton
 
-    row: dict[str, Any] = {"torch": torch.__version__, "triton": TRITON}
+    row: dict[str, Any] = {"torch": torch.__version__, "triton": HAS_TRITON}
     if not dry:
         facts = torch.cuda.get_device_properties(0)
         row |= {"name": facts.name, "memory_gib": facts.total_memory / 2**30, "cuda": torch.version.cuda}
@@ -207,7 +207,7 @@ def card(device: Any, dry: bool) -> Rows:
         errors = [float((a.double() - b).norm() / b.norm()) for a, b in [(ours().detach(), exact.detach()), *pairs]]
         yield {
             "group_norm": list(shape),
-            "kernel": "triton" if fused(device) else "reference",
+            "kernel": "triton" if uses_triton(device) else "reference",
             "largest_error": max(errors),
             "ours_ms": timed(partial(both_ways, ours), device),
             "torch_ms": timed(partial(both_ways, torchs), device),
@@ -248,7 +248,7 @@ class Training:
         from imagen.presets import preset
         from imagen.stage.loss import ForwardProcess
         from imagen.train.ema import Ema
-        from imagen.train.half import HalfCopy
+        from imagen.train.low_precision import LowPrecisionCopy
         from imagen.train.optim import build_optimizer
         from imagen.train.parallel import parallelize
 
@@ -260,7 +260,7 @@ class Training:
         self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         dtype = autocast_dtype(device, "bf16")
         halved = device.type == "cuda"
-        self.copy = HalfCopy(self.unet, torch.bfloat16) if halved else None
+        self.copy = LowPrecisionCopy(self.unet, torch.bfloat16) if halved else None
         parallel = replace(what.parallel, compile=compiled, shard=1)
         parallelize(self.unet if self.copy is None else self.copy.network, parallel, None)
         self.autocast = nullcontext if halved else partial(autocast, device, dtype)
@@ -412,6 +412,7 @@ def if_m(device: Any, dry: bool) -> Rows:
     from imagen.models.unet import UNet
     from imagen.stage.denoiser import Conditioning, build_denoiser, build_predict
     from imagen.stage.network import Network
+    from imagen.stage.sampling import Stage
 
     stage = if_shaped(32 if dry else 192)
     levels = step_logsnrs(build_schedule(stage.schedule, 64), 100)[50:52]
@@ -433,6 +434,20 @@ def if_m(device: Any, dry: bool) -> Rows:
             row = {"ms": timed(step, device, 2 if dry else 20)}
             row["steps_per_s"] = 1e3 / row["ms"]
             yield {"ours": "compiled, CUDA graph" if options else "eager", "batch": batch, **row, **memory(device)}
+
+            # Whole steps as `imagen sample --compile` runs them: guidance, threshold and update in the same graph.
+            steps = 2 if dry else 20
+            sampling = replace(stage.sampling, steps=steps)
+            sampled = Stage(stage, unet, compiled=options)
+
+            def whole(sampled: Any = sampled, text: Any = text, null: Any = null, sampling: Any = sampling) -> Any:
+                texts, precision = list(text), "fp32" if dry else "bf16"
+                inputs = {"texts": texts, "unconditional": null[0], "device": device, "precision": precision}
+                return sampled.sample(range(len(texts)), size=(64, 64), settings=sampling, **inputs)
+
+            row = {"ms": timed(whole, device, 1 if dry else 3) / steps}
+            row["steps_per_s"] = 1e3 / row["ms"]
+            yield {"ours": f"`Stage.sample`, {'compiled steps' if options else 'eager'}", "batch": batch, **row}
     if dry:
         return
     try:

@@ -1,12 +1,12 @@
-"""Commands that are killed (SIGKILL) at random moments and run again: do they end as if nothing had happened?
+"""Kill commands (SIGKILL) at random moments, rerun them, and compare their output with uninterrupted runs.
 
     python benchmarks/kill.py [--kills 10] [--seed 0] [--only train,sample] [--small]
 
-Builds, encodes, trains, exports and samples on tiny data: each command twice without interruption, and once for each
-kill, then again to its end. One kill of ten falls before the first file is written, the others are spread over the rest
-of the duration. After a kill, every file that has its final name must be whole; in the end all bytes must be those of
-the uninterrupted runs. What is killed is a fork that has imported everything and has the text encoder, since nothing is
-written before that. See kill_train.py for ranks of torchrun.
+Builds, encodes, trains, exports and samples on tiny data. Each command runs twice without interruption; then, once per
+kill, it is killed and rerun to its end. One kill in ten happens before the first file is written; the others are spread
+over the remaining duration. After a kill, every file with its final name must be complete; at the end all bytes must
+equal those of the uninterrupted runs. The killed process is a fork that has already imported everything and loaded the
+text encoder, because nothing is written before that. For ranks of torchrun see kill_train.py.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from imagen.train import checkpoint
 from imagen.train.checkpoint_metadata import read_checkpoint_metadata
 
 FORK = multiprocessing.get_context("fork")  # a process in milliseconds
-# Of what the parent imports, so that the moments are not spent on imports.
+# Imported by the parent, so that kills do not fall into imports.
 MODULES = (
     *(
         "imagen.train.run",
@@ -64,28 +64,28 @@ TRAIN = {
     "train.ema_decays": "[0.9]",
 }
 Files = dict[str, bytes]
-TRIES = 5  # for a moment at which the command still runs
+TRIES = 5  # to kill the command while it still runs
 
 
 @dataclass(frozen=True)
 class Work:
-    """A command, given what `prepare` has made; it writes into FOLDER/out."""
+    """A command that writes into FOLDER/out, after `prepare`."""
 
     name: str
-    arguments: Callable[[Path, Path], list[object]]  # of the folder of the inputs, and FOLDER
+    arguments: Callable[[Path, Path], list[object]]  # takes the folder of the inputs, and FOLDER
     prepare: Callable[[Path, Path], object] = lambda given, folder: None
 
 
 @dataclass
 class Found:
-    """What came of the kills of one command. Correct is: nothing torn, all the same, nothing left behind."""
+    """Results of the kills of one command. It passes with no incomplete, different or leftover files."""
 
-    quiet: float = 0.0  # seconds of the uninterrupted run until it begins to write
-    seconds: float = 0.0  # all of it
+    quiet: float = 0.0  # seconds until the uninterrupted run starts to write
+    seconds: float = 0.0  # duration of the uninterrupted run
     kills: int = 0
-    met: int = 0  # kills that met a running process
-    finished: list[int] = field(default_factory=list)  # files that had their final bytes at each kill
-    again: int = 0  # such files that the rerun wrote once more
+    met: int = 0  # kills that hit a running process
+    finished: list[int] = field(default_factory=list)  # number of files with their final bytes, at each kill
+    again: int = 0  # such files that the rerun wrote again
     torn: list[str] = field(default_factory=list)
     differ: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)  # hidden files after the rerun
@@ -96,7 +96,7 @@ class Found:
 
 
 def works(steps: int = 40, pictures: int = 60) -> dict[str, Work]:
-    """The commands, by name."""
+    """Return the commands by name."""
     fields = [word for name, value in {**TRAIN, "train.steps": steps}.items() for word in (f"--{name}", value)]
     prompts = ["a red apple", "an octopus on a blue background", "two cats"]
     draw = ["--n", pictures // len(prompts), "--batch-size", 2, "--steps", 2, "--stages", 1]
@@ -132,7 +132,7 @@ def prepare(given: Path, tars: int = 12, captions: int = 40, steps: int = 4) -> 
 
 
 def write_pictures(folder: Path, tars: int, each: int) -> None:
-    """Tars of pairs, every seventh without a caption, every fifth a copy of the one before."""
+    """Write tars of pairs; every seventh has no caption, every fifth is a copy of the previous one."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for number in range(tars):
@@ -150,7 +150,7 @@ def write_pictures(folder: Path, tars: int, each: int) -> None:
 
 
 def write_captions(folder: Path, shards: int) -> None:
-    """Tars of captions alone, three each, of between one prompt and four."""
+    """Write tars with three captions each, of one to four prompts."""
     from imagen.data.shards.writer import ShardWriter
     from imagen.emoji.dataset import heldout_prompts
 
@@ -163,7 +163,7 @@ def write_captions(folder: Path, shards: int) -> None:
 
 
 def run(arguments: list[object], kill_after: float | None = None, log: Path | None = None) -> bool:
-    """`imagen ARGUMENTS` in a process of its own, to its end or until it is killed (True)."""
+    """Run `imagen ARGUMENTS` in a new process, to its end or for `kill_after` seconds; return whether it was killed."""
     sys.stdout.flush()
     process = FORK.Process(target=_command, args=([str(argument) for argument in arguments], log))
     process.start()
@@ -187,7 +187,7 @@ def _command(arguments: list[str], log: Path | None) -> None:
 
 
 def attack(work: Work, given: Path, scratch: Path, kills: int, seed: int, repeats: int = 2) -> Found:
-    """Kill `work` so often, each time in a folder of its own. repeats: uninterrupted runs before."""
+    """Kill `work` `kills` times, each time in a new folder. repeats: number of uninterrupted runs before."""
     found, rng = Found(kills=kills), random.Random(f"{seed} {work.name}")
     log = scratch / f"{work.name}.log"
 
@@ -197,7 +197,7 @@ def attack(work: Work, given: Path, scratch: Path, kills: int, seed: int, repeat
         work.prepare(given, path)
         return path / "out", work.arguments(given, path)
 
-    for name in ("first", "whole")[-repeats:]:  # the first one is slower: files come from the disk
+    for name in ("first", "whole")[-repeats:]:  # the first one is slower: it reads files from the disk
         out, arguments = folder(name)
         began = time.time()
         run(arguments, log=log)
@@ -213,13 +213,13 @@ def attack(work: Work, given: Path, scratch: Path, kills: int, seed: int, repeat
             out, arguments = folder(str(kill))
             if kill < early:
                 moment = rng.uniform(0, found.quiet)
-            else:  # one in each equal share
+            else:  # one in each of equal intervals
                 share = (kill - early + rng.random()) / (kills - early)
                 moment = found.quiet + (found.seconds - found.quiet) * share
             if run(arguments, kill_after=moment, log=log):
                 found.met += 1
                 break
-            shutil.rmtree(out.parent)  # it was faster than before
+            shutil.rmtree(out.parent)  # the command ended before the kill
         else:
             continue
         found.torn += [f"kill {kill + 1}: {problem}" for problem in torn(out)]
@@ -236,13 +236,16 @@ def attack(work: Work, given: Path, scratch: Path, kills: int, seed: int, repeat
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """Of a file or folder: another one if it was written again."""
+    """Return a value that changes when a file or folder is written again."""
     return path.stat().st_ino, path.stat().st_mtime_ns
 
 
 def contents(out: Path) -> Files:
-    """The bytes of all files, by their path. Of metrics, without what the clock decides; of checkpoints, the tensors,
-    whose files say when they were written. TensorBoard's files, which do so, too, are left out."""
+    """Return the bytes of all files by path.
+
+    Metrics exclude fields that depend on time; checkpoints are compared by their tensors, because their files contain
+    the time. TensorBoard's files, which contain it too, are skipped.
+    """
     found = {}
     for path in out.rglob("*") if out.exists() else ():
         name = path.relative_to(out)
@@ -259,14 +262,14 @@ def contents(out: Path) -> Files:
 
 
 def _row(line: bytes) -> dict[str, object] | None:
-    """A row of metrics; None for a last one that is cut."""
+    """Return a row of metrics; None for a truncated last one."""
     if not line.endswith(b"\n"):
         return None
     return {name: value for name, value in json.loads(line).items() if name not in TIMING}
 
 
 def _tensors(step: Path) -> bytes:
-    """Of a checkpoint: names, types, shapes and bytes."""
+    """Return the names, types, shapes and bytes of a checkpoint's tensors."""
     found = b""
     for kind in sorted({name.partition(".")[0] for name in read_checkpoint_metadata(step).state_dict_metadata}):
         for name, value in sorted(checkpoint.read(step, kind).items()):
@@ -276,20 +279,20 @@ def _tensors(step: Path) -> bytes:
 
 
 def torn(out: Path) -> list[str]:
-    """Files with their final names that cannot be read."""
+    """Return the problems of files that have their final names but cannot be read."""
     problems = []
     for name in contents(out) if out.exists() else ():
         try:
             _read(out / name)
         except Exception as error:
-            problems.append(f"{name} is not whole ({type(error).__name__}: {error})")
+            problems.append(f"{name} is incomplete ({type(error).__name__}: {error})")
     return problems
 
 
 def _read(path: Path) -> None:
     if path.suffix == ".json":
         json.loads(path.read_text())
-    elif path.suffix == ".jsonl" and path.name != "metrics.jsonl":  # which grows line by line
+    elif path.suffix == ".jsonl" and path.name != "metrics.jsonl":  # metrics.jsonl grows line by line
         for line in path.read_text().splitlines():
             json.loads(line)
     elif path.suffix == ".safetensors":
@@ -307,7 +310,7 @@ def _read(path: Path) -> None:
 
 
 def hidden(out: Path) -> list[str]:
-    """Temporary files and claims; a lock is meant to stay, and so is a checkpoint's account."""
+    """Return leftover temporary files and leases; locks and checkpoint metadata are expected."""
     names = (path.name for path in out.rglob(".*") if path.name not in (".lock", ".metadata"))
     return sorted(names)
 
@@ -328,13 +331,13 @@ def main() -> None:
             print(f"{name}: files finished at each kill: {', '.join(map(str, found[name].finished))}", flush=True)
     print_table(found)
     kills = sum(one.kills for one in found.values())
-    print(f"{kills} kills in {time.monotonic() - began:.0f} s: {'all right' if right(found) else 'NOT RIGHT'}")
+    print(f"{kills} kills in {time.monotonic() - began:.0f} s: {'all passed' if right(found) else 'FAILED'}")
     sys.exit(not right(found))
 
 
 def warm() -> None:
-    """Import everything and load the text encoder: nothing is written before that."""
-    torch.set_num_threads(1)  # others would not survive a fork
+    """Import everything and load the text encoder; commands write nothing before that."""
+    torch.set_num_threads(1)  # other threads would not survive a fork
     encoder = load_text_encoder(TextConfig())
     text.load_text_encoder = lambda config, *_: encoder if config == encoder.config else load_text_encoder(config)
     for module in MODULES:
@@ -362,9 +365,9 @@ def print_table(found: dict[str, Found]) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=10, metavar="N", help="of each command (default: 10)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments (default: 0)")
-    parser.add_argument("--only", type=lambda text: text.split(","), metavar="NAME,...", help="some commands")
+    parser.add_argument("--kills", type=int, default=10, metavar="N", help="kills per command (default: 10)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random moments (default: 0)")
+    parser.add_argument("--only", type=lambda text: text.split(","), metavar="NAME,...", help="only these commands")
     parser.add_argument("--small", action="store_true", help="less work, for a test")
     return parser.parse_args()
 

@@ -1,10 +1,10 @@
-"""`imagen train` under torchrun, ranks of which are killed again and again: does it end as if they had not been?
+"""Kill ranks of `imagen train` under torchrun, and compare the result with an uninterrupted run.
 
     python benchmarks/kill_train.py [--kills 20] [--ranks 2] [--shard 1] [--seed 0]
 
 Trains `debug_64` on a small emoji data set twice: without interruption, and with a rank killed (SIGKILL) at random
-moments, each time a while after the ranks that torchrun started again have made a step, so that some fall into a save.
-Checkpoints are written every third step. Metrics and all tensors of the last checkpoint must be the same bit for bit.
+moments. Each kill follows a step of the restarted ranks after a random delay, so that some fall into a save.
+Checkpoints are written every third step. Metrics and all tensors of the last checkpoint must be bit-identical.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
         if (code := torchrun.wait()) != 0:
             sys.exit(f"torchrun ended with {code} after {kills} kills:\n{log.read_text()[-3000:]}")
         same = rows(killed) == rows(whole) and tensors(killed) == tensors(whole)
-    print(f"{kills} kills, {in_a_save} of them in a save: the run's end is {'the same' if same else 'ANOTHER'}")
+    print(f"{kills} kills, {in_a_save} of them in a save: the result is {'identical' if same else 'DIFFERENT'}")
     sys.exit(not same)
 
 
@@ -69,7 +69,7 @@ def start(options: argparse.Namespace, data: Path, run: Path, log: Path) -> subp
 
 
 def wait_for_a_step(torchrun: subprocess.Popen, run: Path) -> bool:
-    """Until a checkpoint is there that was not; False if torchrun ended before."""
+    """Wait for a new checkpoint; return False if torchrun ends first."""
     before, started = checkpoint_paths(run / "checkpoints"), time.monotonic()
     while torchrun.poll() is None:
         if checkpoint_paths(run / "checkpoints") != before:
@@ -95,7 +95,7 @@ def rows(run: Path) -> list[dict]:
 
 
 def tensors(run: Path) -> dict[str, list]:
-    """Of the last checkpoint, as bytes that compare."""
+    """Return the tensors of the last checkpoint as lists of bytes."""
     path = checkpoint_paths(run / "checkpoints")[-1]
     found = {kind: checkpoint.read(path, kind) for kind in ("model", "ema", "optimizer")}
     return {

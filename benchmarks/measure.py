@@ -1,4 +1,4 @@
-"""What the benchmarks share: facts about the machine, counted operations, two clocks."""
+"""Shared parts of the benchmarks: machine description, FLOP counts, timers."""
 
 import os
 import platform
@@ -16,13 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from imagen import __version__
 
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
-BACKWARD = 2  # a backward costs two forwards: the gradient of the input and that of the weights
+BACKWARD = 2  # cost of a backward pass in forward passes: gradients of the input and of the weights
 
 
 class Clock:
-    """Wall time and the process's CPU time (all threads) of repeated work, in seconds, one entry a repeat.
+    """Wall time and CPU time (all threads of the process) of repeated work, in seconds, one entry per repeat.
 
-    On a machine that others use, too, CPU time says more than wall time does.
+    On a shared machine CPU time is more reliable than wall time.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Clock:
         self.cpu.append(time.process_time() - cpu)
 
     def forget(self) -> None:
-        """Drop what has been timed so far: it was warm-up."""
+        """Drop all entries, after a warm-up."""
         self.wall.clear()
         self.cpu.clear()
 
@@ -54,10 +54,10 @@ class Clock:
 
 
 def gflop(forward: Callable[[], object]) -> float:
-    """Convolutions and matrix products that `forward` asks for, in 1e9 operations (a multiply-add is two).
+    """Count convolutions and matrix products of `forward`, in GFLOP (a multiply-add is two operations).
 
-    Count on the meta device: there attention is taken apart into the matrix products that
-    the counter knows, which it does not know inside a CPU's fused kernel.
+    Run it on the meta device: there attention is decomposed into matrix products, which the counter includes. It does
+    not count the fused attention kernel of a CPU.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         forward()
@@ -70,14 +70,14 @@ def parameter_count(model: nn.Module) -> int:
 
 @torch.no_grad()
 def fill_zeros(model: nn.Module) -> None:
-    """Give small random values to all weights that start at zero, so that no product in the measured work is idle."""
+    """Set all parameters that are zero to small random values, so that no product in the measured work is trivial."""
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
 
 
 def machine() -> dict[str, Any]:
-    """What a figure depends on beside the code."""
+    """Return the properties of the machine and the software that affect a measurement."""
     info = _cpuinfo()
     flags = (info.get("flags") or info.get("Features") or "").split()
     return {
@@ -95,14 +95,14 @@ def machine() -> dict[str, Any]:
 
 
 def describe_machine(facts: dict[str, Any]) -> str:
-    """The facts as one line."""
+    """Format the result of `machine` as one line."""
     sets = " ".join(facts["instruction_sets"]) or facts["torch_cpu_capability"]
     load = "" if facts["load_before"] is None else f", load before {facts['load_before']:.1f}"
     return f"{facts['cpu']}, {facts['threads']} of {facts['cores']} cores, {sets}; torch {facts['torch']}{load}"
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty where there is no such file."""
+    """Return the fields of the first processor in /proc/cpuinfo; empty if the file does not exist."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:

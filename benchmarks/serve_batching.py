@@ -1,12 +1,12 @@
-"""Pictures a second of the serving engine: one at a time, and several at once, at each stage of the packaged cascade.
+"""Images per second of the serving engine for several batch sizes, at each stage of the packaged cascade.
 
     python benchmarks/serve_batching.py [--precision auto] [--threads N] [--rounds N] [--seconds S] [--json FILE]
 
-The engine's turns are called here, in this thread, so that processor time is that of drawing alone. Requests differ in
-prompt and seed. Each round measures all counts, in turn forwards and backwards. After --seconds, loading included, it
-ends where it stands: what is half measured is dropped, and what was not measured at all is named. "busy" is the share
-of the threads' time in which they ran. Far below 100 %, other processes held the processor, and wall time says little:
-threads wait for each other in every layer, so two of them suffer most. Needs `imagen-cascade[demo,serve]`.
+The engine's loop runs in the main thread, so that CPU time is that of sampling alone. Requests differ in prompt and
+seed. Each round measures all counts, alternately forwards and backwards. The benchmark stops after --seconds, including
+loading: incomplete measurements are dropped, and missing ones are listed. "busy" is CPU time as a share of threads x
+wall time. Far below 100 %, other processes used the CPU and wall time is unreliable, because threads wait for each
+other in every layer. Needs `imagen-cascade[demo,serve]`.
 """
 
 import argparse
@@ -20,24 +20,24 @@ from measure import describe_machine, machine
 
 from imagen.cascade import Cascade
 from imagen.files import write_json
+from imagen.serve.batching import NetworkBatcher
 from imagen.serve.config import Limits
 from imagen.serve.engine import Engine
-from imagen.serve.gather import Answering
 from imagen.serve.metrics import Metrics
-from imagen.serve.work import Step, Work
+from imagen.serve.task import ImageTask, Step
 
 PROMPTS = ("an octopus on a blue background", "a cat on a green background", "a pizza on a red background")
-COUNTS = ((1, 1), (1, 4), (1, 16), (1, 32), (2, 1), (2, 4))  # stages that run, and pictures at once
-PICTURES = {1: 4, 2: 2}  # of a measurement, by stages; never fewer than are drawn at once
+COUNTS = ((1, 1), (1, 4), (1, 16), (1, 32), (2, 1), (2, 4))  # stages that run, images at once
+IMAGES = {1: 4, 2: 2}  # at least, per measurement, by number of stages
 
-Rate = tuple[float, float]  # pictures per second of wall time, and of processor time
+Rate = tuple[float, float]  # images per second of wall time, and of CPU time
 
 
 def rate(engine: Engine, count: int, stages: int, end: float) -> Rate | None:
-    """Draw pictures, `count` at once, each begun where one ends; None if time is up first (`time.perf_counter`)."""
-    left = max(count, PICTURES[stages])
-    plans = [
-        engine.cascade.plan(
+    """Measure the rate with `count` images at once; None if it is not finished at `end` (`time.perf_counter`)."""
+    left = max(count, IMAGES[stages])
+    requests = [
+        engine.cascade.request(
             [PROMPTS[i % 3]], seeds=[i], stages=stages, batch_size=1, device="cpu", precision=engine.precision
         )
         for i in range(left)
@@ -51,8 +51,8 @@ def rate(engine: Engine, count: int, stages: int, end: float) -> Rate | None:
             begin()
 
     def begin() -> None:
-        if plans:
-            engine.submit([Work(plans.pop(), f"client {len(plans) % 4}", report)])
+        if requests:
+            engine.submit([ImageTask(requests.pop(), f"client {len(requests) % 4}", report)])
 
     began, cpu = time.perf_counter(), time.process_time()
     for _ in range(count):
@@ -61,7 +61,7 @@ def rate(engine: Engine, count: int, stages: int, end: float) -> Rate | None:
         if time.perf_counter() > end:
             return None
         engine._admit()
-        engine._turn()
+        engine._run_batch()
     return total / (time.perf_counter() - began), total / (time.process_time() - cpu)
 
 
@@ -73,17 +73,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=200.0)
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
-    end = time.perf_counter() + options.seconds  # loading included: a busy machine takes its time for that, too
+    end = time.perf_counter() + options.seconds  # including loading
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
     cascade = Cascade.load("emoji", precision=options.precision, stages=max(stages for stages, _ in COUNTS))
     engine = Engine(cascade, Limits(), torch.device("cpu"), Metrics(), options.precision)
-    engine._answering = [Answering(stage, engine.device, engine.precision) for stage in cascade.stages]
-    cascade.sample(PROMPTS, device="cpu", precision=engine.precision, steps=2, progress=False)  # texts, and warm
+    engine._batchers = [NetworkBatcher(stage, engine.device, engine.precision) for stage in cascade.stages]
+    # Encodes the prompts and warms up.
+    cascade.sample(PROMPTS, device="cpu", precision=engine.precision, steps=2, progress=False)
     rates = measured(engine, options.rounds, end)
     for stages, count in COUNTS:
         if (stages, count) not in rates:
-            print(f"{stages} stage(s), {count:2} at once: not measured, there was no time")
+            print(f"{stages} stage(s), {count:2} at once: not measured: out of time")
     rows = [row(*key, rates[key], rates[key[0], 1]) for key in COUNTS if key in rates and (key[0], 1) in rates]
     for each in rows:
         print(
@@ -97,7 +98,7 @@ def main() -> None:
 
 
 def measured(engine: Engine, rounds: int, end: float) -> dict[tuple[int, int], list[Rate]]:
-    """The rates of each count, round by round, until `end` (`time.perf_counter`)."""
+    """Return the rates of each count, one per round, measured until `end` (`time.perf_counter`)."""
     found: dict[tuple[int, int], list[Rate]] = {}
     for number in range(rounds):
         for stages, count in COUNTS if number % 2 == 0 else reversed(COUNTS):
@@ -110,7 +111,7 @@ def measured(engine: Engine, rounds: int, end: float) -> dict[tuple[int, int], l
 
 
 def row(stages: int, count: int, rates: list[Rate], alone: list[Rate]) -> dict[str, Any]:
-    """Medians; ratios are those of medians, since the last round may have ended before its turn."""
+    """Return medians, and ratios of medians: the last round may be incomplete."""
     wall, cpu = (statistics.median(column) for column in zip(*rates, strict=True))
     ratio = [statistics.median(r[i] for r in rates) / statistics.median(a[i] for a in alone) for i in (0, 1)]
     return {

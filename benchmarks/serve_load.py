@@ -1,11 +1,11 @@
-"""A server under load: requests of every kind, good and bad, many at once.
+"""Load test of a server: valid and invalid requests of every kind, many at once.
 
     imagen serve emoji --port 8000 &
     python benchmarks/serve_load.py http://127.0.0.1:8000 [--requests 10000] [--at-once 64] [--json FILE]
 
-Which request comes when is decided by --seed. Each kind says which answers are right for it; anything else, an
-exception included, counts as wrong. While it runs the server's memory is read from /metrics; in the end every picture
-that was accepted must be accounted for, and none be on its way. Sends to this machine alone. Needs httpx.
+--seed determines the order of requests. Each kind of request defines its correct responses; any other response or
+exception counts as wrong. During the test the server's memory is read from /metrics. At the end every accepted image
+must be accounted for, and none may be in progress. Sends requests to this machine only. Needs httpx.
 """
 
 import argparse
@@ -36,7 +36,7 @@ PROMPTS = [
     for thing in ("an octopus", "a cat", "a pizza", "a red apple", "a rocket")
     for colour in ("blue", "green", "red", "yellow")
 ]
-Kind = Callable[["Load"], Awaitable[bool]]  # whether the answer was right
+Kind = Callable[["Load"], Awaitable[bool]]  # returns whether the response was correct
 
 
 class Load:
@@ -45,14 +45,14 @@ class Load:
         self.random = random.Random(seed)
         self.picture = png(64)
         self.large = png(256)
-        self.busy = 0  # answers 429, each asked again as it said
+        self.busy = 0  # responses 429; each request is repeated after its Retry-After
 
     def body(self, size: int = 64, **fields: Any) -> dict[str, Any]:
         seed = self.random.randrange(2**31)
         return {"prompt": self.random.choice(PROMPTS), "seed": seed, "size": f"{size}x{size}", **fields}
 
     async def post(self, path: str, **request: Any) -> httpx.Response:
-        """Again after 429, as long as it is said."""
+        """Send a POST request, and repeat it after each 429."""
         while True:
             answer = await self.client.post(path, **request)
             if answer.status_code != 429:

@@ -1,11 +1,11 @@
-"""Imagen: text-to-image diffusion cascades in pixel space (arXiv 2205.11487).
+"""Train and sample text-to-image diffusion cascades in pixel space (Imagen, arXiv 2205.11487).
 
     import imagen
 
     cascade = imagen.load("emoji")
     cascade.sample("a red apple")[0].save("apple.png")
 
-Importing it is quick: torch comes with the first use of a name.
+Importing it is fast: torch is imported when a name is first used.
 """
 
 from pathlib import Path
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from imagen.cascade.cascade import Cascade
     from imagen.diffusion.noise import Variation
     from imagen.precision import Precision
+    from imagen.train.callbacks import Callback
     from imagen.train.run import train_run
 
-__title__ = "imagen-cascade"  # tells this `imagen` from others (imagen_cascade.py)
-__all__ = ["Cascade", "UserError", "Variation", "__version__", "load", "train_run"]
+__title__ = "imagen-cascade"  # distinguishes this `imagen` from others (imagen_cascade.py)
+__all__ = ["Callback", "Cascade", "UserError", "Variation", "__version__", "load", "train_run"]
 _LAZY = {
+    "Callback": "imagen.train.callbacks",
     "Cascade": "imagen.cascade.cascade",
     "Variation": "imagen.diffusion.noise",
     "train_run": "imagen.train.run",
@@ -38,12 +40,12 @@ def load(
 ) -> "Cascade":
     """Load a cascade, or the one stage of a training run.
 
-    path: a folder; the name of weights that come with the package, "emoji"; or org/name on the Hugging Face hub, from
-        where only safetensors and JSON are read.
-    stages: only this many, from the base on.
-    precision: "bf16" or "fp16" holds the weights in half of the memory, for sampling in that format; "auto": the format
-        in which the device multiplies fastest.
-    int8_text: hold the text encoder's weights in 8 bits.
+    path: a folder; "emoji", the cascade that is packaged with imagen; or org/name on the Hugging Face hub, from which
+        only safetensors and JSON files are downloaded.
+    stages: load only the first `stages` stages.
+    precision: "bf16" or "fp16" stores the weights in that format, which halves their memory, for sampling in it;
+        "auto": the format in which the device multiplies fastest.
+    int8_text: store the text encoder's weights in 8 bits.
 
     Raises UserError if anything is missing or damaged. `Cascade.sample` takes all other options.
     """
@@ -53,7 +55,7 @@ def load(
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PACKAGES:  # `imagen.train.config` after `import imagen` alone
+    if name in _PACKAGES:  # allows `imagen.train.config` after `import imagen`
         from importlib import import_module
 
         return import_module(f"imagen.{name}")

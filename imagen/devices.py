@@ -1,4 +1,4 @@
-"""Which device computes where nobody chose one, how it is set up, and how it is given what it computes with."""
+"""Choose a default device, set it up, and copy tensors to and from it without blocking."""
 
 import os
 from collections.abc import Callable
@@ -17,8 +17,8 @@ def default_device() -> str:
 def set_up(device: torch.device | str) -> None:
     """Choose an NVIDIA GPU for the calling thread, and what serves networks of fixed shapes. Threads begin with GPU 0.
 
-    Convolutions are timed once for each shape (cudnn.benchmark). Segments of memory that can grow hold tensors of
-    changing sizes, a validation grid's between training's, without gaps; PYTORCH_ALLOC_CONF overrides.
+    cuDNN times convolutions once per shape (cudnn.benchmark). Expandable segments avoid fragmentation when tensor sizes
+    change, for example between training and sample grids; PYTORCH_ALLOC_CONF overrides them.
     """
     device = torch.device(device)
     if device.type != "cuda":
@@ -30,20 +30,20 @@ def set_up(device: torch.device | str) -> None:
     torch.backends.cudnn.benchmark = True
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`, without waiting for it: the copy is queued, from pinned memory, as only such copies are."""
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to `device` without blocking, by way of pinned memory, as asynchronous copies require."""
     if device.type == "cpu" or tensor.device.type != "cpu":
         return tensor.to(device)
-    return pinned(tensor, device).to(device, non_blocking=True)
+    return pin(tensor, device).to(device, non_blocking=True)
 
 
-def pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` in memory that `device` reads and writes by itself; as it is where there is no such memory."""
+def pin(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor in pinned memory if `device` is a CUDA device, else unchanged."""
     return tensor.pin_memory() if device.type == "cuda" and not tensor.is_pinned() else tensor
 
 
-def fetched(tensor: Tensor) -> tuple[Tensor, Callable[[], object]]:
-    """(a copy on the CPU, what waits until it is there). On an NVIDIA GPU the copy is queued, elsewhere it is made."""
+def fetch(tensor: Tensor) -> tuple[Tensor, Callable[[], object]]:
+    """Return a copy on the CPU and a function that waits for it. From CUDA devices the copy is asynchronous."""
     if tensor.device.type != "cuda":
         return (tensor if tensor.is_meta else tensor.cpu()), _nothing
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -54,4 +54,4 @@ def fetched(tensor: Tensor) -> tuple[Tensor, Callable[[], object]]:
 
 
 def _nothing() -> None:
-    """What there is to wait for where a copy is made at once."""
+    """Return immediately: a synchronous copy is complete."""

@@ -1,6 +1,6 @@
-"""The package's name where it is installed from, which is not the name it is imported by, and what may clash with it.
+"""Name the distribution, which differs from the import name, and detect packages that conflict with it.
 
-On the Python Package Index `imagen` is another project, and imagen-pytorch brings a command `imagen`, too.
+On PyPI `imagen` is another project, and imagen-pytorch also installs a command `imagen`.
 """
 
 import shutil
@@ -15,15 +15,15 @@ NAME = "imagen-cascade"
 
 
 def missing(what: str, extra: str) -> UserError:
-    """Return the error of an optional package that is not installed.
+    """Return the error for an optional package that is not installed.
 
-    what: which one and what needs it, "drawing needs the package matplotlib". extra: of ours, that brings it.
+    what: the package and its use, as in "drawing needs the package matplotlib". extra: the extra that installs it.
     """
     return UserError(f"{what}; run: pip install '{NAME}[{extra}]'")
 
 
 def clashes() -> Iterator[str]:
-    """Yield a line for each other package that has put a module or a command `imagen` here. Takes milliseconds."""
+    """Yield a message for each other package that installed a module or a command `imagen`. Takes milliseconds."""
     remedy = f"run: pip uninstall imagen && pip install --force-reinstall --no-deps {NAME}"
     with suppress(metadata.PackageNotFoundError):
         other = metadata.distribution("imagen")
@@ -34,7 +34,7 @@ def clashes() -> Iterator[str]:
 
 
 def _is_ours(command: Path) -> bool:
-    """Whether a command starts this package; True for what is no script, such as Windows's launchers."""
+    """Return whether a command starts this package; True if it is not a script, such as the launchers of Windows."""
     try:
         with command.open("rb") as file:
             script = file.read(4096)

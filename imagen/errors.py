@@ -1,22 +1,22 @@
-"""The one exception that means "you can fix this yourself"."""
+"""Define the exception for mistakes that users can correct, and checks that raise it."""
 
 import difflib
 import math
 from collections.abc import Iterable
 
-LIMIT = 2**63  # of whole numbers
+LIMIT = 2**63  # whole numbers must be below it
 
 
 class UserError(Exception):
-    """A mistake that the user can correct.
+    """Report a mistake in input, configuration or environment that the user can correct.
 
-    The message is one line: what was wrong, where, and what to do. The command
-    line prints it on stderr and exits with code 2, never with a traceback.
+    The message is one line: what was wrong, where, and what to do. The command line prints it to stderr and exits with
+    code 2, without a traceback.
     """
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'X'?" with the nearest of `known`, or "" if none is near."""
+    """Return "; did you mean 'X'?" with the closest of `known`, or "" if none is close."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -30,9 +30,9 @@ def check_number(
     most: float | None = None,
     below: float | None = None,
 ) -> None:
-    """UserError, beginning with `name`, unless `value` is finite and inside the bounds that are given.
+    """Raise UserError, beginning with `name`, unless `value` is finite and within the bounds.
 
-    Whole numbers must be below 2^63, too: beyond that neither tensors nor files can count.
+    Whole numbers must also be below 2^63, the range of tensors and files.
     """
     finite = -LIMIT <= value < LIMIT if isinstance(value, int) else math.isfinite(value)
     bounds = [
@@ -41,7 +41,7 @@ def check_number(
         (most, "at most", most is None or value <= most),
         (below, "below", below is None or value < below),
     ]
-    if finite and all(kept for _, _, kept in bounds):
+    if finite and all(satisfied for _, _, satisfied in bounds):
         return
     wanted = [f"{words} {shown(bound)}" for bound, words, _ in bounds if bound is not None]
     if not finite and isinstance(value, int) and most is below is None:
@@ -50,19 +50,19 @@ def check_number(
 
 
 def check_text(name: str, text: str, most: int | None = None) -> None:
-    """UserError, beginning with `name`, unless `text` is UTF-8, without zero bytes, and at most `most` characters."""
+    """Raise UserError, beginning with `name`, unless `text` is UTF-8 without NUL, at most `most` characters long."""
     if most is not None and len(text) > most:
-        raise UserError(f"{name} has {len(text):,} characters; at most {most:,} are possible ({quoted(text)})")
+        raise UserError(f"{name} has {len(text):,} characters; at most {most:,} are allowed ({quoted(text)})")
     try:
         text.encode()
-    except UnicodeEncodeError:  # what Python makes of bytes that are no text, or JSON of half of a surrogate pair
+    except UnicodeEncodeError:  # surrogates: from undecodable bytes, or from half of a pair in JSON
         raise UserError(f"{name} is not UTF-8: {quoted(text)}") from None
     if "\0" in text:
         raise UserError(f"{name} holds a zero byte: {quoted(text)}")
 
 
 def quoted(value: object) -> str:
-    """As Python writes it, cut where it would fill the screen."""
+    """Return the repr of a value, truncated to about 60 characters."""
     if isinstance(value, str):
         return repr(value) if len(value) <= 60 else f"{value[:50]!r}..."
     text = shown(value) if isinstance(value, int) and not isinstance(value, bool) else repr(value)
@@ -70,7 +70,7 @@ def quoted(value: object) -> str:
 
 
 def shown(value: float) -> str:
-    """A number for people: 64, 0.25, 2,500,000, about 10^400."""
+    """Format a number for messages: 64, 0.25, 2,500,000, about 10^400."""
     if not isinstance(value, int):
         return f"{value:g}"
     if abs(value) >= LIMIT:

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and opened only if they are files."""
+"""Write files atomically, and open only regular files."""
 
 import errno
 import hashlib
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from imagen.errors import UserError
-from imagen.system import PLACE, is_alive
+from imagen.system import HOST_ID, is_alive
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-MOST_NESTED = 100  # lists and objects inside each other in a JSON text; what is written here has fewer than ten
-MOST_JSON = 2**26  # bytes of a JSON file; in memory it may take twenty times as much
+MOST_NESTED = 100  # depth of nested lists and objects in JSON; our own files have fewer than ten
+MOST_JSON = 2**26  # bytes of a JSON file; parsed, it may take twenty times the memory
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -31,14 +31,14 @@ _KINDS = (
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success rename it over `path`, and make that survive a power cut.
+    """Yield a temporary path in the folder of `path`; on success rename it to `path` and sync the file and the folder.
 
-    Folders that are missing are made. A killed process leaves the old file untouched and at most a `.tmp` file behind,
-    which the next process to write into that folder removes.
-    A full disk or a place that cannot be written raises UserError, with the half-written temporary file removed.
+    Creates missing folders. If the process is killed, the old file is unchanged, and at most a `.tmp` file remains,
+    which the next process that writes to the folder removes.
+    Raises UserError if the disk is full or the path is not writable, and removes the temporary file.
     """
     path = Path(path)
-    # The last part keeps apart processes of the same number on machines, or in containers, that share the folder.
+    # The last part distinguishes equal process ids on hosts, or in containers, that share the folder.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{_HERE}{secrets.token_hex(3)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,18 +50,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        with suppress(OSError):  # where there is no folder
+        with suppress(OSError):  # the folder may not exist
             temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
-_HERE = hashlib.blake2b(PLACE.encode(), digest_size=3).hexdigest()
+_HERE = hashlib.blake2b(HOST_ID.encode(), digest_size=3).hexdigest()
 _LEFT = re.compile(rf"\..+\.(\d+)-{_HERE}[0-9a-f]{{6}}\.tmp")
 _swept: set[str] = set()
 
 
 def _sweep(folder: Path) -> None:
-    """Remove the temporary files of processes of this machine that were killed; once for each folder."""
+    """Remove temporary files of killed processes on this host, once per folder."""
     name = os.path.abspath(folder)
     if name in _swept:
         return
@@ -74,17 +74,17 @@ def _sweep(folder: Path) -> None:
 
 
 def cannot_write(path: str | Path, error: Exception) -> UserError:
-    """The one line for an error met while writing `path`."""
+    """Return the UserError for an exception raised while writing `path`."""
     code = getattr(error, "errno", None)
     reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
     if isinstance(error, FileExistsError | NotADirectoryError):  # mkdir's "File exists" would mislead
         reason = f"{Path(path).parent} is not a folder"
-    remedy = "free some space or choose another place" if code in FULL or code is None else "choose another place"
+    remedy = "free some space or choose another folder" if code in FULL or code is None else "choose another folder"
     return UserError(f"cannot write {path}: {reason}; {remedy}")
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut, where the system lets a folder be opened."""
+    """Sync renames in `folder` to disk, if the operating system allows opening folders."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -95,7 +95,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def copy_licences(source: Path, target: Path) -> None:
-    """Copy files named LICENSE* along with what they are the licence of; those that `target` has already stay."""
+    """Copy LICENSE* files that `target` does not have yet."""
     for licence in sorted(source.glob("LICENSE*")):
         if licence.is_file() and not (target / licence.name).exists():
             with replacing(target / licence.name) as temporary:
@@ -114,17 +114,17 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 class NotAFile(OSError):
-    """What is there is a folder, a pipe or a device."""
+    """Report that a path is a folder, a pipe or a device, and not a regular file."""
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a file for reading bytes; whatever is there, this does not wait.
+    """Open a regular file for reading bytes, without ever blocking.
 
-    Raises NotAFile for anything else (a pipe that nobody writes to would be waited for without end, a device may have
-    no end), and else as `open` does.
+    Raises NotAFile for anything else, because a pipe without a writer blocks forever and a device may have no end.
+    Otherwise raises as `open` does.
     """
-    # Looked at before it is opened, since opening a device may do something; and without waiting, since what is there
-    # may be replaced meanwhile.
+    # Checked before opening, because opening a device may have side effects; and opened without blocking and checked
+    # again, because the file may be replaced in between.
     _check_regular(os.stat(path).st_mode)
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
@@ -136,9 +136,9 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def open_given(path: str | Path) -> BinaryIO:
-    """Open a file that a user named, as `open_regular` does.
+    """Open a file that the user named, as `open_regular` does.
 
-    Raises UserError naming the path if nothing is there, if it is no file, or if it cannot be read.
+    Raises UserError, naming the path, if it does not exist, is not a regular file, or cannot be read.
     """
     try:
         return open_regular(path)
@@ -146,7 +146,7 @@ def open_given(path: str | Path) -> BinaryIO:
         raise UserError(f"{path} does not exist") from None
     except NotAFile as error:
         raise UserError(f"{path} is {error.strerror}") from None
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte, or that the system cannot express
+    except (OSError, ValueError) as error:  # ValueError: a name with NUL or that cannot be encoded
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
@@ -165,7 +165,7 @@ def read_json(path: str | Path, most: int = MOST_JSON) -> Any:
         with open_given(path) as file:
             data = file.read(most + 1)
         if len(data) > most:
-            raise UserError(f"{path} is larger than {most:,} bytes, the limit for JSON of its kind")
+            raise UserError(f"{path} is larger than {most:,} bytes, the limit for such JSON files")
         return parse_json(data)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
@@ -174,7 +174,7 @@ def read_json(path: str | Path, most: int = MOST_JSON) -> Any:
 
 
 def read_json_lines(path: str | Path, needed: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Read JSON lines; UserError, naming file and line, unless each is an object with the fields `needed`."""
+    """Read JSON lines. Raises UserError, naming file and line, unless each is an object with the fields `needed`."""
     try:
         with open_given(path) as file:
             lines = file.read().split(b"\n")
@@ -189,16 +189,15 @@ def _row(line: bytes, where: str, needed: Sequence[str]) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{where}, is damaged: {error}") from None
     if not isinstance(row, dict) or any(name not in row for name in needed):
-        raise UserError(f"{where}, is damaged: it is no object with {', '.join(needed) or 'fields'}")
+        raise UserError(f"{where}, is damaged: it is not an object with {', '.join(needed) or 'fields'}")
     return row
 
 
 def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
     """Return the value of a JSON text (UTF-8 if bytes).
 
-    Raises ValueError if it is none, if it is nested more than MOST_NESTED deep (Python reads a thousand levels, but
-    what then walks through them fails) or, unless `finite` is False, if a number in it is NaN, infinite or beyond
-    the range of float.
+    Raises ValueError if it is invalid, or nested more than MOST_NESTED deep: Python parses a thousand levels, but
+    recursive code then fails. Unless `finite` is False, NaN, infinity and numbers beyond the range of float are errors.
     """
     too_deep = f"it is nested more than {MOST_NESTED} deep"
     if isinstance(text, bytes):
@@ -225,7 +224,7 @@ _STRICT: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite}
 
 
 def _depth(value: Any) -> int:
-    """How many lists and objects lie inside each other, counted without recursion."""
+    """Return the nesting depth of lists and objects, computed without recursion."""
     depth, level = 0, [value]
     while level := [each for each in level if isinstance(each, dict | list)]:
         depth += 1

@@ -1,4 +1,4 @@
-"""GPUs as data: stated peaks for the MFU, memory and bandwidth for `imagen plan`."""
+"""A table of GPUs: stated peaks for the MFU; memory and bandwidth for `imagen plan`."""
 
 import os
 import re
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from imagen.errors import UserError
 
 GIB = 2**30
-GPUS_PER_MACHINE = 8  # joined by links; between machines, each has its own network bandwidth. Assumed.
+GPUS_PER_MACHINE = 8  # assumed: connected by links; each GPU has its own network bandwidth to other machines
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """A GPU. Those whose memory is given can be planned with."""
+    """Specification of a GPU. `imagen plan` needs its memory."""
 
-    chip: str = ""  # words of the device's name in torch
-    tflops: float | None  # stated 10^12 dense operations per second in bf16; None: no figure, no time is estimated
+    chip: str = ""  # part of the device's name in torch
+    tflops: float | None  # stated 10^12 dense operations per second in bf16; None: unknown, no time is estimated
     tf32_tflops: float | None = None  # the same in float32, for which torch uses TF32 in convolutions
     memory: float = 0.0  # GiB, as the driver reports it
-    link: float = 0.0  # to the other GPUs of the machine, 10^9 bytes per second each way
-    network: float = 0.0  # its share to other machines, likewise; assumed: 400 or 200 Gbit/s each, or a plain card
+    link: float = 0.0  # to other GPUs of the machine, 10^9 bytes per second in each direction
+    network: float = 0.0  # to other machines, likewise; assumed: 400, 200, 100 or 10 Gbit/s per GPU
 
 
 # Peaks without sparsity and links from NVIDIA's data sheets: A100 (2021), H100 SXM, H200 SXM, L40S, DGX B200, Ada GPU
-# architecture (RTX 4090, with sums in float32) and others. Their figures with sparsity, and of links both ways, are
-# halved. Memory as nvidia-smi shows it.
+# architecture (RTX 4090, with float32 accumulation) and others. Figures with sparsity, and of links in both directions,
+# are halved. Memory as nvidia-smi shows it.
 GPUS = {
     "a100-40gb": Gpu(chip="A100", tflops=312, tf32_tflops=156, memory=40.0, link=300, network=25),
     "a100-80gb": Gpu(chip="A100", tflops=312, tf32_tflops=156, memory=80.0, link=300, network=25),
@@ -53,7 +53,7 @@ PLANNABLE = {name: gpu for name, gpu in GPUS.items() if gpu.memory}
 
 
 def find_gpu(name: str) -> Gpu:
-    """Return the GPU of that name, or for "cpu" this machine's memory. Raises UserError, with all names, for others."""
+    """Return a GPU by name, or this machine's memory for "cpu". Raises UserError, with all names, for unknown ones."""
     if name == "cpu":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
         return Gpu(memory=memory, tflops=None, link=10, network=1.25)
@@ -63,7 +63,7 @@ def find_gpu(name: str) -> Gpu:
 
 
 def identify_gpu(device_name: str) -> Gpu | None:
-    """Return the GPU of a device's name in torch; None for an unknown one, or a part of one (MIG)."""
+    """Return the GPU of a device's name in torch; None if it is unknown, or a MIG instance."""
     if " MIG " in f"{device_name} ":
         return None
     longest_first = sorted(GPUS.values(), key=lambda gpu: -len(gpu.chip))  # H100 NVL before H100

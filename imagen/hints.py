@@ -1,4 +1,4 @@
-"""What to say of a keyword argument that does not exist: the nearest name, or ours for another library's."""
+"""Suggest a keyword argument in place of an unknown one: the closest name, or the equivalent of one in diffusers."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ from imagen.errors import suggest
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Arguments of diffusers, and what stands for them here.
+# Arguments of diffusers, and their equivalents here.
 OURS = {
     "callback": "`on_step`",
     "callback_on_step_end": "`on_step`",
@@ -32,7 +32,7 @@ OURS = {
     "prompt": "`prompts`, the first argument",
     "prompt_embeds": "`prompts`, a list of float tensors [L, D]",
     "rows": "`micro_batch`",
-    "safety_checker": "nothing",
+    "safety_checker": "none",
     "scheduler": "`sampler`",
     "seed": "`seeds`, one for all images or a list",
     "timesteps": "`steps` and `spacing`",
@@ -43,12 +43,12 @@ OURS = {
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """Return "; in its place there is ..." or "; did you mean ...?" for an unknown argument, or ""."""
-    return f"; in its place there is {OURS[name]}" if name in OURS else suggest(name, known)
+    """Return "; the equivalent here is ..." or "; did you mean ...?" for an unknown argument, or ""."""
+    return f"; the equivalent here is {OURS[name]}" if name in OURS else suggest(name, known)
 
 
 def keyword_hints(function: Callable[P, R]) -> Callable[P, R]:
-    """Let the TypeError for an unknown keyword argument of `function` name the one that was meant."""
+    """Add a suggestion to the TypeError for an unknown keyword argument of `function`."""
     known = list(inspect.signature(function).parameters)
 
     @wraps(function)

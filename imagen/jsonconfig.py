@@ -1,4 +1,4 @@
-"""Frozen dataclasses to strict JSON and back."""
+"""Convert frozen dataclasses to strict JSON and back."""
 
 import dataclasses
 import json
@@ -21,16 +21,16 @@ _WORDS: dict[Any, str] = {
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """A dataclass as plain dicts and lists (tuples become lists), ready for `json.dumps`."""
+    """Return a dataclass as plain dicts and lists (tuples become lists), ready for `json.dumps`."""
     return _plain(dataclasses.asdict(config))
 
 
 def from_json(cls: type[T], value: Any, where: str) -> T:
-    """Build the dataclass `cls` from what `to_json` made.
+    """Build the dataclass `cls` from the output of `to_json`.
 
-    Every key must be known and every value of its field's type, NaN and infinity excluded; otherwise
-    UserError names `where` (a file, say), the field, what was expected, and the nearest known name.
-    What a dataclass itself refuses is named in the same way.
+    All keys must be known, and all values must have their field's type; NaN and infinity are errors. Otherwise raises
+    UserError with `where` (such as a file), the field, what was expected, and the closest known name. Errors of the
+    dataclass's own checks get the same prefix.
     """
     return _object(cls, value, where, "")
 
@@ -54,7 +54,7 @@ def _object(cls: type[T], value: Any, where: str, path: str) -> T:
 
 
 def _build(kind: Any, value: Any, where: str, path: str) -> Any:
-    """`value` as a field of type `kind`: the types that configs have, and no others."""
+    """Convert `value` to a field of type `kind`. Supports only the types in our configs."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):  # X | None
         (inner,) = (arg for arg in args if arg is not types.NoneType)
@@ -81,7 +81,7 @@ def _build(kind: Any, value: Any, where: str, path: str) -> Any:
     kind = origin or kind
     if kind is float and isinstance(value, int) and not isinstance(value, bool):  # many tools write 1.0 as 1
         value = float(value) if abs(value) < 2**1023 else math.inf
-    # To Python True is an int; in a config it is a mistake.
+    # In Python True is an int; in a config it is a mistake.
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise _wrong(where, path, value, _WORDS[kind])
     if kind is float and not math.isfinite(value):

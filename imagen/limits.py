@@ -1,8 +1,8 @@
-"""What a file may ask for: the bounds of the numbers in `cascade.json`, `config.json` and a picture's metadata.
+"""Bound the numbers in `cascade.json`, `config.json` and the metadata of images.
 
-They are checked where a value enters, before anything is built of it, drawn or waited for. Each is at least sixteen
-times what the largest known model has, so it stops only what is damaged, mistaken or hostile: what it stops would not
-have come to an end, or would have taken all memory.
+Values are checked when they are read, before anything is allocated or computed. Each bound is at least sixteen times
+the value of the largest known model, so it rejects only damaged, mistaken or hostile values, with which a command would
+never finish or would exhaust memory.
 """
 
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ from imagen.errors import check_number
 Bounds = Mapping[str, float]  # keywords of `check_number`
 Table = Mapping[str, Bounds]  # by field
 
-WIDEST = 65_536  # channels, or numbers of a token
-SIDE = 65_536  # of a picture, in pixels
-STEPS = 10_000  # of a sampler; it converges in a hundredth of these
+WIDEST = 65_536  # channels, or embedding dimension
+SIDE = 65_536  # of an image, in pixels
+STEPS = 10_000  # of a sampler, which converges in a hundredth of them
 CHARACTERS = 10_000  # of a prompt; encoders read the first 128 to 512 tokens
-PIXELS = 2**28  # of pictures that are made together
+PIXELS = 2**28  # of a batch of images
 STAGES = 32
 LEVELS = 32
-BLOCKS = 512  # of all levels, on the way down
-PROCESSES = 1_024  # each holds its own copy of what it reads
+BLOCKS = 512  # of all levels, in the down path
+PROCESSES = 1_024  # each has its own copy of its input
 SEED = 2**63 - 1
 LORA_WEIGHT: Bounds = {"least": -100, "most": 100}
 
@@ -31,7 +31,7 @@ def between(least: float, most: float) -> Bounds:
 
 
 def up_to(most: float) -> Bounds:
-    """Above 0."""
+    """Return bounds above 0 and at most `most`."""
     return {"above": 0, "most": most}
 
 
@@ -70,7 +70,7 @@ OBJECTIVE: Table = {
 }
 SAMPLING: Table = {
     "steps": {"most": STEPS},
-    "guidance": between(-1_000, 1_000),  # beyond it pictures are noise; float32 overflows at 1e38
+    "guidance": between(-1_000, 1_000),  # beyond it images are noise; float32 overflows at 1e38
     "logsnr_range": between(-100, 100),
     "guidance_interval": between(-1e6, 1e6),
     "max_scale": {"most": 1e6},
@@ -93,9 +93,9 @@ ENCODER: Table = {  # fields of an encoder's own config.json, whatever its archi
     "position_buckets": between(-1, 2**16),  # -1: none
     "type_vocab_size": between(0, 2**16),
 }
-ENCODER_COUNT = 1_024  # of other fields there that count layers and the like, each of which takes time to build
-ENCODER_NUMBER = 2**27  # of the rest: bases of rotary embeddings are tens of millions
-ENCODER_SLACK = 2**26  # numbers that a model may have besides its weights: tables of positions, masks
+ENCODER_COUNT = 1_024  # other fields that count layers or similar modules, which take time to build
+ENCODER_NUMBER = 2**27  # all other fields: bases of rotary embeddings are tens of millions
+ENCODER_SLACK = 2**26  # elements of a model beyond its stored weights: position tables, masks
 DATA: Table = {
     "crop": between(1, SIDE),
     "workers": between(0, PROCESSES),
@@ -121,7 +121,7 @@ TRAIN: Table = {
     "keep_checkpoints": between(1, 10**6),
     "keep_every": between(0, 10**12),
     "gap_every": between(0, 10**12),
-    "gap_samples": between(1, 100_000),  # they are read, and held in memory
+    "gap_samples": between(1, 100_000),  # they are all in memory
     "peak_tflops": up_to(1e9),
 }
 OPTIM: Table = {
@@ -131,7 +131,7 @@ OPTIM: Table = {
     "eps": up_to(1),
     "weight_decay": between(0, 1e6),
     "warmup_steps": between(0, 10**12),
-    "clip_norm": up_to(1e30),  # as good as none
+    "clip_norm": up_to(1e30),  # effectively no clipping
 }
 MADE: Table = {"seed": between(0, SEED), "size": between(1, SIDE), "strength": up_to(1), "tiles": between(1, SIDE)}
 CONDITIONS: Table = {"threads": between(1, PROCESSES), "batch": between(1, 4_096), "rows": between(1, 4_096)}
@@ -139,9 +139,9 @@ VARIATION: Table = {"seed": between(0, SEED), "amount": between(0, 1)}
 
 
 def check(values: Any, table: Table, where: str = "") -> None:
-    """Raise UserError, beginning with `where` and the field's name, if a field that `table` has is out of its bounds.
+    """Raise UserError, beginning with `where` and the field's name, if a field in `table` is out of its bounds.
 
-    Of a field that is a list every item is; None is no number.
+    Checks every item of a tuple, and skips None.
     """
     for name, bounds in table.items():
         value = getattr(values, name)

@@ -1,4 +1,4 @@
-"""HTML pages from Jinja2 templates. Every value that is inserted is escaped."""
+"""Render HTML pages from Jinja2 templates. All inserted values are escaped."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from imagen.files import replacing
 
 
 def write_page(path: str | Path, template: Path, **values: Any) -> None:
-    """Render a template file, atomically, to `path`, in UTF-8; what UTF-8 lacks is written as an escape.
+    """Render a template file to `path`, atomically, in UTF-8; unencodable characters are written as escapes.
 
     values: for the template. Raises UserError if the page cannot be written.
     """
@@ -29,7 +29,7 @@ def write_page(path: str | Path, template: Path, **values: Any) -> None:
 
 
 def data_url(image: Image.Image, format: str = "PNG", **options: Any) -> str:
-    """An image as a data URL, to be part of a page. options: of Pillow's `save`."""
+    """Return an image as a data URL, to embed in a page. options: of Pillow's `save`."""
     file = io.BytesIO()
     image.save(file, format, **options)
     return f"data:image/{format.lower()};base64," + base64.b64encode(file.getvalue()).decode()

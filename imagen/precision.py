@@ -1,4 +1,4 @@
-"""Which number format each part computes in: the one place that decides, from what the processor multiplies fast."""
+"""Choose the number format of each part of the computation, by what the processor multiplies fast."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ _ISA_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """The formats of one device. None of them is emulated there."""
+    """Hold the number formats of a device. The device emulates none of them."""
 
     network: torch.dtype | None  # autocast of U-Nets and recognisers, in training and sampling; None: float32
     encoder: torch.dtype  # weights of a frozen text encoder
@@ -28,10 +28,10 @@ class Arithmetic:
 def arithmetic(device: torch.device | str) -> Arithmetic:
     """Return the formats for `device`.
 
-    bfloat16 where the device multiplies matrices in it: GPUs from Ampere on, CPUs with AMX or AVX512-BF16, others
-    where a measurement of a few milliseconds says so. Other NVIDIA GPUs (Volta, Turing) take float16 for the network
-    alone: T5's activations and the small numbers of an optimizer leave its range. Apple's GPUs take float32, the only
-    format that is tested there. On a CPU the text encoder keeps float32, so that embeddings do not depend on it.
+    bfloat16 where the device multiplies matrices in it: GPUs from Ampere on, CPUs with AMX or AVX512-BF16, and other
+    CPUs if a measurement of a few milliseconds finds it faster. Older NVIDIA GPUs (Volta, Turing) use float16 only for
+    the network: T5's activations and an optimizer's small values exceed its range. Apple's GPUs use float32, the only
+    format tested there. On a CPU the text encoder uses float32, so that embeddings are the same on all CPUs.
     """
     device = torch.device(device)
     if device.type == "cpu":
@@ -45,7 +45,7 @@ def arithmetic(device: torch.device | str) -> Arithmetic:
 
 
 def autocast_dtype(device: torch.device | str, precision: Precision = "auto") -> torch.dtype | None:
-    """Return the autocast format for `device`, or None for plain float32. "auto": as `arithmetic` has it."""
+    """Return the autocast format for `device`, or None for float32. "auto": the format of `arithmetic`."""
     return arithmetic(device).network if precision == "auto" else _DTYPES[precision]
 
 
@@ -55,29 +55,29 @@ def precision_name(dtype: torch.dtype | None) -> Precision:
 
 
 def autocast(device: torch.device | str, dtype: torch.dtype | None) -> AbstractContextManager:
-    """Return `torch.autocast` to `dtype` on `device`; nothing at all for None."""
+    """Return `torch.autocast` to `dtype` on `device`; for None a context without effect."""
     return nullcontext() if dtype is None else torch.autocast(torch.device(device).type, dtype=dtype)
 
 
 @cache
 def _cpu_multiplies_bfloat16() -> bool:
-    """Whether bfloat16 products are instructions of the CPU, of those that torch and oneDNN may use.
+    """Return whether the CPU has instructions for bfloat16 products that torch and oneDNN may use.
 
-    Both can be held below what the processor has (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA), and then emulate.
+    Environment variables can restrict both (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA), and then they emulate.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return _bfloat16_is_faster()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"
     if limit.upper() in _ISA_WITHOUT_BF16 or not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return False
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private: one that is missing means no
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private; a missing one counts as False
     return any(getattr(torch.cpu, name, bool)() for name in probes)
 
 
 def _bfloat16_is_faster(side: int = 384, rounds: int = 5) -> bool:
-    """Whether a product of two matrices is at least a quarter faster in bfloat16; takes milliseconds.
+    """Return whether a matrix product takes less than 0.8 of the time in bfloat16. Runs for milliseconds.
 
-    Where it is emulated it is several times slower, so the answer does not hang on what else the machine does.
+    Emulation is several times slower, so the result is robust against other load on the machine.
     """
 
     def seconds(dtype: torch.dtype) -> float:

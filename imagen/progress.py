@@ -1,4 +1,4 @@
-"""Progress bars on stderr, and a switch that hides them all."""
+"""Show progress bars on stderr, or hide them all."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ _hidden = False
 
 
 def progress_bar(*, disable: bool = False, **options: Any) -> Any:
-    """A tqdm bar; options as for `tqdm.tqdm`. It shows nothing if `disable` is set, or within `hidden_bars`."""
+    """Return a tqdm bar; options as for `tqdm.tqdm`. It is hidden if `disable` is set, or within `hidden_bars`."""
     from tqdm import tqdm
 
     return tqdm(disable=disable or _hidden, **options)
@@ -16,7 +16,7 @@ def progress_bar(*, disable: bool = False, **options: Any) -> Any:
 
 @contextmanager
 def hidden_bars() -> Iterator[None]:
-    """Hide the bars that are opened within the block, in this process."""
+    """Hide the progress bars that this process opens within the block."""
     global _hidden
     before, _hidden = _hidden, True
     try:

@@ -1,6 +1,6 @@
-"""What differs between operating systems: locks of files, the memory of a process, whether a process lives, signals.
+"""Hide differences between operating systems: file locks, memory use, existence of processes, signals.
 
-POSIX has `fcntl` and `resource`, Windows `msvcrt`; each is imported where it is, and what neither has is left out.
+POSIX has `fcntl` and `resource`, Windows `msvcrt`. Each is imported if available.
 """
 
 import os
@@ -23,18 +23,18 @@ try:
 except ImportError:
     resource = None  # type: ignore[assignment]
 
-# Ask for a stop after the current step. SIGUSR1 is Slurm's warning.
+# Request a stop after the current step. Slurm sends SIGUSR1 as a warning.
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 
 
 def lock(file: IO, *, wait: bool = False, shared_with_forks: bool = False) -> bool:
-    """Take the exclusive lock of an open file until it is closed or the process dies; False if another one has it.
+    """Lock an open file exclusively, until it is closed or the process ends. Return False if another process has it.
 
-    Where the file system has no locks, or the system none that are known here, the answer is True.
-    wait: until it is free. shared_with_forks: a child made by fork keeps the lock alive, too (POSIX only).
+    Returns True without locking if the file system or the operating system does not support locks.
+    wait: until the lock is free. shared_with_forks: forked children also hold the lock (POSIX only).
     """
     if fcntl is not None:
-        # lockf: a forked loader does not keep the lock of a run whose trainer was killed; flock: it does.
+        # With lockf a forked loader does not hold the lock of a run whose trainer was killed; with flock it does.
         take = fcntl.flock if shared_with_forks else fcntl.lockf
         try:
             take(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -56,14 +56,14 @@ def lock(file: IO, *, wait: bool = False, shared_with_forks: bool = False) -> bo
 
 
 def peak_resident_bytes() -> int:
-    """Return the most bytes that this process has had in memory; 0 where the system does not say."""
+    """Return the peak resident memory of this process in bytes; 0 if unknown."""
     if resource is None:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def resident_bytes() -> int:
-    """Return the bytes that this process has in memory now; its peak where the system does not say (not Linux)."""
+    """Return the resident memory of this process in bytes; its peak except on Linux."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -71,18 +71,18 @@ def resident_bytes() -> int:
         return peak_resident_bytes()
 
 
-def _place() -> str:
+def _host_id() -> str:
     namespace = ""
     with suppress(OSError):  # no /proc
         namespace = os.readlink("/proc/self/ns/pid").translate({ord(c): None for c in "pid:[]"})
     return f"{socket.gethostname()}/{namespace}"
 
 
-PLACE = _place()  # where a process id means something: the machine, and there the container
+HOST_ID = _host_id()  # the scope of process ids: host name and PID namespace (container)
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of that number exists on this machine. True where asking could end it (Windows)."""
+    """Return whether a process with this id exists on this host. Always True on Windows: `os.kill` would end it."""
     if os.name == "nt":
         return True
     try:

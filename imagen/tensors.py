@@ -1,7 +1,7 @@
-"""Writing safetensors files.
+"""Write safetensors files.
 
-safetensors' own writer has three habits that do not fit here: it writes to a file of its own beside the path that it is
-given, which stays when the process is killed; that file is readable by its owner alone; and it shuffles metadata.
+The writer of the safetensors package is unsuitable for three reasons: it writes to a temporary file of its own, which
+remains if the process is killed; only the owner may read the result; and the order of metadata is not deterministic.
 """
 
 import json
@@ -34,12 +34,12 @@ _NAMES = {
 def save_tensors(
     tensors: Mapping[str, np.ndarray | Tensor], path: str | Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file whose bytes follow from its contents.
+    """Write a safetensors file, with bytes that are a function of the arguments.
 
-    Not atomic: give it the path of `imagen.files.replacing`. Raises OSError as `open` and `write` do.
+    Not atomic: use it with the path of `imagen.files.replacing`. Raises OSError as `open` and `write` do.
     """
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(sorted(metadata.items()))}
-    # The widest type first, and the header a multiple of 8 bytes: every tensor is aligned.
+    # Descending item sizes and a header of a multiple of 8 bytes align every tensor.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     end = 0
     for name, tensor in ordered:

@@ -1,10 +1,10 @@
-"""Put a reference run into the package: 16-bit weights, curves, and the pictures of README and docs.
+"""Copy a reference run into the package: 16-bit weights, curves, and the images of README and docs.
 
-    python runs/emoji_package.py DIR        (what runs/emoji_reference.sh made; from the repository's root)
+    python runs/emoji_package.py DIR        (the output of runs/emoji_reference.sh; run from the repository's root)
 
 imagen/weights/emoji/       the cascade
-imagen/weights/curves.json  those of the three runs
-docs/images/reference-*.png  curves by preset; 64 samples of held-out prompts, enlarged once
+imagen/weights/curves.json  the curves of the three runs
+docs/images/reference-*.png  curves by preset; 64 samples of held-out prompts, after one super-resolution stage
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from imagen.cascade import Cascade, assemble
 from imagen.cascade.float16 import convert_to_float16
 from imagen.emoji.dataset import heldout_counts, heldout_prompts, heldout_relations
-from imagen.evaluate.compare import draw, keep_as_reference
+from imagen.evaluate.compare import draw, write_reference_curves
 from imagen.files import read_json, write_json
 from imagen.jsonconfig import to_json
 from imagen.pictures import contact_sheet, write_png
@@ -21,7 +21,7 @@ from imagen.presets import preset
 
 RUNS = ("base", "sr_256", "sr_1024")
 WEIGHTS, CURVES, DOCS = Path("imagen/weights/emoji"), Path("imagen/weights/curves.json"), Path("docs/images")
-MOST = 40_000_000  # bytes of weights
+MAX_BYTES = 40_000_000  # bytes of weights
 
 
 def main() -> None:
@@ -34,11 +34,11 @@ def main() -> None:
     take_sampling_from_presets(WEIGHTS / "cascade.json")
     size = convert_to_float16(WEIGHTS)
     for file in WEIGHTS.iterdir():
-        file.chmod(0o644)  # safetensors writes for its user alone; a wheel would keep that
+        file.chmod(0o644)  # safetensors creates files readable by the owner only, and a wheel keeps the mode
     print(f"{WEIGHTS}: {size / 1e6:.2f} MB of weights")
-    if size > MOST:
-        raise SystemExit(f"that is more than {MOST / 1e6:.0f} MB: make a stage smaller")
-    keep_as_reference(runs, CURVES)
+    if size > MAX_BYTES:
+        raise SystemExit(f"the weights exceed {MAX_BYTES / 1e6:.0f} MB; make a stage smaller")
+    write_reference_curves(runs, CURVES)
     for name, curves in read_json(CURVES).items():
         draw(name, [("reference", curves["metrics"], curves["evaluation"])], DOCS / f"reference-{name}.png")
 
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def take_sampling_from_presets(manifest: Path) -> None:
-    """Runs remember the defaults of the day they began; the package has today's."""
+    """Replace the sampling defaults, which runs store at their start, by those of the presets."""
     value = read_json(manifest)
     for stage in value["stages"]:
         stage["config"]["sampling"] = to_json(preset(stage["info"]["preset"]).stage.sampling)

@@ -1,20 +1,20 @@
 #!/bin/sh
-# The reference run: three stages trained on emoji, measured, and joined into the cascade `emoji` of the package.
+# The reference run: train three stages on emoji, evaluate them, and assemble the cascade `emoji` of the package.
 #
 #   sh runs/emoji_reference.sh [DIR]
 #
-# Resumable: the same command goes on where it stopped. On a GPU, `imagen train` takes it by itself. Further styles:
+# To resume, run the same command again. `imagen train` uses a GPU if there is one. Further styles:
 #   STYLES="--iconify noto/icons.json=noto" sh runs/emoji_reference.sh
-# Hardware: two CPU cores (AMD EPYC, AVX512-BF16) made the weights in the package, about 2.5 hours of both for the base
-# and 35 to 40 minutes of one for each of the others, estimated from the speed of each alone.
-# Scores to expect, 64 held-out prompts of each kind, guidance 2: object 100 %, colour 100 %, number 70 %, pair in its
-# relation 5 %; super-resolution +3.4 dB and +2.7 dB over bicubic. The base of these stopped at step 6,764 of 8,000; see
+# Hardware: two CPU cores (AMD EPYC, AVX512-BF16) trained the packaged weights: about 2.5 hours of both cores for the
+# base and 35 to 40 minutes of one core for each other stage, estimated from the speed of each alone.
+# Expected scores, 64 held-out prompts of each kind, guidance scale 2: object 100 %, colour 100 %, count 70 %, relation
+# 5 %; super-resolution +3.4 dB and +2.7 dB over bicubic. This base stopped at step 6,764 of 8,000; see
 # docs/explanation/reference-run.md. More steps: BASE_STEPS, SR_STEPS.
 set -eu
 out=${1:-reference}
 
-# One object first, then scenes, too: who cannot draw a horse yet learns little from a horse beside a bus.
-# Many scenes, since there are more pairs than the network could learn by heart.
+# First single objects, then scenes as well: a model that cannot draw a horse learns little from a horse beside a bus.
+# Many scenes, so that the network cannot memorise the pairs.
 imagen data emoji --out "$out/single" --sizes 64
 imagen data emoji --out "$out/scenes" --sizes 64 --variants 12 --relations 0.4 --counts 0.25 ${STYLES:-}
 imagen data emoji --out "$out/small" --sizes 64,256 --relations 0.25 --counts 0.15 ${STYLES:-}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Super-resolution 256 -> 1024, 400M parameters, on 128 GPUs: shared by the 8 of a machine, activations computed again,
-# 1 crop a GPU.
+# Super-resolution 256 -> 1024, 400M parameters, on 128 GPUs: sharded over the 8 GPUs of a host, with activation
+# checkpointing, 1 crop per GPU.
 #
 #   DATA=SHARDS RUN=RUN sbatch runs/sr_1024_400m_128.sh [--FIELD VALUE ...]
 #

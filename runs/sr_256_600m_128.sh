@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Super-resolution 64 -> 256, 601M parameters, data-parallel on 128 GPUs, 6 pictures a GPU.
+# Super-resolution 64 -> 256, 601M parameters, data-parallel on 128 GPUs, 6 images per GPU.
 #
 #   DATA=SHARDS RUN=RUN sbatch runs/sr_256_600m_128.sh [--FIELD VALUE ...]
 #

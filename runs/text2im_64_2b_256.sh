@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Text to 64x64, 2.0B parameters, on 256 GPUs: 32 copies, each shared by the 8 GPUs of a machine; 8 pictures a GPU.
+# Text to 64x64, 2.0B parameters, on 256 GPUs: 32 replicas, each sharded over the 8 GPUs of a host; 8 images per GPU.
 #
 #   DATA=SHARDS RUN=RUN sbatch runs/text2im_64_2b_256.sh [--FIELD VALUE ...]
 #

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Text to 64x64, 396M parameters, data-parallel on 128 GPUs: global batch 2048, 16 a GPU.
+# Text to 64x64, 396M parameters, data-parallel on 128 GPUs: batch 2048, 16 per GPU.
 #
 #   DATA=SHARDS RUN=RUN sbatch runs/text2im_64_397m_128.sh [--FIELD VALUE ...]
 #

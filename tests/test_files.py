@@ -68,7 +68,7 @@ def test_other_errors_pass_and_leave_nothing(tmp_path, failure):
     "failure, message",
     [
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; free some space"),
-        (OSError(errno.EACCES, "Permission denied"), "Permission denied; choose another place$"),
+        (OSError(errno.EACCES, "Permission denied"), "Permission denied; choose another folder$"),
     ],
 )
 def test_a_failed_write_leaves_the_old_file(tmp_path, failure, message):
@@ -94,7 +94,7 @@ def test_a_disk_that_fills_up_at_the_sync(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", ["file/x", "file/folder/x"])
 def test_a_folder_that_cannot_be_made(tmp_path, path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=rf"cannot write .*{path}: .*file.* is not a folder; choose another place"):
+    with pytest.raises(UserError, match=rf"cannot write .*{path}: .*file.* is not a folder; choose another folder"):
         write_json(tmp_path / path, 1)
 
 
@@ -166,5 +166,5 @@ def test_json_numbers_are_finite(tmp_path, text):
 def test_json_of_more_bytes_than_its_kind_has(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps("a" * 98))
     assert read_json(tmp_path / "x.json", most=100) == "a" * 98
-    with pytest.raises(UserError, match=r"x\.json is larger than 99 bytes, the limit for JSON of its kind$"):
+    with pytest.raises(UserError, match=r"x\.json is larger than 99 bytes, the limit for such JSON files$"):
         read_json(tmp_path / "x.json", most=99)

@@ -14,7 +14,7 @@ from PIL import Image
 from imagen.cli import failures
 from imagen.errors import UserError
 from imagen.presets import description
-from imagen.torchrun import Place, check_meeting_point, place
+from imagen.torchrun import Launch, check_rendezvous, read_launch
 
 DEEP = "[" * 900 + "]" * 900
 DEEPER = "[" * 100_000
@@ -27,7 +27,7 @@ WORD, WORDS = "a" * 1_200_000, "cat " * 300_000
         ("--n 1000000000000", "'1000000000000' is too many; at most 1,000,000,000"),
         ("--n 1e12", "'1e12' is not a whole number of 1 or more"),
         ("--n " + "9" * 5000, "'9+'... is too many"),
-        ("--n 2000000", "2,000,000 pictures of each of 1 are 2,000,000; one command makes at most 1,000,000"),
+        ("--n 2000000", "2,000,000 x 1 = 2,000,000 images; one command makes at most 1,000,000"),
         ("--steps 100000", "steps is 100000; it must be at most 10000"),
         ("--steps 1e30", "'1e30' is not whole numbers"),
         ("--steps " + "9" * 5000, "is not whole numbers"),
@@ -36,7 +36,7 @@ WORD, WORDS = "a" * 1_200_000, "cat " * 300_000
         ("--guidance-interval -5:1e400", "'-5:1e400' is not LOW:HIGH"),
         ("--guidance-rescale 1e400", "guidance_rescale is inf"),
         ("--damping 1e400", "damping is inf"),
-        ("--strength 1e400", "strength says what happens to an init picture"),
+        ("--strength 1e400", "strength applies to an init image"),
         ("--vary 1e400", "'1e400' is not a number"),
         ("--vram 1e400", "'1e400' is not a number"),
         ("--vram=-1e300", "vram is -1e.300; it must be above 0"),
@@ -161,31 +161,31 @@ def test_absurd_options_of_the_others(mistake, tmp_path, monkeypatch, line, mess
         ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE is '99999"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is '2'; it must be a whole number, here from 0 to 1"),
         ({"WORLD_SIZE": "2", "LOCAL_RANK": "1.5"}, "LOCAL_RANK is '1.5'"),
-        ({"WORLD_SIZE": "2"}, "MASTER_ADDR does not say where"),
+        ({"WORLD_SIZE": "2"}, "MASTER_ADDR is not set"),
         ({"WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}, "MASTER_PORT is ''"),
         ({"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "http"}, "MASTER_PORT is 'http'"),
         ({"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "70000"}, "here from 1 to 65535"),
     ],
 )
-def test_places_that_torchrun_would_not_give(made, mistake, tmp_path, monkeypatch, variables, message):
+def test_invalid_launch_variables_are_refused(made, mistake, tmp_path, monkeypatch, variables, message):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     train = ("train", "debug_64", "--data", made / "shards", "--out", tmp_path / "o")
-    sample = ("sample", made / "base", "cat", "--out", tmp_path / "o")  # its ranks do not meet
+    sample = ("sample", made / "base", "cat", "--out", tmp_path / "o")  # its ranks form no process group
     commands = [train] if "MASTER_ADDR" in variables or "MASTER_ADDR" in message else [train, sample]
     for line in commands:
         assert message in mistake(*line)
     assert not (tmp_path / "o").exists()
 
 
-def test_places_that_torchrun_gives(monkeypatch):
-    assert place() == Place(0, 1, 0)
+def test_launch_variables_of_torchrun(monkeypatch):
+    assert read_launch() == Launch(0, 1, 0)
     for name, value in {"WORLD_SIZE": "16", "RANK": "9", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    check_meeting_point()
-    assert place() == Place(9, 16, 1)
+    check_rendezvous()
+    assert read_launch() == Launch(9, 16, 1)
 
 
 def test_curves_that_cannot_be_drawn(mistake, tmp_path):
@@ -193,18 +193,18 @@ def test_curves_that_cannot_be_drawn(mistake, tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     good = '{"step": 1, "images": 4, "loss": 0.5}\n'
     for text, out, message in (
-        (good, "c.xyz", "c.xyz: curves are drawn as .png, .svg, .pdf"),
+        (good, "c.xyz", "c.xyz: curves are plotted as .png, .svg, .pdf"),
         (good + "{", "c.png", "metrics.jsonl, line 2, is damaged: "),
-        (good + "[1]\n", "c.png", "metrics.jsonl, line 2, is damaged: it is no object with step, images"),
-        (good + '{"step": 2}\n', "c.png", "metrics.jsonl, line 2, is damaged: it is no object with step, images"),
-        ('{"step": 1, "images": "x"}', "c.png", "metrics.jsonl is damaged: images of row 1 is no number"),
+        (good + "[1]\n", "c.png", "metrics.jsonl, line 2, is damaged: it is not an object with step, images"),
+        (good + '{"step": 2}\n', "c.png", "metrics.jsonl, line 2, is damaged: it is not an object with step, images"),
+        ('{"step": 1, "images": "x"}', "c.png", "metrics.jsonl is damaged: images of row 1 is not a number"),
         (good + "[" * 100_000, "c.png", "nested more than 100 deep"),
     ):
         metrics.write_text(text)
         assert message in mistake("compare", tmp_path, "--out", tmp_path / out)
     metrics.write_text(good)
     for row, message in (
-        ('{"step": 1}', "evaluation.jsonl, line 1, is damaged: it is no object with step, guidance, steps"),
+        ('{"step": 1}', "evaluation.jsonl, line 1, is damaged: it is not an object with step, guidance, steps"),
         ('{"step": 1, "guidance": 1, "steps": 1, "single": 3}', "evaluation.jsonl is damaged: row 1 lacks images"),
     ):
         (tmp_path / "evaluation.jsonl").write_text(row)

@@ -12,6 +12,10 @@ from imagen import system
 # What Windows has not. Blocking it here is not running there, but finds every import and every use of a name.
 WITHOUT = """
 import signal, sys
+try:
+    import psutil  # has its own code for Windows, which is not run here
+except ImportError:
+    pass
 for name in ("fcntl", "resource", "pwd", "grp", "termios"):
     sys.modules[name] = None
 for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM", "sigwaitinfo", "pthread_sigmask"):

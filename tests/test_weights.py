@@ -17,7 +17,7 @@ from imagen.cascade.float16 import convert_to_float16
 from imagen.emoji.demo.first import draw_first
 from imagen.errors import UserError
 from imagen.evaluate import compare as comparing
-from imagen.evaluate.compare import compare, keep_as_reference, reference_curves
+from imagen.evaluate.compare import compare, reference_curves, write_reference_curves
 from imagen.evaluate.curve import append, read_curve
 
 
@@ -25,8 +25,8 @@ from imagen.evaluate.curve import append, read_curve
 def packaged(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package whose weights are those of the debug cascade."""
     shutil.copytree(made / "cascade", tmp_path / "weights" / "emoji")
-    monkeypatch.setattr(weights, "place", lambda name: tmp_path / "weights" / name)
-    monkeypatch.setattr(comparing, "place", lambda name: tmp_path / "weights" / name)
+    monkeypatch.setattr(weights, "packaged_path", lambda name: tmp_path / "weights" / name)
+    monkeypatch.setattr(comparing, "packaged_path", lambda name: tmp_path / "weights" / name)
     return tmp_path / "weights" / "emoji"
 
 
@@ -45,8 +45,8 @@ def test_a_folder_of_that_name_goes_before(packaged, made, tmp_path, monkeypatch
 
 def test_without_the_weights_it_says_so(tmp_path, monkeypatch, mistake):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(weights, "place", lambda name: tmp_path / "nothing" / name)
-    assert "without the weights 'emoji'" in mistake("sample", "emoji", "a horse", "--out", "pictures")
+    monkeypatch.setattr(weights, "packaged_path", lambda name: tmp_path / "nothing" / name)
+    assert "lacks the weights 'emoji'" in mistake("sample", "emoji", "a horse", "--out", "pictures")
     assert "does not exist" in mistake("sample", "emojis", "a horse", "--out", "pictures")
     said: list[str] = []
     assert draw_first(tmp_path / "demo", said.append) == []
@@ -108,7 +108,7 @@ def test_evaluate_a_run_and_compare_it(made, packaged, imagen, mistake, tmp_path
     assert "object" in imagen("evaluate", run, *options, "--guidance", 1)
     assert read_curve(run) == rows  # the same once more: replaced, and the same scores
 
-    keep_as_reference([made / "base"], packaged.parent / "curves.json")
+    write_reference_curves([made / "base"], packaged.parent / "curves.json")
     assert reference_curves().keys() == {"debug_64"}
     (row,) = json.loads(imagen("compare", run, "--out", tmp_path / "curves.png", "--json"))
     assert row["preset"] == "debug_64" and row["images"] == 16
@@ -120,7 +120,7 @@ def test_evaluate_a_run_and_compare_it(made, packaged, imagen, mistake, tmp_path
 
 
 def test_without_reference_curves_runs_are_drawn_alone(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(comparing, "place", lambda name: tmp_path / "nothing" / name)
+    monkeypatch.setattr(comparing, "packaged_path", lambda name: tmp_path / "nothing" / name)
     (row,) = compare([made / "base"], tmp_path / "curves.png")
     assert row["reference"] == {} and (tmp_path / "curves.png").exists()
 

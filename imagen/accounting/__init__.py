@@ -1,5 +1,5 @@
-"""What a computation takes, counted without doing it: training plans and bounds of memory in sampling.
+"""Count the memory, FLOPs and traffic of a computation on fake tensors, for training plans and memory bounds.
 
-ledger.py       bytes that live, operations and messages, operation by operation
-gpu_kernels.py  a GPU's arithmetic on the CPU's fake tensors
+tracker.py      live bytes, FLOPs and collectives, operation by operation
+gpu_kernels.py  the memory of GPU kernels, on CPU fake tensors
 """

@@ -1,9 +1,10 @@
-"""How a GPU's arithmetic differs in memory from that of the CPU, on whose fake tensors a step is rehearsed.
+"""Give CPU fake tensors the memory use of GPU kernels.
 
-torch built without CUDA has no fake CUDA tensors, so the differences that matter are made here: norms of pictures are
-one kernel with their activation and keep its input alone (`imagen.kernels`); other norms compute, and keep,
-float32 under autocast (torch.amp's list of operations for CUDA); and attention runs in a kernel that keeps no scores.
-A compiled network keeps as much, to 1 % (tests/models/test_graphs.py). Not modelled: workspaces of the libraries.
+torch built without CUDA has no fake CUDA tensors, so a dry run uses CPU ones. The differences that matter for memory
+are patched in. A group norm and its activation are one kernel that saves only its input (`imagen.kernels`). Other norms
+compute in float32 under autocast, as in torch.amp's list for CUDA, and save float32 tensors. Attention runs in a
+kernel that saves no scores. A compiled network saves the same amount, within 1 % (tests/models/test_graphs.py).
+Library workspaces are not modelled.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,11 +23,10 @@ from imagen.models import layers
 
 @contextmanager
 def gpu_kernels() -> Iterator[None]:
-    """Inside the block, autocast on "cpu" does as it does on "cuda", and attention as its memory-efficient kernel,
-    and norms as ours."""
+    """Patch autocast, attention and norms on "cpu" inside the block to use memory as they do on "cuda"."""
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(layers, "attend", attend))
-        stack.enter_context(mock.patch.object(layers.kernels, "fused", lambda device: True))
+        stack.enter_context(mock.patch.object(layers.kernels, "uses_triton", lambda device: True))
         for module, name in ((F, "group_norm"), (F, "layer_norm"), (torch, "addcmul")):
             wide = partial(_in_float32, getattr(module, name), always=module is F)
             stack.enter_context(mock.patch.object(module, name, wide))
@@ -34,19 +34,25 @@ def gpu_kernels() -> Iterator[None]:
 
 
 def _in_float32(function: Callable[..., Tensor], *args: Any, always: bool, **kwargs: Any) -> Tensor:
-    """Under autocast, in float32; not always: if any argument is, as torch.amp has it for functions of several."""
+    """Call `function` in float32 under autocast.
+
+    always: unconditionally; else only if an argument is float32, torch.amp's rule for functions of several tensors.
+    """
     if torch.is_autocast_enabled("cpu") and (always or any(_is(arg, torch.float32) for arg in args)):
         args, kwargs = tree_map(_float32, (args, kwargs))
     return function(*args, **kwargs)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """`layers.attend` in the kernel that takes any mask; the backward pass needs one number a query and head."""
+    """Compute `layers.attend` with the memory-efficient kernel, which takes any mask.
+
+    It saves one number per query and head for the backward pass.
+    """
     bias = None
     if mask is not None:
         bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
         length = k.shape[-2]
-        padded = F.pad(bias, (0, -length % 16))[..., :length]  # the kernel reads it aligned
+        padded = F.pad(bias, (0, -length % 16))[..., :length]  # the kernel needs it aligned
         bias = padded.expand(*q.shape[:-1], length)
     return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, torch.is_grad_enabled())[0]
 

@@ -1,21 +1,23 @@
-"""Cascades: prompt to image through several stages.
+"""Cascades: from prompts to images through several stages.
 
 cascade.py     the cascade: load, save, sample
 options.py     the keyword arguments of a request, with their documentation
-prompts.py     texts and embeddings
-request.py     a request with every default filled in and every mistake found
+prompts.py     checks of prompts: texts and embeddings
+request.py     a request with all defaults filled in and all arguments checked
+per_stage.py   options with one value per stage
 sizes.py       heights and widths of the stages
-memory.py      how much memory a request takes, and requests cut to a bound
-pipeline.py    a request through the stages
-texts.py       prompts to embeddings
+memory.py      the memory of a request, and requests that fit a bound
+pipeline.py    runs a request through the stages
+texts.py       encodes prompts
 output.py      images to a folder, resumable, on several ranks
-upscaling.py   files of any size through the super-resolution stages
-provenance.py  what a PNG says of how it was made
-remake.py      an image again, from its provenance
+upscaling.py   upsamples image files of any size
+provenance.py  the metadata of a PNG that allows it to be regenerated
+remake.py      regenerates an image from its provenance
 storage.py     the CASCADE folder: load, save, export one stage
-assembly.py    several cascades joined into one
-halve.py       weights in 16 bits
-hub.py         cascades on the Hugging Face hub; card.py, their model cards
+assembly.py    joins several cascades into one
+float16.py     stores weights in float16
+hub.py         cascades on the Hugging Face hub
+card.py        their model cards
 """
 
 from imagen.cascade.assembly import assemble
@@ -31,11 +33,8 @@ from imagen.diffusion.noise import Variation
 from imagen.stage.config import SamplingConfig, StageConfig
 from imagen.stage.sampling import Stage
 
-Plan = Request  # the name that `imagen.serve` uses
-
 __all__ = [
     "Cascade",
-    "Plan",
     "Preview",
     "Request",
     "SamplingConfig",

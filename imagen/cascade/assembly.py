@@ -1,4 +1,4 @@
-"""Cascades joined into one."""
+"""Join several cascades into one."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,12 +25,11 @@ from imagen.text.config import TextConfig
 
 
 def assemble(paths: Sequence[str | Path], out: str | Path) -> None:
-    """Join cascades (of one stage each, as training runs export them) into one at `out`, in the order given.
+    """Join cascades, such as the one-stage exports of training runs, into one at `out`, in the given order.
 
-    Raises UserError, saying which and why, unless the first is a base, each next one starts at the
-    resolution where the one before ends, and all those that use text use the same encoder and the
-    same unconditional embedding; and unless `out` is free, or holds a cascade of the same stages,
-    or is itself one of `paths`.
+    The first must be a base model, and each of the others must start at the resolution where the previous one ends. All
+    cascades with text must have the same encoder and unconditional embedding. `out` must be empty, one of `paths`, or a
+    cascade of the same stages. Otherwise raises UserError, naming the folder and the reason.
     """
     if not paths:
         raise UserError("nothing to assemble: name the runs or cascades, base first")
@@ -58,7 +57,7 @@ def assemble(paths: Sequence[str | Path], out: str | Path) -> None:
     first, base = stages[0][0], stages[0][1].config
     if base.low_resolution is not None:
         raise UserError(
-            f"{first} cannot come first: its stage {base.resolution} enlarges {base.low_resolution} pictures; "
+            f"{first} cannot come first: its stage {base.resolution} upsamples {base.low_resolution}-pixel images; "
             "begin with a base stage"
         )
 
@@ -77,7 +76,7 @@ def assemble(paths: Sequence[str | Path], out: str | Path) -> None:
 
 
 def _difference(a: TextConfig, b: TextConfig) -> str:
-    """The first field in which two text configs differ, in words."""
+    """Describe the first field in which two text configs differ."""
     left, right = to_json(a), to_json(b)
     key = next(key for key in left if left[key] != right[key])
     return f"text {key} is {right[key]!r}, not {left[key]!r}"

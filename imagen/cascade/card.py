@@ -1,4 +1,4 @@
-"""The model card of a cascade on the Hugging Face hub."""
+"""Write the model card of a cascade on the Hugging Face hub."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from imagen.cascade.storage import Manifest
 
 
 def cascade_card(manifest: Manifest, name: str) -> str:
-    """The model card of a cascade."""
+    """Return the model card of a cascade, in Markdown."""
     rows = [
         f"| {stage.config.low_resolution or 'text'} → {stage.config.resolution} | {stage.config.objective.prediction} "
         f"| {stage.config.sampling.sampler}, {stage.config.sampling.steps} steps | {_origin(stage.info)} |"

@@ -1,4 +1,4 @@
-"""A cascade: loading, saving, and the front door of sampling."""
+"""Load, save and sample a cascade."""
 
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
@@ -36,14 +36,14 @@ from imagen.text.protocol import Encoder
 
 
 class Cascade:
-    """A base model and super-resolution models that are sampled in sequence: prompt to image, 64 -> 256 -> 1024.
+    """Sample a base model and super-resolution models in sequence: prompt to image, 64 -> 256 -> 1024.
 
-    An image is a function of its prompt and its seed. Its neighbours in the batch do not matter, up to rounding (a
-    convolution may sum in another order for another batch size): every image and every stage has its own random
-    numbers, and texts are padded to one length in every batch.
+    An image is a function of its prompt and its seed, because every image and every stage has its own random numbers
+    and texts are padded to the same length in every batch. Other images in the batch affect only rounding: a
+    convolution may sum in another order at another batch size.
 
-    unconditional: float [L0, D], the text embedding of "no prompt".
-    encoder: loaded from `text` at the first prompt if left out, with `int8_text` in 8 bits (`imagen.text.int8`).
+    unconditional: the unconditional embedding, float [L0, D].
+    encoder: None loads it from `text` at the first prompt; `int8_text`: with weights in 8 bits (`imagen.text.int8`).
     Raises UserError if the stages do not fit together.
     """
 
@@ -81,12 +81,13 @@ class Cascade:
         precision: Precision = "fp32",
         int8_text: bool = False,
     ) -> "Cascade":
-        """Read a cascade folder, or the export of a training run; with `stages`, only the first so many.
+        """Load a cascade folder, or the export of a training run.
 
-        precision: "bf16" or "fp16" holds the weights in that format, half of the memory, for sampling in it alone.
-            Pictures are those of "fp32" weights, since autocast rounds them in the same way. "auto": the format in
-            which the processor multiplies fastest.
-        int8_text: the text encoder will hold its weights in 8 bits. Pictures differ from those of the whole encoder.
+        stages: load only the first `stages` stages.
+        precision: "bf16" or "fp16" stores the weights in that format, which halves their memory; sampling must then use
+            it, too. Images equal those of "fp32" weights, because autocast rounds in the same way. "auto": the format
+            in which the processor multiplies fastest.
+        int8_text: store the text encoder's weights in 8 bits. Images then differ slightly.
 
         Raises UserError, naming file and field, if anything is missing, unknown or damaged.
         """
@@ -104,14 +105,14 @@ class Cascade:
                 unconditional = None if manifest.text is None else read_unconditional(folder, manifest.text)
                 break
             except UserError:
-                # A training run may have exported anew meanwhile, and removed what we were about to read.
+                # A training run may have exported again in the meantime and deleted the files of the old manifest.
                 if attempt == 2 or read_manifest(folder) == manifest:
                     raise
         text = None if manifest.text is None else manifest.text.config
         return cls(loaded, text=text, unconditional=unconditional, int8_text=int8_text)
 
     def save(self, path: str | Path) -> None:
-        """Write (or replace, atomically) the cascade folder `path`. UserError if loading rounded its weights."""
+        """Write or atomically replace the cascade folder `path`. Raises UserError if the weights are not float32."""
         for stage in self.stages:
             check_float32(stage.unet, f"stage {stage.config.resolution} cannot be saved")
         manifest = write_cascade(
@@ -124,9 +125,9 @@ class Cascade:
             stage.sha256 = record.sha256
 
     def compile(self, **options: Any) -> None:
-        """Compile the networks with `torch.compile` and its options; the first image of each size then takes minutes.
+        """Compile the networks with `torch.compile`. The first image of each size then takes minutes.
 
-        On a GPU mode="reduce-overhead" adds CUDA graphs, which pay where a network's kernels are small.
+        options: of torch.compile. On a GPU, mode="reduce-overhead" adds CUDA graphs, which help with small kernels.
         """
         for stage in self.stages:
             stage.compiled = dict(options)
@@ -198,8 +199,8 @@ class Cascade:
         progress: show bars on stderr. on_step: called with a `Preview` after each sampler step.
 
         Per-stage options take one value for all stages that run, or a list with one for each; per-image options
-        likewise. Raises UserError, before anything is computed, for what cannot be done, and TypeError for an option
-        that does not exist.
+        likewise. Raises UserError for invalid arguments, before anything is computed, and TypeError for an unknown
+        option.
         """
         request = self.request(prompts, **options)
         if output not in ("pil", "tensor"):
@@ -222,8 +223,6 @@ class Cascade:
         from imagen.cascade.memory import fit_to_memory  # whose imports take a while
 
         return fit_to_memory(request, self._running(request), 0 if self.text is None else self.text.max_tokens)
-
-    plan = request  # the name that `imagen.serve` uses
 
     @overload
     def run(
@@ -256,9 +255,9 @@ class Cascade:
         progress: bool = True,
         on_step: OnPreview | None = None,
     ) -> Generator[Image.Image, None, None] | Generator[Tensor, None, None]:
-        """Yield the images of a request, in order, each as soon as its batch is done; bars go to stderr.
+        """Yield the images of a request, in order, each as soon as its batch is done; progress bars go to stderr.
 
-        batches: some of `request.batches()` (default: all). Images keep their bits only in their own batch.
+        batches: some of `request.batches()` (default: all). In other batches, images would differ by rounding.
         output: "pil" yields RGB images, "tensor" uint8 [C, H, W].
         """
         images = run_request(request, self._running(request), self.texts, batches, progress=progress, on_step=on_step)
@@ -282,4 +281,4 @@ def _as_pil(images: Generator[Tensor, None, None]) -> Generator[Image.Image, Non
         for image_CHW in images:
             yield from to_images(image_CHW[None])
     finally:
-        images.close()  # and with it its bars
+        images.close()  # also closes its progress bars

@@ -1,6 +1,6 @@
-"""Cascades on the Hugging Face hub: `imagen.load("org/name")`, and pushing one there.
+"""Download cascades from the Hugging Face hub, as in `imagen.load("org/name")`, and upload them.
 
-Only `cascade.json` and safetensors come from there: nothing that could run code.
+Downloads only `cascade.json` and safetensors files, which cannot run code.
 """
 
 import re
@@ -14,19 +14,19 @@ CARD = "README.md"
 
 
 def is_name(path: str | Path) -> bool:
-    """Whether this could be the name of a repository: org/name."""
+    """Return whether `path` has the form of a repository name: org/name."""
     return bool(_NAME.fullmatch(str(path)))
 
 
 def download(name: str) -> Path:
-    """The folder of the cascade `name`, in the hub's local cache. UserError if it cannot be had."""
+    """Download the cascade `name`; return its folder in the hub's local cache. Raises UserError if that fails."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return Path(snapshot_download(name, allow_patterns=["cascade.json", "*.safetensors"]))
     except (HfHubHTTPError, HFValidationError, OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{name} is no folder here, and cannot be had from the hub: {_reason(error)}") from None
+        raise UserError(f"{name} is not a local folder, and the hub's download failed: {_reason(error)}") from None
 
 
 def push(folder: str | Path, name: str, card: str) -> str:
@@ -52,7 +52,7 @@ def push(folder: str | Path, name: str, card: str) -> str:
 
 
 def front_matter(library: str, converted: bool) -> list[str]:
-    """What the hub reads of a card. Converted weights keep the licence of their source; of others nothing is known."""
+    """Return the YAML front matter of a card. Converted weights have the licence of their source."""
     licence = ["license: other", "license_name: see-the-licence-of-the-converted-weights"] if converted else []
     return ["---", f"library_name: {library}", "pipeline_tag: text-to-image", *licence, "---", ""]
 

@@ -1,7 +1,7 @@
-"""How much memory sampling takes, and requests cut to what there is.
+"""Count the memory of sampling, and make requests fit a bound.
 
-A guided step runs on fake tensors, for the network, size and micro-batch in question, and its peak of live memory is
-counted. Nothing is measured on the device, so a bound holds before the first image is begun.
+A guided step runs on fake tensors with the network, size and micro-batch of the request, and its peak of live memory is
+counted. Nothing is measured on the device, so the bound is checked before the first image is started.
 """
 
 import math
@@ -14,9 +14,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from imagen.accounting.gpu_kernels import gpu_kernels
-from imagen.accounting.ledger import Ledger
+from imagen.accounting.tracker import ResourceTracker
 from imagen.cascade.options import Size
-from imagen.cascade.request import Request, tile_of
+from imagen.cascade.per_stage import tile_of
+from imagen.cascade.request import Request
 from imagen.errors import UserError
 from imagen.models.unet import LOW_PRECISION, UNet
 from imagen.precision import autocast_dtype
@@ -29,12 +30,12 @@ GIB = 2**30
 
 
 def fit_to_memory(request: Request, stages: list[Stage], text_tokens: int) -> Request:
-    """Return the request with smaller micro-batches, offloaded stages, and tiles, as `request.vram` needs them.
+    """Return the request with smaller micro-batches, offloading and tiles as needed to fit in `request.vram`.
 
-    stages: those that run. Weights remain on the device if they take at most half of the bound together; else each
-    stage is on it only while it runs. Micro-batches are halved until a step fits beside the weights. If a single image
-    does not, super-resolution stages work on tiles, of halved sides.
-    Raises UserError, with the memory that it would take, if that is not enough.
+    stages: the stages that run. If all weights take more than half of the bound, each stage is on the device only while
+    it runs. Micro-batches are halved until a step fits beside the weights. If one image does not fit, super-resolution
+    stages run on tiles, whose side is halved until they do.
+    Raises UserError, with the memory needed, if even the smallest tiles do not fit.
     """
     if request.vram is None:
         return request
@@ -61,8 +62,8 @@ def fit_to_memory(request: Request, stages: list[Stage], text_tokens: int) -> Re
             if (tile := _smaller(stage.config, request.sizes[i], tiles[i])) is None:
                 height, width = request.sizes[i]
                 raise UserError(
-                    f"stage {stage.config.resolution} takes {(limit - room + least) / GIB:.2g} GiB for one picture of "
-                    f"{height}x{width} pixels, more than the {gib:g} GiB allowed; allow more, or make a smaller one"
+                    f"stage {stage.config.resolution} takes {(limit - room + least) / GIB:.2g} GiB for one image of "
+                    f"{height}x{width} pixels, more than the {gib:g} GiB allowed; allow more, or sample a smaller image"
                 )
             tiles[i] = tile
             least = step(sizes[i], tile)
@@ -77,21 +78,21 @@ def step_bytes(
     config: StageConfig,
     settings: SamplingConfig,
     size: Size,
-    rows: int,
+    batch_size: int,
     tile: Tile | None = None,
     *,
     text_tokens: int = 0,
     dtype: torch.dtype | None = None,
     gpu: bool = False,
 ) -> int:
-    """Return the peak of live bytes, without weights, when a micro-batch of `rows` images takes steps of the stage.
+    """Return the peak of live bytes, without weights, of sampler steps of a stage with `batch_size` images.
 
-    dtype: of the U-Net's arithmetic; None: float32. gpu: the arithmetic is a GPU's, else a CPU's.
-    Excludes the memory of libraries and what the allocator cannot use.
+    dtype: of the U-Net's arithmetic; None: float32. gpu: count the kernels of a GPU, else of a CPU.
+    Excludes library workspaces and fragmentation.
     """
     unet_config, cpu = config.unet, torch.device("cpu")
-    shape = (rows, unet_config.image_channels, *size)
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), FakeTensorMode(), Ledger() as ledger:
+    shape = (batch_size, unet_config.image_channels, *size)
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), FakeTensorMode(), ResourceTracker() as tracker:
         unet = UNet(unet_config).eval().requires_grad_(False)
         throughout = gpu and dtype in LOW_PRECISION  # as `Network` computes on GPUs
         for parameter in unet.parameters():  # as `build_unet` casts them
@@ -99,11 +100,11 @@ def step_bytes(
                 parameter.data = parameter.data.to(dtype)
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        held = ledger.mark("parameters", [*unet.parameters(), *unet.buffers()])
-        with ledger.window() as windows, gpu_kernels() if gpu else nullcontext():
+        held = tracker.mark("parameters", [*unet.parameters(), *unet.buffers()])
+        with tracker.interval() as intervals, gpu_kernels() if gpu else nullcontext():
             texts = low_BChw = None
             if unet_config.text_width is not None:
-                texts = [torch.zeros(max(text_tokens, 1), unet_config.text_width)] * rows
+                texts = [torch.zeros(max(text_tokens, 1), unet_config.text_width)] * batch_size
             if config.low_resolution is not None:
                 scale = config.resolution // config.low_resolution
                 low_size = [max(side // scale, 1) for side in size]
@@ -120,13 +121,13 @@ def step_bytes(
             )
             predict = build_predict(unet, None if throughout else dtype)
             denoise = build_denoiser(predict, config, settings, conditioning, tile=tile)
-            levels = [0.0, 1.0, 2.0, math.inf]  # the second step remembers the first one's estimate
+            levels = [0.0, 1.0, 2.0, math.inf]  # the second step holds the first step's estimate, too
             settings.build_sampler().sample(denoise, torch.zeros(shape), levels, noise=lambda: torch.zeros(shape))
-    return windows[0].peak - held
+    return intervals[0].peak - held
 
 
 def _smaller(config: StageConfig, size: Size, tile: Tile | None) -> Tile | None:
-    """Tiles of half the side, or None if the stage cannot work on them."""
+    """Return tiles of half the side, or None if the stage cannot run on them."""
     stride = config.unet.total_stride
     side = (max(size) if tile is None else tile.side) // 2
     if config.low_resolution is None or config.unet.coordinates or side < 8 * stride:

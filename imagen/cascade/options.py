@@ -1,4 +1,4 @@
-"""The keyword arguments of a request, in one place: for type checkers and editors, for help(), and for hints.
+"""Define the keyword arguments of a request, for type checkers, editors, help() and hints.
 
 `Cascade.sample`, `Cascade.request`, `write_samples` and `write_upscaled` take them as `**options: Unpack[...]`.
 """
@@ -31,60 +31,60 @@ DEFAULTS: dict[str, Any] = {
     "batch_size": 8,
     "precision": "auto",
     "noise": "philox",
-}  # of the others: None
+}  # all others: None
 
 
 class SamplingOptions(TypedDict, total=False):
-    """Fields of `SamplingConfig`, in place of the stages' own values (None). One per stage, or one for all."""
+    """Fields of `SamplingConfig` that override the stages' own: one per stage, or one for all; None: no override."""
 
     sampler: Annotated[PerStage[str] | None, "name of a sampler, see `imagen.diffusion.samplers`"]
     sampler_options: Annotated[PerStage[dict[str, float]] | None, "options of the sampler without an argument here"]
     steps: Annotated[PerStage[int] | None, "sampler steps"]
-    spacing: Annotated[PerStage[Spacing] | None, "steps even in the schedule's time, or in log-SNR"]
+    spacing: Annotated[PerStage[Spacing] | None, "steps uniform in the schedule's time, or in log-SNR"]
     logsnr_range: Annotated[PerStage[Range] | None, "log-SNR of the first and the last step, for spacing in log-SNR"]
     guidance: Annotated[PerStage[float] | None, "guidance scale; 1 is none, and halves the work"]
-    guidance_interval: Annotated[Range | Sequence[Range | None] | None, "log-SNR range in which guidance acts"]
-    guidance_rescale: Annotated[PerStage[float] | None, "share, 0 to 1, in which contrast is brought back"]
+    guidance_interval: Annotated[Range | Sequence[Range | None] | None, "log-SNR range with guidance"]
+    guidance_rescale: Annotated[PerStage[float] | None, "0 to 1: how far the contrast of unguided images is restored"]
     threshold: Annotated[PerStage[Threshold] | None, "of x0 estimates"]
     percentile: Annotated[PerStage[float] | None, "quantile of dynamic thresholding"]
     max_scale: Annotated[PerStage[float] | None, "largest scale of dynamic thresholding"]
     eta: Annotated[PerStage[float] | None, "`ddim`: scale of the noise, 0 to 1"]
-    damping: Annotated[PerStage[float] | None, "deterministic samplers: how much faster noise falls, 0 to 1"]
+    damping: Annotated[PerStage[float] | None, "deterministic samplers: how much faster noise decreases, 0 to 1"]
     variance: Annotated[PerStage[Variance] | None, "`ddpm`: the network's variance if it has one, or `gamma`"]
     gamma: Annotated[PerStage[float] | None, "`ddpm`: log variance between its lower (0) and upper (1) bound"]
     low_res_noise: Annotated[PerStage[float] | None, "level of conditioning augmentation, 0 to 1"]
 
 
 class JobOptions(SamplingOptions, total=False):
-    """What jobs of many images take, too."""
+    """Options of jobs of many images."""
 
-    settings: Annotated[Sequence[SamplingConfig] | None, "whole configs in place of the stages' own, one per stage"]
+    settings: Annotated[Sequence[SamplingConfig] | None, "configs that replace the stages' own, one per stage"]
     strength: Annotated[PerStage[float] | None, "share of the steps that are taken from `init`, above 0 to 1"]
     tile: Annotated[PerStage[int | None] | None, "side in pixels of the tiles of super-resolution stages"]
     micro_batch: Annotated[PerStage[int] | None, "images per network evaluation (default: batch_size)"]
-    init: Annotated[PerImage[Image.Image] | None, "images to begin with, resized to each stage"]
-    mask: Annotated[PerImage[Image.Image] | None, "where `init` is regenerated (white) or kept (black)"]
-    stages: Annotated[int | None, "stop after this many stages of the cascade (those before `start` count)"]
+    init: Annotated[PerImage[Image.Image] | None, "input images of image-to-image, resized to each stage"]
+    mask: Annotated[PerImage[Image.Image] | None, "region of `init` that is regenerated (white) or preserved (black)"]
+    stages: Annotated[int | None, "stop after this many stages of the cascade, including those that `start` skips"]
     scale: Annotated[int | None, "upsample `start` by this factor (default: to the end of the cascade)"]
-    size: Annotated[Size | None, "(height, width) of the result; every stage keeps its proportions"]
+    size: Annotated[Size | None, "(height, width) of the result; all stages have its aspect ratio"]
     batch_size: Annotated[int, "images at a time; changes speed and memory only"]
-    vram: Annotated[float | None, "GiB of device memory to keep within: smaller micro-batches, offloading, tiles"]
+    vram: Annotated[float | None, "bound of device memory in GiB: smaller micro-batches, offloading, tiles"]
     device: Annotated[torch.device | str | None, "default: the GPU if there is one"]
     precision: Annotated[Precision, '"auto" is the format in which the device multiplies fastest']
     lora: Annotated[Mapping[str, float] | None, "weight of each LoRA in use, by its name; see `Cascade.load_lora`"]
-    noise: Annotated[NoiseKind, "generator of the noise; `torch` repeats images whose files name none"]
+    noise: Annotated[NoiseKind, "generator of the noise; `torch` regenerates images whose files name none"]
 
 
 class RequestOptions(JobOptions, total=False):
-    """All that a request may say besides its prompts."""
+    """All options of a request."""
 
-    negative: Annotated[PerImage[Prompt], "prompts that guidance leads away from"]
+    negative: Annotated[PerImage[Prompt], "negative prompts, in place of the unconditional embedding in guidance"]
     seeds: Annotated[PerImage[int | Variation] | None, "whole numbers from 0 (default 0), or Variations of two"]
     start: Annotated[PerImage[Image.Image] | None, "images to upsample, all of one size"]
 
 
 def takes_options(kind: Any) -> Callable[[F], F]:
-    """Show the options of the TypedDict `kind` in help(function), and in completion, as if they were written out."""
+    """Add the options of the TypedDict `kind` to a function's signature and docstring, for help() and completion."""
 
     def decorate(function: F) -> F:
         own = inspect.signature(function)

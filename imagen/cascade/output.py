@@ -1,7 +1,7 @@
-"""Images to a folder: NNNN.png with provenance, and a contact sheet.
+"""Write images to a folder: NNNN.png with provenance, and a contact sheet.
 
-A job is a pure function of its request: it may be stopped and run again, on any number of ranks, and gives the same
-images. Batches are those of the request on every rank; a batch of which only a part exists is computed whole again.
+The images are a pure function of the request. A job may be interrupted and run again, on any number of ranks, and gives
+the same images. All ranks use the batches of the request; an incomplete batch is computed again as a whole.
 """
 
 from collections import deque
@@ -24,11 +24,11 @@ from imagen.errors import UserError, shown
 from imagen.pictures import contact_sheet, read_metadata, read_picture, write_png
 
 T = TypeVar("T")
-SHEET_PICTURES = 256  # a sheet of more would be too large to look at
-MOST_PICTURES = 1_000_000  # of one command
-CAPTION = 300  # characters of it on a sheet
-WAITING = 16  # pictures that wait to be written, before drawing does
-DECIDES = (
+SHEET_PICTURES = 256  # images on a sheet
+MOST_PICTURES = 1_000_000  # images per command
+CAPTION = 300  # characters per caption on a sheet
+WRITE_QUEUE = 16  # images waiting to be written; sampling pauses beyond it
+IDENTIFYING = (  # fields of the provenance that must agree with an existing file
     *(
         "prompt",
         "negative",
@@ -65,14 +65,13 @@ def write_samples(
 ) -> list[Path]:
     """Write `n` images of each prompt to `out`, and `sheet.png`; return the images' paths.
 
-    Files are numbered prompt by prompt: image j of prompt i is number i n + j, and has the seed `seed` + j (`seed`
-    may be one for each prompt). With `vary` it has the noise of `seed`, mixed in this amount (0 to 1) with that of
-    `seed` + j. `negative` and `start` have one per prompt.
+    Image j of prompt i is number i n + j and has the seed `seed` + j; `seed` may be a list with one per prompt.
+    vary: 0 to 1; images are variations, with the noise of `seed` interpolated by this amount towards `seed` + j.
+    negative, start: one per prompt.
+    rank, ranks: rank r samples batches r, r + ranks, ...; ranks do not communicate.
 
-    Rank r of `ranks` makes every ranks-th batch from the r-th on; ranks do not communicate.
-
-    Existing images of the same request are kept: calling again after an interruption resumes.
-    Raises UserError, and changes nothing, if an existing file is an image of another request.
+    Existing images of the same request are not sampled again, so calling again after an interruption resumes.
+    Raises UserError, before writing anything, if an existing file is an image of another request.
     """
     if n < 1:
         raise UserError(f"n is {n}; it must be 1 or more")
@@ -96,7 +95,7 @@ def write_samples(
 def write_request(
     cascade: Cascade, request: Request, paths: Sequence[Path], *, rank: int = 0, ranks: int = 1, progress: bool = True
 ) -> None:
-    """Write the images of a request to `paths`, or a rank's share of them; see `write_samples`."""
+    """Write the images of a request, or a rank's share of them, to `paths`; see `write_samples`."""
     missing: dict[range, list[int]] = {}
     for batch in request.batches()[rank::ranks]:
         absent = [number for number in batch if not _exists(paths[number], cascade.metadata(request, number))]
@@ -104,29 +103,29 @@ def write_request(
             missing[batch] = absent
     if not missing:
         return
-    # Closed at once, so that the bars end before an error is printed. Files are compressed while the next are sampled.
+    # `closing` ends the progress bars before an error is printed. The thread compresses files while sampling continues.
     with ThreadPoolExecutor(1) as writer, closing(cascade.run(request, missing, progress=progress)) as images:
         writing: deque[Future[None]] = deque()
         for batch, absent in missing.items():
             for number, image in zip(batch, images, strict=False):
                 if number in absent:
                     writing.append(writer.submit(write_png, paths[number], image, _metadata(cascade, request, number)))
-                while len(writing) > WAITING:
+                while len(writing) > WRITE_QUEUE:
                     writing.popleft().result()
         for written in writing:
             written.result()
 
 
 def write_regenerated(
-    cascade: Cascade, request: Request, place: int, out: str | Path, *, progress: bool = True
+    cascade: Cascade, request: Request, number: int, out: str | Path, *, progress: bool = True
 ) -> Path:
-    """Write image number `place` of a `regenerate_request` as 0000.png; an existing one is kept. Return its path."""
+    """Write image `number` of a `regenerate_request` as 0000.png, unless it exists. Return its path."""
     path = path_of(out, 0)
     make_folder(out)
-    if not _exists(path, cascade.metadata(request, place)):
-        image = list(cascade.run(request, progress=progress))[place]
-        write_png(path, image, _metadata(cascade, request, place))
-    write_sheet(out, [path], [_caption(request, place, 1)])
+    if not _exists(path, cascade.metadata(request, number)):
+        image = list(cascade.run(request, progress=progress))[number]
+        write_png(path, image, _metadata(cascade, request, number))
+    write_sheet(out, [path], [_caption(request, number, 1)])
     return path
 
 
@@ -135,7 +134,7 @@ def _metadata(cascade: Cascade, request: Request, number: int) -> dict[str, Any]
 
 
 def write_sheet(out: str | Path, paths: Sequence[Path], captions: Sequence[str], n: int = 1) -> None:
-    """`sheet.png` of the first pictures, unless another rank is still at work on them."""
+    """Write `sheet.png` of the first images, unless another rank has yet to write some of them."""
     shown = paths[: len(captions)]
     if all(path.exists() for path in shown):
         columns = n if 1 < n <= 8 else None
@@ -143,11 +142,11 @@ def write_sheet(out: str | Path, paths: Sequence[Path], captions: Sequence[str],
 
 
 def check_pictures(n: int, count: int) -> None:
-    """UserError if `n` pictures of each of `count` are more than one command makes."""
+    """Raise UserError if `n` images for each of `count` prompts or inputs are more than one command may make."""
     if n * count > MOST_PICTURES:
         raise UserError(
-            f"{shown(n)} pictures of each of {shown(count)} are {shown(n * count)}; one command makes at most "
-            f"{MOST_PICTURES:,}: use several, with other seeds and folders"
+            f"{shown(n)} x {shown(count)} = {shown(n * count)} images; one command makes at most {MOST_PICTURES:,}: "
+            "use several, with different seeds and folders"
         )
 
 
@@ -156,11 +155,11 @@ def path_of(out: str | Path, number: int) -> Path:
 
 
 def make_folder(out: str | Path) -> None:
-    """Now, not after the first batch. Raises UserError if it cannot be made."""
+    """Create the output folder before the first batch is sampled. Raises UserError if that fails."""
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror}; choose another") from None
+        raise UserError(f"cannot create the folder {out}: {error.strerror}; choose another") from None
 
 
 def _times(values: Sequence[T], n: int) -> list[T]:
@@ -185,21 +184,21 @@ def _caption(request: Request, number: int, n: int) -> str:
 
 
 def _exists(path: Path, wanted: dict[str, Any]) -> bool:
-    """Whether the wanted image is at `path`. Raises UserError if another file is."""
+    """Return whether the wanted image is at `path`. Raises UserError if another file is."""
     if not path.exists():
         return False
     found = read_metadata(path)
     if found is None:
-        raise UserError(f"{path} is there already and says nothing of how it was made; choose another folder")
-    for key in DECIDES:
+        raise UserError(f"{path} already exists and has no imagen metadata; choose another folder")
+    for key in IDENTIFYING:
         if found.get(key) != wanted.get(key):
             raise UserError(
-                f"{path} is there already, made with another {key}{_both(found.get(key), wanted.get(key))}; "
+                f"{path} already exists, made with another {key}{_both(found.get(key), wanted.get(key))}; "
                 "choose another folder, or remove it"
             )
     return True
 
 
 def _both(found: Any, wanted: Any) -> str:
-    """The two values where they are short enough to help."""
+    """Return the two values if they are short enough for an error message, else ""."""
     return f" ({found!r}, not {wanted!r})" if len(repr(found)) + len(repr(wanted)) < 120 else ""

@@ -1,4 +1,4 @@
-"""A request through the stages of a cascade, batch by batch: text once, then stage after stage."""
+"""Run a request through the stages of a cascade, batch by batch: encode prompts once, then sample stage by stage."""
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import NamedTuple
@@ -12,21 +12,21 @@ from imagen.cascade.request import Request
 from imagen.cascade.texts import PromptEncoder
 from imagen.devices import set_up
 from imagen.progress import progress_bar
-from imagen.stage.editing import Edit, edit_of
+from imagen.stage.editing import Edit, build_edit
 from imagen.stage.inputs import from_images
 from imagen.stage.sampling import Stage
 
 AHEAD = 1024  # prompts that are encoded together
-OFFLOADED = 8  # batches that pass through a stage while it is on the device, where weights come and go
+OFFLOADED = 8  # batches per stage between two transfers of weights, with offloading
 
 
 class Preview(NamedTuple):
-    """What `on_step` is called with after each step of the sampler."""
+    """Hold the argument of `on_step`, which is called after each step of the sampler."""
 
     stage: int  # index in the cascade
     step: int  # 0 .. steps - 1
     steps: int
-    pictures: range  # which of the request's images these are
+    pictures: range  # numbers of these images in the request
     x0_BCHW: Tensor  # the current estimate, in [-1, 1] where thresholded
 
 
@@ -44,7 +44,7 @@ def run_request(
 ) -> Generator[Tensor, None, None]:
     """Yield the images of a request in order, uint8 [C, H, W] on the CPU, each as soon as its batch is done.
 
-    stages: those that run. texts: of a cascade with text. batches, progress, on_step: see `Cascade.run`.
+    stages: the stages that run. texts: None without text. batches, progress, on_step: see `Cascade.run`.
     """
     set_up(request.device)
     stages = [stage.adapted(dict(request.lora)) for stage in stages]
@@ -94,9 +94,9 @@ def _run_stage(
     bar: tqdm,
     on_step: OnPreview | None,
 ) -> Tensor:
-    """A batch through the request's `number`-th stage: uint8 BChw (None for a base model) to uint8 BCHW.
+    """Sample a batch with stage `number` of the request: uint8 BChw (None for a base model) to uint8 BCHW.
 
-    embeddings: of each image's prompt and negative prompt.
+    embeddings: of the prompt and negative prompt of each image.
     """
     done = []
     for begin in range(0, len(batch), request.micro_batch[number]):
@@ -129,10 +129,10 @@ def _run_stage(
 
 
 def _edit(request: Request, number: int, stage: Stage, pictures: range) -> Edit | None:
-    """The init images and masks of some images, in the size of the request's `number`-th stage."""
+    """Return init images and masks at the size of the request's stage `number`."""
     if request.init is None:
         return None
-    return edit_of(
+    return build_edit(
         [request.init[i] for i in pictures],
         None if request.masks is None else [request.masks[i] for i in pictures],
         size=request.sizes[number],
@@ -142,7 +142,7 @@ def _edit(request: Request, number: int, stage: Stage, pictures: range) -> Edit 
 
 
 def _start(request: Request, stage: Stage, batch: range) -> Tensor | None:
-    """The images to upsample, uint8, mirrored at the right and the bottom up to the size that the stages take."""
+    """Return the images to upsample, uint8, padded by reflection at the right and bottom to `start_size`."""
     if request.start is None or request.start_size is None:
         return None
     images_BChw = from_images([request.start[i] for i in batch], stage.config.unet.image_channels)
@@ -156,12 +156,12 @@ def _start(request: Request, stage: Stage, batch: range) -> Tensor | None:
 def _embed(
     request: Request, stages: Sequence[Stage], texts: PromptEncoder | None, batch: range
 ) -> list[tuple[Tensor, Tensor]]:
-    """Embeddings [L, D] of each image's prompt and negative prompt; empty ones if no stage reads text."""
+    """Return the embeddings [L, D] of each image's prompt and negative prompt; empty ones without text conditioning."""
     pairs = [(request.prompts[i], request.negatives[i]) for i in batch]
     if texts is None or all(stage.config.unet.text_width is None for stage in stages):
         return [(torch.empty(0), torch.empty(0))] * len(pairs)
     wanted = [prompt for pair in pairs for prompt in pair if isinstance(prompt, str)]
-    if any(prompt not in texts for prompt in wanted):  # encode many at once, so that loading the encoder pays
+    if any(prompt not in texts for prompt in wanted):  # encode many at once, to amortise loading the encoder
         ahead = slice(batch.start, max(batch.stop, batch.start + AHEAD))
         every = (*request.prompts[ahead], *request.negatives[ahead])
         texts([prompt for prompt in every if isinstance(prompt, str)], request.device, request.vram)

@@ -1,4 +1,4 @@
-"""The prompts of a request: texts, and embeddings that stand in for them."""
+"""Check the prompts of a request: texts, or embeddings in their place."""
 
 import hashlib
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def check_prompts(prompts: Sequence[Prompt], text: TextConfig | None) -> None:
     for prompt in prompts:
         if text is None:
             if isinstance(prompt, Tensor) or prompt:
-                raise UserError("this cascade was trained without text: it takes no prompt but the empty one")
+                raise UserError("this cascade was trained without text: the only possible prompt is the empty one")
         elif isinstance(prompt, Tensor):
             length, dimension = prompt.shape
             if dimension != text.width:

@@ -1,4 +1,4 @@
-"""What a PNG says of how its image was made: written here, read here, checked before anything is built of it."""
+"""Write and read the provenance of an image: PNG metadata that allows it to be regenerated."""
 
 import hashlib
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from imagen.version import __version__
 def describe(request: Request, stages: Sequence[Stage], text: dict[str, Any] | None, number: int) -> dict[str, Any]:
     """Return all that image `number` of a request depends on, up to rounding, as JSON.
 
-    stages: those that run. text: the text encoder's description.
+    stages: the stages that run. text: the text encoder's description.
     """
     seed = request.seeds[number]
     value: dict[str, Any] = {
@@ -80,7 +80,7 @@ def digest(image: Image.Image) -> str:
 
 
 def _sampling_json(settings: SamplingConfig) -> dict[str, Any]:
-    """Return the settings; without empty `sampler_options`, so that older images of the same settings are equal."""
+    """Return the settings without empty `sampler_options`, which files from before that field lack."""
     value = to_json(settings)
     if not settings.sampler_options:
         del value["sampler_options"]
@@ -89,10 +89,10 @@ def _sampling_json(settings: SamplingConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class StageProvenance:
-    """A stage that the image went through."""
+    """Describe a stage that sampled the image."""
 
     resolution: int
-    weights: str | None  # sha256; None: of a cascade that was never saved
+    weights: str | None  # sha256; None: the cascade was never saved
     sampling: SamplingConfig
 
     def __post_init__(self) -> None:
@@ -101,6 +101,8 @@ class StageProvenance:
 
 @dataclass(frozen=True, kw_only=True)
 class VariationProvenance:
+    """Describe the second seed of a variation."""
+
     seed: int
     amount: float
 
@@ -123,7 +125,7 @@ class LoraProvenance:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What else the last bits of an image depend on; see `describe_conditions`."""
+    """Describe what else the last bits of an image depend on; see `describe_conditions`."""
 
     device: str
     threads: int | None
@@ -138,7 +140,7 @@ class Conditions:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What `describe` and `describe_conditions` write. Images and embeddings that went into it are hashes."""
+    """Hold the output of `describe` and `describe_conditions`. Input images and embeddings are hashes."""
 
     version: str
     prompt: str
@@ -148,7 +150,7 @@ class Provenance:
     size: tuple[int, int]  # (height, width)
     precision: Precision
     lora: tuple[LoraProvenance, ...] | None = None
-    noise: Literal["philox"] | None = None  # its generator; None: those of torch, before files named one
+    noise: Literal["philox"] | None = None  # generator of the noise; None: torch's, in files from before this field
     text: dict[str, Any] | None
     stages: tuple[StageProvenance, ...]
     embedding: str | None = None
@@ -171,18 +173,18 @@ class Provenance:
             ("conditions.rows", self.conditions.rows),
         ):
             if values is not None and len(values) != len(self.stages):
-                raise UserError(f"{name} has {len(values)} values, but it went through {len(self.stages)} stages")
+                raise UserError(f"{name} has {len(values)} values, but there are {len(self.stages)} stages")
         pixels = self.conditions.batch * self.size[0] * self.size[1]
         check_number("the number of pixels of its batch", pixels, most=limits.PIXELS)
 
 
 def read_provenance(picture: str | Path) -> Provenance:
-    """Read how the image in a file was made.
+    """Read the provenance of an image file.
 
-    The file may come from anywhere, so every type and every bound is checked before a thread is started, a batch is
-    filled or a prompt is encoded. Raises UserError, naming the file, the field, its value and what it may be.
+    The file is untrusted, so all types and bounds are checked here. Raises UserError, naming the file, the field, its
+    value and the values allowed.
     """
     found = read_metadata(picture)
     if found is None:
-        raise UserError(f"{picture} says nothing of how it was made")
+        raise UserError(f"{picture} has no imagen metadata, so it cannot be regenerated")
     return from_json(Provenance, found, str(picture))

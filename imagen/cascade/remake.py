@@ -1,4 +1,4 @@
-"""An image again, from what its file says."""
+"""Regenerate an image from the provenance in its file."""
 
 from pathlib import Path
 
@@ -12,7 +12,11 @@ from imagen.cascade.request import Request
 from imagen.diffusion.noise import Variation
 from imagen.errors import UserError
 
-GIVEN = {"start": "the picture that it enlarges", "init": "its init picture", "masks": "its mask"}
+INPUTS = {  # field: (the image that was used, one that was not)
+    "start": ("the image that it upsamples", "an image to upsample"),
+    "init": ("its init image", "an init image"),
+    "masks": ("its mask", "a mask"),
+}
 
 
 def regenerate_request(
@@ -24,22 +28,22 @@ def regenerate_request(
     mask: Image.Image | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[Request, int]:
-    """Return the request that makes the image in a file again, and the number of the image in it.
+    """Return the request that regenerates the image in a file, and the number of the image in it.
 
-    Bit for bit on the same kind of device, with the same release of torch: the batch is filled with copies, since the
-    last bits of a network's output depend on the size of its batch, and torch's number of threads is set.
-    start, init, mask: images that went into it, since a file holds only their hashes.
+    The result is bit-identical on the same kind of device with the same release of torch. The last bits of a network's
+    output depend on its batch size, so the batch is filled with copies. Sets torch's number of threads.
+    start, init, mask: the input images, of which the file holds only hashes.
 
-    Raises UserError if the file does not say how it was made, or was made by other weights or from other images.
+    Raises UserError if the file has no provenance, or names other weights or other input images.
     """
     made, where = read_provenance(picture), str(picture)
     given = {"start": start, "init": init, "masks": mask}
     _check_given(made, where, given)
     if made.embedding is not None or made.negative_embedding is not None:
-        raise UserError(f"{where} was made from a prompt embedding, of which the file holds only the hash")
+        raise UserError(f"{where} was made from a prompt embedding, and the file holds only its hash")
     first = _first_stage(cascade, made, where)
     if cascade.texts is not None and made.text != cascade.texts.describe():
-        raise UserError(f"{where} was made with another text encoder, {made.text}")
+        raise UserError(f"{where} was made with another text encoder, {made.text}; load the cascade that made it")
 
     last, count = first + len(made.stages) - 1, made.conditions.batch
     variation = made.variation
@@ -72,13 +76,13 @@ def regenerate_request(
 
 
 def _check_given(made: Provenance, where: str, given: dict[str, Image.Image | None]) -> None:
-    """The pictures that went into it, and no others."""
-    for name, what in GIVEN.items():
+    """Raise UserError unless the input images are those of the provenance."""
+    for name, (what, none) in INPUTS.items():
         image, wanted = given[name], getattr(made, name)
         if (image is None) != (wanted is None):
-            raise UserError(f"{where}: {'give ' + what if image is None else 'it was made without ' + what[4:]}")
+            raise UserError(f"{where}: {'give ' + what if image is None else 'it was made without ' + none}")
         if image is not None and digest(image) != wanted:
-            raise UserError(f"{where}: that is not {what}: its pixels are others")
+            raise UserError(f"{where}: that is not {what}: its pixels differ")
 
 
 def _lora(cascade: Cascade, made: Provenance, where: str) -> dict[str, float]:
@@ -94,7 +98,7 @@ def _lora(cascade: Cascade, made: Provenance, where: str) -> dict[str, float]:
 
 
 def _first_stage(cascade: Cascade, made: Provenance, where: str) -> int:
-    """The index in the cascade of the first stage that made it."""
+    """Return the index in the cascade of the first stage that sampled the image."""
     hashes = [stage.weights for stage in made.stages]
     ours = [stage.sha256 for stage in cascade.stages]
     for first in range(len(ours)):

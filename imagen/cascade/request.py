@@ -1,8 +1,7 @@
-"""A request to a cascade: every default filled in, and every mistake found before anything is computed."""
+"""Fill in the defaults of a request to a cascade, and check it before anything is computed."""
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,13 @@ from typing_extensions import Unpack
 
 from imagen import limits
 from imagen.cascade.options import PerImage, PerStage, Prompt, RequestOptions, SamplingOptions, Size
+from imagen.cascade.per_stage import (
+    name_stages,
+    resolve_micro_batches,
+    resolve_settings,
+    resolve_strengths,
+    resolve_tiles,
+)
 from imagen.cascade.prompts import as_prompts
 from imagen.cascade.sizes import sizes_above, sizes_for, sizes_like
 from imagen.devices import default_device
@@ -24,23 +30,22 @@ from imagen.stage.config import SamplingConfig, StageConfig
 from imagen.stage.tiles import Tile
 
 FIELDS = tuple(field.name for field in dataclasses.fields(SamplingConfig))
-PAIRS = ("guidance_interval", "logsnr_range")  # fields whose one value is two numbers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What `Cascade.run` will do. Tuples have one entry per image, or one per stage that runs."""
+    """Hold all arguments of a sampling job. Tuples have one entry per image, or one per stage that runs."""
 
     prompts: tuple[Prompt, ...]  # "" is the unconditional model; tensors are embeddings, float32 [L, D]
-    negatives: tuple[Prompt, ...]  # what guidance leads away from; "" is the unconditional model
+    negatives: tuple[Prompt, ...]  # negative prompts; "" is the unconditional model
     seeds: tuple[int | Variation, ...]
     start: tuple[Image.Image, ...] | None  # images that the first stage upsamples; None: it generates them
-    start_size: Size | None  # of those, padded to what the stages can take
-    init: tuple[Image.Image, ...] | None  # images that every stage begins with, or keeps a part of
+    start_size: Size | None  # their size after padding to multiples that the stages accept
+    init: tuple[Image.Image, ...] | None  # input images of image-to-image and inpainting, for every stage
     masks: tuple[Image.Image, ...] | None  # white is regenerated
     first_stage: int  # index in the cascade of the first stage that runs
     settings: tuple[SamplingConfig, ...]
-    strength: tuple[float, ...]  # share of the steps that are taken from init; 1 without
+    strength: tuple[float, ...]  # share of the steps that are taken from init; 1 without init
     sizes: tuple[Size, ...]  # (height, width) of each stage's result
     crop: Size  # of the result
     tiles: tuple[Tile | None, ...]
@@ -49,12 +54,12 @@ class Request:
     device: torch.device
     precision: Precision  # never "auto"
     lora: tuple[tuple[str, float], ...] = ()  # (name, weight)
-    noise: NoiseKind = "philox"  # the random numbers' generator
-    vram: float | None = None  # GiB of device memory that this fits in, see `imagen.cascade.memory`
+    noise: NoiseKind = "philox"  # generator of the noise
+    vram: float | None = None  # bound of device memory in GiB, see `imagen.cascade.memory`
     offload: bool = False  # stages are on the device only while they run
 
     def batches(self) -> list[range]:
-        """Return the images in the groups in which they are computed, on any number of ranks."""
+        """Return the image numbers of each batch, which do not depend on the number of ranks."""
         count, size = len(self.prompts), self.batch_size
         return [range(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
@@ -94,9 +99,10 @@ def make_request(
     noise: NoiseKind = "philox",
     **sampling: Unpack[SamplingOptions],
 ) -> Request:
-    """Fill in defaults and check; `imagen.cascade.options` describes the arguments. Raises UserError.
+    """Return a request with all defaults filled in; `imagen.cascade.options` describes the arguments.
 
-    A bound on memory (`vram`) is noted, not applied: see `imagen.cascade.memory.fit_to_memory`.
+    Stores the bound on memory (`vram`) without applying it: see `imagen.cascade.memory.fit_to_memory`.
+    Raises UserError for invalid arguments.
     """
     for name in sampling:
         if name not in FIELDS:
@@ -106,7 +112,7 @@ def make_request(
     prompts = as_prompts(prompts)
     count = len(prompts)
     if not count:
-        raise UserError("no prompts: give at least one (an empty string makes a picture without a prompt)")
+        raise UserError("no prompts: give at least one (an empty string samples the unconditional model)")
     negatives = as_prompts(negative)
     if isinstance(negative, str | torch.Tensor) and len(negatives) == 1:
         negatives *= count
@@ -118,11 +124,11 @@ def make_request(
         check_number("vram", vram, above=0)
     start = None if start is None else [start] * count if isinstance(start, Image.Image) else list(start)
     last = (stages or len(cascade)) - 1
-    first, last = (0, last) if start is None else _enlarging(cascade[: last + 1], start, scale)
+    first, last = (0, last) if start is None else _upsampling_stages(cascade[: last + 1], start, scale)
     run = cascade[first : last + 1]
     _check_given(run, count, start=start, init=init, mask=mask, strength=strength, size=size)
 
-    inits, masks = _each(init, count, "init pictures"), _each(mask, count, "masks")
+    inits, masks = _each(init, count, "init images"), _each(mask, count, "masks")
     start_size: Size | None = None
     if start is not None:
         start_size, sizes, crop = sizes_above(run, (start[0].height, start[0].width))
@@ -139,13 +145,13 @@ def make_request(
         init=inits,
         masks=masks,
         first_stage=first,
-        settings=_settings(run, settings, dict(sampling)),
-        strength=_strengths(run, strength),
+        settings=resolve_settings(run, settings, dict(sampling)),
+        strength=resolve_strengths(run, strength),
         sizes=sizes,
         crop=crop,
-        tiles=_tiles(run, sizes, tile),
+        tiles=resolve_tiles(run, sizes, tile),
         batch_size=batch_size,
-        micro_batch=_micro_batches(run, batch_size, micro_batch),
+        micro_batch=resolve_micro_batches(run, batch_size, micro_batch),
         device=device,
         precision=precision_name(autocast_dtype(device, precision)),
         lora=_lora(lora or {}),
@@ -163,56 +169,59 @@ def _lora(weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
 def check_count(stages: int | None, cascade: Sequence[StageConfig]) -> None:
     """Raise UserError unless `stages` of the cascade's stages can run (None: all)."""
     if stages is not None and not 1 <= stages <= len(cascade):
-        raise UserError(f"stages is {stages}; this cascade has {_numbered(cascade)}, so choose 1 to {len(cascade)}")
+        raise UserError(f"stages is {stages}; this cascade has {name_stages(cascade)}, so choose 1 to {len(cascade)}")
 
 
 def _check_given(run: Sequence[StageConfig], count: int, **given: Any) -> None:
-    """What was given must belong together."""
+    """Raise UserError unless the arguments are compatible."""
     start, init = given["start"], given["init"]
     if start is None and run[0].low_resolution is not None:
         low = run[0].low_resolution
         raise UserError(
-            f"this cascade has no base stage: it enlarges {low}x{low} pictures, so give it some to start from"
+            f"this cascade has no base stage: it upsamples {low}x{low} images, so give images to start from"
         )
     if start is not None:
         if len(start) != count:
-            raise UserError(f"{len(start)} pictures to start from but {count} prompts; give one prompt a picture")
+            raise UserError(f"{len(start)} images to start from but {count} prompts; give one prompt per image")
         if given["size"] is not None:
-            raise UserError("size follows from the pictures to start from; leave it out")
+            raise UserError("size follows from the images to start from; leave it out")
         if init is not None:
-            raise UserError("pictures to start from are enlarged, init pictures are drawn anew; give one of the two")
+            raise UserError("images to start from are upsampled, init images are regenerated; give one of the two")
     if init is None and (given["mask"] is not None or given["strength"] is not None):
         name = "mask" if given["mask"] is not None else "strength"
-        raise UserError(f"{name} says what happens to an init picture; give one")
+        raise UserError(f"{name} applies to an init image; give one")
 
 
-def _enlarging(cascade: Sequence[StageConfig], start: Sequence[Image.Image], scale: int | None) -> tuple[int, int]:
-    """First and last stage for pictures: from the one trained for the size nearest below theirs, to the end.
+def _upsampling_stages(
+    cascade: Sequence[StageConfig], start: Sequence[Image.Image], scale: int | None
+) -> tuple[int, int]:
+    """Return the indices of the first and the last stage that upsample images.
 
-    With `scale`, so many that they enlarge by this, among such stages those that begin nearest below.
+    The first is the stage with the largest low resolution that does not exceed the images' shorter side, the last is
+    the end of the cascade. With `scale`, considers only runs of stages that upsample by this factor.
     """
-    enlarging = [index for index, stage in enumerate(cascade) if stage.low_resolution is not None]
-    if not enlarging:
-        raise UserError(f"nothing to enlarge with: the stages asked for are {_numbered(cascade)}, a base alone")
+    upsampling = [index for index, stage in enumerate(cascade) if stage.low_resolution is not None]
+    if not upsampling:
+        raise UserError(f"no super-resolution stage among the {name_stages(cascade)} requested")
     if len({picture.size for picture in start}) > 1:
-        raise UserError("the pictures to start from differ in size; enlarge those of each size separately")
-    spans = [(a, len(cascade) - 1) for a in enlarging]
+        raise UserError("the images to start from differ in size; upsample those of each size separately")
+    spans = [(a, len(cascade) - 1) for a in upsampling]
     if scale is not None:
         factors = {
             (a, b): cascade[b].resolution // (cascade[a].low_resolution or 1)
-            for a, b in itertools.combinations_with_replacement(enlarging, 2)
+            for a, b in itertools.combinations_with_replacement(upsampling, 2)
         }
         spans = sorted(span for span, factor in factors.items() if factor == scale)
         if not spans:
             known = ", ".join(str(factor) for factor in sorted(set(factors.values())))
-            raise UserError(f"scale is {scale}; these stages ({_numbered(cascade)}) can enlarge by {known}")
+            raise UserError(f"scale is {scale}; these stages ({name_stages(cascade)}) can upsample by {known}")
     side = min(start[0].size)
     fitting = [(a, b) for a, b in spans if (cascade[a].low_resolution or 0) <= side]
     return fitting[-1] if fitting else spans[0]
 
 
 def _each(value: Any, count: int, what: str) -> tuple[Any, ...] | None:
-    """One for each picture: given so, or one for all."""
+    """Return one value per image, from one for all or one for each."""
     if value is None:
         return None
     return (value,) * count if isinstance(value, Image.Image) else _exactly(value, count, what)
@@ -235,72 +244,3 @@ def _seeds(seeds: PerImage[int | Variation] | None, count: int) -> tuple[int | V
         if isinstance(seed, Variation):
             check_number("the amount of a variation", seed.amount, least=0, most=1)
     return tuple(seed if isinstance(seed, Variation) else int(seed) for seed in every)
-
-
-def _strengths(run: Sequence[StageConfig], strength: float | Sequence[float] | None) -> tuple[float, ...]:
-    values = _for_stages(run, 1.0 if strength is None else strength, "strength")
-    for stage, value in zip(run, values, strict=True):
-        check_number(f"stage {stage.resolution}: strength", value, above=0, most=1)
-    return tuple(values)
-
-
-def _settings(
-    run: Sequence[StageConfig], settings: Sequence[SamplingConfig] | None, overrides: dict[str, Any]
-) -> tuple[SamplingConfig, ...]:
-    if settings is not None and len(settings) != len(run):
-        raise UserError(f"{len(settings)} settings, but {_numbered(run)} run; give one for each")
-    result = list(settings) if settings is not None else [stage.sampling for stage in run]
-    for name, value in overrides.items():
-        if value is None:
-            continue
-        if name in PAIRS and not isinstance(value[0], int | float):
-            value = list(value)
-        for i, new in enumerate(_for_stages(run, value, name)):
-            change: dict[str, Any] = {name: new}
-            result[i] = dataclasses.replace(result[i], **change)
-    for stage, resolved in zip(run, result, strict=True):
-        resolved.check(f"stage {stage.resolution}")
-        stage.schedule.check_steps(f"stage {stage.resolution}", resolved.steps)
-    return tuple(result)
-
-
-def _for_stages(run: Sequence[StageConfig], value: Any, name: str) -> list[Any]:
-    """One value for each stage: a list of so many, or anything else for all."""
-    pair = name in PAIRS and isinstance(value, tuple)
-    values = list(value) if isinstance(value, list | tuple) and not pair else [value] * len(run)
-    if len(values) != len(run):
-        raise UserError(f"{len(values)} values of {name}, but {_numbered(run)} run; give one for each or for all")
-    return values
-
-
-def _micro_batches(run: Sequence[StageConfig], batch_size: int, given: PerStage[int] | None) -> tuple[int, ...]:
-    values = _for_stages(run, batch_size if given is None else given, "micro_batch")
-    for value in values:
-        check_number("micro_batch", value, least=1)
-    return tuple(min(value, batch_size) for value in values)
-
-
-def _tiles(run: Sequence[StageConfig], sizes: Sequence[Size], tile: Any) -> tuple[Tile | None, ...]:
-    """Tiles of the stages whose pictures are larger, a base excepted."""
-    result: list[Tile | None] = []
-    for stage, size, side in zip(run, sizes, _for_stages(run, tile, "tile"), strict=True):
-        if side is None or stage.low_resolution is None or max(size) <= side:
-            result.append(None)
-            continue
-        stride = stage.unet.total_stride
-        if stage.unet.coordinates:
-            raise UserError(f"stage {stage.resolution} sees where in the picture it is: it cannot work on tiles")
-        if side < 4 * stride:
-            raise UserError(f"stage {stage.resolution}: tile is {side}; it must be {4 * stride} or more")
-        result.append(tile_of(side, stride))
-    return tuple(result)
-
-
-def tile_of(side: int, stride: int) -> Tile:
-    """Tiles of about this side for a network of that stride; neighbours share a quarter."""
-    return Tile(side=side // stride * stride, overlap=math.ceil(side / 4 / stride) * stride)
-
-
-def _numbered(stages: Sequence[StageConfig]) -> str:
-    names = ", ".join(str(stage.resolution) for stage in stages)
-    return f"{len(stages)} stage{'s' if len(stages) > 1 else ''} ({names})"

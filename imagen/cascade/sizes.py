@@ -1,4 +1,4 @@
-"""Heights and widths through a cascade: every stage keeps the proportions, and its network's strides divide them."""
+"""Compute heights and widths of the stages: of one aspect ratio, and multiples of the U-Nets' strides."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,10 @@ from imagen.stage.config import StageConfig
 
 
 def sizes_for(run: Sequence[StageConfig], size: Size | None) -> tuple[Size, ...]:
-    """What each stage makes so that the last makes `size` (None: the square it was trained on). Raises UserError."""
+    """Return the output size of each stage for a final `size` (None: the square of training).
+
+    Raises UserError, with the nearest possible sizes, if the U-Nets' strides do not divide it.
+    """
     reference = run[-1].resolution
     height, width = size or (reference, reference)
     _check_divides((height, width), size_multiple(run, reference), "size")
@@ -17,7 +20,7 @@ def sizes_for(run: Sequence[StageConfig], size: Size | None) -> tuple[Size, ...]
 
 
 def sizes_like(run: Sequence[StageConfig], given: Size) -> tuple[Size, ...]:
-    """What each stage makes in about the proportions of `given`, with shorter sides near those trained on."""
+    """Return output sizes with about the aspect ratio of `given`, and shorter sides near the resolution of training."""
     reference = run[-1].resolution
     step, scale = size_multiple(run, reference), reference / min(given)
     height, width = (max(round(side * scale / step), 1) * step for side in given)
@@ -25,20 +28,20 @@ def sizes_like(run: Sequence[StageConfig], given: Size) -> tuple[Size, ...]:
 
 
 def sizes_above(run: Sequence[StageConfig], given: Size) -> tuple[Size, tuple[Size, ...], Size]:
-    """Enlarging pictures of `given` size: their size when padded, what each stage makes of it, and what is kept."""
+    """Return, for upsampling images of size `given`: their padded size, the stages' output sizes, the final crop."""
     reference = run[0].low_resolution or 1
     step = size_multiple(run, reference)
     height, width = (-(-side // step) * step for side in given)
-    made = tuple((height * stage.resolution // reference, width * stage.resolution // reference) for stage in run)
+    sizes = tuple((height * stage.resolution // reference, width * stage.resolution // reference) for stage in run)
     final = run[-1].resolution
-    return (height, width), made, (given[0] * final // reference, given[1] * final // reference)
+    return (height, width), sizes, (given[0] * final // reference, given[1] * final // reference)
 
 
 def size_multiple(run: Sequence[StageConfig], reference: int) -> int:
-    """Sides that are multiples of this, at resolution `reference`, divide by every stage's stride at its own."""
+    """Return the number of which sides at resolution `reference` must be multiples, to fit all stages' strides."""
     units = []
     for stage in run:
-        needed = stage.unet.total_stride * reference  # side * resolution must divide by it
+        needed = stage.unet.total_stride * reference  # must divide side * resolution
         units.append(needed // math.gcd(needed, stage.resolution))
     return math.lcm(*units)
 

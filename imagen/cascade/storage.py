@@ -1,8 +1,8 @@
-"""The CASCADE folder: `cascade.json`, one safetensors file a stage, one for the unconditional text embedding.
+"""Read and write the CASCADE folder: `cascade.json` and safetensors files of stages and unconditional embedding.
 
-`cascade.json` names every other file, and every file's name contains its hash. So a folder is
-replaced without a moment in which a reader could mix old and new: the new files are written
-beside the old, `cascade.json` is renamed over (the commit), the stale files are removed.
+`cascade.json` names all other files, whose names contain their hashes. So a folder is replaced atomically, and a reader
+never mixes old and new files: the new files are written beside the old ones, `cascade.json` is replaced by a rename,
+which commits the change, and stale files are removed.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from imagen.weights import packaged
 
 MANIFEST = "cascade.json"
 FORMAT = 1
-# Every file name that `_store` and `copy_file` make; "new" and "tmp" are what a killed process leaves.
+# File names that `_store` and `copy_file` create; "new" and "tmp" are leftovers of killed processes.
 _OURS = re.compile(r"\.?(stage-\d+|text)-(new|[0-9a-f]{16}\.safetensors)(\.[\da-f-]+\.tmp)?")
 
 
@@ -41,7 +41,7 @@ class StageRecord:
     config: StageConfig
     weights: str  # file name
     sha256: str
-    info: dict[str, Any] = field(default_factory=dict)  # where the weights come from: steps, data, preset
+    info: dict[str, Any] = field(default_factory=dict)  # origin of the weights: steps, data, preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +76,12 @@ def resolve_folder(path: str | Path) -> Path:
     if not path.exists():
         raise UserError(f"{path} does not exist; expected a cascade or a training run")
     if (path / "config.json").is_file():
-        raise UserError(f"{path} is a training run that has exported nothing yet; let it reach its first export")
+        raise UserError(f"{path} is a training run without an export yet; wait for its first export")
     raise UserError(f"{path} is not a cascade: it holds neither {MANIFEST} nor export/{MANIFEST}")
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """`cascade.json`, checked: format, known fields, and that stages fit together."""
+    """Read and check `cascade.json`. Raises UserError for another format, unknown fields, or stages that do not fit."""
     where = folder / MANIFEST
     value = read_json(where)
     version = value.get("format") if isinstance(value, dict) else None
@@ -92,7 +92,7 @@ def read_manifest(folder: Path) -> Manifest:
         check_number("the number of stages", len(manifest.stages), most=limits.STAGES)
         if manifest.text is not None:
             manifest.text.config.check()
-    except UserError as error:  # a config's own check knows no file name
+    except UserError as error:  # a config's own check does not name the file
         raise error if str(where) in str(error) else UserError(f"{where}: {error}") from None
     for record in (manifest.text, *manifest.stages):
         name = "" if record is None else record.unconditional if isinstance(record, TextRecord) else record.weights
@@ -104,7 +104,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_tensors(folder: Path, name: str, sha256: str) -> dict[str, Tensor]:
-    """Load a safetensors file after its hash has been compared."""
+    """Verify the hash of a safetensors file, then load it."""
     path = folder / name
     _check_hash(path, sha256)
     try:
@@ -118,7 +118,7 @@ def _no_tensors(path: Path, error: SafetensorError) -> UserError:
 
 
 def read_unconditional(folder: Path, text: TextRecord) -> Tensor:
-    """The unconditional embedding, float32 [L0, D]."""
+    """Return the unconditional embedding, float32 [L0, D]."""
     tensors = read_tensors(folder, text.unconditional, text.sha256)
     path, width = folder / text.unconditional, text.config.width
     if set(tensors) != {"unconditional"}:
@@ -126,7 +126,7 @@ def read_unconditional(folder: Path, text: TextRecord) -> Tensor:
     shape = tuple(tensors["unconditional"].shape)
     if len(shape) != 2 or shape[0] < 1 or shape[1] != width:
         raise UserError(
-            f"{path}: tensor 'unconditional' has shape {shape}, text.width in {MANIFEST} wants (n, {width})"
+            f"{path}: tensor 'unconditional' has shape {shape}, text.width in {MANIFEST} needs (n, {width})"
         )
     return tensors["unconditional"].float()
 
@@ -138,7 +138,7 @@ def write_cascade(
     unconditional: Tensor | None,
     stages: Sequence[tuple[StageConfig, Mapping[str, Tensor], Mapping[str, Any]]],
 ) -> Manifest:
-    """Write or replace a cascade from (config, weights, info) of each stage. Atomic, see the module's docstring."""
+    """Write or atomically replace a cascade. stages: (config, weights, info) of each stage."""
     check_stages([config for config, _, _ in stages], text=text, where=str(folder))
     record = None
     if text is not None:
@@ -164,10 +164,10 @@ def export_stage(
     unconditional: Tensor | None,
     info: Mapping[str, Any],
 ) -> None:
-    """Write (or replace, atomically) the one-stage cascade that a training run hands over.
+    """Write or atomically replace the one-stage cascade of a training run.
 
-    `weights` is the U-Net's state dict (its EMA), `unconditional` the float [L0, D] embedding
-    that stands for "no prompt" (None only without text), `info` anything worth keeping, as JSON.
+    weights: the U-Net's state dict, usually its EMA. unconditional: the unconditional embedding, float [L0, D]; None
+    without text. info: origin of the weights, as JSON.
     Raises UserError if `folder` holds a cascade of other stages, or the disk is full.
     """
     folder = Path(folder)
@@ -179,7 +179,7 @@ def export_stage(
 
 
 def check_output_folder(out: Path, sources: Sequence[Path], resolutions: Sequence[int]) -> None:
-    """Raise UserError unless a cascade of these stages may be written to `out` without a loss."""
+    """Raise UserError if writing a cascade of these stages to `out` would destroy anything else."""
     if (out / "config.json").exists():
         raise UserError(f"{out} is a training run; choose another folder for the cascade")
     if (out / MANIFEST).is_file():
@@ -189,13 +189,13 @@ def check_output_folder(out: Path, sources: Sequence[Path], resolutions: Sequenc
                 f"{out} holds a cascade of stages {found}, not {list(resolutions)}; choose another folder or delete it"
             )
     elif out.is_dir() and any(not _OURS.fullmatch(path.name) and path.name[0] != "." for path in out.iterdir()):
-        raise UserError(f"{out} is not empty and no cascade; choose another folder")
+        raise UserError(f"{out} is not empty and not a cascade; choose another folder")
 
 
 def check_stages(
     stages: Sequence[StageConfig], *, text: TextConfig | None, where: str, sources: Sequence[str] | None = None
 ) -> None:
-    """Raise UserError unless each stage begins where the one before ends. The first may be a super-resolution stage."""
+    """Raise UserError unless each stage upsamples the output of the one before. The first may be any stage."""
     if not stages:
         raise UserError(f"{where}: no stages")
     names = [f"{where}: stage {stage.resolution}" for stage in stages]
@@ -210,7 +210,7 @@ def check_stages(
             raise UserError(f"{name}: low_resolution {stage.low_resolution} must be below the resolution")
         width = stage.unet.text_width
         if width is not None and text is None:
-            raise UserError(f"{name}: its U-Net reads text but there is no text encoder (field 'text')")
+            raise UserError(f"{name}: its U-Net is conditioned on text but there is no text encoder (field 'text')")
         if width is not None and text is not None and width != text.width:
             raise UserError(f"{name}: unet.text_width is {width} but {text.encoder} gives {text.width} (text.width)")
         stage.sampling.check(name)
@@ -219,7 +219,8 @@ def check_stages(
             raise UserError(f"{name}: is a base stage; only the first stage can be one")
         if stage.low_resolution != before.resolution:
             raise UserError(
-                f"{name}: enlarges {stage.low_resolution} pictures, but the stage before it makes {before.resolution}"
+                f"{name}: upsamples {stage.low_resolution}-pixel images, but the stage before it outputs "
+                f"{before.resolution}"
             )
 
 
@@ -235,9 +236,9 @@ def _store(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> tuple[str,
 
 
 def copy_file(source: Path, folder: Path, stem: str, sha256: str) -> str:
-    """Copy a file of another cascade, under the name that `_store` would give it; return that name.
+    """Copy a file of another cascade, under the name that `_store` would give it; return the name.
 
-    Raises UserError unless it has that hash and is a safetensors file.
+    Raises UserError unless the file has the given hash and is a safetensors file.
     """
     name = f"{stem}-{sha256[:16]}.safetensors"
     _check_hash(source, sha256)
@@ -253,7 +254,7 @@ def copy_file(source: Path, folder: Path, stem: str, sha256: str) -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Make the files that `manifest` names the cascade at `folder`, and remove those of the one before."""
+    """Commit the files that `manifest` names as the cascade at `folder`, and remove stale files."""
     write_json(folder / MANIFEST, to_json(manifest))
     named = {record.weights for record in manifest.stages}
     if manifest.text is not None:

@@ -1,4 +1,4 @@
-"""Prompts to embeddings, each encoded once; the encoder leaves the device while images are sampled."""
+"""Encode prompts, each once. The encoder is offloaded while images are sampled."""
 
 import logging
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from imagen.text.int8 import quantize_int8
 from imagen.text.protocol import Encoder
 
 log = logging.getLogger(__name__)
-KEPT = 4096  # embeddings in memory (T5-XXL: at most 2 MB each)
+CACHED = 4096  # embeddings in memory (T5-XXL: at most 2 MB each)
 
 
 class PromptEncoder:
     """Encode prompts to embeddings [L, D]; "" is `unconditional`.
 
-    encoder: loaded from `config` at the first prompt if left out. int8: its weights are then rounded to 8 bits.
+    encoder: None loads it from `config` at the first prompt. int8: quantize the loaded weights to 8 bits.
 
-    Prompts are encoded one at a time, so that the bits of an embedding do not depend on the other prompts.
+    Prompts are encoded one at a time, so that the last bits of an embedding do not depend on other prompts.
     """
 
     def __init__(self, config: TextConfig, unconditional: Tensor, encoder: Encoder | None = None, int8: bool = False):
@@ -33,7 +33,8 @@ class PromptEncoder:
         self.int8 = int8
         self.encoder = encoder
         self.unconditional = unconditional
-        self.stays = False  # on the device between prompts, for a server: a round trip costs about 1 s per 10 GB
+        # A server leaves the encoder on the device between prompts: a round trip costs about 1 s per 10 GB.
+        self.stays = False
         self._known: dict[str, Tensor] = {}
 
     def __contains__(self, prompt: str) -> bool:
@@ -46,7 +47,7 @@ class PromptEncoder:
     def __call__(self, prompts: Sequence[str], device: torch.device, vram: float | None = None) -> dict[str, Tensor]:
         """Return the embeddings of the distinct prompts, on the CPU. Raises UserError if the encoder cannot be loaded.
 
-        vram: GiB; an encoder whose weights take more than 9/10 of it runs on the CPU.
+        vram: bound of device memory in GiB; an encoder that takes more than 9/10 of it runs on the CPU.
         """
         wanted = list(dict.fromkeys(prompts))
         missing = [prompt for prompt in wanted if prompt and prompt not in self._known]
@@ -59,12 +60,12 @@ class PromptEncoder:
             if not self.stays:
                 self._move(torch.device("cpu"))
         found = {prompt: self._known[prompt] if prompt else self.unconditional for prompt in wanted}
-        for prompt in list(self._known)[: max(len(self._known) - KEPT, 0)]:
+        for prompt in list(self._known)[: max(len(self._known) - CACHED, 0)]:
             del self._known[prompt]
         return found
 
     def _warn_of_truncation(self, prompts: list[str]) -> None:
-        """Warn of prompts that an encoder of ours truncates; not on a server, whose log holds no prompts."""
+        """Warn of prompts that a `TextEncoder` truncates; not on a server, whose log must not contain prompts."""
         if self.stays or not isinstance(self.encoder, TextEncoder):
             return
         limit = self.config.max_tokens
@@ -73,29 +74,29 @@ class PromptEncoder:
         if cut:
             longest = max(cut, key=lambda prompt: lengths[prompt])
             count = "1 prompt is" if len(cut) == 1 else f"{len(cut):,} prompts are"
-            what = f"{count} cut at the text encoder's limit of {limit} tokens"
+            what = f"{count} truncated at the text encoder's limit of {limit} tokens"
             with tqdm.external_write_mode():  # a bar may be on the line
                 log.warning("%s; the longest loses %d: %s", what, lengths[longest] - limit, quoted(longest))
 
     def _load(self, device: torch.device, where: torch.device) -> TextEncoder:
-        """Load the encoder to `where`, in the number format that it has on `device`."""
+        """Load the encoder to `where`, in the number format for `device`."""
         encoder = load_text_encoder(self.config, where, arithmetic(device).encoder)
         if self.int8:
             quantize_int8(encoder.model)
         return encoder
 
     def describe(self) -> dict[str, Any]:
-        """Return all that embeddings depend on, as JSON."""
+        """Return everything that embeddings depend on, as JSON."""
         return {**to_json(self.config), **({"int8": True} if self.int8 else {})}
 
     def _bytes(self) -> int:
-        """Return the size of an encoder of ours; 0 for another."""
+        """Return the bytes of a `TextEncoder`; 0 for another encoder."""
         if not isinstance(self.encoder, TextEncoder):
             return 0
         return sum(tensor.numel() * tensor.element_size() for tensor in self.encoder.model.state_dict().values())
 
     def _move(self, device: torch.device) -> None:
-        """Move an encoder of ours; a round trip costs about 1 s per 10 GB."""
+        """Move a `TextEncoder` to `device`; a round trip costs about 1 s per 10 GB."""
         if isinstance(self.encoder, TextEncoder) and self.encoder.device != device:
             self.encoder.model.to(device)
             self.encoder.device = device

@@ -1,4 +1,4 @@
-"""Files of any size through the super-resolution stages."""
+"""Upsample image files of any size with the super-resolution stages."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,10 +27,10 @@ def write_upscaled(
 ) -> list[Path]:
     """Upsample image files: `n` results of each, numbered as in `write_samples`, with seeds `seed`, `seed` + 1, ...
 
-    Images of any size are padded to what the stages take, and the result is cropped. Neighbours of one size share a
-    batch. All files are read before the first is upsampled. `prompt` is that of all images.
+    Images are padded to a size that the stages accept, and the results are cropped. Consecutive images of equal size
+    share a batch. All files are read before the first is upsampled. prompt: of all images.
 
-    Raises UserError for a file that is no image, and as `write_samples` does.
+    Raises UserError for a file that is not an image, and as `write_samples` does.
     """
     batch_size: int = options.get("batch_size", DEFAULTS["batch_size"])
     check_pictures(n, len(pictures))
@@ -54,7 +54,7 @@ def write_upscaled(
 
 
 def _groups(sizes: Sequence[tuple[int, int]], most: int) -> Iterator[range]:
-    """Neighbours of one size, so many at a time."""
+    """Yield runs of consecutive images of equal size, at most `most` images each."""
     begin = 0
     for number in range(1, len(sizes) + 1):
         if number == len(sizes) or sizes[number] != sizes[begin] or number - begin == most:

@@ -52,7 +52,7 @@ COMMAND = Command(
     add=add,
     run=run,
     details="PATH is a pipeline folder with unet/config.json, as `hf download DeepFloyd/IF-I-XL-v1.0` creates it, or\n"
-    "one in IF's first format (config.yml, pytorch_model.bin): one per stage, base first. Its licence forbids\n"
+    "one in IF's original format (config.yml, pytorch_model.bin): one per stage, base first. Its licence forbids\n"
     "commercial use, and removing its filters: see docs/howto/deepfloyd.md.\n\n"
     "  imagen convert deepfloyd IF-I-XL-v1.0 IF-II-L-v1.0 --out cascade",
 )

@@ -35,7 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Result:
     from imagen.cli.devices import choose_device
     from imagen.cli.encoding import encode
-    from imagen.data.embed.sidecar import captions_cut
+    from imagen.data.embed.sidecar import count_truncated
     from imagen.data.shards.dataset import index_folder, open_split, splits
     from imagen.text.config import EMBEDDED_ENCODER
     from imagen.text.encoder import encoder_config
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> Result:
         encoded = encode(options.shards, text, batch_tokens=options.batch_tokens, device=device, engine=engine)
     done = f"{counted(encoded, 'shard')} encoded" if encoded else "every shard was encoded already"
     texts = [f"{options.shards}: {counted(samples, 'sample')}, {done} by {text.encoder} (max_tokens {text.max_tokens})"]
-    cut, captions = captions_cut(options.shards, text)
+    cut, captions = count_truncated(options.shards, text)
     if cut.captions:
         texts.append(
             f"{cut.captions:,} of {counted(captions, 'caption')} cut at {text.max_tokens} tokens, losing "

@@ -8,7 +8,7 @@ from imagen.cli.command import add_device, add_int8_text, add_precision
 from imagen.cli.output import Result, counted, lines
 from imagen.cli.values import Choice, Listed, count, each, interval, lora_file, number, whole
 from imagen.diffusion.samplers.registry import sampler_names
-from imagen.torchrun import place
+from imagen.torchrun import read_launch
 
 if TYPE_CHECKING:
     from imagen.cascade import Cascade
@@ -61,7 +61,7 @@ def prepare(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
     from imagen.cli.devices import choose_device
     from imagen.precision import autocast_dtype, precision_name
 
-    rank, ranks, local = place()
+    rank, ranks, local = read_launch()
     device = choose_device(options.device)
     if device == "cuda" and ranks > 1:
         device = f"cuda:{local}"

@@ -1,48 +1,46 @@
-"""The table of commands. A new command is a module with a `COMMAND`, and a line here."""
+"""The table of commands: the `COMMAND` of every module of this package."""
 
-from imagen.cli import (
-    assemble,
-    compare,
-    completion,
-    config,
-    convert_deepfloyd,
-    convert_diffusers,
-    data_bench,
-    data_build,
-    data_emoji,
-    data_encode,
-    data_inspect,
-    demo,
-    evaluate,
-    export,
-    plan,
-    presets,
-    sample,
-    serve,
-    train,
-    upscale,
-)
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
 
-COMMANDS = (
-    demo.COMMAND,
-    data_build.COMMAND,
-    data_emoji.COMMAND,
-    data_encode.COMMAND,
-    data_inspect.COMMAND,
-    data_bench.COMMAND,
-    presets.COMMAND,
-    config.COMMAND,
-    plan.COMMAND,
-    train.COMMAND,
-    assemble.COMMAND,
-    convert_deepfloyd.COMMAND,
-    convert_diffusers.COMMAND,
-    export.COMMAND,
-    sample.COMMAND,
-    upscale.COMMAND,
-    serve.COMMAND,
-    evaluate.COMMAND,
-    compare.COMMAND,
-    completion.COMMAND,
+from imagen.cli.command import Command
+
+ORDER = (  # in --help; a command that is not named here comes after these
+    "demo",
+    "data build",
+    "data emoji",
+    "data encode",
+    "data inspect",
+    "data bench",
+    "presets",
+    "config",
+    "plan",
+    "train",
+    "assemble",
+    "convert deepfloyd",
+    "convert diffusers",
+    "export",
+    "sample",
+    "upscale",
+    "serve",
+    "evaluate",
+    "compare",
+    "completion",
 )
 GROUPS = {"data": "build and inspect training data", "convert": "convert weights from and to other libraries"}
+
+
+def _found() -> Iterator[Command]:
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        command = getattr(importlib.import_module(f"imagen.cli.{module.name}"), "COMMAND", None)
+        if command is not None:
+            yield command
+
+
+def _place(command: Command) -> tuple[int, str]:
+    return ORDER.index(command.name) if command.name in ORDER else len(ORDER), command.name
+
+
+COMMANDS = tuple(sorted(_found(), key=_place))

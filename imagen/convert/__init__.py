@@ -1,12 +1,12 @@
-"""Weights of other libraries: DeepFloyd IF in, diffusers out.
+"""Convert weights of other libraries: import DeepFloyd IF, export to diffusers.
 
-structure.py  a U-Net's `config.json` as diffusers writes it, and our `UNetConfig`
-names.py      the names of its tensors
-scheduler.py  `scheduler_config.json`, and our schedule, objective and thresholds
+structure.py  diffusers' `unet/config.json` and our `UNetConfig`
+names.py      tensor names of the U-Net
+scheduler.py  `scheduler_config.json` and our schedule, objective and thresholding
 deepfloyd.py  pipeline folders to a cascade
-original.py   IF's first format, in terms of what diffusers writes
+original.py   IF's original format to the format of diffusers
 diffusers.py  a cascade to pipeline folders
 
-Nothing here needs the diffusers library: JSON and safetensors are read and written, and of the first format YAML and
-tensors alone.
+The diffusers library is not needed: the code reads and writes JSON and safetensors files, and reads YAML and a file of
+tensors in the original format.
 """

@@ -1,8 +1,9 @@
-"""DeepFloyd IF to a cascade: as diffusers publishes it, or in its first format (`imagen.convert.original`).
+"""Convert DeepFloyd IF to a cascade, from diffusers' format or its original one (`imagen.convert.original`).
 
 A pipeline folder holds `unet/`, `scheduler/`, `image_noising_scheduler/` (super-resolution), `text_encoder/` and
-`tokenizer/`. What a stage is comes from its own JSON; only what no file says (steps, guidance and the level of the
-conditioning noise, which are arguments of diffusers' pipelines) is IF's recommendation.
+`tokenizer/`. The configuration of a stage is read from its JSON files. Steps, guidance scale and the level of
+conditioning augmentation are in no file, because they are arguments of diffusers' pipelines; IF's recommendations are
+used.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,14 +29,14 @@ from imagen.text.embeddings import unconditional_embedding
 from imagen.text.encoder import encoder_config, load_text_encoder
 from imagen.text.files import check_index
 
-MAX_TOKENS = 77  # what IF was trained with
-ENCODER = "google/t5-v1_1-xxl"  # where the folders bring none
+MAX_TOKENS = 77  # as in IF's training
+ENCODER = "google/t5-v1_1-xxl"  # if the folders contain none
 SCALE = 4  # of IF's super-resolution stages
 BASE = {"steps": 100, "guidance": 7.0}
 SUPER_RESOLUTION = {"steps": 50, "guidance": 4.0, "low_res_noise": 0.25}
 
 WEIGHTS = "diffusion_pytorch_model"
-MOST_NAME = 200  # characters of the name that a folder gives itself
+MOST_NAME = 200  # characters of the model's name in `model_index.json`
 
 
 def convert_deepfloyd(
@@ -46,14 +47,14 @@ def convert_deepfloyd(
     cleaning: Cleaning = "lower",
     device: torch.device | str = "cpu",
 ) -> list[StageConfig]:
-    """Write the cascade `out` from pipeline folders, one a stage, base first (or super-resolution stages alone).
+    """Write the cascade `out` from pipeline folders, one per stage, base model first (or only super-resolution stages).
 
-    encoder: a Hugging Face name or a local folder. Default: the first of the folders that holds one, else T5-XXL by
-    name. It is referred to, not copied; it runs once here, on `device`, for the embedding of "".
-    cleaning: what is done to prompts.
+    encoder: a Hugging Face name or a local folder. None: the first folder that contains one, else T5-XXL by name. The
+        cascade refers to the encoder and does not include it. It runs once, on `device`, for the embedding of "".
+    cleaning: of prompts.
 
-    Raises UserError, naming file and field, for what is not IF's structure, for a tensor too many or too few, for
-    weights that are not safetensors (a pickle may run code), and if `out` holds anything else.
+    Raises UserError, naming file and field, for another structure than IF's, for missing or unknown tensors, for
+    weights that are not safetensors, since a pickle may run code, and if `out` contains anything else.
     """
     if not paths:
         raise UserError("nothing to convert: name the pipeline folders, base first")
@@ -73,22 +74,22 @@ def convert_deepfloyd(
             (stage, read_weights(folder, stage), _info(folder)) for folder, stage in zip(folders, stages, strict=True)
         ],
     )
-    for folder in folders:  # the weights' licence asks to go with every copy of them
+    for folder in folders:  # the licence must accompany every copy of the weights
         copy_licences(folder, Path(out))
     return stages
 
 
 def read_stage(folder: Path, before: int | None = None) -> StageConfig:
-    """What the stage in a pipeline folder is. `before`: the resolution of the stage that it enlarges, if known."""
+    """Return the configuration of the stage in a pipeline folder. before: the previous stage's resolution, if known."""
     (where, config), (scheduler, settings) = _described(folder)
     unet = read_unet_config(config, str(where))
     resolution = config.get("sample_size")
     if type(resolution) is not int or resolution < 1:
-        raise UserError(f"{where}: sample_size is {resolution!r}; it must be the side of the stage's pictures")
+        raise UserError(f"{where}: sample_size is {resolution!r}; it must be the side of the stage's images, in pixels")
     low_resolution, low_res_schedule = None, read_schedule(settings, str(scheduler))
     if unet.low_res:
         low_resolution = before or resolution // SCALE
-        if where.name != original.CONFIG:  # which knows one schedule alone
+        if where.name != original.CONFIG:  # the original format has one schedule for both
             scheduler = folder / "image_noising_scheduler" / "scheduler_config.json"
             low_res_schedule = read_schedule(_object(scheduler), str(scheduler))
     stage = StageConfig(
@@ -108,7 +109,7 @@ def read_stage(folder: Path, before: int | None = None) -> StageConfig:
 
 
 def read_weights(folder: Path, stage: StageConfig) -> dict[str, Tensor]:
-    """The U-Net's tensors under our names, float32 (a half-precision variant is read where there is no other)."""
+    """Return the U-Net's tensors under our names, float32. Reads a low-precision variant only if there is no other."""
     where, config = _described(folder)[0]
     tensors: dict[str, Tensor] = {}
     if where.name == original.CONFIG:
@@ -116,7 +117,7 @@ def read_weights(folder: Path, stage: StageConfig) -> dict[str, Tensor]:
     else:
         for file in _weight_files(where.parent):
             try:
-                open_regular(file).close()  # safetensors would wait for a pipe
+                open_regular(file).close()  # safetensors would block on a pipe
                 tensors |= load_file(file)
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{file} cannot be read as safetensors: {error}") from None
@@ -124,25 +125,25 @@ def read_weights(folder: Path, stage: StageConfig) -> dict[str, Tensor]:
 
 
 def text_config(encoder: str, cleaning: Cleaning = "lower") -> TextConfig:
-    """IF's handling of text, with this encoder."""
+    """Return the text configuration of IF with this encoder."""
     config = encoder_config(encoder, max_tokens=MAX_TOKENS)
     return replace(config, cleaning=cleaning, padding="full", unconditional="empty")
 
 
 def _pipeline(path: Path) -> Path:
-    """A folder with `unet/config.json`, or `config.yml`."""
+    """Check that `path` contains `unet/config.json` or `config.yml`; return it. Raises UserError otherwise."""
     if (path / "unet" / "config.json").is_file() or (path / original.CONFIG).is_file():
         return path
     if not path.is_dir():
-        raise UserError(f"{path} is no folder; expected a diffusers pipeline with unet/config.json")
+        raise UserError(f"{path} is not a folder; expected a diffusers pipeline with unet/config.json")
     raise UserError(
         f"{path} holds neither unet/config.json nor {original.CONFIG}; expected a diffusers pipeline of DeepFloyd IF, "
-        "or IF's first format"
+        "or IF's original format"
     )
 
 
 def _described(folder: Path) -> tuple[tuple[Path, Mapping[str, Any]], tuple[Path, Mapping[str, Any]]]:
-    """Its U-Net and scheduler as diffusers describes them, each with the file that says so."""
+    """Return (file, config) of the U-Net and of the scheduler, as diffusers describes them."""
     unet, scheduler = folder / "unet" / "config.json", folder / "scheduler" / "scheduler_config.json"
     if unet.is_file():  # a repository may hold both formats
         return (unet, _object(unet)), (scheduler, _object(scheduler))
@@ -157,7 +158,7 @@ def _encoder(folders: Sequence[Path]) -> str:
 
 
 def _weight_files(unet: Path) -> list[Path]:
-    """The safetensors of full precision if they are there, else those of a variant; in one file or in several."""
+    """Return the safetensors files of full precision, else of a low-precision variant; one file or several."""
     for variant in ("", ".bf16", ".fp16"):
         whole, index = unet / f"{WEIGHTS}{variant}.safetensors", unet / f"{WEIGHTS}.safetensors.index{variant}.json"
         if whole.is_file():
@@ -165,14 +166,14 @@ def _weight_files(unet: Path) -> list[Path]:
         if index.is_file():
             return [unet / name for name in check_index(_object(index), index)]
     if any(unet.glob("*.bin")):
-        raise UserError(f"{unet} holds pickled weights alone (.bin), which may run code; get the .safetensors")
+        raise UserError(f"{unet} holds only pickled weights (.bin), which may run code; download the .safetensors")
     raise UserError(f"{unet} holds no {WEIGHTS}.safetensors")
 
 
 def _object(path: Path) -> Mapping[str, Any]:
     value = read_json(path)
     if not isinstance(value, dict):
-        raise UserError(f"{path} is not an object")
+        raise UserError(f"{path} is not a JSON object")
     return value
 
 

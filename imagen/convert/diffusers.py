@@ -1,6 +1,6 @@
-"""A cascade to pipeline folders that diffusers' IFPipeline and IFSuperResolutionPipeline load and run.
+"""Convert a cascade to pipeline folders for diffusers' IFPipeline and IFSuperResolutionPipeline.
 
-The text encoder is referred to, never copied: it is given to `from_pretrained`, as the model card shows.
+The text encoder is not included. It is an argument of `from_pretrained`, as the model card shows.
 """
 
 from pathlib import Path
@@ -18,23 +18,23 @@ from imagen.stage.config import StageConfig
 from imagen.tensors import save_tensors
 from imagen.text.config import TextConfig
 
-UNFINISHED = ".unfinished.json"  # in the folder of the stages, while they are written: of which cascade
+UNFINISHED = ".unfinished.json"  # marks an unfinished conversion, and identifies the cascade
 
 
 def convert_diffusers(cascade: str | Path, out: str | Path) -> list[Path]:
-    """Write one pipeline folder a stage, `out/stage-RESOLUTION`; return them.
+    """Write one pipeline folder per stage, `out/stage-RESOLUTION`; return the folders.
 
-    Raises UserError, before anything is written, with the reason why a stage cannot be expressed; and if a folder
-    is there already, and not because this cascade's conversion was interrupted.
+    Raises UserError, before anything is written, if diffusers cannot express a stage, or if a folder exists and is not
+    from an interrupted conversion of the same cascade.
     """
     folder, out = resolve_folder(cascade), Path(out)
     manifest = read_manifest(folder)
     folders = [out / f"stage-{record.config.resolution}" for record in manifest.stages]
     mark, wanted = out / UNFINISHED, {"stages": [record.sha256 for record in manifest.stages]}
-    goes_on = mark.exists() and read_json(mark) == wanted
+    resumes = mark.exists() and read_json(mark) == wanted
     files = []
     for record, target in zip(manifest.stages, folders, strict=True):
-        if not goes_on and target.exists() and any(target.iterdir()):
+        if not resumes and target.exists() and any(target.iterdir()):
             raise UserError(f"{target} is not empty; choose another folder")
         files.append(_json_files(manifest, record, f"{folder}: stage {record.config.resolution}"))
     write_json(mark, wanted)
@@ -51,7 +51,7 @@ def convert_diffusers(cascade: str | Path, out: str | Path) -> list[Path]:
 
 
 def _json_files(manifest: Manifest, record: StageRecord, where: str) -> dict[str, Any]:
-    """Every JSON file of a stage's pipeline folder; UserError, naming `where`, if it cannot be one."""
+    """Return all JSON files of a stage's pipeline folder. Raises UserError if diffusers cannot express the stage."""
     stage = record.config
     text = None if manifest.text is None else manifest.text.config
     for reason in (*_text_inexpressible(text), *_inexpressible(stage)):
@@ -67,38 +67,38 @@ def _json_files(manifest: Manifest, record: StageRecord, where: str) -> dict[str
 
 
 def _index(record: StageRecord) -> dict[str, Any]:
-    enlarges = record.config.low_resolution is not None
+    super_resolution = record.config.low_resolution is not None
     index: dict[str, Any] = {
-        "_class_name": "IFSuperResolutionPipeline" if enlarges else "IFPipeline",
-        # IF's licence wants its filters: diffusers warns where weights that came from it run without.
+        "_class_name": "IFSuperResolutionPipeline" if super_resolution else "IFPipeline",
+        # IF's licence requires its filters: diffusers warns if converted weights run without them.
         "requires_safety_checker": "converted_from" in record.info,
         "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         **{part: [None, None] for part in ("feature_extractor", "safety_checker", "text_encoder", "tokenizer")},
         "watermarker": [None, None],
     }
-    if enlarges:
+    if super_resolution:
         index["image_noising_scheduler"] = ["diffusers", "DDPMScheduler"]
     return index
 
 
 def _inexpressible(stage: StageConfig) -> list[str]:
     checks = [
-        (stage.detail_std is None, "detail_std is set: it diffuses the detail of pictures"),
+        (stage.detail_std is None, "detail_std is set: it generates the detail of images"),
         (stage.low_resolution is None or stage.low_res_filter == "bilinear", "low_res_filter is not 'bilinear'"),
     ]
     return [reason for fits, reason in checks if not fits]
 
 
 def _text_inexpressible(text: TextConfig | None) -> list[str]:
-    """Why the IF pipelines, whose handling of text is fixed, cannot give this text to a U-Net."""
+    """Return the reasons why the IF pipelines, which have fixed text settings, do not support this configuration."""
     if text is None:
-        return ["the cascade reads no text"]
+        return ["the cascade is not conditioned on text"]
     checks = [
-        (text.padding == "full", "text.padding is 'trim': the IF pipelines show padding to the U-Net"),
+        (text.padding == "full", "text.padding is 'trim': in the IF pipelines the U-Net attends to padding"),
         (text.max_tokens == MAX_TOKENS, f"text.max_tokens is {text.max_tokens}; the IF pipelines take {MAX_TOKENS}"),
         (text.unconditional == "empty", "text.unconditional is 'zeros'; the IF pipelines take the empty caption"),
-        (text.cleaning != "none", "text.cleaning is 'none'; the IF pipelines put prompts in lower case"),
+        (text.cleaning != "none", "text.cleaning is 'none'; the IF pipelines convert prompts to lower case"),
     ]
     return [reason for fits, reason in checks if not fits]
 
@@ -115,8 +115,8 @@ def _card(manifest: Manifest, record: StageRecord) -> str:
         *front_matter("diffusers", "converted_from" in record.info),
         f"# Stage {stage.resolution}",
         "",
-        f"One stage of a cascade, {stage.low_resolution or 'text'} → {stage.resolution}, for diffusers. It reads text",
-        f"through {encoder}, which is not included.",
+        f"One stage of a cascade, {stage.low_resolution or 'text'} → {stage.resolution}, for diffusers. Its text",
+        f"encoder is {encoder}, which is not included.",
         "",
         "```python",
         f"from diffusers import {pipeline}",

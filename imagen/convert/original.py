@@ -1,7 +1,7 @@
-"""DeepFloyd IF's first format, `config.yml` and `pytorch_model.bin`, as diffusers' configs and names.
+"""Convert DeepFloyd IF's original format, `config.yml` and `pytorch_model.bin`, to diffusers' configs and names.
 
-Its network is built like guided diffusion's: input_blocks, numbered through all levels, middle_block and output_blocks.
-An attention's queries, keys and values are one tensor, in which each head has its own three pieces side by side.
+The network has the modules of guided diffusion: input_blocks, numbered through all levels, middle_block and
+output_blocks. Queries, keys and values of attention are one tensor, in which the three parts of each head are adjacent.
 """
 
 import pickle
@@ -18,20 +18,20 @@ from imagen.errors import UserError
 from imagen.files import open_given
 
 CONFIG, WEIGHTS = "config.yml", "pytorch_model.bin"
-MOST = 2**16  # of any number there
+MOST = 2**16  # of any number in the config
 MOST_BYTES = 2**16  # of config.yml; published ones have about one thousand
-NOISING = {"beta_schedule": "squaredcos_cap_v2"}  # of every stage, for its pictures and for low-resolution ones
+NOISING = {"beta_schedule": "squaredcos_cap_v2"}  # of every stage, for images and for conditioning augmentation
 _WHOLE = {
     *("att_pool_heads", "encoder_channels", "encoder_dim", "image_size", "in_channels", "model_channels"),
     *("num_head_channels", "out_channels"),
 }
 _NEEDED = {*_WHOLE, "activation", "attention_resolutions", "channel_mult", "num_res_blocks"}
-_FIXED = {"dims": 2, "num_classes": None, "interpolate_mode": "bilinear"}  # where they are said
-_SAID = {"resblock_updown": True, "use_scale_shift_norm": True}  # everywhere
+_FIXED = {"dims": 2, "num_classes": None, "interpolate_mode": "bilinear"}  # optional
+_REQUIRED = {"resblock_updown": True, "use_scale_shift_norm": True}
 _OPTIONAL = {"disable_self_attentions", "dropout", "efficient_activation", "scale_skip_connection"}
-_IGNORED = {"conv_resample", "num_heads", "num_heads_upsample", "precision"}  # without an effect on what is read
+_IGNORED = {"conv_resample", "num_heads", "num_heads_upsample", "precision"}  # without effect here
 
-# First format, diffusers.
+# Original format, diffusers.
 _OUTSIDE = {
     "input_blocks.0.0": "conv_in",
     "time_embed.0": "time_embedding.linear_1",
@@ -62,24 +62,24 @@ _INSIDE = {
 }
 
 
-class _Plain(yaml.SafeLoader):
-    """YAML's safe loader without aliases, a few hundred bytes of which can stand for gigabytes."""
+class _NoAliasLoader(yaml.SafeLoader):
+    """Load YAML without aliases, since a few hundred bytes with aliases can expand to gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("it has aliases, which a config of IF's has not")
+            raise yaml.YAMLError("it has aliases, which configs of IF do not")
         return super().compose_node(parent, index)
 
 
 def read_params(folder: Path) -> Mapping[str, Any]:
-    """What `config.yml` says of the network. UserError, naming the field, for what IF's stages are not."""
+    """Return the network's parameters in `config.yml`. Raises UserError, naming the field, if they are not IF's."""
     where = folder / CONFIG
     try:
         with open_given(where) as file:
             text = file.read(MOST_BYTES + 1)
         if len(text) > MOST_BYTES:
-            raise UserError(f"{where} is no config of IF's: it has more than {MOST_BYTES} bytes")
-        config = yaml.load(text, Loader=_Plain)  # a SafeLoader
+            raise UserError(f"{where} is not a config of IF: it has more than {MOST_BYTES} bytes")
+        config = yaml.load(text, Loader=_NoAliasLoader)  # a SafeLoader
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{where} cannot be read as YAML: {error}") from None
     except RecursionError:
@@ -89,12 +89,12 @@ def read_params(folder: Path) -> Mapping[str, Any]:
         raise UserError(f"{where} has no `params`")
     if missing := sorted(_NEEDED - params.keys()):
         raise UserError(f"{where}: params.{missing[0]} is missing")
-    for field in sorted(params.keys() - _NEEDED - _FIXED.keys() - _SAID.keys() - _OPTIONAL - _IGNORED):
+    for field in sorted(params.keys() - _NEEDED - _FIXED.keys() - _REQUIRED.keys() - _OPTIONAL - _IGNORED):
         if params[field]:
-            raise UserError(f"{where}: params.{field} is {params[field]!r}; this version of imagen does not know it")
-    for field, value in {**_FIXED, **_SAID}.items():
-        if params.get(field, None if field in _SAID else value) != value:
-            raise UserError(f"{where}: params.{field} is {params.get(field)!r}; only {value!r} is known")
+            raise UserError(f"{where}: params.{field} is {params[field]!r}; this version of imagen does not support it")
+    for field, value in {**_FIXED, **_REQUIRED}.items():
+        if params.get(field, None if field in _REQUIRED else value) != value:
+            raise UserError(f"{where}: params.{field} is {params.get(field)!r}; only {value!r} is supported")
     for field in _WHOLE:
         if type(params[field]) is not int or not 1 <= params[field] <= MOST:
             raise UserError(f"{where}: params.{field} is {params[field]!r}; it must be a whole number up to {MOST}")
@@ -104,12 +104,11 @@ def read_params(folder: Path) -> Mapping[str, Any]:
 
 
 def unet_config(params: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The same network as `unet/config.json` of diffusers."""
+    """Return diffusers' `unet/config.json` of the same network."""
     multipliers = _numbers(params, "channel_mult", where)
     levels, width = len(multipliers), params["model_channels"]
     blocks = _numbers(params, "num_res_blocks", where)
-    # "Alone": without self-attention.
-    attends, alone = (
+    attends, only_cross = (
         [2**level in _strides(params, field, where) for level in range(levels)]
         for field in ("attention_resolutions", "disable_self_attentions")
     )
@@ -132,10 +131,10 @@ def unet_config(params: Mapping[str, Any], where: str) -> dict[str, Any]:
         "encoder_hid_dim": params["encoder_dim"],
         "in_channels": params["in_channels"],
         "layers_per_block": blocks * levels if len(blocks) == 1 else blocks,
-        "mid_block_only_cross_attention": alone[-1],
+        "mid_block_only_cross_attention": only_cross[-1],
         "mid_block_scale_factor": divisor,
         "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
-        "only_cross_attention": alone,
+        "only_cross_attention": only_cross,
         "out_channels": params["out_channels"],
         "resnet_out_scale_factor": divisor,
         "resnet_skip_time_act": bool(params.get("efficient_activation")),
@@ -148,14 +147,14 @@ def unet_config(params: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def scheduler_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`scheduler_config.json` of a stage with this `unet/config.json`: what IF's own code has for all of them."""
+    """Return the `scheduler_config.json` of a stage with this `unet/config.json`, with the constants in IF's code."""
     largest = 1.0 if config["class_embed_type"] else 1.5
     threshold = {"thresholding": True, "dynamic_thresholding_ratio": 0.95, "sample_max_value": largest}
     return {**NOISING, "variance_type": "learned_range", **threshold}
 
 
 def read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights under diffusers' names. UserError for a file that is not of tensors alone."""
+    """Return the weights under diffusers' names. Raises UserError if the file contains anything but tensors."""
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(f"{folder} holds no {WEIGHTS}")
@@ -163,24 +162,24 @@ def read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         first = str(error).partition("\n")[0]
-        raise UserError(f"{path} is damaged, or no file of tensors alone, and others may run code: {first}") from None
+        raise UserError(f"{path} is damaged, or contains more than tensors, which may run code: {first}") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise UserError(f"{path} is not a dictionary of tensors")
     return to_diffusers(tensors, config, str(path))
 
 
 def to_diffusers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: str) -> dict[str, Tensor]:
-    """Tensors of the first format under diffusers' names; `config` is their `unet/config.json`."""
-    places = dict(_places(config["layers_per_block"], config["down_block_types"]))
+    """Return tensors of the original format under diffusers' names. config: their `unet/config.json`."""
+    modules = dict(_modules(config["layers_per_block"], config["down_block_types"]))
     found = {}
     for name, tensor in tensors.items():
         _check_plain(name, tensor, where)
         match = re.match(r"(\w+_block(?:s\.\d+)?\.\d+|encoder_proj|[a-z_]+\.\d)\.(.+)", name)
-        place = places.get(match[1]) if match else None
-        if match is None or place is None:
-            raise UserError(f"{where}: tensor {name!r} has no place in the U-Net of its {CONFIG}")
+        module = modules.get(match[1]) if match else None
+        if match is None or module is None:
+            raise UserError(f"{where}: tensor {name!r} is not in the U-Net of its {CONFIG}")
         inside = match[2]
-        if tensor.ndim == 3:  # a convolution of one pixel
+        if tensor.ndim == 3:  # a 1x1 convolution
             tensor = tensor[..., 0]
         kind, _, last = inside.rpartition(".")
         if kind in ("qkv", "encoder_kv"):
@@ -191,33 +190,33 @@ def to_diffusers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where
             if len(tensor) % (len(targets) * head_channels):
                 raise UserError(f"{where}: tensor {name!r} does not divide into heads of {head_channels}")
             pieces = _split_heads(tensor, len(targets), head_channels)
-            found.update({f"{place}.{to}.{last}": piece for to, piece in zip(targets, pieces, strict=True)})
+            found.update({f"{module}.{to}.{last}": piece for to, piece in zip(targets, pieces, strict=True)})
             continue
         for first, diffusers in _INSIDE.items():
             if inside.startswith(first):
                 inside = diffusers + inside[len(first) :]
                 break
-        found[f"{place}.{inside}"] = tensor
+        found[f"{module}.{inside}"] = tensor
     return found
 
 
 def _check_plain(name: object, tensor: Tensor, where: str) -> None:
-    """UserError unless it is what weights are: a name, and plain numbers in memory of one to four dimensions."""
+    """Raise UserError unless the name is a string and the tensor dense, floating-point and 1- to 4-dimensional."""
     if not isinstance(name, str):
-        raise UserError(f"{where}: {name!r} is no name of a tensor")
-    odd = tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided or tensor.device.type != "cpu"
-    if odd or not tensor.is_floating_point() or not 1 <= tensor.ndim <= 4:
-        raise UserError(f"{where}: tensor {name!r} is not made of plain numbers of one to four dimensions")
+        raise UserError(f"{where}: {name!r} is not the name of a tensor")
+    unusual = tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided or tensor.device.type != "cpu"
+    if unusual or not tensor.is_floating_point() or not 1 <= tensor.ndim <= 4:
+        raise UserError(f"{where}: tensor {name!r} is not a dense floating-point tensor of one to four dimensions")
 
 
 def _split_heads(tensor: Tensor, parts: int, head_channels: int) -> Sequence[Tensor]:
-    """[heads * parts * head_channels, ...], head by head, as `parts` tensors [heads * head_channels, ...]."""
+    """Split [heads * parts * head_channels, ...] into `parts` tensors [heads * head_channels, ...]."""
     rest = tensor.shape[1:]
     return [part.reshape(-1, *rest) for part in tensor.reshape(-1, parts, head_channels, *rest).unbind(1)]
 
 
-def _places(blocks: Sequence[int], kinds: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(first format, diffusers) of every module: on the way up a level's last block ends with the resampling."""
+def _modules(blocks: Sequence[int], kinds: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield (original name, diffusers name) of all modules. In the up path, resampling ends a level's last block."""
     yield from _OUTSIDE.items()
     attends, last, number = [kind.startswith("SimpleCrossAttn") for kind in kinds], len(blocks) - 1, 1
     for level, count in enumerate(blocks):
@@ -241,7 +240,7 @@ def _places(blocks: Sequence[int], kinds: Sequence[str]) -> Iterator[tuple[str, 
 
 
 def _numbers(params: Mapping[str, Any], field: str, where: str) -> list[Any]:
-    """A field that is a number, a list of them, or "1,2,3"."""
+    """Return a field as a list of numbers, from a number, a list, or text such as "1,2,3"."""
     value: Any = params.get(field)
     if isinstance(value, str) and re.fullmatch(r" *\d+(\.\d+)? *(, *\d+(\.\d+)? *)*", value):
         value = [float(item) if "." in item else int(item) for item in value.split(",")]
@@ -254,7 +253,7 @@ def _numbers(params: Mapping[str, Any], field: str, where: str) -> list[Any]:
 
 
 def _strides(params: Mapping[str, Any], field: str, where: str) -> list[int]:
-    """By how much pictures are smaller where a field holds: as text it has resolutions, as a list strides."""
+    """Return a field as strides, relative to the image size. A text field has resolutions, a list has strides."""
     value = params.get(field)
     if not value:
         return []

@@ -1,4 +1,4 @@
-"""How a stage is trained and sampled: diffusers' `scheduler_config.json`; our schedule, objective and thresholds."""
+"""Convert between diffusers' `scheduler_config.json` and our schedule, objective and thresholding."""
 
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -8,12 +8,12 @@ from imagen.diffusion.schedule import STEPS, DiscreteSteps, ScheduleConfig
 from imagen.errors import UserError, check_number, quoted
 from imagen.stage.config import SamplingConfig, StageConfig
 
-_FIXED = {"fixed_small": 0.0, "fixed_large": 1.0}  # gamma of variances that are not learned
+_FIXED = {"fixed_small": 0.0, "fixed_large": 1.0}  # gamma of fixed variances
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 
 def read_schedule(config: Mapping[str, Any], where: str) -> ScheduleConfig:
-    """The schedule in a `scheduler_config.json`; UserError, naming `where` and the field, for any but IF's."""
+    """Return the schedule of a `scheduler_config.json`. Raises UserError, naming the field, unless it is IF's."""
     fixed = {
         "beta_schedule": "squaredcos_cap_v2",
         "num_train_timesteps": STEPS,
@@ -31,9 +31,9 @@ def read_schedule(config: Mapping[str, Any], where: str) -> ScheduleConfig:
 
 
 def read_objective(config: Mapping[str, Any], where: str) -> ObjectiveConfig:
-    """What the U-Net predicts, and whether its variance is trained."""
+    """Return the prediction type, and whether the variance is trained, as an ObjectiveConfig."""
     prediction = config.get("prediction_type", "epsilon")
-    if prediction not in list(_PREDICTIONS):  # a list may be asked for what has no hash
+    if prediction not in list(_PREDICTIONS):  # a list, because the value may be unhashable
         raise UserError(f"{where}: prediction_type is {prediction!r}; known are {', '.join(_PREDICTIONS)}")
     if config.get("variance_type", "fixed_small") in list(_FIXED):
         return ObjectiveConfig(prediction=_PREDICTIONS[prediction], variance_weight=0.0)
@@ -41,9 +41,9 @@ def read_objective(config: Mapping[str, Any], where: str) -> ObjectiveConfig:
 
 
 def read_sampling(config: Mapping[str, Any], learned_variance: bool, where: str, **defaults: Any) -> SamplingConfig:
-    """Thresholds and variance as the scheduler has them; `defaults`: what it does not say.
+    """Return a SamplingConfig with the scheduler's thresholding and variance. defaults: its other fields.
 
-    Scripts that train IF further leave its variance out, and write a fixed one beside a U-Net that still predicts it.
+    Scripts that fine-tune IF do not train its variance, and store a fixed one beside a U-Net that still predicts it.
     """
     variance = config.get("variance_type", "fixed_small")
     known = [*_FIXED, *(["learned_range"] if learned_variance else [])]
@@ -76,7 +76,7 @@ def _number(config: Mapping[str, Any], field: str, default: float, where: str) -
 
 
 def write_scheduler(stage: StageConfig, where: str) -> dict[str, Any]:
-    """`scheduler_config.json` of a stage. UserError, naming `where`, for what DDPMScheduler cannot express."""
+    """Return `scheduler_config.json` of a stage. Raises UserError, with `where`, if DDPMScheduler cannot express it."""
     sampling = stage.sampling
     if sampling.threshold == "dynamic" and sampling.max_scale is None:
         raise UserError(f"{where}: diffusers cannot express it: its dynamic threshold has no limit; set max_scale")
@@ -96,7 +96,7 @@ def write_scheduler(stage: StageConfig, where: str) -> dict[str, Any]:
 
 
 def write_noising(schedule: ScheduleConfig, where: str) -> dict[str, Any]:
-    """`scheduler_config.json` of a schedule alone: of the noise on low-resolution pictures."""
+    """Return `scheduler_config.json` of only a schedule, for conditioning augmentation."""
     if schedule.kind != "discrete_cosine":
         raise UserError(f"{where}: diffusers cannot express it: a {schedule.kind} schedule; only discrete_cosine can")
     return {

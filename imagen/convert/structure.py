@@ -1,7 +1,7 @@
-"""The structure of a U-Net: `unet/config.json` of diffusers' UNet2DConditionModel, and our `UNetConfig`.
+"""Convert between `unet/config.json` of diffusers' UNet2DConditionModel and our `UNetConfig`.
 
-What is supported is what DeepFloyd IF's three stages are made of, at any size. Everything else that
-UNet2DConditionModel can be is refused by the name of its field, so nothing is converted wrongly in silence.
+The features of DeepFloyd IF's three stages are supported, at any size. All other features of UNet2DConditionModel are
+rejected by field name, so that nothing is silently converted wrongly.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ from imagen.errors import UserError, quoted
 from imagen.models.config import Level, UNetConfig
 from imagen.models.layers import CONTEXT_GROUPS, AttentionKind
 
-_DOWN = {"ResnetDownsampleBlock2D": False, "SimpleCrossAttnDownBlock2D": True}  # does it attend?
+_DOWN = {"ResnetDownsampleBlock2D": False, "SimpleCrossAttnDownBlock2D": True}  # whether it has attention
 _UP = {"ResnetUpsampleBlock2D": False, "SimpleCrossAttnUpBlock2D": True}
 
-# Fields that have one value in IF. The first value is diffusers' own default, or IF's where that differs; a field that
-# is absent has it, since files written by older versions lack the newer fields.
+# Fields with one value in IF. The first value is diffusers' default, or IF's if that differs. It is assumed if the
+# field is absent, because files of older versions lack newer fields.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "addition_embed_type": ("text",),
     "addition_time_embed_dim": (None,),
@@ -39,8 +39,8 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
-_MUST_BE_SAID = ("addition_embed_type", "cross_attention_norm", "mid_block_type", "resnet_time_scale_shift")
-# Without an effect on these blocks.
+_REQUIRED = ("addition_embed_type", "cross_attention_norm", "mid_block_type", "resnet_time_scale_shift")
+# Fields without effect on these blocks.
 _IGNORED = {
     *("downsample_padding", "reverse_transformer_layers_per_block", "transformer_layers_per_block"),
     *("upcast_attention", "use_linear_projection"),
@@ -66,18 +66,18 @@ _TYPES: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
 
 
 def read_unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
-    """The `UNetConfig` that `unet/config.json` describes. UserError, naming `where` and the field, for other U-Nets."""
+    """Return the `UNetConfig` of a `unet/config.json`. Raises UserError, with `where` and the field, if unsupported."""
 
     def refuse(field: str, wanted: str) -> UserError:
-        return UserError(f"{where}: {field} is {config.get(field)!r}; of this kind only U-Nets with {wanted} are known")
+        return UserError(f"{where}: {field} is {config.get(field)!r}; only U-Nets with {wanted} are supported")
 
     for field in sorted(config.keys() - _READ - _FIXED.keys() - _IGNORED):
         if config[field] and not field.startswith("_"):
             raise UserError(
-                f"{where}: field {field!r} is {config[field]!r}, and means nothing to this version of imagen"
+                f"{where}: field {field!r} is {config[field]!r}, which this version of imagen does not support"
             )
     for field, values in _FIXED.items():
-        absent = None if field in _MUST_BE_SAID else values[0]
+        absent = None if field in _REQUIRED else values[0]
         if config.get(field, absent) not in values:
             raise refuse(field, " or ".join(repr(value) for value in values))
 
@@ -91,7 +91,7 @@ def read_unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
     attends = [_known(_DOWN, name, "down_block_types", where) for name in config.get("down_block_types", ())]
     attends_up = [_known(_UP, name, "up_block_types", where) for name in config.get("up_block_types", ())]
     if len(attends) != levels or attends_up[::-1] != attends:
-        raise refuse("up_block_types", f"{levels} blocks each way, of which the way up mirrors the way down")
+        raise refuse("up_block_types", f"{levels} blocks in each path, the up path mirroring the down path")
     if len(set(heads)) > 1 or len(set(cross)) > 1:
         raise refuse("attention_head_dim" if len(set(heads)) > 1 else "cross_attention_dim", "one value for all levels")
     if config.get("encoder_hid_dim") is None:
@@ -100,7 +100,7 @@ def read_unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
     act, once = config.get("act_fn", "silu"), config.get("time_embedding_act_fn")
     if act not in ("silu", "gelu"):
         raise refuse("act_fn", "'silu' or 'gelu'")
-    # The summed embedding goes through the activation once: in each block, or before them all and then not in them.
+    # The activation of the summed embedding is applied once: either in each block, or before all blocks.
     if once not in (None, act) or (once is not None) != bool(config.get("resnet_skip_time_act", False)):
         raise refuse("time_embedding_act_fn", "act_fn there and resnet_skip_time_act, or neither")
     divisor = config.get("resnet_out_scale_factor", 1.0)
@@ -138,7 +138,7 @@ def read_unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
             head_channels=heads[0],
             norm_groups=config.get("norm_num_groups", 32),
             resample="residual",
-            # A list of only_cross_attention says nothing of the middle, which then attends to pixels, too.
+            # A list of only_cross_attention does not cover the middle block, which then also attends to pixels.
             middle_attention=_kind(middle is True),
             activation=act,
             context_norm="group",
@@ -146,18 +146,21 @@ def read_unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
             residual_divisor=float(divisor),
             dropout=float(config.get("dropout", 0.0)),
         )
-    except UserError as error:  # a number out of its bounds
+    except UserError as error:  # a value out of bounds
         raise UserError(f"{where}: {error}") from None
 
 
 def write_unet_config(config: UNetConfig, resolution: int, where: str) -> dict[str, Any]:
-    """`unet/config.json` of a U-Net for pictures of this side. UserError, naming `where`, if there is none."""
+    """Return `unet/config.json` of a U-Net. Raises UserError, with `where`, if UNet2DConditionModel cannot express it.
+
+    resolution: side of the images, in pixels.
+    """
     for reason in _inexpressible(config):
         raise UserError(f"{where}: diffusers cannot express it: {reason}")
     channels, last = [level.channels for level in config.levels], config.levels[-1]
     attends = [level.attention != "none" for level in config.levels]
     down, up = ({value: key for key, value in names.items()} for names in (_DOWN, _UP))
-    # Fields of _FIXED whose value is None stay at None; encoder_hid_dim_type is spelt out.
+    # The last value: None for most fields that allow None, and "text_proj" for encoder_hid_dim_type.
     fixed = {field: values[-1] for field, values in _FIXED.items()}
     return {
         "_class_name": "UNet2DConditionModel",
@@ -179,7 +182,7 @@ def write_unet_config(config: UNetConfig, resolution: int, where: str) -> dict[s
         "only_cross_attention": [level.attention == "cross" for level in config.levels],
         "out_channels": config.image_channels * (1 + config.learned_variance),
         "resnet_out_scale_factor": config.residual_divisor,
-        "resnet_skip_time_act": True,  # the activation runs once, not in each block: the same numbers
+        "resnet_skip_time_act": True,  # apply the activation once, not in each block: an equal result
         "sample_size": resolution,
         "time_embedding_act_fn": config.activation,
         "time_embedding_dim": config.time_width,
@@ -188,7 +191,7 @@ def write_unet_config(config: UNetConfig, resolution: int, where: str) -> dict[s
 
 
 def _inexpressible(config: UNetConfig) -> list[str]:
-    """Why UNet2DConditionModel, or the IF pipelines, cannot be this U-Net; empty if they can."""
+    """Return the reasons why UNet2DConditionModel or the IF pipelines cannot express this U-Net."""
     middle = config.middle_attention or config.levels[-1].attention
     kinds = [level.attention for level in config.levels]
     stem = config.stem_channels or config.levels[0].channels
@@ -197,11 +200,11 @@ def _inexpressible(config: UNetConfig) -> list[str]:
         (config.resample == "residual", f"resample is {config.resample!r}, not 'residual'"),
         (config.levels[0].stride == 1, "its first level has a stride"),
         (all(level.stride == 2 for level in config.levels[1:]), "a level below the first has a stride that is not 2"),
-        (config.text_width is not None, "it reads no text"),
+        (config.text_width is not None, "it is not conditioned on text"),
         (config.context_norm == "group", "context_norm is 'layer'; only 'group' has a counterpart"),
-        (config.middle and middle in ("cross", "fused"), "its middle does not attend to text"),
+        (config.middle and middle in ("cross", "fused"), "its middle block does not attend to text"),
         ("self" not in kinds, "a level has attention 'self', without text"),
-        (all(level.attend == "each" for level in config.levels), "a level attends after its last block alone"),
+        (all(level.attend == "each" for level in config.levels), "a level has attention only after its last block"),
         (not any(level.feed_forward for level in config.levels), "a level has feed_forward layers"),
         (config.shortcut == "identity", "shortcut is 'conv'"),
         (config.image_channels == 3, "image_channels is not 3"),
@@ -219,7 +222,7 @@ def _inexpressible(config: UNetConfig) -> list[str]:
 
 
 def _check_types(config: Mapping[str, Any], where: str) -> None:
-    """UserError for a field that is of no use to what follows."""
+    """Raise UserError for a field of the wrong type."""
     for fields, kinds, wanted in _TYPES:
         for field in fields:
             if field in config and type(config[field]) not in kinds:
@@ -241,7 +244,7 @@ def _integers(config: Mapping[str, Any], field: str, where: str) -> list[int]:
 
 
 def _each(config: Mapping[str, Any], field: str, default: Any, levels: int, where: str) -> list[Any]:
-    """A field that has one value for all levels, or one for each."""
+    """Return a field as a list with one value per level, from a list or one value for all."""
     value = config.get(field, default)
     values = list(value) if isinstance(value, list | tuple) else [value] * levels
     if len(values) != levels or any(type(item) is not type(default) for item in values):

@@ -1,4 +1,4 @@
-"""From a network to a denoiser: x0 estimates, classifier-free guidance, thresholding.
+"""Turn a network into a denoiser: x0 estimates, classifier-free guidance, thresholding.
 
 Behaviour is added by wrapping:
 
@@ -32,16 +32,16 @@ class Estimate(NamedTuple):
 Denoiser = Callable[[Tensor, Tensor], Estimate]  # (x_BCHW, logsnr_B) -> Estimate
 
 
-def at_level(x_BCHW: Tensor, logsnr: float) -> Tensor:
-    """Return logsnr_B for a denoiser, all of one level, which `known_level` returns without waiting for the device."""
+def batch_logsnr(x_BCHW: Tensor, logsnr: float) -> Tensor:
+    """Return one log-SNR for all images, [B]. `uniform_logsnr` reads it back without a device synchronisation."""
     logsnr_B = x_BCHW.new_full(x_BCHW.shape[:1], logsnr)
-    logsnr_B.level = logsnr  # type: ignore[attr-defined]
+    logsnr_B.uniform = logsnr  # type: ignore[attr-defined]
     return logsnr_B
 
 
-def known_level(logsnr_B: Tensor) -> float | None:
-    """Return the level of all images, if `at_level` made them, else None."""
-    return getattr(logsnr_B, "level", None)
+def uniform_logsnr(logsnr_B: Tensor) -> float | None:
+    """Return the log-SNR of all images if `batch_logsnr` created the tensor, else None."""
+    return getattr(logsnr_B, "uniform", None)
 
 
 class ConditionalModel(Protocol):
@@ -70,17 +70,18 @@ def predict_x0(
 
 
 class ClassifierFree:
-    """x0 = uncond + weight (cond - uncond) (2207.12598; linear, hence the same as guiding eps).
+    """Compute x0 = uncond + weight (cond - uncond) (2207.12598; linear, so equal to guiding eps).
 
-    Both halves run in one forward of twice the batch. The learned variance is that of the conditional half.
+    Both halves run in one forward pass of twice the batch. The learned variance is taken from the conditional half.
 
-    cond: the conditioning of the model, batch-first tensors; absent rather than None. uncond: only those of them that
-    differ without the text, in the same shapes (pad texts to a common length first; the mask hides the padding).
-    weight: 1 is no guidance, and runs no unconditional half.
-    interval: log-SNR range, both ends included, outside of which weight is 1 (2404.07724): guidance is harmful
-    at high noise and useless at low noise.
-    rescale: phi of 2305.08891, eq. 14-16, on x0: guidance increases contrast, so the standard deviation of
-    each image is moved, by this share, to that of the conditional estimate.
+    cond: conditioning of the model, batch-first tensors; missing keys rather than None.
+    uncond: the tensors of `cond` that differ without text, in the same shapes. Pad texts to a common length first; the
+        mask hides the padding.
+    weight: the guidance scale; 1 means none, and skips the unconditional half.
+    interval: log-SNR range, ends included, outside of which the weight is 1 (2404.07724): guidance is harmful at high
+        noise and useless at low noise.
+    rescale: phi of 2305.08891, eq. 14-16, applied to x0. Guidance increases contrast, so the standard deviation of each
+        image is interpolated by this share towards that of the conditional estimate.
     """
 
     def __init__(
@@ -106,8 +107,8 @@ class ClassifierFree:
     def __call__(self, x_BCHW: Tensor, logsnr_B: Tensor, /) -> Estimate:
         inside: bool | Tensor = True
         if self.interval is not None:
-            if (level := known_level(logsnr_B)) is not None:
-                inside = self.interval[0] <= level <= self.interval[1]
+            if (logsnr := uniform_logsnr(logsnr_B)) is not None:
+                inside = self.interval[0] <= logsnr <= self.interval[1]
             else:
                 inside = (logsnr_B >= self.interval[0]) & (logsnr_B <= self.interval[1])
         if self.weight == 1 or not (inside if isinstance(inside, bool) else bool(inside.any())):
@@ -120,15 +121,15 @@ class ClassifierFree:
             weight = weight_B.to(cond.dtype).reshape(-1, *[1] * (cond.ndim - 1))
         x0 = uncond + weight * (cond - uncond)
         if self.rescale:
-            every = tuple(range(1, x0.ndim))
-            ratio = cond.std(every, keepdim=True) / x0.std(every, keepdim=True).clamp(min=1e-6)
+            dims = tuple(range(1, x0.ndim))
+            ratio = cond.std(dims, keepdim=True) / x0.std(dims, keepdim=True).clamp(min=1e-6)
             x0 = x0 * torch.lerp(torch.ones_like(ratio), ratio, self.rescale)
         return Estimate(x0, None if both.variance is None else both.variance.chunk(2)[0])
 
 
 @dataclass(frozen=True)
 class StaticThreshold:
-    """Clips x0 to [-1, 1], the range of images."""
+    """Clip x0 to [-1, 1], the range of images."""
 
     denoise: Denoiser
 
@@ -139,11 +140,11 @@ class StaticThreshold:
 
 @dataclass(frozen=True)
 class DynamicThreshold:
-    """Imagen (2205.11487), sec. 2.3: x0 = clip(x0, -s, s) / s, where s is a high quantile of |x0|, at least 1.
+    """Compute x0 = clip(x0, -s, s) / s with s = max(1, high quantile of |x0|) (Imagen, 2205.11487, sec. 2.3).
 
-    It pulls saturated pixels inwards, where clipping would leave them saturated. Each image has its own s.
+    Moves saturated pixels inwards; static clipping would leave them saturated. s is computed per image.
 
-    percentile: of |x0|, in [0, 1]. max_scale: s is at most this (1.5 in DeepFloyd IF; 1 is static thresholding).
+    percentile: of |x0|, in [0, 1]. max_scale: upper bound of s (1.5 in DeepFloyd IF; 1 is static thresholding).
     """
 
     denoise: Denoiser
@@ -164,7 +165,7 @@ class DynamicThreshold:
 
 @dataclass(frozen=True)
 class AffineDenoiser:
-    """Estimates scale x0 + offset: where x0 is an image in other units, such as the detail around another one."""
+    """Estimate scale x0 + offset, to convert between images and their detail."""
 
     denoise: Denoiser
     scale: float
@@ -176,8 +177,8 @@ class AffineDenoiser:
 
 
 def _high_quantile(x_BN: Tensor, q: float) -> Tensor:
-    """torch.quantile(x, q, dim=1) without sorting the part below: ten times faster at 0.995, and no limit on N."""
+    """Compute torch.quantile(x, q, dim=1) by topk: ten times as fast at 0.995, and without torch's limit on N."""
     rank = q * (x_BN.shape[1] - 1)
     below = math.floor(rank)
-    top = x_BN.topk(x_BN.shape[1] - below, dim=1).values  # from the largest down to number `below` from the bottom
+    top = x_BN.topk(x_BN.shape[1] - below, dim=1).values  # descending, down to the value of rank `below`
     return torch.lerp(top[:, -1], top[:, -2:][:, 0], rank - below)

@@ -18,7 +18,7 @@ from imagen.diffusion.schedule import Schedule, alpha_sigma
 
 Prediction = Literal["eps", "x0", "v"]
 
-# The variational bound of a learned variance is that of a chain of 1000 steps, as in the discrete models.
+# The variational bound of a learned variance is that of 1000 reverse steps, as in discrete models.
 VARIANCE_STEPS = 1000
 
 
@@ -127,7 +127,7 @@ def loss(
         raise ValueError("a learned variance needs logsnr_s_B: earlier_logsnr(schedule, t)")
     per = eps_mse_factor(config.prediction, logsnr_B).reshape(-1, *[1] * (x0.ndim - 1))
     bits_B = variance_bits(v, per * error2.detach(), logsnr_B, logsnr_s_B.to(dtype))
-    # The bound is the sum over all steps, of which this t is one: 1000 x a step's KL, on average.
+    # The bound is a sum over all steps; 1000 times the KL of a random step is an unbiased estimate.
     total_B = total_B + config.variance_weight * VARIANCE_STEPS * bits_B
     return Loss(total_B, eps_mse_B.detach(), bits_B.detach())
 
@@ -161,7 +161,7 @@ def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None
     if output.shape[1] == 2 * channels:
         mean, v = output.chunk(2, dim=1)
         return mean, v
-    raise ValueError(f"the network answered {output.shape[1]} channels for pictures of {channels}")
+    raise ValueError(f"the network returned {output.shape[1]} channels for images of {channels}")
 
 
 def earlier_logsnr(schedule: Schedule, t: Tensor) -> Tensor:
@@ -172,8 +172,9 @@ def earlier_logsnr(schedule: Schedule, t: Tensor) -> Tensor:
 def stratified_times(u: Tensor | float, index: Tensor, batch_size: int) -> Tensor:
     """Return t_i = (u + i) / batch_size, float64: one time in each of `batch_size` equal parts of [0, 1).
 
-    Uniform for each picture when u is, but evenly spread over the batch, which lowers the variance of the loss (VDM,
-    2107.00630, App. I.1). A pure function: a rank or micro-batch passes its own indices in the global
-    batch. u in [0, 1): one number shared by the batch, as in VDM, or one for each index.
+    Each t_i is uniform if u is, and the batch covers [0, 1) evenly, which lowers the variance of the loss (VDM,
+    2107.00630, App. I.1). A rank or micro-batch passes its indices in the global batch.
+
+    u: in [0, 1); one number for the batch, as in VDM, or one per index.
     """
     return (torch.as_tensor(u, dtype=torch.float64, device=index.device) + index) / batch_size

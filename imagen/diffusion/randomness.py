@@ -1,8 +1,8 @@
-"""Randomness as a pure function of (seed, global position).
+"""Training randomness as a pure function of (seed, global position).
 
-A sample's noise, noise level and text dropout depend on nothing but the run's seed and
-the sample's place in the endless stream of training data. So a resumed run, another
-number of ranks or another micro-batch sees exactly the same noise on the same pictures.
+The noise, noise level and text dropout of a sample depend only on the run's seed and the sample's position in the
+stream of training data. So a resumed run, or one with another number of ranks or another micro-batch size, applies the
+same noise to the same images.
 """
 
 import hashlib
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from imagen.kernels import philox
 
-# Purposes keep apart the streams that are drawn for one position.
+# Each purpose is an independent stream.
 EPS, LOW_RES_LEVEL, LOW_RES_EPS, TEXT_DROPOUT, TIME, INIT, DROPOUT_LAYERS, _PICTURES = range(8)
 
 
 def seed_for(seed: int, position: int, purpose: int) -> int:
-    """A well-mixed 63-bit seed for one purpose at one position.
+    """Return a hashed 63-bit seed for one purpose at one position.
 
-    NOTE torch's CPU generator keeps the low 32 bits alone: among billions of positions
-    some pairs share their noise. It falls on different pictures, so nothing is lost.
+    NOTE torch's CPU generator uses only the low 32 bits, so among billions of positions some pairs share their random
+    numbers. This is harmless, because their images differ.
     """
     digest = hashlib.blake2b(f"{seed}/{position}/{purpose}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -34,15 +34,15 @@ def generator(seed: int, position: int, purpose: int) -> torch.Generator:
 def normal(
     shape: Sequence[int], seed: int, positions: range, purpose: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Standard normal numbers [B, *shape], float32, drawn where they are needed; pictures lie channels-last.
+    """Return standard normal numbers [B, *shape], float32, computed on `device`; images are channels-last.
 
-    Of a generator without a state (`imagen.kernels.philox`), so the same on all devices but for rounding.
+    Counter-based (`imagen.kernels.philox`), so equal on all devices up to rounding.
     """
     return philox.normal((len(positions), *shape), seed_for(seed, 0, _PICTURES), positions.start, purpose, device)
 
 
 def uniform(seed: int, positions: Sequence[int], purpose: int) -> Tensor:
-    """Uniform numbers in [0, 1), float64 [B] on the CPU, one generator a sample."""
+    """Return uniform numbers in [0, 1), float64 [B] on the CPU, from one generator per sample."""
     draws = [
         torch.rand((), generator=generator(seed, position, purpose), dtype=torch.float64) for position in positions
     ]

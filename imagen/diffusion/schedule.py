@@ -1,10 +1,10 @@
 """Noise schedules: time t in [0, 1] to log signal-to-noise ratio lambda.
 
-The process is variance preserving and lambda says everything about a noise level:
+The forward process is variance preserving, so lambda determines the noise level:
 
     x_t = alpha x0 + sigma eps,   alpha^2 = sigmoid(lambda),   sigma^2 = sigmoid(-lambda),   SNR = alpha^2 / sigma^2.
 
-t = 0 is (almost) clean, t = 1 is (almost) pure noise, and lambda falls in between.
+t = 0 is (almost) clean, t = 1 is (almost) pure noise, and lambda decreases in t.
 """
 
 import functools
@@ -23,19 +23,21 @@ from imagen.errors import UserError
 STEPS = 1000  # of the discrete schedule
 
 DiscreteSteps = Literal["leading", "trailing", "linspace"]
-NoiseLabel = Callable[[Tensor], Tensor]  # lambda -> what a network is told, in [0, 1000]
+NoiseLabel = Callable[[Tensor], Tensor]  # lambda -> noise label in [0, 1000]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    # discrete_cosine: the 1000 noise levels that DeepFloyd IF, and others after Improved DDPM, know.
+    """Configure a noise schedule."""
+
+    # discrete_cosine: the 1000 noise levels of DeepFloyd IF and other models after Improved DDPM.
     kind: Literal["cosine", "linear", "discrete_cosine"] = "cosine"
     # Shifted schedule (Simple Diffusion, 2301.11093, eq. 4): lambda += 2 log(reference / resolution).
     shift_reference: int | None = None
-    # Range of lambda before the shift; the ends are where t = 1 and t = 0 would be infinite.
+    # Values of lambda at t = 1 and t = 0, before the shift; without them lambda would be infinite there.
     logsnr_min: float = -15.0
     logsnr_max: float = 15.0
-    # discrete_cosine alone, whose range is its own: which of its steps a sampler takes, see `DiscreteCosine.times`.
+    # Only for discrete_cosine, which ignores the range: the steps that a sampler takes, see `DiscreteCosine.times`.
     discrete_steps: DiscreteSteps = "leading"
 
     def __post_init__(self) -> None:
@@ -48,15 +50,15 @@ class ScheduleConfig:
             raise UserError("a discrete schedule cannot be shifted: leave shift_reference out")
 
     def check_steps(self, where: str, steps: int) -> None:
-        """UserError, beginning with `where`, unless a sampler can take so many steps."""
+        """Raise UserError, beginning with `where`, unless a sampler can take `steps` steps."""
         if self.kind == "discrete_cosine" and steps > STEPS:
             raise UserError(f"{where}: steps is {steps}; its schedule is discrete and has {STEPS}")
 
 
 class Schedule(Protocol):
-    """Maps times of any shape, in [0, 1], to lambda, on the same device and in the same dtype.
+    """Map times of any shape, in [0, 1], to lambda, on the same device and in the same dtype.
 
-    Inside, schedules compute in float64: a float32 tangent near t = 1 loses half of its digits.
+    Implementations compute in float64, because a float32 tangent near t = 1 loses half of its digits.
     """
 
     def __call__(self, t: Tensor, /) -> Tensor: ...
@@ -64,7 +66,7 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class Cosine:
-    """alpha = cos(pi t / 2) (2102.09672), with t mapped linearly into the interval where lambda keeps to its range."""
+    """Use alpha = cos(pi t / 2) (2102.09672), with t mapped linearly to the interval where lambda is in its range."""
 
     logsnr_min: float = -15.0
     logsnr_max: float = 15.0
@@ -77,7 +79,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Linear:
-    """The continuous limit of betas from 1e-4 to 0.02 in 1000 steps, clamped to the range.
+    """Use the continuous limit of betas from 1e-4 to 0.02 in 1000 steps, with lambda clamped to its range.
 
     Score SDE (2011.13456), eq. 32 with beta_min = 0.1 and beta_max = 20: -log alpha^2 = 0.1 t + (20 - 0.1) t^2 / 2.
     """
@@ -94,7 +96,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Shifted:
-    """Another schedule plus a constant: the same SNR after averaging pixels (Simple Diffusion, 2301.11093, eq. 4)."""
+    """Add a constant to a schedule, for equal SNR after averaging pixels (Simple Diffusion, 2301.11093, eq. 4)."""
 
     schedule: Schedule
     shift: float
@@ -105,55 +107,55 @@ class Shifted:
 
 @dataclass(frozen=True)
 class DiscreteCosine:
-    """1000 noise levels: alpha_n^2 = prod_(i <= n) (1 - beta_i), n = floor(1000 t), with squared-cosine betas.
+    """Use 1000 noise levels: alpha_n^2 = prod_(i <= n) (1 - beta_i), n = floor(1000 t), with squared-cosine betas.
 
     Improved DDPM (2102.09672), eq. 17: beta_i = min(0.999, 1 - f(i + 1) / f(i)) with
-    f(i) = cos^2(pi/2 (i/1000 + s) / (1 + s)), s = 0.008. lambda falls from 10.1 (n = 0) to -19.8 (n = 999).
+    f(i) = cos^2(pi/2 (i/1000 + s) / (1 + s)), s = 0.008. lambda decreases from 10.1 (n = 0) to -19.8 (n = 999).
     """
 
     steps: DiscreteSteps = "leading"
 
     def __call__(self, t: Tensor, /) -> Tensor:
-        # Times are multiples of 1/1000, rounded: 1000 of them may lie a little below a whole number.
+        # Times are rounded multiples of 1/1000, so 1000 t may be slightly below an integer.
         n = (t.double() * STEPS).add(1e-4).floor().clamp(0, STEPS - 1).long()
         return _discrete_logsnrs().to(t.device)[n].to(t.dtype)
 
     def label(self, logsnr: Tensor, /) -> Tensor:
-        """The step n whose lambda is the nearest, float32: what the network was told in training."""
-        return (STEPS - 1 - torch.bucketize(logsnr, _between(logsnr.device, logsnr.dtype))).float()
+        """Return the step n with the nearest lambda, float32: the noise label of training."""
+        return (STEPS - 1 - torch.bucketize(logsnr, _midpoints(logsnr.device, logsnr.dtype))).float()
 
     def times(self, steps: int) -> Tensor:
-        """The times of so many steps and their end, falling from `steps` of 1000 levels to 0; float64.
+        """Return the times of `steps` of the 1000 levels, then 0: decreasing, [steps + 1], float64.
 
-        Names and numbers are those of diffusers: "leading" 0, k, 2k, ... with k = 1000 // steps; "trailing" 999 and
-        down by 1000 / steps; "linspace" from 999 to 0.
+        As in diffusers: "leading" takes n = 0, k, 2k, ... with k = 1000 // steps; "trailing" 999, 999 - 1000 / steps,
+        ...; "linspace" is even from 999 to 0.
         """
         if self.steps == "leading":
             n = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (STEPS // steps)
         elif self.steps == "trailing":
             n = (STEPS - torch.arange(steps, dtype=torch.float64) * STEPS / steps).round() - 1
         else:
-            n = torch.from_numpy(np.linspace(0, STEPS - 1, steps).round()).flip(0)  # torch rounds 499.5 another way
+            n = torch.from_numpy(np.linspace(0, STEPS - 1, steps).round()).flip(0)  # torch rounds 499.5 differently
         return torch.cat([n, torch.zeros(1, dtype=torch.float64)]) / STEPS
 
 
 @functools.cache
 def _discrete_logsnrs() -> Tensor:
-    """lambda of n = 0 .. 999, float64, falling."""
+    """Return lambda of n = 0 .. 999, float64, decreasing."""
     cosine2 = torch.cos((torch.arange(STEPS + 1, dtype=torch.float64) / STEPS + 0.008) / 1.008 * math.pi / 2).square()
     beta = (1 - cosine2[1:] / cosine2[:-1]).clamp(max=0.999)
     return torch.logit((1 - beta).cumprod(0))
 
 
 @functools.lru_cache(maxsize=8)
-def _between(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The middles between neighbouring levels, rising. Kept: a copy to a device would be waited for at every step."""
-    rising = _discrete_logsnrs().flip(0)
-    return ((rising[1:] + rising[:-1]) / 2).to(dtype).to(device)  # Apple's GPUs have no float64
+def _midpoints(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return the midpoints between adjacent levels, increasing. Cached, because a copy in every step would block."""
+    logsnrs = _discrete_logsnrs().flip(0)
+    return ((logsnrs[1:] + logsnrs[:-1]) / 2).to(dtype).to(device)  # Apple's GPUs have no float64
 
 
 def build_schedule(config: ScheduleConfig, resolution: int) -> Schedule:
-    """The schedule of a model that makes pictures of `resolution` pixels a side."""
+    """Return the schedule of a model for images of `resolution` pixels per side."""
     schedule: Schedule
     if config.kind == "discrete_cosine":
         return DiscreteCosine(config.discrete_steps)
@@ -167,42 +169,42 @@ def build_schedule(config: ScheduleConfig, resolution: int) -> Schedule:
 
 
 def alpha_sigma(logsnr_B: Tensor, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(alpha, sigma) at lambda; with `like` [B, ...], shaped [B, 1, ...] to multiply it."""
+    """Return (alpha, sigma) at lambda, [B]; with `like` [B, ...], shaped [B, 1, ...] to multiply it."""
     if like is not None:
         logsnr_B = logsnr_B.reshape(-1, *[1] * (like.ndim - 1))
     return logsnr_B.sigmoid().sqrt(), (-logsnr_B).sigmoid().sqrt()
 
 
 def diffuse(x0: Tensor, eps: Tensor, logsnr_B: Tensor) -> Tensor:
-    """x_t = alpha x0 + sigma eps, for [B, ...] pictures and standard normal noise of the same shape."""
+    """Return x_t = alpha x0 + sigma eps, for images [B, ...] and standard normal noise of the same shape."""
     alpha, sigma = alpha_sigma(logsnr_B.to(x0.dtype), like=x0)
     return alpha * x0 + sigma * eps
 
 
 def noise_label(logsnr: Tensor) -> Tensor:
-    """What a network is told about its noise level: the time of a cosine schedule with this lambda, times 1000.
+    """Return the noise label of lambda: 1000 times the time at which a cosine schedule has this lambda.
 
-    In [0, 1000], the range that sinusoidal embeddings of 1000 discrete steps were made for, whatever the schedule
-    of the model: 0 is clean, 500 is SNR 1, 1000 is pure noise.
+    In [0, 1000], the range for which sinusoidal embeddings of 1000 discrete steps were designed: 0 is clean, 500 is
+    SNR 1, 1000 is pure noise. Independent of the model's schedule.
     """
     return 2000 / math.pi * torch.atan(torch.exp(-logsnr / 2))
 
 
 def build_label(config: ScheduleConfig) -> NoiseLabel:
-    """What a network with this schedule is told: the step of a discrete one, else `noise_label`."""
+    """Return the noise label function of a schedule: the nearest step of a discrete one, else `noise_label`."""
     return DiscreteCosine().label if config.kind == "discrete_cosine" else noise_label
 
 
 def bind_label(config: ScheduleConfig, device: torch.device) -> NoiseLabel:
-    """Return `build_label` for float32 log-SNRs on `device`, for compiled functions: without Python's caches."""
+    """Return `build_label` for float32 log-SNRs on `device`, without Python caches, for compiled functions."""
     if config.kind != "discrete_cosine":
         return noise_label
-    between = _between(device, torch.float32)
-    return lambda logsnr: (STEPS - 1 - torch.bucketize(logsnr, between)).float()
+    midpoints = _midpoints(device, torch.float32)
+    return lambda logsnr: (STEPS - 1 - torch.bucketize(logsnr, midpoints)).float()
 
 
 def step_times(schedule: Schedule, steps: int) -> Tensor:
-    """The times of so many sampler steps and their end, from about 1 to 0; float64."""
+    """Return the times of `steps` sampler steps, then 0: decreasing from about 1, [steps + 1], float64."""
     if isinstance(schedule, DiscreteCosine):
         return schedule.times(steps)
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64)

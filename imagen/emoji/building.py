@@ -1,4 +1,4 @@
-"""Building a data set of drawings: splits of pictures, rendered by several processes, into shards."""
+"""Build a data set of rendered drawings: render each split with several processes and write it to shards."""
 
 import multiprocessing
 import os
@@ -18,11 +18,11 @@ _UNFINISHED = ".unfinished"  # a file beside the splits while they are being bui
 
 class Drawable(Protocol):
     def sample(self, sizes: Sequence[int], /) -> dict[str, Any]:
-        """The members of a shard's sample: a master `SIZE.png` for each of `sizes`, a caption, a description."""
+        """Return a shard's sample: a master `SIZE.png` for each of `sizes`, a caption and a description."""
 
 
 def finished_build(out: Path, arguments: dict[str, Any]) -> dict[str, Any] | None:
-    """The description of the finished build in `out`, if there is one. UserError if it is another build."""
+    """Return the description of the finished build in `out`; None without one. Raises UserError for another build."""
     if not (out / "dataset.json").exists():
         return None
     description = read_json(out / "dataset.json")
@@ -41,12 +41,12 @@ def write_splits(
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Render `splits` into `out`/NAME and write `out`/dataset.json; return what it says.
+    """Render `splits` into `out`/NAME; write and return `out`/dataset.json.
 
-    That is `description`, the arguments and the number of samples of each split. A build that was killed starts
-    again. workers: processes; None: one for each core, at most 16. UserError if `out` holds anything else.
+    It contains `description`, the arguments and the number of samples of each split. A killed build starts again.
+    workers: processes; None: one per core, at most 16. Raises UserError if `out` contains anything else.
     """
-    from imagen.data.shards.writer import ShardWriter  # heavy, and the processes below do without
+    from imagen.data.shards.writer import ShardWriter  # slow to import, and workers do not need it
 
     _start(out, arguments, splits)
     written = {}
@@ -59,12 +59,12 @@ def write_splits(
             written[name] = len(split)
     whole = {**description, "arguments": arguments, "samples": written}
     write_json(out / "dataset.json", whole)
-    (out / _UNFINISHED).unlink()  # dataset.json decides; this only tidies up
+    (out / _UNFINISHED).unlink()  # dataset.json marks a finished build
     return whole
 
 
 def _start(out: Path, arguments: dict[str, Any], splits: Mapping[str, Any]) -> None:
-    """Mark `out` as being built; clear what a killed build left there. UserError if it holds anything else."""
+    """Mark `out` as unfinished; delete the output of a killed build. Raises UserError if it contains anything else."""
     if (out / _UNFINISHED).exists():
         for split in splits:
             shutil.rmtree(out / split, ignore_errors=True)

@@ -1,6 +1,5 @@
-"""Does the background have the colour that the prompt names? Classification, not judgement."""
+"""Classify the background colour of an image."""
 
-from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -12,19 +11,11 @@ _FRAME = 1 / 16  # thickness of the outer frame, as a fraction of the shorter si
 
 
 def background_colour(image: np.ndarray | torch.Tensor) -> str:
-    """The name in PALETTE nearest in CIELAB to the median of the outer frame of `image` (uint8, HWC or CHW).
+    """Return the name in PALETTE nearest in CIELAB to the median of the outer frame of `image` (uint8, HWC or CHW).
 
-    The median of each channel ignores a drawing that covers less than half of the frame, and noise.
+    The median per channel is robust to noise and to a drawing that covers less than half of the frame.
     """
     return _nearest(_frame_median(_as_HWC(image)))
-
-
-def colour_accuracy(images: Iterable[np.ndarray | torch.Tensor], colours: Sequence[str]) -> float:
-    """Share, in [0, 1], of `images` whose background has the colour of that name in `colours`."""
-    right = [background_colour(image) == colour for image, colour in zip(images, colours, strict=True)]
-    if not right:
-        raise ValueError("no images")
-    return sum(right) / len(right)
 
 
 def _as_HWC(image: np.ndarray | torch.Tensor) -> np.ndarray:

@@ -1,15 +1,15 @@
-"""The embedded data set: emoji on plain backgrounds, each with a caption that names object, colour, size and place.
+"""Build the embedded data set: emoji on plain backgrounds, with captions that name object, colour, size and position.
 
-One sample is made for each (object, colour, variant), and, where asked for, scenes of several objects. Size and place
-are continuous and come from a hash, so a picture depends on (seed, key) alone, and the masters of all sizes are the
-same vector picture, rasterised at each size. One colour of each object, chosen by a hash that knows no seed, is kept
-out of training; so are pairs of objects and numbers of them.
+There is one sample per (object, colour, variant), and optionally scenes of several objects. Size and position are
+continuous and derived from a hash, so an image depends only on (seed, key). The masters of all sizes are rasterised
+from the same vector image. One colour per object, chosen by a hash that does not depend on the seed, is held out from
+training, as are some pairs of objects and some numbers of an object.
 
-emoji_picture.py  drawings on a background, rasterised
-emoji_single.py   one object: size, place, caption
-emoji_scene.py    two objects in a relation, two to four of a kind
-emoji_style.py    further styles of drawing, from iconify's files
-emoji_prompts.py  what was never trained on
+picture.py  drawings on a background, rasterised
+single.py   one object: size, position, caption
+scene.py    two objects in a relation, or two to four of a kind
+styles.py   further styles of drawing, from iconify's files
+prompts.py  prompts for held-out combinations
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,16 +66,16 @@ def build_emoji(
     styles: Mapping[str, str | Path] | None = None,
     centred: bool = False,
 ) -> dict[str, Any]:
-    """Build `out`/train and `out`/heldout; return what `out`/dataset.json says.
+    """Build `out`/train and `out`/heldout; return the content of `out`/dataset.json.
 
-    relations, counts: shares of the samples that show two objects in a relation, and two to four of a kind.
-    styles: further styles, each name with its iconify JSON file; every object that a file has is drawn in them too.
-    centred: single objects are always large and in the middle.
+    relations, counts: fractions of the samples that show two objects in a relation, and two to four of a kind.
+    styles: name and iconify JSON file of further styles; every object in a file is also drawn in its style.
+    centred: single objects are always large and centred.
+    workers: processes (default: one per core, at most 16). A script that uses several needs the usual
+        `if __name__ == "__main__":`. The shards' bytes do not depend on the number.
 
-    Each sample has a master `SIZE.png` for each of `sizes` (pixels), a caption `.txt` and a `.json`. The shards'
-    bytes depend on the arguments alone, not on the number of `workers` (processes; default: one for each core, at
-    most 16; a script that uses several needs the usual `if __name__ == "__main__":`). A finished build is not
-    repeated; one that was killed starts again. UserError if `out` holds anything else or a build with other
+    Each sample has a master `SIZE.png` for each of `sizes` (pixels), a caption `.txt` and a `.json`. A finished build
+    is not repeated; a killed one starts again. Raises UserError if `out` contains anything else or a build with other
     arguments, or if a package is missing.
     """
     out, sizes = Path(out), sorted(set(sizes))
@@ -97,7 +97,7 @@ def build_emoji(
     others = [Style(name, str(Path(file).resolve())) for name, file in (styles or {}).items()]
     for style in others:
         drawings += styled(usual, style)
-    rasterise('<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>')  # a missing package is known now
+    rasterise('<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>')  # reports a missing package early
     splits = {
         name: _compositions(drawings, variants, seed, relations, counts, centred=centred, heldout=name == "heldout")
         for name in ("train", "heldout")
@@ -125,7 +125,7 @@ def _compositions(
     centred: bool,
     heldout: bool,
 ) -> list[Picture]:
-    """The pictures of a split, mixed."""
+    """Return the images of a split, shuffled."""
     split: list[Picture] = []
     for emoji in drawings:
         for colour in PALETTE:

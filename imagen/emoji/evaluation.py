@@ -1,4 +1,4 @@
-"""A cascade of emoji on prompts that it was never trained on: one row of scores for each guidance weight."""
+"""Evaluate an emoji cascade on held-out prompts: one row of scores per guidance scale."""
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from imagen.cascade import Cascade
-from imagen.emoji.alignment import Verdict, evaluate, suite
+from imagen.emoji.alignment import PromptScore, evaluate, suite
 from imagen.emoji.dataset import OBJECTS, compose, heldout_colour
 from imagen.emoji.recogniser import Recogniser
 from imagen.emoji.single import objects
@@ -15,9 +15,9 @@ from imagen.errors import UserError, check_number
 from imagen.evaluate.distance import kid
 
 Row = dict[str, Any]
-VARIANTS = range(4)  # held-out drawings of each object that pictures are compared with
-FLOOR = range(4, 5)  # and those that are compared with them in place of pictures
-MOST_PROMPTS = 10_000  # of each kind
+VARIANTS = range(4)  # held-out drawings per object with which samples are compared
+FLOOR = range(4, 5)  # further drawings, compared with VARIANTS for the floor of the distance
+MOST_PROMPTS = 10_000  # maximum per kind
 
 
 def scores(
@@ -32,10 +32,10 @@ def scores(
     device: str | None = None,
     on_pictures: Callable[[float, list[str], list[Image.Image]], None] | None = None,
 ) -> Iterator[Row]:
-    """Draw `n` held-out prompts of each kind with the base stage, at each guidance weight (None: its own).
+    """Sample `n` held-out prompts of each kind with the base stage at each guidance scale (None: its default).
 
     A row holds "step" and "images" of the weights, "guidance", "steps", "prompts" (of each kind), the shares of
-    `imagen.emoji.alignment.shares` under "single", "relation" and "count"; "kid": the kernel distance of the
+    `imagen.emoji.alignment.accuracies` under "single", "relation" and "count"; "kid": the kernel distance of the
     single ones from held-out drawings on the recogniser's features, each scaled by its deviation among these drawings;
     and "kid_floor": that of other drawings of the same prompts, which is below 0 because both sets show the same
     objects. The same prompts and seeds for each weight.
@@ -48,7 +48,7 @@ def scores(
     prompts = suite(n, limit_objects)
     if len(prompts["single"]) < 2:
         raise UserError("the kernel distance needs two objects or more; evaluate with more objects (--objects)")
-    for weight in guidance:  # every mistake is found before the first picture is drawn
+    for weight in guidance:  # reports every user error before sampling
         cascade.request([""], stages=1, guidance=weight, steps=steps, batch_size=batch_size, device=device)
     real, floor = (recogniser.embed(heldout_drawings(limit_objects, variants)) for variants in (VARIANTS, FLOOR))
     mean, std = real.mean(axis=0), real.std(axis=0) + 1e-6
@@ -71,10 +71,10 @@ def scores(
         }
         used = stage.config.sampling.guidance if weight is None else weight
         prompts = {kind: prompts[kind] for kind in pictures}
-        found, verdicts = evaluate(recogniser, prompts, pictures)
+        found, prompt_scores = evaluate(recogniser, prompts, pictures)
         if on_pictures is not None:
             kinds = list(pictures)
-            captions = [text for kind in kinds for text in _captions(prompts[kind], verdicts[kind])]
+            captions = [text for kind in kinds for text in _captions(prompts[kind], prompt_scores[kind])]
             on_pictures(used, captions, [picture for kind in kinds for picture in pictures[kind]])
         yield {
             "step": stage.info.get("step"),
@@ -89,7 +89,7 @@ def scores(
 
 
 def heldout_drawings(limit_objects: int | None, variants: Iterable[int], size: int = 64) -> list[Image.Image]:
-    """Real drawings of the combinations of object and colour that training never shows, object by object."""
+    """Render the held-out combinations of object and colour, object by object."""
     return [
         Image.open(io.BytesIO(compose(emoji, heldout_colour(emoji), variant).render(size)))
         for emoji in objects(limit_objects)
@@ -97,12 +97,12 @@ def heldout_drawings(limit_objects: int | None, variants: Iterable[int], size: i
     ]
 
 
-def _captions(prompts: Sequence[Any], verdicts: Sequence[Verdict]) -> list[str]:
+def _captions(prompts: Sequence[Any], scores: Sequence[PromptScore]) -> list[str]:
     return [
-        prompt.prompt if verdict.all else f"({', '.join(_wrong(verdict))} wrong) {prompt.prompt}"
-        for prompt, verdict in zip(prompts, verdicts, strict=True)
+        prompt.prompt if score.all else f"({', '.join(_wrong(score))} wrong) {prompt.prompt}"
+        for prompt, score in zip(prompts, scores, strict=True)
     ]
 
 
-def _wrong(verdict: Verdict) -> list[str]:
-    return [name for name, value in zip(Verdict._fields, verdict, strict=True) if value is False]
+def _wrong(score: PromptScore) -> list[str]:
+    return [name for name, value in zip(PromptScore._fields, score, strict=True) if value is False]

@@ -1,4 +1,4 @@
-"""A picture of the embedded data set: drawings on a background of one colour, independent of its size in pixels."""
+"""Compose and rasterise images of the embedded data set: drawings on a background of one colour, at any size."""
 
 import hashlib
 import io
@@ -34,7 +34,7 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 
 
 class Placed(NamedTuple):
-    """A drawing and the square that it fills about 5/6 of. Lengths are fractions of the picture's side."""
+    """A drawing and its square, of which it fills about 5/6. Lengths are fractions of the image's side."""
 
     emoji: Emoji
     side: float
@@ -44,7 +44,7 @@ class Placed(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Picture(ABC):
-    """One picture with its caption."""
+    """One image with its caption."""
 
     key: str  # "1f419-blue-0"
     colour: str  # name in PALETTE
@@ -58,16 +58,16 @@ class Picture(ABC):
     @property
     @abstractmethod
     def about(self) -> dict[str, Any]:
-        """What the picture shows, as JSON."""
+        """A description of the image, as JSON."""
 
     def svg(self, size: int) -> str:
-        """The vector picture, one unit a pixel of a `size` x `size` picture."""
+        """Return the vector image, with one unit per pixel of a `size` x `size` image."""
         return self._svg(self.placed, size, (0, 0, size, size))
 
     def render(self, size: int) -> bytes:
-        """The picture at `size` x `size` pixels: an RGB PNG. UserError if the rasteriser is missing."""
+        """Render an RGB PNG of `size` x `size` pixels. Raises UserError if the rasteriser is missing."""
         picture = Image.new("RGB", (size, size), PALETTE[self.colour])
-        # Most of the rasteriser's time goes by pixel: ask for the whole pixels that a drawing touches, no more.
+        # The rasteriser's time is mostly per pixel, so rasterise only the pixels that a drawing touches.
         for drawing in self.placed:
             left, top, right, bottom = box_of(drawing.emoji)
             x, y = drawing.x - drawing.side / 2, drawing.y - drawing.side / 2
@@ -93,7 +93,7 @@ class Picture(ABC):
         }
 
     def _svg(self, drawings: Sequence[Placed], size: int, box: tuple[int, int, int, int]) -> str:
-        """The part in `box` (left, top, right, bottom) of the vector picture with `drawings` alone."""
+        """Return the region `box` (left, top, right, bottom) of the vector image, with only `drawings`."""
         left, top, right, bottom = box
         width, height = right - left, bottom - top
         nested = ""
@@ -116,13 +116,13 @@ def background(colour: str) -> str:
 
 
 def in_style(caption: str, emoji: Emoji) -> str:
-    """The caption, and the style of its drawing unless that is the usual one."""
+    """Append the style of the drawing to the caption, unless it is the default style."""
     return f"{caption}, {emoji.style.name} style" if emoji.style else caption
 
 
 def choose(rng: random.Random, shares: dict[str, float]) -> str:
-    """One of the names; the shares add up to 1."""
-    point = rng.random()  # the one method whose values Python promises to keep
+    """Choose a name with probability `shares`, which add up to 1."""
+    point = rng.random()  # the only method whose values are stable across Python versions
     for name, share in shares.items():
         point -= share
         if point < 0:
@@ -131,5 +131,5 @@ def choose(rng: random.Random, shares: dict[str, float]) -> str:
 
 
 def hashed(*parts: object) -> int:
-    """64 bits that depend on `parts` alone, on every machine."""
+    """Return a 64-bit hash of `parts` that is the same on every machine."""
     return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest(), "big")

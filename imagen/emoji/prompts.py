@@ -1,4 +1,4 @@
-"""Prompts for combinations that training never shows, with what a picture of them has to show. They need no data."""
+"""Generate prompts for held-out combinations, with the properties that an image must have. No data is needed."""
 
 from typing import NamedTuple
 
@@ -17,18 +17,19 @@ class HeldoutPrompt(NamedTuple):
     other: str | None = None
 
 
-# Where in the phrases of `caption` each further wording lies, the plain one first.
+# Values of `wording` for `caption`, the plain phrase first.
 WORDINGS = (0.0, 0.6, 0.8, 0.9)
 
 
 def heldout_prompts(
     n: int, seed: int = 0, limit_objects: int | None = OBJECTS, *, wordings: int = 1
 ) -> list[HeldoutPrompt]:
-    """Return `n` captions of combinations of object and colour never trained on, each of another object.
+    """Return `n` captions of held-out combinations of object and colour, each of a different object.
 
-    `limit_objects` must be that of the data set, else a prompt may name an object that training never showed.
-    wordings: 1 to 4, how often a combination may come again in other words, after all have come in the ones before.
-    UserError if there are fewer than `n`.
+    limit_objects: must be that of the data set, otherwise a prompt may name an object that is not in it.
+    wordings: 1 to 4 phrases per combination; a phrase is used after all combinations appeared in the previous one.
+
+    Raises UserError if there are fewer than `n`.
     """
     ordered = sorted(objects(limit_objects), key=lambda emoji: hashed("prompts", seed, emoji.code))
     if n > len(ordered) * wordings:
@@ -43,7 +44,7 @@ def heldout_prompts(
 
 
 def heldout_relations(n: int, seed: int = 0, limit_objects: int | None = OBJECTS) -> list[HeldoutPrompt]:
-    """`n` plain captions of two objects that training never shows together, on backgrounds it shows both on."""
+    """Return `n` plain captions of held-out pairs of objects, on backgrounds that training shows with both."""
     found = []
     for scene in pairs(objects(limit_objects), n, heldout=True, seed=hashed("prompts", seed)):
         first, second = (placed.emoji for placed in scene.placed)
@@ -54,7 +55,7 @@ def heldout_relations(n: int, seed: int = 0, limit_objects: int | None = OBJECTS
 
 
 def heldout_counts(n: int, seed: int = 0, limit_objects: int | None = OBJECTS) -> list[HeldoutPrompt]:
-    """`n` plain captions of two to four of an object, a number that training never shows of it."""
+    """Return `n` plain captions of two to four of an object, in the number that is held out for it."""
     found = []
     for scene in groups(objects(limit_objects), n, heldout=True, seed=hashed("prompts", seed)):
         emoji, number = scene.placed[0].emoji, len(scene.placed)

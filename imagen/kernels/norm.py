@@ -1,9 +1,10 @@
-"""Group norm, scale and shift, and activation of pictures, as one operation of bf16 (or any) numbers.
+"""Fuse group norm, modulation and activation of feature maps into one operation.
 
     y = act((x^ w + b) (1 + scale) + shift),  x^ = (x - mean) / sqrt(variance + eps) over a group's channels and pixels
 
-torch's takes four operations for that, of which the norm wants NCHW and, under autocast, float32. Here pictures lie
-NHWC, statistics are float32, and what is kept for the backward pass is x, mean and 1 / standard deviation.
+torch needs four operations, and its norm requires NCHW and, under autocast, float32. This one takes channels-last
+tensors in any floating-point dtype, computes statistics in float32 or wider, and saves x, mean and
+1 / standard deviation for the backward pass.
 """
 
 import torch
@@ -23,9 +24,9 @@ def group_norm(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
 ) -> Tensor:
-    """y [B, C, H, W], channels-last, in x's dtype.
+    """Return y [B, C, H, W], channels-last, in the dtype of x.
 
-    weight, bias: [C]; scale, shift: [B, C], both or neither. activation: "none", "silu" or "gelu" (the exact one).
+    weight, bias: [C]. scale, shift: [B, C], both or neither. activation: "none", "silu" or "gelu" (exact, by erf).
     """
     x = x.contiguous(memory_format=torch.channels_last)
     return _norm(x, weight, bias, scale, shift, groups, eps, activation)[0]
@@ -42,13 +43,12 @@ def _norm(
     eps: float,
     activation: str,
 ) -> Statistics:
-    """(y, mean [B, G], rstd [B, G])."""
-    if _by_triton(x):
-        from imagen.kernels import triton
+    """Return (y, mean [B, G], rstd [B, G]). x: channels-last."""
+    if _use_triton(x):
+        from imagen.kernels import triton_norm
 
-        return triton.group_norm(x, weight, bias, *_rows(scale, shift), groups, eps, activation)
-    wide = _wide(x)
-    grouped = x.to(wide).unflatten(1, (groups, -1))
+        return triton_norm.group_norm(x, weight, bias, *_with_row_stride(scale, shift), groups, eps, activation)
+    grouped = x.to(_statistics_dtype(x)).unflatten(1, (groups, -1))
     variance, mean = torch.var_mean(grouped, (2, 3, 4), correction=0)
     rstd = (variance + eps).rsqrt()
     _, z = _before_activation(x, weight, bias, scale, shift, mean, rstd)
@@ -68,44 +68,45 @@ def _norm_backward(
     rstd: Tensor,
     activation: str,
 ) -> Statistics:
-    """(dx, gradients of weight and bias [2, C], of scale and shift [2, B, C]), each as what it is the gradient of."""
+    """Return (dx, gradients of weight and bias [2, C], of scale and shift [2, B, C]), in the dtypes of the inputs."""
     groups = mean.shape[1]
-    if _by_triton(x):
-        from imagen.kernels import triton
+    if _use_triton(x):
+        from imagen.kernels import triton_norm
 
         dy = dy.contiguous(memory_format=torch.channels_last)
-        return triton.group_norm_backward(dy, x, weight, bias, *_rows(scale, shift), mean, rstd, groups, activation)
+        rows = _with_row_stride(scale, shift)
+        return triton_norm.group_norm_backward(dy, x, weight, bias, *rows, mean, rstd, groups, activation)
     normal, z = _before_activation(x, weight, bias, scale, shift, mean, rstd)
     dz = dy.to(z.dtype) * _slope(z, activation)
     gain = weight.to(z.dtype)
     dz_BC, dz_normal_BC = dz.sum((2, 3)), (dz * normal).sum((2, 3))
-    more_BC = torch.ones_like(dz_BC) if scale is None else 1 + scale.to(z.dtype)
+    scale1_BC = torch.ones_like(dz_BC) if scale is None else 1 + scale.to(z.dtype)  # 1 + scale
     modulation = torch.stack([gain * dz_normal_BC + bias.to(z.dtype) * dz_BC, dz_BC])
-    affine = torch.stack([(more_BC * dz_normal_BC).sum(0), (more_BC * dz_BC).sum(0)])
-    d_normal = (dz * (more_BC * gain)[:, :, None, None]).unflatten(1, (groups, -1))
+    affine = torch.stack([(scale1_BC * dz_normal_BC).sum(0), (scale1_BC * dz_BC).sum(0)])
+    d_normal = (dz * (scale1_BC * gain)[:, :, None, None]).unflatten(1, (groups, -1))
     normal = normal.unflatten(1, (groups, -1))
-    plain = d_normal.mean((2, 3, 4), keepdim=True)
-    timed = (d_normal * normal).mean((2, 3, 4), keepdim=True)
-    dx = (rstd[:, :, None, None, None] * (d_normal - plain - normal * timed)).flatten(1, 2)
-    return torch.empty_like(x).copy_(dx), affine.to(weight.dtype), modulation.to(_dtype(scale, x))
+    mean_d = d_normal.mean((2, 3, 4), keepdim=True)
+    mean_d_normal = (d_normal * normal).mean((2, 3, 4), keepdim=True)
+    dx = (rstd[:, :, None, None, None] * (d_normal - mean_d - normal * mean_d_normal)).flatten(1, 2)
+    return torch.empty_like(x).copy_(dx), affine.to(weight.dtype), modulation.to(_modulation_dtype(scale, x))
 
 
 @_norm.register_fake
 def _(x, weight, bias, scale, shift, groups, eps, activation):  # type: ignore[no-untyped-def]
-    statistics = x.new_empty(len(x), groups, dtype=_wide(x))
+    statistics = x.new_empty(len(x), groups, dtype=_statistics_dtype(x))
     return torch.empty_like(x), statistics, torch.empty_like(statistics)
 
 
 @_norm_backward.register_fake
 def _(dy, x, weight, bias, scale, shift, mean, rstd, activation):  # type: ignore[no-untyped-def]
     B, C = x.shape[:2]
-    affine, modulation = x.new_empty(2, C, dtype=weight.dtype), x.new_empty(2, B, C, dtype=_dtype(scale, x))
-    return torch.empty_like(x), affine, modulation
+    affine = x.new_empty(2, C, dtype=weight.dtype)
+    return torch.empty_like(x), affine, x.new_empty(2, B, C, dtype=_modulation_dtype(scale, x))
 
 
-def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x, weight, bias, scale, shift, _, _, ctx.activation = inputs
-    ctx.set_materialize_grads(False)  # of the statistics there are none, which zeros need not say
+    ctx.set_materialize_grads(False)  # statistics have no gradients, so zeros need not be allocated for them
     ctx.save_for_backward(x, weight, bias, scale, shift, *output[1:])
 
 
@@ -119,13 +120,13 @@ def _gradients(ctx, dy, *_):  # type: ignore[no-untyped-def]
     return dx, d_weight, d_bias, d_scale, d_shift, None, None, None
 
 
-_norm.register_autograd(_gradients, setup_context=_keep)
+_norm.register_autograd(_gradients, setup_context=_save)
 
 
 def _before_activation(
     x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(normalised x, what goes into the activation), in the statistics' dtype."""
+    """Return (normalised x, input of the activation), in the dtype of the statistics."""
     grouped = x.to(mean.dtype).unflatten(1, (mean.shape[1], -1))
     normal = ((grouped - mean[:, :, None, None, None]) * rstd[:, :, None, None, None]).flatten(1, 2)
     z = normal * weight.to(mean.dtype)[:, None, None] + bias.to(mean.dtype)[:, None, None]
@@ -135,6 +136,7 @@ def _before_activation(
 
 
 def _slope(z: Tensor, activation: str) -> Tensor:
+    """Return the derivative of the activation."""
     if activation == "silu":
         s = z.sigmoid()
         return s * (1 + z * (1 - s))
@@ -143,21 +145,23 @@ def _slope(z: Tensor, activation: str) -> Tensor:
     return torch.ones_like(z)
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    """Of the statistics."""
+def _statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _dtype(scale: Tensor | None, x: Tensor) -> torch.dtype:
+def _modulation_dtype(scale: Tensor | None, x: Tensor) -> torch.dtype:
     return x.dtype if scale is None else scale.dtype
 
 
-def _by_triton(x: Tensor) -> bool:
+def _use_triton(x: Tensor) -> bool:
     return x.is_cuda
 
 
-def _rows(scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Both with contiguous rows of one stride: halves of one tensor, as a rule, that need no copy."""
+def _with_row_stride(scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return both with contiguous rows of equal stride, as the kernels need them.
+
+    They are usually the two halves of one tensor, which need no copy.
+    """
     if scale is None or shift is None:
         return None, None
     if scale.stride(1) != 1 or scale.stride() != shift.stride():

@@ -1,8 +1,8 @@
 """Standard normal numbers as a pure function of a key and a counter: Philox4x32-10 (Salmon et al., SC 2011).
 
-A generator with a state, as torch's on a CPU, has to be drawn from in order and in one place. Here number e of sample p
-is computed from (key, p, purpose, e) alone, on any device, the same but for the rounding of log, cos and sin. Four
-numbers come of one counter: two pairs by Box and Muller's transform.
+A stateful generator, such as torch's on a CPU, must be drawn from sequentially. Here number e of sample p is computed
+from (key, p, purpose, e) alone, on any device, identical up to the rounding of log, cos and sin. One counter gives four
+numbers: two pairs by the Box-Muller transform.
 """
 
 import math
@@ -13,44 +13,45 @@ import torch
 from torch import Tensor
 
 from imagen import kernels
-from imagen.devices import sent
+from imagen.devices import send
 
 ROUNDS = 10
 MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-WEYL = (0x9E3779B9, 0xBB67AE85)  # by which the key grows from round to round
+WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key in each round
 _WORD, _BITS = np.uint64(0xFFFFFFFF), np.uint64(32)
-_PART = 2**15  # counters at a time: what stays in a core's cache
+_CHUNK = 2**15  # counters at a time, to fit in a core's cache
 
-Words = np.ndarray  # uint64, each a word of 32 bits
+Words = np.ndarray  # uint64, each holding a 32-bit word
 
 
 def normal(shape: Sequence[int], key: int, first: int, purpose: int, device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal numbers float32 [B, ...] = `shape` of samples `first`, `first` + 1, ...; pictures channels-last.
+    """Return standard normal numbers, float32 [B, ...] = `shape`, of samples `first`, `first` + 1, ...
 
-    key: 64 bits. purpose: 32 bits, of streams that are to be independent. first: 64 bits.
+    Four-dimensional results are channels-last. key: 64 bits. purpose: 32 bits; different purposes are independent
+    streams. first: 64 bits.
     """
     device = torch.device(device)
-    samples_B = torch.arange(first, first + shape[0], device=home(device))
-    return normal_of(samples_B, shape[1:], key, purpose, device)
+    samples_B = torch.arange(first, first + shape[0], device=fill_device(device))
+    return normal_for(samples_B, shape[1:], key, purpose, device)
 
 
-def normal_of(samples_B: Tensor, shape: Sequence[int], key: int, purpose: int, device: torch.device) -> Tensor:
-    """`normal` numbers [B, *shape] of any samples, int64, which lie on `home(device)`."""
+def normal_for(samples_B: Tensor, shape: Sequence[int], key: int, purpose: int, device: torch.device) -> Tensor:
+    """Return the `normal` numbers [B, *shape] of given samples. samples_B: int64, on `fill_device(device)`."""
     layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
     out = torch.empty(len(samples_B), *shape, device=samples_B.device, memory_format=layout)
     torch.ops.imagen.fill_normal(out, samples_B, key - 2**64 if key >= 2**63 else key, purpose)
-    return sent(out, device)
+    return send(out, device)
 
 
-def home(device: torch.device) -> torch.device:
-    """Where numbers for `device` are drawn: there, by a kernel of our own, or on the CPU."""
-    return device if kernels.fused(device) else torch.device("cpu")
+def fill_device(device: torch.device) -> torch.device:
+    """Return the device that computes the numbers for `device`: the same one if Triton runs on it, else the CPU."""
+    return device if kernels.uses_triton(device) else torch.device("cpu")
 
 
 def words(counter: Sequence[Words], key: int, spare: Sequence[Words] | None = None) -> list[Words]:
-    """Four words of each counter, which is four words, too: block, sample (low, high), purpose.
+    """Return four random words for each counter of four words: block, sample (low, high), purpose.
 
-    The memory of the counter, and of `spare`, two arrays like them, is used up.
+    Overwrites the counter and `spare`, two arrays of the same shape.
     """
     (a, b, c, d), (first, second) = counter, spare or [np.empty_like(word) for word in counter[:2]]
     keys = [key & 0xFFFFFFFF, key >> 32 & 0xFFFFFFFF]
@@ -69,11 +70,14 @@ def words(counter: Sequence[Words], key: int, spare: Sequence[Words] | None = No
     return [a, b, c, d]
 
 
-def _by_numpy(out: Tensor, samples_B: Tensor, key: int, purpose: int) -> None:
-    """On the CPU. NumPy does the whole numbers in half of torch's time; torch the logarithms, cosines and sines."""
+def _fill_by_numpy(out: Tensor, samples_B: Tensor, key: int, purpose: int) -> None:
+    """Fill `out` on the CPU.
+
+    NumPy computes the integers, in half of torch's time, and torch the logarithms, cosines and sines.
+    """
     numbers = math.prod(out.shape[1:])
     blocks = -(-numbers // 4)
-    rows, columns = max(1, min(len(out), _PART // max(1, blocks))), min(_PART, blocks)
+    rows, columns = max(1, min(len(out), _CHUNK // max(1, blocks))), min(_CHUNK, blocks)
     block = np.arange(blocks, dtype=np.uint64)
     sample = samples_B.numpy().view(np.uint64)[:, None]
     memory = np.empty((6, rows * columns), np.uint64)
@@ -95,23 +99,23 @@ def _by_numpy(out: Tensor, samples_B: Tensor, key: int, purpose: int) -> None:
 
 
 def _unit(word: Words) -> Tensor:
-    """The upper 24 of 32 bits as float32 in (0, 1]."""
+    """Return the upper 24 of 32 bits as float32 in (0, 1]."""
     return torch.from_numpy((word >> np.uint64(8)).view(np.int64)).float().add_(0.5).mul_(2**-24)
 
 
-def _by_triton(out: Tensor, samples_B: Tensor, key: int, purpose: int) -> None:
-    """On a GPU, in one kernel."""
-    from imagen.kernels import triton
+def _fill_by_triton(out: Tensor, samples_B: Tensor, key: int, purpose: int) -> None:
+    """Fill `out` on a GPU, in one kernel."""
+    from imagen.kernels import triton_philox
 
-    triton.fill_normal(out, samples_B, key, purpose)
-
-
-def _of_shapes(out: Tensor, samples_B: Tensor, key: int, purpose: int) -> None:
-    """On tensors that have a shape but no numbers."""
+    triton_philox.fill_normal(out, samples_B, key, purpose)
 
 
-# Not by torch.library.custom_op, whose first call on a CPU imports the compiler: seconds. key: as a signed number.
+def _fill_fake(out: Tensor, samples_B: Tensor, key: int, purpose: int) -> None:
+    """Do nothing: fake tensors have no values."""
+
+
+# Not torch.library.custom_op: its first call on a CPU imports the compiler, which takes seconds. key: signed 64 bits.
 torch.library.define("imagen::fill_normal", "(Tensor(a!) out, Tensor samples, int key, int purpose) -> ()")
-torch.library.impl("imagen::fill_normal", "cpu", _by_numpy)
-torch.library.impl("imagen::fill_normal", "cuda", _by_triton)
-torch.library.register_fake("imagen::fill_normal", _of_shapes)
+torch.library.impl("imagen::fill_normal", "cpu", _fill_by_numpy)
+torch.library.impl("imagen::fill_normal", "cuda", _fill_by_triton)
+torch.library.register_fake("imagen::fill_normal", _fill_fake)

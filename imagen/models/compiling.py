@@ -1,4 +1,4 @@
-"""torch.compile, as every network here is compiled: one graph for each shape, and never a guess at the next shape."""
+"""Compile networks with torch.compile, one static graph per input shape."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,42 +6,42 @@ from typing import Any
 import torch
 from torch import nn
 
-from imagen.kernels import TRITON
+from imagen.kernels import HAS_TRITON
 
-GRAPHS = 64  # of one function: training, each size of sampling, and each block of a sharded U-Net, all of them kept
-
-
-def compiles(device: torch.device | str, wanted: bool | None) -> bool:
-    """Whether to compile on `device`; None: on NVIDIA GPUs, where Triton is there to compile for."""
-    if wanted is not None:
-        return wanted
-    return torch.device(device).type == "cuda" and TRITON
+MAX_GRAPHS = 64  # per function: training, each image size in sampling, and each block of a sharded U-Net
 
 
-def prepare() -> None:
-    """Let torch keep a graph for each shape. It gives up after eight otherwise, and runs uncompiled from then on."""
+def should_compile(device: torch.device | str, setting: bool | None) -> bool:
+    """Return whether to compile on `device`. None: on NVIDIA GPUs if Triton is installed."""
+    if setting is not None:
+        return setting
+    return torch.device(device).type == "cuda" and HAS_TRITON
+
+
+def raise_recompile_limit() -> None:
+    """Raise torch's limit of graphs per function. Beyond it, eight by default, torch runs the function uncompiled."""
     config = torch._dynamo.config
-    config.recompile_limit = max(GRAPHS, config.recompile_limit)
+    config.recompile_limit = max(MAX_GRAPHS, config.recompile_limit)
 
 
 def compile_module(module: nn.Module, **options: Any) -> None:
-    """Compile `module` in place, when it is first called. options: of torch.compile.
+    """Compile `module` in place at its first call. options: of torch.compile.
 
-    A new shape gets a graph of its own: one for all of them, which torch would make at the second, is slower. What
-    inductor made is found again in its cache (TORCHINDUCTOR_CACHE_DIR) by the next process.
+    Each shape gets a static graph. The dynamic graph that torch would build at the second shape is slower. Later
+    processes find compiled kernels in inductor's cache (TORCHINDUCTOR_CACHE_DIR).
     """
-    prepare()
+    raise_recompile_limit()
     module.compile(**{"dynamic": False, **options})
 
 
 def compile_function(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`function` as one graph, likewise."""
-    prepare()
+    """Return `function` compiled as one static graph per shape, as in `compile_module`."""
+    raise_recompile_limit()
     return torch.compile(function, **{"fullgraph": True, "dynamic": False, **options})
 
 
 def cache_folder() -> str:
-    """Where compiled kernels are kept."""
+    """Return inductor's cache folder of compiled kernels."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return cache_dir()

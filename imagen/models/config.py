@@ -1,4 +1,4 @@
-"""What a U-Net is: its levels, and what they have in common."""
+"""Define the configuration of a U-Net and its levels."""
 
 import math
 from dataclasses import dataclass
@@ -11,50 +11,52 @@ from imagen.models.layers import Activation, AttentionKind, ContextNorm
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One resolution of the U-Net, used once on the way down and once on the way up."""
+    """Configure one resolution of the U-Net, in both the down and the up path."""
 
     channels: int
-    blocks: int  # residual blocks on the way down
-    stride: int = 2  # by how much the picture shrinks on entering
+    blocks: int  # residual blocks in the down path
+    stride: int = 2  # downsampling factor on entry
     attention: AttentionKind = "none"
-    attend: Literal["each", "last"] = "each"  # attention after every residual block, or after the last alone
+    attend: Literal["each", "last"] = "each"  # attention after every residual block, or only after the last
     feed_forward: int = 0  # expansion of a feed-forward layer after attention; 0: none
 
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
-    """Structure of a U-Net; nothing here can be derived from something else here."""
+    """Configure the structure of a U-Net. No field can be derived from the others."""
 
     levels: tuple[Level, ...]
     image_channels: int = 3
-    patch: int = 1  # pixel-unshuffle factor of the stem: the network works on pictures this much smaller
-    stem_channels: int | None = None  # None: those of the first level
-    coordinates: bool = False  # the stem also sees where it is: y and x from -1 to 1 (CoordConv, 1807.03247); no crops
-    low_res: bool = False  # also takes a low-resolution picture and the label of its noise
+    patch: int = 1  # pixel-unshuffle factor of the stem; the network runs at 1 / patch of the resolution
+    stem_channels: int | None = None  # None: the channels of the first level
+    coordinates: bool = False  # the stem also receives y and x in [-1, 1] (CoordConv, 1807.03247); excludes crops
+    low_res: bool = False  # also conditioned on a low-resolution image and the noise label of its augmentation
     learned_variance: bool = False  # outputs twice the channels: prediction, then variance (2102.09672)
-    text_width: int | None = None  # numbers a text token; None: the model knows no text
-    context_width: int = 512  # text tokens are projected to this before attention
-    time_width: int = 512  # of the embedding of noise level and pooled text
+    text_width: int | None = None  # text embedding dimension; None: no text conditioning
+    context_width: int = 512  # text tokens are projected to this dimension before attention
+    time_width: int = 512  # embedding dimension of noise level and pooled text
     head_channels: int = 64
-    norm_groups: int = 32  # of group norms; fewer are much faster on a CPU where a layer is narrow
-    # Where channels change and what is kept for the way up:
-    # "guided"    resampling keeps the channels, the first residual block changes them; the stem, every block and
-    #             every resampling is concatenated to the input of one block of the way up (one more block a level).
-    # "efficient" strided convolutions change the channels; every block's output is joined, times 1/sqrt 2, to its
-    #             mirror image.
+    norm_groups: int = 32  # groups per group norm; fewer are much faster on a CPU in layers of few channels
+    # Where channels change, and which tensors the skip connections carry:
+    # "guided"    resampling preserves the channels, and the first residual block of a level changes them. The outputs
+    #             of the stem, every block and every resampling are each concatenated to the input of one block of the
+    #             up path, which has one more block per level.
+    # "efficient" strided convolutions change the channels. Every block's output, times 1/sqrt 2, is joined to the
+    #             input of its counterpart in the up path.
     family: Literal["guided", "efficient"] = "guided"
-    # guided only: a convolution; a residual block with resampling inside; mean down and nearest up, without weights
+    # guided only: a convolution; a residual block with resampling inside; or mean pooling and nearest-neighbour
+    # upsampling, which have no weights
     resample: Literal["conv", "residual", "plain"] = "conv"
-    skip: Literal["concat", "add"] = "concat"  # efficient only: how the ways down and up are joined
-    modulation: Literal["block", "level"] = "block"  # the embedding scales and shifts in blocks, or is added on entry
-    shortcut: Literal["identity", "conv"] = "identity"  # around residual blocks that keep their channels
-    middle: bool = True  # residual, attention, residual at the bottom
-    middle_attention: AttentionKind | None = None  # None: that of the last level
-    activation: Activation = "silu"  # of the whole network, feed-forward layers excepted
-    # Of the text in attention: over the numbers of a token, or over those of all tokens in 32 groups (IF).
+    skip: Literal["concat", "add"] = "concat"  # efficient only: how skip connections join
+    modulation: Literal["block", "level"] = "block"  # the embedding modulates every block, or is added on entry
+    shortcut: Literal["identity", "conv"] = "identity"  # around residual blocks that preserve the channels
+    middle: bool = True  # middle block: residual, attention, residual
+    middle_attention: AttentionKind | None = None  # None: the attention of the last level
+    activation: Activation = "silu"  # of the whole network except feed-forward layers
+    # Norm of text tokens in attention: per token over its dimensions, or over all tokens in 32 groups (IF).
     context_norm: ContextNorm = "layer"
-    pooling_heads: int | None = None  # of the text's attention pooling; None: as many as have 64 channels each
-    residual_divisor: float = 1.0  # of every residual block's sum; 1 / 0.7071 in IF's super-resolution
+    pooling_heads: int | None = None  # heads of the text's attention pooling; None: heads of 64 channels
+    residual_divisor: float = 1.0  # divides the sum in every residual block; 1 / 0.7071 in IF's super-resolution
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -69,7 +71,7 @@ class UNetConfig:
         if self.pooling_heads and self.text_width is not None and self.text_width % self.pooling_heads:
             raise UserError(f"text_width {self.text_width} does not divide by pooling_heads {self.pooling_heads}")
         if (self.stem_channels or self.levels[0].channels) % 2:
-            raise UserError("the stem's channels must be even: they are cosines and sines of the noise level, too")
+            raise UserError("the stem's channels must be even: the noise embedding has as many cosines and sines")
         if self.family == "guided" and (self.skip != "concat" or self.modulation != "block"):
             raise UserError("family 'guided' concatenates its skips and modulates each block")
         attentions = [(f"level {i}", level.channels, level.attention) for i, level in enumerate(self.levels)]
@@ -83,7 +85,7 @@ class UNetConfig:
 
     @property
     def attends_to_text(self) -> bool:
-        """Whether any layer reads tokens."""
+        """Return whether any layer attends to text tokens."""
         kinds = [level.attention for level in self.levels]
         if self.middle and self.middle_attention is not None:
             kinds.append(self.middle_attention)
@@ -91,7 +93,7 @@ class UNetConfig:
 
     @property
     def total_stride(self) -> int:
-        """Height and width of the pictures must divide by this."""
+        """Return the number that the height and width of images must be divisible by."""
         return self.patch * math.prod(
             [level.stride for level in self.levels]
         )  # a generator would break a compiled graph

@@ -1,6 +1,7 @@
-"""Names of a U-Net's tensors, ours and those of diffusers' UNet2DConditionModel: one to one, and no shape changes.
+"""Convert between tensor names of our U-Net and of diffusers' UNet2DConditionModel.
 
-But for one: their pooling keeps the position of its query as [1, D], ours as [D].
+The mapping is one to one, and all shapes are equal except one: the position of the pooling query is [1, D] in
+diffusers and [D] here.
 """
 
 import re
@@ -15,8 +16,8 @@ from imagen.models.unet import UNet
 
 _POSITION = "add_embedding.pool.positional_embedding"
 
-# Ours, as a pattern, and theirs. Their resampling ends a level on the way down, where ours begins the next.
-_PLACES: tuple[tuple[str, str], ...] = (
+# Our name as a pattern, and diffusers' name. In the down path, their levels end with resampling, ours begin with it.
+_MODULES: tuple[tuple[str, str], ...] = (
     (r"^conv_in\.", "conv_in."),
     (r"^norm_out\.", "conv_norm_out."),
     (r"^conv_out\.", "conv_out."),
@@ -47,11 +48,11 @@ _PARTS: tuple[tuple[str, str], ...] = (
 
 
 def theirs(name: str) -> str:
-    """The diffusers name of one of our tensors."""
+    """Return the diffusers name of one of our tensors."""
     if match := re.match(r"^down\.(\d+)\.resample\.", name):
         name = f"down_blocks.{int(match[1]) - 1}.downsamplers.0.{name[match.end() :]}"
-    for ours, place in _PLACES:
-        name, found = re.subn(ours, place, name)
+    for ours, module in _MODULES:
+        name, found = re.subn(ours, module, name)
         if found:
             break
     for ours, part in _PARTS:
@@ -60,9 +61,9 @@ def theirs(name: str) -> str:
 
 
 def to_ours(tensors: Mapping[str, Tensor], config: UNetConfig, where: str) -> dict[str, Tensor]:
-    """diffusers' tensors under our names; every one is used. UserError, naming `where`, for one missing or left over.
+    """Return diffusers' tensors under our names, not copied. They may be on the meta device.
 
-    Tensors may be on the meta device. They are not copied.
+    Raises UserError, naming `where` and the tensor, if one is missing or unknown.
     """
     with torch.device("meta"):
         expected = UNet(config).state_dict()
@@ -74,17 +75,17 @@ def to_ours(tensors: Mapping[str, Tensor], config: UNetConfig, where: str) -> di
         tensor = left.pop(key)
         wanted = (1, *like.shape) if key == _POSITION else tuple(like.shape)
         if tuple(tensor.shape) != wanted:
-            raise UserError(f"{where}: tensor {key!r} has shape {tuple(tensor.shape)}, config.json makes it {wanted}")
+            raise UserError(f"{where}: tensor {key!r} has shape {tuple(tensor.shape)}, config.json needs {wanted}")
         found[name] = tensor.reshape(like.shape)
     if left:
         first = min(left)
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise UserError(f"{where}: tensor {first!r}{more} has no place in the U-Net of its config.json")
+        raise UserError(f"{where}: tensor {first!r}{more} is not in the U-Net of its config.json")
     return found
 
 
 def to_theirs(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under diffusers' names; not copied."""
+    """Return our tensors under diffusers' names, not copied."""
     renamed = {theirs(name): tensor for name, tensor in tensors.items()}
     renamed[_POSITION] = renamed[_POSITION][None]
     return renamed

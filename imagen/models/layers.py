@@ -1,4 +1,4 @@
-"""Parts of the U-Net: embeddings of numbers, residual blocks, attention, resampling.
+"""Layers of the U-Net: embeddings, residual blocks, attention, resampling.
 
 Shape legend: B batch, C channels, H W height and width in pixels, L text tokens,
 D text embedding dimension, E dimension of the embedding that conditions every residual block.
@@ -18,35 +18,38 @@ AttentionKind = Literal["none", "self", "cross", "fused"]
 Activation = Literal["silu", "gelu"]
 ContextNorm = Literal["layer", "group"]
 
-# The text that attention is given: tokens [B, L, D], or the keys and values that each layer has made of them already.
+# Text input of attention: tokens [B, L, D], or cached keys and values of each attention layer.
 Context = Tensor | Mapping[nn.Module, tuple[Tensor, Tensor]] | None
 
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu}  # gelu: the exact one
-CONTEXT_GROUPS = 32  # of the group norm of text, whatever the groups of the pixels' norms (as in IF)
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu}  # gelu: exact, by erf
+CONTEXT_GROUPS = 32  # groups of the text's group norm, independent of `norm_groups` (as in IF)
 
 
-def zeroed(module: nn.Module) -> nn.Module:
-    """Start `module` at zero, so that the branch it ends adds nothing at first."""
+def zero_init(module: nn.Module) -> nn.Module:
+    """Set the parameters of `module` to zero, so that a branch that ends in it initially adds nothing."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    """Group norm of `groups` groups, or the most of them that divide a narrow layer."""
+    """Return a group norm of gcd(groups, channels) groups."""
     return nn.GroupNorm(math.gcd(groups, channels), channels)
 
 
-def normed(
+def apply_norm(
     norm: nn.GroupNorm,
     x_BCHW: Tensor,
     activation: Activation | None = None,
     modulation: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """activation(norm(x) (1 + scale) + shift) with scale and shift [B, C]: one kernel of our own where there is one."""
-    if kernels.fused(x_BCHW.device):
-        what = (norm.weight, norm.bias, norm.num_groups, norm.eps, activation or "none", *(modulation or ()))
-        return kernels.group_norm(x_BCHW, *what)
+    """Compute activation(norm(x) (1 + scale) + shift) with modulation = (scale, shift), each [B, C].
+
+    Runs as a fused kernel on devices that have one.
+    """
+    if kernels.uses_triton(x_BCHW.device):
+        arguments = (norm.weight, norm.bias, norm.num_groups, norm.eps, activation or "none", *(modulation or ()))
+        return kernels.group_norm(x_BCHW, *arguments)
     h_BCHW = norm(x_BCHW)
     if modulation is not None:
         scale_BC11, shift_BC11 = (part_BC[:, :, None, None] for part_BC in modulation)
@@ -55,7 +58,7 @@ def normed(
 
 
 def sinusoid(label_B: Tensor, width: int) -> Tensor:
-    """[cos, sin] features [B, width] of labels in [0, 1000]; frequencies 10^-4..1 (DDPM; order as in IF)."""
+    """Return [cos, sin] features [B, width] of labels in [0, 1000], at frequencies 10^-4..1 (DDPM; IF's order)."""
     half = width // 2
     frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, device=label_B.device, dtype=torch.float32))
     phase = label_B.float()[:, None] * frequencies
@@ -63,7 +66,7 @@ def sinusoid(label_B: Tensor, width: int) -> Tensor:
 
 
 class NoiseEmbedding(nn.Module):
-    """Noise label [B] in [0, 1000] -> embedding [B, E]."""
+    """Embed noise labels [B] in [0, 1000] as [B, E]."""
 
     def __init__(self, features: int, width: int, activation: Activation = "silu"):
         super().__init__()
@@ -77,7 +80,10 @@ class NoiseEmbedding(nn.Module):
 
 
 class TextPooling(nn.Module):
-    """Attention-pooled text [B, L, D] -> [B, E]; the query is the mean token (App. F.1 pools, 2.5 normalises)."""
+    """Pool text embeddings [B, L, D] to [B, E] by attention with the mean token as query.
+
+    Pooling: App. F.1; layer norms: sec. 2.5.
+    """
 
     def __init__(self, text_width: int, width: int, heads: int | None = None):
         super().__init__()
@@ -95,8 +101,8 @@ class TextPooling(nn.Module):
         if mask_BL is None:
             mean_B1D, mask = text_BLD.mean(1, keepdim=True), None
         else:
-            kept_BL1 = mask_BL[..., None].to(text_BLD.dtype)
-            mean_B1D = (text_BLD * kept_BL1).sum(1, keepdim=True) / kept_BL1.sum(1, keepdim=True)
+            mask_BL1 = mask_BL[..., None].to(text_BLD.dtype)
+            mean_B1D = (text_BLD * mask_BL1).sum(1, keepdim=True) / mask_BL1.sum(1, keepdim=True)
             mask = F.pad(mask_BL, (1, 0), value=True)[:, None, None]
         mean_B1D = mean_B1D + self.position
         tokens_BLD = torch.cat([mean_B1D, text_BLD], dim=1)
@@ -108,27 +114,28 @@ class TextPooling(nn.Module):
 
 
 class TokenGroupNorm(nn.GroupNorm):
-    """Group norm of text [B, L, D]: a caption's statistics run over the channels of a group and all its tokens (IF)."""
+    """Normalise text [B, L, D] with statistics over all tokens of a caption and the channels of a group (IF)."""
 
     def forward(self, text_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """mask_BL: True at the tokens that count (None: all); the others are normalised with them, and mean nothing."""
+        """Normalise with statistics of the tokens where mask_BL is True (None: all). Ignore the other outputs."""
         if mask_BL is None:
             return super().forward(text_BLD.transpose(1, 2)).transpose(1, 2)
         groups_BLGC = text_BLD.unflatten(-1, (self.num_groups, -1))
-        kept_BL11 = mask_BL[..., None, None].to(text_BLD.dtype)
-        count_B111 = kept_BL11.sum(1, keepdim=True) * groups_BLGC.shape[-1]
-        mean_B1G1 = (groups_BLGC * kept_BL11).sum((1, 3), keepdim=True) / count_B111
-        variance_B1G1 = ((groups_BLGC - mean_B1G1).square() * kept_BL11).sum((1, 3), keepdim=True) / count_B111
+        mask_BL11 = mask_BL[..., None, None].to(text_BLD.dtype)
+        count_B111 = mask_BL11.sum(1, keepdim=True) * groups_BLGC.shape[-1]
+        mean_B1G1 = (groups_BLGC * mask_BL11).sum((1, 3), keepdim=True) / count_B111
+        variance_B1G1 = ((groups_BLGC - mean_B1G1).square() * mask_BL11).sum((1, 3), keepdim=True) / count_B111
         normal_BLD = ((groups_BLGC - mean_B1G1) * (variance_B1G1 + self.eps).rsqrt()).flatten(2)
         return torch.addcmul(self.bias, normal_BLD, self.weight)
 
 
 class ResBlock(nn.Module):
-    """norm, swish, conv3, norm, swish, conv3, beside a shortcut (App. B.1, and F.1 with resampling inside).
+    """Add norm, activation, conv3, norm, activation, conv3 to a shortcut (App. B.1; App. F.1 with resampling inside).
 
-    `embedding_width` E: the embedding scales and shifts the second norm; None: the block is not conditioned.
-    `shortcut`: a 1x1 convolution even where the channels do not change (Efficient U-Net).
-    `divisor`: of the sum of both ways (sqrt 2 keeps its variance).
+    embedding_width: E; the embedding modulates the second norm. None: the block is not conditioned.
+    resample: applied to both branches, after the first activation.
+    shortcut: a 1x1 convolution even where the channels do not change (Efficient U-Net).
+    divisor: divides the sum of both branches (sqrt 2 preserves the variance).
     """
 
     def __init__(
@@ -152,15 +159,15 @@ class ResBlock(nn.Module):
         self.modulation = None if embedding_width is None else nn.Linear(embedding_width, 2 * channels)
         self.norm2 = group_norm(channels, groups)
         self.dropout = nn.Dropout(dropout) if dropout else None
-        self.conv2 = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+        self.conv2 = zero_init(nn.Conv2d(channels, channels, 3, padding=1))
         self.shortcut = nn.Conv2d(channels_in, channels, 1) if shortcut or channels_in != channels else None
 
     def forward(self, x_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
-        h_BCHW = normed(self.norm1, x_BCHW, self.activation)
+        h_BCHW = apply_norm(self.norm1, x_BCHW, self.activation)
         if self.resample is not None:
             h_BCHW, x_BCHW = self.resample(h_BCHW), self.resample(x_BCHW)
         modulation = None if self.modulation is None else self.modulation(embedding_BE).unflatten(1, (2, -1)).unbind(1)
-        h_BCHW = normed(self.norm2, self.conv1(h_BCHW), self.activation, modulation)
+        h_BCHW = apply_norm(self.norm2, self.conv1(h_BCHW), self.activation, modulation)
         if self.dropout is not None:
             h_BCHW = self.dropout(h_BCHW)
         if self.shortcut is not None:
@@ -170,9 +177,9 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of pixels to pixels ("self"), to text ("cross"), or to both at once ("fused").
+    """Attend from pixels to pixels ("self"), to text ("cross"), or to both at once ("fused").
 
-    Fused: text tokens are joined to the keys and values of self-attention (App. D.3.1).
+    Fused attention concatenates the keys and values of text to those of pixels (App. D.3.1).
     """
 
     def __init__(
@@ -200,11 +207,11 @@ class Attention(nn.Module):
                 else TokenGroupNorm(math.gcd(CONTEXT_GROUPS, context_width), context_width)
             )
             self.context_k, self.context_v = nn.Linear(context_width, channels), nn.Linear(context_width, channels)
-        self.to_out = zeroed(nn.Linear(channels, channels))
+        self.to_out = zero_init(nn.Linear(channels, channels))
 
     @property
     def attends_to_text(self) -> bool:
-        """Whether keys and values include those of text."""
+        """Return whether the keys and values include text."""
         return self.context_norm is not None
 
     def keys_and_values(self, context_BLD: Tensor, mask_BL: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -217,7 +224,7 @@ class Attention(nn.Module):
         return self.context_k(context_BLD), self.context_v(context_BLD)
 
     def forward(self, x_BCHW: Tensor, context: Context, mask_BL: Tensor | None) -> Tensor:
-        pixels_BNC = normed(self.norm, x_BCHW).flatten(2).transpose(1, 2)
+        pixels_BNC = apply_norm(self.norm, x_BCHW).flatten(2).transpose(1, 2)
         keys, values, mask = [], [], None
         if self.to_k is not None and self.to_v is not None:
             keys, values = [self.to_k(pixels_BNC)], [self.to_v(pixels_BNC)]
@@ -225,7 +232,7 @@ class Attention(nn.Module):
             assert context is not None
             k_BLC, v_BLC = self.keys_and_values(context, mask_BL) if isinstance(context, Tensor) else context[self]
             keys, values = [k_BLC, *keys], [v_BLC, *values]
-            if mask_BL is not None:  # every pixel may be attended to, of the text only real tokens
+            if mask_BL is not None:  # the mask hides padding tokens, and no pixels
                 pixels = pixels_BNC.shape[1] if self.to_k is not None else 0
                 mask = F.pad(mask_BL, (0, pixels), value=True)[:, None, None]
         q = _split_heads(self.to_q(pixels_BNC), self.heads)
@@ -235,7 +242,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two 1x1 convolutions with GELU between, on normalised pixels, added to its input."""
+    """Add two 1x1 convolutions with a GELU between them, applied to the normalised input, to the input."""
 
     def __init__(self, channels: int, expansion: int, groups: int):
         super().__init__()
@@ -243,20 +250,20 @@ class FeedForward(nn.Module):
             group_norm(channels, groups),
             nn.Conv2d(channels, expansion * channels, 1),
             nn.GELU(),
-            zeroed(nn.Conv2d(expansion * channels, channels, 1)),
+            zero_init(nn.Conv2d(expansion * channels, channels, 1)),
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         norm, *convolutions = self.layers
         assert isinstance(norm, nn.GroupNorm)
-        h_BCHW = normed(norm, x_BCHW)
+        h_BCHW = apply_norm(norm, x_BCHW)
         for layer in convolutions:
             h_BCHW = layer(h_BCHW)
         return x_BCHW + h_BCHW
 
 
 class NearestUpsample(nn.Module):
-    """Nearest-neighbour upsampling by a whole factor."""
+    """Upsample by an integer factor with nearest neighbours."""
 
     def __init__(self, factor: int):
         super().__init__()
@@ -267,14 +274,14 @@ class NearestUpsample(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt c) v over [B, heads, L, c]; mask: True where a key may be attended to.
+    """Compute softmax(q k^T / sqrt c) v over [B, heads, L, c]. mask: True where a key may be attended to.
 
-    Few pixels in bfloat16 training on a CPU take the formula itself: the backward of torch's fused kernel takes three
-    times as long there (29 against 9 ms for 32 x 4 heads of 64 queries and 78 keys). With 1024 queries, or in float32,
-    the kernel wins.
+    Small attention in bfloat16 training on a CPU evaluates the formula directly, because the backward pass of torch's
+    fused kernel takes three times as long (29 ms compared with 9 ms for 32 x 4 heads, 64 queries and 78 keys). With
+    1024 queries, or in float32, the kernel is faster.
     """
-    few = q.dtype == torch.bfloat16 and q.shape[-2] * k.shape[-2] <= 128 * 128
-    if q.device.type != "cpu" or not few or not torch.is_grad_enabled():
+    small = q.dtype == torch.bfloat16 and q.shape[-2] * k.shape[-2] <= 128 * 128
+    if q.device.type != "cpu" or not small or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is not None:
@@ -283,5 +290,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _split_heads(x_BLC: Tensor, heads: int) -> Tensor:
-    """[B, L, heads * c] -> [B, heads, L, c]"""
+    """Reshape [B, L, heads * c] to [B, heads, L, c]."""
     return x_BLC.unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Pictures: one reader for all that reads them, PNGs that say how they were made, and contact sheets."""
+"""Decode images, write PNGs with metadata, and compose contact sheets."""
 
 from imagen.pictures.decoding import MAX_PIXELS, BadPicture, UnknownRange, decode
 from imagen.pictures.files import png_info, read_metadata, read_picture, write_png

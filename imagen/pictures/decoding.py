@@ -1,6 +1,6 @@
-"""Decode an encoded picture: bytes to uint8 RGB, upright, in sRGB, transparency on white.
+"""Decode an image from bytes to uint8 RGB: upright, in sRGB, with transparency composed on white.
 
-The one reader of pictures: building, training, evaluation and sampling all decode here.
+Building, training, evaluation and sampling all use this decoder.
 """
 
 import io
@@ -37,15 +37,15 @@ _UPRIGHT = {  # EXIF orientation: what turns [H, W, C] upright
 
 
 class BadPicture(Exception):
-    """The bytes are not a whole picture that can be read; the message says why."""
+    """The bytes are not a complete, supported image; the message gives the reason."""
 
 
 class UnknownRange(BadPicture):
-    """The pixels are integers or floats of which nothing says which value is white."""
+    """The pixels are integers or floats with an unknown white level."""
 
 
 def decode(data: bytes, min_side: int = 0, *, strict: bool = False) -> np.ndarray:
-    """Decode a picture of any format that is read to uint8 RGB [H, W, 3]; of several frames, the first.
+    """Decode an image of any supported format to uint8 RGB [H, W, 3]; of several frames, the first.
 
     - Orientation: as EXIF or XMP says, wherever the file has it.
     - Colours: converted to sRGB from the ICC profile inside. Without one (or with one that is broken or belongs to

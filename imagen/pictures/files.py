@@ -1,4 +1,4 @@
-"""Pictures in files: any that is read, and PNGs that say how they were made."""
+"""Read image files of any supported format, and write PNGs with metadata."""
 
 import json
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ def read_picture(path: str | Path) -> Image.Image:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any] | None:
-    """What `write_png` stored, or None for a picture without it.
+    """Return the metadata that `write_png` stored; None for an image without it.
 
     Raises UserError naming the file if it is missing or no picture at all.
     """

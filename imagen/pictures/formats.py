@@ -1,4 +1,4 @@
-"""Say which formats of pictures are read: those of Pillow that are safe, and those of plug-ins that are installed."""
+"""List the supported image formats: Pillow's safe ones, and those of installed plug-ins."""
 
 from functools import lru_cache
 from importlib.util import find_spec

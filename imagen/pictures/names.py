@@ -1,4 +1,4 @@
-"""Which files are pictures by their names; whether they can be decoded is seen when they are."""
+"""Recognise image files by their names; whether they can be decoded is checked when they are read."""
 
 # Without dots, in lower case. Photographs and drawings as pixels, of formats that are read or that people have.
 _READ = "apng avif avifs bmp dib gif j2c j2k jfi jfif jif jp2 jpc jpe jpeg jpf jpg jpx mpo pjp pjpeg png tif tiff webp"
@@ -11,10 +11,10 @@ LIKE_PICTURES = PICTURES | frozenset(_DRAWINGS.split())
 
 
 def ending(name: str) -> str:
-    """What stands behind the last dot of a file's name, in lower case; "" if there is none."""
+    """Return a file name's extension in lower case, without the dot; "" if there is none."""
     return name.rpartition("/")[2].rpartition(".")[2].lower() if "." in name else ""
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file's name ends as a picture's does."""
+    """Return whether a file name has the extension of an image."""
     return ending(name) in PICTURES

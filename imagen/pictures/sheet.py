@@ -1,4 +1,4 @@
-"""Contact sheets: pictures in a grid, each with its caption."""
+"""Compose contact sheets: images in a grid, each with its caption."""
 
 import textwrap
 from collections.abc import Sequence

@@ -1,35 +1,36 @@
-"""Ready experiments: `PRESETS` maps a name to the function that returns its `Experiment`."""
+"""Presets: `PRESETS` maps a name to the function that returns its `Experiment`.
 
+Every public function without parameters in a module of this package is a preset, and those of emoji's `presets` are.
+"""
+
+import importlib
+import inspect
+import pkgutil
 from collections.abc import Callable
+from types import ModuleType
 
 from imagen.emoji import presets as emoji
 from imagen.emoji.fluent import presets as fluent
 from imagen.errors import UserError, suggest
-from imagen.presets import debug, jobs, paper
 from imagen.train.experiment import Experiment
 
-_FUNCTIONS: tuple[Callable[[], Experiment], ...] = (
-    emoji.emoji_64,
-    emoji.emoji_mini_64,
-    emoji.emoji_256,
-    emoji.emoji_1024,
-    fluent.fluent_32,
-    fluent.fluent_64,
-    fluent.fluent_256,
-    fluent.fluent_1024,
-    jobs.text2im_64_397m,
-    jobs.text2im_64_2b,
-    jobs.text2im_64_deberta,
-    jobs.sr_256_600m,
-    jobs.sr_1024_400m,
-    paper.paper_base_64,
-    paper.paper_sr_256,
-    paper.paper_sr_1024,
-    debug.debug_64,
-    debug.debug_256,
-    debug.debug_1024,
-)
-PRESETS: dict[str, Callable[[], Experiment]] = {function.__name__: function for function in _FUNCTIONS}
+
+def _functions(module: ModuleType) -> dict[str, Callable[[], Experiment]]:
+    """Return the presets that `module` defines."""
+    return {
+        name: function
+        for name, function in vars(module).items()
+        if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
+        if not inspect.signature(function).parameters
+    }
+
+
+def _modules() -> list[ModuleType]:
+    own = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    return [emoji, fluent, *own]
+
+
+PRESETS = {name: function for module in _modules() for name, function in _functions(module).items()}
 
 
 def preset(name: str) -> Experiment:

@@ -1,4 +1,4 @@
-"""Tiny models that exercise all of the code on a CPU in seconds. Their samples show nothing."""
+"""Tiny models that run all of the code on a CPU in seconds. Their samples are noise."""
 
 from dataclasses import replace
 
@@ -17,12 +17,12 @@ def debug_64() -> Experiment:
 
 
 def debug_256() -> Experiment:
-    """Super-resolution 64 -> 256 after the Efficient U-Net."""
+    """Super-resolution 64 -> 256 with a tiny Efficient U-Net."""
     return _efficient(emoji_256(), "debug_256")
 
 
 def debug_1024() -> Experiment:
-    """Super-resolution 256 -> 1024 after the Efficient U-Net."""
+    """Super-resolution 256 -> 1024 with a tiny Efficient U-Net."""
     return _efficient(emoji_1024(), "debug_1024")
 
 

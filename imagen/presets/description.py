@@ -1,4 +1,4 @@
-"""What a preset is, in numbers: `imagen presets`."""
+"""Describe presets by their sizes, for `imagen presets`."""
 
 from typing import Any
 

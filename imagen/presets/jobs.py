@@ -33,7 +33,7 @@ def text2im_64_397m() -> Experiment:
 
 
 def text2im_64_2b() -> Experiment:
-    """Base model at 64x64, 2.0B parameters: 8 images per GPU on 256 GPUs, sharded over the 8 GPUs of each machine."""
+    """Base model at 64x64, 2.0B parameters: 8 images per GPU on 256 GPUs, sharded over the 8 GPUs of each host."""
     unet = UNetConfig(levels=guided_levels(512), text_width=T5_11B.width, time_width=2048)
     job = _job("text2im_64_2b", StageConfig(resolution=64, unet=unet), batch_size=2048)
     return replace(job, parallel=ParallelConfig(shard=8))

@@ -1,28 +1,30 @@
-"""`imagen serve`: a page and an HTTP API over one cascade.
+"""`imagen serve`: a web page and an HTTP API for one cascade.
 
-config.py      addresses, limits, keys
-running.py     the process: engines, uvicorn, an orderly end
-connection.py  connections that end
+config.py      address, limits, keys
+running.py     the process: engines, uvicorn, orderly shutdown
+connection.py  timeouts of connections
 app.py         the ASGI application
-guard.py       what every request passes first
+guard.py       checks before routing: host, origin, sizes, times
 access.py      keys, rates, hosts, origins
-service.py     what all routes share
+service.py     the state that all routes share
+bodies.py      checks before a body is parsed
 api.py         our own API
-openai_api.py  OpenAI's
-requests.py    the fields of a request, and the plans they make
-pictures.py    pictures in and out
-events.py      server-sent events, and waiting for the end
-job.py         a request on its way, and its pictures
-jobs.py        all of them, and what is kept of them
-work.py        a picture as the engine sees it
-engine.py      one device's thread, which batches the pictures of all requests
-gather.py      their calls of a network, gathered
-shares.py      who is next
+openai_api.py  OpenAI's image API
+requests.py    fields of a request, and how they become requests of the cascade
+pictures.py    decoding and encoding of images
+events.py      server-sent events, and waiting for the end of a job
+job.py         the state of a job and its images
+jobs.py        all jobs, and the memory of finished images
+task.py        one image in the engine
+engine.py      one device's thread, which samples all requests together
+scheduler.py   the order of images, and the next batch
+batching.py    batches of network evaluations
+fair_queue.py  fair shares of device time
 errors.py      errors as JSON
-metrics.py     for Prometheus
+metrics.py     metrics for Prometheus
 page/          the page: plain HTML, CSS and JavaScript
 
-The packages that it needs come with the extra `serve`; this module imports none of them.
+Its dependencies come with the extra `serve`; this module imports none of them.
 """
 
 from imagen.serve.config import Limits, ServeConfig

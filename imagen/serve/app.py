@@ -1,4 +1,4 @@
-"""The server as an ASGI application: routes, page, health, metrics."""
+"""Create the ASGI application: routes, page, health checks, metrics."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,13 +21,13 @@ from imagen.version import __version__
 
 PAGE = Path(str(files("imagen.serve"))) / "page"
 ABOUT = (
-    "Pictures from prompts. /v1 is what OpenAI's clients call; /api does everything that sampling can. "
-    "If the server has keys, send the header Authorization: Bearer KEY."
+    "Images from prompts. /v1 is OpenAI's image API; /api has all sampling options. "
+    "If the server requires a key, send the header Authorization: Bearer KEY."
 )
 
 
 def create_app(engines: list[Engine], config: ServeConfig, metrics: Metrics) -> FastAPI:
-    """engines: started; the application stops them when it ends."""
+    """Return the application. engines: already started; the application stops them at shutdown."""
 
     access = Access(config)
 
@@ -42,7 +42,7 @@ def create_app(engines: list[Engine], config: ServeConfig, metrics: Metrics) -> 
         version=__version__,
         description=ABOUT,
         lifespan=lifespan,
-        docs_url=None,  # theirs loads scripts from elsewhere; ours is page/docs.html
+        docs_url=None,  # FastAPI's page loads scripts from other hosts; ours is page/docs.html
         redoc_url=None,
     )
     add_handlers(app)
@@ -61,15 +61,15 @@ def create_app(engines: list[Engine], config: ServeConfig, metrics: Metrics) -> 
 def _add_health(app: FastAPI) -> None:
     @app.get("/healthz", tags=["operation"], response_class=PlainTextResponse)
     async def healthz(request: Request) -> Response:
-        """The process answers, and can draw; 503: it has to be started again."""
+        """Return 200 while every engine can sample; 503 if the process has to be restarted."""
         service: Service = request.app.state.service
         if not service.healthy:
-            return PlainTextResponse("an engine has failed; the server's log says why\n", 503)
+            return PlainTextResponse("an engine has failed; see the server's log\n", 503)
         return PlainTextResponse("ok\n")
 
     @app.get("/readyz", tags=["operation"])
     async def readyz(request: Request) -> Response:
-        """It takes requests: the cascade is loaded and warm, and it is not shutting down."""
+        """Return 200 while requests are accepted: after the warm-up and before the shutdown."""
         service: Service = request.app.state.service
         if service.jobs.draining:
             return JSONResponse({"ready": False, "why": "shutting down"}, 503)
@@ -77,7 +77,7 @@ def _add_health(app: FastAPI) -> None:
 
     @app.get("/metrics", tags=["operation"], response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
-        """For Prometheus; with keys on, its `authorization` needs one of them."""
+        """Return metrics for Prometheus. If the server has keys, one is required."""
         service: Service = request.app.state.service
         service.client(request)
         service.jobs.measure()
@@ -102,6 +102,6 @@ def _add_page(app: FastAPI) -> None:
 
     @app.get("/page/{name}", include_in_schema=False)
     async def asset(name: str) -> Response:
-        if name not in known:  # by name from a list: no path that is asked for is ever opened
-            return PlainTextResponse("there is nothing here\n", 404)
+        if name not in known:  # only listed names are opened, never a path from the request
+            return PlainTextResponse("there is nothing at this address\n", 404)
         return file(name)

@@ -1,4 +1,4 @@
-"""What a request's body passes before it is parsed: its sender may ask, and it is small enough to be taken apart."""
+"""Checks of a request body before it is parsed."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -9,14 +9,14 @@ from fastapi.routing import APIRoute
 from imagen.errors import UserError
 from imagen.serve.service import Service
 
-MOST_PARTS = 2_000  # of JSON, beside the commas of prompts: fields, and values of lists
+MAX_PARTS = 2_000  # fields and list values of JSON, besides the commas of prompts
 
 
 class Route(APIRoute):
-    """A route that asks for the key before it reads a body, and refuses JSON of very many parts.
+    """A route that checks the key before it reads a body, and rejects JSON with very many parts.
 
-    A body within the limit of bytes can have millions of unknown fields, and each would become an error of its own: a
-    gigabyte, and seconds in which nobody else is answered. Pictures in base64 have no commas.
+    A body within the limit of bytes can have millions of unknown fields, and pydantic creates an error for each: a
+    gigabyte, and seconds during which no other request is answered. Images in base64 contain no commas.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -28,8 +28,8 @@ class Route(APIRoute):
                 service.client(request)
                 if not request.headers.get("content-type", "").lower().startswith("multipart/"):
                     parts = (await request.body()).count(b",")
-                    if parts > MOST_PARTS + 2 * service.config.limits.prompt:
-                        raise UserError(f"the body is JSON of more than {parts:,} parts, which no request has")
+                    if parts > MAX_PARTS + 2 * service.config.limits.prompt:
+                        raise UserError(f"the JSON body has more than {parts:,} parts; a valid request has fewer")
             return await handle(request)
 
         return checked

@@ -1,18 +1,18 @@
-"""HTTP/1.1 connections that end: uvicorn alone would wait forever for a request's head, and for a reader."""
+"""HTTP/1.1 connections with timeouts: uvicorn itself waits forever for headers and for clients that do not read."""
 
 import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-LOOKS = 4  # at a connection, in the shorter of the two times
+CHECKS = 4  # of a connection, per the shorter of the two timeouts
 
 
 class Connection(H11Protocol):
-    """Closes a connection whose next request does not come, and one whose reader takes nothing.
+    """Close a connection when the next request's headers do not arrive, or when the client does not read.
 
-    The time of a head runs from the connection's beginning, and again from the end of each answer: what else is sent
-    meanwhile (a few bytes of the next head, the rest of a body that nobody reads) does not prolong it.
+    The time for headers starts with the connection, and again at the end of each response. Other bytes that arrive
+    meanwhile, such as a part of the headers or the rest of an unread body, do not extend it.
     """
 
     head_seconds = 15.0
@@ -24,15 +24,15 @@ class Connection(H11Protocol):
         self._cycle = self.cycle
         self._waits_since = self._moved = self.loop.time()
         self._unsent = 0
-        self._look()
+        self._check()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
 
-    def _look(self) -> None:
-        self._timer = self.loop.call_later(min(self.head_seconds, self.send_seconds) / LOOKS, self._look)
+    def _check(self) -> None:
+        self._timer = self.loop.call_later(min(self.head_seconds, self.send_seconds) / CHECKS, self._check)
         now, unsent = self.loop.time(), self.transport.get_write_buffer_size()
         if not unsent or unsent < self._unsent:
             self._moved = now
@@ -41,6 +41,6 @@ class Connection(H11Protocol):
         if answering or unsent or self.cycle is not self._cycle:
             self._cycle, self._waits_since = self.cycle, now
         if now - self._moved > self.send_seconds:
-            self.transport.abort()  # close() would wait until all is sent
+            self.transport.abort()  # close() would wait until everything is sent
         elif now - self._waits_since > self.head_seconds:
             self.transport.close()

@@ -1,15 +1,13 @@
-"""One device's thread: pictures of all requests, batched together at each stage and step.
+"""One device's thread, which samples the images of all requests together.
 
-A picture that is admitted joins at the next step; one that is done, cancelled or broken leaves at once. Each turn
-belongs to one stage and gathers the calls that have one shape. Turns are shared out between stages, and places between
-clients, by the time that they had (`Shares`).
+An image joins at the next network evaluation after it is admitted, and leaves as soon as it is finished, cancelled or
+failed. Each turn of the loop evaluates the network of one stage for calls of equal shape; `Scheduler` chooses them.
 """
 
 import sys
 import threading
 import time
 import traceback
-from collections import Counter, defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -22,17 +20,17 @@ from torch import Tensor
 from imagen.cascade import Cascade, Preview
 from imagen.devices import set_up
 from imagen.precision import Precision, autocast_dtype, precision_name
+from imagen.serve.batching import NetworkBatcher, batched_cascade
 from imagen.serve.config import Limits
-from imagen.serve.gather import Answering, gathered
 from imagen.serve.metrics import Metrics
-from imagen.serve.shares import Shares
-from imagen.serve.work import Step, Work
+from imagen.serve.scheduler import Scheduler
+from imagen.serve.task import ImageTask, Step
 from imagen.stage.inputs import to_images, to_uint8
-
-BASE_WEIGHT = 4.0  # of the first stage's turns: its pictures are small, and what people see first
 
 
 class Engine:
+    """Samples images in its own thread; every public method may be called from any thread."""
+
     def __init__(
         self,
         cascade: Cascade,
@@ -41,73 +39,58 @@ class Engine:
         metrics: Metrics,
         precision: Precision = "auto",
     ):
-        """precision: in which the cascade was loaded."""
+        """precision: the one that the cascade was loaded with."""
         self.cascade = cascade
-        self.limits = limits
         self.device = device
         self.precision: Precision = precision_name(autocast_dtype(device, precision))
         self.metrics = metrics
-        self.ready = threading.Event()
-        self.failure: BaseException | None = None  # after which nothing can be drawn any more
-        self.seconds = 1.0  # a picture takes of the engine, lately
+        self.ready = threading.Event()  # set after the warm-up, or after it has failed
+        self.failure: BaseException | None = None  # set once the engine can sample no more
+        self.seconds = 1.0  # per image, moving average
+        self._last_finished = 0.0  # `time.perf_counter`
         if cascade.texts is not None:
             cascade.texts.stays = True
-        self._gathered = gathered(cascade)
-        self._answering: list[Answering] = []
-        self._condition = threading.Condition()
-        self._waiting: list[Work] = []
-        self._active: list[Work] = []
-        self._arrived = 0
+        self._cascade = batched_cascade(cascade)
+        self._batchers: list[NetworkBatcher] = []  # one for each stage
+        self._condition = threading.Condition()  # guards the scheduler and `_stopping`
+        self._scheduler = Scheduler(limits)
         self._stopping = False
-        self._clients = Shares()
-        self._stages = Shares({0: BASE_WEIGHT})
         self._thread = threading.Thread(target=self._main, name=f"engine {device}", daemon=True)
 
     def start(self) -> None:
+        """Start the thread, which loads the weights onto the device and warms up."""
         self._thread.start()
 
     def stop(self, timeout: float = 10.0) -> None:
-        """Cancel all, and wait for the thread."""
+        """Cancel all tasks and wait up to `timeout` seconds for the thread."""
         with self._condition:
             self._stopping = True
             self._condition.notify()
         self._thread.join(timeout)
 
-    def submit(self, works: Iterable[Work]) -> None:
+    def submit(self, tasks: Iterable[ImageTask]) -> None:
+        """Queue tasks."""
         with self._condition:
-            for work in works:
-                self._arrived += 1
-                work.number = self._arrived
-                self._waiting.append(work)
-            self._clients.want({work.client for work in (*self._waiting, *self._active)})
+            self._scheduler.add(tasks)
             self._condition.notify()
 
-    def cancel(self, works: Iterable[Work]) -> None:
-        """They are forgotten, without a report."""
+    def cancel(self, tasks: Iterable[ImageTask]) -> None:
+        """Drop tasks, which then report nothing more."""
         with self._condition:
-            for work in works:
-                work.cancelled = True
-            self._waiting = [work for work in self._waiting if not work.cancelled]
+            for task in tasks:
+                task.cancelled = True
+            self._scheduler.remove_cancelled()
             self._condition.notify()
 
     def load(self) -> tuple[int, int]:
-        """How many pictures wait, and how many are being made."""
+        """Return the numbers of waiting and of active images."""
         with self._condition:
-            return len(self._waiting), len(self._active)
+            return len(self._scheduler.waiting), len(self._scheduler.active)
 
-    def ahead(self) -> dict[Work, int]:
-        """Of each picture that waits, how many will be begun before it, as it looks now."""
+    def queue_positions(self) -> dict[ImageTask, int]:
+        """Return for each waiting task how many others start earlier, if none arrives or is cancelled."""
         with self._condition:
-            return {work: place for place, work in enumerate(self._in_order())}
-
-    def _in_order(self) -> list[Work]:
-        """Those that wait, fairly: round by round, each client's next, the least served client first."""
-        rounds = Counter(work.client for work in self._active)
-        keys: dict[Work, tuple[int, float, int]] = {}
-        for work in self._waiting:
-            keys[work] = (rounds[work.client], self._clients.spent(work.client), work.number)
-            rounds[work.client] += 1
-        return sorted(self._waiting, key=keys.__getitem__)
+            return {task: position for position, task in enumerate(self._scheduler.waiting_in_order())}
 
     # --- in the engine's thread ---
 
@@ -115,7 +98,7 @@ class Engine:
         torch.set_grad_enabled(False)
         set_up(self.device)
         try:
-            self._answering = [Answering(stage, self.device, self.precision) for stage in self.cascade.stages]
+            self._batchers = [NetworkBatcher(stage, self.device, self.precision) for stage in self.cascade.stages]
             self._warm_up()
         except Exception as error:
             self.failure = error
@@ -126,188 +109,155 @@ class Engine:
             while self._wait():
                 try:
                     self._admit()
-                    self._turn()
-                except Exception as error:  # never seen; whatever it is, the next request deserves an engine
+                    self._run_batch()
+                except Exception as error:  # a bug outside a single image: fail the active ones, serve the next
                     traceback.print_exc(file=sys.stderr)
-                    for work in list(self._active):
-                        self._leave(work, error)
+                    for task in list(self._scheduler.active):
+                        self._finish(task, error)
         except BaseException as error:
             traceback.print_exc(file=sys.stderr)
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        """The thread ends; those who wait are told."""
+        """Report the end of the thread to all tasks."""
         with self._condition:
             self.failure = error
-            works, self._waiting, self._active = [*self._active, *self._waiting], [], []
-        for work in works:
+            tasks = self._scheduler.remove_all()
+        for task in tasks:
             with suppress(Exception):
-                work.report(RuntimeError(f"the engine has failed: {error!r}"))
+                task.report(RuntimeError(f"the engine has failed: {error!r}"))
 
-    def _least(self) -> dict[str, Any]:
-        """What can be drawn with this cascade, whatever it is."""
+    def _required_options(self) -> dict[str, Any]:
+        """Return the options without which this cascade accepts no request."""
         low = self.cascade.stages[0].config.low_resolution
         return {} if low is None else {"start": [Image.new("RGB", (low, low))]}
 
     def _warm_up(self) -> None:
-        """Load the text encoder and make a picture in one step a stage: the first user should not wait for that."""
+        """Sample one image in two steps per stage, so that the first user does not wait for loading."""
         prompt = "" if self.cascade.text is None else "a warm-up"
-        request = {**self._least(), "device": self.device, "precision": self.precision}
-        plan = self.cascade.plan([prompt], **request, steps=2)
+        options = {**self._required_options(), "device": self.device, "precision": self.precision}
+        request = self.cascade.request([prompt], **options, steps=2)
         failed: list[Exception] = []
-        work = Work(plan, "", lambda event: failed.append(event) if isinstance(event, Exception) else None)
-        self._begin(work)
-        while work in self._active:
-            self._turn()
+        task = ImageTask(request, "", lambda event: failed.append(event) if isinstance(event, Exception) else None)
+        with self._condition:
+            self._scheduler.active.append(task)
+        self._start(task)
+        while self._scheduler.active:
+            self._run_batch()
         if failed:
             raise failed[0]
 
     def _wait(self) -> bool:
-        """Until there is something to do; False: stop."""
+        """Wait until there are tasks, and drop cancelled ones. Returns False when the engine has to stop."""
         with self._condition:
-            while not (self._waiting or self._active or self._stopping):
-                for answering in self._answering:
-                    answering.forget()
-                self._clients.keep(())
+            while not (self._scheduler.waiting or self._scheduler.active or self._stopping):
+                for batcher in self._batchers:
+                    batcher.clear()
+                self._scheduler.forget_clients()
                 self._condition.wait()
             stopping = self._stopping
-        for work in [work for work in self._active if work.cancelled or stopping]:
-            self._leave(work, None)
+        for task in [task for task in self._scheduler.active if task.cancelled or stopping]:
+            self._finish(task, None)
         return not stopping
 
     def _admit(self) -> None:
+        """Start the waiting tasks that fit within the limits."""
         with self._condition:
-            admitted: list[Work] = []
-            used = sum(work.pixels for work in self._active)
-            room, places = self.limits.active_pixels, self.limits.active - len(self._active)
-            for work in self._in_order():
-                if places <= 0:
-                    break
-                if used + work.pixels <= room or not (self._active or admitted):
-                    admitted.append(work)
-                    used += work.pixels
-                    places -= 1
-                else:  # smaller ones may pass it, up to a bound
-                    room = min(room, self.limits.active_pixels * 7 // 8)
-            taken = set(admitted)
-            self._waiting = [work for work in self._waiting if work not in taken]
-        for work in admitted:
-            self._begin(work)
+            admitted = self._scheduler.admit()
+        for task in admitted:
+            self._start(task)
 
-    def _begin(self, work: Work) -> None:
-        def make() -> None:
-            for image in self._gathered.run(work.plan, progress=False, on_step=lambda seen: self._stepped(work, seen)):
-                work.report(image)
+    def _start(self, task: ImageTask) -> None:
+        """Run an image up to its first network evaluation."""
 
-        with self._condition:
-            self._active.append(work)
-        work.started = True
-        work.run = greenlet(make)
-        self._resume(work, None)
+        def sample() -> None:
+            images = self._cascade.run(
+                task.request, progress=False, on_step=lambda preview: self._report_step(task, preview)
+            )
+            for image in images:
+                task.report(image)
 
-    def _resume(self, work: Work, answer: Tensor | None) -> None:
-        """Let a picture go on to its next call, or to its end."""
-        assert work.run is not None
+        task.execution = greenlet(sample)
+        self._resume(task, None)
+
+    def _resume(self, task: ImageTask, output_RCHW: Tensor | None) -> None:
+        """Run an image up to its next network evaluation, or to its end.
+
+        output_RCHW: of the network evaluation that it waits for; None at its start.
+        """
+        assert task.execution is not None
         try:
-            call = work.run.switch() if work.call is None else work.run.switch(answer)
+            call = task.execution.switch() if task.call is None else task.execution.switch(output_RCHW)
         except Exception as error:
-            self._leave(work, error)
+            self._finish(task, error)
             return
-        if work.run.dead:
-            self._leave(work, None)
+        if task.execution.dead:
+            self._finish(task, None)
             return
-        work.call = call
-        if work.at is None or work.at[0] != call.stage:
-            self._stage_ended(work)
-            work.at = (call.stage, time.perf_counter())
+        task.call = call
+        if task.stage_started is None or task.stage_started[0] != call.stage:
+            self._observe_stage(task)
+            task.stage_started = (call.stage, time.perf_counter())
 
-    def _leave(self, work: Work, error: Exception | None) -> None:
-        if work.run is not None and not work.run.dead:
-            work.run.throw(GreenletExit)
+    def _finish(self, task: ImageTask, error: Exception | None) -> None:
+        """Remove an image that is finished, cancelled or failed, and report the error if there is one."""
+        if task.execution is not None and not task.execution.dead:
+            task.execution.throw(GreenletExit)
         elif error is None:
-            self._stage_ended(work)
-        work.run = work.call = None
+            self._observe_stage(task)
+        task.execution = task.call = None
         with self._condition:
-            self._active = [other for other in self._active if other is not work]
-        if isinstance(error, torch.AcceleratorError):  # a GPU's error stays until the process ends
+            self._scheduler.remove_active(task)
+        if isinstance(error, torch.AcceleratorError):  # CUDA reports it for every later call of this process
             self.failure = error
-        if error is not None and not work.cancelled:
-            work.report(error)
+        if error is not None and not task.cancelled:
+            task.report(error)
 
-    def _stage_ended(self, work: Work) -> None:
-        if work.at is not None:
-            resolution = self.cascade.stages[work.at[0]].config.resolution
-            self.metrics.stage_seconds.labels(str(resolution)).observe(time.perf_counter() - work.at[1])
+    def _observe_stage(self, task: ImageTask) -> None:
+        """Record how long the image was in its stage."""
+        if task.stage_started is not None:
+            stage, started = task.stage_started
+            resolution = self.cascade.stages[stage].config.resolution
+            self.metrics.stage_seconds.labels(str(resolution)).observe(time.perf_counter() - started)
 
-    def _stepped(self, work: Work, seen: Preview) -> None:
-        work.done += 1
-        preview = None
-        if work.shows(work.done, work.total, seen.step + 1 == seen.steps):
-            (preview,) = to_images(to_uint8(seen.x0_BCHW))
-        work.report(Step(seen.stage, seen.step + 1, seen.steps, work.done, work.total, preview))
+    def _report_step(self, task: ImageTask, preview: Preview) -> None:
+        task.done += 1
+        image = None
+        if task.wants_preview(task.done, task.total, preview.step + 1 == preview.steps):
+            (image,) = to_images(to_uint8(preview.x0_BCHW))
+        task.report(Step(preview.stage, preview.step + 1, preview.steps, task.done, task.total, image))
 
-    def _turn(self) -> None:
-        """One call of one network."""
-        groups: dict[Any, list[Work]] = defaultdict(list)
-        for work in self._active:
-            if work.call is not None:
-                groups[work.call.key].append(work)
-        if not groups:
+    def _run_batch(self) -> None:
+        """Evaluate one stage's network for one batch, and resume its images."""
+        chosen = self._scheduler.next_batch()
+        if chosen is None:
             return
-        present = {key[0] for key in groups}
-        self._stages.want(present)
-        stage = min(present, key=lambda stage: (self._stages.spent(stage), stage))
-        # Of one client's, those that had fewest steps: a short request need not wait for a long one before it.
-        order = {work: (self._clients.spent(work.client), work.done, work.number) for work in self._active}
-        group = min(
-            (groups[key] for key in groups if key[0] == stage), key=lambda works: min(order[work] for work in works)
-        )
-        batch = self._fitting(sorted(group, key=order.__getitem__))
-
+        stage, batch = chosen
         began = time.perf_counter()
-        answers = self._answer(stage, batch)
-        for work, answer in zip(batch, answers, strict=True):
-            if isinstance(answer, Exception):
-                self._leave(work, answer)
+        for task, output in zip(batch, self._evaluate(stage, batch), strict=True):
+            if isinstance(output, Exception):
+                self._finish(task, output)
             else:
-                self._resume(work, answer)
-        spent = time.perf_counter() - began
-        self._stages.spend(stage, spent)
-        for work in batch:
-            self._clients.spend(work.client, spent / len(batch))
+                self._resume(task, output)
+        self._scheduler.charge(stage, batch, time.perf_counter() - began)
         self.metrics.batch.labels(str(self.cascade.stages[stage].config.resolution)).observe(len(batch))
-        ended = sum(work.run is None for work in batch)
-        if ended:
-            self.seconds = 0.9 * self.seconds + 0.1 * self._seconds_each(ended)
+        if finished := sum(task.execution is None for task in batch):
+            self._update_seconds(finished)
 
-    def _fitting(self, works: list[Work]) -> list[Work]:
-        """As many of the first as one call may have, at least one."""
-        batch: list[Work] = []
-        pixels = 0
-        for work in works:
-            assert work.call is not None
-            pixels += work.call.rows * work.call.x_RCHW.shape[-1] * work.call.x_RCHW.shape[-2]
-            if batch and pixels > self.limits.batch_pixels:
-                break
-            batch.append(work)
-        return batch
-
-    def _answer(self, stage: int, batch: list[Work]) -> list[Any]:
-        """To each its answer, or what went wrong with it."""
-        calls = [work.call for work in batch if work.call is not None]
+    def _evaluate(self, stage: int, batch: list[ImageTask]) -> list[Any]:
+        """Return for each task the network's output [R, C, H, W], or the exception that its evaluation raised."""
+        calls = [task.call for task in batch if task.call is not None]
         try:
-            return list(self._answering[stage](calls))
+            return list(self._batchers[stage](calls))
         except Exception as error:
             if len(batch) == 1:
                 return [error]
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
-        return [self._answer(stage, [work])[0] for work in batch]  # one of them may be to blame, not all
+        return [self._evaluate(stage, [task])[0] for task in batch]  # one by one: maybe one image alone is the cause
 
-    _last_ended = 0.0
-
-    def _seconds_each(self, ended: int) -> float:
-        """Since pictures ended the last time, for each that does now; at most a minute, for idle times between."""
+    def _update_seconds(self, finished: int) -> None:
+        """Average in the time per image since the previous one finished; at most a minute, as the engine may idle."""
         now = time.perf_counter()
-        seconds, self._last_ended = (now - self._last_ended) / ended, now
-        return min(seconds, 60.0)
+        seconds, self._last_finished = (now - self._last_finished) / finished, now
+        self.seconds = 0.9 * self.seconds + 0.1 * min(seconds, 60.0)

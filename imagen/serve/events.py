@@ -1,4 +1,4 @@
-"""A job as its client follows it: server-sent events, or one answer at the end; who leaves cancels."""
+"""Responses that follow a job: server-sent events, or one response at its end. A client that leaves cancels it."""
 
 import asyncio
 import json
@@ -10,15 +10,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from imagen.serve.errors import Denied
+from imagen.serve.errors import AccessDenied
 from imagen.serve.job import Job
 from imagen.serve.jobs import Jobs
 
-QUIET_SECONDS = 15.0  # after which a comment keeps proxies from closing the connection
+IDLE_SECONDS = 15.0  # after which a comment is sent, so that proxies do not close the connection
 
 
 class EventStream(Response):
-    """Sends what `events` yields, (name or None, JSON), and calls `on_end` when it ends or the client leaves."""
+    """Send the pairs (name or None, JSON) of `events`; call `on_end` when they end or the client leaves."""
 
     def __init__(self, events: AsyncIterator[tuple[str | None, Any]], on_end: Callable[[], None]):
         super().__init__(media_type="text/event-stream")
@@ -27,7 +27,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send(send))
-        leaving = asyncio.ensure_future(gone(receive))
+        leaving = asyncio.ensure_future(disconnected(receive))
         try:
             await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
@@ -41,7 +41,7 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
-        headers.append((b"x-accel-buffering", b"no"))  # nginx would hold events back
+        headers.append((b"x-accel-buffering", b"no"))  # nginx would buffer events
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async for name, value in self.events:
             text = ": waiting\n\n"
@@ -52,15 +52,15 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def gone(receive: Receive) -> None:
-    """Return when the client has left."""
+async def disconnected(receive: Receive) -> None:
+    """Wait until the client has disconnected."""
     message: Message = {"type": ""}
     while message["type"] != "http.disconnect":
         message = await receive()
 
 
 async def changes(job: Job) -> AsyncIterator[bool]:
-    """After each change of the job, and at once; False when nothing happened for a while. Ends after its end."""
+    """Yield True at once and after each change of the job, False after `IDLE_SECONDS` without one; stop at its end."""
     event = asyncio.Event()
     job.watchers.add(event)
     changed = True
@@ -69,10 +69,10 @@ async def changes(job: Job) -> AsyncIterator[bool]:
             ended = job.ended
             yield changed
             if ended:
-                job.fetched = True
+                job.collected = True
                 return
             try:
-                await asyncio.wait_for(event.wait(), QUIET_SECONDS)
+                await asyncio.wait_for(event.wait(), IDLE_SECONDS)
                 changed = True
             except asyncio.TimeoutError:
                 changed = False
@@ -82,13 +82,13 @@ async def changes(job: Job) -> AsyncIterator[bool]:
 
 
 async def until_ended(request: Request, jobs: Jobs, job: Job) -> None:
-    """Wait for the job's pictures; cancel it if the client leaves. Raises Denied for one that failed."""
+    """Wait for the end of a job; cancel it if the client leaves. Raises AccessDenied if it fails."""
 
     async def end() -> None:
         async for _ in changes(job):
             pass
 
-    ending, leaving = asyncio.ensure_future(end()), asyncio.ensure_future(gone(request.receive))
+    ending, leaving = asyncio.ensure_future(end()), asyncio.ensure_future(disconnected(request.receive))
     try:
         await asyncio.wait((ending, leaving), return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -96,9 +96,9 @@ async def until_ended(request: Request, jobs: Jobs, job: Job) -> None:
             task.cancel()
         jobs.cancel(job)
     if job.state != "done":
-        raise Denied(status_of(job), job.error or "the request was cancelled")
+        raise AccessDenied(status_of(job), job.error or "the request was cancelled")
 
 
 def status_of(job: Job) -> int:
-    """The status of one that did not end well: of what ended first."""
+    """Return the HTTP status of a failed or cancelled job: that of its first failed image."""
     return next((picture.status for picture in job.pictures if picture.error), 410)

@@ -1,20 +1,20 @@
-"""What every request passes before anything reads it: names, sizes, times; and what every answer carries."""
+"""Check requests before routing (host, origin, sizes, times), and add security headers to responses."""
 
 import asyncio
 import sys
 import time
 import traceback
-from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagen.serve.access import Access
 from imagen.serve.config import Limits
-from imagen.serve.errors import INTERNAL, answer
+from imagen.serve.errors import INTERNAL, error_response
 from imagen.serve.metrics import Metrics
 
-# The page needs nothing from anywhere else, and no script or style inside it.
+# The page loads nothing from other hosts and has no inline scripts or styles.
 POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
@@ -27,24 +27,24 @@ HEADERS = {
     b"x-frame-options": b"DENY",
 }
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "DELETE")
-HEADERS_MOST, HEADERS_BYTES = 100, 2**14  # h11 counts only what does not arrive at once
+MAX_HEADERS, MAX_HEADER_BYTES = 100, 2**14  # h11 limits only headers that arrive in several parts
 CHANGING = ("POST", "DELETE", "PUT", "PATCH")
 
 
 class Blocked(Exception):
-    """A reader takes nothing."""
+    """Raised when a client does not read its response."""
 
 
 class Guard:
-    """ASGI middleware, the outermost."""
+    """The outermost ASGI middleware."""
 
     def __init__(self, app: ASGIApp, access: Access, limits: Limits, metrics: Metrics):
         self.app = app
         self.access = access
         self.limits = limits
         self.metrics = metrics
-        self._reading = 0  # bytes of bodies, of all requests that are being answered
-        self._too_much = f"the request is larger than {limits.body:,} bytes, the limit"
+        self._reading = 0  # bytes of the bodies of all requests being read or answered
+        self._too_large = f"the request is too large; the limit is {limits.body:,} bytes"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,71 +62,75 @@ class Guard:
                 present = {name for name, _ in message["headers"]}
                 extra = [(name, value) for name, value in HEADERS.items() if name not in present]
                 message = {**message, "headers": [*message["headers"], *extra]}
-            # A reader that takes nothing for so long is gone; what waits for it is let go.
+            # A client that reads nothing for this long is gone; free what it holds.
             try:
                 await asyncio.wait_for(send(message), self.limits.send_seconds)
             except asyncio.TimeoutError:
                 raise Blocked from None
 
         try:
-            refusal = self._refusal(scope, headers)
-            if refusal is not None:
-                await refusal(scope, receive, out)
+            rejection = self._check(scope, headers)
+            if rejection is not None:
+                await rejection(scope, receive, out)
                 return
-            await self._passed(scope, receive, out)
+            await self._route(scope, receive, out)
         except Blocked:
-            pass  # the connection is closed, since its answer is incomplete
+            pass  # uvicorn closes the connection, because the response is incomplete
         except Exception as error:
             traceback.print_exception(error, file=sys.stderr)
-            if status:  # it has begun: the connection is closed
+            if status:  # the response has begun; uvicorn closes the connection
                 return
-            await answer(INTERNAL, 500)(scope, receive, out)
+            await error_response(INTERNAL, 500)(scope, receive, out)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in METHODS else "other"
             self.metrics.requests.labels(method, route, str(status)).inc()
             self.metrics.request_seconds.labels(route).observe(time.monotonic() - began)
 
-    def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> Any:
+    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> JSONResponse | None:
+        """Return the error response for a request that must not be routed; None for others."""
         host = headers.get(b"host", b"").decode("latin-1")
-        if self.access.refuses_host(host):
-            return answer("no server of that name is here; the operator can add it with --hostname", 421)
-        if scope["method"] in CHANGING and self.access.refuses_origin(headers):
-            return answer("pages of other sites may not call this server; the operator can allow one with --cors", 403)
+        if self.access.is_foreign_host(host):
+            return error_response("unknown host name; the operator can add it with --hostname", 421)
+        if scope["method"] in CHANGING and self.access.is_foreign_origin(headers):
+            return error_response(
+                "pages of other sites may not call this server; the operator can allow one with --cors", 403
+            )
         size = sum(len(name) + len(value) for name, value in scope["headers"])
-        if len(scope["headers"]) > HEADERS_MOST or size > HEADERS_BYTES:
-            return answer("the request has too many headers", 431)
+        if len(scope["headers"]) > MAX_HEADERS or size > MAX_HEADER_BYTES:
+            return error_response("the request has too many headers", 431)
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or len(length) > 18 or int(length) > self.limits.body:
-            return answer(self._too_much, 413)
+            return error_response(self._too_large, 413)
         return None
 
-    async def _passed(self, scope: Scope, receive: Receive, send: Send) -> None:
-        taken = 0
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application, with limits on the size and the time of the body."""
+        received = 0
         limits = self.limits
         end = time.monotonic() + limits.body_seconds
         complete = False
 
         async def bounded() -> Message:
-            nonlocal taken, complete
+            nonlocal received, complete
             if complete:
-                return await receive()  # waits for the client to leave
+                return await receive()  # waits until the client leaves
             try:
                 message = await asyncio.wait_for(receive(), max(end - time.monotonic(), 0))
             except asyncio.TimeoutError:
-                raise HTTPException(408, "the request did not come to its end in time") from None
+                raise HTTPException(408, "the request body did not arrive in time; try again") from None
             if message["type"] == "http.request":
-                taken += (size := len(message.get("body", b"")))
+                received += (size := len(message.get("body", b"")))
                 self._reading += size
                 complete = not message.get("more_body", False)
                 if self._reading > limits.bodies:
-                    text = "the server is reading as much as it can hold; try again in a moment"
+                    text = "the memory for request bodies is full; try again in a few seconds"
                     raise HTTPException(503, text, {"Retry-After": "2"})
-                if taken > limits.body:
-                    raise HTTPException(413, self._too_much)
+                if received > limits.body:
+                    raise HTTPException(413, self._too_large)
             return message
 
         try:
             await self.app(scope, bounded, send)
         finally:
-            self._reading -= taken
+            self._reading -= received

@@ -1,4 +1,4 @@
-"""A request on its way, and each of its pictures."""
+"""The state of a job and of its images."""
 
 import asyncio
 import math
@@ -10,14 +10,17 @@ from typing import Any, Literal
 from PIL import Image
 
 from imagen.serve.engine import Engine
-from imagen.serve.work import Work
+from imagen.serve.task import ImageTask
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 ENDED = ("done", "failed", "cancelled")
 
 
 class Busy(Exception):
-    """The queue is full; try again after so many seconds."""
+    """Raised when the queue or the memory is full.
+
+    retry_after: whole seconds, 1 or more, after which a client should try again.
+    """
 
     def __init__(self, message: str, retry_after: float):
         super().__init__(message)
@@ -25,12 +28,12 @@ class Busy(Exception):
 
 
 class Stopping(Exception):
-    """The server takes nothing new."""
+    """Raised for requests that arrive after the server has begun to stop."""
 
 
 @dataclass(eq=False)
 class Picture:
-    """One of a job's. `id` cannot be guessed: who knows it may see the picture."""
+    """The state of one image of a job. `id` is unguessable: it alone gives access to the image."""
 
     number: int
     seed: Any
@@ -43,13 +46,13 @@ class Picture:
     steps: int = 0
     done: int = 0
     total: int = 1
-    shown: int = 0  # previews so far
+    previews: int = 0  # number of previews so far
     preview: Image.Image | None = None  # the newest
-    partials: list[Image.Image] = field(default_factory=list)  # as many as were asked for
+    partials: list[Image.Image] = field(default_factory=list)  # previews that the client has requested by number
     size: tuple[int, int] = (0, 0)  # width, height
     data: bytes | None = None
     error: str | None = None
-    status: int = 200  # of an HTTP answer
+    status: int = 200  # HTTP status of its response
 
     @property
     def ended(self) -> bool:
@@ -58,22 +61,25 @@ class Picture:
 
 @dataclass(eq=False)
 class Job:
+    """A request that the server has accepted."""
+
     id: str
     client: str
     kind: str
     format: str
     pictures: list[Picture]
-    partials: int = 0  # previews of each picture that were asked for; all are kept until somebody has taken them
-    given: int = 0  # bytes of the pictures that it brought along
-    works: dict[Picture, tuple[Engine, Work]] = field(default_factory=dict)  # of those that have not ended
+    partials: int = 0  # requested number of previews per image; all are stored until they are sent
+    input_bytes: int = 0  # of its decoded input images
+    tasks: dict[Picture, tuple[Engine, ImageTask]] = field(default_factory=dict)  # of images that have not ended
     deadline: asyncio.TimerHandle | None = None
     created: float = field(default_factory=time.time)
     began: float = field(default_factory=time.monotonic)
-    fetched: bool = False  # somebody has seen its end
+    collected: bool = False  # a client has received its final state
     watchers: set[asyncio.Event] = field(default_factory=set)
 
     @property
     def state(self) -> State:
+        """The state of the whole job: cancelled or failed if any image is."""
         states = {picture.state for picture in self.pictures}
         if not all(picture.ended for picture in self.pictures):
             return "queued" if states == {"queued"} else "running"
@@ -85,8 +91,10 @@ class Job:
 
     @property
     def error(self) -> str | None:
+        """The first error of an image."""
         return next((picture.error for picture in self.pictures if picture.error), None)
 
     def changed(self) -> None:
+        """Wake all clients that follow the job."""
         for event in self.watchers:
             event.set()

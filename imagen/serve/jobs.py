@@ -1,7 +1,7 @@
-"""Requests on their way: what they are made of, where they stand, and what is kept of them.
+"""All jobs of a server, and the memory of finished images.
 
-All of it lives in the event loop's thread. Engines report from their own threads, through `call_soon_threadsafe`.
-Nothing is written to disk: a killed server leaves no file behind, and a new one begins with none.
+Everything here runs in the event loop's thread. Engines report from their own threads, through `call_soon_threadsafe`.
+Nothing is written to disk: a server that is killed leaves no files, and a new one starts without jobs.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -23,13 +24,16 @@ from imagen.serve.errors import INTERNAL
 from imagen.serve.job import Busy, Job, Picture, Stopping
 from imagen.serve.metrics import Metrics
 from imagen.serve.pictures import encoded
-from imagen.serve.requests import Prepared
-from imagen.serve.work import Step, Work
+from imagen.serve.requests import PreparedRequest
+from imagen.serve.task import ImageTask, Step
 
-PREVIEW_SECONDS = 0.1  # between previews of one picture
+PREVIEW_SECONDS = 0.1  # at least, between previews of one image
+QUEUE_SECONDS = 0.2  # at least, between updates of queue positions
 
 
 class Jobs:
+    """Accept, follow, cancel and delete jobs."""
+
     def __init__(self, engines: list[Engine], config: ServeConfig, metrics: Metrics):
         self.engines = engines
         self.config = config
@@ -37,241 +41,247 @@ class Jobs:
         self.draining = False
         self._jobs: OrderedDict[str, Job] = OrderedDict()  # oldest first
         self._pictures: dict[str, tuple[Job, Picture]] = {}
-        self._kept = 0  # bytes
-        self._given = 0
+        self._stored_bytes = 0  # of finished images
+        self._input_bytes = 0  # of unfinished jobs
         self._files = ThreadPoolExecutor(2, "files")
-        self._told = 0.0
-        self._finishing: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
+        self._queue_updated = 0.0  # `time.monotonic`
+        self._finishing: set[asyncio.Task[None]] = set()  # the loop itself has only weak references to tasks
 
-    # --- asking ---
+    # --- requests ---
 
-    def submit(self, prepared: Prepared, client: str, kind: str, *, previews: bool = False, partials: int = 0) -> Job:
-        """Accept a request. previews: as it goes on; partials: this many of each picture, evenly spread.
+    def submit(
+        self, prepared: PreparedRequest, client: str, kind: str, *, previews: bool = False, partials: int = 0
+    ) -> Job:
+        """Queue a request.
 
-        Raises Busy or Stopping.
+        previews: store the newest preview of each image. partials: store this number of previews per image, evenly
+        spaced over the steps. Raises Busy or Stopping.
         """
         if self.draining:
-            raise Stopping("the server is shutting down; ask again in a moment")
+            raise Stopping("the server is shutting down; try again in a moment")
         engines = [engine for engine in self.engines if engine.failure is None]
         if not engines:
-            raise Stopping("the server cannot draw any more and has to be started again; its log says why")
+            raise Stopping("the server can no longer sample and has to be restarted; see its log")
         waiting = sum(engine.load()[0] for engine in engines)
-        if waiting + len(prepared.plans) > self.config.limits.queue:
-            self.metrics.pictures.labels("refused").inc(len(prepared.plans))
+        if waiting + len(prepared.requests) > self.config.limits.queue:
+            self.metrics.pictures.labels("refused").inc(len(prepared.requests))
             each = sum(engine.seconds for engine in engines) / len(engines) ** 2
-            raise Busy(f"{waiting} pictures wait already; try again in a while", min(waiting * each / 2, 60))
-        given = prepared.given_bytes
-        if self._given and self._given + given > self.config.limits.given_bytes:
-            raise Busy("the pictures of requests that wait fill the server's memory; try again in a while", 10)
-        self._forget()
+            raise Busy(f"{waiting} images are already in the queue; try again later", min(waiting * each / 2, 60))
+        input_bytes = prepared.input_bytes
+        if self._input_bytes and self._input_bytes + input_bytes > self.config.limits.input_bytes:
+            raise Busy("the uploaded images of queued requests fill the server's memory; try again later", 10)
+        self._delete_old()
         if self.config.check_picture is not None:
             previews, partials = False, 0
         pictures = [
-            Picture(number, plan.seeds[0], command)
-            for number, (plan, command) in enumerate(zip(prepared.plans, prepared.commands, strict=True))
+            Picture(number, request.seeds[0], command)
+            for number, (request, command) in enumerate(zip(prepared.requests, prepared.commands, strict=True))
         ]
-        job = Job(secrets.token_urlsafe(16), client, kind, prepared.format, pictures, partials, given)
-        self._given += given
+        job = Job(secrets.token_urlsafe(16), client, kind, prepared.format, pictures, partials, input_bytes)
+        self._input_bytes += input_bytes
         loop = asyncio.get_running_loop()
-        for picture, plan in zip(pictures, prepared.plans, strict=True):
+        for picture, request in zip(pictures, prepared.requests, strict=True):
 
             def report(event: Any, picture: Picture = picture) -> None:
-                loop.call_soon_threadsafe(self._reported, job, picture, prepared, event)
+                loop.call_soon_threadsafe(self._on_report, job, picture, prepared, event)
 
             engine = min(engines, key=lambda engine: sum(engine.load()))
-            work = Work(
-                replace(plan, device=engine.device, precision=engine.precision),
+            task = ImageTask(
+                replace(request, device=engine.device, precision=engine.precision),
                 client,
                 report,
-                _shows(previews, partials),
+                _preview_rule(previews, partials),
             )
-            picture.total = work.total
-            job.works[picture] = (engine, work)
-            engine.submit([work])
+            picture.total = task.total
+            job.tasks[picture] = (engine, task)
+            engine.submit([task])
             self._pictures[picture.id] = (job, picture)
         self._jobs[job.id] = job
-        late = f"it took longer than {self.config.timeout:g} seconds"
+        late = f"the request took longer than {self.config.timeout:g} seconds"
         job.deadline = loop.call_later(self.config.timeout, self.cancel, job, late, 504)
         return job
 
     def get(self, id: str, client: str | None = None) -> Job | None:
-        """A job, if it is this client's (None: whoever asks)."""
+        """Return a job; None if it does not exist, or belongs to another client than `client` (None: any)."""
         job = self._jobs.get(id)
         return None if job is None or (client is not None and job.client != client) else job
 
     def picture(self, id: str) -> tuple[Job, Picture] | None:
+        """Return an image and its job by the image's id."""
         return self._pictures.get(id)
 
-    def cancel(self, job: Job, why: str | None = None, status: int = 410) -> None:
-        """End what has not ended; with a reason it counts as failed, and is answered with `status`."""
+    def cancel(self, job: Job, reason: str | None = None, status: int = 410) -> None:
+        """Cancel a job's unfinished images. With a reason they count as failed, and their HTTP status is `status`."""
         for picture in job.pictures:
             if not picture.ended:
                 self._stop(job, picture)
-                picture.state, picture.error = ("cancelled", None) if why is None else ("failed", why)
+                picture.state, picture.error = ("cancelled", None) if reason is None else ("failed", reason)
                 picture.status = status
-                self._ended(job, picture)
+                self._on_end(job, picture)
 
-    def left(self, job: Job) -> None:
-        """Nobody follows it any more: end what has not ended, and free what was only for those who look on."""
+    def abandon(self, job: Job) -> None:
+        """Cancel a job after its client has left the stream, and free its stored previews."""
         self.cancel(job)
         for picture in job.pictures:
             picture.partials.clear()
 
     def position(self, job: Job) -> int:
-        """How many pictures of others are begun before the next of this job; 0 if none waits."""
-        places = []
-        for engine in {engine for engine, _ in job.works.values()}:
-            ahead = engine.ahead()
-            places += [ahead[work] for other, work in job.works.values() if other is engine and work in ahead]
-        return min(places, default=-1) + 1
+        """Return how many images of other jobs start before the next one of this job; 0 if none waits."""
+        positions = []
+        for engine in {engine for engine, _ in job.tasks.values()}:
+            queue = engine.queue_positions()
+            positions += [queue[task] for other, task in job.tasks.values() if other is engine and task in queue]
+        return min(positions, default=-1) + 1
 
-    def unended(self) -> list[Job]:
+    def unfinished(self) -> list[Job]:
+        """Return the jobs that have not ended."""
         return [job for job in self._jobs.values() if not job.ended]
 
-    def unfetched(self) -> list[Job]:
-        return [job for job in self._jobs.values() if not job.fetched]
+    def uncollected(self) -> list[Job]:
+        """Return the jobs whose final state no client has received."""
+        return [job for job in self._jobs.values() if not job.collected]
 
     def measure(self) -> None:
-        """Bring the gauges up to date."""
+        """Update the gauges of the metrics."""
         loads = [engine.load() for engine in self.engines]
         self.metrics.waiting.set(sum(waiting for waiting, _ in loads))
         self.metrics.active.set(sum(active for _, active in loads))
-        self.metrics.kept.set(self._kept)
+        self.metrics.stored.set(self._stored_bytes)
         texts = [engine.cascade.texts for engine in self.engines]
-        self.metrics.texts.set(sum(len(known) for known in texts if known is not None))
+        self.metrics.texts.set(sum(len(encoder) for encoder in texts if encoder is not None))
 
     def close(self) -> None:
+        """Stop the engines and the threads that encode files."""
         for engine in self.engines:
             engine.stop()
         self._files.shutdown(wait=False, cancel_futures=True)
 
-    # --- what engines report ---
+    # --- reports of engines ---
 
-    def _reported(self, job: Job, picture: Picture, prepared: Prepared, event: Any) -> None:
+    def _on_report(self, job: Job, picture: Picture, prepared: PreparedRequest, event: Any) -> None:
         if picture.ended:
             return
         if isinstance(event, Step):
             if picture.state == "queued":
                 picture.state = "running"
-                self._tell_queue()
-            engine, _ = job.works[picture]
+                self._update_queue()
+            engine, _ = job.tasks[picture]
             picture.stage, picture.step, picture.steps = event.stage, event.step, event.steps
             picture.resolution = engine.cascade.stages[event.stage].config.resolution
             picture.done, picture.total = event.done, event.total
             if event.preview is not None:
                 picture.preview = event.preview
-                picture.shown += 1
+                picture.previews += 1
                 if job.partials:
                     picture.partials.append(event.preview)
             job.changed()
         elif isinstance(event, Exception):
-            self._failed(job, picture, event)
+            self._fail(job, picture, event)
         else:
             task = asyncio.ensure_future(self._finish(job, picture, prepared, event))
             self._finishing.add(task)
             task.add_done_callback(self._finishing.discard)
 
-    async def _finish(self, job: Job, picture: Picture, prepared: Prepared, image: Image.Image) -> None:
-        """Check and encode a picture, in a thread."""
-        if picture.ended:  # cancelled since
+    async def _finish(self, job: Job, picture: Picture, prepared: PreparedRequest, image: Image.Image) -> None:
+        """Check and encode an image, in a thread."""
+        if picture.ended:  # cancelled in the meantime
             return
-        engine, work = job.works[picture]
+        engine, task = job.tasks[picture]
 
-        def file() -> bytes:
+        def encode() -> bytes:
             if self.config.check_picture is not None and (refusal := self.config.check_picture(image)):
                 raise UserError(refusal)
-            made = None
+            metadata = None
             if prepared.format == "png":
-                made = {
-                    **engine.cascade.metadata(work.plan, 0),
-                    "conditions": engine.cascade.conditions(work.plan, 0),
+                metadata = {
+                    **engine.cascade.metadata(task.request, 0),
+                    "conditions": engine.cascade.conditions(task.request, 0),
                 }
-            return encoded(image, prepared.format, made, prepared.quality)
+            return encoded(image, prepared.format, metadata, prepared.quality)
 
         try:
-            data = await asyncio.get_running_loop().run_in_executor(self._files, file)
+            data = await asyncio.get_running_loop().run_in_executor(self._files, encode)
         except Exception as error:
             if not picture.ended:
-                self._failed(job, picture, error)
+                self._fail(job, picture, error)
             return
         if picture.ended:
             return
         picture.data, picture.size, picture.state = data, image.size, "done"
-        self._kept += len(data)
-        self._ended(job, picture)
+        self._stored_bytes += len(data)
+        self._on_end(job, picture)
 
-    def _failed(self, job: Job, picture: Picture, error: Exception) -> None:
-        ours = not isinstance(error, UserError)
-        if ours:
+    def _fail(self, job: Job, picture: Picture, error: Exception) -> None:
+        internal = not isinstance(error, UserError)
+        if internal:
             traceback.print_exception(error, file=sys.stderr)
-        picture.state, picture.error = "failed", INTERNAL if ours else str(error)
-        picture.status = 500 if ours else 422
-        self._ended(job, picture)
+        picture.state, picture.error = "failed", INTERNAL if internal else str(error)
+        picture.status = 500 if internal else 422
+        self._on_end(job, picture)
 
     def _stop(self, job: Job, picture: Picture) -> None:
-        engine, work = job.works[picture]
-        engine.cancel([work])
+        engine, task = job.tasks[picture]
+        engine.cancel([task])
 
-    def _ended(self, job: Job, picture: Picture) -> None:
+    def _on_end(self, job: Job, picture: Picture) -> None:
         picture.preview = None
         if picture.state != "done":
             picture.partials.clear()
-        job.works.pop(picture, None)  # a plan holds pictures that were sent
+        job.tasks.pop(picture, None)  # frees the input images
         self.metrics.pictures.labels(picture.state).inc()
         if job.ended:
-            self._given -= job.given
+            self._input_bytes -= job.input_bytes
             if job.deadline is not None:
                 job.deadline.cancel()
             self.metrics.job_seconds.labels(job.kind).observe(time.monotonic() - job.began)
         job.changed()
-        self._tell_queue()
-        self._forget()
+        self._update_queue()
+        self._delete_old()
 
-    def _tell_queue(self) -> None:
-        """Those who wait have moved up."""
+    def _update_queue(self) -> None:
+        """Notify the clients of queued jobs that their positions have changed."""
         now = time.monotonic()
-        if now - self._told > 0.2:
-            self._told = now
+        if now - self._queue_updated > QUEUE_SECONDS:
+            self._queue_updated = now
             for job in self._jobs.values():
                 if job.state == "queued":
                     job.changed()
 
-    def _forget(self) -> None:
-        """Drop the oldest jobs that have ended, as far as the limits ask for it."""
+    def _delete_old(self) -> None:
+        """Delete finished jobs, oldest first, until the limits are met."""
         limits, now = self.config.limits, time.monotonic()
         for job in list(self._jobs.values()):
-            old = now - job.began > limits.kept_seconds + self.config.timeout
-            if not (old or self._kept > limits.kept_bytes or len(self._jobs) > limits.kept_jobs):
+            old = now - job.began > limits.stored_seconds + self.config.timeout
+            if not (old or self._stored_bytes > limits.stored_bytes or len(self._jobs) > limits.stored_jobs):
                 break
             if job.ended and (old or not job.watchers):
-                self.drop(job)
+                self.delete(job)
 
-    def drop(self, job: Job) -> None:
-        """Forget a job and its pictures."""
+    def delete(self, job: Job) -> None:
+        """Delete a job and its images, after cancelling it."""
         self.cancel(job)
         self._jobs.pop(job.id, None)
         for picture in job.pictures:
             self._pictures.pop(picture.id, None)
-            self._kept -= len(picture.data or b"")
+            self._stored_bytes -= len(picture.data or b"")
             picture.data = None
 
 
-def _shows(previews: bool, partials: int) -> Any:
-    """Whether to show a picture after `done` of `total` steps: at the ends of stages and every so often, or at
-    `partials` places that part the steps evenly."""
+def _preview_rule(previews: bool, partials: int) -> Callable[[int, int, bool], bool]:
+    """Return an image's `wants_preview`: evenly spaced with `partials`, else at intervals of time with `previews`."""
     last = 0.0
 
-    def often(done: int, total: int, ends: bool) -> bool:
+    def often(done: int, total: int, stage_ends: bool) -> bool:
         nonlocal last
         now = time.monotonic()
-        if ends or now - last > PREVIEW_SECONDS:
+        if stage_ends or now - last > PREVIEW_SECONDS:
             last = now
             return True
         return False
 
-    def evenly(done: int, total: int, ends: bool) -> bool:
+    def evenly(done: int, total: int, stage_ends: bool) -> bool:
         return any(done == max(round(total * (i + 1) / (partials + 1)), 1) for i in range(partials))
 
     if partials:
         return evenly
-    return often if previews else lambda done, total, ends: False
+    return often if previews else lambda done, total, stage_ends: False

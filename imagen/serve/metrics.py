@@ -1,4 +1,4 @@
-"""What Prometheus reads at /metrics."""
+"""Metrics for Prometheus."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ PICTURES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """A registry of its own for each server: tests run several in a process."""
+    """The metrics of one server, in a registry of its own: tests run several servers in a process."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -21,21 +21,21 @@ class Metrics:
             return Histogram(name, help, [label], buckets=buckets, registry=registry)
 
         self.requests = Counter(
-            "imagen_http_requests", "Answers by route and status", ["method", "route", "status"], registry=registry
+            "imagen_http_requests", "Responses by route and status", ["method", "route", "status"], registry=registry
         )
         self.request_seconds = histogram("imagen_http_request_seconds", "Time to the last byte, by route", "route")
-        self.pictures = Counter("imagen_pictures", "Pictures asked for, by how they ended", ["end"], registry=registry)
-        self.job_seconds = histogram("imagen_job_seconds", "From acceptance to the last picture", "kind")
-        self.stage_seconds = histogram("imagen_stage_seconds", "A picture's time in a stage", "stage")
-        self.batch = histogram("imagen_batch_pictures", "Pictures in one call of a network", "stage", PICTURES)
-        self.waiting = Gauge("imagen_pictures_waiting", "Pictures in the queue", registry=registry)
-        self.active = Gauge("imagen_pictures_active", "Pictures that are being made", registry=registry)
-        self.kept = Gauge("imagen_kept_bytes", "Finished pictures in memory", registry=registry)
+        self.pictures = Counter("imagen_pictures", "Requested images by final state", ["end"], registry=registry)
+        self.job_seconds = histogram("imagen_job_seconds", "Time from acceptance to the last image", "kind")
+        self.stage_seconds = histogram("imagen_stage_seconds", "Time of an image in a stage", "stage")
+        self.batch = histogram("imagen_batch_pictures", "Images per network evaluation", "stage", PICTURES)
+        self.waiting = Gauge("imagen_pictures_waiting", "Images in the queue", registry=registry)
+        self.active = Gauge("imagen_pictures_active", "Images being sampled", registry=registry)
+        self.stored = Gauge("imagen_kept_bytes", "Bytes of finished images in memory", registry=registry)
         self.texts = Gauge("imagen_texts_cached", "Prompts whose embeddings are in memory", registry=registry)
         self.memory = Gauge("imagen_memory_bytes", "Memory of the process and of its GPUs", ["of"], registry=registry)
 
     def text(self) -> bytes:
-        """In Prometheus' format."""
+        """Return all metrics in Prometheus' text format."""
         self.memory.labels("process").set(resident_bytes())
         for index in range(torch.cuda.device_count()):
             self.memory.labels(f"cuda:{index}").set(torch.cuda.memory_allocated(index))

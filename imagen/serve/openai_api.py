@@ -1,4 +1,4 @@
-"""The OpenAI API's routes for pictures, as its official clients call them."""
+"""Routes of OpenAI's image API, as its official clients call them."""
 
 from collections.abc import AsyncIterator
 from typing import Any, Literal
@@ -8,21 +8,21 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from imagen.errors import UserError
-from imagen.serve.api import checked, file_name, form_of
+from imagen.serve.api import file_name, read_form, validated
 from imagen.serve.bodies import Route
-from imagen.serve.errors import Denied, body
+from imagen.serve.errors import AccessDenied, error_body
 from imagen.serve.events import EventStream, changes, status_of, until_ended
 from imagen.serve.job import Job, Picture
-from imagen.serve.pictures import Format, as_rgb_checked, encoded, holes, mask_of, to_base64
-from imagen.serve.requests import Asked, Each, EachWhole, Given, Prepared
+from imagen.serve.pictures import Format, decode_mask, decode_with_alpha, encoded, to_base64, transparency_mask
+from imagen.serve.requests import Each, EachWhole, ImageRequest, InputImages, PreparedRequest
 from imagen.serve.service import Service
 
-STRENGTH = 0.7  # of an edit without a mask: enough to follow the prompt, and little enough to know the picture again
+STRENGTH = 0.7  # of an edit without a mask: follows the prompt, and the image remains recognisable
 router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=Route)
 
 
 class Images(BaseModel):
-    """What OpenAI's clients send. The last fields are ours, for `extra_body`."""
+    """The fields that OpenAI's clients send, and some of our own, which go into `extra_body`."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -36,7 +36,7 @@ class Images(BaseModel):
     stream: bool | None = None
     partial_images: int | None = Field(default=None, ge=0, le=3)
     background: Literal["auto", "opaque"] | None = None
-    # Accepted, and without an effect here:
+    # Accepted without effect:
     quality: str | None = Field(default=None, max_length=20)
     style: str | None = Field(default=None, max_length=20)
     moderation: str | None = Field(default=None, max_length=20)
@@ -49,16 +49,17 @@ class Images(BaseModel):
     guidance: Each | None = None
     strength: Each | None = None
 
-    def asked(self) -> Asked:
+    def image_request(self) -> ImageRequest:
+        """Return the request in terms of our own API. Raises UserError."""
         ours = ("prompt", "n", "size", "output_format", "seed", "negative", "steps", "guidance", "strength")
         values = {name: value for name in ours if (value := getattr(self, name)) is not None}
         quality = None if self.output_compression is None else max(self.output_compression, 1)
-        return checked(Asked, {**values, "quality": quality})
+        return validated(ImageRequest, {**values, "quality": quality})
 
 
 @router.get("/models")
 def models(request: Request) -> dict[str, Any]:
-    """The one model of this server."""
+    """List the one model of this server."""
     service: Service = request.app.state.service
     service.client(request)
     return {"object": "list", "data": [_model(service)]}
@@ -66,7 +67,7 @@ def models(request: Request) -> dict[str, Any]:
 
 @router.get("/models/{name}")
 def model(name: str, request: Request) -> dict[str, Any]:
-    """That model, by its name."""
+    """Return the model by its name."""
     service: Service = request.app.state.service
     service.client(request)
     _check_model(service, name)
@@ -75,12 +76,12 @@ def model(name: str, request: Request) -> dict[str, Any]:
 
 @router.post("/images/generations", response_class=JSONResponse)
 async def generations(images: Images, request: Request) -> Response:
-    """Pictures of a prompt."""
+    """Generate images from a prompt."""
     service: Service = request.app.state.service
     client = service.client(request)
     _check_model(service, images.model)
-    prepared = await service.prepared(images.asked(), Given)
-    return await _answer(service, request, images, prepared, client, "generate")
+    prepared = await service.prepare(images.image_request(), InputImages)
+    return await _respond(service, request, images, prepared, client, "generate")
 
 
 @router.post("/images/edits", response_class=JSONResponse, openapi_extra={
@@ -88,32 +89,34 @@ async def generations(images: Images, request: Request) -> Response:
         "type": "object", "required": ["image", "prompt"],
         "properties": {
             "image": {"type": "string", "format": "binary"},
-            "mask": {"type": "string", "format": "binary", "description": "transparent where to draw anew"},
+            "mask": {"type": "string", "format": "binary", "description": "transparent where the image is regenerated"},
             **{name: {"type": "string"} for name in Images.model_fields},
         },
     }}}},
 })  # fmt: skip
 async def edits(request: Request) -> Response:
-    """A picture drawn anew where the mask (or else the picture) is transparent, or wholly but alike without one."""
+    """Regenerate an image where the mask, or else the image, is transparent; without either, vary the whole image."""
     service: Service = request.app.state.service
     client = service.client(request)
-    fields, files = await form_of(request, {"image", "image[]", "mask"})
-    images: Images = checked(Images, fields)
+    form, files = await read_form(request, {"image", "image[]", "mask"})
+    images: Images = validated(Images, form)
     _check_model(service, images.model)
     if len(files.get("image", ())) != 1 or len(files.get("mask", "1")) != 1:
-        raise UserError(f"{len(files.get('image', ()))} pictures to edit; send one as image, and at most one as mask")
-    most = service.config.limits.given_pixels
+        raise UserError(
+            f"the form has {len(files.get('image', ()))} images; send one as image, and at most one as mask"
+        )
+    max_pixels = service.config.limits.input_pixels
+    fields = images.image_request()
 
-    def given() -> Given:
-        image, alpha = as_rgb_checked(files["image"][0], "image", most)
-        mask = mask_of(files["mask"][0], "mask", most) if "mask" in files else holes(alpha)
-        if mask is None and asked.strength is None:
-            asked.strength = STRENGTH
-        return Given(init=image, mask=mask)
+    def decode() -> InputImages:
+        image, alpha = decode_with_alpha(files["image"][0], "image", max_pixels)
+        mask = decode_mask(files["mask"][0], "mask", max_pixels) if "mask" in files else transparency_mask(alpha)
+        if mask is None and fields.strength is None:
+            fields.strength = STRENGTH
+        return InputImages(init=image, mask=mask)
 
-    asked = images.asked()
-    prepared = await service.prepared(asked, given)
-    return await _answer(service, request, images, prepared, client, "edit")
+    prepared = await service.prepare(fields, decode)
+    return await _respond(service, request, images, prepared, client, "edit")
 
 
 def _model(service: Service) -> dict[str, Any]:
@@ -123,16 +126,16 @@ def _model(service: Service) -> dict[str, Any]:
 def _check_model(service: Service, name: str | None) -> None:
     if name is not None and name != service.config.name:
         text = f"there is no model {name[:60]!r}; this server has {service.config.name!r}"
-        raise Denied(404, text, param="model", code="model_not_found")
+        raise AccessDenied(404, text, param="model", code="model_not_found")
 
 
-async def _answer(
-    service: Service, request: Request, images: Images, prepared: Prepared, client: str, kind: str
+async def _respond(
+    service: Service, request: Request, images: Images, prepared: PreparedRequest, client: str, kind: str
 ) -> Response:
     if images.stream:
         job = service.submit(prepared, client, kind, partials=images.partial_images or 0)
         events = _events(job, "image_generation" if kind == "generate" else "image_edit", prepared.format)
-        return EventStream(events, lambda: service.jobs.left(job))
+        return EventStream(events, lambda: service.jobs.abandon(job))
     job = service.submit(prepared, client, kind)
     await until_ended(request, service.jobs, job)
     pictures = [_picture(request, job, picture, images.response_format) for picture in job.pictures]
@@ -146,7 +149,7 @@ def _picture(request: Request, job: Job, picture: Picture, response_format: str 
 
 
 def _about(job: Job, picture: Picture) -> dict[str, Any]:
-    """Fields of answers and events. No tokens are counted: nothing is sold."""
+    """Return the fields that responses and events share. Usage is zero: tokens are not counted."""
     return {
         "created": int(job.created),
         "background": "opaque",
@@ -164,7 +167,7 @@ def _about(job: Job, picture: Picture) -> dict[str, Any]:
 
 async def _events(job: Job, name: str, format: Format) -> AsyncIterator[tuple[str | None, Any]]:
     sent = dict.fromkeys(job.pictures, 0)
-    told: set[Picture] = set()
+    completed: set[Picture] = set()
     async for changed in changes(job):
         if not changed:
             yield None, None
@@ -177,11 +180,11 @@ async def _events(job: Job, name: str, format: Format) -> AsyncIterator[tuple[st
                 about |= {"b64_json": to_base64(encoded(image, format)), "partial_image_index": sent[picture]}
                 sent[picture] += 1
                 yield f"{name}.partial_image", {"type": f"{name}.partial_image", **about}
-            if picture.state == "done" and picture not in told:
-                told.add(picture)
+            if picture.state == "done" and picture not in completed:
+                completed.add(picture)
                 about = _about(job, picture)
                 about["created_at"] = about.pop("created")
                 about["b64_json"] = to_base64(picture.data or b"")
                 yield f"{name}.completed", {"type": f"{name}.completed", **about}
     if job.state != "done":
-        yield "error", {"type": "error", **body(job.error or "the request was cancelled", status_of(job))}
+        yield "error", {"type": "error", **error_body(job.error or "the request was cancelled", status_of(job))}

@@ -1,4 +1,4 @@
-"""Pictures that strangers send, and pictures that go back."""
+"""Decode images from untrusted clients, and encode images for responses."""
 
 import base64
 import binascii
@@ -14,77 +14,79 @@ from imagen.pictures.png import SIGNATURE, without_text
 
 Format = Literal["png", "jpeg", "webp"]
 JPEG = b"\xff\xd8"
-TAKEN = ("PNG", "JPEG", "WEBP")  # Pillow reads sixty formats; these are what browsers and cameras send
-SCANS = 100  # of a JPEG; with thousands, a small file would be decoded for hours
+ACCEPTED = ("PNG", "JPEG", "WEBP")  # of the sixty formats that Pillow reads, those that browsers and cameras send
+MAX_SCANS = 100  # of a JPEG; decoding a small file with thousands of scans would take hours
 WHITE, BLACK = 255, 0
 
 
 class TooLarge(UserError):
-    """Refused with 413."""
+    """Raised for an image above a size limit; status 413."""
 
 
-def decoded(data: bytes, what: str, most_pixels: int) -> Image.Image:
-    """A picture as RGB; `what` it is, for messages. Its size is read, and refused, before its pixels are.
+def decoded(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    """Return an image as RGB. name: used in error messages.
 
-    Raises UserError.
+    The size is checked before the pixels are decoded. Raises UserError, TooLarge above `max_pixels`.
     """
-    return as_rgb_checked(data, what, most_pixels)[0]
+    return decode_with_alpha(data, name, max_pixels)[0]
 
 
-def as_rgb_checked(data: bytes, what: str, most_pixels: int) -> tuple[Image.Image, Image.Image | None]:
-    """The picture as RGB, by the one reader of pictures, and its transparency, "L", if it has any."""
+def decode_with_alpha(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, Image.Image | None]:
+    """Return an image as RGB, and its alpha channel ("L") or None. Raises like `decoded`."""
     try:
         if data.startswith(SIGNATURE):
             data = without_text(data)
-        if data.startswith(JPEG) and (scans := jpeg.scans(data)) > SCANS:
-            raise UserError(f"{what} is a JPEG of {scans:,} scans; at most {SCANS} are taken")
-        with Image.open(io.BytesIO(data), formats=TAKEN) as opened:
+        if data.startswith(JPEG) and (scans := jpeg.scans(data)) > MAX_SCANS:
+            raise UserError(f"{name} is a JPEG of {scans:,} scans; the limit is {MAX_SCANS}")
+        with Image.open(io.BytesIO(data), formats=ACCEPTED) as opened:
             width, height = opened.size
-            if width * height > most_pixels:
-                raise TooLarge(f"{what} has {width}x{height} pixels; at most {most_pixels:,} are taken")
+            if width * height > max_pixels:
+                raise TooLarge(f"{name} has {width}x{height} pixels; the limit is {max_pixels:,}")
             alpha = None
             if opened.has_transparency_data:
                 alpha = ImageOps.exif_transpose(opened).convert("RGBA").getchannel("A")
         return Image.fromarray(decode(data)), alpha
     except Image.DecompressionBombError:
-        raise TooLarge(f"{what} has far too many pixels; at most {most_pixels:,} are taken") from None
+        raise TooLarge(f"{name} has too many pixels; the limit is {max_pixels:,}") from None
     except UserError:
         raise
-    except Exception as error:  # decoders raise almost anything on hostile bytes
-        reason = "no PNG, JPEG or WebP" if isinstance(error, Image.UnidentifiedImageError) else str(error)[:200]
-        raise UserError(f"{what} is not a picture that can be read: {reason}") from None
+    except Exception as error:  # decoders raise almost any exception for malicious bytes
+        reason = (
+            "it is no PNG, JPEG or WebP file" if isinstance(error, Image.UnidentifiedImageError) else str(error)[:200]
+        )
+        raise UserError(f"{name} cannot be read: {reason}") from None
 
 
-def mask_of(data: bytes, what: str, most_pixels: int) -> Image.Image:
-    """Where to draw anew, as white: the transparent part of a picture that has any (as OpenAI has it), else its white.
+def decode_mask(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    """Return a mask that is white where the image is regenerated.
 
-    Raises UserError.
+    As in OpenAI's API, that is the transparent part; in an image without one it is the white part. Raises UserError.
     """
-    rgb, alpha = as_rgb_checked(data, what, most_pixels)
-    return holes(alpha) or rgb.convert("L")
+    rgb, alpha = decode_with_alpha(data, name, max_pixels)
+    return transparency_mask(alpha) or rgb.convert("L")
 
 
-def holes(alpha: Image.Image | None) -> Image.Image | None:
-    """White where it is transparent; None where nothing is."""
+def transparency_mask(alpha: Image.Image | None) -> Image.Image | None:
+    """Return a mask that is white where `alpha` is transparent; None if nothing is."""
     if alpha is None or alpha.getextrema() == (WHITE, WHITE):
         return None
     return alpha.point(lambda value: WHITE - value)
 
 
-def from_base64(text: str, what: str) -> bytes:
-    """The bytes of base64, or of a `data:` URL of it. Raises UserError."""
+def from_base64(text: str, name: str) -> bytes:
+    """Decode base64, or a `data:` URL in base64. Raises UserError."""
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise UserError(f"{what} is not base64") from None
+        raise UserError(f"{name} is not valid base64") from None
 
 
 def encoded(
     image: Image.Image, format: Format, metadata: Mapping[str, Any] | None = None, quality: int | None = None
 ) -> bytes:
-    """A file's bytes; `metadata` goes into a PNG, as `imagen.pictures.write_png` stores it."""
+    """Encode an image. metadata: stored in a PNG in the format of `imagen.pictures.write_png`."""
     file = io.BytesIO()
     if format == "png":
         image.save(file, "PNG", pnginfo=png_info(metadata))
@@ -96,4 +98,5 @@ def encoded(
 
 
 def to_base64(data: bytes) -> str:
+    """Encode bytes as base64."""
     return base64.b64encode(data).decode("ascii")

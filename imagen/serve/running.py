@@ -1,4 +1,4 @@
-"""A process: engines, uvicorn, and an orderly end."""
+"""The server process: engines, uvicorn, and orderly shutdown."""
 
 import asyncio
 import contextlib
@@ -25,9 +25,9 @@ from imagen.serve.engine import Engine
 from imagen.serve.jobs import Jobs
 from imagen.serve.metrics import Metrics
 
-HEAD_BYTES = 2**14  # of a request's line and headers together
-STOPPED = "the server is shutting down before this was finished; ask again in a moment"
-FETCH_SECONDS = 5.0  # at the end, for answers that their clients ask after
+MAX_HEAD_BYTES = 2**14  # of the request line and headers
+STOPPED = "the server shut down before the request was finished; try again in a moment"
+COLLECT_SECONDS = 5.0  # after draining, for clients to collect the state of their jobs
 
 
 def serve(
@@ -61,7 +61,10 @@ def start_engines(
     int8_text: bool = False,
     lora: Sequence[str | Path] = (),
 ) -> list[Engine]:
-    """One engine for each device, each with a cascade of its own, warm. Raises what loading raises."""
+    """Start one engine per device, each with its own copy of the cascade, and wait until all are warmed up.
+
+    Raises the exception of an engine that fails to start.
+    """
     engines = []
     for device in devices:
         loaded = Cascade.load(cascade, precision=precision, int8_text=int8_text)
@@ -77,10 +80,10 @@ def start_engines(
 
 
 class Server(uvicorn.Server):
-    """Uvicorn that, when it is asked to stop, first finishes what it has accepted.
+    """Uvicorn with a graceful shutdown.
 
-    On SIGTERM or Ctrl-C nothing new is taken (503, and /readyz says so); accepted requests have `drain` seconds, then
-    those that wait for an answer are told that the server stops. A second signal ends it at once.
+    After SIGTERM or Ctrl-C, new requests and /readyz get 503. Accepted requests have `drain` seconds to finish; then
+    the rest get an error response. A second signal ends the process at once.
     """
 
     def __init__(self, config: ServeConfig, engines: list[Engine], metrics: Metrics):
@@ -101,7 +104,7 @@ class Server(uvicorn.Server):
                 proxy_headers=bool(config.proxies),
                 forwarded_allow_ips=list(config.proxies),
                 limit_concurrency=limits.connections,
-                h11_max_incomplete_event_size=HEAD_BYTES,
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
                 timeout_keep_alive=15,
                 timeout_graceful_shutdown=10,
             )
@@ -115,14 +118,14 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._draining is None and self._loop is not None:
-            print("stopping: finishing what was accepted", file=sys.stderr, flush=True)
+            print("stopping: finishing accepted requests", file=sys.stderr, flush=True)
             self._loop.call_soon_threadsafe(self._begin_to_stop)
         else:
             self.should_exit = self.force_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Any:
-        """As uvicorn's, but the signal is not raised again in the end: what was asked for has been done."""
+        """Handle signals like uvicorn, but do not raise the signal again after the shutdown."""
         if threading.current_thread() is not threading.main_thread():  # in tests
             yield
             return
@@ -141,18 +144,18 @@ class Server(uvicorn.Server):
         jobs: Jobs = self.app.state.service.jobs
         jobs.draining = True
         end = time.monotonic() + self.drain
-        while jobs.unended() and time.monotonic() < end:
+        while jobs.unfinished() and time.monotonic() < end:
             await asyncio.sleep(0.05)
-        for job in jobs.unended():
+        for job in jobs.unfinished():
             jobs.cancel(job, STOPPED, 503)
-        end = time.monotonic() + FETCH_SECONDS
-        while jobs.unfetched() and time.monotonic() < end:
+        end = time.monotonic() + COLLECT_SECONDS
+        while jobs.uncollected() and time.monotonic() < end:
             await asyncio.sleep(0.05)
         self.should_exit = True
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Before the cascade is loaded: a port that is taken should be known at once."""
+    """Open the listening socket; called before the cascade is loaded, so that a port in use is reported at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

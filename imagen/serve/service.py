@@ -1,4 +1,4 @@
-"""What all routes share: the cascade, the jobs, who may ask."""
+"""The state that all routes share: cascade, jobs and access control."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,19 +6,22 @@ from typing import Any
 
 from fastapi import Request
 
+from imagen.diffusion.samplers import sampler_names
 from imagen.serve.access import Access
 from imagen.serve.config import ServeConfig
 from imagen.serve.engine import Engine
 from imagen.serve.job import Busy, Job, Stopping
 from imagen.serve.jobs import Jobs
 from imagen.serve.metrics import Metrics
-from imagen.serve.requests import Asked, Given, Prepared, prepare
+from imagen.serve.requests import ImageRequest, InputImages, PreparedRequest, prepare
 from imagen.version import __version__
 
-DECODING = 4  # requests whose pictures are decoded at the same time: their memory is bounded
+DECODING = 4  # requests whose images are decoded at the same time, which bounds the memory
 
 
 class Service:
+    """The server, as its routes use it."""
+
     def __init__(self, engines: list[Engine], config: ServeConfig, metrics: Metrics, access: Access):
         self.engines = engines
         self.config = config
@@ -29,36 +32,45 @@ class Service:
         self._decoding = asyncio.Semaphore(DECODING)
 
     def client(self, request: Request) -> str:
+        """Return the client's name: its key's holder, or its address. Raises AccessDenied."""
         return self.access.client(request)
 
-    async def prepared(self, asked: Asked, given: Callable[[], Given]) -> Prepared:
-        """given: decodes the request's pictures; it runs in a thread. Raises UserError."""
+    async def prepare(self, fields: ImageRequest, decode: Callable[[], InputImages]) -> PreparedRequest:
+        """Check a request, in a thread. decode: returns the request's images. Raises UserError."""
         device = self.engines[0].device
 
-        def work() -> Prepared:
-            return prepare(asked, given(), self.cascade, self.config, device)
+        def work() -> PreparedRequest:
+            return prepare(fields, decode(), self.cascade, self.config, device)
 
         async with self._decoding:
             return await asyncio.to_thread(work)
 
-    def submit(self, prepared: Prepared, client: str, kind: str, *, previews: bool = False, partials: int = 0) -> Job:
-        """Raises Denied, Busy or Stopping."""
-        self.access.spend(client, len(prepared.plans))
+    def submit(
+        self, prepared: PreparedRequest, client: str, kind: str, *, previews: bool = False, partials: int = 0
+    ) -> Job:
+        """Queue a request and charge its images to the client's rate; see `Jobs.submit`.
+
+        Raises AccessDenied, Busy or Stopping.
+        """
+        self.access.charge(client, len(prepared.requests))
         try:
             return self.jobs.submit(prepared, client, kind, previews=previews, partials=partials)
         except (Busy, Stopping):
-            self.access.give_back(client, len(prepared.plans))
+            self.access.refund(client, len(prepared.requests))
             raise
 
     @property
     def healthy(self) -> bool:
+        """Whether every engine can sample."""
         return all(engine.failure is None for engine in self.engines)
 
     @property
     def ready(self) -> bool:
+        """Whether every engine is warmed up."""
         return self.healthy and all(engine.ready.is_set() for engine in self.engines)
 
     def about(self) -> dict[str, Any]:
+        """Return what a page has to know: the stages and their defaults, the samplers, the LoRA and the limits."""
         limits = self.config.limits
         return {
             "version": __version__,
@@ -74,6 +86,7 @@ class Service:
                 }
                 for stage in self.cascade.stages
             ],
+            "samplers": list(sampler_names()),
             "lora": list(self.cascade.adapters),
             "limits": {
                 "n": limits.n,

@@ -1,4 +1,4 @@
-"""One stage of a cascade: the inputs of its U-Net, its denoiser, its loss. Training and sampling are built on it.
+"""One stage of a cascade: the inputs of its U-Net, its denoiser and its loss, shared by training and sampling.
 
 config.py    stages and their sampling defaults
 inputs.py    pixels, padded text, low-resolution images with conditioning augmentation

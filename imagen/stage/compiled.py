@@ -1,9 +1,9 @@
-"""A sampler's steps as compiled functions: network evaluation, guidance, threshold and update in one graph.
+"""Compile the steps of a sampler: network evaluation, guidance, threshold and update in one graph.
 
-A sampler is Python code whose coefficients are floats, which a compiler would take for constants of one step. So it
-runs once on symbols: what it does between two network evaluations becomes a `Program`, whose coefficients are inputs.
-Steps with equal programs share one compiled function, whatever the noise levels. Any sampler will do that does
-arithmetic on images and decides nothing by their values.
+A sampler is Python code with float coefficients, which a compiler would treat as constants of one step. So the sampler
+is first traced on symbols: its operations between two network evaluations become a `Program`, whose inputs include the
+coefficients. Steps with equal programs share one compiled function at all noise levels. This works for samplers that
+do arithmetic on images and do not branch on their values.
 
 Shapes: see `imagen.stage.inputs`.
 """
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from imagen.devices import sent
-from imagen.diffusion.guidance import Denoiser, Estimate, known_level
+from imagen.devices import send
+from imagen.diffusion.guidance import Denoiser, Estimate, uniform_logsnr
 from imagen.diffusion.samplers.base import Levels, Noise, OnStep
 from imagen.models.compiling import compile_function
 
@@ -26,34 +26,34 @@ Traced = tuple[list["Program"], str]  # a sampler's programs in their order, and
 
 @dataclass(frozen=True)
 class Program:
-    """A sampler's arithmetic from one network evaluation to the next."""
+    """Hold the arithmetic of a sampler from one network evaluation to the next."""
 
     update: fx.GraphModule  # (x0, variance, constants, noises, inputs) -> outputs
     x: str  # name of the value at which the network is evaluated
     logsnr: float
     constants: tuple[float, ...]
-    noises: int  # how many noise tensors it draws
+    noises: int  # number of noise tensors that it draws
     inputs: tuple[str, ...]  # names of the values that it reads
-    outputs: tuple[str, ...]  # names of the values that it computes, for later programs
-    reports: tuple[tuple[int, int, str, str], ...]  # arguments of the callback afterwards, two of them names
+    outputs: tuple[str, ...]  # names of the values that it computes for later programs
+    reports: tuple[tuple[int, int, str, str], ...]  # arguments of each callback: i, N and the names of x and x0
 
 
 @dataclass
 class CompiledSteps:
-    """Runs samplers with one compiled function per kind of step. options: of torch.compile."""
+    """Run samplers with one compiled function per distinct step. options: of torch.compile."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     updates: dict[str, fx.GraphModule] = field(default_factory=dict)  # by code: equal steps share one
     _step: Callable[..., tuple[Tensor, ...]] | None = None
 
     def trace(self, run: RunSampler, logsnrs: Levels, learned_variance: bool) -> "Traced | None":
-        """Return the programs of a sampler; None for one that cannot be traced, which then runs uncompiled.
+        """Return the programs of a sampler; None if it cannot be traced and must run uncompiled.
 
         learned_variance: whether the denoiser's estimates have a variance.
         """
         try:
             return trace_sampler(run, logsnrs, learned_variance, self.updates)
-        except Exception:  # whatever a sampler raises when an image has no values
+        except Exception:  # a sampler may raise anything on symbolic images
             return None
 
     @torch.no_grad()
@@ -68,14 +68,14 @@ class CompiledSteps:
     ) -> Tensor:
         """Run what `trace` returned, from x at the first log-SNR; return x at the last.
 
-        denoiser_at: the denoiser at a log-SNR; few different ones, since each is compiled.
+        denoiser_at: returns the denoiser at a log-SNR; each distinct denoiser is compiled.
         """
         if self._step is None:
             self._step = compile_function(_step, **self.options)
         programs, result = traced
         numbers = [number for program in programs for number in (program.logsnr, *program.constants)]
         sizes = [1 + len(program.constants) for program in programs]
-        table = torch.split(sent(torch.tensor(numbers, dtype=torch.float64).to(x_BCHW.dtype), x_BCHW.device), sizes)
+        table = torch.split(send(torch.tensor(numbers, dtype=torch.float64).to(x_BCHW.dtype), x_BCHW.device), sizes)
         values = {"x": x_BCHW}
         for number, (program, row) in enumerate(zip(programs, table, strict=True)):
             outputs = self._step(
@@ -116,17 +116,17 @@ def trace_sampler(
 ) -> Traced:
     """Return a sampler's programs.
 
-    updates: of programs before, by their code; new ones are added.
-    Raises fx.proxy.TraceError, TypeError or the like for a sampler that looks at the values of images.
+    updates: updates of earlier programs, by their code; new ones are added.
+    Raises fx.proxy.TraceError, TypeError or similar for a sampler that reads the values of images.
     """
     graph = fx.Graph()
     tracer = fx.proxy.GraphAppendingTracer(graph)
 
     def denoise(x: fx.Proxy, logsnr_B: Any, /) -> Estimate:
-        level = known_level(logsnr_B)
-        if level is None:
-            raise TypeError("a sampler evaluates its denoiser at one known log-SNR (`at_level`)")
-        estimate = graph.call_function(_evaluate, (x.node, level))
+        logsnr = uniform_logsnr(logsnr_B)
+        if logsnr is None:
+            raise TypeError("a sampler must evaluate its denoiser at one log-SNR, from `batch_logsnr`")
+        estimate = graph.call_function(_evaluate, (x.node, logsnr))
         x0, variance = (fx.Proxy(graph.call_function(_take, (estimate, i)), tracer) for i in (0, 1))
         return Estimate(x0, variance if learned_variance else None)  # type: ignore[arg-type]
 
@@ -144,7 +144,7 @@ def trace_sampler(
 
 
 def _program(part: list[fx.Node], updates: dict[str, fx.GraphModule]) -> Program:
-    """The program of the nodes from an evaluation to before the next one."""
+    """Return the program of the nodes from one evaluation up to the next."""
     evaluation, *rest = part
     own = set(part)
     reports = [node for node in rest if node.target is _report]

@@ -1,23 +1,18 @@
-"""What a stage is and how it is sampled by default."""
+"""Define the configuration of a stage and its sampling defaults."""
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from imagen import limits
 from imagen.diffusion.objective import ObjectiveConfig
-from imagen.diffusion.samplers.base import Sampler as SamplerBase
-from imagen.diffusion.samplers.base import Spacing
-from imagen.diffusion.samplers.registry import create_sampler, option_names, sampler_names
+from imagen.diffusion.samplers.base import Sampler, Spacing
+from imagen.diffusion.samplers.registry import create_sampler, option_names
 from imagen.diffusion.schedule import ScheduleConfig
 from imagen.errors import UserError, check_number, suggest
 from imagen.models.config import UNetConfig
 from imagen.stage.resize import Filter
 
-if TYPE_CHECKING:
-    Sampler = str
-else:
-    Sampler = Literal[sampler_names()]  # an enum in schemas, such as the HTTP API's
 OPTION_FIELDS = ("eta", "gamma", "damping")  # fields of SamplingConfig that are options of samplers
 Variance = Literal["learned", "fixed"]
 Threshold = Literal["none", "static", "dynamic"]
@@ -25,28 +20,28 @@ Threshold = Literal["none", "static", "dynamic"]
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """A stage's sampling defaults."""
+    """Configure the sampling defaults of a stage."""
 
     sampler: str = "dpmpp_2m"  # a name in `imagen.diffusion.samplers`
     steps: int = 50
-    spacing: Spacing = "time"  # steps even in the schedule's time, or in log-SNR over `logsnr_range`; see step_logsnrs
+    spacing: Spacing = "time"  # uniform in the schedule's time, or in log-SNR over `logsnr_range`; see step_logsnrs
     logsnr_range: tuple[float, float] = (-9.0, 14.0)
-    guidance: float = 5.0  # w: x0 = uncond + w (cond - uncond); 1 is no guidance
-    guidance_interval: tuple[float, float] | None = None  # log-SNR range in which guidance acts; None: everywhere
-    guidance_rescale: float = 0.0  # share, 0 to 1, in which guided pictures get the contrast of unguided ones
+    guidance: float = 5.0  # guidance scale w: x0 = uncond + w (cond - uncond); 1 is no guidance
+    guidance_interval: tuple[float, float] | None = None  # log-SNR range with guidance; None: everywhere
+    guidance_rescale: float = 0.0  # 0 to 1: how far guided x0 estimates get the contrast of unguided ones
     threshold: Threshold = "dynamic"
     percentile: float = 0.995
-    max_scale: float | None = None  # dynamic: s is at most this; None: no limit
+    max_scale: float | None = None  # dynamic thresholding: upper bound of s; None: no bound
     eta: float = 0.0  # ddim
-    damping: float = 0.0  # dpmpp_2m, heun, ddim: noise falls 1 + damping times as fast; mends errors of the network
-    # ddpm: the variance of a step, as the network predicts it if it does (learned), or `gamma` in any case (fixed): of
-    # a network that was trained further without its variance, which then is no longer true.
+    damping: float = 0.0  # dpmpp_2m, heun, ddim: noise decreases 1 + damping times as fast; see `noise_factor`
+    # ddpm: learned uses the variance that the network predicts, if it does; fixed always uses `gamma`, for a network
+    # that was fine-tuned without its variance loss, so that its predicted variance is wrong.
     variance: Variance = "learned"
     gamma: float = 0.3  # ddpm: log variance between the lower (0) and the upper (1) bound
-    low_res_noise: float = 0.1  # conditioning-noise level a in [0, 1]
-    sampler_options: dict[str, float] = field(default_factory=dict)  # those of the sampler that have no field here
+    low_res_noise: float = 0.1  # level a of conditioning augmentation, in [0, 1]
+    sampler_options: dict[str, float] = field(default_factory=dict)  # options of the sampler without a field here
 
-    def build_sampler(self) -> SamplerBase:
+    def build_sampler(self) -> Sampler:
         """Return the sampler with its options, as far as it has them. Raises UserError for what it does not take."""
         fields = {name: getattr(self, name) for name in option_names(self.sampler) if name in OPTION_FIELDS}
         return create_sampler(self.sampler, {**fields, **self.sampler_options})
@@ -85,19 +80,19 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """What one stage is: enough to rebuild and sample it, given its weights."""
+    """Configure a stage: all that is needed to build and sample it, except its weights."""
 
     resolution: int
     unet: UNetConfig
-    low_resolution: int | None = None  # side of the conditioning picture; None: a base stage
-    # Super-resolution only: diffuse the detail (x0 - enlarged low-resolution picture) / detail_std in place of x0
-    # (SRDiff, 2104.14951). A network that has learned nothing then gives the enlarged picture, not noise, and every
-    # error of it is this much smaller. Take the root mean square of the data's x0 - enlarged.
+    low_resolution: int | None = None  # side of the low-resolution image; None: a base stage
+    # Super-resolution only: diffuse the detail (x0 - upsampled low-resolution image) / detail_std in place of x0
+    # (SRDiff, 2104.14951). An untrained network then gives the upsampled image, not noise, and all its errors are
+    # scaled by detail_std. Set it to the root mean square of x0 - upsampled on the training data.
     detail_std: float | None = None
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    low_res_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)  # level a -> log-SNR of conditioning noise
-    low_res_filter: Filter = "bicubic"  # how the low-resolution picture is enlarged
+    low_res_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)  # level a -> log-SNR
+    low_res_filter: Filter = "bicubic"  # for upsampling the low-resolution image
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
@@ -109,7 +104,7 @@ class StageConfig:
         if self.unet.low_res != (low is not None):
             raise UserError(
                 f"{where}.unet.low_res is {self.unet.low_res} and {where}.low_resolution {low}: "
-                "a super-resolution stage needs both, another neither"
+                "a super-resolution stage needs both, a base stage neither"
             )
         if low is not None and (not 0 < low < self.resolution or self.resolution % low):
             raise UserError(f"{where}.low_resolution is {low}; it must be below {self.resolution} and divide it")

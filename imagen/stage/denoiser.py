@@ -1,4 +1,4 @@
-"""From a U-Net to the denoiser that a sampler calls: x0 estimate, guidance, thresholding, inpainting.
+"""Build the denoiser that a sampler calls from a U-Net: x0 estimate, guidance, thresholding, inpainting.
 
 Shapes: see `imagen.stage.inputs`.
 """
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from imagen.diffusion.guidance import ClassifierFree, Denoiser, DynamicThreshold, StaticThreshold, predict_x0
 from imagen.diffusion.schedule import NoiseLabel, bind_label, build_label
-from imagen.models.unet import TextCachingUNet, UNet
+from imagen.models.text_cache import TextCachingUNet
+from imagen.models.unet import UNet
 from imagen.precision import autocast
 from imagen.stage.config import SamplingConfig, StageConfig
 from imagen.stage.detail import DetailTransform
@@ -25,10 +26,10 @@ Predict = Callable[..., Tensor]  # (x_BCHW, noise_B, **conditions), as `imagen.m
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the images of a batch are conditioned on, the same in all of a sampler's steps."""
+    """Hold the conditioning of a batch, which is the same in all steps of a sampler."""
 
     cond: Mapping[str, Tensor] = field(default_factory=dict)  # arguments of the U-Net
-    uncond: Mapping[str, Tensor] = field(default_factory=dict)  # those that differ without the prompt
+    uncond: Mapping[str, Tensor] = field(default_factory=dict)  # the arguments that differ without the prompt
     detail: DetailTransform | None = None  # for a stage that generates detail
 
 
@@ -56,7 +57,7 @@ def build_conditioning(
     detail: DetailTransform | None = None
     if config.unet.text_width is not None:
         if texts is None or negatives is None:
-            raise ValueError("this stage reads text: texts and unconditional are needed")
+            raise ValueError("this stage is conditioned on text: texts and unconditional are needed")
         cond, uncond = guidance_text(texts, negatives, device, text_length)
     if config.low_resolution is not None:
         if low_BChw is None or augmentation_eps is None:
@@ -98,9 +99,9 @@ def build_denoiser(
     edit: Edit | None = None,
     tile: Tile | None = None,
 ) -> Denoiser:
-    """Return the denoiser of a batch: x0 estimates, guided, thresholded, with the known part of an edit in place.
+    """Return the denoiser of a batch: x0 estimates with guidance, thresholding and inpainting.
 
-    tile: the U-Net processes tiles of the images.
+    tile: evaluate the U-Net on tiles of the images.
     """
     network = predict if tile is None else TiledUNet(predict, tile)
     guided = build_guidance(network, config, settings, conditioning, build_label(config.schedule))
@@ -114,7 +115,7 @@ def build_guidance(
     conditioning: Conditioning,
     label: NoiseLabel,
 ) -> ClassifierFree:
-    """Return guided x0 estimates of a U-Net that is conditioned on `label` of the log-SNR."""
+    """Return a denoiser with classifier-free guidance. label: noise label of a log-SNR, for the U-Net."""
     if settings.variance == "fixed":
         predict = _without_variance(predict, config.unet.image_channels)
     return ClassifierFree(
@@ -130,7 +131,7 @@ def build_guidance(
 def limit_estimates(
     denoise: Denoiser, settings: SamplingConfig, detail: DetailTransform | None, edit: Edit | None
 ) -> Denoiser:
-    """Return `denoise` with thresholding, and with the known part of `edit` in its estimates."""
+    """Return `denoise` with thresholding, and with the unmasked region of `edit` in its estimates."""
 
     def in_range(denoise: Denoiser) -> Denoiser:
         if settings.threshold == "static":
@@ -158,9 +159,10 @@ def build_compiled_denoisers(
     edit: Edit | None,
     device: torch.device,
 ) -> Callable[[float], Denoiser]:
-    """Return the denoiser at each log-SNR, for steps that are compiled: at most two, in and outside of the interval.
+    """Return a function from log-SNR to denoiser, for compiled steps.
 
-    What is the same in all steps, cross-attention keys and values among it, is computed here.
+    There are at most two denoisers: inside and outside of the guidance interval. Everything that is equal in all steps,
+    such as cross-attention keys and values, is computed here.
     """
     label, predict = bind_label(config.schedule, device), build_predict(unet, dtype)
 

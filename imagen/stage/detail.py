@@ -1,4 +1,4 @@
-"""The detail that some super-resolution stages generate in place of the image.
+"""Convert between images and the detail that some super-resolution stages generate in their place.
 
 detail = (image - upsampled low-resolution image) / std (SRDiff, 2104.14951).
 """
@@ -14,7 +14,7 @@ from imagen.diffusion.samplers import OnStep
 
 @dataclass(frozen=True)
 class DetailTransform:
-    """Converts between images in [-1, 1] and their detail."""
+    """Convert between images in [-1, 1] and their detail."""
 
     upsampled_BCHW: Tensor  # the low-resolution images at the stage's size, without conditioning augmentation
     std: float  # `StageConfig.detail_std`
@@ -26,7 +26,7 @@ class DetailTransform:
         return self.upsampled_BCHW + self.std * detail_BCHW
 
     def in_pixels(self, denoise: Denoiser, change: Callable[[Denoiser], Denoiser]) -> Denoiser:
-        """Return a denoiser of details whose estimates `change` modifies as images: thresholds are limits of pixels."""
+        """Apply `change` to a denoiser of details as if it estimated images, since thresholds apply to pixels."""
         pixels = change(AffineDenoiser(denoise, self.std, self.upsampled_BCHW))
         return AffineDenoiser(pixels, 1 / self.std, -self.upsampled_BCHW / self.std)
 

@@ -1,7 +1,7 @@
 """Image-to-image and inpainting.
 
-Both wrap a sampler's parts: image-to-image takes the last of the steps, starting from the given image noised to their
-first level; inpainting replaces the known part of every x0 estimate.
+Image-to-image takes only the last of the sampler's steps and starts from the input image, noised to the first of their
+levels. Inpainting replaces the unmasked region of every x0 estimate by the input image.
 
 Shapes: B images, C channels, HW the stage's size.
 """
@@ -21,43 +21,43 @@ from imagen.stage.inputs import from_images, from_uint8
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """Given images in the size of a stage."""
+    """Hold input images at the size of a stage."""
 
     picture_BCHW: Tensor  # in [-1, 1]
-    strength: float = 1.0  # share of the sampler's steps that are taken, in (0, 1]; 1: start from noise alone
-    mask_B1HW: Tensor | None = None  # in [0, 1]: 1 is regenerated, 0 is kept; None: all is regenerated
+    strength: float = 1.0  # share of the sampler's steps that are taken, in (0, 1]; 1: start from pure noise
+    mask_B1HW: Tensor | None = None  # in [0, 1]: 1 regenerates, 0 preserves; None: regenerate everything
 
     def to(self, device: torch.device) -> "Edit":
         """Return the edit with its tensors on `device`."""
         mask = None if self.mask_B1HW is None else self.mask_B1HW.to(device)
         return Edit(picture_BCHW=self.picture_BCHW.to(device), strength=self.strength, mask_B1HW=mask)
 
-    def levels(self, logsnrs: Tensor) -> Tensor:
-        """Return the levels of the last `strength` of the steps, rounded up."""
+    def last_logsnrs(self, logsnrs: Tensor) -> Tensor:
+        """Return the log-SNRs of the last steps; their number is `strength` times all steps, rounded up."""
         steps = len(logsnrs) - 1
         return logsnrs[steps - math.ceil(self.strength * steps - 1e-9) :]
 
 
 @dataclass(frozen=True)
 class InpaintingDenoiser:
-    """A denoiser whose x0 estimates have the given image in the known part.
+    """Replace the unmasked region of x0 estimates by the input image.
 
-    A sampler's step is linear in x and x0. So where x0 is constant, x is that image with the noise of its level, with
-    every sampler: this is the replacement of x_t at each level (RePaint, 2201.09865, eq. 8), without noise of its own.
-    At the end known pixels are exact. RePaint's jumps back in time, which fit the rest better to the known part, are
-    left out: they multiply the number of steps.
+    A sampler's step is linear in x and x0. So where x0 is constant, x is that image noised to the current level, for
+    every sampler. This is equivalent to replacing x_t at each level (RePaint, 2201.09865, eq. 8), without extra noise.
+    Unmasked pixels of the result are exact. RePaint's jumps back in time, which improve the fit of the two regions, are
+    omitted: they multiply the number of steps.
     """
 
     denoise: Denoiser
     picture_BCHW: Tensor
-    mask_B1HW: Tensor  # 1: the denoiser's estimate
+    mask_B1HW: Tensor  # 1: use the denoiser's estimate
 
     def __call__(self, x_BCHW: Tensor, logsnr_B: Tensor, /) -> Estimate:
         estimate = self.denoise(x_BCHW, logsnr_B)
         return estimate._replace(x0=torch.lerp(self.picture_BCHW, estimate.x0, self.mask_B1HW))
 
 
-def edit_of(
+def build_edit(
     pictures: Sequence[Image.Image],
     masks: Sequence[Image.Image] | None,
     *,
@@ -80,6 +80,6 @@ def edit_of(
 
 
 def _resized_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resize without the ringing of sharper filters, which would regenerate a little of the known part."""
+    """Resize bilinearly: the ringing of sharper filters would slightly regenerate the unmasked region."""
     height, width = size
     return mask if mask.size == (width, height) else mask.resize((width, height), Image.Resampling.BILINEAR)

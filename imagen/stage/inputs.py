@@ -1,6 +1,6 @@
-"""Inputs of a U-Net: pixels, text, and the low-resolution image with its conditioning augmentation.
+"""Prepare the inputs of a U-Net: pixels, text, and the low-resolution image with conditioning augmentation.
 
-Training, sampling and the memory estimates use these functions, so that they agree.
+Training, sampling and memory estimates share these functions, so that they agree.
 
 Shapes: B images, C channels, HW the stage's size, hw the size before, L tokens, D embedding dimension.
 """
@@ -26,8 +26,8 @@ def from_uint8(image: Tensor) -> Tensor:
 def to_uint8(x_BCHW: Tensor) -> Tensor:
     """Round pixels in [-1, 1] to 0..255, on the CPU.
 
-    Stages pass images on in this form, so that upsampling an image from a PNG gives the same result as sampling all
-    stages at once.
+    Stages pass images to each other in this form, so that upsampling a PNG gives the same result as sampling all stages
+    at once.
     """
     return ((x_BCHW.clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
 
@@ -61,7 +61,7 @@ def guidance_text(
     """
     B = len(texts)
     both_BLD, both_BL = pad_embeddings([*texts, *negatives], length)
-    # Attention's fastest kernel on a GPU takes no mask, and texts that an encoder pads itself need none.
+    # The fastest attention kernel on GPUs takes no mask, and texts with `padding` "full" need none.
     masked = device.type == "cpu" or not bool(both_BL.all())
     cond, uncond = (
         text_inputs(both_BLD[half].to(device), both_BL[half].to(device) if masked else None)
@@ -91,7 +91,7 @@ def upsample_low_res(low_BChw: Tensor, size: tuple[int, int], config: StageConfi
 def augmentation_noise(config: StageConfig, level_B: Tensor) -> tuple[Tensor, Tensor]:
     """Return log-SNR and noise label, float32 [B], of conditioning augmentation at levels a in [0, 1] (float64).
 
-    Training draws a uniformly from [0, 1]. So a = 0 is no special case: it is the cleanest image of training.
+    Training draws a uniformly from [0, 1], so a = 0 is no special case: it is the cleanest image in training.
     """
     logsnr_B = build_schedule(config.low_res_schedule, config.resolution)(level_B).float()
     return logsnr_B, build_label(config.low_res_schedule)(logsnr_B)

@@ -1,6 +1,6 @@
-"""The forward process and the loss of a stage in training.
+"""Apply the forward process and compute the loss of a stage in training.
 
-Everything random here is a pure function of (seed, global position): see `imagen.diffusion.randomness`.
+All randomness is a pure function of (seed, global position): see `imagen.diffusion.randomness`.
 
 Shapes: see `imagen.stage.inputs`.
 """
@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from imagen.devices import sent
+from imagen.devices import send
 from imagen.diffusion import randomness
 from imagen.diffusion.objective import Loss, earlier_logsnr, loss, stratified_times
 from imagen.diffusion.schedule import ScheduleConfig, build_label, build_schedule, diffuse
@@ -29,37 +29,37 @@ from imagen.text.embeddings import pad_to_length
 
 
 class CleanBatch(Protocol):
-    """What the forward process reads of a batch; `imagen.data.loading.batches.Batch` is one."""
+    """The attributes of a batch that the forward process reads; `imagen.data.loading.batches.Batch` has them."""
 
     @property
     def position(self) -> int:
-        """The global position of the first sample."""
+        """Return the global position of the first sample."""
         ...
 
     @property
     def image(self) -> Tensor:
-        """Clean images, uint8 [B, C, H, W]."""
+        """Return clean images, uint8 [B, C, H, W]."""
         ...
 
     @property
     def low_res(self) -> Tensor | None:
-        """Their low-resolution images, uint8 [B, C, h, w]."""
+        """Return the low-resolution images, uint8 [B, C, h, w]."""
         ...
 
     @property
     def text(self) -> Tensor | None:
-        """Text embeddings, float32 [B, L, D]."""
+        """Return text embeddings, float32 [B, L, D]."""
         ...
 
     @property
     def text_mask(self) -> Tensor | None:
-        """Mask of the embeddings, bool [B, L], True at tokens."""
+        """Return the mask of the embeddings, bool [B, L], True at tokens."""
         ...
 
 
 @dataclass(frozen=True)
 class NoisedBatch:
-    """A batch after the forward process: the inputs of the U-Net, and what its loss needs."""
+    """Hold a batch after the forward process: the inputs of the U-Net and of its loss."""
 
     x_BCHW: Tensor  # noised images, float32, channels-last
     x0_BCHW: Tensor  # clean images, or their detail
@@ -73,11 +73,11 @@ class NoisedBatch:
 
 
 class ForwardProcess:
-    """Adds noise to batches for a stage and computes its loss.
+    """Add noise to the batches of a stage and compute its loss.
 
     batch_size: of the global batch, over which t is stratified.
-    schedule: replaces the stage's, so that training has other noise levels than sampling. The U-Net is conditioned on
-        the level itself (`build_label`), so the two need not agree.
+    schedule: replaces the stage's schedule, for other noise levels in training than in sampling. The two may differ,
+        because the U-Net is conditioned on the noise level and not on t (`build_label`).
     text_length: pad texts to at least this many tokens.
     """
 
@@ -106,7 +106,8 @@ class ForwardProcess:
     def __call__(self, batch: CleanBatch) -> NoisedBatch:
         """Draw noise levels and noise, and build the inputs of the U-Net.
 
-        Never waits for the device: what is drawn on the CPU, a few numbers per sample, is sent in one transfer.
+        Never synchronises with the device: the few numbers per sample that are drawn on the CPU are copied to it in one
+        asynchronous transfer.
         """
         B = len(batch.image)
         positions = range(batch.position, batch.position + B)
@@ -121,7 +122,7 @@ class ForwardProcess:
             numbers += augmentation_noise(
                 self.stage, randomness.uniform(self.seed, positions, randomness.LOW_RES_LEVEL)
             )
-        times_B, logsnr_B, logsnr_s_B, label_B, dropped_B, *low = sent(torch.stack(numbers), self.device).unbind()
+        times_B, logsnr_B, logsnr_s_B, label_B, dropped_B, *low = send(torch.stack(numbers), self.device).unbind()
 
         x0_BCHW = from_uint8(self._sent_image(batch.image))
         conditions = self._text(batch, dropped_B > 0.5)
@@ -157,7 +158,7 @@ class ForwardProcess:
         )
 
     def _times(self, positions: range) -> Tensor:
-        """Each global batch is a stratified sample of t, whatever slice of it this is."""
+        """Return the times of these positions, so that every global batch is a stratified sample of t."""
         step, first = divmod(positions.start, self.batch_size)
         u = randomness.uniform(self.seed, [step], randomness.TIME)
         return stratified_times(u, torch.arange(first, first + len(positions)), self.batch_size)
@@ -165,14 +166,14 @@ class ForwardProcess:
     def _text(self, batch: CleanBatch, dropped_B: Tensor) -> dict[str, Tensor]:
         if batch.text is None or batch.text_mask is None:
             return {}
-        text_BLD, mask_BL = sent(batch.text, self.device).float(), sent(batch.text_mask, self.device)
+        text_BLD, mask_BL = send(batch.text, self.device).float(), send(batch.text_mask, self.device)
         text_BLD, mask_BL = pad_to_length(text_BLD, mask_BL, self.text_length)
         if self.text_dropout > 0 and self.unconditional_LD is not None:
             text_BLD, mask_BL = drop_text(text_BLD, mask_BL, dropped_B, self.unconditional_LD)
         return text_inputs(text_BLD, mask_BL)
 
     def _sent_image(self, image_BCHW: Tensor) -> Tensor:
-        return sent(image_BCHW, self.device).contiguous(memory_format=torch.channels_last)
+        return send(image_BCHW, self.device).contiguous(memory_format=torch.channels_last)
 
     def _normal(self, like_BCHW: Tensor, positions: range, purpose: int) -> Tensor:
         return randomness.normal(like_BCHW.shape[1:], self.seed, positions, purpose, self.device)

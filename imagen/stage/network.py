@@ -1,4 +1,4 @@
-"""A stage's U-Net on a device: its placement, format and compilation."""
+"""Manage a stage's U-Net on a device: placement, number format and compilation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +12,11 @@ from imagen.stage.compiled import CompiledSteps
 
 
 class Network:
-    """Places a U-Net on the device of a sampler. options: of torch.compile; None: not compiled.
+    """Move a U-Net to the device of a sampler. options: of torch.compile; None: not compiled.
 
-    On GPUs a U-Net in low precision is so throughout: autocast would cast every weight in every step, and norms would
-    be in float32. If its own weights are float32, a copy is made, which is reused until they change.
+    On GPUs low precision means that all weights are in low precision: autocast would cast every weight in every step
+    and compute norms in float32. If the weights are float32, the U-Net is copied, and the copy is reused until they
+    change.
     """
 
     def __init__(self, unet: nn.Module, options: Mapping[str, Any] | None = None):
@@ -28,9 +29,9 @@ class Network:
     def to_device(
         self, device: torch.device, dtype: torch.dtype | None, *, whole_steps: bool = False
     ) -> tuple[nn.Module, torch.dtype | None]:
-        """Return (the U-Net on `device`, the dtype of autocast around it) for arithmetic in `dtype`; None: float32.
+        """Return (the U-Net on `device`, the autocast dtype to run it under) for arithmetic in `dtype`; None: float32.
 
-        whole_steps: the U-Net is not compiled by itself, since it will be part of compiled `steps`.
+        whole_steps: do not compile the U-Net by itself, because it is part of compiled `steps`.
         """
         unet, around = self.unet, dtype
         if device.type != "cpu" and dtype in LOW_PRECISION and isinstance(unet, UNet):
@@ -47,9 +48,9 @@ class Network:
         self.unet.to("cpu")
 
     def low_precision(self, unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
-        """Return `unet` with all weights in `dtype`: a copy on `device`, unless its own were rounded to it before."""
+        """Return `unet` with all weights in `dtype`: a copy on `device`, or itself if it was loaded in `dtype`."""
         parameters = list(unet.parameters())
-        if any(parameter.dtype == dtype for parameter in parameters):  # vectors are still float32
+        if any(parameter.dtype == dtype for parameter in parameters):  # `build_unet` loads vectors in float32
             return unet.to(dtype)
         copied_from = (dtype, [(parameter.data_ptr(), parameter._version) for parameter in parameters])
         if self._copy is None or self._copied_from != copied_from:

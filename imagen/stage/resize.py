@@ -1,4 +1,4 @@
-"""Upsampling of a stage's images for the next one: one function for training and sampling."""
+"""Upsample low-resolution images, in training and in sampling."""
 
 from typing import Literal
 
@@ -12,12 +12,11 @@ Filter = Literal["bicubic", "bilinear"]
 def upsample(low_BChw: Tensor, size: tuple[int, int], filter: Filter = "bicubic") -> Tensor:
     """Resize float images in [-1, 1] to `size` = (height, width).
 
-    bicubic: overshoots at edges, so the result is clamped to [-1, 1]. bilinear: corner pixels of the small image are
-    corner pixels of the large one (DeepFloyd IF), which shifts what lies between. Always float32: the image is an
-    input, not an activation, and must not depend on autocast.
+    bicubic: overshoots at edges, so the result is clamped to [-1, 1]. bilinear: aligns the corner pixels (DeepFloyd
+    IF), which shifts the pixels between. Always in float32: the image is an input, and must not depend on autocast.
 
-    A super-resolution stage that was trained with this function must be sampled with it
-    (a different filter is a distribution shift that shows as ringing or blur).
+    A stage must be sampled with the filter of its training: another one is a distribution shift, visible as ringing or
+    blur.
     """
     with torch.autocast(low_BChw.device.type, enabled=False):
         high_BCHW = F.interpolate(low_BChw.float(), size=size, mode=filter, align_corners=filter == "bilinear")

@@ -1,4 +1,4 @@
-"""Sampling one stage: from noise, text and perhaps a low-resolution image to an image."""
+"""Sample one stage: from noise, text and, for super-resolution, a low-resolution image to an image."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ from imagen.stage.weights import check_float32
 
 @dataclass(repr=False)
 class Stage:
-    """One model of a cascade with its weights."""
+    """Hold one model of a cascade with its weights."""
 
     config: StageConfig
     unet: nn.Module  # called as `imagen.models.unet.UNet` is
@@ -60,7 +60,7 @@ class Stage:
         stage.lora = lora
         return stage
 
-    @torch.no_grad()  # not inference_mode: moving a network that is being trained would make it untrainable
+    @torch.no_grad()  # not inference_mode: a network that it moves could not be trained afterwards
     def sample(
         self,
         seeds: Sequence[int | Variation],
@@ -81,8 +81,8 @@ class Stage:
     ) -> Tensor:
         """Sample one uint8 image per seed, [B, C, *size] on the CPU.
 
-        texts: float embeddings [L_i, D], and the unconditional one [L0, D], for a U-Net that reads text.
-        negatives: one embedding per image in place of `unconditional`, of negative prompts.
+        texts: float embeddings [L_i, D]; unconditional: the unconditional one [L0, D]. For a U-Net with text.
+        negatives: embeddings of negative prompts, one per image, in place of `unconditional`.
         text_length: pad texts to at least this many tokens.
         low_BChw: uint8 images of the stage before, for a super-resolution stage.
         edit: images of this stage's size, for image-to-image and inpainting.
@@ -96,9 +96,9 @@ class Stage:
         if dtype is None:
             check_float32(self.unet, f"stage {config.resolution} cannot be sampled in fp32")
         shape = (config.unet.image_channels, *size)
-        # A stage's random numbers are named by its resolution, not by its index, so that a super-resolution stage
-        # alone gives the same result as in the cascade. Odd streams are conditioning augmentation: another level
-        # does not change the sampler's noise.
+        # Streams depend on the stage's resolution, not on its index, so that a super-resolution stage alone gives the
+        # same result as in the cascade. Odd streams are for conditioning augmentation, so that its level does not
+        # change the sampler's noise.
         stream = 2 * config.resolution
         noise = NOISES[generator](seeds, shape, device, stream=stream)
         if texts is not None and not negatives and unconditional is not None:
@@ -124,10 +124,10 @@ class Stage:
         )
         x_BCHW = noise()
         if edit is not None:
-            edit, logsnrs = edit.to(device), edit.levels(logsnrs)
+            edit, logsnrs = edit.to(device), edit.last_logsnrs(logsnrs)
             if edit.strength < 1:
-                begin_BCHW = edit.picture_BCHW if detail is None else detail.encode(edit.picture_BCHW)
-                x_BCHW = diffuse(begin_BCHW, x_BCHW, logsnrs[:1].to(device))
+                init_BCHW = edit.picture_BCHW if detail is None else detail.encode(edit.picture_BCHW)
+                x_BCHW = diffuse(init_BCHW, x_BCHW, logsnrs[:1].to(device))
 
         run = settings.build_sampler().sample
         on_step = on_step if detail is None else detail.reporting(on_step)
@@ -144,8 +144,8 @@ class Stage:
                 x_BCHW = steps.run(programs, denoiser_at, x_BCHW, noise=noise, on_step=on_step)
         if not x_BCHW.isfinite().all():
             raise UserError(
-                f"stage {config.resolution} made values that are not finite; "
-                "sample with precision fp32, and if that does not help, with weights from before the training diverged"
+                f"stage {config.resolution} produced values that are not finite; "
+                "sample with precision fp32, and if that does not help, with weights from before training diverged"
             )
         return to_uint8(x_BCHW if detail is None else detail.decode(x_BCHW))
 
@@ -153,8 +153,8 @@ class Stage:
     def loaded_unet(self, device: torch.device, dtype: torch.dtype | None) -> Iterator[Predict]:
         """Yield the U-Net as a function, on `device`, in evaluation mode, computing in `dtype` (None: float32).
 
-        Every network evaluation of `sample` goes through it: `imagen.serve` overrides it to batch those of several
-        requests.
+        `sample` makes all network evaluations through it. `imagen.serve` overrides it to batch the evaluations of
+        several requests.
         """
         with self._evaluating(device, dtype) as (unet, around):
             yield build_predict(unet, around)

@@ -1,9 +1,8 @@
-"""Large images tile by tile, so that memory is bounded by the tile.
+"""Evaluate the U-Net on tiles of large images, to bound memory by the size of a tile.
 
-Only the U-Net works on tiles. Noise, conditioning and the sampler's x are those of the whole image, and in every step
-the outputs of the tiles are blended before the sampler continues. So neighbouring tiles agree at each noise level, and
-there are no seams. Where the U-Net's receptive field is at most a quarter of the overlap, the result is that of the
-whole image.
+Only the U-Net runs on tiles. Noise, conditioning and the sampler's x cover the whole image, and every step blends the
+outputs of the tiles before the sampler continues. So adjacent tiles agree at each noise level, and there are no seams.
+If the U-Net's receptive field is at most a quarter of the overlap, the result equals that of the whole image.
 """
 
 from collections.abc import Callable
@@ -15,9 +14,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """Squares of `side` pixels; neighbours share `overlap` pixels.
+    """Define square tiles of `side` pixels that overlap by `overlap` pixels.
 
-    Both are multiples of the U-Net's total stride, so that a tile's grid is that of the whole image.
+    Both are multiples of the U-Net's total stride, so that the downsampling grids of the tiles and the image coincide.
     """
 
     side: int
@@ -26,9 +25,9 @@ class Tile:
 
 @dataclass(frozen=True)
 class TiledUNet:
-    """Evaluates `network(x_BCHW, noise_B, **conditions)` on overlapping tiles.
+    """Evaluate `network(x_BCHW, noise_B, **conditions)` on overlapping tiles.
 
-    Conditions of the size of x are cut likewise; others are passed on.
+    Conditions of the size of x are tiled, too; others are passed unchanged.
     """
 
     network: Callable[..., Tensor]
@@ -61,7 +60,7 @@ class TiledUNet:
 
 
 def spans(length: int, side: int, overlap: int) -> list[tuple[int, int]]:
-    """Return the begin and end of each tile along one axis. The last tile is moved back to end with the image."""
+    """Return the start and end of each tile along one axis. The last tile is shifted back to end with the image."""
     if length <= side:
         return [(0, length)]
     starts = list(range(0, length - side, side - overlap))
@@ -71,8 +70,8 @@ def spans(length: int, side: int, overlap: int) -> list[tuple[int, int]]:
 def _ramp(length: int, before: bool, after: bool, overlap: int) -> Tensor:
     """Return the weights of a tile along one axis.
 
-    They are 1, but where tiles meet 0 in a quarter of the overlap and rising to 1 in half of it: near its border a
-    tile's output lacks the context beyond, so the neighbour's is taken.
+    The weight is 1 except in overlaps: from the border inwards it is 0 in a quarter of the overlap, then rises to 1
+    over half of it. Near its border a tile's output lacks context, so the adjacent tile's output is used.
     """
     rising = ((torch.arange(overlap) + 0.5) / overlap * 2 - 0.5).clamp(0, 1)
     weight = torch.ones(length)

@@ -1,4 +1,4 @@
-"""Weights of a stage's U-Net: built from tensors and checked."""
+"""Build a stage's U-Net from its tensors, with checks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,23 +17,23 @@ def build_unet(
 ) -> UNet:
     """Return the U-Net with these weights, in evaluation mode and without gradients.
 
-    where: the file of the weights, for errors. dtype: of the weights of convolutions and linear layers, which autocast
-    would cast to it in every network evaluation; all others, and all by default, are float32.
-    Raises UserError, naming the tensor, unless names and shapes are exactly those of the U-Net.
+    where: the file of the weights, for error messages. dtype: of the weights of convolutions and linear layers, which
+    autocast would otherwise cast in every network evaluation; None: float32. All other weights are float32.
+    Raises UserError, naming the tensor, unless names and shapes match the U-Net exactly.
     """
-    with torch.device("meta"):  # no time or memory for weights that are replaced at once
+    with torch.device("meta"):  # without allocating weights that are replaced immediately
         unet = UNet(config)
     expected = {key: tuple(value.shape) for key, value in unet.state_dict().items()}
     for key, shape in expected.items():
         if key not in tensors:
-            raise UserError(f"{where}: tensor {key!r} is missing; the weights are not those of unet in cascade.json")
+            raise UserError(f"{where}: tensor {key!r} is missing; the weights do not fit the U-Net in cascade.json")
         if tuple(tensors[key].shape) != shape:
-            raise UserError(f"{where}: tensor {key!r} has shape {tuple(tensors[key].shape)}, the U-Net wants {shape}")
+            raise UserError(f"{where}: tensor {key!r} has shape {tuple(tensors[key].shape)}, the U-Net needs {shape}")
         if not tensors[key].is_floating_point():
-            raise UserError(f"{where}: tensor {key!r} is of {tensors[key].dtype}; weights are floating-point numbers")
+            raise UserError(f"{where}: tensor {key!r} has dtype {tensors[key].dtype}; weights must be floating-point")
     for key in tensors:
         if key not in expected:
-            raise UserError(f"{where}: tensor {key!r} is unknown to the U-Net of cascade.json")
+            raise UserError(f"{where}: tensor {key!r} is not in the U-Net of cascade.json")
     held = {key: value.to(dtype if dtype and value.ndim > 1 else torch.float32) for key, value in tensors.items()}
     unet.load_state_dict(held, assign=True)
     return unet.eval().requires_grad_(False)

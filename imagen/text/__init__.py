@@ -1,10 +1,10 @@
-"""Captions and prompts to embeddings.
+"""Encode captions and prompts as embeddings.
 
-config.py      which encoder, and its options
+config.py      the encoder and its options
 encoder.py     frozen encoders
 files.py       checks of an encoder's files before they are loaded
 cleaning.py    cleaning of captions
 int8.py        encoder weights in 8 bits
 embeddings.py  padding, and the unconditional embedding
-protocol.py    what other packages need of an encoder
+protocol.py    the interface of an encoder
 """

@@ -1,8 +1,8 @@
-"""Cleaning of captions before they are tokenised.
+"""Clean captions before they are tokenised.
 
-"caption" is the cleaning of DeepFloyd IF's training captions: text from the web, with its links, file names, product
-numbers and shop phrases. The rules, their order and that they run twice are IF's, since a model knows only what is
-left by them; `tests/text/test_captions.py` compares with diffusers' version of them.
+"caption" removes links, file names, product numbers and shop phrases of web text, as in the training of DeepFloyd IF.
+The rules, their order and running them twice must match IF, because its models were trained on such text.
+`tests/text/test_captions.py` compares with the implementation in diffusers.
 """
 
 import html
@@ -28,18 +28,18 @@ def _rules(*rules: tuple[str, str]) -> _Rules:
 
 
 _BEFORE_HTML = _rules(
-    ("<person>", "person"),  # how names were hidden
+    ("<person>", "person"),  # replaces names in some data sets
     (rf"\b(?:https?:(?:/{{1,3}}|[a-zA-Z0-9%])|{_LINK})", ""),
     (rf"\b(?:www:(?:/{{1,3}}|[a-zA-Z0-9%])|{_LINK})", ""),
 )
 _AFTER_HTML = _rules(
-    (r"@\w+\b", ""),  # accounts
-    ("[\u31c0-\u31ff\u3200-\u4dff\u4e00-\u9fff]+", ""),  # Chinese, Japanese and Korean signs
+    (r"@\w+\b", ""),  # account names
+    ("[\u31c0-\u31ff\u3200-\u4dff\u4e00-\u9fff]+", ""),  # Chinese, Japanese and Korean characters
     (f"[{_DASHES}]+", "-"),
     ("[`´«»“”¨]", '"'),
     ("[‘’]", "'"),
     (r"&quot;?|&amp", ""),
-    (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),  # network addresses
+    (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),  # IP addresses
     (r"\d:\d\d\s+$", ""),
     (r"\\n", " "),
     (r"#\d{1,3}\b", ""),
@@ -61,7 +61,7 @@ _AFTER_REPAIR = _rules(
     (rf"\b{_FILE}(\simages?)?", ""),
     (r"\bpage\s+\d+\b", ""),
     (r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),
-    (r"\b\d+\.?\d*[xх×]\d+\.?\d*\b", ""),  # sizes, with the Latin or the Cyrillic letter
+    (r"\b\d+\.?\d*[xх×]\d+\.?\d*\b", ""),  # sizes, with a Latin or Cyrillic x
     (r"\b\s+:\s+", ": "),
     (r"(\D[,./])\b", r"\1 "),
     (r"\s+", " "),
@@ -74,10 +74,10 @@ _JOINTS = re.compile("[-_]")
 
 
 def clean_caption(caption: str, cleaning: Cleaning) -> str:
-    """Return a caption as it is given to the tokenizer.
+    """Return the cleaned caption, the input of the tokenizer.
 
-    none: unchanged. lower: in lower case, without spaces around it. caption: as DeepFloyd IF cleans its training
-    captions. Raises UserError if that needs a package which is missing.
+    none: unchanged. lower: in lower case, without surrounding spaces. caption: as in the training of DeepFloyd IF.
+    Raises UserError if a required package is missing.
     """
     if cleaning == "none":
         return caption
@@ -113,7 +113,7 @@ def _without_tags(text: str) -> str:
 
 
 class _TextOnly(HTMLParser):
-    """Collects the text between tags."""
+    """Collect the text between tags."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)

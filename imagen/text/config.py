@@ -1,4 +1,4 @@
-"""Which text encoder, and how captions become embeddings."""
+"""Define the configuration of a text encoder."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,15 +11,15 @@ Cleaning = Literal["none", "lower", "caption"]
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Identify a text encoder and the embeddings that it makes."""
+    """Configure a text encoder and its embeddings."""
 
-    encoder: str = EMBEDDED_ENCODER  # a Hugging Face name or a local folder, also that of a diffusers pipeline
+    encoder: str = EMBEDDED_ENCODER  # a Hugging Face name, or a local folder, possibly of a diffusers pipeline
     revision: str = "main"
     width: int = 384  # D, the embedding dimension
     max_tokens: int = 128  # token limit, special tokens included
     cleaning: Cleaning = "none"  # applied to a caption before it is tokenised: see `imagen.text.cleaning`
-    # trim: an embedding ends with its caption. full: it has max_tokens tokens; models receive the encoder's output at
-    # padding as text (DeepFloyd IF).
+    # trim: embeddings have the length of their captions. full: all have max_tokens tokens, and the model treats the
+    # encoder's output at padding tokens as text (DeepFloyd IF).
     padding: Literal["trim", "full"] = "trim"
     # The unconditional embedding: one zero token (the paper zeroes embeddings) or the embedding of "" (IF).
     unconditional: Literal["zeros", "empty"] = "zeros"

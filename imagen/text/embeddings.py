@@ -1,4 +1,4 @@
-"""Text embeddings as tensors: padding them to a batch, and the embedding of the unconditional model.
+"""Pad text embeddings to a batch, and build the unconditional embedding.
 
 Shapes: B captions, L tokens, D embedding dimension.
 """
@@ -15,7 +15,7 @@ from imagen.text.config import TextConfig
 def pad_embeddings(embeddings: Sequence[Tensor], length: int = 0) -> tuple[Tensor, Tensor]:
     """Return embeddings [L_i, D] as one zero-padded [B, L, D] and its mask [B, L], True at tokens.
 
-    L is that of the longest embedding, and at least `length`.
+    L is the length of the longest embedding, and at least `length`.
     """
     length = max(length, *(len(text_LD) for text_LD in embeddings))
     text_BLD = embeddings[0].new_zeros(len(embeddings), length, embeddings[0].shape[1])
@@ -34,9 +34,9 @@ def pad_to_length(text_BLD: Tensor, mask_BL: Tensor, length: int) -> tuple[Tenso
 
 
 def unconditional_embedding(config: TextConfig, encode_empty: Callable[[], Tensor]) -> Tensor:
-    """Return the embedding that stands for no prompt and for dropped captions, [L0, D] float32.
+    """Return the unconditional embedding, [L0, D] float32.
 
-    encode_empty: returns the embedding of "", and is called only where `config` asks for it.
+    encode_empty: returns the embedding of ""; called only if `config.unconditional` is "empty".
     """
     if config.unconditional == "zeros":
         return torch.zeros(1, config.width)

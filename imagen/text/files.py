@@ -1,8 +1,9 @@
-"""What the folder of a Hugging Face encoder may hold: read and bounded here, before transformers sees it.
+"""Check the folder of a Hugging Face encoder before transformers reads it.
 
-transformers acts on what these files say: it imports what `quantization_config` and attention kernels need, follows an
-index to any file, waits for pipes, and builds as many layers as it is told. So each file that it would open has to be
-a file of sensible size, each JSON well-formed, and `config.json` describe a model that the weights beside it fill.
+transformers trusts these files: it imports the packages that `quantization_config` and attention kernels need, follows
+an index to any file, blocks on pipes, and builds any number of layers. So each file that it would open must be a
+regular file of plausible size, each JSON file must be well-formed, and `config.json` must describe a model that fits
+the stored weights.
 """
 
 import json
@@ -21,28 +22,28 @@ from imagen.errors import UserError, check_number, quoted
 from imagen.files import read_json
 
 CONFIG, INDEX, WHOLE = "config.json", "model.safetensors.index.json", "model.safetensors"
-# JSON that transformers may open for an encoder or its tokenizer; what else lies there (a trainer's state) it does not.
+# JSON files that transformers may open for an encoder or its tokenizer. It ignores others, such as a trainer's state.
 JSON = (
     *(CONFIG, INDEX, "generation_config.json", "adapter_config.json", "processor_config.json"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json", "vocab.json"),
     *("preprocessor_config.json", "chat_template.json"),
 )
-MOST_CONFIG = 2**22  # bytes of config.json; published ones have thousands, with names of classes a hundred thousand
-MOST_VOCABULARY = 2**27  # bytes of any file of a tokenizer; the largest known have 3 * 2**24
-MOST_GROWTH = 2**16  # of a caption, by a tokenizer's normalizers; published ones have up to 128
+MOST_CONFIG = 2**22  # bytes of config.json; published ones have thousands, or 100,000 with class names
+MOST_VOCABULARY = 2**27  # bytes of a tokenizer's file; the largest known has 3 * 2**24
+MOST_GROWTH = 2**16  # factor by which normalizers may lengthen a caption; published ones reach 128
 _DTYPES = ("float64", "float32", "float16", "bfloat16", "auto")
 _ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-# Fields by which a config has something imported, downloaded or taken from another file.
+# Fields that make transformers import, download or open something else.
 _REFUSED = ("quantization_config", "transformers_weights", "kernel_config", "fusion_config", "distributed_config")
-_COUNTS = re.compile(r"layer|block|depth|stage|expert|group|repeat")  # in names: numbers of things that are built
-_UNUSED = re.compile(r"pooler|position_ids")  # in names of weights: without them the last hidden states are the same
+_COUNTS = re.compile(r"layer|block|depth|stage|expert|group|repeat")  # in names of fields: numbers of modules
+_UNUSED = re.compile(r"pooler|position_ids")  # in names of weights that do not affect the last hidden states
 
 
 def check_folder(folder: Path) -> None:
-    """Check what transformers would read from a local folder, weights and the model's size excepted.
+    """Check the files that transformers would read from a local folder, except weights and the model's size.
 
-    Raises UserError naming the file: for what is no file (a pipe, say) or too large, for broken JSON, and for what
-    `check_config`, `check_index` and the like refuse.
+    Raises UserError, naming the file, if it is not a regular file, too large, invalid JSON, or rejected by
+    `check_config`, `check_index` or the checks of tokenizers.
     """
     try:
         entries = sorted(folder.iterdir())
@@ -51,27 +52,27 @@ def check_folder(folder: Path) -> None:
     for entry in entries:
         try:
             found = os.stat(entry)
-        except OSError:  # a link to nowhere: transformers will not find it either
+        except OSError:  # a broken link, which transformers cannot open either
             continue
         if stat.S_ISDIR(found.st_mode):
             continue
         if not stat.S_ISREG(found.st_mode):
-            raise UserError(f"{entry} is neither a file nor a folder; a text encoder has nothing else")
+            raise UserError(f"{entry} is neither a file nor a folder; remove it from the text encoder")
         if found.st_size > MOST_VOCABULARY and entry.suffix in (".json", ".txt", ".model", ".jinja", ".tiktoken"):
-            raise UserError(f"{entry} has {found.st_size:,} bytes; of its kind at most {MOST_VOCABULARY:,} are read")
+            raise UserError(f"{entry} has {found.st_size:,} bytes; the limit for such files is {MOST_VOCABULARY:,}")
     for entry in entries:
         if entry.name in JSON or re.fullmatch(r"tokenizer\..*\.json", entry.name):
             check_file(entry)
 
 
 def check_file(file: Path, name: str | None = None) -> None:
-    """Check one JSON file by its name (`name` if the file itself is called otherwise)."""
+    """Check one JSON file according to its name. name: if it differs from the file's actual name."""
     name = name or file.name
     if name == "adapter_config.json":
-        raise UserError(f"{file}: adapters are not read, and may refer to another model; merge it into the weights")
+        raise UserError(f"{file}: adapters are not supported; merge the adapter into the weights")
     value = read_json(file, MOST_CONFIG if name == CONFIG else MOST_VOCABULARY)
     if not isinstance(value, dict):
-        raise UserError(f"{file} is not an object")
+        raise UserError(f"{file} is not a JSON object")
     if name == CONFIG:
         check_config(value, str(file))
     elif name == INDEX:
@@ -83,10 +84,10 @@ def check_file(file: Path, name: str | None = None) -> None:
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:
-    """UserError, beginning with `where` and the field, for what a `config.json` may not say.
+    """Raise UserError, beginning with `where` and the field, for an invalid or unsafe `config.json`.
 
-    Fields in `limits.ENCODER` must be whole numbers in their bounds; other whole numbers, at any depth, are bounded by
-    what their names say they are.
+    Fields in `limits.ENCODER` must be whole numbers in their bounds. Other whole numbers, at any depth, have bounds
+    according to their names.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str):
@@ -99,13 +100,13 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
         raise UserError(f"{where}: is_encoder_decoder is {_shown(both)}; it must be true or false")
     for path, name, value in _fields(config):
         if name in _REFUSED and value:
-            raise UserError(f"{where}: {path} is set; only plain weights, which nothing else is needed for, are read")
+            raise UserError(f"{where}: {path} is set; only plain weights are supported")
         if name.endswith("implementation") and not (value is None or value in _ATTENTION):
-            raise UserError(f"{where}: {path} is {_shown(value)}; kernels from elsewhere are not run; remove the field")
+            raise UserError(f"{where}: {path} is {_shown(value)}; downloaded kernels are never run; remove the field")
         if name in ("dtype", "torch_dtype") and not isinstance(value, dict):
             if value is not None and (not isinstance(value, str) or value.removeprefix("torch.") not in _DTYPES):
                 raise UserError(f"{where}: {path} is {_shown(value)}; it must be one of {', '.join(_DTYPES)}")
-        elif name in limits.ENCODER and not isinstance(value, list | None):  # lists: a number for each level
+        elif name in limits.ENCODER and not isinstance(value, list | None):  # lists have a number per level
             if type(value) is not int:
                 raise UserError(f"{where}: {path} is {_shown(value)}; it must be a whole number")
             check_number(f"{where}: {path}", value, **limits.ENCODER[name])
@@ -115,10 +116,10 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
 
 
 def check_index(index: Mapping[str, Any], file: Path) -> list[str]:
-    """The names of the weight files in an index; UserError unless each is safetensors in the index's own folder."""
+    """Return the names of the weight files in an index. Raises UserError unless all are safetensors beside it."""
     names = index.get("weight_map")
     if not isinstance(names, dict) or not names:
-        raise UserError(f"{file}: weight_map is {_shown(names)}; it must say which file holds each tensor")
+        raise UserError(f"{file}: weight_map is {_shown(names)}; it must map tensors to files")
     for name in names.values():
         if not isinstance(name, str) or name != os.path.basename(name) or not name.endswith(".safetensors"):
             raise UserError(f"{file}: weight_map names {_shown(name)}; only .safetensors beside it are read")
@@ -128,7 +129,7 @@ def check_index(index: Mapping[str, Any], file: Path) -> list[str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors that transformers takes from a local folder. UserError if there are none."""
+    """Return the safetensors files that transformers loads from a local folder. Raises UserError if there are none."""
     if (folder / WHOLE).is_file():
         return [folder / WHOLE]
     if (folder / INDEX).is_file():
@@ -139,9 +140,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_size(build: Callable[[], torch.nn.Module], files: Iterable[Path], where: str) -> None:
-    """UserError unless the model that `build` makes has about the numbers that the weight files hold, at most.
+    """Raise UserError if the model that `build` returns has far more parameters than the weight files.
 
-    What a file lacks transformers would make up, whatever memory that takes. Building is done without memory.
+    transformers would allocate and randomly initialise missing parameters. Here the model is built on the meta device.
     """
     stored = 0
     for file in files:
@@ -155,21 +156,21 @@ def check_size(build: Callable[[], torch.nn.Module], files: Iterable[Path], wher
         model = build()
     wanted = sum(tensor.numel() for tensors in (model.parameters(), model.buffers()) for tensor in tensors)
     if wanted > 2 * stored + limits.ENCODER_SLACK:
-        raise UserError(f"{where} describes a model of {wanted:,} numbers, but the weights beside it hold {stored:,}")
+        raise UserError(f"{where} describes a model of {wanted:,} parameters, but its weight files have {stored:,}")
 
 
 def check_loaded(model: torch.nn.Module, missing: Iterable[str], where: str) -> None:
-    """UserError if weights that matter came from no file; transformers fills them with random numbers."""
+    """Raise UserError if required weights were missing in the files; transformers initialises them randomly."""
     state, missing = model.state_dict(), set(missing)
     loaded = {tensor.data_ptr() for name, tensor in state.items() if name not in missing}
-    made_up = sorted(
+    random = sorted(
         name
         for name in missing & state.keys()
         if not _UNUSED.search(name) and state[name].data_ptr() not in loaded  # tied weights have two names
     )
-    if made_up:
-        more = f" and {len(made_up) - 1} more" if len(made_up) > 1 else ""
-        raise UserError(f"{where}: its weights lack {made_up[0]!r}{more}; they do not fit its config.json")
+    if random:
+        more = f" and {len(random) - 1} more" if len(random) > 1 else ""
+        raise UserError(f"{where}: its weights lack {random[0]!r}{more}; they do not fit its config.json")
 
 
 def _check_tokenizer(config: Mapping[str, Any], file: Path) -> None:
@@ -179,26 +180,26 @@ def _check_tokenizer(config: Mapping[str, Any], file: Path) -> None:
     for name, value in config.items():
         if not name.endswith("_file") or not isinstance(value, str) or os.path.basename(value) == value:
             continue
-        # Published ones name files of the machine they were made on, which are nowhere else.
+        # Published configs name files on the machine of their authors, which do not exist elsewhere.
         if "\0" in value or os.path.exists(file.parent / value):
-            raise UserError(f"{file}: {name} is {_shown(value)}; a tokenizer's files lie beside it")
+            raise UserError(f"{file}: {name} is {_shown(value)}; a tokenizer's files must be in the same folder")
 
 
 def _check_growth(tokenizer: Mapping[str, Any], file: Path) -> None:
-    """UserError if normalizers, one after the other, can make a caption thousands of times as long."""
+    """Raise UserError if the normalizers together can lengthen a caption by more than MOST_GROWTH."""
     growth = 1
     for part in ("normalizer", "pre_tokenizer"):
         for _, name, value in _fields({part: tokenizer.get(part)}):
             if name == "content" and isinstance(value, str):
-                growth *= 1 + len(value)  # of an empty match, too, between any two characters
+                growth *= 1 + len(value)  # an empty pattern matches between any two characters
             elif name == "precompiled_charsmap":
-                growth *= 64  # far more than a character of another script needs
+                growth *= 64  # far more than transliteration of a character needs
             if growth > MOST_GROWTH:
                 raise UserError(f"{file}: its normalizers can make a caption {growth:,} times as long; remove some")
 
 
 def _fields(value: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
-    """(path, name, value) of every field and list item, at any depth; `parse_json` has bounded it."""
+    """Yield (path, name, value) of every field and list item, at any depth; `parse_json` limits the depth."""
     items: Iterable[tuple[str, str, Any]] = ()
     if isinstance(value, dict):
         items = ((f"{path}.{name}" if path else name, name, inner) for name, inner in value.items())
@@ -207,15 +208,15 @@ def _fields(value: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
         items = ((f"{path}[{i}]", name, inner) for i, inner in enumerate(value))
     for inner_path, name, inner in items:
         yield inner_path, name, inner
-        if name != "label2id":  # its names are somebody's classes
+        if name != "label2id":  # its keys are class names
             yield from _fields(inner, inner_path)
 
 
 def _product(shape: Iterable[int]) -> int:
-    numbers = 1
+    product = 1
     for size in shape:
-        numbers *= size
-    return numbers
+        product *= size
+    return product
 
 
 def _shown(value: Any) -> str:

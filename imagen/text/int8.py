@@ -1,4 +1,4 @@
-"""Weights of 8 bits for a frozen text encoder: a quarter of float32's memory, at some precision of the embeddings."""
+"""Quantize a frozen text encoder's weights to 8 bits: a quarter of float32's memory, with less precise embeddings."""
 
 import torch
 import torch.nn.functional as F
@@ -6,10 +6,9 @@ from torch import Tensor, nn
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weights are W = scale q: q in -127..127, one scale per output
-    (absmax, 2208.07339, sec. 2.1).
+    """Apply a linear layer with weights W = scale q, q in -127..127, one scale per output (absmax, 2208.07339, 2.1).
 
-    Only the weights are rounded: they are multiplied out at every call, in the format of the input.
+    Only the weights are quantized. Every call dequantizes them to the dtype of the input.
     """
 
     weight: Tensor
@@ -20,7 +19,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         weight = linear.weight.detach().float()
         scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
-        self.register_buffer("weight", (weight / scale).round().to(torch.int8))  # by this name T5 asks for its format
+        self.register_buffer("weight", (weight / scale).round().to(torch.int8))  # T5 reads the dtype of `weight`
         self.register_buffer("scale", scale)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
 
@@ -30,7 +29,7 @@ class Int8Linear(nn.Module):
 
 
 def quantize_int8(model: nn.Module) -> None:
-    """Replace every linear layer of `model` by an Int8Linear, one after the other."""
+    """Replace every linear layer of `model` by an Int8Linear, in place."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Linear:

@@ -1,4 +1,4 @@
-"""What other packages need of a text encoder. `imagen.text.encoder.TextEncoder` is one."""
+"""Define the interfaces of a text encoder, which `imagen.text.encoder.TextEncoder` implements."""
 
 from typing import Protocol
 
@@ -8,7 +8,7 @@ from imagen.text.config import TextConfig
 
 
 class Encoder(Protocol):
-    """Encodes prompts. Enough for sampling."""
+    """Encode prompts, for sampling."""
 
     def encode(self, captions: list[str], /) -> list[Tensor]:
         """Return one float32 CPU tensor [L_i, D] per caption."""
@@ -16,10 +16,12 @@ class Encoder(Protocol):
 
 
 class DatasetEncoder(Encoder, Protocol):
-    """Also says what its embeddings are and how long they will be. Needed to encode data sets."""
+    """Encode data sets: also describes its embeddings and their lengths."""
 
     @property
-    def config(self) -> TextConfig: ...
+    def config(self) -> TextConfig:
+        """Return the configuration of the embeddings."""
+        ...
 
     def lengths(self, captions: list[str], /) -> list[int]:
         """Return the number of tokens that `encode` gives each caption."""

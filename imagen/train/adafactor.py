@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from imagen.train.nonfinite import decay_, lerp_, mask_gradients
-from imagen.train.sharded import local, local_gradient, summed_over_rows, zero_rows
+from imagen.train.sharded import local, local_gradient, sharded_zeros, sum_over_ranks
 
 EPS = 1e-30  # added to squares
 DECAY = 0.8  # exponent of the second moments' decay: beta2 is 1 - t^-0.8 at step t, as in section 7.2
@@ -101,7 +101,7 @@ class Adafactor(torch.optim.Optimizer):
             for norms in ([torch.linalg.vector_norm(g, dim=dim) for g in gradients] for dim in (1, 0))
         )
         rows = torch._foreach_div(rows, [float(matrix.shape[1]) for matrix in matrices])
-        means = torch._foreach_div(summed_over_rows(sums, matrices), [float(len(matrix)) for matrix in matrices])
+        means = torch._foreach_div(sum_over_ranks(sums, matrices), [float(len(matrix)) for matrix in matrices])
         torch._foreach_add_(rows, EPS)
         torch._foreach_add_(means, EPS)
         R = [local(self.state[matrix]["row"]) for matrix in matrices]
@@ -117,7 +117,7 @@ class Adafactor(torch.optim.Optimizer):
         """Scale down updates whose root mean square is above the limit, without waiting for the device."""
         gradients = [local_gradient(parameter) for parameter in parameters]
         norms = torch._foreach_norm(gradients)
-        totals = summed_over_rows(torch._foreach_mul(norms, norms), parameters)
+        totals = sum_over_ranks(torch._foreach_mul(norms, norms), parameters)
         rms = torch._foreach_sqrt(torch._foreach_div(totals, [float(parameter.numel()) for parameter in parameters]))
         torch._foreach_div_(gradients, torch._foreach_clamp_min(torch._foreach_div(rms, CLIP), 1.0))
 
@@ -131,7 +131,7 @@ def _new_state(parameter: Tensor, beta1: float) -> dict[str, Tensor]:
     state = {"steps": torch.zeros((), dtype=parameter.dtype, device=parameter.device)}
     if _is_factored(parameter):
         rows, columns, *places = parameter.shape
-        state["row"] = zero_rows(parameter, (rows, *places))
+        state["row"] = sharded_zeros(parameter, (rows, *places))
         state["column"] = torch.zeros(columns, *places, dtype=parameter.dtype, device=parameter.device)
     else:
         state["square"] = torch.zeros_like(parameter)

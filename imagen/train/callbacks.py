@@ -1,13 +1,13 @@
-"""Callbacks: work that training does around its steps, and a user's own.
+"""Callbacks: code that the trainer calls around its steps, its own and a user's.
 
-    class StopAtLoss(Callback):
+    class StopAtLoss(imagen.Callback):
         def on_step(self, run, step, result):
             if sum(result.losses) / len(result.losses) < 0.01:
                 run.stopper.request("the loss is low enough")
 
-    train_run(experiment, "shards", "runs/base", callbacks=[StopAtLoss()])
+    imagen.train_run(experiment, "shards", "runs/base", callbacks=[StopAtLoss()])
 
-What training itself does at intervals is written the same way: `ValidationGap`, `MetricRows`, `MetricsFile`,
+The trainer's own work at intervals consists of callbacks, too: `ValidationGap`, `MetricRows`, `MetricsFile`,
 `SampleGrid`, `StageExport`, `EmaSnapshots` and `ConsoleProgress`.
 """
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from imagen.train.layout import named_weights
 from imagen.train.posthoc import exponent
-from imagen.train.sharded import free_gathered, local, placed_like, whole
+from imagen.train.sharded import distribute_like, full_tensor, local, reshard
 
 
 class Ema:
@@ -55,7 +55,7 @@ class Ema:
 
     def _pairs(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         """Return this rank's shards of EMA weights and parameters, after freeing gathered ones."""
-        free_gathered(model)
+        reshard(model)
         averages = [local(average) for average in self.weights.values()]
         return averages, [local(parameter.detach()) for _, parameter in named_weights(model)]
 
@@ -68,7 +68,7 @@ class Ema:
         first = not dist.is_initialized() or dist.get_rank() == 0
         state = {}
         for name, value in {**model.state_dict(), **self.weights}.items():
-            value = whole(value)
+            value = full_tensor(value)
             if first:
                 to = dtype if value.is_floating_point() else value.dtype
                 state[name] = value.to("cpu", to, copy=True).contiguous()
@@ -78,7 +78,7 @@ class Ema:
     def load(self, weights: dict[str, Tensor]) -> None:
         """Load weights, whole or sharded as these are. Raises KeyError or RuntimeError for another model's."""
         for name, average in self.weights.items():
-            local(average).copy_(local(placed_like(average, weights[name])))
+            local(average).copy_(local(distribute_like(average, weights[name])))
 
 
 class PowerEma(Ema):

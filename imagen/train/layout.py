@@ -49,7 +49,7 @@ def permuted_weights(network: nn.Module) -> list[tuple[nn.Parameter, nn.Paramete
     return [(module.view, module.weight) for module in _permuted(network)]
 
 
-def hand_over_gradients(pairs: Sequence[tuple[nn.Parameter, nn.Parameter]]) -> None:
+def assign_gradients(pairs: Sequence[tuple[nn.Parameter, nn.Parameter]]) -> None:
     """Let each view have its parameter's gradient, in the same memory."""
     for view, parameter in pairs:
         view.grad = None if parameter.grad is None else _as_oihw(parameter.grad)

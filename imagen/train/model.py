@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from imagen.diffusion import randomness
-from imagen.models.compiling import compiles
+from imagen.models.compiling import should_compile
 from imagen.models.unet import UNet
 from imagen.precision import autocast, autocast_dtype
 from imagen.train.experiment import Experiment
-from imagen.train.half import HalfCopy
+from imagen.train.low_precision import LowPrecisionCopy
 from imagen.train.parallel import build_mesh, parallelize
 from imagen.train.ranks import Ranks
 
@@ -26,7 +26,7 @@ class TrainingModel:
 
     unet: UNet  # float32 parameters, whole or sharded
     network: nn.Module  # what a step calls: `unet`, or DDP around it
-    copy: HalfCopy | None  # low-precision copy that a step calls instead
+    copy: LowPrecisionCopy | None  # low-precision copy that a step calls instead
     autocast: Context  # around evaluation
     step_autocast: Context  # around a training step's forward pass
     dtype: torch.dtype | None  # of the arithmetic; None: float32
@@ -50,8 +50,8 @@ def build_model(experiment: Experiment, ranks: Ranks) -> TrainingModel:
     parameters = sum(parameter.numel() for parameter in unet.parameters())  # before they are sharded
     # A CPU's group norm takes no float32 images with bfloat16 weights; on GPUs autocast handles that.
     gathered = None if device.type == "cpu" else dtype
-    copy = HalfCopy(unet, torch.bfloat16) if low_precision and alone else None
-    compiled = replace(parallel, compile=compiles(device, parallel.compile))
+    copy = LowPrecisionCopy(unet, torch.bfloat16) if low_precision and alone else None
+    compiled = replace(parallel, compile=should_compile(device, parallel.compile))
     network = parallelize(unet, compiled, mesh, ranks.world_size, dtype=gathered)
     if copy is not None:
         parallelize(copy.network, compiled, None)

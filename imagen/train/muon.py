@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imagen.precision import arithmetic
 from imagen.train.nonfinite import decay_, lerp_, mask_gradients
-from imagen.train.sharded import each_matrix_by_one, each_matrix_whole, local, local_gradient
+from imagen.train.sharded import distribute_matrices, local, local_gradient, map_full_matrices
 
 # Coefficients (a, b, c) of each iteration, x <- a x + b x^3 + c x^5. Each quintic has the least greatest error |1 - x|
 # on the interval that the ones before it leave, starting from singular values in [0.0025, 1]. After four, values lie
@@ -72,7 +72,7 @@ class Muon(torch.optim.Optimizer):
 
     Parameters may be sharded by rows (see sharded.py); all of one optimizer in the same way. A rank then
     orthogonalises its share of the matrices of each shape; replicas do the same work.
-    copies: processes that have the same whole parameters and gradients (DDP): each orthogonalises some of them.
+    replicas: processes that have the same whole parameters and gradients (DDP): each orthogonalises some of them.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class Muon(torch.optim.Optimizer):
         *,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
-        copies: dist.ProcessGroup | None = None,
+        replicas: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         if any(parameter.ndim < 2 for group in self.param_groups for parameter in group["params"]):
             raise ValueError("Muon is for matrices: give vectors and scalars to another optimizer")
-        self.copies = copies
+        self.replicas = replicas
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -122,11 +122,11 @@ class Muon(torch.optim.Optimizer):
             same_shape[len(parameter), update_oI.shape].append(index)
         together = list(same_shape.values())
         stacks_NoI = [torch.stack([updates_oI[index] for index in indices]) for indices in together]
-        if self.copies is not None:
-            stacks_NoI = each_matrix_by_one(orthogonalise, stacks_NoI, self.copies)
+        if self.replicas is not None:
+            stacks_NoI = distribute_matrices(orthogonalise, stacks_NoI, self.replicas)
         else:
             like = [parameters[indices[0]] for indices in together]
-            stacks_NoI = [each_matrix_whole(orthogonalise, *each) for each in zip(stacks_NoI, like, strict=True)]
+            stacks_NoI = [map_full_matrices(orthogonalise, *each) for each in zip(stacks_NoI, like, strict=True)]
         for indices, stack_NoI in zip(together, stacks_NoI, strict=True):
             weights = [local(parameters[index]) for index in indices]
             rate = group["lr"] * 0.2 * max(len(parameters[indices[0]]), stack_NoI.shape[2]) ** 0.5

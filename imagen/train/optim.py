@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from imagen import limits
 from imagen.errors import UserError
 from imagen.train.adafactor import Adafactor
-from imagen.train.layout import hand_over_gradients
+from imagen.train.layout import assign_gradients
 from imagen.train.muon import Muon
-from imagen.train.sharded import replicated_like
+from imagen.train.sharded import replicate_like
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -69,7 +69,7 @@ class Optimizers:
 
     def step(self, factor: Tensor | None = None, finite: Tensor | None = None) -> None:
         """Update the parameters. factor: for all gradients. finite: on the device; if False, nothing changes."""
-        hand_over_gradients(self.permuted)
+        assign_gradients(self.permuted)
         for optimizer in self.optimizers:
             if factor is None or finite is None:
                 optimizer.step()
@@ -88,7 +88,7 @@ class Optimizers:
 def build_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     config: OptimConfig,
-    copies: dist.ProcessGroup | None = None,
+    replicas: dist.ProcessGroup | None = None,
     permuted: Sequence[tuple[nn.Parameter, nn.Parameter]] = (),
 ) -> Optimizers:
     """Build the optimizer of `config.algorithm` for all parameters that require gradients, whole or sharded.
@@ -100,7 +100,7 @@ def build_optimizer(
     muon: Muon for the inner matrices, AdamW for the rest. The first and last layers use AdamW: their rows and columns
         are pixels, or features of the noise level, which Muon's equal treatment of all directions does not suit.
 
-    copies: processes that hold the same whole parameters and gradients (DDP), among which Muon divides its work.
+    replicas: processes that hold the same whole parameters and gradients (DDP), among which Muon divides its work.
     permuted: of a sharded network; see `Optimizers`.
     """
     trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
@@ -112,7 +112,7 @@ def build_optimizer(
     if config.algorithm == "muon":
         inner = [parameter for name, parameter in trained if _is_inner(name, parameter)]
         rest = [parameter for name, parameter in trained if not _is_inner(name, parameter)]
-        muon = Muon(inner, config.muon_lr, weight_decay=decay, copies=copies)
+        muon = Muon(inner, config.muon_lr, weight_decay=decay, replicas=replicas)
         return Optimizers(muon, _adam(torch.optim.AdamW, rest, config), lr=config.lr, permuted=permuted)
     kind = torch.optim.Adam if config.algorithm == "adam" else torch.optim.AdamW
     return Optimizers(_adam(kind, everything, config), lr=config.lr, permuted=permuted)
@@ -128,7 +128,7 @@ def _guarded(optimizer: torch.optim.Optimizer, factor: Tensor, finite: Tensor) -
     """Step a fused optimizer, whose kernel divides gradients by `grad_scale`, or does nothing if `found_inf` is set."""
     like = next(p for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
     optimizer.grad_scale, optimizer.found_inf = (  # type: ignore[attr-defined]
-        replicated_like(like, number.float()) for number in (factor.reciprocal(), ~finite)
+        replicate_like(like, number.float()) for number in (factor.reciprocal(), ~finite)
     )
     optimizer.step()
     del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from imagen.devices import default_device, set_up
 from imagen.errors import UserError
-from imagen.torchrun import check_meeting_point, place
+from imagen.torchrun import check_rendezvous, read_launch
 
 T = TypeVar("T")
 
@@ -80,12 +80,12 @@ class Ranks:
 def process_group(device: torch.device | str | None = None) -> Iterator[Ranks]:
     """Join the process group that torchrun started; without torchrun, a single rank.
 
-    Exits silently with code 2 if another rank reports a user error, and with a message and code 1 if another rank is
-    lost.
+    Exits silently with code 2 if another rank reports a user error, and with a message and code 1 if the connection to
+    another rank is lost.
 
     device: default: the NVIDIA GPU of this process's local rank; else, for a single rank, Apple's GPU; else the CPU.
     """
-    _, world_size, local = place()
+    _, world_size, local = read_launch()
     if device is None:
         alone = default_device() if world_size == 1 else "cpu"
         device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device(alone)
@@ -95,7 +95,7 @@ def process_group(device: torch.device | str | None = None) -> Iterator[Ranks]:
             device = torch.device("cuda", local)
         if device.index >= torch.cuda.device_count():
             raise UserError(
-                f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}; "
+                f"process {local} of this host has no GPU: there are {torch.cuda.device_count()}; "
                 "start as many processes as there are GPUs (torchrun --nproc-per-node)"
             )
         set_up(device)
@@ -107,12 +107,12 @@ def process_group(device: torch.device | str | None = None) -> Iterator[Ranks]:
         return
     # gloo beside NCCL: checkpoints are written in a background thread, from tensors on the CPU.
     backend, bound = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
-    check_meeting_point()
+    check_rendezvous()
     try:
         store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
     except (RuntimeError, ValueError, OSError) as error:
-        meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise UserError(f"the processes cannot meet at {meeting}: {str(error).splitlines()[0]}") from None
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(f"cannot connect to the first rank at {address}: {str(error).splitlines()[0]}") from None
     # NOTE torchrun uses one store for all attempts, which still contains the addresses of killed ranks: each attempt
     # needs its own keys. Machines count attempts differently; with several, keep torchrun from sharing the store
     # (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, see docs/howto/scale.md).
@@ -127,6 +127,10 @@ def process_group(device: torch.device | str | None = None) -> Iterator[Ranks]:
     except RuntimeError as error:
         if not any(words in str(error) for words in _LOST):
             raise
-        print(f"imagen: rank {rank} has lost another one, whose own message says why", file=sys.stderr, flush=True)
+        print(
+            f"imagen: rank {rank} lost the connection to another rank; the message of that rank gives the reason",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(1)  # threads that still wait for the lost one would keep this process alive
     dist.destroy_process_group()

@@ -30,7 +30,7 @@ def train_run(
     Writes OUT/samples/step-NNNNNNNN.png at intervals, always of the same captions and noise, and OUT/export, a
     one-stage cascade with the EMA weights, with each checkpoint.
 
-    callbacks: further ones (`imagen.train.callbacks`); every rank passes its own.
+    callbacks: further ones (`imagen.Callback`); every rank passes its own.
     minutes: budget of wall time. profile: first and last step of a trace, written to OUT/profile.
     ranks: the processes that train together (`imagen.train.ranks.process_group`), each of which calls this; default:
         this one, on the default device.

@@ -26,12 +26,12 @@ from imagen.train.layout import named_weights, permuted_weights
 from imagen.train.meter import Row
 from imagen.train.model import build_model
 from imagen.train.optim import build_optimizer
-from imagen.train.parallel import spread
+from imagen.train.parallel import describe
 from imagen.train.progress import Progress
 from imagen.train.ranks import Ranks
 from imagen.train.rundir import open_run
 from imagen.train.scaling import LossScale
-from imagen.train.sharded import free_gathered
+from imagen.train.sharded import reshard
 from imagen.train.stopping import Stopper
 from imagen.train.validation import with_other_captions
 
@@ -67,9 +67,9 @@ class TrainingRun:
         self.model = build_model(experiment, ranks)
         self.unet = self.model.unet
         # Processes that hold the same whole parameters, among which Muon divides its work.
-        copies = dist.group.WORLD if isinstance(self.model.network, DistributedDataParallel) else None
+        replicas = dist.group.WORLD if isinstance(self.model.network, DistributedDataParallel) else None
         permuted = permuted_weights(self.unet)
-        self.optimizer = build_optimizer(named_weights(self.unet), experiment.optim, copies, permuted)
+        self.optimizer = build_optimizer(named_weights(self.unet), experiment.optim, replicas, permuted)
         self.checkpointer = Checkpointer(folder, self.config, self.unet, self.optimizer, ranks)
         self.progress = Progress(loss_scale=LossScale.build(self.model.dtype))
         self._resume()
@@ -128,7 +128,7 @@ class TrainingRun:
                     yield self.unet
             finally:
                 self.unet.train()
-                free_gathered(self.unet)
+                reshard(self.unet)
 
     def _resume(self) -> None:
         """Load the last checkpoint that can be read, if there is one."""
@@ -156,7 +156,7 @@ class TrainingRun:
         return max(self.experiment.text.max_tokens, 0 if null_LD is None else len(null_LD))
 
     def _report_summary(self) -> None:
-        where = f"{spread(self.experiment.parallel, self.ranks)} in {precision_name(self.model.dtype)}"
+        where = f"{describe(self.experiment.parallel, self.ranks)} in {precision_name(self.model.dtype)}"
         parts = f" in micro-batches of {self.micro_batch}" if self.accumulation > 1 else ""
         self.report(
             f"{self.experiment.name}: {self.model.parameters / 1e6:,.1f}M parameters on {where}, "

@@ -1,7 +1,7 @@
-"""Parameters whose rows lie on several ranks: DTensors as `fully_shard` makes them, sharded on dimension 0.
+"""Work on parameters that are sharded by rows: DTensors of `fully_shard`, sharded on dimension 0.
 
-The mesh is one dimension of shards, or two: replicas, and shards within each. Plain tensors, of one process or of
-DDP, are whole everywhere; every function here takes them too, and does nothing to them.
+The mesh has one dimension (shards) or two (replicas, and shards within each). All functions also accept plain tensors,
+of a single process or of DDP. A plain tensor has all its rows on every rank, so nothing is communicated for it.
 """
 
 from collections import defaultdict
@@ -16,45 +16,48 @@ from torch.distributed.tensor import zeros as dtensor_zeros
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's rows, sharing memory with `tensor`; possibly none."""
+    """Return this rank's rows, which may be none. Shares memory with `tensor`."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def local_gradient(parameter: Tensor) -> Tensor:
-    """The gradient of this rank's rows, sharing memory with it."""
+    """Return the gradient of this rank's rows. Shares memory with it."""
     assert parameter.grad is not None
     return local(parameter.grad)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All rows, on every rank: all ranks must call it."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather all rows on every rank. All ranks call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def placed_like(like: Tensor, tensor: Tensor) -> Tensor:
-    """`tensor` as `like` lies: of a whole one, which every rank has, each rank keeps its rows. No communication."""
+def distribute_like(like: Tensor, tensor: Tensor) -> Tensor:
+    """Shard `tensor`, of which every rank has all rows, as `like` is sharded. No communication."""
     if isinstance(like, DTensor) and not isinstance(tensor, DTensor):
         tensor = tensor.to(local(like).device)
         return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
     return tensor
 
 
-def replicated_like(like: Tensor, tensor: Tensor) -> Tensor:
-    """`tensor`, which every rank has, for operations on it and on sharded ones together."""
+def replicate_like(like: Tensor, tensor: Tensor) -> Tensor:
+    """Make `tensor`, which is equal on all ranks, usable in operations with `like`: replicate it on the same mesh."""
     if not isinstance(like, DTensor):
         return tensor
     return DTensor.from_local(tensor, like.device_mesh, [Replicate()] * like.device_mesh.ndim, run_check=False)
 
 
-def zero_rows(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """Zeros of `shape`, whose rows (dimension 0) lie where the rows of `like` do."""
+def sharded_zeros(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return zeros of `shape`, sharded on dimension 0 as `like` is."""
     if isinstance(like, DTensor):
         return dtensor_zeros(*shape, dtype=like.dtype, device_mesh=like.device_mesh, placements=like.placements)
     return torch.zeros(*shape, dtype=like.dtype, device=like.device)
 
 
-def summed_over_rows(parts: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Sums over each rank's rows of a parameter, added up to sums over all rows: one all-reduce for all of them."""
+def sum_over_ranks(parts: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Add up sums over each rank's rows to sums over all rows, with one all-reduce for all parameters.
+
+    parts[i]: this rank's sum over its rows of parameters[i]. Returns the totals, on every rank.
+    """
     sums = list(parts)
     together: dict[object, list[int]] = defaultdict(list)
     for index, parameter in enumerate(parameters):
@@ -71,10 +74,11 @@ def summed_over_rows(parts: Sequence[Tensor], parameters: Sequence[Tensor]) -> l
     return sums
 
 
-def each_matrix_whole(function: Callable[[Tensor], Tensor], stack_NoI: Tensor, like: Tensor) -> Tensor:
-    """function(stack), for a function of whole matrices, of which this rank has the rows that it has of `like`.
+def map_full_matrices(function: Callable[[Tensor], Tensor], stack_NoI: Tensor, like: Tensor) -> Tensor:
+    """Apply `function`, which needs full matrices, to a stack of N matrices [O, I] that are sharded as `like` is.
 
-    The N matrices are dealt out to the ranks of the mesh's shards, so that each is worked on once, not once a rank.
+    stack_NoI: this rank's rows of each matrix; the result has the same rows. The ranks of a replica divide the N
+    matrices among them, so that each matrix is computed once per replica.
     """
     if not isinstance(like, DTensor):
         return function(stack_NoI)
@@ -90,41 +94,42 @@ def each_matrix_whole(function: Callable[[Tensor], Tensor], stack_NoI: Tensor, l
     return matrices.redistribute(placements=by_row).to_local()
 
 
-def each_matrix_by_one(
-    function: Callable[[Tensor], Tensor], stacks_NOI: Sequence[Tensor], copies: dist.ProcessGroup
+def distribute_matrices(
+    function: Callable[[Tensor], Tensor], stacks_NOI: Sequence[Tensor], replicas: dist.ProcessGroup
 ) -> list[Tensor]:
-    """function(stack) of every stack, for a function of matrices, which all processes of `copies` have alike.
+    """Apply `function` to stacks of matrices, which are equal on all ranks of `replicas`; each rank computes a share.
 
-    The matrices are dealt out to the processes by what they cost, and the results, of one dtype, exchanged at once.
+    Matrices are assigned by estimated cost, the most expensive first. One all-gather exchanges the results, which have
+    one dtype.
     """
-    rank, size = dist.get_rank(copies), dist.get_world_size(copies)
-    dealt: list[list[tuple[int, int]]] = [[] for _ in range(size)]  # (stack, matrix) of each process
+    rank, size = dist.get_rank(replicas), dist.get_world_size(replicas)
+    assigned: list[list[tuple[int, int]]] = [[] for _ in range(size)]  # (stack, matrix) of each rank
     load = [0] * size
     matrices = [(stack, row) for stack, stack_NOI in enumerate(stacks_NOI) for row in range(len(stack_NOI))]
     shapes = [stack_NOI.shape[1:] for stack_NOI in stacks_NOI]
     for stack, row in sorted(matrices, key=lambda matrix: -shapes[matrix[0]].numel() * min(shapes[matrix[0]])):
-        idle = load.index(min(load))
-        dealt[idle].append((stack, row))
-        load[idle] += shapes[stack].numel() * min(shapes[stack])
+        least = load.index(min(load))
+        assigned[least].append((stack, row))
+        load[least] += shapes[stack].numel() * min(shapes[stack])
 
     done = []
     for stack, stack_NOI in enumerate(stacks_NOI):
-        if rows := [row for other, row in sorted(dealt[rank]) if other == stack]:
+        if rows := [row for other, row in sorted(assigned[rank]) if other == stack]:
             done.append(function(stack_NOI[rows]))
-    longest = max(sum(shapes[stack].numel() for stack, _ in share) for share in dealt)
+    longest = max(sum(shapes[stack].numel() for stack, _ in share) for share in assigned)
     dtype = function(stacks_NOI[0][:0]).dtype
     own = torch.zeros(longest, dtype=dtype, device=stacks_NOI[0].device)
     if done:
         flat = torch.cat([result.flatten() for result in done])
         own[: len(flat)] = flat
-    shares = [torch.empty_like(own).view(torch.uint8) for _ in range(size)]  # gloo does not know every dtype
-    dist.all_gather(shares, own.view(torch.uint8), group=copies)
+    shares = [torch.empty_like(own).view(torch.uint8) for _ in range(size)]  # gloo does not support every dtype
+    dist.all_gather(shares, own.view(torch.uint8), group=replicas)
 
     results = [
         torch.empty(len(stack_NOI), *shapes[stack], dtype=dtype, device=own.device)
         for stack, stack_NOI in enumerate(stacks_NOI)
     ]
-    for share, bytes_ in zip(dealt, shares, strict=True):
+    for share, bytes_ in zip(assigned, shares, strict=True):
         parts = bytes_.view(dtype)[: sum(shapes[stack].numel() for stack, _ in share)]
         sizes = [shapes[stack].numel() for stack, _ in sorted(share)]
         for (stack, row), part in zip(sorted(share), parts.split(sizes), strict=True):
@@ -132,8 +137,8 @@ def each_matrix_by_one(
     return results
 
 
-def free_gathered(model: nn.Module) -> None:
-    """Make all parameters those of this rank's rows again: after a forward pass without backward, some are whole."""
+def reshard(model: nn.Module) -> None:
+    """Free gathered parameters: after a forward pass without backward, some modules still hold all rows."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from imagen.data.loading.batches import Batch
-from imagen.devices import fetched, sent
+from imagen.devices import fetch, send
 from imagen.diffusion import randomness
 from imagen.stage.loss import ForwardProcess
-from imagen.train.half import HalfCopy
+from imagen.train.low_precision import LowPrecisionCopy
 from imagen.train.optim import Optimizers
-from imagen.train.parallel import last_backward
+from imagen.train.parallel import gradient_sync
 from imagen.train.ranks import Ranks
 from imagen.train.scaling import LossScale
 
@@ -84,7 +84,7 @@ def launch_step(
     stop: Callable[[], bool] = lambda: False,
     compute: Callable[[], AbstractContextManager] = nullcontext,
     scale: LossScale | None = None,
-    copy: HalfCopy | None = None,
+    copy: LowPrecisionCopy | None = None,
     waits: bool | None = None,
 ) -> PendingStep:
     """Launch forward and backward passes over this rank's `count` micro-batches, gradient clipping and the update.
@@ -103,17 +103,17 @@ def launch_step(
         waits = scale.active or forward_process.device.type == "cpu"
     measured, keys, bad_samples = [], [], 0
     if copy is not None:
-        copy.refresh()
+        copy.copy_weights()
     for number, batch in enumerate(batches, 1):
         torch.manual_seed(randomness.seed_for(forward_process.seed, batch.position, randomness.DROPOUT_LAYERS))
-        with last_backward(network, number == count):
+        with gradient_sync(network, number == count):
             with compute():
                 noised = forward_process(batch)
                 with autocast():
                     loss = forward_process.loss(network if copy is None else copy.network, noised)
             (loss.total.mean() / count * scale.value).backward()  # ranks are averaged on the way
         if copy is not None:
-            copy.hand_over_gradients()
+            copy.accumulate_gradients()
         measured.append(torch.stack([loss.total.detach(), loss.eps_mse, noised.times_B.to(loss.total.dtype)]))
         keys += batch.keys
         bad_samples += batch.skipped
@@ -121,7 +121,7 @@ def launch_step(
     parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
     total = total_norm(parameters)
     own = torch.stack(measured)  # [count, 3, samples]
-    flags = sent(torch.tensor([bad_samples, stop()], dtype=own.dtype), own.device)
+    flags = send(torch.tensor([bad_samples, stop()], dtype=own.dtype), own.device)
     numbers = ranks.gather(torch.cat([own.flatten(), (total / scale.value).to(own.dtype)[None], flags]))
     losses = numbers[:, : own.numel()].reshape(-1, *own.shape)[:, :, 0]
     if waits:
@@ -139,7 +139,7 @@ def launch_step(
         optimizer.step((clip_norm / (total + 1e-6)).clamp(max=1.0), finite)
         overflows = torch.zeros_like(numbers[:, :1])
     optimizer.zero_grad()
-    numbers, arrived = fetched(torch.cat([numbers, overflows], 1))
+    numbers, arrived = fetch(torch.cat([numbers, overflows], 1))
     return PendingStep(numbers, (len(measured), own.shape[-1]), keys, ranks, scale, arrived)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from imagen.data.shards.dataset import check_shards
 from imagen.devices import default_device
 from imagen.files import write_json
 from imagen.text.protocol import DatasetEncoder
@@ -58,6 +59,7 @@ def train(
     ranks, folder = ranks or Ranks(torch.device(default_device())), Path(out)
     if profile is not None:
         check_span(profile, experiment.train.steps)
+    ranks.on_first(lambda: check_shards(data))  # before the run folder is created
     with locked(folder) if ranks.is_first else nullcontext():
         trainer = Trainer(
             experiment, data, folder, callbacks, ranks=ranks, report=report, minutes=minutes, encoder=encoder

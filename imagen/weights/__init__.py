@@ -1,8 +1,8 @@
-"""Weights that come with the package, each in a folder named here: `imagen.load("emoji")`.
+"""Weights that are packaged with imagen, as in `imagen.load("emoji")`.
 
 emoji/       the reference cascade, text -> 64 -> 256 -> 1024
-curves.json  of its training, by preset (`imagen.evaluate.compare`)
-recogniser/  names the objects in a picture (`imagen.emoji.recogniser`)
+curves.json  its training curves, by preset (`imagen.evaluate.compare`)
+recogniser/  a detector of the objects in an image (`imagen.emoji.recogniser`)
 """
 
 from importlib.resources import files
@@ -15,18 +15,18 @@ HELP = "train them: runs/emoji_reference.sh in the repository says how"
 
 
 def packaged(name: str) -> Path | None:
-    """The folder of the cascade of that name; None for a name that is none of the package's.
+    """Return the folder of a packaged cascade; None for an unknown name.
 
-    UserError if this copy of the package holds no weights.
+    Raises UserError if this installation lacks the weights.
     """
     if name not in CASCADES:
         return None
-    folder = place(name)
+    folder = packaged_path(name)
     if not (folder / "cascade.json").is_file():
-        raise UserError(f"this copy of imagen comes without the weights {name!r}; {HELP}")
+        raise UserError(f"this installation of imagen lacks the weights {name!r}; {HELP}")
     return folder
 
 
-def place(name: str) -> Path:
-    """Where the weights of that name are, or would be."""
+def packaged_path(name: str) -> Path:
+    """Return the path of packaged weights, whether or not they exist."""
     return Path(str(files("imagen.weights"))) / name

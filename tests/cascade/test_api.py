@@ -1,4 +1,4 @@
-"""The library as its users meet it: one prompt, embeddings, tensors, hints at what other libraries call it, help()."""
+"""The public API: one prompt, embeddings, tensors, hints for names of other libraries, help()."""
 
 import dataclasses
 import inspect
@@ -38,7 +38,7 @@ def test_one_prompt_is_a_list_of_one(two):
     assert same(alone, two.sample(["cat"], **QUICK)[0])
 
 
-def test_an_embedding_stands_for_its_prompt(two):
+def test_an_embedding_equals_its_prompt(two):
     cat, dog = Words().encode(["cat", "dog on mat"])
     texts = two.sample(["cat", "dog on mat"], negative="cow", seeds=[3, 4], **QUICK)
     cow = Words().encode(["cow"])[0]
@@ -63,12 +63,12 @@ def test_an_embedding_stands_for_its_prompt(two):
         (7, "a prompt is 7; it must be text, or an embedding"),
     ],
 )
-def test_what_is_no_embedding(two, embedding, message):
+def test_invalid_embeddings_are_rejected(two, embedding, message):
     with pytest.raises(UserError, match=message):
         two.request([embedding])
 
 
-def test_a_cascade_without_text_takes_no_embedding():
+def test_a_cascade_without_text_rejects_embeddings():
     with pytest.raises(UserError, match="trained without text"):
         Cascade([stage(16, text=False)]).request([torch.zeros(2, WIDTH)])
 
@@ -82,12 +82,12 @@ def test_tensors_are_the_pixels_of_the_images(two):
         two.sample("cat", output="numpy", **QUICK)
 
 
-def test_one_variation_is_for_all_images(two):
+def test_one_variation_applies_to_all_images(two):
     variation = Variation(1, 2, 0.25)
     assert two.request(["cat", "dog"], seeds=variation).seeds == (variation, variation)
 
 
-def test_files_of_embeddings_hold_a_hash_and_resume(two, tmp_path):
+def test_files_from_embeddings_have_a_hash_and_resume(two, tmp_path):
     cat = Words().encode(["cat"])[0]
     (path,) = write_samples(two, [cat], tmp_path, seed=3, steps=1, **QUICK)
     made = read_metadata(path)
@@ -97,7 +97,7 @@ def test_files_of_embeddings_hold_a_hash_and_resume(two, tmp_path):
     assert path.stat().st_mtime_ns == before
     with pytest.raises(UserError, match="made with another embedding"):
         write_samples(two, [cat + 1], tmp_path, seed=3, steps=1, **QUICK)
-    with pytest.raises(UserError, match="from a prompt embedding, of which the file holds only the hash"):
+    with pytest.raises(UserError, match="from a prompt embedding, and the file holds only its hash"):
         regenerate_request(two, path)
 
 
@@ -120,16 +120,16 @@ def test_files_of_embeddings_hold_a_hash_and_resume(two, tmp_path):
         ("rows", "`micro_batch`"),
     ],
 )
-def test_arguments_of_diffusers_are_answered_with_ours(two, name, ours):
-    with pytest.raises(TypeError, match=f"no setting '{name}'; in its place there is {ours}"):
+def test_errors_for_arguments_of_diffusers_name_ours(two, name, ours):
+    with pytest.raises(TypeError, match=f"no setting '{name}'; the equivalent here is {ours}"):
         two.sample("cat", **{name: 4})
 
 
-def test_a_typo_is_answered_with_the_nearest_name(two, tmp_path):
+def test_errors_for_typos_suggest_the_closest_name(two, tmp_path):
     for name, near in (("negatives", "negative"), ("micro_batchs", "micro_batch"), ("stpes", "steps")):
         with pytest.raises(TypeError, match=f"no setting '{name}'; did you mean '{near}'"):
             two.request("cat", **{name: 4})
-    with pytest.raises(TypeError, match=r"load\(\) has no argument 'torch_dtype'; in its place there is `precision`"):
+    with pytest.raises(TypeError, match=r"load\(\) has no argument 'torch_dtype'; the equivalent here is `precision`"):
         imagen.load(tmp_path, torch_dtype=torch.float16)
     with pytest.raises(TypeError, match=r"load\(\) has no argument 'stage'; did you mean 'stages'"):
         Cascade.load(tmp_path, stage=1)
@@ -142,7 +142,7 @@ def test_every_field_of_a_sampling_config_is_an_option():
     assert set(SamplingOptions.__annotations__) == {field.name for field in dataclasses.fields(SamplingConfig)}
 
 
-def test_requests_take_the_options_with_the_defaults_that_help_shows():
+def test_requests_have_the_options_and_defaults_of_help():
     parameters = inspect.signature(make_request).parameters
     named = {name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
     assert named | set(SamplingOptions.__annotations__) == set(RequestOptions.__annotations__)
@@ -185,7 +185,7 @@ def test_reprs(two):
     assert "for an embedding;" in repr(two.request(torch.zeros(1, WIDTH)))
 
 
-def test_importing_is_quick_and_names_come_when_used():
+def test_importing_is_lazy():
     script = """
 import sys, imagen
 heavy = {"torch", "numpy", "PIL", "safetensors", "transformers"}

@@ -1,4 +1,4 @@
-"""How much memory sampling takes: predictions against torch's allocator, and requests that are cut to a bound."""
+"""Compare predicted memory of sampling with torch's allocator, and check requests with a bound."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ from imagen.text.encoder import TextEncoder
 
 
 def allocated(run) -> int:
-    """Most bytes that torch's CPU allocator had given out in `run`, beyond those before."""
+    """Return the peak of bytes that torch's CPU allocator allocated during `run`."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
     events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
@@ -26,7 +26,7 @@ def allocated(run) -> int:
 
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun"])
-def test_predicted_bytes_are_those_of_the_allocator(rows, sampler):
+def test_predicted_bytes_equal_those_of_the_allocator(rows, sampler):
     large = stage(64, 32)
     settings = SamplingConfig(sampler=sampler, steps=3, guidance=2.0)
     texts, low = [torch.zeros(8, TEXT.width)] * rows, torch.zeros(rows, 3, 32, 32, dtype=torch.uint8)
@@ -39,7 +39,7 @@ def test_predicted_bytes_are_those_of_the_allocator(rows, sampler):
     assert predicted == pytest.approx(allocated(run), rel=0.05)
 
 
-def test_rows_are_cut_and_pictures_stay_the_same():
+def test_smaller_micro_batches_give_the_same_images():
     two = cascade()
     weights = sum(weight_bytes(part.unet) for part in two.stages)
     needs = [
@@ -54,7 +54,7 @@ def test_rows_are_cut_and_pictures_stay_the_same():
     assert max(abs(pixels(a) - pixels(b)).max() for a, b in zip(roomy, narrow, strict=True)) <= 1
 
 
-def test_where_no_picture_fits_it_is_made_in_tiles_or_refused():
+def test_an_image_that_does_not_fit_is_tiled_or_rejected():
     wide = cascade(stage(16), stage(64, 16, text=False))
     request = {"size": (256, 512), "device": "cpu", "precision": "fp32"}
     weights = sum(weight_bytes(part.unet) for part in wide.stages)
@@ -62,14 +62,14 @@ def test_where_no_picture_fits_it_is_made_in_tiles_or_refused():
     plan = wide.request(["x"], vram=(weights + 0.7 * need) / GIB, **request)
     assert plan.micro_batch == (1, 1) and plan.tiles[0] is None and plan.tiles[1] is not None
     assert plan.tiles[1].side in (128, 256)
-    with pytest.raises(UserError, match=r"stage (16|64) takes .* GiB for one picture of .*; allow more"):
+    with pytest.raises(UserError, match=r"stage (16|64) takes .* GiB for one image of .*; allow more"):
         wide.request(["x"], vram=weights / GIB, **request)
     with pytest.raises(UserError, match="vram is -1"):
         wide.request(["x"], vram=-1, **request)
 
 
 class Elsewhere(nn.Module):
-    """A network that notes where it was sent."""
+    """A network that records its devices."""
 
     def __init__(self, network: nn.Module, visits: list[str]) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Elsewhere(nn.Module):
         return self.network(*args, **kwargs)
 
 
-def test_offloaded_stages_come_once_for_several_batches():
+def test_offloaded_stages_are_moved_once_for_several_batches():
     two, visits = cascade(), ([], [])
     words = [f"picture {i}" for i in range(6)]
     plan = two.request(words, seeds=range(6), batch_size=2, device="cpu", precision="fp32")
@@ -105,7 +105,7 @@ def test_offloaded_stages_come_once_for_several_batches():
     assert all(seen[-1] == "cpu" for seen in visits)
 
 
-def test_a_large_text_encoder_stays_off_the_device(monkeypatch):
+def test_a_large_text_encoder_runs_on_the_cpu(monkeypatch):
     config = dataclasses.replace(TEXT, max_tokens=4)
     places: list[str] = []
 
@@ -125,7 +125,7 @@ def test_a_large_text_encoder_stays_off_the_device(monkeypatch):
     assert places == ["meta", "cpu"]
 
 
-def test_one_picture_that_cannot_be_written_stops_the_job(tmp_path, monkeypatch):
+def test_an_image_that_cannot_be_written_stops_the_job(tmp_path, monkeypatch):
     from imagen.cascade import output
 
     write = output.write_png
@@ -141,7 +141,7 @@ def test_one_picture_that_cannot_be_written_stops_the_job(tmp_path, monkeypatch)
     assert (tmp_path / "0000.png").exists() and (tmp_path / "0001.png").exists()
 
 
-def test_pictures_remember_the_8_bits_of_their_texts(tmp_path):
+def test_provenance_records_an_int8_text_encoder(tmp_path):
     (path,) = write_samples(eight := cascade(int8_text=True), ["x"], tmp_path, **QUICK)
     assert read_metadata(path)["text"]["int8"] is True
     assert regenerate_request(eight, path, device="cpu")[1] == 0

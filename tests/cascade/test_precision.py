@@ -1,4 +1,4 @@
-"""Weights held in bfloat16: the same pictures, and nothing that would need the others."""
+"""Weights in bfloat16 give the same images, and reject operations that need float32."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "cascade"
 
 
-def test_the_same_pictures_in_half_of_the_memory(saved: Path, tmp_path: Path) -> None:
+def test_the_same_images_in_half_of_the_memory(saved: Path, tmp_path: Path) -> None:
     full, half = imagen.load(saved), imagen.load(saved, precision="bf16")
     for cascade in (full, half):
         assert cascade.texts is not None

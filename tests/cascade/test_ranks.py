@@ -1,4 +1,4 @@
-"""The helper that starts ranks: results by rank, failures told, nothing left hanging."""
+"""The helper that starts ranks returns results by rank, reports failures and leaves no process behind."""
 
 import os
 import time
@@ -38,7 +38,7 @@ def test_results_come_back_by_rank():
     assert run_on_ranks(1, total, 3) == [(0, 1, torch.tensor([3]))]
 
 
-def test_failures_are_told():
+def test_failures_are_reported():
     with pytest.raises(AssertionError, match=r"rank 1 of 2: (.|\n)*fail_on_1(.|\n)*KeyError: 'this one'"):
         run_on_ranks(2, fail_on_1)
     with pytest.raises(AssertionError, match="rank"):

@@ -15,7 +15,7 @@ from damage import broken_weights, cut, edit, files, largest_file, other_weights
         (edit(lambda v: v["stages"][0]["config"].update(resolutio=1)), "unknown field 'stages[0].config.resolutio'"),
         (edit(lambda v: v["stages"][0].update(sha256="0" * 64)), "is damaged or was replaced: its sha256 is"),
         (edit(lambda v: v["stages"].reverse()), "is a base stage; only the first stage can be one"),
-        (edit(lambda v: v["stages"][1]["config"].update(low_resolution=32)), "enlarges 32 pictures"),
+        (edit(lambda v: v["stages"][1]["config"].update(low_resolution=32)), "upsamples 32-pixel images"),
         (edit(lambda v: v["text"]["config"].update(width=512)), "unet.text_width is 384 but"),
         (edit(lambda v: v.update(format=7)), "this version of imagen reads 1"),
         (lambda f: next(f.glob("stage-256-*")).unlink(), "is missing; cascade.json names it"),
@@ -47,7 +47,7 @@ def test_stages_that_do_not_fit(made, copy, mistake, tmp_path):
         ((sr, base), "is a base stage; only the first stage can be one"),
         ((sr,), "cannot come first"),
         ((base, base), "only the first stage can be one"),
-        ((base, sr, sr), "enlarges 64 pictures, but the stage before it makes 256"),
+        ((base, sr, sr), "upsamples 64-pixel images, but the stage before it outputs 256"),
         ((base, other), "text encoder is 't5-small', not 'sentence-transformers/all-MiniLM-L6-v2'"),
         ((base, tmp_path / "none"), "none does not exist"),
         ((base, made / "shards"), "is not a cascade"),
@@ -61,6 +61,6 @@ def test_assembling_overwrites_nothing_else(made, copy, imagen, mistake, tmp_pat
     before = files(tmp_path)
     assert "is a training run; choose another folder" in mistake("assemble", run, made / "sr", "--out", run)
     assert "holds a cascade of stages [64, 256], not [64]" in mistake("assemble", run, "--out", cascade)
-    assert "is not empty and no cascade" in mistake("assemble", run, "--out", tmp_path)
+    assert "is not empty and not a cascade" in mistake("assemble", run, "--out", tmp_path)
     imagen("assemble", run, made / "sr", "--out", cascade)  # the same again
     assert files(tmp_path) == before

@@ -51,8 +51,8 @@ def test_pictures_are_not_overwritten(made, imagen, mistake, tmp_path):
     )
     assert files(tmp_path) == before
     (tmp_path / "file").touch()
-    assert "cannot make the folder" in mistake("sample", made / "cascade", "", *one[:-1], tmp_path / "file")
-    assert "cannot make the folder" in mistake("sample", made / "cascade", "", *one[:-1], tmp_path / "file" / "x")
+    assert "cannot create the folder" in mistake("sample", made / "cascade", "", *one[:-1], tmp_path / "file")
+    assert "cannot create the folder" in mistake("sample", made / "cascade", "", *one[:-1], tmp_path / "file" / "x")
 
 
 def test_a_disk_that_is_full_while_sampling(made, imagen, tmp_path):
@@ -78,7 +78,7 @@ def test_a_job_of_a_file_and_one_of_its_pictures_again(made, imagen, mistake, tm
     assert "leave the others out" in mistake(*again, "a cat")
     assert "leave --guidance-rescale out" in mistake(*again, "--guidance-rescale", "0.5")
     picture(tmp_path / "plain.png")
-    assert "says nothing of how it was made" in mistake(*again[:3], tmp_path / "plain.png", *again[4:])
+    assert "has no imagen metadata" in mistake(*again[:3], tmp_path / "plain.png", *again[4:])
 
 
 def test_a_picture_is_painted_anew_under_a_mask(made, imagen, tmp_path):

@@ -19,7 +19,7 @@ def test_a_run_of_another_config_or_a_file(made, copy, mistake, quick, tmp_path)
     assert "was begun with" in mistake("train", "debug_256", "--data", made / "shards", "--out", run, *quick)
     assert files(run) == before
     (tmp_path / "file").touch()
-    assert "is not a folder; choose another place" in mistake(*train, "--out", tmp_path / "file")
+    assert "is not a folder; choose another folder" in mistake(*train, "--out", tmp_path / "file")
 
 
 def test_two_processes_in_one_run(made, copy, mistake, quick):

@@ -19,7 +19,7 @@ def test_pictures_that_cannot_be_enlarged(made, mistake, tmp_path, monkeypatch):
         ("sr", [good, text], "text.png is not a picture that can be read"),
         ("sr", [tmp_path], "is a folder, not a file"),
         ("sr", [bomb], "bomb.png is not a picture that can be read: Image size .* exceeds limit"),
-        ("base", [good], "nothing to enlarge with"),
+        ("base", [good], "no super-resolution stage"),
     ):
         assert re.search(message, mistake("upscale", made / cascade, *pictures, "--out", tmp_path / "o"))
     assert "no base stage" in mistake("sample", made / "sr", "cat", "--out", tmp_path / "o")

@@ -1,4 +1,4 @@
-"""The hub, with its two functions that use the network replaced by a folder here."""
+"""The hub, with its two network functions replaced by a local folder."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,7 @@ from imagen.models.unet import UNet
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in place of huggingface.co."""
+    """Replace huggingface.co by a folder."""
     there = tmp_path / "hub"
 
     def snapshot_download(name: str, *, allow_patterns: list[str]) -> str:
@@ -71,16 +71,16 @@ def test_pushed_and_loaded(hub: Path, saved: Path) -> None:
     assert loaded.sample([""], progress=False) == same.sample([""], progress=False)
 
 
-def test_a_card_that_is_there_stays(hub: Path, saved: Path) -> None:
+def test_an_existing_card_is_not_replaced(hub: Path, saved: Path) -> None:
     (saved / "README.md").write_text("mine")
     push(saved, "a/b", "generated")
     assert (hub / "a" / "b" / "README.md").read_text() == "mine"
     assert imagen.load("a/b").stages[0].config.resolution == 8
 
 
-def test_what_is_not_there(hub: Path, saved: Path, mistake: Any) -> None:
+def test_a_missing_repository(hub: Path, saved: Path, mistake: Any) -> None:
     with pytest.raises(
-        UserError, match=r"no/where is no folder here, and cannot be had from the hub: 401 .* not found"
+        UserError, match=r"no/where is not a local folder, and the hub's download failed: 401 .* not found"
     ):
         imagen.load("no/where")
     assert "org/name" in mistake("assemble", saved, "--out", saved.with_name("x"), "--push", "apples")

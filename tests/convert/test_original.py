@@ -1,4 +1,4 @@
-"""DeepFloyd IF's first format. What it looks like was taken from IF's own code (github.com/deep-floyd/IF, ffc8163)."""
+"""DeepFloyd IF's original format, reproduced from IF's own code (github.com/deep-floyd/IF, ffc8163)."""
 
 import hashlib
 import math
@@ -90,7 +90,7 @@ OTHERS = {
 
 
 def first_format(unet: torch.nn.Module) -> dict[str, Tensor]:
-    """The state dict of diffusers' U-Net as IF's own code would have saved it."""
+    """Return the state dict of diffusers' U-Net in IF's original format."""
     made: dict[str, Tensor] = {}
 
     def put(module: Any, name: str) -> None:
@@ -157,7 +157,7 @@ def save(folder: Path, params: dict[str, Any], tensors: Any) -> Path:
 
 
 @pytest.mark.parametrize("stage", CASES)
-def test_every_tensor_has_its_place(stage: str, tmp_path: Path) -> None:
+def test_every_tensor_is_mapped(stage: str, tmp_path: Path) -> None:
     params, config, digest = CASES[stage]
     unet = random_unet(config)
     tensors = first_format(unet)
@@ -183,7 +183,7 @@ def test_the_published_structures() -> None:
         assert found == read_unet_config(published, "published")
 
 
-def test_two_stages_become_a_cascade(tmp_path: Path) -> None:
+def test_two_stages_convert_to_a_cascade(tmp_path: Path) -> None:
     folders = [
         save(tmp_path / name, CASES[name][0], first_format(random_unet(CASES[name][1]))) for name in ("I", "III")
     ]
@@ -213,36 +213,52 @@ def without(name: str) -> Callable[[dict[str, Tensor]], Any]:
         ({"dropout": "none"}, None, r"params\.dropout is 'none'; it must be a number"),
         ({"num_head_channels": 7}, None, r"do(es)? not divide (by head_channels|into heads of) 7"),
         ({}, lambda tensors: tensors | {"middle_block.1.qkv.bias": torch.zeros(5)}, r"does not divide into heads of 8"),
-        ({"use_clip": True}, None, r"params\.use_clip is True; this version of imagen does not know it"),
+        ({"use_clip": True}, None, r"params\.use_clip is True; this version of imagen does not support it"),
         ({"activation": "gelu_jit"}, None, r"act_fn is 'gelu_jit'"),
         ({"num_res_blocks": [2, 2]}, None, r"layers_per_block is \[2, 2\]"),
         ({}, without("out.2.bias"), r"tensor 'conv_out\.bias' is missing"),
         ({}, without("input_blocks.3.0.in_layers.0.bias"), r"tensor .* is missing"),
-        ({}, lambda tensors: tensors | {"label_emb.weight": torch.zeros(3)}, r"'label_emb\.weight' has no place"),
+        (
+            {},
+            lambda tensors: tensors | {"label_emb.weight": torch.zeros(3)},
+            r"'label_emb\.weight' is not in the U-Net",
+        ),
         ({}, lambda tensors: [1, 2], r"not a dictionary of tensors"),
-        ({}, lambda tensors: Path("x"), r"others may run code"),
+        ({}, lambda tensors: Path("x"), r"which may run code"),
         ({"channel_mult": [1, math.inf]}, None, r"params\.channel_mult is \[1, inf\]"),
         ({"channel_mult": [1] * 100}, None, r"params\.channel_mult"),
         ({"model_channels": 10**9}, None, r"params\.model_channels is 1000000000"),
-        ({}, lambda tensors: tensors | {7: torch.zeros(3)}, r"7 is no name of a tensor"),
+        ({}, lambda tensors: tensors | {7: torch.zeros(3)}, r"7 is not the name of a tensor"),
         ({}, lambda tensors: tensors | {"middle_block.1.qkv.bias": torch.tensor(1.0)}, r"one to four dimensions"),
-        ({}, lambda tensors: tensors | {"out.2.bias": torch.zeros(3, device="meta")}, r"not made of plain numbers"),
-        ({}, lambda tensors: tensors | {"out.2.bias": torch.zeros(3, dtype=torch.int8)}, r"not made of plain numbers"),
-        ({}, lambda tensors: tensors | {"out.2.bias": torch.zeros(3).to_sparse()}, r"not made of plain numbers"),
+        (
+            {},
+            lambda tensors: tensors | {"out.2.bias": torch.zeros(3, device="meta")},
+            r"not a dense floating-point tensor",
+        ),
+        (
+            {},
+            lambda tensors: tensors | {"out.2.bias": torch.zeros(3, dtype=torch.int8)},
+            r"not a dense floating-point tensor",
+        ),
+        (
+            {},
+            lambda tensors: tensors | {"out.2.bias": torch.zeros(3).to_sparse()},
+            r"not a dense floating-point tensor",
+        ),
     ],
 )
-def test_what_is_refused(tmp_path: Path, change: dict, tensors: Callable | None, reason: str) -> None:
+def test_unsupported_folders_are_rejected(tmp_path: Path, change: dict, tensors: Callable | None, reason: str) -> None:
     made = first_format(random_unet(CASES["I"][1]))
     folder = save(tmp_path / "first", ONE | change, made if tensors is None else tensors(made))
     with pytest.raises(UserError, match=reason):
         read_weights(folder, read_stage(folder))
 
 
-def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+def test_invalid_checkpoints_are_rejected(tmp_path: Path) -> None:
     folder = save(tmp_path / "first", ONE, {})
     stage = read_stage(folder)
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": print}))
-    with pytest.raises(UserError, match=r"pytorch_model\.bin is damaged, or no file of tensors alone"):
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is damaged, or contains more than tensors"):
         read_weights(folder, stage)
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(UserError, match=r"holds no pytorch_model\.bin"):
@@ -267,14 +283,14 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     ],
     ids=["aliases", "deep", "long"],
 )
-def test_a_config_that_asks_for_too_much(tmp_path: Path, text: str, reason: str) -> None:
+def test_configs_beyond_the_limits_are_rejected(tmp_path: Path, text: str, reason: str) -> None:
     folder = save(tmp_path / "first", ONE, {})
     (folder / "config.yml").write_text(text)
     with pytest.raises(UserError, match=reason):
         read_stage(folder)
 
 
-def test_tensors_are_not_copied_where_they_need_not_be() -> None:
+def test_tensors_are_not_copied_unnecessarily() -> None:
     config = CASES["II"][1]
     tensors = first_format(random_unet(config))
     renamed = to_diffusers(tensors, {**config, "attention_head_dim": 8}, "weights")

@@ -1,4 +1,4 @@
-"""Whole cascades against diffusers' pipelines: same prompts, noise, scheduler and steps."""
+"""Compare whole cascades with diffusers' pipelines: same prompts, noise, scheduler and steps."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def converted(pipelines: list[Path], tmp_path_factory: pytest.TempPathFactory) -
 
 
 class OurNoise:
-    """Our random numbers in the order in which diffusers asks for them."""
+    """Return our random numbers in the order in which diffusers draws them."""
 
     def __init__(self, resolution: int, enlarges: bool):
         shape, stream = (3, resolution, resolution), 2 * resolution
@@ -72,7 +72,7 @@ class OurNoise:
 def theirs(
     monkeypatch: pytest.MonkeyPatch, folder: Path, image: list[Image.Image] | None, steps: int, **parts: Any
 ) -> Tensor:
-    """What diffusers makes, in [-1, 1]."""
+    """Return the images of diffusers, in [-1, 1]."""
     from diffusers.pipelines.deepfloyd_if import pipeline_if, pipeline_if_superresolution
     from diffusers.schedulers import scheduling_ddpm
 
@@ -88,7 +88,7 @@ def theirs(
 
 
 def ours(monkeypatch: pytest.MonkeyPatch, cascade: Cascade, steps: int, **options: Any) -> list[Tensor]:
-    """What each of our stages makes, in [-1, 1], before it is rounded to 255 levels."""
+    """Return the images of each of our stages, in [-1, 1], before rounding to 8 bits."""
     made: list[Tensor] = []
 
     def kept(x_BCHW: Tensor) -> Tensor:
@@ -104,8 +104,8 @@ def difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
 
 
-def test_the_same_pictures(monkeypatch: pytest.MonkeyPatch, pipelines: list[Path], converted: Path) -> None:
-    """Theirs has alphas in float32, ours (as DeepFloyd's own code) in float64: most of the difference."""
+def test_the_same_images(monkeypatch: pytest.MonkeyPatch, pipelines: list[Path], converted: Path) -> None:
+    """Most of the difference is that diffusers computes alphas in float32, and we, like IF, in float64."""
     small = theirs(monkeypatch, pipelines[0], None, 10)
     handed_on = to_images(to_uint8(small))
     large = theirs(monkeypatch, pipelines[1], handed_on, 10)
@@ -121,7 +121,7 @@ def test_the_same_pictures(monkeypatch: pytest.MonkeyPatch, pipelines: list[Path
     assert difference(made[1], theirs(monkeypatch, pipelines[1], to_images(to_uint8(made[0])), 10)) < 1e-3
 
 
-def test_a_third_stage_alone(monkeypatch: pytest.MonkeyPatch, pipelines: list[Path], tmp_path: Path) -> None:
+def test_the_third_stage_by_itself(monkeypatch: pytest.MonkeyPatch, pipelines: list[Path], tmp_path: Path) -> None:
     (stage,) = convert_deepfloyd(pipelines[2:], tmp_path / "third")
     assert (stage.low_resolution, stage.resolution) == (16, 64)
     torch.manual_seed(0)
@@ -149,10 +149,10 @@ def test_other_schedulers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sched
 
 
 @pytest.mark.parametrize(("variance", "gamma"), [("fixed_small", 0.0), ("fixed_large", 1.0)])
-def test_trained_further_by_diffusers(
+def test_fine_tuned_by_diffusers(
     monkeypatch: pytest.MonkeyPatch, pipelines: list[Path], tmp_path: Path, variance: str, gamma: float
 ) -> None:
-    """Its scripts write a fixed variance beside a U-Net that has a learned one, which is not used then."""
+    """Its scripts store a fixed variance beside a U-Net with a learned one, which then is unused."""
     pipeline = Path(shutil.copytree(pipelines[1], tmp_path / "IF-2"))
     file = pipeline / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"variance_type": variance}))
@@ -175,7 +175,7 @@ def test_trained_further_by_diffusers(
     assert convert_deepfloyd([exported], tmp_path / "again", encoder=str(pipeline)) == [stage]
 
 
-def test_what_is_recommended_and_what_files_say(converted: Path, pipelines: list[Path]) -> None:
+def test_recommended_settings_and_settings_in_files(converted: Path, pipelines: list[Path]) -> None:
     manifest = read_manifest(converted)
     base, large = (stage.config for stage in manifest.stages)
     assert (base.resolution, large.low_resolution, large.resolution) == (16, 16, 32)
@@ -217,7 +217,7 @@ class TestThereAndBack:
         index = json.loads((exported[1] / "model_index.json").read_text())
         assert index["requires_safety_checker"] is True  # these weights came from elsewhere
 
-    def test_never_over_something(self, converted: Path, exported: list[Path]) -> None:
+    def test_never_overwrites_other_files(self, converted: Path, exported: list[Path]) -> None:
         with pytest.raises(UserError, match="stage-16 is not empty"):
             convert_diffusers(converted, exported[0].parent)
 
@@ -298,7 +298,7 @@ class TestMistakes:
         index.write_text(json.dumps({"weight_map": weight_map}))
         self.refused(broken, tmp_path, str(index), "weight_map ")
 
-    def test_a_file_that_is_cut_off(self, broken: Path, tmp_path: Path) -> None:
+    def test_a_truncated_file(self, broken: Path, tmp_path: Path) -> None:
         file = broken / "unet" / "diffusion_pytorch_model.safetensors"
         file.write_bytes(file.read_bytes()[:-100])
         self.refused(broken, tmp_path, str(file), "cannot be read as safetensors")
@@ -328,16 +328,16 @@ class TestMistakes:
         file.write_text(json.dumps(json.loads(file.read_text()) | change))
         self.refused(broken, tmp_path, str(file), f"{next(iter(change))} is {next(iter(change.values()))!r}")
 
-    def test_folders_that_are_none(self, pipelines: list[Path], tmp_path: Path) -> None:
+    def test_paths_that_are_not_pipelines(self, pipelines: list[Path], tmp_path: Path) -> None:
         self.refused([], tmp_path, "nothing to convert")
-        self.refused(tmp_path / "nowhere", tmp_path, "is no folder")
+        self.refused(tmp_path / "nowhere", tmp_path, "is not a folder")
         self.refused(pipelines[0] / "unet", tmp_path, "holds neither unet/config.json nor config.yml")
 
     def test_stages_in_the_wrong_order(self, pipelines: list[Path], tmp_path: Path) -> None:
         self.refused([pipelines[1], pipelines[0]], tmp_path, "only the first stage can be")
 
 
-def test_weights_in_several_files_and_in_half_precision(pipelines: list[Path], tmp_path: Path) -> None:
+def test_weights_in_several_files_and_in_low_precision(pipelines: list[Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = Path(shutil.copytree(pipelines[0], tmp_path / "sharded"))

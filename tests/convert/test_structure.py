@@ -1,4 +1,4 @@
-"""Our U-Net against diffusers' own, with its random weights."""
+"""Compare our U-Net with diffusers', at random weights."""
 
 from typing import Any
 
@@ -65,7 +65,7 @@ def test_the_published_sizes(config: dict[str, Any], parameters: int) -> None:
 
 
 @pytest.mark.parametrize("config", [SMALL_I, SMALL_II, SMALL_III, MIXED, ODD, I_XL, II_L])
-def test_there_and_back(config: dict[str, Any]) -> None:
+def test_round_trip(config: dict[str, Any]) -> None:
     ours = read_unet_config(config, "config.json")
     if not ours.learned_variance:
         with pytest.raises(UserError, match="learned_variance"):
@@ -117,18 +117,18 @@ def test_tensors_come_back_bit_equal() -> None:
         ({"some_new_field": 3}, "field 'some_new_field' is 3"),
     ],
 )
-def test_other_structures_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_other_structures_are_rejected(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         read_unet_config(SMALL_I | changes, "unet/config.json")
     assert str(caught.value).startswith("unet/config.json: ")
 
 
-def test_tensors_that_do_not_fit_are_refused() -> None:
+def test_tensors_that_do_not_fit_are_rejected() -> None:
     config = read_unet_config(SMALL_I, "config.json")
     tensors = random_unet(SMALL_I).state_dict()
     with pytest.raises(UserError, match=r"weights: tensor 'conv_in.bias' is missing"):
         to_ours({key: value for key, value in tensors.items() if key != "conv_in.bias"}, config, "weights")
-    with pytest.raises(UserError, match=r"'conv_in.bias' has shape \(5,\), config.json makes it \(32,\)"):
+    with pytest.raises(UserError, match=r"'conv_in.bias' has shape \(5,\), config.json needs \(32,\)"):
         to_ours(tensors | {"conv_in.bias": torch.zeros(5)}, config, "weights")
-    with pytest.raises(UserError, match=r"'extra.a' and 1 more has no place"):
+    with pytest.raises(UserError, match=r"'extra.a' and 1 more is not in the U-Net"):
         to_ours(tensors | {"extra.a": torch.zeros(5), "extra.b": torch.zeros(5)}, config, "weights")

@@ -1,4 +1,4 @@
-"""Denoiser wrappers against two separate forwards, and thresholding against NumPy."""
+"""Compare denoiser wrappers with two separate forward passes, and thresholding with NumPy."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ F64 = torch.float64
 
 
 class Network:
-    """A raw network with 2C outputs, no mixing between pictures, and a record of its calls."""
+    """A network with 2C outputs that does not mix images and records its calls."""
 
     def __init__(self):
         self.batches = []
@@ -51,7 +51,7 @@ def test_one_batched_forward_equals_two(setup, weight):
     torch.testing.assert_close(guided.variance, with_text.variance)
 
 
-def test_weight_one_costs_nothing(setup):
+def test_weight_one_evaluates_no_unconditional_half(setup):
     network, model, x, cond, uncond = setup
     logsnr = torch.zeros(3, dtype=F64)
     guided = ClassifierFree(model, cond, uncond, 1.0)(x, logsnr)
@@ -101,7 +101,7 @@ def test_predict_x0_reads_the_network(prediction):
     torch.testing.assert_close(seen["noise"], noise_label(logsnr))
 
 
-def test_predict_x0_splits_the_variance_and_leaves_half_precision():
+def test_predict_x0_splits_the_variance_and_returns_float32():
     x = torch.randn(2, 3, 2, 2)
     mean, v = torch.randn(2, 3, 2, 2).bfloat16(), (torch.rand(2, 3, 2, 2) * 2 - 1).bfloat16()
     logsnr = torch.tensor([-8.0, 3.0])
@@ -128,7 +128,7 @@ def test_dynamic_threshold_against_numpy(percentile, max_scale):
     torch.testing.assert_close(result.x0[0], x0[0].clamp(-1, 1))  # s is never below 1: dark pictures stay dark
 
 
-def test_dynamic_threshold_of_a_picture_beyond_the_limit_of_torch_quantile():
+def test_dynamic_threshold_of_an_image_beyond_the_limit_of_torch_quantile():
     x0 = torch.linspace(-2, 2, 3 * 2400 * 2400).reshape(1, 3, 2400, 2400)  # 17.3M numbers; |x0| is uniform in [0, 2]
     result = DynamicThreshold(lambda x, logsnr: Estimate(x0), 0.995)(x0, torch.zeros(1)).x0
     torch.testing.assert_close(result, (x0 / 1.99).clamp(-1, 1), rtol=0, atol=1e-6)

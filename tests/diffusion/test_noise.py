@@ -1,4 +1,4 @@
-"""A picture's noise is its own."""
+"""The noise of an image depends only on its seed."""
 
 import pytest
 import torch
@@ -30,8 +30,8 @@ def test_seeds_streams_and_draws_are_independent():
     assert values.mean().abs() < 0.05 and (values.std() - 1).abs() < 0.05
 
 
-def test_a_seed_gives_the_same_numbers_for_ever():
-    """Pictures are made again from their seeds; to rounding, since processors round logarithms differently."""
+def test_a_seed_gives_fixed_numbers():
+    """Images are regenerated from seeds. Compared up to rounding, since processors round logarithms differently."""
     noise = PictureNoise([7, Variation(7, 8, 0.3)], (1, 2, 2), stream=128)
     wanted = (
         [[-0.23558, 0.349631, 2.638003, 2.886865], [0.164618, -0.07852, 2.605804, 1.58747]],

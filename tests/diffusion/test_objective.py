@@ -34,7 +34,7 @@ def pictures():
 
 
 def output_of(prediction, x0, x_t):
-    """What a U-Net that means this x0 estimate outputs at x_t."""
+    """Return the output of a U-Net at x_t that implies this x0 estimate."""
     alpha, sigma = alpha_sigma(LOGSNR, like=x_t)
     return target(prediction, x0, (x_t - alpha * x0) / sigma, LOGSNR)
 
@@ -51,7 +51,7 @@ def test_conversions(pictures, prediction):
 
 @pytest.mark.parametrize("weighting", ["constant", *WEIGHTINGS])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_only_a_perfect_prediction_has_no_loss(pictures, prediction, weighting):
+def test_only_a_perfect_prediction_has_zero_loss(pictures, prediction, weighting):
     x0, eps, _ = pictures
     config = ObjectiveConfig(prediction=prediction, weighting=weighting)
     answer = target(prediction, x0, eps, LOGSNR)
@@ -71,7 +71,7 @@ def test_constant_weighting_is_the_plain_mse(pictures):
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_loss_and_its_gradient_do_not_depend_on_the_prediction(pictures, weighting):
-    """The same x0 estimate costs the same, and pulls the same way, whichever quantity the network spells it in."""
+    """An x0 estimate has the same loss and gradient for all prediction types."""
     x0, eps, x_t = pictures
     estimate = (0.7 * x0 + 0.2).requires_grad_()
     results = []
@@ -111,7 +111,7 @@ def test_weights_by_hand():
 
 
 def test_variance_bits_is_the_kl_of_the_discrete_posterior():
-    """Against Normal distributions with DDPM's beta, beta~ and posterior mean, at steps of the 1000-step chain."""
+    """Compare with normal distributions of DDPM's beta, beta~ and posterior mean, at steps of 1000."""
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=F64)
     alpha_bar = torch.cumprod(1 - betas, 0)
     step = torch.tensor([1, 10, 500, 999])
@@ -135,7 +135,7 @@ def test_variance_bits_is_the_kl_of_the_discrete_posterior():
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_learned_variance_leaves_the_mean_alone(pictures, prediction):
+def test_learned_variance_does_not_change_the_gradient_of_the_mean(pictures, prediction):
     x0, eps, _ = pictures
     config = ObjectiveConfig(prediction=prediction, variance_weight=0.002)
     schedule = build_schedule(ScheduleConfig(), 64)
@@ -153,7 +153,7 @@ def test_learned_variance_leaves_the_mean_alone(pictures, prediction):
 
 
 def test_learned_variance_has_its_minimum_at_the_true_variance():
-    """For data ~ N(0, s^2) the best reverse variance is known."""
+    """For data ~ N(0, s^2) the optimal reverse variance is known."""
     schedule = build_schedule(ScheduleConfig(), 64)
     t, s2 = torch.tensor([0.02], dtype=F64), 0.04
     logsnr, logsnr_s = schedule(t), earlier_logsnr(schedule, t)

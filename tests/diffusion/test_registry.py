@@ -1,4 +1,4 @@
-"""A sampler in one file: found by the command line, the checks of configs, the documentation, and sampling."""
+"""A sampler in one file: the command line, config checks, documentation and sampling find it."""
 
 import importlib.util
 import sys
@@ -32,7 +32,7 @@ EXAMPLE = ROOT / "examples" / "sampler.py"
 
 @pytest.fixture
 def example(monkeypatch):
-    """The example's sampler, registered for one test."""
+    """Register the example's sampler for one test."""
     for name in sampler_names():  # modules are imported once: what registers now must stay
         sampler_class(name)
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
@@ -66,11 +66,11 @@ def test_help_lists_it(example, command, capsys):
     assert "dpmpp_2s" in " ".join(help_of(command, capsys).split())
 
 
-def test_help_does_not_list_what_is_not_registered(capsys):
+def test_help_does_not_list_unregistered_samplers(capsys):
     assert "dpmpp_2s" not in help_of("sample", capsys)
 
 
-def test_configs_take_it_with_its_options_and_check_them(example):
+def test_configs_accept_its_options_and_check_them(example):
     config = from_json(SamplingConfig, {"sampler": "dpmpp_2s", "sampler_options": {"middle": 0.3}}, "cascade.json")
     config.check("stage 64")
     assert config.build_sampler() == example(middle=0.3)
@@ -94,7 +94,7 @@ def test_fields_of_the_config_reach_the_samplers_that_have_them():
         replace(config, eta=2).check("stage 64")
 
 
-def test_unknown_names_are_told_the_nearest():
+def test_errors_for_unknown_names_suggest_the_closest():
     with pytest.raises(UserError, match=r"x: unknown sampler 'dpmp_2m'; did you mean 'dpmpp_2m'\?; choose ddim, ddpm"):
         SamplingConfig(sampler="dpmp_2m").check("x")
 
@@ -108,7 +108,7 @@ def test_the_documentation_shows_the_table(example):
     assert shown == table.replace(row + "\n", ""), "write imagen.diffusion.samplers.samplers_table() into the page"
 
 
-def test_it_samples_and_its_images_can_be_made_again(example, tmp_path):
+def test_it_samples_and_its_images_can_be_regenerated(example, tmp_path):
     model = cascade()
     drawn = model.sample(["cat"], sampler=["dpmpp_2s", "ddim"], steps=3, **QUICK)[0]
     assert drawn.tobytes() != model.sample(["cat"], sampler="ddim", steps=3, **QUICK)[0].tobytes()
@@ -126,16 +126,16 @@ def test_it_samples_and_its_images_can_be_made_again(example, tmp_path):
 
 
 def test_mistakes_in_registering():
-    with pytest.raises(ValueError, match="there is a sampler 'ddim' already"):
+    with pytest.raises(ValueError, match="sampler 'ddim' is already registered"):
         sampler_class("ddim")
         register("ddim")(dataclass(frozen=True)(type("Other", (Sampler,), {})))
-    with pytest.raises(ValueError, match="is no dataclass"):
+    with pytest.raises(ValueError, match="is not a dataclass"):
         register("plain")(type("Plain", (Sampler,), {"__doc__": "No @dataclass."}))
     with pytest.raises(ValueError, match="cannot name a sampler"):
         register("my sampler")
 
 
-def test_noise_that_was_not_announced_is_an_error():
+def test_undeclared_noise_is_an_error():
     class Noisy(Sampler):
         def step(self, step, /):
             return step.x + step.noise()

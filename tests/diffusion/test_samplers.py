@@ -18,7 +18,7 @@ from imagen.errors import UserError
 
 
 def by(name):
-    """The sampler as a function, with its options as keywords."""
+    """Return the sampler as a function, with its options as keywords."""
 
     def sampled(denoise, x, logsnrs, *, noise=None, on_step=None, **options):
         return create_sampler(name, options).sample(denoise, x, logsnrs, noise=noise, on_step=on_step)
@@ -41,7 +41,7 @@ def best_denoiser(mu, s2):
 
 
 def marginal(logsnr, mu=MU, s2=S2):
-    """Mean and variance of x_t."""
+    """Return the mean and variance of x_t."""
     alpha2 = torch.sigmoid(torch.as_tensor(logsnr, dtype=F64))
     return alpha2.sqrt() * mu, alpha2 * s2 + (1 - alpha2)
 
@@ -50,7 +50,7 @@ denoise = best_denoiser(MU, S2)
 
 
 def exact_ode(x, logsnr_t, logsnr_s):
-    """The probability-flow ODE keeps (x - mean) / standard deviation."""
+    """Solve the probability-flow ODE, which preserves (x - mean) / standard deviation."""
     (mean_t, var_t), (mean_s, var_s) = marginal(logsnr_t), marginal(logsnr_s)
     return mean_s + (var_s / var_t).sqrt() * (x - mean_t)
 
@@ -91,7 +91,7 @@ STOCHASTIC = [
 @pytest.mark.parametrize(("sampler", "options"), STOCHASTIC)
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
 def test_stochastic_samplers_converge_to_the_data(sampler, options, kind):
-    """On the grid that users get. The mean is always right; the variance's error falls about as the step."""
+    """On the default grid. The mean is exact; the error of the variance decreases about linearly with the step."""
     schedule = build_schedule(ScheduleConfig(kind=kind), 64)
     errors = []
     for steps in (250, 500, 1000):
@@ -104,8 +104,8 @@ def test_stochastic_samplers_converge_to_the_data(sampler, options, kind):
         assert ((coarse > 1.6 * fine) | (coarse < 2e-3)).all()
 
 
-def test_the_bounds_of_the_variance_are_exact_for_the_data_they_are_named_after():
-    """DDPM, section 3.2: beta is right for x0 ~ N(0, 1), beta~ for a single point. In any number of steps."""
+def test_each_bound_of_the_variance_is_exact_for_its_data():
+    """DDPM, section 3.2: beta is exact for x0 ~ N(0, 1), beta~ for a single point, in any number of steps."""
     logsnrs = torch.tensor([-6.0, -2.0, 0.5, 1.0, 5.0], dtype=F64)
     for s2, gamma in ((torch.ones(3, dtype=F64), 1.0), (torch.zeros(3, dtype=F64), 0.0)):
         result = mean_and_variance(
@@ -115,8 +115,8 @@ def test_the_bounds_of_the_variance_are_exact_for_the_data_they_are_named_after(
 
 
 @pytest.mark.parametrize(("sampler", "options"), STOCHASTIC)
-def test_stochastic_samplers_have_their_order(sampler, options):
-    """At a finite last level, in even steps of lambda: the variance's error halves with the step, or quarters."""
+def test_stochastic_samplers_converge_at_their_order(sampler, options):
+    """With a finite last level and steps uniform in lambda, halving the step halves or quarters the error."""
 
     def error(steps):
         logsnrs = torch.linspace(-6, 6, steps + 1, dtype=F64)
@@ -129,7 +129,7 @@ def test_stochastic_samplers_have_their_order(sampler, options):
 
 
 @pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpmpp_2m, 2), (heun, 2)])
-def test_deterministic_samplers_have_their_order(sampler, order):
+def test_deterministic_samplers_converge_at_their_order(sampler, order):
     x = torch.tensor([[-1.5, 0.0, 0.7], [1.0, 1.0, -2.0]], dtype=F64)
 
     def error(logsnrs):
@@ -145,7 +145,7 @@ def test_deterministic_samplers_have_their_order(sampler, order):
 
 @pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpmpp_2m, 2), (heun, 2)])
 def test_damping_is_known_for_gaussian_data(sampler, order):
-    """Of (x - mean) / standard deviation only the share ((s^2 + 1 / SNR_s) / (s^2 + 1 / SNR_t))^(d / 2) is left."""
+    """Damping scales (x - mean) / standard deviation by ((s^2 + 1 / SNR_s) / (s^2 + 1 / SNR_t))^(d / 2)."""
     x = torch.tensor([[-1.5, 0.0, 0.7], [1.0, 1.0, -2.0]], dtype=F64)
     left = ((S2 + math.exp(-6)) / (S2 + math.exp(6))) ** (0.3 / 2)
     mean = marginal(6.0)[0]
@@ -160,7 +160,7 @@ def test_damping_is_known_for_gaussian_data(sampler, order):
 
 
 def test_dpmpp_2m_is_algorithm_2_of_its_paper():
-    """Transcribed, for uneven steps: even h_{i-1} / h_i upside down would be of second order, only worse."""
+    """Compare with a transcription, on uneven steps: an inverted h_{i-1} / h_i would be second order, too."""
     logsnrs = torch.tensor([-3.0, -1.0, -0.5, 2.0, 3.0], dtype=F64)
     lam, (alpha, sigma) = logsnrs / 2, alpha_sigma(logsnrs)
     h = lam.diff()
@@ -178,7 +178,7 @@ def test_dpmpp_2m_is_algorithm_2_of_its_paper():
 
 @pytest.mark.parametrize("sampler", [ddim, dpmpp_2m, heun])
 def test_deterministic_samplers_solve_the_ode_down_to_clean_data(sampler):
-    """On the grid that users get, whose last level is infinite."""
+    """On the default grid, which ends at infinite log-SNR."""
     schedule = build_schedule(ScheduleConfig(), 64)
     x = torch.tensor([[-1.5, 0.0, 0.7]], dtype=F64)
     errors = []
@@ -217,7 +217,7 @@ def test_one_ddpm_step_is_the_posterior_of_the_discrete_chain():
 
 
 def test_learned_variance_makes_coarse_ancestral_sampling_exact():
-    """With the true reverse variance every step is exact for Gaussian data, however long."""
+    """With the true reverse variance, steps of any length are exact for Gaussian data."""
 
     def with_true_variance(logsnrs):
         after = dict(pairwise(logsnrs.tolist()))
@@ -272,7 +272,7 @@ def test_contract_of_all_samplers(name):
 
 
 @pytest.mark.parametrize("name", sampler_names())
-def test_float32_pictures_stay_close_to_float64(name):
+def test_float32_images_are_close_to_float64(name):
     logsnrs = step_logsnrs(build_schedule(ScheduleConfig(), 64), 50)
     outs = []
     for dtype in (torch.float32, F64):
@@ -291,7 +291,7 @@ def test_step_logsnrs():
     assert logsnrs.dtype == F64 and logsnrs[-1] == math.inf
 
 
-def test_steps_even_in_log_snr_keep_to_the_range_that_was_trained():
+def test_steps_uniform_in_log_snr_are_within_the_range_of_training():
     schedule = build_schedule(ScheduleConfig(), 64)
     expected = torch.tensor([-10, -5, 0, 5, math.inf], dtype=F64)
     torch.testing.assert_close(step_logsnrs(schedule, 4, spacing="logsnr", logsnr_range=(-10, 5)), expected)
@@ -300,7 +300,7 @@ def test_steps_even_in_log_snr_keep_to_the_range_that_was_trained():
     assert step_logsnrs(schedule, 1, spacing="logsnr").tolist() == [-9, math.inf]
 
 
-def test_auto_keeps_to_the_levels_of_a_discrete_schedule():
+def test_auto_uses_the_levels_of_a_discrete_schedule():
     for kind, spacing in (("cosine", "logsnr"), ("discrete_cosine", "time")):
         schedule = build_schedule(ScheduleConfig(kind=kind), 64)
         expected = step_logsnrs(schedule, 7, spacing=spacing)
@@ -310,7 +310,7 @@ def test_auto_keeps_to_the_levels_of_a_discrete_schedule():
 
 def test_mistakes():
     x, logsnrs = torch.zeros(1, 3, dtype=F64), torch.tensor([-1.0, 1.0], dtype=F64)
-    with pytest.raises(ValueError, match="rise"):
+    with pytest.raises(ValueError, match="increase"):
         dpmpp_2m(denoise, x, logsnrs.flip(0))
     with pytest.raises(ValueError, match="needs noise"):
         ddim(denoise, x, logsnrs, eta=1.0)

@@ -1,4 +1,4 @@
-"""Schedules against their definitions: the discrete chain for linear, closed forms for cosine."""
+"""Compare schedules with their definitions: discrete betas for linear, closed forms for cosine."""
 
 import math
 
@@ -21,7 +21,7 @@ F64 = torch.float64
 
 
 def discrete_logsnr(steps: int) -> torch.Tensor:
-    """log-SNR of DDPM's chain with betas from 1e-4 to 0.02, refined from 1000 to `steps` steps."""
+    """Return the log-SNR of DDPM with betas from 1e-4 to 0.02, refined from 1000 to `steps` steps."""
     betas = torch.linspace(1e-4, 0.02, steps, dtype=F64) * 1000 / steps
     return torch.cumprod(1 - betas, 0).logit()
 
@@ -71,7 +71,7 @@ def test_shift_halves_the_signal_amplitude_at_twice_the_resolution():
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
-def test_float32_times_lose_nothing_but_their_own_rounding(kind):
+def test_float32_times_add_only_their_own_rounding(kind):
     schedule = build_schedule(ScheduleConfig(kind=kind, shift_reference=64), 256)
     t = torch.rand(10_000, generator=torch.Generator().manual_seed(0))
     assert schedule(t).dtype == torch.float32
@@ -95,7 +95,7 @@ def test_noise_label_is_the_time_of_the_cosine_schedule():
     assert ends.tolist() == pytest.approx([1000, 1000, 0, 0], abs=1e-3)
 
 
-def test_a_bad_range_is_a_users_mistake():
+def test_an_invalid_range_is_a_user_error():
     for bad in ({"logsnr_min": 3.0, "logsnr_max": 2.0}, {"logsnr_max": math.inf}, {"shift_reference": 0}):
         with pytest.raises(UserError, match="schedule"):
             ScheduleConfig(**bad)
@@ -104,8 +104,8 @@ def test_a_bad_range_is_a_users_mistake():
 DISCRETE = ScheduleConfig(kind="discrete_cosine")
 
 
-def test_discrete_cosine_is_improved_ddpms_chain():
-    """Its betas, one by one, as eq. 17 of 2102.09672 says."""
+def test_discrete_cosine_equals_improved_ddpm():
+    """Compare with the betas of eq. 17 of 2102.09672."""
 
     def f(i: int) -> float:
         return math.cos((i / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -122,7 +122,7 @@ def test_discrete_cosine_is_improved_ddpms_chain():
     assert schedule(torch.tensor([0.5])).dtype == torch.float32
 
 
-def test_discrete_labels_are_whole_steps():
+def test_discrete_labels_are_step_numbers():
     n = torch.arange(1000.0)
     label = build_label(DISCRETE)
     assert torch.equal(label(build_schedule(DISCRETE, 64)(n / 1000).float()), n)  # the sampler's levels are float32
@@ -132,7 +132,7 @@ def test_discrete_labels_are_whole_steps():
 
 @pytest.mark.parametrize("steps", [1, 3, 7, 27, 100, 333, 1000])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-def test_discrete_steps_are_those_of_diffusers(spacing, steps):
+def test_discrete_steps_equal_diffusers(spacing, steps):
     scheduler = pytest.importorskip("diffusers").DDPMScheduler(
         beta_schedule="squaredcos_cap_v2", timestep_spacing=spacing
     )
@@ -145,7 +145,7 @@ def test_discrete_steps_are_those_of_diffusers(spacing, steps):
     assert build_label(DISCRETE)(levels[:-1].float()).tolist() == scheduler.timesteps.tolist()
 
 
-def test_a_discrete_schedule_has_limits():
+def test_a_discrete_schedule_limits_the_steps():
     with pytest.raises(UserError, match="shift_reference"):
         ScheduleConfig(kind="discrete_cosine", shift_reference=64)
     with pytest.raises(UserError, match="stage 64: steps is 1001; its schedule is discrete and has 1000"):

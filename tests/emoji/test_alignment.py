@@ -12,10 +12,10 @@ from PIL import Image
 pytest.importorskip("resvg_py")
 pytest.importorskip("emoji")
 
-from imagen.emoji.alignment import Verdict, evaluate, judge, relation, shares, suite
+from imagen.emoji.alignment import PromptScore, accuracies, evaluate, relation, score_image, suite
 from imagen.emoji.dataset import HeldoutPrompt, compose, heldout_colour
 from imagen.emoji.picture import PALETTE
-from imagen.emoji.recogniser import Recogniser, Seen, load_recogniser
+from imagen.emoji.recogniser import Detection, Recogniser, load_recogniser
 from imagen.emoji.recogniser_training import save_recogniser, sprite, train_recogniser
 from imagen.emoji.scene import compose_group, compose_pair
 from imagen.emoji.single import objects
@@ -28,45 +28,45 @@ LEFT = HeldoutPrompt("", "red", "horse", relation="left", other="bus")
 RED, BLUE = (Image.new("RGB", (64, 64), PALETTE[colour]) for colour in ("red", "blue"))
 
 
-def seen(*names: str) -> list[Seen]:
+def seen(*names: str) -> list[Detection]:
     """From left to right."""
-    return [Seen(name, 0.9 - i / 100, 0.2 + 0.3 * i, 0.5) for i, name in enumerate(names)]
+    return [Detection(name, 0.9 - i / 100, 0.2 + 0.3 * i, 0.5) for i, name in enumerate(names)]
 
 
 @pytest.mark.parametrize(
-    ("prompt", "picture", "found", "verdict"),
+    ("prompt", "picture", "found", "score"),
     [
-        (SINGLE, RED, seen("horse"), Verdict(True, True)),
-        (SINGLE, BLUE, seen("horse"), Verdict(True, False)),
-        (SINGLE, RED, seen("bus", "horse"), Verdict(False, True)),  # the surest one counts
-        (THREE, RED, seen("horse", "horse", "horse"), Verdict(True, True, number=True)),
-        (THREE, RED, seen("horse", "horse"), Verdict(True, True, number=False)),
-        (THREE, RED, seen("horse", "horse", "bus"), Verdict(True, True, number=False)),
-        (THREE, RED, seen("bus"), Verdict(False, True, number=False)),
-        (LEFT, RED, seen("horse", "bus"), Verdict(True, True, relation=True)),
-        (LEFT, RED, seen("bus", "horse"), Verdict(True, True, relation=False)),
-        (LEFT, BLUE, seen("horse", "horse"), Verdict(False, False, relation=False)),
+        (SINGLE, RED, seen("horse"), PromptScore(True, True)),
+        (SINGLE, BLUE, seen("horse"), PromptScore(True, False)),
+        (SINGLE, RED, seen("bus", "horse"), PromptScore(False, True)),  # the surest one counts
+        (THREE, RED, seen("horse", "horse", "horse"), PromptScore(True, True, number=True)),
+        (THREE, RED, seen("horse", "horse"), PromptScore(True, True, number=False)),
+        (THREE, RED, seen("horse", "horse", "bus"), PromptScore(True, True, number=False)),
+        (THREE, RED, seen("bus"), PromptScore(False, True, number=False)),
+        (LEFT, RED, seen("horse", "bus"), PromptScore(True, True, relation=True)),
+        (LEFT, RED, seen("bus", "horse"), PromptScore(True, True, relation=False)),
+        (LEFT, BLUE, seen("horse", "horse"), PromptScore(False, False, relation=False)),
     ],
 )
-def test_verdict(prompt, picture, found, verdict):
-    assert judge(prompt, picture, found) == verdict
+def test_score_image(prompt, picture, found, score):
+    assert score_image(prompt, picture, found) == score
 
 
 def test_relation_is_the_direction_that_leads():
-    def at(x: float, y: float) -> list[Seen]:
-        return [Seen("a", 1, 0.5 + x, 0.5 + y), Seen("b", 1, 0.5, 0.5)]
+    def at(x: float, y: float) -> list[Detection]:
+        return [Detection("a", 1, 0.5 + x, 0.5 + y), Detection("b", 1, 0.5, 0.5)]
 
     found = [relation(at(x, y), "a", "b") for x, y in ((-0.3, 0.2), (0.3, 0.2), (0.1, -0.2), (0.1, 0.2))]
     assert found == ["left", "right", "above", "below"]
 
 
 def test_shares_count_what_was_asked():
-    verdicts = [
-        Verdict(True, True, relation=True),
-        Verdict(True, False, relation=True),
-        Verdict(False, True, relation=False),
+    scores = [
+        PromptScore(True, True, relation=True),
+        PromptScore(True, False, relation=True),
+        PromptScore(False, True, relation=False),
     ]
-    assert shares(verdicts) == pytest.approx({"object": 2 / 3, "colour": 2 / 3, "relation": 2 / 3, "all": 1 / 3})
+    assert accuracies(scores) == pytest.approx({"object": 2 / 3, "colour": 2 / 3, "relation": 2 / 3, "all": 1 / 3})
 
 
 def test_a_suite_of_each_kind():
@@ -95,8 +95,8 @@ def test_the_packaged_recogniser_knows_the_drawings():
         "relation": [rendered(compose_pair(horse, bus, "above", "teal"))],
         "count": [rendered(compose_group(pear, n, "pink")) for n in (2, 3, 4)],
     }
-    found, verdicts = evaluate(load_recogniser(), prompts, pictures)
-    assert all(found[kind]["all"] == 1.0 for kind in found), verdicts
+    found, scores = evaluate(load_recogniser(), prompts, pictures)
+    assert all(found[kind]["all"] == 1.0 for kind in found), scores
     wrong = {"single": prompts["single"][::-1], "relation": prompts["relation"], "count": prompts["count"][::-1]}
     assert evaluate(load_recogniser(), wrong, pictures)[0]["single"]["object"] == 0.0
 
@@ -111,7 +111,9 @@ def test_training_learns_and_what_is_saved_comes_back(tmp_path: Path):
     again = load_recogniser(tmp_path)
     picture = rendered(compose(objects(3)[0], "teal"))
     assert again.names == network.names
-    assert again.see([picture])[0][0].probability == pytest.approx(network.see([picture])[0][0].probability, abs=1e-2)
+    assert again.detect([picture])[0][0].probability == pytest.approx(
+        network.detect([picture])[0][0].probability, abs=1e-2
+    )
     assert again.embed([picture]).shape == (1, 64)
 
 
@@ -128,7 +130,7 @@ def test_an_empty_picture_still_gets_one_answer():
     with torch.no_grad():
         network = Recogniser(["a", "b"], 16)
         network.centre.bias.fill_(-20)
-    assert len(network.see([RED])[0]) == 1
+    assert len(network.detect([RED])[0]) == 1
 
 
 def test_kid_is_zero_for_one_distribution_and_right_for_another():

@@ -10,7 +10,7 @@ from PIL import Image
 pytest.importorskip("resvg_py")
 pytest.importorskip("emoji")
 
-from imagen.emoji.colour import _lab, background_colour, colour_accuracy
+from imagen.emoji.colour import _lab, background_colour
 from imagen.emoji.dataset import PALETTE, compose
 from imagen.emoji.openmoji import emojis
 
@@ -39,13 +39,18 @@ def test_palette_is_well_separated():
     assert distances.min() > 49
 
 
+def accuracy(images, colours) -> float:
+    """Return the fraction of images whose background is recognised."""
+    return np.mean([background_colour(image) == colour for image, colour in zip(images, colours, strict=True)])
+
+
 def test_accuracy_on_real_pictures(rendered):
     compositions, images = rendered
     colours = [c.colour for c in compositions]
-    assert colour_accuracy(images, colours) >= 0.99
+    assert accuracy(images, colours) >= 0.99
     large = [i for i, c in enumerate(compositions) if c.size == "large"]
     assert len(large) > 100
-    assert colour_accuracy(images[large], [colours[i] for i in large]) >= 0.99
+    assert accuracy(images[large], [colours[i] for i in large]) >= 0.99
 
 
 def test_accuracy_under_noise_and_a_colour_cast(rendered):
@@ -53,17 +58,17 @@ def test_accuracy_under_noise_and_a_colour_cast(rendered):
     colours = [c.colour for c in compositions]
     rng = np.random.default_rng(0)
     noisy = np.clip(images + rng.normal(0, 40, images.shape), 0, 255).astype(np.uint8)
-    assert colour_accuracy(noisy, colours) >= 0.99
+    assert accuracy(noisy, colours) >= 0.99
     cast = np.clip(images + np.array([12.0, -12.0, 12.0]), 0, 255).astype(np.uint8)
-    assert colour_accuracy(cast, colours) >= 0.99
+    assert accuracy(cast, colours) >= 0.99
 
 
 def test_accuracy_can_fail(rendered):
     compositions, images = rendered
     colours = [c.colour for c in compositions]
-    assert colour_accuracy(images, colours[1:] + colours[:1]) < 0.01  # neighbours never share a colour
+    assert accuracy(images, colours[1:] + colours[:1]) < 0.01  # neighbours never share a colour
     some_wrong = ["teal" if i % 4 == 0 else colour for i, colour in enumerate(colours)]
-    assert colour_accuracy(images, some_wrong) == pytest.approx(0.77, abs=0.03)
+    assert accuracy(images, some_wrong) == pytest.approx(0.77, abs=0.03)
 
 
 @pytest.mark.parametrize("name", PALETTE)
@@ -81,7 +86,3 @@ def test_bad_input():
         background_colour(np.zeros((8, 8, 3), dtype=np.float32))
     with pytest.raises(ValueError, match="HW3"):
         background_colour(np.zeros((8, 8), dtype=np.uint8))
-    with pytest.raises(ValueError, match="no images"):
-        colour_accuracy([], [])
-    with pytest.raises(ValueError):
-        colour_accuracy([np.zeros((8, 8, 3), dtype=np.uint8)], ["red", "blue"])

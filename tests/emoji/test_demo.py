@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import imagen.emoji.demo as demo_module
-from imagen.emoji.demo import plan as plan_module
+from imagen.emoji.demo import budget as budget_module
 from imagen.emoji.demo import run_demo
-from imagen.emoji.demo.drawing import Drawings, draw, prompts_for, truth, verdicts
-from imagen.emoji.demo.plan import FEWEST, MOST, make_plan
+from imagen.emoji.demo.budget import FEWEST, MOST, choose_budget
+from imagen.emoji.demo.drawing import SampledImages, prompts_for, sample_images, scores, truth
 from imagen.errors import UserError
 from imagen.presets import preset
 from imagen.train.throughput import Throughput
@@ -88,15 +88,15 @@ def test_no_time_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def planned(monkeypatch):
-    """The plan of a machine of which the base's speed is given."""
+    """The budget of a machine of which the base's speed is given."""
 
     def make(images_per_s: float, minutes: float = 10, **options):
         monkeypatch.setattr(
-            plan_module,
+            budget_module,
             "measure_throughput",
             lambda *_, **__: Throughput(32 / images_per_s, images_per_s, 2 * images_per_s),
         )
-        return make_plan(minutes, preset("emoji_mini_64"), preset("emoji_256"), torch.device("cpu"), **options)
+        return choose_budget(minutes, preset("emoji_mini_64"), preset("emoji_256"), torch.device("cpu"), **options)
 
     return make
 
@@ -110,10 +110,10 @@ def test_faster_machines_learn_more_objects(planned) -> None:
 
 @pytest.mark.parametrize("speed", [20, 35, 100, 400])
 def test_the_plan_fits_into_its_time(planned, speed: float) -> None:
-    plan = planned(speed)
-    base, sr = plan.training(600 - plan.data)
-    assert plan.data + base + sr + plan.drawing == pytest.approx(600)
-    assert base * speed >= 0.9 * plan_module.LOOKS * plan.objects or plan.objects == FEWEST
+    budget = planned(speed)
+    base, sr = budget.training(600 - budget.data)
+    assert budget.data + base + sr + budget.drawing == pytest.approx(600)
+    assert base * speed >= 0.9 * budget_module.LOOKS * budget.objects or budget.objects == FEWEST
 
 
 def test_a_tiny_budget_still_trains(planned) -> None:
@@ -129,13 +129,13 @@ def test_prompts_come_in_other_words_once_all_objects_were_asked_for(planned) ->
 
 
 def test_real_drawings_are_right_by_the_demos_own_judge(planned) -> None:
-    plan = planned(35, objects=12, prompts=12)
-    asked = prompts_for(plan)
-    judged = verdicts(Drawings(asked, truth(asked, plan.objects)))
-    assert sum(verdict.all for verdict, _ in judged) >= 11
+    budget = planned(35, objects=12, prompts=12)
+    asked = prompts_for(budget)
+    judged = scores(SampledImages(asked, truth(asked, budget.objects)))
+    assert sum(score.all for score, _ in judged) >= 11
     # Each prompt with the drawing of the next one: object and background are wrong.
-    wrong = verdicts(Drawings(asked, truth(asked[1:] + asked[:1], plan.objects)))
-    assert not any(verdict.object for verdict, _ in wrong)
+    wrong = scores(SampledImages(asked, truth(asked[1:] + asked[:1], budget.objects)))
+    assert not any(score.object for score, _ in wrong)
 
 
 def test_drawing_stops_in_time_but_never_draws_nothing(made: Path, planned) -> None:
@@ -143,6 +143,6 @@ def test_drawing_stops_in_time_but_never_draws_nothing(made: Path, planned) -> N
 
     asked = prompts_for(planned(35, objects=8, prompts=24))
     cascade = Cascade.load(made / "cascade")
-    drawn = draw(cascade, asked, shown=2, device=torch.device("cpu"), seconds=0)
+    drawn = sample_images(cascade, asked, shown=2, device=torch.device("cpu"), seconds=0)
     assert len(drawn.small) == len(drawn.prompts) == 16 and len(drawn.large) == 1
-    assert draw(None, asked, device=torch.device("cpu")) is None
+    assert sample_images(None, asked, device=torch.device("cpu")) is None

@@ -16,78 +16,13 @@ pytest.importorskip("resvg_py")
 from imagen.emoji.colour import background_colour
 from imagen.emoji.fluent import captions
 from imagen.emoji.fluent.background import Background
-from imagen.emoji.fluent.catalogue import GENDERS, TONES, Drawing, Source, catalogue, faces, people, slug, things
+from imagen.emoji.fluent.catalogue import GENDERS, TONES, Drawing, Source, catalogue, faces, people, things
 from imagen.emoji.fluent.dataset import build_fluent, choose_things, scenes
 from imagen.emoji.fluent.degrade import degraded
 from imagen.emoji.fluent.heldout import heldout_colour, heldout_number, is_heldout_pair, is_heldout_person
 from imagen.emoji.fluent.scene import Scene, compose_group, compose_pair, compose_single
 from imagen.emoji.picture import PALETTE
 from imagen.errors import UserError
-
-GROUPS = {
-    "groups": {"0": "smileys-emotion", "1": "people-body", "3": "animals-nature", "7": "objects", "8": "symbols"},
-    "subgroups": {
-        "0": "face-smiling",
-        "15": "emotion",
-        "25": "person-role",
-        "26": "person-fantasy",
-        "34": "animal-mammal",
-        "58": "time",
-        "65": "clothing",
-        "85": "arrow",
-    },
-}
-# (label, group, subgroup, comes in skin tones)
-ENTRIES = [
-    ("winking face", 0, 0, False),
-    ("anger symbol", 0, 15, False),
-    *((f"{who}{role}", 1, 25, True) for role in ("astronaut", "cook") for who in ("", "man ", "woman ")),
-    *((f"{who} wearing turban", 1, 25, True) for who in ("person", "man", "woman")),
-    *((f"{who}fairy", 1, 26, True) for who in ("", "man ", "woman ")),
-    ("ninja", 1, 25, True),
-    ("horse", 3, 34, False),
-    ("octopus", 3, 34, False),
-    ("T-Rex", 3, 34, False),
-    ("woman’s hat", 7, 65, False),
-    ("glasses", 7, 65, False),
-    ("automobile", 7, 65, False),
-    ("two-thirty", 7, 58, False),
-    ("one o’clock", 7, 58, False),
-    ("left arrow", 8, 85, False),
-    ("phoenix", 3, 34, False),  # which the set does not have
-]
-
-
-def body(colour: str) -> str:
-    """A disc that fills the middle half of its square."""
-    return f'<circle cx="16" cy="16" r="8" fill="{colour}"/>'
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    folder = tmp_path_factory.mktemp("fluent")
-    (folder / "names" / "en").mkdir(parents=True)
-    (folder / "names" / "meta").mkdir()
-    icons = {}
-    data = []
-    for order, (label, group, subgroup, tones) in enumerate(ENTRIES):
-        entry: dict[str, object] = {"label": label, "group": group, "subgroup": subgroup, "order": order}
-        name = slug(label)
-        if "fairy" in label and " " not in label:
-            name = f"person-{name}"  # as Fluent has it
-        if label != "phoenix":
-            icons[name] = {"body": body("#00ff00")}
-        if tones:
-            entry["skins"] = [{"label": f"{label}: {tone}", "tone": n + 1} for n, tone in enumerate(TONES)]
-            entry["skins"].append({"label": "two tones", "tone": [1, 2]})  # as of people holding hands
-            icons |= {f"{name}-{tone}": {"body": body("#00ff00")} for tone in TONES}
-        data.append(entry)
-    data.append({"label": "regional indicator A"})
-    (folder / "icons.json").write_text(json.dumps({"icons": icons, "width": 32, "height": 32}))
-    (folder / "info.json").write_text(json.dumps({"name": "Fluent", "license": {"spdx": "MIT"}}))
-    (folder / "names" / "en" / "data.json").write_text(json.dumps(data))
-    (folder / "names" / "meta" / "groups.json").write_text(json.dumps(GROUPS))
-    return Source(str(folder / "icons.json"), str(folder / "names"))
 
 
 @pytest.fixture(scope="module")

@@ -4,19 +4,18 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from test_fluent import source  # noqa: F401  # a fixture
 
 from imagen.emoji.fluent.catalogue import Source
 from imagen.emoji.fluent.evaluation import prompt, scores, suite
 from imagen.emoji.fluent.heldout import heldout_colour, heldout_number, is_heldout_pair, is_heldout_person
 from imagen.emoji.fluent.scene import Scene
-from imagen.emoji.recogniser import Recogniser, Seen
+from imagen.emoji.recogniser import Detection, Recogniser
 
 Asked = dict[str, list[Scene]]
 
 
 @pytest.fixture
-def asked(source: Source) -> Asked:  # noqa: F811
+def asked(source: Source) -> Asked:
     return suite(source, 12)
 
 
@@ -61,14 +60,14 @@ class Judge(Recogniser):
         super().__init__(["thing"], 16)
         self.artist = artist
 
-    def see(self, pictures: Any, batch_size: int = 64) -> list[list[Seen]]:
+    def detect(self, pictures: Any, batch_size: int = 64) -> list[list[Detection]]:
         found = []
         for picture in pictures:
             scene = self.artist.drawn[picture.tobytes()]
             names = [placed.drawing for placed in scene.placed]
             dark = [each.combination if each.role is None else each._replace(tone="dark").combination for each in names]
             places = [(placed.x, placed.y) for placed in scene.placed]
-            found.append([Seen(name, 1.0, x, y) for name, (x, y) in zip(dark, places, strict=True)])
+            found.append([Detection(name, 1.0, x, y) for name, (x, y) in zip(dark, places, strict=True)])
         return found
 
 

@@ -5,23 +5,22 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from test_fluent import source  # noqa: F401  # a fixture
 
 from imagen.emoji.colour import background_colour
 from imagen.emoji.fluent.catalogue import Source
 from imagen.emoji.fluent.recogniser import accuracy, background, drawings
 from imagen.emoji.fluent.sprites import alone
 from imagen.emoji.picture import PALETTE
-from imagen.emoji.recogniser import Recogniser, Seen
+from imagen.emoji.recogniser import Detection, Recogniser
 
 
-def test_one_drawing_per_name_and_combination(source: Source) -> None:  # noqa: F811
+def test_one_drawing_per_name_and_combination(source: Source) -> None:
     names = [each.combination for each in drawings(source, 2, ["person-role"])]
     assert len(names) == len(set(names)) == 7 + 3 * 18
     assert {"octopus", "astronaut/woman/dark", "wearing turban/person/yellow"} <= set(names)
 
 
-def test_a_drawing_alone_fills_its_square(source: Source) -> None:  # noqa: F811
+def test_a_drawing_alone_fills_its_square(source: Source) -> None:
     alpha = np.asarray(alone(source.icons, "octopus", 60))[..., 3]
     assert (alpha[28:32] > 200)[:, 3:-3].all() and not alpha[:8, :8].any()  # a disc
     assert alpha[1:3, 30].max() > 100
@@ -36,11 +35,11 @@ def test_backgrounds_are_near_the_palette() -> None:
 class Judge(Recogniser):
     """Answers the first name that it knows, always."""
 
-    def see(self, pictures: Any, batch_size: int = 64) -> list[list[Seen]]:
-        return [[Seen(self.names[0], 1.0, 0.5, 0.5)] for _ in pictures]
+    def detect(self, pictures: Any, batch_size: int = 64) -> list[list[Detection]]:
+        return [[Detection(self.names[0], 1.0, 0.5, 0.5)] for _ in pictures]
 
 
-def test_accuracy(source: Source) -> None:  # noqa: F811
+def test_accuracy(source: Source) -> None:
     known = drawings(source, 2, ["person-role"])
     found = accuracy(Judge(["astronaut/woman/dark"], 16), source, known, 1000)
     assert found["things"] == found["pair"] == found["number"] == 0

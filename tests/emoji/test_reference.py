@@ -48,7 +48,7 @@ def test_the_first_picture_of_a_newcomer(imagen, tmp_path, monkeypatch):
     imagen("sample", "emoji", "an octopus on a blue background", "--out", "pictures")
     picture = Image.open(tmp_path / "pictures" / "0000.png")
     assert picture.size == (1024, 1024)
-    (seen,) = load_recogniser().see([picture.convert("RGB").resize((64, 64), Image.Resampling.BOX)])
+    (seen,) = load_recogniser().detect([picture.convert("RGB").resize((64, 64), Image.Resampling.BOX)])
     assert seen[0].name == "octopus" and background_colour(np.array(picture)) == "blue"
 
 

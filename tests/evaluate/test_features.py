@@ -1,4 +1,4 @@
-"""The feature extractor: right weights, right arithmetic, known by what it sees."""
+"""The feature extractor has the right weights and arithmetic: it classifies a photo."""
 
 from pathlib import Path
 
@@ -21,8 +21,8 @@ def test_it_recognises_a_photo():
 
 
 @pytest.mark.parametrize("side, kernel, stride, before", [(8, 3, 2, 0), (7, 3, 2, 1), (8, 5, 2, 1), (8, 3, 1, 1)])
-def test_padding_is_that_of_tensorflow(side, kernel, stride, before):
-    """An impulse kernel at its first tap reads the picture from `before` pixels outside."""
+def test_padding_equals_tensorflow(side, kernel, stride, before):
+    """A kernel with only its first tap reads from `before` pixels outside of the image."""
     layer = Same(1, 1, kernel, stride, bias=False)
     layer.weight.data.zero_()[0, 0, 0, 0] = 1
     x = torch.arange(1.0, side**2 + 1).reshape(1, 1, side, side)

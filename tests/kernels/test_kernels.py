@@ -1,4 +1,4 @@
-"""Kernels of our own: the operations of torch that they stand for, and the Triton code itself in its interpreter."""
+"""Compare custom kernels with torch's operations, and run the Triton code in its interpreter."""
 
 import importlib.util
 import os
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from imagen.kernels import norm as kernel
 from imagen.kernels.norm import group_norm
-from imagen.kernels.philox import normal, normal_of, words
+from imagen.kernels.philox import normal, normal_for, words
 
 ACTIVATIONS = {"none": lambda z: z, "silu": F.silu, "gelu": F.gelu}
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -22,7 +22,7 @@ SHAPES = [((2, 96, 12, 12), 32), ((1, 224, 5, 3), 32), ((2, 20, 9, 9), 20), ((1,
 
 
 def expected(x, weight, bias, groups, activation, scale, shift):
-    """By torch's own operations, in float64."""
+    """Compute the reference by torch's operations, in float64."""
     z = F.group_norm(x, groups, weight, bias)
     if scale is not None:
         z = z * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
@@ -62,14 +62,14 @@ def compare(shape, groups, activation, modulated, dtype, tolerance):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("modulated", [False, True])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
-def test_group_norm_is_that_of_torch(shape, groups, activation, modulated, dtype, tolerance):
+def test_group_norm_equals_torch(shape, groups, activation, modulated, dtype, tolerance):
     compare(shape, groups, activation, modulated, dtype, tolerance)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="float64 is the reference's alone")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("modulated", [False, True])
-def test_gradients_are_those_of_finite_differences(activation, modulated):
+def test_gradients_equal_finite_differences(activation, modulated):
     given = drawn((2, 6, 3, 2), torch.float64, modulated)
     leaves = [tensor.detach().requires_grad_() for tensor in given if tensor is not None]
 
@@ -81,7 +81,7 @@ def test_gradients_are_those_of_finite_differences(activation, modulated):
 
 @pytest.mark.skipif(INTERPRETED, reason="the operation's registration, whatever computes it")
 @pytest.mark.parametrize("modulated", [False, True])
-def test_the_operation_is_registered_as_torch_wants_it(modulated):
+def test_the_operation_passes_opcheck(modulated):
     x, *rest = drawn((2, 6, 3, 2), torch.float32, modulated)
     leaves = [tensor if tensor is None else tensor.detach().requires_grad_() for tensor in (x, *rest)]
     torch.library.opcheck(kernel._norm, (*leaves, 3, 1e-5, "silu"))
@@ -89,8 +89,8 @@ def test_the_operation_is_registered_as_torch_wants_it(modulated):
     torch.library.opcheck(kernel._norm_backward, (x, x, *rest, mean, rstd, "silu"))
 
 
-def test_philox_is_the_published_one():
-    """Known answers of the authors' library, Random123 (kat_vectors, philox4x32 10)."""
+def test_philox_gives_the_published_test_vectors():
+    """Test vectors of the authors' library, Random123 (kat_vectors, philox4x32 10)."""
     digits_of_pi = (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)
     # (block, sample, purpose, low and high word of the key)
     answers = {
@@ -104,7 +104,7 @@ def test_philox_is_the_published_one():
         assert tuple(int(word[0]) for word in found) == answer
 
 
-def test_noise_depends_on_key_sample_and_purpose_alone():
+def test_noise_depends_only_on_key_sample_and_purpose():
     whole = normal((6, 3, 10, 10), 2**63 + 5, 2**33 - 2, 1)
     assert torch.equal(normal((2, 3, 10, 10), 2**63 + 5, 2**33 + 1, 1), whole[3:5])
     assert torch.equal(normal((6, 3, 10, 9), 2**63 + 5, 2**33 - 2, 1).flatten(1)[:, :270], whole.flatten(1)[:, :270])
@@ -112,7 +112,7 @@ def test_noise_depends_on_key_sample_and_purpose_alone():
         assert (other - whole).abs().min(0).values.max() > 0.1
     assert whole.is_contiguous(memory_format=torch.channels_last)
     samples_B = torch.tensor([2**33 + 1, 2**33 - 2])
-    assert torch.equal(normal_of(samples_B, (3, 10, 10), 2**63 + 5, 1, torch.device("cpu")), whole[[3, 0]])
+    assert torch.equal(normal_for(samples_B, (3, 10, 10), 2**63 + 5, 1, torch.device("cpu")), whole[[3, 0]])
 
 
 def test_noise_is_standard_normal():
@@ -129,14 +129,14 @@ def test_noise_is_standard_normal():
 
 @pytest.mark.skipif(not INTERPRETED, reason="run by the test below, in a process of its own")
 @pytest.mark.parametrize("shape", [(3, 3, 10, 10), (2, 7), (1, 3, 40, 33)])
-def test_triton_draws_the_same_noise(shape):
-    from imagen.kernels import triton
+def test_triton_computes_the_same_noise(shape):
+    from imagen.kernels import triton_philox
 
     key, first, purpose = 2**64 - 12345, 2**33 - 1, 3
     wanted = normal(shape, key, first, purpose)
     out = torch.empty_like(wanted)
     samples_B = torch.arange(first, first + len(out))
-    triton.fill_normal(out, samples_B, key - 2**64, purpose)
+    triton_philox.fill_normal(out, samples_B, key - 2**64, purpose)
     torch.testing.assert_close(out, wanted, rtol=0, atol=2e-6)
 
 
@@ -144,7 +144,7 @@ def test_triton_draws_the_same_noise(shape):
 @pytest.mark.skipif(INTERPRETED, reason="this starts it")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton comes with torch for CUDA alone")
 def test_the_triton_kernels_in_their_interpreter():
-    """The tests of this file again, with the kernels' own code in place of the reference."""
+    """Run the tests of this file again, with the Triton kernels in place of the reference."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
@@ -160,4 +160,4 @@ def test_the_triton_kernels_in_their_interpreter():
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     if INTERPRETED:
-        monkeypatch.setattr(kernel, "_by_triton", lambda x: True)
+        monkeypatch.setattr(kernel, "_use_triton", lambda x: True)

@@ -1,4 +1,4 @@
-"""Which formats are chosen, by processor: nothing is computed in one that is emulated."""
+"""Number formats by processor: none that the processor emulates is chosen."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def forget():
 
 @pytest.fixture
 def processor(monkeypatch):
-    """Makes the processor one of a kind: what torch may use of it, and what it has."""
+    """Simulate a processor: its instructions, and those that torch may use."""
 
     def pretend(capability, amx=False, bf16=False, isa=None, machine="x86_64"):
         monkeypatch.setattr(precision.platform, "machine", lambda: machine)
@@ -72,7 +72,7 @@ def test_other_cpus_by_a_measurement(processor, monkeypatch, faster):
     assert (arithmetic("cpu").network is torch.bfloat16) == faster
 
 
-def test_the_measurement_answers():
+def test_the_measurement_returns_a_bool():
     assert precision._bfloat16_is_faster(side=64, rounds=2) in (True, False)
 
 
@@ -85,7 +85,7 @@ def test_gpus(monkeypatch, ampere):
     assert (found.network, found.encoder, found.matrices) == (half, whole, whole)
 
 
-def test_apples_gpus_take_float32():
+def test_apple_gpus_use_float32():
     found = arithmetic("mps")
     assert (found.network, found.encoder, found.matrices) == (None, torch.float32, torch.float32)
 
@@ -99,8 +99,8 @@ def test_names():
 
 
 @X86
-def test_a_processor_held_at_avx2_computes_nothing_in_bfloat16():
-    """A training step with Muon, in a process that may use AVX2 alone: no tensor of half precision appears."""
+def test_a_processor_limited_to_avx2_computes_nothing_in_bfloat16():
+    """A training step with Muon in a process limited to AVX2 creates no low-precision tensor."""
     program = """
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -1,11 +1,11 @@
-"""Every network is one graph for torch.compile, and stays the same one."""
+"""torch.compile traces every network as one graph, without recompilation."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from test_unet import STRUCTURES
 from torch._dynamo.testing import CompileCounterWithBackend
+from unets import STRUCTURES
 
 from imagen import kernels
 from imagen.data.loading.batches import Batch
@@ -15,17 +15,17 @@ from imagen.presets import PRESETS, preset
 from imagen.stage.config import StageConfig
 from imagen.stage.loss import ForwardProcess
 from imagen.text.embeddings import pad_embeddings
-from imagen.train.parallel import ParallelConfig, recompute
+from imagen.train.parallel import ParallelConfig, apply_activation_checkpointing
 
 
 def shortened(config: UNetConfig) -> UNetConfig:
-    """With one block a level, two where only the last attends: every kind of block that there is, and less to trace."""
+    """Reduce to one block per level, two where only the last attends: every kind of block, at less tracing time."""
     levels = [replace(level, blocks=min(level.blocks, 1 + (level.attend == "last"))) for level in config.levels]
     return replace(config, levels=tuple(levels))
 
 
 def distinct() -> dict[str, UNetConfig]:
-    """The presets' structures, one of those that differ in widths alone."""
+    """Return the presets' structures, without those that differ only in channels."""
     found: dict[object, tuple[str, UNetConfig]] = {}
     for name in PRESETS:
         config = shortened(preset(name).stage.unet)
@@ -61,14 +61,14 @@ CONFIGS = {**{name: shortened(config) for name, config in STRUCTURES.items()}, *
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_network_is_one_graph(name):
-    """In training with recomputation, and in sampling with the text read before."""
+    """In training with activation checkpointing, and in sampling with cached text."""
     config = CONFIGS[name]
     with torch.device("meta"):
         unet = UNet(config)
     x, label, cond = inputs(config)
     # What follows dynamo sees the same operations in all of them, and takes most of the time.
     unet.compile(fullgraph=True, backend="aot_eager" if name in STRUCTURES else "eager", dynamic=False)
-    recompute(unet, ParallelConfig(checkpointing="full"))
+    apply_activation_checkpointing(unet, ParallelConfig(checkpointing="full"))
     unet(x, label, **cond).sum().backward()
     assert all(parameter.grad is not None for parameter in unet.parameters())
     if config.text_width:
@@ -91,7 +91,7 @@ def test_the_graph_computes_what_the_network_computes():
 
 
 def kept(unet, x, label, cond):
-    """Bytes that a forward pass keeps for the backward pass, parameters excepted."""
+    """Return the bytes that a forward pass saves for the backward pass, without parameters."""
     own = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
     found = {}
 
@@ -109,8 +109,8 @@ def kept(unet, x, label, cond):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["guided", "efficient"])
-def test_a_compiled_network_keeps_what_a_plan_counts(name, monkeypatch):
-    """With norms of our own and in bfloat16, as on GPUs; the partition into forward and backward is inductor's."""
+def test_a_compiled_network_saves_the_bytes_that_a_plan_counts(name, monkeypatch):
+    """With our fused norms in bfloat16, as on GPUs; inductor partitions the graph into forward and backward."""
     monkeypatch.setattr(kernels, "fused", lambda device: True)
     config = STRUCTURES[name]
     unet = UNet(config).to(torch.bfloat16).to(memory_format=torch.channels_last)
@@ -120,8 +120,8 @@ def test_a_compiled_network_keeps_what_a_plan_counts(name, monkeypatch):
     assert kept(unet, *given) == pytest.approx(plain, rel=0.01)
 
 
-def test_ten_batches_of_other_captions_are_one_graph():
-    """As the trainer pads them: each has its own longest caption, and some texts are dropped."""
+def test_ten_batches_of_different_captions_are_one_graph():
+    """Padded as in training: each batch has its own longest caption, and some captions are dropped."""
     config = STRUCTURES["guided"]
     stage = StageConfig(resolution=16, unet=config)
     null_LD = torch.zeros(1, config.text_width)

@@ -1,4 +1,4 @@
-"""The U-Net against hand-written references, and the properties its users rely on."""
+"""Compare the U-Net with hand-written references, and check properties that other code relies on."""
 
 import dataclasses
 import math
@@ -6,59 +6,17 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from unets import ADDED, DEEPFLOYD, EFFICIENT, GUIDED, STRUCTURES, UNCONDITIONAL
 
 from imagen.errors import UserError
-from imagen.models.config import Level, UNetConfig
+from imagen.models.config import UNetConfig
 from imagen.models.layers import Attention, ResBlock, TextPooling, TokenGroupNorm, attend, sinusoid
-from imagen.models.unet import TextCachingUNet, UNet
-
-GUIDED = UNetConfig(
-    levels=(Level(channels=32, blocks=1, stride=1), Level(channels=64, blocks=2, attention="fused")),
-    text_width=24,
-    context_width=16,
-    time_width=48,
-    head_channels=32,
-)
-RESIDUAL = dataclasses.replace(GUIDED, resample="residual", patch=2, norm_groups=4, coordinates=True)
-EFFICIENT = UNetConfig(
-    levels=(
-        Level(channels=32, blocks=1),
-        Level(channels=64, blocks=2, attention="cross", attend="last", feed_forward=2),
-    ),
-    family="efficient",
-    middle=False,
-    low_res=True,
-    text_width=24,
-    context_width=16,
-    time_width=48,
-    head_channels=32,
-)
-ADDED = dataclasses.replace(EFFICIENT, skip="add", modulation="level", shortcut="conv")
-DEEPFLOYD = dataclasses.replace(
-    GUIDED,
-    levels=(*GUIDED.levels, Level(channels=64, blocks=1, attention="cross")),
-    resample="residual",
-    low_res=True,
-    activation="gelu",
-    context_norm="group",
-    middle_attention="fused",
-    pooling_heads=4,
-    residual_divisor=1 / 0.7071,
-)
-UNCONDITIONAL = UNetConfig(levels=(Level(channels=32, blocks=1, attention="self"),), head_channels=16)
-STRUCTURES = {
-    "guided": GUIDED,
-    "residual": RESIDUAL,
-    "plain": dataclasses.replace(GUIDED, resample="plain"),
-    "efficient": EFFICIENT,
-    "added": ADDED,
-    "unconditional": UNCONDITIONAL,
-    "deepfloyd": DEEPFLOYD,
-}
+from imagen.models.text_cache import TextCachingUNet
+from imagen.models.unet import UNet
 
 
 def randomised(config: UNetConfig) -> UNet:
-    """A U-Net none of whose branches is silent."""
+    """Return a U-Net without zero-initialised layers."""
     torch.manual_seed(0)
     unet = UNet(config).double().eval()
     for parameter in unet.parameters():
@@ -95,7 +53,7 @@ class TestEveryStructure:
         values = {key: value.float() if value.is_floating_point() else value for key, value in inputs(config).items()}
         assert not run(UNet(config), values).any()
 
-    def test_every_parameter_and_every_input_matters(self, config: UNetConfig) -> None:
+    def test_the_output_depends_on_every_parameter_and_input(self, config: UNetConfig) -> None:
         unet, values = randomised(config), inputs(config)
         for value in values.values():
             if value.is_floating_point():
@@ -106,17 +64,17 @@ class TestEveryStructure:
         assert silent == []
         assert all(v.grad is not None and v.grad.any() for v in values.values() if v.is_floating_point())
 
-    def test_does_not_mix_pictures(self, config: UNetConfig) -> None:
+    def test_does_not_mix_images(self, config: UNetConfig) -> None:
         unet, values = randomised(config), inputs(config, batch=3)
         together = run(unet, values)
         alone = run(unet, {key: value[1:2] for key, value in values.items()})
         torch.testing.assert_close(together[1:2], alone)
 
-    def test_takes_pictures_that_are_not_square(self, config: UNetConfig) -> None:
+    def test_accepts_images_that_are_not_square(self, config: UNetConfig) -> None:
         values = inputs(config, height=8, width=24)
         assert run(randomised(config), values).shape == values["x"].shape
 
-    def test_refuses_sides_that_do_not_divide(self, config: UNetConfig) -> None:
+    def test_rejects_sides_that_are_no_multiple_of_the_stride(self, config: UNetConfig) -> None:
         side = config.total_stride + 1
         with pytest.raises(UserError, match=f"divide by {config.total_stride}, not {side}x{side}"):
             run(randomised(config), inputs(config, height=side, width=side))
@@ -125,7 +83,7 @@ class TestEveryStructure:
         unet = randomised(dataclasses.replace(config, learned_variance=True))
         assert run(unet, inputs(config)).shape == (2, 6, 16, 16)
 
-    def test_padding_of_the_text_does_not_matter(self, config: UNetConfig) -> None:
+    def test_does_not_depend_on_the_padding_of_text(self, config: UNetConfig) -> None:
         if not config.text_width:
             pytest.skip("knows no text")
         unet, values = randomised(config), inputs(config)
@@ -138,7 +96,7 @@ class TestEveryStructure:
 
 
 @pytest.mark.parametrize("config", [GUIDED, ADDED, DEEPFLOYD], ids=["guided", "efficient", "deepfloyd"])
-def test_a_text_that_is_read_once_is_the_same_text(config: UNetConfig) -> None:
+def test_cached_text_gives_the_same_output(config: UNetConfig) -> None:
     unet, values = randomised(config), inputs(config)
     values["text_mask"][0, 3:] = False
     expected = run(unet, values)
@@ -172,7 +130,7 @@ def test_total_stride() -> None:
         ({"text_width": None, "levels": UNCONDITIONAL.levels, "middle_attention": "cross"}, "the middle attends"),
     ],
 )
-def test_impossible_structures_are_refused(changes: dict, message: str) -> None:
+def test_invalid_structures_are_rejected(changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         dataclasses.replace(GUIDED, **changes)
 
@@ -193,7 +151,7 @@ def test_sinusoid() -> None:
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Attention of q [N, C] to k, v [M, C], head by head, as the textbooks write it."""
+    """Compute attention of q [N, C] to k, v [M, C], head by head, by the definition."""
     outputs = []
     for q_h, k_h, v_h in zip(q.chunk(heads, 1), k.chunk(heads, 1), v.chunk(heads, 1), strict=True):
         outputs.append((q_h @ k_h.T / q_h.shape[1] ** 0.5).softmax(1) @ v_h)
@@ -221,7 +179,7 @@ def test_attention_is_softmax_over_pixels_and_text(kind: str) -> None:
         torch.testing.assert_close(out[b], expected)
 
 
-def test_group_norm_of_text_counts_its_tokens_alone() -> None:
+def test_group_norm_of_text_excludes_padding() -> None:
     torch.manual_seed(0)
     norm = TokenGroupNorm(4, 24).double()
     nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
@@ -234,7 +192,7 @@ def test_group_norm_of_text_counts_its_tokens_alone() -> None:
 
 
 def test_bfloat16_training_attends_as_evaluation_does() -> None:
-    """Few pixels in bfloat16 take another way with gradients than without."""
+    """Small attention in bfloat16 has another implementation with gradients than without."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 4, length, 16, dtype=torch.bfloat16) for length in (12, 20, 20))
     mask = (torch.arange(20) < torch.tensor([[13], [20]]))[:, None, None]

@@ -1,4 +1,4 @@
-"""Every preset, built at its real size without memory, its parameters counted."""
+"""Build every preset at its real size on the meta device, and check its parameter count."""
 
 import json
 
@@ -40,7 +40,7 @@ def count(experiment: Experiment) -> int:
         return sum(parameter.numel() for parameter in UNet(experiment.stage.unet).parameters())
 
 
-def test_none_is_left_out() -> None:
+def test_every_preset_is_listed() -> None:
     assert PARAMETERS.keys() == PRESETS.keys()
 
 
@@ -56,7 +56,7 @@ class TestEveryPreset:
         assert experiment.stage.resolution % experiment.stage.unet.total_stride == 0
 
     def test_every_parameter_is_used(self, name: str) -> None:
-        """Else data-parallel training would wait for gradients that never come."""
+        """DDP waits for the gradient of every parameter."""
         stage = preset(name).stage
         with torch.device("meta"):
             unet = UNet(stage.unet)
@@ -76,7 +76,7 @@ class TestEveryPreset:
     ("name", "millions"),
     [("text2im_64_397m", 397), ("text2im_64_2b", 2000), ("sr_256_600m", 600), ("sr_1024_400m", 400)],
 )
-def test_sizes_are_what_the_names_say(name: str, millions: int) -> None:
+def test_parameter_counts_match_the_names(name: str, millions: int) -> None:
     assert count(preset(name)) == pytest.approx(millions * 1e6, rel=0.02)
 
 

@@ -98,21 +98,21 @@ def test_openai_edits(openai):
     assert [event.type for event in seen] == ["image_edit.partial_image", "image_edit.completed"]
 
 
-def test_openai_lists_models_and_understands_our_errors(openai):
+def test_openai_client_lists_models_and_raises_for_errors(openai):
     import openai as package
 
     assert [model.id for model in openai.models.list()] == ["tiny"]
     assert openai.models.retrieve("tiny").owned_by == "imagen"
     with pytest.raises(package.NotFoundError, match="no model 'gpt-image-1'; this server has 'tiny'"):
         openai.images.generate(model="gpt-image-1", prompt="cat")
-    with pytest.raises(package.UnprocessableEntityError, match="at most 4"):
+    with pytest.raises(package.UnprocessableEntityError, match="the limit of a request is 4"):
         openai.images.generate(prompt="cat", n=9)
 
 
 # --- our own API ---
 
 
-def test_everything_that_sampling_can(http):
+def test_all_sampling_options(http):
     image, mask = noisy(), noisy(seed=1).convert("L")
     request = {"steps": [5, 2], "guidance": [3.0, 1.0], "sampler": "heun", "strength": 0.5, "negative": "dog"}
     body = {"prompt": "cat", "seed": 4, "init": b64(image), "mask": b64(mask), **request, "stream": True}
@@ -142,7 +142,7 @@ def b64(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
 
-def test_previews_sharpen_and_say_which_command_makes_the_same(http):
+def test_stream_has_previews_and_the_command(http):
     body = {"prompt": "a cat", "seed": 7, "steps": [8, 4], "stream": True, "guidance": 2.5}
     seen = events(http.post("/api/generate", json=body))
     previews = [event for event in seen if event["type"] == "preview"]
@@ -155,7 +155,7 @@ def test_previews_sharpen_and_say_which_command_makes_the_same(http):
     assert words[3:] == ["--stages=2", "--seed=7", "--steps=8,4", "--guidance=2.5", "--out", "pictures", "a cat"]
 
 
-def test_the_command_and_the_file_make_the_same_picture(imagen, tmp_path, caplog):
+def test_command_and_file_regenerate_the_image(imagen, tmp_path, caplog):
     """By the weights in the package, alone and among others, at one stage in few steps."""
     with (
         serving(Cascade.load("emoji", stages=1), cascade="emoji", limits=limits(prompt=1_000)) as server,
@@ -183,7 +183,7 @@ def test_the_command_and_the_file_make_the_same_picture(imagen, tmp_path, caplog
     assert apart(read_picture(tmp_path / "again" / "0000.png"), drawn) <= 1
 
 
-def test_a_file_says_how_it_was_made(http, tmp_path):
+def test_png_has_provenance(http, tmp_path):
     made = http.post("/v1/images/generations", json={"prompt": "cat", "seed": 11}).json()["data"][0]
     path = tmp_path / "picture.png"
     path.write_bytes(base64.b64decode(made["b64_json"]))
@@ -192,7 +192,7 @@ def test_a_file_says_how_it_was_made(http, tmp_path):
     assert found["conditions"]["batch"] == 1
 
 
-def test_a_job_can_be_asked_after_and_cancelled(running, http):
+def test_job_state_and_cancellation(running, http):
     response = http.post("/api/generate", json={"prompt": "cat", "seed": 2, "n": 2})
     assert response.status_code == 202
     address = response.headers["location"]
@@ -218,20 +218,20 @@ def test_upscale(http):
     assert "imagen upscale CASCADE picture.png --prompt cat --seed=3" in picture["command"]
 
 
-def test_who_leaves_frees_the_place(running, http):
+def test_a_client_that_leaves_cancels_its_job(running, http):
     with running.hold():
         with http.stream("POST", "/api/generate", json={"prompt": "cat", "stream": True}) as response:
             lines = response.iter_lines()
             next(lines)
-            assert running.service.jobs.unended()
-        until(lambda: not running.service.jobs.unended())
+            assert running.service.jobs.unfinished()
+        until(lambda: not running.service.jobs.unfinished())
         with pytest.raises(httpx.ReadTimeout):
             http.post("/v1/images/generations", json={"prompt": "cat"}, timeout=1.0)
-        until(lambda: not running.service.jobs.unended())
+        until(lambda: not running.service.jobs.unfinished())
     until(lambda: running.service.engines[0].load() == (0, 0))
 
 
-def test_several_users_at_once(running):
+def test_concurrent_clients(running):
     """Each gets the pictures of their own seed, and some were drawn together."""
     found: dict[int, Image.Image] = {}
 
@@ -243,7 +243,7 @@ def test_several_users_at_once(running):
         threads = [threading.Thread(target=one, args=(seed,)) for seed in range(8)]
         for thread in threads:
             thread.start()
-        until(lambda: len(running.service.jobs.unended()) == 8)
+        until(lambda: len(running.service.jobs.unfinished()) == 8)
     for thread in threads:
         thread.join(60)
     for seed in range(8):
@@ -255,7 +255,7 @@ def test_several_users_at_once(running):
     assert large > registry.get_sample_value("imagen_batch_pictures_bucket", {"stage": "16", "le": "4.0"})
 
 
-def test_a_full_queue_says_when_to_come_back():
+def test_full_queue_has_retry_after():
     with serving(limits=limits(queue=2, active=1)) as server, server.client() as http, server.hold():
         http.post("/api/generate", json={"n": 1})
         until(lambda: server.service.engines[0].load() == (0, 1))
@@ -263,11 +263,11 @@ def test_a_full_queue_says_when_to_come_back():
         assert second["state"] == "queued" and second["position"] == 1
         response = http.post("/v1/images/generations", json={"prompt": "cat"})
         assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
-        assert "2 pictures wait already" in response.json()["error"]["message"]
+        assert "2 images are already in the queue" in response.json()["error"]["message"]
         assert server.service.metrics.registry.get_sample_value("imagen_pictures_total", {"end": "refused"}) == 1
 
 
-def test_a_request_that_takes_too_long_is_told():
+def test_timeout_is_504():
     with serving(timeout=0.4) as server, server.client() as http, server.hold():
         response = http.post("/v1/images/generations", json={"prompt": "cat"})
         assert response.status_code == 504 and "longer than 0.4 seconds" in response.json()["error"]["message"]
@@ -276,7 +276,7 @@ def test_a_request_that_takes_too_long_is_told():
 def test_two_engines_share_the_work():
     with serving(engines=2) as server, server.client() as http:
         assert len(pictures(http.post("/v1/images/generations", json={"prompt": "cat", "n": 4, "seed": 1}))) == 4
-        drawn = [engine._arrived for engine in server.service.engines]
+        drawn = [engine._scheduler._arrived for engine in server.service.engines]
         assert drawn == [2, 2]
 
 
@@ -298,7 +298,7 @@ def test_keys_and_rates():
 
 
 @pytest.mark.parametrize(("proxies", "https", "apart"), [((), False, False), (("127.0.0.0/8",), True, True)])
-def test_who_asks_through_a_proxy(proxies, https, apart):
+def test_client_address_behind_a_proxy(proxies, https, apart):
     with serving(proxies=proxies, rate=4.0) as server, server.client() as http:
         statuses = []
         for address in ("192.0.2.1", "192.0.2.2"):
@@ -311,14 +311,14 @@ def test_who_asks_through_a_proxy(proxies, https, apart):
     assert statuses == ([200, 200] if apart else [200, 429]), "the address that the proxy saw, not what was sent to it"
 
 
-def test_what_the_queue_refuses_is_not_counted_against_the_rate():
+def test_rejection_by_the_queue_is_not_charged_to_the_rate():
     with serving(limits=limits(queue=2), rate=5.0) as server, server.client() as http:
         for _ in range(3):
             assert http.post("/api/generate", json={"n": 4}).json()["error"]["code"] == "queue_full"
         assert http.post("/api/generate", json={"n": 2}).status_code == 202
 
 
-def test_what_the_operator_refuses():
+def test_checks_of_the_operator():
     checks = {
         "check_prompt": lambda prompt: "no dogs here" if "dog" in prompt else None,
         "check_picture": lambda image: "too blue" if image.size == (16, 16) else None,
@@ -335,13 +335,13 @@ def test_what_the_operator_refuses():
         assert seen[-1]["state"] == "done"
 
 
-def test_what_is_kept_is_bounded():
-    with serving(limits=limits(kept_bytes=6_000)) as server, server.client() as http:
+def test_memory_of_finished_images_is_bounded():
+    with serving(limits=limits(stored_bytes=6_000)) as server, server.client() as http:
         for seed in range(6):
             pictures(http.post("/v1/images/generations", json={"prompt": "cat", "seed": seed, "size": "32x32"}))
         jobs = server.service.jobs
-        assert 0 < jobs._kept <= 6_000 + 4_000 and len(jobs._jobs) < 6
-        assert jobs._kept == sum(len(picture.data or b"") for _, picture in jobs._pictures.values())
+        assert 0 < jobs._stored_bytes <= 6_000 + 4_000 and len(jobs._jobs) < 6
+        assert jobs._stored_bytes == sum(len(picture.data or b"") for _, picture in jobs._pictures.values())
 
 
 def test_health_metrics_and_documents(running, http):

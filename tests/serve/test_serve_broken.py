@@ -1,9 +1,8 @@
-"""What breaks inside: an answer for those who wait, a word to the operator, and a server that knows it."""
+"""Internal failures: clients get an error response, the log has the traceback, health checks fail."""
 
 import pytest
 import torch
-from serving import engine, limits, noisy, png, serving, until
-from test_serve_engine import Drawn, Watching
+from serving import Recorded, Watching, engine, limits, noisy, png, serving, until
 
 from imagen.serve.errors import INTERNAL
 from imagen.serve.openai_api import Images
@@ -17,7 +16,7 @@ def broken(error: BaseException):
 
 
 @pytest.mark.parametrize("error", [ValueError("of theirs"), TimeoutError("of theirs")])
-def test_a_check_that_raises_refuses_with_500_and_is_logged(error, capfd):
+def test_a_check_that_raises_is_500_and_logged(error, capfd):
     with serving(check_prompt=broken(error)) as server, server.client() as http:
         response = http.post("/v1/images/generations", json={"prompt": "cat"})
         assert response.status_code == 500 and response.json()["error"]["message"] == INTERNAL
@@ -40,30 +39,30 @@ def test_a_check_that_raises_refuses_with_500_and_is_logged(error, capfd):
         ("async def check_prompt(text): return None", "check_prompt is async; it must be a plain function"),
     ],
 )
-def test_modules_of_checks_that_cannot_be(code, said, tmp_path, monkeypatch, mistake):
+def test_invalid_modules_of_checks(code, said, tmp_path, monkeypatch, mistake):
     (tmp_path / "their_checks.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(__import__("sys").modules, "their_checks", raising=False)
     assert said in mistake("serve", "emoji", "--filter", "their_checks")
 
 
-def test_an_error_between_pictures_ends_those_and_no_others(capfd):
+def test_an_error_of_the_engine_ends_only_the_active_images(capfd):
     with serving() as server, server.client() as http:
         one = server.service.engines[0]
-        turn = one._turn
+        turn = one._run_batch
 
         def once() -> None:
-            one._turn = turn
+            one._run_batch = turn
             raise RuntimeError("a bug in the engine")
 
-        one._turn = once
+        one._run_batch = once
         assert http.post("/v1/images/generations", json={"prompt": "cat"}).status_code == 500
         assert "a bug in the engine" in capfd.readouterr().err
         assert http.get("/healthz").status_code == 200
         assert http.post("/v1/images/generations", json={"prompt": "cat"}).status_code == 200
 
 
-def test_an_engine_that_is_lost_is_said(capfd):
+def test_a_failed_engine_is_reported(capfd):
     with serving(limits=limits(active=1)) as server, server.client() as http:
         one = server.service.engines[0]
         with server.hold():
@@ -74,23 +73,23 @@ def test_an_engine_that_is_lost_is_said(capfd):
         assert "lost" in capfd.readouterr().err and one.load() == (0, 0)
         assert http.get("/healthz").status_code == http.get("/readyz").status_code == 503
         response = http.post("/v1/images/generations", json={"prompt": "cat"})
-        assert response.status_code == 503 and "started again" in response.json()["error"]["message"]
+        assert response.status_code == 503 and "has to be restarted" in response.json()["error"]["message"]
 
 
-def test_another_engine_goes_on():
+def test_other_engines_continue():
     with serving(engines=2) as server, server.client() as http:
         server.service.engines[0].failure = RuntimeError("lost")
         made = http.post("/v1/images/generations", json={"prompt": "cat", "n": 4})
-        assert made.status_code == 200 and server.service.engines[1]._arrived == 4
-        assert http.get("/healthz").status_code == 503, "it should be started again all the same"
+        assert made.status_code == 200 and server.service.engines[1]._scheduler._arrived == 4
+        assert http.get("/healthz").status_code == 503, "the server should still be restarted"
 
 
-def test_an_error_of_the_gpu_itself_is_one_of_the_engine():
-    """Every later call fails with it, whoever asks."""
+def test_an_accelerator_error_fails_the_engine():
+    """Every later CUDA call of the process raises it."""
     made = engine()
     Watching(made, broken(torch.AcceleratorError("illegal address")))
-    drawn = Drawn(made)
-    made.submit([drawn.work])
+    drawn = Recorded(made)
+    made.submit([drawn.task])
     assert isinstance(drawn.wait(), torch.AcceleratorError) and made.failure is drawn.result
     made.stop()
 
@@ -107,9 +106,9 @@ def test_partial_images_are_freed_with_their_stream():
 
 
 def test_openai_fields():
-    assert Images(prompt="x", output_compression=0).asked().quality == 1
-    assert Images(prompt="x", output_compression=80).asked().quality == 80
-    assert Images(prompt="x").asked().quality is None
+    assert Images(prompt="x", output_compression=0).image_request().quality == 1
+    assert Images(prompt="x", output_compression=80).image_request().quality == 80
+    assert Images(prompt="x").image_request().quality is None
     with serving() as server, server.client() as http:
         error = http.post("/v1/images/generations", json={"prompt": "x", "model": "dall-e-3"}).json()["error"]
         assert (error["param"], error["code"]) == ("model", "model_not_found")

@@ -1,4 +1,4 @@
-"""The pages on serving and deploy/: commands parse, files are well-formed, limits are those of the code."""
+"""Documentation of serving, and deploy/: commands parse, files are well-formed, limits match the code."""
 
 import json
 import re
@@ -27,12 +27,12 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_commands_are_understood(line):
+def test_commands_parse(line):
     options = parse(shlex.split(line)[1:])
     assert options.command == "serve"
 
 
-def test_the_container_and_compose_run_it():
+def test_container_and_compose():
     dockerfile = (DEPLOY / "Dockerfile").read_text()
     entry, arguments = (
         json.loads(re.search(rf"^{word} (\[.*\])$", dockerfile, re.M)[1])  # type: ignore[index]
@@ -52,22 +52,22 @@ def test_the_container_and_compose_run_it():
     assert int(re.search(r"TimeoutStopSec=(\d+)", unit)[1]) > ServeConfig().drain  # type: ignore[index]
 
 
-def test_limits_are_those_of_the_code():
+def test_limits_match_the_code():
     limits = Limits()
     for said, value in (
         ("images per request | 10, ", limits.n == 10),
         ("steps per stage | 250 |", limits.steps == 250),
         ("prompt | 2,000 characters", limits.prompt == 2000),
         ("result | 2^21 pixels", limits.pixels == 2**21),
-        ("2^24 pixels", limits.given_pixels == 2**24),
+        ("2^24 pixels", limits.input_pixels == 2**24),
         ("32 MiB; 256 MiB", limits.body == 2**25 and limits.bodies == 2**28),
         ("queue | 256 |", limits.queue == 256),
-        ("memory | 512 MiB |", limits.given_bytes == 2**29),
+        ("memory | 512 MiB |", limits.input_bytes == 2**29),
         ("64, and 2^23 pixels", limits.active == 64 and limits.active_pixels == 2**23),
         ("600 s |", ServeConfig().timeout == 600),
         ("15 s; 60 s; 60 s", (limits.header_seconds, limits.body_seconds, limits.send_seconds) == (15, 60, 60)),
         ("connections | 512 |", limits.connections == 512),
-        ("256 MiB, 4,096 jobs", limits.kept_bytes == 2**28 and limits.kept_jobs == 4096),
+        ("256 MiB, 4,096 jobs", limits.stored_bytes == 2**28 and limits.stored_jobs == 4096),
     ):
         assert said in DOCS and value, said
     assert "client_max_body_size 32m" in (DEPLOY / "nginx.conf").read_text()

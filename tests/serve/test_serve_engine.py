@@ -1,22 +1,18 @@
-"""The engine: pictures of a seed whatever else is drawn, batches that form and dissolve, fairness."""
+"""The engine: images independent of the batch, batches that form and dissolve, fairness."""
 
-import threading
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from cascades import apart
-from serving import LIMITS, engine, limits, noisy, tiny, until
+from serving import JOB, LIMITS, Recorded, Watching, engine, limits, noisy, tiny, until
 from torch import nn
 
 from imagen.cascade import Variation
 from imagen.diffusion.samplers import sampler_names
 from imagen.serve.engine import Engine
-from imagen.serve.shares import Shares
-from imagen.serve.work import Step, Work
-
-JOB = {"device": "cpu", "precision": "fp32", "batch_size": 1}
+from imagen.serve.fair_queue import FairQueue
+from imagen.serve.task import Step
 
 
 @pytest.fixture(scope="module")
@@ -24,46 +20,6 @@ def running():
     made = engine()
     yield made
     made.stop()
-
-
-class Drawn:
-    """A picture on its way."""
-
-    def __init__(self, engine: Engine, prompt: str = "cat", client: str = "a", *, shows: bool = False, **request: Any):
-        self.ended = threading.Event()
-        self.steps: list[Step] = []
-        self.result: Any = None
-        plan = engine.cascade.plan([prompt], **JOB, **request)
-        self.work = Work(plan, client, self._report, lambda done, total, ends: shows)
-
-    def _report(self, event: Any) -> None:
-        if isinstance(event, Step):
-            self.steps.append(event)
-        else:
-            self.result = event
-            self.ended.set()
-
-    def wait(self) -> Any:
-        assert self.ended.wait(60)
-        return self.result
-
-
-class Watching:
-    """A stage's network, which tells how many pictures each call had."""
-
-    def __init__(self, engine: Engine, after: Callable[[int], Any] = lambda calls: None, stage: int = 0):
-        self.sizes: list[int] = []
-        self.after = after
-        self.answering = engine._answering[stage]
-        engine._answering[stage] = self  # type: ignore[call-overload]
-
-    def __call__(self, calls: Sequence[Any]) -> Any:
-        self.sizes.append(len(calls))
-        self.after(len(self.sizes))
-        return self.answering(calls)
-
-    def forget(self) -> None:
-        self.answering.forget()
 
 
 REQUESTS: list[dict[str, Any]] = [
@@ -78,13 +34,13 @@ REQUESTS: list[dict[str, Any]] = [
 ]
 
 
-def test_a_picture_is_that_of_its_seed_alone_and_in_any_batch(running):
-    """Alone, among seven others of other samplers, steps and guidance, and by what `imagen sample` runs."""
-    together = [Drawn(running, client=str(i), **request) for i, request in enumerate(REQUESTS)]
-    running.submit([drawn.work for drawn in together])
+def test_an_image_depends_on_its_own_request_only(running):
+    """Sampled alone, with seven other requests, and by `Cascade.sample`."""
+    together = [Recorded(running, client=str(i), **request) for i, request in enumerate(REQUESTS)]
+    running.submit([drawn.task for drawn in together])
     for drawn, request in zip(together, REQUESTS, strict=True):
-        alone = Drawn(running, **request)
-        running.submit([alone.work])
+        alone = Recorded(running, **request)
+        running.submit([alone.task])
         prompt = request.get("prompt", "cat")
         request = {name: value for name, value in request.items() if name != "prompt"}
         sampled = running.cascade.sample([prompt], progress=False, **JOB, **request)[0]
@@ -94,26 +50,26 @@ def test_a_picture_is_that_of_its_seed_alone_and_in_any_batch(running):
 
 
 @pytest.mark.parametrize("sampler", sampler_names())
-def test_steps_are_counted_and_shown(running, sampler):
-    drawn = Drawn(running, shows=True, sampler=sampler, steps=[3, 2])
-    running.submit([drawn.work])
+def test_steps_and_previews_are_reported(running, sampler):
+    drawn = Recorded(running, shows=True, sampler=sampler, steps=[3, 2])
+    running.submit([drawn.task])
     picture = drawn.wait()
     assert [(step.stage, step.step, step.steps) for step in drawn.steps] == [
         *((0, 1, 3), (0, 2, 3), (0, 3, 3)),
         *((1, 1, 2), (1, 2, 2)),
     ]
-    assert [step.done for step in drawn.steps] == [1, 2, 3, 4, 5] and drawn.steps[0].total == drawn.work.total == 5
+    assert [step.done for step in drawn.steps] == [1, 2, 3, 4, 5] and drawn.steps[0].total == drawn.task.total == 5
     sizes = [step.preview.size for step in drawn.steps if step.preview is not None]
     assert sizes == [(16, 16)] * 3 + [(32, 32)] * 2
     last = drawn.steps[-1].preview
     assert last is not None and apart(last, picture) <= 1
 
 
-def test_calls_of_one_shape_share_a_batch_and_a_new_one_joins_at_the_next_step():
+def test_a_new_image_joins_the_batch_at_the_next_step():
     made = engine()
-    first, second = Drawn(made, steps=[30, 1]), Drawn(made, "dog", "b", steps=[3, 1])
-    watching = Watching(made, lambda calls: made.submit([second.work]) if calls == 10 else None)
-    made.submit([first.work])
+    first, second = Recorded(made, steps=[30, 1]), Recorded(made, "dog", "b", steps=[3, 1])
+    watching = Watching(made, lambda calls: made.submit([second.task]) if calls == 10 else None)
+    made.submit([first.task])
     first.wait(), second.wait()
     made.stop()
     assert watching.sizes == [1] * 10 + [2] * 3 + [1] * 17
@@ -121,11 +77,11 @@ def test_calls_of_one_shape_share_a_batch_and_a_new_one_joins_at_the_next_step()
     assert waiting == 30 + 2, "and those of the warm-up"
 
 
-def test_a_batch_has_no_more_pixels_than_allowed():
-    made = engine(limits=limits(batch_pixels=16 * 16 * 5))  # two guided pictures and a half
+def test_batch_respects_the_pixel_limit():
+    made = engine(limits=limits(batch_pixels=16 * 16 * 5))  # two and a half guided images
     sizes = Watching(made).sizes
-    drawn = [Drawn(made, seeds=i, stages=1, steps=4) for i in range(5)]
-    made.submit([each.work for each in drawn])
+    drawn = [Recorded(made, seeds=i, stages=1, steps=4) for i in range(5)]
+    made.submit([each.task for each in drawn])
     pictures = [each.wait() for each in drawn]
     made.stop()
     assert max(sizes) == 2 and sum(sizes) == 5 * 4
@@ -135,24 +91,24 @@ def test_a_batch_has_no_more_pixels_than_allowed():
     )
 
 
-def test_who_is_cancelled_leaves_and_the_others_go_on():
+def test_a_cancelled_image_leaves_the_batch():
     made = engine()
-    gone, stays = Drawn(made, steps=[2000, 1]), Drawn(made, "dog", steps=[40, 1])
-    gone.work.report = lambda event: gone._report(event)
-    made.submit([gone.work, stays.work])
+    gone, stays = Recorded(made, steps=[2000, 1]), Recorded(made, "dog", steps=[40, 1])
+    gone.task.report = lambda event: gone._report(event)
+    made.submit([gone.task, stays.task])
     until(lambda: len(gone.steps) > 2)
-    made.cancel([gone.work])
+    made.cancel([gone.task])
     assert apart(stays.wait(), made.cascade.sample(["dog"], steps=[40, 1], progress=False, **JOB)[0]) <= 1
     until(lambda: made.load() == (0, 0))
     assert gone.result is None and len(gone.steps) < 2000
     made.stop()
 
 
-def test_a_broken_picture_breaks_alone():
+def test_only_the_failing_image_of_a_batch_fails():
     model = tiny()
 
     class Breaks(nn.Module):
-        """No answer for the prompt of three tokens."""
+        """Raises for prompts of three tokens."""
 
         def __init__(self, unet: nn.Module):
             super().__init__()
@@ -165,51 +121,60 @@ def test_a_broken_picture_breaks_alone():
 
     model.stages[0].unet = Breaks(model.stages[0].unet)
     made = engine(model)
-    bad, good = Drawn(made, "three words here"), Drawn(made, "cat")
-    made.submit([bad.work, good.work])
+    bad, good = Recorded(made, "three words here"), Recorded(made, "cat")
+    made.submit([bad.task, good.task])
     assert isinstance(bad.wait(), RuntimeError) and "three tokens" in str(bad.result)
     assert apart(good.wait(), tiny().sample(["cat"], progress=False, **JOB)[0]) <= 1
     made.stop()
 
 
-def test_who_asks_for_much_does_not_hold_up_who_asks_for_little():
+def test_a_large_request_does_not_delay_another_client():
     made = engine(limits=limits(active=4))
     order: list[str] = []
-    greedy = [Drawn(made, client="greedy", seeds=i, steps=[20, 1]) for i in range(12)]
-    modest = Drawn(made, client="modest", steps=[20, 1])
+    greedy = [Recorded(made, client="greedy", seeds=i, steps=[20, 1]) for i in range(12)]
+    modest = Recorded(made, client="modest", steps=[20, 1])
     for drawn in (*greedy, modest):
-        drawn.work.report = lambda event, drawn=drawn: (
-            drawn._report(event) or (drawn.ended.is_set() and order.append(drawn.work.client))  # type: ignore[func-returns-value]
+        drawn.task.report = lambda event, drawn=drawn: (
+            drawn._report(event) or (drawn.ended.is_set() and order.append(drawn.task.client))  # type: ignore[func-returns-value]
         )
-    made.submit([drawn.work for drawn in greedy])
+    made.submit([drawn.task for drawn in greedy])
     until(lambda: greedy[0].steps)
-    made.submit([modest.work])
-    until(lambda: made.ahead().get(modest.work, 0) == 0)
+    made.submit([modest.task])
+    until(lambda: made.queue_positions().get(modest.task, 0) == 0)
     for drawn in (*greedy, modest):
         drawn.wait()
     made.stop()
     assert order.index("modest") <= 7, "in the second round of four"
 
 
-def test_a_short_request_passes_a_long_one_of_the_same_client():
-    made = engine(limits=limits(batch_pixels=16 * 16 * 2))  # one guided picture in each call
-    long, short = Drawn(made, steps=[50, 1]), Drawn(made, steps=[3, 1])
+def test_a_short_request_overtakes_a_long_one_of_the_same_client():
+    made = engine(limits=limits(batch_pixels=16 * 16 * 2))  # one guided image per call
+    long, short = Recorded(made, steps=[50, 1]), Recorded(made, steps=[3, 1])
+    long_steps: list[int] = []  # of the long request, after each step of the short one
+
+    def report(event: Any) -> None:  # in the engine's thread, so that the order of events is that of the steps
+        if isinstance(event, Step):
+            long_steps.append(len(long.steps))
+        short._report(event)
+
+    short.task.report = report
     with made._condition:
-        made.submit([long.work, short.work])
+        made.submit([long.task, short.task])
     short.wait()
-    assert len(long.steps) < 20
     long.wait()
     made.stop()
+    assert len(long_steps) == 4 and len(long.steps) == 51
+    assert long_steps[:3] == [1, 2, 3], "step by step in turn, the long one first"
 
 
-def test_the_queue_says_who_is_before_whom():
+def test_queue_positions():
     made = Engine(tiny(), LIMITS, torch.device("cpu"), engine_metrics())
-    drawn = [Drawn(made, client=client) for client in "aaab"]
-    made.submit([each.work for each in drawn])
-    ahead = made.ahead()
-    assert [ahead[each.work] for each in drawn] == [0, 2, 3, 1], "b's first comes before a's second"
-    made.cancel([drawn[0].work])
-    assert [made.ahead().get(each.work) for each in drawn] == [None, 0, 2, 1]
+    drawn = [Recorded(made, client=client) for client in "aaab"]
+    made.submit([each.task for each in drawn])
+    ahead = made.queue_positions()
+    assert [ahead[each.task] for each in drawn] == [0, 2, 3, 1], "b's first comes before a's second"
+    made.cancel([drawn[0].task])
+    assert [made.queue_positions().get(each.task) for each in drawn] == [None, 0, 2, 1]
 
 
 def engine_metrics() -> Any:
@@ -218,32 +183,32 @@ def engine_metrics() -> Any:
     return Metrics()
 
 
-def test_shares():
-    shares = Shares({"base": 4.0})
+def test_fair_queue():
+    queue = FairQueue({"base": 4.0})
     turns = []
     for _ in range(10):
-        shares.want(("base", "sr"))
-        name = min(("base", "sr"), key=lambda name: (shares.spent(name), name))
-        shares.spend(name, 1.0)
+        queue.set_active(("base", "sr"))
+        name = min(("base", "sr"), key=lambda name: (queue.usage(name), name))
+        queue.charge(name, 1.0)
         turns.append(name)
     assert turns.count("base") == 8
-    shares.want(("base", "sr", "late"))
-    assert shares.spent("late") == min(shares.spent("base"), shares.spent("sr")), "no credit for being away"
+    queue.set_active(("base", "sr", "late"))
+    assert queue.usage("late") == min(queue.usage("base"), queue.usage("sr")), "absence earns no credit"
     for _ in range(5):
-        shares.want(("base", "late"))
-        shares.spend("base", 100.0)
-    assert shares.spent("late") < shares.spent("base"), "who waits keeps what they are owed"
+        queue.set_active(("base", "late"))
+        queue.charge("base", 100.0)
+    assert queue.usage("late") < queue.usage("base"), "waiting preserves credit"
 
 
-def test_later_stages_have_their_turns_while_new_pictures_keep_coming():
+def test_later_stages_get_device_time_while_new_images_arrive():
     made = engine()
     clock = {0: 0, 1: 0}
     for stage in (0, 1):
         Watching(made, lambda calls, stage=stage: clock.update({stage: calls}), stage)
-    first = Drawn(made, steps=[1, 8])
-    greedy = [Drawn(made, client="b", seeds=i, stages=1, steps=60) for i in range(3)]
+    first = Recorded(made, steps=[1, 8])
+    greedy = [Recorded(made, client="b", seeds=i, stages=1, steps=60) for i in range(3)]
     with made._condition:  # all of them at once
-        made.submit([first.work, *(drawn.work for drawn in greedy)])
+        made.submit([first.task, *(drawn.task for drawn in greedy)])
     first.wait()
     assert clock[1] == 8 and clock[0] < 60, "not after the others"
     for drawn in greedy:

@@ -51,7 +51,7 @@ def test_requests_with_different_lora_at_once(running: Any, folder: Path) -> Non
         threads = [threading.Thread(target=one, args=(number,)) for number in range(10)]
         for thread in threads:
             thread.start()
-        until(lambda: len(running.service.jobs.unended()) == 10)
+        until(lambda: len(running.service.jobs.unfinished()) == 10)
     for thread in threads:
         thread.join(60)
     model = loaded(folder)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from serving import limits, serving, until
 
+from imagen.diffusion.samplers import sampler_names
+
 playwright = pytest.importorskip("playwright.sync_api")
 from playwright.sync_api import expect  # noqa: E402
 
@@ -15,13 +17,13 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 WAIT = 60_000.0  # milliseconds
 expect.set_options(timeout=WAIT)
-CARDS, KEPT = "#gallery > li", "#gallery > li.kept"
+CARDS, STORED = "#gallery > li", "#gallery > li.stored"
 PREVIEW = '.picture[src^="data:image/jpeg"]'
 
 
 @pytest.fixture(scope="module")
 def running():
-    with serving(limits=limits(body=10**7, given_pixels=2**22, steps=250)) as server:
+    with serving(limits=limits(body=10**7, input_pixels=2**22, steps=250)) as server:
         yield server
 
 
@@ -58,13 +60,13 @@ def ask(page, prompt: str, *, steps: int = 3, count: int = 1) -> None:
     page.press("#prompt", "Enter")
 
 
-def test_from_a_prompt_to_a_gallery(running, page):
+def test_prompt_to_gallery(running, page):
     with running.slow():
         ask(page, "a <b>cat</b>", steps=12)
         seen = set()
         until(lambda: seen.add(page.locator(".picture").first.get_attribute("src")) or len(seen) > 3)  # type: ignore[func-returns-value]
-    expect(page.locator(KEPT)).to_have_count(1)
-    assert page.locator(KEPT).inner_text() == "a <b>cat</b>", "text, not HTML"
+    expect(page.locator(STORED)).to_have_count(1)
+    assert page.locator(STORED).inner_text() == "a <b>cat</b>", "text, not HTML"
 
     page.click(".open")
     expect(page.locator("#viewer-facts")).to_contain_text("32 × 32")
@@ -74,16 +76,16 @@ def test_from_a_prompt_to_a_gallery(running, page):
     assert re.fullmatch(r"a-b-cat-b-\d+\.png", download.value.suggested_filename)
     assert Path(download.value.path()).read_bytes()[:4] == b"\x89PNG"
     page.click("#again")
-    expect(page.locator(KEPT)).to_have_count(2)
+    expect(page.locator(STORED)).to_have_count(2)
     page.locator(".open").first.click()
     page.click("#variations")
-    expect(page.locator(KEPT)).to_have_count(6)
+    expect(page.locator(STORED)).to_have_count(6)
     page.locator(".open").first.click()
     expect(page.locator("#viewer-facts")).to_contain_text("a variation of seed")
 
     page.click("#paint")
     page.click("#brush-form button[type=submit]")
-    expect(page.locator("#brush-problem")).to_have_text("Paint over the part that should change first.")
+    expect(page.locator("#brush-problem")).to_have_text("Paint over the part that should change.")
     box = page.locator("#canvas").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.2)
     page.mouse.down()
@@ -91,21 +93,21 @@ def test_from_a_prompt_to_a_gallery(running, page):
     page.mouse.up()
     page.fill("#brush-prompt", "a dog")
     page.click("#brush-form button[type=submit]")
-    expect(page.locator(KEPT)).to_have_count(7)
-    expect(page.locator(KEPT).first).to_contain_text("a dog")
+    expect(page.locator(STORED)).to_have_count(7)
+    expect(page.locator(STORED).first).to_contain_text("a dog")
 
     page.reload()
-    expect(page.locator(KEPT)).to_have_count(7)
-    expect(page.locator("#kept")).to_have_text("7 pictures, kept in this browser")
+    expect(page.locator(STORED)).to_have_count(7)
+    expect(page.locator("#stored")).to_have_text("7 images, stored in this browser")
     page.locator(".open").first.click()
     page.click("#delete")
-    expect(page.locator(KEPT)).to_have_count(6)
+    expect(page.locator(STORED)).to_have_count(6)
     page.on("dialog", lambda dialog: dialog.accept())
     page.click("#clear")
     expect(page.locator("#empty")).to_be_visible()
 
 
-def test_cancel_frees_the_place(running, page):
+def test_cancel(running, page):
     with running.slow():
         ask(page, "a cat", steps=250, count=2)
         expect(page.locator(f"{CARDS} {PREVIEW}").first).to_be_visible()
@@ -117,60 +119,69 @@ def test_cancel_frees_the_place(running, page):
     expect(page.locator("#empty")).to_be_visible()
 
 
-def test_who_waits_sees_their_place(running, page):
-    before = running.service.engines[0].limits
-    running.service.engines[0].limits = limits(active=1)
+def test_queue_position_is_shown(running, page):
+    scheduler = running.service.engines[0]._scheduler
+    before = scheduler.limits
+    scheduler.limits = limits(active=1)
     try:
         with running.hold():
             ask(page, "a cat", count=2)
             until(lambda: running.service.engines[0].load() == (1, 1))
             ask(page, "a dog")
-            expect(page.locator(CARDS).first).to_contain_text("1 picture before yours")
-        expect(page.locator(KEPT)).to_have_count(3)
+            expect(page.locator(CARDS).first).to_contain_text("1 image ahead in the queue")
+        expect(page.locator(STORED)).to_have_count(3)
     finally:
-        running.service.engines[0].limits = before
+        scheduler.limits = before
 
 
-def test_mistakes_are_sentences(page):
-    page.click("#draw")
-    expect(page.locator("#problem")).to_have_text("Say first what you want to see.")
+def test_samplers_come_from_the_server(page):
+    page.click("#settings summary")
+    assert page.locator("#sampler option").all_inner_texts() == ["default", *sampler_names()]
+    page.select_option("#sampler", "heun")
+    ask(page, "a cat")
+    expect(page.locator(STORED)).to_have_count(1)
+
+
+def test_error_messages(page):
+    page.click("#generate")
+    expect(page.locator("#problem")).to_have_text("Enter a prompt.")
     ask(page, "a cat", steps=999)
     assert page.locator("#steps").evaluate("input => input.validity.rangeOverflow"), "the browser says it"
     page.fill("#steps", "")
     page.fill("#prompt", "x " * 80)
     page.press("#prompt", "Enter")
-    expect(page.locator("#problem")).to_have_text("That is too long: at most 100 characters.")
+    expect(page.locator("#problem")).to_have_text("The prompt is too long; the limit is 100 characters.")
     page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"nothing"})
     page.fill("#prompt", "a cat")
     page.press("#prompt", "Enter")
-    expect(page.locator("#problem")).to_contain_text("Init is not a picture that can be read")
+    expect(page.locator("#problem")).to_contain_text("Init cannot be read")
     page.problems.clear()  # the browser's own line about the 422, and about the picture
 
 
-def test_a_picture_of_ones_own(page, tmp_path):
+def test_input_image(page, tmp_path):
     from serving import noisy
 
     noisy(64).save(tmp_path / "own.png")
     page.set_input_files("#file", tmp_path / "own.png")
-    expect(page.locator("#given-picture")).to_be_visible()
+    expect(page.locator("#input-image-view")).to_be_visible()
     ask(page, "a cat")
-    expect(page.locator(KEPT)).to_have_count(1)
-    page.click("#given-paint")
+    expect(page.locator(STORED)).to_have_count(1)
+    page.click("#input-image-paint")
     expect(page.locator("#canvas")).to_be_focused()
     for key in ("ArrowLeft", "Space", "ArrowUp", "Space", "+"):  # without a mouse
         page.keyboard.press(key)
     page.click("#brush-form button[type=submit]")
-    expect(page.locator(KEPT)).to_have_count(2)
-    page.click("#given-remove")
+    expect(page.locator(STORED)).to_have_count(2)
+    page.click("#input-image-remove")
     noisy(16).save(tmp_path / "small.png")
     page.set_input_files("#file", tmp_path / "small.png")
-    page.click("#given-upscale")
-    expect(page.locator(KEPT)).to_have_count(3)
+    page.click("#input-image-upscale")
+    expect(page.locator(STORED)).to_have_count(3)
     page.locator(".open").first.click()
     expect(page.locator("#command")).to_contain_text("imagen upscale CASCADE picture.png")
 
 
-def test_a_server_with_keys_asks_for_one(browser):
+def test_page_asks_for_the_key(browser):
     with serving(keys={"a" * 20: "ann"}) as server:
         context = browser.new_context()
         page = context.new_page()
@@ -180,12 +191,12 @@ def test_a_server_with_keys_asks_for_one(browser):
         page.click("#key button.primary")
         page.wait_for_selector("#sizes input")
         ask(page, "a cat")
-        expect(page.locator(KEPT)).to_have_count(1)
+        expect(page.locator(STORED)).to_have_count(1)
         context.close()
 
 
 def findings(page) -> list[str]:
-    """What axe-core finds that is serious or critical."""
+    """Return the serious and critical findings of axe-core."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     found = axe.Axe().run(page)
     return [
@@ -197,7 +208,7 @@ def findings(page) -> list[str]:
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
-def test_axe_finds_nothing_serious(running, browser, scheme, width):
+def test_accessibility(running, browser, scheme, width):
     context = browser.new_context(
         viewport={"width": width, "height": 840}, color_scheme=scheme, bypass_csp=True, reduced_motion="reduce"
     )
@@ -205,7 +216,7 @@ def test_axe_finds_nothing_serious(running, browser, scheme, width):
     page.goto(running.url)
     page.wait_for_selector("#sizes input")
     ask(page, "a cat")
-    expect(page.locator(KEPT)).to_have_count(1)
+    expect(page.locator(STORED)).to_have_count(1)
     assert findings(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out"
     page.click(".open")
@@ -223,7 +234,7 @@ def test_keyboard_alone(page):
     page.locator("#prompt").focus()
     page.keyboard.type("a cat")
     page.keyboard.press("Enter")
-    expect(page.locator(KEPT)).to_have_count(1)
+    expect(page.locator(STORED)).to_have_count(1)
     until(_reaches(page, "open"))
     page.keyboard.press("Enter")
     expect(page.locator("#viewer")).to_be_visible()

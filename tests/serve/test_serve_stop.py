@@ -83,7 +83,7 @@ def metrics(process: Process) -> str:
     return process.client.get("/metrics").text
 
 
-def test_term_finishes_what_was_accepted(saved):
+def test_sigterm_finishes_accepted_requests(saved):
     with Process(saved) as process:
         threads, answers = many(process, 20, steps=100)
         process.process.send_signal(signal.SIGTERM)
@@ -97,7 +97,7 @@ def test_term_finishes_what_was_accepted(saved):
         assert process.process.returncode == 0 and "Traceback" not in err, err
 
 
-def test_what_term_cannot_finish_is_told(saved):
+def test_sigterm_reports_unfinished_requests(saved):
     with Process(saved, "--drain", "0.2", "--max-steps", "5000") as process:
         threads, answers = many(process, 20, steps=5000)
         process.process.send_signal(signal.SIGTERM)
@@ -109,7 +109,7 @@ def test_what_term_cannot_finish_is_told(saved):
         assert process.process.returncode == 0
 
 
-def test_killed_and_started_again(saved):
+def test_restart_after_kill(saved):
     before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
     with Process(saved) as process:
         many(process, 4, steps=200)
@@ -119,13 +119,13 @@ def test_killed_and_started_again(saved):
         assert {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()} == before
 
 
-def test_ctrl_c_ends_it(saved):
+def test_ctrl_c(saved):
     with Process(saved) as process:
         process.process.send_signal(signal.SIGINT)
         assert process.process.wait(30) == 0
 
 
-def test_mistakes_are_one_line(saved, mistake, tmp_path):
+def test_user_errors_are_one_line(saved, mistake, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

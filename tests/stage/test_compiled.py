@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from imagen.diffusion.guidance import Estimate, at_level
+from imagen.diffusion.guidance import Estimate, batch_logsnr
 from imagen.diffusion.samplers import create_sampler, sampler_names
 from imagen.diffusion.schedule import ScheduleConfig, bind_label, build_label
 from imagen.models.config import Level, UNetConfig
@@ -52,7 +52,7 @@ def random_stage(config: StageConfig) -> Stage:
 
 
 def sampled(stage: Stage, settings: SamplingConfig, seed: int = 0, **options) -> tuple[torch.Tensor, list]:
-    """Two images, and what the callback was given."""
+    """Return two images and the arguments of the callback."""
     g = torch.Generator().manual_seed(seed)
     given = []
     if stage.config.low_resolution is not None:
@@ -87,7 +87,7 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("sampler", sampler_names())
 def test_steps_are_few_graphs_and_give_the_same_images(sampler):
-    """Neither steps nor other prompts, seeds and noise levels compile again; guidance is in the graph."""
+    """Other steps, prompts, seeds and noise levels do not recompile; guidance is in the graph."""
     stage = random_stage(BASE)
     settings = SamplingConfig(sampler=sampler, steps=5, eta=0.5, guidance_rescale=0.3)
     requests = [(settings, 0), (replace(settings, steps=4), 5)]
@@ -118,9 +118,9 @@ def test_inpainting_and_image_to_image():
     assert_same(sampled(stage, settings, edit=edit), expected)
 
 
-def test_a_sampler_that_decides_by_values_is_not_traced():
+def test_a_sampler_that_branches_on_values_is_not_traced():
     def run(denoise, x, logsnrs, *, noise, on_step):
-        x0 = denoise(x, at_level(x, 0.0)).x0
+        x0 = denoise(x, batch_logsnr(x, 0.0)).x0
         return x0 if x0.abs().max() > 1 else x
 
     assert CompiledSteps({}).trace(run, [0.0, 1.0], False) is None
@@ -129,7 +129,7 @@ def test_a_sampler_that_decides_by_values_is_not_traced():
 def test_a_sampler_that_calls_functions_of_torch_is_traced():
     def run(denoise, x, logsnrs, *, noise, on_step):
         for logsnr in logsnrs:
-            x0 = denoise(x, at_level(x, logsnr)).x0
+            x0 = denoise(x, batch_logsnr(x, logsnr)).x0
             x = torch.lerp(x, x0.clamp(-1, 1), 0.3 + logsnr) + 0.1 * noise().sin()
         return x
 

@@ -1,4 +1,4 @@
-"""Nothing in a step of a sampler makes the processor wait for the device, and a step issues few operations."""
+"""A sampler's step never synchronises with the device, and issues few operations."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ from imagen.stage.denoiser import build_conditioning, build_denoiser, build_pred
 from imagen.stage.network import Network
 
 SMALL = UNetConfig(
-    levels=(Level(channels=32, blocks=1, stride=1), Level(channels=64, blocks=1, attention="fused")),
+    levels=(Level(channels=32, blocks=1, stride=1), Level(channels=64, blocks=1, attention="uses_triton")),
     text_width=24,
     context_width=16,
     time_width=48,
@@ -29,7 +29,7 @@ SMALL = UNetConfig(
 
 
 def steps_on_meta(config: StageConfig, settings: SamplingConfig, tokens: int = 7) -> NeverWaits:
-    """A sampler's steps, guided, beyond the first two."""
+    """Run guided steps of a sampler beyond the first two."""
     with torch.device("meta"):
         unet = UNet(config.unet).requires_grad_(False)
     shape = (1, 3, config.resolution, config.resolution)
@@ -73,7 +73,7 @@ def test_a_step_of_a_sampler_never_waits(sampler, kind, interval):
             assert steps_on_meta(config, settings).operations > 50
 
 
-def test_operations_of_a_call_of_deepfloyd_if_m():
+def test_operations_per_evaluation_of_deepfloyd_if_m():
     """1,581 with autocast and torch's norms; 970 in diffusers, in bfloat16."""
     stage = StageConfig(
         resolution=64,
@@ -88,8 +88,8 @@ def test_operations_of_a_call_of_deepfloyd_if_m():
     assert mode.operations / 2 <= 850
 
 
-def test_a_network_in_bfloat16_throughout_is_as_near_as_one_under_autocast(monkeypatch):
-    """To float32, with norms of our own, whose statistics are float32."""
+def test_a_bfloat16_network_is_as_accurate_as_one_under_autocast(monkeypatch):
+    """Compare with float32. Our fused norms compute statistics in float32."""
     torch.manual_seed(0)
     unet = UNet(SMALL).eval()
     with torch.no_grad():
@@ -99,14 +99,14 @@ def test_a_network_in_bfloat16_throughout_is_as_near_as_one_under_autocast(monke
         exact = unet(x, label, text=text)
         with torch.autocast("cpu", torch.bfloat16):
             autocast = unet(x, label, text=text).float()
-        monkeypatch.setattr(kernels, "fused", lambda device: True)
+        monkeypatch.setattr(kernels, "uses_triton", lambda device: True)
         throughout = cast_copy(unet, torch.bfloat16)(x, label, text=text).float()
     error, most = (torch.linalg.vector_norm(found - exact) for found in (throughout, autocast))
     assert error < 1.5 * most < 0.05 * torch.linalg.vector_norm(exact)
 
 
-def test_a_half_network_follows_its_weights():
-    """The copy in half precision is made anew when the weights change, and only then."""
+def test_the_low_precision_copy_follows_its_weights():
+    """The copy is renewed if and only if the weights change."""
     unet = UNet(SMALL)
     network = Network(unet)
     first = network.low_precision(unet, torch.device("cpu"), torch.bfloat16)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ QUICK = {"device": "cpu", "precision": "fp32", "progress": False}
 
 
 class Words:
-    """A stand-in encoder: one token a word, a function of the word."""
+    """A stand-in encoder: one token per word, a function of the word."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -36,7 +37,7 @@ class Words:
 
 
 def stage(resolution: int, low_resolution: int | None = None, *, text: bool = True, seed: int = 0) -> Stage:
-    """A small U-Net with random weights everywhere, so that its pictures depend on all of its inputs."""
+    """Return a small U-Net with random weights everywhere, so that its images depend on all inputs."""
     unet = UNetConfig(
         levels=(
             Level(channels=32, blocks=1, stride=1),
@@ -74,12 +75,12 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 def apart(a: Image.Image, b: Image.Image) -> int:
-    """Largest difference of a pixel, in levels of 255."""
+    """Return the largest difference of a pixel, in levels of 255."""
     return int(np.abs(pixels(a) - pixels(b)).max())
 
 
 class Listener(nn.Module):
-    """Answers x0 = the low-resolution picture, and remembers what it was told."""
+    """Returns the low-resolution image as x0, and records its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,3 +99,22 @@ def listener(**changes) -> tuple[Cascade, Listener]:
     )
     network = Listener()
     return Cascade([Stage(config, network)]), network
+
+
+def folder_of(*stages: Stage, path: Path) -> Path:
+    """Save a cascade of these stages in `path`, and return it."""
+    cascade(*stages).save(path)
+    return path
+
+
+def flip_a_byte(folder: Path, pattern: str) -> None:
+    """Change the last byte of the one file that matches."""
+    (path,) = folder.glob(pattern)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def noisy(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Return an image of random pixels."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""What a run has kept, for tests."""
+"""Read and compare the state of a run, for tests."""
 
 import json
 
@@ -9,7 +9,7 @@ from imagen.train.checkpoint import checkpoint_paths
 
 
 def final(run):
-    """All that is in the last checkpoint."""
+    """Read everything in the last checkpoint."""
     path = checkpoint_paths(run / "checkpoints")[-1]
     facts = json.loads((path / "state.json").read_text())
     kinds = ("model", "ema", "sigma_rel-0.1", "optimizer")
@@ -17,7 +17,7 @@ def final(run):
 
 
 def assert_same(a, b):
-    """Equal bit for bit, through dicts and lists."""
+    """Assert that nested dicts and lists are equal bit for bit."""
     assert type(a) is type(b)
     if isinstance(a, dict):
         assert a.keys() == b.keys()

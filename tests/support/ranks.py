@@ -1,4 +1,4 @@
-"""Several ranks on one machine, for tests: processes that talk through gloo, one thread each."""
+"""Run several ranks on one host for tests: processes connected by gloo, with one thread each."""
 
 import multiprocessing
 import os
@@ -25,7 +25,7 @@ CONTEXT.set_forkserver_preload(list(PRELOADED))
 
 
 def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 60) -> list[Any]:
-    """`function(*args)` on each of `world_size` ranks, in an initialised gloo group; what each returned, by rank.
+    """Call `function(*args)` on each of `world_size` ranks, in an initialised gloo group; return the results by rank.
 
     `function` must be one of a module's own (not local, not a lambda), and what it takes and returns can be pickled;
     a tensor travels as a copy. It finds RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE in the environment.
@@ -77,7 +77,7 @@ def _collect(receivers: dict[Connection, int], deadline: float) -> list[Any]:
 def _rank(
     rank: int, world_size: int, store: Path, timeout: float, path: list[str], call: bytes, sender: Connection
 ) -> None:
-    """What runs in a rank's process: sends (None, result), or (time, traceback)."""
+    """Run one rank's process: send (None, result), or (time, traceback)."""
     torch.set_num_threads(1)
     sys.path[:] = path
     for name, value in {"RANK": rank, "WORLD_SIZE": world_size}.items():

@@ -1,4 +1,4 @@
-"""What holds for every source: parts are JSON, cover each record once however they are cut, and are read alone."""
+"""Check a source: parts are JSON, cover each record once for any part size, and are read independently."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from imagen.data.sources import open_source
 
 
 def pictures(count, form="PNG"):
-    """Encoded pictures that differ."""
+    """Return encoded images that differ."""
     found = []
     for i in range(count):
         file = io.BytesIO()
@@ -23,14 +23,14 @@ def pictures(count, form="PNG"):
 
 
 def plain(record):
-    """A record that `==` compares."""
+    """Return a record as values that `==` compares."""
     array = record.embedding
     embedding = None if array is None else (array.shape, str(array.dtype), array.tobytes())
     return record.key, record.origin, record.image, record.caption, record.further, embedding, record.problem
 
 
 def read(path, format=None, *, cuts=(1, 2, 3, 1000), **options):
-    """All records, after checking that every way to cut parts gives them, each part read by a source of its own."""
+    """Return all records, after checking that every part size gives them, with a new source for each part."""
     whole = None
     for count in cuts:
         source = open_source(path, format, records_per_part=count, **options)
@@ -52,5 +52,5 @@ def read(path, format=None, *, cuts=(1, 2, 3, 1000), **options):
 
 
 def problems(records):
-    """Reason by origin of the bad ones."""
+    """Return the reasons of rejected records by origin."""
     return {record.origin: record.problem[0] for record in records if record.problem}

@@ -1,4 +1,4 @@
-"""One input through a command in this process: how it ended, within which time and memory."""
+"""Run a command on one input in this process; check its exit, time and memory."""
 
 import os
 import re
@@ -21,7 +21,7 @@ class Overdue(BaseException):
 
 
 def fault(arguments: Sequence[object]) -> str | None:
-    """Run `imagen ARGUMENTS...`; what is wrong with how it ended, None if nothing is.
+    """Run `imagen ARGUMENTS...`; return what is wrong with its exit, or None.
 
     Right is exit code 0, or 2 with one line on stderr, progress bars aside.
     """
@@ -93,7 +93,7 @@ def _forget_peak() -> None:
 
 
 def _peak() -> float:
-    """GiB of memory that this process has held at once since `_forget_peak`, or, where that fails, ever."""
+    """Return the peak memory of this process in GiB since `_forget_peak`; since its start where that fails."""
     with suppress(OSError, AttributeError):
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         return int(found[1]) / 2**20  # type: ignore[index]
@@ -102,7 +102,7 @@ def _peak() -> float:
 
 @contextmanager
 def bounded_memory(gib: float = 6.0) -> Iterator[None]:
-    """Address space beyond what is mapped now ends there: a runaway input must not take the machine with it."""
+    """Limit further address space to `gib`: a runaway input must not exhaust the machine."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     mapped = 0
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Whole samples of a data set, and whole epochs of an order, for tests."""
+"""Read complete samples of a data set, and complete epochs of an order, for tests."""
 
 import itertools
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ def read_sample(dataset, i):
 
 
 def epoch_order(seed, epoch, shard_sizes, window):
-    """The samples of one epoch in order, int64 [N]."""
+    """Return the samples of one epoch in order, int64 [N]."""
     order = Order(seed, shard_sizes, window)
     return np.array([order[epoch * order.length + place] for place in range(order.length)], np.int64)
 

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -20,8 +20,10 @@ from imagen.serve.config import Limits, ServeConfig
 from imagen.serve.engine import Engine
 from imagen.serve.metrics import Metrics
 from imagen.serve.running import Server, _listen
+from imagen.serve.task import ImageTask, Step
 
-LIMITS = Limits(n=4, steps=60, prompt=100, side=256, pixels=128 * 128, body=200_000, given_pixels=300 * 300)
+JOB: dict[str, Any] = {"device": "cpu", "precision": "fp32", "batch_size": 1}
+LIMITS = Limits(n=4, steps=60, prompt=100, side=256, pixels=128 * 128, body=200_000, input_pixels=300 * 300)
 
 
 def tiny() -> Cascade:
@@ -62,17 +64,17 @@ class Running:
 
 @contextlib.contextmanager
 def _held(engine: Engine, seconds: float) -> Iterator[None]:
-    gate, turn = threading.Event(), engine._turn
+    gate, turn = threading.Event(), engine._run_batch
 
     def wait() -> None:
         gate.wait(seconds)
         turn()
 
-    engine._turn = wait  # type: ignore[method-assign]
+    engine._run_batch = wait  # type: ignore[method-assign]
     try:
         yield
     finally:
-        engine._turn = turn  # type: ignore[method-assign]
+        engine._run_batch = turn  # type: ignore[method-assign]
         gate.set()
 
 
@@ -122,3 +124,43 @@ def opened(data: bytes) -> Image.Image:
 
 def limits(**fields: Any) -> Limits:
     return dataclasses.replace(LIMITS, **fields)
+
+
+class Recorded:
+    """An image task that records its reports."""
+
+    def __init__(self, engine: Engine, prompt: str = "cat", client: str = "a", *, shows: bool = False, **request: Any):
+        self.ended = threading.Event()
+        self.steps: list[Step] = []
+        self.result: Any = None
+        task_request = engine.cascade.request([prompt], **JOB, **request)
+        self.task = ImageTask(task_request, client, self._report, lambda done, total, stage_ends: shows)
+
+    def _report(self, event: Any) -> None:
+        if isinstance(event, Step):
+            self.steps.append(event)
+        else:
+            self.result = event
+            self.ended.set()
+
+    def wait(self) -> Any:
+        assert self.ended.wait(60)
+        return self.result
+
+
+class Watching:
+    """Wraps a stage's batcher and records the number of images per call."""
+
+    def __init__(self, engine: Engine, after: Callable[[int], Any] = lambda calls: None, stage: int = 0):
+        self.sizes: list[int] = []
+        self.after = after
+        self.batcher = engine._batchers[stage]
+        engine._batchers[stage] = self  # type: ignore[call-overload]
+
+    def __call__(self, calls: Sequence[Any]) -> Any:
+        self.sizes.append(len(calls))
+        self.after(len(self.sizes))
+        return self.batcher(calls)
+
+    def clear(self) -> None:
+        self.batcher.clear()

@@ -1,4 +1,4 @@
-"""A model sharded by rows, some of them over fewer rows than ranks, and gradients that every layout agrees on."""
+"""A model sharded by rows, with a layer of fewer rows than ranks, and gradients that are equal in every layout."""
 
 import torch
 import torch.distributed as dist
@@ -6,7 +6,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from imagen.train.sharded import placed_like, whole
+from imagen.train.sharded import distribute_like, full_tensor
 
 
 class Net(nn.Module):
@@ -15,7 +15,7 @@ class Net(nn.Module):
         self.conv_in = nn.Conv2d(4, 40, 3)
         self.norm = nn.GroupNorm(4, 40)
         self.conv = nn.Conv2d(40, 36, 3)
-        self.same = nn.Linear(40 * 9, 36)  # the matrix that `conv` is
+        self.same = nn.Linear(40 * 9, 36)  # the shape of `conv` as a matrix
         self.uneven = nn.Linear(36, 45, bias=False)
         self.few = nn.Linear(45, 3)  # fewer rows than ranks
 
@@ -25,7 +25,7 @@ class Net(nn.Module):
 
 
 def make_model(layout="plain"):
-    """layout: plain, fsdp (all ranks share the rows) or hsdp (two replicas)."""
+    """Build the model. layout: plain, fsdp (one replica over all ranks) or hsdp (two replicas)."""
     torch.manual_seed(0)
     model = Net()
     if layout == "fsdp":
@@ -37,13 +37,13 @@ def make_model(layout="plain"):
 
 
 def set_gradients(model, step):
-    """Those of step 1, 2, ...: of all scales, some of them zero."""
+    """Set the gradients of step 1, 2, ...: of very different scales, some zero."""
     generator = torch.Generator().manual_seed(step)
     for index, parameter in enumerate(model.parameters()):
         gradient = torch.randn(parameter.shape, generator=generator) * 10.0 ** (index % 5 - 3)
         gradient[-1] = 0
-        parameter.grad = placed_like(parameter, gradient)
+        parameter.grad = distribute_like(parameter, gradient)
 
 
 def weights(model):
-    return {name: whole(parameter.detach()).clone() for name, parameter in model.named_parameters()}
+    return {name: full_tensor(parameter.detach()).clone() for name, parameter in model.named_parameters()}

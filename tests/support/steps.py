@@ -1,15 +1,15 @@
 """The parts of a training step of the toy experiment, for tests."""
 
 import torch
+from loading import open_loader
 
-from imagen.data.loading.loader import open_loader
 from imagen.stage.loss import ForwardProcess
 
 UNCONDITIONAL = torch.full((2, 8), 7.0)
 
 
 def loaded(shards, what, count, **place):
-    """`count` batches of the experiment's training data."""
+    """Return `count` batches of the experiment's training data."""
     stage = what.stage
     loader = open_loader(
         shards,
@@ -36,7 +36,7 @@ def noising(what, batch_size=None, text_dropout=0.5):
 
 
 def awake(unet):
-    """A network whose output is not zero, as its zero-initialised layers make it at first."""
+    """Randomise the zero-initialised layers of a network, so that its output is not zero."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in unet.parameters():

@@ -1,4 +1,4 @@
-"""The toy experiment. `python toy.py SHARDS RUN STEPS WORKERS` trains it in a process of its own, or in torchrun's."""
+"""The toy experiment. `python toy.py SHARDS RUN STEPS WORKERS` trains it in a separate process, or under torchrun."""
 
 import dataclasses
 import os
@@ -55,12 +55,12 @@ def experiment(unet=UNET, low_resolution=None, data=None, optim=None, **train_fi
 
 
 def go(what, shards, run, **options):
-    """`train` in silence and on the CPU, unless `report` or `ranks` is given."""
+    """Call `train` without output and on the CPU, unless `report` or `ranks` is given."""
     return train(what, shards, run, **{"report": lambda line: None, "ranks": Ranks(), **options})
 
 
 def stopping_at(step):
-    """A `report` that asks for a stop as soon as a row of that step was logged: training stops after the next one."""
+    """Return a `report` that requests a stop when a row of `step` is logged: training stops after the next step."""
 
     def report(line):
         if line.startswith(f"step {step}/"):
@@ -79,7 +79,7 @@ class ExportZeros(Callback):
 
 
 def train_on(what, shards, run):
-    """What each rank does; returns what its reports said."""
+    """Train on this rank; return the reported lines."""
     said = []
     with process_group() as ranks:
         go(what, shards, run, ranks=ranks, report=said.append, callbacks=[ExportZeros()])

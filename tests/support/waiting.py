@@ -1,4 +1,4 @@
-"""What would make the processor wait for a GPU, found on a meta device that stands for one."""
+"""Find operations that would make the processor wait for a GPU, on a meta device that stands in for it."""
 
 from contextlib import contextmanager, nullcontext
 from unittest import mock
@@ -19,7 +19,7 @@ SILENT = ("empty", "new_empty", "detach", "_unsafe_view", "_reshape_alias")  # t
 
 
 class NeverWaits(TorchDispatchMode):
-    """Fails at an operation that waits: reading a number, a copy to the CPU, a copy from memory that is not pinned.
+    """Fail at an operation that waits: reading a number, copying to the CPU, copying from memory that is not pinned.
 
     Counts the operations that launch something: views and allocations do not.
     """
@@ -71,23 +71,23 @@ PINNED = {}  # storages, kept so that no other one gets the number
 
 @contextmanager
 def gpu_of_meta():
-    """Inside the block a meta device is treated as a GPU is: memory is pinned for it, and our kernels are used."""
+    """Treat a meta device as a GPU inside the block: pin memory for it, and use our kernels."""
 
-    def pinned(tensor, device):
+    def pin(tensor, device):
         if device.type != "meta":
             return tensor
         copy = tensor.clone()
         PINNED[copy.untyped_storage()._cdata] = copy
         return copy
 
-    fused = lambda device: device.type == "meta"  # noqa: E731
+    uses_triton = lambda device: device.type == "meta"  # noqa: E731
     autocast = torch.autocast
     with_meta = lambda kind, *a, **k: nullcontext() if kind == "meta" else autocast(kind, *a, **k)  # noqa: E731
     with (
-        mock.patch.object(devices, "pinned", pinned),
+        mock.patch.object(devices, "pin", pin),
         mock.patch.object(torch, "autocast", with_meta),
         mock.patch.object(layers, "attend", attend),  # in one kernel, which a meta tensor does not choose by itself
-        mock.patch("imagen.kernels.fused", fused),
+        mock.patch("imagen.kernels.uses_triton", uses_triton),
         mock.patch("imagen.train.optim.FUSED_DEVICES", ("meta",)),
         mock.patch("torch.optim.adam._device_dtype_check_for_fused", lambda *_: None),
     ):

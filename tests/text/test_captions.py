@@ -1,4 +1,4 @@
-"""Caption cleaning against that of diffusers' IF pipeline."""
+"""Compare caption cleaning with diffusers' IF pipeline."""
 
 import sys
 
@@ -41,7 +41,7 @@ CAPTIONS = [
 ]
 
 
-def test_the_same_as_diffusers() -> None:
+def test_equals_diffusers() -> None:
     pytest.importorskip("ftfy"), pytest.importorskip("bs4")
     pipeline = pytest.importorskip("diffusers").IFPipeline
     reference = pipeline.__new__(pipeline)

@@ -1,4 +1,4 @@
-"""Folders of text encoders are somebody's: whatever is wrong with them is one line, before transformers acts on it."""
+"""Folders of text encoders are untrusted: every mistake is a one-line error before transformers reads it."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_text import CAPTIONS, config_of, save_tokenizer, tiny
+from tiny_encoders import CAPTIONS, config_of, save_tokenizer, tiny
 
 from imagen.errors import UserError
 from imagen.text import files as encoder_files
@@ -21,7 +21,7 @@ DEEPER = '{"a":' * 100_000
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Folders that are in order: T5 and DeBERTa-v2."""
+    """Create valid folders of T5 and DeBERTa-v2."""
     folders = {}
     for kind in ("t5-v1.1", "deberta"):
         folders[kind] = tmp_path_factory.mktemp(kind) / "encoder"
@@ -74,14 +74,14 @@ def refused(folder, message: str, both: bool = True) -> None:
         ("is_encoder_decoder", "no", "is_encoder_decoder is 'no'; it must be true or false"),
         ("dtype", "os", "dtype is 'os'; it must be one of float64, float32"),
         ("torch_dtype", ["float32"], "torch_dtype is .*; it must be one of"),
-        ("attn_implementation", "somebody/kernel", "attn_implementation is 'somebody/kernel'; kernels"),
-        ("_attn_implementation", {"": "a/b"}, "_attn_implementation is .*; kernels from elsewhere"),
-        ("text_config", {"experts_implementation": "a/b"}, "kernels from elsewhere"),
+        ("attn_implementation", "somebody/kernel", "attn_implementation is 'somebody/kernel'; downloaded kernels"),
+        ("_attn_implementation", {"": "a/b"}, "_attn_implementation is .*; downloaded kernels"),
+        ("text_config", {"experts_implementation": "a/b"}, "downloaded kernels"),
         ("quantization_config", {"quant_method": "bitsandbytes"}, "quantization_config is set; only plain weights"),
         ("transformers_weights", "../x.safetensors", "transformers_weights is set; only plain weights"),
     ],
 )  # fmt: skip
-def test_what_config_may_not_say(folder, field, value, message):
+def test_invalid_fields_of_config_are_rejected(folder, field, value, message):
     edit(folder / "config.json", **{field: value})
     refused(folder, message)
 
@@ -91,8 +91,8 @@ def test_what_config_may_not_say(folder, field, value, message):
     [
         (DEEP, "not valid JSON: it is nested more than 100 deep"),
         (DEEPER, "not valid JSON"),
-        ("[1]", "config.json is not an object"),
-        ("5", "config.json is not an object"),
+        ("[1]", "config.json is not a JSON object"),
+        ("5", "config.json is not a JSON object"),
         ("", "not valid JSON"),
         ("\ud800", "not valid JSON"),
         ('{"model_type": "t5", "dropout_rate": NaN}', "NaN is not a finite number"),
@@ -102,7 +102,7 @@ def test_what_config_may_not_say(folder, field, value, message):
     ids=["deep", "deeper", "list", "number", "empty", "bytes", "nan", "infinite", "large"],
 )
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-def test_json_that_is_none(models, tmp_path, file, text, message):
+def test_invalid_json_is_rejected(models, tmp_path, file, text, message):
     folder = shutil.copytree(models["t5-v1.1"], tmp_path / "encoder")
     (folder / file).write_bytes(text.encode("utf-8", "surrogatepass"))
     message = message.replace("config.json", file)
@@ -129,8 +129,8 @@ def test_json_that_is_none(models, tmp_path, file, text, message):
         ("auto_map", {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}),
     ],
 )
-def test_what_only_shows_in_the_model(models, tmp_path, field, value):
-    """Whatever transformers makes of it: it loads, or one line, and nothing of the folder runs."""
+def test_fields_that_only_affect_the_model_load_or_are_rejected(models, tmp_path, field, value):
+    """Such a folder loads or is a one-line error, and no code in it runs."""
     folder = shutil.copytree(models["t5-v1.1"], tmp_path / "encoder")
     (folder / "evil.py").write_text("import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n")
     edit(folder / "config.json", **{field: value})
@@ -145,7 +145,7 @@ def test_remote_code_is_never_run(folder):
     (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
     code = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoTokenizer": ["evil.T", None]}
     edit(folder / "config.json", model_type="evil", auto_map=code)
-    refused(folder, "it is built by code of its own .auto_map., which is never run")
+    refused(folder, "it needs code from its repository .auto_map., which is never run")
     edit(folder / "config.json", model_type="t5")
     edit(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.T", None]})
     with contextlib.suppress(UserError):  # T5 has a class of transformers' own, which loads
@@ -196,8 +196,8 @@ def test_pickled_weights_are_not_opened(folder):
 
 
 class TestWeights:
-    def test_too_few(self, folder):
-        """transformers would fill what lacks with random numbers, without a word."""
+    def test_missing_weights_are_rejected(self, folder):
+        """transformers would silently initialise missing weights randomly."""
         tensors = load_file(folder / "model.safetensors")
         name = next(
             name for name in sorted(tensors) if "ncoder" in name and "layer" in name and tensors[name].ndim == 2
@@ -206,28 +206,28 @@ class TestWeights:
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         refused(folder, f"its weights lack '{name}'; they do not fit its config.json", both=False)
 
-    def test_of_another_size(self, folder):
+    def test_weights_of_another_size_are_rejected(self, folder):
         config = json.loads((folder / "config.json").read_text())
         edit(folder / "config.json", vocab_size=config["vocab_size"] + 8)
         refused(folder, "size|shape|mismatch", both=False)
 
     def test_a_model_much_larger_than_its_weights(self, folder):
         edit(folder / "config.json", vocab_size=4_000_000)
-        refused(folder, "describes a model of 128,.* numbers, but the weights beside it hold", both=False)
+        refused(folder, "describes a model of 128,.* parameters, but its weight files have", both=False)
 
-    def test_not_finite(self, folder):
+    def test_non_finite_weights_are_rejected(self, folder):
         tensors = {
             name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(folder / "model.safetensors").items()
         }
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        refused(folder, "it gives numbers that are not finite", both=False)
+        refused(folder, "it returns values that are not finite", both=False)
 
 
 class TestTokenizers:
     @pytest.mark.parametrize(
         "text", ["", "{}", "[]", DEEP, DEEPER, '{"version": "1.0", "model": {"type": "WordLevel"}}']
     )
-    def test_that_are_broken(self, folder, text):
+    def test_invalid_tokenizers_are_rejected(self, folder, text):
         (folder / "tokenizer.json").write_text(text)
         refused(folder, "cannot load the text encoder", both=False)
 
@@ -241,9 +241,9 @@ class TestTokenizers:
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
         tokenizer["model"]["vocab"]["elephant"] = 5_000
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-        refused(folder, "its tokenizer has .* tokens, its model .*; they are not of one encoder", both=False)
+        refused(folder, "its tokenizer has .* tokens, its model .*; they do not belong together", both=False)
 
-    def test_that_blow_captions_up(self, folder):
+    def test_tokenizers_that_expand_captions_are_rejected(self, folder):
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
         double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
         tokenizer["normalizer"] = {"type": "Sequence", "normalizers": [double] * 3}
@@ -261,14 +261,14 @@ class TestTokenizers:
     def test_files_elsewhere(self, folder, tmp_path):
         (tmp_path / "vocabulary").touch()
         edit(folder / "tokenizer_config.json", vocab_file=str(tmp_path / "vocabulary"))
-        refused(folder, "vocab_file is .*; a tokenizer's files lie beside it")
+        refused(folder, "vocab_file is .*; a tokenizer's files must be in the same folder")
         edit(folder / "tokenizer_config.json", vocab_file="/where/it/was/made/vocab.txt")
         load_text_encoder(config_of(folder))
 
     def test_huge(self, folder):
         with open(folder / "vocab.txt", "wb") as file:
             file.truncate(encoder_files.MOST_VOCABULARY + 1)
-        refused(folder, "vocab.txt has 134,217,729 bytes; of its kind at most")
+        refused(folder, "vocab.txt has 134,217,729 bytes; the limit for such files")
 
     def test_beside_the_encoder_of_a_pipeline(self, models, tmp_path):
         shutil.copytree(models["t5-v1.1"], tmp_path / "text_encoder")
@@ -280,20 +280,20 @@ class TestTokenizers:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 @pytest.mark.parametrize("name", ["config.json", "vocab.txt", "model.safetensors", "spiece.model", "tokenizer.json"])
-def test_pipes_are_not_waited_for(folder, name):
+def test_pipes_do_not_block(folder, name):
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
     refused(folder, f"{name} is neither a file nor a folder")
 
 
-def test_adapters_are_refused(folder):
+def test_adapters_are_rejected(folder):
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/else"}')
-    refused(folder, "adapters are not read")
+    refused(folder, "adapters are not supported")
 
 
 @pytest.mark.parametrize("kind", ["bert", "bert-of-masked-language", "roberta", "clip", "mt5", "distilbert"])
 def test_other_encoders_load(tmp_path, kind):
-    """As they are published: with a head that is not used, without a pooler, encoder and decoder together."""
+    """As published: with an unused head, without a pooler, or encoder and decoder together."""
     import transformers
 
     size = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
@@ -338,6 +338,6 @@ def test_published_configs_pass(config):
     encoder_files.check_config(config, "config.json")
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_missing_folder(tmp_path):
     with pytest.raises(UserError, match=r"/none' \(revision main\): there is no such folder$"):
         encoder_config(f"{tmp_path}/none")

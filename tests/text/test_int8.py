@@ -1,4 +1,4 @@
-"""8-bit weights: against the rounding they stand for, and against the encoder they were made from."""
+"""Compare 8-bit weights with exact rounding, and embeddings with those of the original encoder."""
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ COLOURS = ("red", "blue", "teal", "gray")
 CAPTIONS = [f"a small {name} on a {colour} background" for name in ("horse", "bus", "pear") for colour in COLOURS]
 
 
-def test_a_layer_is_that_of_the_nearest_levels():
+def test_weights_are_rounded_to_the_nearest_level():
     torch.manual_seed(0)
     linear = nn.Linear(64, 8)
     linear.weight.data[3] *= 100  # each output has its own scale
@@ -25,7 +25,7 @@ def test_a_layer_is_that_of_the_nearest_levels():
     assert layer(x.bfloat16()).dtype == torch.bfloat16
 
 
-def test_embeddings_of_an_encoder_hardly_turn():
+def test_embeddings_change_little():
     whole, small = (load_text_encoder(TextConfig()) for _ in range(2))
     quantize_int8(small.model)
     linear = sum(m.weight.numel() for m in whole.model.modules() if isinstance(m, nn.Linear))

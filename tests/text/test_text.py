@@ -1,11 +1,11 @@
 import importlib.util
 import io
 import socket
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_encoders import CAPTIONS, WORDS, config_of, save_tokenizer, tiny
 
 from imagen.cascade.texts import PromptEncoder
 from imagen.errors import UserError
@@ -13,9 +13,6 @@ from imagen.text import encoder as text_module
 from imagen.text.config import TextConfig
 from imagen.text.embeddings import unconditional_embedding
 from imagen.text.encoder import load_text_encoder
-
-WORDS = "a red green blue apple train fruit octopus on the table steam crimson".split()  # noqa: SIM905
-CAPTIONS = ["a red apple", "a", "the green octopus on a blue table", "steam train"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,39 +23,6 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def save_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
-
-
-def tiny(kind: str):
-    from transformers import DebertaV2Config, DebertaV2Model, T5Config, T5ForConditionalGeneration
-
-    torch.manual_seed(0)
-    size = len(WORDS) + 3
-    if kind == "deberta":
-        config = DebertaV2Config(
-            vocab_size=size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-            relative_attention=True, position_buckets=8, pos_att_type=["p2c", "c2p"], position_biased_input=False,
-            pad_token_id=0,
-        )  # fmt: skip
-        return DebertaV2Model(config)
-    # Saved with its decoder, as T5 is published: only the encoder half must be used.
-    config = T5Config(
-        vocab_size=size, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0,
-        feed_forward_proj="gated-gelu" if kind == "t5-v1.1" else "relu", tie_word_embeddings=kind == "t5",
-    )  # fmt: skip
-    return T5ForConditionalGeneration(config)
-
-
 @pytest.fixture(scope="module", params=["t5", "t5-v1.1", "deberta"])
 def saved(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
@@ -66,10 +30,6 @@ def saved(request, tmp_path_factory):
     model.save_pretrained(folder)
     save_tokenizer(folder)
     return folder, model
-
-
-def config_of(folder, **changes) -> TextConfig:
-    return TextConfig(**{"encoder": str(folder), "width": 32, "max_tokens": 16} | changes)
 
 
 def test_equals_the_transformers_model(saved):
@@ -90,20 +50,20 @@ def test_an_embedding_does_not_depend_on_its_batch(saved):
         torch.testing.assert_close(together, encoder.encode([caption])[0], atol=1e-5, rtol=1e-5)
 
 
-def test_captions_are_cut_at_max_tokens(saved):
+def test_captions_are_truncated_at_max_tokens(saved):
     encoder = load_text_encoder(config_of(saved[0], max_tokens=4))
     long, cut = encoder.encode(["the green octopus on a blue table", "the green octopus"])
     assert long.shape == (4, 32)  # the last one is the end token: a cut caption is still a whole one
     torch.testing.assert_close(long, cut, atol=1e-5, rtol=1e-5)
 
 
-def test_lengths_are_those_of_the_embeddings(saved):
+def test_lengths_equal_those_of_the_embeddings(saved):
     encoder = load_text_encoder(config_of(saved[0], max_tokens=4))
     assert encoder.lengths(CAPTIONS) == [len(text_LD) for text_LD in encoder.encode(CAPTIONS)] == [4, 2, 4, 3]
     assert encoder.lengths([]) == []
 
 
-def test_untruncated_lengths_are_those_of_an_encoder_without_a_limit(saved):
+def test_untruncated_lengths_equal_those_without_a_limit(saved):
     encoder = load_text_encoder(config_of(saved[0], max_tokens=4))
     whole = load_text_encoder(config_of(saved[0], max_tokens=16))
     assert (
@@ -114,14 +74,14 @@ def test_untruncated_lengths_are_those_of_an_encoder_without_a_limit(saved):
     assert full.untruncated_lengths(["the green octopus on a blue table", "the"]) == [8, 2]
 
 
-def test_prompts_that_are_cut_are_counted_once(saved, caplog):
+def test_truncated_prompts_are_counted_once(saved, caplog):
     config = config_of(saved[0], max_tokens=4)
     texts = PromptEncoder(config, torch.zeros(1, 32), load_text_encoder(config))
     prompts = ["the green octopus", "the green octopus on a blue table", "the green octopus on a"]
     texts(prompts, torch.device("cpu"))
     texts([*prompts, "the", ""], torch.device("cpu"))  # encoded already
     assert [record.message for record in caplog.records] == [
-        "2 prompts are cut at the text encoder's limit of 4 tokens; the longest loses 4: "
+        "2 prompts are truncated at the text encoder's limit of 4 tokens; the longest loses 4: "
         "'the green octopus on a blue table'"
     ]
 
@@ -206,7 +166,7 @@ def test_mistakes_are_user_errors(tmp_path, monkeypatch):
 
 
 def test_a_sentencepiece_vocabulary_is_read_or_the_packages_named(tmp_path):
-    """T5 as published has no tokenizer.json, only spiece.model."""
+    """Published T5 models have spiece.model and no tokenizer.json."""
     from transformers import T5Config, T5EncoderModel
 
     torch.manual_seed(0)
@@ -231,8 +191,8 @@ def test_a_sentencepiece_vocabulary_is_read_or_the_packages_named(tmp_path):
     assert encoder.tokenizer("a green train").input_ids == [*reference.encode("a green train"), 1]
 
 
-def test_full_padding_and_cleaning_are_those_of_deepfloyd(saved):
-    """77 tokens, with what the encoder gives at padding, of the prompt in lower case."""
+def test_full_padding_and_cleaning_equal_deepfloyd(saved):
+    """77 tokens of the prompt in lower case, including the encoder's output at padding."""
     folder, model = saved
     config = config_of(folder, max_tokens=9, padding="full", cleaning="lower", unconditional="empty")
     encoder = load_text_encoder(config)
@@ -251,7 +211,7 @@ def test_full_padding_and_cleaning_are_those_of_deepfloyd(saved):
 
 
 def test_the_encoder_of_a_diffusers_pipeline(tmp_path):
-    """Half a model in one folder, its tokenizer in another."""
+    """The encoder and its tokenizer are in sibling folders."""
     from transformers import T5EncoderModel
 
     whole = tiny("t5-v1.1")

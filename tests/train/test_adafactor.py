@@ -12,11 +12,11 @@ F64 = torch.float64
 
 @pytest.mark.parametrize("beta1", [0.0, 0.9])
 def test_steps_are_those_of_transformers(beta1):
-    """Of matrices, vectors and, place by place, of convolutions."""
+    """For matrices, vectors, and convolutions, whose kernel positions are independent matrices."""
     torch.manual_seed(0)
     shapes = [(40, 56), (33, 32), (17,), (48, 36, 3, 3)]
     ours = [Parameter(torch.randn(shape, dtype=F64)) for shape in shapes]
-    # It factors the last two dimensions: a convolution is to be given with its places first.
+    # It factors the last two dimensions, so a convolution's kernel positions come first.
     theirs = [Parameter(p.detach().permute(2, 3, 0, 1) if p.ndim == 4 else p.detach().clone()) for p in ours]
     optimizer = Adafactor(ours, 0.01, beta1=beta1, beta2=1.0, weight_decay=0.1)
     fixed = {"scale_parameter": False, "relative_step": False, "clip_threshold": 1.0, "decay_rate": -0.8}
@@ -32,8 +32,8 @@ def test_steps_are_those_of_transformers(beta1):
             torch.testing.assert_close(p.detach(), q, rtol=1e-12, atol=1e-12)
 
 
-def test_a_moment_of_each_number_where_there_are_few_rows_or_columns():
-    """As Adam with beta1 0, without its correction, which 1 - t^-0.8 makes needless."""
+def test_small_matrices_store_a_second_moment_per_element():
+    """Equal to Adam with beta1 0 and no bias correction, for which 1 - t^-0.8 has no need."""
     g = torch.Generator().manual_seed(0)
     w = Parameter(torch.zeros(3, 64, dtype=F64))
     optimizer, V, expected = Adafactor([w], 0.1), torch.zeros(3, 64, dtype=F64), torch.zeros(3, 64, dtype=F64)
@@ -48,7 +48,7 @@ def test_a_moment_of_each_number_where_there_are_few_rows_or_columns():
         torch.testing.assert_close(w.detach(), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_what_it_keeps():
+def test_shapes_of_the_state():
     wide, bias, conv = (Parameter(torch.randn(shape)) for shape in [(64, 128), (64,), (64, 32, 3, 3)])
     for p in (wide, bias, conv):
         p.grad = torch.randn_like(p)
@@ -62,8 +62,8 @@ def test_what_it_keeps():
     ]
 
 
-def test_the_limit_of_the_decay():
-    """With beta2 0.5, from step 3 on a second moment is half the one before and half the newest square."""
+def test_beta2_limits_the_decay():
+    """With beta2 0.5, from step 3 on a second moment is the mean of its previous value and the newest square."""
     w = Parameter(torch.zeros(1, dtype=F64))
     optimizer = Adafactor([w], 0.1, beta2=0.5)
     squares = []
@@ -74,7 +74,7 @@ def test_the_limit_of_the_decay():
     assert squares == pytest.approx([1, 1, 1, 5, 4.5])
 
 
-def test_weights_without_a_gradient_stay_and_zero_gradients_do_no_harm():
+def test_missing_and_zero_gradients_do_not_change_weights():
     with_zero, without = Parameter(torch.ones(40, 40)), Parameter(torch.ones(40, 40))
     with_zero.grad = torch.zeros(40, 40)
     optimizer = Adafactor([with_zero, without], 0.1)

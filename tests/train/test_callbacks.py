@@ -1,4 +1,4 @@
-"""A user's callbacks, and what a run opens before it trains."""
+"""Test a user's callbacks, and which files a run opens."""
 
 import dataclasses
 import json
@@ -10,6 +10,7 @@ from encoders import ToyEncoder
 from ranks import run_on_ranks
 from toy import experiment, go
 
+import imagen
 from imagen.data.embed import sidecar
 from imagen.data.loading import transforms
 from imagen.data.loading.config import DataConfig
@@ -23,7 +24,7 @@ from imagen.train.run import train_run
 
 
 class Recorder(Callback):
-    """Writes down every call of a hook, and stops after a step."""
+    """Records every call of a hook, and stops the run after a given step."""
 
     every = 3
 
@@ -94,6 +95,18 @@ def test_on_end_follows_a_failure(shards, tmp_path):
     assert recorder.calls == [("start", 0), ("end", None)]
 
 
+@pytest.mark.parametrize("folder, why", [("missing", "does not exist"), ("empty", "holds no shards")])
+def test_a_run_without_data_creates_no_folder(tmp_path, folder, why):
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"{folder}.* {why}.*`imagen data build`"):
+        go(experiment(), tmp_path / folder, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_package_exports_the_base_class():
+    assert imagen.Callback is Callback and "Callback" in dir(imagen)
+
+
 def on_ranks(shards, run):
     recorder = Recorder(stop_after=2)
     with process_group() as ranks:
@@ -111,12 +124,12 @@ def test_a_callback_of_one_rank_stops_all(shards, tmp_path):
     assert not none and len(losses) == 3
 
 
-# --- what a run opens ---
+# --- files that a run opens ---
 
 
 @pytest.fixture
 def opened(monkeypatch):
-    """Counts data sets and sidecars that are opened, images that are decoded, encoders that are loaded."""
+    """Count opened data sets and sidecars, decoded images and loaded encoders."""
     counts = Counter()
 
     def count(what, original):

@@ -1,4 +1,4 @@
-"""A checkpoint's metadata are untrusted: what they may not contain is refused, and nothing in them is executed."""
+"""Test that a checkpoint's metadata is untrusted: invalid content is refused, and nothing in it is executed."""
 
 import io
 import os
@@ -45,7 +45,7 @@ def rewrite(path: Path, change) -> None:
 
 
 def plant(path: Path, name: str, marker: Path) -> None:
-    """Declare a tensor as bytes, which are a pickle that runs `Payload`."""
+    """Declare a tensor as bytes that contain a pickle of `Payload`."""
     payload = io.BytesIO()
     torch.save(Payload(marker), payload)
 
@@ -63,20 +63,20 @@ def plant(path: Path, name: str, marker: Path) -> None:
     rewrite(path, change)
 
 
-def test_the_attack_is_one(saved, tmp_path):
-    """Without the checks, torch runs what is planted here: else the tests below would test nothing."""
+def test_the_attack_works_without_checks(saved, tmp_path):
+    """Without the checks, torch runs the payload: otherwise the tests below would test nothing."""
     import torch.distributed.checkpoint as dcp
 
     plant(saved, "model.a", tmp_path / "marker")
     tensors = {"model": {name: torch.zeros_like(value) for name, value in TENSORS["model"].items()}}
-    with suppress(Exception):  # what the payload returns is no tensor
+    with suppress(Exception):  # the payload returns no tensor
         dcp.load(tensors, storage_reader=dcp.FileSystemReader(saved), no_dist=True)
     assert (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize("body", [b"", b"garbage\n", pickle.dumps(5), pickle.dumps(print), None])
-def test_an_account_that_is_none_is_one_line(saved, body, capfd):
-    """None: a pipe. torch itself prints tracebacks of what it meets."""
+def test_invalid_metadata_is_one_line(saved, body, capfd):
+    """Body None: a pipe. torch itself would print a traceback."""
     (saved / ".metadata").unlink()
     os.mkfifo(saved / ".metadata") if body is None else (saved / ".metadata").write_bytes(body)
     with pytest.raises(UserError, match=r"no checkpoint in .* can be read \(step-00000001: ") as caught:
@@ -86,7 +86,7 @@ def test_an_account_that_is_none_is_one_line(saved, body, capfd):
         checkpoint.read(saved, "model")
 
 
-def test_what_is_declared_as_bytes_is_not_loaded(saved, tmp_path):
+def test_bytes_are_not_loaded(saved, tmp_path):
     plant(saved, "model.a", tmp_path / "marker")
     tensors = {"model": {name: torch.zeros_like(value) for name, value in TENSORS["model"].items()}}
     for attempt in (lambda: checkpoint.load(saved, tensors), lambda: checkpoint.read(saved, "model")):
@@ -95,7 +95,7 @@ def test_what_is_declared_as_bytes_is_not_loaded(saved, tmp_path):
     assert not (tmp_path / "marker").exists()
 
 
-def test_a_planner_that_is_handed_bytes_refuses_them(saved, tmp_path, monkeypatch):
+def test_the_planner_refuses_bytes(saved, tmp_path, monkeypatch):
     """The second barrier: even with such metadata nothing would be unpickled."""
     plant(saved, "model.a", tmp_path / "marker")
     monkeypatch.setattr(
@@ -108,7 +108,7 @@ def test_a_planner_that_is_handed_bytes_refuses_them(saved, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("what", ["train", "export"])
-def test_commands_that_read_a_run_do_not_run_it(made, tmp_path, quick, what):
+def test_commands_do_not_execute_a_checkpoint(made, tmp_path, quick, what):
     run, marker = tmp_path / "run", tmp_path / "marker"
     shutil.copytree(made / "base", run)
     for path in checkpoint_paths(run / "checkpoints"):
@@ -132,7 +132,7 @@ def with_chunk(metadata, offsets, sizes):
     metadata.state_dict_metadata["model.a"].chunks[0] = ChunkStorageMetadata(offsets, sizes)
 
 
-def with_place(metadata, **fields):
+def with_location(metadata, **fields):
     index = next(iter(metadata.storage_data))
     metadata.storage_data[index] = replace(metadata.storage_data[index], **fields)
 
@@ -150,20 +150,20 @@ def with_place(metadata, **fields):
         (lambda m: with_size(m, "34"), "an invalid size"),
         (lambda m: with_chunk(m, torch.Size([2, 0]), torch.Size([3, 4])), "a chunk outside"),
         (lambda m: with_chunk(m, torch.Size([0]), torch.Size([3])), "a chunk outside"),
-        (lambda m: with_place(m, relative_path="../../elsewhere"), "lies in"),
-        (lambda m: with_place(m, relative_path="/etc/passwd"), "lies in"),
-        (lambda m: with_place(m, offset=-1), "ends behind"),
-        (lambda m: with_place(m, length=10**12), "ends behind"),
-        (lambda m: with_place(m, length="all"), "ends behind"),
+        (lambda m: with_location(m, relative_path="../../elsewhere"), "lies in"),
+        (lambda m: with_location(m, relative_path="/etc/passwd"), "lies in"),
+        (lambda m: with_location(m, offset=-1), "ends behind"),
+        (lambda m: with_location(m, length=10**12), "ends behind"),
+        (lambda m: with_location(m, length="all"), "ends behind"),
     ],
 )
-def test_what_an_account_may_not_say(saved, change, message):
+def test_invalid_content_of_metadata(saved, change, message):
     rewrite(saved, change)
     with pytest.raises(ValueError, match=message):
         read_checkpoint_metadata(saved)
 
 
-def test_types_that_are_not_harmless(saved, tmp_path):
+def test_forbidden_types(saved, tmp_path):
     (saved / ".metadata").write_bytes(pickle.dumps(Payload(tmp_path / "marker")))
     with pytest.raises(ValueError, match=r"it names posix\.mkdir|it names nt\.mkdir"):
         read_checkpoint_metadata(saved)
@@ -171,14 +171,14 @@ def test_types_that_are_not_harmless(saved, tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 1, 10, 100, -1])
-def test_a_cut_account(saved, kept):
+def test_truncated_metadata(saved, kept):
     file = saved / ".metadata"
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(ValueError, match=r"\.metadata"):
         read_checkpoint_metadata(saved)
 
 
-def test_a_whole_account_is_read(saved):
+def test_valid_metadata_is_read(saved):
     assert set(read_checkpoint_metadata(saved).state_dict_metadata) == {"model.a", "model.b"}
     tensors = {"model": {name: torch.zeros_like(value) for name, value in TENSORS["model"].items()}}
     checkpoint.load(saved, tensors)

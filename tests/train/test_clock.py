@@ -1,4 +1,4 @@
-"""The log shows which rank is slow, and which one starves."""
+"""Test that the log shows the straggler, and the rank that waits for data."""
 
 import json
 import time
@@ -28,7 +28,7 @@ def now(monkeypatch):
     return time
 
 
-def test_clock_takes_the_wait_apart(now):
+def test_data_wait_and_compute_time_are_separate(now):
     def slow():
         for _ in range(3):
             now[0] += 1.0  # waiting for data
@@ -48,7 +48,7 @@ def test_clock_takes_the_wait_apart(now):
 
 
 class Given(Ranks):
-    """As if there were more ranks, with these (data wait, own work, memory)."""
+    """Ranks that gather three more rows of (data wait, compute time, memory)."""
 
     def gather(self, values):
         assert values.dtype == torch.float64 and values.device.type == "cpu"
@@ -68,7 +68,7 @@ def test_slowest_rank_is_compared_with_the_median_of_the_others(now):
 
 
 class Event:
-    """A CUDA event, of a device that is asked what time it is when its queue is done."""
+    """A CUDA event whose time is known once the queue of the device is done."""
 
     def __init__(self, queue):
         self.queue, self.time = queue, None
@@ -83,7 +83,7 @@ class Event:
         return 1000 * (end.time - self.time)  # an error before both are done
 
 
-def test_on_a_gpu_work_is_read_when_the_step_is_over(monkeypatch):
+def test_on_a_gpu_times_are_read_after_the_step(monkeypatch):
     queue = []
     monkeypatch.setattr("torch.cuda.Event", lambda enable_timing: Event(queue))
     watch = Stopwatch(torch.device("cuda"))
@@ -112,7 +112,7 @@ class Late(Loader):
 
 
 def lag(parallel, shards, run, what):
-    """A run in which rank 1 is late with `what`."""
+    """Train with rank 1 slowed down in `what`, "data" or "work"."""
     with process_group() as ranks:
         if ranks.rank == 1 and what == "data":
             data.Loader = Late
@@ -123,10 +123,10 @@ def lag(parallel, shards, run, what):
 
 
 @pytest.mark.parametrize("what, shard", [("data", 1), ("work", 1), ("work", 2)])
-def test_late_rank_is_found(shards, tmp_path, what, shard):
+def test_slow_rank_is_found(shards, tmp_path, what, shard):
     run_on_ranks(2, lag, ParallelConfig(shard=shard), shards, tmp_path, what)
     (row,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     if what == "data":
         assert row["data_wait_rank"] == 1 and row["data_wait"] > 0.1
-    else:  # a rank that only waits for this one, for its parameters or gradients, does not count as slow
+    else:  # ranks that wait for its parameters or gradients do not count as slow
         assert row["slowest_rank"] == 1 and row["slowest_by"] > 1

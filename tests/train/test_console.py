@@ -1,4 +1,4 @@
-"""What is said of a run while it goes, and when."""
+"""Test the progress lines of a run, and when they appear."""
 
 import io
 import time
@@ -25,20 +25,20 @@ def said():
     return []
 
 
-def test_the_first_step_says_how_fast_and_when_to_look_again(said):
+def test_first_step_reports_speed_and_time_of_the_next_line(said):
     with Console(said.append, 100, log_every=10, stream=io.StringIO()) as console:
         console.stepped(1, result(), seconds_per_step=2.0, seconds_left=200)
         console.stepped(2, result(), 2.0, 198)
     assert said == ["step 1: loss 0.5000, 2 s per step; the next line in about 18 s, the end in about 3 min"]
 
 
-def test_a_run_that_goes_on_counts_to_its_next_logged_step(said):
+def test_resumed_run_counts_to_its_next_logged_step(said):
     with Console(said.append, 100, log_every=10, began=39, stream=io.StringIO()) as console:
         console.stepped(40, result(), 0.01, 0.6)
     assert said == ["step 40: loss 0.5000, 100 steps/s; the next line in about 0 s, the end in about 1 s"]
 
 
-def test_no_silence_longer_than_a_minute(said):
+def test_at_least_one_line_per_minute(said):
     now = [0.0]
     with Console(said.append, 100, log_every=0, stream=io.StringIO(), clock=lambda: now[0]) as console:
         for step in range(1, 8):
@@ -48,7 +48,7 @@ def test_no_silence_longer_than_a_minute(said):
     assert said[1] == "step 4/100  loss 0.5000  25 s per step  ETA 40 min"
 
 
-def test_a_first_step_that_takes_long_is_announced(said, monkeypatch):
+def test_slow_first_step_is_announced(said, monkeypatch):
     monkeypatch.setattr(console_module, "PATIENCE", 0.01)
     with Console(said.append, 10, log_every=1, stream=io.StringIO()) as console:
         while not said:
@@ -57,7 +57,7 @@ def test_a_first_step_that_takes_long_is_announced(said, monkeypatch):
     assert "step 1 takes longer" in said[0] and said[1].startswith("step 1: loss")
 
 
-def test_a_terminal_has_a_bar_and_no_line_for_each_minute(said):
+def test_terminal_has_a_bar_and_no_line_per_minute(said):
     terminal, now = Terminal(), [0.0]
     with Console(said.append, 10, log_every=5, stream=terminal, clock=lambda: now[0]) as console:
         for step in range(1, 4):
@@ -75,12 +75,12 @@ def test_other_ranks_show_no_bar(said):
     assert terminal.getvalue() == ""
 
 
-def test_a_training_says_so(shards, tmp_path, said):
+def test_training_reports_its_first_step(shards, tmp_path, said):
     toy.go(toy.experiment(steps=3, log_every=0), shards, tmp_path, report=said.append)
     assert any(line.startswith("step 1: loss") and "the end in about" in line for line in said)
 
 
-def test_lines():
+def test_format_of_lines():
     row = {"step": 50, "loss": 0.125, "grad_norm": None, "lr": 1e-4, "images_per_s": 61.23, "data_wait": 0.014}
     row |= {"memory_gb": 12.34, "eta_s": 4800}
     expected = "step 50/200  loss 0.1250  lr 1.0e-04  61.2 images/s  12.3 GB  data 1%  ETA 1 h 20 min"

@@ -1,4 +1,4 @@
-"""What goes to a device: nothing in float64, which Apple's GPUs lack. A meta device stands for them."""
+"""Test that no float64 tensor is created on a device: Apple's GPUs lack float64. A meta device stands in for them."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -21,7 +21,7 @@ META = torch.device("meta")
 
 
 class NoDoubles(TorchDispatchMode):
-    """Fails at an operation that makes a float64 tensor on another device than the CPU."""
+    """Fail at an operation that creates a float64 tensor outside the CPU."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
@@ -31,7 +31,7 @@ class NoDoubles(TorchDispatchMode):
         return out
 
 
-def test_the_mode_finds_them():
+def test_the_mode_finds_float64():
     with pytest.raises(AssertionError), NoDoubles():
         torch.zeros(2, dtype=torch.float64).to(META)
 
@@ -39,7 +39,7 @@ def test_the_mode_finds_them():
 @pytest.mark.parametrize("kind", ["cosine", "linear", "discrete_cosine"])
 @pytest.mark.parametrize("low_resolution", [None, 8])
 def test_training(kind, low_resolution, monkeypatch):
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which a meta device has not
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # a meta device has no autocast
     what = experiment(unet=replace(UNET, low_res=low_resolution is not None), low_resolution=low_resolution)
     stage = replace(what.stage, schedule=ScheduleConfig(kind=kind), low_res_schedule=ScheduleConfig(kind=kind))
     batch = Batch(

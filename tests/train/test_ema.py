@@ -5,7 +5,7 @@ from sharding import make_model, weights
 from torch import nn
 
 from imagen.train.ema import Ema, PowerEma, build_emas
-from imagen.train.sharded import placed_like, whole
+from imagen.train.sharded import distribute_like, full_tensor
 
 
 def small_model():
@@ -40,7 +40,7 @@ def test_decay_warms_up_to_its_limit():
     assert ema.decay_at(8980) < 0.999 == ema.decay_at(8990) == ema.decay_at(10**6)
 
 
-def test_applied_and_taken_back_even_after_an_error():
+def test_applied_weights_are_restored_after_an_error():
     model = small_model()
     ema = Ema(model, decay=0.9)
     walk(model)
@@ -58,7 +58,7 @@ def test_applied_and_taken_back_even_after_an_error():
         assert torch.equal(ema.weights[name], average[name])
 
 
-def test_export_is_whole_and_a_copy():
+def test_export_is_complete_and_a_copy():
     model = small_model()
     ema = Ema(model, decay=0.9)
     walk(model)
@@ -72,8 +72,8 @@ def test_export_is_whole_and_a_copy():
     small_model().load_state_dict(state)
 
 
-def test_power_average_is_the_sum_it_says():
-    """Of weights that count as the integral of t^gamma over their step does."""
+def test_power_ema_equals_its_weighted_sum():
+    """The weight of a step is the integral of t^gamma over it."""
     model = small_model()
     ema, gamma, total = PowerEma(model, 0.1), 6.9372, 200
     expected = {name: torch.zeros_like(p).double() for name, p in model.named_parameters()}
@@ -87,7 +87,7 @@ def test_power_average_is_the_sum_it_says():
         torch.testing.assert_close(average.double(), expected[name], rtol=1e-4, atol=1e-4)
 
 
-def test_several_at_once_by_name():
+def test_several_emas_by_name():
     model = small_model()
     kept = build_emas(model, 0.9999, decays=(0.999, 0.9), sigma_rels=(0.05, 0.1))
     assert list(kept) == ["ema", "decay-0.999", "decay-0.9", "sigma_rel-0.05", "sigma_rel-0.1"]
@@ -103,14 +103,14 @@ X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(7))
 
 
 def averaged(layout):
-    """Averages after 5 steps, what the model makes of X with them, its own weights, and what `export` gives."""
+    """Return EMAs after 5 steps, the outputs for X with them, the model's weights; and the result of `export`."""
     model = make_model(layout)
     kept = {"ema": Ema(model, 0.7), "power": PowerEma(model, 0.2)}
     for step in range(1, 6):
         generator = torch.Generator().manual_seed(step)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(placed_like(parameter, torch.randn(parameter.shape, generator=generator)))
+                parameter.add_(distribute_like(parameter, torch.randn(parameter.shape, generator=generator)))
             if step == 3:
                 model(X)  # leaves gathered parameters behind
         for ema in kept.values():
@@ -119,14 +119,18 @@ def averaged(layout):
     for name, ema in kept.items():
         with ema.applied_to(model), torch.no_grad():
             found[f"{name} output"] = model(X)
-        found |= {f"{name} {key}": whole(value) for key, value in ema.weights.items()}
+        found |= {f"{name} {key}": full_tensor(value) for key, value in ema.weights.items()}
     found |= weights(model)
     exported = kept["ema"].export(model)
     fresh = Ema(model, 0.7)
-    fresh.load({name: whole(value) for name, value in kept["ema"].weights.items()})
-    assert all(torch.equal(whole(fresh.weights[key]), whole(value)) for key, value in kept["ema"].weights.items())
+    fresh.load({name: full_tensor(value) for name, value in kept["ema"].weights.items()})
+    assert all(
+        torch.equal(full_tensor(fresh.weights[key]), full_tensor(value)) for key, value in kept["ema"].weights.items()
+    )
     fresh.load(kept["power"].weights)
-    assert all(torch.equal(whole(fresh.weights[key]), whole(value)) for key, value in kept["power"].weights.items())
+    assert all(
+        torch.equal(full_tensor(fresh.weights[key]), full_tensor(value)) for key, value in kept["power"].weights.items()
+    )
     return found, exported
 
 
@@ -134,7 +138,7 @@ def averaged_in_both():
     return [averaged(layout) for layout in ("fsdp", "hsdp")]
 
 
-def test_a_sharded_model_has_the_same_averages():
+def test_sharded_model_has_the_same_emas():
     expected, whole_export = averaged("plain")
     assert whole_export.keys() == make_model().state_dict().keys()
     for rank, results in enumerate(run_on_ranks(4, averaged_in_both)):

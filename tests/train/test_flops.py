@@ -1,4 +1,4 @@
-"""Counted operations are those of the layers, and MFU is their share of the peak."""
+"""Test that counted FLOPs are those of the layers, and that the MFU is their share of the peak."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ SR = experiment(unet=replace(UNET, low_res=True), low_resolution=8, data=DataCon
 
 
 def by_layer(what, tokens, monkeypatch):
-    """(all operations of a forward, those of layers whose input needs no gradient), from the layers' shapes."""
+    """Count from layer shapes: FLOPs of a forward pass, and of layers whose input needs no gradient."""
     counts, products = {}, []
 
     def count(module, arguments, out):
@@ -55,14 +55,14 @@ def test_counts_are_those_of_the_layers(what, tokens, monkeypatch):
     forward, without_input = by_layer(what, tokens, monkeypatch)
     unet = meta_unet(what)
     assert picture_flops(unet, what, tokens) == forward
-    # The backward has a product for the weights and one for the input, where that needs a gradient.
+    # The backward pass has a product for the weights, and one for the input if it needs a gradient.
     assert picture_flops(unet, what, tokens, backward=True) == 3 * forward - without_input
 
 
-def test_mfu_is_what_is_needed_over_what_was_possible():
+def test_mfu_is_needed_flops_over_peak_flops():
     what = experiment(peak_tflops=0.5)
     mfu = build_mfu(what, Ranks(world_size=4))
-    for tokens in (1, 3, 10):  # of which 1 and 128 were counted
+    for tokens in (1, 3, 10):  # 1 and 128 are counted, others interpolated
         needed = picture_flops(meta_unet(what), what, tokens, backward=True)
         assert mfu(100.0, tokens) == pytest.approx(100 * needed / (4 * 0.5e12), rel=1e-9)
     bare = replace(UNET, text_width=None, levels=tuple(replace(level, attention="none") for level in UNET.levels))
@@ -71,7 +71,7 @@ def test_mfu_is_what_is_needed_over_what_was_possible():
     assert build_mfu(what, Ranks())(10.0, 0) == pytest.approx(10 * needed / 1e12)
 
 
-def test_no_mfu_where_no_peak_is_known():
+def test_no_mfu_without_a_known_peak():
     assert build_mfu(experiment(), Ranks()) is None
     with pytest.raises(UserError, match=r"train\.peak_tflops is 0; it must be above 0"):
         check(experiment(peak_tflops=0))
@@ -97,12 +97,12 @@ def test_no_mfu_where_no_peak_is_known():
         ("Tesla T4", None),
     ],
 )
-def test_peaks_go_by_the_name_in_torch(name, bf16):
+def test_peak_by_device_name(name, bf16):
     gpu = identify_gpu(name)
     assert bf16 == (None if gpu is None else gpu.tflops)
 
 
-def test_peak_is_that_of_the_precision(monkeypatch):
+def test_peak_depends_on_the_precision(monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "NVIDIA A100-SXM4-40GB")
     device = torch.device("cuda")
     assert peak_flops(device, experiment(precision="bf16")) == 312e12

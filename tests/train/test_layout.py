@@ -1,4 +1,4 @@
-"""Pictures lie channels-last at every convolution, however the network is spread, and after a checkpoint."""
+"""Test that images are channels-last at every convolution, sharded or not, and after a checkpoint."""
 
 from dataclasses import replace
 
@@ -24,15 +24,15 @@ EFFICIENT = replace(
 
 
 def is_nhwc(x):
-    """Channels-last, or a range of channels of what is, as the gradient of a concatenation's part."""
+    """Return whether `x` is channels-last, or a channel range of such a tensor, as gradients of concatenations are."""
     (channel, height, width), columns = x.stride()[1:], x.shape[-1]
     return channel == 1 and height == columns * width
 
 
 class Convolutions(TorchDispatchMode):
-    """Counts convolutions, and notes which of their tensors do not lie channels-last.
+    """Counts convolutions, and records their tensors that are not channels-last.
 
-    A gradient of three channels is that of the loss, which is not the network's.
+    Ignores gradients with three channels: they come from the loss, not from the network.
     """
 
     def __init__(self):
@@ -43,14 +43,14 @@ class Convolutions(TorchDispatchMode):
         out = function(*args, **(kwargs or {}))
         if function is torch.ops.aten.convolution.default:
             self.forward += 1
-            self._look(picture=args[0], weight=args[1], out=out)
+            self._record(image=args[0], weight=args[1], out=out)
         elif function is torch.ops.aten.convolution_backward.default:
             self.backward += 1
             gradients = {} if args[0].shape[1] == 3 else {"gradient": args[0]}
-            self._look(**gradients, saved=args[1], weight=args[2], of_picture=out[0], of_weight=out[1])
+            self._record(**gradients, saved=args[1], weight=args[2], of_image=out[0], of_weight=out[1])
         return out
 
-    def _look(self, **tensors):
+    def _record(self, **tensors):
         shapes = [(name, tuple(x.shape)) for name, x in tensors.items() if x is not None and not is_nhwc(x)]
         self.others += shapes
 
@@ -75,7 +75,7 @@ def layouts(config, shard, checkpointing, dtype):
 
 @pytest.mark.parametrize("shard", [1, 2])
 @pytest.mark.parametrize("config", [UNET, EFFICIENT], ids=["guided", "efficient"])
-def test_pictures_and_weights_are_channels_last_at_every_convolution(config, shard):
+def test_images_and_weights_are_channels_last_at_every_convolution(config, shard):
     count = sum(isinstance(module, nn.Conv2d) for module in UNet(config).modules())
     for checkpointing, forwards in (("none", count), ("full", count + 1)):
         forward, backward, others = run_on_ranks(2, layouts, config, shard, checkpointing, None)[0]

@@ -1,4 +1,4 @@
-"""Muon against the singular value decomposition and its formula in float64."""
+"""Test Muon against the singular value decomposition, and against its formula in float64."""
 
 import pytest
 import torch
@@ -12,14 +12,14 @@ SHAPES = [(3, 16, 16), (2, 8, 40), (1, 40, 8)]
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"], autouse=True)
 def matrices(request, monkeypatch):
-    """Every test in both formats, whatever this processor multiplies."""
+    """Run every test in both formats, whatever the processor supports."""
     monkeypatch.setattr(muon, "arithmetic", lambda device: Arithmetic(None, torch.float32, request.param))
     return request.param
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_iteration_is_its_polynomial_in_float64(shape, matrices):
-    """Of each singular value s, with s scaled by the matrix's norm: q4(q3(q2(q1(s)))), the vectors kept."""
+    """Each singular value s, divided by the matrix's norm, becomes q4(q3(q2(q1(s)))); the vectors do not change."""
     stack = torch.randn(shape, generator=torch.Generator().manual_seed(4))
     U, s, Vh = torch.linalg.svd(stack.double(), full_matrices=False)
     s = s / stack.double().norm(dim=(-2, -1))[:, None]
@@ -32,8 +32,8 @@ def test_the_iteration_is_its_polynomial_in_float64(shape, matrices):
 
 
 @pytest.mark.parametrize("rank", [1, 2, 16])
-def test_values_end_near_one_from_one_down_to_a_four_hundredth(rank, matrices):
-    """Also of matrices with one large value, on which the first quintic is steepest."""
+def test_singular_values_from_0_0025_to_1_end_near_1(rank, matrices):
+    """Includes matrices with one large value, where the first quintic is steepest."""
     g = torch.Generator().manual_seed(5)
     U, _ = torch.linalg.qr(torch.randn(4, 48, 48, generator=g))
     V, _ = torch.linalg.qr(torch.randn(4, 64, 64, generator=g))
@@ -44,18 +44,18 @@ def test_values_end_near_one_from_one_down_to_a_four_hundredth(rank, matrices):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_orthogonalise_keeps_singular_vectors_and_levels_singular_values(shape):
+def test_orthogonalise_changes_only_singular_values(shape):
     g = torch.Generator().manual_seed(0)
     matrices = torch.randn(shape, generator=g)
     result = orthogonalise(matrices).double()
     U, _, Vh = torch.linalg.svd(matrices.double(), full_matrices=False)
-    in_its_own_basis = U.mT @ result @ Vh.mT  # diagonal if the vectors are kept
+    in_its_own_basis = U.mT @ result @ Vh.mT  # diagonal if the vectors do not change
     values = in_its_own_basis.diagonal(dim1=-2, dim2=-1)
     assert (values > 0.7).all() and (values < 1.3).all()
     assert (in_its_own_basis - torch.diag_embed(values)).abs().max() < 0.1  # bfloat16
 
 
-def test_a_scale_of_the_gradient_does_not_matter():
+def test_invariant_to_the_scale_of_the_gradient():
     matrices = torch.randn(1, 12, 20, generator=torch.Generator().manual_seed(1))
     assert torch.equal(orthogonalise(2**-13 * matrices), orthogonalise(2**13 * matrices))
     assert orthogonalise(torch.zeros(1, 4, 4)).abs().max() == 0
@@ -78,7 +78,7 @@ def test_steps_are_the_formula_and_a_convolution_is_a_matrix():
     torch.testing.assert_close(conv.detach().double().flatten(1), W, rtol=0, atol=0.01)  # bfloat16 updates
 
 
-def test_an_update_has_the_root_mean_square_of_adams():
+def test_update_has_the_root_mean_square_of_adam():
     parameter = torch.nn.Parameter(torch.zeros(64, 256))
     parameter.grad = 7 * torch.randn(64, 256, generator=torch.Generator().manual_seed(3))
     Muon([parameter], lr=1e-3).step()

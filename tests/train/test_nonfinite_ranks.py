@@ -1,4 +1,4 @@
-"""A bad sample on one rank: all ranks skip the step, and end together."""
+"""Test a non-finite sample on one rank: all ranks skip the step, and stop together."""
 
 import json
 from dataclasses import replace
@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from command_line import command
+from loading import open_loader
 from ranks import run_on_ranks
 from toy import experiment
 
-from imagen.data.loading.loader import Loader, open_loader
+from imagen.data.loading.loader import Loader
 from imagen.presets import PRESETS
 from imagen.train import data
 from imagen.train.parallel import ParallelConfig
@@ -37,7 +38,7 @@ def train_on(parallel, shards, run):
 
 
 @pytest.mark.parametrize("shard", [1, 2])
-def test_all_ranks_skip_and_give_up_together(shards, tmp_path, shard):
+def test_all_ranks_skip_and_stop_together(shards, tmp_path, shard):
     ends = run_on_ranks(2, train_on, ParallelConfig(shard=shard), shards, tmp_path)
     loader = open_loader(shards, WHAT.data, resolution=16, text=WHAT.text, seed=0, batch_size=8)
     keys = [batch.keys[5] for batch, _ in zip(loader, range(8), strict=False)]

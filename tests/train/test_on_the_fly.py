@@ -1,4 +1,4 @@
-"""Training without sidecars is training with them."""
+"""Test that training without sidecars equals training with them."""
 
 import dataclasses
 import shutil
@@ -7,11 +7,11 @@ import pytest
 import torch
 from encoders import ToyEncoder
 from kept import assert_same, without_config
+from loading import open_loader
 from toy import experiment, go, stopping_at
 
 from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.config import DataConfig
-from imagen.data.loading.loader import open_loader
 from imagen.data.shards.dataset import open_split
 from imagen.errors import UserError
 from imagen.text import encoder as text_module
@@ -23,7 +23,7 @@ ON_THE_FLY = DataConfig(workers=0, on_the_fly=True)
 
 
 class Neighbourly(ToyEncoder):
-    """Its embeddings depend on the captions that share the call, as those of a true encoder do in their last bits."""
+    """An encoder whose embeddings depend on the other captions of a call, as a real one's do in their last bits."""
 
     def encode(self, captions):
         shift = 0.01 * len({*captions})
@@ -38,7 +38,7 @@ def bare(shards, tmp_path):
 
 @pytest.fixture(params=[ToyEncoder])
 def loaded(request, monkeypatch):
-    """Puts a toy in the place of what `load_text_encoder` would load; lists where it was to run."""
+    """Replace `load_text_encoder` by a toy; return the devices it was called with."""
     devices = []
 
     def load(config, device):
@@ -55,7 +55,7 @@ def test_equals_training_with_sidecars(shards, bare, tmp_path, rows, loaded, opt
     options = {"steps": 8, "text_dropout": 0.5, "gap_every": 4, **options}
     assert go(experiment(data=SIDECARS, **options), shards, tmp_path / "sidecars").finished and loaded == []
     assert go(experiment(data=ON_THE_FLY, **options), bare, tmp_path / "on_the_fly").finished
-    assert loaded == [torch.device("cpu")]  # once for all, on the training device
+    assert loaded == [torch.device("cpu")]  # once, on the training device
     assert rows(tmp_path / "on_the_fly") == rows(tmp_path / "sidecars")
     assert "conditional_gap" in rows(tmp_path / "on_the_fly")[-1]
     assert_same(without_config(tmp_path / "on_the_fly"), without_config(tmp_path / "sidecars"))
@@ -71,7 +71,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(bare, tmp_path, rows, loaded)
     assert_same(without_config(tmp_path / "parts"), without_config(tmp_path / "whole"))
 
 
-def test_a_run_may_go_on_with_sidecars_and_without(shards, bare, tmp_path, loaded):
+def test_a_run_may_resume_with_or_without_sidecars(shards, bare, tmp_path, loaded):
     assert go(experiment(steps=2, data=SIDECARS), shards, tmp_path / "run").finished
     assert go(experiment(steps=4, data=ON_THE_FLY), bare, tmp_path / "run").step == 4
     assert go(experiment(steps=6, data=SIDECARS), shards, tmp_path / "run").step == 6
@@ -104,13 +104,13 @@ def test_the_unconditional_embedding_of_the_empty_caption_is_the_stored_one(shar
     assert with_text(next(iter(loader)), Empty()).text.shape[-1] == 8
 
 
-def test_without_text_there_is_nothing_to_encode(shards, tmp_path):
+def test_on_the_fly_without_text_is_refused(shards, tmp_path):
     without = dataclasses.replace(experiment(data=ON_THE_FLY), text=None)
     with pytest.raises(UserError, match=r"data\.on_the_fly is true, but text is null"):
         go(without, shards, tmp_path)
 
 
-def test_embeddings_that_sidecars_do_not_hold_need_the_encoder(shards, tmp_path):
+def test_cleaning_and_padding_need_on_the_fly(shards, tmp_path):
     padded = dataclasses.replace(experiment(), text=TextConfig(encoder="toy", width=8, padding="full"))
     with pytest.raises(UserError, match=r"text\.padding 'full'; .* set data\.on_the_fly to true"):
         go(padded, shards, tmp_path)

@@ -31,7 +31,7 @@ def test_warm_up_then_inverse_root():
     assert learning_rate(OptimConfig(lr=2.0, warmup_steps=0, schedule="rsqrt"), 4, 10) == pytest.approx(1.0)
 
 
-def test_edges():
+def test_edges_of_the_schedule():
     assert learning_rate(OptimConfig(lr=1.0, warmup_steps=0, schedule="constant"), 1, 1) == 1.0
     assert learning_rate(OptimConfig(lr=1.0, warmup_steps=100), 10, 10) == pytest.approx(0.1)  # ends in the warm-up
     assert learning_rate(OptimConfig(lr=1.0, warmup_steps=0), 20, 10) == pytest.approx(0.0, abs=1e-12)
@@ -70,19 +70,19 @@ def test_adam_is_adamw_without_decay():
 
 
 @pytest.mark.parametrize("beta1, kept", [(0.0, {"steps", "square"}), (0.9, {"steps", "square", "momentum"})])
-def test_adafactor_takes_its_settings(beta1, kept):
+def test_adafactor_settings(beta1, kept):
     parameter = torch.nn.Parameter(torch.ones(7))
     config = OptimConfig(algorithm="adafactor", lr=0.1, betas=(beta1, 0.99), weight_decay=0.2)
     optimizer = build_optimizer([("w", parameter)], config)
     optimizer.set_learning_rate(0.05)
     parameter.grad = torch.ones(7)
-    optimizer.step()  # U is 1 in the first step, of which the first moment takes a tenth
+    optimizer.step()  # U is 1 in the first step, and the first moment a tenth of it
     assert set(optimizer.optimizers[0].state[parameter]) == kept
     assert optimizer.param_groups[0]["beta2"] == 0.99
     torch.testing.assert_close(parameter.detach(), torch.full((7,), 0.99 - 0.05 * (0.1 if beta1 else 1)))
 
 
-def test_muon_takes_the_inner_matrices_and_adamw_the_rest():
+def test_muon_updates_inner_matrices_and_adamw_the_rest():
     unet = UNet(replace(UNET, low_res=True))
     config = OptimConfig(algorithm="muon", lr=1e-3, muon_lr=5e-3)
     optimizer = build_optimizer(unet.named_parameters(), config)

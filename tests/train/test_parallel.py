@@ -1,4 +1,4 @@
-"""Any number of ranks, spread in any way, does what one process does."""
+"""Test that training on several ranks, sharded or not, equals training in one process."""
 
 import dataclasses
 
@@ -30,8 +30,8 @@ LAYOUTS = {
 }
 
 
-def spread(parallel, **train):
-    """The toy experiment, every step logged."""
+def toy_experiment(parallel, **train):
+    """Return the toy experiment with every step logged."""
     others = {"ema_sigma_rels": (0.1,), "ema_snapshot_every": 5}
     what = experiment(**{"steps": STEPS, "log_every": 1, "gap_every": 5, **others, **train})
     # Adam divides by the root of a gradient's square: where that is nearly 0, rounding decides the update's sign.
@@ -42,7 +42,7 @@ def spread(parallel, **train):
 @pytest.fixture(scope="module")
 def alone(shards, tmp_path_factory):
     run = tmp_path_factory.mktemp("alone")
-    go(spread(ParallelConfig()), shards, run)
+    go(toy_experiment(ParallelConfig()), shards, run)
     return run, metrics(run)
 
 
@@ -55,19 +55,19 @@ def assert_close(rows, expected, names=("loss", "eps_mse", "grad_norm", "conditi
 
 
 @pytest.mark.parametrize("world_size, layout", [(2, "ddp"), (2, "fsdp"), *((4, layout) for layout in LAYOUTS)])
-def test_loss_and_gradient_are_those_of_one_process(shards, tmp_path, alone, world_size, layout):
-    said = run_on_ranks(world_size, train_on, spread(LAYOUTS[layout]), shards, tmp_path)
+def test_loss_and_gradient_equal_those_of_one_process(shards, tmp_path, alone, world_size, layout):
+    said = run_on_ranks(world_size, train_on, toy_experiment(LAYOUTS[layout]), shards, tmp_path)
     assert_close(metrics(tmp_path), alone[1])
     assert said[0] and not any(said[1:])  # one process reports
 
 
 @pytest.mark.parametrize("algorithm", ["adafactor", "muon"])
-def test_sharded_convolutions_are_updated_as_whole_ones(shards, tmp_path, algorithm):
-    """Sharded, they own their weights in another order; optimizers, averages and checkpoints are to see no difference.
+def test_sharded_convolutions_are_updated_as_full_ones(shards, tmp_path, algorithm):
+    """Sharded convolutions store weights in another order, which optimizers, EMAs and checkpoints must not see.
 
-    The checkpoint of two ranks goes on in one process.
+    A checkpoint of two ranks is resumed in one process.
     """
-    whole, sharded = (spread(LAYOUTS[layout], steps=3, precision="fp32") for layout in ("ddp", "fsdp"))
+    whole, sharded = (toy_experiment(LAYOUTS[layout], steps=3, precision="fp32") for layout in ("ddp", "fsdp"))
     optim = dataclasses.replace(whole.optim, algorithm=algorithm, warmup_steps=1)
     whole, sharded, first = (
         dataclasses.replace(what, optim=optim, train=dataclasses.replace(what.train, steps=steps))
@@ -87,9 +87,9 @@ def test_sharded_convolutions_are_updated_as_whole_ones(shards, tmp_path, algori
             assert error <= 0.03 * torch.linalg.vector_norm(value), f"{kind} {name}"  # Muon's products are bfloat16
 
 
-def test_sharded_bfloat16_is_that_of_one_process(shards, tmp_path):
-    """Not to the last bit: bfloat16 has 8."""
-    what = spread(LAYOUTS["fsdp"], steps=3, precision="bf16")
+def test_sharded_bfloat16_equals_one_process(shards, tmp_path):
+    """Up to rounding: bfloat16 has 8 bits."""
+    what = toy_experiment(LAYOUTS["fsdp"], steps=3, precision="bf16")
     go(what, shards, tmp_path / "alone")
     run_on_ranks(2, train_on, what, shards, tmp_path / "sharded")
     for row, wanted in zip(metrics(tmp_path / "sharded"), metrics(tmp_path / "alone"), strict=True):
@@ -97,11 +97,11 @@ def test_sharded_bfloat16_is_that_of_one_process(shards, tmp_path):
         assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=2e-2)
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(shards, tmp_path, alone):
-    """Four ranks with two copies, two with one, one process: as if it had been one process all the time."""
-    run_on_ranks(4, train_on, spread(LAYOUTS["hsdp"], steps=4), shards, tmp_path)
-    run_on_ranks(2, train_on, spread(LAYOUTS["fsdp"], steps=7), shards, tmp_path)
-    go(spread(ParallelConfig()), shards, tmp_path)
+def test_a_run_resumes_with_another_number_of_ranks(shards, tmp_path, alone):
+    """Four ranks in two replicas, then two in one, then one process: equal to a single process throughout."""
+    run_on_ranks(4, train_on, toy_experiment(LAYOUTS["hsdp"], steps=4), shards, tmp_path)
+    run_on_ranks(2, train_on, toy_experiment(LAYOUTS["fsdp"], steps=7), shards, tmp_path)
+    go(toy_experiment(ParallelConfig()), shards, tmp_path)
     assert_close(metrics(tmp_path), alone[1])
     mine, expected = final(tmp_path), final(alone[0])
     assert mine["position"] == expected["position"] == STEPS * 8
@@ -112,19 +112,19 @@ def test_a_run_goes_on_with_another_number_of_ranks(shards, tmp_path, alone):
     (here, _, distance), (there, _, _) = (reconstruct(run / "averages", 0.1) for run in (tmp_path, alone[0]))
     assert distance == pytest.approx(0, abs=1e-6) and here.keys() == there.keys()
     for name, value in there.items():
-        torch.testing.assert_close(here[name], value, rtol=1e-2, atol=1e-4)  # 16 bits
+        torch.testing.assert_close(here[name], value, rtol=1e-2, atol=1e-4)  # float16
 
 
-def test_resumed_on_as_many_ranks_is_exact(shards, tmp_path):
+def test_resuming_on_the_same_number_of_ranks_is_exact(shards, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run_on_ranks(4, train_on, spread(LAYOUTS["hsdp"], steps=6), shards, whole)
-    run_on_ranks(4, train_on, spread(LAYOUTS["hsdp"], steps=3), shards, parts)
-    run_on_ranks(4, train_on, spread(LAYOUTS["hsdp"], steps=6), shards, parts)
+    run_on_ranks(4, train_on, toy_experiment(LAYOUTS["hsdp"], steps=6), shards, whole)
+    run_on_ranks(4, train_on, toy_experiment(LAYOUTS["hsdp"], steps=3), shards, parts)
+    run_on_ranks(4, train_on, toy_experiment(LAYOUTS["hsdp"], steps=6), shards, parts)
     assert_same(final(parts), final(whole))
 
 
-def test_one_process_exports_what_many_trained(shards, tmp_path):
-    run_on_ranks(4, train_on, spread(LAYOUTS["hsdp"], steps=2), shards, tmp_path / "run")
+def test_one_process_exports_a_sharded_run(shards, tmp_path):
+    run_on_ranks(4, train_on, toy_experiment(LAYOUTS["hsdp"], steps=2), shards, tmp_path / "run")
     export_run(tmp_path / "run", tmp_path / "again")
     theirs, mine = Cascade.load(tmp_path / "run"), Cascade.load(tmp_path / "again")
     assert_same(dict(mine.stages[0].unet.state_dict()), dict(theirs.stages[0].unet.state_dict()))
@@ -138,9 +138,9 @@ def sheet_of(what, shards, run):
         go(what, shards, run, ranks=ranks, callbacks=[SampleGrid()])
 
 
-def test_pictures_on_the_way_are_those_of_one_process(shards, tmp_path):
-    """A sharded network is sampled where it lies."""
-    what = spread(LAYOUTS["fsdp"], steps=1)
+def test_sample_grids_equal_those_of_one_process(shards, tmp_path):
+    """A sharded network is sampled in place."""
+    what = toy_experiment(LAYOUTS["fsdp"], steps=1)
     sampling = SamplingConfig(steps=2, threshold="static", guidance=2.0)
     what = dataclasses.replace(what, stage=dataclasses.replace(what.stage, sampling=sampling))
     sheet_of(what, shards, tmp_path / "alone")

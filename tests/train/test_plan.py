@@ -1,4 +1,4 @@
-"""What a plan says of memory is what real ranks allocate."""
+"""Test that the memory of a plan is what real ranks allocate."""
 
 import json
 from contextlib import nullcontext
@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks import run_on_ranks
 
-from imagen.accounting.ledger import Window
+from imagen.accounting.tracker import TrackedInterval
 from imagen.data.loading.batches import Batch
 from imagen.errors import UserError
 from imagen.models.unet import UNet
@@ -37,13 +37,13 @@ LAYOUTS = {
 
 
 def experiment(*fields):
-    """debug_64 with AdamW, in float32, of enough pictures for activations to count."""
+    """Return debug_64 with AdamW in float32, with enough images for activations to matter."""
     common = ("--optim.algorithm", "adamw", "--train.precision", "fp32", "--train.batch_size", "32")
     return override(preset("debug_64"), [*common, *fields])
 
 
 def own_bytes(tensors):
-    """Bytes of the storages on this rank."""
+    """Return the bytes of the storages on this rank."""
     parts = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
     return sum({part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}.values())
 
@@ -58,7 +58,7 @@ def real_batches(what, count, size):
 
 
 class Marked(ForwardProcess):
-    """Leaves a mark in the profile at the end of each forward pass."""
+    """Marks the end of each forward pass in the profile."""
 
     def loss(self, *args):
         value = super().loss(*args)
@@ -83,8 +83,11 @@ def measure_all():
 
 
 def measure(what):
-    """Bytes of one rank: what it holds, and what torch's CPU allocator gave out beyond that at the end of the first
-    forward pass and at most, after the second step (which still arranges DDP's buckets)."""
+    """Return the bytes of one rank: of its state, and what torch's CPU allocator holds beyond it.
+
+    The latter is measured at the end of the first forward pass and at the peak, after the second step (in which DDP
+    still rebuilds its buckets).
+    """
     with process_group() as ranks:
         micro, count = micro_batches(what.train, ranks.world_size)
         mesh = build_mesh(what.parallel, "cpu", ranks.world_size)
@@ -120,12 +123,12 @@ def measure(what):
             "optimizer": own_bytes(value for state in states for value in state.values()),
             "ema": own_bytes(ema.weights.values()),
         }
-        # The least of each: when gloo's threads let go of what they sent is a matter of time.
+        # The least of each: gloo's threads free what they have sent at no fixed time.
         return held, *map(min, zip(*found, strict=True))
 
 
 def profiled(step):
-    """Bytes that `step` allocated and not freed, at the end of its first forward pass and at most."""
+    """Return the bytes that `step` holds at the end of its first forward pass, and at its peak."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         step()
@@ -151,20 +154,22 @@ def test_predicted_bytes_are_those_of_four_ranks(measured, layout):
     of_ranks = [of_rank[layout] for of_rank in measured]
     assert all(dry_run.held == held for held, _, _ in of_ranks)
     after_forward, peak = (min(found[number] for found in of_ranks) for number in (1, 2))
-    assert traced.window.after_forward == pytest.approx(after_forward, rel=0.01)
-    assert traced.window.peak - traced.window.before == pytest.approx(peak, rel=0.1)
+    interval = traced.interval
+    after_first_forward = interval.totals[interval.phases.index("backward") - 1]
+    assert after_first_forward - interval.before == pytest.approx(after_forward, rel=0.01)
+    assert interval.peak - interval.before == pytest.approx(peak, rel=0.1)
 
 
 def test_two_sizes_predict_the_others():
     what = experiment("--train.batch_size", "128", "--parallel.shard", "4")
     with DryRun(what, 4, dtype=torch.bfloat16, gpu=True) as dry_run:
         low, high, third = (dry_run.trace(what.parallel, size) for size in (2, 4, 16))
-    assert predicted_peak(low, high, 16) == pytest.approx(third.window.peak, rel=1e-3)
-    assert third.window.peak > 3 * low.window.peak
+    assert predicted_peak(low, high, 16) == pytest.approx(third.interval.peak, rel=1e-3)
+    assert third.interval.peak > 3 * low.interval.peak
 
 
 @pytest.mark.parametrize("fields", [(), ("--parallel.shard", "2")])
-def test_flops_are_counted_with_recomputation_apart(fields):
+def test_recomputation_is_counted_separately(fields):
     what = experiment(*fields)
     with DryRun(what, 4, dtype=torch.bfloat16, gpu=True) as dry_run:
         once = dry_run.trace(what.parallel, 8)
@@ -176,7 +181,7 @@ def test_flops_are_counted_with_recomputation_apart(fields):
     assert 0.4 < again.flops["recomputation"] / again.flops["forward"] < 0.6
 
 
-def test_traffic_is_what_the_layout_sends():
+def test_traffic_of_each_layout():
     def sent(*fields, sizes):
         what = experiment(*fields)
         with DryRun(what, 8, dtype=torch.bfloat16, gpu=True) as dry_run:
@@ -185,7 +190,8 @@ def test_traffic_is_what_the_layout_sends():
     whole, ddp = sent(sizes=[4])
     assert ddp == {("all-reduce", "all"): pytest.approx(2 * 7 / 8 * whole, rel=1e-3)}
     _, once, four = sent("--parallel.shard", "2", sizes=[4, 1])
-    # Between the two of a copy: gradients, and twice, but for what stays, parameters in two bytes; then halves of four.
+    # Within a replica of two: gradients, and two all-gathers of bfloat16 parameters. Between the four replicas: half of
+    # the float32 gradients.
     assert once["reduce-scatter", "shard"] == pytest.approx(whole / 2, rel=0.02)
     assert 0.5 * whole / 2 < once["all-gather", "shard"] < whole / 2
     assert once["all-reduce", "replicate"] == pytest.approx(2 * 3 / 4 * whole / 2, rel=0.02)
@@ -197,21 +203,21 @@ PICTURE_BYTES = {("none", ()): 16, ("selective", (0,)): 8, ("full", ()): 2}
 
 
 class Lines:
-    """In place of a dry_run: 100 bytes are held, and some a picture."""
+    """Stands in for a dry run: 100 bytes of state, and some bytes per image."""
 
     def __init__(self, what, world_size):
         self.experiment, self.world_size = what, world_size
 
     def trace(self, parallel, size):
         totals = np.array([100, 100 + size * PICTURE_BYTES[parallel.checkpointing, parallel.checkpoint_levels], 130])
-        window = Window(100, totals, ["forward", "backward", "update"], {}, {}, {})
-        return TracedStep(parallel, size, 64 // self.world_size // size, window, {})
+        interval = TrackedInterval(100, totals, ["forward", "backward", "update"], {}, {}, {})
+        return TracedStep(parallel, size, 64 // self.world_size // size, interval, {})
 
 
-def test_the_most_that_fits_with_the_least_computed_again():
+def test_largest_fitting_micro_batch_with_least_recomputation():
     def chosen(usable, *fields):
         found = choose(Lines(experiment("--train.batch_size", "64", *fields), 2), usable, "card")
-        assert found.window.peak <= usable
+        assert found.interval.peak <= usable
         return found.parallel.checkpointing, found.micro_batch
 
     assert chosen(100 + 16 * 32) == ("none", 32)
@@ -223,9 +229,9 @@ def test_the_most_that_fits_with_the_least_computed_again():
     assert chosen(132, "--train.micro_batch", "2") == ("none", 2)
     assert chosen(132, "--train.micro_batch", "4") == ("selective", 4)
     assert chosen(170, "--parallel.checkpointing", "full") == ("full", 32)
-    with pytest.raises(UserError, match=r"debug_64 does not fit: 1 picture at a time .* more shards"):
+    with pytest.raises(UserError, match=r"debug_64 does not fit: a micro-batch of 1 .* more shards"):
         chosen(129)
-    with pytest.raises(UserError, match=r"8 pictures at a time .* a smaller micro-batch or more shards"):
+    with pytest.raises(UserError, match=r"a micro-batch of 8 .* a smaller micro-batch or more shards"):
         chosen(115, "--train.micro_batch", "8")
 
 
@@ -234,7 +240,7 @@ def test_candidates_divide_the_share():
     assert candidates(experiment("--train.batch_size", "12", "--train.micro_batch", "4"), 1) == [4]
 
 
-def test_checkpointing_from_cheap_to_costly():
+def test_checkpointings_are_ordered_by_cost():
     found = [(p.checkpointing, p.checkpoint_levels) for p in checkpointings(experiment().parallel, 3)]
     assert found == [("none", ()), ("selective", (0,)), ("selective", (0, 1)), ("full", ())]
     full = experiment("--parallel.checkpointing", "full").parallel

@@ -1,4 +1,4 @@
-"""Averages reconstructed from snapshots, against the same averages tracked directly and against integrals."""
+"""Test EMAs reconstructed from snapshots against EMAs tracked directly, and against integrals."""
 
 import math
 
@@ -36,8 +36,8 @@ def test_sigma_rel_out_of_range(sigma_rel):
         exponent(sigma_rel)
 
 
-class Path3(nn.Module):
-    """Weights that go their way, known at every step: a power, a wave, and a random walk of 50 numbers."""
+class KnownWeights(nn.Module):
+    """Weights that are known at every step: a power, a wave, and a random walk of 50 elements."""
 
     def __init__(self):
         super().__init__()
@@ -56,8 +56,8 @@ class Path3(nn.Module):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Snapshots of two averages, and the weights of others tracked directly, by (sigma_rel, step)."""
-    folder, model = tmp_path_factory.mktemp("averages"), Path3()
+    """Return snapshots of two EMAs, and the weights of others tracked directly, by (sigma_rel, step)."""
+    folder, model = tmp_path_factory.mktemp("averages"), KnownWeights()
     averages = {sigma: PowerEma(model, sigma) for sigma in (*TRACKED, 0.04, 0.07, 0.15, 0.2)}
     direct = {}
     for step in range(1, STEPS + 1):
@@ -74,20 +74,20 @@ def saved(tmp_path_factory):
 
 @pytest.mark.parametrize("step", [STEPS, 2000, None])
 @pytest.mark.parametrize("sigma_rel, tolerance", [(0.04, 0.01), (0.07, 0.003), (0.15, 0.01), (0.2, 0.02)])
-def test_reconstruction_is_what_direct_tracking_gives(saved, sigma_rel, step, tolerance):
+def test_reconstruction_equals_direct_tracking(saved, sigma_rel, step, tolerance):
     folder, direct = saved
     weights, at, distance = reconstruct(folder, sigma_rel, step)
     assert at == (step or STEPS) and distance < tolerance
     for name, value in direct[sigma_rel, at].items():
         torch.testing.assert_close(weights[name], value, rtol=0, atol=tolerance)
-    gamma = exponent(sigma_rel)  # the integral of (g + 1) t^g t^1.5, but for the length of a step
+    gamma = exponent(sigma_rel)  # the integral of (g + 1) t^g t^1.5, up to the length of a step
     assert float(weights["power"]) == pytest.approx((at / STEPS) ** 1.5 * (gamma + 1) / (gamma + 2.5), abs=tolerance)
     assert weights["count"] == 7
 
 
 @pytest.mark.parametrize("sigma_rel", TRACKED)
 @pytest.mark.parametrize("step", [STEPS, 2000])
-def test_what_was_tracked_comes_back_exactly(saved, sigma_rel, step):
+def test_tracked_emas_are_reconstructed_exactly(saved, sigma_rel, step):
     folder, direct = saved
     weights, _, distance = reconstruct(folder, sigma_rel, step)
     assert distance < 1e-6
@@ -95,7 +95,7 @@ def test_what_was_tracked_comes_back_exactly(saved, sigma_rel, step):
         torch.testing.assert_close(weights[name], value, rtol=1e-6, atol=1e-6)
 
 
-def test_snapshots_in_half_precision_lose_what_it_loses(saved, tmp_path):
+def test_float16_snapshots_lose_float16_rounding(saved, tmp_path):
     folder, _ = saved
     for snapshot in snapshots(folder, "sigma_rel"):
         weights = {name: w.half() if w.is_floating_point() else w for name, w in load_file(snapshot.path).items()}
@@ -104,8 +104,8 @@ def test_snapshots_in_half_precision_lose_what_it_loses(saved, tmp_path):
     torch.testing.assert_close(half["walk"], exact["walk"], rtol=2**-10, atol=2**-10)
 
 
-def test_factors_are_the_best_there_are():
-    """Against least squares over profiles sampled at 200,000 times."""
+def test_coefficients_are_optimal():
+    """Compare with least squares over profiles sampled at 200,000 times."""
     steps, sigma_rels = [500, 500, 800, 1000, 1000], [0.05, 0.1, 0.1, 0.05, 0.1]
     c, distance = coefficients(steps, sigma_rels, 1000, 0.15)
     t = (np.arange(200_000) + 0.5) / 200_000
@@ -122,7 +122,7 @@ def test_factors_are_the_best_there_are():
     assert distance == pytest.approx(found, rel=1e-3)
 
 
-def test_an_average_of_a_decay_is_taken_as_it_was_kept(tmp_path):
+def test_ema_of_a_decay_is_exported_unchanged(tmp_path):
     for step in (5, 10):
         for decay in (0.9, 0.99):
             save_snapshot(tmp_path, f"decay-{decay}", step, {"w": torch.tensor([decay * step]).half()})
@@ -147,7 +147,7 @@ def test_mistakes(saved, tmp_path):
 
 
 def test_the_command(imagen, mistake, tmp_path):
-    """From a run's export and its snapshots to a cascade with other weights."""
+    """Export a cascade with other weights from a run's export and its snapshots."""
     stage, text, run = StageConfig(resolution=16, unet=UNET), TextConfig(encoder="toy", width=8), tmp_path / "run"
     state = {name: torch.zeros_like(value) for name, value in UNet(UNET).state_dict().items()}
     parts = {"stage": stage, "text": text, "unconditional": torch.ones(2, 8)}

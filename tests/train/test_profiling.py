@@ -1,4 +1,4 @@
-"""Traces of the steps that were asked for, of each rank."""
+"""Test the traces of requested steps, per rank."""
 
 import json
 
@@ -14,7 +14,7 @@ WHAT = experiment(steps=6, log_every=0, gap_samples=1, checkpoint_every=2)
 
 
 def traced(run):
-    """File -> how many steps it shows; each trains, and the loss is computed in it."""
+    """Return the number of traced steps by file; every step contains a loss."""
     found = {}
     for path in sorted((run / "profile").iterdir()):
         events = json.loads(path.read_text())["traceEvents"]
@@ -33,7 +33,7 @@ def test_steps_in_the_middle_and_to_the_end(shards, tmp_path):
     assert traced(tmp_path / "b") == {"steps-6-6-rank-0.json": 1}
 
 
-def test_first_step_needs_no_warm_up_and_the_same_command_goes_on(shards, tmp_path):
+def test_first_step_has_no_warm_up_and_a_resumed_run_traces_the_rest(shards, tmp_path):
     short = experiment(steps=2, log_every=0, gap_samples=1)
     go(short, shards, tmp_path, profile=(1, 1))
     assert traced(tmp_path) == {"steps-1-1-rank-0.json": 1}
@@ -46,7 +46,7 @@ def test_first_step_needs_no_warm_up_and_the_same_command_goes_on(shards, tmp_pa
     assert len(traced(tmp_path)) == 2
 
 
-def test_stopping_on_the_way_leaves_what_was_traced(shards, tmp_path):
+def test_stopping_early_writes_the_traced_steps(shards, tmp_path):
     def stop(line):
         if line.startswith("step 2/"):
             raise KeyboardInterrupt
@@ -68,12 +68,12 @@ def profile_on(shards, run):
         go(WHAT, shards, run, profile=(2, 3), ranks=ranks)
 
 
-def test_each_rank_writes_its_own(shards, tmp_path):
+def test_each_rank_writes_its_own_trace(shards, tmp_path):
     run_on_ranks(2, profile_on, shards, tmp_path)
     assert traced(tmp_path) == {f"steps-2-3-rank-{rank}.json": 2 for rank in (0, 1)}
 
 
-def test_wrong_spans(shards, tmp_path):
+def test_invalid_spans_are_refused(shards, tmp_path):
     for span in ((5, 7), (0, 2), (3, 2)):
         with pytest.raises(UserError, match=rf"--profile {span[0]}:{span[1]}: this run has steps 1 to 6"):
             go(WHAT, shards, tmp_path / "none", profile=span)

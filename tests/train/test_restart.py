@@ -1,4 +1,4 @@
-"""torchrun starts all ranks again when one is lost, and they go on from the last checkpoint."""
+"""Test that torchrun restarts all ranks when one is killed, and that they resume from the last checkpoint."""
 
 import os
 import random

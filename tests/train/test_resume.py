@@ -1,4 +1,4 @@
-"""A run that is interrupted, in any way, ends as one that was not."""
+"""Test that an interrupted run ends like an uninterrupted one."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_sigterm_then_rerun_equals_uninterrupted(shards, tmp_path, rows, uninter
     first = go(what, shards, tmp_path, report=stopping_at(6))
     assert (first.step, first.finished) == (7, False) and "SIGTERM" in first.reason
     assert final(tmp_path)["progress"]["step"] == 7
-    second = go(what, shards, tmp_path, minutes=0)  # a budget that is over at once buys one step
+    second = go(what, shards, tmp_path, minutes=0)  # an exhausted budget still allows one step
     assert (second.step, second.reason) == (8, "0 minutes are over")
     assert go(what, shards, tmp_path).finished
     assert rows(tmp_path) == rows(uninterrupted)
@@ -51,8 +51,8 @@ def test_sigterm_then_rerun_equals_uninterrupted(shards, tmp_path, rows, uninter
     assert_same(final(tmp_path), final(uninterrupted))
 
 
-def test_going_on_from_an_older_checkpoint_rewrites_the_same_metrics(shards, tmp_path, rows, uninterrupted):
-    what = experiment(checkpoint_every=4)  # 16 lies between two logged steps: the sums of the meter have to survive
+def test_resuming_from_an_older_checkpoint_rewrites_the_same_metrics(shards, tmp_path, rows, uninterrupted):
+    what = experiment(checkpoint_every=4)  # 16 is between two logged steps: checkpoints must contain the meter's sums
     go(what, shards, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "step-00000020")  # as if killed between the last log and the checkpoint
     with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -95,7 +95,7 @@ def test_sigterm_to_a_process_ends_it_cleanly(shards, tmp_path):
 
 
 def flip_a_bit(path):
-    """In the middle of a file: inside a tensor, where torch.load alone would not see it."""
+    """Flip a bit in the middle of a file: inside a tensor, where torch.load alone would not notice it."""
     with open(path, "r+b") as file:
         file.seek(path.stat().st_size // 2)
         byte = file.read(1)[0]
@@ -108,7 +108,7 @@ DAMAGES = {
     "a part that is cut off": lambda path: os.truncate(path / "__0_0.distcp", 5000),
     "a part that is gone": lambda path: (path / "__0_0.distcp").unlink(),
     "no account of the parts": lambda path: (path / ".metadata").unlink(),
-    "half an account of the parts": lambda path: os.truncate(path / ".metadata", 500),
+    "truncated metadata": lambda path: os.truncate(path / ".metadata", 500),
     "code in place of the account": lambda path: (path / ".metadata").write_bytes(pickle.dumps(print)),
     "no state": lambda path: (path / "state.json").unlink(),
 }
@@ -148,7 +148,7 @@ def test_another_config_is_refused(shards, tmp_path):
     assert go(more, shards, tmp_path).step == 4
 
 
-def test_other_data_are_taken_and_said(shards, tmp_path):
+def test_other_data_are_accepted_and_reported(shards, tmp_path):
     moved, fewer = shutil.copytree(shards, tmp_path / "moved"), shutil.copytree(shards, tmp_path / "fewer")
     for file in (fewer / "train").glob("00002.*"):
         file.unlink()
@@ -159,7 +159,7 @@ def test_other_data_are_taken_and_said(shards, tmp_path):
         assert any("not the data of the steps before" in line for line in said) == is_said
 
 
-def test_full_disk_leaves_the_old_checkpoint(tmp_path):
+def test_full_disk_preserves_the_old_checkpoint(tmp_path):
     folder = CheckpointFolder(tmp_path, keep=1)
     folder.save(1, {"model": {"x": torch.arange(10.0)}}, {}, wait=True)
     # A limit on the size of files fails a write halfway, as a full disk does.
@@ -181,7 +181,7 @@ except UserError as error:
     assert folder.paths() == [tmp_path / "step-00000001"]
     assert torch.equal(checkpoint.read(tmp_path / "step-00000001", "model")["x"], torch.arange(10.0))
     folder.save(3, {"model": {"x": torch.zeros(10)}}, {}, wait=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]  # nothing half-written stays
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]  # no partial checkpoint remains
 
 
 def test_the_last_checkpoints_and_every_nth_are_kept(shards, tmp_path):
@@ -221,7 +221,7 @@ def test_a_second_process_is_refused(shards, tmp_path):
         ("progress.surprise", 1, "unknown field 'surprise'"),
     ],
 )
-def test_a_state_that_is_somebodys(shards, tmp_path, path, value, message):
+def test_an_edited_state_is_refused(shards, tmp_path, path, value, message):
     what = experiment(steps=2)
     go(what, shards, tmp_path)
     (file,) = (tmp_path / "checkpoints").glob("*/state.json")

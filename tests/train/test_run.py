@@ -1,4 +1,4 @@
-"""From nothing to pictures with the commands that a user types."""
+"""Test the commands of a user, from data to images."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ def rows(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_writes_what_the_contract_says(made):
+def test_a_run_writes_the_documented_files(made):
     for name, steps in (("base", [2, 4]), ("sr", [2])):
         run = made / name
         metrics = rows(run)
@@ -30,17 +30,17 @@ def test_a_run_writes_what_the_contract_says(made):
         assert {path.suffix for path in (run / "export").iterdir()} == {".json", ".safetensors"}
 
 
-def test_a_sheet_of_enlarged_pictures_shows_what_was_enlarged(made):
+def test_grids_of_super_resolution_show_the_input(made):
     sheet = np.asarray(Image.open(made / "sr" / "samples" / "step-00000002.png").convert("RGB")).astype(float)
     cell = sheet.shape[1] / 6  # input, output, truth, and again
     given, truth = (sheet[40:200, round((k + 0.2) * cell) : round((k + 0.8) * cell)] for k in (0, 2))
     assert truth.std() > 10 and abs(given - truth).mean() < truth.std() / 4
 
 
-def test_prompts_become_pictures_that_say_how_they_were_made(made, imagen, tmp_path):
+def test_sampled_images_carry_their_provenance(made, imagen, tmp_path):
     options = ["--steps", "3,2", "--guidance", 2, "--sampler", "ddim,ddpm", "--low-res-noise", 0.2, "--seed", 5]
     said = imagen("sample", made / "cascade", *PROMPTS, "--n", 2, *options, "--out", tmp_path)
-    assert f"4 pictures in {tmp_path}" in said
+    assert f"4 images in {tmp_path}" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == [*(f"{i:04d}.png" for i in range(4)), "sheet.png"]
     for i in range(4):
         assert Image.open(tmp_path / f"{i:04d}.png").size == (256, 256)
@@ -55,7 +55,7 @@ def test_prompts_become_pictures_that_say_how_they_were_made(made, imagen, tmp_p
 
 
 def test_training_without_embeddings_and_without_an_index(made, imagen, quick, tmp_path):
-    """The command that made `base`, with the encoder in the place of the files that `imagen data encode` writes."""
+    """The command that trained `base`, with the encoder instead of the files that `imagen data encode` writes."""
     shards, run = tmp_path / "shards", tmp_path / "run"
     shutil.copytree(made / "shards", shards, ignore=shutil.ignore_patterns("*.safetensors"))
     options = ["--train.steps", 4, *quick, "--data.on_the_fly", "true"]
@@ -85,7 +85,7 @@ def test_a_run_is_a_cascade_of_one_stage(made, imagen, tmp_path):
     assert abs(apart - together).max() <= 1
 
 
-def test_the_same_command_goes_on(made, imagen, quick, tmp_path):
+def test_the_same_command_resumes(made, imagen, quick, tmp_path):
     run = tmp_path / "base"
     shutil.copytree(made / "base", run)
     before = rows(run)
@@ -97,14 +97,14 @@ def test_the_same_command_goes_on(made, imagen, quick, tmp_path):
     assert [row["step"] for row in rows(run)] == [2, 4, 6]
 
 
-def test_time_is_up_at_once_and_the_run_is_saved(made, imagen, quick, tmp_path):
+def test_an_exhausted_time_budget_saves_the_run(made, imagen, quick, tmp_path):
     arguments = ["train", "debug_256", "--data", made / "shards", "--out", tmp_path, *quick]
     said = imagen(*arguments, "--minutes", 1e-9)
     assert "minutes are over; step 1 of 100 is saved" in said and "imagen upscale" in said
     assert (tmp_path / "export" / "cascade.json").exists()
 
 
-def test_models_of_grey_pictures(made, imagen, quick, tmp_path):
+def test_models_of_grey_images(made, imagen, quick, tmp_path):
     grey = ["--stage.unet.image_channels", 1, "--train.steps", 2]
     imagen("train", "debug_64", "--data", made / "shards", "--out", tmp_path / "run", *quick, *grey)
     assert (tmp_path / "run" / "samples" / "step-00000002.png").exists()

@@ -1,4 +1,4 @@
-"""The scripts in runs/, with a Slurm of our own: one machine, two processes."""
+"""Test the scripts in runs/ with a stand-in for Slurm: one host, two processes."""
 
 import json
 import os
@@ -20,7 +20,7 @@ FIELDS = {"train.steps": 2000, "train.checkpoint_every": 500, "train.log_every":
 
 @pytest.fixture
 def slurm(tmp_path):
-    """The environment of a job; `calls` keeps what the job asks Slurm for."""
+    """Return the environment of a job; the file `calls` records the job's requests to Slurm."""
     commands = {
         "scontrol": f'case $1 in show) echo localhost;; *) echo "$@" >> {tmp_path}/calls;; esac',
         "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
@@ -36,7 +36,7 @@ def slurm(tmp_path):
     return {**os.environ, **job, "RUN": str(tmp_path / "run"), "PYTHONPATH": str(ROOT)}
 
 
-def test_preempted_and_queued_again(made, tmp_path, slurm):
+def test_preempted_job_is_requeued(made, tmp_path, slurm):
     command = [str(RUNS / "slurm.sh"), "debug_64", *(word for n, v in FIELDS.items() for word in (f"--{n}", str(v)))]
     run, environment = tmp_path / "run", {**slurm, "DATA": str(made / "shards")}
     with open(tmp_path / "out", "w") as out:
@@ -64,7 +64,7 @@ def test_preempted_and_queued_again(made, tmp_path, slurm):
     assert (tmp_path / "calls").read_text() == "requeue 7\n"  # not once more
 
 
-def test_a_job_that_fails_is_not_queued_again(made, tmp_path, slurm):
+def test_failed_job_is_not_requeued(made, tmp_path, slurm):
     environment = {**slurm, "DATA": str(made / "shards")}
     command = [str(RUNS / "slurm.sh"), "debug_64", "--train.batch_size", "3"]
     failed = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -74,7 +74,7 @@ def test_a_job_that_fails_is_not_queued_again(made, tmp_path, slurm):
 
 
 @pytest.mark.parametrize("script", sorted(RUNS.glob("*.sh")), ids=lambda path: path.name)
-def test_scripts_are_whole(script):
+def test_scripts_are_complete(script):
     subprocess.run(["bash", "-n", str(script)], check=True)
     assert os.access(script, os.X_OK)
     if "\n#SBATCH" in script.read_text():

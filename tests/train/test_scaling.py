@@ -1,4 +1,4 @@
-"""The loss scale of float16: what it does to gradients, and what it does when they overflow."""
+"""Test the loss scale of float16, and its reaction to overflows."""
 
 import json
 from contextlib import nullcontext
@@ -20,7 +20,7 @@ def network():
 
 
 def stepped(shards, scale, clip_norm=1e9, break_gradient=False):
-    """One step of the toy; returns its result and the weights after it."""
+    """Run one step of the toy experiment; return its result and the weights after it."""
     what, unet = experiment(), network()
     if break_gradient:
         unet.conv_out.weight.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
@@ -40,7 +40,7 @@ def stepped(shards, scale, clip_norm=1e9, break_gradient=False):
 
 
 @pytest.mark.parametrize("clip_norm", [1e9, 0.01])
-def test_a_scaled_step_is_the_step(shards, clip_norm):
+def test_scaled_step_equals_unscaled_step(shards, clip_norm):
     plain, weights = stepped(shards, None, clip_norm)
     scaled, others = stepped(shards, LossScale.build(torch.float16), clip_norm)
     assert scaled.grad_norm == pytest.approx(plain.grad_norm, rel=1e-4)
@@ -56,12 +56,12 @@ def test_an_overflow_is_skipped_and_halves_the_scale(shards):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_at_the_smallest_scale_the_gradient_itself_is_to_blame(shards):
+def test_overflow_at_the_smallest_scale_is_a_non_finite_step(shards):
     result, _ = stepped(shards, LossScale(1.0, 0, True), break_gradient=True)
     assert result.problem is not None and "gradient is not finite" in result.problem
 
 
-def test_it_grows_again_and_stays_in_range():
+def test_scale_grows_again_within_its_range():
     scale = LossScale.build(torch.float16)
     for _ in range(GROWTH_STEPS):
         scale.held()
@@ -71,14 +71,14 @@ def test_it_grows_again_and_stays_in_range():
     assert scale.value == LARGEST
 
 
-def test_other_formats_have_none():
+def test_other_formats_have_no_scale():
     scale = LossScale.build(torch.bfloat16)
     for _ in range(2 * GROWTH_STEPS):
         scale.held()
     assert scale.value == 1.0 and not scale.overflowed()
 
 
-def test_float16_trains_and_goes_on_exactly(shards, tmp_path):
+def test_float16_trains_and_resumes_exactly(shards, tmp_path):
     what = experiment(steps=4, precision="fp16", log_every=1, checkpoint_every=2, gap_every=0)
     go(what, shards, tmp_path / "whole")
     rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Every optimizer on parameters that are sharded by rows: the steps and the state of one process."""
+"""Test that every optimizer takes the same steps on parameters sharded by rows as in one process."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from imagen.train.optim import OptimConfig, build_optimizer
-from imagen.train.sharded import whole
+from imagen.train.sharded import full_tensor
 
 CONFIGS = {
     "adamw": OptimConfig(algorithm="adamw", lr=0.01, weight_decay=0.1),
@@ -32,9 +32,9 @@ def optimizer_state(model, optimizers):
 
 
 def steps(layout, config, first, last, *, load=None, save=None):
-    """Weights and optimizer state, whole, after steps `first` to `last`."""
+    """Return the full weights and optimizer state after steps `first` to `last`."""
     model = make_model(layout)
-    optimizers = build_optimizer(model.named_parameters(), config, dist.group.WORLD if layout == "copies" else None)
+    optimizers = build_optimizer(model.named_parameters(), config, dist.group.WORLD if layout == "ddp" else None)
     if load is not None:
         state = {"model": model.state_dict(), "optimizer": optimizer_state(model, optimizers)}
         dcp.load(state, checkpoint_id=load)
@@ -48,7 +48,7 @@ def steps(layout, config, first, last, *, load=None, save=None):
     state = optimizer_state(model, optimizers)
     if save is not None:
         dcp.save({"model": model.state_dict(), "optimizer": state}, checkpoint_id=save)
-    moments = {name: whole(value).clone() for name, value in state.items() if isinstance(value, torch.Tensor)}
+    moments = {name: full_tensor(value).clone() for name, value in state.items() if isinstance(value, torch.Tensor)}
     return weights(model) | moments
 
 
@@ -62,7 +62,7 @@ def save_half(folder):
             steps(layout, config, 1, STEPS // 2, save=folder / layout / name)
 
 
-def go_on(folder, layout):
+def resume(folder, layout):
     return {
         (saved, name): steps(layout, config, STEPS // 2 + 1, STEPS, load=folder / saved / name)
         for saved in ("fsdp", "hsdp")
@@ -82,14 +82,14 @@ def assert_all_equal(done, expected):
             torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-6, msg=lambda m: f"{layout} {name}: {m}")  # noqa: B023
 
 
-@pytest.mark.parametrize("world_size, layouts", [(2, ["fsdp", "copies"]), (4, ["fsdp", "hsdp", "copies"])])
-def test_steps_and_state_are_those_of_one_process(world_size, layouts, expected):
+@pytest.mark.parametrize("world_size, layouts", [(2, ["fsdp", "ddp"]), (4, ["fsdp", "hsdp", "ddp"])])
+def test_steps_and_state_equal_those_of_one_process(world_size, layouts, expected):
     for done in run_on_ranks(world_size, all_steps, layouts):
         assert_all_equal(done, expected)
 
 
-def test_a_checkpoint_of_four_ranks_goes_on_with_two_and_with_one(expected, tmp_path):
+def test_checkpoint_of_four_ranks_resumes_on_two_and_on_one(expected, tmp_path):
     run_on_ranks(4, save_half, tmp_path)
-    for done in run_on_ranks(2, go_on, tmp_path, "fsdp"):
+    for done in run_on_ranks(2, resume, tmp_path, "fsdp"):
         assert_all_equal(done, expected)
-    assert_all_equal(go_on(tmp_path, "plain"), expected)
+    assert_all_equal(resume(tmp_path, "plain"), expected)

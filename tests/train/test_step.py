@@ -1,4 +1,4 @@
-"""What a step sees and does: noise, dropout, gradient, and what happens to a bad one."""
+"""Test a training step: noise, text dropout, gradient, and non-finite values."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ SR_UNET = replace(UNET, low_res=True)
 
 
 def trained(unet, what, batches, **options):
-    """One step; the model's gradients are read before the optimizer could clear them."""
+    """Run one step, and read the model's gradients before the optimizer clears them."""
     optimizer = build_optimizer(unet.named_parameters(), what.optim)
     gradients = {}
     optimizer.optimizers[0].register_step_pre_hook(
@@ -92,7 +92,7 @@ def test_times_are_stratified_over_the_batch_and_change_with_the_step(shards):
     assert not torch.equal(first, second)
 
 
-# --- what the network sees ---
+# --- inputs of the network ---
 
 
 def test_base_inputs_are_the_equation(shards):
@@ -123,7 +123,7 @@ def test_super_resolution_inputs(shards):
     torch.testing.assert_close(given["low_res_noise"], noise_label(logsnr))
 
 
-def test_detail_is_the_difference_from_the_enlarged_clean_picture(shards):
+def test_detail_is_the_difference_from_the_upsampled_clean_image(shards):
     what = experiment(unet=SR_UNET, low_resolution=8)
     what = replace(what, stage=replace(what.stage, detail_std=0.1))
     (batch,) = loaded(shards, what, 1)
@@ -133,7 +133,7 @@ def test_detail_is_the_difference_from_the_enlarged_clean_picture(shards):
     torch.testing.assert_close(enlarged + 0.1 * noised.x0_BCHW, pictures, rtol=0, atol=1e-6)
     torch.testing.assert_close(noised.x_BCHW, diffuse(noised.x0_BCHW, noised.eps_BCHW, noised.logsnr_B))
     plain = noising(replace(what, stage=replace(what.stage, detail_std=None)))(batch)
-    for name in ("low_res", "low_res_noise"):  # the network is told the same
+    for name in ("low_res", "low_res_noise"):  # the low-resolution input does not change
         assert torch.equal(noised.conditions[name], plain.conditions[name])
 
 
@@ -225,7 +225,7 @@ class Poisoned(Loader):
             yield batch
 
 
-def test_a_run_skips_a_bad_step_and_gives_up_after_many(shards, tmp_path, monkeypatch):
+def test_a_run_skips_non_finite_steps_and_stops_after_many(shards, tmp_path, monkeypatch):
     monkeypatch.setattr("imagen.train.data.Loader", Poisoned)
     said = []
     what = experiment(text_dropout=0.0, log_every=1, max_nonfinite=3)
@@ -242,7 +242,7 @@ def test_a_run_skips_a_bad_step_and_gives_up_after_many(shards, tmp_path, monkey
 
 
 class Oracle(torch.nn.Module):
-    """Predicts the noise perfectly if its caption is the true one, and not at all otherwise."""
+    """Predicts the noise of its caption's image: perfectly for the right caption, another image's noise otherwise."""
 
     def __init__(self, eps_of_text):
         super().__init__()
@@ -265,7 +265,7 @@ def test_gap_of_a_network_that_ignores_text_is_zero(shards):
     assert value == 0 and loss > 0
 
 
-def test_gap_of_a_network_that_reads_text_is_its_loss_without(shards):
+def test_gap_of_a_network_that_reads_text(shards):
     what = experiment()
     (batch,) = loaded(shards, what, 1)
     batch = replace(batch, text=batch.text + torch.arange(8.0)[:, None, None])  # every caption unique
@@ -294,7 +294,7 @@ def test_training_learns_text_and_shuffled_captions_do_not(shards, tmp_path):
     assert gaps[False] > 0.02 > 5 * abs(gaps[True]), gaps
 
 
-# --- around it ---
+# --- callbacks and config ---
 
 
 def test_callbacks_get_ema_weights(shards, tmp_path):
@@ -324,7 +324,7 @@ def test_bf16_trains(shards, tmp_path):
     assert all(0 < row["loss"] < 3 for row in rows)
 
 
-def test_parts_that_do_not_fit_are_user_errors(shards, tmp_path):
+def test_inconsistent_experiments_are_user_errors(shards, tmp_path):
     for what, message in (
         (experiment(micro_batch=3), "do not divide into micro-batches of 3; train.micro_batch 2 would do"),
         (experiment(unet=replace(UNET, text_width=9)), "text_width is 9"),
@@ -340,4 +340,4 @@ def test_unconditional_training(shards, tmp_path):
     unet = replace(UNET, text_width=None, levels=tuple(replace(level, attention="none") for level in UNET.levels))
     go(replace(what, stage=replace(what.stage, unet=unet)), shards, tmp_path)
     assert "conditional_gap" not in (tmp_path / "metrics.jsonl").read_text()
-    assert TRAIN.gap_samples  # the toy would measure it, had it text
+    assert TRAIN.gap_samples  # with text, the toy would measure the gap

@@ -1,4 +1,4 @@
-"""Nothing in a step makes the processor wait for the device, and steps issue few operations."""
+"""Test that no step makes the processor wait for the device, and that steps launch few operations."""
 
 from contextlib import nullcontext
 from dataclasses import fields, replace
@@ -10,16 +10,17 @@ from toy import UNET, experiment
 from waiting import META, PINNED, NeverWaits, gpu_of_meta
 
 from imagen.data.loading.batches import Batch
-from imagen.devices import pinned, sent
+from imagen.devices import pin, send
 from imagen.models.unet import UNet
 from imagen.presets import preset
 from imagen.stage.loss import ForwardProcess
 from imagen.train.ema import Ema
-from imagen.train.half import HalfCopy
+from imagen.train.layout import named_weights, permuted_weights
+from imagen.train.low_precision import LowPrecisionCopy
 from imagen.train.optim import OptimConfig, build_optimizer
 from imagen.train.parallel import ParallelConfig, build_mesh, parallelize
 from imagen.train.ranks import process_group
-from imagen.train.sharded import whole
+from imagen.train.sharded import full_tensor
 from imagen.train.step import launch_step
 from imagen.train.throughput import random_batch
 from imagen.train.trainer import Trainer
@@ -28,7 +29,7 @@ KINDS = ("adam", "adamw", "adafactor", "muon")
 
 
 def in_pinned_memory(batch: Batch) -> Batch:
-    """As a loader's pinning thread hands it over."""
+    """Return `batch` as a loader's pinning thread does."""
 
     for field in fields(batch):
         if isinstance(tensor := getattr(batch, field.name), torch.Tensor):
@@ -43,7 +44,7 @@ class Step:
         with torch.device("meta"):
             self.unet = UNet(what.stage.unet)
         self.what, self.accumulation, self.batch_size = what, accumulation, batch_size
-        self.copy = HalfCopy(self.unet, torch.bfloat16)
+        self.copy = LowPrecisionCopy(self.unet, torch.bfloat16)
         self.optimizer = build_optimizer(self.unet.named_parameters(), what.optim)
         self.ema = Ema(self.unet, 0.999)
         null = None if what.text is None else torch.zeros(1, what.text.width)
@@ -80,7 +81,7 @@ class Step:
         return mode
 
 
-def test_the_mode_finds_what_waits():
+def test_the_mode_finds_waiting_operations():
     x = torch.zeros(2, device=META)
     for waits in (
         lambda: x.sum().item(),
@@ -90,14 +91,14 @@ def test_the_mode_finds_what_waits():
         with pytest.raises((AssertionError, RuntimeError)), NeverWaits():
             waits()
     with gpu_of_meta(), NeverWaits():
-        sent(torch.zeros(2), META)
-    assert pinned(torch.zeros(2), META).device.type == "cpu"
+        send(torch.zeros(2), META)
+    assert pin(torch.zeros(2), META).device.type == "cpu"
 
 
 @pytest.mark.parametrize("algorithm", KINDS)
 @pytest.mark.parametrize("low_resolution", [None, 8])
 def test_a_training_step_never_waits(algorithm, low_resolution):
-    """Nor the first one, in which an optimizer makes its state."""
+    """Includes the first step, in which the optimizer creates its state."""
     what = experiment(unet=replace(UNET, low_res=low_resolution is not None), low_resolution=low_resolution)
     what = replace(what, optim=OptimConfig(algorithm=algorithm, weight_decay=0 if algorithm == "adam" else 0.1))
     with gpu_of_meta():
@@ -115,11 +116,11 @@ def test_operations_of_the_397m_step():
     assert mode.operations <= 3928 // 2
 
 
-# --- what is decided on the device is what would have been decided otherwise ---
+# --- decisions on the device equal those on the processor ---
 
 
 def trained(what, batches, waits, clip_norm=0.05):
-    """A network after a step with each batch; results, and weights after each."""
+    """Train a network on each batch; return the results, and the weights after each step."""
     torch.manual_seed(0)
     unet = UNet(what.stage.unet)
     with torch.no_grad():
@@ -137,14 +138,14 @@ def trained(what, batches, waits, clip_norm=0.05):
 
 
 def apart(weights, others):
-    """The distance: where a gradient is nearly 0, rounding decides about the direction of a number's step."""
+    """Return the distance of two lists of weights: where a gradient is nearly 0, rounding decides its sign."""
     return torch.linalg.vector_norm(torch.cat([(a - b).flatten() for a, b in zip(weights, others, strict=True)]))
 
 
 @pytest.mark.parametrize("clip_norm", [0.05, 1e9])
 @pytest.mark.parametrize("algorithm", KINDS)
-def test_steps_that_do_not_wait_end_where_others_do(algorithm, clip_norm):
-    """With a step, the second, that is not finite: it changes nothing, neither weights nor moments, and is told."""
+def test_steps_that_do_not_wait_equal_steps_that_do(algorithm, clip_norm):
+    """The second step is non-finite: it changes neither weights nor moments, and is reported."""
     optim = OptimConfig(algorithm=algorithm, lr=1e-3, eps=1e-4, weight_decay=0 if algorithm == "adam" else 0.1)
     what = replace(experiment(), optim=optim)
     batches = [random_batch(what, 4 * number, 4) for number in range(4)]
@@ -162,8 +163,8 @@ def test_steps_that_do_not_wait_end_where_others_do(algorithm, clip_norm):
         assert apart(weights[step], wanted[step]) < 3e-2 * apart(weights[step], weights[0])
 
 
-def test_a_copy_in_half_precision_has_the_gradient(monkeypatch):
-    """Of all micro-batches, in float32, within what bfloat16 rounds."""
+def test_gradient_of_the_low_precision_copy(monkeypatch):
+    """The float32 sum over all micro-batches, up to bfloat16 rounding."""
     what = experiment()
     torch.manual_seed(0)
     unet = UNet(UNET)
@@ -173,7 +174,7 @@ def test_a_copy_in_half_precision_has_the_gradient(monkeypatch):
     batches = [random_batch(what, 4 * number, 4) for number in range(2)]
     noising = ForwardProcess(what.stage, seed=0, batch_size=8, device=torch.device("cpu"))
     gradients = []
-    for copy in (None, HalfCopy(unet, torch.bfloat16)):
+    for copy in (None, LowPrecisionCopy(unet, torch.bfloat16)):
         optimizer = build_optimizer(unet.named_parameters(), what.optim)
         optimizer.step = lambda *_: gradients.append([p.grad.clone() for p in unet.parameters()])
         launch_step(unet, batches, 2, noising, optimizer, clip_norm=1e9, autocast=nullcontext, copy=copy)
@@ -191,15 +192,15 @@ def test_sharded_steps_that_do_not_wait(algorithm):
 
 
 def on_ranks(optim):
-    """What each rank does: three steps, the second of them not finite. Returns the whole weights before and after."""
+    """Run three steps, the second non-finite; return the full weights before and after."""
     with process_group() as ranks:
         what = replace(experiment(), optim=optim)
         torch.manual_seed(0)
         unet = UNet(UNET)
-        before = [parameter.detach().clone() for parameter in unet.parameters()]
+        before = [weight.detach().clone() for _, weight in named_weights(unet)]
         parallel = ParallelConfig(shard=ranks.world_size)
         network = parallelize(unet, parallel, build_mesh(parallel, "cpu", ranks.world_size), ranks.world_size)
-        optimizer = build_optimizer(unet.named_parameters(), optim)
+        optimizer = build_optimizer(named_weights(unet), optim, permuted=permuted_weights(unet))
         noising = ForwardProcess(what.stage, seed=0, batch_size=4, device=torch.device("cpu"))
         share = 4 // ranks.world_size
         for number in range(3):
@@ -211,11 +212,11 @@ def on_ranks(optim):
             options = {"clip_norm": 0.05, "autocast": nullcontext, "ranks": ranks, "waits": False}
             result = launch_step(network, [batch], 1, noising, optimizer, **options).result()
             assert result.applied == (number != 1)
-        return before, [whole(parameter.detach()).clone() for parameter in unet.parameters()]
+        return before, [full_tensor(weight.detach()).clone() for _, weight in named_weights(unet)]
 
 
-def test_a_run_that_reads_steps_late_logs_and_keeps_the_same(shards, tmp_path, rows, monkeypatch):
-    """As on a GPU: the next step is launched before a result is read, and a step that is skipped is told later."""
+def test_reading_steps_late_changes_neither_log_nor_weights(shards, tmp_path, rows, monkeypatch):
+    """As on a GPU, the next step is launched before a result is read, and a skipped step is reported later."""
     what = experiment(steps=9, log_every=3, checkpoint_every=5, gap_every=0, ema_every=2, max_nonfinite=9)
     said = {}
     for late in (False, True):

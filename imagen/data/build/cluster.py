@@ -1,7 +1,7 @@
-"""The engine of `--engine ray`: items as a Ray Data set, a pool of actors that do them, results as they come.
+"""Run the items of a job on a Ray cluster (`--engine ray`): a Ray Data dataset of items and a pool of actors.
 
-Ray schedules, restarts workers that were killed and gives their items to them again; what is here says what a worker
-takes, sees to it that it finds the files, and turns what goes wrong into one line.
+Ray schedules the items, restarts killed workers and retries their items. This module sets each worker's resources,
+checks that it sees the same files, and turns failures into one-line errors.
 """
 
 import hashlib
@@ -21,35 +21,36 @@ from imagen.data.build.engines import Work
 from imagen.distribution import missing
 from imagen.errors import UserError
 
-_LOCAL_STORE = 100_000_000  # bytes for objects of a local instance: nothing but items and reports goes through it
+_LOCAL_STORE = 100_000_000  # bytes of a local instance's object store, which holds only items and reports
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ray:
-    """An engine: workers on the Ray cluster that this process is connected to."""
+    """Run items in workers on the Ray cluster that this process is connected to."""
 
     workers: int
-    cpus: int = 1  # that each worker takes, and its threads
-    gpus: int = 0
-    attempts: int = 10  # at an item: one that kills its worker each time must not do so for ever, Ray's default
+    cpus: int = 1  # per worker; also its number of threads
+    gpus: int = 0  # per worker
+    attempts: int = 10  # per item; Ray's default would retry an item that kills its worker forever
 
-    def map(self, make: Callable[[], Work], items: Sequence[Any], witness: Path) -> Iterator[tuple[int, Any]]:
-        """As `Engine.map`. Items of killed workers and lost machines are done again, `attempts` times at most."""
+    def map(self, make: Callable[[], Work], items: Sequence[Any], probe_file: Path) -> Iterator[tuple[int, Any]]:
+        """Map as `Engine.map` does; items of killed workers and lost machines are tried at most `attempts` times."""
         ray = _ray()
         context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = context.print_on_execution_start = False  # the caller has a bar of its own
+        context.enable_progress_bars = context.print_on_execution_start = False  # the caller shows its own
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         if not items:
             return
-        # JSON: as columns, dicts of several items would be made to have the same keys. A block for each item: it is
-        # the unit that is scheduled and done again.
+        # JSON, because Ray would give the dicts of all items the same keys. One block per item, because a block is
+        # the unit of scheduling and retries.
         rows = [{"number": number, "item": json.dumps(item)} for number, item in enumerate(items)]
+        shared = _SharedFiles(Path.cwd(), probe_file.absolute(), _digest(probe_file))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Ray 2.64 takes the limits of retries away, hence the extra's upper bound
+            warnings.simplefilter("ignore")  # Ray 2.64 removes the retry limits, hence the extra's upper bound
             done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
                 _Worker,
-                fn_constructor_args=(make, self.cpus, _Place(Path.cwd(), witness.absolute(), _digest(witness))),
-                # One item at a time: none waits at one worker while another one is idle.
+                fn_constructor_args=(make, self.cpus, shared),
+                # One item at a time, so that none is queued at a busy worker while another is idle.
                 compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(items)), max_tasks_in_flight_per_actor=1),
                 num_cpus=None if self.gpus else self.cpus,
                 num_gpus=self.gpus or None,
@@ -57,7 +58,7 @@ class Ray:
                 max_task_retries=self.attempts - 1,
             )
         try:
-            with closing(iter(done.iter_rows())) as results:  # ends the workers, whatever happens
+            with closing(iter(done.iter_rows())) as results:  # closing it ends the workers
                 for row in results:
                     if row["error"] is not None:
                         where = "" if row["host"] == socket.gethostname() else f"on {row['host']}: "
@@ -66,20 +67,20 @@ class Ray:
         except ray.exceptions.RayActorError as error:
             if missing := re.search(r"No module named '([\w.]+)'", str(error)):
                 raise UserError(
-                    f"a machine of the Ray cluster has no {missing[1]}; install imagen and all else as on this one"
+                    f"a machine of the Ray cluster has no {missing[1]}; install the same packages there as here"
                 ) from None
             raise UserError(
-                f"workers were killed each of {self.attempts} times that they did the same work (out of memory?); "
-                "run the same command with fewer --workers to go on"
+                f"workers were killed in all {self.attempts} attempts at the same work (out of memory?); "
+                "run the same command with fewer --workers to resume"
             ) from None
 
 
 @contextmanager
 def connected(address: str | None = None, workers: int | None = None) -> Iterator[None]:
-    """Connected to the Ray cluster at `address`, else that of RAY_ADDRESS, else one that is started on this machine.
+    """Connect to the Ray cluster at `address`, or at RAY_ADDRESS, or start one on this machine.
 
-    The latter has `workers` CPUs (default: one for each core) and ends with the block. A connection that is there
-    already is used, and kept. Raises UserError if Ray is not installed or there is no cluster.
+    A started cluster has `workers` CPUs (default: one per core) and ends with the block. An existing connection is
+    reused and left open. Raises UserError if Ray is not installed or no cluster answers.
     """
     ray = _ray()
     if ray.is_initialized():
@@ -104,19 +105,19 @@ def connected(address: str | None = None, workers: int | None = None) -> Iterato
 
 
 def builders(workers: int | None = None) -> Ray:
-    """Workers of one CPU each; by default as many as the connected cluster has."""
+    """Return an engine with workers of one CPU each (default: one per CPU of the connected cluster)."""
     return Ray(workers=workers or max(1, int(_resources().get("CPU", 1))))
 
 
 def encoders(workers: int | None = None, device: str | None = None) -> tuple[Ray, str]:
-    """Workers with an encoder each, and the device that it runs on there: by default "cuda" if the cluster has GPUs.
+    """Return an engine for text encoders, and the device that they run on (default: "cuda" if the cluster has GPUs).
 
-    By default there is one for each GPU, or, on CPUs, one for each machine: an encoder may need much of its memory.
-    CPUs are shared out evenly.
+    workers: default one per GPU, or on CPUs one per machine, because an encoder may need much of its memory. CPUs are
+    divided evenly. Raises UserError if `device` is neither "cpu" nor "cuda", or the cluster has no GPU.
     """
     found, ray = _resources(), _ray()
     if device not in (None, "cpu", "cuda"):
-        raise UserError(f"--device {device}: with --engine ray it is cpu or cuda; Ray says which GPU")
+        raise UserError(f"--device {device}: with --engine ray it is cpu or cuda; Ray chooses the GPU")
     device = device or ("cuda" if found.get("GPU") else "cpu")
     if device == "cuda":
         if not found.get("GPU"):
@@ -133,7 +134,7 @@ def _resources() -> dict[str, float]:
 
 
 def _ray() -> Any:
-    """The module; UserError if it is not installed."""
+    """Import Ray; UserError if it is not installed."""
     try:
         import ray
         import ray.data
@@ -143,47 +144,45 @@ def _ray() -> Any:
 
 
 def _check(address: str) -> None:
-    """UserError where nothing listens: Ray itself would try for minutes."""
+    """Raise UserError if nothing listens at `address`; Ray itself would retry for minutes."""
     if address.startswith("ray://"):
         raise UserError(
             f"--ray-address {address}: Ray Client is not supported; run the command on a machine of the cluster, "
             "or with `ray job submit`"
         )
     host, _, port = address.rpartition(":")
-    if not port.isdecimal():  # "auto", or what Ray shall complain of
+    if not port.isdecimal():  # "auto", or an address that Ray rejects
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"no Ray cluster answers at {address} ({reason}); start one, or leave --ray-address out"
-        ) from None
+        raise UserError(f"no Ray cluster answers at {address} ({reason}); start one, or omit --ray-address") from None
 
 
 @dataclass(frozen=True)
-class _Place:
-    """What a worker must find on its machine."""
+class _SharedFiles:
+    """Files that a worker must see as the driver does."""
 
-    folder: Path  # where relative paths begin
-    witness: Path
+    folder: Path  # working directory, to which relative paths refer
+    probe_file: Path
     digest: bytes
 
     def enter(self) -> None:
-        with suppress(OSError):  # not there: then paths must be absolute
+        with suppress(OSError):  # the folder does not exist there, so paths must be absolute
             os.chdir(self.folder)
-        if _digest(self.witness) != self.digest:
+        if _digest(self.probe_file) != self.digest:
             raise UserError(
-                f"{self.witness} is not what it is where the command runs; all machines of a Ray cluster must see "
-                "the same files, under the same paths: use storage that they share"
+                f"{self.probe_file} differs from the same file where the command runs; all machines of a Ray cluster "
+                "must see the same files under the same paths: use shared storage"
             )
 
 
 class _Worker:
-    """The actor: makes what does the work when the first item comes, as Ray gives up where making an actor fails."""
+    """Ray actor that calls `make` at its first item, because Ray gives up if the constructor of an actor fails."""
 
-    def __init__(self, make: Callable[[], Work], threads: int, place: _Place):
-        self.make, self.threads, self.place = make, threads, place
+    def __init__(self, make: Callable[[], Work], threads: int, shared: _SharedFiles):
+        self.make, self.threads, self.shared = make, threads, shared
         self.work: Work | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -199,7 +198,7 @@ class _Worker:
             import torch
 
             torch.set_num_threads(self.threads)
-            self.place.enter()
+            self.shared.enter()
             self.work = self.make()
         return self.work(item)
 

@@ -1,7 +1,7 @@
-"""Any source of pairs to shards that train: parts in parallel, then duplicates, then the account of it.
+"""Build shards from any source of pairs: parts in parallel, then removal of duplicates, then the result.
 
-Parts do not know each other, so a build goes on where it was killed, and its bytes do not depend on the number of
-processes. `build.json` holds the arguments from the start and the result in the end.
+Parts are independent, so a killed build resumes, and its bytes do not depend on the number of processes. `build.json`
+contains the arguments from the start and the result at the end.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from typing import Any
 
 from imagen.data.build.duplicates import drop_duplicates
 from imagen.data.build.engines import Engine, Processes
-from imagen.data.build.parts import Job, build_part, finished, place, refuse_unnamed
+from imagen.data.build.parts import BuildConfig, build_part, finished_report, part_files, refuse_unnamed
 from imagen.data.build.quality import BESIDE_SAMPLES, Limits, remedy
 from imagen.data.sources.base import Part, Source
 from imagen.data.sources.files import BUILD_FORMAT
@@ -29,7 +29,7 @@ from imagen.progress import progress_bar
 from imagen.text.config import TextConfig
 
 _ENDINGS = ("tar", "index.safetensors", "report.json", "hashes.npy", "rejected.jsonl", "duplicates.jsonl")
-_WIDTH_FROM = 100  # embeddings whose commonest width is that of the source
+_WIDTH_FROM = 100  # embeddings read to find their most common dimension
 
 
 def build(
@@ -44,9 +44,9 @@ def build(
     keep_duplicates: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Build shards of the pairs at `path`; `options` are those of `build_source`, which says what is returned.
+    """Build shards of the pairs at `path` and return the result; `options` are those of `build_source`.
 
-    A source that is shards already is used in place, `out` left away, unless `copy`.
+    Existing shards are used in place, without `out`, unless `copy`.
     """
     from imagen.data.sources import open_source
 
@@ -84,20 +84,23 @@ def build_source(
     engine: Engine | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Build shards in `out` from what `opener` (picklable) opens; returns the result that `build.json` keeps.
+    """Build shards in `out` from the source that `opener` (picklable) opens; return the result stored in `build.json`.
 
-    A source with `in_place` is indexed where it lies, below `root`, unless `copy`. `encoder` and `max_tokens` name
-    the embeddings that the source brings. `workers`: processes (default: one for each core, at most 16; a script
-    that uses several needs the usual `if __name__ == "__main__":`), or `engine` in their place. May be killed and run
-    again; what is finished is not repeated. Raises UserError if `out` holds anything else or a build with other
-    arguments, and, when everything is done and kept, if more than `max_rejected` of the records were rejected, or all.
+    A source with `in_place` is indexed where it is, below `root`, unless `copy`.
+    encoder, max_tokens: describe the embeddings in the source, if it has any.
+    workers: processes (default: one per core, at most 16). A script that uses several needs the usual
+        `if __name__ == "__main__":`. `engine` replaces them.
+
+    May be killed and run again: finished parts are not repeated. Raises UserError if `out` contains anything else or a
+    build with other arguments. Raises UserError after the build has finished if all records or more than the fraction
+    `max_rejected` of them were rejected.
     """
     limits = limits or Limits()
     _check(limits, max_rejected, encoder, max_tokens)
     source = opener()
     in_place = getattr(source, "in_place", False) and not copy
     if in_place and out is not None and out.resolve() != Path(root or out).resolve():
-        raise UserError(f"the source is shards already, used where they lie: leave --out {out} out, or give --copy")
+        raise UserError(f"the source consists of shards, which are used in place: omit --out {out}, or give --copy")
     if not in_place and out is None:
         raise UserError("--out is missing: the folder to build (only shards are used in place)")
     if in_place and hasattr(source, "check_in_place"):
@@ -121,11 +124,11 @@ def build_source(
     if encoder is not None and max_tokens is not None:
         text = TextConfig(encoder=encoder, max_tokens=max_tokens, width=_width(source, parts))
         limits = replace(limits, max_tokens=max_tokens, embedding_width=text.width)
-    elif not (target / "build.json").exists():  # before the folder says that no encoder was named
+    elif not (target / "build.json").exists():  # before build.json records that no encoder was named
         for record in islice(chain.from_iterable(map(source.read, parts)), 10):
             refuse_unnamed(record)
     _start(target, arguments, in_place)
-    job = Job(
+    config = BuildConfig(
         out=None if in_place else target,
         limits=limits,
         samples_per_shard=samples_per_shard,
@@ -133,20 +136,20 @@ def build_source(
         text=text,
         build=_digest(arguments),
     )
-    result = _run(job, opener, source, parts, target, arguments, engine or Processes(workers), progress)
-    _judge(target, result, max_rejected, _kind(source, in_place))
+    result = _run(config, opener, source, parts, target, arguments, engine or Processes(workers), progress)
+    _check_rejected(target, result, max_rejected, _kind(source, in_place))
     return result
 
 
 def _kind(source: Source, in_place: bool) -> str:
-    """As `remedy` names it."""
+    """Return the kind of source as `remedy` takes it."""
     if in_place:
         return "tars in place"
     return "table" if getattr(source, "has_columns", False) else type(source).__name__.lower()
 
 
 def _run(
-    job: Job,
+    config: BuildConfig,
     opener: Callable[[], Source],
     source: Source,
     parts: Sequence[Part],
@@ -155,13 +158,13 @@ def _run(
     engine: Engine,
     progress: bool,
 ) -> dict[str, Any]:
-    """Build the parts that are missing, drop duplicates, write and return the result."""
-    places = [place(job, source, number, part) for number, part in enumerate(parts)]
-    endings = _ENDINGS if job.out is None else (*_ENDINGS, "text.safetensors")
-    folders = {where.folder for where in places}
+    """Build the missing parts, drop duplicates, write and return the result."""
+    part_list = [part_files(config, source, number, part) for number, part in enumerate(parts)]
+    endings = _ENDINGS if config.out is None else (*_ENDINGS, "text.safetensors")
+    folders = {files.folder for files in part_list}
     for folder in folders:
         _sweep(folder, endings)
-    reports = [finished(job, where) for where in places]
+    reports = [finished_report(config, files) for files in part_list]
     missing = [number for number, report in enumerate(reports) if report is None]
     described = read_json(target / "build.json")
     if not missing and described.get("result", {}).get("parts") == len(parts):
@@ -169,13 +172,13 @@ def _run(
     write_json(target / "build.json", {"format": BUILD_FORMAT, "arguments": arguments})
     with progress_bar(total=len(parts), initial=len(parts) - len(missing), unit=" parts", disable=not progress) as bar:
         items = [(number, parts[number]) for number in missing]
-        for i, report in engine.map(partial(_Parts, job, opener), items, witness=target / "build.json"):
+        for i, report in engine.map(partial(_Parts, config, opener), items, probe_file=target / "build.json"):
             reports[missing[i]] = report
             bar.update()
-    for folder in folders:  # what workers left that were killed and whose parts others have done
+    for folder in folders:  # temporary files of killed workers whose parts other workers have built
         _sweep(folder, endings)
     done = [report for report in reports if report is not None]
-    duplicates, their_captions = (0, 0) if job.keep_duplicates else drop_duplicates(job, places, done)
+    duplicates, duplicate_captions = (0, 0) if config.keep_duplicates else drop_duplicates(config, part_list, done)
     rejected: Counter[str] = Counter({"duplicate": duplicates} if duplicates else {})
     for report in done:
         rejected.update(report["rejected"])
@@ -183,7 +186,7 @@ def _run(
         "parts": len(parts),
         "records": sum(report["records"] for report in done),
         "samples": sum(report["good"] for report in done) - duplicates,
-        "captions": sum(report.get("captions", report["good"]) for report in done) - their_captions,
+        "captions": sum(report.get("captions", report["good"]) for report in done) - duplicate_captions,
         "shards": sum(len(report["shards"]) for report in done),
         "rejected": dict(sorted(rejected.items(), key=lambda item: (-item[1], item[0]))),
     }
@@ -192,14 +195,14 @@ def _run(
 
 
 class _Parts:
-    """What a worker does: parts of an open source, by number."""
+    """Build parts of one source; each worker opens the source once."""
 
-    def __init__(self, job: Job, opener: Callable[[], Source]):
-        self.job, self.source = job, opener()
+    def __init__(self, config: BuildConfig, opener: Callable[[], Source]):
+        self.config, self.source = config, opener()
 
     def __call__(self, item: tuple[int, Part]) -> dict[str, Any]:
         number, part = item
-        return build_part(self.job, self.source, number, part)
+        return build_part(self.config, self.source, number, part)
 
 
 def _check(limits: Limits, max_rejected: float, encoder: str | None, max_tokens: int | None) -> None:
@@ -208,11 +211,11 @@ def _check(limits: Limits, max_rejected: float, encoder: str | None, max_tokens:
     check_number("--max-caption", limits.max_caption, least=1)
     check_number("--max-rejected", max_rejected, least=0, most=1)
     if (encoder is None) != (max_tokens is None):
-        raise UserError("--encoder and --max-tokens belong together: of the embeddings that the source brings")
+        raise UserError("--encoder and --max-tokens must be given together; they describe embeddings in the source")
 
 
 def _start(target: Path, arguments: dict[str, Any], in_place: bool) -> None:
-    """Mark `target` as holding this build. UserError if it holds another one or anything else."""
+    """Write `build.json` of this build. Raises UserError if `target` contains another build or anything else."""
     file = target / "build.json"
     _sweep(target, ("build.json",))
     if not file.exists():
@@ -229,7 +232,7 @@ def _start(target: Path, arguments: dict[str, Any], in_place: bool) -> None:
 
 
 def _sweep(folder: Path, endings: Sequence[str]) -> None:
-    """Remove the temporary files that killed processes left in `folder`, of files with these endings."""
+    """Remove temporary files of killed processes from `folder`, for files with these endings."""
     ours = re.compile(rf"\.(?:.+\.)?(?:{'|'.join(map(re.escape, endings))})\.[\w-]+\.tmp")
     if folder.is_dir():
         for name in [entry.name for entry in os.scandir(folder) if ours.fullmatch(entry.name)]:
@@ -237,7 +240,7 @@ def _sweep(folder: Path, endings: Sequence[str]) -> None:
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first argument that differs, in words."""
+    """Describe the first argument that differs."""
     for name in (*before["limits"], *now["limits"]):
         if before["limits"].get(name) != now["limits"].get(name):
             return f"with {name} {before['limits'].get(name)}, not {now['limits'].get(name)}"
@@ -248,16 +251,17 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _width(source: Source, parts: Sequence[Part]) -> int:
-    """Numbers a token of the embeddings that the source brings: the commonest of the first ones."""
+    """Return the embedding dimension of the source: the most common one among the first embeddings."""
     records = islice(chain.from_iterable(map(source.read, parts)), 10 * _WIDTH_FROM)
     found = (record.embedding for record in records if record.embedding is not None and record.embedding.ndim == 2)
     widths = Counter(embedding.shape[1] for embedding in islice(found, _WIDTH_FROM))
     if not widths:
-        raise UserError("the source brings no embeddings; leave --encoder out, and run `imagen data encode` afterwards")
+        raise UserError("the source has no embeddings; omit --encoder, and run `imagen data encode` afterwards")
     return widths.most_common(1)[0][0]
 
 
-def _judge(target: Path, result: dict[str, Any], max_rejected: float, kind: str) -> None:
+def _check_rejected(target: Path, result: dict[str, Any], max_rejected: float, kind: str) -> None:
+    """Raise UserError if all records or more than the fraction `max_rejected` of them were rejected."""
     counts = {reason: count for reason, count in result["rejected"].items() if reason not in BESIDE_SAMPLES}
     beside = sum(result["rejected"].values()) - sum(counts.values())
     records, rejected = result["records"] - beside, sum(counts.values())
@@ -269,11 +273,11 @@ def _judge(target: Path, result: dict[str, Any], max_rejected: float, kind: str)
         limit = f", more than --max-rejected {max_rejected:g} allows" if result["samples"] else ""
         remedies = [f"for {reason}: {words}" for reason, _ in first if (words := remedy(reason, kind))]
         if result["samples"]:
-            remedies.append(f"--max-rejected {math.ceil(rejected / records * 100) / 100:g} takes it as it is")
+            remedies.append(f"--max-rejected {math.ceil(rejected / records * 100) / 100:g} accepts the data unchanged")
         advice = f"; {'; '.join(remedies)}" if remedies else ""
         raise UserError(
             f"{target}: {rejected:,} of {records:,} records were rejected{limit}: {reasons}{advice}; "
-            f"what is good is kept, `imagen data inspect {target}` shows the rest"
+            f"the accepted records are kept, `imagen data inspect {target}` shows the rejected ones"
         )
 
 

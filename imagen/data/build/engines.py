@@ -1,4 +1,4 @@
-"""Workers for the parts of a large job: one process, several, or a cluster (`imagen.data.build.cluster`)."""
+"""Run the items of a large job in one process, in several, or on a cluster (`imagen.data.build.cluster`)."""
 
 import multiprocessing
 import os
@@ -14,31 +14,32 @@ from typing import Any, Protocol
 
 from imagen.errors import UserError
 
-Work = Callable[[Any], Any]  # one item, JSON, to its result, JSON
+Work = Callable[[Any], Any]  # from one item to its result, both JSON
 
 
 class Engine(Protocol):
-    """Maps a function over items, on whatever it has."""
+    """Maps a function over items with its workers."""
 
-    def map(self, make: Callable[[], Work], items: Sequence[Any], witness: Path) -> Iterator[tuple[int, Any]]:
-        """(number of the item, result) of every item, in the order in which they are done.
+    def map(self, make: Callable[[], Work], items: Sequence[Any], probe_file: Path) -> Iterator[tuple[int, Any]]:
+        """Yield (index of the item, result) for every item, in order of completion.
 
-        `make`, picklable, is called once by each worker: it opens what the items have in common, and returns what
-        does one. That must be a function of the item alone: an item whose worker was killed is done again, if the
-        engine can, and might be done twice. `witness` is a file that workers must see as this process does.
-        Raises the first UserError that a worker raises, and one if it cannot go on.
+        make: picklable; each worker calls it once. It opens what the items share and returns a function of one item.
+            The result must depend on the item alone: an engine may run an item again if its worker was killed.
+        probe_file: a file that every worker must see as this process does.
+
+        Raises the first UserError that a worker raises, and UserError if the engine cannot continue.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Processes of this machine; with one worker, this process. A killed one ends it all."""
+    """Run items in processes on this machine, or in this process if there is one worker. A killed worker is fatal."""
 
-    workers: int | None = None  # default: one for each core, at most 16
+    workers: int | None = None  # default: one per core, at most 16
 
-    def map(self, make: Callable[[], Work], items: Sequence[Any], witness: Path) -> Iterator[tuple[int, Any]]:
-        """As `Engine.map`; here everything sees the same files."""
+    def map(self, make: Callable[[], Work], items: Sequence[Any], probe_file: Path) -> Iterator[tuple[int, Any]]:
+        """Map as `Engine.map` does; `probe_file` is not needed on one machine."""
         workers = min(self.workers or min(os.cpu_count() or 1, 16), len(items))
         if workers <= 1:
             work = make()
@@ -53,7 +54,7 @@ class Processes:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool:
-            raise UserError("a worker process was killed (out of memory?); run the same command to go on") from None
+            raise UserError("a worker process was killed (out of memory?); run the same command to resume") from None
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -66,9 +67,9 @@ def _init_worker(make: Callable[[], Work]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, lambda *_: os._exit(1))  # Ctrl-C reaches all; only the parent has something to say
+    signal.signal(signal.SIGINT, lambda *_: os._exit(1))  # Ctrl-C reaches all processes; only the parent reports it
     parent = multiprocessing.parent_process()
-    if parent is not None:  # else a worker outlives a parent that was killed, and writes where the next build does
+    if parent is not None:  # otherwise a worker outlives a killed parent and writes into the next build
         threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
     _WORK = make()
 

@@ -1,4 +1,4 @@
-"""Text embeddings of every caption of a data set, computed once and stored beside the shards."""
+"""Compute the text embeddings of all captions of a data set once, and store them beside the shards."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from imagen.data.build.claims import Claims
 from imagen.data.build.engines import Engine
-from imagen.data.embed.sidecar import Cut, matches_sidecar, sidecar_path, to_bf16_bits, write_sidecar
+from imagen.data.build.leases import Leases
+from imagen.data.embed.sidecar import Truncation, matches_sidecar, sidecar_path, to_bf16_bits, write_sidecar
 from imagen.data.shards.dataset import ShardedDataset, index_folder, open_split, splits
 from imagen.data.shards.index import index_path
 from imagen.errors import UserError
@@ -21,7 +21,7 @@ from imagen.text.config import TextConfig
 from imagen.text.protocol import DatasetEncoder
 
 BATCH_TOKENS = 8192
-_POLL = 1.0  # seconds between looks at what other processes are doing
+_POLL = 1.0  # seconds between checks of shards that other processes encode
 _Shard = tuple[ShardedDataset, int]
 
 
@@ -30,16 +30,18 @@ def encode_shards(
     encoder: DatasetEncoder,
     batch_tokens: int = BATCH_TOKENS,
     progress: bool = True,
-    claims: Claims | None = None,
+    leases: Leases | None = None,
     engine: Engine | None = None,
 ) -> int:
-    """Write the sidecar of every shard of `folder` (all its splits) that lacks a whole, matching one.
+    """Write the missing or outdated sidecars of all shards of `folder` (all splits); return how many were written.
 
-    Indexes shards that have no index yet, so this is the one step between img2dataset's output and
-    training. May be killed and rerun at any time, and run by any number of processes and machines at once:
-    each shard is claimed by one, and all return when every shard is done. With `engine`, its workers encode, each
-    with an encoder of its own, a copy of `encoder`, which must be picklable. Returns how many this one encoded.
-    Raises UserError naming the sample whose embedding is not finite, and for broken shards.
+    Indexes shards that have no index yet, so this is the only step between img2dataset's output and training. May be
+    killed and run again at any time, and run by any number of processes and machines at once: one process leases each
+    shard, and all return when every shard is encoded. The returned number counts only this process's shards.
+
+    engine: its workers encode instead, each with a copy of `encoder`, which must be picklable.
+
+    Raises UserError naming the sample whose embedding is not finite, and for damaged shards.
     """
     index_folder(folder)
     datasets = [open_split(folder, split) for split in splits(folder)]
@@ -48,15 +50,15 @@ def encode_shards(
     with progress_bar(total=total, unit=" samples", desc="encode", disable=not progress, delay=1) as bar:
         if engine is not None:
             return _encode_by(engine, pending, encoder, batch_tokens, bar)
-        return _encode_here(pending, encoder, batch_tokens, claims or Claims(), bar)
+        return _encode_here(pending, encoder, batch_tokens, leases or Leases(), bar)
 
 
-def _encode_here(pending: list[_Shard], encoder: DatasetEncoder, batch_tokens: int, claims: Claims, bar: tqdm) -> int:
+def _encode_here(pending: list[_Shard], encoder: DatasetEncoder, batch_tokens: int, leases: Leases, bar: tqdm) -> int:
     encoded = 0
     while pending:
-        elsewhere = []  # shards that other processes are encoding
+        elsewhere = []  # shards leased by other processes
         for dataset, shard in pending:
-            mine = _encode_claimed(dataset, shard, encoder, batch_tokens, claims, bar)
+            mine = _encode_leased(dataset, shard, encoder, batch_tokens, leases, bar)
             if mine is None:
                 elsewhere.append((dataset, shard))
             encoded += mine is True
@@ -67,25 +69,25 @@ def _encode_here(pending: list[_Shard], encoder: DatasetEncoder, batch_tokens: i
     return encoded
 
 
-def _encode_claimed(
+def _encode_leased(
     dataset: ShardedDataset,
     shard: int,
     encoder: DatasetEncoder,
     batch_tokens: int,
-    claims: Claims,
+    leases: Leases,
     bar: tqdm | None = None,
 ) -> bool | None:
-    """Encode a shard that is not. True: done; False: it was already; None: another process is at it."""
+    """Encode a shard. Return True if this call encoded it, False if it was encoded, None if it is leased elsewhere."""
     done = bar.update if bar is not None else lambda samples: None
     sidecar = sidecar_path(dataset.tar_path(shard), encoder.config)
     if matches_sidecar(dataset, shard, encoder.config):
-        claims.tidy(sidecar)
+        leases.remove_abandoned(sidecar)
         done(int(dataset.sizes[shard]))
         return False
-    with claims.claimed(sidecar) as mine:
+    with leases.acquire(sidecar) as mine:
         if not mine:
             return None
-        if matches_sidecar(dataset, shard, encoder.config):  # finished between the look and the claim
+        if matches_sidecar(dataset, shard, encoder.config):  # finished after the first check
             done(int(dataset.sizes[shard]))
             return False
         if bar is not None:
@@ -100,8 +102,8 @@ def _encode_by(engine: Engine, shards: list[_Shard], encoder: DatasetEncoder, ba
     if not missing:
         return 0
     encoded = 0
-    witness = index_path(missing[0][0].tar_path(missing[0][1]))
-    for i, mine in engine.map(partial(_Shards, missing, encoder, batch_tokens), range(len(missing)), witness):
+    probe_file = index_path(missing[0][0].tar_path(missing[0][1]))
+    for i, mine in engine.map(partial(_Shards, missing, encoder, batch_tokens), range(len(missing)), probe_file):
         dataset, shard = missing[i]
         bar.update(int(dataset.sizes[shard]))
         encoded += mine
@@ -109,16 +111,19 @@ def _encode_by(engine: Engine, shards: list[_Shard], encoder: DatasetEncoder, ba
 
 
 class _Shards:
-    """What a worker of an engine does: shards by number. It claims them as any process does, for there may be others,
-    and a claim also finds what a killed worker left."""
+    """Encode shards by number in a worker of an engine.
+
+    Workers lease shards as other processes do: several commands may run at once, and acquiring a lease removes the
+    temporary files of a killed worker.
+    """
 
     def __init__(self, shards: list[_Shard], encoder: DatasetEncoder, batch_tokens: int):
         self.shards, self.encoder, self.batch_tokens = shards, encoder, batch_tokens
-        self.claims = Claims()
+        self.leases = Leases()
 
     def __call__(self, number: int) -> bool:
         while True:
-            mine = _encode_claimed(*self.shards[number], self.encoder, self.batch_tokens, self.claims)
+            mine = _encode_leased(*self.shards[number], self.encoder, self.batch_tokens, self.leases)
             if mine is not None:
                 return mine
             sleep(_POLL)
@@ -131,32 +136,35 @@ def encode_shard(
     batch_tokens: int = BATCH_TOKENS,
     done: Callable[[int], object] = lambda samples: None,
 ) -> None:
-    """Write the sidecar of one shard: a function of its captions, of the encoder and of `batch_tokens` alone.
+    """Write the sidecar of one shard, which depends only on its captions, the encoder and `batch_tokens`.
 
-    `done` is told of each batch of how many samples it had the first caption. Raises UserError as `encode_shards` does.
+    done: called after each batch with the number of samples whose first caption it contained.
+
+    Raises UserError as `encode_shards` does.
     """
     lists, text = dataset.shard_captions(shard), encoder.config
-    captions = [caption for those in lists for caption in those]
-    sample = [i for i, those in enumerate(lists) for _ in those]
-    if captions and not any(captions):  # said before the encoder is loaded, which may take minutes
+    captions = [caption for sample_captions in lists for caption in sample_captions]
+    sample = [i for i, sample_captions in enumerate(lists) for _ in sample_captions]
+    if captions and not any(captions):  # before the encoder is loaded, which may take minutes
         raise UserError(f"{dataset.tar_path(shard)} has no captions (KEY.txt members); nothing to encode")
     unconditional = _checked_bits(encoder.encode([""])[0], text, "the empty caption")
     first = int(dataset.sizes[:shard].sum())
     bits: list[np.ndarray] = [np.empty(0)] * len(captions)
     lengths = encoder.lengths(captions)
     at_limit = [caption for caption, length in zip(captions, lengths, strict=True) if length >= text.max_tokens]
-    cut = Cut.at(text.max_tokens, encoder.untruncated_lengths(at_limit))  # the others need not be read again
+    # Shorter captions cannot have been truncated.
+    truncation = Truncation.at(text.max_tokens, encoder.untruncated_lengths(at_limit))
     for rows in token_batches(lengths, batch_tokens):
         for row, tokens_LD in zip(rows, _encode(encoder, [captions[row] for row in rows]), strict=True):
             bits[row] = _checked_bits(tokens_LD, text, f"sample {dataset.key(first + sample[row])!r}")
         done(sum(row == 0 or sample[row] != sample[row - 1] for row in rows))
-    write_sidecar(dataset.tar_path(shard), text, lists, bits, unconditional, cut)
+    write_sidecar(dataset.tar_path(shard), text, lists, bits, unconditional, truncation)
 
 
 def token_batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """Indices of captions in batches that have at most `batch_tokens` tokens, padding included (or one caption).
+    """Group indices of captions into batches of at most `batch_tokens` tokens, padding included (or one caption).
 
-    The longest come first: little is spent on padding, and memory that is too small is noticed at once.
+    Captions are sorted by length, longest first: that minimises padding, and too little memory shows at once.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -183,7 +191,7 @@ def _checked_bits(tokens_LD: Tensor, text: TextConfig, what: str) -> np.ndarray:
         raise UserError(
             f"{text.encoder} gives embeddings of {tokens_LD.shape[-1]} dimensions, text.width is {text.width}"
         )
-    # In bf16, which is what is stored: a finite float32 near its maximum rounds to infinity.
+    # Checked in bfloat16, the stored type: a finite float32 near its maximum rounds to infinity.
     if not torch.isfinite(tokens_LD.to(torch.bfloat16)).all():
         raise UserError(f"{text.encoder} gives NaN or infinity for {what}; encode with another precision (float32)")
     return to_bf16_bits(tokens_LD)

@@ -1,9 +1,9 @@
-"""The sidecar of text embeddings beside a shard: `00000.<encoder>.<max_tokens>.text.safetensors`.
+"""Read and write the sidecar of text embeddings beside a shard: `00000.<encoder>.<max_tokens>.text.safetensors`.
 
-Tokens are bfloat16 stored as uint16, trimmed of padding: a caption of 20 tokens at 4096
-numbers takes 160 KiB, against 2 MiB padded to 128 in fp32. The header names the encoder, its
-revision, the token limit and the width; each caption's hash is stored with its embedding, so
-that neither another encoder's numbers nor another caption's can reach training unnoticed.
+Tokens are stored as bfloat16 bits in uint16, without padding: a caption of 20 tokens with embedding dimension 4096
+takes 160 KiB, compared with 2 MiB when padded to 128 tokens in float32. The header names the encoder, its revision, the
+token limit and the embedding dimension. Each caption's hash is stored with its embedding. Embeddings of another encoder
+or of another caption therefore cannot reach training unnoticed.
 """
 
 import hashlib
@@ -25,18 +25,18 @@ from imagen.text.config import TextConfig
 from imagen.text.embeddings import unconditional_embedding
 
 _FORMAT = "imagen-text-1"
-_FORMAT_SEVERAL = "imagen-text-2"  # with `first_caption`: some samples have several captions
+_FORMAT_SEVERAL = "imagen-text-2"  # has the tensor `first_caption`: some samples have several captions
 
 
 def slug(encoder: str) -> str:
-    """An encoder's name, or folder, as part of a file name."""
+    """Turn an encoder's name or folder into part of a file name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", encoder).strip("-.")
 
 
 def sidecar_path(tar: Path, text: TextConfig) -> Path:
-    """One for each encoder, revision and token limit: `00000.google-t5-v1_1-xxl.128.text.safetensors`.
+    """Return the path for an encoder, revision and token limit: `00000.google-t5-v1_1-xxl.128.text.safetensors`.
 
-    A revision that is not main is in it too: `00000.google-t5-v1_1-xxl@3db67ab.128.text.safetensors`.
+    A revision other than main is part of the name: `00000.google-t5-v1_1-xxl@3db67ab.128.text.safetensors`.
     """
     revision = "" if text.revision == "main" else f"@{slug(text.revision)}"
     name = f"{slug(text.encoder)}{revision}.{text.max_tokens}"
@@ -53,24 +53,24 @@ def _identity(text: TextConfig) -> dict[str, str]:
 
 
 def caption_hash(caption: str) -> int:
-    """64 bits that tell captions apart, the same on every machine (unlike `hash`)."""
+    """Return a 64-bit hash of a caption that is the same on every machine (unlike `hash`)."""
     return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "little")
 
 
 def _hashes(captions: list[list[str]]) -> np.ndarray:
-    return np.array([caption_hash(caption) for those in captions for caption in those], np.uint64)
+    return np.array([caption_hash(caption) for sample_captions in captions for caption in sample_captions], np.uint64)
 
 
 def _first_captions(captions: list[list[str]]) -> np.ndarray:
-    """Where the captions of each sample begin among those of all, int64 [N + 1]."""
+    """Return the offset of each sample's captions in the list of all captions, int64 [N + 1]."""
     return np.cumsum([0, *map(len, captions)], dtype=np.int64)
 
 
 def first_captions(sidecar: MappedTensors) -> np.ndarray:
-    """Where the captions of each sample begin in a sidecar, int64 [N + 1]."""
+    """Return the offset of each sample's captions in a sidecar, int64 [N + 1]."""
     if sidecar.metadata.get("format") == _FORMAT_SEVERAL:
         return sidecar["first_caption"]
-    return np.arange(len(sidecar["caption_hash"]) + 1)  # one each
+    return np.arange(len(sidecar["caption_hash"]) + 1)  # one caption per sample
 
 
 def to_bf16_bits(x: Tensor) -> np.ndarray:
@@ -78,32 +78,32 @@ def to_bf16_bits(x: Tensor) -> np.ndarray:
 
 
 def from_bf16_bits(bits: np.ndarray) -> Tensor:
-    """float32 of bfloat16 bit patterns: bfloat16 is the upper half of a float32."""
+    """Convert bfloat16 bits to float32: bfloat16 is the upper 16 bits of a float32."""
     return torch.from_numpy((bits.astype(np.uint32) << 16).view(np.float32))
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How much of some captions lies behind the token limit, where no encoder reads it."""
+class Truncation:
+    """How many captions exceed the token limit, and how many tokens they lose."""
 
-    captions: int = 0  # that are longer than the limit
-    tokens: int = 0  # behind it, of all of them
-    most: int = 0  # behind it, of one of them
+    captions: int = 0  # longer than the limit
+    tokens: int = 0  # beyond the limit, in total
+    most: int = 0  # beyond the limit, for one caption at most
 
-    def __add__(self, other: "Cut") -> "Cut":
-        return Cut(self.captions + other.captions, self.tokens + other.tokens, max(self.most, other.most))
+    def __add__(self, other: "Truncation") -> "Truncation":
+        return Truncation(self.captions + other.captions, self.tokens + other.tokens, max(self.most, other.most))
 
     @staticmethod
-    def at(limit: int, lengths: Iterable[int]) -> "Cut":
-        """Of captions with these lengths before they were cut."""
-        behind = [length - limit for length in lengths if length > limit]
-        return Cut(len(behind), sum(behind), max(behind, default=0))
+    def at(limit: int, lengths: Iterable[int]) -> "Truncation":
+        """Count what captions with these untruncated lengths lose at `limit` tokens."""
+        excess = [length - limit for length in lengths if length > limit]
+        return Truncation(len(excess), sum(excess), max(excess, default=0))
 
 
-def cut_of(sidecar: MappedTensors) -> Cut | None:
-    """What was cut when a sidecar was made; None if its header does not say."""
+def read_truncation(sidecar: MappedTensors) -> Truncation | None:
+    """Return the truncation recorded in a sidecar's header; None if the header does not have it."""
     try:
-        return Cut(*(int(sidecar.metadata[f"cut_{field.name}"]) for field in fields(Cut)))
+        return Truncation(*(int(sidecar.metadata[f"cut_{field.name}"]) for field in fields(Truncation)))
     except (KeyError, ValueError):
         return None
 
@@ -114,16 +114,16 @@ def write_sidecar(
     captions: list[list[str]],
     bits: list[np.ndarray],
     unconditional: np.ndarray,
-    cut: Cut | None = None,
+    truncation: Truncation | None = None,
 ) -> None:
     """Write the sidecar of one shard, atomically.
 
-    `captions` holds those of each sample, `bits` one uint16 array [L, D] for each of all captions, in order. `cut` is
-    what they lost at the token limit; None: nobody knows.
+    captions: the captions of each sample. bits: one uint16 array [L, D] per caption, in order. unconditional: uint16
+    [L0, D], or [0, D] without one. truncation: None if it is unknown.
     """
     hashes = _hashes(captions)
     arrays = {
-        "tokens": np.concatenate([np.empty((0, text.width), np.uint16), *bits]),  # a shard may have no sample left
+        "tokens": np.concatenate([np.empty((0, text.width), np.uint16), *bits]),  # a shard may have no samples left
         "offsets": np.cumsum([0, *map(len, bits)], dtype=np.int64),
         "unconditional": unconditional,
         "caption_hash": hashes,
@@ -135,17 +135,17 @@ def write_sidecar(
         "format": _FORMAT_SEVERAL if several else _FORMAT,
         **_identity(text),
         "captions": hashlib.blake2b(hashes.tobytes(), digest_size=16).hexdigest(),
-        **({} if cut is None else {f"cut_{name}": str(value) for name, value in asdict(cut).items()}),
+        **({} if truncation is None else {f"cut_{name}": str(value) for name, value in asdict(truncation).items()}),
     }
     with replacing(sidecar_path(tar, text)) as temporary:
         save_tensors(arrays, temporary, metadata)
 
 
 class Embeddings:
-    """The embeddings of all shards of a data set, read by slices of memory maps.
+    """Read the text embeddings of all shards of a data set.
 
-    Opening checks every shard's header against `text`: UserError if a sidecar is missing, cut off
-    or made by another encoder, revision, token limit or width. Safe to fork and to pickle.
+    Opening checks every shard's header against `text`. Raises UserError if a sidecar is missing, truncated or made by
+    another encoder or revision or with another token limit or embedding dimension. Safe to fork and to pickle.
     """
 
     def __init__(self, dataset: ShardedDataset, text: TextConfig):
@@ -154,14 +154,14 @@ class Embeddings:
         self._command = (
             f"run `imagen data encode {dataset.root} --encoder {text.encoder}{revision} --max-tokens {text.max_tokens}`"
         )
-        dataset.bring(sidecar_path(dataset.tar_path(s), text).name for s in range(len(dataset.shards)))
+        dataset.fetch(sidecar_path(dataset.tar_path(s), text).name for s in range(len(dataset.shards)))
         self._sidecars = [self._open(shard) for shard in range(len(dataset.shards))]
 
     def _open(self, shard: int) -> MappedTensors:
         tar = self.dataset.tar_path(shard)
         path = sidecar_path(tar, self.text)
         if not path.exists():
-            # By their names: a file of an earlier version, without the token limit in its name, is shown as such.
+            # Names only: files of an earlier version, which lack the token limit in their names, are listed too.
             names = sorted(name for name in self.dataset.beside(shard) if name.endswith(".text.safetensors"))
             only = f", only {', '.join(names)}" if names else ""
             raise UserError(
@@ -169,15 +169,18 @@ class Embeddings:
             )
         sidecar = MappedTensors(path, self._command)
         if (stored := sidecar.metadata.get("format")) not in (_FORMAT, _FORMAT_SEVERAL):
-            raise UserError(f"{path} has the format {stored!r}, not one of this version; {self._command}")
+            raise UserError(f"{path} has the format {stored!r}, which this version does not read; {self._command}")
         for name, wanted in _identity(self.text).items():
             if sidecar.metadata.get(name) != wanted:
                 stored = sidecar.metadata.get(name)
-                raise UserError(f"{path} was made with {name} {stored!r}, the run wants {wanted!r}; {self._command}")
+                raise UserError(f"{path} was made with {name} {stored!r}, the run needs {wanted!r}; {self._command}")
         return sidecar
 
     def tokens(self, i: int, caption: str, number: int = 0) -> Tensor:
-        """The embedding [L, D] float32 of sample `i` and its caption `number`, checked against what was encoded."""
+        """Return the embedding, float32 [L, D], of caption `number` of sample `i`.
+
+        Raises UserError if the caption that was encoded differs from `caption`.
+        """
         shard, sample = self.dataset.locate(i)
         sidecar = self._sidecars[shard]
         row = sample + number
@@ -198,13 +201,13 @@ class Embeddings:
 
     def _empty(self) -> Tensor:
         stored = self._sidecars[0]["unconditional"]
-        if len(stored) == 0:  # embeddings that came with their source
+        if len(stored) == 0:  # the embeddings come from the source of the data
             raise UserError(f'{self._sidecars[0].path} has no embedding of ""; use --text.unconditional zeros')
         return from_bf16_bits(stored)
 
 
 def matches_sidecar(dataset: ShardedDataset, shard: int, text: TextConfig) -> bool:
-    """Whether a shard's sidecar is whole and made by `text` from exactly the captions that the shard holds now."""
+    """Return whether a shard's sidecar is complete and was made with `text` from the shard's present captions."""
     try:
         sidecar = MappedTensors(sidecar_path(dataset.tar_path(shard), text), remedy="")
         made_by = all(sidecar.metadata.get(name) == value for name, value in _identity(text).items())
@@ -214,21 +217,21 @@ def matches_sidecar(dataset: ShardedDataset, shard: int, text: TextConfig) -> bo
         return np.array_equal(first_captions(sidecar), _first_captions(captions)) and np.array_equal(
             sidecar["caption_hash"], _hashes(captions)
         )
-    except UserError:  # missing or cut off
+    except UserError:  # missing or truncated
         return False
 
 
-def captions_cut(folder: str | Path, text: TextConfig) -> tuple[Cut, int]:
-    """What the token limit has cut off the captions of all splits, and how many captions there are.
+def count_truncated(folder: str | Path, text: TextConfig) -> tuple[Truncation, int]:
+    """Return the truncation of the captions of all splits that were encoded with `text`, and the number of captions.
 
-    Of shards that were encoded by `text`; one that does not say what it lost counts as whole.
-    Raises UserError for a sidecar that is missing or cut off.
+    Sidecars that do not record their truncation count as untruncated. Raises UserError for a sidecar that is missing or
+    truncated.
     """
-    cut, captions = Cut(), 0
+    truncation, captions = Truncation(), 0
     for split in splits(folder):
         dataset = open_split(folder, split)
         for shard in range(len(dataset.shards)):
             sidecar = MappedTensors(sidecar_path(dataset.tar_path(shard), text), "run `imagen data encode` again")
-            cut += cut_of(sidecar) or Cut()
+            truncation += read_truncation(sidecar) or Truncation()
             captions += len(sidecar["caption_hash"])
-    return cut, captions
+    return truncation, captions

@@ -12,7 +12,7 @@ from torch import Tensor
 from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.batches import Batch
 
-# The loader's own parts: copies of them would measure something else.
+# The loader's own classes: copies of them would measure something else.
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.loader import Loader
 from imagen.data.loading.stream import SampleReader, Stream
@@ -73,12 +73,12 @@ def bench(
     low_resolution: int | None = None,
     seconds: float = 10.0,
 ) -> dict[str, Any]:
-    """Load from `shards` (a folder or URL) for `seconds` in this process, then as long in `config.workers` others.
+    """Load from `shards` (a folder or URL) for `seconds` in this process, then in `config.workers` others.
 
-    Returns images_per_s, milliseconds per image for each of PARTS, and kilobytes read per image, of one process on one
-    thread; then workers, workers_images_per_s (all together) and images_per_s_a_worker, which are None without workers;
-    encoder, whose embeddings were loaded (None: there are none); skipped, the bad samples. Embeddings are those of the
-    first encoder in alphabetical order. Raises UserError as Loader does.
+    Returns, for one process with one thread: images_per_s, milliseconds per image for each of PARTS, kilobytes read per
+    image and skipped, the number of bad samples. For the workers: workers, workers_images_per_s (in total) and
+    images_per_s_a_worker; the last two are None without workers. encoder names the encoder of the embeddings that were
+    loaded, the first in alphabetical order; None without embeddings. Raises UserError as Loader does.
     """
     dataset = open_split(shards, "train", config.shard_cache)
     text = _first_text(dataset)
@@ -121,7 +121,7 @@ def _first_text(dataset: ShardedDataset) -> TextConfig | None:
     names = sorted(name for name in dataset.beside(0) if name.endswith(".text.safetensors"))
     if not names:
         return None
-    dataset.bring(names[:1])
+    dataset.fetch(names[:1])
     header = MappedTensors(dataset.folder / names[0], "encode again").metadata
     return TextConfig(
         encoder=header["encoder"],
@@ -147,7 +147,7 @@ def _alone(reader: _TimedReader, seconds: float) -> dict[str, Any]:
             continue
         images, skipped = images + BATCH, skipped + batch.skipped
     spent = reader.seconds
-    # What has no step of its own: order, cropping and flipping in the stream; captions and embeddings in the batch.
+    # Work outside the timed steps: captions and embeddings in the batch; order, cropping and flipping in the stream.
     spent["text"] = spent["batch"] - spent["crop and stack"]
     spent["crop and stack"] += elapsed - spent["batch"] - spent["read"] - spent["decode"] - spent["resize"]
     return {
@@ -160,9 +160,9 @@ def _alone(reader: _TimedReader, seconds: float) -> dict[str, Any]:
 
 
 def _together(loader: Loader, seconds: float) -> float:
-    """Return the images per second that all workers of `loader` deliver together, once each has begun."""
+    """Return the total images per second of all workers of `loader`, after they have started."""
     batches = iter(loader)
-    for _ in range(5 * loader.config.workers):  # 4 each are made ahead, while nobody waits for them
+    for _ in range(5 * loader.config.workers):  # each worker prefetches 4 batches
         next(batches)
     images, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds or not images:

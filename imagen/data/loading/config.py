@@ -1,10 +1,10 @@
-"""How training data are loaded."""
+"""Options of loading training data."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from imagen import limits
-from imagen.data.shards.remote import Cache, default_folder
+from imagen.data.shards.remote import CacheConfig, default_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +21,9 @@ class DataConfig:
     cache_gb: float = 50.0  # its maximum size for tars, in 10^9 bytes
 
     @property
-    def shard_cache(self) -> Cache:
+    def shard_cache(self) -> CacheConfig:
         folder = default_folder() if self.cache is None else Path(self.cache).expanduser()
-        return Cache(folder=folder, gb=self.cache_gb)
+        return CacheConfig(folder=folder, gb=self.cache_gb)
 
     def check(self) -> None:
         """Raise UserError, naming the field, for a value out of range."""

@@ -1,10 +1,9 @@
 """Deterministic batches from shards.
 
-Everything about the stream follows from (seed, global position): position p is sample
-`order[p % N]` of epoch `p // N`, and its crop, its flip and, of several captions, the one it is
-shown with come from (seed, p). Workers and ranks only divide the work: global batch k is positions
-[k B, (k + 1) B), of which rank r takes the r-th slice. So one number resumes a run exactly, on any
-number of workers or ranks.
+The stream is a function of (seed, global position): position p is sample `order[p % N]` of epoch `p // N`, and its
+crop, its flip and the choice among its captions depend on (seed, p). Workers and ranks only divide the work: global
+batch k consists of positions [k B, (k + 1) B), and rank r takes the r-th slice. One number therefore resumes a run
+exactly, with any number of workers or ranks.
 """
 
 import logging
@@ -12,7 +11,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +20,8 @@ from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.batches import Batch
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.stream import SampleReader, Stream
-from imagen.data.shards.dataset import ShardedDataset, open_split
+from imagen.data.shards.dataset import ShardedDataset
 from imagen.errors import UserError
-from imagen.text.config import TextConfig
 
 log = logging.getLogger(__name__)
 
@@ -120,23 +117,12 @@ class Loader:
             seen, bad = seen + len(batch), bad + batch.skipped
             for problem in batch.problems:
                 log.warning("replaced a bad sample: %s", problem)
-            if bad > 10 + self.config.max_bad * seen:  # 10: one bad picture at the start is no reason to stop
+            if bad > 10 + self.config.max_bad * seen:  # 10: a few bad images at the start do not stop the run
                 raise UserError(
                     f"{bad} of {seen} samples are bad (data.max_bad is {self.config.max_bad}), "
                     f"the last one {batch.problems[-1]}; clean the data or raise the limit"
                 )
             yield batch
-
-
-def open_loader(
-    folder: str | Path, config: DataConfig, *, split: str = "train", text: TextConfig | None = None, **options: Any
-) -> Loader:
-    """Open a split of the data set `folder`, with the sidecars of `text` (None: no text), and return its loader.
-
-    options: as for `Loader`. Raises UserError for missing or mismatching shards and sidecars, and as `Loader` does.
-    """
-    dataset = open_split(folder, split, config.shard_cache)
-    return Loader(dataset, config, embeddings=None if text is None else Embeddings(dataset, text), **options)
 
 
 def _identity(batch: Any) -> Any:

@@ -46,10 +46,10 @@ class Order:
         return samples[_permutation(self.seed, epoch, 1 + window, len(samples))]
 
     def __getitem__(self, position: int) -> int:
-        epoch, place = divmod(position, self.length)
+        epoch, offset = divmod(position, self.length)
         ends = self._epoch(epoch)[1]
-        window = int(np.searchsorted(ends, place, side="right"))
-        return int(self._window(epoch, window)[place - ends[window]])  # counted from the window's end: negative
+        window = int(np.searchsorted(ends, offset, side="right"))
+        return int(self._window(epoch, window)[offset - ends[window]])  # a negative index, from the window's end
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Order, (self.seed, self.sizes, self.window)  # without the caches

@@ -11,7 +11,7 @@ from imagen.data.loading.batches import Batch
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.order import Order, random_bits
 from imagen.data.loading.transforms import aligned_crop, choose_image, decode, fit, mentions_left_or_right
-from imagen.data.shards.captions import drawn
+from imagen.data.shards.captions import choose as choose_caption
 from imagen.data.shards.dataset import BadSample, ShardedDataset, open_split
 from imagen.errors import UserError
 from imagen.text.config import TextConfig
@@ -53,7 +53,7 @@ class Stream(Dataset):
             if config.crop is not None:
                 high, low = aligned_crop(high, low, config.crop, (top, left))
             captions = dataset.captions(i)
-            number = drawn(self.seed, position, len(captions))
+            number = choose_caption(self.seed, position, len(captions))
             if config.flip and flip < 0.5 and not mentions_left_or_right(captions[number]):
                 high, low = high.flip(-1), None if low is None else low.flip(-1)
             return i, (number, captions[number]), (high, low)
@@ -117,7 +117,7 @@ class SampleReader:
     def batch(
         self, position: int, indices: list[int], captions: list[Caption], images: list[Images], problems: list[str]
     ) -> Batch:
-        """Collate samples. captions: of each sample the one that it is shown with."""
+        """Collate samples. captions: for each sample the one that was chosen."""
         text = mask = None
         if self.embeddings is not None:
             tokens = (self.embeddings.tokens(i, caption, n) for i, (n, caption) in zip(indices, captions, strict=True))

@@ -29,14 +29,14 @@ def choose_image(extensions: Iterable[str], side: int) -> str:
         if match := _IMAGE.fullmatch(extension):
             sizes[extension] = float(match[1]) if match[1] else float("inf")
     if not sizes:
-        raise BadSample("no picture (jpg, jpeg, png, webp or SIZE.png)")
+        raise BadSample("no image (jpg, jpeg, png, webp or SIZE.png)")
     return min(sizes, key=lambda name: (sizes[name] < side, abs(sizes[name] - side), name))
 
 
 def decode(data: bytes, min_side: int = 0, *, channels: int = 3) -> Tensor:
-    """Decode a picture as uint8 [channels, H, W]: RGB, or grey (ITU-R BT.601 luma, as Pillow's "L") for 1 channel.
+    """Decode an image to uint8 [channels, H, W]: RGB, or grey (ITU-R BT.601 luma, as Pillow's "L") for 1 channel.
 
-    See `imagen.pictures.decode`, which does it. Raises BadSample for bytes that are not a whole picture.
+    Decodes with `imagen.pictures.decode`. Raises BadSample for bytes that are not a complete image.
     """
     try:
         image_HWC = pictures.decode(data, min_side)
@@ -44,7 +44,7 @@ def decode(data: bytes, min_side: int = 0, *, channels: int = 3) -> Tensor:
         raise BadSample(str(error)) from None
     if channels == 1:
         image_HWC = np.asarray(Image.fromarray(image_HWC).convert("L"))[..., None]
-    # A view with channels-last strides, which is the layout that uint8 interpolation is fast on.
+    # A view with channels-last strides, the layout for which uint8 interpolation is fast.
     return torch.from_numpy(image_HWC if image_HWC.flags.writeable else image_HWC.copy()).permute(2, 0, 1)
 
 
@@ -56,6 +56,7 @@ def resize(image_CHW: Tensor, side: int) -> Tensor:
 
 
 def centre_square(image_CHW: Tensor) -> Tensor:
+    """Return the largest centred square of an image."""
     height, width = image_CHW.shape[-2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -82,16 +83,16 @@ def mentions_left_or_right(caption: str) -> bool:
 
 
 def aligned_crop(
-    high_CHW: Tensor, low_CHW: Tensor | None, crop: int, place: tuple[float, float]
+    high_CHW: Tensor, low_CHW: Tensor | None, crop: int, position: tuple[float, float]
 ) -> tuple[Tensor, Tensor | None]:
     """Return a crop of side `crop` of the high-resolution image and the same region of the low-resolution one.
 
-    `place` in [0, 1)^2 chooses among the possible positions. They lie on the low-resolution grid
-    (high offset = scale * low offset), so the pair stays aligned to the pixel.
+    `position` in [0, 1)^2 (from the top, from the left) selects one of the possible offsets. Offsets lie on the
+    low-resolution grid (high offset = scale * low offset), so the pair is aligned to the pixel.
     """
     scale = 1 if low_CHW is None else high_CHW.shape[-1] // low_CHW.shape[-1]
     low_crop = crop // scale
-    top, left = (int(p * (high_CHW.shape[-1] // scale - low_crop + 1)) for p in place)
+    top, left = (int(p * (high_CHW.shape[-1] // scale - low_crop + 1)) for p in position)
     high_CHW = high_CHW[:, top * scale : top * scale + crop, left * scale : left * scale + crop]
     if low_CHW is not None:
         low_CHW = low_CHW[:, top : top + low_crop, left : left + low_crop]

@@ -1,6 +1,6 @@
-"""Shards: WebDataset tar files, an index of member offsets beside each, random access by pread.
+"""Read samples of shards at random: WebDataset tars, each with an index of member offsets beside it.
 
-Any sample is one `pread` away, and a data set of millions opens by reading one short header a shard.
+A member takes one `pread`, and a data set with millions of samples opens by reading one short header per shard.
 """
 
 import hashlib
@@ -17,22 +17,22 @@ import numpy as np
 from imagen.data.shards import captions as caption_lists
 from imagen.data.shards.index import INDEX_FORMAT, index_path, index_shard
 from imagen.data.shards.mapped import MappedTensors
-from imagen.data.shards.remote import LISTING, Cache, Mirror, as_url, list_files
+from imagen.data.shards.remote import LISTING, CacheConfig, ShardCache, as_url, list_files
 from imagen.errors import UserError
 
 SPLITS = ("train", "heldout")
-_MAKE_SHARDS = "make shards of your pictures with `imagen data build`, or draw some with `imagen data emoji`"
-_OPEN_TARS = 64  # file handles a process keeps: far below the usual limit of 1024
+_MAKE_SHARDS = "make shards of your images with `imagen data build`, or render some with `imagen data emoji`"
+_OPEN_TARS = 64  # maximum open file handles per process, far below the usual limit of 1024
 
 
 class BadSample(Exception):
-    """One sample cannot be used: broken image, no image, absurd size. The loader replaces it by another."""
+    """A sample cannot be used: its image is damaged, missing or has an unusable size. The loader replaces it."""
 
 
 def index_folder(folder: str | Path) -> None:
-    """Index every `*.tar` of `folder` (and of its splits) that has no index yet; UserError for a URL."""
+    """Index every `*.tar` of `folder` and its splits that has no index. Raises UserError for a URL."""
     if url := as_url(folder):
-        raise UserError(f"{url} can only be read; index and encode its shards on a disk, then copy the new files there")
+        raise UserError(f"{url} is read-only; index and encode its shards on a disk, then copy the new files there")
     for split in splits(folder).values():
         for tar in sorted(Path(split).glob("*.tar")):
             if not tar.name.startswith(".") and not index_path(tar).exists():
@@ -40,7 +40,7 @@ def index_folder(folder: str | Path) -> None:
 
 
 def splits(folder: str | Path) -> dict[str, Path | str]:
-    """The splits of a data set, on disk or at a URL, by name: its `train` and `heldout`, or itself as "train"."""
+    """Return the splits of a data set, a folder or a URL, by name: `train` and `heldout`, or itself as "train"."""
     if url := as_url(folder):
         return {name: f"{url}/{name}" for name in SPLITS if list_files(f"{url}/{name}")[0]} or {"train": url}
     folder = Path(folder)
@@ -48,8 +48,15 @@ def splits(folder: str | Path) -> dict[str, Path | str]:
     return found or {"train": folder}
 
 
-def open_split(folder: str | Path, split: str = "train", cache: Cache | None = None) -> "ShardedDataset":
-    """The samples of one split; UserError if the folder has no such split. `cache` is for copies from a URL."""
+def check_shards(folder: str | Path) -> None:
+    """Raise UserError unless `folder` exists and holds shards. Opens no file, and does not check a URL."""
+    if as_url(folder) is None:
+        for path in splits(folder).values():
+            _shard_names(Path(path))
+
+
+def open_split(folder: str | Path, split: str = "train", cache: CacheConfig | None = None) -> "ShardedDataset":
+    """Open one split. cache: for shards at a URL. Raises UserError if the folder has no such split."""
     found = splits(folder)
     if split not in found:
         raise UserError(f"{folder} has no split {split!r}, only {', '.join(map(repr, found))}")
@@ -57,31 +64,25 @@ def open_split(folder: str | Path, split: str = "train", cache: Cache | None = N
 
 
 class ShardedDataset:
-    """Random access to the samples of a folder of indexed shards, in the order of their names.
+    """Random access to the samples of a folder of indexed shards, in the order of the shards' names.
 
-    The folder may be a URL: then `folder` is the local one that its files are copied to.
-    Opening reads one header a shard; arrays are mapped when first used; nothing is kept for a
-    sample. Safe to fork and to pickle. Raises UserError naming the file if there is no shard,
-    an index or a tar is missing, or a tar is not the one its index was made from.
+    The folder may be a URL; the attribute `folder` is then the folder of its shard cache. Opening reads one header per
+    shard. Arrays are mapped at first use, and no memory is held per sample. Safe to fork and to pickle. Raises
+    UserError naming the file if there is no shard, an index or a tar is missing, or an index was made from another tar.
     """
 
-    def __init__(self, folder: str | Path, cache: Cache | None = None):
+    def __init__(self, folder: str | Path, cache: CacheConfig | None = None):
         where = as_url(folder) or str(Path(folder))
         parent, _, last = where.rpartition("/")
-        self.root = (parent or ".") if last in SPLITS else where  # what commands are given
-        self._mirror = None if as_url(folder) is None else Mirror(where, cache)
-        self.folder = Path(folder) if self._mirror is None else self._mirror.folder
-        if not self.folder.is_dir():
-            what = "is not a folder" if self.folder.exists() else "does not exist"
-            raise UserError(f"{folder} {what}; {_MAKE_SHARDS}")
-        names = os.listdir(self.folder) if self._mirror is None else list(self._mirror.sizes)
-        ends = (".tar", ".index.safetensors")
-        shown = [name for name in names if not name.startswith(".")]  # a Mac writes ._00000.tar beside 00000.tar
-        self.shards = sorted({name.removesuffix(end) for end in ends for name in shown if name.endswith(end)})
-        if not self.shards:
-            remedy = _MAKE_SHARDS if self._mirror is None else f"list their names, one a line, in {where}/{LISTING}"
-            raise UserError(f"{where} holds no shards (*.tar); {remedy}")
-        self.bring(index_path(f"{name}.tar").name for name in self.shards)
+        self.root = (parent or ".") if last in SPLITS else where  # the data set's folder, for commands in messages
+        self._cache = None if as_url(folder) is None else ShardCache(where, cache)
+        self.folder = Path(folder) if self._cache is None else self._cache.folder
+        if self._cache is None:
+            self.shards = _shard_names(self.folder)
+        else:
+            remedy = f"list their names, one per line, in {where}/{LISTING}"
+            self.shards = _names_among(self._cache.sizes, where, remedy)
+        self.fetch(index_path(f"{name}.tar").name for name in self.shards)
         self._indexes = [self._open_index(name) for name in self.shards]
         self.sizes = np.array([int(index.metadata["samples"]) for index in self._indexes], np.int64)
         self._ends = np.cumsum(self.sizes)
@@ -91,20 +92,20 @@ class ShardedDataset:
     def _open_index(self, name: str) -> MappedTensors:
         tar = self.tar_path(name)
         remedy = f"run `imagen data encode {self.root}` to index it"
-        if self._mirror is not None:
+        if self._cache is not None:
             remedy = f"index the shards on a disk (`imagen data encode`) and copy the new files to {self.root}"
         try:
-            size = tar.stat().st_size if self._mirror is None else self._mirror.sizes.get(tar.name)
+            size = tar.stat().st_size if self._cache is None else self._cache.sizes.get(tar.name)
         except FileNotFoundError:
             raise UserError(
-                f"{tar} is missing though its index is there; restore it or delete {index_path(tar)}"
+                f"{tar} is missing although its index exists; restore it or delete {index_path(tar)}"
             ) from None
         index = MappedTensors(index_path(tar), remedy)
         if index.metadata.get("format") != INDEX_FORMAT:
             raise UserError(f"{index.path} is not an index of this version; delete it and {remedy}")
-        if size not in (int(index.metadata["tar_bytes"]), None):  # None: a store that tells no sizes
+        if size not in (int(index.metadata["tar_bytes"]), None):  # None: the store does not report sizes
             raise UserError(
-                f"{tar} has {size} bytes but was indexed with {index.metadata['tar_bytes']}: cut off or replaced; "
+                f"{tar} has {size} bytes but was indexed with {index.metadata['tar_bytes']}: truncated or replaced; "
                 f"copy it again, or delete {index.path} and {remedy}"
             )
         return index
@@ -112,38 +113,38 @@ class ShardedDataset:
     def tar_path(self, shard: int | str) -> Path:
         return self.folder / f"{shard if isinstance(shard, str) else self.shards[shard]}.tar"
 
-    def bring(self, names: Iterable[str]) -> None:
-        """Make files beside the tars (indexes, sidecars) readable in `folder`: copy those of a URL that exist there."""
-        if self._mirror is not None:
-            self._mirror.bring(names)
+    def fetch(self, names: Iterable[str]) -> None:
+        """Copy files beside the tars (indexes, sidecars) from a URL to `folder`; skip missing ones."""
+        if self._cache is not None:
+            self._cache.fetch(names)
 
     def beside(self, shard: int) -> list[str]:
-        """Names of the files that belong to a tar: its index and sidecars."""
-        names = os.listdir(self.folder) if self._mirror is None else self._mirror.sizes
+        """Return the names of the files that belong to a tar: its index and sidecars."""
+        names = os.listdir(self.folder) if self._cache is None else self._cache.sizes
         return [name for name in names if name.startswith(f"{self.shards[shard]}.") and name.endswith(".safetensors")]
 
     def check_cache(self, count: int) -> None:
-        """UserError unless the local cache, where there is one, has room for the `count` largest tars at a time."""
-        if self._mirror is None:
+        """Raise UserError if the shard cache of a URL is smaller than the `count` largest tars together."""
+        if self._cache is None:
             return
         largest = sorted(self._tar_bytes(shard) for shard in range(len(self.shards)))[-count:]
-        if sum(largest) > self._mirror.cache.bytes:
+        if sum(largest) > self._cache.config.bytes:
             raise UserError(
-                f"data.cache_gb {self._mirror.cache.gb:g} does not hold the {len(largest)} shards of {self.root} that "
-                f"are in use at a time; it must be at least {sum(largest) / 1e9:.3g}, or data.window smaller"
+                f"data.cache_gb {self._cache.config.gb:g} is too small for the {len(largest)} shards of {self.root} "
+                f"that are in use at a time; raise it to at least {sum(largest) / 1e9:.3g}, or lower data.window"
             )
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def fingerprint(self) -> str:
-        """Of the shards' names, samples and bytes, in their order: other data have another one, wherever they lie."""
+        """Return a hash of the shards' names, sample counts and sizes, which does not depend on the location."""
         sizes = [self._tar_bytes(shard) for shard in range(len(self.shards))]
         shards = list(zip(self.shards, self.sizes.tolist(), sizes, strict=True))
         return hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:16]
 
     def locate(self, i: int) -> tuple[int, int]:
-        """Sample `i` as (shard, row in it)."""
+        """Return sample `i` as (shard, row in the shard). Raises IndexError."""
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
         shard = int(np.searchsorted(self._ends, i, side="right"))
@@ -155,25 +156,25 @@ class ShardedDataset:
         return self._indexes[shard]["key"][first:last].tobytes().decode()
 
     def extensions(self, i: int) -> list[str]:
-        """The members of sample `i`: ["1024.png", "64.png", "txt"]."""
+        """Return the extensions of sample `i`'s members, such as ["1024.png", "64.png", "txt"]."""
         shard, row = self.locate(i)
         return list(self._members(shard, row))
 
     def read(self, i: int, extension: str) -> bytes:
-        """The bytes of one member; BadSample if the sample has no such member."""
+        """Return the bytes of one member. Raises BadSample if the sample has no such member."""
         shard, row = self.locate(i)
         return self._read(shard, row, extension)
 
     def caption(self, i: int) -> str:
-        """The first caption of a sample: its `txt` member, stripped; "" if it has none."""
+        """Return the first caption of a sample: its `txt` member, stripped; "" if it has none."""
         return self.captions(i)[0]
 
     def captions(self, i: int) -> list[str]:
-        """All captions of a sample, which has one at least; [""] without a `txt` member."""
+        """Return all captions of a sample, at least one; [""] without a `txt` member."""
         return self._captions(*self.locate(i))
 
     def shard_captions(self, shard: int) -> list[list[str]]:
-        """The captions of each sample of a shard, in order."""
+        """Return the captions of each sample of a shard, in order."""
         return [self._captions(shard, row) for row in range(int(self.sizes[shard]))]
 
     def _captions(self, shard: int, row: int) -> list[str]:
@@ -184,10 +185,10 @@ class ShardedDataset:
         json_member = members.get("json")
         if json_member is None or self._indexes[shard]["size"][json_member] > caption_lists.MOST_BYTES:
             return [first]
-        return caption_lists.joined(first, caption_lists.unpack(self._read(shard, row, "json")))
+        return caption_lists.merge(first, caption_lists.unpack(self._read(shard, row, "json")))
 
     def _members(self, shard: int, row: int) -> dict[str, int]:
-        """Extension -> row in the member arrays."""
+        """Return the row in the index's member arrays, by extension."""
         index, names = self._indexes[shard], self._extensions[shard]
         first, last = index["first_member"][row : row + 2].tolist()
         return {names[e]: first + j for j, e in enumerate(index["extension"][first:last].tolist())}
@@ -199,11 +200,11 @@ class ShardedDataset:
         size, offset = int(self._indexes[shard]["size"][member]), int(self._indexes[shard]["offset"][member])
         data = os.pread(self._tar(shard).fileno(), size, offset)
         if len(data) != size:
-            raise UserError(f"{self.tar_path(shard)} ends before byte {offset + size}: it was cut off; copy it again")
+            raise UserError(f"{self.tar_path(shard)} ends before byte {offset + size}: it is truncated; copy it again")
         return data
 
     def _tar(self, shard: int) -> io.FileIO:
-        # pread keeps no position, so a handle opened before a fork may be used after it.
+        # pread does not use the file position, so a handle opened before a fork may be used after it.
         if shard not in self._tars:
             try:
                 self._tars[shard] = self._open_tar(shard)
@@ -215,15 +216,33 @@ class ShardedDataset:
         return self._tars[shard]
 
     def _open_tar(self, shard: int) -> io.FileIO:
-        if self._mirror is None:
+        if self._cache is None:
             return io.FileIO(self.tar_path(shard))
         # A tar that was deleted from the cache takes space until the last handle on it is closed.
         for other in [other for other, file in self._tars.items() if not os.fstat(file.fileno()).st_nlink]:
             self._tars.pop(other).close()
-        return self._mirror.open(self.tar_path(shard).name, self._tar_bytes(shard))
+        return self._cache.open(self.tar_path(shard).name, self._tar_bytes(shard))
 
     def _tar_bytes(self, shard: int) -> int:
         return int(self._indexes[shard].metadata["tar_bytes"])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_tars": OrderedDict()}
+
+
+def _shard_names(folder: Path) -> list[str]:
+    """Return the names of the shards in a local folder. Raises UserError if there are none."""
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} {what}; {_MAKE_SHARDS}")
+    return _names_among(os.listdir(folder), folder, _MAKE_SHARDS)
+
+
+def _names_among(files: Iterable[str], where: str | Path, remedy: str) -> list[str]:
+    """Return the sorted names of the shards among the names of files. Raises UserError if there are none."""
+    ends = (".tar", ".index.safetensors")
+    shown = [name for name in files if not name.startswith(".")]  # a Mac writes ._00000.tar beside 00000.tar
+    shards = sorted({name.removesuffix(end) for end in ends for name in shown if name.endswith(end)})
+    if not shards:
+        raise UserError(f"{where} holds no shards (*.tar); {remedy}")
+    return shards

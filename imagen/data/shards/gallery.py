@@ -12,18 +12,17 @@ from imagen.data.shards.dataset import BadSample, ShardedDataset, open_split
 from imagen.data.shards.inspect import LARGEST, bar_name, rejects, spread
 from imagen.pages import data_url, write_page
 
-PICTURES, ROWS = 60, 5  # per split; per reason
+PICTURES, ROWS = 60, 5  # images per split; records per reason
 _TEMPLATE = Path(__file__).with_suffix(".html")
 _THUMBNAIL = 192  # pixels
-_LONGEST = 400  # characters of a caption or detail that are shown
+_LONGEST = 400  # maximum characters of a caption or detail
 _MOST_CAPTIONS = 10  # per image
 
 
 def write_gallery(path: str | Path, folder: str | Path, summary: dict[str, Any]) -> None:
-    """Write the page, atomically. `summary` is what `imagen.data.shards.inspect.inspect` says of `folder`.
+    """Write the page, atomically. summary: the result of `imagen.data.shards.inspect.inspect(folder)`.
 
-    Captions and names of files are shown as text, whatever they contain. Raises UserError if the page cannot be
-    written.
+    Captions and file names are escaped. Raises UserError if the page cannot be written.
     """
     splits = [
         {
@@ -46,7 +45,7 @@ def _figures(split: dict[str, Any]) -> list[tuple[str, str]]:
         (f"{split['bytes'] / 1e6:,.1f} MB", "of tars"),
         *((f"{row['share']:.0%}", f"with embeddings of {_cut(row['encoder'])}") for row in split["embeddings"]),
         *(
-            (f"{row['cut']:,}", f"captions cut at {row['max_tokens']} tokens of {_cut(row['encoder'])}")
+            (f"{row['cut']:,}", f"captions truncated at {row['max_tokens']} tokens of {_cut(row['encoder'])}")
             for row in split["embeddings"]
             if row["cut"]
         ),
@@ -83,7 +82,7 @@ def _thumbnail(dataset: ShardedDataset, i: int) -> str:
 
 
 def _rejected(counts: dict[str, int], rows: Iterable[dict[str, str]]) -> list[dict[str, Any]]:
-    """The reasons with their counts, each with its first records."""
+    """Return the reasons with their counts and first records."""
     examples: dict[str, list[dict[str, str]]] = {reason: [] for reason in counts}
     for row in rows:
         if len(examples[row["reason"]]) < ROWS:

@@ -1,7 +1,7 @@
-"""The index of a tar: where in it the members of each sample lie.
+"""Write the index of a tar: offsets and sizes of the members of each sample.
 
-`00000.index.safetensors` beside `00000.tar`; the tar stays as img2dataset or `webdataset` wrote it: members `KEY.EXT`,
-KEY up to the first dot of the base name.
+`00000.index.safetensors` is written beside `00000.tar`. The tar remains as img2dataset or `webdataset` wrote it: its
+members are named `KEY.EXT`, where KEY extends to the first dot of the base name.
 """
 
 import json
@@ -25,16 +25,17 @@ def index_path(tar: str | Path) -> Path:
 
 
 def tar_keys(tar: str | Path) -> list[str]:
-    """The keys of all samples of a tar, in order, whole or not; raises as `scan_tar`."""
+    """Return the keys of all samples of a tar, in order, accepted or not. Raises as `scan_tar` does."""
     return list(scan_tar(tar).samples)
 
 
 def index_shard(tar: str | Path, keep: Container[str] | None = None) -> Path:
-    """Write the index of a WebDataset tar, reading its headers only; returns the index's path.
+    """Write the index of a WebDataset tar, reading only its headers, and return its path.
 
-    With `keep`, only samples with these keys are in it: for training the others are not there, and if there is
-    none, or the tar is cut off behind them, it is no error.
-    Raises UserError naming the tar when it is missing, is not a tar or is cut off.
+    keep: index only samples with these keys; training does not see the others. Then neither an empty index nor a
+        damaged end of the tar is an error.
+
+    Raises UserError naming the tar if it is missing, is not a tar or is truncated.
     """
     tar = Path(tar)
     scan = scan_tar(tar)
@@ -43,16 +44,17 @@ def index_shard(tar: str | Path, keep: Container[str] | None = None) -> Path:
         members = {key: parts for key, parts in members.items() if key in keep}
     elif scan.problem is not None:
         raise UserError(
-            f"{tar} is truncated or not a tar file ({scan.problem}); copy it again, or delete it to go on without it"
+            f"{tar} is truncated or not a tar file ({scan.problem}); copy it again, or delete it to continue without it"
         )
-    elif scan.strays:
-        what = f"{scan.strays[0].key}: {scan.strays[0].reason}" + (", ..." if len(scan.strays) > 1 else "")
-        log.warning("%s: %d things are in no sample (%s); `imagen data build` lists them", tar, len(scan.strays), what)
+    elif scan.invalid_members:
+        first, count = scan.invalid_members[0], len(scan.invalid_members)
+        examples = f"{first.key}: {first.reason}" + (", ..." if count > 1 else "")
+        log.warning("%s: %d members belong to no sample (%s); `imagen data build` lists them", tar, count, examples)
     if not members and keep is None:
         raise UserError(f"{tar} holds no samples (members named KEY.EXT); delete it")
 
     extensions = sorted({extension for parts in members.values() for extension in parts})
-    rows = [(extensions.index(extension), *place) for parts in members.values() for extension, place in parts.items()]
+    rows = [(extensions.index(extension), *span) for parts in members.values() for extension, span in parts.items()]
     keys = [key.encode() for key in members]
     arrays: dict[str, np.ndarray] = {
         "extension": np.array([row[0] for row in rows], np.int32),  # member rows, grouped by sample

@@ -1,4 +1,4 @@
-"""What a data set holds: counts of all samples, and the sizes and captions of some of them; what a build rejected."""
+"""Describe a data set: counts of all samples, sizes and captions of a subset, and the records that a build rejected."""
 
 import json
 from collections import Counter, defaultdict
@@ -8,32 +8,32 @@ from typing import Any
 
 import numpy as np
 
-from imagen.data.embed.sidecar import Cut, cut_of, first_captions
+from imagen.data.embed.sidecar import Truncation, first_captions, read_truncation
 from imagen.data.loading.transforms import choose_image
 from imagen.data.shards.dataset import BadSample, ShardedDataset, open_split, splits
 from imagen.data.shards.mapped import MappedTensors
 from imagen.errors import UserError
 from imagen.pictures.decoding import read_header
 
-LOOKED_AT = 10_000  # samples of a split whose picture and caption are looked at
-SIDES = (1, 64, 128, 256, 512, 1024, 2048)  # pixels of the shorter side: where each bar of the histogram begins
-LENGTHS = (0, 1, 16, 32, 64, 128, 256, 512)  # characters of a caption
-LARGEST = 1 << 30  # of several masters the largest is meant
+SAMPLE_SIZE = 10_000  # samples per split whose image and captions are read
+SIDES = (1, 64, 128, 256, 512, 1024, 2048)  # lower bounds of the histogram's bars, in pixels of the shorter side
+LENGTHS = (0, 1, 16, 32, 64, 128, 256, 512)  # lower bounds of the bars, in characters of a caption
+LARGEST = 1 << 30  # a side that selects the largest of several masters
 
 
-def inspect(folder: str | Path, look_at: int = LOOKED_AT) -> dict[str, Any]:
-    """What shards hold, ready for JSON.
+def inspect(folder: str | Path, sample_size: int = SAMPLE_SIZE) -> dict[str, Any]:
+    """Describe the shards of `folder`, ready for JSON.
 
     {"splits": {NAME: {"samples", "shards", "bytes", "embeddings": [...], "looked_at", "unreadable", "with_several",
     "captions_looked_at", "sides", "captions"}}, "rejected": {REASON: count}}. "sides" and "captions" are histograms,
-    [[first, last or null, count], ...], of at most `look_at` samples of a split, spread evenly, and of all their
-    captions; "with_several" of these samples have several.
-    Raises UserError for what cannot be opened for training either.
+    [[first, last or null, count], ...], of at most `sample_size` evenly spaced samples per split, and of all their
+    captions; "with_several" counts those samples with several captions.
+    Raises UserError if the shards cannot be opened.
     """
     described = {
-        name: _split(open_split(folder, name), look_at)
-        for name, place in splits(folder).items()
-        if not _nothing_good(Path(place))
+        name: _split(open_split(folder, name), sample_size)
+        for name, path in splits(folder).items()
+        if not _is_empty_build(Path(path))
     }
     counts = Counter(row["reason"] for row in rejects(folder))
     return {
@@ -42,15 +42,15 @@ def inspect(folder: str | Path, look_at: int = LOOKED_AT) -> dict[str, Any]:
     }
 
 
-def _nothing_good(folder: Path) -> bool:
-    """Whether a build ended here without one good sample, and so without a shard."""
+def _is_empty_build(folder: Path) -> bool:
+    """Return whether `folder` contains a build that accepted no sample and so wrote no shard."""
     return (folder / "build.json").exists() and not any(folder.glob("*.tar"))
 
 
 def rejects(folder: str | Path) -> Iterator[dict[str, str]]:
-    """The rows {"key", "origin", "reason", "detail"} of all quarantine tables of a data set, duplicates too."""
-    for place in {Path(place): None for place in (folder, *splits(folder).values())}:
-        for path in sorted([*place.glob("*.rejected.jsonl"), *place.glob("*.duplicates.jsonl")]):
+    """Yield the rows {"key", "origin", "reason", "detail"} of all quarantine tables of a data set, duplicates too."""
+    for root in {Path(path): None for path in (folder, *splits(folder).values())}:
+        for path in sorted([*root.glob("*.rejected.jsonl"), *root.glob("*.duplicates.jsonl")]):
             try:
                 with open(path, encoding="utf-8") as file:
                     yield from map(json.loads, file)
@@ -59,25 +59,25 @@ def rejects(folder: str | Path) -> Iterator[dict[str, str]]:
 
 
 def spread(count: int, among: int) -> list[int]:
-    """At most `count` of the numbers below `among`, evenly spread."""
+    """Return at most `count` evenly spaced numbers below `among`."""
     return sorted({i * among // count for i in range(count)}) if among > count else list(range(among))
 
 
 def picture_size(dataset: ShardedDataset, i: int) -> tuple[int, int]:
-    """Width and height of a sample's largest picture, by its header; BadSample if there is none or it is none."""
+    """Return the width and height of a sample's largest image from its header. Raises BadSample without an image."""
     data = dataset.read(i, choose_image(dataset.extensions(i), LARGEST))
     try:
         with read_header(data) as image:
             return image.size
     except Exception as error:  # Pillow raises almost anything on hostile bytes
-        raise BadSample(f"not a picture ({type(error).__name__})") from None
+        raise BadSample(f"not an image ({type(error).__name__})") from None
 
 
-def _split(dataset: ShardedDataset, look_at: int) -> dict[str, Any]:
+def _split(dataset: ShardedDataset, sample_size: int) -> dict[str, Any]:
     sides: list[int] = []
     lengths: list[int] = []  # of all captions
     unreadable = several = 0
-    chosen = spread(look_at, len(dataset))
+    chosen = spread(sample_size, len(dataset))
     for i in chosen:
         captions = dataset.captions(i)
         lengths += map(len, captions)
@@ -101,9 +101,9 @@ def _split(dataset: ShardedDataset, look_at: int) -> dict[str, Any]:
 
 
 def _embeddings(dataset: ShardedDataset) -> list[dict[str, Any]]:
-    """For each encoder and its settings how many samples have embeddings of it; a cut-off sidecar is a UserError."""
+    """Count the samples with embeddings for each encoder and its settings. Raises UserError for a truncated sidecar."""
     samples: dict[tuple[str, ...], int] = defaultdict(int)
-    cuts: dict[tuple[str, ...], Cut | None] = {}
+    truncations: dict[tuple[str, ...], Truncation | None] = {}
     owner = {name: int(size) for name, size in zip(dataset.shards, dataset.sizes, strict=True)}
     for path in sorted(dataset.folder.glob("*.text.safetensors")):
         shard = next((name for name in _prefixes(path.name) if name in owner), None)
@@ -114,8 +114,8 @@ def _embeddings(dataset: ShardedDataset) -> list[dict[str, Any]]:
             names = ("encoder", "revision", "max_tokens", "width")
             made_by = tuple(sidecar.metadata[name] for name in names)
             samples[made_by] += owner[shard]
-            before, cut = cuts.get(made_by, Cut()), cut_of(sidecar)
-            cuts[made_by] = None if before is None or cut is None else before + cut
+            before, truncation = truncations.get(made_by, Truncation()), read_truncation(sidecar)
+            truncations[made_by] = None if before is None or truncation is None else before + truncation
     return [
         {
             "encoder": encoder,
@@ -124,27 +124,27 @@ def _embeddings(dataset: ShardedDataset) -> list[dict[str, Any]]:
             "width": int(width),
             "samples": count,
             "share": count / max(len(dataset), 1),
-            **_cut(cuts[encoder, revision, max_tokens, width]),
+            **_truncation_fields(truncations[encoder, revision, max_tokens, width]),
         }
         for (encoder, revision, max_tokens, width), count in sorted(samples.items())
     ]
 
 
-def _cut(cut: Cut | None) -> dict[str, int | None]:
-    """How many captions are longer than the token limit, and by how many tokens; None where nobody knows."""
-    if cut is None:
+def _truncation_fields(truncation: Truncation | None) -> dict[str, int | None]:
+    """Return the number of truncated captions, and the tokens they lose in total and at most; None if unknown."""
+    if truncation is None:
         return {"cut": None, "cut_tokens": None, "cut_most": None}
-    return {"cut": cut.captions, "cut_tokens": cut.tokens, "cut_most": cut.most}
+    return {"cut": truncation.captions, "cut_tokens": truncation.tokens, "cut_most": truncation.most}
 
 
 def _prefixes(name: str) -> Iterator[str]:
-    """`name` up to each of its dots, the longest first: a shard's name may have dots, an encoder's too."""
+    """Yield `name` up to each of its dots, longest first; names of shards and encoders may contain dots."""
     parts = name.split(".")
     return (".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))
 
 
 def _histogram(values: list[int], starts: tuple[int, ...]) -> list[list[int | None]]:
-    """[[first, last, count], ...]; the last bar has no end."""
+    """Return [[first, last, count], ...]; `last` of the last bar is None."""
     counts = np.bincount(np.searchsorted(starts, values, side="right") - 1, minlength=len(starts)) if values else starts
     ends = [*(start - 1 for start in starts[1:]), None]
     return [[start, end, int(count) if values else 0] for start, end, count in zip(starts, ends, counts, strict=True)]

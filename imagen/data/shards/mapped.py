@@ -1,8 +1,8 @@
-"""Safetensors files of integers, read as numpy views of a memory map.
+"""Read safetensors files of integers as numpy views of a memory map.
 
-Opening reads the header only; a slice of a tensor touches only its own pages. The
-map is shared by forked workers and carries no file position, so it is fork-safe. A
-process keeps the maps of a few files only, or an epoch would leave it holding them all.
+Opening reads only the header, and a slice of a tensor touches only its own pages. Forked workers share the map, which
+has no file position, so it is fork-safe. A process holds the maps of a limited number of files; otherwise it would hold
+those of all shards after an epoch.
 """
 
 import json
@@ -23,15 +23,15 @@ from imagen.files import open_regular
 _DTYPES = {"U8": "u1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8", "I64": "<i8"}
 
 
-_KEPT = 128  # maps a process keeps; a window of shards, with embeddings, takes fewer
+_KEPT = 128  # maximum number of maps per process; a window of shards with embeddings needs fewer
 _mapped: deque["weakref.ref[MappedTensors]"] = deque()  # oldest first
 
 
 class MappedTensors:
     """The integer tensors of one safetensors file, by name, and its `metadata` (all strings).
 
-    Raises UserError naming the file, and saying `remedy`, when it is missing, is not
-    safetensors or is shorter than its header says (a cut-off copy).
+    Raises UserError, naming the file and ending with `remedy`, if it is missing, is not safetensors or has another size
+    than its header says.
     """
 
     def __init__(self, path: str | Path, remedy: str):
@@ -42,7 +42,7 @@ class MappedTensors:
         try:
             with open_regular(self.path) as file:
                 (length,) = struct.unpack("<Q", file.read(8))
-                # The length comes from the file: a corrupt one must not ask for 2^60 bytes.
+                # The length is untrusted: a corrupt file must not allocate 2^60 bytes.
                 header = json.loads(file.read(min(length, 100_000_000)))
                 size = file.seek(0, 2)
             self.metadata: dict[str, str] = header.pop("__metadata__", {})
@@ -59,7 +59,7 @@ class MappedTensors:
             raise UserError(f"{self.path} is truncated ({size} bytes, its header says {self._start + end}); {remedy}")
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """A read-only view (no copy) of tensor `name`."""
+        """Return a read-only view (no copy) of tensor `name`. Raises UserError if it does not exist."""
         if name not in self._views:
             if name not in self._entries:
                 raise UserError(f"{self.path} holds no tensor {name!r}; {self._remedy}")
@@ -67,7 +67,7 @@ class MappedTensors:
         return self._views[name]
 
     def rows(self, name: str, first: int, last: int) -> np.ndarray:
-        """Rows [first, last) of a tensor, copied by one read: for large tensors, whose mapped pages would add up."""
+        """Copy rows [first, last) of a tensor with one read: for large tensors, whose mapped pages would accumulate."""
         if name not in self._entries:
             raise UserError(f"{self.path} holds no tensor {name!r}; {self._remedy}")
         entry = self._entries[name]
@@ -80,7 +80,7 @@ class MappedTensors:
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror or error}; {self._remedy}") from None
         if len(data) != size:
-            raise UserError(f"{self.path} ends before row {last} of {name!r}: it was cut off; {self._remedy}")
+            raise UserError(f"{self.path} ends before row {last} of {name!r}: it is truncated; {self._remedy}")
         return np.frombuffer(data, dtype).reshape(last - first, *shape)
 
     def _view(self, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
@@ -97,7 +97,7 @@ class MappedTensors:
         return np.frombuffer(self._map, _DTYPES[dtype], count, self._start + data_offsets[0]).reshape(shape)
 
     def release(self) -> None:
-        """Forget the map; views that are in use keep it until they go, and the next use maps the file again."""
+        """Release the map; views in use hold it until they are deleted, and the next use maps the file again."""
         self._map, self._views = None, {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class MappedTensors:
 
 
 def _end(dtype: str, shape: list[int], data_offsets: list[int]) -> int:
-    """Where a tensor's bytes end; ValueError, KeyError or TypeError if it cannot be one."""
+    """Return the end offset of a tensor. Raises ValueError, KeyError or TypeError for an invalid header entry."""
     start, end = data_offsets
     if not 0 <= start <= end or min(shape, default=0) < 0:
         raise ValueError("an offset or a size below 0")
@@ -115,7 +115,7 @@ def _end(dtype: str, shape: list[int], data_offsets: list[int]) -> int:
 
 
 def _keep(tensors: MappedTensors) -> None:
-    """Count a new map, and let the oldest go where there are too many."""
+    """Register a new map and release the oldest ones above the limit."""
     _mapped.append(weakref.ref(tensors))
     while len(_mapped) > _KEPT:
         oldest = _mapped.popleft()()

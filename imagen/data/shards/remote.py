@@ -1,9 +1,9 @@
-"""Shards in a store (http, s3, gs, memory, ...): copied by the file to a local folder of bounded size, and read there.
+"""Read shards from a store (http, s3, gs, memory, ...) through a local shard cache of bounded size.
 
-Indexes and embeddings are copied when the data set is opened and stay. Tars are copied on first use; where that
-would exceed the bound, those that were used longest ago go. Any number of processes may share the folder: locks keep
-them from copying a file twice, a file appears under its name only when it is whole, and a tar that another process
-has open stays readable there after it is deleted.
+Indexes and embeddings are copied when the data set is opened, and are never evicted. Tars are copied at first use; if
+that would exceed the bound, the least recently used ones are deleted. Any number of processes may share the cache:
+locks prevent copying a file twice, a file appears under its name only when it is complete, and a deleted tar remains
+readable for processes that have it open.
 """
 
 import hashlib
@@ -29,17 +29,17 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LISTING = "shards.txt"  # names of the shards, one a line, where a web server lists no folders
+LISTING = "shards.txt"  # names of the shards, one per line, for web servers that do not list folders
 _WAITS = (0.5, 2.0, 8.0)  # seconds before the second, third and fourth attempt
-_AT_ONCE = 16  # small files that are copied at a time
-_THEFTS = 100  # times that a tar may be deleted between copying and opening it
-_LOCKS = 64  # lock files a cache folder: names share them, so that their number is bounded
-_PART = re.compile(r"\.(.+)\.(\d+)\.part")  # .NAME.SIZE.part: the size is reserved before a byte is written
+_CONCURRENCY = 16  # small files copied at a time
+_EVICTIONS = 100  # how often a tar may be evicted between copying and opening it
+_LOCKS = 64  # lock files per cache folder; file names are hashed to them
+_PART = re.compile(r"\.(.+)\.(\d+)\.part")  # .NAME.SIZE.part: the size is reserved before any byte is written
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cache:
-    """Where copies lie, and how many GB (10^9 bytes) of tars may lie there."""
+class CacheConfig:
+    """Folder of a shard cache, and the maximum size of its tars in GB (10^9 bytes)."""
 
     folder: Path
     gb: float = 50.0
@@ -53,25 +53,25 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "imagen" / "shards"
 
 
-def as_url(place: str | Path) -> str | None:
-    """`place` as a URL without a slash at its end; None for a path. A Path that was made of a URL is one, too."""
-    match = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*?)/*", str(place))  # pathlib makes one slash of two
+def as_url(location: str | Path) -> str | None:
+    """Return `location` as a URL without a trailing slash, also if it is a Path made from a URL; None for a path."""
+    match = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*?)/*", str(location))  # pathlib turns // into /
     if match is None:
         return None
     return f"{match[1]}://{'/' if match[1] in ('file', 'local') else ''}{match[2]}"
 
 
-class Mirror:
-    """The files of one remote folder by name, and their copies in `folder`.
+class ShardCache:
+    """The files of one remote folder, and their copies in the local `folder`.
 
-    Raises UserError, naming the URL, if the store cannot be reached or fsspec lacks what it needs for it.
+    Raises UserError, naming the URL, if the store cannot be reached or a package for it is missing.
     """
 
-    def __init__(self, url: str, cache: Cache | None = None):
+    def __init__(self, url: str, cache: CacheConfig | None = None):
         self.url = url
-        self.cache = cache or Cache(folder=default_folder())
+        self.config = cache or CacheConfig(folder=default_folder())
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", url.split("://", 1)[1]).strip("-.")[-80:]
-        self.folder = self.cache.folder / f"{name}-{hashlib.blake2b(url.encode(), digest_size=4).hexdigest()}"
+        self.folder = self.config.folder / f"{name}-{hashlib.blake2b(url.encode(), digest_size=4).hexdigest()}"
         self.sizes, self.complete = list_files(url)
         self._make_folder()
 
@@ -81,43 +81,43 @@ class Mirror:
         except OSError as error:
             raise cannot_write(self.folder, error) from None
 
-    def bring(self, names: Iterable[str]) -> None:
-        """Copy the files that are not here yet, several at a time. A name that the store does not have is left out.
+    def fetch(self, names: Iterable[str]) -> None:
+        """Copy files that are not in the cache, several at a time; skip names that the store does not have.
 
-        A copy counts as the file if it has the same size.
+        A copy of the same size counts as cached.
         """
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for _ in pool.map(self._bring, names):
+        with ThreadPoolExecutor(_CONCURRENCY) as pool:
+            for _ in pool.map(self._fetch, names):
                 pass
 
-    def _bring(self, name: str) -> None:
+    def _fetch(self, name: str) -> None:
         if self.complete and name not in self.sizes:
             return
         size = self.sizes.get(name)
         if size is None:
             with suppress(FileNotFoundError):
-                info = _patiently(f"{self.url}/{name}", lambda fs, path: fs.info(path), absent=403)
+                info = _retry(f"{self.url}/{name}", lambda fs, path: fs.info(path), absent=403)
                 size = info.get("size") or -1
-        if size is not None and not self._here(name, size):
+        if size is not None and not self._is_cached(name, size):
             self._copy(name, size)
 
     def open(self, name: str, size: int) -> io.FileIO:
-        """A handle on tar `name` of `size` bytes, which is copied first if it is not here."""
+        """Open tar `name` of `size` bytes; copy it first if it is not in the cache. Raises UserError."""
         path = self.folder / name
-        for _ in range(_THEFTS):
+        for _ in range(_EVICTIONS):
             try:
-                if not self._here(name, size):
+                if not self._is_cached(name, size):
                     self._copy(name, size)
                 file = io.FileIO(path)
-                os.utime(file.fileno())  # "used last": what is oldest goes first
+                os.utime(file.fileno())  # marks it as used: the oldest is evicted first
                 return file
             except FileNotFoundError as error:
                 if error.filename is None or not str(error.filename).startswith(str(self.folder)):
                     raise UserError(f"{self.url}/{name} is missing; restore it or delete its index there") from None
-                # Else another process needed the room between copying and opening: once more.
-        raise UserError(f"{path} is deleted as soon as it is copied; raise data.cache_gb (now {self.cache.gb:g})")
+                # Otherwise another process evicted it between copying and opening: try again.
+        raise UserError(f"{path} is deleted as soon as it is copied; raise data.cache_gb (now {self.config.gb:g})")
 
-    def _here(self, name: str, size: int) -> bool:
+    def _is_cached(self, name: str, size: int) -> bool:
         try:
             return size in ((self.folder / name).stat().st_size, -1)
         except FileNotFoundError:
@@ -125,16 +125,16 @@ class Mirror:
 
     def _copy(self, name: str, size: int) -> None:
         """Copy a file of `size` bytes (-1: the store does not say). FileNotFoundError if the store lacks it."""
-        self._make_folder()  # someone may have emptied the cache
+        self._make_folder()  # a user may have emptied the cache
         with _locked(self._lock(name)):
-            if self._here(name, size):  # another process was faster
+            if self._is_cached(name, size):  # another process was faster
                 return
             part = self.folder / f".{name}.{max(size, 0)}.part"
             try:
                 self._reserve(part, size if name.endswith(".tar") else 0)
-                _patiently(f"{self.url}/{name}", lambda fs, path: _get(fs, path, part, size))
-                # Under the lock: whoever counts what the folder holds must find the file under one of its two names.
-                with _locked(self.cache.folder / ".lock"):
+                _retry(f"{self.url}/{name}", lambda fs, path: _get(fs, path, part, size))
+                # Under the lock, so that `_contents` finds the file under one of its two names.
+                with _locked(self.config.folder / ".lock"):
                     os.replace(part, self.folder / name)
             except OSError as error:
                 if error.errno in FULL:
@@ -145,29 +145,31 @@ class Mirror:
         log.info("copied %s/%s (%d bytes)", self.url, name, size)
 
     def _reserve(self, part: Path, size: int) -> None:
-        """Make room for `size` bytes of a tar and hold it by the name `part`, waiting for other copies if need be."""
-        if size > self.cache.bytes:
-            raise UserError(f"data.cache_gb {self.cache.gb:g} is less than one shard of {self.url} ({size / 1e9:g} GB)")
+        """Free `size` bytes for a tar and reserve them by creating `part`; wait for other copies if necessary."""
+        if size > self.config.bytes:
+            raise UserError(
+                f"data.cache_gb {self.config.gb:g} is less than one shard of {self.url} ({size / 1e9:g} GB)"
+            )
         while True:
-            with _locked(self.cache.folder / ".lock"):
+            with _locked(self.config.folder / ".lock"):
                 tars, reserved = self._contents()
                 used = reserved + sum(bytes for _, bytes, _ in tars)
-                while tars and used + size > self.cache.bytes:
+                while tars and used + size > self.config.bytes:
                     _, bytes, oldest = tars.pop(0)
                     oldest.unlink(missing_ok=True)
                     used -= bytes
-                if used + size <= self.cache.bytes or not size:
+                if used + size <= self.config.bytes or not size:
                     part.touch()
                     return
             time.sleep(0.05)
 
     def _contents(self) -> tuple[list[tuple[int, int, Path]], int]:
-        """The tars in the cache (last use, bytes, path), oldest first, and the bytes that copies in progress will take.
+        """Return the tars in the cache as (last use, bytes, path), oldest first, and the bytes reserved by copies.
 
-        What a killed process left half copied is deleted.
+        Deletes unfinished copies of killed processes.
         """
         tars, reserved = [], 0
-        for path in self.cache.folder.glob("*/*"):
+        for path in self.config.folder.glob("*/*"):
             with suppress(FileNotFoundError):  # finished or deleted meanwhile
                 if match := _PART.fullmatch(path.name):
                     with _locked(self._lock(match[1]), wait=False) as stale:
@@ -181,45 +183,45 @@ class Mirror:
         return sorted(tars), reserved
 
     def _lock(self, name: str) -> Path:
-        return self.cache.folder / f".lock-{zlib.crc32(name.encode()) % _LOCKS:02d}"
+        return self.config.folder / f".lock-{zlib.crc32(name.encode()) % _LOCKS:02d}"
 
 
 @contextmanager
 def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock file `path`, which ends with the process at the latest; False if it is taken and not waited for."""
+    """Hold the lock file `path`; yield False if it is taken and `wait` is False. The lock ends with the process."""
     with open(path, "ab") as file:
         yield lock(file, wait=wait, shared_with_forks=True)
 
 
 def list_files(url: str) -> tuple[dict[str, int | None], bool]:
-    """Tars, indexes and sidecars in a remote folder by name, with their bytes (None: unknown); {} if there is none.
+    """Return the sizes of tars, indexes and sidecars in a remote folder by name, and whether the list is complete.
 
-    And whether that is all there is: `shards.txt`, which a web server may have instead of a list, names only shards.
+    A size is None if it is unknown. The list from a web server's `shards.txt` is incomplete: it names only shards.
     """
     if url.split("://")[0] in ("http", "https"):
         with suppress(FileNotFoundError):
-            text = _patiently(f"{url}/{LISTING}", lambda fs, path: fs.cat_file(path), absent=403).decode()
+            text = _retry(f"{url}/{LISTING}", lambda fs, path: fs.cat_file(path), absent=403).decode()
             shards = [line.strip().removesuffix(".tar") for line in text.splitlines() if line.strip()]
             return {f"{shard}{end}": None for shard in shards for end in (".tar", ".index.safetensors")}, False
     try:
-        entries = _patiently(url, lambda fs, path: fs.ls(path, detail=True), absent=403)
+        entries = _retry(url, lambda fs, path: fs.ls(path, detail=True), absent=403)
     except FileNotFoundError:
         return {}, True
     found = {entry["name"].rsplit("/", 1)[-1]: entry.get("size") for entry in entries if entry["type"] == "file"}
     return {name: size for name, size in found.items() if name.endswith((".tar", ".safetensors"))}, True
 
 
-def _patiently(url: str, action: Callable[[Any, str], T], absent: int = 404) -> T:
-    """`action` of the file system and path of `url`, tried again after a while; FileNotFoundError if there is none.
+def _retry(url: str, action: Callable[[Any, str], T], absent: int = 404) -> T:
+    """Call `action` with the file system and path of `url`, with retries. Raises FileNotFoundError and UserError.
 
-    `absent` is a status of a web server that says so, beside 404: S3 says 403 where it may not list.
+    absent: an HTTP status besides 404 that means a missing file; S3 answers 403 if listing is not allowed.
     """
     for wait in (*_WAITS, None):
         try:
             return action(*_filesystem(url))
         except (UserError, FileNotFoundError):
             raise
-        except Exception as error:  # each store has exceptions of its own
+        except Exception as error:  # each store has its own exceptions
             if isinstance(error, OSError) and error.errno in FULL:
                 raise
             if getattr(error, "status", None) == absent:
@@ -240,7 +242,7 @@ def _get(fs: Any, path: str, part: Path, size: int) -> None:
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL, and the path in it. Asked for each time, as none survives a fork."""
+    """Return fsspec's file system for a URL, and the path in it. Not cached, because none survives a fork."""
     protocol = url.split("://")[0]
     try:
         import fsspec
@@ -249,12 +251,12 @@ def _filesystem(url: str) -> tuple[Any, str]:
         if protocol in ("http", "https"):
             import aiohttp
 
-            # Its own limit of five minutes is for the whole file.
+            # aiohttp's default limit of five minutes applies to the whole file.
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
             options["client_kwargs"] = {"timeout": timeout}
         return fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
-        if error.name is None:  # fsspec names the package that its store needs: "Install s3fs to access S3"
+        if error.name is None:  # fsspec's message names the package: "Install s3fs to access S3"
             raise UserError(f"cannot read {url}, a package is missing: {error}") from None
         raise missing(f"{url} needs the package {error.name}", "remote") from None
     except ValueError as error:

@@ -1,7 +1,8 @@
-"""The headers of a tar that nobody vouches for: names and places of its members, and where it stops being a tar.
+"""Read the headers of an untrusted tar: names and offsets of its members, and where it stops being a tar.
 
-Python's `tarfile` trusts sizes (a negative one sends it back, for ever) and reads long names of any length. Here the
-place only grows, no member ends behind the file, and a long name is read up to a bound. Names stay bytes.
+Python's `tarfile` trusts sizes, so a negative one makes it loop forever, and it reads names of any length. Here the
+position only increases, no member extends past the end of the file, and the length of names is bounded. Names are
+bytes.
 """
 
 import os
@@ -10,9 +11,9 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 _BLOCK = 512
-_LONGEST_NAME = 1 << 20  # bytes of an extended header; real ones have hundreds
-_SKIM = 1 << 20  # bytes read at once to find what follows an end
-_FILES = (b"0", b"\0", b"7")  # by the type byte; "7" is a "contiguous" file, stored like any other
+_LONGEST_NAME = 1 << 20  # maximum bytes of an extended header; real ones have hundreds
+_SKIM = 1 << 20  # bytes per read when skipping zeros after an end mark
+_FILES = (b"0", b"\0", b"7")  # type bytes of files; "7" is a "contiguous" file, stored like any other
 _KINDS = {
     b"1": "a link",
     b"2": "a symbolic link",
@@ -33,7 +34,7 @@ class Member:
 
 
 class DamagedTar(Exception):
-    """No header can be read here; what came before it is whole. `name` is a member that does not end in the file."""
+    """A header cannot be read; the members before it are complete. `name`: the member that is truncated, if known."""
 
     def __init__(self, reason: str, name: bytes | None = None):
         super().__init__(reason)
@@ -41,20 +42,20 @@ class DamagedTar(Exception):
 
 
 def members(file: BinaryIO) -> Iterator[Member]:
-    """The members of a tar in order, also of several tars one after another; only headers are read.
+    """Yield the members of a tar, or of several concatenated tars, in order; read only the headers.
 
-    Raises DamagedTar where a header is damaged, a member ends behind the file, or the end mark is missing. What
-    follows an end mark and is no header is padding.
+    Raises DamagedTar at a damaged header, a member that extends past the end of the file, or a missing end mark. Data
+    after an end mark that is not a header counts as padding.
     """
     handle, length = file.fileno(), os.fstat(file.fileno()).st_size
-    place, ended = 0, False
-    extended: dict[bytes, bytes] = {}  # what the headers before a member say of it
+    position, ended = 0, False
+    extended: dict[bytes, bytes] = {}  # fields of the extended headers before a member
     while True:
-        block = os.pread(handle, _BLOCK, place)
+        block = os.pread(handle, _BLOCK, position)
         if block == bytes(_BLOCK):
             ended = True
-            place = _next_header(handle, place, length)
-            if place == length:
+            position = _next_header(handle, position, length)
+            if position == length:
                 return
             continue
         try:
@@ -64,31 +65,31 @@ def members(file: BinaryIO) -> Iterator[Member]:
                 return
             raise
         ended = False
-        first = place + _BLOCK
-        more = kind == b"S" and block[482]  # the map of a sparse file, in blocks of its own
+        first = position + _BLOCK
+        more = kind == b"S" and block[482]  # the map of a sparse file continues in the next block
         while more:
             more = os.pread(handle, _BLOCK, first).ljust(_BLOCK, b"\0")[504]
             first += _BLOCK
         if size > length - first:
-            raise DamagedTar(f"{_shown(name)} has {size} bytes, more than are left in the file", name)
-        place = first + -(-size // _BLOCK) * _BLOCK
+            raise DamagedTar(f"{_shown(name)} has {size} bytes, more than remain in the file", name)
+        position = first + -(-size // _BLOCK) * _BLOCK
         if kind in (b"x", b"X", b"L"):
             if size > _LONGEST_NAME:
-                raise DamagedTar(f"a name or its like of {size} bytes")
+                raise DamagedTar(f"an extended header of {size} bytes")
             text = os.pread(handle, size, first)
             extended |= _pax_records(text) if kind != b"L" else {b"path": text.rstrip(b"\0")}
-        elif kind not in (b"g", b"K", b"V"):  # of all members, of links' targets, of the whole tar
+        elif kind not in (b"g", b"K", b"V"):  # headers for all members, for link targets, for the tar
             yield Member(name, _kind(kind, name, extended), first, size)
             extended = {}
 
 
 def _header(block: bytes, extended: dict[bytes, bytes]) -> tuple[bytes, bytes, int]:
-    """Name, type and size; DamagedTar if the block is no header."""
+    """Return name, type and size; raise DamagedTar if the block is not a header."""
     if len(block) < _BLOCK:
         raise DamagedTar("it ends without an end mark")
-    summed, told = sum(block[:148]) + 8 * 32 + sum(block[156:]), _number(block[148:156])
-    if told != summed and told != summed - 256 * sum(byte > 127 for byte in block[:148] + block[156:]):
-        raise DamagedTar("a header is damaged")  # old programs summed signed bytes
+    checksum, stored = sum(block[:148]) + 8 * 32 + sum(block[156:]), _number(block[148:156])
+    if stored != checksum and stored != checksum - 256 * sum(byte > 127 for byte in block[:148] + block[156:]):
+        raise DamagedTar("a header is damaged")  # old programs sum signed bytes
     name, kind = block[:100].partition(b"\0")[0], block[156:157]
     if block[257:263] == b"ustar\0" and (prefix := block[345:500].partition(b"\0")[0]):
         name = prefix + b"/" + name
@@ -98,14 +99,14 @@ def _header(block: bytes, extended: dict[bytes, bytes]) -> tuple[bytes, bytes, i
         if b"size" in extended:
             size = _digits(extended[b"size"], 10)
     if kind in (b"1", b"2", b"3", b"4", b"5", b"6"):
-        size = 0  # some programs store the size of what a link leads to
+        size = 0  # some programs store the size of a link's target
     if size < 0:
         raise DamagedTar(f"{_shown(name)} has the size {size}")
     return name, kind, size
 
 
 def _number(field: bytes) -> int:
-    """Octal digits, or a binary number where the first bit is set, as GNU tar writes large and negative ones."""
+    """Parse octal digits, or a binary number if the first bit is set, as GNU tar writes large and negative numbers."""
     if field[0] & 0x80:
         return int.from_bytes(bytes([field[0] & 0x7F | (field[0] & 0x40) << 1]) + field[1:], "big", signed=True)
     return _digits(field.partition(b"\0")[0].strip() or b"0", 8)
@@ -119,7 +120,7 @@ def _digits(text: bytes, base: int) -> int:
 
 
 def _pax_records(text: bytes) -> dict[bytes, bytes]:
-    """Records "LENGTH KEY=VALUE\\n"."""
+    """Parse records "LENGTH KEY=VALUE\\n"."""
     records = {}
     while text:
         count, _, _ = text.partition(b" ")
@@ -135,18 +136,18 @@ def _pax_records(text: bytes) -> dict[bytes, bytes]:
 def _kind(kind: bytes, name: bytes, extended: dict[bytes, bytes]) -> str:
     if kind not in _FILES:
         return _KINDS.get(kind, f"of the type {kind!r}")
-    if kind == b"\0" and name.endswith(b"/"):  # before there was a type for folders
+    if kind == b"\0" and name.endswith(b"/"):  # a folder in the format of old programs
         return "a folder"
     return "a sparse file" if any(key.startswith(b"GNU.sparse.") for key in extended) else "a file"
 
 
-def _next_header(handle: int, place: int, length: int) -> int:
-    """The place of the first block from `place` on that is not all zeros, or `length`."""
-    while place < length:
-        data = os.pread(handle, _SKIM, place)
+def _next_header(handle: int, position: int, length: int) -> int:
+    """Return the position of the first block from `position` on that is not all zeros, or `length`."""
+    while position < length:
+        data = os.pread(handle, _SKIM, position)
         if stripped := data.lstrip(b"\0"):
-            return place + (len(data) - len(stripped)) // _BLOCK * _BLOCK
-        place += len(data) or length
+            return position + (len(data) - len(stripped)) // _BLOCK * _BLOCK
+        position += len(data) or length
     return length
 
 

@@ -19,17 +19,16 @@ class ShardWriter:
         with ShardWriter(folder) as writer:
             writer.write({"__key__": "a1f0-blue", "64.png": png, "txt": b"an octopus on a blue background"})
 
-    A shard appears under its name only when it is whole. A folder that already holds shards is
-    refused (UserError) unless `overwrite`, which then leaves no shard of the former set behind.
-    With `prefix` "00007-" the shards are `00007-000.tar, 00007-001.tar, ...`, whatever else the folder holds, and
-    replace those of the same names.
+    A shard appears under its name only when it is complete. Raises UserError if the folder already contains shards,
+    unless `overwrite`, which deletes all of them first. With `prefix` "00007-" the shards are `00007-000.tar,
+    00007-001.tar, ...`; they replace shards of the same names and leave all other files unchanged.
     """
 
     def __init__(self, folder: str | Path, samples_per_shard: int = 1000, *, overwrite: bool = False, prefix: str = ""):
         self.folder = Path(folder)
         self.samples_per_shard = samples_per_shard
         self.prefix = prefix
-        self.shards = 0  # finished ones
+        self.shards = 0  # number of finished shards
         self._stack = ExitStack()
         self._tar: tarfile.TarFile | None = None
         self._keys: set[str] = set()
@@ -41,7 +40,10 @@ class ShardWriter:
                 file.unlink(missing_ok=True)
 
     def write(self, sample: dict[str, Any]) -> None:
-        """Add one sample: `__key__` (str, no dot in its last part) and bytes by extension."""
+        """Add one sample: `__key__` (str without a dot in its last part) and bytes by extension.
+
+        Raises ValueError for a key or extension that is not a WebDataset name, and for a key that the shard has.
+        """
         key = sample["__key__"]
         members = {extension: value for extension, value in sample.items() if extension != "__key__"}
         for extension in members:
@@ -58,7 +60,7 @@ class ShardWriter:
             tar = tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 (the stack closes it)
             self._tar = self._stack.enter_context(tar)
         for extension, value in sorted(members.items()):
-            info = tarfile.TarInfo(f"{key}.{extension}")  # mtime, uid and gid are 0: bytes depend on the samples alone
+            info = tarfile.TarInfo(f"{key}.{extension}")  # mtime, uid and gid are 0, so equal samples give equal bytes
             info.size = len(value)
             self._tar.addfile(info, io.BytesIO(value))
         self._keys.add(key)
@@ -72,7 +74,7 @@ class ShardWriter:
         if self._tar is None:
             return
         self._tar = None
-        self._stack.close()  # ends the tar, then renames it
+        self._stack.close()  # finishes the tar, then renames it
         index_shard(self.path(self.shards))
         self.shards += 1
         self._keys.clear()
@@ -85,5 +87,5 @@ class ShardWriter:
     ) -> None:
         if kind is None:
             self._finish()
-        else:  # the unfinished shard's temporary file goes; a full disk becomes a UserError
+        else:  # deletes the unfinished shard's temporary file; a full disk becomes a UserError
             self._stack.__exit__(kind, error, trace)

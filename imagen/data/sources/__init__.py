@@ -1,47 +1,31 @@
-"""Readers of pairs in the formats that people have them in; each is a file here and an entry of FORMATS."""
+"""Read pairs of images and captions from common formats.
 
+Each format has a module here, whose `READERS` maps its name in `--format` to the reader.
+
+Each is a file here. Its `READERS` maps the name of a format, as of `--format`, to the reader.
+"""
+
+import importlib
+import pkgutil
 from pathlib import Path
-from typing import Protocol
 
-from imagen.data.sources.base import CAPTION_FROM, Options, Part, Record, Source
-from imagen.data.sources.folder import Folder
-from imagen.data.sources.huggingface import HuggingFace
-from imagen.data.sources.json_table import Json
-from imagen.data.sources.paddle import Cc12mBase64, Laion400m
-from imagen.data.sources.parquet import Parquet
-from imagen.data.sources.table import Csv, JsonLines, Tsv
+from imagen.data.sources.base import CAPTION_FROM, Options, Part, Reader, Record, Source
 from imagen.data.sources.values import printable
-from imagen.data.sources.webdataset import WebDataset
 from imagen.errors import UserError, suggest
 from imagen.files import open_given
 
 __all__ = ["FORMATS", "Part", "Reader", "Record", "Source", "open_source"]
 
 
-class Reader(Protocol):
-    """What makes the sources of one format. Making one reads no pairs."""
-
-    has_columns: bool  # whether image_column and caption_column mean anything
-
-    def __call__(self, path: Path, options: Options, /) -> Source: ...
-
-    def recognises(self, path: Path, /) -> bool:
-        """Whether the path, which exists, looks like this format; told by names and a little reading."""
-        ...
+def _readers() -> dict[str, Reader]:
+    """Return the `READERS` of all modules of this package."""
+    found: dict[str, Reader] = {}
+    for module in pkgutil.iter_modules(__path__):
+        found |= getattr(importlib.import_module(f"{__name__}.{module.name}"), "READERS", {})
+    return found
 
 
-FORMATS: dict[str, Reader] = {
-    "folder": Folder,
-    "csv": Csv,
-    "tsv": Tsv,
-    "jsonl": JsonLines,
-    "json": Json,
-    "parquet": Parquet,
-    "webdataset": WebDataset,
-    "huggingface": HuggingFace,
-    "cc12m_base64": Cc12mBase64,
-    "laion_400m": Laion400m,
-}
+FORMATS = _readers()
 
 
 def open_source(
@@ -54,31 +38,33 @@ def open_source(
     join_rows: bool = True,
     records_per_part: int = 1000,
 ) -> Source:
-    """The pairs at `path`, a file or a folder. The format is told by what is there if it is not named.
+    """Open the pairs at `path`, a file or a folder.
 
-    `image_column` and `caption_column` name columns of a table; without them they are told by their usual names.
-    `caption_from`: a picture in a folder has its folder's name ("folder") or its own ("name") for a caption.
-    `join_rows`: rows of a table with the same picture are one record with several captions. A part has at most
-    `records_per_part` records, except where a format's part is a file.
-    Raises UserError if there is nothing at `path`, the format is unknown or cannot be told, or it has no columns.
+    format: default detected from the files.
+    image_column, caption_column: columns of a table; default: common names.
+    caption_from: use the name of an image's folder ("folder") or of the image itself ("name") as its caption.
+    join_rows: combine rows of a table with the same image into one record with several captions.
+    records_per_part: at most, except for formats whose parts are files.
+
+    Raises UserError if `path` does not exist, the format is unknown or not detected, or an option does not apply to it.
     """
     path = Path(path)
     if records_per_part < 1:
         raise UserError(f"records_per_part is {records_per_part}; it must be at least 1")
     if format is not None and format not in FORMATS:
-        raise UserError(f"there is no format {format!r}{suggest(format, FORMATS)}; there are {', '.join(FORMATS)}")
+        raise UserError(f"unknown format {format!r}{suggest(format, FORMATS)}; the formats are {', '.join(FORMATS)}")
     if not path.exists():
         raise UserError(f"{printable(path)} does not exist; give the file or folder that holds the pairs")
     if not path.is_dir():
-        open_given(path).close()  # a pipe or a device is no source, whatever its name
+        open_given(path).close()  # raises UserError for a pipe or a device
     if caption_from is not None and caption_from not in CAPTION_FROM:
         raise UserError(f"--caption-from is {caption_from!r}; it must be {' or '.join(CAPTION_FROM)}")
     format = format or ("folder" if caption_from is not None else _guess(path))
     if caption_from is not None and format != "folder":
-        raise UserError(f"--caption-from is for folders of pictures; the format {format} has captions: leave it out")
+        raise UserError(f"--caption-from is for folders of images; the format {format} has captions: omit it")
     reader = FORMATS[format]
     if not reader.has_columns and (image_column is not None or caption_column is not None):
-        raise UserError(f"the format {format} has no columns to name; leave out --image-column and --caption-column")
+        raise UserError(f"the format {format} has no named columns; omit --image-column and --caption-column")
     return reader(
         path,
         Options(

@@ -1,30 +1,30 @@
-"""Rows of Arrow tables as records, by pyarrow, which is imported when it is needed."""
+"""Read rows of Arrow tables with pyarrow, which is imported on demand."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from imagen.data.sources.joining import neighbours
+from imagen.data.sources.joining import group_adjacent
 from imagen.distribution import missing
 
 
 def pyarrow(module: str) -> Any:
-    """`pyarrow.MODULE`; UserError where the package is not installed."""
+    """Import `pyarrow.MODULE`. Raises UserError if the package is not installed."""
     import importlib
 
     try:
         return importlib.import_module(f"pyarrow.{module}")
     except ImportError:
-        raise missing("this format is read by the package pyarrow", "data") from None
+        raise missing("this format needs the package pyarrow", "data") from None
 
 
 def arrow_errors() -> tuple[type[Exception], ...]:
-    """What pyarrow raises for bytes that are not what they should be."""
+    """Return the exceptions that pyarrow raises for invalid files."""
     return (pyarrow("lib").ArrowException, OSError)
 
 
 def rows(batches: Iterable[Any], start: int, end: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, cells by column) of the rows `start` to `end` of record batches. One is turned to Python at a time."""
+    """Yield (number, cells by column) of rows `start` to `end` of record batches, converting one row at a time."""
     first = 0
     for batch in batches:
         last = first + batch.num_rows
@@ -44,10 +44,10 @@ def rows(batches: Iterable[Any], start: int, end: int) -> Iterator[tuple[int, di
 def joined(
     batches: Iterable[Any], start: int, end: int, image: str, join: bool
 ) -> Iterator[list[tuple[int, dict[str, Any]]]]:
-    """The rows `start` to `end` as `rows` gives them, neighbours with the same picture together.
+    """Yield groups of rows between `start` and `end`, as `rows` yields them; adjacent rows with one image form a group.
 
-    A picture is where its first row is: rows at `start` that show the picture of the row before are left out, and
-    those behind `end` that show the last one's belong to it. Without `join` every row stands alone.
+    A group belongs to the range that contains its first row: rows at `start` with the image of the row before are
+    skipped, and rows after `end` with the image of the last row are included. Without `join` every row is a group.
     """
     if not join:
         yield from ([row] for row in rows(batches, start, end))
@@ -58,7 +58,7 @@ def joined(
         value = cell.get("bytes") or cell.get("path") if isinstance(cell, dict) else cell
         return value or None
 
-    for group in neighbours(_sharing(rows(batches, max(start - 1, 0), sys.maxsize), picture, image), picture):
+    for group in group_adjacent(_sharing(rows(batches, max(start - 1, 0), sys.maxsize), picture, image), picture):
         if group[0][0] >= end:
             return
         if group[0][0] >= start:
@@ -68,7 +68,7 @@ def joined(
 def _sharing(
     found: Iterator[tuple[int, dict[str, Any]]], picture: Callable[[Any], object], image: str
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The same rows, equal neighbouring pictures one object: five captions must not hold five pictures in memory."""
+    """Yield the same rows, with equal images of adjacent rows as one object, so that memory holds an image once."""
     last: dict[str, Any] = {}
     for row, cells in found:
         if last and picture((row, cells)) is not None and cells[image] == last[image]:
@@ -78,7 +78,7 @@ def _sharing(
 
 
 def _cell(scalar: Any) -> Any:
-    """A cell as Python; text that is not UTF-8, which Arrow does not check, as bytes."""
+    """Convert a cell to Python; text that is not UTF-8, which Arrow does not check, becomes bytes."""
     try:
         return scalar.as_py()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Which columns of a table hold the picture and the caption."""
+"""Find the columns of a table that contain the image and the caption."""
 
 import os
 from collections import Counter
@@ -9,10 +9,10 @@ from typing import Any
 
 from imagen.data.sources.base import Options, Record
 from imagen.data.sources.joining import Row
-from imagen.data.sources.values import Captions, Trouble, captions_of, picture, printable, texts_of_json
+from imagen.data.sources.values import Captions, RecordError, captions_of, picture, printable, texts_of_json
 from imagen.errors import UserError, suggest
 
-# Tried in this order, in any case.
+# Common names in order of preference, compared in lower case.
 CAPTIONS = (
     *("caption", "captions", "text", "texts", "prompt", "title", "alt_text", "alt", "description", "top_caption"),
     *("sentences", "raw"),
@@ -25,19 +25,19 @@ IMAGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The two columns in use, by name."""
+    """Names of the two columns in use."""
 
     image: str
     caption: str
-    lists_are_text: bool = False  # in CSV a list can only be written as JSON in a cell
+    lists_are_text: bool = False  # whether a list of captions is JSON in a cell, as in CSV
 
     @property
     def is_base64(self) -> bool:
-        """Whether text in the image column is a picture rather than the path of one: the column's name says so."""
+        """Whether text in the image column is a base64 image instead of a path, according to the column's name."""
         return any(word in self.image.lower() for word in ("base64", "b64"))
 
     def picture(self, cells: dict[str, Any], folder: str) -> bytes | None:
-        """What tells the picture of a row from others: its path or base64; None if the row has neither."""
+        """Return the identity of a row's image: its path or base64; None if the row has neither."""
         value = cells.get(self.image)
         if isinstance(value, dict) and not value.get("bytes"):
             value = value.get("path")
@@ -49,9 +49,9 @@ class Columns:
         return value.encode("utf-8", "surrogatepass")
 
     def records(self, rows: Sequence[Row], folder: Path) -> Iterator[Record]:
-        """The record of rows with one picture; `folder` is where the first one's path begins.
+        """Yield the record of rows with one image; `folder` is the base of the first row's path.
 
-        Rows that have no caption, or the same as an earlier one, are records of their own, with a problem.
+        A row without a caption, or with the caption of an earlier row, becomes a separate record with a problem.
         """
         leading: list[Row] = []
         captions: dict[str | bytes | None, str] = {}  # and where they are
@@ -59,15 +59,15 @@ class Columns:
             try:
                 for name in (self.caption, self.image):
                     if name not in row.cells:
-                        raise Trouble("broken row", f"no column {name!r}")
+                        raise RecordError("broken row", f"no column {name!r}")
                 cell = row.cells[self.caption]
                 new = captions_of(texts_of_json(cell) or cell if self.lists_are_text else cell)
                 if leading and new == (None,):
-                    raise Trouble("missing caption", "none")
+                    raise RecordError("missing caption", "none")
                 if leading and all(caption in captions for caption in new):
-                    raise Trouble("duplicate", f"the same picture and caption as in {captions[new[0]]}")
-            except Trouble as trouble:
-                yield Record(key=row.key, origin=row.origin, problem=trouble.problem)
+                    raise RecordError("duplicate", f"the same picture and caption as in {captions[new[0]]}")
+            except RecordError as error:
+                yield Record(key=row.key, origin=row.origin, problem=error.problem)
                 continue
             leading.append(row)
             captions |= {caption: row.origin for caption in new if caption not in captions}
@@ -77,16 +77,16 @@ class Columns:
     def _record(self, rows: Sequence[Row], captions: Captions, folder: Path) -> Record:
         key, origin = rows[0].key, rows[0].origin
         if len(rows) > 1:
-            origin += f" and {len(rows) - 1} more with its picture"
+            origin += f" and {len(rows) - 1} more with its image"
         try:
             image = picture(rows[0].cells[self.image], folder, is_base64=self.is_base64)
             return Record(key=key, origin=origin, caption=captions[0], further=captions[1:], image=image)
-        except Trouble as trouble:
-            return Record(key=key, origin=origin, caption=captions[0], problem=trouble.problem)
+        except RecordError as error:
+            return Record(key=key, origin=origin, caption=captions[0], problem=error.problem)
 
 
-def told(counts: Counter[str], options: Options) -> bool:
-    """Whether rows whose columns differ, with values in them as often as `counts` says, have shown the two in use."""
+def identified(counts: Counter[str], options: Options) -> bool:
+    """Return whether the non-null values per column, `counts`, suffice to identify the image and caption columns."""
     names = {name.lower() for name in counts}
     return (options.image_column in counts if options.image_column else not names.isdisjoint(IMAGES)) and (
         options.caption_column in counts if options.caption_column else not names.isdisjoint(CAPTIONS)
@@ -94,7 +94,7 @@ def told(counts: Counter[str], options: Options) -> bool:
 
 
 def common(counts: Counter[str], options: Options) -> list[str]:
-    """The names but those that `find_columns` should not choose: less than half as common as others of their kind."""
+    """Return the names without those that are less than half as common as another candidate for the same column."""
     names = list(counts)
     for usual in (IMAGES, CAPTIONS):
         most = max((count for name, count in counts.items() if name.lower() in usual), default=0)
@@ -104,9 +104,9 @@ def common(counts: Counter[str], options: Options) -> list[str]:
 
 
 def find_columns(names: Sequence[str], options: Options, table: Path) -> Columns:
-    """Those that the user named, else the first of IMAGES and CAPTIONS that there is.
+    """Return the columns that the user named, or the first of IMAGES and CAPTIONS in `names`.
 
-    UserError, naming the table's columns, if one is not there or none is found.
+    Raises UserError, naming the table's columns, if a column does not exist or none is found.
     """
     return Columns(
         image=_find(names, options.image_column, IMAGES, "image", table),
@@ -120,23 +120,25 @@ def _find(names: Sequence[str], named: str | None, usual: Sequence[str], what: s
         if named in names:
             return named
         hint = suggest(named, names)
-        raise UserError(f"{printable(table)} has no column {named!r}{hint}; it has {shown}{_parted(names)}")
+        raise UserError(f"{printable(table)} has no column {named!r}{hint}; it has {shown}{_delimiter_hint(names)}")
     by_lower_case = {name.lower(): name for name in reversed(names)}  # the first of equals wins
     for candidate in usual:
         if candidate in by_lower_case:
             return by_lower_case[candidate]
     if what == "image" and "url" in by_lower_case:
-        raise UserError(f"{printable(table)} holds addresses, not pictures; download them first, with img2dataset say")
-    if parted := _parted(names):
-        raise UserError(f"{printable(table)} has one column, {shown}{parted}")
-    raise UserError(f"cannot tell the {what} column of {printable(table)} ({shown}); name it with --{what}-column")
+        raise UserError(
+            f"{printable(table)} contains URLs, not images; download them first, for example by img2dataset"
+        )
+    if hint := _delimiter_hint(names):
+        raise UserError(f"{printable(table)} has one column, {shown}{hint}")
+    raise UserError(f"cannot identify the {what} column of {printable(table)} ({shown}); name it with --{what}-column")
 
 
-def _parted(names: Sequence[str]) -> str:
-    """What to say of a table whose only column looks as if another mark parted its cells; "" for others."""
+def _delimiter_hint(names: Sequence[str]) -> str:
+    """Return a hint for a table whose only column seems to contain another delimiter; "" for others."""
     mark = next((mark for mark in ";|\t," if mark in names[0]), None) if len(names) == 1 else None
     if mark is None:
         return ""
-    return f"; cells seem to be parted by {mark!r}: " + (
+    return f"; cells seem to be separated by {mark!r}: " + (
         "name it .tsv, or give --format tsv" if mark == "\t" else "save it with commas"
     )

@@ -1,4 +1,4 @@
-"""The files below a folder that may be a source's: not hidden, not made by this program, each folder once."""
+"""Find files of a source below a folder: not hidden, not written by this program, each folder once."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from imagen.files import open_regular
 
 BUILD_FORMAT = "imagen-build-1"
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".7z")
-# What a build, a run and a cascade leave; `imagen.data.build.parts` says which files beside a tar.
+# Files that a build, a run and a cascade write; see `imagen.data.build.parts` for files beside a tar.
 _TABLES = (".rejected.jsonl", ".duplicates.jsonl")
 _BESIDE_TABLES = (".tar", ".report.json", ".hashes.npy", ".index.safetensors")
 _RUN = {"config.json", "metrics.jsonl"}
@@ -20,56 +20,56 @@ _RUN = {"config.json", "metrics.jsonl"}
 T = TypeVar("T")
 
 
-def walk(root: Path, look: Callable[[list[str]], T]) -> Iterator[tuple[str, T]]:
-    """(path relative to `root`, what `look` makes of the names in its folder) of files, depth first, sorted.
+def walk(root: Path, describe: Callable[[list[str]], T]) -> Iterator[tuple[str, T]]:
+    """Yield (path relative to `root`, `describe(names in its folder)`) of files, depth first, sorted.
 
-    Links are followed. Left out are hidden files and folders and what this program made: tables beside shards, and
-    folders below `root` with a build, a run or a cascade. A link that leads nowhere and a pipe are files, too.
-    Raises UserError for a folder that cannot be read.
+    Follows links. Skips hidden files and folders, and the output of this program: tables beside shards, and folders
+    below `root` with a build, a run or a cascade. Broken links and pipes count as files. Raises UserError for a folder
+    that cannot be read.
     """
-    seen: set[tuple[int, int]] = set()  # folders by device and inode: a link may lead back, or twice to one place
+    seen: set[tuple[int, int]] = set()  # folders by device and inode, because links may form loops
 
     def opened(folder: str) -> Iterator[tuple[str, bool, T]]:
         entries = _entries(root, folder, seen)
         names = _sources([name for name, is_folder in entries.items() if not is_folder], root / folder, not folder)
         if names is None:
             return
-        looked, wanted = look(names), set(names)
+        description, wanted = describe(names), set(names)
         for name, is_folder in sorted(entries.items()):
             if is_folder or name in wanted:
-                yield folder + name, is_folder, looked
+                yield folder + name, is_folder, description
 
-    stack = [opened("")]  # of folders begun: a thousand may lie in one another
+    stack = [opened("")]  # instead of recursion, because folders may be nested a thousand deep
     while stack:
-        path, is_folder, looked = next(stack[-1], ("", None, None))
+        path, is_folder, description = next(stack[-1], ("", None, None))
         if is_folder is None:
             stack.pop()
         elif is_folder:
             stack.append(opened(f"{path}/"))
         else:
-            yield path, looked  # type: ignore[misc]
+            yield path, description  # type: ignore[misc]
 
 
 def files_below(folder: Path, endings: tuple[str, ...]) -> list[str]:
-    """The paths, relative to `folder`, of files with these endings (in any case), in the order of `walk`."""
+    """Return the paths, relative to `folder`, of files with these endings (in any case), in the order of `walk`."""
     return [path for path, _ in walk(folder, lambda names: None) if path.lower().endswith(endings)]
 
 
 def has_files(folder: Path, endings: tuple[str, ...]) -> bool:
-    """Whether a source's files with these endings lie in `folder` itself."""
+    """Return whether `folder` itself contains files of a source with these endings."""
     names = {entry.name for entry in os.scandir(folder)}
     shown = (name for name in names if name.lower().endswith(endings) and not name.startswith("."))
     return any(not is_own_table(name, names) for name in shown)
 
 
 def metadata_folders(folder: Path, endings: tuple[str, ...]) -> set[str]:
-    """`folder` ("") and folders directly in it that have a table of their pictures: metadata.csv, say, in any case."""
+    """Return `folder` ("") and its direct subfolders that contain a table of their images, such as metadata.csv."""
     wanted = {f"metadata{ending}" for ending in endings}
 
-    def has_one(place: str | Path) -> bool:
+    def has_one(path: str | Path) -> bool:
         try:
-            return any(entry.name.lower() in wanted for entry in os.scandir(place))
-        except OSError:  # said when the source is read
+            return any(entry.name.lower() in wanted for entry in os.scandir(path))
+        except OSError:  # reported when the source is read
             return False
 
     inner = [entry for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
@@ -77,7 +77,7 @@ def metadata_folders(folder: Path, endings: tuple[str, ...]) -> set[str]:
 
 
 def is_own_table(name: str, names: set[str]) -> bool:
-    """Whether a file is a quarantine table of a build, by what lies beside it."""
+    """Return whether a file is a quarantine table of a build, judged by the files beside it."""
     table = next((ending for ending in _TABLES if name.endswith(ending)), None)
     if table is None:
         return False
@@ -85,7 +85,7 @@ def is_own_table(name: str, names: set[str]) -> bool:
 
 
 def _entries(root: Path, folder: str, seen: set[tuple[int, int]]) -> dict[str, bool]:
-    """Whether each visible name in a folder is a folder; none if the folder was seen before."""
+    """Return for each visible name in a folder whether it is a folder; {} if the folder was visited before."""
     try:
         status = os.stat(root / folder)
         if (status.st_dev, status.st_ino) in seen:
@@ -100,7 +100,7 @@ def _entries(root: Path, folder: str, seen: set[tuple[int, int]]) -> dict[str, b
 
 
 def _sources(names: list[str], folder: Path, is_root: bool) -> list[str] | None:
-    """`names` without those that this program made; None for a folder that is all its own."""
+    """Return `names` without files that this program wrote; None if it wrote the whole folder."""
     here = set(names)
     if not is_root and (here >= _RUN or "cascade.json" in here or _is_build(folder, here)):
         return None

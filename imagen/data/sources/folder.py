@@ -1,6 +1,6 @@
-"""A folder of pictures, at any depth, each with its caption beside it: `a/cat.jpg` and `a/cat.txt` or `a/cat.json`.
+"""Read a folder of images, at any depth, with captions beside them: `a/cat.jpg` and `a/cat.txt` or `a/cat.json`.
 
-Or without: the name of its folder, or its own, may be the caption.
+Alternatively the name of an image, or of its folder, is the caption.
 """
 
 import os
@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagen.data.sources.base import Options, Part, Record
+from imagen.data.sources.base import Options, Part, Reader, Record
 from imagen.data.sources.files import metadata_folders, walk
 from imagen.data.sources.values import (
     Captions,
-    Trouble,
+    RecordError,
     captions_of_json,
-    nothing,
+    no_records_error,
     printable,
     read_bytes,
     safe_key,
@@ -23,18 +23,18 @@ from imagen.data.sources.values import (
 from imagen.errors import UserError
 from imagen.pictures.names import LIKE_PICTURES, ending, is_picture
 
-CAPTIONS = ("txt", "caption", "text")  # in any case; the first that there is; listed where they have no picture
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet")  # that say what the pictures of their folder show: metadata.csv
+CAPTIONS = ("txt", "caption", "text")  # in any case, by preference; one without an image is a rejected record
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")  # endings of tables such as metadata.csv
 _NO_CAPTIONS = ("readme", "license", "licence", "licenses", "notice", "copying", "authors", "requirements")
 
 
 class Folder:
-    """Pictures by the ends of their names, in the order of their paths, and captions that have no picture.
+    """Images, recognised by their file names, in the order of their paths; also captions without an image.
 
-    A caption is the first that there is of KEY.txt, KEY.caption, KEY.text and KEY.json, in any case, where KEY is the
-    picture's name, with its ending (cat.jpg.txt) or without. Hidden files and
-    folders are left out; links are followed, each folder read once. The key is the path without its ending. A part is a
-    list of paths relative to the folder, so `parts` holds all names in memory.
+    The caption is the first of KEY.txt, KEY.caption, KEY.text and KEY.json that exists, in any case, where KEY is the
+    image's name with its ending (cat.jpg.txt) or without. Hidden files and folders are skipped; links are followed, and
+    each folder is read once. A record's key is the path without the ending. A part is a list of paths relative to the
+    folder, so `parts` holds all names in memory.
     """
 
     has_columns = False
@@ -48,7 +48,7 @@ class Folder:
     def recognises(path: Path) -> bool:
         if not path.is_dir():
             return False
-        described = metadata_folders(path, TABLES)  # whose pictures are their tables'
+        described = metadata_folders(path, TABLES)  # their images belong to tables
         if "" in described:
             return False
         return any(
@@ -57,26 +57,26 @@ class Folder:
 
     def parts(self) -> list[Part]:
         if not self.path.is_dir():
-            raise UserError(f"{printable(self.path)} is not a folder; give the folder of the pictures, or --format")
+            raise UserError(f"{printable(self.path)} is not a folder; give the folder of the images, or --format")
         found = list(_pictures(self.path))
         if self.caption_from is not None:
             found = [one for one in found if _named(one.name)]
         if not any(_named(one.name) for one in found):
-            raise nothing(self.path, "pictures (jpg, png, webp, gif, bmp, tiff, ...)")
+            raise no_records_error(self.path, "images (jpg, png, webp, gif, bmp, tiff, ...)")
         parts = []
         for start in range(0, len(found), self.records_per_part):
             some = found[start : start + self.records_per_part]
-            # Pictures that differ in their ending only: their keys must differ too, whatever part they are in.
+            # Images that differ only in their ending: their keys must differ too, in whichever part they are.
             twins = [one.name for one in some if one.is_twin]
             part: Part = {"files": [one.name for one in some], "twins": twins}
-            # Those that are not found by their stem alone.
+            # Caption files that `_captions` does not find by the stem.
             odd = {one.name: one.caption for one in some if one.caption and one.caption not in _usual(one.name)}
             parts.append(part | ({"captions": odd} if odd and self.caption_from is None else {}))
         return parts
 
     def read(self, part: Part) -> Iterator[Record]:
         if not self.path.is_dir():
-            raise UserError(f"{printable(self.path)} is gone; restore it")
+            raise UserError(f"{printable(self.path)} no longer exists; restore it")
         twins, odd = set(part["twins"]), part.get("captions", {})
         for name in part["files"]:
             yield self._record(name, name in twins, odd.get(name))
@@ -88,14 +88,14 @@ class Folder:
         try:
             captions = self._captions(name, stem, caption)
             if not _named(name):
-                raise Trouble("missing file", f"there is no picture beside {printable(name)}")
+                raise RecordError("missing file", f"there is no image beside {printable(name)}")
             image = read_bytes(self.path / name, origin)
             return Record(key=key, origin=origin, caption=captions[0], further=captions[1:], image=image)
-        except Trouble as trouble:
-            return Record(key=key, origin=origin, caption=captions[0], problem=trouble.problem)
+        except RecordError as error:
+            return Record(key=key, origin=origin, caption=captions[0], problem=error.problem)
 
     def _captions(self, name: str, stem: str, caption: str | None) -> Captions:
-        """`caption`: the file that has it; None: the usual ones."""
+        """Read the captions from the file `caption`; None: from the usual files beside the image."""
         if self.caption_from is not None:
             return (_from_name(stem if self.caption_from == "name" else name.rpartition("/")[0]),)
         if caption is not None:
@@ -110,41 +110,41 @@ class Folder:
 
 
 def _usual(name: str) -> tuple[str, str]:
-    """The files that are looked for, without being named by the part, as the caption of a picture."""
+    """Return the caption files that are searched for an image if the part names none."""
     stem = name.rpartition(".")[0]
     return f"{stem}.txt", f"{stem}.json"
 
 
 def _from_name(name: str) -> str | bytes | None:
-    """The last part of a path as words: underscores become spaces. None where there is none."""
+    """Return the last part of a path as words, with underscores as spaces; None if it is empty."""
     words = " ".join(name.rpartition("/")[2].replace("_", " ").split())
     try:
         words.encode()
-    except UnicodeEncodeError:  # the bytes on disk, which are not UTF-8
+    except UnicodeEncodeError:  # the name's bytes are not UTF-8
         return os.fsencode(words)
     return words or None
 
 
 @dataclass(frozen=True)
 class _Beside:
-    """What a folder holds, by its files' names."""
+    """Images and captions in a folder, by file names."""
 
-    stems: Counter[str]  # of its pictures
-    names: frozenset[str]  # likewise
-    captions: dict[str, str]  # the file to take for each stem
+    stems: Counter[str]  # of the images
+    names: frozenset[str]  # of the images
+    captions: dict[str, str]  # caption file by stem
 
 
 @dataclass(frozen=True)
 class _Found:
     name: str  # path relative to the root
-    is_twin: bool  # whether another picture of its folder has the same stem
-    caption: str | None  # the file that has it, likewise
+    is_twin: bool  # whether another image of its folder has the same stem
+    caption: str | None  # path of the caption file relative to the root
 
 
 def _look(names: list[str]) -> _Beside:
     captions: dict[str, str] = {}
     for kind in (*CAPTIONS, "json"):
-        # Backwards: lower case comes first.
+        # In reverse, so that lower case takes precedence.
         for name in sorted((name for name in names if ending(name) == kind), reverse=True):
             captions.setdefault(os.path.splitext(name)[0], name)
     pictures = [name for name in names if _named(name)]
@@ -152,11 +152,8 @@ def _look(names: list[str]) -> _Beside:
 
 
 def _pictures(root: Path) -> Iterator[_Found]:
-    """What `read` gives, in order.
-
-    A text that looks like a caption and has no picture stands for the pair that it belongs to.
-    """
-    # A link that leads nowhere is kept where its name is a picture's: its record says that it is missing.
+    """Yield the files of the records in order: images, and captions without an image."""
+    # A broken link with the name of an image is included: its record has the problem "missing file".
     for path, beside in walk(root, _look):
         folder, slash, name = path.rpartition("/")
         stem = os.path.splitext(name)[0]
@@ -164,14 +161,17 @@ def _pictures(root: Path) -> Iterator[_Found]:
             caption = beside.captions.get(name) or beside.captions.get(stem)
             yield _Found(path, beside.stems[stem] > 1, caption and folder + slash + caption)
         elif _is_alone(name, stem, beside):
-            yield _Found(path, True, path)  # its key must not be that of a picture a.b of a.b.txt
+            yield _Found(path, True, path)  # a twin, so that the key of a.b.txt differs from that of an image a.b
 
 
 def _is_alone(name: str, stem: str, beside: _Beside) -> bool:
-    """Whether a text has no picture beside it, nor a file with the same stem that it may be the caption of."""
+    """Return whether a text file is a caption without an image."""
     has_picture = stem in beside.stems or stem in beside.names
     return ending(name) in CAPTIONS and not has_picture and stem.lower() not in _NO_CAPTIONS
 
 
 def _named(name: str) -> bool:
     return ending(name) in LIKE_PICTURES
+
+
+READERS: dict[str, Reader] = {"folder": Folder}

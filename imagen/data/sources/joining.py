@@ -1,7 +1,7 @@
-"""Rows of a table with the same picture, as data sets with several captions have them: one record with all captions.
+"""Join rows of a table with the same image into one record with several captions.
 
-In a text table they are found wherever they stand, by the pass that lists it; its parts then say so, and each can be
-read without the others. In other tables they are found where they are neighbours.
+In a text table such rows are found anywhere, by the pass that lists its parts. The parts record them, so each part can
+be read without the others. In other tables only adjacent rows are joined.
 """
 
 from array import array
@@ -20,15 +20,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table, as far as it could be read."""
+    """A row of a table."""
 
     key: str
     origin: str
     cells: dict[str, Any]  # by column
 
 
-def neighbours(rows: Iterable[T], picture: Callable[[T], object]) -> Iterator[list[T]]:
-    """Rows in groups of neighbours whose `picture` is equal and not None. Whole ones arrive before an error does."""
+def group_adjacent(rows: Iterable[T], picture: Callable[[T], object]) -> Iterator[list[T]]:
+    """Group adjacent rows whose `picture` is equal and not None. If `rows` raises, the last group is yielded first."""
     group: list[T] = []
     common: object = None
     try:
@@ -48,29 +48,29 @@ def neighbours(rows: Iterable[T], picture: Callable[[T], object]) -> Iterator[li
         yield group
 
 
-class Repeats:
-    """Finds rows of text tables with equal pictures, keeping 28 bytes a row."""
+class RepeatedImages:
+    """Find rows of text tables with the same image, using 28 bytes of memory per row."""
 
     def __init__(self) -> None:
         self._hashes, self._starts, self._lines, self._files = array("q"), array("q"), array("q"), array("i")
 
-    def see(self, picture: bytes | None, file: int, start: int, line: int) -> None:
-        """A row of file number `file`, which begins at byte `start` and on line `line`; None: it has no picture."""
+    def add(self, picture: bytes | None, file: int, start: int, line: int) -> None:
+        """Add a row of file number `file` that begins at byte `start` and line `line`. picture: None without one."""
         if picture is not None:
-            self._hashes.append(hash(picture))  # another one in each process, which means nothing here
+            self._hashes.append(hash(picture))  # differs between processes, but is never stored
             self._starts.append(start)
             self._lines.append(line)
             self._files.append(file)
 
     def pictures(self) -> set[int]:
-        """The hashes, as `hash` gives them, of all pictures seen."""
+        """Return the hashes (of `hash`) of all images that were added."""
         return set(self._hashes)
 
-    def note(self, parts: list[Part], names: list[str]) -> None:
-        """Tell the parts of the files `names`, in order, which rows have captions elsewhere.
+    def annotate(self, parts: list[Part], names: list[str]) -> None:
+        """Record in the parts of the files `names`, in order, which rows have the same image.
 
-        part["again"]: {line of a row: [[file, start, line] of each later row with its picture, ...]};
-        part["skip"]: lines of these later rows. Parts without any stay as they are.
+        part["again"]: {line of a row: [[file, start, line] of each later row with its image, ...]};
+        part["skip"]: lines of these later rows. Parts without repeated images are unchanged.
         """
         if not self._hashes:
             return

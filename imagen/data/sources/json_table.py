@@ -1,4 +1,4 @@
-"""One JSON file: a list of objects, or COCO's captions (images and annotations), or those of Karpathy's splits."""
+"""Read one JSON file: a list of objects, COCO captions (images and annotations), or Karpathy's splits of COCO."""
 
 import json
 import os
@@ -7,21 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imagen.data.sources.base import Options, Part, Record
+from imagen.data.sources.base import Options, Part, Reader, Record
 from imagen.data.sources.columns import Columns, common, find_columns
 from imagen.data.sources.joining import Row
-from imagen.data.sources.values import Trouble, nothing, printable, read_bytes
+from imagen.data.sources.values import RecordError, no_records_error, printable, read_bytes
 from imagen.errors import UserError
 
-_LISTS = ("images", "annotations", "data", "samples")  # of an object: where its rows are, the first that there is
+_LISTS = ("images", "annotations", "data", "samples")  # keys of an object that may contain its rows, by preference
 
 
 class Json:
-    """A file *.json, read into memory whole.
+    """A file *.json, which is read into memory as a whole.
 
-    Rows are the elements of its list. With COCO's two lists they are the annotations, each with the fields of its
-    image, and images that have none. Those with the same picture are one record. A key is the number of the row;
-    paths of pictures begin at the file's folder.
+    Rows are the elements of its list. For COCO's two lists they are the annotations, each with the fields of its image,
+    and the images without annotations. Rows with the same image form one record. A key is the number of the row; paths
+    of images are relative to the file's folder.
     """
 
     has_columns = True
@@ -71,8 +71,8 @@ class Json:
     def _value(self) -> Any:
         try:
             return json.loads(read_bytes(self.path, str(self.path)))
-        except Trouble as trouble:
-            raise UserError(f"cannot read {printable(trouble.problem[1])}; give another path") from None
+        except RecordError as error:
+            raise UserError(f"cannot read {printable(error.problem[1])}; give another path") from None
         except (ValueError, RecursionError) as error:
             raise UserError(f"{printable(self.path)} is not JSON ({error}); give another path or --format") from None
 
@@ -89,15 +89,15 @@ def _rows(value: Any, path: Path) -> list[Any]:
     if not isinstance(value, list):
         lists = ", ".join(map(repr, _LISTS))
         raise UserError(
-            f"{printable(path)} is no list of objects, nor an object with one ({lists}); write it as .jsonl"
+            f"{printable(path)} is neither a list of objects nor an object with one ({lists}); write it as .jsonl"
         )
     if not value:
-        raise nothing(path, "rows")
+        raise no_records_error(path, "rows")
     return value
 
 
 def _whole_path(row: Any, folder: Path) -> Any:
-    """A row of Karpathy's splits of COCO, whose path is in two fields, with both in "filename", if that is there."""
+    """Join the two path fields of a row of Karpathy's splits of COCO in "filename", if that file exists."""
     match row:
         case {"filepath": str(above), "filename": str(name)} if os.path.exists(folder / above / name):
             return row | {"filename": os.path.join(above, name)}
@@ -105,7 +105,7 @@ def _whole_path(row: Any, folder: Path) -> Any:
 
 
 def _joined(images: list[Any], annotations: list[Any]) -> list[Any]:
-    """COCO's annotations with the fields of their images, in order, then images without any."""
+    """Return COCO's annotations with the fields of their images, in order, then images without annotations."""
     by_id = {str(image["id"]): image for image in images if isinstance(image, dict) and "id" in image}
     rows: list[Any] = []
     described: set[str] = set()
@@ -115,3 +115,6 @@ def _joined(images: list[Any], annotations: list[Any]) -> list[Any]:
         rows.append({**by_id.get(number, {}), **one} if isinstance(one, dict) else one)
     missing = (image for image in images if not isinstance(image, dict) or str(image.get("id")) not in described)
     return rows + [{"caption": None, **image} if isinstance(image, dict) else image for image in missing]
+
+
+READERS: dict[str, Reader] = {"json": Json}

@@ -1,7 +1,7 @@
-"""Text files cut into parts at the ends of records, by one pass that keeps nothing.
+"""Split text files into parts at the ends of records, in one pass.
 
-A part is a range of bytes and the number of its first line, so that a table of any length is listed in little
-memory and any part is read by one seek. A record is named by the line it begins on, which no other record has.
+A part is a range of bytes and the number of its first line. A table of any length is therefore listed in little memory,
+and a part is read with one seek. A record is identified by the line that it begins on.
 """
 
 import gzip
@@ -16,17 +16,17 @@ from imagen.errors import UserError
 from imagen.files import open_regular
 
 BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
-Split = Callable[[Iterator[bytes]], Iterable[list[bytes]]]  # lines -> the lines of each record; keeps their order
-Look = Callable[[list[bytes], int, int], object]  # at the lines of a record, its first byte and its first line
+Split = Callable[[Iterator[bytes]], Iterable[list[bytes]]]  # lines -> the lines of each record, in order
+Visit = Callable[[list[bytes], int, int], object]  # (lines of a record, its first byte, its first line)
 
 
 def single_lines(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
-    """The split of formats that have a record a line."""
+    """Split into records of one line."""
     return ([line] for line in lines)
 
 
 def open_lines(path: Path) -> IO[bytes]:
-    """A text file, or what a `.gz` file holds; UserError if it cannot be opened."""
+    """Open a text file or the content of a `.gz` file. Raises UserError if it cannot be opened."""
     try:
         file = open_regular(path)
         if path.suffix != ".gz":
@@ -42,7 +42,7 @@ def open_lines(path: Path) -> IO[bytes]:
 class TextFiles:
     """Files of records, as parts: {"file": path relative to `root`, "key": prefix, "start", "end": bytes, "line"}.
 
-    `end` is None for a `.gz` file, which is one part and is not read to list it.
+    `end` is None for a `.gz` file, which is one part and is not read when parts are listed.
     """
 
     def __init__(self, root: Path, names: list[str], records_per_part: int):
@@ -51,11 +51,11 @@ class TextFiles:
         self.records_per_part = records_per_part
 
     def parts(
-        self, name: str, split: Split, *, start: int = 0, line: int = 1, look: Look | None = None
+        self, name: str, split: Split, *, start: int = 0, line: int = 1, visit: Visit | None = None
     ) -> Iterator[Part]:
-        """The parts of one of `names`, from byte `start`, where line `line` begins.
+        """Yield the parts of one of `names`, from byte `start`, where line `line` begins.
 
-        `look` is shown every record, but those of a `.gz` file.
+        visit: called for every record, except those of a `.gz` file.
         """
         prefix = self.prefix(name)
         if name.endswith(".gz"):
@@ -65,8 +65,8 @@ class TextFiles:
             file.seek(start)
             records, end, next_line = 0, start, line
             for record in split(iter(file)):
-                if look is not None:
-                    look(record, end, next_line)
+                if visit is not None:
+                    visit(record, end, next_line)
                 records += 1
                 next_line += len(record)
                 end += len(record[0]) if len(record) == 1 else sum(map(len, record))
@@ -77,7 +77,7 @@ class TextFiles:
                 yield {"file": name, "key": prefix, "start": start, "end": end, "line": line}
 
     def read(self, part: Part, split: Split) -> Iterator[tuple[int, list[bytes]]]:
-        """(number of its first line, lines) of each record of a part. BROKEN_GZIP may be raised at any place."""
+        """Yield (number of its first line, lines) of each record of a part. May raise BROKEN_GZIP at any time."""
         line = part["line"]
         with open_lines(self.root / part["file"]) as file:
             file.seek(part["start"])
@@ -86,17 +86,17 @@ class TextFiles:
                 line += len(record)
 
     def read_at(self, name: str, start: int, split: Split) -> list[bytes]:
-        """The lines of the record that begins at byte `start` of one of `names`; [] if the file ends before."""
+        """Return the lines of the record that begins at byte `start` of one of `names`; [] at the end of the file."""
         with open_lines(self.root / name) as file:
             file.seek(start)
             return next(iter(split(iter(file))), [])
 
     def prefix(self, name: str) -> str:
-        """What the keys of a file's records begin with."""
+        """Return the prefix of the keys of a file's records."""
         return f"{self.names.index(name):05d}-" if len(self.names) > 1 else ""
 
     def name(self, part: Part, line: int) -> tuple[str, str]:
-        """Key and origin of the record that begins on a line."""
+        """Return key and origin of the record that begins on a line."""
         return f"{part['key']}{line:09d}", f"{printable(part['file'])}, line {line}"
 
 

@@ -1,6 +1,6 @@
-"""The two line formats of the Paddle implementation: tab-separated text with the pictures in base64.
+"""Read the two line formats of the Paddle implementation: tab-separated text with images in base64.
 
-`cc12m_base64` names precomputed text embeddings and their masks; `laion_400m` holds captions.
+`cc12m_base64` names files of text embeddings and their masks; `laion_400m` contains captions.
 """
 
 import io
@@ -13,21 +13,21 @@ from typing import ClassVar
 
 import numpy as np
 
-from imagen.data.sources.base import Options, Part, Record
+from imagen.data.sources.base import Options, Part, Reader, Record
 from imagen.data.sources.files import walk
 from imagen.data.sources.lines import BROKEN_GZIP, TextFiles, open_lines, single_lines
-from imagen.data.sources.values import Trouble, from_base64, nothing, printable, read_bytes
+from imagen.data.sources.values import RecordError, from_base64, no_records_error, printable, read_bytes
 from imagen.errors import UserError
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-_LONGEST_FIRST_LINE = 1 << 26  # bytes that are read to tell the format of what may be any file
+_LONGEST_FIRST_LINE = 1 << 26  # maximum bytes read to detect the format of an arbitrary file
 
 
 class _Lines:
-    """A text file, a list file that names one a line, or a folder of text files, at any depth; one pair a line.
+    """A text file with one pair per line, a list file with one text file per line, or a folder of text files.
 
-    Files that a list names begin at the list's folder. A key is the number of the line, after the number of the file
-    where there are several. A `.gz` file is one part.
+    Paths in a list are relative to the list's folder. A key is the number of the line, preceded by the number of the
+    file if there are several. A `.gz` file is one part.
     """
 
     has_columns = False
@@ -40,7 +40,7 @@ class _Lines:
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """By the first line of the file, or of the first file of a folder, or of the first file that that one names."""
+        """Check the first line of the file, of a folder's first file, or of the first file that a list names."""
         try:
             file = min(_visible(path), default=None) if path.is_dir() else path
             return file is not None and cls._is_text(file)
@@ -49,7 +49,7 @@ class _Lines:
 
     @classmethod
     def _is_text(cls, file: Path) -> bool:
-        """Whether the first line of a file, or of the first one that it names, is of this format."""
+        """Return whether the first line of a file, or of the first file that it names, is of this format."""
         try:
             line = _first_line(file)
             if line.strip() and b"\t" not in line:
@@ -60,13 +60,13 @@ class _Lines:
 
     def parts(self) -> list[Part]:
         names = _text_files(self.path)
-        if self.path.is_dir():  # all of the folder itself, and those of its folders that are plain
+        if self.path.is_dir():  # all files of the folder, and those below it in this format
             deeper = [path for path, _ in walk(self.path, lambda names: None) if "/" in path]
             names += [path for path in deeper if not path.endswith(".npy") and self._is_text(self.path / path)]
         files = TextFiles(self.root, names, self.records_per_part)
         parts = [part for name in files.names for part in files.parts(name, single_lines)]
         if not parts:
-            raise nothing(self.path, "lines of pairs")
+            raise no_records_error(self.path, "lines of pairs")
         return parts
 
     def read(self, part: Part) -> Iterator[Record]:
@@ -82,17 +82,17 @@ class _Lines:
                     continue
                 try:
                     if len(cells) != self.columns:
-                        raise Trouble("broken row", f"{len(cells)} columns instead of {self.columns}")
+                        raise RecordError("broken row", f"{len(cells)} columns instead of {self.columns}")
                     yield self._record(cells, key, origin, folder)
-                except Trouble as trouble:
-                    yield Record(key=key, origin=origin, problem=trouble.problem)
+                except RecordError as error:
+                    yield Record(key=key, origin=origin, problem=error.problem)
         except BROKEN_GZIP as error:
             key, origin = files.name(part, next_line)
             yield Record(key=key, origin=f"{origin} and all after it", problem=("unreadable file", f"gzip: {error}"))
 
     @classmethod
     def _is_row(cls, line: bytes) -> bool:
-        # Bytes of a picture or an archive may hold as many tabs by chance, but hardly without other control characters.
+        # Binary data may contain this number of tabs by chance, but hardly without other control characters.
         return line.count(b"\t") + 1 == cls.columns and not _CONTROL.search(line)
 
     def _record(self, cells: list[bytes], key: str, origin: str, folder: Path) -> Record:
@@ -100,7 +100,7 @@ class _Lines:
 
 
 class Cc12mBase64(_Lines):
-    """Columns: id, .npy of the embedding, .npy of the mask (both relative to the text file's folder), picture."""
+    """Columns: id, .npy of the embedding, .npy of the mask (both relative to the text file's folder), image."""
 
     columns = 4
 
@@ -114,53 +114,53 @@ class Cc12mBase64(_Lines):
 
 
 class Laion400m(_Lines):
-    """Six columns; the third is the caption, the fifth the picture."""
+    """Six columns; the third is the caption, the fifth the image."""
 
     columns = 6
 
     def _record(self, cells: list[bytes], key: str, origin: str, folder: Path) -> Record:
         try:
             return Record(key=key, origin=origin, caption=cells[2], image=from_base64(cells[4]))
-        except Trouble as trouble:
-            return Record(key=key, origin=origin, caption=cells[2], problem=trouble.problem)
+        except RecordError as error:
+            return Record(key=key, origin=origin, caption=cells[2], problem=error.problem)
 
 
 def _array(folder: Path, cell: bytes) -> np.ndarray:
-    """The array of a .npy file. Nothing in it is unpickled."""
+    """Read the array of a .npy file, without unpickling. Raises RecordError."""
     try:
         name = cell.decode()
     except UnicodeDecodeError:
-        raise Trouble("broken row", "the name of a .npy file is not UTF-8") from None
+        raise RecordError("broken row", "the name of a .npy file is not UTF-8") from None
     if not name:
-        raise Trouble("broken row", "the name of a .npy file is empty")
+        raise RecordError("broken row", "the name of a .npy file is empty")
     data = read_bytes(folder / name, name)
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # hostile headers: ValueError, SyntaxError, OverflowError, MemoryError, BadZipFile
-        raise Trouble("bad embedding", f"{name} is not a whole .npy file: {error}") from None
+        raise RecordError("bad embedding", f"{name} is not a complete .npy file: {error}") from None
     if not isinstance(array, np.ndarray):
-        raise Trouble("bad embedding", f"{name} is an archive of arrays, not a .npy file")
+        raise RecordError("bad embedding", f"{name} is an archive of arrays, not a .npy file")
     return array
 
 
 def _embedding(embedding: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """[L, D] or [1, L, D], and a mask [L] or [1, L] that is 0 on padding, as the real tokens [L', D]."""
+    """Select the real tokens [L', D] of [L, D] or [1, L, D] by a mask [L] or [1, L] that is 0 for padding."""
     shapes = f"embedding {list(embedding.shape)} {embedding.dtype}, mask {list(mask.shape)} {mask.dtype}"
     tokens_LD = embedding[0] if embedding.ndim == 3 and len(embedding) == 1 else embedding
     mask_L = mask[0] if mask.ndim == 2 and len(mask) == 1 else mask
     if tokens_LD.ndim != 2 or mask_L.ndim != 1 or len(tokens_LD) != len(mask_L):
-        raise Trouble("bad embedding", f"{shapes}: not [L, D] and [L]")
+        raise RecordError("bad embedding", f"{shapes}: not [L, D] and [L]")
     if tokens_LD.dtype.kind != "f" or mask_L.dtype.kind not in "biuf":
-        raise Trouble("bad embedding", f"{shapes}: not numbers of the right type")
+        raise RecordError("bad embedding", f"{shapes}: not numbers of the right type")
     is_real_L = mask_L != 0
     if not is_real_L.any() or not tokens_LD.shape[1]:
-        raise Trouble("bad embedding", f"{shapes}: no tokens")
+        raise RecordError("bad embedding", f"{shapes}: no tokens")
     return tokens_LD[is_real_L]
 
 
 def _text_files(path: Path) -> list[str]:
-    """The text files, relative to the path's folder: a folder's sorted, a list's in its order, or the one given."""
-    if path.is_dir():  # which may hold a list of its text files beside them
+    """Return the text files relative to the path's folder: of a folder, sorted; of a list, in order; or the file."""
+    if path.is_dir():  # a list of the text files may be among them
         return [file.name for file in sorted(_visible(path)) if not any(_exists(file, n) for n in _first_names(file))]
     if not _first_names(path):
         return [path.name]
@@ -179,7 +179,7 @@ def _visible(folder: Path) -> Iterator[Path]:
 
 
 def _first_names(file: Path) -> list[str]:
-    """The first of the names in a list file; none in a text file, which has a tab near its beginning or is a .gz."""
+    """Return the first names in a list file; [] for a text file, which has a tab near its beginning or is a .gz."""
     if file.suffix == ".gz":
         return []
     names = []
@@ -202,3 +202,6 @@ def _exists(list_file: Path, name: str) -> bool:
 def _first_line(file: Path) -> bytes:
     with open_lines(file) as lines:
         return lines.readline(_LONGEST_FIRST_LINE)
+
+
+READERS: dict[str, Reader] = {"cc12m_base64": Cc12mBase64, "laion_400m": Laion400m}

@@ -1,27 +1,26 @@
-"""Parquet files with a caption column and a column of pictures: bytes, the `datasets` library's struct, or paths."""
+"""Read Parquet files with a caption column and a column of images: bytes, structs of `datasets`, or paths."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from imagen.data.sources.arrow import arrow_errors, joined, pyarrow
-from imagen.data.sources.base import Options, Part, Record
+from imagen.data.sources.base import Options, Part, Reader, Record
 from imagen.data.sources.columns import Columns, find_columns
 from imagen.data.sources.files import files_below, has_files
 from imagen.data.sources.joining import Row
-from imagen.data.sources.values import nothing, printable
+from imagen.data.sources.values import no_records_error, printable
 from imagen.errors import UserError
 from imagen.files import open_regular
 
-_BATCH = 16  # rows decoded at once: the pictures held in memory, beside the page they are on
+_BATCH = 16  # rows decoded at once; their images are in memory together with their page
 
 
 class Parquet:
     """One file, or all files `*.parquet` below a folder.
 
-    Parts are cut inside row groups, and a part decodes its row group up to its own end, so row groups of about
-    `records_per_part` rows are read fastest. A key is the number of the row in its file, after the number of the file
-    where there are several.
+    A part is within one row group and decodes the group from its beginning, so row groups of about `records_per_part`
+    rows are read fastest. A key is the row's number in its file, preceded by the file's number if there are several.
     """
 
     has_columns = True
@@ -35,7 +34,7 @@ class Parquet:
     def recognises(path: Path) -> bool:
         if not path.is_dir():
             return path.name.lower().endswith(".parquet")
-        # The library's own downloads have them one folder deeper; img2dataset puts tables of addresses beside its tars.
+        # Downloads of `datasets` have them one folder deeper; img2dataset writes tables of URLs beside its tars.
         return any(any(path.glob(p)) for p in ("*.parquet", "*/*.parquet")) and not has_files(path, (".tar",))
 
     def parts(self) -> list[Part]:
@@ -51,11 +50,11 @@ class Parquet:
                 count = table.metadata.row_group(group).num_rows
                 for start in range(0, count, self.options.records_per_part):
                     end = min(start + self.options.records_per_part, count)
-                    place = {"group": group, "start": start, "end": end, "row": first + start}
-                    parts.append({"file": name, "key": prefix, **place})
+                    rows = {"group": group, "start": start, "end": end, "row": first + start}
+                    parts.append({"file": name, "key": prefix, **rows})
                 first += count
         if not parts:
-            raise nothing(self.path, "rows")
+            raise no_records_error(self.path, "rows")
         return parts
 
     def read(self, part: Part) -> Iterator[Record]:
@@ -69,18 +68,18 @@ class Parquet:
                 number = before + group[-1][0] + 1
                 found = [Row(*self._name(part, before + row), cells) for row, cells in group]
                 yield from columns.records(found, file.parent)
-        except arrow_errors() as error:  # a damaged page: what came before it has arrived
+        except arrow_errors() as error:  # a damaged page; rows before it have been yielded
             reason = str(error).splitlines()[0]
             for row in range(number, before + part["end"]):
                 key, origin = self._name(part, row)
                 yield Record(key=key, origin=origin, problem=("unreadable file", f"a damaged page: {reason}"))
 
     def _name(self, part: Part, row: int) -> tuple[str, str]:
-        """Key and origin of a row of the file."""
+        """Return key and origin of a row of the file."""
         return f"{part['key']}{row:09d}", f"{printable(part['file'])}, row {row + 1}"
 
     def _batches(self, table: Any, group: int, columns: Columns) -> Iterator[Any]:
-        # Without threads: a process reads one part, and there are as many processes as cores.
+        # Without threads, because a build runs one process per core.
         names = list(dict.fromkeys((columns.image, columns.caption)))
         yield from table.iter_batches(_BATCH, row_groups=[group], columns=names, use_threads=False)
 
@@ -93,7 +92,10 @@ class Parquet:
             raise UserError(f"{printable(file)} does not exist; restore it or give another path") from None
         except arrow_errors() as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{printable(file)} is not a whole Parquet file ({reason}); copy it again") from None
+            raise UserError(f"{printable(file)} is not a complete Parquet file ({reason}); copy it again") from None
 
     def _columns(self, table: Any, file: Path) -> Columns:
         return find_columns(table.schema_arrow.names, self.options, file)
+
+
+READERS: dict[str, Reader] = {"parquet": Parquet}

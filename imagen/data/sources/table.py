@@ -1,4 +1,4 @@
-"""CSV, TSV and JSON Lines: one pair a row, with a caption column and a column of picture paths or base64."""
+"""Read CSV, TSV and JSON Lines: one pair per row, with a caption column and a column of image paths or base64."""
 
 import json
 import os
@@ -10,29 +10,29 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from imagen.data.sources.base import Options, Part, Record
-from imagen.data.sources.columns import Columns, common, find_columns, told
+from imagen.data.sources.base import Options, Part, Reader, Record
+from imagen.data.sources.columns import Columns, common, find_columns, identified
 from imagen.data.sources.files import COMPRESSED, files_below, has_files, metadata_folders, walk
-from imagen.data.sources.joining import Repeats, Row, neighbours
+from imagen.data.sources.joining import RepeatedImages, Row, group_adjacent
 from imagen.data.sources.lines import BROKEN_GZIP, Split, TextFiles, open_lines, single_lines
-from imagen.data.sources.quotes import Swallowed, cells_of, split_rows
-from imagen.data.sources.values import Trouble, nothing, printable, safe_key
+from imagen.data.sources.quotes import UnclosedQuote, cells_of, split_rows
+from imagen.data.sources.values import RecordError, no_records_error, printable, safe_key
 from imagen.errors import UserError
 from imagen.pictures.names import LIKE_PICTURES, ending
 
 _BOM = b"\xef\xbb\xbf"
-_LOOKED_AT, _LOOKED_BYTES = (
+_MOST_LINES, _MOST_BYTES = (
     10_000,
     1 << 22,
 )  # of JSON lines, for their columns; 100 lines are enough if they tell
 
 
 class _Table:
-    """A table in one file, or in all files below a folder that end in `suffix`, each with columns of its own.
+    """A table in one file, or in all files below a folder that end in `suffix`; columns may differ between files.
 
-    `.gz` may follow the suffix; such a file is one part. A key is the number of the row's line, after the number of
-    its file where there are several. Paths of pictures begin at their table's folder. Pictures beside a table that is
-    called metadata, or below it, which it does not name are records with a problem.
+    `.gz` may follow the suffix; such a file is one part. A key is the number of the row's first line, preceded by the
+    number of its file if there are several. Paths of images are relative to their table's folder. Images beside or
+    below a table named metadata that it does not list are records with a problem.
     """
 
     has_columns = True
@@ -56,35 +56,35 @@ class _Table:
 
     def parts(self) -> list[Part]:
         parts: list[Part] = []
-        repeats = Repeats()
+        repeats = RepeatedImages()
         described = metadata_folders(self.path, (self.suffix,)) if self.path.is_dir() else set()
-        must_look = self.options.join_rows or bool(described)
+        needs_images = self.options.join_rows or bool(described)
         for number, name in enumerate(self.files.names):
             if name.lower().endswith(COMPRESSED) and not name.endswith(".gz"):
                 raise UserError(f"{printable(self.root / name)} is compressed; unpack it, or move it away")
             header, lines, start = self._head(name)
             columns = self._columns(header, name)
-            look = partial(self._look, repeats, number, header, columns) if must_look else None
-            parts += self.files.parts(name, self._split(len(header)), start=start, line=1 + lines, look=look)
+            visit = partial(self._add_image, repeats, number, header, columns) if needs_images else None
+            parts += self.files.parts(name, self._split(len(header)), start=start, line=1 + lines, visit=visit)
         if not parts:
-            raise nothing(self.path, "rows")
+            raise no_records_error(self.path, "rows")
         if self.options.join_rows:
-            repeats.note(parts, self.files.names)
+            repeats.annotate(parts, self.files.names)
         unnamed = list(self._unnamed(repeats)) if described else []
         count = self.options.records_per_part
         return parts + [{"unnamed": unnamed[i : i + count]} for i in range(0, len(unnamed), count)]
 
-    def _unnamed(self, repeats: Repeats) -> Iterator[str]:
-        """Pictures that no row names, of a source with tables of its pictures (metadata.csv, say)."""
+    def _unnamed(self, repeats: RepeatedImages) -> Iterator[str]:
+        """Yield images that no row names, for a source with tables of its images, such as metadata.csv."""
         named, root = repeats.pictures(), os.path.abspath(self.path)
         for name, _ in walk(self.path, lambda names: None):
             paths = (os.fsencode(name), os.fsencode(os.path.join(root, name)))
             if ending(name) in LIKE_PICTURES and named.isdisjoint(map(hash, paths)):
                 yield name
 
-    def _look(
+    def _add_image(
         self,
-        repeats: Repeats,
+        repeats: RepeatedImages,
         number: int,
         header: list[str],
         columns: Columns,
@@ -92,13 +92,13 @@ class _Table:
         start: int,
         line: int,
     ) -> None:
-        """Remember the picture of a row of file `number`."""
+        """Add the image of a row of file `number` to `repeats`."""
         try:
             cells = self._row(lines, header)
-        except Trouble:
+        except RecordError:
             return
         if cells is not None:
-            repeats.see(columns.picture(cells, os.path.dirname(self.files.names[number])), number, start, line)
+            repeats.add(columns.picture(cells, os.path.dirname(self.files.names[number])), number, start, line)
 
     def read(self, part: Part) -> Iterator[Record]:
         if "unnamed" in part:
@@ -115,9 +115,9 @@ class _Table:
             return columns.picture(found[1].cells, folder) if isinstance(found[1], Row) else None
 
         rows = self._rows(part, header)
-        # A .gz file was not read when it was listed.
-        is_unseen = part["end"] is None and self.options.join_rows
-        groups = neighbours(rows, picture) if is_unseen else ([row] for row in rows)
+        # A .gz file was not read when parts were listed.
+        is_unread = part["end"] is None and self.options.join_rows
+        groups = group_adjacent(rows, picture) if is_unread else ([row] for row in rows)
         for group in groups:
             found = [row for _, row in group]
             for name, start, line in part.get("again", {}).get(str(group[0][0]), ()):
@@ -131,7 +131,7 @@ class _Table:
         return header, self._columns(header, name)
 
     def _rows(self, part: Part, header: list[str]) -> Iterator[tuple[int, Row | Record]]:
-        """Line and row, or a record with a problem; without the rows that belong to an earlier one."""
+        """Yield (line, row or record with a problem), without rows that were joined to an earlier row."""
         skipped = set(part.get("skip", ()))
         next_line = part["line"]
         try:
@@ -154,30 +154,30 @@ class _Table:
         columns: Columns,
         table: Callable[[str], tuple[list[str], Columns]],
     ) -> Row | Record:
-        """A later row with the same picture, wherever it stands, with the names of `columns`."""
+        """Read a later row with the same image, from any file, with its columns renamed to `columns`."""
         header, theirs = table(name)
         lines = self.files.read_at(name, start, self._split(len(header)))
-        place = {"key": self.files.prefix(name), "file": name}
-        row = next(self._of_lines(place, line, lines, header), None) if lines else None
+        part = {"key": self.files.prefix(name), "file": name}
+        row = next(self._of_lines(part, line, lines, header), None) if lines else None
         if isinstance(row, Row) and theirs.picture(row.cells, os.path.dirname(name)) == picture:
             names = {theirs.caption: columns.caption, theirs.image: columns.image}
             return Row(row.key, row.origin, {names.get(column, column): cell for column, cell in row.cells.items()})
-        key, origin = self.files.name(place, line)
+        key, origin = self.files.name(part, line)
         return Record(key=key, origin=origin, problem=("unreadable file", "it has changed since it was listed"))
 
-    def _of_lines(self, place: Part, line: int, lines: list[bytes], header: list[str]) -> Iterator[Row | Record]:
-        """The row; none of a blank line, and one problem for each line where rows may have been swallowed."""
-        key, origin = self.files.name(place, line)
+    def _of_lines(self, part: Part, line: int, lines: list[bytes], header: list[str]) -> Iterator[Row | Record]:
+        """Yield the row; nothing for a blank line, and one problem per line inside an unclosed quote."""
+        key, origin = self.files.name(part, line)
         try:
             cells = self._row(lines, header)
             if cells is not None:
                 yield Row(key, origin, cells)
-        except Swallowed as trouble:
+        except UnclosedQuote as error:
             for number in range(len(lines)):
-                key, origin = self.files.name(place, line + number)
-                yield Record(key=key, origin=origin, problem=trouble.problem)
-        except Trouble as trouble:
-            yield Record(key=key, origin=origin, problem=trouble.problem)
+                key, origin = self.files.name(part, line + number)
+                yield Record(key=key, origin=origin, problem=error.problem)
+        except RecordError as error:
+            yield Record(key=key, origin=origin, problem=error.problem)
 
     def _columns(self, header: list[str], name: str) -> Columns:
         return find_columns(header, self.options, self.root / name)
@@ -186,17 +186,19 @@ class _Table:
         try:
             return self._header(self.root / name)
         except BROKEN_GZIP as error:
-            raise UserError(f"{printable(self.root / name)} is no whole gzip file ({error}); copy it again") from None
+            raise UserError(
+                f"{printable(self.root / name)} is not a complete gzip file ({error}); copy it again"
+            ) from None
 
     def _header(self, file: Path) -> tuple[list[str], int, int]:
-        """The columns, and how many lines and bytes stand before the first row."""
+        """Return the columns, and the numbers of lines and bytes before the first row."""
         raise NotImplementedError
 
     def _split(self, columns: int) -> Split:
         raise NotImplementedError
 
     def _row(self, lines: list[bytes], header: list[str]) -> dict[str, Any] | None:
-        """The cells by column, None for a blank line; Trouble if they cannot be told."""
+        """Return the cells by column; None for a blank line. Raises RecordError for a malformed row."""
         raise NotImplementedError
 
 
@@ -216,10 +218,10 @@ class Csv(_Table):
             raise UserError(f"{printable(file)} is UTF-16; save it as UTF-8")
         try:
             header = cells_of([first[0].removeprefix(_BOM), *first[1:]], self.delimiter, 0)
-        except Trouble as trouble:
-            raise UserError(f"{printable(file)} has no header row ({trouble.problem[1]}); put one in front") from None
+        except RecordError as error:
+            raise UserError(f"{printable(file)} has no header row ({error.problem[1]}); add one") from None
         if not any(header):
-            raise UserError(f"{printable(file)} begins with an empty line; put the names of its columns there")
+            raise UserError(f"{printable(file)} begins with an empty line; put the column names there")
         return header, len(first), sum(map(len, first))
 
     def _split(self, columns: int) -> Split:
@@ -229,13 +231,13 @@ class Csv(_Table):
         cells = self._plain_cells(lines) or cells_of(lines, self.delimiter, len(header))
         if not cells:
             return None
-        # A row that ends early lacks its last columns. Not one of several lines: a quote may have joined them.
+        # A short row lacks its last columns; but if it has several lines, a quote may have joined rows.
         if len(cells) > len(header) or (len(cells) < len(header) and len(lines) > 1):
-            raise Trouble("broken row", f"{len(cells)} columns where the header has {len(header)}")
+            raise RecordError("broken row", f"{len(cells)} columns where the header has {len(header)}")
         return dict(zip(header, cells, strict=False))
 
     def _plain_cells(self, lines: list[bytes]) -> list[str] | None:
-        """As `cells_of`, for a line that needs no care; None for others."""
+        """Split a line without quotes and special characters, faster than `cells_of`; None for other lines."""
         line = lines[0].rstrip(b"\r\n")
         if not line or b'"' in line or b"\r" in line or b"\0" in line or not line.isascii():
             return None
@@ -243,14 +245,14 @@ class Csv(_Table):
 
 
 class Tsv(Csv):
-    """The same with tabs."""
+    """Tab-separated values, otherwise as CSV."""
 
     suffix = ".tsv"
     delimiter = "\t"
 
 
 class JsonLines(_Table):
-    """One JSON object a line. The columns are the names in the first objects, which may differ in them."""
+    """One JSON object per line. The columns are the names in the first objects, which may differ."""
 
     suffix = ".jsonl"
 
@@ -259,15 +261,17 @@ class JsonLines(_Table):
         size = 0
         with open_lines(file) as lines:
             for number, line in enumerate(lines):
-                with suppress(Trouble):
+                with suppress(RecordError):
                     for name, value in (self._row([line], []) or {}).items():
                         counts[name] += value is not None
                 size += len(line)
-                if number >= _LOOKED_AT or ((number >= 100 or size > _LOOKED_BYTES) and told(counts, self.options)):
+                if number >= _MOST_LINES or (
+                    (number >= 100 or size > _MOST_BYTES) and identified(counts, self.options)
+                ):
                     break
         if not counts:
             raise UserError(
-                f"{printable(file)} holds no JSON object in its first {_LOOKED_AT:,} lines; "
+                f"{printable(file)} holds no JSON object in its first {_MOST_LINES:,} lines; "
                 "give another path or --format"
             )
         return common(counts, self.options), 0, 0
@@ -282,9 +286,12 @@ class JsonLines(_Table):
         try:
             row = json.loads(line.decode())
         except UnicodeDecodeError as error:
-            raise Trouble("broken row", f"not UTF-8 (byte {error.start + 1})") from None
+            raise RecordError("broken row", f"not UTF-8 (byte {error.start + 1})") from None
         except (ValueError, RecursionError) as error:
-            raise Trouble("broken row", f"not JSON: {error}") from None
+            raise RecordError("broken row", f"not JSON: {error}") from None
         if not isinstance(row, dict):
-            raise Trouble("broken row", "not a JSON object")
+            raise RecordError("broken row", "not a JSON object")
         return row
+
+
+READERS: dict[str, Reader] = {"csv": Csv, "tsv": Tsv, "jsonl": JsonLines}

@@ -1,4 +1,4 @@
-"""What readers share: keys that are safe in a tar, pictures named or held by a cell, what to say of bad ones."""
+"""Convert values that sources share: keys that are safe in a tar, images and captions of a cell, and their errors."""
 
 import ast
 import base64
@@ -13,18 +13,18 @@ from typing import Any
 from imagen.errors import UserError
 from imagen.files import open_regular
 
-MOST_BYTES = 1 << 30  # of a picture or another value that is read into memory whole
-CAPTION_NAMES = ("caption", "captions", "text")  # of a JSON object beside a picture
-_TEXT_NAMES = ("caption", "text", "raw", "sentence")  # of an object that is one of a list of captions
-Captions = tuple["str | bytes | None", ...]  # of one picture; None where a list has nothing
+MOST_BYTES = 1 << 30  # maximum size of an image or another value that is read into memory
+CAPTION_NAMES = ("caption", "captions", "text")  # keys of a JSON object beside an image
+_TEXT_NAMES = ("caption", "text", "raw", "sentence")  # keys of an object in a list of captions
+Captions = tuple["str | bytes | None", ...]  # of one image; None for a missing caption
 _SAFE_KEY = re.compile(r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*")
 _PYTHON_TEXT = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 _PYTHON_LIST = re.compile(rf"\[(?:{_PYTHON_TEXT.pattern})(?:, (?:{_PYTHON_TEXT.pattern}))*\]")
 _MADE_KEY = re.compile(r"-[0-9a-f]{16}$")
 
 
-class Trouble(Exception):
-    """One record cannot be given; becomes its `problem`."""
+class RecordError(Exception):
+    """A record cannot be read; (reason, detail) becomes its `problem`."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
@@ -32,10 +32,10 @@ class Trouble(Exception):
 
 
 def safe_key(wanted: str, name: str, *, is_free: bool = True) -> str:
-    """`wanted` as a key, as it is if it is plain and free; else it ends in 64 bits of the hash of `name`.
+    """Return `wanted` unchanged if it is a safe key and free; else a safe form that ends in a 64-bit hash of `name`.
 
-    So different names have different keys where no two share a free `wanted`: a plain one that looks as if it
-    ended in a hash gets another.
+    Keys of different names differ if no two of them share a free `wanted`: a safe one that already looks as if it ended
+    in a hash gets a hash, too.
     """
     if is_free and _SAFE_KEY.fullmatch(wanted) and not _MADE_KEY.search(wanted):
         return wanted
@@ -45,78 +45,78 @@ def safe_key(wanted: str, name: str, *, is_free: bool = True) -> str:
 
 
 def printable(name: str | Path) -> str:
-    """A file's name for people: bytes that are not UTF-8, which Python keeps as surrogates, are replaced."""
+    """Return a file name for messages: bytes that are not UTF-8 (surrogates in Python) are replaced."""
     return str(name).encode("utf-8", "replace").decode()
 
 
 def read_bytes(path: Path, name: str) -> bytes:
-    """A file that a record names as `name`; Trouble if it cannot be read, or is no file: a pipe, a device."""
+    """Read a file that a record names as `name`. Raises RecordError if it is unreadable or not a regular file."""
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MOST_BYTES:
-                raise Trouble("unreadable file", f"{name} has {size:,} bytes, more than {MOST_BYTES:,}")
+                raise RecordError("unreadable file", f"{name} has {size:,} bytes, more than {MOST_BYTES:,}")
             return file.read()
     except FileNotFoundError:
-        raise Trouble("missing file", f"{name} does not exist") from None
+        raise RecordError("missing file", f"{name} does not exist") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise Trouble("unreadable file", f"{name}: {getattr(error, 'strerror', None) or error}") from None
+        raise RecordError("unreadable file", f"{name}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def picture(value: Any, folder: Path, *, is_base64: bool) -> bytes:
-    """The encoded picture of a cell: bytes, base64, a path relative to `folder`, or a dict of "bytes" and "path".
+    """Return the encoded image of a cell: bytes, base64, a path relative to `folder`, or a dict of "bytes" and "path".
 
-    Trouble if there is none, or it cannot be read.
+    Raises RecordError if there is none or it cannot be read.
     """
-    if isinstance(value, dict):  # how the `datasets` library stores pictures
+    if isinstance(value, dict):  # as the `datasets` library stores images
         value = value.get("bytes") or value.get("path")
     if value is None or value == "" or value == b"":
-        raise Trouble("broken row", "no picture")
+        raise RecordError("broken row", "no image")
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        raise Trouble("broken row", f"the picture is of type {type(value).__name__}, not a path or bytes")
+        raise RecordError("broken row", f"the image is of type {type(value).__name__}, not a path or bytes")
     if is_base64:
         return from_base64(value)
     if re.match(r"https?://", value):
-        raise Trouble("missing file", f"{value} is not on this machine; download it first, with img2dataset say")
+        raise RecordError("missing file", f"{value} is a URL; download the images first, for example with img2dataset")
     return read_bytes(folder / value, printable(value))
 
 
 def from_base64(text: str | bytes) -> bytes:
-    """Standard or URL-safe base64, padded, alone or after "data:image/...;base64,"; Trouble if it is not."""
+    """Decode standard or URL-safe base64, padded, with or without "data:image/...;base64,". Raises RecordError."""
     data = text.encode("utf-8", "replace") if isinstance(text, str) else text
     if data.startswith(b"data:"):
         data = data.partition(b",")[2]
     data = data.strip()
     if not data:
-        raise Trouble("bad base64", "empty")
+        raise RecordError("bad base64", "empty")
     try:
         return base64.b64decode(data.translate(_STANDARD), validate=True)
     except binascii.Error as error:
-        raise Trouble("bad base64", str(error)) from None
+        raise RecordError("bad base64", str(error)) from None
 
 
 def captions_of_json(data: bytes, name: str) -> Captions:
-    """The captions in a JSON file beside a picture, (None,) if there are none.
+    """Return the captions in a JSON file beside an image; (None,) without any.
 
-    Trouble if the file is not a JSON object.
+    Raises RecordError if the file is not a JSON object.
     """
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise Trouble("unreadable file", f"{name} is not JSON: {error}") from None
+        raise RecordError("unreadable file", f"{name} is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise Trouble("unreadable file", f"{name} is not a JSON object")
+        raise RecordError("unreadable file", f"{name} is not a JSON object")
     found = (value.get(key) for key in CAPTION_NAMES)
     return captions_of(next((captions for captions in found if isinstance(captions, str | list)), None))
 
 
 def captions_of(value: Any) -> Captions:
-    """The captions that a value of a table or of JSON stands for: a text or a list of them; (None,) if none.
+    """Return the captions in a value of a table or of JSON, a string or a list of strings; (None,) without any.
 
-    An element of a list, or the value, may be an object with its text as "raw", "caption", "text" or "sentence".
-    Trouble if something is of another type.
+    The value, or an element of the list, may be an object with its text in "raw", "caption", "text" or "sentence".
+    Raises RecordError for another type.
     """
     if not isinstance(value, list | tuple):
         return (_caption(value, "the caption"),)
@@ -126,7 +126,7 @@ def captions_of(value: Any) -> Captions:
 
 
 def texts_of_json(cell: Any) -> list[str] | None:
-    """The texts that a cell lists as JSON, or as pandas writes lists; None if it is anything else: a caption as it is.
+    """Return the strings of a cell with a list in JSON or as pandas writes it; None if the cell is a plain caption.
 
     ["a", "b"] and ['a', "b's"] are lists.
     """
@@ -140,7 +140,7 @@ def texts_of_json(cell: Any) -> list[str] | None:
 
 
 def _python_list(cell: str) -> list[str] | None:
-    """The texts of a list as Python's repr has it; nothing but single literals of text is evaluated."""
+    """Parse a list of strings in Python's repr; only single string literals are evaluated."""
     if not _PYTHON_LIST.fullmatch(cell):
         return None
     try:
@@ -155,12 +155,12 @@ def _caption(value: Any, what: str) -> str | bytes | None:
     if value is None or isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        raise Trouble("broken row", f"{what} is of type {type(value).__name__}, not text")
+        raise RecordError("broken row", f"{what} is of type {type(value).__name__}, not text")
     return as_caption(value)
 
 
 def as_caption(text: str | None) -> str | bytes | None:
-    """Bytes for text that UTF-8 cannot express: JSON may hold half of a surrogate pair."""
+    """Return text as bytes if UTF-8 cannot encode it: JSON may contain an unpaired surrogate."""
     if text is None:
         return None
     try:
@@ -170,8 +170,9 @@ def as_caption(text: str | None) -> str | bytes | None:
     return text
 
 
-def nothing(path: Path, what: str) -> UserError:
-    return UserError(f"{printable(path)} holds no {what}; give another path or --format")
+def no_records_error(path: Path, what: str) -> UserError:
+    """Return the error for a source without records; `what` names what is missing."""
+    return UserError(f"{printable(path)} contains no {what}; give another path or --format")
 
 
 _STANDARD = bytes.maketrans(b"-_", b"+/")

@@ -1,10 +1,10 @@
 """Samplers: from noise to images along a list of log-SNRs. One file per sampler, found by its name.
 
-registry.py  which samplers there are, and how a class becomes one; imports no torch
-base.py      the base class with its loop, what a step receives, the log-SNRs of the steps
+registry.py  the names of samplers and their registration; imports no torch
+base.py      the base class with its loop, the arguments of a step, the log-SNRs of the steps
 NAME.py      the sampler NAME: a frozen dataclass of its options, with its step
 
-A sampler of your own is one file, anywhere; importing it is enough:
+A custom sampler is one file, anywhere; importing it registers it:
 
     from imagen.diffusion.samplers import Sampler, Step, register
 
@@ -13,8 +13,8 @@ A sampler of your own is one file, anywhere; importing it is enough:
     class Euler(Sampler):
         ...
 
-`examples/sampler.py` is a whole one. `imagen sample --help`, the checks of configs and the table of the documentation
-read the registry.
+`examples/sampler.py` is a complete example. `imagen sample --help`, the checks of configs and the table in the
+documentation read the registry.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch at its first use, so that the command line can list samplers without it."""
+    """Import names from `base`, which needs torch, at their first use, so that listing samplers does not need it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from imagen.diffusion.samplers import base

@@ -1,4 +1,4 @@
-"""What all samplers share: the loop over the steps, what a step receives, and the log-SNRs of the steps.
+"""Common parts of all samplers: the loop over the steps, the arguments of a step, and the log-SNRs of the steps.
 
 Notation: a step goes from log-SNR t to log-SNR s > t; x is the noised image, x0 the estimate of the clean image, alpha
 and sigma the coefficients of x = alpha x0 + sigma noise. Coefficients are Python floats (float64); x keeps its dtype.
@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from imagen.diffusion.guidance import Denoiser, Estimate, at_level
+from imagen.diffusion.guidance import Denoiser, Estimate, batch_logsnr
 from imagen.diffusion.schedule import DiscreteCosine, Schedule, step_times
 from imagen.errors import UserError
 
@@ -26,7 +26,7 @@ OnStep = Callable[[int, int, Tensor, Tensor], None]  # (i, N, x after step i, x0
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of a sampler receives."""
+    """Hold the arguments of a sampler's step."""
 
     x: Tensor  # x_t, [B, C, H, W]
     estimate: Estimate  # of the clean image, from x_t
@@ -39,18 +39,19 @@ class Step:
 
     def evaluate(self, x: Tensor, logsnr: float) -> Estimate:
         """Evaluate the network once more, at another x and log-SNR."""
-        return self.denoise(x, at_level(x, logsnr))
+        return self.denoise(x, batch_logsnr(x, logsnr))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(ABC):
-    """A numerical method for the reverse process. Subclasses are frozen dataclasses, whose fields are the options.
+    """Base class of samplers, numerical methods for the reverse process.
 
-    Every subclass has a `step`, and, if its options have ranges, a `__post_init__` that raises UserError, as
-    `check_share` does. It keeps no state between steps: `Step.before` holds earlier estimates.
+    Subclasses are frozen dataclasses, and their fields are the options. They implement `step` and, if options have
+    ranges, a `__post_init__` that raises UserError, for example by `check_share`. They have no state: `Step.before`
+    holds earlier estimates.
     """
 
-    order: ClassVar[int] = 1  # errors fall by 2^order when steps are halved
+    order: ClassVar[int] = 1  # halving the step size divides the error by 2^order
     history: ClassVar[int] = 0  # how many earlier x0 estimates a step reads
 
     @property
@@ -60,7 +61,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def step(self, step: Step, /) -> Tensor:
-        """Return x at log-SNR s. At s = +infinity that is an estimate of x0, without noise."""
+        """Return x at log-SNR s. At s = +infinity the result is an estimate of x0, without noise."""
 
     @torch.no_grad()
     def sample(
@@ -74,21 +75,21 @@ class Sampler(ABC):
     ) -> Tensor:
         """Take x from the first of `logsnrs` to the last; return it.
 
-        logsnrs: rising, lambda_0 < ... < lambda_N (1-D, float64); the denoiser is called at lambda_0 ... lambda_{N-1}.
-            The last one of `step_logsnrs` is +infinity: clean images. (A finite one gives x at that level: for tests,
-            or to stop half-way.)
-        noise: needed by stochastic samplers. on_step: called after each step.
-        Raises ValueError for levels that do not rise, and without noise for a stochastic sampler.
+        logsnrs: increasing, lambda_0 < ... < lambda_N (1-D, float64); the denoiser is called at lambda_0 ...
+            lambda_{N-1}. The last one of `step_logsnrs` is +infinity: clean images. A finite one gives x at that noise
+            level, for tests or to stop early.
+        noise: required by stochastic samplers. on_step: called after each step.
+        Raises ValueError if logsnrs do not increase, or if a stochastic sampler gets no noise.
         """
         levels = [float(logsnr) for logsnr in logsnrs]
         if len(levels) < 2 or any(not t < s for t, s in pairwise(levels)):
-            raise ValueError("logsnrs must rise and have at least two entries")
+            raise ValueError("logsnrs must increase and have at least two entries")
         if noise is None and self.stochastic:
             raise ValueError(f"{self} needs noise")
         steps = len(levels) - 1
         before: tuple[tuple[float, Tensor], ...] = ()
         for i, (t, s) in enumerate(pairwise(levels)):
-            estimate = denoise(x, at_level(x, t))
+            estimate = denoise(x, batch_logsnr(x, t))
             x = self.step(Step(x, estimate, t, s, i == steps - 1, before, denoise, noise or _no_noise))
             before = ((t, estimate.x0), *before)[: self.history]
             if on_step is not None:
@@ -101,10 +102,10 @@ def step_logsnrs(
 ) -> Tensor:
     """Return the log-SNRs of `steps` steps, [steps + 1], float64; the last is infinite.
 
-    spacing: "time" is the schedule's `step_times`, even from t = 1 unless it is discrete; "logsnr" is even in log-SNR
-    from the lower end of `logsnr_range` to its upper end, from where the last step goes to clean images. The range is
-    cut to that of the schedule, beyond which the network was not trained. "auto" is "logsnr", but "time" for a discrete
-    schedule, whose network was trained at the schedule's own levels only.
+    spacing: "time" takes the schedule's `step_times`, uniform from t = 1 unless it is discrete. "logsnr" is uniform in
+    log-SNR from the lower to the upper end of `logsnr_range`; the last step goes from there to clean images. The range
+    is clipped to that of the schedule, beyond which the network was not trained. "auto" is "time" for a discrete
+    schedule, because its network was trained only at the schedule's levels, and "logsnr" for others.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
@@ -128,16 +129,16 @@ def exponential_step(x: Tensor, x0: Tensor, t: float, s: float, damping: float =
     """Return x_s for an x0 that is constant from t to s: the exact solution of the ODE's linear part, DDIM's step."""
     (_, sigma_t), (alpha_s, sigma_s) = coefficients(t), coefficients(s)
     # The papers' lambda is log(alpha / sigma), half of the log-SNR, and so is their h.
-    keep = sigma_s / sigma_t * damped(damping, s - t)
+    keep = sigma_s / sigma_t * noise_factor(damping, s - t)
     return keep * x - alpha_s * math.expm1((1 + damping) * (t - s) / 2) * x0
 
 
-def damped(damping: float, h: float) -> float:
-    """Return the factor of the noise (x - alpha x0) / sigma in a step of length h, which the ODE leaves unchanged.
+def noise_factor(damping: float, h: float) -> float:
+    """Return the factor e^(-d h / 2) of the noise (x - alpha x0) / sigma in a step of length h; d is `damping`.
 
-    e^(-d h / 2), so that the noise falls 1 + d times as fast as the levels say. The errors of a network look like more
-    noise than its noise level says (exposure bias, 2308.15321, which scales each step's noise by a constant). 0: the
-    probability-flow ODE.
+    The noise then decreases 1 + d times as fast as in the probability-flow ODE, which is d = 0. This compensates for
+    exposure bias: errors of a network act as additional noise, beyond the nominal noise level (2308.15321, which scales
+    the noise of each step by a constant).
     """
     return math.exp(-damping * h / 2) if damping else 1.0  # the last h is infinite
 
@@ -149,4 +150,4 @@ def check_share(name: str, value: float) -> None:
 
 
 def _no_noise() -> Tensor:
-    raise ValueError("this sampler draws noise: it must say so in its property `stochastic`")
+    raise ValueError("this sampler draws noise: its property `stochastic` must be True")

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from imagen.diffusion.samplers.base import Sampler, Step, check_share, coefficients, damped
+from imagen.diffusion.samplers.base import Sampler, Step, check_share, coefficients, noise_factor
 from imagen.diffusion.samplers.registry import register
 
 
@@ -15,7 +15,7 @@ from imagen.diffusion.samplers.registry import register
 class DDIM(Sampler):
     """DDIM (2010.02502): deterministic at `eta` 0, `ddpm` with `gamma` 0 at `eta` 1.
 
-    Equations 12 and 16. eta: scale of the noise, in [0, 1]. damping: see `damped`.
+    Equations 12 and 16. eta: scale of the noise, in [0, 1]. damping: see `noise_factor`.
     """
 
     order: ClassVar[int] = 1
@@ -34,7 +34,7 @@ class DDIM(Sampler):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = coefficients(step.t), coefficients(step.s)
         eta2_beta = -(self.eta**2) * math.expm1(step.t - step.s)  # added variance / sigma_s^2
         # x_s = alpha_s x0 + sigma_s sqrt(1 - eta2_beta) eps + sigma_s sqrt(eta2_beta) z, with eps from x_t and x0.
-        keep = sigma_s / sigma_t * math.sqrt(1 - eta2_beta) * damped(self.damping, step.s - step.t)
+        keep = sigma_s / sigma_t * math.sqrt(1 - eta2_beta) * noise_factor(self.damping, step.s - step.t)
         x_s = keep * step.x + (alpha_s - keep * alpha_t) * step.estimate.x0
         if eta2_beta == 0 or sigma_s == 0:
             return x_s

@@ -14,8 +14,8 @@ from imagen.diffusion.samplers.registry import register
 class DPMpp2M(Sampler):
     """DPM-Solver++(2M) (2211.01095), the default: second order at one network evaluation per step.
 
-    Algorithm 2. The first step has no history, and the last is infinitely long: both are first-order steps, as DDIM's.
-    damping: see `damped`.
+    Algorithm 2. The first step has no history, and the last is infinitely long: both are first order, as in DDIM.
+    damping: see `noise_factor`.
     """
 
     order: ClassVar[int] = 2
@@ -30,7 +30,7 @@ class DPMpp2M(Sampler):
 
 
 def extrapolated_x0(step: Step) -> Tensor:
-    """Return the estimate of x0 in the middle of a step, from those at its beginning and at that of the step before."""
+    """Extrapolate x0 to the middle of a step, from the estimates at its start and at the start of the step before."""
     x0 = step.estimate.x0
     if not step.before or step.last:
         return x0

@@ -16,7 +16,7 @@ class Heun(Sampler):
     """Heun's method of EDM (2206.00364): second order, two network evaluations per step, one in the last.
 
     Algorithm 1, for the ODE in log-SNR. Its linear part is solved exactly, so a step is one of DDIM with the mean of
-    the x0 estimates at its two ends, where the second end is found by a DDIM step. damping: see `damped`.
+    the x0 estimates at its two ends, where the second end is found by a DDIM step. damping: see `noise_factor`.
     """
 
     order: ClassVar[int] = 2

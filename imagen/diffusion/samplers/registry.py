@@ -1,4 +1,4 @@
-"""The samplers that exist: the modules of this package, and classes that other code registered. Imports no torch."""
+"""Find samplers by name: the modules of this package, and classes registered by other code. Imports no torch."""
 
 import dataclasses
 import importlib
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound="type[Sampler]")
 _PACKAGE = __name__.rpartition(".")[0]
-_NO_SAMPLERS = ("base", "registry")  # modules of the package; every other one holds the sampler of its name
+_NO_SAMPLERS = ("base", "registry")  # every other module of the package holds the sampler of its name
 _registered: "dict[str, type[Sampler]]" = {}
 
 
 def register(name: str) -> Callable[[S], S]:
-    """Make a class the sampler `name`. It is a frozen dataclass, whose fields are its options, all with defaults.
+    """Register a class as the sampler `name`. It must be a frozen dataclass; its fields are the options, with defaults.
 
-    Raises ValueError for a name that is taken, and for one that the command line or a file could not hold.
+    Raises ValueError if the name is taken or is not a lower-case identifier, or if the class is not a dataclass.
     """
 
     if not (name.isidentifier() and name.islower()):
@@ -30,10 +30,10 @@ def register(name: str) -> Callable[[S], S]:
     def decorate(cls: S) -> S:
         known = _registered.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f"there is a sampler {name!r} already, {known.__module__}.{known.__qualname__}")
-        if "__dataclass_params__" not in vars(cls):  # one that it inherits would hide its options
+            raise ValueError(f"sampler {name!r} is already registered, as {known.__module__}.{known.__qualname__}")
+        if "__dataclass_params__" not in vars(cls):  # an inherited one would lack the class's own options
             raise ValueError(
-                f"{cls.__qualname__} is no dataclass: put @dataclass(frozen=True) below @register({name!r})"
+                f"{cls.__qualname__} is not a dataclass: put @dataclass(frozen=True) below @register({name!r})"
             )
         _registered[name] = cls
         return cls
@@ -42,14 +42,14 @@ def register(name: str) -> Callable[[S], S]:
 
 
 def sampler_names() -> tuple[str, ...]:
-    """Return the names of all samplers: first those of this package, then those that were registered."""
+    """Return the names of all samplers: those of this package, then others that were registered."""
     found = pkgutil.iter_modules([str(Path(__file__).parent)])
     ours = sorted(module.name for module in found if module.name not in _NO_SAMPLERS)
     return tuple(dict.fromkeys([*ours, *_registered]))
 
 
 def sampler_class(name: str) -> "type[Sampler]":
-    """Return the class of a sampler. Raises UserError, with the nearest name, for one that does not exist."""
+    """Return the class of a sampler. Raises UserError, with the nearest name, if it does not exist."""
     if name not in sampler_names():
         raise UserError(
             f"unknown sampler {name!r}{suggest(str(name), sampler_names())}; choose {', '.join(sampler_names())}"
@@ -66,8 +66,8 @@ def create_sampler(name: str, options: Mapping[str, Any] | None = None) -> "Samp
     known = option_names(name)
     for option in options:
         if option not in known:
-            has = f"its options are {', '.join(known)}" if known else "it has none"
-            raise UserError(f"sampler {name!r} has no option {option!r}{suggest(option, known)}; {has}")
+            listed = f"its options are {', '.join(known)}" if known else "it has none"
+            raise UserError(f"sampler {name!r} has no option {option!r}{suggest(option, known)}; {listed}")
     return cls(**options)
 
 
@@ -77,7 +77,7 @@ def option_names(name: str) -> tuple[str, ...]:
 
 
 def samplers_table() -> str:
-    """Return the samplers as a Markdown table, as `docs/` shows it; the text is the first line of each docstring."""
+    """Return the Markdown table of samplers in `docs/`, with the first line of each class's docstring."""
     rows = ["| name | order | noise | options | |", "|---|---|---|---|---|"]
     for name in sampler_names():
         cls = sampler_class(name)

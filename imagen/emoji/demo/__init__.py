@@ -1,4 +1,4 @@
-"""`imagen demo`: the whole path on a small real data set, in minutes, on any machine.
+"""Run `imagen demo`: data, training, sampling and a report on a small real data set, in minutes, on any machine.
 
 DIR/octopus.png, DIR/pretrained.png  drawn by the weights that come with the package, before anything is trained
 DIR/data        emoji on coloured backgrounds, at 64 and 256 pixels, with text embeddings
@@ -8,10 +8,10 @@ DIR/cascade     both, ready to sample
 DIR/index.html  what came of it: prompts never trained on, before and after, loss curves
 DIR/sheet.png, DIR/summary.json
 
-plan.py     times the machine and chooses how much to learn
-first.py    pictures by the weights in the package
-drawing.py  pictures of held-out prompts, and whether they are right
-page.py     the page
+budget.py   measures the machine's throughput and chooses the amount of data and training
+first.py    samples from the packaged weights
+drawing.py  samples and scores held-out prompts
+page.py     writes the HTML page
 """
 
 import shutil
@@ -26,10 +26,10 @@ from imagen.cascade import Cascade, assemble
 from imagen.data.embed.encode import encode_shards
 from imagen.devices import default_device
 from imagen.emoji.dataset import PALETTE, build_emoji
-from imagen.emoji.demo.drawing import Drawings, draw, prompts_for, untrained
+from imagen.emoji.demo.budget import LOOKS, PROMPTS, VARIANTS, Budget, choose_budget
+from imagen.emoji.demo.drawing import SampledImages, prompts_for, sample_images, untrained
 from imagen.emoji.demo.first import draw_first
 from imagen.emoji.demo.page import write_page
-from imagen.emoji.demo.plan import LOOKS, PROMPTS, VARIANTS, Plan, make_plan
 from imagen.emoji.demo.report import metrics, summarise
 from imagen.emoji.presets import MINILM, emoji_256, emoji_mini_64
 from imagen.errors import UserError
@@ -76,19 +76,21 @@ def run_demo(
     ranks = Ranks(torch.device(device or default_device()))
     base, sr = emoji_mini_64(), emoji_256()
     say("looking at this machine: a few training steps of both networks")
-    plan = make_plan(minutes, base, sr, ranks.device, objects=objects or _objects(out), prompts=prompts)
-    _announce(plan, minutes, out, say)
+    budget = choose_budget(minutes, base, sr, ranks.device, objects=objects or _objects(out), prompts=prompts)
+    _announce(budget, minutes, out, say)
 
     if pretrained and not (out / "octopus.png").exists():
-        draw_first(out, say, speed=plan.base, budget=FIRST_SHARE * 60 * minutes)
+        draw_first(out, say, speed=budget.base, budget=FIRST_SHARE * 60 * minutes)
     say("1/4 data: OpenMoji drawings (CC BY-SA 4.0) on coloured backgrounds, captions, text embeddings")
     data = out / "data"
-    build_emoji(data, sizes=(64, 256), limit_objects=plan.objects, variants=VARIANTS, centred=True)
+    build_emoji(data, sizes=(64, 256), limit_objects=budget.objects, variants=VARIANTS, centred=True)
     encode_shards(data, LazyEncoder(MINILM, str(ranks.device)))
-    asked = prompts_for(plan)
-    before = draw(_export(out / "base"), asked[: plan.shown], device=ranks.device) or untrained(base, plan, ranks)
+    asked = prompts_for(budget)
+    before = sample_images(_export(out / "base"), asked[: budget.shown], device=ranks.device) or untrained(
+        base, budget, ranks
+    )
 
-    for_base, for_sr = plan.training(left())
+    for_base, for_sr = budget.training(left())
     ended: UserError | bool = False  # why the training ended early, if it did
     for number, run, experiment, seconds in ((2, "base", base, for_base), (3, "sr", sr, for_sr)):
         if not ended:
@@ -100,25 +102,25 @@ def run_demo(
 
     say(f"4/4 drawing {len(asked)} prompts whose combination of object and colour was never trained on")
     cascade = _assembled(out)
-    drawn = draw(cascade, asked, shown=plan.shown, device=ranks.device, seconds=max(left(), plan.drawing))
+    drawn = sample_images(cascade, asked, shown=budget.shown, device=ranks.device, seconds=max(left(), budget.drawing))
     assert drawn is not None
-    summary = _report(out, cascade, drawn, before, plan, bool(ended), say)
+    summary = _report(out, cascade, drawn, before, budget, bool(ended), say)
     if isinstance(ended, UserError):
         raise ended
     return summary
 
 
-def _announce(plan: Plan, minutes: float, out: Path, say: Say) -> None:
+def _announce(budget: Budget, minutes: float, out: Path, say: Say) -> None:
     """Say what is going to happen, and how long it takes."""
-    training, _ = plan.training(60 * minutes - plan.data)
-    images = plan.base.images_per_s * training
-    say(f"{plan.machine}: {plan.base.images_per_s:.0f} training pictures per second")
+    training, _ = budget.training(60 * minutes - budget.data)
+    images = budget.base.images_per_s * training
+    say(f"{budget.machine}: {budget.base.images_per_s:.0f} training pictures per second")
     say(
-        f"plan for {minutes:g} minutes: {plan.objects} objects on {len(PALETTE)} backgrounds; a base that sees about "
-        f"{images:,.0f} pictures, {images / plan.objects:,.0f} of each object; a super-resolution stage; "
-        f"{plan.prompts} pictures"
+        f"plan for {minutes:g} minutes: {budget.objects} objects on {len(PALETTE)} backgrounds; a base that sees about "
+        f"{images:,.0f} pictures, {images / budget.objects:,.0f} of each object; a super-resolution stage; "
+        f"{budget.prompts} pictures"
     )
-    if images < LOOKS * plan.objects / 2:
+    if images < LOOKS * budget.objects / 2:
         say(f"objects need about {LOOKS:,} looks each to be recognised: expect less, or take more minutes")
     end = time.strftime("%H:%M", time.localtime(time.time() + 60 * minutes))
     say(f"it ends at about {end} with {out / 'index.html'}; Ctrl-C ends the training sooner, and draws")
@@ -155,9 +157,15 @@ def _assembled(out: Path) -> Cascade:
 
 
 def _report(
-    out: Path, cascade: Cascade, drawn: Drawings, before: Drawings, plan: Plan, interrupted: bool, say: Say
+    out: Path,
+    cascade: Cascade,
+    drawn: SampledImages,
+    before: SampledImages,
+    budget: Budget,
+    interrupted: bool,
+    say: Say,
 ) -> dict[str, Any]:
-    summary = summarise(out, cascade, drawn, plan)
+    summary = summarise(out, cascade, drawn, budget)
     captions = [("" if row["right"] else "(wrong) ") + row["prompt"] for row in summary["prompts"]]
     write_png(out / "sheet.png", contact_sheet(drawn.small, captions, columns=8, cell=128))
     write_json(out / "summary.json", summary)

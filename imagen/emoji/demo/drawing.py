@@ -1,4 +1,4 @@
-"""Pictures of prompts that were never trained on, and whether they show what was asked for."""
+"""Sample images of held-out prompts, and score whether they match."""
 
 import io
 import time
@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from imagen.cascade import Cascade, Stage
-from imagen.emoji.alignment import Verdict, judge
+from imagen.emoji.alignment import PromptScore, score_image
 from imagen.emoji.colour import background_colour
 from imagen.emoji.dataset import HeldoutPrompt, compose, heldout_prompts
-from imagen.emoji.demo.plan import Plan
+from imagen.emoji.demo.budget import Budget
 from imagen.emoji.prompts import WORDINGS
 from imagen.emoji.recogniser import load_recogniser
 from imagen.emoji.single import objects
@@ -28,35 +28,35 @@ BATCH = 16
 
 
 @dataclass
-class Drawings:
-    """Pictures in the order of their prompts; where time ran out, the last ones are missing."""
+class SampledImages:
+    """Images in the order of their prompts; if time ran out, the last ones are missing."""
 
     prompts: list[HeldoutPrompt]
     small: list[Image.Image] = field(default_factory=list)  # 64 pixels
     large: list[Image.Image] = field(default_factory=list)  # 256 pixels, of the first prompts
 
 
-def prompts_for(plan: Plan) -> list[HeldoutPrompt]:
+def prompts_for(budget: Budget) -> list[HeldoutPrompt]:
     """Return held-out prompts: all objects in plain words first, then again in other words."""
-    n = min(plan.prompts, plan.objects * len(WORDINGS))
-    return heldout_prompts(n, limit_objects=plan.objects, wordings=len(WORDINGS))
+    n = min(budget.prompts, budget.objects * len(WORDINGS))
+    return heldout_prompts(n, limit_objects=budget.objects, wordings=len(WORDINGS))
 
 
-def draw(
+def sample_images(
     cascade: Cascade | None,
     prompts: Sequence[HeldoutPrompt],
     *,
     shown: int = 0,
     device: torch.device,
     seconds: float | None = None,
-) -> Drawings | None:
-    """Draw every prompt at 64 pixels, and the first `shown` at 256 where the cascade can; None without a cascade.
+) -> SampledImages | None:
+    """Sample every prompt at 64 pixels, and the first `shown` at 256 if the cascade can; None without a cascade.
 
-    seconds: begin no further batch after so long; the first one is always drawn.
+    seconds: start no further batch after this time; the first one is always sampled.
     """
     if cascade is None:
         return None
-    began, drawn = time.monotonic(), Drawings([])
+    began, drawn = time.monotonic(), SampledImages([])
     texts = [each.prompt for each in prompts]
     request: dict[str, Any] = {"device": str(device), "batch_size": BATCH, "progress": False}
     for begin in range(0, len(prompts), BATCH):
@@ -73,10 +73,10 @@ def draw(
     return drawn
 
 
-def untrained(experiment: Experiment, plan: Plan, ranks: Ranks) -> Drawings:
+def untrained(experiment: Experiment, budget: Budget, ranks: Ranks) -> SampledImages:
     """Return what the base draws before its first step: its last layer is zero, so it knows no picture but gray."""
     stage = experiment.stage
-    prompts = prompts_for(plan)[: plan.shown]
+    prompts = prompts_for(budget)[: budget.shown]
     null_LD = torch.zeros(1, stage.unet.text_width or 1)
     pictures = Stage(stage, UNet(stage.unet)).sample(
         list(range(len(prompts))),
@@ -87,7 +87,7 @@ def untrained(experiment: Experiment, plan: Plan, ranks: Ranks) -> Drawings:
         device=ranks.device,
         precision=experiment.train.precision,
     )
-    return Drawings(prompts, to_images(pictures))
+    return SampledImages(prompts, to_images(pictures))
 
 
 def truth(prompts: Sequence[HeldoutPrompt], plan_objects: int) -> list[Image.Image]:
@@ -98,17 +98,17 @@ def truth(prompts: Sequence[HeldoutPrompt], plan_objects: int) -> list[Image.Ima
     ]
 
 
-def verdicts(drawn: Drawings) -> list[tuple[Verdict, str]]:
+def scores(drawn: SampledImages) -> list[tuple[PromptScore, str]]:
     """Return for each picture what is right, and the colour of its background.
 
     Without the recogniser's weights only the background is judged, and the object counts as right.
     """
     colours = [background_colour(np.array(picture)) for picture in drawn.small]
     try:
-        seen = load_recogniser().see(drawn.small)
+        seen = load_recogniser().detect(drawn.small)
     except UserError:
-        return [(Verdict(True, c == p.colour), c) for p, c in zip(drawn.prompts, colours, strict=True)]
-    judged = [judge(p, picture, s) for p, picture, s in zip(drawn.prompts, drawn.small, seen, strict=True)]
+        return [(PromptScore(True, c == p.colour), c) for p, c in zip(drawn.prompts, colours, strict=True)]
+    judged = [score_image(p, picture, s) for p, picture, s in zip(drawn.prompts, drawn.small, seen, strict=True)]
     return list(zip(judged, colours, strict=True))
 
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from imagen import pages
-from imagen.emoji.demo.drawing import Drawings, truth
+from imagen.emoji.demo.drawing import SampledImages, truth
 from imagen.pages import data_url
 
 _TEMPLATE = Path(__file__).with_suffix(".html")
@@ -18,8 +18,8 @@ _TEMPLATE = Path(__file__).with_suffix(".html")
 def write_page(
     path: Path,
     summary: dict[str, Any],
-    before: Drawings,
-    after: Drawings,
+    before: SampledImages,
+    after: SampledImages,
     base: Sequence[dict[str, Any]],
     sr: Sequence[dict[str, Any]],
 ) -> None:

@@ -7,35 +7,35 @@ from typing import Any
 import numpy as np
 
 from imagen.cascade import Cascade
-from imagen.emoji.demo.drawing import Drawings, recogniser_is_there, verdicts
-from imagen.emoji.demo.plan import Plan
+from imagen.emoji.demo.budget import Budget
+from imagen.emoji.demo.drawing import SampledImages, recogniser_is_there, scores
 from imagen.files import read_json
 
 
-def summarise(out: Path, cascade: Cascade, drawn: Drawings, plan: Plan) -> dict[str, Any]:
+def summarise(out: Path, cascade: Cascade, drawn: SampledImages, budget: Budget) -> dict[str, Any]:
     """Return the state after this call, and those after the calls before it under "history"."""
-    judged = verdicts(drawn)
+    judged = scores(drawn)
     rows: list[dict[str, Any]] = [
         {
             "prompt": prompt.prompt,
-            "object": verdict.object,
+            "object": score.object,
             "wanted": prompt.colour,
             "found": found,
-            "right": verdict.all,
+            "right": score.all,
         }
-        for prompt, (verdict, found) in zip(drawn.prompts, judged, strict=True)
+        for prompt, (score, found) in zip(drawn.prompts, judged, strict=True)
     ]
     base, sr = metrics(out / "base"), metrics(out / "sr")
     state = {
-        "machine": plan.machine,
-        "objects": plan.objects,
+        "machine": budget.machine,
+        "objects": budget.objects,
         "images": cascade.stages[0].info["images"],
         "sr_images": cascade.stages[1].info["images"] if len(cascade.stages) > 1 else 0,
         "colour_accuracy": _share([row["wanted"] == row["found"] for row in rows]),
         "object_accuracy": _share([row["object"] for row in rows]) if recogniser_is_there() else None,
         "loss": _last(base, "loss"),
         "sr_loss": _last(sr, "loss"),
-        "images_per_s": float(np.median([row["images_per_s"] for row in base])) if base else plan.base.images_per_s,
+        "images_per_s": float(np.median([row["images_per_s"] for row in base])) if base else budget.base.images_per_s,
     }
     history = read_json(out / "summary.json")["history"] if (out / "summary.json").exists() else []
     return {**state, "data": "OpenMoji, CC BY-SA 4.0", "history": [*history, state], "prompts": rows}

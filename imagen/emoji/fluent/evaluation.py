@@ -113,7 +113,7 @@ def scores(
     }
     found, _ = evaluate(recogniser, prompts, pictures)
     if "people" in pictures:
-        seen = [names[0].name.split("/") for names in recogniser.see(pictures["people"])]
+        seen = [names[0].name.split("/") for names in recogniser.detect(pictures["people"])]
         wanted = [each.object.split("/") for each in prompts["people"]]
         for index, part in enumerate(PARTS):
             same = [a[index : index + 1] == b[index : index + 1] for a, b in zip(seen, wanted, strict=True)]

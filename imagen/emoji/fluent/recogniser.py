@@ -66,7 +66,7 @@ def accuracy(
         pictures = [Image.fromarray(scene.pixels(SIDE)) for scene in chosen]
         if blur or noise:
             pictures = [degraded(picture, rng, blur, noise) for picture in pictures]
-        seen = [[each.name for each in names] for names in network.see(pictures)]
+        seen = [[each.name for each in names] for names in network.detect(pictures)]
         asked = [[placed.drawing.combination for placed in scene.placed] for scene in chosen]
         if kind == "number":
             right = [names == wanted for names, wanted in zip(seen, asked, strict=True)]

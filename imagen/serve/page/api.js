@@ -1,8 +1,8 @@
-// The server: requests, events, keys. Errors are sentences.
+// Requests to the server, events and the API key. Errors are sentences.
 
 const KEY = "imagen-key";
 
-export class Problem extends Error {
+export class RequestError extends Error {
   constructor(message, status) {
     super(message);
     this.status = status;
@@ -16,20 +16,20 @@ function headers(more = {}) {
   return key() ? { ...more, Authorization: `Bearer ${key()}` } : more;
 }
 
-async function ask(url, options = {}) {
-  let answer;
+async function request(url, options = {}) {
+  let response;
   try {
-    answer = await fetch(url, { ...options, headers: headers(options.headers) });
+    response = await fetch(url, { ...options, headers: headers(options.headers) });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem("The server cannot be reached. Is it still running?", 0);
+    throw new RequestError("The server cannot be reached. Is it running?", 0);
   }
-  if (answer.ok) return answer;
-  let message = `The server answered with ${answer.status}.`;
+  if (response.ok) return response;
+  let message = `The server responded with status ${response.status}.`;
   try {
-    message = sentence((await answer.json()).error.message);
-  } catch { /* not from our server: a proxy, perhaps */ }
-  throw new Problem(message, answer.status);
+    message = sentence((await response.json()).error.message);
+  } catch { /* not JSON: maybe from a proxy */ }
+  throw new RequestError(message, response.status);
 }
 
 export function sentence(text) {
@@ -37,19 +37,19 @@ export function sentence(text) {
   return /[.!?]$/.test(whole) ? whole : `${whole}.`;
 }
 
-export async function about() { return (await ask("/api/about")).json(); }
+export async function about() { return (await request("/api/about")).json(); }
 
-export async function picture(url) { return (await ask(url)).blob(); }
+export async function picture(url) { return (await request(url)).blob(); }
 
-// Draws, and calls `on` with each event. Leaving it by `signal` cancels the request on the server.
-export async function generate(body, on, signal) {
-  const answer = await ask("/api/generate", {
+// Generate images, and call `onEvent` with each event. Aborting by `signal` cancels the request on the server.
+export async function generate(body, onEvent, signal) {
+  const response = await request("/api/generate", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ ...body, stream: true }),
     signal,
   });
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "", ended = false;
   for (;;) {
     let piece;
@@ -68,17 +68,17 @@ export async function generate(body, on, signal) {
       if (!line) continue;
       const event = JSON.parse(line.slice(6));
       ended ||= event.type === "end";
-      await on(event);
+      await onEvent(event);
     }
   }
-  if (!ended) throw new Problem("The connection broke before the picture was finished. Try again.", 0);
+  if (!ended) throw new RequestError("The connection was lost before the image was finished. Try again.", 0);
 }
 
 export async function base64(blob) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new Problem("That file cannot be read.", 0));
+    reader.onerror = () => reject(new RequestError("That file cannot be read.", 0));
     reader.readAsDataURL(blob);
   });
 }

@@ -1,28 +1,28 @@
-// The page: what is asked for, and what happens to it.
+// The page: the form, requests, and actions on images.
 
 import * as api from "./api.js";
 import * as brush from "./brush.js";
-import { $, make, plural, say } from "./dom.js";
+import { $, announce, make, plural } from "./dom.js";
 import * as gallery from "./gallery.js";
 import * as viewer from "./viewer.js";
 
-let server;          // what /api/about says
-let given = null;    // a picture to begin with: {blob, mask, name}
+let server;             // the response of /api/about
+let inputImage = null;  // a file for image-to-image
 
-function problem(text, where = "problem") { $(where).textContent = text; }
+function showProblem(text, where = "problem") { $(where).textContent = text; }
 
-function sizeChosen() { return Number(document.querySelector("#sizes input:checked").value); }
+function chosenSize() { return Number(document.querySelector("#sizes input:checked").value); }
 
 function number(id) { return $(id).value === "" ? undefined : Number($(id).value); }
 
-// What the form says, as the API takes it.
-function asked() {
+// Return the form as fields of the API.
+function formFields() {
   return {
     prompt: $("prompt").value.trim(),
     negative: $("negative").value.trim() || undefined,
     n: Number($("count").value),
     seed: number("seed"),
-    size: `${sizeChosen()}x${sizeChosen()}`,
+    size: `${chosenSize()}x${chosenSize()}`,
     steps: number("steps"),
     guidance: number("guidance"),
     sampler: $("sampler").value || undefined,
@@ -30,31 +30,29 @@ function asked() {
   };
 }
 
-// Asks, shows a card for each picture, and keeps what comes.
-async function draw(body, how = "") {
+// Request images, show a card for each, and store the finished ones.
+async function generate(body, how = "") {
   const stop = new AbortController();
-  let left = body.n || 1, job = null;
-  const open = new Set(Array(left).keys());
-  const cards = [...open].map((index) => gallery.expect(body.prompt, () => {
+  const count = body.n || 1;
+  const open = new Set(Array(count).keys());
+  const cards = [...open].map((index) => gallery.addPending(body.prompt, () => {
     open.delete(index);
     cards[index].remove();
     if (open.size === 0) stop.abort();
-    say("Cancelled");
+    announce("Cancelled");
   }));
-  problem("");
-  say(`Drawing ${plural(left, "picture")}`);
+  showProblem("");
+  announce(`Generating ${plural(count, "image")}`);
   const each = (work) => open.forEach((index) => work(cards[index], index));
   try {
     await api.generate(body, async (event) => {
-      if (event.type === "job") job = event.id;
-      if (event.type === "queued") each((card) => card.waits(event.position));
+      if (event.type === "queued") each((card) => card.queued(event.position));
       if (!open.has(event.number)) return;
       if (event.type === "preview") cards[event.number].preview(event);
       if (event.type === "picture") {
         open.delete(event.number);
-        left -= 1;
         if (event.state !== "done") {
-          cards[event.number].failed(api.sentence(event.error || "it was cancelled"));
+          cards[event.number].failed(api.sentence(event.error || "the request was cancelled"));
           return;
         }
         const blob = await api.picture(event.url);
@@ -69,24 +67,24 @@ async function draw(body, how = "") {
     if (error.name === "AbortError") return;
     each((card) => card.remove());
     if (error.status === 401) askKey();
-    problem(error instanceof api.Problem ? error.message : `Something is wrong with this page: ${error.message}`);
+    showProblem(error instanceof api.RequestError ? error.message : `Error in this page: ${error.message}`);
   }
 }
 
-// Settings of a picture that what is made of it should share.
+// Return the settings of an image, for new images that are made from it.
 function settingsOf(item) {
   return { negative: item.negative, sampler: item.sampler, steps: item.steps, guidance: item.guidance, output_format: $("format").value };
 }
 
 const actions = {
-  again(item) { draw({ ...settingsOf(item), prompt: item.prompt, size: `${item.width}x${item.height}`, n: 1 }); },
+  again(item) { generate({ ...settingsOf(item), prompt: item.prompt, size: `${item.width}x${item.height}`, n: 1 }); },
   variations(item) {
     const n = Math.min(4, server.limits.n);
-    draw({ ...settingsOf(item), prompt: item.prompt, size: `${item.width}x${item.height}`, n,
+    generate({ ...settingsOf(item), prompt: item.prompt, size: `${item.width}x${item.height}`, n,
       variation: { seed: item.seed, amount: 0.3 } }, `a variation of seed ${item.seed}`);
   },
   async upscale(item) {
-    draw({ prompt: item.prompt, start: await api.base64(item.blob), output_format: $("format").value }, "upscaled");
+    generate({ prompt: item.prompt, start: await api.base64(item.blob), output_format: $("format").value }, "upscaled");
   },
   paint(item) { paint(item.blob, item.prompt, item); },
   reuse(item) { $("prompt").value = item.prompt; $("prompt").focus(); },
@@ -94,59 +92,59 @@ const actions = {
 
 async function paint(blob, prompt, item) {
   $("brush-prompt").value = prompt;
-  problem("", "brush-problem");
+  showProblem("", "brush-problem");
   await brush.begin(blob);
   $("brush").showModal();
   $("canvas").focus();
   $("brush-form").onsubmit = async (event) => {
     event.preventDefault();
-    const mask = brush.result();
+    const mask = brush.maskUrl();
     if (mask === null) {
-      problem("Paint over the part that should change first.", "brush-problem");
+      showProblem("Paint over the part that should change.", "brush-problem");
       return;
     }
     $("brush").close();
     const size = item ? `${item.width}x${item.height}` : undefined;
-    draw({ ...(item ? settingsOf(item) : asked()), prompt: $("brush-prompt").value.trim(), n: 1, size,
-      init: await api.base64(blob), mask }, "a part drawn anew");
+    generate({ ...(item ? settingsOf(item) : formFields()), prompt: $("brush-prompt").value.trim(), n: 1, size,
+      init: await api.base64(blob), mask }, "regenerated in part");
   };
 }
 
 async function submit(event) {
   event.preventDefault();
   if (!server) { await start(); if (!server) return; }
-  const body = asked();
-  if (given) {
-    body.init = await api.base64(given);
+  const body = formFields();
+  if (inputImage) {
+    body.init = await api.base64(inputImage);
     body.strength = Number($("strength").value) / 100;
   } else if (!body.prompt && server.text) {
-    problem("Say first what you want to see.");
+    showProblem("Enter a prompt.");
     $("prompt").focus();
     return;
   }
   if (body.prompt.length > server.limits.prompt) {
-    problem(`That is too long: at most ${server.limits.prompt} characters.`);
+    showProblem(`The prompt is too long; the limit is ${server.limits.prompt} characters.`);
     return;
   }
-  draw(body, given ? "from a picture" : "");
+  generate(body, inputImage ? "from an image" : "");
 }
 
-function give(file) {
+function useImage(file) {
   if (!file) return;
   if (!["image/png", "image/jpeg", "image/webp"].includes(file.type)) {
-    problem("That is no PNG, JPEG or WebP picture.");
+    showProblem("The file is no PNG, JPEG or WebP image.");
     return;
   }
   if (server && file.size * 4 / 3 > server.limits.body - 10_000) {
-    problem(`That file is too large: at most ${Math.floor(server.limits.body * 0.74 / 2 ** 20)} MiB.`);
+    showProblem(`The file is too large; the limit is ${Math.floor(server.limits.body * 0.74 / 2 ** 20)} MiB.`);
     return;
   }
-  problem("");
-  given = file;
-  URL.revokeObjectURL($("given-picture").src);
-  $("given-picture").src = URL.createObjectURL(file);
-  $("given-text").textContent = "Your drawing begins with this picture. Settings say how much of it may change.";
-  $("given").hidden = false;
+  showProblem("");
+  inputImage = file;
+  URL.revokeObjectURL($("input-image-view").src);
+  $("input-image-view").src = URL.createObjectURL(file);
+  $("input-image-text").textContent = "New images start from this one. Strength, in the settings, determines how much changes.";
+  $("input-image").hidden = false;
 }
 
 function askKey() {
@@ -160,23 +158,24 @@ async function start() {
     server = await api.about();
   } catch (error) {
     if (error.status === 401) askKey();
-    else problem(error.message);
+    else showProblem(error.message);
     return;
   }
   $("key-button").hidden = !server.keys;
   $("model").textContent = server.model;
   document.title = `imagen: ${server.model}`;
   const resolutions = server.stages.map((stage) => stage.resolution);
-  const chosen = resolutions.includes(256) ? 256 : resolutions.at(-1);
+  const initial = resolutions.includes(256) ? 256 : resolutions.at(-1);
   $("sizes").replaceChildren(...resolutions.map((resolution) => make("label", {},
-    make("input", { type: "radio", name: "size", value: resolution, checked: resolution === chosen }),
+    make("input", { type: "radio", name: "size", value: resolution, checked: resolution === initial }),
     make("span", { text: String(resolution), title: `${resolution} by ${resolution} pixels` }))));
   const counts = [1, 2, 4, 8].filter((count) => count <= server.limits.n);
   $("count").replaceChildren(...counts.map((count) => make("option", { text: String(count), value: count })));
+  $("sampler").replaceChildren($("sampler").options[0], ...server.samplers.map((name) => make("option", { text: name })));
   $("steps").max = server.limits.steps;
   $("prompt").disabled = !server.text;
-  if (!server.text) $("prompt").placeholder = "This cascade was trained without text: it draws what it likes.";
-  viewer.allow(resolutions.at(-1));
+  if (!server.text) $("prompt").placeholder = "This cascade was trained without text.";
+  viewer.setLargest(resolutions.at(-1));
 }
 
 $("composer").addEventListener("submit", submit);
@@ -186,21 +185,21 @@ $("prompt").addEventListener("keydown", (event) => {
     $("composer").requestSubmit();
   }
 });
-$("file").addEventListener("change", () => { give($("file").files[0]); $("file").value = ""; });
+$("file").addEventListener("change", () => { useImage($("file").files[0]); $("file").value = ""; });
 addEventListener("dragover", (event) => event.preventDefault());
-addEventListener("drop", (event) => { event.preventDefault(); give(event.dataTransfer.files[0]); });
-addEventListener("paste", (event) => give([...event.clipboardData.files][0]));
-$("given-remove").addEventListener("click", () => { given = null; $("given").hidden = true; $("file").focus(); });
-$("given-paint").addEventListener("click", () => paint(given, $("prompt").value.trim(), null));
-$("given-upscale").addEventListener("click", async () => {
-  draw({ prompt: $("prompt").value.trim(), start: await api.base64(given), output_format: $("format").value }, "upscaled");
+addEventListener("drop", (event) => { event.preventDefault(); useImage(event.dataTransfer.files[0]); });
+addEventListener("paste", (event) => useImage([...event.clipboardData.files][0]));
+$("input-image-remove").addEventListener("click", () => { inputImage = null; $("input-image").hidden = true; $("file").focus(); });
+$("input-image-paint").addEventListener("click", () => paint(inputImage, $("prompt").value.trim(), null));
+$("input-image-upscale").addEventListener("click", async () => {
+  generate({ prompt: $("prompt").value.trim(), start: await api.base64(inputImage), output_format: $("format").value }, "upscaled");
 });
 $("strength").addEventListener("input", () => { $("strength-value").textContent = `${$("strength").value} %`; });
 $("clear").addEventListener("click", async () => {
-  if (confirm("Delete all pictures that this browser keeps?")) { await gallery.clear(); say("All deleted"); $("prompt").focus(); }
+  if (confirm("Delete all images stored in this browser?")) { await gallery.clear(); announce("All deleted"); $("prompt").focus(); }
 });
 $("key-button").addEventListener("click", askKey);
-$("key-form").addEventListener("submit", () => { api.setKey($("key-value").value.trim()); problem(""); start(); });
+$("key-form").addEventListener("submit", () => { api.setKey($("key-value").value.trim()); showProblem(""); start(); });
 for (const button of document.querySelectorAll("[data-close]")) {
   button.addEventListener("click", () => button.closest("dialog").close());
 }

@@ -1,6 +1,6 @@
-// Painting a mask over a picture, by mouse, finger or keyboard. White in the mask is drawn anew.
+// Paint a mask on an image by mouse, finger or keyboard. The white part of the mask is regenerated.
 
-import { $, say } from "./dom.js";
+import { $, announce } from "./dom.js";
 
 const INK = "rgba(255, 64, 129, 0.55)";
 let canvas, context, picture, mask, ink, strokes, cursor, painting = false;
@@ -17,7 +17,7 @@ export function setUp() {
   });
   canvas.addEventListener("pointermove", (event) => painting && move(event));
   for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => { painting = false; });
-  canvas.addEventListener("keydown", keys);
+  canvas.addEventListener("keydown", onKey);
   $("undo").addEventListener("click", undo);
   $("invert").addEventListener("click", invert);
 }
@@ -58,7 +58,7 @@ function paint(from, to) {
   draw();
 }
 
-function keys(event) {
+function onKey(event) {
   const step = canvas.width / (event.shiftKey ? 10 : 40);
   const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   if (moves[event.key]) {
@@ -67,11 +67,11 @@ function keys(event) {
       x: Math.min(Math.max(cursor.x + dx * step, 0), canvas.width),
       y: Math.min(Math.max(cursor.y + dy * step, 0), canvas.height),
     };
-    say(`${Math.round(cursor.x / canvas.width * 100)} % from the left, ${Math.round(cursor.y / canvas.height * 100)} % from the top`);
+    announce(`${Math.round(cursor.x / canvas.width * 100)} % from the left, ${Math.round(cursor.y / canvas.height * 100)} % from the top`);
   } else if (event.key === " ") {
     strokes.push(ink.getImageData(0, 0, mask.width, mask.height));
     paint(cursor, cursor);
-    say("Painted");
+    announce("Painted");
   } else if (event.key === "+" || event.key === "-") {
     $("brush-size").value = Number($("brush-size").value) + (event.key === "+" ? 2 : -2);
   } else return;
@@ -116,8 +116,8 @@ function draw(withCursor = false) {
   }
 }
 
-// A PNG's data URL, white on black; null where nothing is painted.
-export function result() {
+// Return the mask as the data URL of a PNG, white on black; null if nothing is painted.
+export function maskUrl() {
   const data = ink.getImageData(0, 0, mask.width, mask.height).data;
   if (!data.some((value, index) => index % 4 === 3 && value > 127)) return null;
   const whole = document.createElement("canvas");

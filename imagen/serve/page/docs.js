@@ -1,29 +1,29 @@
-// The API, from its OpenAPI document.
+// Render the API reference from the OpenAPI document.
 
 import { $, make } from "./dom.js";
 
-const answer = await fetch("/openapi.json");
-const schema = await answer.json();
+const response = await fetch("/openapi.json");
+const schema = await response.json();
 $("about").textContent = schema.info.description;
 
 function resolved(part) {
   return part && part.$ref ? resolved(part.$ref.split("/").slice(1).reduce((at, name) => at[name], schema)) : part;
 }
 
-function kind(field) {
+function typeOf(field) {
   const part = resolved(field) || {};
-  if (part.anyOf) return [...new Set(part.anyOf.map(kind))].filter((name) => name !== "null").join(" or ");
+  if (part.anyOf) return [...new Set(part.anyOf.map(typeOf))].filter((name) => name !== "null").join(" or ");
   if (part.enum) return part.enum.join(", ");
-  if (part.type === "array") return `list of ${kind(part.items)}`;
+  if (part.type === "array") return `list of ${typeOf(part.items)}`;
   return part.const ?? part.type ?? "";
 }
 
 function table(title, fields, required = []) {
   const rows = Object.entries(fields).map(([name, field]) => make("tr", {},
     make("td", {}, make("code", { text: name + (required.includes(name) ? " *" : "") })),
-    make("td", { text: kind(field) }), make("td", { text: resolved(field)?.description || "" })));
+    make("td", { text: typeOf(field) }), make("td", { text: resolved(field)?.description || "" })));
   return make("div", { className: "wide", tabIndex: 0, role: "region", ariaLabel: title }, make("table", {}, make("thead", {}, make("tr", {},
-    make("th", { text: title }), make("th", { text: "kind" }), make("th", { text: "what" }))), make("tbody", {}, ...rows)));
+    make("th", { text: title }), make("th", { text: "type" }), make("th", { text: "description" }))), make("tbody", {}, ...rows)));
 }
 
 for (const [path, methods] of Object.entries(schema.paths)) {

@@ -1,4 +1,4 @@
-// Small helpers. Text from people is only ever set as text.
+// Helpers for the DOM. Text from users is set as text, never as HTML.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -9,7 +9,7 @@ export function make(tag, { text, ...properties } = {}, ...children) {
   return element;
 }
 
-// To screen readers.
-export function say(text) { $("live").textContent = text; }
+// Announce a text to screen readers.
+export function announce(text) { $("live").textContent = text; }
 
-export function plural(count, what) { return `${count} ${what}${count === 1 ? "" : "s"}`; }
+export function plural(count, noun) { return `${count} ${noun}${count === 1 ? "" : "s"}`; }

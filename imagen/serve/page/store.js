@@ -1,6 +1,6 @@
-// Pictures that this browser keeps: IndexedDB, bounded in number and bytes; the oldest go first.
+// Store images in this browser (IndexedDB), bounded in number and bytes; the oldest are deleted first.
 
-const MOST = 200, MOST_BYTES = 96 * 2 ** 20;
+const MAX_IMAGES = 200, MAX_BYTES = 96 * 2 ** 20;
 let opening;
 
 function open() {
@@ -13,7 +13,7 @@ function open() {
   return opening;
 }
 
-async function within(mode, work) {
+async function transact(mode, work) {
   const database = await open();
   return new Promise((resolve, reject) => {
     const transaction = database.transaction("pictures", mode);
@@ -23,34 +23,34 @@ async function within(mode, work) {
   });
 }
 
-// Newest last. An empty list where the browser keeps nothing (private windows of some).
+// Return all items, newest last; none where the browser stores nothing, as in some private windows.
 export async function all() {
-  try { return await within("readonly", (store) => store.getAll()); } catch { return []; }
+  try { return await transact("readonly", (store) => store.getAll()); } catch { return []; }
 }
 
-// Returns the ids of those that had to go.
+// Store an item. Returns the ids of the items that were deleted to make room.
 export async function add(item) {
   try {
-    item.id = await within("readwrite", (store) => store.add(item));
+    item.id = await transact("readwrite", (store) => store.add(item));
   } catch {
-    item.id = item.id || -Date.now(); // shown, but not kept
+    item.id = item.id || -Date.now(); // shown, but not stored
     return [];
   }
-  const items = await all(), gone = [];
+  const items = await all(), deleted = [];
   let bytes = items.reduce((sum, each) => sum + each.blob.size, 0);
-  while (items.length > 1 && (items.length > MOST || bytes > MOST_BYTES)) {
+  while (items.length > 1 && (items.length > MAX_IMAGES || bytes > MAX_BYTES)) {
     const oldest = items.shift();
     bytes -= oldest.blob.size;
-    gone.push(oldest.id);
+    deleted.push(oldest.id);
     await remove(oldest.id);
   }
-  return gone;
+  return deleted;
 }
 
 export async function remove(id) {
-  try { await within("readwrite", (store) => store.delete(id)); } catch { /* it was not kept */ }
+  try { await transact("readwrite", (store) => store.delete(id)); } catch { /* it was not stored */ }
 }
 
 export async function clear() {
-  try { await within("readwrite", (store) => store.clear()); } catch { /* nothing was kept */ }
+  try { await transact("readwrite", (store) => store.clear()); } catch { /* nothing was stored */ }
 }

@@ -1,13 +1,13 @@
-// One picture, large, and what can be done with it.
+// The dialog that shows one image, with actions on it.
 
 import { sentence } from "./api.js";
-import { $, make, say } from "./dom.js";
+import { $, announce, make } from "./dom.js";
 import * as gallery from "./gallery.js";
 
 let item, actions, largest;
 
-// largest: the side of the largest pictures that can be made.
-export function allow(side) { largest = side; }
+// side: of the largest images that the cascade makes, in pixels.
+export function setLargest(side) { largest = side; }
 
 export function setUp(available) {
   actions = available;
@@ -16,44 +16,44 @@ export function setUp(available) {
     on(name, (shown) => { $("viewer").close(); actions[name](shown); });
   }
   on("paint", (shown) => { $("viewer").close(); actions.paint(shown); });
-  on("delete", async (shown) => { $("viewer").close(); await gallery.remove(shown); say("Deleted"); $("gallery").focus(); });
+  on("delete", async (shown) => { $("viewer").close(); await gallery.remove(shown); announce("Deleted"); $("gallery").focus(); });
   on("copy", copy);
 }
 
 export function open(shown) {
   item = shown;
   $("viewer-picture").src = item.address;
-  $("viewer-picture").alt = item.prompt || "A picture without a prompt";
+  $("viewer-picture").alt = item.prompt || "Image without a prompt";
   $("viewer-title").textContent = item.prompt || "(no prompt)";
-  const facts = [["Size", `${item.width} × ${item.height}`], ["Seed", item.seed], ["Made", new Date(item.made).toLocaleString()]];
-  if (item.how) facts.push(["How", item.how]);
+  const facts = [["Size", `${item.width} × ${item.height}`], ["Seed", item.seed], ["Created", new Date(item.made).toLocaleString()]];
+  if (item.how) facts.push(["Source", item.how]);
   $("viewer-facts").replaceChildren(...facts.flatMap(([name, value]) => [make("dt", { text: name }), make("dd", { text: value })]));
   $("command").textContent = item.command || `imagen sample CASCADE --from ${fileName(item)} --out again`;
   $("upscale").disabled = Math.min(item.width, item.height) >= largest;
-  $("upscale").title = $("upscale").disabled ? "It is as large as this cascade makes pictures" : "";
+  $("upscale").title = $("upscale").disabled ? "This is the largest size of this cascade" : "";
   $("download").href = item.address;
   $("download").download = fileName(item);
   $("viewer").showModal();
 }
 
 export function fileName(shown) {
-  const words = (shown.prompt || "picture").normalize("NFKD").replace(/[^A-Za-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 60);
+  const words = (shown.prompt || "image").normalize("NFKD").replace(/[^A-Za-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 60);
   const kind = shown.blob.type.split("/")[1] || "png";
-  return `${words || "picture"}-${shown.seed}.${kind}`;
+  return `${words || "image"}-${shown.seed}.${kind}`;
 }
 
 async function copy() {
   const text = $("command").textContent;
   try {
     await navigator.clipboard.writeText(text);
-    say("The command is in the clipboard");
+    announce("Command copied");
     $("copy").textContent = "Copied";
     setTimeout(() => { $("copy").textContent = "Copy command"; }, 2000);
   } catch (error) {
-    const range = document.createRange(); // where a browser keeps its clipboard to itself: marked, to be copied by hand
+    const range = document.createRange(); // the browser denies access to the clipboard: select the text instead
     range.selectNodeContents($("command"));
     getSelection().removeAllRanges();
     getSelection().addRange(range);
-    say(sentence(`it is marked: copy it with the keyboard (${error.name})`));
+    announce(sentence(`the command is selected; copy it with the keyboard (${error.name})`));
   }
 }

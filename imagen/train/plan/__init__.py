@@ -1,6 +1,6 @@
 """Plan a training run without the machine: memory, time, traffic and disk.
 
-calibration.py  numbers that are measured, not counted
+calibration.py  constants that cannot be counted
 dry_run.py      one training step of one rank on fake tensors, counted by `imagen.accounting`
 choice.py       the micro-batch and activation checkpointing that fit
 """
@@ -53,7 +53,7 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
     if grid > usable:
         raise UserError(
             f"{experiment.name} trains, but its sample grid does not fit: {grid / GIB:.1f} GiB per GPU, {gpu} has "
-            f"{usable / GIB:.1f} to give; more shards or a larger GPU would help"
+            f"{usable / GIB:.1f} usable; more shards or a larger GPU would help"
         )
     stored, text, traffic = dry_run.stored, experiment.text, _traffic(traced, card, gpus)
     side = experiment.stage.resolution
@@ -74,9 +74,9 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
         "checkpoint_levels": list(traced.parallel.checkpoint_levels),
         "memory": {
             "usable": usable,
-            "peak": traced.window.peak,
-            "phase": traced.window.phase,
-            "at_peak": traced.window.at_peak,
+            "peak": traced.interval.peak,
+            "phase": traced.interval.phase,
+            "at_peak": traced.interval.at_peak,
             "held": dry_run.held,
             "grid": grid,
         },

@@ -1,4 +1,4 @@
-"""What a plan takes from measurements because it cannot count it, with date and device, or "not measured"."""
+"""Constants of a plan that cannot be counted, with date and device of the measurement, or "not measured"."""
 
 from dataclasses import dataclass
 
@@ -15,8 +15,8 @@ class Calibration:
 
 
 CALIBRATION = {
-    "mfu": Calibration(0.4, "not measured", "part of the stated peak that is reached, recomputation included"),
-    "reserved": Calibration(0.08, "not measured", "of memory: context, NCCL, libraries' workspaces, gaps"),
+    "mfu": Calibration(0.4, "not measured", "achieved share of the stated peak, recomputation included"),
+    "reserved": Calibration(0.08, "not measured", "share of memory for context, NCCL, workspaces and fragmentation"),
 }
 RESERVED = CALIBRATION["reserved"].value
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from imagen.errors import UserError
 from imagen.gpus import GIB, PLANNABLE
 from imagen.train.config import micro_batches
@@ -11,7 +13,7 @@ from imagen.train.parallel import ParallelConfig
 from imagen.train.plan.calibration import usable_bytes
 from imagen.train.plan.dry_run import DryRun, TracedStep
 
-# Assumed to keep a GPU busy: recomputation for a larger micro-batch does not pay.
+# Micro-batch that is assumed to keep a GPU busy: recomputation for a larger one does not pay.
 ENOUGH = 8
 
 
@@ -78,7 +80,7 @@ class _Search:
         """
         *smaller, most = self.sizes
         traced = self.dry_run.trace(parallel, most)
-        if traced.window.peak <= self.usable:
+        if traced.interval.peak <= self.usable:
             return traced
         if len(smaller) > 2:
             low, high = (self.dry_run.trace(parallel, size) for size in smaller[1:3])
@@ -86,7 +88,7 @@ class _Search:
             smaller = smaller[: len(fitting)]
         for size in reversed(smaller):
             traced = self.dry_run.trace(parallel, size)
-            if traced.window.peak <= self.usable:
+            if traced.interval.peak <= self.usable:
                 return traced
         return None
 
@@ -94,18 +96,31 @@ class _Search:
 def predicted_peak(low: TracedStep, high: TracedStep, size: int) -> float:
     """Predict the peak in bytes with micro-batches of `size` from steps with two other sizes.
 
-    Extrapolates each moment of the step, and takes the maximum; if the steps do not have the same moments, their peaks.
+    Extrapolates each moment of the step and takes the maximum. Where the parts of the steps (a forward, a backward, the
+    update) do not have the same moments, extrapolates their peaks.
     """
-    below, above = low.window.totals, high.window.totals
-    if below.shape != above.shape:
-        below, above = below.max(), above.max()
-    slope = (above - below) / (high.micro_batch - low.micro_batch)
-    return float((below + slope * (size - low.micro_batch)).max())
+    below, above = _parts(low), _parts(high)
+    if len(below) != len(above):
+        below, above = [low.interval.totals], [high.interval.totals]
+    share = (size - low.micro_batch) / (high.micro_batch - low.micro_batch)
+    peaks = []
+    for a, b in zip(below, above, strict=True):
+        if a.shape != b.shape:
+            a, b = a.max(), b.max()
+        peaks.append((a + share * (b - a)).max())
+    return float(max(peaks))
+
+
+def _parts(traced: TracedStep) -> list[np.ndarray]:
+    """The live bytes at each moment, cut where the phase changes."""
+    phases = traced.interval.phases
+    cuts = [i for i in range(1, len(phases)) if phases[i] != phases[i - 1]]
+    return np.split(traced.interval.totals, cuts)
 
 
 def _refuse(search: _Search, parallel: ParallelConfig, name: str) -> TracedStep:
     size = search.sizes[0]
-    needed = search.dry_run.trace(parallel, size).window.peak
+    needed = search.dry_run.trace(parallel, size).interval.peak
     experiment, world_size = search.dry_run.experiment, search.dry_run.world_size
     helps = []
     if size > 1:
@@ -117,9 +132,8 @@ def _refuse(search: _Search, parallel: ParallelConfig, name: str) -> TracedStep:
         helps.append(f"a GPU as large as {min(larger, key=lambda key: PLANNABLE[key].memory)}")
     elif world_size == 1:
         helps.append("more GPUs")
-    recomputed = " with every block recomputed" if parallel.checkpointing == "full" else ""
-    pictures = "1 picture" if size == 1 else f"{size} pictures"
+    recomputed = " with full activation checkpointing" if parallel.checkpointing == "full" else ""
     raise UserError(
-        f"{experiment.name} does not fit: {pictures} at a time{recomputed} take {needed / GIB:.1f} GiB per GPU, "
-        f"{name} has {search.usable / GIB:.1f} to give; {' or '.join(helps) or 'a smaller model'} would help"
+        f"{experiment.name} does not fit: a micro-batch of {size}{recomputed} takes {needed / GIB:.1f} GiB per GPU, "
+        f"{name} has {search.usable / GIB:.1f} usable; {' or '.join(helps) or 'a smaller model'} would help"
     )

@@ -17,10 +17,11 @@ import torch.distributed as dist
 import torch.nn.parallel.distributed as ddp
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from imagen.accounting.gpu_kernels import gpu_kernels
-from imagen.accounting.ledger import Ledger, Window
+from imagen.accounting.tracker import ResourceTracker, TrackedInterval
 from imagen.data.loading.batches import Batch
 from imagen.errors import UserError
 from imagen.models.unet import UNet
@@ -28,10 +29,10 @@ from imagen.precision import autocast
 from imagen.stage.loss import CleanBatch, ForwardProcess, NoisedBatch
 from imagen.train.ema import build_emas
 from imagen.train.experiment import Experiment
-from imagen.train.half import HalfCopy
 from imagen.train.layout import named_weights, permuted_weights
+from imagen.train.low_precision import LowPrecisionCopy
 from imagen.train.optim import build_optimizer
-from imagen.train.parallel import ParallelConfig, build_mesh, parallelize, recompute
+from imagen.train.parallel import ParallelConfig, apply_activation_checkpointing, build_mesh, parallelize
 from imagen.train.ranks import Ranks
 from imagen.train.state import create_optimizer_state
 from imagen.train.step import launch_step
@@ -44,18 +45,18 @@ class TracedStep:
     parallel: ParallelConfig
     micro_batch: int
     micro_batches: int
-    window: Window
+    interval: TrackedInterval
     groups: dict[str, str]  # name of the mesh dimension, by name of the process group
 
     @property
     def flops(self) -> dict[str, int]:
         """FLOPs per rank and step, by phase."""
-        return _whole_step(self.window.flops, self.micro_batches)
+        return _whole_step(self.interval.flops, self.micro_batches)
 
     @property
     def sent(self) -> dict[tuple[str, str], int]:
         """Bytes sent per rank and step, by collective and mesh dimension."""
-        named = {(part, name, self.groups[group]): sent for (part, name, group), sent in self.window.sent.items()}
+        named = {(part, name, self.groups[group]): sent for (part, name, group), sent in self.interval.sent.items()}
         return _whole_step(named, self.micro_batches)
 
 
@@ -81,7 +82,7 @@ class DryRun:
 
     def __init__(self, experiment: Experiment, world_size: int, *, dtype: torch.dtype | None, gpu: bool):
         self.experiment, self.world_size, self.dtype, self.gpu = experiment, world_size, dtype, gpu
-        self.ledger = Ledger()
+        self.tracker = ResourceTracker()
         self._stack = ExitStack()
 
     def __enter__(self) -> "DryRun":
@@ -92,7 +93,7 @@ class DryRun:
             stack.enter_context(torch.random.fork_rng(devices=[]))
             stack.enter_context(_unchecked_ddp())
             stack.enter_context(FakeTensorMode())
-            stack.enter_context(self.ledger)
+            stack.enter_context(self.tracker)
             if self.gpu:
                 stack.enter_context(gpu_kernels())
             self._set_up(mesh)
@@ -104,7 +105,7 @@ class DryRun:
 
     def _set_up(self, mesh: Any) -> None:
         """Set up what `imagen.train.setup` does."""
-        experiment, ledger = self.experiment, self.ledger
+        experiment, tracker = self.experiment, self.tracker
         plain = replace(experiment.parallel, checkpointing="none", checkpoint_levels=(), compile=False)
         self.unet = UNet(experiment.stage.unet)
         if mesh is None:
@@ -113,13 +114,19 @@ class DryRun:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.parameters = sum(parameter.numel() for parameter in self.unet.parameters())
         low_precision = self.gpu and self.dtype is torch.bfloat16
-        self.copy = HalfCopy(self.unet, torch.bfloat16) if low_precision and self.world_size == 1 else None
+        self.copy = LowPrecisionCopy(self.unet, torch.bfloat16) if low_precision and self.world_size == 1 else None
         self.computing = (
             nullcontext if low_precision and (self.copy or mesh is not None) else partial(autocast, "cpu", self.dtype)
         )
         self.network = parallelize(self.unet, plain, mesh, self.world_size, dtype=self.dtype)
         if isinstance(self.network, DistributedDataParallel):
             self.network.register_comm_hook(None, _all_reduce)
+        # The first all-gather of a module allocates its outputs one by one, later ones at once: with the first one
+        # done, every step has the same moments.
+        for module in self.network.modules():
+            if isinstance(module, FSDPModule):
+                module.unshard()
+                module.reshard()
         self.optimizer = build_optimizer(
             named_weights(self.unet), experiment.optim, permuted=permuted_weights(self.unet)
         )
@@ -135,16 +142,16 @@ class DryRun:
         }
         if self.copy is not None:
             tensors["casts"] = list(self.copy.network.parameters())
-        self.held = {kind: ledger.mark(kind, those) for kind, those in tensors.items()}
+        self.held = {kind: tracker.mark(kind, those) for kind, those in tensors.items()}
         kept_on_disk = [tensor for kind, those in tensors.items() if kind != "casts" for tensor in those]
         self.stored = sum(tensor.numel() * tensor.element_size() for tensor in kept_on_disk)
 
     def trace(self, parallel: ParallelConfig, micro_batch: int) -> TracedStep:
         """Trace a step of this rank's share of `train.batch_size`, with this checkpointing and micro-batch."""
         count = self.experiment.train.batch_size // self.world_size // micro_batch
-        recompute(self.unet if self.copy is None else self.copy.network, parallel)
+        apply_activation_checkpointing(self.unet if self.copy is None else self.copy.network, parallel)
         forward_process = _FakeForwardProcess(
-            self.ledger,
+            self.tracker,
             self.experiment.stage,
             seed=0,
             batch_size=self.experiment.train.batch_size,
@@ -154,8 +161,8 @@ class DryRun:
             schedule=self.experiment.train.schedule,
         )
         optimizer = _WatchedOptimizer(self)
-        self.ledger.updating = False
-        with self.ledger.window() as windows:
+        self.tracker.updating = False
+        with self.tracker.interval() as intervals:
             launch_step(
                 self.network,
                 self._batches(micro_batch, min(2, count)),
@@ -170,14 +177,14 @@ class DryRun:
             )
             for ema in self.emas:
                 ema.update(self.unet, 1)
-        return TracedStep(parallel, micro_batch, count, windows[0], self.groups)
+        return TracedStep(parallel, micro_batch, count, intervals[0], self.groups)
 
     def _batches(self, size: int, count: int) -> Iterator[Batch]:
         stage, text = self.experiment.stage, self.experiment.text
         side, channels = self.experiment.data.crop or stage.resolution, stage.unet.image_channels
         scale = 1 if stage.low_resolution is None else stage.resolution // stage.low_resolution
         for part in range(count):
-            self.ledger.part = part
+            self.tracker.micro_batch = part
             yield Batch(
                 position=part * size,
                 keys=[""] * size,
@@ -189,33 +196,33 @@ class DryRun:
                 text=None if text is None else torch.zeros(size, text.max_tokens, text.width),
                 text_mask=None if text is None else torch.ones(size, text.max_tokens, dtype=torch.bool),
             )
-        self.ledger.updating = True
+        self.tracker.updating = True
 
 
 class _FakeForwardProcess(ForwardProcess):
     """The forward process as one moment of the tracker, so that steps of all sizes have the same moments."""
 
-    def __init__(self, ledger: Ledger, *args: Any, **kwargs: Any):
+    def __init__(self, tracker: ResourceTracker, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._ledger = ledger
+        self._tracker = tracker
 
     def __call__(self, batch: CleanBatch) -> NoisedBatch:
-        self._ledger.one_moment = True
+        self._tracker.merge_events = True
         try:
             return super().__call__(batch)
         finally:
-            self._ledger.one_moment = False
+            self._tracker.merge_events = False
 
 
 class _WatchedOptimizer:
-    """Marks the gradients in the ledger before the update."""
+    """Marks the gradients in the tracker before the update."""
 
     def __init__(self, dry_run: DryRun):
         self._dry_run = dry_run
 
     def step(self, factor: Tensor | None = None, finite: Tensor | None = None) -> None:
         gradients = [parameter.grad for parameter in self._dry_run.unet.parameters()]
-        marked = self._dry_run.ledger.mark("gradients", [tensor for tensor in gradients if tensor is not None])
+        marked = self._dry_run.tracker.mark("gradients", [tensor for tensor in gradients if tensor is not None])
         self._dry_run.held["gradients"] = marked
         self._dry_run.optimizer.step(factor, finite)
 
@@ -230,7 +237,7 @@ def _fake_group(world_size: int) -> Iterator[None]:
         yield
         return
     if dist.is_initialized():
-        raise UserError("a plan is made by a single process; this one has joined a process group already")
+        raise UserError("a plan needs a single process without a process group; do not start it with torchrun")
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
@@ -254,8 +261,7 @@ def _group_names(mesh: Any, world_size: int) -> dict[str, str]:
 def _unchecked_ddp() -> Iterator[None]:
     """Skip the parts of DDP that read tensors.
 
-    These are its initial exchange of shapes and weights, and the rebuilding of buckets after the first step, in the
-    order in which gradients were ready.
+    These are the initial exchange of shapes and weights, and the rebuilding of buckets after the first step.
     """
     nothing = dict.fromkeys(("_verify_param_shape_across_processes", "_sync_module_states"), mock.DEFAULT)
     with (

@@ -17,7 +17,7 @@ from corpus import DEFECTS, Corpus, encoded, pair, picture
 from PIL import Image
 from samples import read_sample
 
-from imagen.data.build.dataset import _judge, build_source
+from imagen.data.build.dataset import _check_rejected, build_source
 from imagen.data.build.quality import Limits
 from imagen.data.embed.sidecar import Embeddings, matches_sidecar
 from imagen.data.shards.dataset import ShardedDataset, open_split
@@ -267,12 +267,12 @@ def test_the_width_of_embeddings_is_the_commonest(tmp_path):
 
 def test_embeddings_need_their_encoders_name(tmp_path):
     with_text = Memory([record("k", embedding=np.ones((1, 4)))])
-    with pytest.raises(UserError, match=r"k of memory brings an embedding; say whose: --encoder NAME --max-tokens N"):
+    with pytest.raises(UserError, match=r"k of memory has an embedding; name its encoder: --encoder NAME"):
         go(with_text, tmp_path / "a")
     go(with_text, tmp_path / "a", encoder="e", max_tokens=1)  # the mistake has left nothing behind
-    with pytest.raises(UserError, match="belong together"):
+    with pytest.raises(UserError, match="must be given together"):
         go(with_text, tmp_path / "b", encoder="e")
-    with pytest.raises(UserError, match="brings no embeddings; leave --encoder out"):
+    with pytest.raises(UserError, match="has no embeddings; omit --encoder"):
         go(Memory([record("k")]), tmp_path / "c", encoder="e", max_tokens=4)
 
 
@@ -386,7 +386,7 @@ def test_a_tar_cut_off_keeps_its_whole_samples(tars):
 
 
 def test_in_place_needs_no_out_and_copying_does(tars, tmp_path):
-    with pytest.raises(UserError, match=r"used where they lie: leave --out .* out, or give --copy"):
+    with pytest.raises(UserError, match=r"used in place: omit --out .*, or give --copy"):
         go(Tars(tars), tmp_path / "out", root=tars)
     go(Tars(tars), tmp_path / "out", root=tars, copy=True)
     data = ShardedDataset(tmp_path / "out")
@@ -403,15 +403,15 @@ def test_in_place_needs_no_out_and_copying_does(tars, tmp_path):
 @pytest.mark.parametrize(
     "kind, words",
     [
-        ("folder", ["missing caption: put captions beside the pictures (KEY.txt), or give --caption-from folder"]),
-        ("table", ["missing caption: name the column of captions with --caption-column", "missing file: see that"]),
+        ("folder", ["missing caption: put captions beside the images (KEY.txt), or give --caption-from folder"]),
+        ("table", ["missing caption: name the column of captions with --caption-column", "missing file: make"]),
         ("tars in place", ["missing caption: give --copy --out", "animation: give --first-frame"]),
     ],
 )
 def test_failures_name_options_that_the_source_has(tmp_path, kind, words):
     rejected = {"missing caption": 5, "missing file": 2, "animation": 1, "second picture": 9}
     with pytest.raises(UserError) as error:
-        _judge(tmp_path, {"records": 29, "samples": 12, "rejected": rejected}, 0.3, kind)
-    for text in ["8 of 20 records", "--max-rejected 0.4 takes it as it is", *words]:
+        _check_rejected(tmp_path, {"records": 29, "samples": 12, "rejected": rejected}, 0.3, kind)
+    for text in ["8 of 20 records", "--max-rejected 0.4 accepts the data unchanged", *words]:
         assert text in str(error.value)
     assert ("--image-column" in str(error.value)) == (kind == "table")

@@ -110,9 +110,9 @@ def test_only_missing_parts_are_sent(tmp_path):
     sent: list[int] = []
 
     class Counting(Processes):
-        def map(self, make: Callable[[], Work], items: Sequence[Any], witness: Path) -> Iterator[tuple[int, Any]]:
+        def map(self, make: Callable[[], Work], items: Sequence[Any], probe_file: Path) -> Iterator[tuple[int, Any]]:
             sent.extend(number for number, _ in items)
-            return super().map(make, items, witness)
+            return super().map(make, items, probe_file)
 
     build = partial(build_source, partial(Corpus, N, 40), tmp_path / "out", engine=Counting(1), progress=False)
     result = build()
@@ -135,7 +135,7 @@ def test_a_killed_workers_shard_is_encoded_again_to_the_same_bytes(ray, tmp_path
     killer.join()
     assert killed and killed[0].startswith(b"ray::")
     assert encode_shards(tmp_path / "one", Encoder(note), progress=False) == 5
-    assert files(tmp_path / "ray") == files(tmp_path / "one")  # nor is a claim left
+    assert files(tmp_path / "ray") == files(tmp_path / "one")  # nor is a lease left
     assert encode_shards(tmp_path / "ray", Encoder(note), progress=False, engine=ray) == 0
 
 
@@ -155,7 +155,7 @@ def test_the_command_line_builds_and_encodes_as_one_process_does(ray, request, m
     assert "--device cuda: the Ray cluster has no GPU" in mistake(
         "data", "encode", "ray", "--engine", "ray", "--device", "cuda"
     )
-    assert "Ray says which GPU" in mistake("data", "encode", "ray", "--engine", "ray", "--device", "cuda:1")
+    assert "Ray chooses the GPU" in mistake("data", "encode", "ray", "--engine", "ray", "--device", "cuda:1")
 
 
 def test_a_workers_mistake_is_one_line_and_so_is_a_part_that_kills_every_worker(ray, tmp_path):
@@ -164,24 +164,24 @@ def test_a_workers_mistake_is_one_line_and_so_is_a_part_that_kills_every_worker(
             raise UserError("the second one is bad; mend it")
         return number
 
-    (tmp_path / "witness").touch()
+    (tmp_path / "probe_file").touch()
     with pytest.raises(UserError, match=r"^the second one is bad; mend it$"):
-        list(cluster.builders(1).map(lambda: failing, range(3), tmp_path / "witness"))
+        list(cluster.builders(1).map(lambda: failing, range(3), tmp_path / "probe_file"))
     stubborn = cluster.Ray(workers=1, attempts=2)
-    with pytest.raises(UserError, match=r"^workers were killed each of 2 times .* fewer --workers"):
-        list(stubborn.map(lambda: lambda _: os.kill(os.getpid(), signal.SIGKILL), [7], tmp_path / "witness"))
+    with pytest.raises(UserError, match=r"^workers were killed in all 2 attempts .* fewer --workers"):
+        list(stubborn.map(lambda: lambda _: os.kill(os.getpid(), signal.SIGKILL), [7], tmp_path / "probe_file"))
 
 
 def test_storage_that_is_not_shared_is_noticed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    witness = tmp_path / "build.json"
-    witness.write_text("{}")
-    place = cluster._Place(Path.cwd(), witness, cluster._digest(witness))
-    place.enter()
-    for change in (lambda: witness.write_text("[]"), witness.unlink):  # what another machine has under this name
+    probe_file = tmp_path / "build.json"
+    probe_file.write_text("{}")
+    shared = cluster._SharedFiles(Path.cwd(), probe_file, cluster._digest(probe_file))
+    shared.enter()
+    for change in (lambda: probe_file.write_text("[]"), probe_file.unlink):  # what another machine has under this name
         change()
-        with pytest.raises(UserError, match=r"build\.json is not what it is where the command runs; .* storage"):
-            place.enter()
+        with pytest.raises(UserError, match=r"build\.json differs from the same file .* use shared storage"):
+            shared.enter()
 
 
 def test_what_cannot_be_connected_to_is_one_line(mistake, tmp_path, monkeypatch):

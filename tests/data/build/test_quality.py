@@ -8,7 +8,7 @@ import torch
 from corpus import CAPTIONS, DEFECTS, GOOD, encoded, picture
 from PIL import Image, ImageOps
 
-from imagen.data.build.quality import REASONS, Checked, Limits, Rejected, check
+from imagen.data.build.quality import REASONS, AcceptedRecord, Limits, RejectedRecord, check
 from imagen.data.embed.sidecar import from_bf16_bits
 from imagen.data.loading.transforms import decode
 from imagen.data.sources.base import Record
@@ -22,14 +22,14 @@ def record(image: bytes | None = None, caption: str | bytes | None = "a picture"
 
 def reason(made: Record, limits: Limits | None = None) -> str:
     checked = check(made, limits or Limits())
-    assert isinstance(checked, Rejected), made.caption
+    assert isinstance(checked, RejectedRecord), made.caption
     assert checked.reason in REASONS and checked.detail
     return checked.reason
 
 
-def good(made: Record, limits: Limits | None = None) -> Checked:
+def good(made: Record, limits: Limits | None = None) -> AcceptedRecord:
     checked = check(made, limits or Limits())
-    assert isinstance(checked, Checked), checked
+    assert isinstance(checked, AcceptedRecord), checked
     return checked
 
 
@@ -161,7 +161,7 @@ def test_bad_embeddings_have_their_reason(embedding, wanted):
 
 def test_what_the_source_could_not_give_keeps_the_sources_reason():
     checked = check(record(problem=("missing file", "a.jpg does not exist")), Limits())
-    assert checked == Rejected("missing file", "a.jpg does not exist")
+    assert checked == RejectedRecord("missing file", "a.jpg does not exist")
 
 
 def test_the_hash_is_of_upright_pixels_not_of_bytes():

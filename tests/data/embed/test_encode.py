@@ -9,11 +9,11 @@ from safetensors import safe_open
 
 from imagen.data.embed.encode import encode_shards, token_batches
 from imagen.data.embed.sidecar import (
-    Cut,
     Embeddings,
-    captions_cut,
-    cut_of,
+    Truncation,
+    count_truncated,
     matches_sidecar,
+    read_truncation,
     sidecar_path,
     slug,
     write_sidecar,
@@ -251,11 +251,11 @@ def test_captions_cut_at_the_token_limit_are_counted(folder):
     encode_shards(folder, LengthEncoder(), progress=False)
     lost = 1 + len("a steam train on a table") - 16
     for split in ("train", "heldout"):
-        cuts = [cut_of(sidecar) for sidecar in Embeddings(open_split(folder, split), LongText())._sidecars]
-        assert cuts == [Cut(1, lost, lost), Cut()]
-    assert captions_cut(folder, LongText()) == (Cut(2, 2 * lost, lost), 2 * len(CAPTIONS))
+        cuts = [read_truncation(sidecar) for sidecar in Embeddings(open_split(folder, split), LongText())._sidecars]
+        assert cuts == [Truncation(1, lost, lost), Truncation()]
+    assert count_truncated(folder, LongText()) == (Truncation(2, 2 * lost, lost), 2 * len(CAPTIONS))
     encode_shards(folder, LengthEncoder(max_tokens=11), progress=False)
-    assert captions_cut(folder, LongText(max_tokens=11)) == (Cut(4, 2 * (14 + 1), 14), 2 * len(CAPTIONS))
+    assert count_truncated(folder, LongText(max_tokens=11)) == (Truncation(4, 2 * (14 + 1), 14), 2 * len(CAPTIONS))
     rows = inspect(folder)["splits"]["train"]["embeddings"]
     assert [(row["max_tokens"], row["cut"], row["cut_tokens"], row["cut_most"]) for row in rows] == [
         (11, 2, 15, 14), (16, 1, 9, 9),

@@ -4,24 +4,28 @@ import logging
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from encoders import Text, WordEncoder
+from loading import open_loader
 from PIL import Image
 from samples import epoch_order, take
 
 from imagen.data.embed.encode import encode_shards
 from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.config import DataConfig
-from imagen.data.loading.loader import Loader, open_loader
+from imagen.data.loading.loader import Loader
 from imagen.data.loading.stream import dataset_batch
 from imagen.data.loading.transforms import decode
 from imagen.data.shards.dataset import ShardedDataset, open_split
 from imagen.data.shards.writer import ShardWriter
 from imagen.errors import UserError
+
+SUPPORT = str(Path(__file__).parents[2] / "support")  # for scripts
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -209,7 +213,8 @@ def test_workers_outlive_signals_to_the_process_group(folder):
     """In a session of its own, whose whole process group is signalled, as a terminal or a scheduler does."""
     script = f'''
 import signal, subprocess, sys
-from imagen.data.loading.loader import *
+sys.path.append({SUPPORT!r})
+from loading import DataConfig, open_loader
 signal.signal(signal.SIGTERM, lambda *_: None)
 signal.signal(signal.SIGINT, lambda *_: None)
 batches = iter(open_loader({str(folder)!r}, DataConfig(workers=1), resolution=8, batch_size=4, seed=0))
@@ -235,7 +240,10 @@ def test_a_script_that_ends_in_the_middle_of_a_stream_exits(folder):
     """And its workers, which resize, do not wait for the threads that the parent had when it forked."""
     script = f"""
 import torch
-from imagen.data.loading.loader import *
+import sys
+import torch
+sys.path.append({SUPPORT!r})
+from loading import DataConfig, open_loader
 torch.set_num_threads(2)
 torch.nn.functional.interpolate(torch.rand(8, 3, 256, 256) @ torch.rand(256, 256), size=64, mode="bicubic")
 batches = iter(open_loader({str(folder)!r}, DataConfig(workers=2), resolution=16, batch_size=4, seed=0))

@@ -136,7 +136,7 @@ def test_the_smallest_sufficient_master_is_chosen(pictures, side, chosen):
 
 
 def test_no_picture_is_a_bad_sample():
-    with pytest.raises(BadSample, match="no picture"):
+    with pytest.raises(BadSample, match="no image"):
         choose_image(["txt", "json", "thumb.png"], 64)
 
 
@@ -145,16 +145,16 @@ def test_crops_of_the_pair_show_the_same_region():
     low = resize(high, 64)
     places = set()
     for seed in range(50):
-        place = tuple(np.random.default_rng(seed).random(2))
-        high_crop, low_crop = aligned_crop(high, low, 64, place)
+        position = tuple(np.random.default_rng(seed).random(2))
+        high_crop, low_crop = aligned_crop(high, low, 64, position)
         assert high_crop.shape == (3, 64, 64) and low_crop.shape == (3, 16, 16)
         reduced = F.interpolate(high_crop[None].float(), size=(16, 16), mode="area")[0]
         # Off by one low-resolution pixel, this picture differs by up to 10 levels.
         assert (reduced - low_crop).abs().max() < 1.5
         places.add((int(low_crop[0, 0, 0]), int(low_crop[1, 0, 0])))
     assert len(places) > 30
-    for place in ((0.0, 0.0), (0.999999, 0.999999)):
-        assert aligned_crop(high, low, 64, place)[1].shape == (3, 16, 16)
+    for position in ((0.0, 0.0), (0.999999, 0.999999)):
+        assert aligned_crop(high, low, 64, position)[1].shape == (3, 16, 16)
     assert torch.equal(aligned_crop(high, None, 255, (0.7, 0.2))[0], high[:, 1:256, 0:255])
 
 

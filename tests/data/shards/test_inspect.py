@@ -57,7 +57,7 @@ def test_the_numbers_are_those_counted_by_hand(shards):
 
 
 def test_a_part_is_looked_at_where_there_is_much(shards):
-    summary = inspect(shards, look_at=2)
+    summary = inspect(shards, sample_size=2)
     assert summary["splits"]["train"]["samples"] == 3 and summary["splits"]["train"]["looked_at"] == 2
     assert spread(4, 10) == [0, 2, 5, 7] and spread(4, 3) == [0, 1, 2] and spread(5, 0) == []
 

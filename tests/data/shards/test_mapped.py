@@ -48,7 +48,7 @@ def test_rows_are_those_of_the_view(tmp_path):
     with pytest.raises(UserError, match="no tensor 'c'; copy it again"):
         tensors.rows("c", 0, 1)
     os.truncate(tmp_path / "x", os.path.getsize(tmp_path / "x") - 8)
-    with pytest.raises(UserError, match="cut off; copy it again"):
+    with pytest.raises(UserError, match="truncated; copy it again"):
         tensors.rows("a", 0, 6), tensors.rows("b", 0, 7)
 
 

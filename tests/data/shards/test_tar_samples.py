@@ -33,8 +33,8 @@ def samples(path):
     }
 
 
-def strays(path):
-    return [(stray.key, stray.reason) for stray in scan_tar(path).strays]
+def invalid_members(path):
+    return [(member.key, member.reason) for member in scan_tar(path).invalid_members]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_members_of_one_name(tmp_path, names, wanted, repeated):
     write(tmp_path / "t.tar", names.split())
     got = {key: tuple(sorted(places.values())) for key, places in samples(tmp_path / "t.tar").items()}
     assert got == wanted and list(got) == list(wanted)
-    assert strays(tmp_path / "t.tar") == [(key, "repeated key") for key in repeated]
+    assert invalid_members(tmp_path / "t.tar") == [(key, "repeated key") for key in repeated]
 
 
 def test_what_is_no_file_and_has_no_ending_is_said(tmp_path, caplog):
@@ -80,15 +80,15 @@ def test_what_is_no_file_and_has_no_ending_is_said(tmp_path, caplog):
     write(tmp_path / "t.tar", names, kinds.items())
     scan = scan_tar(tmp_path / "t.tar")
     assert samples(tmp_path / "t.tar") == {"a": {"txt": 1}, "b": {"jpg": 2, "txt": 3}}
-    assert scan.odd == {"a": "a.jpg is a link, not a file"}
-    assert {(s.key, s.reason, s.detail) for s in scan.strays} == {
-        ("LICENSE", "broken row", "a member whose name has no ending; a sample's are KEY.EXT"),
+    assert scan.non_files == {"a": "a.jpg is a link, not a file"}
+    assert {(s.key, s.reason, s.detail) for s in scan.invalid_members} == {
+        ("LICENSE", "broken row", "the member's name has no extension; members are named KEY.EXT"),
         ("c", "unreadable file", "c.jpg is a pipe, not a file"),
         ("d", "unreadable file", "d.jpg is a character device, not a file"),
         ("README", "unreadable file", "README is a symbolic link, not a file"),
     }
     index_shard(tmp_path / "t.tar")
-    assert "4 things are in no sample (LICENSE: broken row, ...); `imagen data build` lists them" in caplog.text
+    assert "4 members belong to no sample (LICENSE: broken row, ...); `imagen data build` lists them" in caplog.text
 
 
 def test_names_that_are_not_utf8_are_names(tmp_path):

@@ -98,7 +98,7 @@ def test_faults_have_reasons(tmp_path):
     assert [r.origin for r in records if r.image] == ["good.png"]
     assert records[0].caption == b"kept"
     shutil.rmtree(tmp_path)
-    with pytest.raises(UserError, match="is gone"):
+    with pytest.raises(UserError, match="no longer exists"):
         list(source.read(part))
 
 
@@ -114,7 +114,7 @@ def test_names_that_are_not_utf8(tmp_path):
 
 def test_what_is_no_folder_of_pictures(tmp_path):
     write(tmp_path / "empty" / "readme.txt", b"x")
-    with pytest.raises(UserError, match=r"empty holds no pictures"):
+    with pytest.raises(UserError, match=r"empty contains no images"):
         open_source(tmp_path / "empty", "folder").parts()
     with pytest.raises(UserError, match=r"readme\.txt is not a folder"):
         open_source(tmp_path / "empty" / "readme.txt", "folder").parts()

@@ -69,10 +69,10 @@ def test_faults(tmp_path):
     (part,) = source.parts()
     whole = (path / name).read_bytes()
     os.truncate(path / name, len(whole) // 2)
-    with pytest.raises(UserError, match=f"{name} is (cut off|not a whole)"):
+    with pytest.raises(UserError, match=f"{name} is (truncated|not a complete)"):
         open_source(path).parts()
     (path / name).write_bytes(b"")
-    with pytest.raises(UserError, match=f"{name} is not a whole"):
+    with pytest.raises(UserError, match=f"{name} is not a complete"):
         open_source(path).parts()
     (path / name).unlink()
     with pytest.raises(UserError, match=f"{name} does not exist"):

@@ -62,7 +62,7 @@ def test_a_picture_is_told_by_its_path_in_any_table_of_a_folder(folder):
     (folder / "a" / "u.csv").write_text("text,n,file_name\nthree,1,../img/0.png\nfour,2,../img/2.png\n")
     records = read(folder, "csv")
     assert captions(records) == {0: ["three", "one", "two"], 1: ["x"], 2: ["four"]}  # a/u.csv comes first
-    assert [r.origin for r in records] == ["a/u.csv, line 2 and 2 more with its picture", "a/u.csv, line 3",
+    assert [r.origin for r in records] == ["a/u.csv, line 2 and 2 more with its image", "a/u.csv, line 3",
                                            "t.csv, line 4"]  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def test_rows_without_a_caption_or_with_an_equal_one_are_listed(folder):
         "t.jsonl, line 8": "broken row",
         "t.jsonl, line 9": "broken row",
         "t.jsonl, line 10": "broken row",
-        "t.jsonl, line 11 and 1 more with its picture": "missing file",
+        "t.jsonl, line 11 and 1 more with its image": "missing file",
     }
 
 
@@ -229,10 +229,10 @@ def test_karpathys_splits(folder):
     [
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
-        ('"x"', "is no list of objects"),
-        ('{"a": [1]}', "is no list of objects"),
-        ("[]", "holds no rows"),
-        ("[1]", "cannot tell the image column"),
+        ('"x"', "is neither a list of objects"),
+        ('{"a": [1]}', "is neither a list of objects"),
+        ("[]", "contains no rows"),
+        ("[1]", "cannot identify the image column"),
     ],
 )
 def test_json_files_that_are_no_tables_are_one_line(tmp_path, text, words):

@@ -69,12 +69,12 @@ def test_what_is_not_plain_names_the_formats(tmp_path, names, words):
 def test_mistakes_are_one_line(tmp_path):
     make(tmp_path, "1.png")
     for words, path, options in [
-        ("no format 'foldr'; did you mean 'folder'", tmp_path, {"format": "foldr"}),
+        ("unknown format 'foldr'; did you mean 'folder'", tmp_path, {"format": "foldr"}),
         ("nowhere does not exist", tmp_path / "nowhere", {"format": "csv"}),
-        ("the format folder has no columns", tmp_path, {"caption_column": "c"}),
+        ("the format folder has no named columns", tmp_path, {"caption_column": "c"}),
         ("it must be folder or name", tmp_path, {"caption_from": "class"}),
         (
-            "--caption-from is for folders of pictures; the format csv",
+            "--caption-from is for folders of images; the format csv",
             tmp_path,
             {"caption_from": "name", "format": "csv"},
         ),

@@ -177,7 +177,7 @@ def test_lists_and_folders_that_cannot_be_used_are_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "e.txt").write_bytes(b"")
     for path in (tmp_path / "empty", tmp_path / "empty" / "e.txt"):
-        with pytest.raises(UserError, match="holds no lines"):
+        with pytest.raises(UserError, match="contains no lines"):
             open_source(path, "cc12m_base64").parts()
     source = open_source(tmp_path / "a.txt", "laion_400m")
     (part,) = source.parts()

@@ -88,7 +88,7 @@ def test_files_that_cannot_be_used_are_one_line(tmp_path):
     whole = path.read_bytes()
     for broken in (whole[:-10], b"", b"text"):
         path.write_bytes(broken)
-        with pytest.raises(UserError, match=r"t\.parquet is not a whole Parquet file"):
+        with pytest.raises(UserError, match=r"t\.parquet is not a complete Parquet file"):
             open_source(path).parts()
     path.unlink()
     with pytest.raises(UserError, match=r"t\.parquet does not exist"):

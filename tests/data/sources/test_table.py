@@ -213,7 +213,7 @@ def test_faults_of_jsonl_rows(folder):
     }
     half = "half of a pair \ud83d".encode("utf-8", "surrogatepass")
     assert [(r.caption, r.further) for r in records if not r.problem] == [("good", ("x",)), (None, ()), (half, ())]
-    assert "t.jsonl, line 2 and 1 more with its picture" in [r.origin for r in records]
+    assert "t.jsonl, line 2 and 1 more with its image" in [r.origin for r in records]
 
 
 def test_bad_base64(tmp_path):
@@ -225,13 +225,13 @@ def test_bad_base64(tmp_path):
 @pytest.mark.parametrize(
     "content, options, words",
     [
-        (b"a,b\n1,2\n", {}, "cannot tell the image column of .*'a', 'b'.*--image-column"),
-        (b"image,b\n1,2\n", {}, "cannot tell the caption column .*--caption-column"),
+        (b"a,b\n1,2\n", {}, "cannot identify the image column of .*'a', 'b'.*--image-column"),
+        (b"image,b\n1,2\n", {}, "cannot identify the caption column .*--caption-column"),
         (b"image,b\n1,2\n", {"caption_column": "caption"}, "no column 'caption'.*'image', 'b'"),
         (b"image,captoin\n1,2\n", {"caption_column": "caption"}, "did you mean 'captoin'"),
         (b"url,caption\n1,2\n", {}, "img2dataset"),
-        (b"image,caption\n", {}, "holds no rows"),
-        (b"", {}, "begins with an empty line; put the names of its columns there"),
+        (b"image,caption\n", {}, "contains no rows"),
+        (b"", {}, "begins with an empty line; put the column names there"),
         (b"image;caption\n1;2\n", {}, "one column, 'image;caption'.*';': save it with commas"),
         (b"image_name| comment\n1| 2\n", {"image_column": "image_name"}, "no column 'image_name'.*commas"),
         (b"image\tcaption\n1\t2\n", {}, "--format tsv"),

@@ -118,7 +118,7 @@ def test_a_damaged_header_ends_the_tar(tmp_path):
 
 
 def test_what_cannot_be_used_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="holds no tars"):
+    with pytest.raises(UserError, match="contains no tars"):
         open_source(tmp_path, "webdataset").parts()
     write_tar(tmp_path / "0.tar", samples(0, 1))
     source = open_source(tmp_path)

@@ -1,4 +1,4 @@
-"""What the demo does in the time it has, on this machine: decided by timing real training steps first."""
+"""Choose the demo's amount of data and training for a given time, by measuring training steps on this machine."""
 
 import time
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ REPORT_SECONDS = 8.0  # assembling, judging, plots and page
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the demo is going to do. Times are in seconds."""
+class Budget:
+    """The demo's resources. Times are in seconds."""
 
-    machine: str  # in words
+    machine: str  # description
     base: Throughput
     objects: int
     prompts: int
@@ -39,7 +39,7 @@ class Plan:
         return whole * (1 - SR_SHARE), whole * SR_SHARE
 
 
-def make_plan(
+def choose_budget(
     minutes: float,
     base: Experiment,
     sr: Experiment,
@@ -47,7 +47,7 @@ def make_plan(
     *,
     objects: int | None = None,
     prompts: int = PROMPTS,
-) -> Plan:
+) -> Budget:
     """Time both networks on `device` and choose as many objects as the base can learn in `minutes`.
 
     objects: taken as given; what the data of an earlier call have.
@@ -65,7 +65,7 @@ def make_plan(
         # Seconds for each object: its share of the training, and its pictures.
         for_each = LOOKS / speeds[0].images_per_s / (1 - SR_SHARE) + _data_seconds(1)
         objects = max(FEWEST, min(MOST, 4 * int(left / for_each / 4)))
-    return Plan(
+    return Budget(
         machine=describe(device, base),
         base=speeds[0],
         objects=objects,

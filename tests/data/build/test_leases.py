@@ -14,8 +14,8 @@ import pytest
 import torch
 from encoders import LengthEncoder, LongText
 
-from imagen.data.build import claims as claims_module
-from imagen.data.build.claims import Claims, claim_path
+from imagen.data.build import leases as leases_module
+from imagen.data.build.leases import Leases, lease_path
 from imagen.data.embed import encode as encode_module
 from imagen.data.embed.encode import encode_shards
 from imagen.data.embed.sidecar import sidecar_path
@@ -24,7 +24,7 @@ from imagen.data.shards.writer import ShardWriter
 from imagen.errors import UserError
 
 SHARDS = 40
-HELD = []  # claims of other machines: collected as garbage they would end
+HELD = []  # leases of other machines: collected as garbage they would end
 FORK = multiprocessing.get_context("fork")  # a process in milliseconds: what a kill may interrupt is ours alone
 
 
@@ -75,8 +75,8 @@ def uninterrupted(encoded):
 
 
 def encode(folder, results=None):
-    # beat: a kill between the making of a claim and the writing of its owner's name is not waited for so long.
-    encoded = encode_shards(folder, SlowEncoder(), 60, progress=False, claims=Claims(beat=3))
+    # beat: a kill between the making of a lease and the writing of its owner's name is not waited for so long.
+    encoded = encode_shards(folder, SlowEncoder(), 60, progress=False, leases=Leases(beat=3))
     if results is not None:
         results.put(encoded)
 
@@ -100,7 +100,7 @@ def test_killed_and_rerun_equals_uninterrupted(folder, uninterrupted):
     process.join()
     assert process.exitcode == 0
     assert sidecars(folder) == uninterrupted
-    # The half-written files of the dead are gone, and all claims but of who was killed between sidecar and release.
+    # The half-written files of the dead are gone, and all leases but of who was killed between sidecar and release.
     assert len(others(folder)) <= 4 and not [name for name in others(folder) if name.endswith(".tmp")]
 
 
@@ -126,10 +126,10 @@ def test_the_others_finish_for_one_that_is_killed(folder, uninterrupted):
 
 
 def on_another_machine(monkeypatch, target, **options):
-    """A claim of `target`, held by a process of which nothing can be known here."""
-    held = Claims(**options).claimed(target)
+    """A lease of `target`, held by a process of which nothing can be known here."""
+    held = Leases(**options).acquire(target)
     with monkeypatch.context() as patch:
-        patch.setattr(claims_module, "PLACE", "elsewhere/4026531836")
+        patch.setattr(leases_module, "HOST_ID", "elsewhere/4026531836")
         assert held.__enter__()
     HELD.append(held)
     return held
@@ -158,33 +158,33 @@ def test_a_machine_that_falls_silent_is_replaced(folder, uninterrupted, monkeypa
     name = sorted(uninterrupted)[0]
     on_another_machine(monkeypatch, folder / name, beat=1000)
     monkeypatch.setattr(encode_module, "_POLL", 0.02)
-    assert encode_shards(folder, LengthEncoder(), 60, progress=False, claims=Claims(stale=0.2)) == SHARDS
+    assert encode_shards(folder, LengthEncoder(), 60, progress=False, leases=Leases(stale=0.2)) == SHARDS
     assert sidecars(folder) == uninterrupted and others(folder) == []
 
 
 def test_silence_is_measured_by_ones_own_clock_and_ended_by_a_touch(tmp_path, monkeypatch):
-    """The clocks of machines need not agree: only whether the time of a claim's last touch changes is looked at."""
-    target, observer = tmp_path / "x", Claims(stale=120)
+    """The clocks of machines need not agree: only whether the time of a lease's last touch changes is looked at."""
+    target, observer = tmp_path / "x", Leases(stale=120)
     on_another_machine(monkeypatch, target, beat=1000)
 
     def free(seconds):
-        monkeypatch.setattr(claims_module, "time", SimpleNamespace(monotonic=lambda: seconds))
-        with observer.claimed(target) as mine:
+        monkeypatch.setattr(leases_module, "time", SimpleNamespace(monotonic=lambda: seconds))
+        with observer.acquire(target) as mine:
             return mine
 
     assert not free(0) and not free(119)
     for seconds, touched in ((121, 0), (240, time.time() + 18_000)):
-        os.utime(claim_path(target), times=(touched, touched))
+        os.utime(lease_path(target), times=(touched, touched))
         assert not free(seconds)
     assert not free(359) and free(361)
 
 
 def test_an_owner_touches_its_claim(tmp_path):
-    with Claims(beat=0.01).claimed(tmp_path / "x") as mine:
+    with Leases(beat=0.01).acquire(tmp_path / "x") as mine:
         assert mine
-        os.utime(claim_path(tmp_path / "x"), times=(0, 0))
+        os.utime(lease_path(tmp_path / "x"), times=(0, 0))
         deadline = time.monotonic() + 60
-        while claim_path(tmp_path / "x").stat().st_mtime == 0:
+        while lease_path(tmp_path / "x").stat().st_mtime == 0:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
@@ -193,23 +193,23 @@ def test_who_was_replaced_leaves_the_new_owner_alone(tmp_path, monkeypatch):
     """As a process that was suspended for long: it goes on touching nothing and removes nothing."""
     target = tmp_path / "x"
     suspended = on_another_machine(monkeypatch, target, beat=0.02)
-    claim_path(target).write_text("third/1 7 taken over by a third")
-    before = claim_path(target).stat().st_mtime_ns
+    lease_path(target).write_text("third/1 7 taken over by a third")
+    before = lease_path(target).stat().st_mtime_ns
     time.sleep(0.1)
     suspended.__exit__(None, None, None)
-    assert claim_path(target).stat().st_mtime_ns == before
+    assert lease_path(target).stat().st_mtime_ns == before
 
 
 def test_the_dead_of_this_machine_are_replaced_at_once_with_their_half_files(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     target = tmp_path / "[1].x"  # a name that is a pattern
-    claim_path(target).write_text(f"{claims_module.PLACE} {process.pid} 0123")
+    lease_path(target).write_text(f"{leases_module.HOST_ID} {process.pid} 0123")
     half, unrelated = (tmp_path / f".{target.name}.{pid}-00.tmp" for pid in (process.pid, 1))
     half.touch()
     unrelated.touch()
-    with Claims().claimed(target) as mine:
-        assert mine and claim_path(target).read_text().split()[1] == str(os.getpid())
+    with Leases().acquire(target) as mine:
+        assert mine and lease_path(target).read_text().split()[1] == str(os.getpid())
     assert list(tmp_path.iterdir()) == [unrelated]
 
 
@@ -218,19 +218,19 @@ def test_the_claim_of_one_that_was_killed_after_its_work_is_removed(folder):
     sidecars = [path for path in folder.iterdir() if path.suffix == ".safetensors"]
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    claim_path(sidecars[0]).write_text(f"{claims_module.PLACE} {dead.pid} 0")
-    claim_path(sidecars[1]).write_text("another machine 1 0")  # may be alive
+    lease_path(sidecars[0]).write_text(f"{leases_module.HOST_ID} {dead.pid} 0")
+    lease_path(sidecars[1]).write_text("another machine 1 0")  # may be alive
     assert encode_shards(folder, LengthEncoder(), 60, progress=False) == 0
-    assert not claim_path(sidecars[0]).exists() and claim_path(sidecars[1]).exists()
+    assert not lease_path(sidecars[0]).exists() and lease_path(sidecars[1]).exists()
 
 
 def test_an_empty_claim_is_one_whose_owner_is_unknown(tmp_path):
-    claim_path(tmp_path / "x").touch()
-    observer = Claims(beat=0.05)
-    with observer.claimed(tmp_path / "x") as mine:
+    lease_path(tmp_path / "x").touch()
+    observer = Leases(beat=0.05)
+    with observer.acquire(tmp_path / "x") as mine:
         assert not mine
     time.sleep(0.1)
-    with observer.claimed(tmp_path / "x") as mine:
+    with observer.acquire(tmp_path / "x") as mine:
         assert mine
 
 
@@ -245,7 +245,7 @@ def test_a_claim_ends_with_an_error(folder):
 
 
 def test_a_folder_that_cannot_be_written_is_a_users_error(tmp_path):
-    with pytest.raises(UserError, match=r"cannot write .*claim"), Claims().claimed(tmp_path / "absent" / "x"):
+    with pytest.raises(UserError, match=r"cannot write .*claim"), Leases().acquire(tmp_path / "absent" / "x"):
         pass
 
 

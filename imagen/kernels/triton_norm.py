@@ -1,7 +1,7 @@
-"""The kernels in Triton. Pictures lie NHWC, read as a matrix [B, N, C] of N pixels.
+"""Compute `imagen.kernels.norm` on GPUs, in Triton. Images are channels-last, read as [B, N, C] with N pixels.
 
-A tile is `PIXELS` x `CHANNELS` numbers of one picture. Statistics are float32 and take two steps: each tile's own, then
-those of all tiles of a group (by Chan's formula, so that nothing cancels where the mean is far from zero).
+A tile is `PIXELS` x `CHANNELS` values of one image. Statistics are float32 and computed in two passes: per tile, then
+over the tiles of a group by Chan's formula, which avoids cancellation where the mean is far from zero.
 """
 
 import torch
@@ -14,7 +14,7 @@ ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2}
 
 
 @triton.jit
-def _activated(z, ACTIVATION: tl.constexpr):
+def _activate(z, ACTIVATION: tl.constexpr):
     if ACTIVATION == 1:
         z = z * tl.sigmoid(z)
     elif ACTIVATION == 2:
@@ -24,7 +24,7 @@ def _activated(z, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def _slope(z, ACTIVATION: tl.constexpr):
-    """Derivative of the activation."""
+    """Return the derivative of the activation."""
     slope = tl.full(z.shape, 1.0, tl.float32)
     if ACTIVATION == 1:
         s = tl.sigmoid(z)
@@ -36,7 +36,7 @@ def _slope(z, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def _tile_statistics(x, sums, N, C, tiles, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Mean and sum of squared distances from it, of each channel of a tile: sums [2, B, tiles, C]."""
+    """Store the mean and the sum of squared deviations of each channel of a tile: sums [2, B, tiles, C]."""
     b, tile = tl.program_id(0), tl.program_id(1)
     n = tile * PIXELS + tl.arange(0, PIXELS)
     c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
@@ -56,7 +56,7 @@ def _tile_statistics(x, sums, N, C, tiles, PIXELS: tl.constexpr, CHANNELS: tl.co
 def _group_statistics(
     sums, mean, rstd, N, C, G, tiles, eps, PIXELS: tl.constexpr, TILES: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """Mean and 1 / standard deviation of a group, from those of its tiles: mean and rstd [B, G]."""
+    """Reduce the statistics of a group's tiles to mean and 1 / standard deviation: mean and rstd [B, G]."""
     b, g = tl.program_id(0), tl.program_id(1)
     width = C // G
     c = tl.arange(0, WIDTH)
@@ -88,7 +88,7 @@ def _group_statistics(
 def _normal(
     x, mean, rstd, weight, bias, scale, shift, stride, b, n, c, N, C, G, MODULATED: tl.constexpr
 ):  # fmt: skip
-    """(position, whether inside, normalised x, gain, z) of a tile; z goes into the activation."""
+    """Return (offsets, mask, normalised x, gain, z) of a tile; z is the input of the activation."""
     inside = (n < N)[:, None] & (c < C)[None, :]
     at = b.to(tl.int64) * N * C + n.to(tl.int64)[:, None] * C + c[None, :]
     group = b * G + c // (C // G)
@@ -114,7 +114,7 @@ def _forward(
     c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     b = tl.program_id(0)
     at, inside, _, _, z = _normal(x, mean, rstd, weight, bias, scale, shift, stride, b, n, c, N, C, G, MODULATED)
-    tl.store(y + at, _activated(z, ACTIVATION).to(y.dtype.element_ty), mask=inside)
+    tl.store(y + at, _activate(z, ACTIVATION).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -122,7 +122,7 @@ def _tile_gradients(
     dy, x, sums, mean, rstd, weight, bias, scale, shift, stride, N, C, G, tiles,
     MODULATED: tl.constexpr, ACTIVATION: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Sums over a tile's pixels of dz and of dz times the normalised x: sums [2, B, tiles, C]."""
+    """Store the sums of dz, and of dz times the normalised x, over a tile's pixels: sums [2, B, tiles, C]."""
     b, tile = tl.program_id(0), tl.program_id(1)
     n = tile * PIXELS + tl.arange(0, PIXELS)
     c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
@@ -139,8 +139,10 @@ def _group_gradients(
     sums, means, affine, modulation, weight, bias, scale, stride, N, C, G, tiles,
     MODULATED: tl.constexpr, TILES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Of a group: the means of dx_normal and of dx_normal times the normalised x, means [2, B, G]; of its channels the
-    gradients of weight and bias in this picture, affine [2, B, C], and those of scale and shift, modulation [2, B, C].
+    """Reduce the sums of a group's tiles.
+
+    means [2, B, G]: of dx_normal, and of dx_normal times the normalised x. affine [2, B, C]: gradients of weight and
+    bias, per image. modulation [2, B, C]: gradients of scale and shift.
     """
     b, g = tl.program_id(0), tl.program_id(1)
     width = C // G
@@ -203,7 +205,10 @@ def group_norm(
     eps: float,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `imagen.kernels.norm`. x: channels-last; scale and shift: rows [B, C] of one stride."""
+    """Return (y, mean [B, G], rstd [B, G]), see `imagen.kernels.norm`.
+
+    x: channels-last. scale, shift: [B, C] with contiguous rows of equal stride.
+    """
     B, N, C, tiles = _sizes(x)
     y = torch.empty_like(x)
     mean, rstd = (x.new_empty(B, groups, dtype=torch.float32) for _ in range(2))
@@ -235,7 +240,7 @@ def group_norm_backward(
     groups: int,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, gradients of weight and bias [2, C], of scale and shift [2, B, C])."""
+    """Return (dx, gradients of weight and bias [2, C], of scale and shift [2, B, C])."""
     B, N, C, tiles = _sizes(x)
     dx = torch.empty_like(x)
     sums = x.new_empty(2, B, tiles, C, dtype=torch.float32)
@@ -244,26 +249,27 @@ def group_norm_backward(
     modulated = x.new_empty(2, B, C, dtype=x.dtype if scale is None else scale.dtype)
     grid = (B, tiles, triton.cdiv(C, CHANNELS))
     modulation = _modulation(x, scale, shift)
-    what = {"MODULATED": scale is not None, "ACTIVATION": ACTIVATIONS[activation]}
+    variant = {"MODULATED": scale is not None, "ACTIVATION": ACTIVATIONS[activation]}
     shape = {"PIXELS": PIXELS, "CHANNELS": CHANNELS}
     norm = (mean, rstd, weight, bias, *modulation, N, C, groups)
-    _tile_gradients[grid](dy, x, sums, *norm, tiles, **what, **shape)
+    _tile_gradients[grid](dy, x, sums, *norm, tiles, **variant, **shape)
     _group_gradients[(B, groups)](
         *(sums, means, affine, modulated, weight, bias, modulation[0], modulation[2], N, C, groups, tiles),
-        MODULATED=what["MODULATED"],
+        MODULATED=variant["MODULATED"],
         **_reduction(tiles, C // groups),
     )
-    _backward[grid](dy, x, dx, means, *norm, **what, **shape)
+    _backward[grid](dy, x, dx, means, *norm, **variant, **shape)
     return dx, affine.sum(1).to(weight.dtype), modulated
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int, int]:
+    """Return (B, pixels, C, tiles along the pixels)."""
     B, C, H, W = x.shape
     return B, H * W, C, triton.cdiv(H * W, PIXELS)
 
 
 def _reduction(tiles: int, width: int) -> dict[str, int]:
-    """The block in which a group's tiles are added up: powers of two, about 4096 numbers."""
+    """Return the block size for the reduction over a group's tiles: powers of two, about 4096 values."""
     wide = triton.next_power_of_2(width)
     return {"WIDTH": wide, "TILES": max(1, min(triton.next_power_of_2(tiles), 4096 // wide))}
 
@@ -272,43 +278,3 @@ def _modulation(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> tuple[
     if scale is None or shift is None:
         return x, x, 0  # never read
     return scale, shift, scale.stride(0)
-
-
-@triton.jit
-def _unit(word):
-    return ((word >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-08
-
-
-@triton.jit(do_not_specialize=["low", "high", "purpose"])  # a 1 would become a constant without .to
-def _fill_normal(out, samples, low, high, purpose, numbers, blocks, C, pixels, nhwc: tl.constexpr, BLOCK: tl.constexpr):
-    """Four numbers of each counter; number e of a picture is channel e // pixels of pixel e % pixels."""
-    b = tl.program_id(0)
-    block = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    sample = tl.load(samples + b)
-    zero = tl.zeros((BLOCK,), tl.int32)
-    c0 = (block + zero).to(tl.uint32, bitcast=True)
-    c1 = ((sample & 0xFFFFFFFF).to(tl.uint32) + zero.to(tl.uint32, bitcast=True)).to(tl.uint32)
-    c2 = (((sample >> 32) & 0xFFFFFFFF).to(tl.uint32) + zero.to(tl.uint32, bitcast=True)).to(tl.uint32)
-    c3 = (purpose.to(tl.uint32) + zero.to(tl.uint32, bitcast=True)).to(tl.uint32)
-    k0, k1 = low.to(tl.uint32), high.to(tl.uint32)
-    w0, w1, w2, w3 = tl.philox_impl(c0, c1, c2, c3, k0, k1)
-    r0, r1 = tl.sqrt(-2 * tl.log(_unit(w0))), tl.sqrt(-2 * tl.log(_unit(w2)))
-    a0, a1 = _unit(w1) * 6.283185307179586, _unit(w3) * 6.283185307179586
-    z0, z1, z2, z3 = r0 * tl.cos(a0), r0 * tl.sin(a0), r1 * tl.cos(a1), r1 * tl.sin(a1)
-    base = out + b.to(tl.int64) * numbers
-    for lane in tl.static_range(4):
-        value = z0 if lane == 0 else (z1 if lane == 1 else (z2 if lane == 2 else z3))
-        e = block * 4 + lane
-        at = e % pixels * C + e // pixels if nhwc else e
-        tl.store(base + at, value, mask=e < numbers)
-
-
-def fill_normal(out: Tensor, samples_B: Tensor, key: int, purpose: int) -> None:
-    """See `imagen.kernels.philox`."""
-    numbers = out[0].numel()
-    nhwc = out.ndim == 4 and not out.is_contiguous()
-    C, pixels = (out.shape[1], numbers // out.shape[1]) if nhwc else (1, numbers)
-    blocks = triton.cdiv(numbers, 4)
-    low, high = key & 0xFFFFFFFF, key >> 32 & 0xFFFFFFFF
-    grid = (len(out), triton.cdiv(blocks, 256))
-    _fill_normal[grid](out, samples_B, low, high, purpose, numbers, blocks, C, pixels, nhwc=nhwc, BLOCK=256)

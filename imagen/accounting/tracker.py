@@ -1,9 +1,10 @@
-"""What lives, is computed and is sent, operation by operation: the one module here that knows torch's private parts.
+"""Track live memory, FLOPs and collectives of one rank, operation by operation.
 
-A dispatch mode sees each operation of forward pass, backward pass and optimizer, after sharded tensors have been taken
-apart into the rank's own. Storages are followed, not tensors: views cost nothing, and what is freed is known when it
-happens. What a kernel allocates for itself and frees before it returns is not seen. Works on fake tensors and on real
-ones.
+A dispatch mode intercepts each operation of the forward pass, the backward pass and the optimizer, after DTensors are
+unwrapped to local tensors. It tracks storages, not tensors, so views cost nothing and frees are recorded when they
+happen. Memory that a kernel allocates and frees internally is not counted. Works on fake and on real tensors.
+
+This is the only module that uses private APIs of torch.
 """
 
 import weakref
@@ -26,16 +27,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-# parameters, gradients, optimizer, ema: a rank's own, for as long as training lasts.
-# casts: parameters in the network's number format. communication: what collectives read and write, so gathered
-# parameters and their whole gradients, too. activations: made in a forward pass, or again in the backward pass; and the
-# batch. temporary: gradients of activations, and whatever else a step makes. other: the rest that was there before.
+# parameters, gradients, optimizer, ema: the rank's shards, allocated throughout training.
+# casts: parameters in low precision. communication: buffers of collectives, including gathered parameters and unsharded
+# gradients. activations: allocated in the forward pass or its recomputation; includes the batch. temporary: gradients
+# of activations, and everything else that a step allocates. other: everything else allocated before the interval.
 KINDS = (
     *("parameters", "gradients", "optimizer", "ema"),
     *("casts", "communication", "activations", "temporary", "other"),
 )
 
-# How often a ring of n ranks makes each of them send the bytes of the operation's first argument.
+# Bytes that each of n ranks sends in a ring, as a multiple of the operation's first argument.
 _RINGS = {
     "allreduce_": ("all-reduce", lambda n: 2 * (n - 1) / n),
     "all_reduce": ("all-reduce", lambda n: 2 * (n - 1) / n),
@@ -49,56 +50,54 @@ class _Storage:
     bytes: int
     kind: str
     marked: bool = False
-    watcher: Any = None  # the weak reference that tells of its end
+    watcher: Any = None  # weak reference whose callback records that the storage was freed
 
 
 @dataclass(frozen=True)
-class Window:
-    """What happened between two moments, on this rank."""
+class TrackedInterval:
+    """Memory, FLOPs and traffic of this rank during an interval of a run."""
 
-    before: int  # bytes that live at the beginning
-    totals: np.ndarray  # bytes that live after each operation that changed it
-    phases: list[str]  # of each operation: forward, backward, recomputation or update
-    at_peak: dict[str, int]  # by kind, after the first operation with most of them
-    flops: dict[tuple[int, str], int]  # by part and phase; a product and a sum are two
-    sent: dict[tuple[int, str, str], int]  # bytes, by part, collective and name of the group of ranks
+    before: int  # live bytes at the beginning
+    totals: np.ndarray  # live bytes after each operation that allocated or freed memory
+    phases: list[str]  # phase of each such operation: forward, backward, recomputation or update
+    at_peak: dict[str, int]  # live bytes by kind, at the first operation that reaches the peak
+    flops: dict[tuple[int, str], int]  # by micro-batch and phase; a multiply-add counts as two
+    sent: dict[tuple[int, str, str], int]  # bytes by micro-batch, collective and name of the process group
 
     @property
     def peak(self) -> int:
+        """Return the largest number of live bytes."""
         return int(self.totals.max())
 
     @property
     def phase(self) -> str:
-        """When that was."""
+        """Return the phase of the peak."""
         return self.phases[int(self.totals.argmax())]
 
-    @property
-    def after_forward(self) -> int:
-        """Bytes that live at the end of the first forward pass, beyond those at the beginning."""
-        return int(self.totals[self.phases.index("backward") - 1]) - self.before
 
+class ResourceTracker(TorchDispatchMode):
+    """Track memory, FLOPs and traffic inside `with tracker:`.
 
-class Ledger(TorchDispatchMode):
-    """Counts inside `with ledger:`, which must begin before the first tensor that matters is made.
-
-    A fake tensor that is asked for its number answers 1, so that code which logs or branches on numbers runs.
+    Enter it before the first tensor to be counted is allocated. `item()` of a fake tensor returns 1, so that code which
+    logs values or branches on them runs.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.part = 0  # to be set by whoever runs a step: which micro-batch this is,
-        self.updating = False  # and whether all backward passes are over
+        # The caller sets these two during a step.
+        self.micro_batch = 0  # index of the micro-batch
+        self.updating = False  # whether all backward passes are done
         self._live: dict[int, _Storage] = {}
         self._parameters: set[int] = set()
-        self._phases: list[str] = []  # of each moment in a window: an operation that allocated or freed
-        self._changes: list[tuple[int, _Storage, int]] = []  # number of the moment, bytes more or less
+        self._phases: list[str] = []  # phase of each event: an operation that allocated or freed memory
+        self._changes: list[tuple[int, _Storage, int]] = []  # (number of the event, storage, change in bytes)
         self._flops: dict[tuple[int, str], int] = defaultdict(int)
         self._sent: dict[tuple[int, str, str], int] = defaultdict(int)
         self._patches = _Patches(self)
         self.paused = False
-        self.one_moment = False  # of whatever happens, only the outcome counts
+        self.merge_events = False  # count all operations as one event, so that only their net change matters
 
-    def __enter__(self) -> "Ledger":
+    def __enter__(self) -> "ResourceTracker":
         self._patches.start()
         return super().__enter__()
 
@@ -107,11 +106,11 @@ class Ledger(TorchDispatchMode):
         self._patches.stop()
 
     def mark(self, kind: str, tensors: Iterable[Tensor]) -> int:
-        """Those are of that kind, from their beginning. Returns the bytes of their storages on this rank."""
+        """Set the kind of the tensors' storages, from their allocation on. Return their bytes on this rank."""
         storages = {}
         for tensor in tensors:
             storage = (tensor._local_tensor if isinstance(tensor, DTensor) else tensor).untyped_storage()
-            entry = self.see(storage, kind)
+            entry = self.track(storage, kind)
             entry.kind, entry.marked = kind, True
             storages[storage._cdata] = entry
         if kind == "parameters":
@@ -119,15 +118,15 @@ class Ledger(TorchDispatchMode):
         return sum(entry.bytes for entry in storages.values())
 
     @contextmanager
-    def window(self) -> Iterator[list[Window]]:
-        """What happens inside the block: the list holds it afterwards."""
+    def interval(self) -> Iterator[list[TrackedInterval]]:
+        """Record what happens inside the block. Yields a list that holds the interval after the block."""
         self._phases, self._changes = [], []
         self._flops, self._sent = defaultdict(int), defaultdict(int)
         for entry in self._live.values():
             if not entry.marked:
                 entry.kind = "other"
         before = [(0, entry, entry.bytes) for entry in self._live.values()]
-        result: list[Window] = []
+        result: list[TrackedInterval] = []
         yield result
         changes = before + self._changes
         at, kinds, deltas = (
@@ -139,14 +138,10 @@ class Ledger(TorchDispatchMode):
         by_kind = np.bincount(kinds[at <= peak], deltas[at <= peak], len(KINDS))
         at_peak = dict(zip(KINDS, by_kind.astype(int).tolist(), strict=True))
         held = sum(size for _, _, size in before)
-        result.append(Window(held, totals, self._phases, at_peak, dict(self._flops), dict(self._sent)))
+        result.append(TrackedInterval(held, totals, self._phases, at_peak, dict(self._flops), dict(self._sent)))
 
-    def live(self, kind: str) -> int:
-        """Bytes of that kind that live now."""
-        return sum(entry.bytes for entry in self._live.values() if entry.kind == kind)
-
-    def see(self, storage: torch.UntypedStorage, kind: str) -> _Storage:
-        """Note a storage, or its new size."""
+    def track(self, storage: torch.UntypedStorage, kind: str) -> _Storage:
+        """Start tracking a storage, or record its new size."""
         key, size = storage._cdata, storage.nbytes()
         entry = self._live.get(key)
         if entry is None:
@@ -164,7 +159,7 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # what it does to the rank's own tensors comes here in its turn
+            return NotImplemented  # DTensor dispatches to local tensors, and those operations are intercepted
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return {torch.bool: True}.get(args[0].dtype, 1.0 if args[0].is_floating_point() else 1)
@@ -176,19 +171,19 @@ class Ledger(TorchDispatchMode):
         tensors = tree_leaves((out, args, kwargs)) if kind == "communication" else _tensors(out)
         for tensor in tensors:
             if isinstance(tensor, Tensor) and not isinstance(tensor, DTensor):
-                entry = self.see(tensor.untyped_storage(), kind)
+                entry = self.track(tensor.untyped_storage(), kind)
                 if kind == "communication" and not entry.marked:
                     entry.kind = kind
         if formula := flop_registry.get(func._overloadpacket):
-            self._flops[self.part, phase] += formula(*args, **kwargs, out_val=out)
+            self._flops[self.micro_batch, phase] += formula(*args, **kwargs, out_val=out)
         if func.namespace in ("c10d", "_c10d_functional"):
             self._count_sent(func, args)
-        if not self.one_moment and self._changes and self._changes[-1][0] == len(self._phases):
+        if not self.merge_events and self._changes and self._changes[-1][0] == len(self._phases):
             self._phases.append(phase)
         return out
 
     def _phase(self) -> str:
-        if torch._C._current_graph_task_id() != -1:  # inside the engine that runs a backward pass
+        if torch._C._current_graph_task_id() != -1:  # inside the autograd engine
             return "recomputation" if torch.is_grad_enabled() else "backward"
         return "update" if self.updating else "forward"
 
@@ -205,33 +200,33 @@ class Ledger(TorchDispatchMode):
         name, factor = ring
         group = _group(args)
         size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(args[0]))
-        self._sent[self.part, name, group.group_name] += round(size * factor(group.size()))
+        self._sent[self.micro_batch, name, group.group_name] += round(size * factor(group.size()))
 
 
 class _Patches:
-    """What a dispatch mode cannot see, or should not."""
+    """Patch torch where the dispatch mode misses a change of memory, or sees operations that it must not count."""
 
-    def __init__(self, ledger: Ledger):
+    def __init__(self, tracker: ResourceTracker):
         resize, propagate = torch.UntypedStorage.resize_, ShardingPropagator._propagate_tensor_meta_non_cached
 
-        def resize_and_tell(storage: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
-            """How gathered parameters come and go."""
+        def tracked_resize(storage: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+            """Record a resize, which is how FSDP2 allocates and frees gathered parameters."""
             result = resize(storage, size)
-            if not ledger.paused:
-                ledger.see(storage, "temporary")
+            if not tracker.paused:
+                tracker.track(storage, "temporary")
             return result
 
-        def propagate_unseen(*args: Any) -> Any:
-            """How a sharded result is shaped is found out with fake tensors of the whole size, which no rank has."""
-            ledger.paused, before = True, ledger.paused
+        def untracked_propagate(*args: Any) -> Any:
+            """Skip sharding propagation, which runs on fake tensors of global shapes that no rank allocates."""
+            tracker.paused, before = True, tracker.paused
             try:
                 return propagate(*args)
             finally:
-                ledger.paused = before
+                tracker.paused = before
 
         self._patches = (
-            mock.patch.object(torch.UntypedStorage, "resize_", resize_and_tell),
-            mock.patch.object(ShardingPropagator, "_propagate_tensor_meta_non_cached", propagate_unseen),
+            mock.patch.object(torch.UntypedStorage, "resize_", tracked_resize),
+            mock.patch.object(ShardingPropagator, "_propagate_tensor_meta_non_cached", untracked_propagate),
         )
 
     def start(self) -> None:
@@ -250,7 +245,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _group(args: Any) -> Any:
-    """The ranks of a collective, out of its arguments."""
+    """Return the process group in a collective's arguments."""
     for arg in args:
         if isinstance(arg, torch.ScriptObject) and "ProcessGroup" in str(arg._type()):
             return dist.ProcessGroup.unbox(arg)

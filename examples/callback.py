@@ -1,0 +1,56 @@
+"""Training callbacks of your own: a metric, and a stop when the validation loss no longer falls.
+
+python examples/callback.py emoji_64 SHARDS RUN
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+from imagen.presets import preset
+from imagen.train.callbacks import Callback
+from imagen.train.meter import Row
+from imagen.train.run import train_run
+from imagen.train.setup import TrainingRun
+from imagen.train.step import StepResult
+
+
+@dataclass
+class EarlyStopping(Callback):
+    """Stops training once the validation loss has not fallen in `patience` measurements, `train.gap_every` steps apart.
+
+    A resumed run begins to count again.
+    """
+
+    patience: int = 5
+    best: float = field(default=float("inf"), init=False)
+    worse: int = field(default=0, init=False)  # measurements since the best one
+
+    def on_row(self, run: TrainingRun, step: int, row: Row) -> None:
+        loss = row.get("validation_loss")
+        if loss is None:
+            return
+        self.worse = 0 if loss < self.best else self.worse + 1
+        self.best = min(self.best, loss)
+        if self.worse >= self.patience:
+            run.stopper.request(f"the validation loss has not fallen in {self.worse} measurements")
+
+
+@dataclass
+class Clipping(Callback):
+    """Adds `clipped` to the metrics: the fraction of steps since the last row whose gradients were clipped."""
+
+    steps: int = field(default=0, init=False)
+    clipped: int = field(default=0, init=False)
+
+    def on_step(self, run: TrainingRun, step: int, result: StepResult) -> None:
+        self.steps += 1
+        self.clipped += result.grad_norm > run.experiment.optim.clip_norm
+        run.measurements["clipped"] = self.clipped / self.steps
+
+    def on_row(self, run: TrainingRun, step: int, row: Row) -> None:
+        self.steps = self.clipped = 0
+
+
+if __name__ == "__main__":
+    name, shards, run = sys.argv[1:]
+    train_run(preset(name), shards, run, callbacks=[Clipping(), EarlyStopping()])

@@ -1,0 +1,12 @@
+"""The cascade that most of these tests sample."""
+
+import pytest
+from cascades import cascade
+
+from imagen.cascade import Cascade
+
+
+@pytest.fixture(scope="module")
+def two() -> Cascade:
+    """A base stage and a super-resolution stage with random weights."""
+    return cascade()
