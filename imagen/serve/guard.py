@@ -6,6 +6,7 @@ import time
 import traceback
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,6 +27,7 @@ HEADERS = {
     b"cross-origin-resource-policy": b"same-origin",
     b"x-frame-options": b"DENY",
 }
+CLIENT_CLOSED = 499  # in the metrics; nginx's code for a client that closes the connection first
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "DELETE")
 MAX_HEADERS, MAX_HEADER_BYTES = 100, 2**14  # h11 limits only headers that arrive in several parts
 CHANGING = ("POST", "DELETE", "PUT", "PATCH")
@@ -76,6 +78,8 @@ class Guard:
             await self._route(scope, receive, out)
         except Blocked:
             pass  # uvicorn closes the connection, because the response is incomplete
+        except ClientDisconnect:
+            status = status or CLIENT_CLOSED  # while it sent its body: nobody is left to answer
         except Exception as error:
             traceback.print_exception(error, file=sys.stderr)
             if status:  # the response has begun; uvicorn closes the connection

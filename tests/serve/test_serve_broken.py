@@ -1,5 +1,7 @@
 """Internal failures: clients get an error response, the log has the traceback, health checks fail."""
 
+import socket
+
 import pytest
 import torch
 from serving import Recorded, Watching, engine, limits, noisy, png, serving, until
@@ -112,3 +114,14 @@ def test_openai_fields():
     with serving() as server, server.client() as http:
         error = http.post("/v1/images/generations", json={"prompt": "x", "model": "dall-e-3"}).json()["error"]
         assert (error["param"], error["code"]) == ("model", "model_not_found")
+
+
+def test_a_client_that_leaves_while_sending_is_not_a_failure(capfd):
+    with serving() as server, server.client() as http:
+        port = int(server.url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), 10) as connection:
+            head = "POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            connection.sendall(f'{head}Content-Length: 100\r\n\r\n{{"prompt": '.encode())
+        until(lambda: 'route="/api/generate",status="499"' in http.get("/metrics").text)
+        assert http.get("/healthz").status_code == 200
+    assert "Traceback" not in capfd.readouterr().err
