@@ -303,8 +303,11 @@ async def drive(options: argparse.Namespace) -> dict[str, Any]:
         await asyncio.gather(*(work() for _ in range(options.at_once)))
         total = time.monotonic() - began
         watching.cancel()
-        await asyncio.sleep(2)
-        end = measures((await client.get("/metrics")).text)
+        for _ in range(120):  # jobs that no client waits for are still in progress
+            end = measures((await client.get("/metrics")).text)
+            if not end["imagen_pictures_waiting"] + end["imagen_pictures_active"]:
+                break
+            await asyncio.sleep(1)
     return {
         "seconds": total,
         "wrong": dict(wrong),
