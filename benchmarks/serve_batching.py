@@ -61,7 +61,7 @@ def rate(engine: Engine, count: int, stages: int, end: float) -> Rate | None:
         if time.perf_counter() > end:
             return None
         engine._admit()
-        engine._run_batch()
+        engine.run_batch()
     return total / (time.perf_counter() - began), total / (time.process_time() - cpu)
 
 
@@ -78,7 +78,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     cascade = Cascade.load("emoji", precision=options.precision, stages=max(stages for stages, _ in COUNTS))
     engine = Engine(cascade, Limits(), torch.device("cpu"), Metrics(), options.precision)
-    engine._batchers = [NetworkBatcher(stage, engine.device, engine.precision) for stage in cascade.stages]
+    engine.batchers = [NetworkBatcher(stage, engine.device, engine.precision) for stage in cascade.stages]
     # Encodes the prompts and warms up.
     cascade.sample(PROMPTS, device="cpu", precision=engine.precision, steps=2, progress=False)
     rates = measured(engine, options.rounds, end)

@@ -35,7 +35,7 @@ def arithmetic(device: torch.device | str) -> Arithmetic:
     """
     device = torch.device(device)
     if device.type == "cpu":
-        fast = torch.bfloat16 if _cpu_multiplies_bfloat16() else None
+        fast = torch.bfloat16 if cpu_multiplies_bfloat16() else None
         return Arithmetic(network=fast, encoder=torch.float32, matrices=fast or torch.float32)
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -60,13 +60,13 @@ def autocast(device: torch.device | str, dtype: torch.dtype | None) -> AbstractC
 
 
 @cache
-def _cpu_multiplies_bfloat16() -> bool:
+def cpu_multiplies_bfloat16() -> bool:
     """Return whether the CPU has instructions for bfloat16 products that torch and oneDNN may use.
 
     Environment variables can restrict both (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA), and then they emulate.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
-        return _bfloat16_is_faster()
+        return bfloat16_is_faster()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"
     if limit.upper() in _ISA_WITHOUT_BF16 or not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return False
@@ -74,7 +74,7 @@ def _cpu_multiplies_bfloat16() -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in probes)
 
 
-def _bfloat16_is_faster(side: int = 384, rounds: int = 5) -> bool:
+def bfloat16_is_faster(side: int = 384, rounds: int = 5) -> bool:
     """Return whether a matrix product takes less than 0.8 of the time in bfloat16. Runs for milliseconds.
 
     Emulation is several times slower, so the result is robust against other load on the machine.

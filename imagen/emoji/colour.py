@@ -35,12 +35,12 @@ def _frame_median(image_HWC: np.ndarray) -> np.ndarray:
 
 def _nearest(rgb: np.ndarray) -> str:
     names, lab = _palette_lab()
-    return names[int(np.linalg.norm(lab - _lab(rgb), axis=-1).argmin())]
+    return names[int(np.linalg.norm(lab - to_lab(rgb), axis=-1).argmin())]
 
 
 @lru_cache
 def _palette_lab() -> tuple[list[str], np.ndarray]:
-    return list(PALETTE), _lab(np.array(list(PALETTE.values())))
+    return list(PALETTE), to_lab(np.array(list(PALETTE.values())))
 
 
 # CIE 15 (L*a*b*) from sRGB (IEC 61966-2-1), white D65.
@@ -49,7 +49,7 @@ _XYZ_FROM_RGB = np.array(
 )
 
 
-def _lab(rgb: np.ndarray) -> np.ndarray:
+def to_lab(rgb: np.ndarray) -> np.ndarray:
     """sRGB in [0, 255] to CIELAB, last axis."""
     c = np.asarray(rgb, dtype=np.float64) / 255
     linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)

@@ -29,11 +29,11 @@ def group_norm(
     weight, bias: [C]. scale, shift: [B, C], both or neither. activation: "none", "silu" or "gelu" (exact, by erf).
     """
     x = x.contiguous(memory_format=torch.channels_last)
-    return _norm(x, weight, bias, scale, shift, groups, eps, activation)[0]
+    return norm_forward(x, weight, bias, scale, shift, groups, eps, activation)[0]
 
 
 @torch.library.custom_op("imagen::group_norm", mutates_args=())
-def _norm(
+def norm_forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -57,7 +57,7 @@ def _norm(
 
 
 @torch.library.custom_op("imagen::group_norm_backward", mutates_args=())
-def _norm_backward(
+def norm_backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -91,13 +91,13 @@ def _norm_backward(
     return torch.empty_like(x).copy_(dx), affine.to(weight.dtype), modulation.to(_modulation_dtype(scale, x))
 
 
-@_norm.register_fake
+@norm_forward.register_fake
 def _(x, weight, bias, scale, shift, groups, eps, activation):  # type: ignore[no-untyped-def]
     statistics = x.new_empty(len(x), groups, dtype=_statistics_dtype(x))
     return torch.empty_like(x), statistics, torch.empty_like(statistics)
 
 
-@_norm_backward.register_fake
+@norm_backward.register_fake
 def _(dy, x, weight, bias, scale, shift, mean, rstd, activation):  # type: ignore[no-untyped-def]
     B, C = x.shape[:2]
     affine = x.new_empty(2, C, dtype=weight.dtype)
@@ -114,13 +114,13 @@ def _gradients(ctx, dy, *_):  # type: ignore[no-untyped-def]
     if dy is None:
         return (None,) * 8
     x, weight, bias, scale, shift, mean, rstd = ctx.saved_tensors
-    dx, affine, modulation = _norm_backward(dy, x, weight, bias, scale, shift, mean, rstd, ctx.activation)
+    dx, affine, modulation = norm_backward(dy, x, weight, bias, scale, shift, mean, rstd, ctx.activation)
     d_weight, d_bias = affine.unbind()
     d_scale, d_shift = (None, None) if scale is None else modulation.unbind()
     return dx, d_weight, d_bias, d_scale, d_shift, None, None, None
 
 
-_norm.register_autograd(_gradients, setup_context=_save)
+norm_forward.register_autograd(_gradients, setup_context=_save)
 
 
 def _before_activation(

@@ -30,13 +30,13 @@ def contact_sheet(
     columns = min(columns or _columns(len(images)), len(images))
     gap = max(cell // 16, 6)
     font, title_font = _font(max(cell // 16, 12)), _font(max(cell // 10, 15))
-    wrapped = ["\n".join(_wrap(caption, font, cell)) for caption in captions or [""] * len(images)]
+    wrapped = ["\n".join(wrap_text(caption, font, cell)) for caption in captions or [""] * len(images)]
 
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     rows = [range(first, min(first + columns, len(images))) for first in range(0, len(images), columns)]
     below = [max(_height(measure, wrapped[i], font) for i in row) for row in rows]  # room for captions, a row
     width = columns * (cell + gap) + gap
-    heading = "\n".join(_wrap(title, title_font, width - 2 * gap)) if title else ""
+    heading = "\n".join(wrap_text(title, title_font, width - 2 * gap)) if title else ""
     top = gap + (_height(measure, heading, title_font) if heading else 0)
 
     sheet = Image.new("RGB", (width, top + sum(cell + gap + height for height in below)), BACKGROUND)
@@ -73,7 +73,7 @@ def _fit(image: Image.Image, cell: int) -> Image.Image:
     return image
 
 
-def _wrap(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+def wrap_text(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
     """Lines of `caption` at most `width` pixels wide; a word wider than that is broken."""
     lines: list[str] = []
     for word in caption.split():

@@ -51,46 +51,46 @@ class Engine:
         if cascade.texts is not None:
             cascade.texts.stays = True
         self._cascade = batched_cascade(cascade)
-        self._batchers: list[NetworkBatcher] = []  # one for each stage
-        self._condition = threading.Condition()  # guards the scheduler and `_stopping`
-        self._scheduler = Scheduler(limits)
+        self.batchers: list[NetworkBatcher] = []  # one for each stage
+        self.condition = threading.Condition()  # guards the scheduler and `_stopping`
+        self.scheduler = Scheduler(limits)
         self._stopping = False
-        self._thread = threading.Thread(target=self._main, name=f"engine {device}", daemon=True)
+        self.thread = threading.Thread(target=self._main, name=f"engine {device}", daemon=True)
 
     def start(self) -> None:
         """Start the thread, which loads the weights onto the device and warms up."""
-        self._thread.start()
+        self.thread.start()
 
     def stop(self, timeout: float = 10.0) -> None:
         """Cancel all tasks and wait up to `timeout` seconds for the thread."""
-        with self._condition:
+        with self.condition:
             self._stopping = True
-            self._condition.notify()
-        self._thread.join(timeout)
+            self.condition.notify()
+        self.thread.join(timeout)
 
     def submit(self, tasks: Iterable[ImageTask]) -> None:
         """Queue tasks."""
-        with self._condition:
-            self._scheduler.add(tasks)
-            self._condition.notify()
+        with self.condition:
+            self.scheduler.add(tasks)
+            self.condition.notify()
 
     def cancel(self, tasks: Iterable[ImageTask]) -> None:
         """Drop tasks, which then report nothing more."""
-        with self._condition:
+        with self.condition:
             for task in tasks:
                 task.cancelled = True
-            self._scheduler.remove_cancelled()
-            self._condition.notify()
+            self.scheduler.remove_cancelled()
+            self.condition.notify()
 
     def load(self) -> tuple[int, int]:
         """Return the numbers of waiting and of active images."""
-        with self._condition:
-            return len(self._scheduler.waiting), len(self._scheduler.active)
+        with self.condition:
+            return len(self.scheduler.waiting), len(self.scheduler.active)
 
     def queue_positions(self) -> dict[ImageTask, int]:
         """Return for each waiting task how many others start earlier, if none arrives or is cancelled."""
-        with self._condition:
-            return {task: position for position, task in enumerate(self._scheduler.waiting_in_order())}
+        with self.condition:
+            return {task: position for position, task in enumerate(self.scheduler.waiting_in_order())}
 
     # --- in the engine's thread ---
 
@@ -98,7 +98,7 @@ class Engine:
         torch.set_grad_enabled(False)
         set_up(self.device)
         try:
-            self._batchers = [NetworkBatcher(stage, self.device, self.precision) for stage in self.cascade.stages]
+            self.batchers = [NetworkBatcher(stage, self.device, self.precision) for stage in self.cascade.stages]
             self._warm_up()
         except Exception as error:
             self.failure = error
@@ -106,13 +106,13 @@ class Engine:
         finally:
             self.ready.set()
         try:
-            while self._wait():
+            while self.wait_for_work():
                 try:
                     self._admit()
-                    self._run_batch()
+                    self.run_batch()
                 except Exception as error:  # a bug outside a single image: fail the active ones, serve the next
                     traceback.print_exc(file=sys.stderr)
-                    for task in list(self._scheduler.active):
+                    for task in list(self.scheduler.active):
                         self._finish(task, error)
         except BaseException as error:
             traceback.print_exc(file=sys.stderr)
@@ -120,9 +120,9 @@ class Engine:
 
     def _fail(self, error: BaseException) -> None:
         """Report the end of the thread to all tasks."""
-        with self._condition:
+        with self.condition:
             self.failure = error
-            tasks = self._scheduler.remove_all()
+            tasks = self.scheduler.remove_all()
         for task in tasks:
             with suppress(Exception):
                 task.report(RuntimeError(f"the engine has failed: {error!r}"))
@@ -139,31 +139,31 @@ class Engine:
         request = self.cascade.request([prompt], **options, steps=2)
         failed: list[Exception] = []
         task = ImageTask(request, "", lambda event: failed.append(event) if isinstance(event, Exception) else None)
-        with self._condition:
-            self._scheduler.active.append(task)
+        with self.condition:
+            self.scheduler.active.append(task)
         self._start(task)
-        while self._scheduler.active:
-            self._run_batch()
+        while self.scheduler.active:
+            self.run_batch()
         if failed:
             raise failed[0]
 
-    def _wait(self) -> bool:
+    def wait_for_work(self) -> bool:
         """Wait until there are tasks, and drop cancelled ones. Returns False when the engine has to stop."""
-        with self._condition:
-            while not (self._scheduler.waiting or self._scheduler.active or self._stopping):
-                for batcher in self._batchers:
+        with self.condition:
+            while not (self.scheduler.waiting or self.scheduler.active or self._stopping):
+                for batcher in self.batchers:
                     batcher.clear()
-                self._scheduler.forget_clients()
-                self._condition.wait()
+                self.scheduler.forget_clients()
+                self.condition.wait()
             stopping = self._stopping
-        for task in [task for task in self._scheduler.active if task.cancelled or stopping]:
+        for task in [task for task in self.scheduler.active if task.cancelled or stopping]:
             self._finish(task, None)
         return not stopping
 
     def _admit(self) -> None:
         """Start the waiting tasks that fit within the limits."""
-        with self._condition:
-            admitted = self._scheduler.admit()
+        with self.condition:
+            admitted = self.scheduler.admit()
         for task in admitted:
             self._start(task)
 
@@ -206,8 +206,8 @@ class Engine:
         elif error is None:
             self._observe_stage(task)
         task.execution = task.call = None
-        with self._condition:
-            self._scheduler.remove_active(task)
+        with self.condition:
+            self.scheduler.remove_active(task)
         if isinstance(error, torch.AcceleratorError):  # CUDA reports it for every later call of this process
             self.failure = error
         if error is not None and not task.cancelled:
@@ -227,9 +227,9 @@ class Engine:
             (image,) = to_images(to_uint8(preview.x0_BCHW))
         task.report(Step(preview.stage, preview.step + 1, preview.steps, task.done, task.total, image))
 
-    def _run_batch(self) -> None:
+    def run_batch(self) -> None:
         """Evaluate one stage's network for one batch, and resume its images."""
-        chosen = self._scheduler.next_batch()
+        chosen = self.scheduler.next_batch()
         if chosen is None:
             return
         stage, batch = chosen
@@ -239,7 +239,7 @@ class Engine:
                 self._finish(task, output)
             else:
                 self._resume(task, output)
-        self._scheduler.charge(stage, batch, time.perf_counter() - began)
+        self.scheduler.charge(stage, batch, time.perf_counter() - began)
         self.metrics.batch.labels(str(self.cascade.stages[stage].config.resolution)).observe(len(batch))
         if finished := sum(task.execution is None for task in batch):
             self._update_seconds(finished)
@@ -248,7 +248,7 @@ class Engine:
         """Return for each task the network's output [R, C, H, W], or the exception that its evaluation raised."""
         calls = [task.call for task in batch if task.call is not None]
         try:
-            return list(self._batchers[stage](calls))
+            return list(self.batchers[stage](calls))
         except Exception as error:
             if len(batch) == 1:
                 return [error]

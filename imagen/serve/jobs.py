@@ -39,9 +39,9 @@ class Jobs:
         self.config = config
         self.metrics = metrics
         self.draining = False
-        self._jobs: OrderedDict[str, Job] = OrderedDict()  # oldest first
-        self._pictures: dict[str, tuple[Job, Picture]] = {}
-        self._stored_bytes = 0  # of finished images
+        self.jobs: OrderedDict[str, Job] = OrderedDict()  # oldest first
+        self.pictures: dict[str, tuple[Job, Picture]] = {}
+        self.stored_bytes = 0  # of finished images
         self._input_bytes = 0  # of unfinished jobs
         self._files = ThreadPoolExecutor(2, "files")
         self._queue_updated = 0.0  # `time.monotonic`
@@ -95,20 +95,20 @@ class Jobs:
             picture.total = task.total
             job.tasks[picture] = (engine, task)
             engine.submit([task])
-            self._pictures[picture.id] = (job, picture)
-        self._jobs[job.id] = job
+            self.pictures[picture.id] = (job, picture)
+        self.jobs[job.id] = job
         late = f"the request took longer than {self.config.timeout:g} seconds"
         job.deadline = loop.call_later(self.config.timeout, self.cancel, job, late, 504)
         return job
 
     def get(self, id: str, client: str | None = None) -> Job | None:
         """Return a job; None if it does not exist, or belongs to another client than `client` (None: any)."""
-        job = self._jobs.get(id)
+        job = self.jobs.get(id)
         return None if job is None or (client is not None and job.client != client) else job
 
     def picture(self, id: str) -> tuple[Job, Picture] | None:
         """Return an image and its job by the image's id."""
-        return self._pictures.get(id)
+        return self.pictures.get(id)
 
     def cancel(self, job: Job, reason: str | None = None, status: int = 410) -> None:
         """Cancel a job's unfinished images. With a reason they count as failed, and their HTTP status is `status`."""
@@ -135,18 +135,18 @@ class Jobs:
 
     def unfinished(self) -> list[Job]:
         """Return the jobs that have not ended."""
-        return [job for job in self._jobs.values() if not job.ended]
+        return [job for job in self.jobs.values() if not job.ended]
 
     def uncollected(self) -> list[Job]:
         """Return the jobs whose final state no client has received."""
-        return [job for job in self._jobs.values() if not job.collected]
+        return [job for job in self.jobs.values() if not job.collected]
 
     def measure(self) -> None:
         """Update the gauges of the metrics."""
         loads = [engine.load() for engine in self.engines]
         self.metrics.waiting.set(sum(waiting for waiting, _ in loads))
         self.metrics.active.set(sum(active for _, active in loads))
-        self.metrics.stored.set(self._stored_bytes)
+        self.metrics.stored.set(self.stored_bytes)
         texts = [engine.cascade.texts for engine in self.engines]
         self.metrics.texts.set(sum(len(encoder) for encoder in texts if encoder is not None))
 
@@ -208,7 +208,7 @@ class Jobs:
         if picture.ended:
             return
         picture.data, picture.size, picture.state = data, image.size, "done"
-        self._stored_bytes += len(data)
+        self.stored_bytes += len(data)
         self._on_end(job, picture)
 
     def _fail(self, job: Job, picture: Picture, error: Exception) -> None:
@@ -243,16 +243,16 @@ class Jobs:
         now = time.monotonic()
         if now - self._queue_updated > QUEUE_SECONDS:
             self._queue_updated = now
-            for job in self._jobs.values():
+            for job in self.jobs.values():
                 if job.state == "queued":
                     job.changed()
 
     def _delete_old(self) -> None:
         """Delete finished jobs, oldest first, until the limits are met."""
         limits, now = self.config.limits, time.monotonic()
-        for job in list(self._jobs.values()):
+        for job in list(self.jobs.values()):
             old = now - job.began > limits.stored_seconds + self.config.timeout
-            if not (old or self._stored_bytes > limits.stored_bytes or len(self._jobs) > limits.stored_jobs):
+            if not (old or self.stored_bytes > limits.stored_bytes or len(self.jobs) > limits.stored_jobs):
                 break
             if job.ended and (old or not job.watchers):
                 self.delete(job)
@@ -260,10 +260,10 @@ class Jobs:
     def delete(self, job: Job) -> None:
         """Delete a job and its images, after cancelling it."""
         self.cancel(job)
-        self._jobs.pop(job.id, None)
+        self.jobs.pop(job.id, None)
         for picture in job.pictures:
-            self._pictures.pop(picture.id, None)
-            self._stored_bytes -= len(picture.data or b"")
+            self.pictures.pop(picture.id, None)
+            self.stored_bytes -= len(picture.data or b"")
             picture.data = None
 
 

@@ -40,7 +40,7 @@ def serve(
     lora: Sequence[str | Path] = (),
 ) -> None:
     """Serve a cascade until SIGTERM or Ctrl-C. Raises UserError if it cannot start."""
-    listening = _listen(config.host, config.port)
+    listening = listen(config.host, config.port)
     metrics = Metrics()
     engines = start_engines(
         cascade, config.limits, metrics, devices=devices, precision=precision, int8_text=int8_text, lora=lora
@@ -154,7 +154,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """Open the listening socket; called before the cascade is loaded, so that a port in use is reported at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)

@@ -25,15 +25,15 @@ class Scheduler:
         self.limits = limits
         self.waiting: list[ImageTask] = []  # in order of arrival
         self.active: list[ImageTask] = []  # started, and neither finished nor cancelled
-        self._arrived = 0
+        self.arrived = 0
         self._clients = FairQueue()
         self._stages = FairQueue({0: BASE_WEIGHT})
 
     def add(self, tasks: Iterable[ImageTask]) -> None:
         """Append tasks to the waiting ones and number them."""
         for task in tasks:
-            self._arrived += 1
-            task.number = self._arrived
+            self.arrived += 1
+            task.number = self.arrived
             self.waiting.append(task)
         self._clients.set_active({task.client for task in (*self.waiting, *self.active)})
 

@@ -35,7 +35,7 @@ def example(monkeypatch):
     """Register the example's sampler for one test."""
     for name in sampler_names():  # modules are imported once: what registers now must stay
         sampler_class(name)
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.setattr(registry, "registered", dict(registry.registered))
     spec = importlib.util.spec_from_file_location("example_sampler", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "example_sampler", module)

@@ -10,7 +10,7 @@ from PIL import Image
 pytest.importorskip("resvg_py")
 pytest.importorskip("emoji")
 
-from imagen.emoji.colour import _lab, background_colour
+from imagen.emoji.colour import background_colour, to_lab
 from imagen.emoji.dataset import PALETTE, compose
 from imagen.emoji.openmoji import emojis
 
@@ -29,11 +29,11 @@ def test_lab_against_published_values():
     rgb = np.array([(255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128)])
     expected = [(100, 0, 0), (0, 0, 0), (53.24, 80.09, 67.20), (87.73, -86.18, 83.18), (32.30, 79.19, -107.86)]
     expected.append((53.59, 0, 0))
-    np.testing.assert_allclose(_lab(rgb), expected, atol=0.02)
+    np.testing.assert_allclose(to_lab(rgb), expected, atol=0.02)
 
 
 def test_palette_is_well_separated():
-    lab = _lab(np.array(list(PALETTE.values())))
+    lab = to_lab(np.array(list(PALETTE.values())))
     distances = np.linalg.norm(lab[:, None] - lab[None], axis=-1)[~np.eye(len(PALETTE), dtype=bool)]
     assert len(PALETTE) == 12
     assert distances.min() > 49

@@ -17,9 +17,9 @@ X86 = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def forget():
-    precision._cpu_multiplies_bfloat16.cache_clear()
+    precision.cpu_multiplies_bfloat16.cache_clear()
     yield
-    precision._cpu_multiplies_bfloat16.cache_clear()
+    precision.cpu_multiplies_bfloat16.cache_clear()
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def processor(monkeypatch):
             monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
         else:
             monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
-        precision._cpu_multiplies_bfloat16.cache_clear()
+        precision.cpu_multiplies_bfloat16.cache_clear()
 
     return pretend
 
@@ -68,12 +68,12 @@ def test_cpus_by_their_instructions(processor, facts, bfloat16):
 @pytest.mark.parametrize("faster", [True, False])
 def test_other_cpus_by_a_measurement(processor, monkeypatch, faster):
     processor("DEFAULT", machine="arm64")
-    monkeypatch.setattr(precision, "_bfloat16_is_faster", lambda: faster)
+    monkeypatch.setattr(precision, "bfloat16_is_faster", lambda: faster)
     assert (arithmetic("cpu").network is torch.bfloat16) == faster
 
 
 def test_the_measurement_returns_a_bool():
-    assert precision._bfloat16_is_faster(side=64, rounds=2) in (True, False)
+    assert precision.bfloat16_is_faster(side=64, rounds=2) in (True, False)
 
 
 @pytest.mark.parametrize("ampere", [True, False])

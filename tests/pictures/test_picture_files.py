@@ -4,7 +4,7 @@ from PIL import Image, ImageFont
 
 from imagen.errors import UserError
 from imagen.pictures import contact_sheet, read_metadata, read_picture, write_png
-from imagen.pictures.sheet import _wrap
+from imagen.pictures.sheet import wrap_text
 
 
 def noise(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -69,7 +69,7 @@ def test_captions_are_below_and_inside_their_column():
 def test_wrap_keeps_every_letter():
     font = ImageFont.load_default(12)
     text = "a Donaudampfschifffahrtsgesellschaftskapitänsmütze on a blue background"
-    lines = _wrap(text, font, 100)
+    lines = wrap_text(text, font, 100)
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
     assert all(font.getlength(line) <= 100 for line in lines)
 

@@ -276,7 +276,7 @@ def test_timeout_is_504():
 def test_two_engines_share_the_work():
     with serving(engines=2) as server, server.client() as http:
         assert len(pictures(http.post("/v1/images/generations", json={"prompt": "cat", "n": 4, "seed": 1}))) == 4
-        drawn = [engine._scheduler._arrived for engine in server.service.engines]
+        drawn = [engine.scheduler.arrived for engine in server.service.engines]
         assert drawn == [2, 2]
 
 
@@ -340,8 +340,8 @@ def test_memory_of_finished_images_is_bounded():
         for seed in range(6):
             pictures(http.post("/v1/images/generations", json={"prompt": "cat", "seed": seed, "size": "32x32"}))
         jobs = server.service.jobs
-        assert 0 < jobs._stored_bytes <= 6_000 + 4_000 and len(jobs._jobs) < 6
-        assert jobs._stored_bytes == sum(len(picture.data or b"") for _, picture in jobs._pictures.values())
+        assert 0 < jobs.stored_bytes <= 6_000 + 4_000 and len(jobs.jobs) < 6
+        assert jobs.stored_bytes == sum(len(picture.data or b"") for _, picture in jobs.pictures.values())
 
 
 def test_health_metrics_and_documents(running, http):

@@ -51,13 +51,13 @@ def test_invalid_modules_of_checks(code, said, tmp_path, monkeypatch, mistake):
 def test_an_error_of_the_engine_ends_only_the_active_images(capfd):
     with serving() as server, server.client() as http:
         one = server.service.engines[0]
-        turn = one._run_batch
+        turn = one.run_batch
 
         def once() -> None:
-            one._run_batch = turn
+            one.run_batch = turn
             raise RuntimeError("a bug in the engine")
 
-        one._run_batch = once
+        one.run_batch = once
         assert http.post("/v1/images/generations", json={"prompt": "cat"}).status_code == 500
         assert "a bug in the engine" in capfd.readouterr().err
         assert http.get("/healthz").status_code == 200
@@ -69,8 +69,8 @@ def test_a_failed_engine_is_reported(capfd):
         one = server.service.engines[0]
         with server.hold():
             addresses = [http.post("/api/generate", json={"prompt": "cat"}).headers["location"] for _ in range(3)]
-            one._wait = broken(SystemExit("lost"))  # by what is no Exception
-        until(lambda: not one._thread.is_alive())
+            one.wait_for_work = broken(SystemExit("lost"))  # by what is no Exception
+        until(lambda: not one.thread.is_alive())
         until(lambda: all(http.get(address).json()["state"] == "failed" for address in addresses))
         assert "lost" in capfd.readouterr().err and one.load() == (0, 0)
         assert http.get("/healthz").status_code == http.get("/readyz").status_code == 503
@@ -82,7 +82,7 @@ def test_other_engines_continue():
     with serving(engines=2) as server, server.client() as http:
         server.service.engines[0].failure = RuntimeError("lost")
         made = http.post("/v1/images/generations", json={"prompt": "cat", "n": 4})
-        assert made.status_code == 200 and server.service.engines[1]._scheduler._arrived == 4
+        assert made.status_code == 200 and server.service.engines[1].scheduler.arrived == 4
         assert http.get("/healthz").status_code == 503, "the server should still be restarted"
 
 
@@ -102,7 +102,7 @@ def test_partial_images_are_freed_with_their_stream():
         assert http.post("/v1/images/generations", json=body).text.count("event: image_generation.partial_image") == 3
         files = {"image": png(noisy())}
         http.post("/v1/images/edits", files=files, data={"prompt": "x", "stream": "true", "partial_images": "2"})
-        jobs = list(server.service.jobs._jobs.values())
+        jobs = list(server.service.jobs.jobs.values())
         assert len(jobs) == 2
         until(lambda: not any(picture.partials for job in jobs for picture in job.pictures))
 

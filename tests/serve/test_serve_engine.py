@@ -94,7 +94,7 @@ def test_batch_respects_the_pixel_limit():
 def test_a_cancelled_image_leaves_the_batch():
     made = engine()
     gone, stays = Recorded(made, steps=[2000, 1]), Recorded(made, "dog", steps=[40, 1])
-    gone.task.report = lambda event: gone._report(event)
+    gone.task.report = lambda event: gone.record(event)
     made.submit([gone.task, stays.task])
     until(lambda: len(gone.steps) > 2)
     made.cancel([gone.task])
@@ -135,7 +135,7 @@ def test_a_large_request_does_not_delay_another_client():
     modest = Recorded(made, client="modest", steps=[20, 1])
     for drawn in (*greedy, modest):
         drawn.task.report = lambda event, drawn=drawn: (
-            drawn._report(event) or (drawn.ended.is_set() and order.append(drawn.task.client))  # type: ignore[func-returns-value]
+            drawn.record(event) or (drawn.ended.is_set() and order.append(drawn.task.client))  # type: ignore[func-returns-value]
         )
     made.submit([drawn.task for drawn in greedy])
     until(lambda: greedy[0].steps)
@@ -155,10 +155,10 @@ def test_a_short_request_overtakes_a_long_one_of_the_same_client():
     def report(event: Any) -> None:  # in the engine's thread, so that the order of events is that of the steps
         if isinstance(event, Step):
             long_steps.append(len(long.steps))
-        short._report(event)
+        short.record(event)
 
     short.task.report = report
-    with made._condition:
+    with made.condition:
         made.submit([long.task, short.task])
     short.wait()
     long.wait()
@@ -207,7 +207,7 @@ def test_later_stages_get_device_time_while_new_images_arrive():
         Watching(made, lambda calls, stage=stage: clock.update({stage: calls}), stage)
     first = Recorded(made, steps=[1, 8])
     greedy = [Recorded(made, client="b", seeds=i, stages=1, steps=60) for i in range(3)]
-    with made._condition:  # all of them at once
+    with made.condition:  # all of them at once
         made.submit([first.task, *(drawn.task for drawn in greedy)])
     first.wait()
     assert clock[1] == 8 and clock[0] < 60, "not after the others"

@@ -120,7 +120,7 @@ def test_cancel(running, page):
 
 
 def test_queue_position_is_shown(running, page):
-    scheduler = running.service.engines[0]._scheduler
+    scheduler = running.service.engines[0].scheduler
     before = scheduler.limits
     scheduler.limits = limits(active=1)
     try:

@@ -19,7 +19,7 @@ from imagen.cascade import Cascade
 from imagen.serve.config import Limits, ServeConfig
 from imagen.serve.engine import Engine
 from imagen.serve.metrics import Metrics
-from imagen.serve.running import Server, _listen
+from imagen.serve.running import Server, listen
 from imagen.serve.task import ImageTask, Step
 
 JOB: dict[str, Any] = {"device": "cpu", "precision": "fp32", "batch_size": 1}
@@ -64,17 +64,17 @@ class Running:
 
 @contextlib.contextmanager
 def _held(engine: Engine, seconds: float) -> Iterator[None]:
-    gate, turn = threading.Event(), engine._run_batch
+    gate, turn = threading.Event(), engine.run_batch
 
     def wait() -> None:
         gate.wait(seconds)
         turn()
 
-    engine._run_batch = wait  # type: ignore[method-assign]
+    engine.run_batch = wait  # type: ignore[method-assign]
     try:
         yield
     finally:
-        engine._run_batch = turn  # type: ignore[method-assign]
+        engine.run_batch = turn  # type: ignore[method-assign]
         gate.set()
 
 
@@ -83,7 +83,7 @@ def serving(model: Cascade | None = None, *, engines: int = 1, **fields: Any) ->
     config = ServeConfig(**{"limits": LIMITS, "drain": 10.0, "name": "tiny", **fields})
     made = [engine(model, config.limits) for _ in range(engines)]
     server = Server(config, made, made[0].metrics)
-    listening = _listen("127.0.0.1", 0)
+    listening = listen("127.0.0.1", 0)
     thread = threading.Thread(target=asyncio.run, args=(server.serve(sockets=[listening]),), daemon=True)
     thread.start()
     until(lambda: server.started)
@@ -134,9 +134,9 @@ class Recorded:
         self.steps: list[Step] = []
         self.result: Any = None
         task_request = engine.cascade.request([prompt], **JOB, **request)
-        self.task = ImageTask(task_request, client, self._report, lambda done, total, stage_ends: shows)
+        self.task = ImageTask(task_request, client, self.record, lambda done, total, stage_ends: shows)
 
-    def _report(self, event: Any) -> None:
+    def record(self, event: Any) -> None:
         if isinstance(event, Step):
             self.steps.append(event)
         else:
@@ -154,8 +154,8 @@ class Watching:
     def __init__(self, engine: Engine, after: Callable[[int], Any] = lambda calls: None, stage: int = 0):
         self.sizes: list[int] = []
         self.after = after
-        self.batcher = engine._batchers[stage]
-        engine._batchers[stage] = self  # type: ignore[call-overload]
+        self.batcher = engine.batchers[stage]
+        engine.batchers[stage] = self  # type: ignore[call-overload]
 
     def __call__(self, calls: Sequence[Any]) -> Any:
         self.sizes.append(len(calls))

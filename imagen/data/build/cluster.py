@@ -44,7 +44,7 @@ class Ray:
         # JSON, because Ray would give the dicts of all items the same keys. One block per item, because a block is
         # the unit of scheduling and retries.
         rows = [{"number": number, "item": json.dumps(item)} for number, item in enumerate(items)]
-        shared = _SharedFiles(Path.cwd(), probe_file.absolute(), _digest(probe_file))
+        shared = SharedFiles(Path.cwd(), probe_file.absolute(), file_digest(probe_file))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray 2.64 removes the retry limits, hence the extra's upper bound
             done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
@@ -93,7 +93,7 @@ def connected(address: str | None = None, workers: int | None = None) -> Iterato
         settings |= {"num_cpus": workers or os.cpu_count(), "object_store_memory": _LOCAL_STORE}
         settings |= {"include_dashboard": False}
     else:
-        _check(address)
+        check_address(address)
     try:
         ray.init(address, **settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -143,7 +143,7 @@ def _ray() -> Any:
     return ray
 
 
-def _check(address: str) -> None:
+def check_address(address: str) -> None:
     """Raise UserError if nothing listens at `address`; Ray itself would retry for minutes."""
     if address.startswith("ray://"):
         raise UserError(
@@ -161,7 +161,7 @@ def _check(address: str) -> None:
 
 
 @dataclass(frozen=True)
-class _SharedFiles:
+class SharedFiles:
     """Files that a worker must see as the driver does."""
 
     folder: Path  # working directory, to which relative paths refer
@@ -171,7 +171,7 @@ class _SharedFiles:
     def enter(self) -> None:
         with suppress(OSError):  # the folder does not exist there, so paths must be absolute
             os.chdir(self.folder)
-        if _digest(self.probe_file) != self.digest:
+        if file_digest(self.probe_file) != self.digest:
             raise UserError(
                 f"{self.probe_file} differs from the same file where the command runs; all machines of a Ray cluster "
                 "must see the same files under the same paths: use shared storage"
@@ -181,7 +181,7 @@ class _SharedFiles:
 class _Worker:
     """Ray actor that calls `make` at its first item, because Ray gives up if the constructor of an actor fails."""
 
-    def __init__(self, make: Callable[[], Work], threads: int, shared: _SharedFiles):
+    def __init__(self, make: Callable[[], Work], threads: int, shared: SharedFiles):
         self.make, self.threads, self.shared = make, threads, shared
         self.work: Work | None = None
 
@@ -203,7 +203,7 @@ class _Worker:
         return self.work(item)
 
 
-def _digest(file: Path) -> bytes:
+def file_digest(file: Path) -> bytes:
     try:
         return hashlib.blake2b(file.read_bytes(), digest_size=16).digest()
     except OSError:

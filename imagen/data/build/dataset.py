@@ -137,7 +137,7 @@ def build_source(
         build=_digest(arguments),
     )
     result = _run(config, opener, source, parts, target, arguments, engine or Processes(workers), progress)
-    _check_rejected(target, result, max_rejected, _kind(source, in_place))
+    check_rejected(target, result, max_rejected, _kind(source, in_place))
     return result
 
 
@@ -260,7 +260,7 @@ def _width(source: Source, parts: Sequence[Part]) -> int:
     return widths.most_common(1)[0][0]
 
 
-def _check_rejected(target: Path, result: dict[str, Any], max_rejected: float, kind: str) -> None:
+def check_rejected(target: Path, result: dict[str, Any], max_rejected: float, kind: str) -> None:
     """Raise UserError if all records or more than the fraction `max_rejected` of them were rejected."""
     counts = {reason: count for reason, count in result["rejected"].items() if reason not in BESIDE_SAMPLES}
     beside = sum(result["rejected"].values()) - sum(counts.values())

@@ -83,11 +83,11 @@ class ShardedDataset:
             remedy = f"list their names, one per line, in {where}/{LISTING}"
             self.shards = _names_among(self._cache.sizes, where, remedy)
         self.fetch(index_path(f"{name}.tar").name for name in self.shards)
-        self._indexes = [self._open_index(name) for name in self.shards]
-        self.sizes = np.array([int(index.metadata["samples"]) for index in self._indexes], np.int64)
+        self.indexes = [self._open_index(name) for name in self.shards]
+        self.sizes = np.array([int(index.metadata["samples"]) for index in self.indexes], np.int64)
         self._ends = np.cumsum(self.sizes)
-        self._extensions = [tuple(json.loads(index.metadata["extensions"])) for index in self._indexes]
-        self._tars: OrderedDict[int, io.FileIO] = OrderedDict()
+        self._extensions = [tuple(json.loads(index.metadata["extensions"])) for index in self.indexes]
+        self.open_tars: OrderedDict[int, io.FileIO] = OrderedDict()
 
     def _open_index(self, name: str) -> MappedTensors:
         tar = self.tar_path(name)
@@ -152,8 +152,8 @@ class ShardedDataset:
 
     def key(self, i: int) -> str:
         shard, row = self.locate(i)
-        first, last = self._indexes[shard]["first_key_byte"][row : row + 2]
-        return self._indexes[shard]["key"][first:last].tobytes().decode()
+        first, last = self.indexes[shard]["first_key_byte"][row : row + 2]
+        return self.indexes[shard]["key"][first:last].tobytes().decode()
 
     def extensions(self, i: int) -> list[str]:
         """Return the extensions of sample `i`'s members, such as ["1024.png", "64.png", "txt"]."""
@@ -183,13 +183,13 @@ class ShardedDataset:
             return [""]
         first = self._read(shard, row, "txt").decode("utf-8", errors="replace").strip()
         json_member = members.get("json")
-        if json_member is None or self._indexes[shard]["size"][json_member] > caption_lists.MOST_BYTES:
+        if json_member is None or self.indexes[shard]["size"][json_member] > caption_lists.MOST_BYTES:
             return [first]
         return caption_lists.merge(first, caption_lists.unpack(self._read(shard, row, "json")))
 
     def _members(self, shard: int, row: int) -> dict[str, int]:
         """Return the row in the index's member arrays, by extension."""
-        index, names = self._indexes[shard], self._extensions[shard]
+        index, names = self.indexes[shard], self._extensions[shard]
         first, last = index["first_member"][row : row + 2].tolist()
         return {names[e]: first + j for j, e in enumerate(index["extension"][first:last].tolist())}
 
@@ -197,7 +197,7 @@ class ShardedDataset:
         member = self._members(shard, row).get(extension)
         if member is None:
             raise BadSample(f"no member .{extension}")
-        size, offset = int(self._indexes[shard]["size"][member]), int(self._indexes[shard]["offset"][member])
+        size, offset = int(self.indexes[shard]["size"][member]), int(self.indexes[shard]["offset"][member])
         data = os.pread(self._tar(shard).fileno(), size, offset)
         if len(data) != size:
             raise UserError(f"{self.tar_path(shard)} ends before byte {offset + size}: it is truncated; copy it again")
@@ -205,29 +205,29 @@ class ShardedDataset:
 
     def _tar(self, shard: int) -> io.FileIO:
         # pread does not use the file position, so a handle opened before a fork may be used after it.
-        if shard not in self._tars:
+        if shard not in self.open_tars:
             try:
-                self._tars[shard] = self._open_tar(shard)
+                self.open_tars[shard] = self._open_tar(shard)
             except OSError as error:
                 raise UserError(f"cannot read {self.tar_path(shard)}: {error.strerror or error}") from None
-            if len(self._tars) > _OPEN_TARS:
-                self._tars.popitem(last=False)[1].close()
-        self._tars.move_to_end(shard)
-        return self._tars[shard]
+            if len(self.open_tars) > _OPEN_TARS:
+                self.open_tars.popitem(last=False)[1].close()
+        self.open_tars.move_to_end(shard)
+        return self.open_tars[shard]
 
     def _open_tar(self, shard: int) -> io.FileIO:
         if self._cache is None:
             return io.FileIO(self.tar_path(shard))
         # A tar that was deleted from the cache takes space until the last handle on it is closed.
-        for other in [other for other, file in self._tars.items() if not os.fstat(file.fileno()).st_nlink]:
-            self._tars.pop(other).close()
+        for other in [other for other, file in self.open_tars.items() if not os.fstat(file.fileno()).st_nlink]:
+            self.open_tars.pop(other).close()
         return self._cache.open(self.tar_path(shard).name, self._tar_bytes(shard))
 
     def _tar_bytes(self, shard: int) -> int:
-        return int(self._indexes[shard].metadata["tar_bytes"])
+        return int(self.indexes[shard].metadata["tar_bytes"])
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_tars": OrderedDict()}
+        return self.__dict__ | {"open_tars": OrderedDict()}
 
 
 def _shard_names(folder: Path) -> list[str]:

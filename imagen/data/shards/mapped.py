@@ -37,7 +37,7 @@ class MappedTensors:
     def __init__(self, path: str | Path, remedy: str):
         self.path = Path(path)
         self._remedy = remedy
-        self._map: mmap.mmap | None = None
+        self.mapping: mmap.mmap | None = None
         self._views: dict[str, np.ndarray] = {}
         try:
             with open_regular(self.path) as file:
@@ -87,21 +87,21 @@ class MappedTensors:
         count = math.prod(shape)
         if count == 0:
             return np.empty(shape, _DTYPES[dtype])
-        if self._map is None:
+        if self.mapping is None:
             try:
                 with open(self.path, "rb") as file:
-                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                    self.mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except OSError as error:
                 raise UserError(f"cannot read {self.path}: {error.strerror or error}; {self._remedy}") from None
             _keep(self)
-        return np.frombuffer(self._map, _DTYPES[dtype], count, self._start + data_offsets[0]).reshape(shape)
+        return np.frombuffer(self.mapping, _DTYPES[dtype], count, self._start + data_offsets[0]).reshape(shape)
 
     def release(self) -> None:
         """Release the map; views in use hold it until they are deleted, and the next use maps the file again."""
-        self._map, self._views = None, {}
+        self.mapping, self._views = None, {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_map": None, "_views": {}}  # a spawned worker maps the file again
+        return self.__dict__ | {"mapping": None, "_views": {}}  # a spawned worker maps the file again
 
 
 def _end(dtype: str, shape: list[int], data_offsets: list[int]) -> int:

@@ -126,7 +126,7 @@ class ShardCache:
     def _copy(self, name: str, size: int) -> None:
         """Copy a file of `size` bytes (-1: the store does not say). FileNotFoundError if the store lacks it."""
         self._make_folder()  # a user may have emptied the cache
-        with _locked(self._lock(name)):
+        with locked(self._lock(name)):
             if self._is_cached(name, size):  # another process was faster
                 return
             part = self.folder / f".{name}.{max(size, 0)}.part"
@@ -134,7 +134,7 @@ class ShardCache:
                 self._reserve(part, size if name.endswith(".tar") else 0)
                 _retry(f"{self.url}/{name}", lambda fs, path: _get(fs, path, part, size))
                 # Under the lock, so that `_contents` finds the file under one of its two names.
-                with _locked(self.config.folder / ".lock"):
+                with locked(self.config.folder / ".lock"):
                     os.replace(part, self.folder / name)
             except OSError as error:
                 if error.errno in FULL:
@@ -151,7 +151,7 @@ class ShardCache:
                 f"data.cache_gb {self.config.gb:g} is less than one shard of {self.url} ({size / 1e9:g} GB)"
             )
         while True:
-            with _locked(self.config.folder / ".lock"):
+            with locked(self.config.folder / ".lock"):
                 tars, reserved = self._contents()
                 used = reserved + sum(bytes for _, bytes, _ in tars)
                 while tars and used + size > self.config.bytes:
@@ -172,7 +172,7 @@ class ShardCache:
         for path in self.config.folder.glob("*/*"):
             with suppress(FileNotFoundError):  # finished or deleted meanwhile
                 if match := _PART.fullmatch(path.name):
-                    with _locked(self._lock(match[1]), wait=False) as stale:
+                    with locked(self._lock(match[1]), wait=False) as stale:
                         if stale:
                             path.unlink()
                         elif match[1].endswith(".tar"):
@@ -187,7 +187,7 @@ class ShardCache:
 
 
 @contextmanager
-def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold the lock file `path`; yield False if it is taken and `wait` is False. The lock ends with the process."""
     with open(path, "ab") as file:
         yield lock(file, wait=wait, shared_with_forks=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="type[Sampler]")
 _PACKAGE = __name__.rpartition(".")[0]
 _NO_SAMPLERS = ("base", "registry")  # every other module of the package holds the sampler of its name
-_registered: "dict[str, type[Sampler]]" = {}
+registered: "dict[str, type[Sampler]]" = {}
 
 
 def register(name: str) -> Callable[[S], S]:
@@ -28,14 +28,14 @@ def register(name: str) -> Callable[[S], S]:
         raise ValueError(f"{name!r} cannot name a sampler: use lower-case letters, digits and underscores")
 
     def decorate(cls: S) -> S:
-        known = _registered.get(name)
+        known = registered.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"sampler {name!r} is already registered, as {known.__module__}.{known.__qualname__}")
         if "__dataclass_params__" not in vars(cls):  # an inherited one would lack the class's own options
             raise ValueError(
                 f"{cls.__qualname__} is not a dataclass: put @dataclass(frozen=True) below @register({name!r})"
             )
-        _registered[name] = cls
+        registered[name] = cls
         return cls
 
     return decorate
@@ -45,7 +45,7 @@ def sampler_names() -> tuple[str, ...]:
     """Return the names of all samplers: those of this package, then others that were registered."""
     found = pkgutil.iter_modules([str(Path(__file__).parent)])
     ours = sorted(module.name for module in found if module.name not in _NO_SAMPLERS)
-    return tuple(dict.fromkeys([*ours, *_registered]))
+    return tuple(dict.fromkeys([*ours, *registered]))
 
 
 def sampler_class(name: str) -> "type[Sampler]":
@@ -54,9 +54,9 @@ def sampler_class(name: str) -> "type[Sampler]":
         raise UserError(
             f"unknown sampler {name!r}{suggest(str(name), sampler_names())}; choose {', '.join(sampler_names())}"
         )
-    if name not in _registered:
+    if name not in registered:
         importlib.import_module(f"{_PACKAGE}.{name}")
-    return _registered[name]
+    return registered[name]
 
 
 def create_sampler(name: str, options: Mapping[str, Any] | None = None) -> "Sampler":

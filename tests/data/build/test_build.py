@@ -17,7 +17,7 @@ from corpus import DEFECTS, Corpus, encoded, pair, picture
 from PIL import Image
 from samples import read_sample
 
-from imagen.data.build.dataset import _check_rejected, build_source
+from imagen.data.build.dataset import build_source, check_rejected
 from imagen.data.build.quality import Limits
 from imagen.data.embed.sidecar import Embeddings, matches_sidecar
 from imagen.data.shards.dataset import ShardedDataset, open_split
@@ -411,7 +411,7 @@ def test_in_place_needs_no_out_and_copying_does(tars, tmp_path):
 def test_failures_name_options_that_the_source_has(tmp_path, kind, words):
     rejected = {"missing caption": 5, "missing file": 2, "animation": 1, "second picture": 9}
     with pytest.raises(UserError) as error:
-        _check_rejected(tmp_path, {"records": 29, "samples": 12, "rejected": rejected}, 0.3, kind)
+        check_rejected(tmp_path, {"records": 29, "samples": 12, "rejected": rejected}, 0.3, kind)
     for text in ["8 of 20 records", "--max-rejected 0.4 accepts the data unchanged", *words]:
         assert text in str(error.value)
     assert ("--image-column" in str(error.value)) == (kind == "table")

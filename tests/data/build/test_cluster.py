@@ -176,7 +176,7 @@ def test_storage_that_is_not_shared_is_noticed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     probe_file = tmp_path / "build.json"
     probe_file.write_text("{}")
-    shared = cluster._SharedFiles(Path.cwd(), probe_file, cluster._digest(probe_file))
+    shared = cluster.SharedFiles(Path.cwd(), probe_file, cluster.file_digest(probe_file))
     shared.enter()
     for change in (lambda: probe_file.write_text("[]"), probe_file.unlink):  # what another machine has under this name
         change()
@@ -192,6 +192,6 @@ def test_what_cannot_be_connected_to_is_one_line(mistake, tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "run: pip install 'imagen-cascade[ray]'" in mistake(*build, "--engine", "ray")
     with pytest.raises(UserError, match="Ray Client is not supported"):
-        cluster._check("ray://head:10001")
+        cluster.check_address("ray://head:10001")
     with pytest.raises(UserError, match=r"no Ray cluster answers at 127\.0\.0\.1:1 \(.*refused\)"):
-        cluster._check("127.0.0.1:1")
+        cluster.check_address("127.0.0.1:1")

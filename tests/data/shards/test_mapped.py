@@ -62,7 +62,7 @@ def test_few_maps_stay_and_all_can_be_read_again(tmp_path, monkeypatch):
     for _ in range(2):
         for i, file in enumerate(files):
             assert np.array_equal(file["a"], VALUES["a"] + i)
-            assert sum(other._map is not None for other in files) <= 3
+            assert sum(other.mapping is not None for other in files) <= 3
     assert np.array_equal(first, VALUES["a"])  # a view outlives its map's release
 
 

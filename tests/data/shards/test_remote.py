@@ -204,7 +204,7 @@ def test_the_cache_keeps_its_bound_and_what_was_used_last(server, folder, tmp_pa
     assert here() == ["00002.tar", "00004.tar", "00005.tar"]
     local = ShardedDataset(folder / "train")
     assert all(data.read(i, "png") == local.read(i, "png") for i in range(30))  # handles on deleted tars, and new ones
-    assert len(data._tars) <= 4
+    assert len(data.open_tars) <= 4
 
 
 def test_a_tar_in_use_survives_its_deletion(server, folder, tmp_path):
@@ -226,7 +226,7 @@ def test_processes_that_share_a_cache_stay_within_its_bound(folder, tmp_path):
         data = ShardedDataset(place, cache)
         for i in np.random.default_rng(seed).permutation(30):
             assert data.read(int(i), "png") == expected[i]
-            with remote._locked(tmp_path / ".lock"):  # nothing is deleted meanwhile
+            with remote.locked(tmp_path / ".lock"):  # nothing is deleted meanwhile
                 assert sum(path.stat().st_size for path in tmp_path.glob("*/*.tar")) <= cache.bytes
 
     processes = [multiprocessing.get_context("fork").Process(target=read, args=(seed,)) for seed in range(3)]

@@ -213,6 +213,6 @@ def test_a_million_samples_open_without_being_read(tmp_path):
         os.link(tmp_path / "00000.tar", tmp_path / f"{shard:05d}.tar")
         os.link(tmp_path / "00000.index.safetensors", tmp_path / f"{shard:05d}.index.safetensors")
     data = ShardedDataset(tmp_path)
-    assert not any(index._map for index in data._indexes)
+    assert not any(index.mapping for index in data.indexes)
     assert len(data) == 1_000_000 and data.key(999_999) == "000004999"
-    assert [shard for shard, index in enumerate(data._indexes) if index._map] == [199]
+    assert [shard for shard, index in enumerate(data.indexes) if index.mapping] == [199]
