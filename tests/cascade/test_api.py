@@ -10,7 +10,7 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 import torch
-from cascades import QUICK, TEXT, WIDTH, Words, cascade, stage
+from cascades import QUICK, TEXT, WIDTH, Words, apart, cascade, stage
 from PIL import Image
 
 import imagen
@@ -48,7 +48,7 @@ def test_an_embedding_equals_its_prompt(two):
     (alone,) = two.sample(cat, seeds=3, **QUICK)
     assert same(alone, two.sample("cat", seeds=3, **QUICK)[0])
     stacked = two.sample(torch.stack([cat, cow]), seeds=3, **QUICK)
-    assert len(stacked) == 2 and same(stacked[0], alone)
+    assert len(stacked) == 2 and apart(stacked[0], alone) <= 1  # another batch size rounds differently
 
 
 @pytest.mark.parametrize(
