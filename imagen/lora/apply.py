@@ -15,7 +15,7 @@ from imagen.lora.files import Adapter, Factors
 from imagen.models.diffusers_names import theirs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no equality that is one bool
 class Fitted:
     """An adapter as one U-Net takes it."""
 

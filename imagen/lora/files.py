@@ -33,7 +33,7 @@ _KEY = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Factors:
     """The change of one linear layer or convolution: scale * B A, float32.
 
@@ -45,7 +45,7 @@ class Factors:
     scale: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Adapter:
     """A LoRA file."""
 

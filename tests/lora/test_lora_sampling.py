@@ -105,3 +105,13 @@ def test_the_command_line(tmp_path: Path, imagen, mistake) -> None:
     assert np.array_equal(Image.open(first), Image.open(tmp_path / "again" / "0000.png"))
     assert "does not exist" in mistake(*sample, tmp_path / "x", "--lora", tmp_path / "none.safetensors")
     assert "'1.2.3' is not a number" in mistake(*sample, tmp_path / "x", "--lora", f"{path}:1.2.3")
+
+
+def test_one_file_under_two_names(model: Cascade, tmp_path: Path) -> None:
+    """Its factors add up, and what is in use can be compared."""
+    path = lora_file(tmp_path / "style.safetensors", model)
+    model.load_lora(path)
+    model.load_lora(path, name="again")
+    stage = model.stages[0]
+    assert stage.adapted({"style": 1.0}).lora != stage.adapted({"again": 1.0}).lora
+    assert np.abs(pixels(model, lora={"style": 0.3, "again": 0.4}) - pixels(model, lora={"style": 0.7})).max() <= 1
