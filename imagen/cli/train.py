@@ -10,7 +10,7 @@ from imagen.cli.values import minutes, span
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("preset", metavar="PRESET", help="see `imagen presets`")
+    parser.add_argument("preset", metavar="PRESET", help=fields.PRESET_HELP)
     parser.add_argument("--data", type=Path, required=True, metavar="SHARDS", help="made by `imagen data`")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run, new or to resume")
     parser.add_argument("--minutes", type=minutes, metavar="M", help="stop at a checkpoint after this time")

@@ -11,10 +11,10 @@ from imagen.train.posthoc import LONGEST
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    steps: int = 2_500_000
+    steps: int = 2_500_000  # optimizer updates
     batch_size: int = 2048  # per step, over all ranks and micro-batches
     micro_batch: int | None = None  # samples per forward pass of a rank; None: all of its share of the batch
-    seed: int = 0
+    seed: int = 0  # of weights, order, noise, crops and text dropout
     precision: Precision = "auto"  # auto: bf16 where the processor multiplies it, fp16 on other NVIDIA GPUs, else fp32
     # Noise levels are those of t ~ U[0, 1] of this schedule; None: of the stage's, which sampling uses.
     schedule: ScheduleConfig | None = None
@@ -22,18 +22,18 @@ class TrainConfig:
     # Further EMAs, whose snapshots RUN/averages holds for `imagen export` to choose from.
     ema_decays: tuple[float, ...] = ()
     ema_sigma_rels: tuple[float, ...] = ()  # EDM2's; two, such as 0.05 and 0.1, give any other
-    ema_snapshot_every: int = 5_000
+    ema_snapshot_every: int = 5_000  # steps between snapshots of these EMAs
     ema_every: int = 1  # steps between updates of the EMAs
-    text_dropout: float = 0.1
+    text_dropout: float = 0.1  # share of captions that the unconditional embedding replaces, for guidance
     shuffle_captions: bool = False  # control experiment: every image is trained with another one's caption
     max_nonfinite: int = 10  # consecutive non-finite steps after which training fails
-    log_every: int = 50
-    sample_every: int = 5_000
-    checkpoint_every: int = 5_000
+    log_every: int = 50  # steps between rows of metrics; for this and the next two, 0: the last step alone
+    sample_every: int = 5_000  # steps between sample grids
+    checkpoint_every: int = 5_000  # steps between checkpoints and exports
     keep_checkpoints: int = 2  # number of latest checkpoints to keep
     keep_every: int = 0  # also keep those of multiples of this step; 0: no others
     gap_every: int = 500  # steps between measurements of the conditional gap
-    gap_samples: int = 128
+    gap_samples: int = 128  # validation samples of that measurement
     # For the MFU in the log: 10^12 dense operations per second of one device in `precision`; None: as its maker states
     # them (imagen/gpus.py); for an unknown device there is no MFU.
     peak_tflops: float | None = None

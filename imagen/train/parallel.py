@@ -36,7 +36,7 @@ class ParallelConfig:
     # Blocks whose activations the backward pass recomputes: none, all, or those of `checkpoint_levels` (level 0 has the
     # largest images). Takes a quarter to a third more time and much less memory.
     checkpointing: Literal["none", "full", "selective"] = "none"
-    checkpoint_levels: tuple[int, ...] = ()
+    checkpoint_levels: tuple[int, ...] = ()  # for checkpointing selective
     # torch.compile, which takes minutes at the first start and seconds at the next. None: on NVIDIA GPUs only.
     compile: bool | None = None
 
