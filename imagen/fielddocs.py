@@ -87,7 +87,7 @@ def inner_dataclass(kind: Any) -> tuple[type | None, str]:
         return cast(type, kind), ""
     args = [arg for arg in get_args(kind) if arg is not types.NoneType]
     if args and dataclasses.is_dataclass(args[0]):
-        return args[0], "[]" if get_origin(kind) is tuple else ""
+        return cast(type, args[0]), "[]" if get_origin(kind) is tuple else ""
     return None, ""
 
 
