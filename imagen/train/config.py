@@ -1,12 +1,15 @@
 """The `train` fields of an experiment, and how a batch divides into micro-batches."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from imagen import limits
 from imagen.diffusion.schedule import ScheduleConfig
 from imagen.errors import UserError, check_number
 from imagen.precision import Precision
 from imagen.train.posthoc import LONGEST
+
+LoggerName = Literal["tensorboard", "wandb", "mlflow"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,8 @@ class TrainConfig:
     keep_every: int = 0  # also keep those of multiples of this step; 0: no others
     gap_every: int = 500  # steps between measurements of the conditional gap
     gap_samples: int = 128  # validation samples of that measurement
+    # Where metrics and sample grids go, beside RUN/metrics.jsonl and RUN/samples. tensorboard: if it is installed.
+    loggers: tuple[LoggerName, ...] = ("tensorboard",)
     # For the MFU in the log: 10^12 dense operations per second of one device in `precision`; None: as its maker states
     # them (imagen/gpus.py); for an unknown device there is no MFU.
     peak_tflops: float | None = None
