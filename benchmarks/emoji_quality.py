@@ -16,7 +16,7 @@ from PIL import Image
 
 from imagen.cascade import Cascade
 from imagen.data.loading.stream import dataset_batch
-from imagen.evaluate.restoration import colour_error, psnr
+from imagen.evaluate.metrics.restoration import colour_error, psnr
 from imagen.pictures import contact_sheet, write_png
 from imagen.stage.inputs import to_images
 
