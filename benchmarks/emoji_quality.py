@@ -4,7 +4,7 @@
 
 Enlarges held-out drawings (with the stage's conditioning noise, and without); prints the PSNR against the true large
 drawings beside that of bicubic enlargement, and the mean error of each colour channel. How well a base follows its
-prompts: `imagen evaluate`.
+prompts: `imagen evaluate-emoji`.
 """
 
 import argparse

@@ -4,90 +4,106 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from imagen.cli.command import Command, add_cascade
+from imagen.cli.command import Command, add_cascade, add_device, add_precision
 from imagen.cli.output import Result
-from imagen.cli.values import Listed, count, count_or_all
-from imagen.errors import UserError
+from imagen.cli.values import Choice, Listed, count, whole
+from imagen.evaluate.metrics.table import METRICS
+
+WEIGHTS = ("inception", "clip", "dinov2")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     add_cascade(parser)
-    parser.add_argument("--n", type=count, default=64, metavar="N", help="prompts of each kind (default: 64)")
-    parser.add_argument(
-        "--guidance", type=Listed(float), metavar="W,...", help="guidance scales to try (default: the stage's own)"
+    add_argument = parser.add_argument
+    add_argument("--data", required=True, metavar="SHARDS", help="captions to sample, and images to compare with")
+    add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the report; rerunning continues")
+    add_argument(
+        "--metrics",
+        type=Listed(Choice(*METRICS, what="metric")),
+        default=["fid", "kid"],
+        metavar="NAME,...",
+        help=f"{', '.join(METRICS)} (default: fid,kid)",
     )
-    parser.add_argument("--steps", type=count, metavar="N", help="sampler steps (default: the stage's own)")
-    parser.add_argument("--objects", type=count_or_all, default=96, metavar="N", help="of the data set (default: 96)")
-    parser.add_argument("--batch-size", type=count, default=16, metavar="N", help="images at a time (default: 16)")
-    parser.add_argument("--recogniser", type=Path, metavar="DIR", help="default: the packaged one")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write a sheet of the images for each guidance scale")
+    add_argument("--n", type=count, default=10_000, metavar="N", help="images to generate (default: 10000)")
+    add_argument("--split", default="heldout", metavar="NAME", help="heldout (default) or train")
+    add_argument("--reference", type=count, metavar="N", help="real images (default: all of the split, 50000 at most)")
+    add_argument("--seed", type=whole, default=0, metavar="N", help="of the first image (default: 0)")
+    add_argument("--guidance", type=Listed(float), metavar="W,...", help="guidance scale, or one per stage")
+    add_argument("--steps", type=Listed(count), metavar="N,...", help="sampler steps, or one number per stage")
+    add_argument("--sampler", type=Listed(str), metavar="NAME,...", help="sampler, or one per stage")
+    add_argument("--stages", type=count, metavar="K", help="stop after the K-th stage, and compare at its resolution")
+    add_argument("--batch-size", type=count, default=32, metavar="N", help="images at a time (default: 32)")
+    add_argument("--save-images", type=count, default=64, metavar="N", help="images to keep (default: 64)")
+    for name in WEIGHTS:
+        where = "file" if name == "inception" else "name on the hub, or folder"
+        add_argument(f"--{name}", metavar="WEIGHTS", help=f"{where} of the feature extractor `{name}`")
+    add_precision(parser)
+    add_device(parser)
 
 
-def run(options: argparse.Namespace) -> Result:
+def run(options: argparse.Namespace) -> Result | None:
     from imagen.cascade import Cascade
-    from imagen.emoji.evaluation import scores
-    from imagen.emoji.recogniser import load_recogniser
-    from imagen.evaluate.curve import append
-    from imagen.pictures import contact_sheet, write_png
+    from imagen.cli.devices import choose_device
+    from imagen.cli.sampling import one_or_each
+    from imagen.evaluate.run import evaluate
+    from imagen.precision import autocast_dtype, precision_name
+    from imagen.torchrun import read_launch
 
-    recogniser = load_recogniser(options.recogniser)
-    cascade = Cascade.load(options.cascade, stages=1)
-    if cascade.text is None:
-        raise UserError(f"{options.cascade} reads no prompts")
-
-    def keep(weight: float, captions: list[str], pictures: list[Any]) -> None:
-        if options.out is not None:
-            sheet = contact_sheet(pictures, captions, columns=8, cell=128)
-            write_png(options.out / f"guidance-{weight:g}.png", sheet)
-
-    rows = []
-    for row in scores(
+    rank, ranks, local = read_launch()
+    device = choose_device(options.device)
+    if device == "cuda" and ranks > 1:
+        device = f"cuda:{local}"
+    precision = precision_name(autocast_dtype(device, options.precision))
+    cascade = Cascade.load(options.cascade, stages=options.stages, precision=precision)
+    report = evaluate(
         cascade,
-        recogniser,
-        guidance=options.guidance or (None,),
+        options.data,
+        options.out,
+        metrics=options.metrics,
         n=options.n,
-        limit_objects=options.objects,
-        steps=options.steps,
+        split=options.split,
+        reference=options.reference,
+        weights={name: getattr(options, name) for name in WEIGHTS if getattr(options, name) is not None},
+        seed=options.seed,
+        save_images=options.save_images,
+        rank=rank,
+        ranks=ranks,
+        guidance=one_or_each(options.guidance),
+        steps=one_or_each(options.steps),
+        sampler=one_or_each(options.sampler),
+        stages=options.stages,
         batch_size=options.batch_size,
-        on_pictures=keep,
-    ):
-        rows.append(row)
-        if (options.cascade / "metrics.jsonl").is_file():
-            append(options.cascade, row)
-    return Result(rows, lambda: _show(rows))
+        precision=precision,
+        device=device,
+    )
+    return None if report is None else Result(report, lambda: _show(report, options.out))
 
 
-def _show(rows: list[dict[str, Any]]) -> None:
-    """Print a table: percent right, by kind of prompt."""
+def _show(report: dict[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = [
-        ("object", "single", "object"),
-        ("colour", "single", "colour"),
-        ("both objects", "relation", "object"),
-        ("relation", "relation", "relation"),
-        ("object, several", "count", "object"),
-        ("number", "count", "number"),
-    ]
-    table = Table("guidance", *(title for title, _, _ in columns), "KID (drawings)", caption="% of held-out prompts")
-    for column in table.columns:
-        column.justify = "right"
-    for row in rows:
-        shares = [row.get(kind, {}).get(what) for _, kind, what in columns]
-        cells = ["" if share is None else f"{share:.0%}" for share in shares]
-        table.add_row(f"{row['guidance']:g}", *cells, f"{row['kid']:.2f} ({row['kid_floor']:.2f})")
-    Console(markup=False).print(table)
+    reference = report["reference"]
+    title = f"{report['images']:,} images against {reference['images']:,} of {reference['split']}"
+    table = Table("metric", "value", "95 % interval", title=title)
+    for name, value in report["metrics"].items():
+        interval = f"{value['low']:.4g} to {value['high']:.4g}" if "low" in value else ""
+        table.add_row(name, f"{value['value']:.4g}", interval)
+    console = Console(markup=False)
+    console.print(table)
+    for description in report["extractors"].values():
+        console.print(description)
+    console.print(f"report: {out / 'report.json'}")
 
 
 COMMAND = Command(
     name="evaluate",
-    help="measure how well a cascade of emoji follows prompts it was never trained on",
+    help="measure generated images against a data set: FID, KID, precision and recall, CLIP score",
     add=add,
     run=run,
-    details="Samples held-out prompts with the base stage: one object, two in a relation, two to four of a kind. A\n"
-    "detector trained on the original drawings judges the images. The scores of a training run are appended to\n"
-    "RUN/evaluation.jsonl, for `imagen compare`.\n\n"
-    "  imagen evaluate emoji --guidance 1,1.5,2,3\n"
-    "  imagen evaluate runs/base --n 32 --out sheets",
+    details="Samples the captions of a data set and compares the images with the real ones. Features are computed\n"
+    "while sampling and stored in DIR, so that an interrupted evaluation continues, on any number of ranks.\n\n"
+    "  imagen evaluate runs/base --data shards --n 5000 --out scores\n"
+    "  imagen evaluate emoji --data emoji-shards --stages 2 --metrics fd_efficientnet,prdc --out scores\n"
+    "  torchrun --nproc-per-node 8 -m imagen evaluate pipeline --data coco --metrics fid,clip --n 30000 --out fid30k",
 )

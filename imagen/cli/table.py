@@ -27,6 +27,7 @@ ORDER = (  # in --help; a command that is not named here comes after these
     "upscale",
     "serve",
     "evaluate",
+    "evaluate-emoji",
     "compare",
     "completion",
 )

@@ -45,7 +45,8 @@ def write_splits(
     """Render `splits` into `out`/NAME; write and return `out`/dataset.json.
 
     It contains `description`, the arguments and the number of samples of each split. A killed build starts again.
-    workers: processes; None: one per core, at most 16. name: of the progress bar. Raises UserError if `out` contains anything else.
+    workers: processes; None: one per core, at most 16. name: of the progress bar. Raises UserError if
+    `out` contains anything else.
     """
     from imagen.data.shards.writer import ShardWriter  # slow to import, and workers do not need it
 

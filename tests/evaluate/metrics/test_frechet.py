@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from imagen.evaluate.metrics.frechet import Moments, frechet_distance, moments
+from imagen.evaluate.metrics.frechet import Moments, frechet_distance, frechet_interval, moments
 
 
 def features(n: int, d: int, seed: int, mean: float = 0.0, spread: float = 1.0) -> np.ndarray:
@@ -78,3 +78,14 @@ def test_moments_add_up() -> None:
         streamed.add(np.zeros((3, 5)))
     with pytest.raises(ValueError, match="two images"):
         _ = moments(x[:1]).covariance_DD
+
+
+def test_the_interval_holds_the_spread_of_independent_samples() -> None:
+    """The half width is about 1.96 standard deviations of the distance over independent sets of the same size."""
+    rng = np.random.default_rng(5)
+    real = rng.normal(size=(4000, 3))
+    drawn = [rng.normal(0.5, 1, size=(500, 3)) for _ in range(40)]
+    spread = np.std([frechet_distance(moments(real), moments(each)) for each in drawn])
+    found = frechet_interval(real, drawn[0], rounds=40)
+    assert found.value == frechet_distance(moments(real), moments(drawn[0]))
+    assert found.high - found.value == pytest.approx(1.96 * spread, rel=0.4)

@@ -1,0 +1,77 @@
+"""The metrics that `imagen evaluate` knows: the features each needs, and how it is computed from them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from imagen.errors import UserError, suggest
+from imagen.evaluate.metrics.frechet import frechet_interval
+from imagen.evaluate.metrics.interval import Interval, bootstrap
+from imagen.evaluate.metrics.kernel import cmmd, kid_interval
+from imagen.evaluate.metrics.manifold import manifold
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a metric compares."""
+
+    real_MD: np.ndarray
+    generated_ND: np.ndarray
+    captions_ND: np.ndarray | None = None  # text embeddings in the same space (CLIP)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric, or several that are computed together."""
+
+    names: tuple[str, ...]  # of the values, as reported
+    extractor: str
+    measure: Callable[[Features], Sequence[Interval | float]]
+    help: str
+    needs_captions: bool = False
+
+
+def _fid(features: Features) -> list[Interval | float]:
+    return [frechet_interval(features.real_MD, features.generated_ND)]
+
+
+def _kid(features: Features) -> list[Interval | float]:
+    return [Interval(*(1000 * value for value in kid_interval(features.real_MD, features.generated_ND)))]
+
+
+def _manifold(features: Features) -> list[Interval | float]:
+    return list(manifold(features.real_MD, features.generated_ND))
+
+
+def _cmmd(features: Features) -> list[Interval | float]:
+    real_MD = features.real_MD
+    return [bootstrap(lambda generated_ND: cmmd(real_MD, generated_ND), features.generated_ND, rounds=20)]
+
+
+def _clip_score(features: Features) -> list[Interval | float]:
+    assert features.captions_ND is not None
+    a, b = features.generated_ND.astype(np.float64), features.captions_ND.astype(np.float64)
+    cosines_N = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    return [bootstrap(lambda values: float(100 * values.clip(0).mean()), cosines_N)]
+
+
+_PRDC = ("precision", "recall", "density", "coverage")
+METRICS: dict[str, Metric] = {
+    "fid": Metric(("fid",), "inception", _fid, "Fréchet distance of Inception features (1706.08500)"),
+    "kid": Metric(("kid",), "inception", _kid, "1000 times the kernel distance of Inception features (1801.01401)"),
+    "prdc": Metric(_PRDC, "inception", _manifold, "precision, recall, density, coverage (2002.09797)"),
+    "fd_dinov2": Metric(("fd_dinov2",), "dinov2", _fid, "Fréchet distance of DINOv2 features (2306.04675)"),
+    "kd_dinov2": Metric(("kd_dinov2",), "dinov2", _kid, "1000 times the kernel distance of DINOv2 features"),
+    "cmmd": Metric(("cmmd",), "clip", _cmmd, "maximum mean discrepancy of CLIP features (2401.09603)"),
+    "clip": Metric(("clip",), "clip", _clip_score, "CLIP score: 100 times the cosine to the caption", True),
+    "fd_efficientnet": Metric(("fd_efficientnet",), "efficientnet", _fid, "Fréchet distance, small packaged features"),
+    "kd_efficientnet": Metric(("kd_efficientnet",), "efficientnet", _kid, "1000 times the kernel distance, likewise"),
+}
+
+
+def find_metric(name: str) -> Metric:
+    """Return the metric of that name. Raises UserError with the nearest name if there is none."""
+    if name not in METRICS:
+        raise UserError(f"unknown metric {name!r}{suggest(name, METRICS)}; known: {', '.join(METRICS)}")
+    return METRICS[name]
