@@ -14,7 +14,6 @@ from imagen.errors import UserError, check_number
 from imagen.evaluate.extractors import Extractor, load_extractor
 from imagen.evaluate.extractors.hub import Clip
 from imagen.evaluate.generated import generated_features
-from imagen.evaluate.metrics.interval import Interval
 from imagen.evaluate.metrics.table import Features, Metric, find_metric
 from imagen.evaluate.real import choose, real_features
 from imagen.files import write_json
@@ -80,7 +79,7 @@ def evaluate(
             extractor.embed(captions).numpy() if metric.needs_captions and isinstance(extractor, Clip) else None,
         )
         measured = metric.measure(features)
-        values |= {name: _as_json(value) for name, value in zip(metric.names, measured, strict=True)}
+        values |= {name: value._asdict() for name, value in zip(metric.names, measured, strict=True)}
     described = cascade.metadata(request, 0)
     report = {
         "metrics": values,
@@ -105,7 +104,3 @@ def _resolution(size: tuple[int, int]) -> int:
     if height != width:
         raise UserError(f"images of {height} x {width} cannot be compared: real images are cropped to squares")
     return height
-
-
-def _as_json(value: Interval | float) -> dict[str, float]:
-    return value._asdict() if isinstance(value, Interval) else {"value": value}

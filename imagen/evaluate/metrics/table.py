@@ -1,24 +1,27 @@
-"""The metrics that `imagen evaluate` knows: the features each needs, and how it is computed from them."""
+"""The metrics that `imagen evaluate` knows: the features each needs, and how it is computed from them.
+
+Modules are imported where they are needed, so that the command line reads the names without waiting for NumPy.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from imagen.errors import UserError, suggest
-from imagen.evaluate.metrics.frechet import frechet_interval
-from imagen.evaluate.metrics.interval import Interval, bootstrap
-from imagen.evaluate.metrics.kernel import cmmd, kid_interval
-from imagen.evaluate.metrics.manifold import manifold
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from imagen.evaluate.metrics.interval import Interval
 
 
 @dataclass(frozen=True)
 class Features:
     """What a metric compares."""
 
-    real_MD: np.ndarray
-    generated_ND: np.ndarray
-    captions_ND: np.ndarray | None = None  # text embeddings in the same space (CLIP)
+    real_MD: "np.ndarray"
+    generated_ND: "np.ndarray"
+    captions_ND: "np.ndarray | None" = None  # text embeddings in the same space (CLIP)
 
 
 @dataclass(frozen=True)
@@ -27,29 +30,43 @@ class Metric:
 
     names: tuple[str, ...]  # of the values, as reported
     extractor: str
-    measure: Callable[[Features], Sequence[Interval | float]]
+    measure: "Callable[[Features], Sequence[Interval]]"
     help: str
     needs_captions: bool = False
 
 
-def _fid(features: Features) -> list[Interval | float]:
+def _fid(features: Features) -> "list[Interval]":
+    from imagen.evaluate.metrics.frechet import frechet_interval
+
     return [frechet_interval(features.real_MD, features.generated_ND)]
 
 
-def _kid(features: Features) -> list[Interval | float]:
+def _kid(features: Features) -> "list[Interval]":
+    from imagen.evaluate.metrics.interval import Interval
+    from imagen.evaluate.metrics.kernel import kid_interval
+
     return [Interval(*(1000 * value for value in kid_interval(features.real_MD, features.generated_ND)))]
 
 
-def _manifold(features: Features) -> list[Interval | float]:
+def _manifold(features: Features) -> "list[Interval]":
+    from imagen.evaluate.metrics.manifold import manifold
+
     return list(manifold(features.real_MD, features.generated_ND))
 
 
-def _cmmd(features: Features) -> list[Interval | float]:
+def _cmmd(features: Features) -> "list[Interval]":
+    from imagen.evaluate.metrics.interval import bootstrap
+    from imagen.evaluate.metrics.kernel import cmmd
+
     real_MD = features.real_MD
     return [bootstrap(lambda generated_ND: cmmd(real_MD, generated_ND), features.generated_ND, rounds=20)]
 
 
-def _clip_score(features: Features) -> list[Interval | float]:
+def _clip_score(features: Features) -> "list[Interval]":
+    import numpy as np
+
+    from imagen.evaluate.metrics.interval import bootstrap
+
     assert features.captions_ND is not None
     a, b = features.generated_ND.astype(np.float64), features.captions_ND.astype(np.float64)
     cosines_N = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
