@@ -100,8 +100,6 @@ def test_evaluate_a_run_and_compare_it(made, packaged, imagen, mistake, tmp_path
     options = ("--objects", 8, "--n", 4, "--steps", 2)
     out = ("--out", tmp_path / "sheets")
     rows = json.loads(imagen("evaluate-emoji", run, *options, "--guidance", "1,2", "--json", *out))
-        imagen("evaluate-emoji", run, *options, "--guidance", "1,2", "--json", "--out", tmp_path / "sheets")
-    )
     assert [row["guidance"] for row in rows] == [1.0, 2.0]
     assert rows[0]["images"] == 16 and set(rows[0]["single"]) == {"object", "colour", "all"}
     assert set(rows[0]["relation"]) == {"object", "colour", "relation", "all"}

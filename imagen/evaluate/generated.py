@@ -29,6 +29,7 @@ from imagen.progress import progress_bar
 from imagen.stage.inputs import to_images
 
 PART = 256  # images per file of features
+_OWN = ("job.json", "features", "images")
 WAIT = 2.0  # seconds between two looks for the parts of other ranks
 
 
@@ -48,7 +49,7 @@ def generated_features(
     out: folder of the parts and of the first `save_images` images. A job that is called again continues. Rank 0 waits
     for the parts of all ranks. Raises UserError if `out` holds another job.
     """
-    _claim(out, _identity(cascade, request, extractors), rank)
+    _claim(out, _identity(cascade, request, extractors))
     parts = _parts(request)
     missing = [number for number in range(rank, len(parts), ranks) if not _path(out, number).is_file()]
     with progress_bar(
@@ -108,13 +109,13 @@ def _identity(cascade: Cascade, request: Request, extractors: Mapping[str, Extra
     }
 
 
-def _claim(out: Path, identity: dict[str, Any], rank: int) -> None:
+def _claim(out: Path, identity: dict[str, Any]) -> None:
     """Write the job's identity to `out`, or compare it. Raises UserError if it is another's."""
     path = out / "job.json"
     if path.is_file():
         if read_json(path) != json.loads(json.dumps(identity)):
             raise UserError(f"{out} holds an evaluation with other options, data or weights; choose another folder")
-    elif rank == 0:
-        if out.is_dir() and any(out.iterdir()):
-            raise UserError(f"{out} is not empty and holds no evaluation; choose another folder")
-        write_json(path, identity)
+    elif out.exists() and (not out.is_dir() or any(file.name not in _OWN for file in out.iterdir())):
+        raise UserError(f"{out} is not empty and holds no evaluation; choose another folder")
+    else:
+        write_json(path, identity)  # each rank may write it: the bytes are the same
