@@ -1,12 +1,15 @@
 """`imagen evaluate`"""
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 from imagen.cli.command import Command, add_cascade, add_device, add_precision
 from imagen.cli.output import Result
 from imagen.cli.values import Choice, Listed, count, whole
+from imagen.evaluate import SWEPT
 from imagen.evaluate.metrics.table import METRICS
 
 WEIGHTS = ("inception", "clip", "dinov2")
@@ -34,6 +37,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_argument("--stages", type=count, metavar="K", help="stop after the K-th stage, and compare at its resolution")
     add_argument("--batch-size", type=count, default=32, metavar="N", help="images at a time (default: 32)")
     add_argument("--save-images", type=count, default=64, metavar="N", help="images to keep (default: 64)")
+    add_argument(
+        "--inputs",
+        type=Choice("generated", "true", what="kind of input"),
+        default="generated",
+        metavar="KIND",
+        help="`true`: run the last stage alone, on the real images at low resolution (default: generated)",
+    )
+    add_argument(
+        "--sweep",
+        type=swept,
+        metavar="NAME=V,...",
+        help=f"evaluate with each value of a setting of the last stage: {', '.join(SWEPT)}",
+    )
+    add_argument("--gap", action="store_true", help="evaluate each stage, on generated and on true inputs")
     for name in WEIGHTS:
         where = "file" if name == "inception" else "name on the hub, or folder"
         add_argument(f"--{name}", metavar="WEIGHTS", help=f"{where} of the feature extractor `{name}`")
@@ -45,7 +62,9 @@ def run(options: argparse.Namespace) -> Result | None:
     from imagen.cascade import Cascade
     from imagen.cli.devices import choose_device
     from imagen.cli.sampling import one_or_each
+    from imagen.evaluate.report import write_report
     from imagen.evaluate.run import evaluate
+    from imagen.evaluate.sweep import cascade_gap, sweep
     from imagen.precision import autocast_dtype, precision_name
     from imagen.torchrun import read_launch
 
@@ -55,45 +74,65 @@ def run(options: argparse.Namespace) -> Result | None:
         device = f"cuda:{local}"
     precision = precision_name(autocast_dtype(device, options.precision))
     cascade = Cascade.load(options.cascade, stages=options.stages, precision=precision)
-    report = evaluate(
-        cascade,
-        options.data,
-        options.out,
-        metrics=options.metrics,
-        n=options.n,
-        split=options.split,
-        reference=options.reference,
-        weights={name: getattr(options, name) for name in WEIGHTS if getattr(options, name) is not None},
-        seed=options.seed,
-        save_images=options.save_images,
-        rank=rank,
-        ranks=ranks,
-        guidance=one_or_each(options.guidance),
-        steps=one_or_each(options.steps),
-        sampler=one_or_each(options.sampler),
-        stages=options.stages,
-        batch_size=options.batch_size,
-        precision=precision,
-        device=device,
-    )
-    return None if report is None else Result(report, lambda: _show(report, options.out))
+    given: dict[str, Any] = {
+        **{name: getattr(options, name) for name in ("metrics", "n", "split", "reference", "seed", "save_images")},
+        **{name: one_or_each(getattr(options, name)) for name in ("guidance", "steps", "sampler")},
+        **{name: getattr(options, name) for name in ("inputs", "stages", "batch_size")},
+        "weights": {name: getattr(options, name) for name in WEIGHTS if getattr(options, name) is not None},
+        "rank": rank,
+        "ranks": ranks,
+        "precision": precision,
+        "device": device,
+    }
+    name, values = options.sweep or (None, [])
+    if options.gap:
+        del given["inputs"]
+        rows = cascade_gap(cascade, options.data, options.out, **given)
+    elif name is not None:
+        rows = sweep(cascade, options.data, options.out, name, values, **given)
+    else:
+        report = evaluate(cascade, options.data, options.out, **given)
+        rows = None if report is None else [report]
+    if rows is None:  # of a rank that does not report
+        return None
+    page = write_report(options.out, rows, shlex.join(["imagen", *sys.argv[1:]]), swept=name)
+    return Result(rows if len(rows) > 1 else rows[0], lambda: _show(rows, name, page))
 
 
-def _show(report: dict[str, Any], out: Path) -> None:
+def swept(text: str) -> tuple[str, list[Any]]:
+    """Read NAME=V,V: numbers, or names of samplers."""
+    name, equals, values = text.partition("=")
+    if not equals or not values:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a setting and its values, as in guidance=1,2,4")
+    kind = {"sampler": str, "steps": int}.get(name, float)
+    try:
+        return name, [kind(value) for value in values.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: the values of {name} must be numbers") from None
+
+
+def _show(rows: list[dict[str, Any]], name: str | None, page: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    reference = report["reference"]
-    title = f"{report['images']:,} images against {reference['images']:,} of {reference['split']}"
-    table = Table("metric", "value", "95 % interval", title=title)
-    for name, value in report["metrics"].items():
-        interval = f"{value['low']:.4g} to {value['high']:.4g}" if "low" in value else ""
-        table.add_row(name, f"{value['value']:.4g}", interval)
+    reference = rows[0]["reference"]
+    title = f"{rows[0]['images']:,} images against {reference['images']:,} of {reference['split']}"
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row["metrics"]))
+    table = Table(name or "stage", *metrics, title=title, caption="(95 % intervals)")
+    for column in table.columns:
+        column.justify = "right"
+    for row in rows:
+        cells = [_cell(row["metrics"][metric]) if metric in row["metrics"] else "" for metric in metrics]
+        table.add_row(str(row[name]) if name else f"{row['resolution']}, {row['inputs']} inputs", *cells)
     console = Console(markup=False)
     console.print(table)
-    for description in report["extractors"].values():
+    for description in rows[0]["extractors"].values():
         console.print(description)
-    console.print(f"report: {out / 'report.json'}")
+    console.print(f"report: {page}")
+
+
+def _cell(found: dict[str, float]) -> str:
+    return f"{found['value']:.4g}\n({found['low']:.4g} to {found['high']:.4g})"
 
 
 COMMAND = Command(

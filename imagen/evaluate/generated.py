@@ -21,6 +21,7 @@ from imagen.cascade import Cascade
 from imagen.cascade.request import Request
 from imagen.errors import UserError
 from imagen.evaluate.extractors import Extractor
+from imagen.evaluate.extractors.pairs import Pairs
 from imagen.evaluate.files import read_arrays, write_arrays
 from imagen.evaluate.real import as_rgb
 from imagen.files import read_json, write_json
@@ -30,13 +31,14 @@ from imagen.stage.inputs import to_images
 
 PART = 256  # images per file of features
 _OWN = ("job.json", "features", "images")
+PER_IMAGE = ("prompt", "seed", "start")  # what differs from image to image in their metadata
 WAIT = 2.0  # seconds between two looks for the parts of other ranks
 
 
 def generated_features(
     cascade: Cascade,
     request: Request,
-    extractors: Mapping[str, Extractor],
+    extractors: Mapping[str, Extractor | Pairs],
     out: Path,
     *,
     save_images: int = 0,
@@ -65,7 +67,9 @@ def generated_features(
                 for batch in batches:
                     images_BCHW = torch.stack(list(islice(images, len(batch))))
                     for name, extractor in extractors.items():
-                        features[name].append(extractor(as_rgb(images_BCHW)).numpy())
+                        given_BCHW = as_rgb(images_BCHW)
+                        found = extractor(given_BCHW, batch) if isinstance(extractor, Pairs) else extractor(given_BCHW)
+                        features[name].append(found.numpy())
                     _save(images_BCHW, batch, out, save_images)
                     bar.update(len(batch))
             write_arrays(_path(out, number), {name: np.concatenate(each) for name, each in features.items()})
@@ -94,16 +98,15 @@ def _save(images_BCHW: Tensor, batch: range, out: Path, save_images: int) -> Non
             write_png(out / "images" / f"{number:05d}.png", image)
 
 
-def _identity(cascade: Cascade, request: Request, extractors: Mapping[str, Extractor]) -> dict[str, Any]:
+def _identity(cascade: Cascade, request: Request, extractors: Mapping[str, Extractor | Pairs]) -> dict[str, Any]:
     """Return all that the features depend on."""
-    prompts_seeds = hashlib.sha256()
+    own = hashlib.sha256()
     for number in range(len(request.prompts)):
         described = cascade.metadata(request, number)
-        # The same for all images, but for these.
-        prompts_seeds.update(json.dumps([described.pop("prompt"), described.pop("seed")]).encode())
+        own.update(json.dumps([described.pop(name, None) for name in PER_IMAGE]).encode())
     return {
         "images": len(request.prompts),
-        "prompts_and_seeds": prompts_seeds.hexdigest(),
+        "per_image": own.hexdigest(),
         "request": described,
         "extractors": {name: extractor.name for name, extractor in extractors.items()},
     }

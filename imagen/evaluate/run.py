@@ -3,20 +3,25 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from PIL import Image
 from typing_extensions import Unpack
 
 from imagen.cascade import Cascade
-from imagen.cascade.options import JobOptions, takes_options
-from imagen.data.shards.dataset import open_split
+from imagen.cascade.options import JobOptions, RequestOptions, takes_options
+from imagen.data.shards.dataset import ShardedDataset, open_split
 from imagen.errors import UserError, check_number
 from imagen.evaluate.extractors import Extractor, load_extractor
 from imagen.evaluate.extractors.hub import Clip
-from imagen.evaluate.generated import generated_features
+from imagen.evaluate.extractors.pairs import Pairs
+from imagen.evaluate.generated import PER_IMAGE, generated_features
 from imagen.evaluate.metrics.table import Features, Metric, find_metric
-from imagen.evaluate.real import choose, real_features
+from imagen.evaluate.real import choose, images, real_features
 from imagen.files import write_json
+from imagen.stage.inputs import to_images
+
+Inputs = Literal["generated", "true"]
 
 REFERENCE = 50_000  # real images at most, unless asked for
 
@@ -31,6 +36,7 @@ def evaluate(
     n: int = 10_000,
     split: str = "heldout",
     reference: int | None = None,
+    inputs: Inputs = "generated",
     weights: Mapping[str, str] | None = None,
     seed: int = 0,
     save_images: int = 0,
@@ -43,7 +49,8 @@ def evaluate(
     """Sample `n` captions of `data` and measure the images; return the report, which is also `out`/report.json.
 
     metrics: names in `imagen.evaluate.metrics.table`. split: of `data`; its captions are sampled and its images are
-    the reference. reference: number of real images (default: all, at most 50,000). weights: of feature extractors, as
+    the reference. reference: number of real images (default: all, at most 50,000). inputs: "true" runs only the last
+    stage, a super-resolution stage, on the captions' own images. weights: of feature extractors, as
     {"clip": NAME or folder}. seed: of the choice of samples; image i has the seed `seed` + i. save_images: how many of
     the images to write to `out`/images. cache: folder of the features of real images.
     rank, ranks: rank r samples every `ranks`-th part; only rank 0 returns a report.
@@ -54,17 +61,24 @@ def evaluate(
     started = time.time()
     check_number("n", n, least=2)
     chosen = [find_metric(name) for name in metrics]
-    if not chosen:
-        raise UserError("no metrics: name at least one")
+    _check_metrics(chosen, cascade, inputs)
     dataset = open_split(data, split)
     compared = choose(dataset, reference if reference is not None else min(len(dataset), REFERENCE), seed)
-    order = choose(dataset, None, seed)
-    captions = [dataset.caption(int(order[i % len(order)])) for i in range(n)]
+    order = choose(dataset, n if inputs == "true" else None, seed)
+    samples = [int(order[i % len(order)]) for i in range(n)]
+    captions = [dataset.caption(i) for i in samples]
+    given: RequestOptions = {"seeds": [seed + i for i in range(n)], **options}
+    if inputs == "true":
+        given["start"] = _true_inputs(cascade, dataset, samples, options.get("stages"))
     prompts = captions if cascade.text is not None else [""] * n
-    request = cascade.request(prompts, seeds=[seed + i for i in range(n)], **options)
-    if any(metric.needs_captions for metric in chosen) and cascade.text is None:
-        raise UserError("the cascade reads no text, so metrics of captions (clip) mean nothing; leave them out")
-    extractors = _extractors(chosen, weights or {}, request.device)
+    request = cascade.request(prompts, **given)
+    resolution = _resolution(request.crop)
+    extractors: dict[str, Extractor | Pairs] = {
+        name: Pairs(dataset, samples, resolution)
+        if name == "pairs"
+        else load_extractor(f"{name}:{(weights or {})[name]}" if name in (weights or {}) else name, request.device)
+        for name in dict.fromkeys(metric.extractor for metric in chosen)
+    }
     generated = generated_features(
         cascade, request, extractors, Path(out), save_images=save_images, rank=rank, ranks=ranks, progress=progress
     )
@@ -73,20 +87,22 @@ def evaluate(
     values: dict[str, Any] = {}
     for metric in chosen:
         extractor = extractors[metric.extractor]
-        features = Features(
-            real_features(dataset, compared, _resolution(request.crop), extractor, cache=cache, progress=progress),
-            generated[metric.extractor],
-            extractor.embed(captions).numpy() if metric.needs_captions and isinstance(extractor, Clip) else None,
-        )
-        measured = metric.measure(features)
+        generated_ND = generated[metric.extractor]
+        real_MD = generated_ND[:0]
+        if not isinstance(extractor, Pairs):
+            real_MD = real_features(dataset, compared, resolution, extractor, cache=cache, progress=progress)
+        text_ND = extractor.embed(captions).numpy() if metric.needs_captions and isinstance(extractor, Clip) else None
+        measured = metric.measure(Features(real_MD, generated_ND, text_ND))
         values |= {name: value._asdict() for name, value in zip(metric.names, measured, strict=True)}
     described = cascade.metadata(request, 0)
     report = {
         "metrics": values,
         "images": n,
+        "inputs": inputs,
+        "resolution": resolution,
         "reference": {"data": str(data), "fingerprint": dataset.fingerprint(), "split": split, "images": len(compared)},
         "extractors": {name: extractor.description for name, extractor in extractors.items()},
-        "request": {name: value for name, value in described.items() if name not in ("prompt", "seed", "negative")},
+        "request": {name: value for name, value in described.items() if name not in (*PER_IMAGE, "negative")},
         "seed": seed,
         "seconds": round(time.time() - started, 1),
     }
@@ -94,9 +110,25 @@ def evaluate(
     return report
 
 
-def _extractors(metrics: Sequence[Metric], weights: Mapping[str, str], device: Any) -> dict[str, Extractor]:
-    names = dict.fromkeys(metric.extractor for metric in metrics)
-    return {name: load_extractor(f"{name}:{weights[name]}" if name in weights else name, device) for name in names}
+def _check_metrics(metrics: Sequence[Metric], cascade: Cascade, inputs: Inputs) -> None:
+    if not metrics:
+        raise UserError("no metrics: name at least one")
+    if any(metric.needs_captions for metric in metrics) and cascade.text is None:
+        raise UserError("the cascade reads no text, so metrics of captions (clip) mean nothing; leave them out")
+    if inputs not in ("generated", "true"):
+        raise UserError(f'inputs is {inputs!r}; it must be "generated" or "true"')
+    if inputs == "generated" and (pairs := [m.names[0] for m in metrics if m.extractor == "pairs"]):
+        raise UserError(f"{' and '.join(pairs)} compare with the true image of each input: set inputs to true")
+
+
+def _true_inputs(
+    cascade: Cascade, dataset: ShardedDataset, samples: Sequence[int], stages: int | None
+) -> list[Image.Image]:
+    """Return the samples' images at the low resolution of the last stage that runs."""
+    last = cascade.stages[min(stages or len(cascade.stages), len(cascade.stages)) - 1].config
+    if last.low_resolution is None:
+        raise UserError("the last stage generates from text alone: true inputs are for super-resolution stages")
+    return [image for batch in images(dataset, samples, last.low_resolution) for image in to_images(batch)]
 
 
 def _resolution(size: tuple[int, int]) -> int:

@@ -26,19 +26,31 @@ def kid(features_MD: np.ndarray, others_ND: np.ndarray) -> float:
 
 
 def kid_interval(
-    features_MD: np.ndarray, others_ND: np.ndarray, *, subsets: int = 100, size: int = 1000, seed: int = 0
+    features_MD: np.ndarray,
+    others_ND: np.ndarray,
+    *,
+    subsets: int = 100,
+    size: int = 1000,
+    blocks: int = 10,
+    seed: int = 0,
 ) -> Interval:
-    """Return the mean of KID over random subsets, with its interval: the published form, 100 subsets of 1,000.
+    """Return the mean of KID over random subsets (the published form, 100 of 1,000 images), with a 95 % interval.
 
-    Subsets are smaller where a set is. Their spread is that of KID of `size` images, more than that of all of them.
+    Subsets overlap, so their spread is not the error of their mean. The standard error comes from disjoint blocks of
+    both sets instead: the spread of their distances, divided by the square root of their number.
     """
     rng = np.random.default_rng(seed)
-    size = min(size, len(features_MD), len(others_ND))
-    values = [
-        kid(features_MD[rng.choice(len(features_MD), size, False)], others_ND[rng.choice(len(others_ND), size, False)])
-        for _ in range(subsets)
-    ]
-    return Interval.of_values(values)
+    a, b = (each[rng.permutation(len(each))] for each in (features_MD, others_ND))
+    size = min(size, len(a), len(b))
+    drawn = ((a[rng.choice(len(a), size, False)], b[rng.choice(len(b), size, False)]) for _ in range(subsets))
+    mean = np.mean([kid(*pair) for pair in drawn])
+    blocks = min(blocks, len(a) // 2, len(b) // 2)
+    if blocks < 2:
+        raise ValueError("an interval needs four images or more in each set")
+    each = min(len(a) // blocks, len(b) // blocks, size)
+    values = [kid(a[i * each : (i + 1) * each], b[i * each : (i + 1) * each]) for i in range(blocks)]
+    error = 1.96 * float(np.std(values, ddof=1)) / blocks**0.5
+    return Interval(float(mean), float(mean) - error, float(mean) + error)
 
 
 def cmmd(features_MD: np.ndarray, others_ND: np.ndarray) -> float:

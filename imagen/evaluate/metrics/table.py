@@ -73,6 +73,20 @@ def _clip_score(features: Features) -> "list[Interval]":
     return [bootstrap(lambda values: float(100 * values.clip(0).mean()), cosines_N)]
 
 
+def _psnr(features: Features) -> "list[Interval]":
+    return [_mean(features.generated_ND[:, 0])]
+
+
+def _ssim(features: Features) -> "list[Interval]":
+    return [_mean(features.generated_ND[:, 1])]
+
+
+def _mean(values_N: "np.ndarray") -> "Interval":
+    from imagen.evaluate.metrics.interval import Interval
+
+    return Interval.of_values(values_N.tolist())
+
+
 _PRDC = ("precision", "recall", "density", "coverage")
 METRICS: dict[str, Metric] = {
     "fid": Metric(("fid",), "inception", _fid, "Fréchet distance of Inception features (1706.08500)"),
@@ -82,6 +96,8 @@ METRICS: dict[str, Metric] = {
     "kd_dinov2": Metric(("kd_dinov2",), "dinov2", _kid, "1000 times the kernel distance of DINOv2 features"),
     "cmmd": Metric(("cmmd",), "clip", _cmmd, "maximum mean discrepancy of CLIP features (2401.09603)"),
     "clip": Metric(("clip",), "clip", _clip_score, "CLIP score: 100 times the cosine to the caption", True),
+    "psnr": Metric(("psnr",), "pairs", _psnr, "peak signal-to-noise ratio to the true images, dB"),
+    "ssim": Metric(("ssim",), "pairs", _ssim, "structural similarity to the true images"),
     "fd_efficientnet": Metric(("fd_efficientnet",), "efficientnet", _fid, "Fréchet distance, small packaged features"),
     "kd_efficientnet": Metric(("kd_efficientnet",), "efficientnet", _kid, "1000 times the kernel distance, likewise"),
 }

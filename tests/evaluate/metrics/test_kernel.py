@@ -28,6 +28,17 @@ def test_kid_is_unbiased() -> None:
     assert near == kid_interval(x[:300], x[300:], size=100), "the same subsets again"
 
 
+def test_the_interval_of_kid_holds_the_expected_distance() -> None:
+    """In about 95 % of experiments; the expected distance is that of two large sets."""
+    rng = np.random.default_rng(3)
+    expected = kid(rng.normal(size=(4000, 2)), rng.normal(0.5, 1, size=(4000, 2)))
+    held = 0
+    for _ in range(60):
+        found = kid_interval(rng.normal(size=(200, 2)), rng.normal(0.5, 1, size=(200, 2)), subsets=4)
+        held += found.low <= expected <= found.high
+    assert 48 <= held <= 60
+
+
 def test_cmmd_written_out() -> None:
     rng = np.random.default_rng(2)
     a, b = rng.normal(size=(5, 3)), rng.normal(1, 1, size=(4, 3))
