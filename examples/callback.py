@@ -1,6 +1,6 @@
-"""Training callbacks of your own: a metric, and a stop when the validation loss no longer falls.
+"""Define two training callbacks: a metric, and early stopping when the validation loss no longer falls.
 
-python examples/callback.py emoji_64 SHARDS RUN
+    python examples/callback.py emoji_64 SHARDS RUN
 """
 
 import sys
@@ -16,9 +16,9 @@ from imagen.train.step import StepResult
 
 @dataclass
 class EarlyStopping(Callback):
-    """Stops training once the validation loss has not fallen in `patience` measurements, `train.gap_every` steps apart.
+    """Stops training when the validation loss has not fallen in `patience` measurements.
 
-    A resumed run begins to count again.
+    The validation loss is measured every `train.gap_every` steps. A resumed run restarts the count.
     """
 
     patience: int = 5
@@ -37,7 +37,7 @@ class EarlyStopping(Callback):
 
 @dataclass
 class Clipping(Callback):
-    """Adds `clipped` to the metrics: the fraction of steps since the last row whose gradients were clipped."""
+    """Adds the metric `clipped`: the fraction of steps since the last row in which gradients were clipped."""
 
     steps: int = field(default=0, init=False)
     clipped: int = field(default=0, init=False)
