@@ -1,6 +1,6 @@
 """Define two training callbacks: a metric, and early stopping when the validation loss no longer falls.
 
-    python examples/callback.py emoji_64 SHARDS RUN
+python examples/callback.py emoji_64 SHARDS RUN
 """
 
 import sys

@@ -35,7 +35,7 @@ def contact_sheet(
 
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     rows = [range(first, min(first + columns, len(images))) for first in range(0, len(images), columns)]
-    caption_heights = [max(_height(measure, wrapped[i], font) for i in row) for row in rows] 
+    caption_heights = [max(_height(measure, wrapped[i], font) for i in row) for row in rows]
     width = columns * (cell + gap) + gap
     heading = "\n".join(wrap_text(title, title_font, width - 2 * gap)) if title else ""
     top = gap + (_height(measure, heading, title_font) if heading else 0)
