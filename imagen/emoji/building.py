@@ -32,7 +32,7 @@ def finished_build(out: Path, arguments: dict[str, Any]) -> dict[str, Any] | Non
         return None
     description = read_json(out / "dataset.json")
     if not isinstance(description, dict) or description.get("arguments") != arguments:
-        raise UserError(f"{out} holds a data set built with other arguments; choose another folder or delete it")
+        raise UserError(f"{out} contains a data set built with other arguments; choose another folder or delete it")
     return description
 
 

@@ -190,5 +190,5 @@ def _write_report(
         return summary
     prompt = after.prompts[0].prompt
     report(f"next: `imagen demo --out {out}` trains for the same time again;")
-    report(f'      `imagen sample {out / "cascade"} "{prompt}" --out pictures` samples your own prompts')
+    report(f'      `imagen sample {out / "cascade"} "{prompt}" --out samples` samples your own prompts')
     return summary
