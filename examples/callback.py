@@ -1,4 +1,4 @@
-"""Define two training callbacks: a metric, and early stopping when the validation loss no longer falls.
+"""Custom training callbacks: a metric, and a stop when the validation loss no longer falls.
 
 python examples/callback.py emoji_64 SHARDS RUN
 """
@@ -16,9 +16,9 @@ from imagen.train.step import StepResult
 
 @dataclass
 class EarlyStopping(Callback):
-    """Stops training when the validation loss has not fallen in `patience` measurements.
+    """Stop training when the validation loss has not fallen in `patience` measurements, `train.gap_every` steps apart.
 
-    The validation loss is measured every `train.gap_every` steps. A resumed run restarts the count.
+    A resumed run starts counting at zero.
     """
 
     patience: int = 5
@@ -37,7 +37,7 @@ class EarlyStopping(Callback):
 
 @dataclass
 class Clipping(Callback):
-    """Adds the metric `clipped`: the fraction of steps since the last row in which gradients were clipped."""
+    """Add `clipped` to the metrics: the share of steps since the last row whose gradients were clipped."""
 
     steps: int = field(default=0, init=False)
     clipped: int = field(default=0, init=False)
