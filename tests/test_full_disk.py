@@ -197,7 +197,7 @@ def test_a_full_disk_is_said_in_one_line_and_the_rerun_completes(made, tmp_path,
 def test_the_demo(tmp_path):
     def run() -> dict:
         options = {"minutes": 0.01, "objects": 4, "prompts": 2, "pretrained": False, "device": "cpu"}
-        return run_demo(tmp_path / "demo", **options, say=lambda line: None)
+        return run_demo(tmp_path / "demo", **options, report=lambda line: None)
 
     for failure in (full_at(2), files_up_to(100_000)):
         with failure, pytest.raises(UserError, match=r"cannot write .*demo.*; free some space"):

@@ -14,7 +14,7 @@ import imagen as package
 from imagen import weights
 from imagen.cascade import Cascade
 from imagen.cascade.float16 import convert_to_float16
-from imagen.emoji.demo.first import draw_first
+from imagen.emoji.demo.first import sample_packaged
 from imagen.errors import UserError
 from imagen.evaluate import compare as comparing
 from imagen.evaluate.compare import compare, reference_curves, write_reference_curves
@@ -49,13 +49,13 @@ def test_without_the_weights_it_says_so(tmp_path, monkeypatch, mistake):
     assert "lacks the weights 'emoji'" in mistake("sample", "emoji", "a horse", "--out", "pictures")
     assert "does not exist" in mistake("sample", "emojis", "a horse", "--out", "pictures")
     said: list[str] = []
-    assert draw_first(tmp_path / "demo", said.append) == []
+    assert sample_packaged(tmp_path / "demo", said.append) == []
     assert "lacks the weights" in said[0] and len(said) == 1
 
 
 def test_the_demo_draws_with_them_first(packaged, tmp_path):
     said: list[str] = []
-    paths = draw_first(tmp_path / "demo", said.append)
+    paths = sample_packaged(tmp_path / "demo", said.append)
     assert Image.open(paths[0]).width == 256  # the largest stage there is
     assert all(path.is_file() for path in paths) and str(paths[0]) in said[-1]
 

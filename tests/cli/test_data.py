@@ -18,7 +18,7 @@ from imagen.emoji.presets import MINILM
         (shutil.rmtree, "does not exist; make shards of your images with `imagen data build`, or render"),
         (lambda f: shutil.rmtree(f / "train") or (f / "train").mkdir(), "holds no shards"),
         (damage_tar, "truncated or replaced; copy it again"),
-        (corrupt_pictures, "not a whole picture"),
+        (corrupt_pictures, "not a complete image"),
         (damage("*.tar", Path.unlink), "is missing although its index exists"),
         (damage("*.index.safetensors", Path.unlink), "index.safetensors is missing; run `imagen data encode"),
         (damage("*.index.safetensors", cut), "index.safetensors is truncated"),

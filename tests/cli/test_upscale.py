@@ -15,10 +15,10 @@ def test_pictures_that_cannot_be_enlarged(made, mistake, tmp_path, monkeypatch):
     bomb = picture(tmp_path / "bomb.png", (200, 200))
     for cascade, pictures, message in (
         ("sr", [tmp_path / "none.png"], "none.png does not exist"),
-        ("sr", [truncated], "cut.png is not a picture that can be read"),
-        ("sr", [good, text], "text.png is not a picture that can be read"),
+        ("sr", [truncated], "cut.png is not a readable image"),
+        ("sr", [good, text], "text.png is not a readable image"),
         ("sr", [tmp_path], "is a folder, not a file"),
-        ("sr", [bomb], "bomb.png is not a picture that can be read: Image size .* exceeds limit"),
+        ("sr", [bomb], "bomb.png is not a readable image: Image size .* exceeds limit"),
         ("base", [good], "no super-resolution stage"),
     ):
         assert re.search(message, mistake("upscale", made / cascade, *pictures, "--out", tmp_path / "o"))
