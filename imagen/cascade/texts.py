@@ -41,7 +41,7 @@ class PromptEncoder:
         return not prompt or prompt in self._known
 
     def __len__(self) -> int:
-        """Return how many embeddings are in memory."""
+        """Return the number of embeddings in memory."""
         return len(self._known)
 
     def __call__(self, prompts: Sequence[str], device: torch.device, vram: float | None = None) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from imagen.cli.values import count, minutes, side, whole
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", metavar="SHARDS", help="a folder or a URL")
     parser.add_argument(
-        "--resolution", type=side, default=64, metavar="N", help="of the stage, in pixels (default: 64)"
+        "--resolution", type=side, default=64, metavar="N", help="resolution of the stage (default: 64)"
     )
     parser.add_argument("--low-resolution", type=side, metavar="N", help="input resolution of a super-resolution stage")
     parser.add_argument("--crop", type=count, metavar="N", help="side of random crops (default: none)")

@@ -40,7 +40,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add("--low-res-noise", type=Listed(float), metavar="A,...", help="conditioning augmentation level (0 to 1)")
     sampler = Choice(*sampler_names(), what="sampler")
     names = ", ".join(sampler.names)
-    add("--sampler", type=Listed(sampler), metavar="NAME,...", help=f"one, or one per stage, of {names}")
+    add("--sampler", type=Listed(sampler), metavar="NAME,...", help=f"{names}: one, or one per stage")
     spacing = Choice("time", "logsnr", "auto", what="spacing")
     add("--spacing", type=Listed(spacing), metavar="NAME,...", help="steps uniform in `time` or `logsnr`, or `auto`")
     add("--damping", type=Listed(float), metavar="D,...", help="remove noise 1 + D times as fast, for clean outlines")

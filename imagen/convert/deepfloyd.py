@@ -1,6 +1,6 @@
 """Convert DeepFloyd IF to a cascade, from diffusers' format or its original one (`imagen.convert.original`).
 
-A pipeline folder holds `unet/`, `scheduler/`, `image_noising_scheduler/` (super-resolution), `text_encoder/` and
+A pipeline folder contains `unet/`, `scheduler/`, `image_noising_scheduler/` (super-resolution), `text_encoder/` and
 `tokenizer/`. The configuration of a stage is read from its JSON files. Steps, guidance scale and the level of
 conditioning augmentation are in no file, because they are arguments of diffusers' pipelines; IF's recommendations are
 used.
@@ -137,15 +137,15 @@ def _pipeline(path: Path) -> Path:
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; expected a diffusers pipeline with unet/config.json")
     raise UserError(
-        f"{path} holds neither unet/config.json nor {original.CONFIG}; expected a diffusers pipeline of DeepFloyd IF, "
-        "or IF's original format"
+        f"{path} contains neither unet/config.json nor {original.CONFIG}; "
+        "expected a diffusers pipeline of DeepFloyd IF, or IF's original format"
     )
 
 
 def _described(folder: Path) -> tuple[tuple[Path, Mapping[str, Any]], tuple[Path, Mapping[str, Any]]]:
     """Return (file, config) of the U-Net and of the scheduler, as diffusers describes them."""
     unet, scheduler = folder / "unet" / "config.json", folder / "scheduler" / "scheduler_config.json"
-    if unet.is_file():  # a repository may hold both formats
+    if unet.is_file():  # a repository may contain both formats
         return (unet, _object(unet)), (scheduler, _object(scheduler))
     where = folder / original.CONFIG
     config = original.unet_config(original.read_params(folder), str(where))
@@ -166,8 +166,8 @@ def _weight_files(unet: Path) -> list[Path]:
         if index.is_file():
             return [unet / name for name in check_index(_object(index), index)]
     if any(unet.glob("*.bin")):
-        raise UserError(f"{unet} holds only pickled weights (.bin), which may run code; download the .safetensors")
-    raise UserError(f"{unet} holds no {WEIGHTS}.safetensors")
+        raise UserError(f"{unet} contains only pickled weights (.bin), which may run code; download the .safetensors")
+    raise UserError(f"{unet} contains no {WEIGHTS}.safetensors")
 
 
 def _object(path: Path) -> Mapping[str, Any]:

@@ -157,7 +157,7 @@ def read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the weights under diffusers' names. Raises UserError if the file contains anything but tensors."""
     path = folder / WEIGHTS
     if not path.is_file():
-        raise UserError(f"{folder} holds no {WEIGHTS}")
+        raise UserError(f"{folder} contains no {WEIGHTS}")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:

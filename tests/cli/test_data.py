@@ -16,7 +16,7 @@ from imagen.emoji.presets import MINILM
     "spoil, message",
     [
         (shutil.rmtree, "does not exist; make shards of your images with `imagen data build`, or render"),
-        (lambda f: shutil.rmtree(f / "train") or (f / "train").mkdir(), "holds no shards"),
+        (lambda f: shutil.rmtree(f / "train") or (f / "train").mkdir(), "contains no shards"),
         (damage_tar, "truncated or replaced; copy it again"),
         (corrupt_pictures, "not a whole picture"),
         (damage("*.tar", Path.unlink), "is missing although its index exists"),

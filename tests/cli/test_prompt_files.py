@@ -69,7 +69,7 @@ def test_prompts_end_where_lines_do(tmp_path, mark, end):
         ("p.json", "[" * 900 + "]" * 900, "p.json: not valid JSON: it is nested more than 100 deep"),
         ("p.jsonl", '{"prompt": ' + "[" * 100_000, "line 1: not valid JSON: it is nested more than 100 deep"),
         ("p.jsonl", '{"prompt": "\\ud800"}', r"line 1: the prompt is not UTF-8: '\\ud800'"),
-        ("p.jsonl", '{"prompt": "", "negative": "a\\u0000b"}', r"line 1: negative holds a zero byte"),
+        ("p.jsonl", '{"prompt": "", "negative": "a\\u0000b"}', r"line 1: negative contains a zero byte"),
         ("p.jsonl", '{"prompt": "a", "seed": ' + "9" * 4000 + "}", r"seed is about 10\^4000; it must be"),
         ("p.csv", "prompt,seed\na," + "9" * 5000, r"seed is '9+'\.\.\.; it must be a whole number"),
         ("p.txt", "a cat\n" + "a" * 1_200_000, "line 2: the prompt has 1,200,000 characters; at most 10,000"),

@@ -228,7 +228,7 @@ def _start(target: Path, arguments: dict[str, Any], in_place: bool) -> None:
         raise UserError(f"{file} is not of this version; choose another folder or delete it")
     if described["arguments"] != arguments:
         remedy = f"delete {file} to check everything again" if in_place else "choose another folder or delete it"
-        raise UserError(f"{target} holds a build {_difference(described['arguments'], arguments)}; {remedy}")
+        raise UserError(f"{target} contains a build {_difference(described['arguments'], arguments)}; {remedy}")
 
 
 def _sweep(folder: Path, endings: Sequence[str]) -> None:

@@ -49,7 +49,7 @@ def splits(folder: str | Path) -> dict[str, Path | str]:
 
 
 def check_shards(folder: str | Path) -> None:
-    """Raise UserError unless `folder` exists and holds shards. Opens no file, and does not check a URL."""
+    """Raise UserError unless `folder` exists and contains shards. Opens no file, and does not check a URL."""
     if as_url(folder) is None:
         for path in splits(folder).values():
             _shard_names(Path(path))
@@ -244,5 +244,5 @@ def _names_among(files: Iterable[str], where: str | Path, remedy: str) -> list[s
     shown = [name for name in files if not name.startswith(".")]  # a Mac writes ._00000.tar beside 00000.tar
     shards = sorted({name.removesuffix(end) for end in ends for name in shown if name.endswith(end)})
     if not shards:
-        raise UserError(f"{where} holds no shards (*.tar); {remedy}")
+        raise UserError(f"{where} contains no shards (*.tar); {remedy}")
     return shards

@@ -51,7 +51,7 @@ def index_shard(tar: str | Path, keep: Container[str] | None = None) -> Path:
         examples = f"{first.key}: {first.reason}" + (", ..." if count > 1 else "")
         log.warning("%s: %d members belong to no sample (%s); `imagen data build` lists them", tar, count, examples)
     if not members and keep is None:
-        raise UserError(f"{tar} holds no samples (members named KEY.EXT); delete it")
+        raise UserError(f"{tar} contains no samples (members named KEY.EXT); delete it")
 
     extensions = sorted({extension for parts in members.values() for extension in parts})
     rows = [(extensions.index(extension), *span) for parts in members.values() for extension, span in parts.items()]

@@ -62,14 +62,14 @@ class MappedTensors:
         """Return a read-only view (no copy) of tensor `name`. Raises UserError if it does not exist."""
         if name not in self._views:
             if name not in self._entries:
-                raise UserError(f"{self.path} holds no tensor {name!r}; {self._remedy}")
+                raise UserError(f"{self.path} contains no tensor {name!r}; {self._remedy}")
             self._views[name] = self._view(**self._entries[name])
         return self._views[name]
 
     def rows(self, name: str, first: int, last: int) -> np.ndarray:
         """Copy rows [first, last) of a tensor with one read: for large tensors, whose mapped pages would accumulate."""
         if name not in self._entries:
-            raise UserError(f"{self.path} holds no tensor {name!r}; {self._remedy}")
+            raise UserError(f"{self.path} contains no tensor {name!r}; {self._remedy}")
         entry = self._entries[name]
         dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), entry["shape"][1:]
         row = dtype.itemsize * math.prod(shape)

@@ -34,7 +34,7 @@ class ShardWriter:
         self._keys: set[str] = set()
         former = [] if prefix else sorted(self.folder.glob("*.tar"))
         if former and not overwrite:
-            raise UserError(f"{self.folder} already holds shards; delete them or choose another folder")
+            raise UserError(f"{self.folder} already contains shards; delete them or choose another folder")
         for tar in former:
             for file in (tar, *self.folder.glob(f"{tar.stem}.*.safetensors")):
                 file.unlink(missing_ok=True)

@@ -54,7 +54,7 @@ def open_source(
     if format is not None and format not in FORMATS:
         raise UserError(f"unknown format {format!r}{suggest(format, FORMATS)}; the formats are {', '.join(FORMATS)}")
     if not path.exists():
-        raise UserError(f"{printable(path)} does not exist; give the file or folder that holds the pairs")
+        raise UserError(f"{printable(path)} does not exist; give the file or folder that contains the pairs")
     if not path.is_dir():
         open_given(path).close()  # raises UserError for a pipe or a device
     if caption_from is not None and caption_from not in CAPTION_FROM:

@@ -271,7 +271,7 @@ class JsonLines(_Table):
                     break
         if not counts:
             raise UserError(
-                f"{printable(file)} holds no JSON object in its first {_MOST_LINES:,} lines; "
+                f"{printable(file)} contains no JSON object in its first {_MOST_LINES:,} lines; "
                 "give another path or --format"
             )
         return common(counts, self.options), 0, 0
