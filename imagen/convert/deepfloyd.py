@@ -47,14 +47,15 @@ def convert_deepfloyd(
     cleaning: Cleaning = "lower",
     device: torch.device | str = "cpu",
 ) -> list[StageConfig]:
-    """Write the cascade `out` from pipeline folders, one per stage, base model first (or only super-resolution stages).
+    """Write the cascade `out` from pipeline folders, one per stage: a base first, or super-resolution stages alone.
 
-    encoder: a Hugging Face name or a local folder. None: the first folder that contains one, else T5-XXL by name. The
-        cascade refers to the encoder and does not include it. It runs once, on `device`, for the embedding of "".
+    encoder: a Hugging Face name or a local folder. None: the encoder in the first folder that contains one, else
+        T5-XXL by name. The cascade refers to the encoder and does not include it. The encoder runs once, on `device`,
+        for the embedding of "".
     cleaning: of prompts.
 
-    Raises UserError, naming file and field, for another structure than IF's, for missing or unknown tensors, for
-    weights that are not safetensors, since a pickle may run code, and if `out` contains anything else.
+    Raises UserError, naming file and field, if the structure is not IF's, if tensors are missing or unknown, if the
+    weights are not safetensors, since a pickle may run code, or if `out` contains anything else.
     """
     if not paths:
         raise UserError("nothing to convert: name the pipeline folders, base first")

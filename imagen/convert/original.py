@@ -67,7 +67,7 @@ class _NoAliasLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("it has aliases, which configs of IF do not")
+            raise yaml.YAMLError("it has aliases, which configs of IF do not have")
         return super().compose_node(parent, index)
 
 

@@ -1,10 +1,9 @@
 """The paper's three models (arXiv 2205.11487, App. F), with T5-XXL text.
 
-The paper trains each with batch 2048 for 2.5M steps and reports a zero-shot FID-30K
-of 7.27 on COCO for the whole cascade. It does not give the EMA decay (here 0.9999), the
-number of text tokens (128) or the text's dimension before attention (512). Its base
-trains with Adafactor, to save memory, and super-resolution with Adam. It gives no
-settings of Adafactor; here beta1 is 0 and beta2 at most 0.999.
+The paper trains each model with batch size 2048 for 2.5M steps and reports a zero-shot FID-30K of 7.27 on COCO for the
+whole cascade. It does not specify the EMA decay (here 0.9999), the number of text tokens (128) or the text's dimension
+before attention (512). The base is trained with Adafactor, to save memory, and the super-resolution models with Adam.
+The settings of Adafactor are not specified; here beta1 is 0 and beta2 is at most 0.999.
 """
 
 from dataclasses import replace

@@ -11,7 +11,7 @@ from pathlib import Path
 from imagen.errors import UserError
 
 CASCADES = ("emoji",)
-HELP = "train them: runs/emoji_reference.sh in the repository says how"
+HELP = "train them with runs/emoji_reference.sh in the repository"
 
 
 def packaged(name: str) -> Path | None:

@@ -124,7 +124,7 @@ class ShardCache:
             return False
 
     def _copy(self, name: str, size: int) -> None:
-        """Copy a file of `size` bytes (-1: the store does not say). FileNotFoundError if the store lacks it."""
+        """Copy a file of `size` bytes (-1: unknown). Raises FileNotFoundError if the store does not have it."""
         self._make_folder()  # a user may have emptied the cache
         with locked(self._lock(name)):
             if self._is_cached(name, size):  # another process was faster

@@ -1,4 +1,4 @@
-"""Writes shards: WebDataset tar files, each with its index."""
+"""Write shards: WebDataset tar files, each with its index."""
 
 import io
 import tarfile
@@ -14,7 +14,7 @@ from imagen.files import replacing
 
 
 class ShardWriter:
-    """Writes samples into `folder/00000.tar, 00001.tar, ...`, each with its index; equal samples give equal tars.
+    """Write samples to `folder/00000.tar, 00001.tar, ...`, each with its index. Equal samples give equal tars.
 
         with ShardWriter(folder) as writer:
             writer.write({"__key__": "a1f0-blue", "64.png": png, "txt": b"an octopus on a blue background"})
