@@ -39,7 +39,7 @@ def text2im_64_2b() -> Experiment:
 
 
 def text2im_64_deberta() -> Experiment:
-    """`text2im_64_397m` conditioned on DeBERTa-v2-xxlarge, whose embedding dimension is 1536."""
+    """Base model like `text2im_64_397m`, conditioned on DeBERTa-v2-xxlarge (embedding dimension 1536)."""
     base = text2im_64_397m()
     unet = replace(base.stage.unet, text_width=DEBERTA.width)
     return replace(base, name="text2im_64_deberta", stage=replace(base.stage, unet=unet), text=DEBERTA)

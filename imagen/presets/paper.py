@@ -21,7 +21,7 @@ T5_XXL = TextConfig(encoder="google/t5-v1_1-xxl", width=4096)
 
 
 def guided_levels(channels: int) -> tuple[Level, ...]:
-    """Levels of guided diffusion at 64x64 (App. F.1): channels x1, 2, 3, 4, text attention at 32, 16 and 8."""
+    """Return the levels of guided diffusion at 64x64 (App. F.1): channels x1, 2, 3, 4, with text at 32, 16 and 8."""
     return (
         Level(channels=channels, blocks=3, stride=1),
         Level(channels=2 * channels, blocks=3, attention="fused"),
@@ -31,7 +31,7 @@ def guided_levels(channels: int) -> tuple[Level, ...]:
 
 
 def efficient_levels(last_blocks: int, *, attention: AttentionKind, feed_forward: int = 0) -> tuple[Level, ...]:
-    """Levels of the Efficient U-Net (App. B.1): every level strided, most parameters at low resolution."""
+    """Return the levels of the Efficient U-Net (App. B.1): all strided, with most parameters at low resolution."""
     return (
         Level(channels=128, blocks=2),
         Level(channels=256, blocks=4),

@@ -11,7 +11,7 @@ class FairQueue:
     """
 
     def __init__(self, weights: Mapping[object, float] | None = None):
-        """weights: of parties that differ from 1."""
+        """Create an empty queue. weights: of parties whose weight is not 1."""
         self.weights = weights or {}
         self._usage: dict[object, float] = {}
         self._active: set[object] = set()
