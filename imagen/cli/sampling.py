@@ -19,6 +19,8 @@ PER_STAGE = (
     *("damping", "tile", "micro_batch"),
 )
 
+COMPILED_IMAGES = 64  # per process: from this number on, compiling is on by default on an NVIDIA GPU
+
 LORA = "apply a LoRA file with weight W (default: 1); FILE#256:W adapts the stage of 256 pixels (repeatable)"
 
 
@@ -61,14 +63,23 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     add_int8_text(parser)
     add_precision(parser)
-    add("--compile", action="store_true", help="compile the sampler's steps: takes minutes at first, then runs faster")
+    add(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="compile the sampler's steps: takes minutes at first, then runs faster (default: on NVIDIA GPUs, from "
+        f"{COMPILED_IMAGES} images)",
+    )
     add_device(parser)
 
 
-def prepare(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
-    """Load the cascade; return it with the arguments of both commands' requests."""
+def prepare(options: argparse.Namespace, inputs: int = 1) -> tuple["Cascade", dict[str, Any]]:
+    """Load the cascade; return it with the arguments of both commands' requests.
+
+    inputs: prompts, or images to upsample; each gives `options.n` images.
+    """
     from imagen.cascade import Cascade
     from imagen.cli.devices import choose_device
+    from imagen.models.compiling import cache_folder
     from imagen.precision import autocast_dtype, precision_name
 
     rank, ranks, local = read_launch()
@@ -86,8 +97,10 @@ def prepare(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
         cascade.load_lora(lora.path, resolution=lora.resolution): 1.0 if lora.weight is None else lora.weight
         for lora in options.lora
     }
-    if options.compile:
+    if compiles(device, options.compile, inputs * options.n // ranks):
         cascade.compile(**({"mode": "reduce-overhead"} if device.startswith("cuda") else {}))
+        if rank == 0:
+            print(f"Each stage is compiled in its first step: minutes, or seconds with kernels from {cache_folder()}")
     return cascade, {
         **{name: one_or_each(getattr(options, name)) for name in PER_STAGE},
         "n": options.n,
@@ -101,6 +114,13 @@ def prepare(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
         "ranks": ranks,
         "progress": rank == 0,
     }
+
+
+def compiles(device: str, setting: bool | None, images: int) -> bool:
+    """Return whether to compile the sampler steps of a process that samples this number of images."""
+    from imagen.models.compiling import should_compile
+
+    return should_compile(device, False if setting is None and images < COMPILED_IMAGES else setting)
 
 
 def one_or_each(values: list[Any] | None) -> Any:
