@@ -162,7 +162,7 @@ def check_address(address: str) -> None:
 
 @dataclass(frozen=True)
 class SharedFiles:
-    """Files that a worker must see as the driver does."""
+    """Files that must be the same for a worker as for the driver."""
 
     folder: Path  # working directory, to which relative paths refer
     probe_file: Path

@@ -32,7 +32,7 @@ def tar_keys(tar: str | Path) -> list[str]:
 def index_shard(tar: str | Path, keep: Container[str] | None = None) -> Path:
     """Write the index of a WebDataset tar, reading only its headers, and return its path.
 
-    keep: index only samples with these keys; training does not see the others. Then neither an empty index nor a
+    keep: index only samples with these keys; training does not use the others. Then neither an empty index nor a
         damaged end of the tar is an error.
 
     Raises UserError naming the tar if it is missing, is not a tar or is truncated.

@@ -260,4 +260,4 @@ def _filesystem(url: str) -> tuple[Any, str]:
             raise UserError(f"cannot read {url}, a package is missing: {error}") from None
         raise missing(f"{url} needs the package {error.name}", "remote") from None
     except ValueError as error:
-        raise UserError(f"{url}: {error}; fsspec knows http, https, s3, gs, hf and others") from None
+        raise UserError(f"{url}: {error}; fsspec supports http, https, s3, gs, hf and others") from None

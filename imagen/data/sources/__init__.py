@@ -79,5 +79,5 @@ def _guess(path: Path) -> str:
     found = [name for name, reader in FORMATS.items() if reader.recognises(path)]
     if len(found) == 1:
         return found[0]
-    what = f"may be {' or '.join(found)}" if found else "looks like no known format"
+    what = f"may be {' or '.join(found)}" if found else "has no known format"
     raise UserError(f"{printable(path)} {what}; name it with --format ({', '.join(FORMATS)})")
