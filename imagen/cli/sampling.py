@@ -100,7 +100,7 @@ def prepare(options: argparse.Namespace, inputs: int = 1) -> tuple["Cascade", di
     if compiles(device, options.compile, inputs * options.n // ranks):
         cascade.compile(**({"mode": "reduce-overhead"} if device.startswith("cuda") else {}))
         if rank == 0:
-            print(f"Each stage is compiled in its first step: minutes, or seconds with kernels from {cache_folder()}")
+            print(f"compiling each stage in its first step: minutes, or seconds if its kernels are in {cache_folder()}")
     return cascade, {
         **{name: one_or_each(getattr(options, name)) for name in PER_STAGE},
         "n": options.n,

@@ -271,7 +271,7 @@ def test_the_command_line(pipelines: list[Path], tmp_path: Path) -> None:
     assert done.code == 0, done
     assert Image.open(tmp_path / "pictures" / "0000.png").size == (32, 32)
     done = command("convert", "diffusers", tmp_path / "cascade", "--out", tmp_path / "out")
-    assert done.code == 0 and done.out.count("README.md says how to load it") == 2, done
+    assert done.code == 0 and done.out.count("its README.md shows how to load it") == 2, done
     done = command("convert", "deepfloyd", tmp_path, "--out", tmp_path / "x")
     assert done.code == 2 and done.err.count("\n") == 1 and "contains neither unet/config.json" in done.err
 
