@@ -17,7 +17,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         help="where to run: local, or ray for a Ray cluster (default: local)",
     )
     parser.add_argument(
-        "--ray-address", metavar="HOST:PORT", help="of the Ray cluster (default: RAY_ADDRESS, else this machine alone)"
+        "--ray-address", metavar="HOST:PORT", help="the Ray cluster (default: RAY_ADDRESS, or else only this machine)"
     )
 
 

@@ -86,7 +86,7 @@ def _show(found: dict[str, Any]) -> None:
     for row in found["traffic"]:
         if row["bytes"] >= 1e6:
             where = f"{row['collective']} over {row['ranks']} ({row['mesh']})"
-            alone = f"{row['seconds'] * 1e3:,.1f} ms over the {row['over']} if alone"
+            alone = f"{row['seconds'] * 1e3:,.1f} ms over the {row['over']} without overlap"
             console.print(f"counted: {row['bytes'] / 1e9:,.2f} GB per step sent by {where}; {alone}")
     if found["images_per_s"] is not None:
         console.print(

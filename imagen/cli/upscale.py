@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> Result | None:
 
 COMMAND = Command(
     name="upscale",
-    help="upsample images with the super-resolution stages alone",
+    help="upscale images with the super-resolution stages",
     add=add,
     run=run,
     details="  imagen upscale cascade photo.png --out enlarged\n"

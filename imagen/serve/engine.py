@@ -254,7 +254,9 @@ class Engine:
                 return [error]
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
-        return [self._evaluate(stage, [task])[0] for task in batch]  # one by one: maybe one image alone is the cause
+        return [
+            self._evaluate(stage, [task])[0] for task in batch
+        ]  # one by one, because a single image may be the cause
 
     def _update_seconds(self, finished: int) -> None:
         """Average in the time per image since the previous one finished; at most a minute, as the engine may idle."""
