@@ -78,7 +78,7 @@ def test_a_job_of_a_file_and_one_of_its_pictures_again(made, imagen, mistake, tm
     imagen(*again)
     assert (tmp_path / "again" / "0000.png").read_bytes() == (tmp_path / "o" / "0002.png").read_bytes()
     assert "omit other prompts" in mistake(*again, "a cat")
-    assert "leave --guidance-rescale out" in mistake(*again, "--guidance-rescale", "0.5")
+    assert "omit --guidance-rescale" in mistake(*again, "--guidance-rescale", "0.5")
     picture(tmp_path / "plain.png")
     assert "has no imagen metadata" in mistake(*again[:3], tmp_path / "plain.png", *again[4:])
 
