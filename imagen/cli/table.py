@@ -11,6 +11,7 @@ ORDER = (  # in --help; other commands come after these
     "demo",
     "data build",
     "data emoji",
+    "data cifar10",
     "data encode",
     "data inspect",
     "data bench",
@@ -26,6 +27,7 @@ ORDER = (  # in --help; other commands come after these
     "upscale",
     "serve",
     "evaluate",
+    "evaluate-emoji",
     "compare",
     "completion",
 )
