@@ -28,6 +28,7 @@ ORDER = (  # in --help; other commands come after these
     "serve",
     "evaluate",
     "evaluate-emoji",
+    "prefer",
     "compare",
     "completion",
 )
