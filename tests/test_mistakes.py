@@ -27,7 +27,7 @@ WORD, WORDS = "a" * 1_200_000, "cat " * 300_000
         ("--n 1000000000000", "'1000000000000' is too many; at most 1,000,000,000"),
         ("--n 1e12", "'1e12' is not a whole number of 1 or more"),
         ("--n " + "9" * 5000, "'9+'... is too many"),
-        ("--n 2000000", "2,000,000 x 1 = 2,000,000 images; one command makes at most 1,000,000"),
+        ("--n 2000000", "2,000,000 x 1 = 2,000,000 images; one command samples at most 1,000,000"),
         ("--steps 100000", "steps is 100000; it must be at most 10000"),
         ("--steps 1e30", "'1e30' is not whole numbers"),
         ("--steps " + "9" * 5000, "is not whole numbers"),
@@ -53,7 +53,7 @@ WORD, WORDS = "a" * 1_200_000, "cat " * 300_000
         ("--device meta", "--device meta: "),
         ("--device cuda:99999999999999999999", "--device cuda:9+: "),
         ("--device =", "--device =: no such device"),
-        ("--out a\0b", "holds a zero byte"),
+        ("--out a\0b", "contains a zero byte"),
         ("--out a\udcffb", "is not UTF-8"),
         ("--negative a\udcffb", "is not UTF-8"),
     ],
@@ -137,7 +137,7 @@ def test_absurd_config_values(made, mistake, tmp_path, field, value):
         ("data bench x --workers 1000000", "data.workers is 1,000,000; it must be at least 0 and at most 1024"),
         ("data bench x --seconds 1e400", "'1e400' is not a number above 0"),
         ("train debug_64 --data x --out o --minutes 1e300", "'1e300' is too much"),
-        ("train debug_64 --data x --out o --profile 1:" + "9" * 5000, "is not the first step and the last"),
+        ("train debug_64 --data x --out o --profile 1:" + "9" * 5000, "is not FIRST:LAST"),
         ("demo --out o --minutes 1e300", "'1e300' is too much"),
         ("export x --out o --step 1e400", "is not a whole number"),
         ("export x --out o --decay 1e400", "is not a number"),
@@ -292,7 +292,7 @@ def test_ctrl_c_is_quiet(failing):
     [
         (RecursionError("maximum recursion depth exceeded"), "something is nested too deeply to be read"),
         (MemoryError(), "out of memory; use a smaller batch"),
-        (OSError(28, "No space left on device"), "cannot go on: No space left on device"),
+        (OSError(28, "No space left on device"), "cannot continue: No space left on device"),
         (OSError(24, "Too many open files", "a/b"), "a/b: Too many open files"),
         (UserError("x" * 10**6 + " end"), "x [...] x"),
         (UserError("caf\udcff \x1b[2J \u202e"), r"caf\udcff \x1b[2J \u202e"),
@@ -330,5 +330,5 @@ def test_a_reader_that_is_gone(ending):
         pytest.skip("there is no /dev/full")
     line = f"{sys.executable} -m imagen config debug_64 {ending}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
-    expected = "imagen: cannot go on: No space left on device\n" if "full" in ending else ""
+    expected = "imagen: cannot continue: No space left on device\n" if "full" in ending else ""
     assert done.stderr == expected and done.returncode == (2 if expected else 0)

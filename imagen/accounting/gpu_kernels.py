@@ -1,8 +1,8 @@
 """Give CPU fake tensors the memory use of GPU kernels.
 
-torch built without CUDA has no fake CUDA tensors, so a dry run uses CPU ones. The differences that matter for memory
-are patched in. A group norm and its activation are one kernel that saves only its input (`imagen.kernels`). Other norms
-compute in float32 under autocast, as in torch.amp's list for CUDA, and save float32 tensors. Attention runs in a
+torch built without CUDA has no fake CUDA tensors, so a dry run uses CPU ones. This module patches the differences that
+matter for memory. A group norm and its activation are one kernel that saves only its input (`imagen.kernels`). Other
+norms compute in float32 under autocast, as in torch.amp's list for CUDA, and save float32 tensors. Attention runs in a
 kernel that saves no scores. A compiled network saves the same amount, within 1 % (tests/models/test_graphs.py).
 Library workspaces are not modelled.
 """
@@ -23,7 +23,7 @@ from imagen.models import layers
 
 @contextmanager
 def gpu_kernels() -> Iterator[None]:
-    """Patch autocast, attention and norms on "cpu" inside the block to use memory as they do on "cuda"."""
+    """Within the block, patch autocast, attention and norms on "cpu" to use as much memory as on "cuda"."""
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(layers, "attend", attend))
         stack.enter_context(mock.patch.object(layers.kernels, "uses_triton", lambda device: True))

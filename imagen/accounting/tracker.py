@@ -204,7 +204,7 @@ class ResourceTracker(TorchDispatchMode):
 
 
 class _Patches:
-    """Patch torch where the dispatch mode misses a change of memory, or sees operations that it must not count."""
+    """Patches of torch where the dispatch mode misses a change of memory, or intercepts what it must not count."""
 
     def __init__(self, tracker: ResourceTracker):
         resize, propagate = torch.UntypedStorage.resize_, ShardingPropagator._propagate_tensor_meta_non_cached

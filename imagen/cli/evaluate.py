@@ -22,7 +22,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_argument = parser.add_argument
     add_argument("--data", metavar="SHARDS", help="captions to sample, and images to compare with")
     add_argument("--suite", metavar="NAME", help="sample a prompt suite instead: imagen200, or a CSV or TSV file")
-    add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the report; rerunning continues")
+    add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the report; the same command resumes"
+    )
     add_argument(
         "--metrics",
         type=Listed(Choice(*METRICS, what="metric")),
@@ -33,19 +35,19 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_argument("--n", type=count, metavar="N", help="images to generate (default: 10000; per prompt of a suite: 1)")
     add_argument("--split", default="heldout", metavar="NAME", help="heldout (default) or train")
     add_argument("--reference", type=count, metavar="N", help="real images (default: all of the split, 50000 at most)")
-    add_argument("--seed", type=whole, default=0, metavar="N", help="of the first image (default: 0)")
+    add_argument("--seed", type=whole, default=0, metavar="N", help="seed of the first image (default: 0)")
     add_argument("--guidance", type=Listed(float), metavar="W,...", help="guidance scale, or one per stage")
     add_argument("--steps", type=Listed(count), metavar="N,...", help="sampler steps, or one number per stage")
     add_argument("--sampler", type=Listed(str), metavar="NAME,...", help="sampler, or one per stage")
     add_argument("--stages", type=count, metavar="K", help="stop after the K-th stage, and compare at its resolution")
-    add_argument("--batch-size", type=count, default=32, metavar="N", help="images at a time (default: 32)")
-    add_argument("--save-images", type=count, default=64, metavar="N", help="images to keep (default: 64)")
+    add_argument("--batch-size", type=count, default=32, metavar="N", help="images per batch (default: 32)")
+    add_argument("--save-images", type=count, default=64, metavar="N", help="images to save (default: 64)")
     add_argument(
         "--inputs",
         type=Choice("generated", "true", what="kind of input"),
         default="generated",
         metavar="KIND",
-        help="`true`: run the last stage alone, on the real images at low resolution (default: generated)",
+        help="`true`: run only the last stage, on downsampled real images (default: generated)",
     )
     add_argument(
         "--sweep",
@@ -166,10 +168,10 @@ COMMAND = Command(
     help="measure generated images against a data set: FID, KID, precision and recall, CLIP score",
     add=add,
     run=run,
-    details="Samples the captions of a data set and compares the images with the real ones. Features are computed\n"
-    "while sampling and stored in DIR, so that an interrupted evaluation continues, on any number of ranks.\n\n"
+    details="Samples images for the captions of a data set and compares them with the real images. Features are\n"
+    "computed while sampling and stored in DIR, so that an interrupted evaluation resumes, on any number of ranks.\n\n"
+    "  torchrun --nproc-per-node 8 -m imagen evaluate pipeline --data coco --metrics fid,clip --n 30000 --out fid30k\n"
     "  imagen evaluate runs/base --data shards --n 5000 --out scores\n"
     "  imagen evaluate emoji --data emoji-shards --stages 2 --metrics fd_efficientnet,prdc --out scores\n"
-    "  imagen evaluate emoji --suite imagen200 --out suite\n"
-    "  torchrun --nproc-per-node 8 -m imagen evaluate pipeline --data coco --metrics fid,clip --n 30000 --out fid30k",
+    "  imagen evaluate emoji --suite imagen200 --out suite",
 )

@@ -17,9 +17,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--guidance", type=Listed(float), metavar="W,...", help="guidance scales to try (default: the stage's own)"
     )
     parser.add_argument("--steps", type=count, metavar="N", help="sampler steps (default: the stage's own)")
-    parser.add_argument("--objects", type=count_or_all, default=96, metavar="N", help="of the data set (default: 96)")
-    parser.add_argument("--batch-size", type=count, default=16, metavar="N", help="images at a time (default: 16)")
-    parser.add_argument("--recogniser", type=Path, metavar="DIR", help="default: the packaged one")
+    parser.add_argument(
+        "--objects", type=count_or_all, default=96, metavar="N", help="number of objects or `all` (default: 96)"
+    )
+    parser.add_argument("--batch-size", type=count, default=16, metavar="N", help="images per batch (default: 16)")
+    parser.add_argument("--recogniser", type=Path, metavar="DIR", help="the detector (default: the packaged one)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write a sheet of the images for each guidance scale")
 
 
@@ -33,7 +35,7 @@ def run(options: argparse.Namespace) -> Result:
     recogniser = load_recogniser(options.recogniser)
     cascade = Cascade.load(options.cascade, stages=1)
     if cascade.text is None:
-        raise UserError(f"{options.cascade} reads no prompts")
+        raise UserError(f"{options.cascade} is not conditioned on text; evaluate a cascade that is")
 
     def keep(weight: float, captions: list[str], pictures: list[Any]) -> None:
         if options.out is not None:
@@ -58,7 +60,7 @@ def run(options: argparse.Namespace) -> Result:
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    """Print a table: percent right, by kind of prompt."""
+    """Print a table of accuracies in percent by kind of prompt."""
     from rich.console import Console
     from rich.table import Table
 
@@ -82,12 +84,12 @@ def _show(rows: list[dict[str, Any]]) -> None:
 
 COMMAND = Command(
     name="evaluate-emoji",
-    help="measure how well a cascade of emoji follows prompts it was never trained on",
+    help="measure how well an emoji cascade follows held-out prompts",
     add=add,
     run=run,
-    details="Samples held-out prompts with the base stage: one object, two in a relation, two to four of a kind. A\n"
-    "detector trained on the original drawings judges the images. The scores of a training run are appended to\n"
-    "RUN/evaluation.jsonl, for `imagen compare`.\n\n"
+    details="Samples held-out prompts with the base stage: one object, two objects in a relation, or two to four of\n"
+    "one object. A detector trained on the original drawings scores the images. The scores of a training run are\n"
+    "appended to RUN/evaluation.jsonl, for `imagen compare`.\n\n"
     "  imagen evaluate-emoji emoji --guidance 1,1.5,2,3\n"
     "  imagen evaluate-emoji runs/base --n 32 --out sheets",
 )

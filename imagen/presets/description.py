@@ -7,7 +7,7 @@ from imagen.train.flops import meta_unet, picture_flops
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
-    """Return name, parameters, resolutions in pixels, and GFLOP of one forward pass for one image of `side` pixels."""
+    """Return a preset's name, parameters, resolutions in pixels, and GFLOP per forward pass of a `side`-pixel image."""
     stage = experiment.stage
     unet = meta_unet(experiment)
     return {

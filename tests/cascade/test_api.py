@@ -97,7 +97,7 @@ def test_files_from_embeddings_have_a_hash_and_resume(two, tmp_path):
     assert path.stat().st_mtime_ns == before
     with pytest.raises(UserError, match="made with another embedding"):
         write_samples(two, [cat + 1], tmp_path, seed=3, steps=1, **QUICK)
-    with pytest.raises(UserError, match="from a prompt embedding, and the file holds only its hash"):
+    with pytest.raises(UserError, match="from a prompt embedding, and the file contains only its hash"):
         regenerate_request(two, path)
 
 

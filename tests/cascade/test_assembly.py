@@ -24,7 +24,7 @@ def test_assemble_joins_matching_cascades(tmp_path, two):
     flip_a_byte(b, "stage-32-*")
     with pytest.raises(UserError, match="damaged"):
         assemble([a, b], tmp_path / "new")
-    with pytest.raises(UserError, match=r"holds a cascade of stages \[16, 32, 64\], not \[16\]"):
+    with pytest.raises(UserError, match=r"contains a cascade of stages \[16, 32, 64\], not \[16\]"):
         assemble([a], tmp_path / "out")
     assert len(Cascade.load(tmp_path / "out").stages) == 3
 
@@ -41,7 +41,7 @@ def test_assemble_reports_mismatches(tmp_path):
         ([sr, base], r"base \(stage 16\): is a base stage"),
         ([sr], "sr cannot come first: its stage 32 upsamples 16"),
         ([base, gap], r"gap \(stage 64\): upsamples 32-pixel images, but the stage before it outputs 16"),
-        ([base, tmp_path / "t5"], "t5 does not fit .*base: text encoder is 'T5', not 'words'"),
+        ([base, tmp_path / "t5"], "t5 does not match .*base: text encoder is 'T5', not 'words'"),
         ([base, tmp_path / "ones"], "unconditional embeddings differ"),
         ([base, tmp_path / "none"], "none does not exist"),
     ]:

@@ -100,7 +100,7 @@ def raw(folder: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     "damage,message",
     [
-        (lambda f: (f / "cascade.json").unlink(), "is not a cascade: it holds neither"),
+        (lambda f: (f / "cascade.json").unlink(), "is not a cascade: it contains neither"),
         (lambda f: (f / "cascade.json").write_text("{"), r"cascade\.json is not valid JSON"),
         (lambda f: edit(f, lambda v: v.update(format=9)), r"cascade\.json: field 'format' is 9"),
         (lambda f: edit(f, lambda v: v["stages"][0]["config"].update(resolutoin=3)), "resolutoin'; did you mean"),

@@ -68,7 +68,7 @@ def test_an_edited_image_is_regenerated_from_the_same_inputs(two, tmp_path):
     for given, message in (
         ({}, "give its init image"),
         ({"init": init}, "give its mask"),
-        ({"init": noisy(32, 32, 1), "mask": mask}, "that is not its init image"),
+        ({"init": noisy(32, 32, 1), "mask": mask}, "is not its init image"),
         ({"init": init, "mask": mask, "start": init}, "made without an image to upsample"),
     ):
         with pytest.raises(UserError, match=message):

@@ -60,7 +60,7 @@ def test_assembling_overwrites_nothing_else(made, copy, imagen, mistake, tmp_pat
     run, cascade = copy("base"), copy("cascade")
     before = files(tmp_path)
     assert "is a training run; choose another folder" in mistake("assemble", run, made / "sr", "--out", run)
-    assert "holds a cascade of stages [64, 256], not [64]" in mistake("assemble", run, "--out", cascade)
+    assert "contains a cascade of stages [64, 256], not [64]" in mistake("assemble", run, "--out", cascade)
     assert "is not empty and not a cascade" in mistake("assemble", run, "--out", tmp_path)
     imagen("assemble", run, made / "sr", "--out", cascade)  # the same again
     assert files(tmp_path) == before

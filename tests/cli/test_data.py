@@ -16,7 +16,7 @@ from imagen.emoji.presets import MINILM
     "spoil, message",
     [
         (shutil.rmtree, "does not exist; make shards of your images with `imagen data build`, or render"),
-        (lambda f: shutil.rmtree(f / "train") or (f / "train").mkdir(), "holds no shards"),
+        (lambda f: shutil.rmtree(f / "train") or (f / "train").mkdir(), "contains no shards"),
         (damage_tar, "truncated or replaced; copy it again"),
         (corrupt_pictures, "not a complete image"),
         (damage("*.tar", Path.unlink), "is missing although its index exists"),
@@ -41,7 +41,7 @@ def test_damaged_data(copy, mistake, quick, tmp_path, spoil, message):
         (["--text.encoder", "t5-small"], "no .* of 't5-small' .*; run `imagen data encode .* --encoder t5-small"),
         (["--text.max_tokens", "77"], r"no .* \(00000\..*\.77\.text\..*\), only 00000\..*; run .* --max-tokens 77`"),
         (["--text.revision", "v2"], r"no .* \(00000\..*@v2\..*\), only 00000\..*; run .* --revision v2"),
-        (["--text.width", "512", "--stage.unet.text_width", "512"], "made with width '384', the run needs '512'"),
+        (["--text.width", "512", "--stage.unet.text_width", "512"], "made with width '384', but the run needs '512'"),
     ],
 )
 def test_embeddings_of_another_encoder(made, mistake, tmp_path, options, message):

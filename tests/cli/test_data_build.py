@@ -51,7 +51,7 @@ def test_inspect_reads_the_embedded_data_set(imagen, made):
 def test_what_is_no_shards_is_one_line(mistake, tmp_path):
     assert "absent does not exist" in mistake("data", "inspect", tmp_path / "absent")
     (tmp_path / "a.png").write_bytes(encoded(picture(0), "PNG"))
-    assert "holds no shards" in mistake("data", "inspect", tmp_path)
+    assert "contains no shards" in mistake("data", "inspect", tmp_path)
 
 
 def test_pairs_in_the_line_formats_of_the_paddle_implementation_train(imagen, made, quick, tmp_path):

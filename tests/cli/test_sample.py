@@ -77,8 +77,8 @@ def test_a_job_of_a_file_and_one_of_its_pictures_again(made, imagen, mistake, tm
     again = ["sample", made / "base", "--from", tmp_path / "o" / "0002.png", "--out", tmp_path / "again"]
     imagen(*again)
     assert (tmp_path / "again" / "0000.png").read_bytes() == (tmp_path / "o" / "0002.png").read_bytes()
-    assert "leave the others out" in mistake(*again, "a cat")
-    assert "leave --guidance-rescale out" in mistake(*again, "--guidance-rescale", "0.5")
+    assert "omit other prompts" in mistake(*again, "a cat")
+    assert "omit --guidance-rescale" in mistake(*again, "--guidance-rescale", "0.5")
     picture(tmp_path / "plain.png")
     assert "has no imagen metadata" in mistake(*again[:3], tmp_path / "plain.png", *again[4:])
 
@@ -95,7 +95,7 @@ def test_a_picture_is_painted_anew_under_a_mask(made, imagen, tmp_path):
 
 def test_pictures_larger_than_memory(made, mistake, tmp_path):
     done = command("sample", made / "base", "", "--size", 8_000_000, 8_000_000, "--out", tmp_path)
-    assert done.code == 2 and done.err.rstrip().endswith("or smaller pictures") and "Traceback" not in done.err
+    assert done.code == 2 and done.err.rstrip().endswith("or smaller images") and "Traceback" not in done.err
 
 
 @pytest.mark.parametrize("device, setting, images, expected", [

@@ -261,7 +261,7 @@ def test_invalid_checkpoints_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pytorch_model\.bin is damaged, or contains more than tensors"):
         read_weights(folder, stage)
     (folder / "pytorch_model.bin").unlink()
-    with pytest.raises(UserError, match=r"holds no pytorch_model\.bin"):
+    with pytest.raises(UserError, match=r"contains no pytorch_model\.bin"):
         read_weights(folder, stage)
     (folder / "config.yml").write_text("params: [")
     with pytest.raises(UserError, match=r"config\.yml cannot be read as YAML"):

@@ -271,9 +271,9 @@ def test_the_command_line(pipelines: list[Path], tmp_path: Path) -> None:
     assert done.code == 0, done
     assert Image.open(tmp_path / "pictures" / "0000.png").size == (32, 32)
     done = command("convert", "diffusers", tmp_path / "cascade", "--out", tmp_path / "out")
-    assert done.code == 0 and done.out.count("README.md says how to load it") == 2, done
+    assert done.code == 0 and done.out.count("its README.md shows how to load it") == 2, done
     done = command("convert", "deepfloyd", tmp_path, "--out", tmp_path / "x")
-    assert done.code == 2 and done.err.count("\n") == 1 and "holds neither unet/config.json" in done.err
+    assert done.code == 2 and done.err.count("\n") == 1 and "contains neither unet/config.json" in done.err
 
 
 class TestMistakes:
@@ -331,7 +331,7 @@ class TestMistakes:
     def test_paths_that_are_not_pipelines(self, pipelines: list[Path], tmp_path: Path) -> None:
         self.refused([], tmp_path, "nothing to convert")
         self.refused(tmp_path / "nowhere", tmp_path, "is not a folder")
-        self.refused(pipelines[0] / "unet", tmp_path, "holds neither unet/config.json nor config.yml")
+        self.refused(pipelines[0] / "unet", tmp_path, "contains neither unet/config.json nor config.yml")
 
     def test_stages_in_the_wrong_order(self, pipelines: list[Path], tmp_path: Path) -> None:
         self.refused([pipelines[1], pipelines[0]], tmp_path, "only the first stage can be")

@@ -135,7 +135,7 @@ GOOD = {"conv_in.lora_A.weight": torch.zeros(2, 3, 3, 3), "conv_in.lora_B.weight
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({}, "holds no LoRA"),
+        ({}, "contains no LoRA"),
         ({"conv_in.lora_A.weight": GOOD["conv_in.lora_A.weight"]}, "no up projection"),
         ({"conv_in.lora_B.weight": GOOD["conv_in.lora_B.weight"]}, "no down projection"),
         (GOOD | {"conv_in.lora_magnitude_vector": torch.zeros(32)}, "not a LoRA factor"),

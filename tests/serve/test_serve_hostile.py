@@ -60,7 +60,7 @@ def message(response, status: int) -> str:
         ({"prompt": "x", "seed": 2**63 - 1, "n": 2}, 422, "seed is"),
         ({"prompt": "x", "seed": 10**400}, 422, "seed"),
         ({"prompt": "x", "sampler": "euler"}, 422, "unknown sampler 'euler'; choose ddim"),
-        ({"prompt": "x", "lora": "../weights"}, 422, "lora is no object"),
+        ({"prompt": "x", "lora": "../weights"}, 422, "lora is not an object"),
         ({"prompt": ["x"]}, 422, "prompt is ['x']"),
         ({"prompt": "a\0b"}, 422, "zero byte"),
         ({"prompt": "\ud800"}, 422, "not UTF-8"),

@@ -95,7 +95,7 @@ def test_on_end_follows_a_failure(shards, tmp_path):
     assert recorder.calls == [("start", 0), ("end", None)]
 
 
-@pytest.mark.parametrize("folder, why", [("missing", "does not exist"), ("empty", "holds no shards")])
+@pytest.mark.parametrize("folder, why", [("missing", "does not exist"), ("empty", "contains no shards")])
 def test_a_run_without_data_creates_no_folder(tmp_path, folder, why):
     (tmp_path / "empty" / "train").mkdir(parents=True)
     with pytest.raises(UserError, match=rf"{folder}.* {why}.*`imagen data build`"):

@@ -253,7 +253,7 @@ def test_command(imagen, mistake):
     assert found["memory"]["peak"] == sum(found["memory"]["at_peak"].values()) < found["memory"]["usable"]
     assert found["images_per_s"] == pytest.approx(16 / found["step_s"]) and found["assumed"]["mfu"] == 0.4
     shown = imagen("plan", "debug_256", "--gpu", "cpu", "--samples", 1000)
-    assert "counted: a checkpoint is" in shown and "assumed:" in shown and "images/s" not in shown
+    assert "counted: a checkpoint takes" in shown and "assumed:" in shown and "images/s" not in shown
     assert "choose a100-40gb, a100-80gb, h100-80gb" in mistake("plan", "debug_64", "--gpu", "h100")
     assert "does not divide among 3 ranks" in mistake("plan", "debug_64", "--gpus", 3)
     assert "--mfu" in mistake("plan", "debug_64", "--mfu", 2)

@@ -79,6 +79,6 @@ def test_invalid_spans_are_refused(shards, tmp_path):
             go(WHAT, shards, tmp_path / "none", profile=span)
     assert not (tmp_path / "none").exists()
     for text in ("10", "13:10", "0:2", "a:b", "1:2:3", ":", "-1:2"):
-        with pytest.raises(UserError, match=r"--profile: .* is not the first step and the last, like 10:13"):
+        with pytest.raises(UserError, match=r"--profile: .* is not FIRST:LAST, such as 10:13"):
             parse(["train", "debug_64", "--data", "d", "--out", "o", f"--profile={text}"])
     assert parse(["train", "debug_64", "--data", "d", "--out", "o", "--profile", "10:13"]).profile == (10, 13)

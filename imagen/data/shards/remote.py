@@ -124,7 +124,7 @@ class ShardCache:
             return False
 
     def _copy(self, name: str, size: int) -> None:
-        """Copy a file of `size` bytes (-1: the store does not say). FileNotFoundError if the store lacks it."""
+        """Copy a file of `size` bytes (-1: unknown). Raises FileNotFoundError if the store does not have it."""
         self._make_folder()  # a user may have emptied the cache
         with locked(self._lock(name)):
             if self._is_cached(name, size):  # another process was faster
@@ -260,4 +260,4 @@ def _filesystem(url: str) -> tuple[Any, str]:
             raise UserError(f"cannot read {url}, a package is missing: {error}") from None
         raise missing(f"{url} needs the package {error.name}", "remote") from None
     except ValueError as error:
-        raise UserError(f"{url}: {error}; fsspec knows http, https, s3, gs, hf and others") from None
+        raise UserError(f"{url}: {error}; fsspec supports http, https, s3, gs, hf and others") from None

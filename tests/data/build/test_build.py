@@ -304,7 +304,7 @@ def test_other_builds_and_other_things_are_refused(tmp_path):
         ({"samples_per_shard": 5}, "with samples_per_shard 1000, not 5"),
         ({"keep_duplicates": True}, "with keep_duplicates False, not True"),
     ]:
-        with pytest.raises(UserError, match=f"out holds a build {words}; choose another folder"):
+        with pytest.raises(UserError, match=f"out contains a build {words}; choose another folder"):
             go(source, tmp_path / "out", **options)
     with pytest.raises(UserError, match="a build of another source"):
         go(Memory([record("a", 1)], []), tmp_path / "out")
@@ -393,7 +393,7 @@ def test_in_place_needs_no_out_and_copying_does(tars, tmp_path):
     assert [data.key(i) for i in range(len(data))] == [f"heldout/00000/{k}" for k in "def"] + ["train/00000/a"]
     assert list(data.extensions(1)) == ["png", "txt"]  # the bmp, converted
     go(Tars(tars), None, root=tars)
-    with pytest.raises(UserError, match=r"holds a build with min_side 64, not 16; delete .*build\.json to check"):
+    with pytest.raises(UserError, match=r"contains a build with min_side 64, not 16; delete .*build\.json to check"):
         go(Tars(tars), None, root=tars, limits=Limits(min_side=16))
     (tars / "build.json").unlink()
     assert go(Tars(tars), None, root=tars, limits=Limits(min_side=16))["samples"] == 4

@@ -186,9 +186,9 @@ def test_storage_that_is_not_shared_is_noticed(tmp_path, monkeypatch):
 
 def test_what_cannot_be_connected_to_is_one_line(mistake, tmp_path, monkeypatch):
     build = ("data", "build", tmp_path, "--out", tmp_path / "out")
-    assert "--ray-address belongs to --engine ray" in mistake(*build, "--ray-address", "auto")
+    assert "--ray-address requires --engine ray" in mistake(*build, "--ray-address", "auto")
     assert "unknown value 'spark'; choose local, ray" in mistake(*build, "--engine", "spark")
-    assert "--workers belongs to --engine ray" in mistake("data", "encode", tmp_path, "--workers", 2)
+    assert "--workers requires --engine ray" in mistake("data", "encode", tmp_path, "--workers", 2)
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "run: pip install 'imagen-cascade[ray]'" in mistake(*build, "--engine", "ray")
     with pytest.raises(UserError, match="Ray Client is not supported"):

@@ -220,7 +220,7 @@ def test_embeddings_that_are_not_finite_are_refused_by_key(folder):
 def test_an_encoder_of_another_width_is_refused(folder):
     encoder = LengthEncoder()
     encoder.encode = lambda captions: [torch.zeros(2, 5) for _ in captions]
-    with pytest.raises(UserError, match=r"embeddings of 5 dimensions, text\.width is 8"):
+    with pytest.raises(UserError, match=r"embeddings of 5 dimensions, but text\.width is 8"):
         encode_shards(folder, encoder, progress=False)
 
 

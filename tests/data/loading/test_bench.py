@@ -54,6 +54,6 @@ def test_a_table_for_people(shards, imagen):
 
 
 def test_mistakes(shards, mistake, tmp_path):
-    assert "holds no shards" in mistake("data", "bench", tmp_path)
+    assert "contains no shards" in mistake("data", "bench", tmp_path)
     assert "data.workers is -1" in mistake("data", "bench", shards[0], "--workers", -1)
     assert "is not a multiple" in mistake("data", "bench", shards[0], "--resolution", 32, "--low-resolution", 7)

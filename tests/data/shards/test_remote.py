@@ -164,7 +164,7 @@ def test_tars_are_asked_for_once_by_all_workers_and_not_again_by_the_next_run(se
 @pytest.mark.parametrize("missing", [404, 403])  # 403: S3, of a bucket that may not be listed
 def test_a_server_without_listings_needs_names(folder, server, tmp_path, missing):
     server.lists, server.missing = False, missing
-    with pytest.raises(UserError, match=r"holds no shards .*one per line, in http://.*shards\.txt"):
+    with pytest.raises(UserError, match=r"contains no shards .*one per line, in http://.*shards\.txt"):
         batches(server.url, tmp_path / "cache")
     copy = shutil.copytree(folder, tmp_path / "copy")
     for split in ("train", "heldout"):
@@ -300,7 +300,7 @@ def test_what_is_missing_is_one_line(folder, tmp_path, missing, message, workers
 
 @pytest.mark.parametrize("place, message", [
     ("http://127.0.0.1:9", r"^cannot read http://127\.0\.0\.1:9/.*: .*; check the address"),
-    ("memory://nothing", r"^memory://nothing holds no shards"),
+    ("memory://nothing", r"^memory://nothing contains no shards"),
     ("nonsense://bucket/corpus", r"^nonsense://bucket/corpus/train: .*nonsense"),
 ])  # fmt: skip
 def test_addresses_that_lead_nowhere(tmp_path, place, message):

@@ -119,7 +119,7 @@ def test_a_writer_that_fails_leaves_whole_shards_only(tmp_path):
             writer.write({"__key__": f"k{i}", "txt": b"x"})
         raise RuntimeError
     assert sorted(p.name for p in tmp_path.iterdir()) == ["00000.index.safetensors", "00000.tar"]
-    with pytest.raises(UserError, match=f"{tmp_path} already holds shards"):
+    with pytest.raises(UserError, match=f"{tmp_path} already contains shards"):
         ShardWriter(tmp_path)
     with ShardWriter(tmp_path, 4, overwrite=True) as writer:
         writer.write({"__key__": "new", "txt": b"y"})

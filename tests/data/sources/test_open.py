@@ -54,9 +54,9 @@ def test_the_format_of_a_file_is_told_by_its_name(tmp_path, name):
         (["a/1.png", "b/1.png", "a/metadata.csv"], "may be folder or csv; name it with --format"),
         (["a/1.png", "a/metadata.csv", "b/metadata.jsonl"], "may be csv or jsonl; name it"),
         (["a.csv", "b.jsonl"], "may be csv or jsonl; name it"),
-        ([".hidden/1.png", "notes.md"], "looks like no known format"),
-        (["1.npy"], "looks like no known format"),
-        (["dangling.gz"], "looks like no known format"),
+        ([".hidden/1.png", "notes.md"], "has no known format"),
+        (["1.npy"], "has no known format"),
+        (["dangling.gz"], "has no known format"),
     ],
 )
 def test_what_is_not_plain_names_the_formats(tmp_path, names, words):

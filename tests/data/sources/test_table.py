@@ -248,7 +248,7 @@ def test_a_table_that_cannot_be_used_is_one_line(tmp_path, content, options, wor
 
 def test_lost_files_and_files_without_objects(tmp_path):
     (tmp_path / "t.jsonl").write_bytes(b'[{"image": "a"},\n {"image": "b"}]')
-    with pytest.raises(UserError, match=r"t\.jsonl holds no JSON object"):
+    with pytest.raises(UserError, match=r"t\.jsonl contains no JSON object"):
         open_source(tmp_path / "t.jsonl").parts()
     (tmp_path / "t.jsonl").write_bytes(b'{"image": "a", "caption": "b"}')
     source = open_source(tmp_path / "t.jsonl")
