@@ -190,6 +190,6 @@ def test_nothing_is_read_before_a_run_is_locked_and_checked(shards, tmp_path, op
     opened.clear()
     with pytest.raises(UserError, match=r"batch_size = 8, not 4"):
         run_quickly(quick(on_the_fly=True, batch_size=4), shards, run)
-    with pytest.raises(UserError, match=r"train\.micro_batch 4 would do"):
+    with pytest.raises(UserError, match=r"set train\.micro_batch to 4"):
         run_quickly(quick(on_the_fly=True, micro_batch=5), shards, tmp_path / "other")
     assert not opened

@@ -255,5 +255,5 @@ def test_command(imagen, mistake):
     shown = imagen("plan", "debug_256", "--gpu", "cpu", "--samples", 1000)
     assert "counted: a checkpoint is" in shown and "assumed:" in shown and "images/s" not in shown
     assert "choose a100-40gb, a100-80gb, h100-80gb" in mistake("plan", "debug_64", "--gpu", "h100")
-    assert "does not divide among 3 ranks" in mistake("plan", "debug_64", "--gpus", 3)
+    assert "is not divisible by 3 ranks" in mistake("plan", "debug_64", "--gpus", 3)
     assert "--mfu" in mistake("plan", "debug_64", "--mfu", 2)

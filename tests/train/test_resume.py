@@ -59,7 +59,7 @@ def test_resuming_from_an_older_checkpoint_rewrites_the_same_metrics(shards, tmp
         file.write('{"step": 21, "lo')  # and while writing
     said = []
     go(what, shards, tmp_path, report=said.append)
-    assert any("going on from step 16" in line for line in said)
+    assert any("resuming from step 16" in line for line in said)
     assert rows(tmp_path) == rows(uninterrupted)
     assert_same(without_config(tmp_path), without_config(uninterrupted))
 
@@ -156,7 +156,7 @@ def test_other_data_are_accepted_and_reported(shards, tmp_path):
         said: list[str] = []
         steps = 1 + len(checkpoint_paths(tmp_path / "run" / "checkpoints"))
         go(experiment(steps=steps, keep_checkpoints=9), data, tmp_path / "run", report=said.append)
-        assert any("not the data of the steps before" in line for line in said) == is_said
+        assert any("not the data of the previous steps" in line for line in said) == is_said
 
 
 def test_full_disk_preserves_the_old_checkpoint(tmp_path):

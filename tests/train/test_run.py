@@ -91,7 +91,7 @@ def test_the_same_command_resumes(made, imagen, quick, tmp_path):
     before = rows(run)
     train = ["train", "debug_64", "--data", made / "shards", "--out", run, *quick, "--train.steps"]
     said = imagen(*train, 6)
-    assert "going on from step 4" in said and "pictures, 6 steps of 4" in said and "imagen sample" in said
+    assert "resuming from step 4" in said and "images, 6 steps of 4" in said and "imagen sample" in said
     assert rows(run)[:2] == before and [row["step"] for row in rows(run)] == [2, 4, 6]
     assert "all 6 steps are done" in imagen(*train, 6)
     assert [row["step"] for row in rows(run)] == [2, 4, 6]

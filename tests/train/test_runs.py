@@ -59,7 +59,7 @@ def test_preempted_job_is_requeued(made, tmp_path, slurm):
     (step,) = (int(path.name.removeprefix("step-")) for path in checkpoint_paths(run / "checkpoints"))
     again = subprocess.run([*command, "--train.steps", str(step + 2)], env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert f"going on from step {step}" in again.stdout
+    assert f"resuming from step {step}" in again.stdout
     assert json.loads((run / "status.json").read_text())["finished"] is True
     assert (tmp_path / "calls").read_text() == "requeue 7\n"  # not once more
 
@@ -69,7 +69,7 @@ def test_failed_job_is_not_requeued(made, tmp_path, slurm):
     command = [str(RUNS / "slurm.sh"), "debug_64", "--train.batch_size", "3"]
     failed = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert failed.returncode != 0
-    assert "imagen: train.batch_size 3 does not divide among 2 ranks; 4 would do" in failed.stderr
+    assert "imagen: train.batch_size 3 is not divisible by 2 ranks; use 4" in failed.stderr
     assert not (tmp_path / "calls").exists()
 
 

@@ -326,7 +326,7 @@ def test_bf16_trains(shards, tmp_path):
 
 def test_inconsistent_experiments_are_user_errors(shards, tmp_path):
     for what, message in (
-        (experiment(micro_batch=3), "do not divide into micro-batches of 3; train.micro_batch 2 would do"),
+        (experiment(micro_batch=3), "do not divide into micro-batches of 3; set train.micro_batch to 2"),
         (experiment(unet=replace(UNET, text_width=9)), "text_width is 9"),
         (experiment(low_resolution=8), "low_res is False"),
         (experiment(micro_batch=1, shuffle_captions=True), "shuffle_captions"),
