@@ -65,7 +65,9 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--section", nargs="+", choices=LIMITS, metavar="NAME", help=f"default: all of {', '.join(LIMITS)}")
+    parser.add_argument(
+        "--section", nargs="+", choices=LIMITS, metavar="NAME", help=f"default: all of {', '.join(LIMITS)}"
+    )
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", Path(__file__).parent / "gpu")))
     parser.add_argument("--packages", type=Path, help="folder of packages that are not installed")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU")
@@ -430,7 +432,9 @@ def if_m(device: Any, dry: bool) -> Rows:
             text, null = torch.randn(2, batch, 77, stage.unet.text_width, device=device)
             x, noise = torch.randn(2, batch, 3, 64, 64, device=device)
             conditioning = Conditioning({"text": text}, {"text": null})
-            denoise = build_denoiser(build_predict(network.eval(), precision_context), stage, stage.sampling, conditioning)
+            denoise = build_denoiser(
+                build_predict(network.eval(), precision_context), stage, stage.sampling, conditioning
+            )
 
             def step(denoise: Any = denoise, x: Any = x, noise: Any = noise) -> Any:
                 return create_sampler("ddpm").sample(denoise, x, levels, noise=lambda: noise)

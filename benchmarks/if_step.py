@@ -50,7 +50,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after a warm-up (default: 5)")
     parser.add_argument("--threads", type=int, help="number of torch's threads (default: torch's own choice)")
     parser.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, default=VARIANTS, metavar="NAME", help="variants to compare with 'diffusers fp32'"
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=VARIANTS,
+        metavar="NAME",
+        help="variants to compare with 'diffusers fp32'",
     )
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="do not measure memory")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))

@@ -112,7 +112,9 @@ def commands(steps: int = 40, images: int = 60) -> dict[str, Command]:
             lambda inputs, folder: ["train", "debug_64", "--data", inputs / "shards", "--out", folder / "out", *fields],
         ),
         Command("export", lambda inputs, folder: ["export", inputs / "run", "--out", folder / "out"]),
-        Command("sample", lambda inputs, folder: ["sample", inputs / "cascade", *prompts, *options, "--out", folder / "out"]),
+        Command(
+            "sample", lambda inputs, folder: ["sample", inputs / "cascade", *prompts, *options, "--out", folder / "out"]
+        ),
     ]
     return {command.name: command for command in every}
 

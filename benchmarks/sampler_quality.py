@@ -97,7 +97,9 @@ def score(options: argparse.Namespace) -> None:
     network = load_classifier()
     same, reference = real_features(options, network)
     rows = [("original drawings", 0, len(same), kid(same, reference), kid_deviation(same, reference))]
-    for folder in sorted(Path(options.out).iterdir(), key=lambda path: (path.name.rsplit("-", 1)[0], evaluations(path))):
+    for folder in sorted(
+        Path(options.out).iterdir(), key=lambda path: (path.name.rsplit("-", 1)[0], evaluations(path))
+    ):
         files = sorted(folder.glob("[0-9]*.png"))
         cache = folder / "features.npy"
         if cache.exists() and len(np.load(cache)) == len(files):
@@ -106,7 +108,9 @@ def score(options: argparse.Namespace) -> None:
             features = picture_features(network, [Image.open(file).convert("RGB") for file in files])
             np.save(cache, features)
         sampler = folder.name.rsplit("-", 1)[0]
-        rows.append((sampler, evaluations(folder), len(files), kid(features, reference), kid_deviation(features, reference)))
+        rows.append(
+            (sampler, evaluations(folder), len(files), kid(features, reference), kid_deviation(features, reference))
+        )
     for name, count, images, value, deviation in rows:
         print(f"{name:>20} {count:4} evaluations {images:5} images  KID {value:.4f} +- {deviation:.4f}", flush=True)
     if options.plot:

@@ -52,9 +52,7 @@ def micro_batches(config: TrainConfig, world_size: int) -> tuple[int, int]:
     """
     if config.batch_size % world_size:
         near = max(1, round(config.batch_size / world_size)) * world_size
-        raise UserError(
-            f"train.batch_size {config.batch_size} is not divisible by {world_size} ranks; use {near}"
-        )
+        raise UserError(f"train.batch_size {config.batch_size} is not divisible by {world_size} ranks; use {near}")
     share = config.batch_size // world_size
     micro = min(config.micro_batch or share, share)
     if share % micro:

@@ -1,4 +1,4 @@
-"""The ranks of a distributed run, and the collectives that training needs."""
+"""The ranks of a distributed run, and the collectives that training uses."""
 
 import os
 import sys
@@ -25,12 +25,12 @@ _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe",
 
 
 class ReportedElsewhere(UserError):
-    """A user error that another rank reports: this one exits with the same code, silently."""
+    """A user error that another rank reports: this rank exits silently with the same code."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together. A single one needs no process group."""
+    """This process's rank and device among the processes that train together. One process needs no process group."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     rank: int = 0
@@ -41,7 +41,7 @@ class Ranks:
         return self.rank == 0
 
     def on_first(self, function: Callable[[], T]) -> T:
-        """Call `function` on the first rank only; its result (picklable), or its UserError, reaches all ranks."""
+        """Call `function` on the first rank only, and return its result (picklable) or raise its UserError on all."""
         if self.world_size == 1:
             return function()
         answer: list[Any] = [None, None]
@@ -56,7 +56,7 @@ class Ranks:
         return answer[0]
 
     def fail(self, message: str) -> NoReturn:
-        """Raise UserError on all ranks, which call this together; only the first rank reports it."""
+        """Raise UserError on all ranks, but report it on the first one only. All ranks call this together."""
         raise UserError(message) if self.is_first else ReportedElsewhere(message)
 
     def gather(self, values: Tensor) -> Tensor:
@@ -78,12 +78,12 @@ class Ranks:
 
 @contextmanager
 def process_group(device: torch.device | str | None = None) -> Iterator[Ranks]:
-    """Join the process group that torchrun started; without torchrun, a single rank.
+    """Join the process group that torchrun started; without torchrun, yield a single rank.
 
     Exits silently with code 2 if another rank reports a user error, and with a message and code 1 if the connection to
     another rank is lost.
 
-    device: default: the NVIDIA GPU of this process's local rank; else, for a single rank, Apple's GPU; else the CPU.
+    device: default: the NVIDIA GPU with this process's local rank; otherwise Apple's GPU for a single rank, or the CPU.
     """
     _, world_size, local = read_launch()
     if device is None:
@@ -132,5 +132,5 @@ def process_group(device: torch.device | str | None = None) -> Iterator[Ranks]:
             file=sys.stderr,
             flush=True,
         )
-        os._exit(1)  # threads that still wait for the lost one would keep this process alive
+        os._exit(1)  # threads waiting for the lost rank would prevent a normal exit
     dist.destroy_process_group()

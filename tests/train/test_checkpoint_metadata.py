@@ -142,7 +142,7 @@ def with_location(metadata, **fields):
     [
         (lambda m: {"not": "an account"}, "not the metadata"),
         (lambda m: setattr(m, "state_dict_metadata", None), "lists no tensors"),
-        (lambda m: setattr(m, "storage_data", [1]), "does not locate"),
+        (lambda m: setattr(m, "storage_data", [1]), "has no locations"),
         (lambda m: m.state_dict_metadata.update({"model.a": "text"}), "declared as str"),
         (lambda m: m.state_dict_metadata.update({7: m.state_dict_metadata["model.a"]}), "7 is not a name"),
         (lambda m: with_size(m, torch.Size([2**40, 2**40])), "its tensors have"),
@@ -152,9 +152,9 @@ def with_location(metadata, **fields):
         (lambda m: with_chunk(m, torch.Size([0]), torch.Size([3])), "a chunk outside"),
         (lambda m: with_location(m, relative_path="../../elsewhere"), "lies in"),
         (lambda m: with_location(m, relative_path="/etc/passwd"), "lies in"),
-        (lambda m: with_location(m, offset=-1), "ends behind"),
-        (lambda m: with_location(m, length=10**12), "ends behind"),
-        (lambda m: with_location(m, length="all"), "ends behind"),
+        (lambda m: with_location(m, offset=-1), "exceeds"),
+        (lambda m: with_location(m, length=10**12), "exceeds"),
+        (lambda m: with_location(m, length="all"), "exceeds"),
     ],
 )
 def test_invalid_content_of_metadata(saved, change, message):

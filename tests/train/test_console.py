@@ -29,13 +29,13 @@ def test_first_step_reports_speed_and_time_of_the_next_line(said):
     with Console(said.append, 100, log_every=10, stream=io.StringIO()) as console:
         console.stepped(1, result(), seconds_per_step=2.0, seconds_left=200)
         console.stepped(2, result(), 2.0, 198)
-    assert said == ["step 1: loss 0.5000, 2 s per step; the next line in about 18 s, the end in about 3 min"]
+    assert said == ["step 1: loss 0.5000, 2 s per step; next line in about 18 s, end of training in about 3 min"]
 
 
 def test_resumed_run_counts_to_its_next_logged_step(said):
     with Console(said.append, 100, log_every=10, began=39, stream=io.StringIO()) as console:
         console.stepped(40, result(), 0.01, 0.6)
-    assert said == ["step 40: loss 0.5000, 100 steps/s; the next line in about 0 s, the end in about 1 s"]
+    assert said == ["step 40: loss 0.5000, 100 steps/s; next line in about 0 s, end of training in about 1 s"]
 
 
 def test_at_least_one_line_per_minute(said):
@@ -77,7 +77,7 @@ def test_other_ranks_show_no_bar(said):
 
 def test_training_reports_its_first_step(shards, tmp_path, said):
     toy.go(toy.experiment(steps=3, log_every=0), shards, tmp_path, report=said.append)
-    assert any(line.startswith("step 1: loss") and "the end in about" in line for line in said)
+    assert any(line.startswith("step 1: loss") and "end of training in about" in line for line in said)
 
 
 def test_format_of_lines():

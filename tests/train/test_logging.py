@@ -70,7 +70,7 @@ def test_the_learning_rate_may_change_but_not_unsaid(tmp_path):
     (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
     now = {"optim": {"lr": 1e-3, "schedule": "cosine", "clip_norm": 1.0}}
     assert open_run(tmp_path, now, said.append) == now
-    assert said == [f'{tmp_path}: from here on optim.schedule = "cosine" (was "constant")']
+    assert said == [f'{tmp_path}: optim.schedule changes from "constant" to "cosine"']
     with pytest.raises(UserError, match=r"optim.clip_norm = 1.0, not 2.0"):
         open_run(tmp_path, {"optim": {**now["optim"], "clip_norm": 2.0}})
 

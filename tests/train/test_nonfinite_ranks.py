@@ -45,11 +45,11 @@ def test_all_ranks_skip_and_stop_together(shards, tmp_path, shard):
     (code, said, why), (other_code, other_said, other_why) = ends
     assert code == other_code == 2
     assert why == other_why and why.count("\n") == 1
-    assert why.startswith(f"imagen: step 8: the loss is not finite for {keys[7]}; 3 steps in a row were skipped")
+    assert why.startswith(f"imagen: step 8: the loss is not finite for {keys[7]}; 3 consecutive steps were skipped")
     assert not other_said
     skipped = [line for line in said.splitlines() if "step skipped" in line]
     assert skipped == [
-        f"step {step}: the loss is not finite for {keys[step - 1]}; step skipped ({count} in a row)"
+        f"step {step}: the loss is not finite for {keys[step - 1]}; step skipped ({count} consecutive)"
         for step, count in ((3, 1), (6, 1), (7, 2))
     ]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

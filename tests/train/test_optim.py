@@ -65,7 +65,7 @@ def test_adam_is_adamw_without_decay():
             optimizer.step()
         found.append(parameter.detach())
     assert torch.equal(*found)
-    with pytest.raises(UserError, match=r"optim.weight_decay is 0.1, but adam has none.*adamw"):
+    with pytest.raises(UserError, match=r"optim.weight_decay is 0.1, but adam has no weight decay.*adamw"):
         OptimConfig(algorithm="adam", weight_decay=0.1).check()
 
 

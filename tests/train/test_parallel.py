@@ -129,7 +129,7 @@ def test_one_process_exports_a_sharded_run(shards, tmp_path):
     theirs, mine = Cascade.load(tmp_path / "run"), Cascade.load(tmp_path / "again")
     assert_same(dict(mine.stages[0].unet.state_dict()), dict(theirs.stages[0].unet.state_dict()))
     assert mine.stages[0].info["step"] == 2
-    with pytest.raises(UserError, match="no checkpoint of step 1; there are 2"):
+    with pytest.raises(UserError, match="no checkpoint of step 1, only of 2"):
         export_run(tmp_path / "run", tmp_path / "again", step=1)
 
 

@@ -133,7 +133,7 @@ def test_ema_of_a_decay_is_exported_unchanged(tmp_path):
 
 def test_mistakes(saved, tmp_path):
     folder, _ = saved
-    with pytest.raises(UserError, match="holds no EMA snapshots"):
+    with pytest.raises(UserError, match="contains no EMA snapshots"):
         reconstruct(tmp_path, 0.1)
     with pytest.raises(UserError, match=r"no EMA snapshots by decay 0.9: see train.ema_snapshot_every"):
         tracked(folder, 0.9)
@@ -171,7 +171,7 @@ def test_the_command(imagen, mistake, tmp_path):
             torch.testing.assert_close(tensor, torch.full_like(tensor, value))
 
     assert "sigma_rel is 0.5" in mistake("export", run, "--sigma-rel", 0.5, "--out", tmp_path / "out")
-    assert "holds no checkpoints" in mistake("export", run, "--out", tmp_path / "out")
+    assert "contains no checkpoints" in mistake("export", run, "--out", tmp_path / "out")
     both = ["--sigma-rel", 0.1, "--decay", 0.5]
     assert "not allowed with" in mistake("export", run, *both, "--out", tmp_path / "out")
     (run / "config.json").write_text("{}")

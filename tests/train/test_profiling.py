@@ -28,7 +28,7 @@ def test_steps_in_the_middle_and_to_the_end(shards, tmp_path):
     said = []
     go(WHAT, shards, tmp_path / "a", profile=(3, 4), report=said.append)
     assert traced(tmp_path / "a") == {"steps-3-4-rank-0.json": 2}
-    assert f"steps 3 to 4 are profiled: see {tmp_path / 'a' / 'profile'}" in said
+    assert f"wrote the profile of steps 3 to 4 to {tmp_path / 'a' / 'profile'}" in said
     go(WHAT, shards, tmp_path / "b", profile=(6, 6))
     assert traced(tmp_path / "b") == {"steps-6-6-rank-0.json": 1}
 
@@ -41,7 +41,7 @@ def test_first_step_has_no_warm_up_and_a_resumed_run_traces_the_rest(shards, tmp
     go(WHAT, shards, tmp_path, profile=(2, 4), report=said.append)  # from step 3 on
     assert traced(tmp_path) == {"steps-1-1-rank-0.json": 1, "steps-3-4-rank-0.json": 2}
     go(experiment(steps=7, log_every=0, gap_samples=1), shards, tmp_path, profile=(2, 4), report=said.append)
-    assert said.count("steps 2 to 4 were trained before: they are not profiled") == 1
+    assert said.count("steps 2 to 4 are not profiled: they were trained earlier") == 1
     go(experiment(steps=7, log_every=0, gap_samples=1), shards, tmp_path, profile=(2, 4))  # nothing left to train
     assert len(traced(tmp_path)) == 2
 

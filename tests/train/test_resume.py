@@ -43,7 +43,7 @@ def test_sigterm_then_rerun_equals_uninterrupted(shards, tmp_path, rows, uninter
     assert (first.step, first.finished) == (7, False) and "SIGTERM" in first.reason
     assert final(tmp_path)["progress"]["step"] == 7
     second = go(what, shards, tmp_path, minutes=0)  # an exhausted budget still allows one step
-    assert (second.step, second.reason) == (8, "0 minutes are over")
+    assert (second.step, second.reason) == (8, "the time budget of 0 minutes is used up")
     assert go(what, shards, tmp_path).finished
     assert rows(tmp_path) == rows(uninterrupted)
     assert [row["step"] for row in rows(tmp_path)] == [3, 6, 9, 12, 15, 18, 20]
@@ -90,7 +90,7 @@ def test_sigterm_to_a_process_ends_it_cleanly(shards, tmp_path):
         out, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
     assert "Traceback" not in err
-    assert "run the same command again to go on" in out and "stopped by SIGTERM" in out
+    assert "run the same command again to resume" in out and "stopped by SIGTERM" in out
     assert final(tmp_path)["progress"]["step"] >= 6
 
 
@@ -140,7 +140,7 @@ def test_no_readable_checkpoint_is_an_error_and_nothing_is_lost(shards, tmp_path
 
 def test_another_config_is_refused(shards, tmp_path):
     go(experiment(steps=2), shards, tmp_path)
-    with pytest.raises(UserError, match=r"begun with optim\.clip_norm = 1\.0, not 2\.0"):
+    with pytest.raises(UserError, match=r"started with optim\.clip_norm = 1\.0, not 2\.0"):
         go(experiment(steps=2, optim=OptimConfig(clip_norm=2.0, lr=1e-3, warmup_steps=4)), shards, tmp_path)
     with pytest.raises(UserError, match=r"train\.batch_size = 8, not 16"):
         go(experiment(steps=2, batch_size=16), shards, tmp_path)

@@ -100,7 +100,7 @@ def test_the_same_command_resumes(made, imagen, quick, tmp_path):
 def test_an_exhausted_time_budget_saves_the_run(made, imagen, quick, tmp_path):
     arguments = ["train", "debug_256", "--data", made / "shards", "--out", tmp_path, *quick]
     said = imagen(*arguments, "--minutes", 1e-9)
-    assert "minutes are over; step 1 of 100 is saved" in said and "imagen upscale" in said
+    assert "minutes is used up; step 1 of 100 is saved" in said and "imagen upscale" in said
     assert (tmp_path / "export" / "cascade.json").exists()
 
 

@@ -229,7 +229,7 @@ def test_a_run_skips_non_finite_steps_and_stops_after_many(shards, tmp_path, mon
     monkeypatch.setattr("imagen.train.data.Loader", Poisoned)
     said = []
     what = experiment(text_dropout=0.0, log_every=1, max_nonfinite=3)
-    with pytest.raises(UserError, match=r"step 8: the loss is not finite for train\d+; 3 steps in a row"):
+    with pytest.raises(UserError, match=r"step 8: the loss is not finite for train\d+; 3 consecutive steps"):
         go(what, shards, tmp_path, report=said.append)
     skipped = [line for line in said if "step skipped" in line]
     assert [line.split(":")[0] for line in skipped] == ["step 3", "step 6", "step 7"]
