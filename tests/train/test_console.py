@@ -1,4 +1,4 @@
-"""Test the progress lines of a run, and when they appear."""
+"""Test the content and the timing of a run's progress lines."""
 
 import io
 import time

@@ -1,4 +1,4 @@
-"""Test that counted FLOPs are those of the layers, and that the MFU is their share of the peak."""
+"""Test that counted FLOPs equal the sum over layers, and that the MFU is their ratio to the peak."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ SR = experiment(unet=replace(UNET, low_res=True), low_resolution=8, data=DataCon
 
 
 def by_layer(what, tokens, monkeypatch):
-    """Count from layer shapes: FLOPs of a forward pass, and of layers whose input needs no gradient."""
+    """Compute from layer shapes the FLOPs of a forward pass, and those of layers with inputs that need no gradient."""
     counts, products = {}, []
 
     def count(module, arguments, out):
@@ -51,11 +51,11 @@ def by_layer(what, tokens, monkeypatch):
 
 @pytest.mark.parametrize("what", [experiment(), SR], ids=["base", "super-resolution, crop"])
 @pytest.mark.parametrize("tokens", [1, 7])
-def test_counts_are_those_of_the_layers(what, tokens, monkeypatch):
+def test_counts_equal_the_sum_over_layers(what, tokens, monkeypatch):
     forward, without_input = by_layer(what, tokens, monkeypatch)
     unet = meta_unet(what)
     assert picture_flops(unet, what, tokens) == forward
-    # The backward pass has a product for the weights, and one for the input if it needs a gradient.
+    # The backward pass computes a product for the weights, and another for the input if it needs a gradient.
     assert picture_flops(unet, what, tokens, backward=True) == 3 * forward - without_input
 
 

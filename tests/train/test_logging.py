@@ -64,7 +64,7 @@ def test_config_of_an_older_version_may_lack_a_field(tmp_path):
         open_run(tmp_path, {"train": {"seed": 0, "new": 5}, "levels": (1, 3)})
 
 
-def test_the_learning_rate_may_change_but_not_unsaid(tmp_path):
+def test_changes_of_the_learning_rate_are_allowed_and_reported(tmp_path):
     said = []
     open_run(tmp_path, {"optim": {"lr": 1e-3, "schedule": "constant", "clip_norm": 1.0}})
     (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)

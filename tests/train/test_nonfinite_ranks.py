@@ -1,4 +1,4 @@
-"""Test a non-finite sample on one rank: all ranks skip the step, and stop together."""
+"""Test that all ranks skip a step with a non-finite sample on one of them, and stop together."""
 
 import json
 from dataclasses import replace
@@ -19,7 +19,7 @@ WHAT = experiment(text_dropout=0.0, log_every=1, gap_every=0, checkpoint_every=0
 
 
 class Poisoned(Loader):
-    """NaN text in a sample of the second of two ranks, in step 3 and from step 6 on."""
+    """A loader with NaN text in a sample of the second of two ranks, in step 3 and from step 6 on."""
 
     def __iter__(self):
         for batch in super().__iter__():

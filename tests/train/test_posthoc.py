@@ -37,7 +37,7 @@ def test_sigma_rel_out_of_range(sigma_rel):
 
 
 class KnownWeights(nn.Module):
-    """Weights that are known at every step: a power, a wave, and a random walk of 50 elements."""
+    """A module with known weights at every step: a power, a wave, and a random walk of 50 elements."""
 
     def __init__(self):
         super().__init__()
@@ -95,7 +95,7 @@ def test_tracked_emas_are_reconstructed_exactly(saved, sigma_rel, step):
         torch.testing.assert_close(weights[name], value, rtol=1e-6, atol=1e-6)
 
 
-def test_float16_snapshots_lose_float16_rounding(saved, tmp_path):
+def test_float16_snapshots_are_exact_up_to_rounding(saved, tmp_path):
     folder, _ = saved
     for snapshot in snapshots(folder, "sigma_rel"):
         weights = {name: w.half() if w.is_floating_point() else w for name, w in load_file(snapshot.path).items()}
@@ -105,7 +105,7 @@ def test_float16_snapshots_lose_float16_rounding(saved, tmp_path):
 
 
 def test_coefficients_are_optimal():
-    """Compare with least squares over profiles sampled at 200,000 times."""
+    """Compares with least squares over profiles sampled at 200,000 points in time."""
     steps, sigma_rels = [500, 500, 800, 1000, 1000], [0.05, 0.1, 0.1, 0.05, 0.1]
     c, distance = coefficients(steps, sigma_rels, 1000, 0.15)
     t = (np.arange(200_000) + 0.5) / 200_000
@@ -147,7 +147,7 @@ def test_mistakes(saved, tmp_path):
 
 
 def test_the_command(imagen, mistake, tmp_path):
-    """Export a cascade with other weights from a run's export and its snapshots."""
+    """Exports cascades with other EMAs from a run's export and its snapshots."""
     stage, text, run = StageConfig(resolution=16, unet=UNET), TextConfig(encoder="toy", width=8), tmp_path / "run"
     state = {name: torch.zeros_like(value) for name, value in UNet(UNET).state_dict().items()}
     parts = {"stage": stage, "text": text, "unconditional": torch.ones(2, 8)}

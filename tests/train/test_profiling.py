@@ -1,4 +1,4 @@
-"""Test the traces of requested steps, per rank."""
+"""Test that each rank writes a trace of the requested steps."""
 
 import json
 
@@ -14,7 +14,7 @@ WHAT = experiment(steps=6, log_every=0, gap_samples=1, checkpoint_every=2)
 
 
 def traced(run):
-    """Return the number of traced steps by file; every step contains a loss."""
+    """Return the number of traced steps by file, and check that every step computes a loss."""
     found = {}
     for path in sorted((run / "profile").iterdir()):
         events = json.loads(path.read_text())["traceEvents"]
@@ -73,7 +73,7 @@ def test_each_rank_writes_its_own_trace(shards, tmp_path):
     assert traced(tmp_path) == {f"steps-2-3-rank-{rank}.json": 2 for rank in (0, 1)}
 
 
-def test_invalid_spans_are_refused(shards, tmp_path):
+def test_invalid_spans_are_rejected(shards, tmp_path):
     for span in ((5, 7), (0, 2), (3, 2)):
         with pytest.raises(UserError, match=rf"--profile {span[0]}:{span[1]}: this run has steps 1 to 6"):
             go(WHAT, shards, tmp_path / "none", profile=span)

@@ -1,4 +1,4 @@
-"""Test that an interrupted run ends like an uninterrupted one."""
+"""Test that an interrupted run ends with the same result as an uninterrupted one."""
 
 import json
 import os
@@ -52,7 +52,9 @@ def test_sigterm_then_rerun_equals_uninterrupted(shards, tmp_path, rows, uninter
 
 
 def test_resuming_from_an_older_checkpoint_rewrites_the_same_metrics(shards, tmp_path, rows, uninterrupted):
-    what = experiment(checkpoint_every=4)  # 16 is between two logged steps: checkpoints must contain the meter's sums
+    what = experiment(
+        checkpoint_every=4
+    )  # step 16 is between two logged steps, so the checkpoint must contain the meter's sums
     go(what, shards, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "step-00000020")  # as if killed between the last log and the checkpoint
     with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -95,7 +97,7 @@ def test_sigterm_to_a_process_ends_it_cleanly(shards, tmp_path):
 
 
 def flip_a_bit(path):
-    """Flip a bit in the middle of a file: inside a tensor, where torch.load alone would not notice it."""
+    """Flip a bit in the middle of a file, inside a tensor, where torch.load alone would not detect it."""
     with open(path, "r+b") as file:
         file.seek(path.stat().st_size // 2)
         byte = file.read(1)[0]
@@ -138,7 +140,7 @@ def test_no_readable_checkpoint_is_an_error_and_nothing_is_lost(shards, tmp_path
     assert checkpoint_paths(tmp_path / "checkpoints") == paths
 
 
-def test_another_config_is_refused(shards, tmp_path):
+def test_another_config_is_rejected(shards, tmp_path):
     go(experiment(steps=2), shards, tmp_path)
     with pytest.raises(UserError, match=r"started with optim\.clip_norm = 1\.0, not 2\.0"):
         go(experiment(steps=2, optim=OptimConfig(clip_norm=2.0, lr=1e-3, warmup_steps=4)), shards, tmp_path)
@@ -162,7 +164,7 @@ def test_other_data_are_accepted_and_reported(shards, tmp_path):
 def test_full_disk_preserves_the_old_checkpoint(tmp_path):
     folder = CheckpointFolder(tmp_path, keep=1)
     folder.save(1, {"model": {"x": torch.arange(10.0)}}, {}, wait=True)
-    # A limit on the size of files fails a write halfway, as a full disk does.
+    # A limit on file size makes a write fail in the middle, like a full disk.
     script = f"""
 import resource, torch
 from pathlib import Path
@@ -184,13 +186,13 @@ except UserError as error:
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]  # no partial checkpoint remains
 
 
-def test_the_last_checkpoints_and_every_nth_are_kept(shards, tmp_path):
+def test_the_last_and_every_nth_checkpoint_are_retained(shards, tmp_path):
     go(experiment(steps=9, checkpoint_every=1, keep_checkpoints=2, keep_every=3), shards, tmp_path)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == [f"step-0000000{step}" for step in (3, 6, 8, 9)]
 
 
-def test_a_second_process_is_refused(shards, tmp_path):
+def test_a_second_process_is_rejected(shards, tmp_path):
     what = experiment(steps=3, log_every=1)
     refused = []
 
@@ -221,7 +223,7 @@ def test_a_second_process_is_refused(shards, tmp_path):
         ("progress.surprise", 1, "unknown field 'surprise'"),
     ],
 )
-def test_an_edited_state_is_refused(shards, tmp_path, path, value, message):
+def test_an_edited_state_is_rejected(shards, tmp_path, path, value, message):
     what = experiment(steps=2)
     go(what, shards, tmp_path)
     (file,) = (tmp_path / "checkpoints").glob("*/state.json")

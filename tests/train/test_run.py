@@ -1,4 +1,4 @@
-"""Test the commands of a user, from data to images."""
+"""Test the commands from data to images as a user runs them."""
 
 import json
 import shutil
@@ -32,9 +32,9 @@ def test_a_run_writes_the_documented_files(made):
 
 def test_grids_of_super_resolution_show_the_input(made):
     sheet = np.asarray(Image.open(made / "sr" / "samples" / "step-00000002.png").convert("RGB")).astype(float)
-    cell = sheet.shape[1] / 6  # input, output, truth, and again
-    given, truth = (sheet[40:200, round((k + 0.2) * cell) : round((k + 0.8) * cell)] for k in (0, 2))
-    assert truth.std() > 10 and abs(given - truth).mean() < truth.std() / 4
+    cell = sheet.shape[1] / 6  # two samples per row, each with input, output and original
+    low_resolution, original = (sheet[40:200, round((k + 0.2) * cell) : round((k + 0.8) * cell)] for k in (0, 2))
+    assert original.std() > 10 and abs(low_resolution - original).mean() < original.std() / 4
 
 
 def test_sampled_images_carry_their_provenance(made, imagen, tmp_path):
@@ -50,12 +50,14 @@ def test_sampled_images_carry_their_provenance(made, imagen, tmp_path):
         assert [(s["steps"], s["guidance"], s["sampler"]) for s in settings] == [(3, 2, "ddim"), (2, 2, "ddpm")]
 
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("0*.png")}
-    imagen("sample", made / "cascade", *PROMPTS, "--n", 2, *options, "--out", tmp_path)  # nothing is drawn again
+    imagen(
+        "sample", made / "cascade", *PROMPTS, "--n", 2, *options, "--out", tmp_path
+    )  # existing images are not sampled again
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("0*.png")} == times
 
 
 def test_training_without_embeddings_and_without_an_index(made, imagen, quick, tmp_path):
-    """The command that trained `base`, with the encoder instead of the files that `imagen data encode` writes."""
+    """Runs the command that trained `base` with the encoder instead of the files that `imagen data encode` writes."""
     shards, run = tmp_path / "shards", tmp_path / "run"
     shutil.copytree(made / "shards", shards, ignore=shutil.ignore_patterns("*.safetensors"))
     options = ["--train.steps", 4, *quick, "--data.on_the_fly", "true"]
@@ -75,7 +77,7 @@ def test_a_run_is_a_cascade_of_one_stage(made, imagen, tmp_path):
     assert found == ["", *PROMPTS]
     assert Image.open(tmp_path / "a" / "0000.png").size == (64, 64)
 
-    # The base's picture through the other run, and both through the cascade: the same, but for float rounding.
+    # The base's image upsampled by the other run equals the result of the cascade, up to rounding.
     two = ["--steps", 2, "--seed", 3]
     imagen("sample", made / "cascade", "an octopus", "--stages", 1, *two, "--out", tmp_path / "small")
     small = tmp_path / "small" / "0000.png"
@@ -104,7 +106,7 @@ def test_an_exhausted_time_budget_saves_the_run(made, imagen, quick, tmp_path):
     assert (tmp_path / "export" / "cascade.json").exists()
 
 
-def test_models_of_grey_images(made, imagen, quick, tmp_path):
+def test_models_of_grayscale_images(made, imagen, quick, tmp_path):
     grey = ["--stage.unet.image_channels", 1, "--train.steps", 2]
     imagen("train", "debug_64", "--data", made / "shards", "--out", tmp_path / "run", *quick, *grey)
     assert (tmp_path / "run" / "samples" / "step-00000002.png").exists()

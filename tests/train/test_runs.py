@@ -1,4 +1,4 @@
-"""Test the scripts in runs/ with a stand-in for Slurm: one host, two processes."""
+"""Test the scripts in runs/ with fake Slurm commands, on one host with two processes."""
 
 import json
 import os
@@ -20,7 +20,7 @@ FIELDS = {"train.steps": 2000, "train.checkpoint_every": 500, "train.log_every":
 
 @pytest.fixture
 def slurm(tmp_path):
-    """Return the environment of a job; the file `calls` records the job's requests to Slurm."""
+    """Return the environment of a job. The file `calls` records the job's calls of scontrol."""
     commands = {
         "scontrol": f'case $1 in show) echo localhost;; *) echo "$@" >> {tmp_path}/calls;; esac',
         "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
@@ -61,7 +61,7 @@ def test_preempted_job_is_requeued(made, tmp_path, slurm):
     assert again.returncode == 0, again.stderr
     assert f"resuming from step {step}" in again.stdout
     assert json.loads((run / "status.json").read_text())["finished"] is True
-    assert (tmp_path / "calls").read_text() == "requeue 7\n"  # not once more
+    assert (tmp_path / "calls").read_text() == "requeue 7\n"  # and not requeued again
 
 
 def test_failed_job_is_not_requeued(made, tmp_path, slurm):
