@@ -318,14 +318,14 @@ def training(name: str, batch: int, device: Any, compiled: bool, dry: bool) -> d
     import torch
 
     from imagen.gpus import identify_gpu
-    from imagen.train.flops import meta_unet, picture_flops
+    from imagen.train.flops import image_flops, meta_unet
 
     began = time.monotonic()
     step = Training(name, batch, device, compiled)
     first = step().result()
     started_s = time.monotonic() - began
     ms = timed(step, device, 1 if dry else 10, 1)
-    flops = picture_flops(meta_unet(step.experiment), step.experiment, backward=True) * batch
+    flops = image_flops(meta_unet(step.experiment), step.experiment, backward=True) * batch
     row = {"start_s": started_s, "ms": ms, "images_per_s": 1e3 * batch / ms, "loss": sum(first.losses) / batch}
     gpu = None if dry else identify_gpu(torch.cuda.get_device_name())
     if gpu is not None and gpu.tflops is not None:
@@ -535,15 +535,15 @@ def cascade(device: Any, dry: bool) -> Rows:
 
         began = time.monotonic()
         row = or_out_of_memory(
-            lambda sample=sample, began=began: {"pictures": sample(), "first_s": time.monotonic() - began}
+            lambda sample=sample, began=began: {"images": sample(), "first_s": time.monotonic() - began}
         )
-        if (pictures := row.pop("pictures", None)) is not None:
+        if (images := row.pop("images", None)) is not None:
             began = time.monotonic()
             sample()
             row["ms_per_step"] = 1e3 * (time.monotonic() - began) / steps
-            low = pictures
-        yield {"stage": name, "pictures": batch, **row, **memory(device)}
-        if pictures is None:
+            low = images
+        yield {"stage": name, "images": batch, **row, **memory(device)}
+        if images is None:
             return
 
 

@@ -2,11 +2,12 @@
 
     python benchmarks/kill.py [--kills 10] [--seed 0] [--only train,sample] [--small]
 
-Builds, encodes, trains, exports and samples on tiny data. Each command runs twice without interruption; then, once per
-kill, it is killed and rerun to its end. One kill in ten happens before the first file is written; the others are spread
-over the remaining duration. After a kill, every file with its final name must be complete; at the end all bytes must
-equal those of the uninterrupted runs. The killed process is a fork that has already imported everything and loaded the
-text encoder, because nothing is written before that. For ranks of torchrun see kill_train.py.
+Builds, encodes, trains, exports and samples with tiny data. Each command first runs twice without interruption. Then,
+for each kill, it is started in a new folder, killed, and rerun to its end. One kill in ten happens before the first
+file is written; the others are spread over the remaining duration. After a kill, every file with a final name must be
+complete; after the rerun, all bytes must equal those of the uninterrupted runs. The killed process is a fork that has
+imported all modules and loaded the text encoder, because nothing is written before that. For ranks of torchrun, see
+kill_train.py.
 """
 
 import argparse
@@ -37,8 +38,8 @@ from imagen.text.encoder import load_text_encoder
 from imagen.train import checkpoint
 from imagen.train.checkpoint_metadata import read_checkpoint_metadata
 
-FORK = multiprocessing.get_context("fork")  # a process in milliseconds
-# Imported by the parent, so that kills do not fall into imports.
+FORK = multiprocessing.get_context("fork")  # starts a process in milliseconds
+# Imported by the parent process, so that kills do not happen during imports.
 MODULES = (
     *(
         "imagen.train.run",
@@ -64,7 +65,7 @@ TRAIN = {
     "train.ema_decays": "[0.9]",
 }
 Files = dict[str, bytes]
-TRIES = 5  # to kill the command while it still runs
+TRIES = 5  # attempts to kill the command before it ends
 
 
 @dataclass(frozen=True)
@@ -294,7 +295,7 @@ def unreadable(out: Path) -> list[str]:
 def _read(path: Path) -> None:
     if path.suffix == ".json":
         json.loads(path.read_text())
-    elif path.suffix == ".jsonl" and path.name != "metrics.jsonl":  # metrics.jsonl grows line by line
+    elif path.suffix == ".jsonl" and path.name != "metrics.jsonl":  # the last line of metrics.jsonl may be incomplete
         for line in path.read_text().splitlines():
             json.loads(line)
     elif path.suffix == ".safetensors":

@@ -68,7 +68,7 @@ def evaluations(folder: Path) -> int:
 
 
 def real_features(options: argparse.Namespace, network) -> tuple[np.ndarray, np.ndarray]:
-    """Return the features of the drawings whose captions are used, and of all others."""
+    """Return the features of the drawings that provide the captions, and of all others."""
     used = caption_indices(options.data, options.n)
     others = sorted(set(range(len(open_split(options.data, "train")))) - set(used))
     return tuple(

@@ -48,7 +48,7 @@ class CheckpointFolder:
         self.keep, self.keep_every = max(1, keep), keep_every
         self.ranks = ranks or Ranks()
         self._alone = self.ranks.world_size == 1
-        # A group of its own: collectives of the writer thread must not mix with those of training.
+        # A separate group, because collectives of the writer thread must not mix with those of training.
         self._group = None if self._alone else dist.new_group(backend="gloo")
         self._saving: tuple[Path, Future] | None = None
         # GPU tensors are copied to pinned memory, which is several times faster; the next checkpoint reuses it.

@@ -106,7 +106,9 @@ def _check_location(index: Any, location: Any, parts: dict[str, int]) -> None:
     _require(isinstance(index, MetadataIndex) and isinstance(index.fqn, str), "it locates something without a name")
     _require(isinstance(location, _StorageInfo), f"{index.fqn} has no location")
     file = location.relative_path
-    _require(isinstance(file, str) and _PART.fullmatch(file) is not None, f"{index.fqn} lies in {str(file)[:100]!r}")
+    _require(
+        isinstance(file, str) and _PART.fullmatch(file) is not None, f"{index.fqn} is stored in {str(file)[:100]!r}"
+    )
     _require(not getattr(location, "transform_descriptors", None), f"{index.fqn} is stored transformed")
     numbers = all(type(value) is int and value >= 0 for value in (location.offset, location.length))
     # A missing part is reported by name when it is opened.

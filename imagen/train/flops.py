@@ -25,7 +25,7 @@ def meta_unet(experiment: Experiment) -> UNet:
         return UNet(experiment.stage.unet)
 
 
-def picture_flops(unet: UNet, experiment: Experiment, tokens: int | None = None, *, backward: bool = False) -> int:
+def image_flops(unet: UNet, experiment: Experiment, tokens: int | None = None, *, backward: bool = False) -> int:
     """Count the operations for one training image with `tokens` text tokens (default: the maximum).
 
     unet: on the meta device, where nothing is computed and attention is decomposed into matrix products, which the
@@ -47,16 +47,16 @@ def picture_flops(unet: UNet, experiment: Experiment, tokens: int | None = None,
 
 
 def build_mfu(experiment: Experiment, ranks: Ranks) -> Callable[[float, float], float] | None:
-    """Return a function of images per second of all ranks and padded tokens per image, whose value is the MFU (0 to 1).
+    """Return a function that computes the MFU (0 to 1) from images per second of all ranks and padded tokens per image.
 
-    None if the device's peak is unknown. Takes a few seconds for a large network.
+    Returns None if the device's peak is unknown. Takes a few seconds for a large network.
     """
     peak = peak_flops(ranks.device, experiment)
     if peak is None:
         return None
     unet, most = meta_unet(experiment), 1 if experiment.text is None else max(2, experiment.text.max_tokens)
     # Text tokens are keys and values but never queries, so the count is linear in their number.
-    least_flops, most_flops = (picture_flops(unet, experiment, tokens, backward=True) for tokens in (1, most))
+    least_flops, most_flops = (image_flops(unet, experiment, tokens, backward=True) for tokens in (1, most))
     slope = (most_flops - least_flops) / max(1, most - 1)
 
     def mfu(images_per_s: float, tokens: float) -> float:

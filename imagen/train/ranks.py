@@ -87,8 +87,8 @@ def process_group(device: torch.device | str | None = None) -> Iterator[Ranks]:
     """
     _, world_size, local = read_launch()
     if device is None:
-        alone = default_device() if world_size == 1 else "cpu"
-        device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device(alone)
+        other = default_device() if world_size == 1 else "cpu"
+        device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device(other)
     device = torch.device(device)
     if device.type == "cuda":
         if device.index is None:
@@ -99,13 +99,13 @@ def process_group(device: torch.device | str | None = None) -> Iterator[Ranks]:
                 "start as many processes as there are GPUs (torchrun --nproc-per-node)"
             )
         set_up(device)
-    if dist.is_initialized():  # by the program that uses this as a library
+    if dist.is_initialized():  # by a program that uses this package as a library
         yield Ranks(device, dist.get_rank(), dist.get_world_size())
         return
     if world_size == 1:
         yield Ranks(device)
         return
-    # gloo beside NCCL: checkpoints are written in a background thread, from tensors on the CPU.
+    # gloo in addition to NCCL: a background thread writes checkpoints from tensors on the CPU.
     backend, bound = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
     check_rendezvous()
     try:
@@ -113,8 +113,8 @@ def process_group(device: torch.device | str | None = None) -> Iterator[Ranks]:
     except (RuntimeError, ValueError, OSError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(f"cannot connect to the first rank at {address}: {str(error).splitlines()[0]}") from None
-    # NOTE torchrun uses one store for all attempts, which still contains the addresses of killed ranks: each attempt
-    # needs its own keys. Machines count attempts differently; with several, keep torchrun from sharing the store
+    # NOTE torchrun uses one store for all attempts, which still contains the addresses of killed ranks, so each attempt
+    # needs its own keys. Machines count attempts differently: with several machines, torchrun must not share the store
     # (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, see docs/howto/scale.md).
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE") == "1" else "0"
     store = dist.PrefixStore(f"attempt {attempt}", store)

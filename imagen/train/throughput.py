@@ -12,7 +12,7 @@ from imagen.precision import autocast, autocast_dtype
 from imagen.stage.loss import ForwardProcess
 from imagen.train.ema import Ema
 from imagen.train.experiment import Experiment
-from imagen.train.flops import meta_unet, picture_flops
+from imagen.train.flops import image_flops, meta_unet
 from imagen.train.optim import build_optimizer
 from imagen.train.ranks import Ranks
 from imagen.train.step import training_step
@@ -58,7 +58,7 @@ def measure_throughput(
         ema.update(unet, len(taken) + 1)
         taken.append(time.monotonic() - began)
     best = min(taken[1:])
-    flops = 3 * picture_flops(meta_unet(experiment), experiment) * batch_size
+    flops = 3 * image_flops(meta_unet(experiment), experiment) * batch_size
     return Throughput(seconds_per_step=best, images_per_s=batch_size / best, gflops=flops / 1e9 / best)
 
 

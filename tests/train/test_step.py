@@ -128,9 +128,9 @@ def test_detail_is_the_difference_from_the_upsampled_clean_image(shards):
     what = replace(what, stage=replace(what.stage, detail_std=0.1))
     (batch,) = loaded(shards, what, 1)
     noised = noising(what)(batch)
-    pictures = batch.image.float() / 127.5 - 1
-    enlarged = upsample(batch.low_res.float() / 127.5 - 1, (16, 16))
-    torch.testing.assert_close(enlarged + 0.1 * noised.x0_BCHW, pictures, rtol=0, atol=1e-6)
+    clean = batch.image.float() / 127.5 - 1
+    upsampled = upsample(batch.low_res.float() / 127.5 - 1, (16, 16))
+    torch.testing.assert_close(upsampled + 0.1 * noised.x0_BCHW, clean, rtol=0, atol=1e-6)
     torch.testing.assert_close(noised.x_BCHW, diffuse(noised.x0_BCHW, noised.eps_BCHW, noised.logsnr_B))
     plain = noising(replace(what, stage=replace(what.stage, detail_std=None)))(batch)
     for name in ("low_res", "low_res_noise"):  # the low-resolution input does not change

@@ -9,7 +9,7 @@ from imagen.cascade import StageConfig
 from imagen.emoji.dataset import PALETTE
 from imagen.precision import autocast_dtype, precision_name
 from imagen.train.experiment import Experiment
-from imagen.train.flops import meta_unet, picture_flops
+from imagen.train.flops import image_flops, meta_unet
 from imagen.train.throughput import Throughput, measure_throughput
 
 LOOKS = 1000  # training pictures that each object needs before it is recognisable
@@ -88,7 +88,7 @@ def calls(stage: StageConfig) -> float:
 def gflop(experiment: Experiment) -> float:
     """Return 10^9 operations of one call for a whole picture; training may see crops of it."""
     side = experiment.data.crop or experiment.stage.resolution
-    return picture_flops(meta_unet(experiment), experiment) / 1e9 * (experiment.stage.resolution / side) ** 2
+    return image_flops(meta_unet(experiment), experiment) / 1e9 * (experiment.stage.resolution / side) ** 2
 
 
 def describe(device: torch.device, experiment: Experiment) -> str:
