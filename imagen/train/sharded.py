@@ -54,7 +54,7 @@ def sharded_zeros(like: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def sum_over_ranks(parts: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Sum over all ranks the ranks' sums over their own rows, with one all-reduce for all parameters.
+    """Add up the ranks' sums over their own rows, with one all-reduce for all parameters.
 
     parts[i]: this rank's sum over its rows of parameters[i]. Returns the totals on every rank.
     """

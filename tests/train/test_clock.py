@@ -112,7 +112,7 @@ class Late(Loader):
 
 
 def lag(parallel, shards, run, what):
-    """Train with a slow rank 1, in loading if `what` is "data", in computing if "work"."""
+    """Train while rank 1 is slow: in loading if `what` is "data", in computing if it is "work"."""
     with process_group() as ranks:
         if ranks.rank == 1 and what == "data":
             data.Loader = Late

@@ -42,12 +42,12 @@ def test_all_ranks_skip_and_stop_together(shards, tmp_path, shard):
     ends = run_on_ranks(2, train_on, ParallelConfig(shard=shard), shards, tmp_path)
     loader = open_loader(shards, WHAT.data, resolution=16, text=WHAT.text, seed=0, batch_size=8)
     keys = [batch.keys[5] for batch, _ in zip(loader, range(8), strict=False)]
-    (code, said, why), (other_code, other_said, other_why) = ends
+    (code, reported, why), (other_code, other_said, other_why) = ends
     assert code == other_code == 2
     assert why == other_why and why.count("\n") == 1
     assert why.startswith(f"imagen: step 8: the loss is not finite for {keys[7]}; 3 consecutive steps were skipped")
     assert not other_said
-    skipped = [line for line in said.splitlines() if "step skipped" in line]
+    skipped = [line for line in reported.splitlines() if "step skipped" in line]
     assert skipped == [
         f"step {step}: the loss is not finite for {keys[step - 1]}; step skipped ({count} consecutive)"
         for step, count in ((3, 1), (6, 1), (7, 2))

@@ -56,9 +56,9 @@ def assert_close(rows, expected, names=("loss", "eps_mse", "grad_norm", "conditi
 
 @pytest.mark.parametrize("world_size, layout", [(2, "ddp"), (2, "fsdp"), *((4, layout) for layout in LAYOUTS)])
 def test_loss_and_gradient_equal_those_of_one_process(shards, tmp_path, alone, world_size, layout):
-    said = run_on_ranks(world_size, train_on, toy_experiment(LAYOUTS[layout]), shards, tmp_path)
+    reported = run_on_ranks(world_size, train_on, toy_experiment(LAYOUTS[layout]), shards, tmp_path)
     assert_close(metrics(tmp_path), alone[1])
-    assert said[0] and not any(said[1:])  # only the first rank reports
+    assert reported[0] and not any(reported[1:])  # only the first rank reports
 
 
 @pytest.mark.parametrize("algorithm", ["adafactor", "muon"])

@@ -37,7 +37,7 @@ LAYOUTS = {
 
 
 def experiment(*fields):
-    """Return debug_64 with AdamW in float32, and enough images that activations dominate."""
+    """Return debug_64 with AdamW in float32, and a batch that is large enough for activations to matter."""
     common = ("--optim.algorithm", "adamw", "--train.precision", "fp32", "--train.batch_size", "32")
     return override(preset("debug_64"), [*common, *fields])
 

@@ -158,15 +158,15 @@ def test_the_command(imagen, mistake, tmp_path):
         weights = {key: torch.full_like(w, value, dtype=torch.float16) for key, w in state.items()}
         save_snapshot(run / "averages", name, step, weights)
 
-    for options, value, told in (
+    for options, value, expected in (
         (["--sigma-rel", 0.1], 2.0, {"step": 8, "ema_sigma_rel": 0.1, "ema_distance": 0.0}),
         (["--sigma-rel", 0.1, "--step", 4], 1.0, {"step": 4, "ema_sigma_rel": 0.1, "ema_distance": 0.0}),
         (["--decay", 0.5], 3.0, {"step": 8, "ema_decay": 0.5}),
     ):
-        said = imagen("export", run, *options, "--out", tmp_path / "out")
-        assert f"at step {told['step']}" in said
+        reported = imagen("export", run, *options, "--out", tmp_path / "out")
+        assert f"at step {expected['step']}" in reported
         (record,) = read_manifest(tmp_path / "out").stages
-        assert record.info == {"preset": "toy", **told} and record.config == stage
+        assert record.info == {"preset": "toy", **expected} and record.config == stage
         for tensor in load_file(tmp_path / "out" / record.weights).values():
             torch.testing.assert_close(tensor, torch.full_like(tensor, value))
 

@@ -25,10 +25,10 @@ def traced(run):
 
 
 def test_steps_in_the_middle_and_to_the_end(shards, tmp_path):
-    said = []
-    go(WHAT, shards, tmp_path / "a", profile=(3, 4), report=said.append)
+    reported = []
+    go(WHAT, shards, tmp_path / "a", profile=(3, 4), report=reported.append)
     assert traced(tmp_path / "a") == {"steps-3-4-rank-0.json": 2}
-    assert f"wrote the profile of steps 3 to 4 to {tmp_path / 'a' / 'profile'}" in said
+    assert f"wrote the profile of steps 3 to 4 to {tmp_path / 'a' / 'profile'}" in reported
     go(WHAT, shards, tmp_path / "b", profile=(6, 6))
     assert traced(tmp_path / "b") == {"steps-6-6-rank-0.json": 1}
 
@@ -37,11 +37,11 @@ def test_first_step_has_no_warm_up_and_a_resumed_run_traces_the_rest(shards, tmp
     short = experiment(steps=2, log_every=0, gap_samples=1)
     go(short, shards, tmp_path, profile=(1, 1))
     assert traced(tmp_path) == {"steps-1-1-rank-0.json": 1}
-    said = []
-    go(WHAT, shards, tmp_path, profile=(2, 4), report=said.append)  # from step 3 on
+    reported = []
+    go(WHAT, shards, tmp_path, profile=(2, 4), report=reported.append)  # from step 3 on
     assert traced(tmp_path) == {"steps-1-1-rank-0.json": 1, "steps-3-4-rank-0.json": 2}
-    go(experiment(steps=7, log_every=0, gap_samples=1), shards, tmp_path, profile=(2, 4), report=said.append)
-    assert said.count("steps 2 to 4 are not profiled: they were trained earlier") == 1
+    go(experiment(steps=7, log_every=0, gap_samples=1), shards, tmp_path, profile=(2, 4), report=reported.append)
+    assert reported.count("steps 2 to 4 are not profiled: they were trained earlier") == 1
     go(experiment(steps=7, log_every=0, gap_samples=1), shards, tmp_path, profile=(2, 4))  # nothing left to train
     assert len(traced(tmp_path)) == 2
 
@@ -58,9 +58,9 @@ def test_stopping_early_writes_the_traced_steps(shards, tmp_path):
 
 def test_a_full_disk_does_not_end_the_run(shards, tmp_path):
     (tmp_path / "profile").write_text("in the way")
-    said = []
-    assert go(WHAT, shards, tmp_path, profile=(2, 3), report=said.append).finished
-    assert any(line.startswith(f"cannot write {tmp_path / 'profile'}") for line in said)
+    reported = []
+    assert go(WHAT, shards, tmp_path, profile=(2, 3), report=reported.append).finished
+    assert any(line.startswith(f"cannot write {tmp_path / 'profile'}") for line in reported)
 
 
 def profile_on(shards, run):

@@ -59,9 +59,9 @@ def test_resuming_from_an_older_checkpoint_rewrites_the_same_metrics(shards, tmp
     shutil.rmtree(tmp_path / "checkpoints" / "step-00000020")  # as if killed between the last log and the checkpoint
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 21, "lo')  # and while writing
-    said = []
-    go(what, shards, tmp_path, report=said.append)
-    assert any("resuming from step 16" in line for line in said)
+    reported = []
+    go(what, shards, tmp_path, report=reported.append)
+    assert any("resuming from step 16" in line for line in reported)
     assert rows(tmp_path) == rows(uninterrupted)
     assert_same(without_config(tmp_path), without_config(uninterrupted))
 
@@ -121,9 +121,9 @@ def test_damaged_last_checkpoint_falls_back(shards, tmp_path, rows, uninterrupte
     shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     last = tmp_path / "checkpoints" / "step-00000020"
     DAMAGES[damage](last)
-    said = []
-    go(experiment(), shards, tmp_path, report=said.append)
-    assert any("step-00000020 is damaged" in line and "step-00000015" in line for line in said)
+    reported = []
+    go(experiment(), shards, tmp_path, report=reported.append)
+    assert any("step-00000020 is damaged" in line and "step-00000015" in line for line in reported)
     assert last.with_name("step-00000020.damaged").exists()
     assert rows(tmp_path) == rows(uninterrupted)
     assert_same(final(tmp_path), final(uninterrupted))
@@ -154,11 +154,11 @@ def test_other_data_are_accepted_and_reported(shards, tmp_path):
     moved, fewer = shutil.copytree(shards, tmp_path / "moved"), shutil.copytree(shards, tmp_path / "fewer")
     for file in (fewer / "train").glob("00002.*"):
         file.unlink()
-    for data, is_said in ((shards, False), (moved, False), (fewer, True), (fewer, False)):
-        said: list[str] = []
+    for data, is_reported in ((shards, False), (moved, False), (fewer, True), (fewer, False)):
+        reported: list[str] = []
         steps = 1 + len(checkpoint_paths(tmp_path / "run" / "checkpoints"))
-        go(experiment(steps=steps, keep_checkpoints=9), data, tmp_path / "run", report=said.append)
-        assert any("not the data of the previous steps" in line for line in said) == is_said
+        go(experiment(steps=steps, keep_checkpoints=9), data, tmp_path / "run", report=reported.append)
+        assert any("not the data of the previous steps" in line for line in reported) == is_reported
 
 
 def test_full_disk_preserves_the_old_checkpoint(tmp_path):

@@ -39,8 +39,8 @@ def test_grids_of_super_resolution_show_the_input(made):
 
 def test_sampled_images_carry_their_provenance(made, imagen, tmp_path):
     options = ["--steps", "3,2", "--guidance", 2, "--sampler", "ddim,ddpm", "--low-res-noise", 0.2, "--seed", 5]
-    said = imagen("sample", made / "cascade", *PROMPTS, "--n", 2, *options, "--out", tmp_path)
-    assert f"4 images in {tmp_path}" in said
+    reported = imagen("sample", made / "cascade", *PROMPTS, "--n", 2, *options, "--out", tmp_path)
+    assert f"4 images in {tmp_path}" in reported
     assert sorted(path.name for path in tmp_path.iterdir()) == [*(f"{i:04d}.png" for i in range(4)), "sheet.png"]
     for i in range(4):
         assert Image.open(tmp_path / f"{i:04d}.png").size == (256, 256)
@@ -92,8 +92,8 @@ def test_the_same_command_resumes(made, imagen, quick, tmp_path):
     shutil.copytree(made / "base", run)
     before = rows(run)
     train = ["train", "debug_64", "--data", made / "shards", "--out", run, *quick, "--train.steps"]
-    said = imagen(*train, 6)
-    assert "resuming from step 4" in said and "images, 6 steps of 4" in said and "imagen sample" in said
+    reported = imagen(*train, 6)
+    assert "resuming from step 4" in reported and "images, 6 steps of 4" in reported and "imagen sample" in reported
     assert rows(run)[:2] == before and [row["step"] for row in rows(run)] == [2, 4, 6]
     assert "all 6 steps are done" in imagen(*train, 6)
     assert [row["step"] for row in rows(run)] == [2, 4, 6]
@@ -101,8 +101,8 @@ def test_the_same_command_resumes(made, imagen, quick, tmp_path):
 
 def test_an_exhausted_time_budget_saves_the_run(made, imagen, quick, tmp_path):
     arguments = ["train", "debug_256", "--data", made / "shards", "--out", tmp_path, *quick]
-    said = imagen(*arguments, "--minutes", 1e-9)
-    assert "minutes is used up; step 1 of 100 is saved" in said and "imagen upscale" in said
+    reported = imagen(*arguments, "--minutes", 1e-9)
+    assert "minutes is used up; step 1 of 100 is saved" in reported and "imagen upscale" in reported
     assert (tmp_path / "export" / "cascade.json").exists()
 
 

@@ -50,9 +50,9 @@ def test_preempted_job_is_requeued(made, tmp_path, slurm):
         finally:
             if job.poll() is None:
                 os.killpg(job.pid, signal.SIGKILL)
-    said = (tmp_path / "out").read_text()
-    assert "stopped by SIGUSR1" in said and "2 x cpu" in said, said
-    assert (tmp_path / "calls").read_text() == "requeue 7\n", said
+    reported = (tmp_path / "out").read_text()
+    assert "stopped by SIGUSR1" in reported and "2 x cpu" in reported, reported
+    assert (tmp_path / "calls").read_text() == "requeue 7\n", reported
     assert len(checkpoint_paths(run / "checkpoints")) == 1
     assert json.loads((run / "status.json").read_text())["finished"] is False
 

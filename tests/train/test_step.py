@@ -227,11 +227,11 @@ class Poisoned(Loader):
 
 def test_a_run_skips_non_finite_steps_and_stops_after_many(shards, tmp_path, monkeypatch):
     monkeypatch.setattr("imagen.train.data.Loader", Poisoned)
-    said = []
+    reported = []
     what = experiment(text_dropout=0.0, log_every=1, max_nonfinite=3)
     with pytest.raises(UserError, match=r"step 8: the loss is not finite for train\d+; 3 consecutive steps"):
-        go(what, shards, tmp_path, report=said.append)
-    skipped = [line for line in said if "step skipped" in line]
+        go(what, shards, tmp_path, report=reported.append)
+    skipped = [line for line in reported if "step skipped" in line]
     assert [line.split(":")[0] for line in skipped] == ["step 3", "step 6", "step 7"]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows[2]["loss"] is None and rows[2]["nonfinite"] == 1

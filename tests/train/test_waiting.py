@@ -218,7 +218,7 @@ def on_ranks(optim):
 def test_reading_results_late_changes_neither_metrics_nor_weights(shards, tmp_path, rows, monkeypatch):
     """As on a GPU, the next step is launched before a result is read, so a skipped step is reported one step later."""
     what = experiment(steps=9, log_every=3, checkpoint_every=5, gap_every=0, ema_every=2, max_nonfinite=9)
-    said = {}
+    reported = {}
     for late in (False, True):
         order = []
 
@@ -231,8 +231,8 @@ def test_reading_results_late_changes_neither_metrics_nor_weights(shards, tmp_pa
 
         monkeypatch.setattr("imagen.train.trainer.launch_step", launch)
         run = tmp_path / str(late)
-        said[late] = []
-        trainer = Trainer(what, shards, run, report=said[late].append)
+        reported[late] = []
+        trainer = Trainer(what, shards, run, report=reported[late].append)
         trainer.waits_each_step = not late
         trainer.train()
         assert order.count("read") == order.count("launch") == 9
@@ -240,4 +240,4 @@ def test_reading_results_late_changes_neither_metrics_nor_weights(shards, tmp_pa
         assert ahead == (2 if late else 1)
     for one, other in zip(rows(tmp_path / "True"), rows(tmp_path / "False"), strict=True):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
-    assert said[True][-1].replace("True", "False") == said[False][-1]
+    assert reported[True][-1].replace("True", "False") == reported[False][-1]
