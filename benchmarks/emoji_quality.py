@@ -4,7 +4,7 @@
 
 Upsamples held-out drawings with the stage, with and without its conditioning augmentation. Prints the PSNR against the
 original drawings, the PSNR of bicubic upsampling for comparison, and the mean error of each colour channel. For the
-prompt alignment of a base model, use `imagen evaluate`.
+prompt alignment of a base model, use `imagen evaluate-emoji`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from PIL import Image
 
 from imagen.cascade import Cascade
 from imagen.data.loading.stream import dataset_batch
-from imagen.evaluate.restoration import colour_error, psnr
+from imagen.evaluate.metrics.restoration import colour_error, psnr
 from imagen.pictures import contact_sheet, write_png
 from imagen.stage.inputs import to_images
 

@@ -142,9 +142,9 @@ COMMANDS: dict[str, tuple[Callable[[Path, Path], None], Arguments]] = {
     ),
     "evaluate --out": (
         nothing,
-        lambda made, out: ["evaluate", made / "cascade", "--n", 2, "--steps", 1, "--guidance", 1, "--out", out],
+        lambda made, out: ["evaluate-emoji", made / "cascade", "--n", 2, "--steps", 1, "--guidance", 1, "--out", out],
     ),
-    "evaluate a run": (a_run, lambda made, out: ["evaluate", out, "--n", 2, "--steps", 1]),
+    "evaluate a run": (a_run, lambda made, out: ["evaluate-emoji", out, "--n", 2, "--steps", 1]),
     "compare": (nothing, lambda made, out: ["compare", made / "base", "--out", out / "curves.png"]),
 }
 

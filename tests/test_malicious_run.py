@@ -151,7 +151,7 @@ def test_export_reads_no_code_from_averages(run, tmp_path, how):
 COMMANDS = {
     "sample": lambda run, made, out: ["sample", run, "a red apple", "--steps", 1, "--out", out],
     "upscale": lambda run, made, out: ["upscale", run, made / "picture.png", "--out", out],
-    "evaluate": lambda run, made, out: ["evaluate", run, "--n", 2, "--steps", 1, "--out", out],
+    "evaluate-emoji": lambda run, made, out: ["evaluate-emoji", run, "--n", 2, "--steps", 1, "--out", out],
     "assemble": lambda run, made, out: ["assemble", run, "--out", out],
     "assemble with half": lambda run, made, out: ["assemble", run, "--half", "--out", out],
     "assemble with another": lambda run, made, out: ["assemble", run, made / "sr", "--out", out],

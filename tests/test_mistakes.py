@@ -229,7 +229,7 @@ def test_evaluations_that_cannot_be_finished_are_not_begun(made, mistake, monkey
         raise AssertionError("nothing may be drawn")
 
     monkeypatch.setattr("imagen.cascade.cascade.Cascade.run", draw)
-    assert message in mistake("evaluate", made / "base", *more)
+    assert message in mistake("evaluate-emoji", made / "base", *more)
 
 
 # --- what is left ---

@@ -98,14 +98,15 @@ def test_a_weight_that_has_no_16_bits_is_refused(made, tmp_path):
 def test_evaluate_a_run_and_compare_it(made, packaged, imagen, mistake, tmp_path):
     run = shutil.copytree(made / "base", tmp_path / "run")
     options = ("--objects", 8, "--n", 4, "--steps", 2)
-    rows = json.loads(imagen("evaluate", run, *options, "--guidance", "1,2", "--json", "--out", tmp_path / "sheets"))
+    out = ("--out", tmp_path / "sheets")
+    rows = json.loads(imagen("evaluate-emoji", run, *options, "--guidance", "1,2", "--json", *out))
     assert [row["guidance"] for row in rows] == [1.0, 2.0]
     assert rows[0]["images"] == 16 and set(rows[0]["single"]) == {"object", "colour", "all"}
     assert set(rows[0]["relation"]) == {"object", "colour", "relation", "all"}
     assert set(rows[0]["count"]) == {"object", "colour", "number", "all"}
     assert read_curve(run) == rows
     assert (tmp_path / "sheets" / "guidance-2.png").exists()
-    assert "object" in imagen("evaluate", run, *options, "--guidance", 1)
+    assert "object" in imagen("evaluate-emoji", run, *options, "--guidance", 1)
     assert read_curve(run) == rows  # the same once more: replaced, and the same scores
 
     write_reference_curves([made / "base"], packaged.parent / "curves.json")

@@ -89,7 +89,7 @@ def test_presets_config_and_plan(monkeypatch):
 
 
 def test_evaluate(made):
-    evaluate = ["evaluate", made / "cascade", "--n", 2, "--steps", 1, "--objects", 4, "--guidance", "1,2"]
+    evaluate = ["evaluate-emoji", made / "cascade", "--n", 2, "--steps", 1, "--objects", 4, "--guidance", "1,2"]
     assert [row["guidance"] for row in document(command(*evaluate, "--json"))] == [1, 2]
     silent(*evaluate)
 
