@@ -2,9 +2,9 @@
 
     python benchmarks/emoji_recogniser.py
 
-`imagen evaluate-emoji` scores emoji models with this recogniser. Here it classifies images rendered from the drawings, with
-combinations of object and colour, pairs and counts that are in no training set. The images are evaluated unchanged, and
-with blur and noise like those of generated images.
+`imagen evaluate-emoji` scores emoji models with this recogniser. Here it classifies images rendered from the drawings,
+with combinations of object and colour, pairs and counts that are in no training set. The images are evaluated
+unchanged, and with blur and noise like those of generated images.
 """
 
 import argparse
