@@ -3,7 +3,7 @@
 from typing import Any
 
 from imagen.train.experiment import Experiment
-from imagen.train.flops import meta_unet, picture_flops
+from imagen.train.flops import image_flops, meta_unet
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
@@ -16,5 +16,5 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         "resolution": stage.resolution,
         "low_resolution": stage.low_resolution,
         "side": experiment.data.crop or stage.resolution,
-        "gflop": round(picture_flops(unet, experiment) / 1e9, 2),
+        "gflop": round(image_flops(unet, experiment) / 1e9, 2),
     }

@@ -15,8 +15,8 @@ def test_a_run_of_another_config_or_a_file(made, copy, mistake, quick, tmp_path)
     run = copy("base")
     before = files(run)
     train = ["train", "debug_64", "--data", made / "shards", *quick, "--train.steps", 4]
-    assert "was begun with train.seed = 0, not 5" in mistake(*train, "--out", run, "--train.seed", 5)
-    assert "was begun with" in mistake("train", "debug_256", "--data", made / "shards", "--out", run, *quick)
+    assert "was started with train.seed = 0, not 5" in mistake(*train, "--out", run, "--train.seed", 5)
+    assert "was started with" in mistake("train", "debug_256", "--data", made / "shards", "--out", run, *quick)
     assert files(run) == before
     (tmp_path / "file").touch()
     assert "is not a folder; choose another folder" in mistake(*train, "--out", tmp_path / "file")

@@ -41,7 +41,7 @@ def test_demo_runs_and_resumes(tmp_path: Path) -> None:
     assert all(row["prompt"] in page for row in rows)
     assert page.count("data:image/png;base64,") == 3 * 3 + 3 + 3  # before, after and original; 64 pixels; 256 pixels
     assert (tmp_path / "demo" / "sheet.png").stat().st_size > 1000
-    assert any("going on" in line for line in lines)
+    assert any("resuming" in line for line in lines)
     assert sum(line.startswith("plan for 0.02 minutes: 4 objects") for line in lines) == 2
 
 

@@ -1,4 +1,4 @@
-"""The callbacks of `examples/callback.py`: when they stop a run, and what they add to its metrics."""
+"""Test the callbacks of `examples/callback.py`: early stopping, and an additional metric."""
 
 import dataclasses
 import runpy
@@ -13,12 +13,12 @@ EXAMPLE = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "callback.
 
 
 def test_early_stopping(shards, tmp_path):
-    """With a rate this small no weight changes: the loss is that of the first measurement ever after."""
+    """The learning rate is so small that no weight changes, and all measurements of the loss are equal."""
     stopping = EXAMPLE["EarlyStopping"](patience=2)
     what = experiment(steps=20, gap_every=2, optim=OptimConfig(lr=1e-30, warmup_steps=1))
     ended = go(what, shards, tmp_path, callbacks=[stopping])
     assert (stopping.worse, ended.finished) == (2, False)
-    assert ended.step == 7  # measured at 2, 4 and 6; ranks agree to stop in the step after
+    assert ended.step == 7  # measured at 2, 4 and 6; all ranks stop after the next step
     assert ended.reason == "the validation loss has not fallen in 2 measurements"
 
 

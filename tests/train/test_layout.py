@@ -24,7 +24,7 @@ EFFICIENT = replace(
 
 
 def is_nhwc(x):
-    """Return whether `x` is channels-last, or a channel range of such a tensor, as gradients of concatenations are."""
+    """Return whether `x` is channels-last, or a slice of such channels, as in the gradient of a concatenation."""
     (channel, height, width), columns = x.stride()[1:], x.shape[-1]
     return channel == 1 and height == columns * width
 

@@ -22,8 +22,8 @@ SIDECARS = DataConfig(workers=0)
 ON_THE_FLY = DataConfig(workers=0, on_the_fly=True)
 
 
-class Neighbourly(ToyEncoder):
-    """An encoder whose embeddings depend on the other captions of a call, as a real one's do in their last bits."""
+class BatchDependent(ToyEncoder):
+    """An encoder with embeddings that depend on the other captions of a call, as a real encoder's do slightly."""
 
     def encode(self, captions):
         shift = 0.01 * len({*captions})
@@ -51,7 +51,7 @@ def loaded(request, monkeypatch):
 
 @pytest.mark.parametrize("options", [{}, {"shuffle_captions": True}, {"micro_batch": 4}])
 def test_equals_training_with_sidecars(shards, bare, tmp_path, rows, loaded, options):
-    """Losses, conditional gap and weights, with text dropout."""
+    """Compares losses, conditional gap and weights, with text dropout."""
     options = {"steps": 8, "text_dropout": 0.5, "gap_every": 4, **options}
     assert go(experiment(data=SIDECARS, **options), shards, tmp_path / "sidecars").finished and loaded == []
     assert go(experiment(data=ON_THE_FLY, **options), bare, tmp_path / "on_the_fly").finished
@@ -61,7 +61,7 @@ def test_equals_training_with_sidecars(shards, bare, tmp_path, rows, loaded, opt
     assert_same(without_config(tmp_path / "on_the_fly"), without_config(tmp_path / "sidecars"))
 
 
-@pytest.mark.parametrize("loaded", [Neighbourly], indirect=True)
+@pytest.mark.parametrize("loaded", [BatchDependent], indirect=True)
 def test_a_resumed_run_equals_an_uninterrupted_one(bare, tmp_path, rows, loaded):
     what = experiment(steps=8, data=ON_THE_FLY)
     assert go(what, bare, tmp_path / "whole").finished
@@ -77,7 +77,7 @@ def test_a_run_may_resume_with_or_without_sidecars(shards, bare, tmp_path, loade
     assert go(experiment(steps=6, data=SIDECARS), shards, tmp_path / "run").step == 6
 
 
-def test_batches_are_those_of_the_sidecars_and_equal_captions_are_encoded_once(shards):
+def test_batches_equal_those_with_sidecars_and_equal_captions_are_encoded_once(shards):
     seen = []
 
     class Counting(ToyEncoder):
@@ -94,7 +94,7 @@ def test_batches_are_those_of_the_sidecars_and_equal_captions_are_encoded_once(s
     assert torch.equal(unconditional(ToyEncoder()), torch.zeros(1, 8))
 
 
-def test_the_unconditional_embedding_of_the_empty_caption_is_the_stored_one(shards):
+def test_the_unconditional_embedding_equals_the_stored_one(shards):
     class Empty(ToyEncoder):
         config = TextConfig(encoder="toy", width=8, unconditional="empty")
 
@@ -104,7 +104,7 @@ def test_the_unconditional_embedding_of_the_empty_caption_is_the_stored_one(shar
     assert with_text(next(iter(loader)), Empty()).text.shape[-1] == 8
 
 
-def test_on_the_fly_without_text_is_refused(shards, tmp_path):
+def test_on_the_fly_without_text_is_rejected(shards, tmp_path):
     without = dataclasses.replace(experiment(data=ON_THE_FLY), text=None)
     with pytest.raises(UserError, match=r"data\.on_the_fly is true, but text is null"):
         go(without, shards, tmp_path)

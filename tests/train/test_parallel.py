@@ -34,7 +34,7 @@ def toy_experiment(parallel, **train):
     """Return the toy experiment with every step logged."""
     others = {"ema_sigma_rels": (0.1,), "ema_snapshot_every": 5}
     what = experiment(**{"steps": STEPS, "log_every": 1, "gap_every": 5, **others, **train})
-    # Adam divides by the root of a gradient's square: where that is nearly 0, rounding decides the update's sign.
+    # Adam divides by the root of the squared gradient: if that is nearly 0, the sign of the update depends on rounding.
     optim = OptimConfig(lr=1e-3, warmup_steps=4, eps=1e-4, schedule="constant")
     return dataclasses.replace(what, parallel=parallel, optim=optim)
 
@@ -56,9 +56,9 @@ def assert_close(rows, expected, names=("loss", "eps_mse", "grad_norm", "conditi
 
 @pytest.mark.parametrize("world_size, layout", [(2, "ddp"), (2, "fsdp"), *((4, layout) for layout in LAYOUTS)])
 def test_loss_and_gradient_equal_those_of_one_process(shards, tmp_path, alone, world_size, layout):
-    said = run_on_ranks(world_size, train_on, toy_experiment(LAYOUTS[layout]), shards, tmp_path)
+    reported = run_on_ranks(world_size, train_on, toy_experiment(LAYOUTS[layout]), shards, tmp_path)
     assert_close(metrics(tmp_path), alone[1])
-    assert said[0] and not any(said[1:])  # one process reports
+    assert reported[0] and not any(reported[1:])  # only the first rank reports
 
 
 @pytest.mark.parametrize("algorithm", ["adafactor", "muon"])
@@ -88,7 +88,7 @@ def test_sharded_convolutions_are_updated_as_full_ones(shards, tmp_path, algorit
 
 
 def test_sharded_bfloat16_equals_one_process(shards, tmp_path):
-    """Up to rounding: bfloat16 has 8 bits."""
+    """Compares with the tolerance of bfloat16, which has 8 significant bits."""
     what = toy_experiment(LAYOUTS["fsdp"], steps=3, precision="bf16")
     go(what, shards, tmp_path / "alone")
     run_on_ranks(2, train_on, what, shards, tmp_path / "sharded")
@@ -98,7 +98,7 @@ def test_sharded_bfloat16_equals_one_process(shards, tmp_path):
 
 
 def test_a_run_resumes_with_another_number_of_ranks(shards, tmp_path, alone):
-    """Four ranks in two replicas, then two in one, then one process: equal to a single process throughout."""
+    """Trains on four ranks in two replicas, then on two in one, then in one process; equals training in one process."""
     run_on_ranks(4, train_on, toy_experiment(LAYOUTS["hsdp"], steps=4), shards, tmp_path)
     run_on_ranks(2, train_on, toy_experiment(LAYOUTS["fsdp"], steps=7), shards, tmp_path)
     go(toy_experiment(ParallelConfig()), shards, tmp_path)
@@ -129,7 +129,7 @@ def test_one_process_exports_a_sharded_run(shards, tmp_path):
     theirs, mine = Cascade.load(tmp_path / "run"), Cascade.load(tmp_path / "again")
     assert_same(dict(mine.stages[0].unet.state_dict()), dict(theirs.stages[0].unet.state_dict()))
     assert mine.stages[0].info["step"] == 2
-    with pytest.raises(UserError, match="no checkpoint of step 1; there are 2"):
+    with pytest.raises(UserError, match="no checkpoint of step 1, only of 2"):
         export_run(tmp_path / "run", tmp_path / "again", step=1)
 
 
@@ -139,7 +139,7 @@ def sheet_of(what, shards, run):
 
 
 def test_sample_grids_equal_those_of_one_process(shards, tmp_path):
-    """A sharded network is sampled in place."""
+    """A sharded network is sampled without moving or copying it."""
     what = toy_experiment(LAYOUTS["fsdp"], steps=1)
     sampling = SamplingConfig(steps=2, threshold="static", guidance=2.0)
     what = dataclasses.replace(what, stage=dataclasses.replace(what.stage, sampling=sampling))

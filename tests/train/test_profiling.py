@@ -1,4 +1,4 @@
-"""Test the traces of requested steps, per rank."""
+"""Test that each rank writes a trace of the requested steps."""
 
 import json
 
@@ -14,7 +14,7 @@ WHAT = experiment(steps=6, log_every=0, gap_samples=1, checkpoint_every=2)
 
 
 def traced(run):
-    """Return the number of traced steps by file; every step contains a loss."""
+    """Return the number of traced steps by file, and check that every step computes a loss."""
     found = {}
     for path in sorted((run / "profile").iterdir()):
         events = json.loads(path.read_text())["traceEvents"]
@@ -25,10 +25,10 @@ def traced(run):
 
 
 def test_steps_in_the_middle_and_to_the_end(shards, tmp_path):
-    said = []
-    go(WHAT, shards, tmp_path / "a", profile=(3, 4), report=said.append)
+    reported = []
+    go(WHAT, shards, tmp_path / "a", profile=(3, 4), report=reported.append)
     assert traced(tmp_path / "a") == {"steps-3-4-rank-0.json": 2}
-    assert f"steps 3 to 4 are profiled: see {tmp_path / 'a' / 'profile'}" in said
+    assert f"wrote the profile of steps 3 to 4 to {tmp_path / 'a' / 'profile'}" in reported
     go(WHAT, shards, tmp_path / "b", profile=(6, 6))
     assert traced(tmp_path / "b") == {"steps-6-6-rank-0.json": 1}
 
@@ -37,11 +37,11 @@ def test_first_step_has_no_warm_up_and_a_resumed_run_traces_the_rest(shards, tmp
     short = experiment(steps=2, log_every=0, gap_samples=1)
     go(short, shards, tmp_path, profile=(1, 1))
     assert traced(tmp_path) == {"steps-1-1-rank-0.json": 1}
-    said = []
-    go(WHAT, shards, tmp_path, profile=(2, 4), report=said.append)  # from step 3 on
+    reported = []
+    go(WHAT, shards, tmp_path, profile=(2, 4), report=reported.append)  # from step 3 on
     assert traced(tmp_path) == {"steps-1-1-rank-0.json": 1, "steps-3-4-rank-0.json": 2}
-    go(experiment(steps=7, log_every=0, gap_samples=1), shards, tmp_path, profile=(2, 4), report=said.append)
-    assert said.count("steps 2 to 4 were trained before: they are not profiled") == 1
+    go(experiment(steps=7, log_every=0, gap_samples=1), shards, tmp_path, profile=(2, 4), report=reported.append)
+    assert reported.count("steps 2 to 4 are not profiled: they were trained earlier") == 1
     go(experiment(steps=7, log_every=0, gap_samples=1), shards, tmp_path, profile=(2, 4))  # nothing left to train
     assert len(traced(tmp_path)) == 2
 
@@ -58,9 +58,9 @@ def test_stopping_early_writes_the_traced_steps(shards, tmp_path):
 
 def test_a_full_disk_does_not_end_the_run(shards, tmp_path):
     (tmp_path / "profile").write_text("in the way")
-    said = []
-    assert go(WHAT, shards, tmp_path, profile=(2, 3), report=said.append).finished
-    assert any(line.startswith(f"cannot write {tmp_path / 'profile'}") for line in said)
+    reported = []
+    assert go(WHAT, shards, tmp_path, profile=(2, 3), report=reported.append).finished
+    assert any(line.startswith(f"cannot write {tmp_path / 'profile'}") for line in reported)
 
 
 def profile_on(shards, run):
@@ -73,7 +73,7 @@ def test_each_rank_writes_its_own_trace(shards, tmp_path):
     assert traced(tmp_path) == {f"steps-2-3-rank-{rank}.json": 2 for rank in (0, 1)}
 
 
-def test_invalid_spans_are_refused(shards, tmp_path):
+def test_invalid_spans_are_rejected(shards, tmp_path):
     for span in ((5, 7), (0, 2), (3, 2)):
         with pytest.raises(UserError, match=rf"--profile {span[0]}:{span[1]}: this run has steps 1 to 6"):
             go(WHAT, shards, tmp_path / "none", profile=span)

@@ -38,6 +38,6 @@ def test_kill_9_of_one_rank(shards, tmp_path, rows):
         finally:
             for pid in [*children(torchrun.pid), torchrun.pid] if torchrun.poll() is None else []:
                 os.kill(pid, signal.SIGKILL)
-    assert "going on from step" in out.read_text()
+    assert "resuming from step" in out.read_text()
     assert rows(killed) == rows(whole) and len(metrics(whole)) == 7
     assert_same(final(killed), final(whole))

@@ -1,4 +1,4 @@
-"""Test that an interrupted run ends like an uninterrupted one."""
+"""Test that an interrupted run ends with the same result as an uninterrupted one."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def test_sigterm_then_rerun_equals_uninterrupted(shards, tmp_path, rows, uninter
     assert (first.step, first.finished) == (7, False) and "SIGTERM" in first.reason
     assert final(tmp_path)["progress"]["step"] == 7
     second = go(what, shards, tmp_path, minutes=0)  # an exhausted budget still allows one step
-    assert (second.step, second.reason) == (8, "0 minutes are over")
+    assert (second.step, second.reason) == (8, "the time budget of 0 minutes is used up")
     assert go(what, shards, tmp_path).finished
     assert rows(tmp_path) == rows(uninterrupted)
     assert [row["step"] for row in rows(tmp_path)] == [3, 6, 9, 12, 15, 18, 20]
@@ -52,14 +52,16 @@ def test_sigterm_then_rerun_equals_uninterrupted(shards, tmp_path, rows, uninter
 
 
 def test_resuming_from_an_older_checkpoint_rewrites_the_same_metrics(shards, tmp_path, rows, uninterrupted):
-    what = experiment(checkpoint_every=4)  # 16 is between two logged steps: checkpoints must contain the meter's sums
+    what = experiment(
+        checkpoint_every=4
+    )  # step 16 is between two logged steps, so the checkpoint must contain the meter's sums
     go(what, shards, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "step-00000020")  # as if killed between the last log and the checkpoint
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 21, "lo')  # and while writing
-    said = []
-    go(what, shards, tmp_path, report=said.append)
-    assert any("going on from step 16" in line for line in said)
+    reported = []
+    go(what, shards, tmp_path, report=reported.append)
+    assert any("resuming from step 16" in line for line in reported)
     assert rows(tmp_path) == rows(uninterrupted)
     assert_same(without_config(tmp_path), without_config(uninterrupted))
 
@@ -90,12 +92,12 @@ def test_sigterm_to_a_process_ends_it_cleanly(shards, tmp_path):
         out, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
     assert "Traceback" not in err
-    assert "run the same command again to go on" in out and "stopped by SIGTERM" in out
+    assert "run the same command again to resume" in out and "stopped by SIGTERM" in out
     assert final(tmp_path)["progress"]["step"] >= 6
 
 
 def flip_a_bit(path):
-    """Flip a bit in the middle of a file: inside a tensor, where torch.load alone would not notice it."""
+    """Flip a bit in the middle of a file, inside a tensor, where torch.load alone would not detect it."""
     with open(path, "r+b") as file:
         file.seek(path.stat().st_size // 2)
         byte = file.read(1)[0]
@@ -119,9 +121,9 @@ def test_damaged_last_checkpoint_falls_back(shards, tmp_path, rows, uninterrupte
     shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     last = tmp_path / "checkpoints" / "step-00000020"
     DAMAGES[damage](last)
-    said = []
-    go(experiment(), shards, tmp_path, report=said.append)
-    assert any("step-00000020 is damaged" in line and "step-00000015" in line for line in said)
+    reported = []
+    go(experiment(), shards, tmp_path, report=reported.append)
+    assert any("step-00000020 is damaged" in line and "step-00000015" in line for line in reported)
     assert last.with_name("step-00000020.damaged").exists()
     assert rows(tmp_path) == rows(uninterrupted)
     assert_same(final(tmp_path), final(uninterrupted))
@@ -138,9 +140,9 @@ def test_no_readable_checkpoint_is_an_error_and_nothing_is_lost(shards, tmp_path
     assert checkpoint_paths(tmp_path / "checkpoints") == paths
 
 
-def test_another_config_is_refused(shards, tmp_path):
+def test_another_config_is_rejected(shards, tmp_path):
     go(experiment(steps=2), shards, tmp_path)
-    with pytest.raises(UserError, match=r"begun with optim\.clip_norm = 1\.0, not 2\.0"):
+    with pytest.raises(UserError, match=r"started with optim\.clip_norm = 1\.0, not 2\.0"):
         go(experiment(steps=2, optim=OptimConfig(clip_norm=2.0, lr=1e-3, warmup_steps=4)), shards, tmp_path)
     with pytest.raises(UserError, match=r"train\.batch_size = 8, not 16"):
         go(experiment(steps=2, batch_size=16), shards, tmp_path)
@@ -152,17 +154,17 @@ def test_other_data_are_accepted_and_reported(shards, tmp_path):
     moved, fewer = shutil.copytree(shards, tmp_path / "moved"), shutil.copytree(shards, tmp_path / "fewer")
     for file in (fewer / "train").glob("00002.*"):
         file.unlink()
-    for data, is_said in ((shards, False), (moved, False), (fewer, True), (fewer, False)):
-        said: list[str] = []
+    for data, is_reported in ((shards, False), (moved, False), (fewer, True), (fewer, False)):
+        reported: list[str] = []
         steps = 1 + len(checkpoint_paths(tmp_path / "run" / "checkpoints"))
-        go(experiment(steps=steps, keep_checkpoints=9), data, tmp_path / "run", report=said.append)
-        assert any("not the data of the steps before" in line for line in said) == is_said
+        go(experiment(steps=steps, keep_checkpoints=9), data, tmp_path / "run", report=reported.append)
+        assert any("not the data of the previous steps" in line for line in reported) == is_reported
 
 
 def test_full_disk_preserves_the_old_checkpoint(tmp_path):
     folder = CheckpointFolder(tmp_path, keep=1)
     folder.save(1, {"model": {"x": torch.arange(10.0)}}, {}, wait=True)
-    # A limit on the size of files fails a write halfway, as a full disk does.
+    # A limit on file size makes a write fail in the middle, like a full disk.
     script = f"""
 import resource, torch
 from pathlib import Path
@@ -184,13 +186,13 @@ except UserError as error:
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]  # no partial checkpoint remains
 
 
-def test_the_last_checkpoints_and_every_nth_are_kept(shards, tmp_path):
+def test_the_last_and_every_nth_checkpoint_are_retained(shards, tmp_path):
     go(experiment(steps=9, checkpoint_every=1, keep_checkpoints=2, keep_every=3), shards, tmp_path)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == [f"step-0000000{step}" for step in (3, 6, 8, 9)]
 
 
-def test_a_second_process_is_refused(shards, tmp_path):
+def test_a_second_process_is_rejected(shards, tmp_path):
     what = experiment(steps=3, log_every=1)
     refused = []
 
@@ -221,7 +223,7 @@ def test_a_second_process_is_refused(shards, tmp_path):
         ("progress.surprise", 1, "unknown field 'surprise'"),
     ],
 )
-def test_an_edited_state_is_refused(shards, tmp_path, path, value, message):
+def test_an_edited_state_is_rejected(shards, tmp_path, path, value, message):
     what = experiment(steps=2)
     go(what, shards, tmp_path)
     (file,) = (tmp_path / "checkpoints").glob("*/state.json")

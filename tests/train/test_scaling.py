@@ -64,18 +64,18 @@ def test_overflow_at_the_smallest_scale_is_a_non_finite_step(shards):
 def test_scale_grows_again_within_its_range():
     scale = LossScale.build(torch.float16)
     for _ in range(GROWTH_STEPS):
-        scale.held()
+        scale.record_success()
     assert scale.value == 2 * START and scale.steps == 0
     scale = LossScale(LARGEST, GROWTH_STEPS, True)
-    scale.held()
+    scale.record_success()
     assert scale.value == LARGEST
 
 
 def test_other_formats_have_no_scale():
     scale = LossScale.build(torch.bfloat16)
     for _ in range(2 * GROWTH_STEPS):
-        scale.held()
-    assert scale.value == 1.0 and not scale.overflowed()
+        scale.record_success()
+    assert scale.value == 1.0 and not scale.record_overflow()
 
 
 def test_float16_trains_and_resumes_exactly(shards, tmp_path):

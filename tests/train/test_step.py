@@ -1,4 +1,4 @@
-"""Test a training step: noise, text dropout, gradient, and non-finite values."""
+"""Test the training step: noise, text dropout, gradient, and non-finite values."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ SR_UNET = replace(UNET, low_res=True)
 
 
 def trained(unet, what, batches, **options):
-    """Run one step, and read the model's gradients before the optimizer clears them."""
+    """Run one step, and return the model's gradients before the optimizer clears them."""
     optimizer = build_optimizer(unet.named_parameters(), what.optim)
     gradients = {}
     optimizer.optimizers[0].register_step_pre_hook(
@@ -44,7 +44,7 @@ def trained(unet, what, batches, **options):
 # --- randomness ---
 
 
-def test_draws_depend_on_position_seed_and_purpose_alone():
+def test_random_numbers_depend_only_on_position_seed_and_purpose():
     whole = randomness.normal((3, 4, 4), 5, range(100, 108), randomness.EPS)
     part = randomness.normal((3, 4, 4), 5, range(104, 106), randomness.EPS)
     assert torch.equal(whole[4:6], part)
@@ -52,8 +52,8 @@ def test_draws_depend_on_position_seed_and_purpose_alone():
     assert not torch.equal(whole, randomness.normal((3, 4, 4), 5, range(100, 108), randomness.LOW_RES_EPS))
 
 
-def test_draws_have_their_distributions():
-    """Moments and correlations within 4 standard errors of those of independent draws."""
+def test_random_numbers_have_their_distributions():
+    """Checks moments and correlations within 4 standard errors of those of independent samples."""
     eps = randomness.normal((64,), 0, range(1000), randomness.EPS)
     assert abs(eps.mean()) < 4 / math.sqrt(eps.numel())
     assert abs(eps.square().mean() - 1) < 4 * math.sqrt(2 / eps.numel())
@@ -95,7 +95,7 @@ def test_times_are_stratified_over_the_batch_and_change_with_the_step(shards):
 # --- inputs of the network ---
 
 
-def test_base_inputs_are_the_equation(shards):
+def test_base_inputs_equal_the_equation(shards):
     what = experiment()
     (batch,) = loaded(shards, what, 1)
     noised = noising(what)(batch)
@@ -104,7 +104,7 @@ def test_base_inputs_are_the_equation(shards):
     t = noised.t_B.double()
     alpha, sigma = torch.cos(torch.pi / 2 * t), torch.sin(torch.pi / 2 * t)  # the cosine schedule
     expected = alpha[:, None, None, None] * noised.x0_BCHW + sigma[:, None, None, None] * noised.eps_BCHW
-    torch.testing.assert_close(noised.x_BCHW.double(), expected, rtol=0, atol=5e-3)  # the ends of t are cut off
+    torch.testing.assert_close(noised.x_BCHW.double(), expected, rtol=0, atol=5e-3)  # the ends of t are truncated
     assert noised.x_BCHW.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -128,16 +128,16 @@ def test_detail_is_the_difference_from_the_upsampled_clean_image(shards):
     what = replace(what, stage=replace(what.stage, detail_std=0.1))
     (batch,) = loaded(shards, what, 1)
     noised = noising(what)(batch)
-    pictures = batch.image.float() / 127.5 - 1
-    enlarged = upsample(batch.low_res.float() / 127.5 - 1, (16, 16))
-    torch.testing.assert_close(enlarged + 0.1 * noised.x0_BCHW, pictures, rtol=0, atol=1e-6)
+    clean = batch.image.float() / 127.5 - 1
+    upsampled = upsample(batch.low_res.float() / 127.5 - 1, (16, 16))
+    torch.testing.assert_close(upsampled + 0.1 * noised.x0_BCHW, clean, rtol=0, atol=1e-6)
     torch.testing.assert_close(noised.x_BCHW, diffuse(noised.x0_BCHW, noised.eps_BCHW, noised.logsnr_B))
     plain = noising(replace(what, stage=replace(what.stage, detail_std=None)))(batch)
     for name in ("low_res", "low_res_noise"):  # the low-resolution input does not change
         assert torch.equal(noised.conditions[name], plain.conditions[name])
 
 
-def test_noise_levels_of_training_may_have_a_schedule_of_their_own(shards):
+def test_training_may_use_its_own_noise_schedule(shards):
     plain, shifted = experiment(), experiment(schedule=ScheduleConfig(shift_reference=8))
     (batch,) = loaded(shards, plain, 1)
     a, b = noising(plain)(batch), noising(shifted)(batch)
@@ -214,7 +214,7 @@ def test_nonfinite_step_is_not_applied_and_names_the_sample(shards):
 
 
 class Poisoned(Loader):
-    """NaN text in the step at position 16 (the third), and in all from position 40 on."""
+    """A loader with NaN text at position 16 (the third step), and in all steps from position 40 on."""
 
     def __iter__(self):
         for batch in super().__iter__():
@@ -227,11 +227,11 @@ class Poisoned(Loader):
 
 def test_a_run_skips_non_finite_steps_and_stops_after_many(shards, tmp_path, monkeypatch):
     monkeypatch.setattr("imagen.train.data.Loader", Poisoned)
-    said = []
+    reported = []
     what = experiment(text_dropout=0.0, log_every=1, max_nonfinite=3)
-    with pytest.raises(UserError, match=r"step 8: the loss is not finite for train\d+; 3 steps in a row"):
-        go(what, shards, tmp_path, report=said.append)
-    skipped = [line for line in said if "step skipped" in line]
+    with pytest.raises(UserError, match=r"step 8: the loss is not finite for train\d+; 3 consecutive steps"):
+        go(what, shards, tmp_path, report=reported.append)
+    skipped = [line for line in reported if "step skipped" in line]
     assert [line.split(":")[0] for line in skipped] == ["step 3", "step 6", "step 7"]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows[2]["loss"] is None and rows[2]["nonfinite"] == 1
@@ -242,7 +242,7 @@ def test_a_run_skips_non_finite_steps_and_stops_after_many(shards, tmp_path, mon
 
 
 class Oracle(torch.nn.Module):
-    """Predicts the noise of its caption's image: perfectly for the right caption, another image's noise otherwise."""
+    """Predicts the exact noise of the image that belongs to the caption."""
 
     def __init__(self, eps_of_text):
         super().__init__()
@@ -257,32 +257,32 @@ def test_gap_of_a_network_that_ignores_text_is_zero(shards):
     what = experiment()
     gap = ConditionalGap(loaded(shards, what, 4), noising(what, batch_size=32, text_dropout=0))
 
-    class Deaf(torch.nn.Module):
+    class IgnoresText(torch.nn.Module):
         def forward(self, x_BCHW, noise_B, text, text_mask):
             return 0.5 * x_BCHW
 
-    value, loss = gap.measure(Deaf(), nullcontext)
+    value, loss = gap.measure(IgnoresText(), nullcontext)
     assert value == 0 and loss > 0
 
 
-def test_gap_of_a_network_that_reads_text(shards):
+def test_gap_of_a_network_that_uses_text(shards):
     what = experiment()
     (batch,) = loaded(shards, what, 1)
-    batch = replace(batch, text=batch.text + torch.arange(8.0)[:, None, None])  # every caption unique
+    batch = replace(batch, text=batch.text + torch.arange(8.0)[:, None, None])  # makes every caption unique
     plain = noising(what, text_dropout=0)
     noised = plain(batch)
     true = {row.sum().item(): eps for row, eps in zip(noised.conditions["text"], noised.eps_BCHW, strict=True)}
     moved = plain(with_other_captions(batch)).conditions["text"]
     for row in moved:
         assert row.sum().item() in true
-    # With another's caption the oracle answers another's noise: |eps - eps'|^2 = 2 on average.
+    # With another image's caption the oracle predicts that image's noise: |eps - eps'|^2 = 2 on average.
     gap, loss = ConditionalGap([batch], plain).measure(Oracle(true), nullcontext)
     assert loss == 0
     assert gap == pytest.approx(2, rel=0.1)
 
 
 def test_training_learns_text_and_shuffled_captions_do_not(shards, tmp_path):
-    # x0 prediction: what a caption tells (the colour) is most of the loss at high noise. In eps it is a trace.
+    # At high noise, most of the x0 loss comes from the colour, which the caption gives; of the eps loss, very little.
     optim = OptimConfig(lr=3e-3, warmup_steps=10, schedule="constant")
     what = experiment(optim=optim, steps=120, ema_decay=0.9, gap_samples=64, log_every=0, gap_every=0)
     what = replace(what, stage=replace(what.stage, objective=ObjectiveConfig(prediction="x0")))
@@ -326,7 +326,7 @@ def test_bf16_trains(shards, tmp_path):
 
 def test_inconsistent_experiments_are_user_errors(shards, tmp_path):
     for what, message in (
-        (experiment(micro_batch=3), "do not divide into micro-batches of 3; train.micro_batch 2 would do"),
+        (experiment(micro_batch=3), "do not divide into micro-batches of 3; set train.micro_batch to 2"),
         (experiment(unet=replace(UNET, text_width=9)), "text_width is 9"),
         (experiment(low_resolution=8), "low_res is False"),
         (experiment(micro_batch=1, shuffle_captions=True), "shuffle_captions"),
@@ -340,4 +340,4 @@ def test_unconditional_training(shards, tmp_path):
     unet = replace(UNET, text_width=None, levels=tuple(replace(level, attention="none") for level in UNET.levels))
     go(replace(what, stage=replace(what.stage, unet=unet)), shards, tmp_path)
     assert "conditional_gap" not in (tmp_path / "metrics.jsonl").read_text()
-    assert TRAIN.gap_samples  # with text, the toy would measure the gap
+    assert TRAIN.gap_samples  # with text, the toy experiment would measure the gap

@@ -9,7 +9,7 @@ from imagen.cascade import StageConfig
 from imagen.emoji.dataset import PALETTE
 from imagen.precision import autocast_dtype, precision_name
 from imagen.train.experiment import Experiment
-from imagen.train.flops import meta_unet, picture_flops
+from imagen.train.flops import image_flops, meta_unet
 from imagen.train.throughput import Throughput, measure_throughput
 
 VIEWS_PER_OBJECT = 1000  # training images that an object needs to become recognisable
@@ -89,7 +89,7 @@ def network_evaluations(stage: StageConfig) -> float:
 def gflop(experiment: Experiment) -> float:
     """Return the GFLOP of one network evaluation for a whole image, even if training uses crops."""
     side = experiment.data.crop or experiment.stage.resolution
-    return picture_flops(meta_unet(experiment), experiment) / 1e9 * (experiment.stage.resolution / side) ** 2
+    return image_flops(meta_unet(experiment), experiment) / 1e9 * (experiment.stage.resolution / side) ** 2
 
 
 def describe(device: torch.device, experiment: Experiment) -> str:
