@@ -1,4 +1,4 @@
-"""Conventions that hold for all tests."""
+"""Check conventions that all tests follow."""
 
 import ast
 from pathlib import Path
@@ -7,10 +7,10 @@ import pytest
 
 TESTS = Path(__file__).parent
 FILES = sorted(path for path in TESTS.rglob("*.py") if path.parent.name != "support")
-MOST_LINES = 450
+MAX_LINES = 450
 
 
-def imported(path: Path) -> set[str]:
+def imported_modules(path: Path) -> set[str]:
     """Return the top-level modules that a file imports, at its top or inside functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -21,33 +21,33 @@ def imported(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
-def name(path: Path) -> str:
+def relative_name(path: Path) -> str:
     return path.relative_to(TESTS).as_posix()
 
 
-def test_no_test_imports_from_another() -> None:
+def test_no_test_imports_another_test() -> None:
     tests = {path.stem for path in FILES}
-    found = {name(path) for path in FILES if imported(path) & tests}
+    found = {relative_name(path) for path in FILES if imported_modules(path) & tests}
     assert found == set()
 
 
 def test_no_two_files_have_the_same_name() -> None:
-    """pytest imports files of folders without `__init__.py` by their names alone."""
+    """Without `__init__.py` in their folders, pytest imports test files by name alone."""
     names = [path.name for path in [*FILES, *(TESTS / "support").glob("*.py")] if path.name != "conftest.py"]
     assert sorted(names) == sorted(set(names))
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
+@pytest.mark.parametrize("path", FILES, ids=relative_name)
 def test_files_are_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= MOST_LINES
+    assert len(path.read_text().splitlines()) <= MAX_LINES
 
 
-def test_the_longest_files_exist() -> None:
+def test_the_slowest_files_exist() -> None:
     (assignment,) = (
         node
         for node in ast.parse((TESTS / "conftest.py").read_text()).body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LONGEST"
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SLOWEST"
     )
-    longest = ast.literal_eval(assignment.value)
-    assert longest
-    assert [file for file in longest if not (TESTS / f"{file}.py").is_file()] == []
+    slowest = ast.literal_eval(assignment.value)
+    assert slowest
+    assert [file for file in slowest if not (TESTS / f"{file}.py").is_file()] == []

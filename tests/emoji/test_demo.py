@@ -138,11 +138,11 @@ def test_real_drawings_are_right_by_the_demos_own_judge(planned) -> None:
     assert not any(score.object for score, _ in wrong)
 
 
-def test_drawing_stops_in_time_but_never_draws_nothing(made: Path, planned) -> None:
+def test_drawing_stops_in_time_but_never_draws_nothing(artifacts: Path, planned) -> None:
     from imagen.cascade import Cascade
 
     asked = prompts_for(planned(35, objects=8, prompts=24))
-    cascade = Cascade.load(made / "cascade")
+    cascade = Cascade.load(artifacts / "cascade")
     drawn = sample_images(cascade, asked, shown=2, device=torch.device("cpu"), seconds=0)
     assert len(drawn.small) == len(drawn.prompts) == 16 and len(drawn.large) == 1
     assert sample_images(None, asked, device=torch.device("cpu")) is None

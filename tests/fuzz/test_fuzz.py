@@ -25,7 +25,7 @@ import torch
 from cascades import WIDTH, cascade
 from mutations import changed_bytes, changed_json, changed_lines, changed_png, changed_tar, chunks, deep_text, png
 from PIL import Image
-from running import SECONDS, bounded_memory, fault
+from running import MAX_SECONDS, bounded_memory, find_fault
 
 from imagen.cascade import Cascade
 from imagen.cascade.texts import PromptEncoder
@@ -60,7 +60,7 @@ class Base:
         self.picture = Image.fromarray(pixels.repeat(4, 0).repeat(4, 1))
         self.pictures = dict(self._encoded())
         Cascade.load(self.cascade)
-        assert fault(["sample", self.cascade, "", "--steps", 1, "--stages", 1, "--out", folder / "made"]) is None
+        assert find_fault(["sample", self.cascade, "", "--steps", 1, "--stages", 1, "--out", folder / "made"]) is None
         self.made = (folder / "made" / "0000.png").read_bytes()
         (text,) = [body for kind, body in chunks(self.made) if kind == b"iTXt"]
         self.metadata = json.loads(text.split(b"\0\0\0\0\0", 1)[1])
@@ -238,8 +238,8 @@ def test_fuzz(part: str, base: Base, tmp_path: Path, monkeypatch):
             folder.mkdir()
             arguments = PARTS[part](Random(f"{SEED} {part} {number}"), folder, base)
             # A hang in C hears no alarm; this ends the run, and the folder of the input is still there.
-            faulthandler.dump_traceback_later(3 * SECONDS, exit=True)
-            wrong = fault(arguments)
+            faulthandler.dump_traceback_later(3 * MAX_SECONDS, exit=True)
+            wrong = find_fault(arguments)
             faulthandler.cancel_dump_traceback_later()
             if wrong is None:
                 shutil.rmtree(folder, ignore_errors=True)

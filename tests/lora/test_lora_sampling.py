@@ -90,7 +90,7 @@ def test_files_say_which_and_are_made_again(model: Cascade, tmp_path: Path) -> N
         write_samples(model, ["cat"], tmp_path / "out", seed=3, **QUICK)
 
 
-def test_the_command_line(tmp_path: Path, imagen, mistake) -> None:
+def test_the_command_line(tmp_path: Path, imagen, error_of) -> None:
     model = Cascade([stage(16, text=False)])
     model.save(tmp_path / "cascade")
     path = lora_file(tmp_path / "style.safetensors", model)
@@ -103,8 +103,8 @@ def test_the_command_line(tmp_path: Path, imagen, mistake) -> None:
     assert not np.array_equal(Image.open(first), Image.open(tmp_path / "plain" / "0000.png"))
     imagen("sample", tmp_path / "cascade", "--from", first, "--lora", path, "--out", tmp_path / "again")
     assert np.array_equal(Image.open(first), Image.open(tmp_path / "again" / "0000.png"))
-    assert "does not exist" in mistake(*sample, tmp_path / "x", "--lora", tmp_path / "none.safetensors")
-    assert "'1.2.3' is not a number" in mistake(*sample, tmp_path / "x", "--lora", f"{path}:1.2.3")
+    assert "does not exist" in error_of(*sample, tmp_path / "x", "--lora", tmp_path / "none.safetensors")
+    assert "'1.2.3' is not a number" in error_of(*sample, tmp_path / "x", "--lora", f"{path}:1.2.3")
 
 
 def test_one_file_under_two_names(model: Cascade, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import threading
 import httpx
 import numpy as np
 import pytest
-from cascades import apart
+from cascades import max_difference
 from PIL import Image
-from serving import limits, noisy, opened, png, serving, tiny, until
+from serving import change_limits, decode_image, encode_png, noise_image, serving, tiny_cascade, wait_until
 
 from imagen.cascade import Cascade, Variation
 from imagen.pictures import read_metadata, read_picture
@@ -29,12 +29,12 @@ def http(running):
 
 
 def sampled(prompt="cat", **request):
-    return tiny().sample([prompt], progress=False, precision="fp32", device="cpu", **request)[0]
+    return tiny_cascade().sample([prompt], progress=False, precision="fp32", device="cpu", **request)[0]
 
 
 def pictures(response) -> list[Image.Image]:
     assert response.status_code == 200, response.text
-    return [opened(base64.b64decode(each["b64_json"])) for each in response.json()["data"]]
+    return [decode_image(base64.b64decode(each["b64_json"])) for each in response.json()["data"]]
 
 
 def events(response) -> list[dict]:
@@ -55,12 +55,12 @@ def test_openai_generates(openai):
     made = openai.images.generate(prompt="cat", n=2, size="32x32", extra_body={"seed": 5})
     assert made.size == "32x32" and made.output_format == "png" and len(made.data) == 2
     for i, each in enumerate(made.data):
-        assert apart(opened(base64.b64decode(each.b64_json)), sampled(seeds=5 + i)) <= 1
+        assert max_difference(decode_image(base64.b64decode(each.b64_json)), sampled(seeds=5 + i)) <= 1
     small = openai.images.generate(
         model="tiny", prompt="cat", size="16x16", output_format="jpeg", response_format="url"
     )
     assert small.data[0].url.endswith(".jpeg")
-    image = opened(openai._client.get(small.data[0].url).content)
+    image = decode_image(openai._client.get(small.data[0].url).content)
     assert image.format == "JPEG" and image.size == (16, 16)
 
 
@@ -74,27 +74,30 @@ def test_openai_streams_partial_images(openai):
         "image_generation.completed",
     ]
     assert [event.partial_image_index for event in seen[:2]] == [0, 1]
-    images = [opened(base64.b64decode(event.b64_json)) for event in seen]
+    images = [decode_image(base64.b64decode(event.b64_json)) for event in seen]
     assert [image.size for image in images] == [(16, 16), (16, 16), (32, 32)], "after steps 3 and 6 of 9"
-    assert apart(images[2], sampled("dog", seeds=1, steps=[6, 3])) <= 1
+    assert max_difference(images[2], sampled("dog", seeds=1, steps=[6, 3])) <= 1
     assert seen[2].usage.total_tokens == 0 and seen[2].size == "32x32"
 
 
 def test_openai_edits(openai):
-    image, mask = noisy(), Image.new("RGBA", (32, 32), "white")
+    image, mask = noise_image(), Image.new("RGBA", (32, 32), "white")
     mask.paste((0, 0, 0, 0), (0, 0, 16, 32))  # transparent, hence drawn anew, on the left
     made = openai.images.edit(
-        image=("image.png", png(image)), mask=("mask.png", png(mask)), prompt="cat", extra_body={"seed": 3}
+        image=("image.png", encode_png(image)),
+        mask=("mask.png", encode_png(mask)),
+        prompt="cat",
+        extra_body={"seed": 3},
     )
-    edited = opened(base64.b64decode(made.data[0].b64_json))
+    edited = decode_image(base64.b64decode(made.data[0].b64_json))
     white = Image.new("L", (32, 32), 0)
     white.paste(255, (0, 0, 16, 32))
-    assert apart(edited, sampled(seeds=3, init=image, mask=white)) <= 1
+    assert max_difference(edited, sampled(seeds=3, init=image, mask=white)) <= 1
     assert np.array_equal(np.asarray(edited)[:, 16:], np.asarray(image)[:, 16:]), "what is opaque is kept"
-    alike = openai.images.edit(image=png(image), prompt="cat", extra_body={"seed": 3})
-    alike = opened(base64.b64decode(alike.data[0].b64_json))
-    assert apart(alike, sampled(seeds=3, init=image, strength=0.7)) <= 1
-    seen = list(openai.images.edit(image=[png(image)], prompt="cat", stream=True, partial_images=1))
+    alike = openai.images.edit(image=encode_png(image), prompt="cat", extra_body={"seed": 3})
+    alike = decode_image(base64.b64decode(alike.data[0].b64_json))
+    assert max_difference(alike, sampled(seeds=3, init=image, strength=0.7)) <= 1
+    seen = list(openai.images.edit(image=[encode_png(image)], prompt="cat", stream=True, partial_images=1))
     assert [event.type for event in seen] == ["image_edit.partial_image", "image_edit.completed"]
 
 
@@ -113,7 +116,7 @@ def test_openai_client_lists_models_and_raises_for_errors(openai):
 
 
 def test_all_sampling_options(http):
-    image, mask = noisy(), noisy(seed=1).convert("L")
+    image, mask = noise_image(), noise_image(seed=1).convert("L")
     request = {"steps": [5, 2], "guidance": [3.0, 1.0], "sampler": "heun", "strength": 0.5, "negative": "dog"}
     body = {"prompt": "cat", "seed": 4, "init": b64(image), "mask": b64(mask), **request, "stream": True}
     seen = events(http.post("/api/generate", json=body))
@@ -123,8 +126,8 @@ def test_all_sampling_options(http):
         "error": None,
     }
     (picture,) = [event for event in seen if event["type"] == "picture"]
-    found = opened(http.get(picture["url"]).content)
-    assert apart(found, sampled(seeds=4, init=image, mask=mask, **request)) <= 1
+    found = decode_image(http.get(picture["url"]).content)
+    assert max_difference(found, sampled(seeds=4, init=image, mask=mask, **request)) <= 1
     body = {
         "prompt": "cat",
         "seed": 4,
@@ -135,18 +138,23 @@ def test_all_sampling_options(http):
     }
     found = [event for event in events(http.post("/api/generate", json=body)) if event["type"] == "picture"]
     for i, picture in enumerate(sorted(found, key=lambda picture: picture["number"])):
-        assert apart(opened(http.get(picture["url"]).content), sampled(seeds=[Variation(9, 4 + i, 0.2)], stages=1)) <= 1
+        assert (
+            max_difference(
+                decode_image(http.get(picture["url"]).content), sampled(seeds=[Variation(9, 4 + i, 0.2)], stages=1)
+            )
+            <= 1
+        )
 
 
 def b64(image: Image.Image) -> str:
-    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
+    return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
 
 
 def test_stream_has_previews_and_the_command(http):
     body = {"prompt": "a cat", "seed": 7, "steps": [8, 4], "stream": True, "guidance": 2.5}
     seen = events(http.post("/api/generate", json=body))
     previews = [event for event in seen if event["type"] == "preview"]
-    sizes = [opened(base64.b64decode(event["preview"].partition(",")[2])).size for event in previews]
+    sizes = [decode_image(base64.b64decode(event["preview"].partition(",")[2])).size for event in previews]
     assert (16, 16) in sizes and sizes == sorted(sizes)
     assert [event["progress"] for event in previews] == sorted(event["progress"] for event in previews)
     (picture,) = [event for event in seen if event["type"] == "picture"]
@@ -158,15 +166,15 @@ def test_stream_has_previews_and_the_command(http):
 def test_command_and_file_regenerate_the_image(imagen, tmp_path, caplog):
     """By the weights in the package, alone and among others, at one stage in few steps."""
     with (
-        serving(Cascade.load("emoji", stages=1), cascade="emoji", limits=limits(prompt=1_000)) as server,
+        serving(Cascade.load("emoji", stages=1), cascade="emoji", limits=change_limits(prompt=1_000)) as server,
         server.client() as http,
     ):
         body = {"prompt": "an octopus on a blue background", "seed": 7, "size": "64x64", "steps": 3, "guidance": 2.5}
-        with server.hold():
+        with server.pause_engine():
             other = {"prompt": "a cat", "n": 4, "size": "64x64", "steps": 5, "sampler": "ddpm"}
             assert http.post("/api/generate", json=other).status_code == 202
             address = http.post("/api/generate", json=body).headers["location"]
-        until(lambda: http.get(address).json()["state"] == "done")
+        wait_until(lambda: http.get(address).json()["state"] == "done")
         (picture,) = http.get(address).json()["pictures"]
         long = {"prompt": "a " * 480, "size": "64x64", "steps": 1, "stream": True}
         assert events(http.post("/api/generate", json=long))[-1]["state"] == "done"
@@ -178,9 +186,9 @@ def test_command_and_file_regenerate_the_image(imagen, tmp_path, caplog):
     words[words.index("pictures")] = str(tmp_path / "drawn")
     imagen(*words, "--precision", "fp32", "--device", "cpu")
     drawn = read_picture(tmp_path / "drawn" / "0000.png")
-    assert apart(drawn, read_picture(served)) <= 1
+    assert max_difference(drawn, read_picture(served)) <= 1
     imagen("sample", "emoji", "--from", served, "--out", tmp_path / "again", "--device", "cpu")
-    assert apart(read_picture(tmp_path / "again" / "0000.png"), drawn) <= 1
+    assert max_difference(read_picture(tmp_path / "again" / "0000.png"), drawn) <= 1
 
 
 def test_png_has_provenance(http, tmp_path):
@@ -196,39 +204,39 @@ def test_job_state_and_cancellation(running, http):
     response = http.post("/api/generate", json={"prompt": "cat", "seed": 2, "n": 2})
     assert response.status_code == 202
     address = response.headers["location"]
-    until(lambda: http.get(address).json()["state"] == "done")
+    wait_until(lambda: http.get(address).json()["state"] == "done")
     job = http.get(address).json()
     assert [picture["seed"] for picture in job["pictures"]] == [2, 3]
-    assert apart(opened(http.get(job["pictures"][1]["url"]).content), sampled(seeds=3)) <= 1
+    assert max_difference(decode_image(http.get(job["pictures"][1]["url"]).content), sampled(seeds=3)) <= 1
     assert http.delete(address).status_code == 200 and http.get(address).status_code == 404
     assert http.get(job["pictures"][1]["url"]).status_code == 404
-    with running.hold():
+    with running.pause_engine():
         address = http.post("/api/generate", json={"prompt": "cat", "n": 4}).headers["location"]
         assert http.delete(address).json()["state"] == "cancelled"
-    until(lambda: running.service.engines[0].load() == (0, 0))
+    wait_until(lambda: running.service.engines[0].load() == (0, 0))
 
 
 def test_upscale(http):
-    image = noisy(16)
+    image = noise_image(16)
     response = http.post(
-        "/api/upscale", files={"image": png(image)}, data={"prompt": "cat", "seed": "3", "stream": "1"}
+        "/api/upscale", files={"image": encode_png(image)}, data={"prompt": "cat", "seed": "3", "stream": "1"}
     )
     (picture,) = [event for event in events(response) if event["type"] == "picture"]
-    assert apart(opened(http.get(picture["url"]).content), sampled(seeds=3, start=[image])) <= 1
+    assert max_difference(decode_image(http.get(picture["url"]).content), sampled(seeds=3, start=[image])) <= 1
     assert "imagen upscale CASCADE picture.png --prompt cat --seed=3" in picture["command"]
 
 
 def test_a_client_that_leaves_cancels_its_job(running, http):
-    with running.hold():
+    with running.pause_engine():
         with http.stream("POST", "/api/generate", json={"prompt": "cat", "stream": True}) as response:
             lines = response.iter_lines()
             next(lines)
             assert running.service.jobs.unfinished()
-        until(lambda: not running.service.jobs.unfinished())
+        wait_until(lambda: not running.service.jobs.unfinished())
         with pytest.raises(httpx.ReadTimeout):
             http.post("/v1/images/generations", json={"prompt": "cat"}, timeout=1.0)
-        until(lambda: not running.service.jobs.unfinished())
-    until(lambda: running.service.engines[0].load() == (0, 0))
+        wait_until(lambda: not running.service.jobs.unfinished())
+    wait_until(lambda: running.service.engines[0].load() == (0, 0))
 
 
 def test_concurrent_clients(running):
@@ -239,15 +247,15 @@ def test_concurrent_clients(running):
         with running.client() as client:
             found[seed] = pictures(client.post("/v1/images/generations", json={"prompt": "cat", "seed": seed}))[0]
 
-    with running.hold():
+    with running.pause_engine():
         threads = [threading.Thread(target=one, args=(seed,)) for seed in range(8)]
         for thread in threads:
             thread.start()
-        until(lambda: len(running.service.jobs.unfinished()) == 8)
+        wait_until(lambda: len(running.service.jobs.unfinished()) == 8)
     for thread in threads:
         thread.join(60)
     for seed in range(8):
-        assert apart(found[seed], sampled(seeds=seed)) <= 1
+        assert max_difference(found[seed], sampled(seeds=seed)) <= 1
     text = running.service.metrics.text().decode()
     assert 'imagen_batch_pictures_bucket{le="4.0",stage="16"}' in text
     registry = running.service.metrics.registry
@@ -256,9 +264,9 @@ def test_concurrent_clients(running):
 
 
 def test_full_queue_has_retry_after():
-    with serving(limits=limits(queue=2, active=1)) as server, server.client() as http, server.hold():
+    with serving(limits=change_limits(queue=2, active=1)) as server, server.client() as http, server.pause_engine():
         http.post("/api/generate", json={"n": 1})
-        until(lambda: server.service.engines[0].load() == (0, 1))
+        wait_until(lambda: server.service.engines[0].load() == (0, 1))
         second = http.post("/api/generate", json={"n": 2}).json()
         assert second["state"] == "queued" and second["position"] == 1
         response = http.post("/v1/images/generations", json={"prompt": "cat"})
@@ -268,7 +276,7 @@ def test_full_queue_has_retry_after():
 
 
 def test_timeout_is_504():
-    with serving(timeout=0.4) as server, server.client() as http, server.hold():
+    with serving(timeout=0.4) as server, server.client() as http, server.pause_engine():
         response = http.post("/v1/images/generations", json={"prompt": "cat"})
         assert response.status_code == 504 and "longer than 0.4 seconds" in response.json()["error"]["message"]
 
@@ -297,8 +305,8 @@ def test_keys_and_rates():
         assert http.post("/api/generate", json={"prompt": "cat", "n": 4}, headers=bob).status_code == 202
 
 
-@pytest.mark.parametrize(("proxies", "https", "apart"), [((), False, False), (("127.0.0.0/8",), True, True)])
-def test_client_address_behind_a_proxy(proxies, https, apart):
+@pytest.mark.parametrize(("proxies", "https", "separate"), [((), False, False), (("127.0.0.0/8",), True, True)])
+def test_client_address_behind_a_proxy(proxies, https, separate):
     with serving(proxies=proxies, rate=4.0) as server, server.client() as http:
         statuses = []
         for address in ("192.0.2.1", "192.0.2.2"):
@@ -308,11 +316,13 @@ def test_client_address_behind_a_proxy(proxies, https, apart):
             statuses.append(response.status_code)
             if response.status_code == 200:
                 assert response.json()["data"][0]["url"].startswith("https:" if https else "http:")
-    assert statuses == ([200, 200] if apart else [200, 429]), "the address that the proxy saw, not what was sent to it"
+    assert statuses == ([200, 200] if separate else [200, 429]), (
+        "the address that the proxy saw, not what was sent to it"
+    )
 
 
 def test_rejection_by_the_queue_is_not_charged_to_the_rate():
-    with serving(limits=limits(queue=2), rate=5.0) as server, server.client() as http:
+    with serving(limits=change_limits(queue=2), rate=5.0) as server, server.client() as http:
         for _ in range(3):
             assert http.post("/api/generate", json={"n": 4}).json()["error"]["code"] == "queue_full"
         assert http.post("/api/generate", json={"n": 2}).status_code == 202
@@ -336,7 +346,7 @@ def test_checks_of_the_operator():
 
 
 def test_memory_of_finished_images_is_bounded():
-    with serving(limits=limits(stored_bytes=6_000)) as server, server.client() as http:
+    with serving(limits=change_limits(stored_bytes=6_000)) as server, server.client() as http:
         for seed in range(6):
             pictures(http.post("/v1/images/generations", json={"prompt": "cat", "seed": seed, "size": "32x32"}))
         jobs = server.service.jobs

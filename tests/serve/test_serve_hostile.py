@@ -9,7 +9,7 @@ import zlib
 
 import pytest
 from PIL import Image
-from serving import LIMITS, limits, noisy, png, serving, until
+from serving import LIMITS, change_limits, encode_png, noise_image, serving, wait_until
 
 from imagen.errors import UserError
 from imagen.pictures import jpeg
@@ -31,7 +31,7 @@ def http(running):
     with running.client() as client:
         yield client
         assert client.post("/v1/images/generations", json={"prompt": "cat", "size": "16x16"}).status_code == 200
-    until(lambda: running.service.engines[0].load() == (0, 0))
+    wait_until(lambda: running.service.engines[0].load() == (0, 0))
 
 
 def message(response, status: int) -> str:
@@ -137,7 +137,7 @@ def test_decompression_bombs(http):
         began = time.monotonic()
         response = http.post(
             "/v1/images/edits",
-            files={"image": header(32, 32) + chunk(kind, begin + zeros) + png(noisy())[33:]},
+            files={"image": header(32, 32) + chunk(kind, begin + zeros) + encode_png(noise_image())[33:]},
             data={"prompt": "x"},
         )
         assert response.status_code in (200, 422) and time.monotonic() - began < 30
@@ -165,7 +165,7 @@ def test_jpeg_with_many_scans(http):
         b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
         b"GIF89a" + bytes(100),
-        png(noisy())[:200],
+        encode_png(noise_image())[:200],
         header(32, 32),
         b"\xff\xd8\xff\xe0" + bytes(300),
         b"RIFF\x00\x00\x00\x00WEBPVP8L" + bytes(50),
@@ -176,7 +176,7 @@ def test_invalid_images(http, data):
 
 
 def test_forms(http):
-    url, image = "/v1/images/edits", png(noisy())
+    url, image = "/v1/images/edits", encode_png(noise_image())
     assert "send multipart/form-data" in message(http.post(url, data={"prompt": "x"}), 422)
     assert "0 images" in message(http.post(url, files={"mask": image}, data={"prompt": "x"}), 422)
     response = http.post(url, files=[("image", image), ("image", image)], data={"prompt": "x"})
@@ -189,7 +189,7 @@ def test_forms(http):
     assert message(http.post(url, files={"image": image}, data=many), 400)
     broken = http.post(url, content=b"--x\r\nnonsense", headers={"content-type": "multipart/form-data; boundary=x"})
     assert broken.status_code in (400, 422)
-    wrong = http.post(url, files={"image": image, "mask": png(Image.new("RGB", (7, 99)))}, data={"prompt": "x"})
+    wrong = http.post(url, files={"image": image, "mask": encode_png(Image.new("RGB", (7, 99)))}, data={"prompt": "x"})
     assert wrong.status_code == 200, "a mask of another size is fitted to the picture"
 
 
@@ -241,7 +241,7 @@ def test_path_traversal(running, http, path):
 
 def test_an_image_has_exactly_one_address(http):
     address = http.post("/api/generate", json={"size": "16x16"}).headers["location"]
-    until(lambda: http.get(address).json()["state"] == "done")
+    wait_until(lambda: http.get(address).json()["state"] == "done")
     url = http.get(address).json()["pictures"][0]["url"]
     assert http.get(url).headers["content-disposition"] == f'inline; filename="{url.rpartition("/")[2]}"'
     for other in (".html", ".png%22; filename=x.exe", ".%E2%98%83", ".png%0d%0aSet-Cookie: a=b", ""):
@@ -323,7 +323,7 @@ def test_own_address_as_host_name(host, named):
 
 
 def test_slow_requests_are_closed():
-    with serving(limits=limits(header_seconds=0.3, body_seconds=0.3, send_seconds=0.5)) as server:
+    with serving(limits=change_limits(header_seconds=0.3, body_seconds=0.3, send_seconds=0.5)) as server:
         began = time.monotonic()
         assert raw(server, "GET / HTTP/1.1\r\nHost: loc") == b"", "a head that does not end"
         assert time.monotonic() - began < 8
@@ -341,7 +341,7 @@ HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 @pytest.mark.parametrize("second", [HEALTH, b""], ids=["a head", "a body that nobody reads"])
 def test_slow_second_requests_are_closed(second):
     """A connection that has been answered once must not be held open by a byte now and then."""
-    with serving(limits=limits(header_seconds=0.4)) as server:
+    with serving(limits=change_limits(header_seconds=0.4)) as server:
         port = int(server.url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), 10) as connection:
             connection.sendall(HEALTH + (b"\r\n" if second else b"Content-Length: 9999\r\n\r\n"))
@@ -356,26 +356,26 @@ def test_slow_second_requests_are_closed(second):
                 time.sleep(0.05)
                 return False
 
-            until(refused, 10)
+            wait_until(refused, 10)
 
 
 def test_a_client_that_does_not_read_is_disconnected():
-    with serving(limits=limits(send_seconds=0.4)) as server, server.client() as http:
+    with serving(limits=change_limits(send_seconds=0.4)) as server, server.client() as http:
         address = http.post("/api/generate", json={"size": "16x16"}).headers["location"]
-        until(lambda: http.get(address).json()["state"] == "done")
+        wait_until(lambda: http.get(address).json()["state"] == "done")
         url = http.get(address).json()["pictures"][0]["url"]
         server.service.jobs.picture(url.rpartition("/")[2].partition(".")[0])[1].data = bytes(3 * 10**7)
         with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), 10) as connection:
             connection.sendall(f"GET {url} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             connection.recv(1000)
             http.close()
-            until(lambda: not server.server.server_state.connections, 10)
+            wait_until(lambda: not server.server.server_state.connections, 10)
 
 
 def test_a_slow_reader_receives_everything():
-    with serving(limits=limits(header_seconds=0.2, send_seconds=2.0)) as server, server.client() as http:
+    with serving(limits=change_limits(header_seconds=0.2, send_seconds=2.0)) as server, server.client() as http:
         address = http.post("/api/generate", json={"size": "16x16"}).headers["location"]
-        until(lambda: http.get(address).json()["state"] == "done")
+        wait_until(lambda: http.get(address).json()["state"] == "done")
         url = http.get(address).json()["pictures"][0]["url"]
         server.service.jobs.picture(url.rpartition("/")[2].partition(".")[0])[1].data = bytes(3 * 10**7)
         with http.stream("GET", url) as response:
@@ -387,15 +387,19 @@ def test_a_slow_reader_receives_everything():
 
 
 def test_memory_of_request_bodies_is_bounded():
-    with serving(limits=limits(bodies=50_000)) as server, server.client() as http:
+    with serving(limits=change_limits(bodies=50_000)) as server, server.client() as http:
         response = http.post("/api/generate", content=bytes(100_000), headers={"content-type": "application/json"})
         assert "try again" in message(response, 503)
         assert http.post("/api/generate", json={"size": "16x16"}).status_code == 202, "and freed"
 
 
 def test_memory_of_input_images_is_bounded():
-    with serving(limits=limits(input_bytes=32 * 32 * 3 + 10)) as server, server.client() as http, server.hold():
-        form = {"files": {"image": png(noisy())}, "data": {"prompt": "x"}}
+    with (
+        serving(limits=change_limits(input_bytes=32 * 32 * 3 + 10)) as server,
+        server.client() as http,
+        server.pause_engine(),
+    ):
+        form = {"files": {"image": encode_png(noise_image())}, "data": {"prompt": "x"}}
         first = http.post("/api/upscale", **form)
         assert first.status_code == 202
         assert "try again" in message(http.post("/api/upscale", **form), 429)

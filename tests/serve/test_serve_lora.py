@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cascades import apart
+from cascades import max_difference
 from lora import lora_file
 from PIL import Image
-from serving import opened, serving, tiny, until
+from serving import decode_image, serving, tiny_cascade, wait_until
 
 from imagen.pictures import read_metadata
 
@@ -17,7 +17,7 @@ CHOICES: list[dict[str, float] | None] = [None, {"ink": 0.7}, {"ink": -0.5}, {"f
 
 def loaded(folder: Path) -> Any:
     """A cascade with one LoRA for each stage."""
-    model = tiny()
+    model = tiny_cascade()
     for number, name in enumerate(("ink", "fine")):
         model.load_lora(lora_file(folder / f"{name}.safetensors", model, number, seed=number))
     return model
@@ -41,17 +41,17 @@ def test_requests_with_different_lora_at_once(running: Any, folder: Path) -> Non
         with running.client() as client:
             body = {"prompt": "cat", "seed": number, "lora": CHOICES[number % len(CHOICES)]}
             job = client.post("/api/generate", json=body).json()
-            until(lambda: client.get(f"/api/jobs/{job['id']}").json()["state"] == "done")
+            wait_until(lambda: client.get(f"/api/jobs/{job['id']}").json()["state"] == "done")
             (made,) = client.get(f"/api/jobs/{job['id']}").json()["pictures"]
             data = client.get(made["url"]).content
             (folder / f"{number}.png").write_bytes(data)
-            found[number] = opened(data), read_metadata(folder / f"{number}.png")
+            found[number] = decode_image(data), read_metadata(folder / f"{number}.png")
 
-    with running.hold():
+    with running.pause_engine():
         threads = [threading.Thread(target=one, args=(number,)) for number in range(10)]
         for thread in threads:
             thread.start()
-        until(lambda: len(running.service.jobs.unfinished()) == 10)
+        wait_until(lambda: len(running.service.jobs.unfinished()) == 10)
     for thread in threads:
         thread.join(60)
     model = loaded(folder)
@@ -60,11 +60,11 @@ def test_requests_with_different_lora_at_once(running: Any, folder: Path) -> Non
         lora = CHOICES[number % len(CHOICES)]
         expected = model.sample("cat", seeds=number, lora=lora, **options)[0]
         image, metadata = found[number]
-        assert apart(image, expected) <= 1
+        assert max_difference(image, expected) <= 1
         names = [each["name"] for each in (metadata or {}).get("lora", [])]
         assert names == list(lora or {})
         if lora:
-            assert apart(expected, model.sample("cat", seeds=number, **options)[0]) > 3
+            assert max_difference(expected, model.sample("cat", seeds=number, **options)[0]) > 3
 
 
 def test_names_and_mistakes(running: Any) -> None:

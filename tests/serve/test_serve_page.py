@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from serving import limits, serving, until
+from serving import change_limits, serving, wait_until
 
 from imagen.diffusion.samplers import sampler_names
 
@@ -23,7 +23,7 @@ PREVIEW = '.picture[src^="data:image/jpeg"]'
 
 @pytest.fixture(scope="module")
 def running():
-    with serving(limits=limits(body=10**7, input_pixels=2**22, steps=250)) as server:
+    with serving(limits=change_limits(body=10**7, input_pixels=2**22, steps=250)) as server:
         yield server
 
 
@@ -61,10 +61,10 @@ def ask(page, prompt: str, *, steps: int = 3, count: int = 1) -> None:
 
 
 def test_prompt_to_gallery(running, page):
-    with running.slow():
+    with running.slow_engine():
         ask(page, "a <b>cat</b>", steps=12)
         seen = set()
-        until(lambda: seen.add(page.locator(".picture").first.get_attribute("src")) or len(seen) > 3)  # type: ignore[func-returns-value]
+        wait_until(lambda: seen.add(page.locator(".picture").first.get_attribute("src")) or len(seen) > 3)  # type: ignore[func-returns-value]
     expect(page.locator(STORED)).to_have_count(1)
     assert page.locator(STORED).inner_text() == "a <b>cat</b>", "text, not HTML"
 
@@ -108,25 +108,25 @@ def test_prompt_to_gallery(running, page):
 
 
 def test_cancel(running, page):
-    with running.slow():
+    with running.slow_engine():
         ask(page, "a cat", steps=250, count=2)
         expect(page.locator(f"{CARDS} {PREVIEW}").first).to_be_visible()
         page.locator(f"{CARDS} button").first.click()
         expect(page.locator(CARDS)).to_have_count(1)
         page.locator(f"{CARDS} button").first.click()
         expect(page.locator(CARDS)).to_have_count(0)
-    until(lambda: running.service.engines[0].load() == (0, 0))
+    wait_until(lambda: running.service.engines[0].load() == (0, 0))
     expect(page.locator("#empty")).to_be_visible()
 
 
 def test_queue_position_is_shown(running, page):
     scheduler = running.service.engines[0].scheduler
     before = scheduler.limits
-    scheduler.limits = limits(active=1)
+    scheduler.limits = change_limits(active=1)
     try:
-        with running.hold():
+        with running.pause_engine():
             ask(page, "a cat", count=2)
-            until(lambda: running.service.engines[0].load() == (1, 1))
+            wait_until(lambda: running.service.engines[0].load() == (1, 1))
             ask(page, "a dog")
             expect(page.locator(CARDS).first).to_contain_text("1 image ahead in the queue")
         expect(page.locator(STORED)).to_have_count(3)
@@ -159,9 +159,9 @@ def test_error_messages(page):
 
 
 def test_input_image(page, tmp_path):
-    from serving import noisy
+    from serving import noise_image
 
-    noisy(64).save(tmp_path / "own.png")
+    noise_image(64).save(tmp_path / "own.png")
     page.set_input_files("#file", tmp_path / "own.png")
     expect(page.locator("#input-image-view")).to_be_visible()
     ask(page, "a cat")
@@ -173,7 +173,7 @@ def test_input_image(page, tmp_path):
     page.click("#brush-form button[type=submit]")
     expect(page.locator(STORED)).to_have_count(2)
     page.click("#input-image-remove")
-    noisy(16).save(tmp_path / "small.png")
+    noise_image(16).save(tmp_path / "small.png")
     page.set_input_files("#file", tmp_path / "small.png")
     page.click("#input-image-upscale")
     expect(page.locator(STORED)).to_have_count(3)
@@ -235,7 +235,7 @@ def test_keyboard_alone(page):
     page.keyboard.type("a cat")
     page.keyboard.press("Enter")
     expect(page.locator(STORED)).to_have_count(1)
-    until(_reaches(page, "open"))
+    wait_until(_reaches(page, "open"))
     page.keyboard.press("Enter")
     expect(page.locator("#viewer")).to_be_visible()
     page.keyboard.press("Escape")

@@ -125,17 +125,17 @@ def test_ctrl_c(saved):
         assert process.process.wait(30) == 0
 
 
-def test_user_errors_are_one_line(saved, mistake, tmp_path):
+def test_user_errors_are_one_line(saved, error_of, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert f"cannot listen on 127.0.0.1:{port}" in mistake("serve", saved, "--port", port)
-    assert "nothing" in mistake("serve", tmp_path / "nothing", "--port", free_port())
-    assert "65,535" in mistake("serve", saved, "--port", 70000)
-    assert "does not exist" in mistake("serve", saved, "--keys", tmp_path / "keys")
-    assert "--device nonsense" in mistake("serve", saved, "--workers-devices", "cpu,nonsense")
-    assert "--proxy-from *" in mistake("serve", saved, "--proxy-from", "*")
-    assert "--rate is -1" in mistake("serve", saved, "--rate", "-1")
-    assert "must be a module" in mistake("serve", saved, "--filter", "no.such.module")
-    assert "neither a function" in mistake("serve", saved, "--filter", "this")
+        assert f"cannot listen on 127.0.0.1:{port}" in error_of("serve", saved, "--port", port)
+    assert "nothing" in error_of("serve", tmp_path / "nothing", "--port", free_port())
+    assert "65,535" in error_of("serve", saved, "--port", 70000)
+    assert "does not exist" in error_of("serve", saved, "--keys", tmp_path / "keys")
+    assert "--device nonsense" in error_of("serve", saved, "--workers-devices", "cpu,nonsense")
+    assert "--proxy-from *" in error_of("serve", saved, "--proxy-from", "*")
+    assert "--rate is -1" in error_of("serve", saved, "--rate", "-1")
+    assert "must be a module" in error_of("serve", saved, "--filter", "no.such.module")
+    assert "neither a function" in error_of("serve", saved, "--filter", "this")

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from device_sync import META, NoSyncMode, meta_device_as_gpu
 from published import I_M
-from waiting import META, NeverWaits, gpu_of_meta
 
 from imagen import kernels
 from imagen.convert.structure import read_unet_config
@@ -28,7 +28,7 @@ SMALL = UNetConfig(
 )
 
 
-def steps_on_meta(config: StageConfig, settings: SamplingConfig, tokens: int = 7) -> NeverWaits:
+def steps_on_meta(config: StageConfig, settings: SamplingConfig, tokens: int = 7) -> NoSyncMode:
     """Run guided steps of a sampler beyond the first two."""
     with torch.device("meta"):
         unet = UNet(config.unet).requires_grad_(False)
@@ -55,7 +55,7 @@ def steps_on_meta(config: StageConfig, settings: SamplingConfig, tokens: int = 7
     sampler = settings.build_sampler()
     with torch.no_grad():
         sampler.sample(denoise, x, levels[:2], noise=noise)  # reads the text
-    with NeverWaits() as mode, torch.no_grad():
+    with NoSyncMode() as mode, torch.no_grad():
         sampler.sample(denoise, x, levels[1:4], noise=noise)
     return mode
 
@@ -68,7 +68,7 @@ def test_a_step_of_a_sampler_never_waits(sampler, kind, interval):
     stage = StageConfig(resolution=16, unet=SMALL, schedule=ScheduleConfig(kind=kind))
     learned = replace(stage, unet=replace(SMALL, learned_variance=True))
     enlarging = replace(stage, unet=replace(SMALL, low_res=True), low_resolution=8, detail_std=0.2)
-    with gpu_of_meta():
+    with meta_device_as_gpu():
         for config in (stage, learned, enlarging):
             assert steps_on_meta(config, settings).operations > 50
 
@@ -82,7 +82,7 @@ def test_operations_per_evaluation_of_deepfloyd_if_m():
         objective=ObjectiveConfig(prediction="eps"),
         sampling=SamplingConfig(sampler="ddpm", steps=100, guidance=7.0, percentile=0.95, max_scale=1.5),
     )
-    with gpu_of_meta():
+    with meta_device_as_gpu():
         mode = steps_on_meta(stage, stage.sampling, tokens=77)
     print(mode.operations / 2, sorted(mode.names.items(), key=lambda item: -item[1])[:25])
     assert mode.operations / 2 <= 850

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_encoders import CAPTIONS, config_of, save_tokenizer, tiny
+from tiny_encoders import CAPTIONS, save_tokenizer, text_config, tiny_encoder
 
 from imagen.errors import UserError
 from imagen.text import files as encoder_files
@@ -25,7 +25,7 @@ def models(tmp_path_factory):
     folders = {}
     for kind in ("t5-v1.1", "deberta"):
         folders[kind] = tmp_path_factory.mktemp(kind) / "encoder"
-        tiny(kind).save_pretrained(folders[kind])
+        tiny_encoder(kind).save_pretrained(folders[kind])
         save_tokenizer(folders[kind])
     return folders
 
@@ -43,7 +43,7 @@ def refused(folder, message: str, both: bool = True) -> None:
     """By whoever loads it; `both`: and by whoever asks for its width alone."""
     for attempt in (load_text_encoder, lambda config: encoder_config(config.encoder))[: 1 + both]:
         with pytest.raises(UserError, match=message) as caught:
-            attempt(config_of(folder))
+            attempt(text_config(folder))
         assert "\n" not in str(caught.value)
 
 
@@ -135,7 +135,7 @@ def test_fields_that_only_affect_the_model_load_or_are_rejected(models, tmp_path
     (folder / "evil.py").write_text("import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n")
     edit(folder / "config.json", **{field: value})
     try:
-        load_text_encoder(config_of(folder)).encode(CAPTIONS)
+        load_text_encoder(text_config(folder)).encode(CAPTIONS)
     except UserError as error:
         assert "\n" not in str(error) and str(error).startswith("cannot load the text encoder")
     assert not (folder / "ran").exists()
@@ -149,7 +149,7 @@ def test_remote_code_is_never_run(folder):
     edit(folder / "config.json", model_type="t5")
     edit(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.T", None]})
     with contextlib.suppress(UserError):  # T5 has a class of transformers' own, which loads
-        load_text_encoder(config_of(folder))
+        load_text_encoder(text_config(folder))
     assert not (folder / "ran").exists() and not any("evil" in name for name in sys.modules)
 
 
@@ -174,7 +174,7 @@ def test_an_index_that_leads_elsewhere(folder, weight_map, message):
 
 
 def test_weights_in_several_files_still_load(folder):
-    [before] = load_text_encoder(config_of(folder)).encode(CAPTIONS[:1])
+    [before] = load_text_encoder(text_config(folder)).encode(CAPTIONS[:1])
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(tensors)
@@ -184,7 +184,7 @@ def test_weights_in_several_files_still_load(folder):
     index = {"metadata": {"total_size": 1}, "weight_map": {name: file for file in parts for name in parts[file]}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     torch.save({"a": torch.zeros(1)}, folder / "pytorch_model.bin")  # beside them it is left alone
-    assert torch.equal(load_text_encoder(config_of(folder)).encode(CAPTIONS[:1])[0], before)
+    assert torch.equal(load_text_encoder(text_config(folder)).encode(CAPTIONS[:1])[0], before)
     (folder / "two.safetensors").unlink()
     refused(folder, "two.safetensors", both=False)
 
@@ -233,7 +233,7 @@ class TestTokenizers:
 
     def test_without_a_padding_token(self, folder):
         edit(folder / "tokenizer_config.json", pad_token=None)
-        assert load_text_encoder(config_of(folder)).tokenizer.pad_token == "</s>"
+        assert load_text_encoder(text_config(folder)).tokenizer.pad_token == "</s>"
         edit(folder / "tokenizer_config.json", eos_token=None)
         refused(folder, "its tokenizer has neither a padding token nor an end token", both=False)
 
@@ -248,7 +248,7 @@ class TestTokenizers:
         double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
         tokenizer["normalizer"] = {"type": "Sequence", "normalizers": [double] * 3}
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-        load_text_encoder(config_of(folder))
+        load_text_encoder(text_config(folder))
         tokenizer["normalizer"]["normalizers"] *= 10
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
         refused(folder, "its normalizers can make a caption 177,147 times as long")
@@ -263,7 +263,7 @@ class TestTokenizers:
         edit(folder / "tokenizer_config.json", vocab_file=str(tmp_path / "vocabulary"))
         refused(folder, "vocab_file is .*; a tokenizer's files must be in the same folder")
         edit(folder / "tokenizer_config.json", vocab_file="/where/it/was/made/vocab.txt")
-        load_text_encoder(config_of(folder))
+        load_text_encoder(text_config(folder))
 
     def test_huge(self, folder):
         with open(folder / "vocab.txt", "wb") as file:
@@ -273,7 +273,7 @@ class TestTokenizers:
     def test_beside_the_encoder_of_a_pipeline(self, models, tmp_path):
         shutil.copytree(models["t5-v1.1"], tmp_path / "text_encoder")
         shutil.copytree(models["t5-v1.1"], tmp_path / "tokenizer")
-        load_text_encoder(config_of(tmp_path))
+        load_text_encoder(text_config(tmp_path))
         (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(DEEP)
         refused(tmp_path, "nested more than 100 deep")
 
@@ -313,7 +313,7 @@ def test_other_encoders_load(tmp_path, kind):
     model.save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
     assert encoder_config(str(tmp_path)).width == 32
-    (text_LD,) = load_text_encoder(config_of(tmp_path)).encode(["a red apple"])
+    (text_LD,) = load_text_encoder(text_config(tmp_path)).encode(["a red apple"])
     assert text_LD.shape == (4, 32) and text_LD.isfinite().all()
     ids, mask = torch.tensor([[3, 4, 7, 1]]), torch.ones(1, 4, dtype=torch.int64)
     body = model.get_encoder() if kind == "mt5" else getattr(model, model.base_model_prefix, model)

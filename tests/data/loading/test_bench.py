@@ -53,7 +53,7 @@ def test_a_table_for_people(shards, imagen):
     assert all(part in shown for part in PARTS) and "images/s in one process" in shown and "worker" not in shown
 
 
-def test_mistakes(shards, mistake, tmp_path):
-    assert "holds no shards" in mistake("data", "bench", tmp_path)
-    assert "data.workers is -1" in mistake("data", "bench", shards[0], "--workers", -1)
-    assert "is not a multiple" in mistake("data", "bench", shards[0], "--resolution", 32, "--low-resolution", 7)
+def test_mistakes(shards, error_of, tmp_path):
+    assert "holds no shards" in error_of("data", "bench", tmp_path)
+    assert "data.workers is -1" in error_of("data", "bench", shards[0], "--workers", -1)
+    assert "is not a multiple" in error_of("data", "bench", shards[0], "--resolution", 32, "--low-resolution", 7)

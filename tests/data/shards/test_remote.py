@@ -119,7 +119,7 @@ def server(folder):
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def short_retry_waits(monkeypatch):
     monkeypatch.setattr(remote, "_WAITS", (0.01, 0.01, 0.01))
 
 

@@ -3,7 +3,7 @@ import os
 import shutil
 
 import pytest
-from reading import pictures, problems, read
+from reading import encoded_images, problems, read_records
 
 from imagen.data.sources import open_source
 from imagen.errors import UserError
@@ -15,7 +15,7 @@ def write(path, data):
 
 
 def test_pictures_at_any_depth_with_the_caption_beside_them(tmp_path):
-    a, b, c, d, e = pictures(5)
+    a, b, c, d, e = encoded_images(5)
     write(tmp_path / "b" / "cat.JPG", a)
     write(tmp_path / "b" / "cat.txt", "eine Kätzin\n".encode())
     write(tmp_path / "dog.webp", b)
@@ -27,7 +27,7 @@ def test_pictures_at_any_depth_with_the_caption_beside_them(tmp_path):
     write(tmp_path / "two.json", b"{}")
     write(tmp_path / "two.txt", b"\xff not UTF-8")
     write(tmp_path / "notes.md", b"no picture")
-    records = read(tmp_path, "folder")
+    records = read_records(tmp_path, "folder")
     assert [(r.origin, r.image, r.caption) for r in records] == [
         ("b/cat.JPG", a, "eine Kätzin\n".encode()),
         ("dir.d/deep/1.png", c, "one"),
@@ -55,9 +55,9 @@ def test_keys_are_safe_and_differ_where_names_do(tmp_path):
     ]
     for name in names:
         write(tmp_path / name, b"p")
-    made = next(r.key for r in read(tmp_path, "folder") if r.origin == "a b.png")
+    made = next(r.key for r in read_records(tmp_path, "folder") if r.origin == "a b.png")
     write(tmp_path / f"{made}.png", b"p")  # as if the keys of an earlier build had become names
-    records = read(tmp_path, "folder")  # which checks that keys are safe and differ
+    records = read_records(tmp_path, "folder")  # which checks that keys are safe and differ
     assert len(records) == len(names) + 1
     keys = {r.origin: r.key for r in records}
     assert (keys["a_b.png"], keys["x/y.png"], keys["a b.png"]) == ("a_b", "x/y", made)
@@ -73,7 +73,7 @@ def test_hidden_files_are_left_out_and_loops_of_links_end(tmp_path):
     (root / "a" / "self").symlink_to(root / "a")
     (root / "b").symlink_to(tmp_path / "elsewhere")
     (root / "c.png").symlink_to(tmp_path / "elsewhere" / "4.png")
-    assert [(r.key, r.image) for r in read(root, "folder")] == [("a/1", b"1"), ("b/4", b"4"), ("c", b"4")]
+    assert [(r.key, r.image) for r in read_records(root, "folder")] == [("a/1", b"1"), ("b/4", b"4"), ("c", b"4")]
 
 
 def test_faults_have_reasons(tmp_path):
@@ -108,7 +108,7 @@ def test_names_that_are_not_utf8(tmp_path):
     except OSError:
         pytest.skip("this file system wants UTF-8")
     write(tmp_path / os.fsdecode(b"caf\xe9.txt"), b"coffee")
-    (record,) = read(tmp_path, "folder")
+    (record,) = read_records(tmp_path, "folder")
     assert record.image == b"p" and record.caption == b"coffee" and record.origin.encode()
 
 
@@ -122,7 +122,7 @@ def test_what_is_no_folder_of_pictures(tmp_path):
 
 def test_captions_in_the_usual_spellings(tmp_path):
     """The first that there is of .txt, .caption, .text and .json; of one written in two ways the one in lower case."""
-    data = pictures(1)[0]
+    data = encoded_images(1)[0]
     beside = {
         "a": {"a.caption": "a"},
         "b": {"b.TXT": "b"},
@@ -139,7 +139,7 @@ def test_captions_in_the_usual_spellings(tmp_path):
             (tmp_path / name).write_text(text)
     for name in ("alone.caption", "alone2.TXT", "README.TEXT", "deep.caption.md"):
         (tmp_path / name).write_text("x")
-    records = read(tmp_path)
+    records = read_records(tmp_path)
     found = {r.origin: r.caption.decode() if isinstance(r.caption, bytes) else r.caption for r in records}
     assert found == {f"{stem}.PNG": stem[0] for stem in "abcdef"} | {
         "g.x.PNG": "g", "h.PNG": None, "alone.caption": "x", "alone2.TXT": "x",
@@ -153,7 +153,7 @@ def test_captions_named_after_the_whole_picture(tmp_path):
         (tmp_path / name).write_bytes(b"p")
     for name in ("cat.jpg.txt", "cat.png.TXT", "dog.jpg.caption", "dog.txt", "a.b.txt", "cow.jpg.txt"):
         (tmp_path / name).write_text(name)
-    records = read(tmp_path)
+    records = read_records(tmp_path)
     captions = {record.origin: record.caption for record in records if record.problem is None}
     assert captions == {
         "cat.jpg": b"cat.jpg.txt",
@@ -165,7 +165,7 @@ def test_captions_named_after_the_whole_picture(tmp_path):
 
 
 def test_names_of_folders_or_files_as_captions(tmp_path):
-    data = pictures(3)
+    data = encoded_images(3)
     names = ["golden_retriever/a_red_ball.png", "animals/tabby cat/2.png", "3__three_.png"]
     for name, image in zip(names, data, strict=True):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -177,9 +177,9 @@ def test_names_of_folders_or_files_as_captions(tmp_path):
         "folder": [None, "tabby cat", "golden retriever"],
         "name": ["3 three", "2", "a red ball"],
     }.items():
-        records = read(tmp_path, caption_from=caption_from)
+        records = read_records(tmp_path, caption_from=caption_from)
         assert sorted(map(str, (r.caption for r in records))) == sorted(map(str, captions)), caption_from
-    by_picture = {r.image: r.caption for r in read(tmp_path, "folder", caption_from="folder")}
+    by_picture = {r.image: r.caption for r in read_records(tmp_path, "folder", caption_from="folder")}
     assert by_picture == {data[0]: "golden retriever", data[1]: "tabby cat", data[2]: None}
 
 
@@ -187,6 +187,6 @@ def test_names_as_captions_may_be_no_text(tmp_path):
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
     os.mkdir(folder)
     with open(folder + b"/1.png", "wb") as file:
-        file.write(pictures(1)[0])
-    (record,) = read(tmp_path, caption_from="folder")
+        file.write(encoded_images(1)[0])
+    (record,) = read_records(tmp_path, caption_from="folder")
     assert record.caption == b"caf\xe9"  # as on the disk; so it is rejected as not UTF-8

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from PIL import Image
-from reading import pictures, problems, read
+from reading import encoded_images, problems, read_records
 
 from imagen.data.sources import open_source
 from imagen.errors import UserError
@@ -22,15 +22,15 @@ def quiet(monkeypatch):
 
 def dataset(count=7):
     features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
-    rows = [{"bytes": data, "path": None} for data in pictures(count)]
+    rows = [{"bytes": data, "path": None} for data in encoded_images(count)]
     return datasets.Dataset.from_dict({"image": rows, "caption": CAPTIONS[:count]}, features)
 
 
 @pytest.mark.parametrize("files", [1, 3])
 def test_a_saved_dataset_gives_the_librarys_bytes(tmp_path, files):
     dataset().save_to_disk(tmp_path / "d", num_shards=files)
-    records = read(tmp_path / "d")  # guessed
-    assert [(r.caption, r.image) for r in records] == list(zip(CAPTIONS, pictures(7), strict=True))
+    records = read_records(tmp_path / "d")  # guessed
+    assert [(r.caption, r.image) for r in records] == list(zip(CAPTIONS, encoded_images(7), strict=True))
     decoded = datasets.load_from_disk(str(tmp_path / "d"))
     for record, row in zip(records, decoded, strict=True):
         assert Image.open(io.BytesIO(record.image)).tobytes() == row["image"].tobytes()
@@ -39,19 +39,19 @@ def test_a_saved_dataset_gives_the_librarys_bytes(tmp_path, files):
 
 def test_a_selection_is_saved_and_read_as_selected(tmp_path):
     dataset().select([5, 2, 3]).save_to_disk(tmp_path / "d")
-    assert [r.caption for r in read(tmp_path / "d")] == [CAPTIONS[i] for i in (5, 2, 3)]
+    assert [r.caption for r in read_records(tmp_path / "d")] == [CAPTIONS[i] for i in (5, 2, 3)]
 
 
 def test_all_splits_of_a_dictionary(tmp_path):
     datasets.DatasetDict(train=dataset(3), test=dataset(2)).save_to_disk(tmp_path / "d")
-    records = read(tmp_path / "d")
+    records = read_records(tmp_path / "d")
     assert [r.key for r in records] == [f"train/{i:09d}" for i in range(3)] + [f"test/{i:09d}" for i in range(2)]
-    assert [r.image for r in records] == pictures(3) + pictures(2)
+    assert [r.image for r in records] == encoded_images(3) + encoded_images(2)
 
 
 def test_the_librarys_parquet_files(tmp_path):
     dataset().to_parquet(tmp_path / "t.parquet")
-    assert [(r.caption, r.image) for r in read(tmp_path)] == list(zip(CAPTIONS, pictures(7), strict=True))
+    assert [(r.caption, r.image) for r in read_records(tmp_path)] == list(zip(CAPTIONS, encoded_images(7), strict=True))
 
 
 def test_faults(tmp_path):
@@ -61,7 +61,7 @@ def test_faults(tmp_path):
     table = datasets.Dataset.from_dict({"image": rows, "caption": ["b", "c", None]}, features)
     table.save_to_disk(path)
     (name,) = [p.name for p in path.glob("*.arrow")]
-    records = read(path)
+    records = read_records(path)
     assert problems(records) == {f"{name}, row 1": "broken row", f"{name}, row 3": "broken row"}
     assert [r.caption for r in records] == ["b", "c", None]
 
@@ -126,7 +126,7 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path, name):
     (tmp_path / "d" / name).unlink()
     os.mkfifo(tmp_path / "d" / name)
     if name == "dataset_info.json":  # which is not read
-        assert len(read(tmp_path / "d")) == 7
+        assert len(read_records(tmp_path / "d")) == 7
         return
     with pytest.raises(UserError, match=r"pipe|no known format"):
         open_source(tmp_path / "d").parts()

@@ -6,7 +6,7 @@ import json
 import random
 
 import pytest
-from reading import pictures, problems, read
+from reading import encoded_images, problems, read_records
 
 from imagen.data.sources import open_source
 from imagen.errors import UserError
@@ -16,14 +16,14 @@ from imagen.errors import UserError
 def folder(tmp_path):
     """img/0.png ... img/5.png."""
     (tmp_path / "img").mkdir()
-    for i, data in enumerate(pictures(6)):
+    for i, data in enumerate(encoded_images(6)):
         (tmp_path / f"img/{i}.png").write_bytes(data)
     return tmp_path
 
 
 def captions(records):
     """All captions by the picture's number, of good records."""
-    numbers = {data: i for i, data in enumerate(pictures(6))}
+    numbers = {data: i for i, data in enumerate(encoded_images(6))}
     found = [(numbers[r.image], [r.caption, *r.further]) for r in records if r.problem is None]
     assert len({i for i, _ in found}) == len(found)  # each picture once
     return dict(found)
@@ -48,11 +48,11 @@ def test_rows_with_one_picture_are_one_record_wherever_they_stand(folder, ending
     path.write_bytes(gzip.compress(text.encode()) if ending.endswith("gz") else text.encode())
     wanted = {i: [text for j, text in rows if j == i] for i in range(6)}
     if shuffled and ending.endswith("gz"):  # nobody has read it to list it: only neighbours are joined
-        found = [(r.caption, *r.further) for r in read(path)]
+        found = [(r.caption, *r.further) for r in read_records(path)]
         assert sorted(text for some in found for text in some) == sorted(text for _, text in rows)
         return
-    assert captions(read(path)) == wanted
-    separate = read(path, join_rows=False)
+    assert captions(read_records(path)) == wanted
+    separate = read_records(path, join_rows=False)
     assert [(r.caption, r.further) for r in separate] == [(text, ()) for _, text in rows]
 
 
@@ -60,7 +60,7 @@ def test_a_picture_is_told_by_its_path_in_any_table_of_a_folder(folder):
     (folder / "a").mkdir()
     (folder / "t.csv").write_text("image,caption\nimg/0.png,one\n./img/../img/0.png,two\nimg/1.png,x\n")
     (folder / "a" / "u.csv").write_text("text,n,file_name\nthree,1,../img/0.png\nfour,2,../img/2.png\n")
-    records = read(folder, "csv")
+    records = read_records(folder, "csv")
     assert captions(records) == {0: ["three", "one", "two"], 1: ["x"], 2: ["four"]}  # a/u.csv comes first
     assert [r.origin for r in records] == ["a/u.csv, line 2 and 2 more with its image", "a/u.csv, line 3",
                                            "t.csv, line 4"]  # fmt: skip
@@ -69,9 +69,9 @@ def test_a_picture_is_told_by_its_path_in_any_table_of_a_folder(folder):
 def test_pictures_in_base64_are_told_by_it(tmp_path):
     from base64 import b64encode
 
-    zero, one = (b64encode(data).decode() for data in pictures(2))
+    zero, one = (b64encode(data).decode() for data in encoded_images(2))
     (tmp_path / "t.tsv").write_text(f"image_base64\tcaption\n{zero}\ta\n{one}\tb\n{zero}\tc\n")
-    assert captions(read(tmp_path / "t.tsv")) == {0: ["a", "c"], 1: ["b"]}
+    assert captions(read_records(tmp_path / "t.tsv")) == {0: ["a", "c"], 1: ["b"]}
 
 
 def test_rows_without_a_caption_or_with_an_equal_one_are_listed(folder):
@@ -90,7 +90,7 @@ def test_rows_without_a_caption_or_with_an_equal_one_are_listed(folder):
         {"image": "img/none.png", "caption": "gone, too"},
     ]
     (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    records = read(folder / "t.jsonl")
+    records = read_records(folder / "t.jsonl")
     assert captions(records) == {0: ["a", "c"], 1: ["b"]}
     assert problems(records) == {
         "t.jsonl, line 1": "broken row",
@@ -125,7 +125,7 @@ def test_lists_of_captions(folder):
     ]
     rows = [{"image": f"img/{i}.png", "captions": some} for i, some in enumerate(lists)]
     (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    records = read(folder / "t.jsonl")
+    records = read_records(folder / "t.jsonl")
     assert captions(records) == {0: ["a", "b"], 1: ["from Karpathy's", "from COCO's"], 2: [None], 3: ["a", None, ""],
                                  5: ["one sentence"]}  # fmt: skip
     assert problems(records) == {"t.jsonl, line 5": "broken row"}
@@ -133,40 +133,40 @@ def test_lists_of_captions(folder):
 
 def test_json_beside_a_picture(tmp_path):
     objects = [{"caption": "one"}, {"captions": ["one", "two"]}, {"caption": ["one", "two"]}, {"captions": []}]
-    for i, (data, value) in enumerate(zip(pictures(4), objects, strict=True)):
+    for i, (data, value) in enumerate(zip(encoded_images(4), objects, strict=True)):
         (tmp_path / f"{i}.png").write_bytes(data)
         (tmp_path / f"{i}.json").write_text(json.dumps(value))
-    assert captions(read(tmp_path)) == {0: ["one"], 1: ["one", "two"], 2: ["one", "two"], 3: [None]}
+    assert captions(read_records(tmp_path)) == {0: ["one"], 1: ["one", "two"], 2: ["one", "two"], 3: [None]}
 
 
 def test_lists_and_neighbours_of_arrow_tables(tmp_path):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
 
-    images = pictures(6)
+    images = encoded_images(6)
     lists = pa.table({"image": images, "caption": list(WANTED.values())})
     pq.write_table(lists, tmp_path / "lists.parquet")
-    assert captions(read(tmp_path / "lists.parquet")) == WANTED
+    assert captions(read_records(tmp_path / "lists.parquet")) == WANTED
     struct = pa.array([{"bytes": images[i], "path": f"{i}.png"} for i, _ in ROWS])
     rows = pa.table({"image": struct, "sentences": [{"raw": text} for _, text in ROWS]})
     pq.write_table(rows, tmp_path / "rows.parquet", row_group_size=15)
-    assert captions(read(tmp_path / "rows.parquet", cuts=(1, 2, 7, 1000))) == WANTED
-    assert len(read(tmp_path / "rows.parquet", join_rows=False)) == 30
+    assert captions(read_records(tmp_path / "rows.parquet", part_sizes=(1, 2, 7, 1000))) == WANTED
+    assert len(read_records(tmp_path / "rows.parquet", join_rows=False)) == 30
 
     bad = pa.Array.from_buffers(pa.string(), 2, [None, pa.array(["ab", "c"]).buffers()[1], pa.py_buffer(b"\xff\xfec")])
     table = pa.table({"image": images[:1], "caption": pa.ListArray.from_arrays([0, 2], bad)})
     pq.write_table(table, tmp_path / "bad.parquet")
-    assert captions(read(tmp_path / "bad.parquet")) == {0: [b"\xff\xfe", "c"]}
+    assert captions(read_records(tmp_path / "bad.parquet")) == {0: [b"\xff\xfe", "c"]}
 
 
 def test_neighbours_of_a_saved_dataset(tmp_path):
     pa = pytest.importorskip("pyarrow")
-    images = pictures(6)
+    images = encoded_images(6)
     table = pa.table({"image": [images[i] for i, _ in ROWS], "caption": [text for _, text in ROWS]})
     (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-0.arrow"}]}))
     with pa.OSFile(str(tmp_path / "data-0.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=4)
-    assert captions(read(tmp_path, "huggingface", cuts=(1, 3, 8, 1000))) == WANTED
+    assert captions(read_records(tmp_path, "huggingface", part_sizes=(1, 3, 8, 1000))) == WANTED
 
 
 @pytest.mark.parametrize("ending, cut", [("csv", ","), ("tsv", "\t")])
@@ -176,7 +176,7 @@ def test_a_list_as_json_in_a_cell(folder, ending, cut):
         rows = csv.writer(file, delimiter=cut)
         rows.writerow(["image", "caption"])
         rows.writerows((f"img/{i}.png", cell) for i, cell in enumerate(cells))
-    found = captions(read(folder / f"t.{ending}"))
+    found = captions(read_records(folder / f"t.{ending}"))
     assert found == {0: ["a, b", 'c "d"']} | {i: [cell] for i, cell in enumerate(cells) if i}
 
 
@@ -193,16 +193,16 @@ def test_a_list_as_json_in_a_cell(folder, ending, cut):
 def test_a_list_as_pandas_writes_it(folder, cell, wanted):
     with open(folder / "t.csv", "w", newline="") as file:
         csv.writer(file).writerows([["image", "caption"], ["img/0.png", cell]])
-    assert captions(read(folder / "t.csv")) == {0: wanted}
+    assert captions(read_records(folder / "t.csv")) == {0: wanted}
 
 
 def test_a_json_file_of_objects(folder):
     rows = [{"file_name": f"img/{i}.png", "caption": text} for i, text in ROWS[::-1]]
     (folder / "t.json").write_text(json.dumps([*rows, 7, {"file_name": "img/0.png"}]))
-    records = read(folder / "t.json")
+    records = read_records(folder / "t.json")
     assert captions(records) == {i: some[::-1] for i, some in WANTED.items()}
     assert problems(records) == {"t.json, row 31": "broken row", "t.json, row 32": "broken row"}
-    assert len(read(folder / "t.json", join_rows=False)) == 32
+    assert len(read_records(folder / "t.json", join_rows=False)) == 32
 
 
 def test_cocos_captions(folder):
@@ -213,7 +213,7 @@ def test_cocos_captions(folder):
     annotations = [{"id": n, "image_id": 100 + i, "caption": text} for n, (i, text) in enumerate(texts)]
     annotations.append({"id": 99, "image_id": 7, "caption": "of nothing"})
     (folder / "img/captions.json").write_text(json.dumps({"info": {}, "images": images, "annotations": annotations}))
-    records = read(folder / "img/captions.json")
+    records = read_records(folder / "img/captions.json")
     assert captions(records) == {4: [None]} | {i: [text for j, text in texts if j == i] for i in (0, 1, 2, 3, 5)}
     assert problems(records) == {"captions.json, row 26": "broken row"}
 
@@ -221,7 +221,7 @@ def test_cocos_captions(folder):
 def test_karpathys_splits(folder):
     images = [{"filename": f"{i}.png", "sentences": [{"raw": text} for text in WANTED[i]]} for i in range(6)]
     (folder / "img/dataset.json").write_text(json.dumps({"images": images, "dataset": "flickr30k"}))
-    assert captions(read(folder / "img/dataset.json")) == WANTED
+    assert captions(read_records(folder / "img/dataset.json")) == WANTED
 
 
 @pytest.mark.parametrize(
@@ -248,5 +248,5 @@ def test_karpathys_splits_of_coco(folder):
     images = [{"filepath": "img", "filename": "1.png", **sentences}, {"filepath": "no", "filename": "img/2.png"}]
     images[1] |= sentences
     (folder / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
-    records = read(folder / "dataset_coco.json")
+    records = read_records(folder / "dataset_coco.json")
     assert captions(records) == {1: ["one", "two"], 2: ["one", "two"]} and problems(records) == {}

@@ -6,12 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
-from reading import pictures, problems, read
+from reading import encoded_images, problems, read_records
 
 from imagen.data.sources import open_source
 from imagen.errors import UserError
 
-PICTURES = pictures(8)
+PICTURES = encoded_images(8)
 
 
 def code(data):
@@ -43,7 +43,7 @@ def cc12m(tmp_path):
 def test_cc12m_by_a_list_keeps_the_real_tokens(cc12m):
     folder, tokens = cc12m
     for format in (None, "cc12m_base64"):
-        records = read(folder / "list.txt", format)
+        records = read_records(folder / "list.txt", format)
         assert [r.image for r in records] == PICTURES and all(r.caption is None for r in records)
         for record, expected in zip(records, tokens, strict=True):
             assert record.embedding.dtype == expected.dtype
@@ -54,7 +54,7 @@ def test_cc12m_by_a_list_keeps_the_real_tokens(cc12m):
 
 def test_cc12m_by_a_text_file_and_by_a_folder(cc12m):
     folder, tokens = cc12m
-    by_file, by_folder = (read(folder / "part-1" / name) for name in ("data.txt", ""))
+    by_file, by_folder = (read_records(folder / "part-1" / name) for name in ("data.txt", ""))
     assert [r.image for r in by_file] == [r.image for r in by_folder] == PICTURES[4:]
     assert [len(r.embedding) for r in by_file] == [len(t) for t in tokens[4:]]
 
@@ -64,7 +64,7 @@ def test_a_mask_with_holes(cc12m):
     embedding = np.arange(12, dtype=np.float32).reshape(6, 2)
     np.save(folder / "part-0" / "0_text.npy", embedding)
     np.save(folder / "part-0" / "0_mask.npy", np.array([1, 0, 1, 0, 0, 1]))
-    record = read(folder / "part-0")[0]
+    record = read_records(folder / "part-0")[0]
     np.testing.assert_array_equal(record.embedding, embedding[[0, 2, 5]])
 
 
@@ -111,7 +111,7 @@ def test_faults_of_cc12m(tmp_path):
         for i, (embedding, mask_name, data, _) in enumerate(lines):
             file.write(f"{i}\t{embedding}.npy\t{mask_name}.npy\t{data}\r\n".encode())
         file.write(b"too\tfew\tcolumns\n\n1\t\xff.npy\tmask.npy\tAAAA\n1\t\tmask.npy\tAAAA\n")
-    records = read(tmp_path / "data.txt", "cc12m_base64")
+    records = read_records(tmp_path / "data.txt", "cc12m_base64")
     expected = [reason for *_, reason in lines] + ["broken row"] * 3
     assert [r.problem and r.problem[0] for r in records] == expected
     assert records[0].image == PICTURES[0]
@@ -130,15 +130,17 @@ def test_laion_plain_and_compressed(tmp_path):
     (tmp_path / "part-2.txt").write_bytes(b"\r\n".join(lines[6:]))
     expected = [(f"caption {i} ü".encode(), PICTURES[i]) for i in range(8)]
     sources = {"folder": tmp_path, "list": tmp_path / "list"}
-    by_folder = read(tmp_path, None, cuts=(3, 1000))
+    by_folder = read_records(tmp_path, None, part_sizes=(3, 1000))
     (tmp_path / "list").write_text("part-0\npart-1.gz\npart-2.txt")
     (tmp_path / ".hidden").write_bytes(lines[0])
     for path in sources.values():  # the list is none of the folder's text files
-        records = read(path, "laion_400m", cuts=(3, 1000))
+        records = read_records(path, "laion_400m", part_sizes=(3, 1000))
         assert [(r.caption, r.image) for r in records] == expected
         assert [r.key for r in records] == [r.key for r in by_folder]
     assert records[4].origin == "part-1.gz, line 2" and records[4].key == "00001-000000002"
-    assert len(read(tmp_path / "part-0")) == 3 and len(read(tmp_path / "part-1.gz", cuts=(3,))) == 3
+    assert (
+        len(read_records(tmp_path / "part-0")) == 3 and len(read_records(tmp_path / "part-1.gz", part_sizes=(3,))) == 3
+    )
 
 
 def test_faults_of_laion(tmp_path):
@@ -150,7 +152,7 @@ def test_faults_of_laion(tmp_path):
         laion_line(3, b"\xff"),
     ]
     (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
-    records = read(tmp_path / "a.txt")
+    records = read_records(tmp_path / "a.txt")
     assert [r.problem and r.problem[0] for r in records] == [None, "broken row", "broken row", "bad base64", None]
     assert records[3].caption == "caption 2 ü".encode() and records[4].caption == b"\xff"
 
@@ -162,11 +164,13 @@ def test_a_gzip_file_cut_off_or_damaged_gives_what_came_before(tmp_path):
     path = tmp_path / "a.gz"
     for broken in (data[: len(data) // 2], data[:-4], data[:200_000] + bytes(1000) + data[201_000:], data + b"junk"):
         path.write_bytes(broken)
-        records = read(path, "laion_400m", cuts=(1000,))
+        records = read_records(path, "laion_400m", part_sizes=(1000,))
         assert list(problems(records).values())[-1] == "unreadable file" and len(records) > 40
         assert problems(records).keys() == {f"a.gz, line {len(records)} and all after it"}
     path.write_bytes(b"no gzip at all")
-    assert problems(read(path, "laion_400m", cuts=(1000,))) == {"a.gz, line 1 and all after it": "unreadable file"}
+    assert problems(read_records(path, "laion_400m", part_sizes=(1000,))) == {
+        "a.gz, line 1 and all after it": "unreadable file"
+    }
 
 
 def test_lists_and_folders_that_cannot_be_used_are_one_line(tmp_path):
@@ -189,6 +193,6 @@ def test_lists_and_folders_that_cannot_be_used_are_one_line(tmp_path):
 def test_a_text_file_of_broken_lines_is_no_list(tmp_path):
     (tmp_path / "a").write_bytes(b"x" * 5000 + b"\n")
     (tmp_path / "b").write_bytes(laion_line(0))
-    assert list(problems(read(tmp_path, "laion_400m"))) == ["a, line 1"]
+    assert list(problems(read_records(tmp_path, "laion_400m"))) == ["a, line 1"]
     with pytest.raises(UserError, match=r"names xxx.*, which does not exist"):
         open_source(tmp_path / "a", "laion_400m").parts()

@@ -3,7 +3,7 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from reading import pictures, problems, read
+from reading import encoded_images, problems, read_records
 
 from imagen.data.sources import open_source
 from imagen.errors import UserError
@@ -14,7 +14,7 @@ CAPTIONS = [f"caption {i} ü" for i in range(9)]
 @pytest.mark.parametrize("group", [2, 4, 100])
 @pytest.mark.parametrize("kind", ["binary", "large_binary", "struct", "path"])
 def test_pictures_as_bytes_struct_or_paths(tmp_path, kind, group):
-    data = pictures(9)
+    data = encoded_images(9)
     for i, picture in enumerate(data):
         (tmp_path / f"{i}.png").write_bytes(picture)
     column = {
@@ -27,7 +27,7 @@ def test_pictures_as_bytes_struct_or_paths(tmp_path, kind, group):
     }[kind]
     table = pa.table({"id": list(range(9)), "text": CAPTIONS, "image": column})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=group)
-    records = read(tmp_path / "t.parquet")
+    records = read_records(tmp_path / "t.parquet")
     assert [(r.caption, r.image) for r in records] == list(zip(CAPTIONS, data, strict=True))
     assert (records[8].key, records[8].origin) == ("000000008", "t.parquet, row 9")
 
@@ -35,11 +35,11 @@ def test_pictures_as_bytes_struct_or_paths(tmp_path, kind, group):
 def test_a_folder_of_files_at_any_depth(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / ".cache").mkdir()
-    data = pictures(6)
+    data = encoded_images(6)
     for i, name in enumerate(("data/train-0", "data/train-1", ".cache/x")):
         table = pa.table({"TEXT": CAPTIONS[2 * i : 2 * i + 2], "jpg": data[2 * i : 2 * i + 2]})
         pq.write_table(table, tmp_path / f"{name}.parquet")
-    records = read(tmp_path)  # guessed
+    records = read_records(tmp_path)  # guessed
     assert [(r.key, r.image) for r in records] == [
         ("00000-000000000", data[0]),
         ("00000-000000001", data[1]),
@@ -54,13 +54,13 @@ def test_faults_of_rows(tmp_path):
     )
     images = pa.array([b"good", b"fine", None, b""])
     pq.write_table(pa.table({"caption": not_utf8, "image": images}), tmp_path / "t.parquet")
-    records = read(tmp_path / "t.parquet")
+    records = read_records(tmp_path / "t.parquet")
     assert problems(records) == {"t.parquet, row 3": "broken row", "t.parquet, row 4": "broken row"}
     assert [r.caption for r in records] == ["a", b"\xff\xfe", "c", "d"]
     table = pa.table({"caption": ["x"], "image": ["none.png"], "number": [1]})
     pq.write_table(table, tmp_path / "u.parquet")
-    assert problems(read(tmp_path / "u.parquet")) == {"u.parquet, row 1": "missing file"}
-    assert problems(read(tmp_path / "u.parquet", caption_column="number")) == {"u.parquet, row 1": "broken row"}
+    assert problems(read_records(tmp_path / "u.parquet")) == {"u.parquet, row 1": "missing file"}
+    assert problems(read_records(tmp_path / "u.parquet", caption_column="number")) == {"u.parquet, row 1": "broken row"}
 
 
 def test_damaged_data_give_what_came_before_and_a_problem_for_each_row(tmp_path):

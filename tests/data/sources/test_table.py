@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from reading import pictures, problems, read
+from reading import encoded_images, problems, read_records
 
 from imagen.data.sources import open_source
 from imagen.errors import UserError
@@ -25,7 +25,7 @@ CAPTIONS = [
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "img").mkdir()
-    for i, data in enumerate(pictures(len(CAPTIONS))):
+    for i, data in enumerate(encoded_images(len(CAPTIONS))):
         (tmp_path / "img" / f"{i}.png").write_bytes(data)
     return tmp_path
 
@@ -44,9 +44,9 @@ def test_csv_and_tsv_by_the_csv_module(folder, format, end, quoting):
     rows = [(i, f"img/{i}.png", caption) for i, caption in enumerate(CAPTIONS)]
     delimiter = {"csv": ",", "tsv": "\t"}[format]
     write_csv(folder / f"t.{format}", rows, delimiter=delimiter, lineterminator=end, quoting=quoting)
-    records = read(folder / f"t.{format}")
+    records = read_records(folder / f"t.{format}")
     assert [r.caption for r in records] == CAPTIONS
-    assert [r.image for r in records] == pictures(len(CAPTIONS))
+    assert [r.image for r in records] == encoded_images(len(CAPTIONS))
     assert (records[0].key, records[0].origin) == ("000000002", f"t.{format}, line 2")
     assert (records[2].key, records[2].origin) == ("000000005", f"t.{format}, line 5")  # after a row of two lines
 
@@ -57,14 +57,14 @@ def test_any_table_that_the_csv_module_writes_is_cut_into_whole_rows(tmp_path):
     for trial in range(30):
         captions = ["".join(rng.choices('ab", \n\r', k=rng.randrange(8))) for _ in range(40)]
         write_csv(tmp_path / f"{trial}.csv", [(c, "p") for c in captions], ("caption", "image"))
-        assert [r.caption for r in read(tmp_path / f"{trial}.csv", join_rows=False)] == captions
+        assert [r.caption for r in read_records(tmp_path / f"{trial}.csv", join_rows=False)] == captions
 
 
 def test_a_byte_order_mark_and_the_end_without_a_line_end(folder):
     (folder / "t.csv").write_bytes(b"\xef\xbb\xbfTEXT,file_name\r\none,img/0.png\r\n\r\ntwo,img/1.png")
-    records = read(folder / "t.csv")
+    records = read_records(folder / "t.csv")
     assert [(r.origin, r.caption) for r in records] == [("t.csv, line 2", "one"), ("t.csv, line 4", "two")]
-    assert [r.image for r in records] == pictures(2)
+    assert [r.image for r in records] == encoded_images(2)
 
 
 def test_jsonl(folder):
@@ -73,8 +73,8 @@ def test_jsonl(folder):
             file.write(
                 json.dumps({"image": f"img/{i}.png", "prompt": caption}, ensure_ascii=bool(i % 2)) + "\n" * (1 + i % 3)
             )
-    records = read(folder / "t.jsonl")
-    assert [r.caption for r in records] == CAPTIONS and [r.image for r in records] == pictures(len(CAPTIONS))
+    records = read_records(folder / "t.jsonl")
+    assert [r.caption for r in records] == CAPTIONS and [r.image for r in records] == encoded_images(len(CAPTIONS))
 
 
 def test_pictures_in_base64_longer_than_the_csv_modules_limit(tmp_path):
@@ -83,8 +83,8 @@ def test_pictures_in_base64_longer_than_the_csv_modules_limit(tmp_path):
     write_csv(tmp_path / "t.csv", [("c", c.decode()) for c in coded], ("caption", "image_base64"))
     with open(tmp_path / "t.jsonl", "w") as file:
         file.writelines(json.dumps({"caption": "c", "b64": c.decode()}) + "\n" for c in coded)
-    assert [r.image for r in read(tmp_path / "t.csv")] == [data] * 3
-    assert [r.image for r in read(tmp_path / "t.jsonl", image_column="b64")] == [data] * 3
+    assert [r.image for r in read_records(tmp_path / "t.csv")] == [data] * 3
+    assert [r.image for r in read_records(tmp_path / "t.jsonl", image_column="b64")] == [data] * 3
 
 
 def test_absolute_paths_and_a_folder_of_tables(folder):
@@ -93,8 +93,8 @@ def test_absolute_paths_and_a_folder_of_tables(folder):
     write_csv(folder / "deep" / "b.csv", [("absolute", folder / "img" / "0.png"), ("up", "../img/1.png")], header)
     write_csv(folder / "a.csv", [("here", "img/2.png")], ("image_path", "title")[::-1])
     write_csv(folder / "none.csv", [], header)
-    records = read(folder, "csv")
-    a, b, c = pictures(3)
+    records = read_records(folder, "csv")
+    a, b, c = encoded_images(3)
     assert [(r.key, r.caption, r.image) for r in records] == [
         ("00000-000000002", "here", c),
         ("00001-000000002", "absolute", a),
@@ -123,7 +123,7 @@ def test_faults_of_csv_rows(folder):
         b"last,img/5.png",
     ]
     (folder / "t.csv").write_bytes(b"\n".join(lines))
-    records = read(folder / "t.csv", join_rows=False)
+    records = read_records(folder / "t.csv", join_rows=False)
     reasons = problems(records)
     assert reasons.pop("t.csv, line 8") in ("unreadable file", "broken row")  # the csv module of Python 3.10 says so
     assert reasons == {
@@ -147,7 +147,7 @@ def test_a_quote_that_is_never_closed_is_part_of_its_own_row_of_a_long_table(tmp
     rows[700] = 'p\t"c'
     rows[900] = 'p\t"c\tmore'
     (tmp_path / "t.tsv").write_text("\n".join(["path\tcaption", *rows]))
-    records = read(tmp_path / "t.tsv", cuts=(300, 1000), join_rows=False)
+    records = read_records(tmp_path / "t.tsv", part_sizes=(300, 1000), join_rows=False)
     assert problems(records) == {"t.tsv, line 902": "broken row"} and len(records) == 2000
     assert [r.caption for r in records if not r.problem and r.caption != "c"] == ['"c']
 
@@ -186,7 +186,7 @@ def test_quotes_that_do_not_follow_the_standard(tmp_path, name, delimiter):
     path = tmp_path / ("t.csv" if delimiter == "," else "t.tsv")
     path.write_text(text.replace(",", delimiter))
     wanted = {i: c.replace(",", delimiter) if isinstance(c, str) else c for i, c in enumerate(captions, 2) if c}
-    records = read(path)
+    records = read_records(path)
     assert {int(r.key): ... if r.problem else r.caption for r in records} == wanted
     assert all(r.problem[0] == "broken row" if r.problem else r.image == b"%d" % (int(r.key) - 1) for r in records)
 
@@ -207,7 +207,7 @@ def test_faults_of_jsonl_rows(folder):
         b"[" * 100_000,
     ]
     (folder / "t.jsonl").write_bytes(b"\n".join(lines))
-    records = read(folder / "t.jsonl")
+    records = read_records(folder / "t.jsonl")
     assert problems(records) == {f"t.jsonl, line {i}": "broken row" for i in (1, 3, 4, 5, 6, 8, 12)} | {
         "t.jsonl, line 11": "unreadable file"
     }
@@ -218,7 +218,7 @@ def test_faults_of_jsonl_rows(folder):
 
 def test_bad_base64(tmp_path):
     write_csv(tmp_path / "t.csv", [("c", "####"), ("c", "abc"), ("c", "data:image/png;base64,")], ("text", "image_b64"))
-    records = read(tmp_path / "t.csv", image_column="image_b64")
+    records = read_records(tmp_path / "t.csv", image_column="image_b64")
     assert list(problems(records).values()) == ["bad base64"] * 3
 
 
@@ -269,17 +269,17 @@ def test_json_lines_that_differ_in_their_fields(folder):
         {"caption": "three", "image": "img/4.png", "id": 7},
     ]
     (folder / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    records = read(folder / "t.jsonl")
+    records = read_records(folder / "t.jsonl")
     assert [r.caption for r in records if not r.problem] == [None, "one", "two", "three"]  # null: no caption
     assert problems(records) == {f"t.jsonl, line {i}": "broken row" for i in (1, 2, 6)}
-    named = read(folder / "t.jsonl", caption_column="text")
+    named = read_records(folder / "t.jsonl", caption_column="text")
     assert [r.caption for r in named if not r.problem] == ["a slip"]
 
 
 def test_fields_that_come_late_are_found(folder):
     rows = [{"image": f"img/{i % 5}.png"} for i in range(300)] + [{"image": "img/5.png", "caption": "late"}]
     (folder / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    records = read(folder / "t.jsonl", cuts=(50, 1000))
+    records = read_records(folder / "t.jsonl", part_sizes=(50, 1000))
     assert [r.caption for r in records if not r.problem] == ["late"] and len(records) == 301
 
 
@@ -296,21 +296,21 @@ def test_rows_that_end_early_are_used_if_they_have_both(folder, format, delimite
     ]
     path = folder / f"t.{format}"
     path.write_text("\n".join(lines).replace(",", delimiter))
-    records = read(path)
+    records = read_records(path)
     assert [r.caption for r in records if not r.problem] == ["one", "two", "five", "six"]
     assert problems(records) == {f"t.{format}, line {i}": "broken row" for i in (4, 5)}
 
 
 @pytest.mark.parametrize("join_rows", [True, False])
 def test_pictures_that_their_folders_table_does_not_name_are_listed(tmp_path, join_rows):
-    data = pictures(6)
+    data = encoded_images(6)
     for i, name in enumerate(["a/0.png", "a/deep/1.png", "a/2.png", "b/3.png", "b/4.jpg", "b/5 é.PNG"]):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(data[i])
     (tmp_path / "a/metadata.csv").write_text("file_name,text\n0.png,zero\n./deep/1.png,one\n9.png,gone\n")
     (tmp_path / "b/metadata.csv").write_text(f"text,file_name\nthree,{tmp_path.absolute()}/b/3.png\n")
     (tmp_path / "beside.png").write_bytes(data[0])  # in no folder with a table
-    records = read(tmp_path, "csv", join_rows=join_rows)
+    records = read_records(tmp_path, "csv", join_rows=join_rows)
     assert {r.image: r.caption for r in records if not r.problem} == {data[0]: "zero", data[1]: "one", data[3]: "three"}
     assert problems(records) == {
         "a/metadata.csv, line 4": "missing file",
