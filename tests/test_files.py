@@ -1,3 +1,5 @@
+"""Test reading and writing files: atomic replacement, leftovers of killed processes, and safe JSON."""
+
 import errno
 import json
 import os

@@ -1,3 +1,5 @@
+"""Test conversion between dataclasses and JSON, and overrides of fields."""
+
 import json
 from dataclasses import dataclass, field
 from typing import Any, Literal

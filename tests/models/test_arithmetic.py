@@ -1,4 +1,4 @@
-"""Number formats by processor: none that the processor emulates is chosen."""
+"""Check the number format that is chosen per processor: never one that the processor emulates."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def forget():
 
 @pytest.fixture
 def processor(monkeypatch):
-    """Simulate a processor: its instructions, and those that torch may use."""
+    """Simulate a processor: its instruction sets, and the limit that torch respects."""
 
     def pretend(capability, amx=False, bf16=False, isa=None, machine="x86_64"):
         monkeypatch.setattr(precision.platform, "machine", lambda: machine)
@@ -50,14 +50,14 @@ def processor(monkeypatch):
         ({"capability": "AVX512", "bf16": True}, True),
         ({"capability": "AVX512", "amx": True, "bf16": True}, True),
         ({"capability": "AVX512_VNNI", "bf16": True}, True),
-        # A processor that has it, but held below it.
+        # A processor that has bfloat16, limited to an older instruction set.
         ({"capability": "AVX2", "amx": True, "bf16": True}, False),
         ({"capability": "AVX512", "bf16": True, "isa": "AVX2"}, False),
         ({"capability": "AVX512", "bf16": True, "isa": "avx512_core"}, False),
         ({"capability": "AVX512", "bf16": True, "isa": "AVX512_CORE_BF16"}, True),
     ],
 )
-def test_cpus_by_their_instructions(processor, facts, bfloat16):
+def test_known_cpus_are_decided_by_their_instructions(processor, facts, bfloat16):
     processor(**facts)
     found = arithmetic("cpu")
     assert found.network is (torch.bfloat16 if bfloat16 else None)
@@ -66,7 +66,7 @@ def test_cpus_by_their_instructions(processor, facts, bfloat16):
 
 
 @pytest.mark.parametrize("faster", [True, False])
-def test_other_cpus_by_a_measurement(processor, monkeypatch, faster):
+def test_other_cpus_are_decided_by_a_measurement(processor, monkeypatch, faster):
     processor("DEFAULT", machine="arm64")
     monkeypatch.setattr(precision, "bfloat16_is_faster", lambda: faster)
     assert (arithmetic("cpu").network is torch.bfloat16) == faster
@@ -77,11 +77,11 @@ def test_the_measurement_returns_a_bool():
 
 
 @pytest.mark.parametrize("ampere", [True, False])
-def test_gpus(monkeypatch, ampere):
+def test_gpus_use_low_precision(monkeypatch, ampere):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: ampere or including_emulation)
     found = arithmetic("cuda:1")
     half = torch.bfloat16 if ampere else torch.float16
-    whole = torch.bfloat16 if ampere else torch.float32  # T5 and Newton-Schulz leave the range of float16
+    whole = torch.bfloat16 if ampere else torch.float32  # T5 and Newton-Schulz exceed the range of float16
     assert (found.network, found.encoder, found.matrices) == (half, whole, whole)
 
 
@@ -90,7 +90,7 @@ def test_apple_gpus_use_float32():
     assert (found.network, found.encoder, found.matrices) == (None, torch.float32, torch.float32)
 
 
-def test_names():
+def test_precision_names_are_read():
     assert [precision_name(autocast_dtype("cpu", name)) for name in ("fp32", "bf16", "fp16")] == [
         "fp32",
         "bf16",

@@ -1,4 +1,4 @@
-"""Internal failures: clients get an error response, the log has the traceback, health checks fail."""
+"""Test internal failures: clients get an error response, the log has the traceback, and health checks fail."""
 
 import socket
 
@@ -10,7 +10,7 @@ from imagen.serve.errors import INTERNAL
 from imagen.serve.openai_api import Images
 
 
-def broken(error: BaseException):
+def raising_check(error: BaseException):
     def check(*_):
         raise error
 
@@ -19,7 +19,7 @@ def broken(error: BaseException):
 
 @pytest.mark.parametrize("error", [ValueError("of theirs"), TimeoutError("of theirs")])
 def test_a_check_that_raises_is_500_and_logged(error, capfd):
-    with serving(check_prompt=broken(error)) as server, server.client() as http:
+    with serving(check_prompt=raising_check(error)) as server, server.client() as http:
         response = http.post("/v1/images/generations", json={"prompt": "cat"})
         assert response.status_code == 500 and response.json()["error"]["message"] == INTERNAL
         assert response.headers["x-content-type-options"] == "nosniff"
@@ -27,7 +27,7 @@ def test_a_check_that_raises_is_500_and_logged(error, capfd):
         counted = {"method": "POST", "route": "/v1/images/generations", "status": "500"}
         wait_until(lambda: server.service.metrics.registry.get_sample_value("imagen_http_requests_total", counted) == 1)
         assert http.post("/v1/images/generations", json={"prompt": ""}).status_code == 200
-    with serving(check_picture=broken(error)) as server, server.client() as http:
+    with serving(check_picture=raising_check(error)) as server, server.client() as http:
         response = http.post("/v1/images/generations", json={"prompt": "cat"})
         assert response.status_code == 500 and response.json()["error"]["message"] == INTERNAL
         assert "of theirs" in capfd.readouterr().err
@@ -41,20 +41,20 @@ def test_a_check_that_raises_is_500_and_logged(error, capfd):
         ("async def check_prompt(text): return None", "check_prompt is async; it must be a plain function"),
     ],
 )
-def test_invalid_modules_of_checks(code, said, tmp_path, monkeypatch, error_of):
+def test_invalid_check_modules_are_rejected(code, said, tmp_path, monkeypatch, error_of):
     (tmp_path / "their_checks.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(__import__("sys").modules, "their_checks", raising=False)
     assert said in error_of("serve", "emoji", "--filter", "their_checks")
 
 
-def test_an_error_of_the_engine_ends_only_the_active_images(capfd):
+def test_an_engine_error_ends_only_the_active_images(capfd):
     with serving() as server, server.client() as http:
         one = server.service.engines[0]
-        turn = one.run_batch
+        run_batch = one.run_batch
 
         def once() -> None:
-            one.run_batch = turn
+            one.run_batch = run_batch
             raise RuntimeError("a bug in the engine")
 
         one.run_batch = once
@@ -69,7 +69,7 @@ def test_a_failed_engine_is_reported(capfd):
         one = server.service.engines[0]
         with server.pause_engine():
             addresses = [http.post("/api/generate", json={"prompt": "cat"}).headers["location"] for _ in range(3)]
-            one.wait_for_work = broken(SystemExit("lost"))  # by what is no Exception
+            one.wait_for_work = raising_check(SystemExit("lost"))  # not a subclass of Exception
         wait_until(lambda: not one.thread.is_alive())
         wait_until(lambda: all(http.get(address).json()["state"] == "failed" for address in addresses))
         assert "lost" in capfd.readouterr().err and one.load() == (0, 0)
@@ -87,9 +87,9 @@ def test_other_engines_continue():
 
 
 def test_an_accelerator_error_fails_the_engine():
-    """Every later CUDA call of the process raises it."""
+    """After such an error, every later CUDA call of the process fails."""
     made = start_engine()
-    BatcherSpy(made, broken(torch.AcceleratorError("illegal address")))
+    BatcherSpy(made, raising_check(torch.AcceleratorError("illegal address")))
     drawn = RecordedTask(made)
     made.submit([drawn.task])
     assert isinstance(drawn.wait(), torch.AcceleratorError) and made.failure is drawn.result
@@ -107,7 +107,7 @@ def test_partial_images_are_freed_with_their_stream():
         wait_until(lambda: not any(picture.partials for job in jobs for picture in job.pictures))
 
 
-def test_openai_fields():
+def test_openai_fields_are_converted():
     assert Images(prompt="x", output_compression=0).image_request().quality == 1
     assert Images(prompt="x", output_compression=80).image_request().quality == 80
     assert Images(prompt="x").image_request().quality is None
@@ -116,7 +116,7 @@ def test_openai_fields():
         assert (error["param"], error["code"]) == ("model", "model_not_found")
 
 
-def test_a_client_that_leaves_while_sending_is_not_a_failure(capfd):
+def test_a_client_that_disconnects_while_sending_is_not_a_failure(capfd):
     with serving() as server, server.client() as http:
         port = int(server.url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), 10) as connection:

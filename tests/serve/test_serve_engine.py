@@ -1,4 +1,4 @@
-"""The engine: images independent of the batch, batches that form and dissolve, fairness."""
+"""Test the engine: images do not depend on the batch, batches change at each step, and clients share fairly."""
 
 from typing import Any
 
@@ -84,10 +84,10 @@ def test_a_new_image_joins_the_batch_at_the_next_step():
     made.stop()
     assert watching.sizes == [1] * 10 + [2] * 3 + [1] * 17
     waiting = made.metrics.registry.get_sample_value("imagen_batch_pictures_count", {"stage": "16"})
-    assert waiting == 30 + 2, "and those of the warm-up"
+    assert waiting == 30 + 2, "one call per step, and two of the warm-up"
 
 
-def test_batch_respects_the_pixel_limit():
+def test_batches_respect_the_pixel_limit():
     made = start_engine(limits=change_limits(batch_pixels=16 * 16 * 5))  # two and a half guided images
     sizes = BatcherSpy(made).sizes
     drawn = [RecordedTask(made, seeds=i, stages=1, steps=4) for i in range(5)]
@@ -160,9 +160,9 @@ def test_a_large_request_does_not_delay_another_client():
 def test_a_short_request_overtakes_a_long_one_of_the_same_client():
     made = start_engine(limits=change_limits(batch_pixels=16 * 16 * 2))  # one guided image per call
     long, short = RecordedTask(made, steps=[50, 1]), RecordedTask(made, steps=[3, 1])
-    long_steps: list[int] = []  # of the long request, after each step of the short one
+    long_steps: list[int] = []  # steps of the long request after each step of the short one
 
-    def report(event: Any) -> None:  # in the engine's thread, so that the order of events is that of the steps
+    def report(event: Any) -> None:  # runs in the engine's thread, so events are in the order of the steps
         if isinstance(event, Step):
             long_steps.append(len(long.steps))
         short.record(event)
@@ -174,15 +174,15 @@ def test_a_short_request_overtakes_a_long_one_of_the_same_client():
     long.wait()
     made.stop()
     assert len(long_steps) == 4 and len(long.steps) == 51
-    assert long_steps[:3] == [1, 2, 3], "step by step in turn, the long one first"
+    assert long_steps[:3] == [1, 2, 3], "both take turns, starting with the long request"
 
 
-def test_queue_positions():
+def test_queue_positions_follow_the_fair_order():
     made = Engine(tiny_cascade(), LIMITS, torch.device("cpu"), engine_metrics())
     drawn = [RecordedTask(made, client=client) for client in "aaab"]
     made.submit([each.task for each in drawn])
     ahead = made.queue_positions()
-    assert [ahead[each.task] for each in drawn] == [0, 2, 3, 1], "b's first comes before a's second"
+    assert [ahead[each.task] for each in drawn] == [0, 2, 3, 1], "the first image of b comes before the second of a"
     made.cancel([drawn[0].task])
     assert [made.queue_positions().get(each.task) for each in drawn] == [None, 0, 2, 1]
 
@@ -193,7 +193,7 @@ def engine_metrics() -> Any:
     return Metrics()
 
 
-def test_fair_queue():
+def test_the_fair_queue_shares_by_weight_and_gives_credit_only_for_waiting():
     queue = FairQueue({"base": 4.0})
     turns = []
     for _ in range(10):
@@ -217,10 +217,10 @@ def test_later_stages_get_device_time_while_new_images_arrive():
         BatcherSpy(made, lambda calls, stage=stage: clock.update({stage: calls}), stage)
     first = RecordedTask(made, steps=[1, 8])
     greedy = [RecordedTask(made, client="b", seeds=i, stages=1, steps=60) for i in range(3)]
-    with made.condition:  # all of them at once
+    with made.condition:  # submit all at once
         made.submit([first.task, *(drawn.task for drawn in greedy)])
     first.wait()
-    assert clock[1] == 8 and clock[0] < 60, "not after the others"
+    assert clock[1] == 8 and clock[0] < 60, "later stages must not wait for all new images"
     for drawn in greedy:
         drawn.wait()
     made.stop()

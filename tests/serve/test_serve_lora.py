@@ -1,4 +1,4 @@
-"""LoRA in requests: each gets its own, whatever is sampled at the same time."""
+"""Test requests with LoRA: each image gets its own LoRA, even if others are sampled at the same time."""
 
 import threading
 from pathlib import Path
@@ -15,8 +15,8 @@ from imagen.pictures import read_metadata
 CHOICES: list[dict[str, float] | None] = [None, {"ink": 0.7}, {"ink": -0.5}, {"fine": 1.0}, {"ink": 0.7, "fine": 1.0}]
 
 
-def loaded(folder: Path) -> Any:
-    """A cascade with one LoRA for each stage."""
+def cascade_with_loras(folder: Path) -> Any:
+    """Return a cascade with one LoRA per stage."""
     model = tiny_cascade()
     for number, name in enumerate(("ink", "fine")):
         model.load_lora(lora_file(folder / f"{name}.safetensors", model, number, seed=number))
@@ -30,11 +30,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def running(folder: Path) -> Any:
-    with serving(loaded(folder)) as server:
+    with serving(cascade_with_loras(folder)) as server:
         yield server
 
 
-def test_requests_with_different_lora_at_once(running: Any, folder: Path) -> None:
+def test_concurrent_requests_can_have_different_loras(running: Any, folder: Path) -> None:
     found: dict[int, tuple[Image.Image, dict[str, Any] | None]] = {}
 
     def one(number: int) -> None:
@@ -54,7 +54,7 @@ def test_requests_with_different_lora_at_once(running: Any, folder: Path) -> Non
         wait_until(lambda: len(running.service.jobs.unfinished()) == 10)
     for thread in threads:
         thread.join(60)
-    model = loaded(folder)
+    model = cascade_with_loras(folder)
     options: dict[str, Any] = {"progress": False, "precision": "fp32", "device": "cpu"}
     for number in range(10):
         lora = CHOICES[number % len(CHOICES)]
@@ -67,7 +67,7 @@ def test_requests_with_different_lora_at_once(running: Any, folder: Path) -> Non
             assert max_difference(expected, model.sample("cat", seeds=number, **options)[0]) > 3
 
 
-def test_names_and_mistakes(running: Any) -> None:
+def test_lora_names_are_listed_and_invalid_ones_rejected(running: Any) -> None:
     with running.client() as client:
         assert client.get("/api/about").json()["lora"] == ["ink", "fine"]
         for lora, message in (

