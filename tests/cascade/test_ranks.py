@@ -39,7 +39,7 @@ def test_results_are_returned_by_rank():
 
 
 def test_failing_exiting_and_hanging_ranks_are_reported():
-    with pytest.raises(AssertionError, match=r"rank 1 of 2: (.|\n)*fail_on_1(.|\n)*KeyError: 'this one'"):
+    with pytest.raises(AssertionError, match=r"rank 1 of 2: (.|\n)*fail_on_rank_1(.|\n)*KeyError: 'this one'"):
         run_on_ranks(2, fail_on_rank_1)
     with pytest.raises(AssertionError, match="rank"):
         run_on_ranks(2, exit_on_rank_1)

@@ -58,9 +58,8 @@ def exact_ode(x, logsnr_t, logsnr_s):
 def mean_and_variance(sampler, logsnrs, denoise=denoise, start=marginal, **options):
     """Return the exact mean and variance of the output, and the number of noise calls.
 
-    The initial x is from the marginal at logsnrs[0].
-
-    Row 0 of the batch starts from 0, row 1 from 1, and row 2 + k gets a unit impulse as its k-th noise.
+    The initial x is from the marginal at logsnrs[0]. Row 0 of the batch starts from 0 and row 1 from 1. Row 2 + k gets
+    a unit impulse as its k-th noise.
     """
     steps = len(logsnrs) - 1
     x = torch.zeros(2 + steps, 3, dtype=F64)

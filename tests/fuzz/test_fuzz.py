@@ -27,8 +27,7 @@ from mutations import changed_bytes, changed_json, changed_lines, changed_png, c
 from PIL import Image
 from running import MAX_SECONDS, bounded_memory, find_fault
 
-from imagen.cascade import Cascade
-from imagen.cascade.texts import PromptEncoder
+from imagen.cascade import Cascade, texts
 from imagen.pictures import readable_formats
 
 # Number of inputs of each kind, out of 2,000.
@@ -43,6 +42,8 @@ Make = Callable[[Random, Path, "Base"], list[object]]
 
 class LengthTokenEncoder:
     """Encodes a prompt as one token of its length."""
+
+    model = None
 
     def encode(self, prompts: list[str]) -> list[torch.Tensor]:
         return [torch.full((1, WIDTH), len(prompt) / 100) for prompt in prompts]
@@ -81,7 +82,8 @@ def base(tmp_path_factory) -> Iterator[Base]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PromptEncoder, "_load", lambda *_arguments: LengthTokenEncoder())
+        patch.setattr(texts, "load_text_encoder", lambda *_arguments: LengthTokenEncoder())
+        patch.setattr(texts, "quantize_int8", lambda model: None)
         yield Base(tmp_path_factory.mktemp("fuzz"))
     torch.set_num_threads(threads)
 

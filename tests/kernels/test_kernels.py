@@ -160,4 +160,4 @@ def test_the_triton_kernels_pass_in_the_interpreter():
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     if INTERPRETED:
-        monkeypatch.setattr(kernel, "_use_triton", lambda x: True)
+        monkeypatch.setattr(kernel, "use_triton", lambda x: True)

@@ -147,7 +147,7 @@ def assert_rejected(config: TextConfig, *words: str) -> None:
 
 
 def test_a_missing_embedded_encoder_is_a_user_error(monkeypatch):
-    monkeypatch.setattr(text_module, "_EMBEDDED_PACKAGE", "no_such_package")
+    monkeypatch.setattr(text_module, "EMBEDDED_PACKAGE", "no_such_package")
     assert_rejected(TextConfig(), "pip install 'imagen-cascade[demo]'")
 
 

@@ -157,7 +157,7 @@ def test_encoding_waits_for_another_machine(folder, uninterrupted, monkeypatch, 
 def test_the_lease_of_a_silent_machine_expires(folder, uninterrupted, monkeypatch):
     name = sorted(uninterrupted)[0]
     lease_of_another_machine(monkeypatch, folder / name, beat=1000)
-    monkeypatch.setattr(encode_module, "_POLL", 0.02)
+    monkeypatch.setattr(encode_module, "POLL_INTERVAL", 0.02)
     assert encode_shards(folder, LengthEncoder(), 60, progress=False, leases=Leases(stale=0.2)) == SHARDS
     assert sidecars(folder) == uninterrupted and hidden_files(folder) == []
 

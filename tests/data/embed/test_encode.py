@@ -262,7 +262,7 @@ def test_truncated_captions_are_counted(folder):
     encode_shards(folder, LengthEncoder(), progress=False)
     lost = 1 + len("a steam train on a table") - 16
     for split in ("train", "heldout"):
-        cuts = [read_truncation(sidecar) for sidecar in Embeddings(open_split(folder, split), LongText())._sidecars]
+        cuts = [read_truncation(sidecar) for sidecar in Embeddings(open_split(folder, split), LongText()).sidecars]
         assert cuts == [Truncation(1, lost, lost), Truncation()]
     assert count_truncated(folder, LongText()) == (Truncation(2, 2 * lost, lost), 2 * len(CAPTIONS))
     encode_shards(folder, LengthEncoder(max_tokens=11), progress=False)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from comparable_samples import epoch_order, take
 from encoders import Text, WordEncoder
 from loading import open_loader
 from PIL import Image
+from samples import epoch_order, take
 
 from imagen.data.embed.encode import encode_shards
 from imagen.data.embed.sidecar import Embeddings
@@ -329,7 +329,7 @@ def test_a_shard_lost_during_training_is_one_line_from_a_worker_too(damaged):
 
 def test_a_pickled_dataset_gives_the_same_samples(folder):
     """Spawned workers receive the data set as a pickle."""
-    copy = pickle.loads(pickle.dumps(make_loader(folder)._stream))
+    copy = pickle.loads(pickle.dumps(make_loader(folder).stream))
     assert comparable_samples([copy.__getitems__(list(range(8)))]) == comparable_samples(take(make_loader(folder), 1))
     assert isinstance(copy.reader.dataset, ShardedDataset)
 

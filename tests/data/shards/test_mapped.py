@@ -55,8 +55,8 @@ def test_rows_equal_those_of_the_array(tmp_path):
 
 
 def test_few_files_stay_mapped_and_all_can_be_read_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(mapped, "_KEPT", 3)
-    monkeypatch.setattr(mapped, "_mapped", mapped.deque())
+    monkeypatch.setattr(mapped, "MAX_MAPS", 3)
+    monkeypatch.setattr(mapped, "open_maps", mapped.deque())
     for i in range(8):
         save_file({"a": VALUES["a"] + i}, tmp_path / f"{i}")
     files = [MappedTensors(tmp_path / f"{i}", "") for i in range(8)]

@@ -122,7 +122,7 @@ def server(folder):
 
 @pytest.fixture(autouse=True)
 def short_retry_waits(monkeypatch):
-    monkeypatch.setattr(remote, "_WAITS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(remote, "RETRY_WAITS", (0.01, 0.01, 0.01))
 
 
 @pytest.fixture
@@ -324,7 +324,7 @@ def test_a_full_disk_is_reported(server, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     data = open_split(server.url, cache=CacheConfig(folder=tmp_path))
-    monkeypatch.setattr(remote, "_get", full)
+    monkeypatch.setattr(remote, "download", full)
     with pytest.raises(UserError, match=r"cannot write .*00000\.tar: No space left"):
         data.read(0, "png")
 
