@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_rerunning_killed_commands_gives_the_same_files():
     script = [sys.executable, str(ROOT / "benchmarks" / "kill.py"), "--small", "--kills", "2"]
     done = subprocess.run(

@@ -113,7 +113,7 @@ def run(artifacts, tmp_path) -> Path:
     return Path(shutil.copytree(artifacts / "base", tmp_path / "run"))
 
 
-def refused(tmp_path, *arguments: object) -> str:
+def assert_rejected(tmp_path, *arguments: object) -> str:
     done = run_imagen(*arguments)
     assert done.code == 2 and done.err.startswith("imagen: ") and done.err.count("\n") == 1, done
     assert "Traceback" not in done.err + done.out
@@ -131,21 +131,21 @@ def test_the_payload_executes_when_unpickled(tmp_path):
 def test_train_executes_no_code_from_checkpoints(artifacts, run, tmp_path, quick_options, attack):
     plant_checkpoints(run, attack, tmp_path / "marker")
     arguments = ["--data", artifacts / "shards", "--out", run, "--train.steps", 6, *quick_options]
-    assert "no checkpoint in" in refused(tmp_path, "train", "debug_64", *arguments)
+    assert "no checkpoint in" in assert_rejected(tmp_path, "train", "debug_64", *arguments)
 
 
 @pytest.mark.parametrize("step", [[], ["--step", 4]], ids=["last", "step"])
 @pytest.mark.parametrize("attack", CHECKPOINTS, ids=lambda attack: attack.__name__)
 def test_export_executes_no_code_from_checkpoints(run, tmp_path, attack, step):
     plant_checkpoints(run, attack, tmp_path / "marker")
-    assert "is damaged" in refused(tmp_path, "export", run, *step, "--out", tmp_path / "out")
+    assert "is damaged" in assert_rejected(tmp_path, "export", run, *step, "--out", tmp_path / "out")
     assert not (tmp_path / "out" / "cascade.json").exists()
 
 
 @pytest.mark.parametrize("how", [("--decay", 0.9), ("--sigma-rel", 0.08)], ids=["decay", "sigma_rel"])
 def test_export_executes_no_code_from_averages(run, tmp_path, how):
     plant_averages(run, tmp_path / "marker")
-    assert "cannot be read" in refused(tmp_path, "export", run, *how, "--out", tmp_path / "out")
+    assert "cannot be read" in assert_rejected(tmp_path, "export", run, *how, "--out", tmp_path / "out")
 
 
 COMMANDS = {
@@ -161,16 +161,16 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("which", ["weights", "unconditional"])
-@pytest.mark.parametrize("what", COMMANDS)
-def test_no_command_executes_code_from_the_export(artifacts, run, tmp_path, what, which):
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_command_executes_code_from_the_export(artifacts, run, tmp_path, name, which):
     plant_export(run, tmp_path / "marker", which)
-    refused(tmp_path, *COMMANDS[what](run, artifacts, tmp_path / "out"))
+    assert_rejected(tmp_path, *COMMANDS[name](run, artifacts, tmp_path / "out"))
     assert not (tmp_path / "out" / "cascade.json").exists()
 
 
 def test_compare_and_evaluate_execute_no_code_from_metrics(run, tmp_path):
     plant_row_files(run, tmp_path / "marker")
-    refused(tmp_path, "compare", run, "--out", tmp_path / "curves.png")
+    assert_rejected(tmp_path, "compare", run, "--out", tmp_path / "curves.png")
 
 
 @pytest.mark.parametrize("attack", [*CHECKPOINTS, state_is_code], ids=lambda attack: attack.__name__)

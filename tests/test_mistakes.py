@@ -74,9 +74,9 @@ def test_prompts_of_a_megabyte_are_rejected(artifacts, error_of, tmp_path, promp
         ("sample", artifacts / "base", "cat", "--negative", prompt),
         ("upscale", artifacts / "sr", picture, "--prompt", prompt),
     ):
-        said = error_of(*line, "--out", tmp_path / "o")
-        assert "has 1,200,000 characters; at most 10,000" in said or "has 300,000 characters; at most 10,000" in said
-        assert len(said) < 300 and not (tmp_path / "o").exists()
+        error = error_of(*line, "--out", tmp_path / "o")
+        assert "has 1,200,000 characters; at most 10,000" in error or "has 300,000 characters; at most 10,000" in error
+        assert len(error) < 300 and not (tmp_path / "o").exists()
 
 
 def test_long_prompts_are_sampled(artifacts, imagen, tmp_path):
@@ -125,8 +125,8 @@ def test_absurd_config_values_are_rejected(artifacts, error_of, tmp_path, field,
         ("config", "debug_256"),
         ("train", "debug_256", "--data", artifacts / "shards", "--out", tmp_path / "r"),
     ):
-        said = error_of(*line, f"--{field}", value)
-        assert last in said and len(said) < 400
+        error = error_of(*line, f"--{field}", value)
+        assert last in error and len(error) < 400
     assert not (tmp_path / "r").exists()
 
 
@@ -330,7 +330,7 @@ def test_a_bug_in_a_thread_is_reported(monkeypatch, tmp_path, capsys):
 def test_a_closed_or_full_output_ends_the_command(ending):
     """Run in a shell, so that the reader of the pipe can exit."""
     if ending == "> /dev/full" and not Path("/dev/full").exists():
-        pytest.skip("there is no /dev/full")
+        pytest.skip("needs /dev/full")
     line = f"{sys.executable} -m imagen config debug_64 {ending}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
     expected = "imagen: cannot go on: No space left on device\n" if "full" in ending else ""

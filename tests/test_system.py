@@ -43,7 +43,7 @@ def test_one_process_holds_a_lock_and_its_end_releases_it(tmp_path):
             assert system.lock(file)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_forked_child_holds_the_lock_only_if_requested(tmp_path, shared):
     """Kill the parent while its child waits for the end of its input, which the test holds open."""

@@ -48,16 +48,16 @@ def test_missing_weights_are_reported(tmp_path, monkeypatch, error_of):
     monkeypatch.setattr(weights, "packaged_path", lambda name: tmp_path / "nothing" / name)
     assert "lacks the weights 'emoji'" in error_of("sample", "emoji", "a horse", "--out", "pictures")
     assert "does not exist" in error_of("sample", "emojis", "a horse", "--out", "pictures")
-    said: list[str] = []
-    assert draw_first(tmp_path / "demo", said.append) == []
-    assert "lacks the weights" in said[0] and len(said) == 1
+    lines: list[str] = []
+    assert draw_first(tmp_path / "demo", lines.append) == []
+    assert "lacks the weights" in lines[0] and len(lines) == 1
 
 
 def test_the_demo_samples_the_packaged_weights_first(packaged, tmp_path):
-    said: list[str] = []
-    paths = draw_first(tmp_path / "demo", said.append)
+    lines: list[str] = []
+    paths = draw_first(tmp_path / "demo", lines.append)
     assert Image.open(paths[0]).width == 256  # the largest stage
-    assert all(path.is_file() for path in paths) and str(paths[0]) in said[-1]
+    assert all(path.is_file() for path in paths) and str(paths[0]) in lines[-1]
 
 
 # --- low precision ---

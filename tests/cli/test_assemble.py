@@ -30,15 +30,15 @@ from damage import broken_weights, edit_manifest, max_file_size, other_weights, 
 def test_damaged_cascades_are_rejected(copy_artifact, error_of, tmp_path, apply_damage, message):
     cascade = copy_artifact("cascade")
     apply_damage(cascade)
-    said = error_of("sample", cascade, "a cat", "--out", tmp_path / "o")
-    assert message in said and str(cascade) in said
+    error = error_of("sample", cascade, "a cat", "--out", tmp_path / "o")
+    assert message in error and str(cascade) in error
     assert not (tmp_path / "o").exists()
 
 
 def test_a_full_disk_while_assembling_is_a_user_error(artifacts, error_of, tmp_path):
     with max_file_size(100_000):
-        said = error_of("assemble", artifacts / "base", "--out", tmp_path / "c")
-    assert "free some space" in said and not list((tmp_path / "c").glob("cascade.json"))
+        error = error_of("assemble", artifacts / "base", "--out", tmp_path / "c")
+    assert "free some space" in error and not list((tmp_path / "c").glob("cascade.json"))
     assert not [path for path in (tmp_path / "c").iterdir() if path.name.endswith(".tmp")]
 
 

@@ -35,7 +35,7 @@ def completions(imagen, tmp_path_factory):
     return ask
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_bash_completes_commands_options_and_values(completions):
     found = completions(
         *("''", "sa", "data ''", "sample c --sa", "sample c --sampler ''", "sample c --sampler ddi"),
@@ -57,7 +57,7 @@ def test_bash_completes_commands_options_and_values(completions):
     assert found[8:] == [{"h200"}, {"bash", "zsh", "fish"}, {"deepfloyd", "diffusers"}, {"folder", "name"}]
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_bash_completes_files_for_path_arguments(completions):
     assert completions("upscale c ph", "sample c --init ''", "train emoji_64 --data p", "sample c --negative ''") == [
         *({"photo.png"} for _ in range(3)),

@@ -38,10 +38,10 @@ def test_presets_and_config_are_printed(imagen, monkeypatch):
 )
 def test_values_out_of_range_are_rejected_with_their_name(artifacts, error_of, tmp_path, field, value):
     out = tmp_path / "run"
-    said = error_of("train", "debug_256", "--data", artifacts / "shards", "--out", out, f"--{field}", value)
+    error = error_of("train", "debug_256", "--data", artifacts / "shards", "--out", out, f"--{field}", value)
     names = {"stage.unet.patch": "stage.resolution", "text": "stage.unet.text_width"}
     last = names.get(field, field).rsplit(".", 1)[-1]
-    assert (last in said and "stage.unet.levels" not in field) or "level" in said
+    assert (last in error and "stage.unet.levels" not in field) or "level" in error
     assert not out.exists()
 
 

@@ -31,10 +31,10 @@ from imagen.emoji.presets import MINILM
 def test_damaged_shards_are_rejected(copy_artifact, error_of, quick_options, tmp_path, apply_damage, message):
     shards = copy_artifact("shards")
     apply_damage(shards)
-    said = error_of(
+    error = error_of(
         "train", "debug_64", "--data", shards, "--out", tmp_path / "run", *quick_options, "--train.steps", 2
     )
-    assert message in said and str(shards) in said
+    assert message in error and str(shards) in error
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,13 @@ def test_damaged_shards_are_rejected(copy_artifact, error_of, quick_options, tmp
     ],
 )
 def test_embeddings_of_another_encoder_are_rejected(artifacts, error_of, tmp_path, options, message):
-    said = error_of("train", "debug_64", "--data", artifacts / "shards", "--out", tmp_path / "run", *options)
-    assert re.search(message, said)
+    error = error_of("train", "debug_64", "--data", artifacts / "shards", "--out", tmp_path / "run", *options)
+    assert re.search(message, error)
 
 
 def test_images_that_are_too_small_are_rejected(artifacts, error_of, tmp_path):
-    said = error_of("train", "debug_1024", "--data", artifacts / "shards", "--out", tmp_path / "run")
-    assert "00000.tar" in said and "1024" in said
+    error = error_of("train", "debug_1024", "--data", artifacts / "shards", "--out", tmp_path / "run")
+    assert "00000.tar" in error and "1024" in error
 
 
 def test_shards_are_encoded(artifacts, copy_artifact, imagen, error_of, tmp_path):

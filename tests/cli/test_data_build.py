@@ -90,9 +90,9 @@ def test_pairs_in_the_paddle_line_formats_can_be_trained_on(imagen, artifacts, q
         np.save(tmp_path / f"npy/{i}_mask.npy", mask)
     lines = [f"id{i}\tnpy/{i}.npy\tnpy/{i}_mask.npy\t{image}\n" for i, image in enumerate(images)]
     (tmp_path / "cc12m.txt").write_text("".join(lines))
-    whose = ("--encoder", text.encoder, "--max-tokens", text.max_tokens)
+    encoder_options = ("--encoder", text.encoder, "--max-tokens", text.max_tokens)
     build = ("data", "build", tmp_path / "cc12m.txt", "--format", "cc12m_base64", "--out", tmp_path / "cc12m")
-    imagen(*build, *whose, "--workers", 1)
+    imagen(*build, *encoder_options, "--workers", 1)
     stored = Embeddings(open_split(tmp_path / "cc12m"), text)
     assert torch.equal(stored.tokens(3, ""), tokens[3].bfloat16().float())
     imagen("train", "debug_64", "--data", tmp_path / "cc12m", "--out", tmp_path / "cc12m_run", *steps)

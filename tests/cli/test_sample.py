@@ -28,8 +28,8 @@ from PIL import Image
     ],
 )
 def test_invalid_requests_are_rejected(artifacts, error_of, tmp_path, options, message):
-    said = error_of("sample", artifacts / "cascade", "a cat", "--out", tmp_path / "o", *options)
-    assert message in said
+    error = error_of("sample", artifacts / "cascade", "a cat", "--out", tmp_path / "o", *options)
+    assert message in error
     assert not (tmp_path / "o").exists()
 
 

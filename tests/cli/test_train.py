@@ -31,25 +31,25 @@ def test_two_processes_cannot_train_one_run(artifacts, copy_artifact, error_of, 
         [sys.executable, "-u", "-c", script, run / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout.readline() == "held\n"
-        said = error_of(
+        error = error_of(
             "train", "debug_64", "--data", artifacts / "shards", "--out", run, *quick_options, "--train.steps", 8
         )
         holder.communicate("\n")
-    assert "another process is training in" in said
+    assert "another process is training in" in error
 
 
-@pytest.mark.parametrize("limit, what", [(100_000, "checkpoints"), (8_000_000, "export")])
+@pytest.mark.parametrize("limit, written", [(100_000, "checkpoints"), (8_000_000, "export")])
 def test_a_full_disk_while_training_is_a_user_error(
-    artifacts, copy_artifact, error_of, imagen, quick_options, monkeypatch, limit, what
+    artifacts, copy_artifact, error_of, imagen, quick_options, monkeypatch, limit, written
 ):
     """Checkpoints are larger than exports, so the limit for exports is set only while exporting."""
     run = copy_artifact("base")
     before = read_files(run)
     train = ["train", "debug_64", "--data", artifacts / "shards", "--out", run, *quick_options, "--train.steps", 8]
-    if what == "checkpoints":
+    if written == "checkpoints":
         monkeypatch.setattr(export, "export_stage", lambda *_, **__: None)  # it would fail first
         with max_file_size(limit):
-            said = error_of(*train)
+            error = error_of(*train)
         monkeypatch.undo()
     else:
         original = export.export_stage
@@ -59,12 +59,12 @@ def test_a_full_disk_while_training_is_a_user_error(
                 original(*arguments, **options)
 
         monkeypatch.setattr(export, "export_stage", export_stage)
-        said = error_of(*train)
+        error = error_of(*train)
         monkeypatch.undo()
-    assert re.search(rf"cannot write {run}/{what}/.*: .*File too large.*; free some space", said)
+    assert re.search(rf"cannot write {run}/{written}/.*: .*File too large.*; free some space", error)
     after = read_files(run)
-    kept = [name for name in before if what in name]
-    assert kept and {name: after[name] for name in kept} == {name: before[name] for name in kept}
+    old_names = [name for name in before if written in name]
+    assert old_names and {name: after[name] for name in old_names} == {name: before[name] for name in old_names}
     assert not [name for name in after if name.endswith((".tmp", "-new"))]
     assert "all 8 steps are done" in imagen(*train)  # once there is space again
 

@@ -102,7 +102,7 @@ def original_state_dict(unet: torch.nn.Module) -> dict[str, Tensor]:
                 put(getattr(module, theirs), f"{name}.{first}")
 
     def attention(module: Any, name: str) -> None:
-        def together(*layers: Any) -> dict[str, Tensor]:
+        def interleave_heads(*layers: Any) -> dict[str, Tensor]:
             weight, bias = (
                 torch.cat(
                     [
@@ -116,8 +116,8 @@ def original_state_dict(unet: torch.nn.Module) -> dict[str, Tensor]:
             return {"weight": weight[..., None], "bias": bias}
 
         own = [module.to_q] if module.to_k is None else [module.to_q, module.to_k, module.to_v]
-        made.update({f"{name}.qkv.{key}": tensor for key, tensor in together(*own).items()})
-        text = together(module.add_k_proj, module.add_v_proj)
+        made.update({f"{name}.qkv.{key}": tensor for key, tensor in interleave_heads(*own).items()})
+        text = interleave_heads(module.add_k_proj, module.add_v_proj)
         made.update({f"{name}.encoder_kv.{key}": tensor for key, tensor in text.items()})
         put(module.group_norm, f"{name}.norm")
         put(module.norm_cross, f"{name}.norm_encoder")

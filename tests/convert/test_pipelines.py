@@ -69,7 +69,7 @@ class OurNoise:
         return noise
 
 
-def theirs(
+def diffusers_images(
     monkeypatch: pytest.MonkeyPatch, folder: Path, image: list[Image.Image] | None, steps: int, **parts: Any
 ) -> Tensor:
     """Return the images of diffusers, in [-1, 1]."""
@@ -87,7 +87,7 @@ def theirs(
     return made.images.clamp(-1, 1)  # the PIL output is clamped, "pt" is not
 
 
-def ours(monkeypatch: pytest.MonkeyPatch, cascade: Cascade, steps: int, **options: Any) -> list[Tensor]:
+def our_images(monkeypatch: pytest.MonkeyPatch, cascade: Cascade, steps: int, **options: Any) -> list[Tensor]:
     """Return the images of each of our stages, in [-1, 1], before rounding to 8 bits."""
     images: list[Tensor] = []
 
@@ -108,19 +108,19 @@ def test_images_equal_those_of_diffusers(
     monkeypatch: pytest.MonkeyPatch, pipelines: list[Path], converted: Path
 ) -> None:
     """The difference is mostly due to alphas, which diffusers computes in float32, but IF and we in float64."""
-    small = theirs(monkeypatch, pipelines[0], None, 10)
+    small = diffusers_images(monkeypatch, pipelines[0], None, 10)
     handed_on = to_images(to_uint8(small))
-    large = theirs(monkeypatch, pipelines[1], handed_on, 10)
+    large = diffusers_images(monkeypatch, pipelines[1], handed_on, 10)
     assert small.std() > 0.3 and large.std() > 0.3 and difference(small[0], small[1]) > 0.3
     cascade = Cascade.load(converted)
-    made = ours(monkeypatch, cascade, 10)
+    made = our_images(monkeypatch, cascade, 10)
     assert difference(made[0], small) < 1e-3
-    assert difference(ours(monkeypatch, cascade, 10, start=handed_on)[0], large) < 1e-3
+    assert difference(our_images(monkeypatch, cascade, 10, start=handed_on)[0], large) < 1e-3
     # The first stages differ by rounding, so some pixels between the stages may differ by one level. The second stages
     # are therefore compared on the output of our first stage.
     levels = (to_uint8(made[0]).int() - to_uint8(small).int()).abs()
     assert levels.max() <= 1 and (levels > 0).float().mean() < 0.02
-    assert difference(made[1], theirs(monkeypatch, pipelines[1], to_images(to_uint8(made[0])), 10)) < 1e-3
+    assert difference(made[1], diffusers_images(monkeypatch, pipelines[1], to_images(to_uint8(made[0])), 10)) < 1e-3
 
 
 def test_the_third_stage_alone_equals_that_of_diffusers(
@@ -130,8 +130,8 @@ def test_the_third_stage_alone_equals_that_of_diffusers(
     assert (stage.low_resolution, stage.resolution) == (16, 64)
     torch.manual_seed(0)
     start = to_images(torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8))
-    (made,) = ours(monkeypatch, Cascade.load(tmp_path / "third"), 5, start=start)
-    assert difference(made, theirs(monkeypatch, pipelines[2], start, 5)) < 1e-3
+    (made,) = our_images(monkeypatch, Cascade.load(tmp_path / "third"), 5, start=start)
+    assert difference(made, diffusers_images(monkeypatch, pipelines[2], start, 5)) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -150,8 +150,8 @@ def test_supported_schedulers_give_the_images_of_diffusers(
 ) -> None:
     pipeline = save_pipeline(tmp_path / "IF-1", 1, **scheduler)
     convert_deepfloyd([pipeline], tmp_path / "cascade")
-    (made,) = ours(monkeypatch, Cascade.load(tmp_path / "cascade"), 5)
-    assert difference(made, theirs(monkeypatch, pipeline, None, 5)) < 1e-3
+    (made,) = our_images(monkeypatch, Cascade.load(tmp_path / "cascade"), 5)
+    assert difference(made, diffusers_images(monkeypatch, pipeline, None, 5)) < 1e-3
 
 
 @pytest.mark.parametrize(("variance", "gamma"), [("fixed_small", 0.0), ("fixed_large", 1.0)])
@@ -168,16 +168,16 @@ def test_a_pipeline_fine_tuned_by_diffusers_has_a_fixed_variance(
 
     torch.manual_seed(0)
     start = to_images(torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8))
-    wanted = theirs(monkeypatch, pipeline, start, 10)
-    (made,) = ours(monkeypatch, Cascade.load(tmp_path / "cascade"), 10, start=start)
+    wanted = diffusers_images(monkeypatch, pipeline, start, 10)
+    (made,) = our_images(monkeypatch, Cascade.load(tmp_path / "cascade"), 10, start=start)
     assert difference(made, wanted) < 1e-3
-    assert difference(theirs(monkeypatch, pipelines[1], start, 10), wanted) > 0.1  # with the learned variance
+    assert difference(diffusers_images(monkeypatch, pipelines[1], start, 10), wanted) > 0.1  # with the learned variance
 
     (exported,) = convert_diffusers(tmp_path / "cascade", tmp_path / "out")
     assert json.loads((exported / "scheduler" / "scheduler_config.json").read_text())["variance_type"] == variance
     original = diffusers.IFSuperResolutionPipeline.from_pretrained(pipeline)
     text = {"tokenizer": original.tokenizer, "text_encoder": original.text_encoder}
-    assert torch.equal(theirs(monkeypatch, exported, start, 10, **text), wanted)
+    assert torch.equal(diffusers_images(monkeypatch, exported, start, 10, **text), wanted)
     assert convert_deepfloyd([exported], tmp_path / "again", encoder=str(pipeline)) == [stage]
 
 
@@ -210,10 +210,10 @@ class TestRoundTrip:
     ) -> None:
         original = diffusers.IFPipeline.from_pretrained(pipelines[0])
         text = {"tokenizer": original.tokenizer, "text_encoder": original.text_encoder}
-        small = theirs(monkeypatch, exported[0], None, 5, **text)
-        assert torch.equal(small, theirs(monkeypatch, pipelines[0], None, 5))
-        large = theirs(monkeypatch, exported[1], to_images(to_uint8(small)), 5, **text)
-        (made,) = ours(monkeypatch, Cascade.load(converted), 5, start=to_images(to_uint8(small)))
+        small = diffusers_images(monkeypatch, exported[0], None, 5, **text)
+        assert torch.equal(small, diffusers_images(monkeypatch, pipelines[0], None, 5))
+        large = diffusers_images(monkeypatch, exported[1], to_images(to_uint8(small)), 5, **text)
+        (made,) = our_images(monkeypatch, Cascade.load(converted), 5, start=to_images(to_uint8(small)))
         assert difference(made, large) < 1e-3
 
     def test_the_card_shows_how_to_load_it(self, exported: list[Path]) -> None:

@@ -180,8 +180,12 @@ def test_each_caption_has_its_embedding(tmp_path):
                 assert file.get_tensor("first_caption").tolist() == [0, 3, 4]
                 assert len(file.get_tensor("caption_hash")) == 4 and len(file.get_tensor("offsets")) == 5
     plain = ["caption_hash", "offsets", "tokens", "unconditional"]
-    several = ("imagen-text-2", sorted([*plain, "first_caption"]))
-    assert formats == [several, several, ("imagen-text-1", plain)]  # one caption each: the same format as before
+    several_captions = ("imagen-text-2", sorted([*plain, "first_caption"]))
+    assert formats == [
+        several_captions,
+        several_captions,
+        ("imagen-text-1", plain),
+    ]  # one caption each: the same format as before
 
 
 def test_added_captions_are_detected_and_encoded(tmp_path):
@@ -222,18 +226,18 @@ def comparable_samples(batches) -> list[tuple]:
 
 
 @pytest.fixture(scope="module")
-def several(tmp_path_factory):
+def several_captions(tmp_path_factory):
     folder = shards(tmp_path_factory.mktemp("several"), LISTS)
     encode_shards(folder, WordEncoder(), progress=False)
     return folder
 
 
 @pytest.fixture(scope="module")
-def stream(several):
-    return comparable_samples(take(make_loader(several), 40))
+def stream(several_captions):
+    return comparable_samples(take(make_loader(several_captions), 40))
 
 
-def test_each_position_draws_one_caption_and_all_are_about_equally_frequent(several, stream):
+def test_each_position_draws_one_caption_and_all_are_about_equally_frequent(several_captions, stream):
     counts = Counter((key, caption) for key, caption, *_ in stream)
     for i, captions in enumerate(LISTS):
         found = [counts[f"k{i}", caption] for caption in captions]
@@ -247,10 +251,11 @@ def test_each_position_draws_one_caption_and_all_are_about_equally_frequent(seve
 
 
 @pytest.mark.parametrize("workers, ranks", [(0, 1), (2, 1), (0, 2), (1, 4)])
-def test_resuming_on_any_number_of_workers_and_ranks_draws_the_same(several, stream, workers, ranks):
+def test_resuming_on_any_number_of_workers_and_ranks_draws_the_same(several_captions, stream, workers, ranks):
     position, batches = 12, 6
     parts = [
-        take(make_loader(several, workers, position=position, rank=r, world_size=ranks), batches) for r in range(ranks)
+        take(make_loader(several_captions, workers, position=position, rank=r, world_size=ranks), batches)
+        for r in range(ranks)
     ]
     resumed = [
         sample for step in range(batches) for r in range(ranks) for sample in comparable_samples([parts[r][step]])
@@ -258,13 +263,13 @@ def test_resuming_on_any_number_of_workers_and_ranks_draws_the_same(several, str
     assert resumed == stream[position : position + 4 * batches]
 
 
-def test_encoding_on_the_fly_draws_the_same(several, stream):
-    encoding = EncodingLoader(make_loader(several, text=None), WordEncoder())
+def test_encoding_on_the_fly_draws_the_same(several_captions, stream):
+    encoding = EncodingLoader(make_loader(several_captions, text=None), WordEncoder())
     assert comparable_samples(take(encoding, 40)) == stream
 
 
-def test_the_seed_determines_the_captions_and_single_captions_change_nothing_else(several, tmp_path, stream):
-    assert [s[1] for s in comparable_samples(take(make_loader(several, seed=6), 40))] != [s[1] for s in stream]
+def test_the_seed_determines_the_captions_and_single_captions_change_nothing_else(several_captions, tmp_path, stream):
+    assert [s[1] for s in comparable_samples(take(make_loader(several_captions, seed=6), 40))] != [s[1] for s in stream]
     one = shards(tmp_path / "one", [captions[:1] for captions in LISTS])
     encode_shards(one, WordEncoder(), progress=False)
     assert [(s[0], s[2]) for s in comparable_samples(take(make_loader(one), 40))] == [
@@ -285,8 +290,8 @@ def test_the_drawn_caption_alone_decides_whether_an_image_may_be_mirrored(tmp_pa
     assert 20 < sum(mirrored["a cat"]) < len(mirrored["a cat"]) - 20
 
 
-def test_validation_uses_first_captions(several):
-    batch = dataset_batch(several, [0, 2, 3], resolution=64, text=Text())
+def test_validation_uses_first_captions(several_captions):
+    batch = dataset_batch(several_captions, [0, 2, 3], resolution=64, text=Text())
     assert batch.captions == ["a b", "", "j k"]
     assert np.array_equal(batch.text_mask.sum(1), [3, 1, 3])
 
@@ -294,13 +299,13 @@ def test_validation_uses_first_captions(several):
 # Inspection
 
 
-def test_inspect_and_the_gallery_show_all_captions(several, tmp_path):
-    summary = inspect(several)
+def test_inspect_and_the_gallery_show_all_captions(several_captions, tmp_path):
+    summary = inspect(several_captions)
     train = summary["splits"]["train"]
     assert (train["samples"], train["with_several"], train["captions_looked_at"]) == (5, 3, 9)
     assert sum(count for *_, count in train["captions"]) == 9
     assert train["embeddings"][0]["samples"] == 5
-    write_gallery(tmp_path / "page.html", several, summary)
+    write_gallery(tmp_path / "page.html", several_captions, summary)
     page = re.sub(r"\s*(<[^>]*>)\s*", r"\1", (tmp_path / "page.html").read_text())
     assert "<ol><li>a b</li><li>c</li><li>d e f</li></ol>" in page and "<figcaption>g<small>" in page
     many = shards(tmp_path / "many", [[f"<b>{i}" for i in range(13)]])

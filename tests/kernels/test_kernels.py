@@ -66,7 +66,7 @@ def test_group_norm_equals_torch(shape, groups, activation, modulated, dtype, to
     assert_close_to_torch(shape, groups, activation, modulated, dtype, tolerance)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="float64 is the reference's alone")
+@pytest.mark.skipif(INTERPRETED, reason="only the reference supports float64")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("modulated", [False, True])
 def test_gradients_equal_finite_differences(activation, modulated):
@@ -79,7 +79,7 @@ def test_gradients_equal_finite_differences(activation, modulated):
     assert torch.autograd.gradcheck(function, leaves)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the operation's registration, whatever computes it")
+@pytest.mark.skipif(INTERPRETED, reason="the registration of the operation does not depend on the interpreter")
 @pytest.mark.parametrize("modulated", [False, True])
 def test_the_operation_passes_opcheck(modulated):
     x, *rest = random_inputs((2, 6, 3, 2), torch.float32, modulated)
@@ -127,7 +127,7 @@ def test_noise_is_standard_normal():
     assert torch.allclose(shares, torch.special.ndtr(torch.tensor([-2.0, -1, 0, 1, 2])).double(), atol=4 / n**0.5)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="run by the test below, in a process of its own")
+@pytest.mark.skipif(not INTERPRETED, reason="run by the test below in a separate process")
 @pytest.mark.parametrize("shape", [(3, 3, 10, 10), (2, 7), (1, 3, 40, 33)])
 def test_triton_computes_the_same_noise(shape):
     from imagen.kernels import triton_philox
@@ -141,8 +141,8 @@ def test_triton_computes_the_same_noise(shape):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="this starts it")
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton comes with torch for CUDA alone")
+@pytest.mark.skipif(INTERPRETED, reason="this test starts the interpreter")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is only included in torch for CUDA")
 def test_the_triton_kernels_pass_in_the_interpreter():
     """Run the tests of this file again, with the Triton kernels in Triton's interpreter."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
@@ -158,6 +158,6 @@ def test_the_triton_kernels_pass_in_the_interpreter():
 
 
 @pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
+def use_interpreter(monkeypatch):
     if INTERPRETED:
         monkeypatch.setattr(kernel, "use_triton", lambda x: True)

@@ -31,7 +31,7 @@ LORA = {
 }
 
 
-def ours(unet: nn.Module, config: dict[str, Any]) -> UNet:
+def convert_unet(unet: nn.Module, config: dict[str, Any]) -> UNet:
     structure = read_unet_config(config, "config.json")
     with torch.device("meta"):
         result = UNet(structure)
@@ -93,7 +93,7 @@ def save_as_kohya(unet: Any, folder: Path) -> Path:
 @torch.no_grad()
 def test_outputs_equal_those_of_peft(config: dict[str, Any], save: Any, tmp_path: Path) -> None:
     unet = random_unet(config)
-    mine = ours(unet, config)  # before peft wraps the layers
+    mine = convert_unet(unet, config)  # before peft wraps the layers
     x, time, cond = inputs(config)
     plain = mine(x, time, **cond)
     torch.manual_seed(2)

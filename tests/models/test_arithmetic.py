@@ -11,12 +11,12 @@ from imagen import precision
 from imagen.precision import arithmetic, autocast_dtype, precision_name
 
 X86 = pytest.mark.skipif(
-    not torch.backends.cpu.get_cpu_capability().startswith("AVX"), reason="these limits are those of x86 processors"
+    not torch.backends.cpu.get_cpu_capability().startswith("AVX"), reason="these limits apply only to x86 processors"
 )
 
 
 @pytest.fixture(autouse=True)
-def forget():
+def clear_measurement():
     precision.cpu_multiplies_bfloat16.cache_clear()
     yield
     precision.cpu_multiplies_bfloat16.cache_clear()
@@ -26,7 +26,7 @@ def forget():
 def processor(monkeypatch):
     """Simulate a processor: its instruction sets, and the limit that torch respects."""
 
-    def pretend(capability, amx=False, bf16=False, isa=None, machine="x86_64"):
+    def simulate(capability, amx=False, bf16=False, isa=None, machine="x86_64"):
         monkeypatch.setattr(precision.platform, "machine", lambda: machine)
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
@@ -38,7 +38,7 @@ def processor(monkeypatch):
             monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
         precision.cpu_multiplies_bfloat16.cache_clear()
 
-    return pretend
+    return simulate
 
 
 @pytest.mark.parametrize(
@@ -116,10 +116,10 @@ class Watch(TorchDispatchMode):
         self.seen |= {leaf.dtype for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)}
         return out
 
-what = preset("emoji_mini_64")
-what = replace(what, train=replace(what.train, batch_size=2))
+experiment = preset("emoji_mini_64")
+experiment = replace(experiment, train=replace(experiment.train, batch_size=2))
 with Watch():
-    measure_throughput(what, torch.device("cpu"), seconds=0.01)
+    measure_throughput(experiment, torch.device("cpu"), seconds=0.01)
 assert torch.backends.cpu.get_cpu_capability() == "AVX2", torch.backends.cpu.get_cpu_capability()
 assert torch.float32 in Watch.seen and not Watch.seen & {torch.bfloat16, torch.float16}, Watch.seen
 """

@@ -85,7 +85,7 @@ class TestEveryStructure:
 
     def test_the_output_does_not_depend_on_text_padding(self, config: UNetConfig) -> None:
         if not config.text_width:
-            pytest.skip("knows no text")
+            pytest.skip("this structure takes no text")
         unet, values = randomized_unet(config), inputs(config)
         padded = dict(values)
         padded["text"] = torch.cat([values["text"], torch.full((2, 3, config.text_width), 1e3, dtype=torch.float64)], 1)

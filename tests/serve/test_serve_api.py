@@ -243,14 +243,14 @@ def test_concurrent_clients_get_their_own_images(running):
     """Each client gets the images of its own seed, and some requests share batches."""
     found: dict[int, Image.Image] = {}
 
-    def one(seed: int) -> None:
+    def request_one(seed: int) -> None:
         with running.client() as client:
             found[seed] = response_images(client.post("/v1/images/generations", json={"prompt": "cat", "seed": seed}))[
                 0
             ]
 
     with running.pause_engine():
-        threads = [threading.Thread(target=one, args=(seed,)) for seed in range(8)]
+        threads = [threading.Thread(target=request_one, args=(seed,)) for seed in range(8)]
         for thread in threads:
             thread.start()
         wait_until(lambda: len(running.service.jobs.unfinished()) == 8)

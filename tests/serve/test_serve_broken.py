@@ -34,18 +34,18 @@ def test_a_check_that_raises_is_500_and_logged(error, capfd):
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "expected"),
     [
         ("def check_prompt(:", "SyntaxError"),
         ("1 / 0", "ZeroDivisionError"),
         ("async def check_prompt(text): return None", "check_prompt is async; it must be a plain function"),
     ],
 )
-def test_invalid_check_modules_are_rejected(code, said, tmp_path, monkeypatch, error_of):
+def test_invalid_check_modules_are_rejected(code, expected, tmp_path, monkeypatch, error_of):
     (tmp_path / "their_checks.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(__import__("sys").modules, "their_checks", raising=False)
-    assert said in error_of("serve", "emoji", "--filter", "their_checks")
+    assert expected in error_of("serve", "emoji", "--filter", "their_checks")
 
 
 def test_an_engine_error_ends_only_the_active_images(capfd):
@@ -53,11 +53,11 @@ def test_an_engine_error_ends_only_the_active_images(capfd):
         one = server.service.engines[0]
         run_batch = one.run_batch
 
-        def once() -> None:
+        def fail_once() -> None:
             one.run_batch = run_batch
             raise RuntimeError("a bug in the engine")
 
-        one.run_batch = once
+        one.run_batch = fail_once
         assert http.post("/v1/images/generations", json={"prompt": "cat"}).status_code == 500
         assert "a bug in the engine" in capfd.readouterr().err
         assert http.get("/healthz").status_code == 200

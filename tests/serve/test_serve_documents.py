@@ -54,7 +54,7 @@ def test_container_files_are_well_formed():
 
 def test_documented_limits_match_the_code():
     limits = Limits()
-    for said, value in (
+    for text_in_docs, value in (
         ("images per request | 10, ", limits.n == 10),
         ("steps per stage | 250 |", limits.steps == 250),
         ("prompt | 2,000 characters", limits.prompt == 2000),
@@ -69,7 +69,7 @@ def test_documented_limits_match_the_code():
         ("connections | 512 |", limits.connections == 512),
         ("256 MiB, 4,096 jobs", limits.stored_bytes == 2**28 and limits.stored_jobs == 4096),
     ):
-        assert said in DOCS and value, said
+        assert text_in_docs in DOCS and value, text_in_docs
     assert "client_max_body_size 32m" in (DEPLOY / "nginx.conf").read_text()
 
 

@@ -42,7 +42,7 @@ def error_message(response, status: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "said"),
+    ("body", "status", "expected"),
     [
         ({"prompt": "x" * 101}, 422, "prompt has 101 characters; the limit is 100"),
         ({"prompt": "x", "n": 5}, 422, "n is 5; the limit of a request is 4"),
@@ -76,9 +76,9 @@ def error_message(response, status: int) -> str:
         ("x", 422, ""),
     ],
 )
-def test_invalid_fields_are_rejected(http, body, status, said):
+def test_invalid_fields_are_rejected(http, body, status, expected):
     content = json.dumps(body).encode()
-    assert said in error_message(
+    assert expected in error_message(
         http.post("/api/generate", content=content, headers={"content-type": "application/json"}), status
     )
 
@@ -342,7 +342,7 @@ def test_slow_requests_are_closed():
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 
 
-@pytest.mark.parametrize("second", [HEALTH, b""], ids=["a head", "a body that nobody reads"])
+@pytest.mark.parametrize("second", [HEALTH, b""], ids=["a head", "an unread body"])
 def test_slow_second_requests_are_closed(second):
     """A client must not hold an idle connection open by sending single bytes."""
     with serving(limits=change_limits(header_seconds=0.4)) as server:
@@ -431,7 +431,7 @@ def test_oversized_key_files_are_rejected(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("", "has no keys"),
         ("ann", "1 words; write HOLDER KEY"),
@@ -439,9 +439,9 @@ def test_oversized_key_files_are_rejected(tmp_path):
         ("# x\nann 0123456789abcdef\nbob 0123456789abcdef", "line 3: bob has the same key as ann"),
     ],
 )
-def test_invalid_key_files_are_rejected(tmp_path, text, said):
+def test_invalid_key_files_are_rejected(tmp_path, text, expected):
     (tmp_path / "keys").write_text(text)
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=expected) as caught:
         read_keys(tmp_path / "keys")
     assert "0123456789abcdef" not in str(caught.value)
 

@@ -37,7 +37,7 @@ def running(folder: Path) -> Any:
 def test_concurrent_requests_can_have_different_loras(running: Any, folder: Path) -> None:
     found: dict[int, tuple[Image.Image, dict[str, Any] | None]] = {}
 
-    def one(number: int) -> None:
+    def request_one(number: int) -> None:
         with running.client() as client:
             body = {"prompt": "cat", "seed": number, "lora": CHOICES[number % len(CHOICES)]}
             job = client.post("/api/generate", json=body).json()
@@ -48,7 +48,7 @@ def test_concurrent_requests_can_have_different_loras(running: Any, folder: Path
             found[number] = decode_image(data), read_metadata(folder / f"{number}.png")
 
     with running.pause_engine():
-        threads = [threading.Thread(target=one, args=(number,)) for number in range(10)]
+        threads = [threading.Thread(target=request_one, args=(number,)) for number in range(10)]
         for thread in threads:
             thread.start()
         wait_until(lambda: len(running.service.jobs.unfinished()) == 10)

@@ -68,11 +68,11 @@ def start_requests(
     """Start `count` requests; return their threads, and a dict that receives the responses."""
     answers: dict[int, httpx.Response] = {}
 
-    def one(seed: int) -> None:
+    def request_one(seed: int) -> None:
         with contextlib.suppress(httpx.TransportError):  # the server may be killed
             answers[seed] = process.client.post("/v1/images/generations", json={"prompt": "", "seed": seed, **body})
 
-    threads = [threading.Thread(target=one, args=(seed,)) for seed in range(count)]
+    threads = [threading.Thread(target=request_one, args=(seed,)) for seed in range(count)]
     for thread in threads:
         thread.start()
     end = time.monotonic() + 30

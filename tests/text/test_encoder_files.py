@@ -278,7 +278,7 @@ class TestTokenizers:
         assert_rejected(tmp_path, "nested more than 100 deep")
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 @pytest.mark.parametrize("name", ["config.json", "vocab.txt", "model.safetensors", "spiece.model", "tokenizer.json"])
 def test_pipes_do_not_block(folder, name):
     (folder / name).unlink(missing_ok=True)

@@ -185,7 +185,7 @@ def test_a_build_killed_while_removing_duplicates_resumes_to_the_same_bytes(tmp_
         assert read_files(tmp_path / step) == read_files(tmp_path / "whole")
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_worker_processes_end_with_a_killed_build(tmp_path):
     child = os.fork()
     if child == 0:

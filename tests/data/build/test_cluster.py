@@ -94,7 +94,7 @@ class HeldEncoder:
         return [torch.linspace(-1, 1, 4 * n).view(n, 4) for n in self.lengths(captions)]
 
 
-@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="reads /proc")
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
 def test_the_part_of_a_killed_worker_is_rebuilt_to_the_bytes_of_one_process(ray, tmp_path):
     note, killed = tmp_path / "note", []
     killer = threading.Thread(target=kill_waiting_worker, args=(note, killed))

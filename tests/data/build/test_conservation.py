@@ -92,22 +92,22 @@ def check(
     assert result["records"] == written.pairs + further_captions == result["samples"] + sum(rejected.values())
     assert set(rejected) <= set(REASONS)
 
-    where = out or root
-    listed = [json.loads(line) for path in where.glob("*.jsonl") for line in path.read_text().splitlines()]
+    built = out or root
+    listed = [json.loads(line) for path in built.glob("*.jsonl") for line in path.read_text().splitlines()]
     assert Counter(row["reason"] for row in listed) == rejected
-    arrived = list(samples(where, numbers, has_captions="encoder" not in options))
+    arrived = list(sample_numbers(built, numbers, has_captions="encoder" not in options))
     assert len(set(arrived)) == len(arrived) == result["samples"]
     assert written.good <= set(arrived) <= written.good | written.maybe
     if "encoder" in options:
         assert [
-            number for path in sorted(where.glob("*.text.safetensors")) for number in numbers_in_sidecar(path)
+            number for path in sorted(built.glob("*.text.safetensors")) for number in numbers_in_sidecar(path)
         ] == arrived
     if not in_place:  # count the tars' members without their indexes: samples, and duplicates that no index names
-        names = [name for path in where.glob("*.tar") for name in member_names(path)]
-        copies = sum(len(path.read_text().splitlines()) for path in where.glob("*.duplicates.jsonl"))
+        names = [name for path in built.glob("*.tar") for name in member_names(path)]
+        copies = sum(len(path.read_text().splitlines()) for path in built.glob("*.duplicates.jsonl"))
         assert len({name.partition(".")[0] for name in names}) == len(arrived) + copies
     if "encoder" not in options:
-        data = ShardedDataset(where)
+        data = ShardedDataset(built)
         several = {row for row in range(len(data)) if len(data.captions(row)) > 1}
         assert result["captions"] == sum(len(data.captions(row)) for row in range(len(data)))
         # Each row that was joined to another is a caption of its sample, or its record is rejected with that reason.
@@ -172,20 +172,20 @@ def shifts_the_images(records: Iterator[Record]) -> Iterator[Record]:
         yield replace(record, image=other.image)
 
 
-SPOILED = (
+FAULTS = (
     *(drops_one_record, drops_the_last_record, drops_unreadable_records, repeats_one_record),
     *(shifts_the_captions, shifts_the_images),
 )
 
 
 @every_format
-@pytest.mark.parametrize("broken", SPOILED, ids=lambda broken: broken.__name__)
+@pytest.mark.parametrize("broken", FAULTS, ids=lambda broken: broken.__name__)
 @numbers_beyond_float32
 def test_a_source_that_drops_or_mixes_records_is_detected(tmp_path, numbers, make, options, broken):
     """Verify that the check above fails for faulty sources."""
     in_place = make in (shards_in_place, broken_tar) and not options
     if in_place and broken is shifts_the_captions:
-        pytest.skip("texts stay where they lie: what the source says of them is only checked")
+        pytest.skip("captions are used in place, so the build does not copy those of the source")
     with pytest.raises(NOTICED):
         check(tmp_path, numbers, make, options, broken=broken)
 
@@ -215,9 +215,9 @@ def numbers() -> dict[bytes, int]:
     return known | {pixels(pair.image): pair.i for pair in planted_pairs() if pair.defect is None}
 
 
-def samples(where: Path, numbers: dict[bytes, int], has_captions: bool) -> Iterator[int]:
+def sample_numbers(folder: Path, numbers: dict[bytes, int], has_captions: bool) -> Iterator[int]:
     """Yield the image number of each sample, after checking that the caption contains it."""
-    data = ShardedDataset(where)
+    data = ShardedDataset(folder)
     for row in range(len(data)):
         sample = read_sample(data, row)
         number = numbers[pixels(sample.members[choose_image(sample.members, 64)])]

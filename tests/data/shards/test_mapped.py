@@ -102,7 +102,7 @@ def test_a_consistent_header_is_read(tmp_path):
     assert MappedTensors(tmp_path / "x", "")["a"].tolist() == [0, 0]
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "x")
     with pytest.raises(UserError, match=r"cannot read .*x: a pipe, not a file"):

@@ -27,7 +27,7 @@ def write_foreign(path, members):
     with tarfile.open(path, "w") as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
-            info.size, info.mtime, info.uname = len(data), 1_600_000_000, "somebody"
+            info.size, info.mtime, info.uname = len(data), 1_600_000_000, "user"
             tar.addfile(info, io.BytesIO(data))
 
 

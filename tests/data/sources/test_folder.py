@@ -108,7 +108,7 @@ def test_names_that_are_not_utf8_are_read(tmp_path):
     try:
         write_file(tmp_path / os.fsdecode(b"caf\xe9.png"), b"p")
     except OSError:
-        pytest.skip("this file system wants UTF-8")
+        pytest.skip("this file system requires UTF-8 names")
     write_file(tmp_path / os.fsdecode(b"caf\xe9.txt"), b"coffee")
     (record,) = read_records(tmp_path, "folder")
     assert record.image == b"p" and record.caption == b"coffee" and record.origin.encode()
