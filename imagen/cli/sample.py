@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> Result | None:
         raise UserError('no prompts: give some, or --prompts FILE ("" makes a picture without a prompt)')
     from imagen.cascade import write_samples
 
-    cascade, request = prepare(options)
+    cascade, request = prepare(options, len(prompts))
     paths = write_samples(
         cascade,
         [row.prompt for row in prompts],

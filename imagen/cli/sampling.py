@@ -19,6 +19,8 @@ PER_STAGE = (
     *("damping", "tile", "micro_batch"),
 )
 
+COMPILED_IMAGES = 64  # per process, from which compiling is on by default on an NVIDIA GPU
+
 LORA = "apply a LoRA file at weight W (default: 1); FILE#256:W adapts that stage; may be repeated"
 
 
@@ -51,14 +53,23 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     add_int8_text(parser)
     add_precision(parser)
-    add("--compile", action="store_true", help="compile the U-Nets: minutes at first, then faster")
+    add(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="compile sampler steps: minutes at first, then faster (default: on NVIDIA GPUs, from "
+        f"{COMPILED_IMAGES} images)",
+    )
     add_device(parser)
 
 
-def prepare(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
-    """Load the cascade; return it with what both commands request."""
+def prepare(options: argparse.Namespace, inputs: int = 1) -> tuple["Cascade", dict[str, Any]]:
+    """Load the cascade; return it with what both commands request.
+
+    inputs: prompts, or images to upsample; each gives `options.n` images.
+    """
     from imagen.cascade import Cascade
     from imagen.cli.devices import choose_device
+    from imagen.models.compiling import cache_folder
     from imagen.precision import autocast_dtype, precision_name
 
     rank, ranks, local = read_launch()
@@ -76,8 +87,10 @@ def prepare(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
         cascade.load_lora(lora.path, resolution=lora.resolution): 1.0 if lora.weight is None else lora.weight
         for lora in options.lora
     }
-    if options.compile:
+    if compiles(device, options.compile, inputs * options.n // ranks):
         cascade.compile(**({"mode": "reduce-overhead"} if device.startswith("cuda") else {}))
+        if rank == 0:
+            print(f"Each stage is compiled in its first step: minutes, or seconds with kernels from {cache_folder()}")
     return cascade, {
         **{name: one_or_each(getattr(options, name)) for name in PER_STAGE},
         "n": options.n,
@@ -91,6 +104,13 @@ def prepare(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
         "ranks": ranks,
         "progress": rank == 0,
     }
+
+
+def compiles(device: str, setting: bool | None, images: int) -> bool:
+    """Return whether to compile the sampler steps of a process that generates so many images."""
+    from imagen.models.compiling import should_compile
+
+    return should_compile(device, False if setting is None and images < COMPILED_IMAGES else setting)
 
 
 def one_or_each(values: list[Any] | None) -> Any:

@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> Result | None:
         raise UserError("no pictures to enlarge (see `imagen upscale --help`)")
     from imagen.cascade import write_upscaled
 
-    cascade, request = prepare(options)
+    cascade, request = prepare(options, len(options.pictures))
     paths = write_upscaled(
         cascade, options.pictures, options.out, prompt=options.prompt, seed=options.seed, scale=options.scale, **request
     )

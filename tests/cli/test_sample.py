@@ -8,6 +8,8 @@ from command_line import run_imagen
 from damage import max_file_size, read_files, write_noise_image
 from PIL import Image
 
+from imagen.cli.sampling import COMPILED_IMAGES, compiles
+
 
 @pytest.mark.parametrize(
     "options, message",
@@ -96,3 +98,16 @@ def test_a_masked_region_is_inpainted(artifacts, imagen, tmp_path):
 def test_images_larger_than_memory_are_rejected(artifacts, error_of, tmp_path):
     done = run_imagen("sample", artifacts / "base", "", "--size", 8_000_000, 8_000_000, "--out", tmp_path)
     assert done.code == 2 and done.err.rstrip().endswith("or smaller pictures") and "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("device, setting, images, expected", [
+    ("cuda", None, COMPILED_IMAGES, True),
+    ("cuda:1", None, COMPILED_IMAGES - 1, False),
+    ("cpu", None, 10 * COMPILED_IMAGES, False),
+    ("cuda", True, 1, True),
+    ("cpu", True, 1, True),
+    ("cuda", False, 10 * COMPILED_IMAGES, False),
+])  # fmt: skip
+def test_large_jobs_on_a_gpu_are_compiled(monkeypatch, device, setting, images, expected):
+    monkeypatch.setattr("imagen.models.compiling.HAS_TRITON", True)
+    assert compiles(device, setting, images) is expected
