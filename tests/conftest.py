@@ -36,9 +36,8 @@ SLOWEST = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if hasattr(
-        config.option, "loadscopereorder"
-    ):  # otherwise pytest-xdist starts with the files that have the most tests
+    # Otherwise pytest-xdist starts with the files that have the most tests.
+    if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
 
 

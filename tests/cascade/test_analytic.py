@@ -119,9 +119,8 @@ def test_a_stage_that_adds_no_detail_gives_the_upsampled_image(threshold):
         def forward(self, x: Tensor, noise: Tensor, *, low_res: Tensor, low_res_noise: Tensor) -> Tensor:
             return torch.zeros_like(x)
 
-    sampling = SamplingConfig(
-        steps=3, low_res_noise=0.5, threshold=threshold
-    )  # the noise changes only the network's input
+    # The noise changes only the network's input.
+    sampling = SamplingConfig(steps=3, low_res_noise=0.5, threshold=threshold)
     config = dataclasses.replace(recording_cascade()[0].stages[0].config, detail_std=0.1, sampling=sampling)
     estimates: list[Tensor] = []
     gradient = Image.fromarray(np.linspace(0, 255, 16 * 24 * 3).reshape(16, 24, 3).astype(np.uint8))

@@ -8,9 +8,8 @@ from imagen import presets
 
 
 def test_presets_and_config_are_printed(imagen, monkeypatch):
-    monkeypatch.setattr(
-        presets, "PRESETS", {"debug_256": presets.PRESETS["debug_256"]}
-    )  # describing all presets takes seconds
+    # Describing all presets takes seconds.
+    monkeypatch.setattr(presets, "PRESETS", {"debug_256": presets.PRESETS["debug_256"]})
     assert "debug_256" in imagen("presets")
     rows = json.loads(imagen("presets", "--json"))
     assert all({"name", "parameters", "resolution", "gflop"} <= row.keys() for row in rows)

@@ -180,12 +180,9 @@ def test_each_caption_has_its_embedding(tmp_path):
                 assert file.get_tensor("first_caption").tolist() == [0, 3, 4]
                 assert len(file.get_tensor("caption_hash")) == 4 and len(file.get_tensor("offsets")) == 5
     plain = ["caption_hash", "offsets", "tokens", "unconditional"]
-    several_captions = ("imagen-text-2", sorted([*plain, "first_caption"]))
-    assert formats == [
-        several_captions,
-        several_captions,
-        ("imagen-text-1", plain),
-    ]  # one caption each: the same format as before
+    list_format = ("imagen-text-2", sorted([*plain, "first_caption"]))
+    # One caption each: the same format as before.
+    assert formats == [list_format, several_captions, ("imagen-text-1", plain)]
 
 
 def test_added_captions_are_detected_and_encoded(tmp_path):
@@ -272,9 +269,8 @@ def test_the_seed_determines_the_captions_and_single_captions_change_nothing_els
     assert [s[1] for s in comparable_samples(take(make_loader(several_captions, seed=6), 40))] != [s[1] for s in stream]
     one = shards(tmp_path / "one", [captions[:1] for captions in LISTS])
     encode_shards(one, WordEncoder(), progress=False)
-    assert [(s[0], s[2]) for s in comparable_samples(take(make_loader(one), 40))] == [
-        (s[0], s[2]) for s in stream
-    ]  # the same images and flips
+    # The same images and flips.
+    assert [(s[0], s[2]) for s in comparable_samples(take(make_loader(one), 40))] == [(s[0], s[2]) for s in stream]
 
 
 def test_the_drawn_caption_alone_decides_whether_an_image_may_be_mirrored(tmp_path):

@@ -125,9 +125,8 @@ def test_dynamic_threshold_equals_numpy(percentile, max_scale):
         s = np.clip(np.quantile(np.abs(picture), percentile), 1, max_scale)
         np.testing.assert_allclose(thresholded, np.clip(picture, -s, s) / s, rtol=1e-12)
     assert result.x0.abs().max() <= 1 and result.variance is fraction
-    torch.testing.assert_close(
-        result.x0[0], x0[0].clamp(-1, 1)
-    )  # s is at least 1, so images of low contrast are unchanged
+    # The scale s is at least 1, so images of low contrast are unchanged.
+    torch.testing.assert_close(result.x0[0], x0[0].clamp(-1, 1))
 
 
 def test_dynamic_threshold_of_an_image_beyond_the_limit_of_torch_quantile():

@@ -33,9 +33,8 @@ EXAMPLE = ROOT / "examples" / "sampler.py"
 @pytest.fixture
 def example(monkeypatch):
     """Register the example's sampler for one test."""
-    for name in (
-        sampler_names()
-    ):  # modules are imported only once, so all samplers must register before the registry is patched
+    # Modules are imported only once, so all samplers must register before the registry is patched.
+    for name in sampler_names():
         sampler_class(name)
     monkeypatch.setattr(registry, "registered", dict(registry.registered))
     spec = importlib.util.spec_from_file_location("example_sampler", EXAMPLE)

@@ -264,10 +264,8 @@ def test_all_samplers_follow_the_contract(name):
 
     noise = PictureNoise([1, 2], (3,))
     out = sampler_function(name)(record, noise(), logsnrs, noise=noise, on_step=on_step)
-    twice = [
-        logsnrs[0],
-        *logsnrs[1:-1].repeat_interleave(2),
-    ]  # heun evaluates each level at the end of one step and the beginning of the next
+    # Heun evaluates each level at the end of one step and the beginning of the next.
+    twice = [logsnrs[0], *logsnrs[1:-1].repeat_interleave(2)]
     expected = twice if name == "heun" else logsnrs[:-1]
     assert levels == pytest.approx([float(logsnr) for logsnr in expected], abs=1e-6)
     assert [(i, n) for i, n, _, _ in seen] == [(i, 6) for i in range(6)]

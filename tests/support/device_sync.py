@@ -15,13 +15,8 @@ META = torch.device("meta")
 # Operations with a result size that depends on values on the device.
 SIZED = ("nonzero", "masked_select", "unique", "_unique2", "bincount", "repeat_interleave")
 
-SILENT = (
-    "empty",
-    "new_empty",
-    "detach",
-    "_unsafe_view",
-    "_reshape_alias",
-)  # prefixes of operations that launch no kernel
+# Prefixes of operations that launch no kernel.
+SILENT = ("empty", "new_empty", "detach", "_unsafe_view", "_reshape_alias")
 
 
 class NoSyncMode(TorchDispatchMode):

@@ -20,12 +20,8 @@ import torch.distributed as dist
 # A server process that has only imported torch forks each rank. This is as fast as forking this process, but without
 # its threads, locks and CUDA context, which do not survive a fork.
 CONTEXT = multiprocessing.get_context("forkserver")
-PRELOADED = (
-    "torch.distributed.fsdp",
-    "torch.distributed.checkpoint",
-    "torch._dynamo",
-    "pytest",
-)  # imports that take seconds
+# Imports that take seconds.
+PRELOADED = ("torch.distributed.fsdp", "torch.distributed.checkpoint", "torch._dynamo", "pytest")
 CONTEXT.set_forkserver_preload(list(PRELOADED))
 
 

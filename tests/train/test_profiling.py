@@ -42,9 +42,8 @@ def test_first_step_has_no_warm_up_and_a_resumed_run_traces_the_rest(shards, tmp
     assert traced(tmp_path) == {"steps-1-1-rank-0.json": 1, "steps-3-4-rank-0.json": 2}
     train_quietly(experiment(steps=7, log_every=0, gap_samples=1), shards, tmp_path, profile=(2, 4), report=said.append)
     assert said.count("steps 2 to 4 were trained before: they are not profiled") == 1
-    train_quietly(
-        experiment(steps=7, log_every=0, gap_samples=1), shards, tmp_path, profile=(2, 4)
-    )  # nothing left to train
+    # Nothing left to train.
+    train_quietly(experiment(steps=7, log_every=0, gap_samples=1), shards, tmp_path, profile=(2, 4))
     assert len(traced(tmp_path)) == 2
 
 

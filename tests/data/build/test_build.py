@@ -128,9 +128,8 @@ def test_every_defect_is_rejected_with_its_reason_and_every_good_pair_becomes_a_
     for i in range(len(data)):
         sample, original = read_sample(data, i), made[data.key(i)]
         (extension,) = sample.members.keys() - {"txt"}
-        if extension == "png" and not original.image.startswith(
-            b"\x89PNG"
-        ):  # converted from gif, bmp or tiff: the same pixels
+        # Converted from gif, bmp or tiff: the same pixels.
+        if extension == "png" and not original.image.startswith(b"\x89PNG"):
             image = Image.open(io.BytesIO(original.image))
             if image.mode == "I;16":
                 expected = np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, 2)
@@ -208,14 +207,8 @@ def test_worker_processes_end_with_a_killed_build(tmp_path):
 def test_finished_parts_are_not_read_again(tmp_path):
     source = MemorySource([record("a", 1)], [record("b", 2)], [record("c", 3)])
     result = run_build(source, tmp_path / "out")
-    assert result["samples"] == 3 and source.read_parts == [
-        0,
-        1,
-        2,
-        0,
-        1,
-        2,
-    ]  # once to look for embeddings, once to build
+    # Once to look for embeddings, once to build.
+    assert result["samples"] == 3 and source.read_parts == [0, 1, 2, 0, 1, 2]
     assert run_build(source, tmp_path / "out") == result and source.read_parts == [0, 1, 2, 0, 1, 2]
     before = read_files(tmp_path / "out")
     (tmp_path / "out" / "00001-000.tar").unlink()  # only that part is built again
@@ -357,9 +350,8 @@ def test_tars_are_indexed_in_place(tars):
     before = tar_contents(tars)
     result = run_build(TarSource(tars), None, root=tars)
     assert tar_contents(tars) == before and (result["samples"], result["shards"]) == (3, 2)
-    assert sample_keys(tars / "heldout") == ["d", "f"] and sample_keys(tars / "train") == [
-        "a"
-    ]  # parts are sorted, so heldout comes first
+    # Parts are sorted, so heldout comes first.
+    assert sample_keys(tars / "heldout") == ["d", "f"] and sample_keys(tars / "train") == ["a"]
     assert rejection_reasons(tars) == {"train/00000/b": "too small", "c": "duplicate", "heldout/00000/e": "format"}
     assert read_sample(ShardedDataset(tars / "train"), 0).caption == "one"
     assert not list(tars.rglob(".*"))

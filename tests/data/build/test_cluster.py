@@ -52,7 +52,7 @@ def wait_for_kill(note: Path) -> None:
 
 
 def kill_waiting_worker(note: Path, killed: list[bytes]) -> None:
-    """Kill the worker that waits in `hold`, and append its command line to `killed`."""
+    """Kill the worker that waits in `wait_for_kill`, and append its command line to `killed`."""
     deadline = time.monotonic() + 300
     while not note.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -178,10 +178,8 @@ def test_storage_that_is_not_shared_is_detected(tmp_path, monkeypatch):
     probe_file.write_text("{}")
     shared = cluster.SharedFiles(Path.cwd(), probe_file, cluster.file_digest(probe_file))
     shared.enter()
-    for change in (
-        lambda: probe_file.write_text("[]"),
-        probe_file.unlink,
-    ):  # another machine has other contents or no file here
+    # Another machine has other contents or no file here.
+    for change in (lambda: probe_file.write_text("[]"), probe_file.unlink):
         change()
         with pytest.raises(UserError, match=r"build\.json differs from the same file .* use shared storage"):
             shared.enter()

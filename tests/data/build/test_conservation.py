@@ -55,7 +55,8 @@ every_format = pytest.mark.parametrize(
 numbers_beyond_float32 = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
-NOTICED = (AssertionError, KeyError, IndexError, BadSample)  # an index with missing members, or one that cannot be read
+# An index with missing members, or one that cannot be read.
+DETECTED = (AssertionError, KeyError, IndexError, BadSample)
 
 
 Fault = Callable[[Iterator[Record]], Iterator[Record]]
@@ -186,20 +187,20 @@ def test_a_source_that_drops_or_mixes_records_is_detected(tmp_path, numbers, mak
     in_place = make in (shards_in_place, broken_tar) and not options
     if in_place and broken is shifts_the_captions:
         pytest.skip("captions are used in place, so the build does not copy those of the source")
-    with pytest.raises(NOTICED):
+    with pytest.raises(DETECTED):
         check(tmp_path, numbers, make, options, broken=broken)
 
 
 def test_a_writer_that_drops_a_sample_is_detected(tmp_path, numbers, monkeypatch):
     write, count = ShardWriter.write, iter(range(1000))
     monkeypatch.setattr(ShardWriter, "write", lambda self, sample: next(count) == 2 or write(self, sample))
-    with pytest.raises(NOTICED):
+    with pytest.raises(DETECTED):
         check(tmp_path, numbers, folder, {})
 
 
 def test_an_incomplete_quarantine_table_is_detected(tmp_path, numbers, monkeypatch):
     monkeypatch.setattr(parts, "write_lines", lambda path, rows: write_lines(path, rows[:-1]))
-    with pytest.raises(NOTICED):
+    with pytest.raises(DETECTED):
         check(tmp_path, numbers, folder, {})
 
 

@@ -171,6 +171,5 @@ def test_the_hash_covers_upright_pixels_not_bytes():
     assert png.pixel_hash == bmp.pixel_hash != assert_accepted(record(encoded(picture(4), "PNG"))).pixel_hash
     plain = Image.new("RGB", (128, 64), "red")
     turned = assert_accepted(record(encoded(plain.transpose(Image.Transpose.ROTATE_90), "PNG")))
-    assert (
-        assert_accepted(record(encoded(plain, "PNG"))).pixel_hash != turned.pixel_hash
-    )  # the same pixel bytes in another shape
+    # The same pixel bytes in another shape.
+    assert assert_accepted(record(encoded(plain, "PNG"))).pixel_hash != turned.pixel_hash

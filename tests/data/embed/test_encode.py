@@ -78,12 +78,8 @@ def test_the_sidecar_is_plain_safetensors_with_a_descriptive_header(folder):
 
 def test_batches_are_sorted_by_length_and_limited_in_padded_tokens():
     lengths = [3, 9, 1, 4, 4, 20, 2, 9, 1]
-    assert token_batches(lengths, 18) == [
-        [5],
-        [1, 7],
-        [3, 4, 0, 6],
-        [2, 8],
-    ]  # the caption of 20 tokens exceeds the limit, so it is alone
+    # The caption of 20 tokens exceeds the limit, so it is alone.
+    assert token_batches(lengths, 18) == [[5], [1, 7], [3, 4, 0, 6], [2, 8]]
     assert token_batches(lengths, 1) == [[i] for i in (5, 1, 7, 3, 4, 0, 6, 2, 8)]
     assert token_batches([], 18) == []
     drawn = np.random.default_rng(0).integers(1, 129, 1000).tolist()

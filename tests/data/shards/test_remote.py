@@ -86,9 +86,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             return super().do_GET()
         data = Path(self.translate_path(self.path)).read_bytes()[:-600]
         self.send_response(200)
-        self.send_header(
-            "Content-Length", str(len(data))
-        )  # consistent with the body: only the expected size reveals the truncation
+        # Consistent with the body: only the expected size reveals the truncation.
+        self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
 
@@ -205,9 +204,8 @@ def test_the_cache_stays_within_its_limit_and_retains_recent_shards(server, fold
     fresh.read(25, "png")
     assert here() == ["00002.tar", "00004.tar", "00005.tar"]
     local = ShardedDataset(folder / "train")
-    assert all(
-        data.read(i, "png") == local.read(i, "png") for i in range(30)
-    )  # open handles on deleted tars, and new downloads
+    # Open handles on deleted tars, and new downloads.
+    assert all(data.read(i, "png") == local.read(i, "png") for i in range(30))
     assert len(data.open_tars) <= 4
 
 

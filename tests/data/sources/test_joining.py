@@ -47,9 +47,8 @@ def test_rows_of_one_image_are_one_record_wherever_they_are(folder, ending, shuf
     path = folder / f"t.{ending}"
     path.write_bytes(gzip.compress(text.encode()) if ending.endswith("gz") else text.encode())
     wanted = {i: [text for j, text in rows if j == i] for i in range(6)}
-    if shuffled and ending.endswith(
-        "gz"
-    ):  # compressed tables are listed without reading them, so only adjacent rows are joined
+    # Compressed tables are listed without reading them, so only adjacent rows are joined.
+    if shuffled and ending.endswith("gz"):
         found = [(r.caption, *r.further) for r in read_records(path)]
         assert sorted(text for some in found for text in some) == sorted(text for _, text in rows)
         return

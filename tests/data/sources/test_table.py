@@ -50,10 +50,8 @@ def test_csv_and_tsv_written_by_the_csv_module_are_read(folder, format, end, quo
     assert [r.caption for r in records] == CAPTIONS
     assert [r.image for r in records] == encoded_images(len(CAPTIONS))
     assert (records[0].key, records[0].origin) == ("000000002", f"t.{format}, line 2")
-    assert (records[2].key, records[2].origin) == (
-        "000000005",
-        f"t.{format}, line 5",
-    )  # the preceding row has two lines
+    # The preceding row has two lines.
+    assert (records[2].key, records[2].origin) == ("000000005", f"t.{format}, line 5")
 
 
 def test_any_table_that_the_csv_module_writes_is_split_into_whole_rows(tmp_path):
@@ -130,10 +128,8 @@ def test_faulty_csv_rows_have_reasons(folder):
     (folder / "t.csv").write_bytes(b"\n".join(lines))
     records = read_records(folder / "t.csv", join_rows=False)
     reasons = problems(records)
-    assert reasons.pop("t.csv, line 8") in (
-        "unreadable file",
-        "broken row",
-    )  # the csv module of Python 3.10 reports a broken row
+    # The csv module of Python 3.10 reports a broken row.
+    assert reasons.pop("t.csv, line 8") in ("unreadable file", "broken row")
     assert reasons == {
         "t.csv, line 3": "broken row",
         "t.csv, line 4": "broken row",

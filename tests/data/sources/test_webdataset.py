@@ -95,9 +95,8 @@ def test_a_truncated_tar_gives_its_complete_samples_and_one_problem(tmp_path):
     whole = (tmp_path / "whole.tar").read_bytes()
     good = read_records(tmp_path / "whole.tar")
     with tarfile.open(tmp_path / "whole.tar") as tar:
-        ends = [member.offset_data + 512 for member in tar][
-            2::3
-        ]  # the end of each sample: a header and one block per member
+        # The end of each sample: a header and one block per member.
+        ends = [member.offset_data + 512 for member in tar][2::3]
     tar = tmp_path / "cut" / "whole.tar"
     tar.parent.mkdir()
     for cut in range(0, ends[-1] + 512, 100):
