@@ -77,13 +77,13 @@ def error_of():
 
 @pytest.fixture(scope="session")
 def quick_options():
-    """Options of `train` that make the debug presets even faster."""
+    """Return options of `train` that make the debug presets even faster."""
     return QUICK_OPTIONS
 
 
 @pytest.fixture(scope="session")
 def artifacts(imagen, tmp_path_factory) -> Path:
-    """A folder of shards, runs of debug_64 (4 steps) and debug_256 (2 steps), and their cascade. Tests only read it."""
+    """Make a folder of shards, runs of debug_64 (4 steps) and debug_256 (2 steps), and their cascade. Do not change it."""
     folder = tmp_path_factory.mktemp("artifacts")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

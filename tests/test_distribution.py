@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def clean_environment(monkeypatch, tmp_path):
-    """An environment without a command or a distribution called imagen."""
+    """Set up an environment without a command or a distribution called imagen."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "path", [str(ROOT), str(tmp_path)])
     return tmp_path

@@ -8,5 +8,5 @@ from imagen.cascade import Cascade
 
 @pytest.fixture(scope="module")
 def small_cascade() -> Cascade:
-    """A base stage and a super-resolution stage with random weights."""
+    """Return a cascade of a base stage and a super-resolution stage with random weights."""
     return cascade()

@@ -1,4 +1,4 @@
-"""The noise of an image depends only on its seed."""
+"""Check that the noise of an image depends only on its seed."""
 
 import pytest
 import torch

@@ -111,7 +111,7 @@ def pixels(data: bytes) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    """The corpus, built by one process without interruption."""
+    """Build the corpus in one process without interruption."""
     out = tmp_path_factory.mktemp("built") / "shards"
     build_source(partial(Corpus, N), out, workers=1, progress=False)
     return out
@@ -328,7 +328,7 @@ def test_folders_of_other_builds_and_foreign_files_are_rejected(tmp_path):
 
 @pytest.fixture
 def tars(tmp_path) -> Path:
-    """Tars without indexes. train: a, b (too small), c. heldout: d (the pixels of c), e (a bmp), f."""
+    """Write tars without indexes. train: a, b (too small), c. heldout: d (the pixels of c), e (a bmp), f."""
     with ShardWriter(tmp_path / "s" / "train") as writer:
         writer.write({"__key__": "a", "png": encoded(picture(1), "PNG"), "txt": b"one"})
         writer.write({"__key__": "b", "png": encoded(picture(2, 20, 20), "PNG"), "txt": b"two"})

@@ -44,7 +44,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory):
-    """Shards with the sidecars of an uninterrupted run."""
+    """Write shards with the sidecars of an uninterrupted run."""
     folder, rng = tmp_path_factory.mktemp("encoded"), random.Random(0)
     with ShardWriter(folder, 3) as writer:
         for i in range(3 * SHARDS):
@@ -56,7 +56,7 @@ def encoded(tmp_path_factory):
 
 @pytest.fixture
 def folder(encoded, tmp_path):
-    """The shards without sidecars."""
+    """Copy the shards without sidecars."""
     return shutil.copytree(encoded, tmp_path / "shards", ignore=shutil.ignore_patterns("*.text.safetensors"))
 
 

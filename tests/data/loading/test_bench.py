@@ -29,7 +29,7 @@ class FakeEncoder:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """40 JPEGs of 64 pixels, one of them broken, with embeddings; and the size of a JPEG in bytes."""
+    """Write 40 JPEGs of 64 pixels, one of them broken, with embeddings; return the folder and the bytes of a JPEG."""
     folder = tmp_path_factory.mktemp("shards")
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(file, "JPEG")

@@ -46,7 +46,7 @@ def picture(seed: int, side: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Shards of 23 samples in 5 tars: images of 8 and 32 pixels, embeddings of 1 to 4 tokens."""
+    """Write shards of 23 samples in 5 tars: images of 8 and 32 pixels, embeddings of 1 to 4 tokens."""
     folder = tmp_path_factory.mktemp("shards")
     with ShardWriter(folder, 5) as writer:
         for i in range(23):
@@ -77,7 +77,7 @@ def comparable_samples(batches) -> list[tuple]:
 
 @pytest.fixture(scope="module")
 def stream(folder):
-    """80 samples of the uninterrupted stream, more than three epochs."""
+    """Return 80 samples of the uninterrupted stream, more than three epochs."""
     batches = take(make_loader(folder), 10)
     assert [batch.position for batch in batches] == list(range(0, 80, 8))
     return comparable_samples(batches)
@@ -261,7 +261,7 @@ print(next(batches).keys)
 
 @pytest.fixture
 def damaged(tmp_path):
-    """20 samples: k05 is not an image, k11 is too small."""
+    """Write 20 samples: k05 is not an image, k11 is too small."""
     with ShardWriter(tmp_path, 6) as writer:
         for i in range(20):
             data = b"\x89PNG broken" if i == 5 else png(picture(i, 4 if i == 11 else 8))

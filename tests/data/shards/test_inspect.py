@@ -27,7 +27,7 @@ def png(i: int, height: int, width: int) -> bytes:
 
 @pytest.fixture
 def shards(tmp_path) -> Path:
-    """Train: three samples in two shards, one with images of two sizes. Held out: a sample with a broken image."""
+    """Write train: three samples in two shards, one with images of two sizes; and heldout: one broken image."""
     with ShardWriter(tmp_path / "s" / "train", 2) as writer:
         writer.write({"__key__": "a", "png": png(1, 64, 200), "txt": b"x" * 15})
         writer.write({"__key__": "b", "64.png": png(2, 64, 64), "256.png": png(3, 256, 256), "txt": b""})

@@ -57,7 +57,7 @@ class FakeEncoder:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """30 samples in 6 shards and 5 in a held-out shard: noise images of 16 pixels, with embeddings."""
+    """Write 30 samples in 6 shards and 5 in a held-out shard: noise images of 16 pixels, with embeddings."""
     folder = tmp_path_factory.mktemp("store")
     random = np.random.default_rng(0)
     for split, count in (("train", 5 * TARS), ("heldout", 5)):

@@ -14,7 +14,7 @@ from imagen.errors import UserError
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with img/0.png to img/5.png."""
+    """Write a folder with img/0.png to img/5.png."""
     (tmp_path / "img").mkdir()
     for i, data in enumerate(encoded_images(6)):
         (tmp_path / f"img/{i}.png").write_bytes(data)

@@ -22,7 +22,7 @@ def code(data):
 
 @pytest.fixture
 def cc12m(tmp_path):
-    """A folder of two text files of four lines, with embeddings padded to 6 tokens, and the unpadded tokens."""
+    """Write two text files of four lines, with embeddings padded to 6 tokens; return the folder and unpadded tokens."""
     rng = np.random.default_rng(0)
     tokens = []
     for name in ("part-0", "part-1"):
