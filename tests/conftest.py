@@ -83,7 +83,7 @@ def quick_options():
 
 @pytest.fixture(scope="session")
 def artifacts(imagen, tmp_path_factory) -> Path:
-    """Make a folder of shards, runs of debug_64 (4 steps) and debug_256 (2 steps), and their cascade. Do not change it."""
+    """Make a folder of shards, runs of debug_64 (4 steps) and debug_256 (2 steps), and their cascade. Only read it."""
     folder = tmp_path_factory.mktemp("artifacts")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
