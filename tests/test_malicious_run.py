@@ -49,15 +49,15 @@ def declared_as_a_tensor(step: Path, marker: Path) -> None:
 def plant_payloads(step: Path, marker: Path, as_bytes: bool) -> None:
     metadata = pickle.loads((step / ".metadata").read_bytes())
     for index in [index for index in metadata.storage_data if index.fqn.startswith(("ema.", "model."))]:
-        place = metadata.storage_data.pop(index)
-        part, payload = step / place.relative_path, pickled(marker)
+        location = metadata.storage_data.pop(index)
+        part, payload = step / location.relative_path, pickled(marker)
         offset = part.stat().st_size
         with open(part, "ab") as file:
             file.write(payload)
         if as_bytes:
             metadata.state_dict_metadata[index.fqn] = BytesStorageMetadata()
             index = replace(index, offset=None, index=None)
-        metadata.storage_data[index] = replace(place, offset=offset, length=len(payload))
+        metadata.storage_data[index] = replace(location, offset=offset, length=len(payload))
     (step / ".metadata").write_bytes(pickle.dumps(metadata))
 
 

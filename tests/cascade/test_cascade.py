@@ -72,8 +72,8 @@ def test_images_need_not_be_square(small_cascade):
 
 
 def test_settings_apply_per_stage_or_to_all(small_cascade):
-    plan = small_cascade.request(["x"], steps=[2, 9], guidance=3, sampler="ddim")
-    assert [(s.steps, s.guidance, s.sampler) for s in plan.settings] == [(2, 3, "ddim"), (9, 3, "ddim")]
+    request = small_cascade.request(["x"], steps=[2, 9], guidance=3, sampler="ddim")
+    assert [(s.steps, s.guidance, s.sampler) for s in request.settings] == [(2, 3, "ddim"), (9, 3, "ddim")]
     seen = []
     small_cascade.sample(["x"] * 3, steps=[2, 3], batch_size=2, on_step=seen.append, **QUICK)
     assert [(p.stage, p.step, p.steps) for p in seen[:5]] == [(0, 0, 2), (0, 1, 2), (1, 0, 3), (1, 1, 3), (1, 2, 3)]

@@ -56,8 +56,8 @@ def test_an_image_is_regenerated_bit_exactly(small_cascade, tmp_path, precision)
     loaded = Cascade.load(tmp_path / "cascade")
     loaded.texts.encoder = WordTokenEncoder()
     for number in (0, 3, 9, 11):
-        plan, place = regenerate_request(loaded, paths[number], device="cpu")
-        again = write_regenerated(loaded, plan, place, tmp_path / f"again{number}", progress=False)
+        regenerated, index = regenerate_request(loaded, paths[number], device="cpu")
+        again = write_regenerated(loaded, regenerated, index, tmp_path / f"again{number}", progress=False)
         assert again.read_bytes() == paths[number].read_bytes()
 
 
@@ -65,9 +65,10 @@ def test_an_edited_image_is_regenerated_from_the_same_inputs(small_cascade, tmp_
     small_cascade.save(tmp_path / "cascade")
     init, mask = noise_image(32, 32), Image.new("L", (32, 32), 128)
     (path,) = write_samples(small_cascade, ["cat"], tmp_path / "o", init=init, mask=mask, strength=0.7, **QUICK)
-    plan, place = regenerate_request(small_cascade, path, init=init, mask=mask, device="cpu")
+    regenerated, index = regenerate_request(small_cascade, path, init=init, mask=mask, device="cpu")
     assert (
-        write_regenerated(small_cascade, plan, place, tmp_path / "a", progress=False).read_bytes() == path.read_bytes()
+        write_regenerated(small_cascade, regenerated, index, tmp_path / "a", progress=False).read_bytes()
+        == path.read_bytes()
     )
     for given, message in (
         ({}, "give its init image"),
@@ -84,9 +85,12 @@ def test_an_upsampled_image_is_regenerated(small_cascade, tmp_path):
     noise_image(37, 21).save(tmp_path / "photo.png")
     (path,) = write_upscaled(small_cascade, [tmp_path / "photo.png"], tmp_path / "o", tile=32, seed=4, **QUICK)
     assert read_metadata(path)["tiles"] == [32]
-    plan, place = regenerate_request(small_cascade, path, start=read_picture(tmp_path / "photo.png"), device="cpu")
+    regenerated, index = regenerate_request(
+        small_cascade, path, start=read_picture(tmp_path / "photo.png"), device="cpu"
+    )
     assert (
-        write_regenerated(small_cascade, plan, place, tmp_path / "a", progress=False).read_bytes() == path.read_bytes()
+        write_regenerated(small_cascade, regenerated, index, tmp_path / "a", progress=False).read_bytes()
+        == path.read_bytes()
     )
 
 

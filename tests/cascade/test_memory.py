@@ -47,10 +47,10 @@ def test_smaller_micro_batches_give_the_same_images():
         for part, side in zip(two.stages, (16, 32), strict=True)
     ]
     assert needs[0] < needs[1]
-    plan = two.request(["x"] * 8, vram=(weights + needs[1]) / GIB, device="cpu", precision="fp32")
-    assert plan.micro_batch[1] == 4 and plan.micro_batch[0] >= 4 and plan.tiles == (None, None)
+    limited = two.request(["x"] * 8, vram=(weights + needs[1]) / GIB, device="cpu", precision="fp32")
+    assert limited.micro_batch[1] == 4 and limited.micro_batch[0] >= 4 and limited.tiles == (None, None)
     words = [f"picture {i}" for i in range(5)]
-    roomy, narrow = (two.sample(words, vram=vram, seeds=range(5), **QUICK) for vram in (64, plan.vram))
+    roomy, narrow = (two.sample(words, vram=vram, seeds=range(5), **QUICK) for vram in (64, limited.vram))
     assert max(abs(pixels(a) - pixels(b)).max() for a, b in zip(roomy, narrow, strict=True)) <= 1
 
 
@@ -59,9 +59,9 @@ def test_an_image_that_does_not_fit_is_tiled_or_rejected():
     request = {"size": (256, 512), "device": "cpu", "precision": "fp32"}
     weights = sum(weight_bytes(part.unet) for part in wide.stages)
     need = step_bytes(wide.stages[1].config, wide.stages[1].config.sampling, (256, 512), 1)
-    plan = wide.request(["x"], vram=(weights + 0.7 * need) / GIB, **request)
-    assert plan.micro_batch == (1, 1) and plan.tiles[0] is None and plan.tiles[1] is not None
-    assert plan.tiles[1].side in (128, 256)
+    limited = wide.request(["x"], vram=(weights + 0.7 * need) / GIB, **request)
+    assert limited.micro_batch == (1, 1) and limited.tiles[0] is None and limited.tiles[1] is not None
+    assert limited.tiles[1].side in (128, 256)
     with pytest.raises(UserError, match=r"stage (16|64) takes .* GiB for one image of .*; allow more"):
         wide.request(["x"], vram=weights / GIB, **request)
     with pytest.raises(UserError, match="vram is -1"):
@@ -87,8 +87,8 @@ class DeviceRecorder(nn.Module):
 def test_offloaded_stages_are_moved_once_for_several_batches():
     two, visits = cascade(), ([], [])
     words = [f"picture {i}" for i in range(6)]
-    plan = two.request(words, seeds=range(6), batch_size=2, device="cpu", precision="fp32")
-    expected = list(two.run(plan, progress=False))
+    request = two.request(words, seeds=range(6), batch_size=2, device="cpu", precision="fp32")
+    expected = list(two.run(request, progress=False))
     moved = [
         dataclasses.replace(part, unet=DeviceRecorder(part.unet, seen))
         for part, seen in zip(two.stages, visits, strict=True)
@@ -97,7 +97,9 @@ def test_offloaded_stages_are_moved_once_for_several_batches():
     offloading = Cascade(moved, text=two.text, unconditional=two.unconditional, encoder=two.texts.encoder)
     found = list(
         offloading.run(
-            dataclasses.replace(plan, offload=True), progress=False, on_step=lambda preview: order.append(preview.stage)
+            dataclasses.replace(request, offload=True),
+            progress=False,
+            on_step=lambda preview: order.append(preview.stage),
         )
     )
     assert order == [0] * 9 + [1] * 9  # three batches of three steps in each

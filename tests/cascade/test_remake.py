@@ -49,8 +49,8 @@ def test_provenance_of_an_image_is_read(model, picture):
     assert (made.prompt, made.negative, made.seed, made.size, made.precision) == ("dog", "blur", 0, (32, 32), "fp32")
     assert [each.resolution for each in made.stages] == [16, 32] and made.variation is made.init is made.tiles is None
     assert (made.conditions.batch, made.conditions.place, made.conditions.rows) == (2, 1, (2, 2))
-    plan, place = regenerate_request(model, picture, device="cpu")
-    assert (plan.prompts, plan.batch_size, plan.micro_batch, place) == (("dog", "dog"), 2, (2, 2), 1)
+    request, index = regenerate_request(model, picture, device="cpu")
+    assert (request.prompts, request.batch_size, request.micro_batch, index) == (("dog", "dog"), 2, (2, 2), 1)
 
 
 def test_provenance_records_the_noise_generator(model, picture, tmp_path):
@@ -64,9 +64,9 @@ def test_provenance_records_the_noise_generator(model, picture, tmp_path):
     made = {**model.metadata(old, 0), "conditions": model.conditions(old, 0)}
     assert "noise" not in made
     write_png(tmp_path / "old.png", image, made)
-    plan, place = regenerate_request(model, tmp_path / "old.png", device="cpu")
-    again = list(model.run(plan, progress=False))[place]
-    assert np.array_equal(again, image) and model.metadata(plan, place) == model.metadata(old, 0)
+    request, index = regenerate_request(model, tmp_path / "old.png", device="cpu")
+    again = list(model.run(request, progress=False))[index]
+    assert np.array_equal(again, image) and model.metadata(request, index) == model.metadata(old, 0)
     with pytest.raises(UserError, match=r"made with another noise \(None, not 'philox'"):
         (tmp_path / "old.png").rename(tmp_path / "0000.png")
         write_samples(model, ["cat"], tmp_path, seed=3, **QUICK)

@@ -47,11 +47,11 @@ def test_rescaled_guidance_has_the_deviation_of_the_conditional_estimate(rescale
 
 
 def test_settings_can_be_given_by_name_per_stage(small_cascade):
-    plan = small_cascade.request(["x"], guidance_interval=(-3.0, 2.0), guidance_rescale=[0.0, 0.5], spacing="logsnr")
-    assert [s.guidance_interval for s in plan.settings] == [(-3.0, 2.0)] * 2
-    assert [s.guidance_rescale for s in plan.settings] == [0.0, 0.5]
-    plan = small_cascade.request(["x"], guidance_interval=[None, (0.0, 1.0)])
-    assert [s.guidance_interval for s in plan.settings] == [None, (0.0, 1.0)]
+    request = small_cascade.request(["x"], guidance_interval=(-3.0, 2.0), guidance_rescale=[0.0, 0.5], spacing="logsnr")
+    assert [s.guidance_interval for s in request.settings] == [(-3.0, 2.0)] * 2
+    assert [s.guidance_rescale for s in request.settings] == [0.0, 0.5]
+    request = small_cascade.request(["x"], guidance_interval=[None, (0.0, 1.0)])
+    assert [s.guidance_interval for s in request.settings] == [None, (0.0, 1.0)]
     assert (
         max_difference(*(small_cascade.sample(["x"], spacing=spacing, **QUICK)[0] for spacing in ("time", "logsnr")))
         > 1

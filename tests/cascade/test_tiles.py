@@ -79,8 +79,10 @@ def test_padding_affects_only_the_border_of_the_image():
 
 def test_stages_are_chosen_by_scale():
     model = cascade(stage(16), stage(32, 16), stage(64, 32))
-    plan = lambda side, scale: model.request([""], start=[noise_image(side, side)], scale=scale, device="cpu")  # noqa: E731
-    assert [(plan(side, scale).first_stage, plan(side, scale).crop) for side, scale in ((40, 4), (40, 2), (16, 2))] == [
+    request = lambda side, scale: model.request([""], start=[noise_image(side, side)], scale=scale, device="cpu")  # noqa: E731
+    assert [
+        (request(side, scale).first_stage, request(side, scale).crop) for side, scale in ((40, 4), (40, 2), (16, 2))
+    ] == [
         (1, (160, 160)),
         (2, (80, 80)),
         (1, (32, 32)),

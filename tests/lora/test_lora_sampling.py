@@ -81,8 +81,8 @@ def test_images_record_their_lora_and_can_be_regenerated(model: Cascade, tmp_pat
     (made,) = write_samples(model, ["cat"], tmp_path / "out", seed=3, lora={"style": 0.5}, **QUICK)
     (lora,) = read_provenance(made).lora or ()
     assert (lora.name, lora.weight, len(lora.sha256)) == ("style", 0.5, 64)
-    request, place = regenerate_request(model, made, device="cpu")
-    again = list(model.run(request, progress=False))[place]
+    request, index = regenerate_request(model, made, device="cpu")
+    again = list(model.run(request, progress=False))[index]
     assert np.array_equal(np.asarray(again), np.asarray(Image.open(made).convert("RGB")))
     with pytest.raises(UserError, match=r"made with LoRA style .* load that file, too"):
         regenerate_request(Cascade.load(tmp_path / "cascade"), made, device="cpu")

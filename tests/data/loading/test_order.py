@@ -27,14 +27,14 @@ def test_samples_come_from_one_window_of_shards_at_a_time():
     shard_of = np.repeat(np.arange(7), SIZES)
     order = shard_of[epoch_order(0, 5, SIZES, 2)]
     first_seen = list(dict.fromkeys(order.tolist()))
-    place = 0
+    start = 0
     windows = []
-    while place < 37:
+    while start < 37:
         window = set(first_seen[2 * len(windows) : 2 * len(windows) + 2])
         size = int(sum(SIZES[s] for s in window))
-        assert set(order[place : place + size].tolist()) == window
+        assert set(order[start : start + size].tolist()) == window
         windows.append(window)
-        place += size
+        start += size
     assert len(windows) == 4
 
 

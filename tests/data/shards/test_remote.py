@@ -132,9 +132,9 @@ def memory(folder):
     store.rm("/corpus", recursive=True)
 
 
-def batches(place, cache: Path | None, *, workers: int = 0, count: int = 8, **options) -> list:
+def batches(address, cache: Path | None, *, workers: int = 0, count: int = 8, **options) -> list:
     config = DataConfig(workers=workers, window=2, cache=None if cache is None else str(cache), **options)
-    loader = open_loader(place, config, resolution=16, text=Text(), batch_size=6, seed=1)
+    loader = open_loader(address, config, resolution=16, text=Text(), batch_size=6, seed=1)
     found = itertools.islice(loader, count)
     return [(b.keys, b.captions, b.image.numpy().tobytes(), b.text.numpy().tobytes()) for b in found]
 
@@ -144,13 +144,13 @@ def batches(place, cache: Path | None, *, workers: int = 0, count: int = 8, **op
 
 @pytest.mark.parametrize("store", ["http", "memory", "file"])
 def test_a_remote_store_gives_the_same_batches_as_the_disk(folder, server, memory, tmp_path, store):
-    place = {"http": server.url, "memory": memory, "file": folder.as_uri()}[store]
+    address = {"http": server.url, "memory": memory, "file": folder.as_uri()}[store]
     expected = batches(folder, None)
-    assert batches(place, tmp_path) == expected
-    assert batches(Path(place), tmp_path, workers=2) == expected  # the command line converts its arguments to Path
+    assert batches(address, tmp_path) == expected
+    assert batches(Path(address), tmp_path, workers=2) == expected  # the command line converts its arguments to Path
     assert (
-        list(splits(place)) == ["train", "heldout"]
-        and len(open_split(place, "heldout", CacheConfig(folder=tmp_path))) == 5
+        list(splits(address)) == ["train", "heldout"]
+        and len(open_split(address, "heldout", CacheConfig(folder=tmp_path))) == 5
     )
 
 
@@ -220,12 +220,12 @@ def test_a_tar_in_use_survives_its_deletion(server, folder, tmp_path):
 def test_processes_that_share_a_cache_stay_within_its_limit(folder, tmp_path):
     """Each process reads all shards in another order, through a cache with room for two and a half."""
     one = (folder / "train" / "00000.tar").stat().st_size
-    cache, place = CacheConfig(folder=tmp_path, gb=2.5 * one / 1e9), (folder / "train").as_uri()
+    cache, address = CacheConfig(folder=tmp_path, gb=2.5 * one / 1e9), (folder / "train").as_uri()
     local = ShardedDataset(folder / "train")
     expected = [local.read(i, "png") for i in range(30)]
 
     def read(seed: int) -> None:
-        data = ShardedDataset(place, cache)
+        data = ShardedDataset(address, cache)
         for i in np.random.default_rng(seed).permutation(30):
             assert data.read(int(i), "png") == expected[i]
             with remote.locked(tmp_path / ".lock"):  # holding the lock prevents deletions
@@ -300,14 +300,14 @@ def test_missing_files_are_a_one_line_error(folder, tmp_path, missing, message, 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("place, message", [
+@pytest.mark.parametrize("address, message", [
     ("http://127.0.0.1:9", r"^cannot read http://127\.0\.0\.1:9/.*: .*; check the address"),
     ("memory://nothing", r"^memory://nothing holds no shards"),
     ("nonsense://bucket/corpus", r"^nonsense://bucket/corpus/train: .*nonsense"),
 ])  # fmt: skip
-def test_invalid_addresses_are_rejected(tmp_path, place, message):
+def test_invalid_addresses_are_rejected(tmp_path, address, message):
     with pytest.raises(UserError, match=message) as caught:
-        batches(place, tmp_path)
+        batches(address, tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -335,4 +335,4 @@ def test_a_store_cannot_be_encoded_in_place(memory):
 def test_urls_are_recognised():
     assert as_url("s3://bucket/a/b/") == as_url(Path("s3://bucket/a/b")) == "s3://bucket/a/b"
     assert as_url("file:///data/x") == as_url(Path("file:///data/x")) == "file:///data/x"
-    assert [as_url(place) for place in ("shards", "/data/shards", Path("a:b/c"), "C:/shards", "")] == [None] * 5
+    assert [as_url(address) for address in ("shards", "/data/shards", Path("a:b/c"), "C:/shards", "")] == [None] * 5

@@ -95,9 +95,9 @@ def test_indexing_reads_headers_only(tmp_path, monkeypatch):
     read = 0
     original = os.pread
 
-    def counting(handle, size, place):
+    def counting(handle, size, offset):
         nonlocal read
-        data = original(handle, size, place)
+        data = original(handle, size, offset)
         read += len(data)
         return data
 

@@ -123,8 +123,8 @@ def test_random_bytes_anywhere_do_not_hang(tmp_path):
     for _ in range(300):
         data = bytearray(whole)
         for _ in range(rng.randrange(1, 30)):
-            place = rng.randrange(len(data))
-            data[place : place + rng.randrange(1, 5)] = rng.randbytes(rng.randrange(1, 5))
+            offset = rng.randrange(len(data))
+            data[offset : offset + rng.randrange(1, 5)] = rng.randbytes(rng.randrange(1, 5))
         (tmp_path / "t.tar").write_bytes(data[: rng.randrange(len(data))])
         listed, _ = scan(tmp_path / "t.tar")
         assert all(m.offset >= 0 and m.size >= 0 and m.offset + m.size <= len(data) for m in listed)
