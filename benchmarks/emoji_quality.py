@@ -4,7 +4,7 @@
 
 Enlarges held-out drawings (with the stage's conditioning noise, and without); prints the PSNR against the true large
 drawings beside that of bicubic enlargement, and the mean error of each colour channel. How well a base follows its
-prompts: `imagen evaluate`.
+prompts: `imagen evaluate-emoji`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from PIL import Image
 
 from imagen.cascade import Cascade
 from imagen.data.loading.stream import dataset_batch
-from imagen.evaluate.restoration import colour_error, psnr
+from imagen.evaluate.metrics.restoration import colour_error, psnr
 from imagen.pictures import contact_sheet, write_png
 from imagen.stage.inputs import to_images
 

@@ -22,8 +22,8 @@ import imagen
 from imagen.cascade import write_samples
 from imagen.data.loading.stream import dataset_batch
 from imagen.data.shards.dataset import open_split
-from imagen.evaluate.distance import kid
 from imagen.evaluate.features import load_classifier, picture_features
+from imagen.evaluate.metrics.kernel import kid
 from imagen.stage.inputs import to_images
 
 

@@ -25,6 +25,6 @@ imagen train emoji_64 --data "$out/scenes" --out "$out/base" --train.steps "${BA
 imagen train emoji_256 --data "$out/small" --out "$out/sr_256" --train.steps "${SR_STEPS:-5000}"
 imagen train emoji_1024 --data "$out/large" --out "$out/sr_1024" --train.steps "${SR_STEPS:-5000}"
 
-imagen evaluate "$out/base" --guidance 1,1.25,1.5,2,3,4,6,8,10 --out "$out/sheets"
+imagen evaluate-emoji "$out/base" --guidance 1,1.25,1.5,2,3,4,6,8,10 --out "$out/sheets"
 imagen assemble "$out/base" "$out/sr_256" "$out/sr_1024" --out "$out/cascade" --half
 imagen sample "$out/cascade" "an octopus on a blue background" --out "$out/pictures"

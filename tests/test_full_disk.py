@@ -165,7 +165,7 @@ COMMANDS: dict[str, tuple[Callable[[Path, Path], None], Arguments]] = {
     "evaluate --out": (
         no_inputs,
         lambda artifacts, out: [
-            "evaluate",
+            "evaluate-emoji",
             artifacts / "cascade",
             "--n",
             2,
@@ -177,7 +177,7 @@ COMMANDS: dict[str, tuple[Callable[[Path, Path], None], Arguments]] = {
             out,
         ],
     ),
-    "evaluate a run": (copy_run, lambda artifacts, out: ["evaluate", out, "--n", 2, "--steps", 1]),
+    "evaluate a run": (copy_run, lambda artifacts, out: ["evaluate-emoji", out, "--n", 2, "--steps", 1]),
     "compare": (no_inputs, lambda artifacts, out: ["compare", artifacts / "base", "--out", out / "curves.png"]),
 }
 

@@ -151,7 +151,7 @@ def test_export_executes_no_code_from_averages(run, tmp_path, how):
 COMMANDS = {
     "sample": lambda run, artifacts, out: ["sample", run, "a red apple", "--steps", 1, "--out", out],
     "upscale": lambda run, artifacts, out: ["upscale", run, artifacts / "picture.png", "--out", out],
-    "evaluate": lambda run, artifacts, out: ["evaluate", run, "--n", 2, "--steps", 1, "--out", out],
+    "evaluate-emoji": lambda run, artifacts, out: ["evaluate-emoji", run, "--n", 2, "--steps", 1, "--out", out],
     "assemble": lambda run, artifacts, out: ["assemble", run, "--out", out],
     "assemble with half": lambda run, artifacts, out: ["assemble", run, "--half", "--out", out],
     "assemble with another": lambda run, artifacts, out: ["assemble", run, artifacts / "sr", "--out", out],

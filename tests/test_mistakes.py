@@ -232,7 +232,7 @@ def test_evaluations_that_cannot_finish_are_rejected_before_sampling(artifacts, 
         raise AssertionError("no image may be sampled")
 
     monkeypatch.setattr("imagen.cascade.cascade.Cascade.run", draw)
-    assert message in error_of("evaluate", artifacts / "base", *more)
+    assert message in error_of("evaluate-emoji", artifacts / "base", *more)
 
 
 # --- bugs and other errors ---

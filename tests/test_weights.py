@@ -99,14 +99,15 @@ def test_a_weight_beyond_float16_is_rejected(artifacts, tmp_path):
 def test_a_run_is_evaluated_and_compared(artifacts, packaged, imagen, error_of, tmp_path):
     run = shutil.copytree(artifacts / "base", tmp_path / "run")
     options = ("--objects", 8, "--n", 4, "--steps", 2)
-    rows = json.loads(imagen("evaluate", run, *options, "--guidance", "1,2", "--json", "--out", tmp_path / "sheets"))
+    out = ("--out", tmp_path / "sheets")
+    rows = json.loads(imagen("evaluate-emoji", run, *options, "--guidance", "1,2", "--json", *out))
     assert [row["guidance"] for row in rows] == [1.0, 2.0]
     assert rows[0]["images"] == 16 and set(rows[0]["single"]) == {"object", "colour", "all"}
     assert set(rows[0]["relation"]) == {"object", "colour", "relation", "all"}
     assert set(rows[0]["count"]) == {"object", "colour", "number", "all"}
     assert read_curve(run) == rows
     assert (tmp_path / "sheets" / "guidance-2.png").exists()
-    assert "object" in imagen("evaluate", run, *options, "--guidance", 1)
+    assert "object" in imagen("evaluate-emoji", run, *options, "--guidance", 1)
     assert read_curve(run) == rows  # a second evaluation replaces the row, with the same scores
 
     write_reference_curves([artifacts / "base"], packaged.parent / "curves.json")

@@ -11,6 +11,7 @@ ORDER = (  # in --help; a command that is not named here comes after these
     "demo",
     "data build",
     "data emoji",
+    "data cifar10",
     "data encode",
     "data inspect",
     "data bench",
@@ -26,6 +27,7 @@ ORDER = (  # in --help; a command that is not named here comes after these
     "upscale",
     "serve",
     "evaluate",
+    "evaluate-emoji",
     "compare",
     "completion",
 )

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from imagen.emoji.building import finished_build, write_splits
+from imagen.data.build.splits import finished_build, write_splits
 from imagen.emoji.openmoji import ATTRIBUTION, LICENCE, SOURCE, Emoji, Style, rasterise
 from imagen.emoji.picture import PALETTE, Picture, hashed
 from imagen.emoji.prompts import HeldoutPrompt, heldout_counts, heldout_prompts, heldout_relations

@@ -12,7 +12,7 @@ from imagen.emoji.dataset import OBJECTS, compose, heldout_colour
 from imagen.emoji.recogniser import Recogniser
 from imagen.emoji.single import objects
 from imagen.errors import UserError, check_number
-from imagen.evaluate.distance import kid
+from imagen.evaluate.metrics.kernel import kid
 
 Row = dict[str, Any]
 VARIANTS = range(4)  # held-out drawings per object with which samples are compared

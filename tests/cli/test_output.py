@@ -89,7 +89,7 @@ def test_presets_config_and_plan_print_json(monkeypatch):
 
 
 def test_evaluate_prints_json(artifacts):
-    evaluate = ["evaluate", artifacts / "cascade", "--n", 2, "--steps", 1, "--objects", 4, "--guidance", "1,2"]
+    evaluate = ["evaluate-emoji", artifacts / "cascade", "--n", 2, "--steps", 1, "--objects", 4, "--guidance", "1,2"]
     assert [row["guidance"] for row in json_output(run_imagen(*evaluate, "--json"))] == [1, 2]
     assert_silent(*evaluate)
 

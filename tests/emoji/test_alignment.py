@@ -20,7 +20,7 @@ from imagen.emoji.recogniser_training import save_recogniser, sprite, train_reco
 from imagen.emoji.scene import compose_group, compose_pair
 from imagen.emoji.single import objects
 from imagen.errors import UserError
-from imagen.evaluate.distance import kid
+from imagen.evaluate.metrics.kernel import kid
 
 SINGLE = HeldoutPrompt("", "red", "horse")
 THREE = HeldoutPrompt("", "red", "horse", number=3)

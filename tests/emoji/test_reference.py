@@ -12,7 +12,7 @@ from imagen.emoji.alignment import evaluate
 from imagen.emoji.colour import background_colour
 from imagen.emoji.dataset import build_emoji, heldout_prompts
 from imagen.emoji.recogniser import load_recogniser
-from imagen.evaluate.restoration import colour_error, psnr
+from imagen.evaluate.metrics.restoration import colour_error, psnr
 from imagen.stage.inputs import to_images
 from imagen.weights import packaged
 

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from imagen.emoji.building import finished_build, write_splits
+from imagen.data.build.splits import finished_build, write_splits
 from imagen.emoji.fluent.catalogue import Drawing, Source, faces, people, things
 from imagen.emoji.fluent.heldout import heldout_colour, heldout_number, is_heldout_pair, is_heldout_person
 from imagen.emoji.fluent.scene import Scene, compose_group, compose_pair, compose_single

@@ -22,7 +22,7 @@ from imagen.emoji.fluent.scene import Scene
 from imagen.emoji.picture import hashed
 from imagen.emoji.prompts import HeldoutPrompt
 from imagen.emoji.recogniser import SIDE, Recogniser, load_recogniser
-from imagen.evaluate.distance import kid
+from imagen.evaluate.metrics.kernel import kid
 from imagen.pictures import contact_sheet, write_png
 
 KINDS = ("single", "people", "relation", "count")

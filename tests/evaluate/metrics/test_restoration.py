@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from imagen.evaluate.restoration import colour_error, psnr
+from imagen.evaluate.metrics.restoration import colour_error, psnr
 
 
 def test_psnr_of_a_known_error() -> None:

@@ -1,4 +1,4 @@
-"""Build a data set of rendered drawings: render each split with several processes and write it to shards."""
+"""Build a data set of several splits: render each with several processes and write it to shards."""
 
 import multiprocessing
 import os
@@ -40,23 +40,25 @@ def write_splits(
     *,
     workers: int | None = None,
     progress: bool = True,
+    name: str = "emoji",
 ) -> dict[str, Any]:
     """Render `splits` into `out`/NAME; write and return `out`/dataset.json.
 
     It contains `description`, the arguments and the number of samples of each split. A killed build starts again.
-    workers: processes; None: one per core, at most 16. Raises UserError if `out` contains anything else.
+    workers: processes; None: one per core, at most 16. name: of the progress bar. Raises UserError if
+    `out` contains anything else.
     """
     from imagen.data.shards.writer import ShardWriter  # slow to import, and workers do not need it
 
     _start(out, arguments, splits)
     written = {}
-    with progress_bar(total=sum(map(len, splits.values())), unit="picture", desc="emoji", disable=not progress) as bar:
-        for name, split in splits.items():
-            with ShardWriter(out / name) as writer:
+    with progress_bar(total=sum(map(len, splits.values())), unit="image", desc=name, disable=not progress) as bar:
+        for folder, split in splits.items():
+            with ShardWriter(out / folder) as writer:
                 for sample in _render_all(split, sizes, workers):
                     writer.write(sample)
                     bar.update()
-            written[name] = len(split)
+            written[folder] = len(split)
     whole = {**description, "arguments": arguments, "samples": written}
     write_json(out / "dataset.json", whole)
     (out / _UNFINISHED).unlink()  # dataset.json marks a finished build
