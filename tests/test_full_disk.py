@@ -232,7 +232,7 @@ def test_a_full_disk_is_reported_in_one_line_and_a_rerun_completes(artifacts, tm
 def test_the_demo_reports_a_full_disk_and_a_rerun_completes(tmp_path):
     def run() -> dict:
         options = {"minutes": 0.01, "objects": 4, "prompts": 2, "pretrained": False, "device": "cpu"}
-        return run_demo(tmp_path / "demo", **options, say=lambda line: None)
+        return run_demo(tmp_path / "demo", **options, report=lambda line: None)
 
     for failure in (fail_fsync_from(2), limit_file_sizes(100_000)):
         with failure, pytest.raises(UserError, match=r"cannot write .*demo.*; free some space"):

@@ -14,7 +14,7 @@ import imagen as package
 from imagen import weights
 from imagen.cascade import Cascade
 from imagen.cascade.float16 import convert_to_float16
-from imagen.emoji.demo.first import draw_first
+from imagen.emoji.demo.first import sample_packaged
 from imagen.errors import UserError
 from imagen.evaluate import compare as comparing
 from imagen.evaluate.compare import compare, reference_curves, write_reference_curves
@@ -49,13 +49,13 @@ def test_missing_weights_are_reported(tmp_path, monkeypatch, error_of):
     assert "lacks the weights 'emoji'" in error_of("sample", "emoji", "a horse", "--out", "pictures")
     assert "does not exist" in error_of("sample", "emojis", "a horse", "--out", "pictures")
     lines: list[str] = []
-    assert draw_first(tmp_path / "demo", lines.append) == []
+    assert sample_packaged(tmp_path / "demo", lines.append) == []
     assert "lacks the weights" in lines[0] and len(lines) == 1
 
 
 def test_the_demo_samples_the_packaged_weights_first(packaged, tmp_path):
     lines: list[str] = []
-    paths = draw_first(tmp_path / "demo", lines.append)
+    paths = sample_packaged(tmp_path / "demo", lines.append)
     assert Image.open(paths[0]).width == 256  # the largest stage
     assert all(path.is_file() for path in paths) and str(paths[0]) in lines[-1]
 

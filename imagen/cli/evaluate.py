@@ -3,12 +3,14 @@
 import argparse
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from imagen.cli.command import Command, add_cascade, add_device, add_precision
 from imagen.cli.output import Result
 from imagen.cli.values import Choice, Listed, count, whole
+from imagen.errors import UserError
 from imagen.evaluate import SWEPT
 from imagen.evaluate.metrics.table import METRICS
 
@@ -18,7 +20,8 @@ WEIGHTS = ("inception", "clip", "dinov2")
 def add(parser: argparse.ArgumentParser) -> None:
     add_cascade(parser)
     add_argument = parser.add_argument
-    add_argument("--data", required=True, metavar="SHARDS", help="captions to sample, and images to compare with")
+    add_argument("--data", metavar="SHARDS", help="captions to sample, and images to compare with")
+    add_argument("--suite", metavar="NAME", help="sample a prompt suite instead: imagen200, or a CSV or TSV file")
     add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the report; rerunning continues")
     add_argument(
         "--metrics",
@@ -27,7 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,...",
         help=f"{', '.join(METRICS)} (default: fid,kid)",
     )
-    add_argument("--n", type=count, default=10_000, metavar="N", help="images to generate (default: 10000)")
+    add_argument("--n", type=count, metavar="N", help="images to generate (default: 10000; per prompt of a suite: 1)")
     add_argument("--split", default="heldout", metavar="NAME", help="heldout (default) or train")
     add_argument("--reference", type=count, metavar="N", help="real images (default: all of the split, 50000 at most)")
     add_argument("--seed", type=whole, default=0, metavar="N", help="of the first image (default: 0)")
@@ -64,25 +67,36 @@ def run(options: argparse.Namespace) -> Result | None:
     from imagen.cli.sampling import one_or_each
     from imagen.evaluate.report import write_report
     from imagen.evaluate.run import evaluate
+    from imagen.evaluate.suite import read_suite, run_suite
     from imagen.evaluate.sweep import cascade_gap, sweep
     from imagen.precision import autocast_dtype, precision_name
     from imagen.torchrun import read_launch
 
+    if (options.data is None) == (options.suite is None):
+        raise UserError("give either --data, shards to compare with, or --suite, prompts to look at")
+    items = [] if options.suite is None else read_suite(options.suite)
     rank, ranks, local = read_launch()
     device = choose_device(options.device)
     if device == "cuda" and ranks > 1:
         device = f"cuda:{local}"
     precision = precision_name(autocast_dtype(device, options.precision))
     cascade = Cascade.load(options.cascade, stages=options.stages, precision=precision)
-    given: dict[str, Any] = {
-        **{name: getattr(options, name) for name in ("metrics", "n", "split", "reference", "seed", "save_images")},
+    sampling: dict[str, Any] = {
         **{name: one_or_each(getattr(options, name)) for name in ("guidance", "steps", "sampler")},
-        **{name: getattr(options, name) for name in ("inputs", "stages", "batch_size")},
-        "weights": {name: getattr(options, name) for name in WEIGHTS if getattr(options, name) is not None},
+        **{name: getattr(options, name) for name in ("seed", "stages", "batch_size")},
         "rank": rank,
         "ranks": ranks,
         "precision": precision,
         "device": device,
+    }
+    if options.suite is not None:
+        scores = run_suite(cascade, items, options.out, n=options.n or 1, clip=options.clip, **sampling)
+        return None if scores is None else Result(scores, partial(_show_suite, scores, options.out))
+    given: dict[str, Any] = {
+        **sampling,
+        **{name: getattr(options, name) for name in ("metrics", "split", "reference", "save_images", "inputs")},
+        "n": options.n or 10_000,
+        "weights": {name: getattr(options, name) for name in WEIGHTS if getattr(options, name) is not None},
     }
     name, values = options.sweep or (None, [])
     if options.gap:
@@ -131,6 +145,18 @@ def _show(rows: list[dict[str, Any]], name: str | None, page: Path) -> None:
     console.print(f"report: {page}")
 
 
+def _show_suite(report: dict[str, Any], out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("category", "prompts", "CLIP score (95 % interval)")
+    for name, entry in report["categories"].items():
+        table.add_row(name, str(entry["prompts"]), _cell(entry["clip"]) if "clip" in entry else "")
+    console = Console(markup=False)
+    console.print(table)
+    console.print(f"sheets: {out / 'sheets'}")
+
+
 def _cell(found: dict[str, float]) -> str:
     return f"{found['value']:.4g}\n({found['low']:.4g} to {found['high']:.4g})"
 
@@ -144,5 +170,6 @@ COMMAND = Command(
     "while sampling and stored in DIR, so that an interrupted evaluation continues, on any number of ranks.\n\n"
     "  imagen evaluate runs/base --data shards --n 5000 --out scores\n"
     "  imagen evaluate emoji --data emoji-shards --stages 2 --metrics fd_efficientnet,prdc --out scores\n"
+    "  imagen evaluate emoji --suite imagen200 --out suite\n"
     "  torchrun --nproc-per-node 8 -m imagen evaluate pipeline --data coco --metrics fid,clip --n 30000 --out fid30k",
 )

@@ -28,6 +28,7 @@ ORDER = (  # in --help; a command that is not named here comes after these
     "serve",
     "evaluate",
     "evaluate-emoji",
+    "prefer",
     "compare",
     "completion",
 )

@@ -1,15 +1,12 @@
 """Write an evaluation as one HTML page: numbers, plots, images, and the command that made it."""
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
-
 from imagen.evaluate import plots
 from imagen.files import replacing
+from imagen.pages import data_url, write_page
 from imagen.pictures import contact_sheet, read_picture
 from imagen.version import __version__
 
@@ -35,21 +32,19 @@ def write_report(out: Path, rows: Sequence[dict[str, Any]], command: str, *, swe
     for name, figure in figures.items():
         with replacing(out / f"{name}.png") as temporary:
             figure.savefig(temporary, format="png", dpi=120)
-    pictures = [("", out / f"{name}.png") for name in figures]
     sheets = [_sheet(folder) for folder in (out, *(path.parent for path in sorted(out.glob("*/images"))))]
-    page = Environment(loader=PackageLoader("imagen", "evaluate"), autoescape=True).get_template("report.html")
-    content = page.render(
+    path = out / "report.html"
+    write_page(
+        path,
+        Path(__file__).with_name("report.html"),
         rows=rows,
         metrics=list(dict.fromkeys(name for row in rows for name in row["metrics"])),
         swept=swept,
         command=command,
         version=__version__,
-        plots=[_embedded(path.read_bytes()) for _, path in pictures],
+        plots=[data_url(read_picture(out / f"{name}.png")) for name in figures],
         sheets=[sheet for sheet in sheets if sheet is not None],
     )
-    path = out / "report.html"
-    with replacing(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
     return path
 
 
@@ -58,10 +53,5 @@ def _sheet(folder: Path) -> tuple[str, str] | None:
     files = sorted((folder / "images").glob("*.png"))[:SHOWN]
     if not files:
         return None
-    stream = io.BytesIO()
-    contact_sheet([read_picture(file) for file in files], [""] * len(files), columns=8, cell=96).save(stream, "PNG")
-    return folder.name, _embedded(stream.getvalue())
-
-
-def _embedded(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    sheet = contact_sheet([read_picture(file) for file in files], [""] * len(files), columns=8, cell=96)
+    return folder.name, data_url(sheet)

@@ -62,7 +62,7 @@ def test_images_of_any_size_are_upsampled_and_cropped(small_cascade, tmp_path):
     write_upscaled(small_cascade, files, tmp_path / "out", n=2, seed=3, batch_size=4, **QUICK)
     assert [path.read_bytes() for path in paths] == content
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(UserError, match=r"text\.png is not a picture"):
+    with pytest.raises(UserError, match=r"text\.png is not a readable image"):
         write_upscaled(small_cascade, [*files, tmp_path / "text.png"], tmp_path / "other", **QUICK)
     assert not (tmp_path / "other").exists()
 

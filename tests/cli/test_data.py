@@ -18,7 +18,7 @@ from imagen.emoji.presets import MINILM
         (shutil.rmtree, "does not exist; make shards of your images with `imagen data build`, or render"),
         (lambda f: shutil.rmtree(f / "train") or (f / "train").mkdir(), "holds no shards"),
         (damage_tar, "truncated or replaced; copy it again"),
-        (corrupt_images, "not a whole picture"),
+        (corrupt_images, "not a complete image"),
         (damage_file("*.tar", Path.unlink), "is missing although its index exists"),
         (damage_file("*.index.safetensors", Path.unlink), "index.safetensors is missing; run `imagen data encode"),
         (damage_file("*.index.safetensors", truncate), "index.safetensors is truncated"),

@@ -15,10 +15,10 @@ def test_images_that_cannot_be_upsampled_are_rejected(artifacts, error_of, tmp_p
     bomb = write_noise_image(tmp_path / "bomb.png", (200, 200))
     for cascade, pictures, message in (
         ("sr", [tmp_path / "none.png"], "none.png does not exist"),
-        ("sr", [truncated], "cut.png is not a picture that can be read"),
-        ("sr", [good, text], "text.png is not a picture that can be read"),
+        ("sr", [truncated], "cut.png is not a readable image"),
+        ("sr", [good, text], "text.png is not a readable image"),
         ("sr", [tmp_path], "is a folder, not a file"),
-        ("sr", [bomb], "bomb.png is not a picture that can be read: Image size .* exceeds limit"),
+        ("sr", [bomb], "bomb.png is not a readable image: Image size .* exceeds limit"),
         ("base", [good], "no super-resolution stage"),
     ):
         assert re.search(message, error_of("upscale", artifacts / cascade, *pictures, "--out", tmp_path / "o"))

@@ -23,7 +23,7 @@ class Interval(NamedTuple):
         return cls(mean, mean - 1.96 * error, mean + 1.96 * error)
 
     @classmethod
-    def of_share(cls, right: int, count: int) -> "Interval":
+    def of_share(cls, right: float, count: int) -> "Interval":
         """A share of right answers, by Wilson's score interval, which holds at 0 and 1 too."""
         if not 0 <= right <= count or count == 0:
             raise ValueError(f"{right} of {count}")

@@ -106,7 +106,7 @@ class Page(HTMLParser):
 
 def test_the_page_is_self_contained_and_shows_hostile_text_as_text(shards, tmp_path):
     build_source(MemorySource, tmp_path / "b", encoder="e", max_tokens=4, workers=1, progress=False)
-    for folder, wanted in ((shards, "not a whole picture"), (tmp_path / "b", "<img src=x onerror=alert(3)>")):
+    for folder, wanted in ((shards, "not a complete image"), (tmp_path / "b", "<img src=x onerror=alert(3)>")):
         write_gallery(tmp_path / "page.html", folder, inspect(folder))
         page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
         assert HOSTILE in page.text and wanted in page.text
