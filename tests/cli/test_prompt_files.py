@@ -1,4 +1,4 @@
-"""Prompt files: plain lines, tables and JSON, and their mistakes."""
+"""Read prompt files: plain lines, tables and JSON, valid and invalid."""
 
 import json
 
@@ -8,7 +8,7 @@ from imagen.cli.prompts import Prompt, read_prompts
 from imagen.errors import UserError
 
 
-def test_prompt_files(tmp_path):
+def test_prompt_files_of_all_formats_are_read(tmp_path):
     rows = [
         {"prompt": " a cat ", "seed": 3, "negative": "blur"},
         {"prompt": "Ein Café, 猫", "id": 17},
@@ -26,21 +26,21 @@ def test_prompt_files(tmp_path):
     assert read_prompts(tmp_path / "p.txt") == [Prompt(prompt="a cat"), Prompt(prompt="a dog, black")]
     (tmp_path / "p.json").write_text(json.dumps(["a cat", {"prompt": "a dog", "seed": 2, "id": [[1]]}]))
     assert read_prompts(tmp_path / "p.json") == [Prompt(prompt="a cat"), Prompt(prompt="a dog", seed=2)]
-    # As Parti's prompts are published.
+    # The format of the published Parti prompts.
     (tmp_path / "p.tsv").write_text('Prompt\tCategory\r\na sign that says ""STOP""\tWriting\r\n"a ""b"""\tX\r\n')
     assert [row.prompt for row in read_prompts(tmp_path / "p.tsv")] == ['a sign that says ""STOP""', 'a "b"']
 
 
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e", "\r"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_prompts_end_where_lines_do(tmp_path, mark, end):
+def test_prompts_end_only_at_line_ends(tmp_path, mark, end):
     prompts = [f"a cat{mark}in a hat", "a dog"]
     (tmp_path / "p.txt").write_bytes((end.join(prompts) + end).encode())
     rows = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
     (tmp_path / "p.jsonl").write_bytes((end.join(rows) + end).encode())
     (tmp_path / "p.json").write_bytes(json.dumps(prompts, ensure_ascii=False).encode())
     names = ["p.txt", "p.jsonl", "p.json"]
-    if mark != "\r":  # in a table that is refused
+    if mark != "\r":  # tables with bare carriage returns are rejected
         names += ["p.csv", "p.tsv"]
         for name in names[-2:]:
             (tmp_path / name).write_bytes(end.join(["prompt", *prompts]).encode())
@@ -77,7 +77,7 @@ def test_prompts_end_where_lines_do(tmp_path, mark, end):
         ("p.xlsx", "prompt", r"p.xlsx: the file's name must end in \.txt, \.jsonl, \.json, \.csv, \.tsv, or"),
     ],
 )
-def test_mistakes_in_prompt_files_are_named(tmp_path, name, text, message):
+def test_mistakes_in_prompt_files_are_reported(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         read_prompts(tmp_path / name)

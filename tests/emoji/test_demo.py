@@ -138,11 +138,11 @@ def test_original_drawings_score_as_correct(choose) -> None:
     assert not any(score.object for score, _ in wrong)
 
 
-def test_sampling_stops_in_time_after_the_first_batch(made: Path, choose) -> None:
+def test_sampling_stops_in_time_after_the_first_batch(artifacts: Path, choose) -> None:
     from imagen.cascade import Cascade
 
     prompts = prompts_for(choose(35, objects=8, prompts=24))
-    cascade = Cascade.load(made / "cascade")
+    cascade = Cascade.load(artifacts / "cascade")
     sampled = sample_images(cascade, prompts, shown=2, device=torch.device("cpu"), seconds=0)
     assert len(sampled.small) == len(sampled.prompts) == 16 and len(sampled.large) == 1
     assert sample_images(None, prompts, device=torch.device("cpu")) is None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cascades import QUICK, TEXT, Words, cascade, stage
+from cascades import QUICK, TEXT, WordTokenEncoder, cascade, stage
 from PIL import Image
 
 from imagen.cascade import Cascade
@@ -124,7 +124,9 @@ def test_real_features_are_cached_by_what_they_depend_on(shards, coarse, tmp_pat
 def test_super_resolution_is_measured_on_true_inputs(shards, coarse, tmp_path):
     """PSNR of the report is that of the saved images beside the samples they were made from."""
     pytest.importorskip("torchmetrics")
-    small = Cascade([stage(8, seed=1), stage(16, 8)], text=TEXT, unconditional=torch.zeros(1, 16), encoder=Words())
+    small = Cascade(
+        [stage(8, seed=1), stage(16, 8)], text=TEXT, unconditional=torch.zeros(1, 16), encoder=WordTokenEncoder()
+    )
     options = {**OPTIONS, "metrics": ("psnr", "ssim"), "n": 6, "stages": 2, "inputs": "true"}
     report = evaluate(small, shards, tmp_path / "a", save_images=6, **options)
     dataset = open_split(shards, "heldout")
@@ -150,7 +152,9 @@ def test_a_sweep_and_a_gap_are_rows_of_evaluations(shards, coarse, tmp_path):
     assert rows[1]["metrics"] == alone["metrics"] != rows[0]["metrics"]
     with pytest.raises(UserError, match="'guidence' cannot vary; did you mean 'guidance'"):
         sweep(cascade(), shards, tmp_path / "s", "guidence", [1.0], **options)
-    small = Cascade([stage(8, seed=1), stage(16, 8)], text=TEXT, unconditional=torch.zeros(1, 16), encoder=Words())
+    small = Cascade(
+        [stage(8, seed=1), stage(16, 8)], text=TEXT, unconditional=torch.zeros(1, 16), encoder=WordTokenEncoder()
+    )
     del options["stages"]
     gap = cascade_gap(small, shards, tmp_path / "g", **options)
     assert [(row["resolution"], row["inputs"]) for row in gap] == [(8, "generated"), (16, "generated"), (16, "true")]

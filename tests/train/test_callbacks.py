@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from encoders import ToyEncoder
 from ranks import run_on_ranks
-from toy import experiment, go
+from toy import experiment, train_quietly
 
 import imagen
 from imagen.data.embed import sidecar
@@ -60,7 +60,7 @@ class Recorder(Callback):
 def test_hooks_are_called_in_order(shards, tmp_path):
     recorder = Recorder()
     what = experiment(steps=5, log_every=2, gap_every=4, checkpoint_every=4)
-    assert go(what, shards, tmp_path, callbacks=[recorder]).finished
+    assert train_quietly(what, shards, tmp_path, callbacks=[recorder]).finished
     assert recorder.calls == [
         ("start", 0),
         *(("row", 2), ("interval", 3)),
@@ -76,11 +76,11 @@ def test_hooks_are_called_in_order(shards, tmp_path):
 
 
 def test_a_run_stopped_by_a_callback_resumes(shards, tmp_path):
-    ended = go(experiment(steps=5), shards, tmp_path, callbacks=[Recorder(stop_after=2)])
+    ended = train_quietly(experiment(steps=5), shards, tmp_path, callbacks=[Recorder(stop_after=2)])
     assert (ended.step, ended.finished, ended.signalled) == (3, False, False)
     assert ended.reason == "the recorder has seen enough"
     recorder = Recorder()
-    assert go(experiment(steps=5), shards, tmp_path, callbacks=[recorder]).finished
+    assert train_quietly(experiment(steps=5), shards, tmp_path, callbacks=[recorder]).finished
     assert recorder.calls[0] == ("start", 3) and len(recorder.losses) == 2
 
 
@@ -91,7 +91,7 @@ def test_on_end_is_called_after_an_exception(shards, tmp_path):
 
     recorder = Recorder()
     with pytest.raises(UserError, match="no more"):
-        go(experiment(steps=5), shards, tmp_path, callbacks=[recorder, Failing()])
+        train_quietly(experiment(steps=5), shards, tmp_path, callbacks=[recorder, Failing()])
     assert recorder.calls == [("start", 0), ("end", None)]
 
 
@@ -99,7 +99,7 @@ def test_on_end_is_called_after_an_exception(shards, tmp_path):
 def test_a_run_without_data_creates_no_folder(tmp_path, folder, why):
     (tmp_path / "empty" / "train").mkdir(parents=True)
     with pytest.raises(UserError, match=rf"{folder}.* {why}.*`imagen data build`"):
-        go(experiment(), tmp_path / folder, tmp_path / "run")
+        train_quietly(experiment(), tmp_path / folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -110,7 +110,9 @@ def test_the_package_exports_the_base_class():
 def on_ranks(shards, run):
     recorder = Recorder(stop_after=2)
     with process_group() as ranks:
-        ended = go(experiment(steps=9), shards, run, ranks=ranks, callbacks=[recorder] if ranks.rank == 1 else [])
+        ended = train_quietly(
+            experiment(steps=9), shards, run, ranks=ranks, callbacks=[recorder] if ranks.rank == 1 else []
+        )
     return ended.step, ended.reason, recorder.losses
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import command
+from command_line import run_imagen
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, ChunkStorageMetadata
 
 from imagen.errors import UserError
@@ -108,17 +108,27 @@ def test_the_planner_rejects_bytes(saved, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("what", ["train", "export"])
-def test_commands_do_not_execute_a_checkpoint(made, tmp_path, quick, what):
+def test_commands_do_not_execute_a_checkpoint(artifacts, tmp_path, quick_options, what):
     run, marker = tmp_path / "run", tmp_path / "marker"
-    shutil.copytree(made / "base", run)
+    shutil.copytree(artifacts / "base", run)
     for path in checkpoint_paths(run / "checkpoints"):
         names = pickle.loads((path / ".metadata").read_bytes()).state_dict_metadata
         plant(path, next(name for name in names if name.startswith("ema.")), marker)
     if what == "train":
-        arguments = ["train", "debug_64", "--data", made / "shards", "--out", run, "--train.steps", 5, *quick]
+        arguments = [
+            "train",
+            "debug_64",
+            "--data",
+            artifacts / "shards",
+            "--out",
+            run,
+            "--train.steps",
+            5,
+            *quick_options,
+        ]
     else:
         arguments = ["export", run, "--out", tmp_path / "exported"]
-    done = command(*arguments)
+    done = run_imagen(*arguments)
     assert done.code == 2 and done.err.count("\n") == 1 and "BytesStorageMetadata" in done.err, done.err
     assert not marker.exists()
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from ranks import run_on_ranks
-from toy import experiment, go
+from toy import experiment, train_quietly
 
 from imagen.data.loading.batches import Batch
 from imagen.data.loading.loader import Loader
@@ -119,7 +119,9 @@ def lag(parallel, shards, run, what):
         if ranks.rank == 1 and what == "work":
             forward = Attention.forward
             Attention.forward = lambda *arguments: time.sleep(0.1) or forward(*arguments)
-        go(replace(experiment(steps=3, log_every=0, gap_samples=1), parallel=parallel), shards, run, ranks=ranks)
+        train_quietly(
+            replace(experiment(steps=3, log_every=0, gap_samples=1), parallel=parallel), shards, run, ranks=ranks
+        )
 
 
 @pytest.mark.parametrize("what, shard", [("data", 1), ("work", 1), ("work", 2)])

@@ -76,7 +76,7 @@ def test_other_ranks_show_no_bar(reported):
 
 
 def test_training_reports_its_first_step(shards, tmp_path, reported):
-    toy.go(toy.experiment(steps=3, log_every=0), shards, tmp_path, report=reported.append)
+    toy.train_quietly(toy.experiment(steps=3, log_every=0), shards, tmp_path, report=reported.append)
     assert any(line.startswith("step 1: loss") and "end of training in about" in line for line in reported)
 
 

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy import experiment, go
+from toy import experiment, train_quietly
 
 from imagen.errors import UserError
 from imagen.train.callbacks import Callback
@@ -37,7 +37,7 @@ def test_run_writes_strict_json_and_tensorboard(shards, tmp_path):
         def on_interval(self, run, step):
             run.log_image("samples", torch.zeros(3, 8, 8, dtype=torch.uint8))
 
-    go(experiment(steps=6), shards, tmp_path, callbacks=[Sheet()])
+    train_quietly(experiment(steps=6), shards, tmp_path, callbacks=[Sheet()])
 
     def refuse(constant):
         raise AssertionError(constant)

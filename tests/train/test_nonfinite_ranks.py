@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from command_line import command
+from command_line import run_imagen
 from loading import open_loader
 from ranks import run_on_ranks
 from toy import experiment
@@ -34,7 +34,7 @@ class Poisoned(Loader):
 def train_on(parallel, shards, run):
     PRESETS["toy"] = lambda: replace(WHAT, parallel=parallel)
     data.Loader = Poisoned
-    return tuple(command("train", "toy", "--data", shards, "--out", run, "--device", "cpu"))
+    return tuple(run_imagen("train", "toy", "--data", shards, "--out", run, "--device", "cpu"))
 
 
 @pytest.mark.parametrize("shard", [1, 2])

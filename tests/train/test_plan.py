@@ -247,13 +247,13 @@ def test_checkpointings_are_ordered_by_cost():
     assert list(checkpointings(full, 3)) == [full]
 
 
-def test_command(imagen, mistake):
+def test_command(imagen, error_of):
     found = json.loads(imagen("plan", "debug_64", "--gpus", 2, "--gpu", "l40s", "--json", "--train.batch_size", 16))
     assert found["micro_batch"] == 8 and found["checkpointing"] == "none" and found["precision"] == "bf16"
     assert found["memory"]["peak"] == sum(found["memory"]["at_peak"].values()) < found["memory"]["usable"]
     assert found["images_per_s"] == pytest.approx(16 / found["step_s"]) and found["assumed"]["mfu"] == 0.4
     shown = imagen("plan", "debug_256", "--gpu", "cpu", "--samples", 1000)
     assert "counted: a checkpoint takes" in shown and "assumed:" in shown and "images/s" not in shown
-    assert "choose a100-40gb, a100-80gb, h100-80gb" in mistake("plan", "debug_64", "--gpu", "h100")
-    assert "is not divisible by 3 ranks" in mistake("plan", "debug_64", "--gpus", 3)
-    assert "--mfu" in mistake("plan", "debug_64", "--mfu", 2)
+    assert "choose a100-40gb, a100-80gb, h100-80gb" in error_of("plan", "debug_64", "--gpu", "h100")
+    assert "is not divisible by 3 ranks" in error_of("plan", "debug_64", "--gpus", 3)
+    assert "--mfu" in error_of("plan", "debug_64", "--mfu", 2)

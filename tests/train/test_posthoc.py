@@ -146,7 +146,7 @@ def test_mistakes(saved, tmp_path):
         reconstruct(tmp_path, 0.1)
 
 
-def test_the_command(imagen, mistake, tmp_path):
+def test_the_command(imagen, error_of, tmp_path):
     """Exports cascades with other EMAs from a run's export and its snapshots."""
     stage, text, run = StageConfig(resolution=16, unet=UNET), TextConfig(encoder="toy", width=8), tmp_path / "run"
     state = {name: torch.zeros_like(value) for name, value in UNet(UNET).state_dict().items()}
@@ -170,9 +170,9 @@ def test_the_command(imagen, mistake, tmp_path):
         for tensor in load_file(tmp_path / "out" / record.weights).values():
             torch.testing.assert_close(tensor, torch.full_like(tensor, value))
 
-    assert "sigma_rel is 0.5" in mistake("export", run, "--sigma-rel", 0.5, "--out", tmp_path / "out")
-    assert "contains no checkpoints" in mistake("export", run, "--out", tmp_path / "out")
+    assert "sigma_rel is 0.5" in error_of("export", run, "--sigma-rel", 0.5, "--out", tmp_path / "out")
+    assert "contains no checkpoints" in error_of("export", run, "--out", tmp_path / "out")
     both = ["--sigma-rel", 0.1, "--decay", 0.5]
-    assert "not allowed with" in mistake("export", run, *both, "--out", tmp_path / "out")
+    assert "not allowed with" in error_of("export", run, *both, "--out", tmp_path / "out")
     (run / "config.json").write_text("{}")
-    assert "is a training run" in mistake("export", run, "--decay", 0.5, "--out", run)
+    assert "is a training run" in error_of("export", run, "--decay", 0.5, "--out", run)

@@ -36,9 +36,9 @@ def slurm(tmp_path):
     return {**os.environ, **job, "RUN": str(tmp_path / "run"), "PYTHONPATH": str(ROOT)}
 
 
-def test_preempted_job_is_requeued(made, tmp_path, slurm):
+def test_preempted_job_is_requeued(artifacts, tmp_path, slurm):
     command = [str(RUNS / "slurm.sh"), "debug_64", *(word for n, v in FIELDS.items() for word in (f"--{n}", str(v)))]
-    run, environment = tmp_path / "run", {**slurm, "DATA": str(made / "shards")}
+    run, environment = tmp_path / "run", {**slurm, "DATA": str(artifacts / "shards")}
     with open(tmp_path / "out", "w") as out:
         job = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
         try:
@@ -64,8 +64,8 @@ def test_preempted_job_is_requeued(made, tmp_path, slurm):
     assert (tmp_path / "calls").read_text() == "requeue 7\n"  # and not requeued again
 
 
-def test_failed_job_is_not_requeued(made, tmp_path, slurm):
-    environment = {**slurm, "DATA": str(made / "shards")}
+def test_failed_job_is_not_requeued(artifacts, tmp_path, slurm):
+    environment = {**slurm, "DATA": str(artifacts / "shards")}
     command = [str(RUNS / "slurm.sh"), "debug_64", "--train.batch_size", "3"]
     failed = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert failed.returncode != 0

@@ -5,9 +5,9 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from device_sync import META, PINNED, NoSyncMode, meta_device_as_gpu
 from ranks import run_on_ranks
 from toy import UNET, experiment
-from waiting import META, PINNED, NeverWaits, gpu_of_meta
 
 from imagen.data.loading.batches import Batch
 from imagen.devices import pin, send
@@ -66,7 +66,7 @@ class Step:
             for part in range(self.accumulation)
         ]
         self.optimizer.set_learning_rate(1e-4)
-        with NeverWaits() as mode:
+        with NoSyncMode() as mode:
             launch_step(
                 self.unet,
                 batches,
@@ -88,9 +88,9 @@ def test_the_mode_finds_waiting_operations():
         lambda: torch.zeros(2).to(META),
         lambda: x + torch.zeros(2).to(META, non_blocking=True),
     ):
-        with pytest.raises((AssertionError, RuntimeError)), NeverWaits():
+        with pytest.raises((AssertionError, RuntimeError)), NoSyncMode():
             waits()
-    with gpu_of_meta(), NeverWaits():
+    with meta_device_as_gpu(), NoSyncMode():
         send(torch.zeros(2), META)
     assert pin(torch.zeros(2), META).device.type == "cpu"
 
@@ -101,14 +101,14 @@ def test_a_training_step_never_waits(algorithm, low_resolution):
     """Includes the first step, which creates the optimizer's state."""
     what = experiment(unet=replace(UNET, low_res=low_resolution is not None), low_resolution=low_resolution)
     what = replace(what, optim=OptimConfig(algorithm=algorithm, weight_decay=0 if algorithm == "adam" else 0.1))
-    with gpu_of_meta():
+    with meta_device_as_gpu():
         step = Step(what, 4, accumulation=2)
         assert all(step(number).operations > 100 for number in range(2))
 
 
 def test_operations_of_the_397m_step():
     """A step takes at most half of the 3,928 operations that it took under autocast, with torch's norms."""
-    with gpu_of_meta():
+    with meta_device_as_gpu():
         step = Step(preset("text2im_64_397m"), 2)
         step(0)
         mode = step(1)

@@ -21,7 +21,7 @@ from imagen.text.config import TextConfig
 from imagen.text.protocol import DatasetEncoder
 
 BATCH_TOKENS = 8192
-_POLL = 1.0  # seconds between checks of shards that other processes encode
+POLL_INTERVAL = 1.0  # seconds between checks of shards that other processes encode
 _Shard = tuple[ShardedDataset, int]
 
 
@@ -64,7 +64,7 @@ def _encode_here(pending: list[_Shard], encoder: DatasetEncoder, batch_tokens: i
             encoded += mine is True
         if elsewhere and len(elsewhere) == len(pending):
             bar.set_description(f"encode: waiting for {len(elsewhere)} shards of other processes")
-            sleep(_POLL)
+            sleep(POLL_INTERVAL)
         pending = elsewhere
     return encoded
 
@@ -126,7 +126,7 @@ class _Shards:
             mine = _encode_leased(*self.shards[number], self.encoder, self.batch_tokens, self.leases)
             if mine is not None:
                 return mine
-            sleep(_POLL)
+            sleep(POLL_INTERVAL)
 
 
 def encode_shard(

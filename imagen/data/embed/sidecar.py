@@ -155,7 +155,7 @@ class Embeddings:
             f"run `imagen data encode {dataset.root} --encoder {text.encoder}{revision} --max-tokens {text.max_tokens}`"
         )
         dataset.fetch(sidecar_path(dataset.tar_path(s), text).name for s in range(len(dataset.shards)))
-        self._sidecars = [self._open(shard) for shard in range(len(dataset.shards))]
+        self.sidecars = [self._open(shard) for shard in range(len(dataset.shards))]
 
     def _open(self, shard: int) -> MappedTensors:
         tar = self.dataset.tar_path(shard)
@@ -186,7 +186,7 @@ class Embeddings:
         Raises UserError if the caption that was encoded differs from `caption`.
         """
         shard, sample = self.dataset.locate(i)
-        sidecar = self._sidecars[shard]
+        sidecar = self.sidecars[shard]
         row = sample + number
         if sidecar.metadata["format"] == _FORMAT_SEVERAL:
             first_caption = sidecar["first_caption"]
@@ -204,9 +204,9 @@ class Embeddings:
         return unconditional_embedding(self.text, self._empty)
 
     def _empty(self) -> Tensor:
-        stored = self._sidecars[0]["unconditional"]
+        stored = self.sidecars[0]["unconditional"]
         if len(stored) == 0:  # the embeddings come from the source of the data
-            raise UserError(f'{self._sidecars[0].path} has no embedding of ""; use --text.unconditional zeros')
+            raise UserError(f'{self.sidecars[0].path} has no embedding of ""; use --text.unconditional zeros')
         return from_bf16_bits(stored)
 
 

@@ -96,12 +96,12 @@ class Loader:
         self.dataset, self.config, self.position = dataset, config, position
         self._pin_memory = pin_memory
         reader = SampleReader(dataset, config, resolution, low_resolution, embeddings, channels)
-        self._stream = Stream(reader, seed)
+        self.stream = Stream(reader, seed)
         self._positions = _Positions(position, batch_size, rank, world_size)
 
     def __iter__(self) -> Iterator[Batch]:
         loader = DataLoader(
-            self._stream,
+            self.stream,
             batch_sampler=self._positions,
             collate_fn=_identity,
             num_workers=self.config.workers,

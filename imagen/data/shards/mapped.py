@@ -23,8 +23,8 @@ from imagen.files import open_regular
 _DTYPES = {"U8": "u1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8", "I64": "<i8"}
 
 
-_KEPT = 128  # maximum number of maps per process; a window of shards with embeddings needs fewer
-_mapped: deque["weakref.ref[MappedTensors]"] = deque()  # oldest first
+MAX_MAPS = 128  # maximum number of maps per process; a window of shards with embeddings needs fewer
+open_maps: deque["weakref.ref[MappedTensors]"] = deque()  # oldest first
 
 
 class MappedTensors:
@@ -118,8 +118,8 @@ def _end(dtype: str, shape: list[int], data_offsets: list[int]) -> int:
 
 def _keep(tensors: MappedTensors) -> None:
     """Register a new map and release the oldest ones above the limit."""
-    _mapped.append(weakref.ref(tensors))
-    while len(_mapped) > _KEPT:
-        oldest = _mapped.popleft()()
+    open_maps.append(weakref.ref(tensors))
+    while len(open_maps) > MAX_MAPS:
+        oldest = open_maps.popleft()()
         if oldest is not None:
             oldest.release()

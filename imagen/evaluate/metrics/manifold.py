@@ -10,7 +10,7 @@ import numpy as np
 from imagen.evaluate.metrics.interval import Interval
 
 PRECISION_NEIGHBOURS, COVERAGE_NEIGHBOURS = 3, 5  # of the papers
-_BLOCK = 1024  # rows of distances at a time: memory is bounded by N x 1024
+BLOCK = 1024  # rows of distances at a time: memory is bounded by N x 1024
 
 
 class Manifold(NamedTuple):
@@ -41,8 +41,8 @@ def manifold(
     density: list[np.ndarray] = []
     nearest_M = np.full(len(real_MD), np.inf)
     recalled_M = np.zeros(len(real_MD), dtype=bool)
-    for start in range(0, len(generated_ND), _BLOCK):
-        block = slice(start, start + _BLOCK)
+    for start in range(0, len(generated_ND), BLOCK):
+        block = slice(start, start + BLOCK)
         distances_MN = pairwise(real_MD, generated_ND[block])
         precise += int((distances_MN <= real_M[:, None]).any(0).sum())
         density.append((distances_MN <= wide_M[:, None]).sum(0) / coverage_k)
@@ -61,8 +61,8 @@ def manifold(
 def radii(features_ND: np.ndarray, k: int) -> np.ndarray:
     """Return the distance of each sample to its k-th nearest neighbour, itself excluded, [N]."""
     parts = [
-        np.partition(pairwise(features_ND[start : start + _BLOCK], features_ND), k, axis=1)[:, k]
-        for start in range(0, len(features_ND), _BLOCK)
+        np.partition(pairwise(features_ND[start : start + BLOCK], features_ND), k, axis=1)[:, k]
+        for start in range(0, len(features_ND), BLOCK)
     ]
     return np.concatenate(parts)
 

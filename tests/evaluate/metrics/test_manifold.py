@@ -32,7 +32,7 @@ def test_the_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake = rng.normal(size=(31, 3)), rng.normal(0.8, 0.6, size=(23, 3))
     expected = written_out(real, fake, 2, 4)
     assert values(real, fake, 2, 4) == pytest.approx(expected)
-    monkeypatch.setattr(module, "_BLOCK", 7)
+    monkeypatch.setattr(module, "BLOCK", 7)
     assert values(real, fake, 2, 4) == pytest.approx(expected)
     assert 0 < expected[0] < 1 and 0 < expected[1] < 1
 
