@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from imagen.train.experiment import Experiment
 
 HELP = """\
-PRESET is a name, or a config file of your own: `imagen config PRESET --write my.toml` writes one to begin from.
-Every config field can be set, as JSON or plain text; `imagen config PRESET` shows them all, and
-`imagen config PRESET --explain lr` what they mean:
+PRESET is a name, or a config file of your own: `imagen config PRESET --write my.toml` writes one to start from.
+Every config field can be set, as JSON or plain text; `imagen config PRESET` shows all fields, and
+`imagen config PRESET --explain lr` their meaning:
   --train.batch_size 64 --optim.lr=2e-4 --optim.betas '[0.9, 0.99]' --stage.unet.levels.0.channels 96
 """
 
@@ -21,15 +21,15 @@ SECTIONS = ("name", "stage", "text", "data", "optim", "train", "parallel")  # th
 
 
 def is_field(word: str) -> bool:
-    """Whether a word of a command line names a field: `--optim.lr`, `--text`, either with `=VALUE` or without."""
+    """Return whether a word of a command line names a field: `--optim.lr` or `--text`, with or without `=VALUE`."""
     path = word.removeprefix("--").partition("=")[0]
     return word.startswith("--") and (path in SECTIONS or bool(re.match(r"[\w-]+\.", path)))
 
 
 def split_fields(arguments: Sequence[str], options: Collection[str]) -> tuple[list[str], list[str]]:
-    """Separate the fields, each followed by its value, from the words that argparse reads.
+    """Separate fields, each followed by its value, from the words that argparse reads.
 
-    options: those of the command, which come first: `--data SHARDS` of `imagen train` sets no field.
+    options: the command's own options, which take precedence: `--data SHARDS` of `imagen train` is not a field.
     """
     fields, rest, queue = list[str](), list[str](), list(arguments)
     while queue:
@@ -44,7 +44,7 @@ def split_fields(arguments: Sequence[str], options: Collection[str]) -> tuple[li
 
 
 def experiment(options: argparse.Namespace) -> "Experiment":
-    """Return the preset or config file of a command with its fields set, not yet checked against one another.
+    """Return the preset or config file of a command with its fields set, before `check`.
 
     Raises UserError for an unknown preset or field, with the nearest name, for a value of the wrong type, and for what
     is wrong in the file.

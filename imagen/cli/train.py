@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("preset", metavar="PRESET", help=fields.PRESET_HELP)
-    parser.add_argument("--data", type=Path, required=True, metavar="SHARDS", help="made by `imagen data`")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="SHARDS", help="folder or URL of shards, made by `imagen data`"
+    )
     parser.add_argument("--out", type=Path, metavar="RUN", help="folder of the run, new or to resume")
-    parser.add_argument("--minutes", type=minutes, metavar="M", help="stop at a checkpoint after this time")
+    parser.add_argument("--minutes", type=minutes, metavar="M", help="write a checkpoint and stop after M minutes")
     parser.add_argument(
         "--profile",
         type=span,
@@ -104,9 +106,9 @@ COMMAND = Command(
     add=add,
     run=run,
     details=f"{fields.HELP}\n"
-    "Ctrl-C stops at a checkpoint; the same command resumes. RUN/metrics.jsonl, RUN/samples and\n"
-    "`tensorboard --logdir RUN` show the progress; RUN can be sampled from at any time. --train.loggers '[\"wandb\"]'\n"
-    "or '[\"mlflow\"]' logs there, too.\n\n"
+    "Ctrl-C writes a checkpoint and stops; the same command resumes. RUN/metrics.jsonl, RUN/samples and\n"
+    "`tensorboard --logdir RUN` show the progress; --train.loggers '[\"wandb\"]' or '[\"mlflow\"]' logs\n"
+    "there instead. You can sample from RUN after its first export.\n\n"
     "  imagen train emoji_64 --data shards --dry-run\n"
     "  imagen train emoji_64 --data shards --out runs/base\n"
     "  imagen train my.toml --data shards --out runs/mine\n"

@@ -182,34 +182,34 @@ class MLflow(Tracker):
 
         uri, folder = os.environ.get("MLFLOW_TRACKING_URI"), run.folder.resolve()
         images = None if uri else (folder / "mlflow").as_uri()
-        self._client: Any = MlflowClient(tracking_uri=uri or f"sqlite:///{folder / 'mlflow.db'}")
+        self._store: Any = MlflowClient(tracking_uri=uri or f"sqlite:///{folder / 'mlflow.db'}")
         if known is not None:
-            self._id = self._client.get_run(known).info.run_id
-            self._client.update_run(self._id, status="RUNNING")
+            self._id = self._store.get_run(known).info.run_id
+            self._store.update_run(self._id, status="RUNNING")
             return self._id
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        found = self._client.get_experiment_by_name(name)
+        found = self._store.get_experiment_by_name(name)
         if found is None:
-            experiment = self._client.create_experiment(name, artifact_location=images)
+            experiment = self._store.create_experiment(name, artifact_location=images)
         else:
             experiment = found.experiment_id
-        self._id = self._client.create_run(experiment, run_name=run.folder.name).info.run_id
+        self._id = self._store.create_run(experiment, run_name=run.folder.name).info.run_id
         values = [Param(key, str(value)[:_LONGEST_PARAMETER]) for key, value in _leaves(run.config_json)]
         for begin in range(0, len(values), _PARAMETERS_AT_ONCE):
-            self._client.log_batch(self._id, params=values[begin : begin + _PARAMETERS_AT_ONCE])
+            self._store.log_batch(self._id, params=values[begin : begin + _PARAMETERS_AT_ONCE])
         return self._id
 
     def write_row(self, step: int, row: dict[str, float]) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._client.log_batch(self._id, metrics=[Metric(name, value, now, step) for name, value in row.items()])
+        self._store.log_batch(self._id, metrics=[Metric(name, value, now, step) for name, value in row.items()])
 
     def write_image(self, step: int, name: str, image_CHW: Tensor) -> None:
-        self._client.log_image(self._id, image_CHW.permute(1, 2, 0).numpy(), key=name, step=step)
+        self._store.log_image(self._id, image_CHW.permute(1, 2, 0).numpy(), key=name, step=step)
 
     def close(self, failed: bool) -> None:
-        self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED")
+        self._store.set_terminated(self._id, "FAILED" if failed else "FINISHED")
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

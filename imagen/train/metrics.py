@@ -1,4 +1,4 @@
-"""Rows of metrics: computed at intervals, and written to metrics.jsonl."""
+"""Compute rows of metrics at intervals, and write them to metrics.jsonl."""
 
 import json
 import math
@@ -14,9 +14,9 @@ from imagen.train.setup import TrainingRun
 
 
 class MetricRows(Callback):
-    """Computes a row of metrics every `train.log_every` steps, and where there are measurements of its step.
+    """Computes a row of metrics every `train.log_every` steps, and at steps with measurements of other callbacks.
 
-    Hands it to every callback's `on_row`. All ranks have it: timings are gathered.
+    Passes it to every callback's `on_row`. All ranks have this callback, because timings are gathered.
     """
 
     def on_start(self, run: TrainingRun) -> None:
@@ -54,7 +54,7 @@ class MetricsFile(Callback):
             raise cannot_write(self._path, error) from error
 
     def before_checkpoint(self, run: TrainingRun, step: int) -> None:
-        """Sync the file: rows of steps that a checkpoint contains are not written again."""
+        """Sync the file: a resumed run does not write the rows before its checkpoint again."""
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -69,5 +69,5 @@ class MetricsFile(Callback):
 
 
 def _finite(value: float | int | None) -> float | int | None:
-    """Return None for NaN and infinity, which strict JSON does not have."""
+    """Return the value, or None for NaN and infinity, which strict JSON does not support."""
     return value if value is None or math.isfinite(value) else None

@@ -165,21 +165,21 @@ def test_a_file_that_does_not_exist(tmp_path):
         read_experiment(tmp_path / "none.toml")
 
 
-def test_the_command_writes_reads_and_explains(imagen, mistake, tmp_path):
+def test_the_command_writes_reads_and_explains(imagen, error_of, tmp_path):
     path = tmp_path / "my.toml"
     assert "train it: imagen train" in imagen("config", "debug_64", "--write", path, "--optim.lr", "2e-4")
     assert imagen("config", "debug_64", "--write", path, "--optim.lr", "2e-4")  # again, with the same content
     assert imagen("config", path) == imagen("config", "debug_64", "--optim.lr", "2e-4")
     assert json.loads(imagen("config", path, "--optim.lr", "1"))["optim"]["lr"] == 1
-    assert "it exists, and what you changed in it would be lost" in mistake("config", "debug_64", "--write", path)
-    assert "config files end in" in mistake("config", "debug_64", "--write", tmp_path / "my.ini")
+    assert "it exists, and what you changed in it would be lost" in error_of("config", "debug_64", "--write", path)
+    assert "config files end in" in error_of("config", "debug_64", "--write", tmp_path / "my.ini")
     assert "JSON has no comments" in imagen("config", "debug_64", "--write", tmp_path / "my.json")
     assert "optim.lr (number): learning rate" in imagen("config", "debug_64", "--explain", "lr")
-    assert "did you mean 'steps'" in mistake("config", "debug_64", "--explain", "step_s")
+    assert "did you mean 'steps'" in error_of("config", "debug_64", "--explain", "step_s")
     path.write_text(path.read_text().replace("lr = 0.0002", "lr = 0.0"))
     data = ("--data", tmp_path, "--out", tmp_path / "run")
-    assert f"{path}: optim.lr is 0; it must be above 0" in mistake("train", path, *data)
-    assert f"{path}: optim.lr is 0; it must be above 0" in mistake("plan", path)
+    assert f"{path}: optim.lr is 0; it must be above 0" in error_of("train", path, *data)
+    assert f"{path}: optim.lr is 0; it must be above 0" in error_of("plan", path)
 
 
 def test_the_page_of_fields_is_up_to_date():

@@ -9,7 +9,7 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
-from toy import experiment, go
+from toy import experiment, train_quietly
 
 from imagen.errors import UserError
 from imagen.train.callbacks import Callback
@@ -29,7 +29,7 @@ class Sheet(Callback):
 
 def train(shards, run, *loggers, steps=6, **options):
     what = experiment(steps=steps, loggers=loggers)
-    return go(what, shards, run, callbacks=[Sheet()], **options)
+    return train_quietly(what, shards, run, callbacks=[Sheet()], **options)
 
 
 def metrics(run):
@@ -143,7 +143,7 @@ def test_an_error_while_training_is_reported_once(shards, tmp_path, wandb):
 
     lines = []
     what = experiment(steps=9, loggers=("wandb",))
-    assert go(what, shards, tmp_path, callbacks=[Cut(), Sheet()], report=lines.append).finished
+    assert train_quietly(what, shards, tmp_path, callbacks=[Cut(), Sheet()], report=lines.append).finished
     said = [line for line in lines if "wandb" in line]
     assert said == [f"wandb stopped logging: the server is gone; {tmp_path}/metrics.jsonl has all metrics"]
     assert list(wandb[0][1].rows) == [3] and list(metrics(tmp_path)) == [3, 6, 9]
@@ -184,11 +184,11 @@ def test_a_failed_and_resumed_run_in_mlflow(shards, tmp_path, mlflow, monkeypatc
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://example.org")
     what = experiment(steps=3, loggers=("mlflow",))
     with pytest.raises(UserError, match="no more"):
-        go(what, shards, tmp_path, callbacks=[Failing()])
+        train_quietly(what, shards, tmp_path, callbacks=[Failing()])
     assert mlflow[0] == ("uri", "http://example.org") and mlflow[1] == ("experiment", "imagen", None)
     assert mlflow[-1][:3] == ("set_terminated", "abc", "FAILED")
     begun = [call for call in mlflow if call[0] == "run"]
-    go(what, shards, tmp_path)
+    train_quietly(what, shards, tmp_path)
     assert [call for call in mlflow if call[0] == "run"] == begun  # no second one
     assert ("update_run", "abc", {"status": "RUNNING"}) in mlflow
 
@@ -208,7 +208,7 @@ def test_a_logger_named_twice_is_one():
 
 def test_loggers_may_change_and_old_configs_lack_them(shards, tmp_path, wandb):
     lines = []
-    go(experiment(steps=3), shards, tmp_path)
+    train_quietly(experiment(steps=3), shards, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["train"]["loggers"]
     (tmp_path / "config.json").write_text(json.dumps(config))

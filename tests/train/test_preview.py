@@ -5,7 +5,7 @@ import tempfile
 
 import pytest
 from ranks import run_on_ranks
-from toy import experiment, go
+from toy import experiment, train_quietly
 
 from imagen.errors import UserError
 from imagen.train import preview as module
@@ -36,7 +36,7 @@ def temporary(tmp_path, monkeypatch):
 def test_the_steps_are_those_of_training(shards, tmp_path, temporary, monkeypatch):
     monkeypatch.setattr(module, "STEPS", 2)
     losses = Losses()
-    go(experiment(steps=20), shards, tmp_path / "run", callbacks=[losses])
+    train_quietly(experiment(steps=20), shards, tmp_path / "run", callbacks=[losses])
     lines = []
     found = preview(experiment(steps=20), shards, tmp_path / "new", ranks=Ranks(), report=lines.append)
     assert found.steps == found.steps_left == 20 and len(lines) == 1
@@ -47,7 +47,7 @@ def test_the_steps_are_those_of_training(shards, tmp_path, temporary, monkeypatc
 
 
 def test_steps_of_a_run_that_are_done_are_not_counted(shards, tmp_path, temporary):
-    go(experiment(steps=5), shards, tmp_path / "run")
+    train_quietly(experiment(steps=5), shards, tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     found = preview(experiment(steps=20), shards, tmp_path / "run", ranks=Ranks(), report=lambda line: None)
     assert (found.steps, found.steps_left) == (20, 15)
@@ -78,14 +78,14 @@ def test_ranks_agree(shards, tmp_path):
     assert first == second and not (tmp_path / "run").exists()
 
 
-def test_command(made, imagen, mistake, quick, tmp_path, temporary):
-    train = ("train", "debug_64", "--data", made / "shards", *quick)
+def test_command(artifacts, imagen, error_of, quick_options, tmp_path, temporary):
+    train = ("train", "debug_64", "--data", artifacts / "shards", *quick_options)
     shown = imagen(*train, "--dry-run", "--out", tmp_path / "run")
     for word in ("memory: ", "time: ", "loader: ", "total: about ", "nothing was written"):
         assert f"\n{word}" in shown or word in shown
     assert not (tmp_path / "run").exists()
     found = json.loads(imagen(*train, "--dry-run", "--json"))
     assert found["dry_run"] and found["steps_left"] == 100 and found["loader_images_per_s"] > 0
-    assert "the following arguments are required: --out" in mistake(*train)
-    assert "--minutes does not go with --dry-run" in mistake(*train, "--dry-run", "--minutes", 1)
-    assert "does not exist" in mistake("train", "debug_64", "--data", tmp_path / "none", "--dry-run")
+    assert "the following arguments are required: --out" in error_of(*train)
+    assert "--minutes does not go with --dry-run" in error_of(*train, "--dry-run", "--minutes", 1)
+    assert "does not exist" in error_of("train", "debug_64", "--data", tmp_path / "none", "--dry-run")

@@ -1,4 +1,4 @@
-"""Plan a training run without the machine: memory, time, traffic and disk.
+"""Compute the memory, time, traffic and disk space of a training run without running it.
 
 calibration.py  constants that cannot be counted
 dry_run.py      one training step of one rank on fake tensors, counted by `imagen.accounting`
@@ -26,11 +26,11 @@ from imagen.train.plan.loading import Loading, estimate_loading, measure_loading
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """Assumptions of a plan: what cannot be counted."""
+    """Values that a plan assumes because they cannot be counted."""
 
-    mfu: float = CALIBRATION["mfu"].value  # of the stated peak, recomputation included
+    mfu: float = CALIBRATION["mfu"].value  # share of the stated peak that training reaches, recomputation included
     bytes_a_pixel: float = 0.4  # bytes per pixel of a JPEG file
-    bytes_a_sample: int = 2560  # tar headers and padding, and the caption
+    bytes_a_sample: int = 2560  # tar headers, padding and caption
     caption_tokens: int = 32  # mean tokens per caption, stored as bfloat16
     samples: int = 1_000_000
     megapixels: float | None = None  # of a stored image; None: of one whose shorter side is the stage's resolution
@@ -47,7 +47,7 @@ def plan(
     *,
     data: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Return a plan as JSON: sizes in bytes, times in seconds and days, FLOP and traffic per rank and step.
+    """Return a plan as a JSON object: sizes in bytes, times in seconds and days, FLOP and traffic per rank and step.
 
     gpu: a name of `imagen.gpus.PLANNABLE`, or "cpu". data: shards to measure the loader with, on this machine; default:
     its rate is calculated. Raises UserError if the experiment is invalid or does not fit.
@@ -69,8 +69,8 @@ def plan(
     grid = _grid(experiment, dry_run, dtype, on_gpu)
     if grid > usable:
         raise UserError(
-            f"{experiment.name} trains, but its sample grid does not fit: {grid / GIB:.1f} GiB per GPU, {gpu} has "
-            f"{usable / GIB:.1f} usable; more shards or a larger GPU would help"
+            f"training of {experiment.name} fits, but its sample grid does not: it takes {grid / GIB:.1f} GiB per GPU, "
+            f"and {gpu} has {usable / GIB:.1f} GiB usable; use more shards or a larger GPU"
         )
     stored, text, traffic = dry_run.stored, experiment.text, _traffic(traced, card, gpus)
     side = experiment.stage.resolution
@@ -109,7 +109,7 @@ def plan(
         "traffic": traffic,
         "disk": {
             "checkpoint": stored,
-            "checkpoints": (keep + 1) * stored,  # one more while it is written
+            "checkpoints": (keep + 1) * stored,  # including the one being written
             "picture": picture,
             "embedding": embedding,
             "samples": assumptions.samples,
@@ -126,7 +126,7 @@ def plan(
 
 
 def _grid(experiment: Experiment, dry_run: DryRun, dtype: torch.dtype | None, on_gpu: bool) -> int:
-    """Return the bytes of a GPU that makes a sample grid beside the state of training."""
+    """Return the bytes that a GPU needs to sample a grid while it holds the training state."""
     stage, text = experiment.stage, experiment.text
     side = stage.resolution
     step = step_bytes(
@@ -146,7 +146,7 @@ def _times(
     loading: Loading,
     assumptions: Assumptions,
 ) -> dict[str, Any]:
-    """Estimate the time of a step: the longest of computing, traffic over links or the network, and loading.
+    """Estimate the time of a step: the maximum of computing, traffic over links or the network, and loading.
 
     training_images_per_s: the rate without waiting for the loader.
     """
@@ -170,9 +170,9 @@ def _times(
 
 
 def _traffic(traced: TracedStep, card: Gpu, gpus: int) -> list[dict[str, Any]]:
-    """Return the bytes that a rank sends per step, and the time of each collective alone.
+    """Return the bytes that a rank sends per step, and the time of each collective by itself.
 
-    Ranks that share a replica are neighbours: a group no larger than a machine is within one.
+    The ranks of a replica are consecutive, so a group no larger than a machine's number of GPUs is within one machine.
     """
     sizes = {"all": gpus, "shard": min(traced.parallel.shard, gpus)}
     rows = []

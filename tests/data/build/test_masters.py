@@ -74,13 +74,13 @@ def test_training_reads_the_master_of_its_size(imagen, folder, tmp_path):
         assert high.shape == (3, 64, 64) and (high.float() - other.float()).abs().mean() < 1.5, key
 
 
-def test_mistakes(mistake, folder, imagen, tmp_path):
+def test_mistakes(error_of, folder, imagen, tmp_path):
     build = ("data", "build", folder, "--out", tmp_path / "shards", "--workers", 1)
-    assert "--sizes names a size twice: 64, 64" in mistake(*build, "--sizes", "64,64")
-    assert "--sizes is 4; it must be at least 8" in mistake(*build, "--sizes", 4)
+    assert "--sizes names a size twice: 64, 64" in error_of(*build, "--sizes", "64,64")
+    assert "--sizes is 4; it must be at least 8" in error_of(*build, "--sizes", 4)
     imagen(*build)
-    assert "holds a build with sizes None, not [64]" in mistake(*build, "--sizes", 64)
-    assert "give --copy --out SHARDS" in mistake("data", "build", tmp_path / "shards", "--sizes", 64)
+    assert "a build with sizes None, not [64]" in error_of(*build, "--sizes", 64)
+    assert "give --copy --out SHARDS" in error_of("data", "build", tmp_path / "shards", "--sizes", 64)
 
 
 def test_embedded_sizes_are_checked_before_anything_is_written(folder, tmp_path):
