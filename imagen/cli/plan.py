@@ -133,10 +133,11 @@ def _show_loading(console: Any, found: dict[str, Any]) -> None:
     )
     if found["bound_by"] == "loading":
         wanted = math.ceil(found["training_images_per_s"] / (loading["per_process"] * found["gpus"]))
+        smaller = f", or with smaller images: imagen data build SOURCE --out SHARDS --sizes {_sizes(found)}"
+        reduced = loading["megapixels"] is not None and loading["megapixels"] < 4 * found["resolution"] ** 2 / 1e6
         console.print(
             f"the GPUs wait for the loader; they could train {found['training_images_per_s']:,.0f} images/s, with "
-            f"--data.workers {wanted}, or with shards of smaller images: imagen data build SOURCE --out SHARDS --sizes "
-            f"{_sizes(found)}"
+            f"--data.workers {wanted}{'' if reduced else smaller}"
         )
 
 
