@@ -1,6 +1,7 @@
 """Config files: written with explanations, read back, and checked with the file and the field in the message."""
 
 import json
+import re
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from imagen import configtext
 from imagen.errors import UserError
 from imagen.fielddocs import describe_kind, explanations, field_docs
+from imagen.jsonconfig import to_json
 from imagen.presets import PRESETS, preset
 from imagen.presets.file import read_experiment
 from imagen.train import fields_page
@@ -180,6 +182,23 @@ def test_the_command_writes_reads_and_explains(imagen, error_of, tmp_path):
     data = ("--data", tmp_path, "--out", tmp_path / "run")
     assert f"{path}: optim.lr is 0; it must be above 0" in error_of("train", path, *data)
     assert f"{path}: optim.lr is 0; it must be above 0" in error_of("plan", path)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_files_of_the_how_to_page(tmp_path, number):
+    page = (ROOT / "docs" / "howto" / "training.md").read_text()
+    text = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)[number]
+    found = read_experiment(written(tmp_path / "my.toml", text))
+    if number == 0:
+        assert (found.name, found.train.batch_size, found.optim.lr) == ("my_64", 64, 5e-4)
+    else:
+        assert [level.channels for level in found.stage.unet.levels] == [64, 128, 256]
+
+
+def test_the_config_of_a_run_is_a_config_file(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(to_json(preset("debug_256")), indent=2))
+    assert read_experiment(path) == preset("debug_256")
 
 
 def test_the_page_of_fields_is_up_to_date():
