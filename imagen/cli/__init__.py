@@ -27,7 +27,7 @@ from imagen.distribution import clashes
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command.
 
-    Exits with 0 on success, 2 on a user's mistake, 130 on Ctrl-C, 1 otherwise. But for Ctrl-C, and for a reader of
+    Exits with 0 on success (or with the command's own code), 2 on a user's mistake, 130 on Ctrl-C, 1 otherwise. But for Ctrl-C, and for a reader of
     stdout that is gone, a failure is one line on stderr; of a bug that line names the file of the traceback. With
     IMAGEN_TRACEBACK=1 in the environment errors are raised as they are.
     """
@@ -42,11 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for clash in clashes():
         print(f"imagen: {clash}", file=sys.stderr)
     try:
-        perform(parse(arguments))
+        code = perform(parse(arguments))
         if sys.stdout is not None:
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         if is_raw():
             raise
         sys.exit(end(error, arguments))
-    sys.exit(0)
+    sys.exit(code)

@@ -14,11 +14,12 @@ from typing import Any
 class Result:
     """What a command found or made.
 
-    document: JSON values, for `--json`. show: prints the same for people.
+    document: JSON values, for `--json`. show: prints the same for people. code: exit code of the command.
     """
 
     document: Any
     show: Callable[[], None]
+    code: int = 0
 
 
 def lines(document: Any, *texts: str) -> Result:
@@ -26,8 +27,8 @@ def lines(document: Any, *texts: str) -> Result:
     return Result(document, lambda: print("\n".join(texts)))
 
 
-def perform(options: argparse.Namespace) -> None:
-    """Run a parsed command and print its result as `--json` and `--quiet` ask.
+def perform(options: argparse.Namespace) -> int:
+    """Run a parsed command, print its result as `--json` and `--quiet` ask, and return the exit code.
 
     With `--json`, whatever is printed on the way goes to stderr, so that stdout holds the document alone.
     """
@@ -36,7 +37,7 @@ def perform(options: argparse.Namespace) -> None:
         result = options.run(options)
         if result is not None:
             result.show()
-        return
+        return 0 if result is None else result.code
     with ExitStack() as stack:
         aside: Any = sys.stderr
         if quiet:
@@ -48,6 +49,7 @@ def perform(options: argparse.Namespace) -> None:
         result = options.run(options)
     if as_json and result is not None:
         print(json.dumps(result.document, indent=2))
+    return 0 if result is None else result.code
 
 
 def counted(count: int, what: str) -> str:

@@ -27,6 +27,7 @@ ORDER = (  # in --help; a command that is not named here comes after these
     "serve",
     "evaluate",
     "compare",
+    "doctor",
     "completion",
 )
 GROUPS = {"data": "build and inspect training data", "convert": "convert weights from and to other libraries"}

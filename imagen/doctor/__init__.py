@@ -1,0 +1,9 @@
+"""Examine a training run, a cascade or shards, and say in plain words what is wrong: `imagen doctor`.
+
+finding.py     what a check returns
+subject.py     what is examined
+checks.py      the list of all checks
+examine.py     runs them
+data.py, embeddings.py, log.py, weights.py, loss.py, sampling.py   the checks, by what they measure
+network.py, samples.py   measurements that checks share
+"""
