@@ -27,9 +27,9 @@ from imagen.distribution import clashes
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command.
 
-    Exits with 0 on success (or with the command's own code), 2 on a user's mistake, 130 on Ctrl-C, 1 otherwise. But for Ctrl-C, and for a reader of
-    stdout that is gone, a failure is one line on stderr; of a bug that line names the file of the traceback. With
-    IMAGEN_TRACEBACK=1 in the environment errors are raised as they are.
+    Exits with 0 on success (or with the command's own code), 2 on a user's mistake, 130 on Ctrl-C, 1 otherwise. But for
+    Ctrl-C, and for a reader of stdout that is gone, a failure is one line on stderr; of a bug that line names the file
+    of the traceback. With IMAGEN_TRACEBACK=1 in the environment errors are raised as they are.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if sys.stdout is not None:  # closed, by `>&-`

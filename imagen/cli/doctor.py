@@ -54,15 +54,19 @@ def _show(report: "Report") -> None:
     warnings = len(report.findings) - problems
     verdict = f"{counted(problems, 'problem')}, {counted(warnings, 'warning')}" if report.findings else "healthy"
     print(f"{report.subject}: {verdict} ({counted(ran, 'check')})")
-    for reason, names in _skipped(report.checks).items():
-        paragraph(f"not checked: {', '.join(names)}; {reason}")
+    for reason, skipped in _skipped(report.checks).items():
+        paragraph(f"not checked: {', '.join(skipped)}; {reason}")
 
 
 def _skipped(checks: "tuple[Examined, ...]") -> dict[str, list[str]]:
     """Return the checks that the user can enable by the reason; without those that do not apply to the subject."""
     reasons: dict[str, list[str]] = {}
     for check in checks:
-        if check.skipped and ("needs" in check.skipped or "left out" in check.skipped) and check.skipped != "needs a network":
+        if (
+            check.skipped
+            and ("needs" in check.skipped or "left out" in check.skipped)
+            and check.skipped != "needs a network"
+        ):
             reasons.setdefault(check.skipped, []).append(check.name)
     return reasons
 
@@ -96,9 +100,9 @@ COMMAND = Command(
     help="find out why samples are noise, grey, oversaturated, all alike or deaf to the prompt",
     add=add,
     run=run,
-    details="Measures data, weights, training log, loss and samples, and says for each fault what was measured, what it\n"
-    "means and what to do. With --data, networks are measured on these images and their captions; without, only\n"
-    "what their weights and samples show. Exit code: 0 healthy, 1 findings, 2 a mistake.\n\n"
+    details="Measures data, weights, training log, loss and samples, and says for each fault what was measured, what\n"
+    "it means and what to do. With --data, networks are measured on these images and their captions; without,\n"
+    "only by their weights and samples. Exit code: 0 healthy, 1 findings, 2 a mistake.\n\n"
     "  imagen doctor shards\n"
     "  imagen doctor runs/base --data shards\n"
     "  imagen doctor emoji --quick",

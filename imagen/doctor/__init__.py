@@ -4,6 +4,6 @@ finding.py     what a check returns
 subject.py     what is examined
 checks.py      the list of all checks
 examine.py     runs them
-data.py, embeddings.py, log.py, weights.py, loss.py, sampling.py   the checks, by what they measure
+data.py, embeddings.py, log.py, weights.py, loss.py, sampling.py, upsampling.py   the checks, by what they measure
 network.py, samples.py   measurements that checks share
 """

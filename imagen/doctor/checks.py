@@ -5,7 +5,8 @@ from imagen.doctor.embeddings import StoredEmbeddings
 from imagen.doctor.finding import Check
 from imagen.doctor.log import LearningRate, LossCourse, Steps, TrainingText
 from imagen.doctor.loss import ChannelOrder, EmaLoss, NoiseLevels, Overfitting, Prompt
-from imagen.doctor.sampling import Guidance, PromptEffect, Samples, Upsampling
+from imagen.doctor.sampling import Guidance, PromptEffect, Samples
+from imagen.doctor.upsampling import Upsampling
 from imagen.doctor.weights import Activations, EmaDistance, Weights
 
 CHECKS: tuple[Check, ...] = (

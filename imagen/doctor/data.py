@@ -88,14 +88,16 @@ class Images:
                     images.append(_read(dataset, i))
                 except BadSample:
                     unreadable += 1
-            yield self._judge(where, images, unreadable, all(c.unet.image_channels == 1 for c in subject.stages))
+            wants_grey = {config.unet.image_channels for config in subject.stages} == {1}
+            yield self._judge(where, images, unreadable, wants_grey)
 
     def _judge(self, where: str, images: list[_Image], unreadable: int, wants_grey: bool) -> Measured:
         count = len(images) + unreadable
         least, most = min((i.least for i in images), default=0), max((i.most for i in images), default=0)
+        from_floats = 0 < most <= 2
         shares = {
             "unreadable": unreadable / max(1, count),
-            "constant": sum(image.deviation < 1 for image in images) / max(1, len(images)),
+            "constant": sum(image.deviation < 1 for image in images if not from_floats) / max(1, len(images)),
             "grey": sum(image.grey for image in images) / max(1, len(images)),
         }
         numbers: Numbers = {"images": count, "lowest_value": least, "highest_value": most}
@@ -113,7 +115,7 @@ class Images:
                 )
             )
         if images and (most < DARK or least > BRIGHT) and shares["constant"] < 1:
-            why = " They were saved from values between 0 and 1." if most <= 2 else ""
+            why = " They were saved from values between 0 and 1." if from_floats else ""
             findings.append(
                 _finding(
                     "value-range",
@@ -214,6 +216,4 @@ def _read(dataset: ShardedDataset, i: int) -> _Image:
 def _finding(
     name: str, where: str, numbers: Numbers, explanation: str, remedy: str, severity: Severity = "problem"
 ) -> Finding:
-    return Finding(
-        name=name, severity=severity, where=where, numbers=numbers, explanation=explanation, remedy=remedy
-    )
+    return Finding(name=name, severity=severity, where=where, numbers=numbers, explanation=explanation, remedy=remedy)

@@ -119,8 +119,12 @@ class StoredEmbeddings:
                 "cannot tell prompts apart.",
                 again,
             )
-        error = None if not good or "embeddings-equal" in {each.name for each in findings} else self._error(
-            subject, text, [captions[i] for i in good[:ENCODED]], [embeddings[i] for i in good[:ENCODED]]
+        error = (
+            None
+            if not good or "embeddings-equal" in {each.name for each in findings}
+            else self._error(
+                subject, text, [captions[i] for i in good[:ENCODED]], [embeddings[i] for i in good[:ENCODED]]
+            )
         )
         if error is not None:
             numbers["distance_from_encoder"] = round(error, 4)
@@ -133,9 +137,7 @@ class StoredEmbeddings:
                 )
         return Measured(where=where, numbers=numbers, findings=tuple(findings))
 
-    def _error(
-        self, subject: Subject, text: TextConfig, captions: list[str], stored: list[Tensor]
-    ) -> float | None:
+    def _error(self, subject: Subject, text: TextConfig, captions: list[str], stored: list[Tensor]) -> float | None:
         """Return the relative distance of stored embeddings from those of the encoder; None if it is not at hand.
 
         The packaged encoder is loaded; others, which may have gigabytes, only if the subject was given one.
@@ -158,7 +160,9 @@ class StoredEmbeddings:
 def _missing(where: str, wanted: TextConfig, found: list[tuple[str, ...]], shards: int, total: int) -> Measured:
     """Report shards without embeddings of the encoder that the network reads."""
     others = sorted({f"{encoder} (width {width}, {tokens} tokens)" for encoder, _, tokens, width in found})
-    others = [name for name in others if not name.startswith(f"{wanted.encoder} (width {wanted.width}, {wanted.max_tokens} ")]
+    others = [
+        name for name in others if not name.startswith(f"{wanted.encoder} (width {wanted.width}, {wanted.max_tokens} ")
+    ]
     numbers: Numbers = {"shards": total, "with_embeddings": shards, "encoder": wanted.encoder, "stored": others}
     wrong = bool(others) and shards == 0
     finding = Finding(

@@ -228,6 +228,4 @@ def _values(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
 
 
 def _finding(name: str, numbers: Numbers, explanation: str, remedy: str, severity: Severity = "problem") -> Finding:
-    return Finding(
-        name=name, severity=severity, where=LOG, numbers=numbers, explanation=explanation, remedy=remedy
-    )
+    return Finding(name=name, severity=severity, where=LOG, numbers=numbers, explanation=explanation, remedy=remedy)

@@ -59,8 +59,8 @@ class NoiseLevels:
                         explanation=f"At no noise level is the network better than a trivial predictor: its error is "
                         f"{ratios[lowest]:.3g} times that of {_names(best[lowest][1])} at best (log-SNR {lowest:g}). "
                         "Its samples are noise or grey.",
-                        remedy="Train longer; if the loss has not fallen for long, raise --optim.lr. If the network was "
-                        "trained, these are other data, another schedule or another prediction type than in training.",
+                        remedy="Train longer; if the loss has not fallen for long, raise --optim.lr. If the network "
+                        "was trained, these are other data, another schedule or another prediction type than in training.",
                     )
                 )
             elif above:
@@ -76,8 +76,8 @@ class NoiseLevels:
                         severity="problem" if ratios[worst] > 1.5 or len(above) > 2 else "warning",
                         where=where,
                         numbers=numbers,
-                        explanation=f"At log-SNR {', '.join(f'{level:g}' for level in above)} the network is worse than "
-                        f"a trivial predictor: {ratios[worst]:.3g} times the error of {_names(best[worst][1])} at "
+                        explanation=f"At log-SNR {', '.join(f'{level:g}' for level in above)} the network is worse "
+                        f"than a trivial predictor: {ratios[worst]:.3g} times the error of {_names(best[worst][1])} at "
                         f"{worst:g}. {effect}",
                         remedy="Train longer. If it stays, weight these noise levels more (stage.objective.weighting, "
                         "train.schedule), or predict x0 or v in place of eps.",
@@ -93,7 +93,9 @@ class Prompt:
     finds = ("deaf-to-prompt",)
 
     def __call__(self, subject: Subject) -> Iterator[Measured]:
-        bases = [pair for pair in _stages(subject) if pair[1].config.unet.text_width and not pair[1].config.low_resolution]
+        bases = [
+            pair for pair in _stages(subject) if pair[1].config.unet.text_width and not pair[1].config.low_resolution
+        ]
         if not bases:
             raise Skip("no base stage reads text")
         for index, stage in bases:
@@ -151,8 +153,8 @@ class EmaLoss:
                     numbers=numbers,
                     explanation=f"The EMA, which is sampled and exported, has {ema / raw:.3g} times the error of the "
                     "raw weights: it still contains weights of long ago.",
-                    remedy="Train longer; or choose a shorter EMA: --train.ema_decay 0.999 (0.99 below 1,000 steps), or "
-                    "one after training with train.ema_sigma_rels and `imagen export --sigma-rel`.",
+                    remedy="Train longer; or choose a shorter EMA: --train.ema_decay 0.999 (0.99 below 1,000 steps), "
+                    "or one after training with train.ema_sigma_rels and `imagen export --sigma-rel`.",
                 )
             )
         yield Measured(where=_where(average), numbers=numbers, findings=tuple(findings))
@@ -187,8 +189,8 @@ class ChannelOrder:
                         numbers=numbers | {"share": round(better, 3)},
                         explanation="The network fits the data better with red and blue exchanged: "
                         f"{numbers['ratio']:.2f} times the error, lower for {better:.0%} of the images.",
-                        remedy="The images of these shards or of the training data were written in BGR order (OpenCV's). "
-                        "Convert them (image[..., ::-1]) and build the shards again.",
+                        remedy="The images of these shards or of the training data were written in BGR order "
+                        "(OpenCV's). Convert them (image[..., ::-1]) and build the shards again.",
                     )
                 )
             yield Measured(where=_where(stage), numbers=numbers, findings=tuple(findings))

@@ -96,7 +96,9 @@ def draw(
     )
     with stage.loaded_unet(device, dtype) as predict:
         guided = build_guidance(predict, config, settings, conditioning, build_label(config.schedule))
-        record = _Record(guided, 1.0 if detail is None else detail.std, detail and detail.upsampled_BCHW)
+        record = _Record(
+            guided, 1.0 if detail is None else detail.std, None if detail is None else detail.upsampled_BCHW
+        )
         denoise = limit_estimates(record, settings, detail, None)
         x_BCHW = settings.build_sampler().sample(denoise, noise(), logsnrs, noise=noise)
     images = (x_BCHW if detail is None else detail.decode(x_BCHW)).float().cpu().clamp(-1, 1)

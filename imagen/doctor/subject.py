@@ -162,11 +162,11 @@ class Subject:
     @cached_property
     def cascade(self) -> Cascade:
         """The cascade, with the run's EMA. Raises Skip for shards and for a run without weights."""
-        if self._given is not None:
-            return self._given
         if self.kind == "shards":
             raise Skip("needs a network")
-        if self.manifest is not None:
+        if self._given is not None:
+            found = self._given
+        elif self.manifest is not None:
             found = Cascade.load(self.name)
         else:
             assert self.experiment is not None
@@ -281,7 +281,9 @@ def _kind(path: str | Path) -> Kind:
     if folder.is_dir() and not (folder / "cascade.json").is_file():
         if any(folder.glob("*.tar")) or any((folder / name).is_dir() for name in ("train", "heldout")):
             return "shards"
-        raise UserError(f"{path} is no training run (config.json), no cascade (cascade.json) and holds no shards (*.tar)")
+        raise UserError(
+            f"{path} is no training run (config.json), no cascade (cascade.json) and holds no shards (*.tar)"
+        )
     if not folder.exists() and str(path) not in CASCADES and "/" not in str(path):
         raise UserError(f"{path} does not exist; expected a training run, a cascade or shards")
     resolve_folder(path)

@@ -180,7 +180,7 @@ class Activations:
         leaves = [(name, module) for name, module in unet.named_modules() if not any(module.children())]
         hooks = [module.register_forward_hook(watch(name)) for name, module in leaves]  # type: ignore[arg-type]
         try:
-            with stage.loaded_unet(subject.device, None) as predict:
+            with torch.no_grad(), stage.loaded_unet(subject.device, None) as predict:
                 for logsnr in (-6.0, 0.0, 6.0):
                     x_BCHW, label_B, conditions = noised_inputs(subject, index, logsnr)
                     predict(x_BCHW, label_B, **conditions)

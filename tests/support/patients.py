@@ -132,7 +132,9 @@ def experiment(steps: int) -> Experiment:
         ),
         text=TEXT,
         data=DataConfig(workers=0),
-        optim=OptimConfig(algorithm="muon", lr=2e-3, muon_lr=1e-2, warmup_steps=10, schedule="cosine", betas=(0.9, 0.99)),
+        optim=OptimConfig(
+            algorithm="muon", lr=2e-3, muon_lr=1e-2, warmup_steps=10, schedule="cosine", betas=(0.9, 0.99)
+        ),
         train=TrainConfig(
             steps=steps,
             batch_size=32,
