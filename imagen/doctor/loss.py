@@ -60,7 +60,7 @@ class NoiseLevels:
                         f"{ratios[lowest]:.3g} times that of {_names(best[lowest][1])} at best (log-SNR {lowest:g}). "
                         "Its samples are noise or grey.",
                         remedy="Train longer; if the loss has not fallen for long, raise --optim.lr. If the network "
-                        "was trained, these are other data, another schedule or another prediction type than in training.",
+                        "was trained, data, schedule or prediction type are not those of its training.",
                     )
                 )
             elif above:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-
 from imagen.cascade import Stage
 from imagen.doctor.finding import Finding, Measured, Numbers, Severity, Skip
 from imagen.doctor.network import rounded
@@ -163,14 +162,16 @@ def base_samples(subject: Subject, guidance: float | None = None) -> Drawn:
     if key not in subject.cache:
         count = SWEPT if guidance is not None or subject.quick else IMAGES
         low = texts = None
+        reads_text = stage.config.unet.text_width is not None
         if stage.config.low_resolution is not None:
             if subject.data is None:
                 raise Skip("a super-resolution stage needs images: give --data SHARDS")
             low = subject.batch(0).low_res
             assert low is not None
             low = low[:count]
+            texts = [subject.text_of(0, row) for row in range(len(low))] if reads_text else None
             count = len(low)
-        if stage.config.unet.text_width is not None:
+        elif reads_text:
             texts = subject.prompts(0, count)[1]
             count = len(texts)
         settings = stage.config.sampling if guidance is None else with_guidance(stage.config.sampling, guidance)

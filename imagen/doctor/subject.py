@@ -257,12 +257,17 @@ class Subject:
             captions = [PROMPTS[i % len(PROMPTS)] for i in range(count)]
             return captions, self.encode(captions)
         batch = self.batch(index)
-        assert batch.text is not None and batch.text_mask is not None
         first: dict[str, int] = {}
         for number, caption in enumerate(batch.captions):
             first.setdefault(caption, number)
         chosen = [*first.values(), *(i for i in range(len(batch)) if i not in first.values())][:count]
-        return [batch.captions[i] for i in chosen], [batch.text[i][batch.text_mask[i]] for i in chosen]
+        return [batch.captions[i] for i in chosen], [self.text_of(index, i) for i in chosen]
+
+    def text_of(self, index: int, row: int) -> Tensor:
+        """Return the embedding [L, D] of an image in `batch`."""
+        batch = self.batch(index)
+        assert batch.text is not None and batch.text_mask is not None
+        return batch.text[row][batch.text_mask[row]]
 
     def each(self, values: Sequence[T], what: str) -> Iterator[T]:
         """Yield `values`, and report progress before each."""

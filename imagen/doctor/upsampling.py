@@ -36,25 +36,24 @@ class Upsampling:
         for index, stage in enumerate(stages):
             if stage.config.low_resolution is None:
                 continue
-            prompts = subject.prompts(index, TRUE) if stage.config.unet.text_width is not None else None
-            true = None
+            true = made = None
+            reads_text = stage.config.unet.text_width is not None
             if subject.data is not None:
-                batch = subject.batch(index)
-                assert batch.low_res is not None
-                true = self._upsample(subject, stage, batch.low_res[:TRUE], prompts)
-            output, made = None, None
+                low = subject.batch(index).low_res
+                assert low is not None
+                low = _cropped(low[:TRUE], stage)
+                texts = [subject.text_of(index, row) for row in range(len(low))] if reads_text else None
+                true = self._upsample(subject, stage, low, texts)
             if generated is not None:
-                low = _cropped(generated, stage)
-                output = self._upsample(subject, stage, low, prompts)
-                made = output
+                texts = subject.prompts(index, GENERATED)[1] if reads_text else None
+                made = self._upsample(subject, stage, _cropped(generated, stage), texts)
             yield self._judge(stage, true, made)
-            generated = None if output is None else to_uint8(output[0].images)
+            generated = None if made is None else to_uint8(made[0].images)
 
     def _upsample(
-        self, subject: Subject, stage: Stage, low_BChw: Tensor, prompts: tuple[list[str], list[Tensor]] | None
+        self, subject: Subject, stage: Stage, low_BChw: Tensor, texts: list[Tensor] | None
     ) -> tuple[Drawn, float]:
         """Return the output, and its distance from the input after reduction to its size."""
-        texts = None if prompts is None else [prompts[1][i % len(prompts[1])] for i in range(len(low_BChw))]
         drawn = draw_samples(subject, stage, list(range(len(low_BChw))), texts=texts, low_BChw=low_BChw)
         size = low_BChw.shape[-2:]
         reduced = torch.nn.functional.interpolate(drawn.images, size=size, mode="area")
