@@ -1,6 +1,7 @@
 """Examine a training run, a cascade or shards, and say in plain words what is wrong: `imagen doctor`.
 
-finding.py     what a check returns
+check.py       what a check is
+finding.py     what it returns
 subject.py     what is examined
 checks.py      the list of all checks
 examine.py     runs them

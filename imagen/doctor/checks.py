@@ -1,8 +1,8 @@
 """List all checks, in the order in which they run: causes before symptoms."""
 
+from imagen.doctor.check import Check
 from imagen.doctor.data import Captions, Duplicates, Images
 from imagen.doctor.embeddings import StoredEmbeddings
-from imagen.doctor.finding import Check
 from imagen.doctor.log import LearningRate, LossCourse, Steps, TrainingText
 from imagen.doctor.loss import ChannelOrder, EmaLoss, NoiseLevels, Overfitting, Prompt
 from imagen.doctor.sampling import Guidance, PromptEffect, Samples

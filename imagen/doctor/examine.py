@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from imagen.doctor.check import Check
 from imagen.doctor.checks import CHECKS
-from imagen.doctor.finding import Check, Finding, Measured, Skip
+from imagen.doctor.finding import Finding, Measured, Skip
 from imagen.doctor.subject import Subject
 from imagen.progress import progress_bar
 

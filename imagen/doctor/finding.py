@@ -1,11 +1,7 @@
-"""Define findings, measurements, and the interface of a check."""
+"""Define findings and measurements."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
-
-if TYPE_CHECKING:
-    from imagen.doctor.subject import Subject
+from typing import Any, Literal
 
 Severity = Literal["problem", "warning"]
 Numbers = dict[str, Any]  # JSON values: numbers, short texts, or objects of them
@@ -34,31 +30,3 @@ class Measured:
 
 class Skip(Exception):
     """Raised by a check that cannot run; the message says what it needs."""
-
-
-class Check(Protocol):
-    """Answer one question about a subject. A new check is a class with these attributes, listed in `checks.py`."""
-
-    @property
-    def name(self) -> str:
-        """Return the name of the check, such as "captions"."""
-        ...
-
-    @property
-    def title(self) -> str:
-        """Return the question, in a few words."""
-        ...
-
-    @property
-    def finds(self) -> tuple[str, ...]:
-        """Return the names of all findings that the check may report."""
-        ...
-
-    @property
-    def slow(self) -> bool:
-        """Return whether `--quick` leaves the check out."""
-        ...
-
-    def __call__(self, subject: "Subject", /) -> Iterator[Measured]:
-        """Yield the measurements, one per split or stage. Raises Skip if the subject lacks what the check needs."""
-        ...
