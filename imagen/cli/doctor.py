@@ -46,7 +46,8 @@ def _show(report: "Report") -> None:
     for check in report.checks:
         for measured in check.measured:
             names = ", ".join(finding.name for finding in measured.findings)
-            table.add_row(check.title, measured.where, _numbers(measured.numbers), names or "good")
+            title = check.title if measured is check.measured[0] else ""
+            table.add_row(title, measured.where, _numbers(measured.numbers), names or "good")
     if table.rows:
         Console(markup=False, highlight=False).print(table)
     ran = sum(bool(check.measured) for check in report.checks)
@@ -83,7 +84,7 @@ def _numbers(numbers: dict[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, dict):

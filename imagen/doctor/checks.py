@@ -31,7 +31,9 @@ CHECKS: tuple[Check, ...] = (
     Guidance(),
     Upsampling(),
 )
+UNREADABLE = "unreadable"  # found by any check that fails on a file
 # The names of all findings, each with the checks that report it.
 FINDINGS: dict[str, tuple[str, ...]] = {
-    name: tuple(check.name for check in CHECKS if name in check.finds) for check in CHECKS for name in check.finds
+    UNREADABLE: tuple(check.name for check in CHECKS),
+    **{name: tuple(check.name for check in CHECKS if name in check.finds) for check in CHECKS for name in check.finds},
 }

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from imagen.doctor.check import Check
-from imagen.doctor.checks import CHECKS
+from imagen.doctor.checks import CHECKS, UNREADABLE
 from imagen.doctor.finding import Finding, Measured, Skip
 from imagen.doctor.subject import Subject
+from imagen.errors import UserError
 from imagen.progress import progress_bar
 
 DELAY, EVERY = 2.0, 0.5  # seconds before the progress bar is shown, and between two of its updates
@@ -40,11 +41,12 @@ class Report:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """All findings, problems first; of one name at one place, only the first."""
+        """All findings, problems first; of one name at one place, or with one explanation, only the first."""
         first: dict[tuple[str, str], Finding] = {}
         for check in self.checks:
             for finding in check.findings:
-                first.setdefault((finding.name, finding.where), finding)
+                place = finding.explanation if finding.name == UNREADABLE else finding.where
+                first.setdefault((finding.name, place), finding)
         return tuple(sorted(first.values(), key=lambda finding: finding.severity != "problem"))
 
     def to_json(self) -> dict[str, Any]:
@@ -69,7 +71,7 @@ class Report:
 def examine(subject: Subject, checks: Sequence[Check] = CHECKS, *, progress: bool = False) -> Report:
     """Run `checks` in order; one that lacks something is skipped, with the reason.
 
-    progress: show a bar on stderr after two seconds. Raises UserError for damaged files.
+    progress: show a bar on stderr after two seconds. A UserError of a check becomes the finding "unreadable".
     """
     done = []
     shown = time.monotonic() + DELAY
@@ -90,6 +92,18 @@ def examine(subject: Subject, checks: Sequence[Check] = CHECKS, *, progress: boo
     return Report(subject=subject.name, kind=subject.kind, checks=tuple(done))
 
 
+def _unreadable(check: Check, error: UserError) -> Finding:
+    """Return the finding of a check that failed on damaged or unsuitable files."""
+    return Finding(
+        name=UNREADABLE,
+        severity="problem",
+        where=check.name,
+        numbers={},
+        explanation=str(error),
+        remedy="Repair this first; it also prevents training or sampling.",
+    )
+
+
 def _run(check: Check, subject: Subject) -> Examined:
     began, measured, skipped = time.monotonic(), [], None
     try:
@@ -99,6 +113,8 @@ def _run(check: Check, subject: Subject) -> Examined:
             measured.append(each)
     except Skip as reason:
         skipped = str(reason)
+    except UserError as error:
+        measured.append(Measured(where=check.name, numbers={}, findings=(_unreadable(check, error),)))
     return Examined(
         name=check.name,
         title=check.title,

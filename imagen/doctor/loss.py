@@ -136,11 +136,10 @@ class EmaLoss:
     def __call__(self, subject: Subject) -> Iterator[Measured]:
         if subject.kind != "run":
             raise Skip("only a training run has both")
-        batch, config = subject.batch(0), subject.stages[0]
-        _ = subject.checkpoint
-        average = Stage(config, subject.raw_stage().unet)
+        batch, stage = subject.batch(0), subject.raw_stage()
+        raw = float(_mean(_errors(subject, stage, batch, LEVELS)).mean())
+        average = Stage(stage.config, stage.unet)
         average.unet.load_state_dict(subject.weights("ema"))
-        raw = float(_mean(_errors(subject, subject.raw_stage(), batch, LEVELS)).mean())
         ema = float(_mean(_errors(subject, average, batch, LEVELS)).mean())
         numbers = rounded({"raw": raw, "ema": ema, "ratio": ema / max(raw, 1e-30)}, 3)
         findings = []

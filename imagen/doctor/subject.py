@@ -83,8 +83,9 @@ class Subject:
         self.dtype = autocast_dtype(self.device)
         self._batches: dict[tuple[int | None, str], Batch] = {}
         self.cache: dict[Any, Any] = {}  # what several checks share, such as samples
+        _ = self.stages  # a damaged config or a missing folder is reported at once
         if self.data is not None:
-            _ = self.datasets  # a missing folder is reported at once
+            _ = self.datasets
 
     # --- a run
 
@@ -240,13 +241,16 @@ class Subject:
     def _stored(self, dataset: ShardedDataset) -> bool:
         """Return whether there are embeddings of the right encoder. Raises Skip if captions cannot be encoded."""
         assert self.text is not None
-        try:
-            Embeddings(dataset, self.text)
-            return True
-        except UserError as error:
-            if self.encoder is None and self.text.encoder != EMBEDDED_ENCODER:
-                raise Skip(str(error)) from None
-            return False
+        reason = "needs embeddings of cleaned or padded captions, which shards do not store"
+        if self.text.cleaning == "none" and self.text.padding == "trim":
+            try:
+                Embeddings(dataset, self.text)
+                return True
+            except UserError as error:
+                reason = f"needs embeddings: {error}"
+        if self.encoder is None and self.text.encoder != EMBEDDED_ENCODER:
+            raise Skip(reason)
+        return False
 
     def prompts(self, index: int, count: int) -> tuple[list[str], list[Tensor]]:
         """Return captions of the data, or common prompts without data, and their embeddings [L_i, D].

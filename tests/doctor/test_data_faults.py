@@ -97,3 +97,13 @@ def test_stale_and_broken_embeddings(tmp_path, found):
     tensors["tokens"][:, 0] = 0x7FC0  # NaN in bfloat16
     save_file(tensors, sidecar, metadata)
     assert found(shards) == {"embeddings-not-finite"}
+
+
+def test_data_that_do_not_fit_the_run(healthy, tmp_path, found):
+    """Images of 8 pixels for a stage of 16: what `imagen train` would refuse is a finding."""
+    small = write_shards(tmp_path / "small", discs(FEW), change=lambda image: image[::2, ::2])
+    report = found.report(
+        healthy.run, "captions", "loss by noise level", "conditional gap", "channel order", data=small
+    )
+    (finding,) = report.findings
+    assert finding.name == "unreadable" and "its shorter side has 8 pixels, fewer than 16" in finding.explanation
