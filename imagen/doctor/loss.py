@@ -41,10 +41,10 @@ class NoiseLevels:
             ratios = {level: mine[level] / max(best[level][0], 1e-12) for level in LEVELS}
             where = _where(stage)
             numbers: Numbers = {
-                "error": {f"{level:g}": float(f"{mine[level]:.3g}") for level in LEVELS},
-                "best_trivial": {f"{level:g}": float(f"{best[level][0]:.3g}") for level in LEVELS},
-                "trivial": {f"{level:g}": best[level][1] for level in LEVELS},
-                "ratio": {f"{level:g}": float(f"{ratios[level]:.3g}") for level in LEVELS},
+                "error_at_logsnr": {f"{level:g}": float(f"{mine[level]:.3g}") for level in LEVELS},
+                "trivial_error_at_logsnr": {f"{level:g}": float(f"{best[level][0]:.3g}") for level in LEVELS},
+                "trivial_predictor": {f"{level:g}": best[level][1] for level in LEVELS},
+                "ratio_at_logsnr": {f"{level:g}": float(f"{ratios[level]:.3g}") for level in LEVELS},
             }
             findings = []
             above = [level for level in LEVELS if not ratios[level] <= ABOVE]
@@ -56,9 +56,9 @@ class NoiseLevels:
                         severity="problem",
                         where=where,
                         numbers=numbers,
-                        explanation=f"At no noise level is the network better than a trivial predictor: its error is "
-                        f"{ratios[lowest]:.3g} times that of {_names(best[lowest][1])} at best (log-SNR {lowest:g}). "
-                        "Its samples are noise or grey.",
+                        explanation="At no noise level is the network better than a trivial predictor: at best, its "
+                        f"error is {ratios[lowest]:.0%} of that of {_names(best[lowest][1])} (log-SNR {lowest:g}). Its "
+                        "samples are noise or grey.",
                         remedy="Train longer; if the loss has not fallen for long, raise --optim.lr. If the network "
                         "was trained, data, schedule or prediction type are not those of its training.",
                     )
@@ -119,7 +119,7 @@ class Prompt:
                         where=_where(stage),
                         numbers=numbers,
                         explanation=f"With the captions of other images the error rises by {relative:.2%} "
-                        f"(+- {error:.2%}): the network ignores its prompt.",
+                        f"(standard error {error:.2%}): the network ignores its prompt.",
                         remedy="See findings about captions and embeddings first: alike, shuffled, equal or of another "
                         "encoder. Without any, train longer: the gap grows after the loss has fallen.",
                     )

@@ -16,7 +16,7 @@ def test_a_healthy_run(healthy, found):
     measured = {check.name: check.measured[0].numbers for check in report.checks if check.measured}
     assert measured["captions"] == {"captions": 96, "distinct": 12, "most_frequent": 0.0833, "empty": 0.0}
     assert measured["images"] | {"lowest_value": 30, "highest_value": 240, "grey": 0.0} == measured["images"]
-    assert measured["loss by noise level"]["ratio"]["0"] < 0.3
+    assert measured["loss by noise level"]["ratio_at_logsnr"]["0"] < 0.3
     assert measured["embeddings"]["distance_from_encoder"] < 0.01  # rounding to bfloat16
 
 
