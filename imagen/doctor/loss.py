@@ -1,5 +1,6 @@
 """Check a network on data: its loss against trivial predictors, its use of the prompt, its EMA, and channel order."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from imagen.data.loading.batches import Batch
 from imagen.doctor.finding import Finding, Measured, Numbers, Skip
 from imagen.doctor.network import rounded, trivial, x0_errors
 from imagen.doctor.subject import Subject
+from imagen.stage.config import StageConfig
 from imagen.train.validation import with_other_captions
 
 LEVELS = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0)  # log-SNR: from almost noise to noise of 17 grey levels
@@ -33,22 +35,22 @@ class NoiseLevels:
     def __call__(self, subject: Subject) -> Iterator[Measured]:
         for index, stage in _stages(subject):
             config, batch = stage.config, subject.batch(index)
-            statistic = trivial(config, batch)
-            mine = {level: float(errors.mean()) for level, errors in _errors(subject, stage, batch, LEVELS).items()}
+            statistic, levels = trivial(config, batch), visible_levels(config)
+            mine = {level: float(errors.mean()) for level, errors in _errors(subject, stage, batch, levels).items()}
             best: dict[float, tuple[float, str]] = {
-                level: min((error, name) for name, error in statistic.errors(config, level).items()) for level in LEVELS
+                level: min((error, name) for name, error in statistic.errors(config, level).items()) for level in levels
             }
-            ratios = {level: mine[level] / max(best[level][0], 1e-12) for level in LEVELS}
+            ratios = {level: mine[level] / max(best[level][0], 1e-12) for level in levels}
             where = _where(stage)
             numbers: Numbers = {
-                "error_at_logsnr": {f"{level:g}": float(f"{mine[level]:.3g}") for level in LEVELS},
-                "trivial_error_at_logsnr": {f"{level:g}": float(f"{best[level][0]:.3g}") for level in LEVELS},
-                "trivial_predictor": {f"{level:g}": best[level][1] for level in LEVELS},
-                "ratio_at_logsnr": {f"{level:g}": float(f"{ratios[level]:.3g}") for level in LEVELS},
+                "error_at_logsnr": {f"{level:g}": float(f"{mine[level]:.3g}") for level in levels},
+                "trivial_error_at_logsnr": {f"{level:g}": float(f"{best[level][0]:.3g}") for level in levels},
+                "trivial_predictor": {f"{level:g}": best[level][1] for level in levels},
+                "ratio_at_logsnr": {f"{level:g}": float(f"{ratios[level]:.3g}") for level in levels},
             }
             findings = []
-            above = [level for level in LEVELS if not ratios[level] <= ABOVE]
-            lowest = min(LEVELS, key=lambda level: ratios[level])
+            above = [level for level in levels if not ratios[level] <= ABOVE]
+            lowest = min(levels, key=lambda level: ratios[level])
             if not ratios[lowest] < UNTRAINED:
                 findings.append(
                     Finding(
@@ -225,6 +227,17 @@ class Overfitting:
                     )
                 )
             yield Measured(where=_where(stage), numbers=numbers, findings=tuple(findings))
+
+
+def visible_levels(config: StageConfig) -> tuple[float, ...]:
+    """Return the levels at which a stage is judged.
+
+    Where a stage generates detail, noise is scaled by detail_std in pixels: the last levels would be invisible there.
+    """
+    if config.detail_std is None:
+        return LEVELS
+    highest = LEVELS[-1] + 2 * math.log(config.detail_std)
+    return tuple(level for level in LEVELS if level <= max(highest, LEVELS[2]))
 
 
 def _stages(subject: Subject) -> list[tuple[int, Stage]]:

@@ -8,6 +8,7 @@ import torch
 from imagen.data.loading.batches import Batch
 from imagen.diffusion.objective import ObjectiveConfig, to_x0
 from imagen.diffusion.schedule import diffuse
+from imagen.doctor.loss import visible_levels
 from imagen.doctor.network import trivial, x0_errors
 from imagen.doctor.samples import contrast, diversity, roughness, saturated
 from imagen.models.config import Level, UNetConfig
@@ -56,6 +57,13 @@ def test_the_upsampled_image_is_a_trivial_predictor(detail_std):
     stage = config(low_resolution=8, detail_std=detail_std)
     error = (upsample(low / 127.5 - 1, (32, 32)) - (batch().image / 127.5 - 1)).square().mean() / (detail_std or 1) ** 2
     assert trivial(stage, batch(low)).errors(stage, 0.0)["upsampled"] == pytest.approx(float(error), rel=1e-4)
+
+
+def test_levels_of_a_stage_that_generates_detail_are_visible_in_pixels():
+    """At detail_std 0.1 the noise of log-SNR 0 is 0.1: about that of log-SNR 4.6 in pixels."""
+    assert visible_levels(config()) == (-6, -4, -2, 0, 2, 4)
+    assert visible_levels(config(low_resolution=8, detail_std=0.1)) == (-6, -4, -2)
+    assert visible_levels(config(low_resolution=8, detail_std=0.5)) == (-6, -4, -2, 0, 2)
 
 
 def test_roughness_contrast_diversity_and_saturation():
