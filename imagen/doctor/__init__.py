@@ -2,7 +2,7 @@
 
 check.py       what a check is
 finding.py     what it returns
-subject.py     what is examined
+subject.py     what is examined; run.py: the files of a training run
 checks.py      the list of all checks
 examine.py     runs them
 data.py, embeddings.py, log.py, weights.py, loss.py, sampling.py, upsampling.py   the checks, by what they measure

@@ -25,7 +25,7 @@ class LearningRate:
     finds = ("learning-rate-zero", "warmup-unfinished", "learning-rate-ended")
 
     def __call__(self, subject: Subject) -> Iterator[Measured]:
-        optim, rows = _experiment(subject).optim, subject.rows
+        optim, rows = _experiment(subject).optim, subject.training.rows
         rates = _values(rows, "lr")
         if not rates:
             raise Skip("the log has no learning rates")
@@ -76,7 +76,7 @@ class Steps:
     finds = ("nonfinite-steps", "gradient-zero", "gradient-spikes", "samples-replaced")
 
     def __call__(self, subject: Subject) -> Iterator[Measured]:
-        experiment, rows = _experiment(subject), subject.rows
+        experiment, rows = _experiment(subject), subject.training.rows
         norms, steps = _values(rows, "grad_norm"), rows[-1]["step"]
         skipped = sum(_values(rows, "nonfinite")) / steps
         replaced = sum(_values(rows, "bad_samples")) / (steps * experiment.train.batch_size)
@@ -136,7 +136,7 @@ class LossCourse:
     finds = ("loss-rising", "loss-not-falling", "loss-noisy")
 
     def __call__(self, subject: Subject) -> Iterator[Measured]:
-        losses = _values(subject.rows, "loss")
+        losses = _values(subject.training.rows, "loss")
         if len(losses) < FEW:
             raise Skip(f"needs {FEW} rows of metrics, there are {len(losses)}")
         part = max(1, len(losses) // 5)

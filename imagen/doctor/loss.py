@@ -136,12 +136,11 @@ class EmaLoss:
     finds = ("ema-behind",)
 
     def __call__(self, subject: Subject) -> Iterator[Measured]:
-        if subject.kind != "run":
-            raise Skip("only a training run has both")
-        batch, stage = subject.batch(0), subject.raw_stage()
+        run, batch = subject.training, subject.batch(0)
+        stage = run.raw_stage()
         raw = float(_mean(_errors(subject, stage, batch, LEVELS)).mean())
         average = Stage(stage.config, stage.unet)
-        average.unet.load_state_dict(subject.weights("ema"))
+        average.unet.load_state_dict(run.weights("ema"))
         ema = float(_mean(_errors(subject, average, batch, LEVELS)).mean())
         numbers = rounded({"raw": raw, "ema": ema, "ratio": ema / max(raw, 1e-30)}, 3)
         findings = []

@@ -20,17 +20,14 @@ from imagen.data.shards.dataset import ShardedDataset, open_split, splits
 from imagen.data.shards.remote import as_url
 from imagen.devices import default_device
 from imagen.doctor.finding import Skip
+from imagen.doctor.run import RunFiles
 from imagen.errors import UserError
-from imagen.files import read_json, read_json_lines
-from imagen.jsonconfig import from_json
 from imagen.precision import autocast_dtype
 from imagen.stage.config import StageConfig
 from imagen.stage.weights import build_unet
 from imagen.text.config import EMBEDDED_ENCODER, TextConfig
 from imagen.text.embeddings import pad_embeddings
 from imagen.text.protocol import Encoder
-from imagen.train import checkpoint
-from imagen.train.checkpoint import checkpoint_paths
 from imagen.train.experiment import Experiment
 from imagen.weights import CASCADES
 
@@ -79,6 +76,7 @@ class Subject:
             if data is not None:
                 raise UserError(f"{path} are shards themselves; --data is for a run or a cascade")
             self.data = path
+        self.run = RunFiles(self.path) if self.kind == "run" else None
         self.device = torch.device(default_device())
         self.dtype = autocast_dtype(self.device)
         self._batches: dict[tuple[int | None, str], Batch] = {}
@@ -87,51 +85,17 @@ class Subject:
         if self.data is not None:
             _ = self.datasets
 
-    # --- a run
-
     @cached_property
     def experiment(self) -> Experiment | None:
         """The config of a run; None for a cascade or shards."""
-        if self.kind != "run":
-            return None
-        return from_json(Experiment, read_json(self.path / "config.json"), str(self.path / "config.json"))
+        return None if self.run is None else self.run.experiment
 
-    @cached_property
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of a run's metrics.jsonl. Raises Skip without any."""
-        path = self.path / "metrics.jsonl"
-        if self.kind != "run":
-            raise Skip("only a training run has a log")
-        rows = read_json_lines(path, ("step",)) if path.is_file() else []
-        if not rows:
-            raise Skip("the run has logged nothing yet")
-        return rows
-
-    @cached_property
-    def checkpoint(self) -> Path:
-        """The newest checkpoint of a run. Raises Skip without one."""
-        if self.kind != "run":
-            raise Skip("only a training run has checkpoints")
-        paths = checkpoint_paths(self.path / "checkpoints")
-        if not paths:
-            raise Skip("the run has no checkpoint yet")
-        return paths[-1]
-
-    def raw_stage(self) -> Stage:
-        """Return the stage of a run with the weights that the optimizer updates, in place of their EMA."""
-        assert self.experiment is not None
-        config = self.experiment.stage
-        return Stage(config, build_unet(config.unet, self.weights("model"), self.checkpoint))
-
-    def weights(self, kind: str) -> dict[str, Tensor]:
-        """Return tensors of the newest checkpoint: "model", or "ema" (with the model's buffers)."""
-        try:
-            model = checkpoint.read(self.checkpoint, "model")
-            return model if kind == "model" else model | checkpoint.read(self.checkpoint, kind)
-        except ValueError as error:
-            raise UserError(f"{self.checkpoint} is damaged ({error}); move it away to examine an older one") from None
-
-    # --- stages and text
+    @property
+    def training(self) -> RunFiles:
+        """The files of a run. Raises Skip for a cascade or shards."""
+        if self.run is None:
+            raise Skip("only a training run has a log, raw weights and their EMA")
+        return self.run
 
     @cached_property
     def manifest(self) -> Manifest | None:
@@ -172,7 +136,7 @@ class Subject:
         else:
             assert self.experiment is not None
             config = self.experiment.stage
-            unet = build_unet(config.unet, self.weights("ema"), self.checkpoint)
+            unet = build_unet(config.unet, self.training.weights("ema"), self.training.checkpoint)
             null_LD = None if self.text is None else torch.zeros(1, self.text.width)
             found = Cascade([Stage(config, unet)], text=self.text, unconditional=null_LD)
         if self.encoder is not None and found.texts is not None:
@@ -196,8 +160,6 @@ class Subject:
         except UserError as error:
             raise Skip(f"needs the text encoder ({error}), or its embeddings: give --data SHARDS") from None
         return [known[caption] for caption in captions]
-
-    # --- data
 
     @cached_property
     def datasets(self) -> dict[str, ShardedDataset]:

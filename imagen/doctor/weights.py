@@ -114,9 +114,7 @@ class EmaDistance:
     finds = ("ema-far",)
 
     def __call__(self, subject: Subject) -> Iterator[Measured]:
-        if subject.kind != "run":
-            raise Skip("only a training run has both")
-        raw, ema = subject.weights("model"), subject.weights("ema")
+        raw, ema = subject.training.weights("model"), subject.training.weights("ema")
         pairs = [(raw[name].float(), ema[name].float()) for name in raw if raw[name].is_floating_point()]
         norm = sum(float(a.square().sum()) for a, _ in pairs) ** 0.5
         distance = sum(float((a - b).square().sum()) for a, b in pairs) ** 0.5 / max(norm, 1e-30)

@@ -138,6 +138,19 @@ def test_an_ema_that_is_too_slow(healthy, tmp_path, found):
     assert found(run, "EMA weights") == {"ema-far"}
 
 
+def test_a_checkpoint_of_adapters(healthy, tmp_path, found):
+    """A checkpoint without the frozen weights is no fault; the export, which has all, is examined."""
+    run = copy_run(healthy.run, tmp_path / "run")
+    (path,) = checkpoint_paths(run / "checkpoints")
+    some = {"conv_in.bias": torch.zeros(16)}
+    state = json.loads((path / "state.json").read_text())
+    CheckpointFolder(run / "checkpoints", keep=1).save(1000, {"model": some, "ema": some}, state, wait=True)
+    report = found.report(run, "EMA weights", "EMA", "samples", data=healthy.shards)
+    assert report.findings == ()
+    skipped = [check.skipped for check in report.checks]
+    assert skipped == ["the checkpoint does not hold the whole network"] * 2 + [None]
+
+
 class Upsampler(nn.Module):
     """Estimates x0 = the low-resolution image; if `fragile`, plus bright spots where that is rough."""
 
