@@ -1,5 +1,6 @@
 """Run all checks on a subject."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -51,7 +52,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON: "findings", and under "checks" everything that was measured."""
-        return {
+        report = {
             "subject": self.subject,
             "kind": self.kind,
             "healthy": not self.findings,
@@ -66,6 +67,7 @@ class Report:
                 for check in self.checks
             ],
         }
+        return _strict(report)
 
 
 def examine(subject: Subject, checks: Sequence[Check] = CHECKS, *, progress: bool = False) -> Report:
@@ -90,6 +92,15 @@ def examine(subject: Subject, checks: Sequence[Check] = CHECKS, *, progress: boo
             done.append(_run(check, subject))
             bar.update()
     return Report(subject=subject.name, kind=subject.kind, checks=tuple(done))
+
+
+def _strict(value: Any) -> Any:
+    """Return a JSON value with None for NaN and infinity, which strict JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _strict(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _unreadable(check: Check, error: UserError) -> Finding:

@@ -109,6 +109,8 @@ class Prompt:
             right = _mean(_errors(subject, stage, batch, TEXT_LEVELS))[differ]
             wrong = _mean(_errors(subject, stage, other, TEXT_LEVELS))[differ]
             gap = wrong - right
+            if not bool(gap.isfinite().all()):
+                raise Skip("the loss is not finite")
             relative = float(gap.mean() / right.mean())
             error = float(gap.std() / len(gap) ** 0.5 / right.mean())
             numbers = rounded({"gap": float(gap.mean()), "relative": relative, "standard_error": error}, 3)
@@ -212,7 +214,7 @@ class Overfitting:
             )
             numbers = rounded({"training": seen, "heldout": held, "ratio": held / max(seen, 1e-30)}, 3)
             findings = []
-            if not held <= OVERFITTED * seen:
+            if held > OVERFITTED * seen:
                 findings.append(
                     Finding(
                         name="overfitted",

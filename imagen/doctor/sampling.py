@@ -99,6 +99,8 @@ class PromptEffect:
         settings = replace(settings, sampler_options={})
         drawn = draw_samples(subject, stage, [0] * len(texts), texts=texts, settings=settings)
         effect = diversity(drawn.images)
+        if not math.isfinite(effect):
+            raise Skip("samples are not finite")
         numbers = rounded({"prompts": len(texts), "difference": effect}, 3)
         yield measurement(
             stage_name(stage),

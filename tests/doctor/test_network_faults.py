@@ -40,7 +40,10 @@ def test_weights(fault, change, healthy, tmp_path, found):
 
 def test_nan_weights_give_nan_samples(healthy, tmp_path, found):
     cascade = changed_cascade(healthy.run, tmp_path / "c", change=lambda name, w: w * torch.nan)
-    assert found(cascade, "weights", "samples") == {"weights-not-finite", "samples-not-finite"}
+    report = found.report(cascade, data=healthy.shards)
+    names = {finding.name for finding in report.findings}
+    assert names == {"weights-not-finite", "samples-not-finite", "network-untrained"}
+    json.dumps(report.to_json(), allow_nan=False)  # strict JSON
 
 
 def test_activations_that_overflow_float16(healthy, tmp_path, found):
