@@ -45,8 +45,8 @@ class Captions:
                         numbers,
                         f"{share:.0%} of the captions are the same: {text[:60]!r}. A network cannot learn from them "
                         "what a prompt means.",
-                        "Give images captions that tell them apart, or train without text (text null). For a single subject "
-                        "one caption is right, beside other images with captions of their own.",
+                        "Give images captions that tell them apart, or train without text (text null). For a single "
+                        "subject one caption is right, beside other images with captions of their own.",
                         "problem" if share > 0.5 else "warning",
                     )
                 )

@@ -165,8 +165,8 @@ class LossCourse:
                     "loss-not-falling",
                     numbers,
                     f"The loss is {last:.4g} at the end and was {first:.4g} at the beginning of the log.",
-                    "If the run is young, train longer. Else raise --optim.lr by factors of 3 until the loss falls. A run "
-                    "that began with trained weights may have little left to learn.",
+                    "If the run is young, train longer. Else raise --optim.lr by factors of 3 until the loss falls. A "
+                    "run that began with trained weights may have little left to learn.",
                     "warning",
                 )
             )
