@@ -10,7 +10,7 @@ import secrets
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from imagen.errors import UserError
 from imagen.evaluate.metrics.interval import Interval
@@ -18,7 +18,6 @@ from imagen.files import read_json, replacing, write_json
 from imagen.pages import write_page
 from imagen.pictures import read_metadata
 
-Answer = Literal["left", "right", "tie"]
 KEY = "key.json"
 
 

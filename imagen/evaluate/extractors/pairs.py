@@ -9,7 +9,6 @@ from imagen.data.shards.dataset import ShardedDataset
 from imagen.distribution import missing
 from imagen.evaluate.real import images
 
-COLUMNS = ("psnr", "ssim")
 _PEAK = 255.0
 
 
