@@ -49,7 +49,7 @@ def generated_features(
     """Sample a request, and return its images' features [N, D] by extractor; {} on ranks other than 0.
 
     out: folder of the parts and of the first `save_images` images. Calling again resumes a job. Rank 0 waits
-    for the parts of all ranks. Raises UserError if `out` holds another job.
+    for the parts of all ranks. Raises UserError if `out` belongs to another job.
     """
     _claim(out, _identity(cascade, request, extractors))
     parts = _parts(request)
@@ -117,9 +117,9 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
     path = out / "job.json"
     if path.is_file():
         if read_json(path) != json.loads(json.dumps(identity)):
-            raise UserError(f"{out} holds an evaluation with other options, data or weights; choose another folder")
+            raise UserError(f"{out} contains an evaluation with other options, data or weights; choose another folder")
     elif out.exists() and (not out.is_dir() or any(_is_foreign(file) for file in out.iterdir())):
-        raise UserError(f"{out} is not empty and holds no evaluation; choose another folder")
+        raise UserError(f"{out} is not empty and contains no evaluation; choose another folder")
     else:
         write_json(path, identity)  # each rank may write it: the bytes are the same
 

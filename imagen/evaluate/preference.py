@@ -1,7 +1,7 @@
 """Compare two sets of images blindly, side by side, as the paper did with raters (section 4.3).
 
-A folder holds a page that shows pairs without saying which set an image belongs to, and `key.json`, which the page does
-not read and which maps its answers back. It works from files, without a server.
+The folder contains a page that shows pairs without saying which set an image belongs to, and `key.json`, which the page does
+not read, and which maps its answers back to the sets. It works from files, without a server.
 """
 
 import json
@@ -39,7 +39,7 @@ def write_preference_page(first: Path, second: Path, out: Path, *, seed: int = 0
 
     The folders are those of `imagen sample` or of a suite: images are paired by name, and their prompts must agree.
     The order of pairs and the sides are random. Raises UserError if `out` exists, if a
-    folder holds no images, or if prompts differ.
+    folder contains no images, or if prompts differ.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another folder")
@@ -48,11 +48,11 @@ def write_preference_page(first: Path, second: Path, out: Path, *, seed: int = 0
     names = [sorted(file.name for file in folder.glob("[0-9]*.png")) for folder in (first, second)]
     for folder, found in zip((first, second), names, strict=True):
         if not found:
-            raise UserError(f"{folder} holds no images that `imagen sample` wrote (0000.png, 0001.png, ...)")
+            raise UserError(f"{folder} contains no images of `imagen sample` (0000.png, 0001.png, ...)")
     common = [name for name in names[0] if name in set(names[1])]
     if len(common) < max(map(len, names)):
         raise UserError(
-            f"{first} holds {len(names[0])} images and {second} {len(names[1])}, {len(common)} of the same number; "
+            f"{first} contains {len(names[0])} images and {second} {len(names[1])}, {len(common)} of the same number; "
             "sample both with the same prompts and --n"
         )
     rng = random.Random(seed)

@@ -1,4 +1,4 @@
-"""Evaluate a cascade on a data set: sample its captions, compare the images with the real ones, report."""
+"""Evaluate a cascade on a data set: sample captions, compare the images with real ones, and write a report."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -55,7 +55,7 @@ def evaluate(
     the images to write to `out`/images. cache: folder of the features of real images.
     rank, ranks: rank r samples every `ranks`-th part; only rank 0 returns a report.
 
-    Without captions in the cascade, images are sampled unconditionally. Calling again continues an interrupted job.
+    A cascade without text samples unconditional images. Calling again resumes an interrupted job.
     Raises UserError for invalid arguments, before anything is sampled.
     """
     started = time.time()

@@ -1,4 +1,4 @@
-"""Evaluate a cascade on shards: the same numbers when interrupted, on several ranks, and beside their definitions."""
+"""Test that the numbers of an evaluation equal their definitions, also after interruptions and on several ranks."""
 
 import io
 import json

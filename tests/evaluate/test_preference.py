@@ -67,7 +67,7 @@ def test_scores_count_the_set_not_the_side(page):
 def test_mistakes(page, tmp_path):
     with pytest.raises(UserError, match="is not empty"):
         write_preference_page(tmp_path / "red", tmp_path / "blue", page)
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="contains no images"):
         write_preference_page(tmp_path / "red", tmp_path, tmp_path / "new")
     with pytest.raises(UserError, match="different prompts"):
         write_preference_page(tmp_path / "red", folder(tmp_path / "other", BLUE, prompt="x"), tmp_path / "new")

@@ -1,4 +1,4 @@
-"""Errors of super-resolution against the true images: PSNR and SSIM of each image."""
+"""Compute the PSNR and SSIM of each image of super-resolution against the real image."""
 
 from collections.abc import Sequence
 

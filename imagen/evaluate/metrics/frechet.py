@@ -1,4 +1,4 @@
-"""Fréchet distance of two sets of features as Gaussians: FID with features of Inception (Heusel et al., 1706.08500)."""
+"""Compute the Fréchet distance of two sets of features; FID is that of Inception's features (1706.08500)."""
 
 from dataclasses import dataclass, field
 
@@ -9,10 +9,7 @@ from imagen.evaluate.metrics.interval import Interval, bootstrap_error
 
 @dataclass
 class Moments:
-    """Count, sum and sum of outer products of features: all that the distance needs, added up batch by batch.
-
-    Two Moments are merged by `+`, so that ranks and resumed jobs give the same sums up to rounding.
-    """
+    """Accumulate the count, the sum and the sum of outer products of features, batch by batch; `+` merges two."""
 
     dimension: int
     count: int = 0

@@ -1,4 +1,4 @@
-"""Confidence intervals of metrics."""
+"""Compute confidence intervals of metrics."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Interval(NamedTuple):
-    """A value and its 95 % interval."""
+    """Hold a value and its 95 % interval."""
 
     value: float
     low: float

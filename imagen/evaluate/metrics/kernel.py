@@ -1,4 +1,4 @@
-"""Maximum mean discrepancy of two sets of features: KID (1801.01401) and CMMD (2401.09603)."""
+"""Compute the maximum mean discrepancy of two sets of features: KID (1801.01401) and CMMD (2401.09603)."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ BLOCK = 512  # rows of a kernel matrix at a time, so that memory is linear in th
 
 
 def kid(features_MD: np.ndarray, others_ND: np.ndarray) -> float:
-    """Kernel distance: the unbiased squared MMD of the kernel (x . y / D + 1)^3 (Binkowski et al. 2018, eq. 4).
+    """Return the kernel distance: the unbiased squared MMD of the kernel (x . y / D + 1)^3 (1801.01401, eq. 4).
 
     For two sets of one distribution it fluctuates around 0. Unlike FID, it has no bias for few images.
     """
