@@ -155,9 +155,9 @@ def _show_suite(report: dict[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("category", "prompts", "CLIP score (95 % interval)")
+    table = Table("category", "prompts", *(["CLIP score (95 % interval)"] if "clip" in report else []))
     for name, entry in report["categories"].items():
-        table.add_row(name, str(entry["prompts"]), _cell(entry["clip"]) if "clip" in entry else "")
+        table.add_row(name, str(entry["prompts"]), *([_cell(entry["clip"])] if "clip" in entry else []))
     console = Console(markup=False)
     console.print(table)
     console.print(f"sheets: {out / 'sheets'}")
