@@ -14,7 +14,7 @@ from imagen.doctor.finding import Finding, Measured, Numbers, Severity
 from imagen.doctor.subject import Subject
 
 CAPTIONS, BYTES, PIXELS = 10_000, 4_000, 300  # samples whose captions, bytes and pixels are read
-FEW = 8  # samples below which shares are not judged
+FEW = 8  # samples below which shares are not assessed
 ALIKE = 0.25  # share of the most frequent caption
 EMPTY, CONSTANT, DUPLICATES, UNREADABLE, LEAK = 0.05, 0.05, 0.05, 0.02, 0.02  # tolerated shares
 DARK, BRIGHT = 100, 155  # of 255: all images below the one, or above the other
