@@ -98,6 +98,7 @@ ENCODER_NUMBER = 2**27  # all other fields: bases of rotary embeddings are tens 
 ENCODER_SLACK = 2**26  # elements of a model beyond its stored weights: position tables, masks
 DATA: Table = {
     "crop": between(1, SIDE),
+    "bucket_batch": between(1, 10_000_000),
     "workers": between(0, PROCESSES),
     "window": between(1, 1_000_000),
     "max_enlargement": up_to(SIDE),

@@ -34,6 +34,7 @@ _UPRIGHT = {  # EXIF orientation: what turns [H, W, C] upright
     7: lambda x_HWC: x_HWC[::-1, ::-1].swapaxes(0, 1),
     8: lambda x_HWC: x_HWC[:, ::-1].swapaxes(0, 1),
 }
+_SWAPS_SIDES = (5, 6, 7, 8)
 
 
 class BadPicture(Exception):
@@ -84,6 +85,21 @@ def read_header(data: bytes) -> Image.Image:
     if data.startswith(png.SIGNATURE):
         data = png.without_text(data)
     return Image.open(io.BytesIO(data), formats=readable_formats())
+
+
+def read_size(data: bytes) -> tuple[int, int]:
+    """Return height and width of the upright image, from the header at the beginning of `data`. Raises as Pillow does.
+
+    An orientation behind the pixels of a PNG is not found.
+    """
+    with read_header(data) as image:
+        width, height = image.size
+        if data.startswith(png.SIGNATURE):  # Pillow would decode the pixels to find that there is no orientation
+            may_be_turned = any(mark in data for mark in (b"eXIf", b"xif\0", b"Orientation"))
+        else:
+            may_be_turned = image.format not in ("JPEG", "MPO") or jpeg.may_be_turned(data)
+        turned = may_be_turned and _orientation(image) in _SWAPS_SIDES
+    return (width, height) if turned else (height, width)
 
 
 def _decode_jpeg(data: bytes, min_side: int, strict: bool) -> np.ndarray:

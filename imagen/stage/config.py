@@ -85,6 +85,8 @@ class StageConfig:
     resolution: int
     unet: UNetConfig
     low_resolution: int | None = None  # side of the low-resolution image; None: a base stage
+    # (height, width) of the images that the stage was trained on; empty: squares of `resolution`, or crops of any image
+    sizes: tuple[tuple[int, int], ...] = ()
     # Super-resolution only: diffuse the detail (x0 - upsampled low-resolution image) / detail_std in place of x0
     # (SRDiff, 2104.14951). An untrained network then gives the upsampled image, not noise, and all its errors are
     # scaled by detail_std. Set it to the root mean square of x0 - upsampled on the training data.
@@ -110,6 +112,9 @@ class StageConfig:
             raise UserError(f"{where}.low_resolution is {low}; it must be below {self.resolution} and divide it")
         if self.detail_std is not None and low is None:
             raise UserError(f"{where}.detail_std is for super-resolution stages; set {where}.low_resolution too")
+        for height, width in self.sizes:
+            if not (0 < height <= limits.SIDE and 0 < width <= limits.SIDE) or height % stride or width % stride:
+                raise UserError(f"{where}.sizes has [{height}, {width}]; sides must be multiples of {stride}")
         if self.resolution % stride:
             raise UserError(f"{where}.resolution is {self.resolution}; this U-Net takes sides that divide by {stride}")
         self.sampling.check(f"{where}.sampling")

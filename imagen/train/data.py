@@ -9,15 +9,18 @@ import torch
 from torch import Tensor
 
 from imagen.data.embed.sidecar import Embeddings
+from imagen.data.loading.buckets import Assignment
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.loader import Loader
 from imagen.data.shards.dataset import ShardedDataset, index_folder, splits
+from imagen.data.shards.remote import as_url
 from imagen.errors import UserError
 from imagen.text.encoder import LazyEncoder
 from imagen.text.protocol import DatasetEncoder
 from imagen.train.experiment import Experiment
 from imagen.train.on_the_fly import EncodingLoader, unconditional
 from imagen.train.ranks import Ranks
+from imagen.train.shapes import assign_buckets
 
 AnyLoader = Loader | EncodingLoader
 
@@ -36,7 +39,10 @@ class TrainingData:
         if experiment.text is not None and experiment.data.on_the_fly:
             self._encoder = encoder or LazyEncoder(experiment.text, ranks.device)
             ranks.on_first(lambda: index_folder(folder))  # `imagen data encode` need not have been run
+        if experiment.data.buckets is not None and as_url(folder) is None:
+            ranks.on_first(lambda: index_folder(folder, sizes=True))
         self.splits = splits(folder)
+        self._assignments: dict[str, Assignment | None] = {}
         self._opened: dict[str, tuple[ShardedDataset, Embeddings | None]] = {}
         self.training = self.dataset("train")
 
@@ -67,6 +73,7 @@ class TrainingData:
             low_resolution=stage.low_resolution,
             embeddings=embeddings,
             channels=stage.unet.image_channels,
+            assignment=self._assignment(split),
             **options,
         )
         return loader if self._encoder is None else EncodingLoader(loader, self._encoder)
@@ -75,6 +82,7 @@ class TrainingData:
         """Return this rank's micro-batches from the global `position` on."""
         return self.loader(
             self.experiment.data,
+            group=self.experiment.data.bucket_batch or self.experiment.train.batch_size,
             batch_size=micro_batch * ranks.world_size,
             seed=self.experiment.train.seed,
             position=position,
@@ -88,6 +96,11 @@ class TrainingData:
         config = replace(self.experiment.data, workers=0, **changes)
         pin_memory = device.type == "cuda"
         return self.loader(config, split=self.validation_split, batch_size=batch_size, seed=seed, pin_memory=pin_memory)
+
+    def _assignment(self, split: str) -> Assignment | None:
+        if split not in self._assignments:
+            self._assignments[split] = assign_buckets(self.experiment.stage, self.experiment.data, self.dataset(split))
+        return self._assignments[split]
 
     def _open(self, split: str) -> tuple[ShardedDataset, Embeddings | None]:
         if split not in self._opened:

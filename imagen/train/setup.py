@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ from imagen.train.progress import Progress
 from imagen.train.ranks import Ranks
 from imagen.train.rundir import open_run
 from imagen.train.scaling import LossScale
+from imagen.train.shapes import report_sizes, with_sizes
 from imagen.train.sharded import reshard
 from imagen.train.stopping import Stopper
 from imagen.train.validation import with_other_captions
@@ -57,6 +59,7 @@ class TrainingRun:
     ):
         """All ranks call this together, within `rundir.locked`. Parameters as for `imagen.train.trainer.train`."""
         self.stopper = Stopper(minutes, time.monotonic())  # setting up counts
+        experiment = replace(experiment, stage=with_sizes(experiment.stage, experiment.data))
         self.experiment, self.config, self.folder, self.ranks = experiment, experiment.train, folder, ranks
         self.report: Report = report if ranks.is_first else _silent
         ranks.on_first(lambda: check(experiment, ranks.world_size))
@@ -162,6 +165,8 @@ class TrainingRun:
             f"{self.experiment.name}: {self.model.parameters / 1e6:,.1f}M parameters on {where}, "
             f"{len(self.data.training)} pictures, {self.config.steps} steps of {self.config.batch_size}{parts}"
         )
+        if self.ranks.is_first:
+            report_sizes(self.experiment.stage, self.experiment.data, self.data.training, self.report)
         if self.model.compiled:
             self.report(
                 "the network is compiled in the first step: minutes, seconds where it was compiled before; kept in "

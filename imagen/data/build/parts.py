@@ -16,9 +16,8 @@ import numpy as np
 
 from imagen.data.build.quality import AcceptedRecord, Limits, RejectedRecord, check
 from imagen.data.embed.sidecar import write_sidecar
-from imagen.data.loading.transforms import choose_image
 from imagen.data.shards.captions import pack
-from imagen.data.shards.dataset import BadSample
+from imagen.data.shards.images import BadSample, choose_image
 from imagen.data.shards.index import index_path, index_shard
 from imagen.data.shards.tar_samples import MemberRanges, scan_tar
 from imagen.data.shards.writer import ShardWriter
