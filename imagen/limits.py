@@ -19,6 +19,7 @@ STEPS = 10_000  # of a sampler, which converges in a hundredth of them
 CHARACTERS = 10_000  # of a prompt; encoders read the first 128 to 512 tokens
 PIXELS = 2**28  # of a batch of images
 STAGES = 32
+SIZES = 256  # buckets of a stage
 LEVELS = 32
 BLOCKS = 512  # of all levels, in the down path
 PROCESSES = 1_024  # each has its own copy of its input

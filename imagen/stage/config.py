@@ -1,5 +1,6 @@
 """Define the configuration of a stage and its sampling defaults."""
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -99,6 +100,9 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         limits.check(self, limits.STAGE)
+        check_number("the number of sizes", len(self.sizes), most=limits.SIZES)
+        for side in itertools.chain(*self.sizes):
+            check_number("a side in sizes", side, least=1, most=limits.SIDE)
 
     def check(self, where: str) -> None:
         """Raise UserError, beginning with `where`, unless the sizes fit each other and the U-Net."""
@@ -113,8 +117,10 @@ class StageConfig:
         if self.detail_std is not None and low is None:
             raise UserError(f"{where}.detail_std is for super-resolution stages; set {where}.low_resolution too")
         for height, width in self.sizes:
-            if not (0 < height <= limits.SIDE and 0 < width <= limits.SIDE) or height % stride or width % stride:
-                raise UserError(f"{where}.sizes has [{height}, {width}]; sides must be multiples of {stride}")
+            if height % stride or width % stride:
+                raise UserError(
+                    f"{where}.sizes has [{height}, {width}]; this U-Net takes sides that divide by {stride}"
+                )
         if self.resolution % stride:
             raise UserError(f"{where}.resolution is {self.resolution}; this U-Net takes sides that divide by {stride}")
         self.sampling.check(f"{where}.sampling")

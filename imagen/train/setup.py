@@ -32,7 +32,7 @@ from imagen.train.progress import Progress
 from imagen.train.ranks import Ranks
 from imagen.train.rundir import open_run
 from imagen.train.scaling import LossScale
-from imagen.train.shapes import report_sizes, with_sizes
+from imagen.train.shapes import report_sizes, with_sizes, within_buckets
 from imagen.train.sharded import reshard
 from imagen.train.stopping import Stopper
 from imagen.train.validation import with_other_captions
@@ -59,7 +59,11 @@ class TrainingRun:
     ):
         """All ranks call this together, within `rundir.locked`. Parameters as for `imagen.train.trainer.train`."""
         self.stopper = Stopper(minutes, time.monotonic())  # setting up counts
-        experiment = replace(experiment, stage=with_sizes(experiment.stage, experiment.data))
+        experiment = replace(
+            experiment,
+            stage=with_sizes(experiment.stage, experiment.data),
+            train=within_buckets(experiment.train, experiment.data),
+        )
         self.experiment, self.config, self.folder, self.ranks = experiment, experiment.train, folder, ranks
         self.report: Report = report if ranks.is_first else _silent
         ranks.on_first(lambda: check(experiment, ranks.world_size))

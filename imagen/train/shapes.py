@@ -39,6 +39,13 @@ def with_sizes(stage: StageConfig, data: DataConfig) -> StageConfig:
     return stage if sizes is None or data.crop is not None else replace(stage, sizes=sizes)
 
 
+def within_buckets(train: TrainConfig, data: DataConfig) -> TrainConfig:
+    """Return the config with micro-batches of at most `data.bucket_batch` samples, which have one shape."""
+    if data.bucket_batch is None or (train.micro_batch or train.batch_size) <= data.bucket_batch:
+        return train
+    return replace(train, micro_batch=data.bucket_batch)
+
+
 def check_buckets(stage: StageConfig, data: DataConfig, train: TrainConfig, world_size: int) -> None:
     """Raise UserError unless buckets, crops and micro-batches fit each other."""
     sizes = run_buckets(stage, data)
@@ -48,14 +55,14 @@ def check_buckets(stage: StageConfig, data: DataConfig, train: TrainConfig, worl
         return
     if data.crop is not None and (small := [size for size in sizes if min(size) < data.crop]):
         raise UserError(f"data.crop is {data.crop}, but the bucket {show_size(small[0])} is smaller")
-    micro, _ = micro_batches(train, world_size)
     group = data.bucket_batch or train.batch_size
     if train.batch_size % group:
         raise UserError(f"data.bucket_batch is {group}; it must divide train.batch_size {train.batch_size}")
+    micro, _ = micro_batches(within_buckets(train, data), world_size)
     if group % micro:
         raise UserError(
-            f"data.bucket_batch is {group}, but a rank computes {micro} samples together; make it a multiple of that, "
-            f"or set train.micro_batch to a divisor of {group}"
+            f"data.bucket_batch is {group}, but a rank's micro-batch has {micro} samples; one must divide the other: "
+            f"set train.micro_batch to a divisor of {group}"
         )
 
 

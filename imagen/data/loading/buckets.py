@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from imagen import limits
 from imagen.errors import UserError
 
 Size = tuple[int, int]  # height, width
 
 AUTO = "auto"
 MAX_ASPECT = 2.0  # of longer over shorter side, for automatic buckets
-MAX_BUCKETS = 256
 _SIZE = re.compile(r"([0-9]{1,5})[x×]([0-9]{1,5})")
 
 
@@ -65,8 +65,8 @@ def _listed(buckets: str, unit: int) -> list[Size]:
         if (height, width) in sizes:
             raise UserError(f"data.buckets has {width}x{height} twice")
         sizes.append((height, width))
-    if len(sizes) > MAX_BUCKETS:
-        raise UserError(f"data.buckets has {len(sizes)} sizes; at most {MAX_BUCKETS} are possible")
+    if len(sizes) > limits.SIZES:
+        raise UserError(f"data.buckets has {len(sizes)} sizes; at most {limits.SIZES} are possible")
     return sizes
 
 
