@@ -11,7 +11,13 @@ from imagen.cli.values import minutes, span
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("preset", metavar="PRESET", help="see `imagen presets`")
-    parser.add_argument("--data", type=Path, required=True, metavar="SHARDS", help="made by `imagen data`")
+    parser.add_argument(
+        "--data",
+        action="append",
+        required=True,
+        metavar="SHARDS[=WEIGHT]",
+        help="made by `imagen data`; repeat it to mix several, as in --data a=0.7 --data b=0.3",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run, new or to resume")
     parser.add_argument("--minutes", type=minutes, metavar="M", help="stop at a checkpoint after this time")
     parser.add_argument(
@@ -25,17 +31,17 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Result | None:
     from imagen.cli.devices import choose_device
+    from imagen.data.shards.mixture import parse_portion, portions_of
     from imagen.train.experiment import check
 
     experiment = fields.experiment(options)
     check(experiment)
+    data = portions_of([parse_portion(text) for text in options.data])
     from imagen.train.ranks import process_group
     from imagen.train.run import train_run
 
     with process_group(choose_device(options.device) if options.device else None) as ranks:
-        result = train_run(
-            experiment, options.data, options.out, minutes=options.minutes, profile=options.profile, ranks=ranks
-        )
+        result = train_run(experiment, data, options.out, minutes=options.minutes, profile=options.profile, ranks=ranks)
     if not ranks.is_first:
         return None
     document = {
@@ -59,6 +65,7 @@ COMMAND = Command(
     "Ctrl-C stops at a checkpoint; the same command resumes. RUN/metrics.jsonl, RUN/samples and\n"
     "`tensorboard --logdir RUN` show the progress; RUN can be sampled from at any time.\n\n"
     "  imagen train emoji_64 --data shards --out runs/base\n"
+    "  imagen train emoji_64 --data shards=0.7 --data photos=0.3 --out runs/mixed\n"
     "  imagen train emoji_64 --data shards --out runs/wide --train.steps 40000 --optim.lr 5e-4",
     has_fields=True,
 )

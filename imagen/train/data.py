@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from imagen.data.loading.buckets import Assignment
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.loader import Loader
 from imagen.data.shards.dataset import ShardedDataset, index_folder, splits
+from imagen.data.shards.mixture import Data, MixedDataset, MixedEmbeddings, portions_of
 from imagen.data.shards.remote import as_url
 from imagen.errors import UserError
 from imagen.text.encoder import LazyEncoder
@@ -28,32 +28,33 @@ AnyLoader = Loader | EncodingLoader
 class TrainingData:
     """The shards of a run and the text embeddings of their captions, from sidecars or from an encoder."""
 
-    def __init__(self, experiment: Experiment, folder: str | Path, ranks: Ranks, encoder: DatasetEncoder | None = None):
+    def __init__(self, experiment: Experiment, data: Data, ranks: Ranks, encoder: DatasetEncoder | None = None):
         """Open the training split. Reads headers only: no image is decoded, no encoder loaded.
 
         encoder: for `data.on_the_fly`; default: the one of `experiment.text`, loaded when it is first used.
         All ranks call this together. Raises UserError for missing or mismatching shards and sidecars.
         """
-        self.experiment, self.folder = experiment, folder
+        self.experiment, self.portions = experiment, portions_of(data)
+        self.folder = " ".join(map(str, self.portions))
         self._encoder = encoder
         if experiment.text is not None and experiment.data.on_the_fly:
             self._encoder = encoder or LazyEncoder(experiment.text, ranks.device)
-            ranks.on_first(lambda: index_folder(folder))  # `imagen data encode` need not have been run
-        if experiment.data.buckets is not None and as_url(folder) is None:
-            ranks.on_first(lambda: index_folder(folder, sizes=True))
-        self.splits = splits(folder)
+            ranks.on_first(lambda: self._index())  # `imagen data encode` need not have been run
+        if experiment.data.buckets is not None:
+            ranks.on_first(lambda: self._index(sizes=True))
+        self._splits = [splits(portion.location) for portion in self.portions]
         self._assignments: dict[str, Assignment | None] = {}
-        self._opened: dict[str, tuple[ShardedDataset, Embeddings | None]] = {}
+        self._opened: dict[str, tuple[MixedDataset, MixedEmbeddings | None]] = {}
         self.training = self.dataset("train")
 
-    def dataset(self, split: str) -> ShardedDataset:
+    def dataset(self, split: str) -> MixedDataset:
         """Return a split, opened at the first call."""
         return self._open(split)[0]
 
     @property
     def validation_split(self) -> str:
-        """Held-out samples if there are any, else training samples."""
-        return "heldout" if "heldout" in self.splits else "train"
+        """Held-out samples if any portion has them, else training samples."""
+        return "heldout" if any("heldout" in found for found in self._splits) else "train"
 
     @cached_property
     def unconditional(self) -> Tensor | None:
@@ -102,11 +103,22 @@ class TrainingData:
             self._assignments[split] = assign_buckets(self.experiment.stage, self.experiment.data, self.dataset(split))
         return self._assignments[split]
 
-    def _open(self, split: str) -> tuple[ShardedDataset, Embeddings | None]:
+    def _open(self, split: str) -> tuple[MixedDataset, MixedEmbeddings | None]:
         if split not in self._opened:
-            if split not in self.splits:
-                raise UserError(f"{self.folder} has no split {split!r}, only {', '.join(map(repr, self.splits))}")
+            everything = list(zip(self.portions, self._splits, strict=True))
+            pairs = [(portion, found) for portion, found in everything if split in found]
+            if split == "train" and len(pairs) < len(everything):
+                portion, found = next(pair for pair in everything if pair not in pairs)
+                raise UserError(f"{portion.location} has no split 'train', only {', '.join(map(repr, found))}")
             text = self.experiment.text if self._encoder is None else None
-            dataset = ShardedDataset(self.splits[split], self.experiment.data.shard_cache)
-            self._opened[split] = dataset, None if text is None else Embeddings(dataset, text)
+            parts = [ShardedDataset(found[split], self.experiment.data.shard_cache) for _, found in pairs]
+            dataset = MixedDataset(parts, [portion.weight for portion, _ in pairs])
+            embeddings = None if text is None else MixedEmbeddings(dataset, [Embeddings(part, text) for part in parts])
+            self._opened[split] = dataset, embeddings
         return self._opened[split]
+
+    def _index(self, sizes: bool = False) -> None:
+        """Index shards that have no index. sizes: add sizes of images to local shards that lack them."""
+        for portion in self.portions:
+            if not sizes or as_url(portion.location) is None:
+                index_folder(portion.location, sizes=sizes)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from imagen.data.loading.batches import Batch
+from imagen.data.shards.mixture import Data
 from imagen.jsonconfig import to_json
 from imagen.models.compiling import cache_folder
 from imagen.precision import precision_name
@@ -49,7 +51,7 @@ class TrainingRun:
     def __init__(
         self,
         experiment: Experiment,
-        data: str | Path,
+        data: Data,
         folder: Path,
         *,
         ranks: Ranks,
@@ -141,6 +143,7 @@ class TrainingRun:
         """Load the last checkpoint that can be read, if there is one."""
         fingerprint = self.data.training.fingerprint()
         self.fingerprint = fingerprint
+        self.weights = [str(share) for share in self.data.training.shares]
         state = self.checkpointer.resume(self.report)
         if state is None:
             return
@@ -150,6 +153,10 @@ class TrainingRun:
         if self.progress.loss_scale.active != initial_scale.active:  # resumed on a device of another precision
             self.progress.loss_scale = initial_scale
         self.report(f"{self.folder}: going on from step {self.step}")
+        before = state.get("weights", ["1"])
+        if len(before) == len(self.weights) and before != self.weights:
+            shown = ", ".join(f"{float(Fraction(share)):.4g}" for share in before)
+            self.report(f"{self.folder}: from here on the data are mixed as {self.data.folder} (before: {shown})")
         if state.get("data", fingerprint) != fingerprint:
             self.report(
                 f"{self.folder}: {self.data.folder} are not the data of the steps before; from here on they are these"

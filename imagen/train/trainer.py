@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from imagen.data.shards.dataset import check_shards
+from imagen.data.shards.mixture import Data, portions_of
 from imagen.devices import default_device
 from imagen.files import write_json
 from imagen.text.protocol import DatasetEncoder
@@ -32,7 +33,7 @@ from imagen.train.step import PendingStep, StepResult, launch_step
 
 def train(
     experiment: Experiment,
-    data: str | Path,
+    data: Data,
     out: str | Path,
     *,
     callbacks: Sequence[Callback] = (),
@@ -59,12 +60,17 @@ def train(
     ranks, folder = ranks or Ranks(torch.device(default_device())), Path(out)
     if profile is not None:
         check_span(profile, experiment.train.steps)
-    ranks.on_first(lambda: check_shards(data))  # before the run folder is created
+    ranks.on_first(lambda: _check_shards(data))  # before the run folder is created
     with locked(folder) if ranks.is_first else nullcontext():
         trainer = Trainer(
             experiment, data, folder, callbacks, ranks=ranks, report=report, minutes=minutes, encoder=encoder
         )
         return trainer.train(profile)
+
+
+def _check_shards(data: Data) -> None:
+    for portion in portions_of(data):
+        check_shards(portion.location)
 
 
 class Trainer:
@@ -73,7 +79,7 @@ class Trainer:
     def __init__(
         self,
         experiment: Experiment,
-        data: str | Path,
+        data: Data,
         folder: Path,
         callbacks: Sequence[Callback] = (),
         *,
@@ -188,7 +194,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.before_checkpoint(run, step)
         state = {"config": run.config_json, "position": run.images, "progress": asdict(run.progress)}
-        run.checkpointer.checkpoint(step, state | {"data": run.fingerprint})
+        run.checkpointer.checkpoint(step, state | {"data": run.fingerprint, "weights": run.weights})
         for callback in self.callbacks:
             callback.on_checkpoint(run, step)
 

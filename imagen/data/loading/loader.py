@@ -24,6 +24,7 @@ from imagen.data.loading.config import DataConfig
 from imagen.data.loading.stream import SampleReader, Stream
 from imagen.data.loading.stream_order import Source, StreamOrder
 from imagen.data.shards.dataset import ShardedDataset
+from imagen.data.shards.mixture import MixedDataset, MixedEmbeddings
 from imagen.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -70,12 +71,12 @@ class Loader:
 
     def __init__(
         self,
-        dataset: ShardedDataset,
+        dataset: ShardedDataset | MixedDataset,
         config: DataConfig,
         *,
         resolution: int,
         low_resolution: int | None = None,
-        embeddings: Embeddings | None = None,
+        embeddings: Embeddings | MixedEmbeddings | None = None,
         channels: int = 3,
         assignment: Assignment | None = None,
         group: int | None = None,
@@ -107,7 +108,7 @@ class Loader:
         self.dataset, self.config, self.position = dataset, config, position
         self._pin_memory = pin_memory
         reader = SampleReader(dataset, config, resolution, low_resolution, embeddings, channels)
-        self.order = StreamOrder(seed, config.window, [Source(dataset.sizes, Fraction(1))], assignment, group)
+        self.order = StreamOrder(seed, config.window, _sources(dataset), assignment, group)
         self._stream = Stream(reader, seed, self.order)
         self._positions = _Positions(position, batch_size, rank, world_size)
 
@@ -135,6 +136,12 @@ class Loader:
                     f"the last one {batch.problems[-1]}; clean the data or raise the limit"
                 )
             yield batch
+
+
+def _sources(dataset: ShardedDataset | MixedDataset) -> list[Source]:
+    if isinstance(dataset, ShardedDataset):
+        return [Source(dataset.sizes, Fraction(1))]
+    return [Source(part.sizes, share) for part, share in zip(dataset.parts, dataset.shares, strict=True)]
 
 
 def _identity(batch: Any) -> Any:

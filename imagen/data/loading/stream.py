@@ -17,6 +17,7 @@ from imagen.data.loading.transforms import aligned_crop, decode, fit, mentions_l
 from imagen.data.shards.captions import choose as choose_caption
 from imagen.data.shards.dataset import ShardedDataset, open_split
 from imagen.data.shards.images import BadSample, choose_image
+from imagen.data.shards.mixture import MixedDataset, MixedEmbeddings
 from imagen.errors import UserError
 from imagen.text.config import TextConfig
 from imagen.text.embeddings import pad_embeddings
@@ -68,11 +69,11 @@ class SampleReader:
 
     def __init__(
         self,
-        dataset: ShardedDataset,
+        dataset: ShardedDataset | MixedDataset,
         config: DataConfig,
         resolution: int,
         low_resolution: int | None,
-        embeddings: Embeddings | None,
+        embeddings: Embeddings | MixedEmbeddings | None,
         channels: int = 3,
     ):
         """Check the sizes. Raises UserError if `resolution`, `low_resolution` and `config.crop` do not fit."""
