@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from imagen.cli.command import Command
 from imagen.cli.engine import add_engine, connected
 from imagen.cli.output import Result, counted, lines
-from imagen.cli.values import Choice, count, number, processes
+from imagen.cli.values import Choice, count, number, processes, whole
 
 if TYPE_CHECKING:
     from imagen.data.build.engines import Engine
@@ -47,6 +47,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples-per-shard", type=count, default=1000, metavar="N", help="most samples per shard (default: 1000)"
     )
+    parser.add_argument(
+        "--held-out",
+        type=number,
+        default=0.0,
+        metavar="F",
+        help="share of samples held out for validation, chosen at random (default: none)",
+    )
+    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of the choice (default: 0)")
     parser.add_argument("--workers", type=processes, metavar="N", help="processes (default: one per core, at most 16)")
     add_engine(parser)
     parser.add_argument("--encoder", metavar="NAME", help="text encoder of the embeddings that the source contains")
@@ -82,6 +90,8 @@ def _build(options: argparse.Namespace, engine: "Engine | None") -> Result:
         ),
         samples_per_shard=options.samples_per_shard,
         keep_duplicates=options.keep_duplicates,
+        held_out=options.held_out,
+        seed=options.seed,
         max_rejected=options.max_rejected,
         encoder=options.encoder,
         max_tokens=options.max_tokens,
@@ -93,6 +103,7 @@ def _build(options: argparse.Namespace, engine: "Engine | None") -> Result:
     texts = [
         f"{folder}: {built['samples']:,} samples{captions} in {counted(built['shards'], 'shard')}, "
         f"of {built['records']:,} records",
+        *([f"  {built['held_out']:,} of the samples are held out"] if "held_out" in built else []),
         *(f"  {rejected:,} rejected: {reason}" for reason, rejected in built["rejected"].items()),
         f"look at it: imagen data inspect {folder} --html data.html",
     ]

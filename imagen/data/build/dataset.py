@@ -19,8 +19,18 @@ from typing import Any
 
 from imagen.data.build.duplicates import drop_duplicates
 from imagen.data.build.engines import Engine, Processes
-from imagen.data.build.parts import BuildConfig, build_part, finished_report, part_files, refuse_unnamed
+from imagen.data.build.parts import (
+    BuildConfig,
+    PartFiles,
+    build_part,
+    finished_report,
+    part_files,
+    refuse_unnamed,
+)
 from imagen.data.build.quality import BESIDE_SAMPLES, Limits, remedy
+from imagen.data.build.splits import HELD_OUT, HeldOut
+from imagen.data.shards.dataset import SPLITS
+from imagen.data.shards.index import index_samples
 from imagen.data.sources.base import Part, Source
 from imagen.data.sources.files import BUILD_FORMAT
 from imagen.errors import UserError, check_number
@@ -77,6 +87,8 @@ def build_source(
     limits: Limits | None = None,
     samples_per_shard: int = 1000,
     keep_duplicates: bool = False,
+    held_out: float = 0.0,
+    seed: int = 0,
     max_rejected: float = 0.5,
     encoder: str | None = None,
     max_tokens: int | None = None,
@@ -87,6 +99,7 @@ def build_source(
     """Build shards in `out` from the source that `opener` (picklable) opens; return the result stored in `build.json`.
 
     A source with `in_place` is indexed where it is, below `root`, unless `copy`.
+    held_out: share of samples that are written to `out`/heldout instead of `out`/train, chosen by `seed` and key.
     encoder, max_tokens: describe the embeddings in the source, if it has any.
     workers: processes (default: one per core, at most 16). A script that uses several needs the usual
         `if __name__ == "__main__":`. `engine` replaces them.
@@ -97,10 +110,16 @@ def build_source(
     """
     limits = limits or Limits()
     _check(limits, max_rejected, encoder, max_tokens)
+    check_number("--held-out", held_out, least=0, below=1)
     source = opener()
     in_place = getattr(source, "in_place", False) and not copy
     if in_place and out is not None and out.resolve() != Path(root or out).resolve():
         raise UserError(f"the source consists of shards, which are used in place: omit --out {out}, or give --copy")
+    if in_place and held_out:
+        raise UserError(
+            "the source consists of shards, which are used in place; --held-out writes new ones: give --copy --out, "
+            "or move some tars into folders train and heldout"
+        )
     if not in_place and out is None:
         raise UserError("--out is missing: the folder to build (only shards are used in place)")
     if in_place and hasattr(source, "check_in_place"):
@@ -119,6 +138,7 @@ def build_source(
         "samples_per_shard": samples_per_shard,
         "keep_duplicates": keep_duplicates,
         "encoder": encoder,
+        **({"held_out": {"share": held_out, "seed": seed}} if held_out else {}),
     }
     text = None
     if encoder is not None and max_tokens is not None:
@@ -133,6 +153,7 @@ def build_source(
         limits=limits,
         samples_per_shard=samples_per_shard,
         keep_duplicates=keep_duplicates,
+        held_out=HeldOut(held_out, seed) if held_out else None,
         text=text,
         build=_digest(arguments),
     )
@@ -162,6 +183,7 @@ def _run(
     part_list = [part_files(config, source, number, part) for number, part in enumerate(parts)]
     endings = _ENDINGS if config.out is None else (*_ENDINGS, "text.safetensors")
     folders = {files.folder for files in part_list}
+    folders |= set() if config.held_out is None else {target / split for split in SPLITS}
     for folder in folders:
         _sweep(folder, endings)
     reports = [finished_report(config, files) for files in part_list]
@@ -190,8 +212,15 @@ def _run(
         "shards": sum(len(report["shards"]) for report in done),
         "rejected": dict(sorted(rejected.items(), key=lambda item: (-item[1], item[0]))),
     }
+    if config.held_out is not None:
+        result["held_out"] = _held_out_samples(part_list, done)
     write_json(target / "build.json", {"format": BUILD_FORMAT, "arguments": arguments, "result": result})
     return result
+
+
+def _held_out_samples(parts: list[PartFiles], reports: list[dict[str, Any]]) -> int:
+    tars = [tar for files, report in zip(parts, reports, strict=True) for tar in files.tars(report)]
+    return sum(index_samples(tar) for tar in tars if tar.parent.name == HELD_OUT)
 
 
 class _Parts:
@@ -244,9 +273,9 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     for name in (*before["limits"], *now["limits"]):
         if before["limits"].get(name) != now["limits"].get(name):
             return f"with {name} {before['limits'].get(name)}, not {now['limits'].get(name)}"
-    for name in now:
-        if name != "source" and before.get(name) != now[name]:
-            return f"with {name} {before.get(name)}, not {now[name]}"
+    for name in (*now, *before):
+        if name != "source" and before.get(name) != now.get(name):
+            return f"with {name} {before.get(name)}, not {now.get(name)}"
     return "of another source (or its files have changed)"
 
 

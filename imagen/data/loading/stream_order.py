@@ -78,6 +78,8 @@ class StreamOrder:
         for number, samples in enumerate(usable):
             if samples == 0:
                 which = "" if len(sources) == 1 else f" of source {number + 1}"
+                if assignment is None:
+                    raise UserError(f"the data set{which} has no samples")
                 raise UserError(f"no image{which} is large enough for a bucket; lower the sizes of data.buckets")
         shares = [
             [s.weight * len(pool) / n for pool, s, n in zip(row, sources, usable, strict=True)] for row in self._pools

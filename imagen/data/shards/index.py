@@ -81,6 +81,11 @@ def index_shard(tar: str | Path, keep: Container[str] | None = None) -> Path:
     return index_path(tar)
 
 
+def index_samples(tar: str | Path) -> int:
+    """Return the number of samples in the index of a tar. Raises UserError if there is none."""
+    return int(MappedTensors(index_path(tar), f"index {tar} again").metadata["samples"])
+
+
 def add_image_sizes(tar: str | Path) -> None:
     """Write the index again if it lacks the sizes of images, as one of an earlier version does, for the same samples.
 
