@@ -20,6 +20,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-column", metavar="NAME", help="column of a table with images, or their paths")
     parser.add_argument("--caption-column", metavar="NAME", help="column of a table with captions")
     parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder of the images that a table names (default: the table's)"
+    )
+    parser.add_argument(
         "--caption-from",
         type=Choice("folder", "name"),
         metavar="NAME",
@@ -80,6 +83,7 @@ def _build(options: argparse.Namespace, engine: "Engine | None") -> Result:
         format=options.format,
         image_column=options.image_column,
         caption_column=options.caption_column,
+        images=options.images,
         caption_from=options.caption_from,
         copy=options.copy,
         limits=Limits(
@@ -119,8 +123,8 @@ COMMAND = Command(
     run=run,
     details="SOURCE is a folder of images with .txt, .caption, .text or .json captions beside them; a table (csv,\n"
     "tsv, jsonl, json, parquet), or a folder with metadata.csv or metadata.jsonl in it or in each subfolder; a\n"
-    "Hugging Face data set on disk; or shards, which are checked and indexed in place. Rejected pairs are listed in\n"
-    "*.rejected.jsonl. May be stopped and run again.\n\n"
+    "Hugging Face data set on disk; a zip of images; or shards, which are checked and indexed in place.\n"
+    "Rejected pairs are listed in *.rejected.jsonl. May be stopped and run again.\n\n"
     "  imagen data build photos --out shards\n"
     "  imagen data build pairs.csv --image-column file --caption-column text --out shards --min-side 256",
 )

@@ -49,6 +49,7 @@ def build(
     format: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
+    images: str | Path | None = None,
     caption_from: str | None = None,
     copy: bool = False,
     keep_duplicates: bool = False,
@@ -66,11 +67,13 @@ def build(
         format,
         image_column=image_column,
         caption_column=caption_column,
+        images=images,
         caption_from=caption_from,
         join_rows=not keep_duplicates,
     )
     columns = {"image_column": image_column, "caption_column": caption_column}
     columns |= {} if caption_from is None else {"caption_from": caption_from}
+    columns |= {} if images is None else {"images": str(images)}
     root = Path(path) if Path(path).is_dir() else Path(path).parent
     out = None if out is None else Path(out)
     options |= {"copy": copy, "keep_duplicates": keep_duplicates}

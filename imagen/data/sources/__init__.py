@@ -1,8 +1,6 @@
 """Read pairs of images and captions from common formats.
 
 Each format has a module here, whose `READERS` maps its name in `--format` to the reader.
-
-Each is a file here. Its `READERS` maps the name of a format, as of `--format`, to the reader.
 """
 
 import importlib
@@ -10,6 +8,8 @@ import pkgutil
 from pathlib import Path
 
 from imagen.data.sources.base import CAPTION_FROM, Options, Part, Reader, Record, Source
+from imagen.data.sources.files import metadata_folders
+from imagen.data.sources.folder import TABLES, has_caption_files, image_outside
 from imagen.data.sources.values import printable
 from imagen.errors import UserError, suggest
 from imagen.files import open_given
@@ -26,6 +26,8 @@ def _readers() -> dict[str, Reader]:
 
 
 FORMATS = _readers()
+_WHOLE = ("huggingface", "zip")  # formats with columns that contain the images themselves
+_METADATA = {"csv": ".csv", "tsv": ".tsv", "jsonl": ".jsonl"}  # formats of tables named metadata
 
 
 def open_source(
@@ -34,6 +36,7 @@ def open_source(
     *,
     image_column: str | None = None,
     caption_column: str | None = None,
+    images: str | Path | None = None,
     caption_from: str | None = None,
     join_rows: bool = True,
     records_per_part: int = 1000,
@@ -42,6 +45,7 @@ def open_source(
 
     format: default detected from the files.
     image_column, caption_column: columns of a table; default: common names.
+    images: folder that paths of images in a table are relative to; default: the table's folder.
     caption_from: use the name of an image's folder ("folder") or of the image itself ("name") as its caption.
     join_rows: combine rows of a table with the same image into one record with several captions.
     records_per_part: at most, except for formats whose parts are files.
@@ -59,27 +63,56 @@ def open_source(
         open_given(path).close()  # raises UserError for a pipe or a device
     if caption_from is not None and caption_from not in CAPTION_FROM:
         raise UserError(f"--caption-from is {caption_from!r}; it must be {' or '.join(CAPTION_FROM)}")
-    format = format or ("folder" if caption_from is not None else _guess(path))
+    metadata_only = False
+    if format is None:
+        format, metadata_only = ("folder", False) if caption_from is not None else _guess(path)
     if caption_from is not None and format != "folder":
         raise UserError(f"--caption-from is for folders of images; the format {format} has captions: omit it")
     reader = FORMATS[format]
     if not reader.has_columns and (image_column is not None or caption_column is not None):
         raise UserError(f"the format {format} has no named columns; omit --image-column and --caption-column")
+    if images is not None:
+        if not reader.has_columns or format in _WHOLE:
+            raise UserError(f"--images is for tables that name image files; omit it for the format {format}")
+        if not Path(images).is_dir():
+            raise UserError(f"--images {printable(images)} is not a folder")
     return reader(
         path,
         Options(
             records_per_part=records_per_part,
             image_column=image_column,
             caption_column=caption_column,
+            images=None if images is None else Path(images),
             caption_from=caption_from,
             join_rows=join_rows,
+            metadata_only=metadata_only,
         ),
     )
 
 
-def _guess(path: Path) -> str:
+def _guess(path: Path) -> tuple[str, bool]:
+    """Return the format of `path`, and whether only its tables named metadata are meant.
+
+    An image folder with metadata.csv is one, whatever other tables or archives it has. Images with a single table and
+    without caption files are described by the table.
+    """
+    if path.is_dir():
+        described = [name for name, ending in _METADATA.items() if metadata_folders(path, (ending,))]
+        other = image_outside(path, metadata_folders(path, TABLES)) if described else None
+        if len(described) == 1 and other is None:
+            return described[0], True
+        if len(described) > 1:
+            tables = " and ".join(f"metadata{_METADATA[name]}" for name in described)
+            raise UserError(f"{printable(path)} has {tables}; choose one with --format {' or '.join(described)}")
+        if described and other is not None:
+            raise UserError(
+                f"{printable(path)} has images described by metadata{_METADATA[described[0]]} and others that are not, "
+                f"such as {printable(other)}; build them separately, or give --format folder or {described[0]}"
+            )
     found = [name for name, reader in FORMATS.items() if reader.recognises(path)]
+    if len(found) == 2 and found[0] == "folder" and found[1] in _METADATA and not has_caption_files(path):
+        found = found[1:]
     if len(found) == 1:
-        return found[0]
+        return found[0], False
     what = f"may be {' or '.join(found)}" if found else "looks like no known format"
     raise UserError(f"{printable(path)} {what}; name it with --format ({', '.join(FORMATS)})")

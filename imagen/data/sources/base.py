@@ -33,7 +33,9 @@ class Options:
     records_per_part: int = 1000  # at most, except for formats whose parts are files
     image_column: str | None = None
     caption_column: str | None = None
+    images: Path | None = None  # folder of the images that a table names; None: the table's
     caption_from: str | None = None  # for images in a folder: one of CAPTION_FROM; None: the files beside them
+    metadata_only: bool = False  # read only tables named metadata, of several in a folder
     join_rows: bool = True  # combine rows of a table with the same image into one record with several captions
 
 

@@ -174,4 +174,17 @@ def _named(name: str) -> bool:
     return ending(name) in LIKE_PICTURES
 
 
+def has_caption_files(root: Path) -> bool:
+    """Return whether any image below a folder has a caption file beside it."""
+    return any(found.caption is not None for found in _pictures(root))
+
+
+def image_outside(root: Path, folders: set[str]) -> str | None:
+    """Return the path of an image that is in none of these direct subfolders of `root` ("": all are inside)."""
+    if "" in folders:
+        return None
+    paths = (name for name, _ in walk(root, lambda names: None) if is_picture(name))
+    return next((name for name in paths if name.partition("/")[0] not in folders), None)
+
+
 READERS: dict[str, Reader] = {"folder": Folder}

@@ -21,7 +21,7 @@ class Json:
 
     Rows are the elements of its list. For COCO's two lists they are the annotations, each with the fields of its image,
     and the images without annotations. Rows with the same image form one record. A key is the number of the row; paths
-    of images are relative to the file's folder.
+    of images are relative to the file's folder, or that of COCO's images.
     """
 
     has_columns = True
@@ -56,7 +56,21 @@ class Json:
                 else:
                     yield Record(key=key, origin=origin, problem=("broken row", "not a JSON object"))
             if found:
-                yield from columns.records(found, self.path.parent)
+                yield from columns.records(found, self._images(rows, columns))
+
+    def _images(self, rows: list[Any], columns: Columns) -> Path:
+        """Return the folder of the images: the named one, the table's, or COCO's folder beside that of annotations.
+
+        COCO has annotations/captions_train2017.json and train2017/000000000009.jpg.
+        """
+        if self.options.images is not None:
+            return self.options.images
+        here = self.path.parent
+        beside = here.absolute().parent / self.path.stem.rpartition("_")[2]
+        name = next((row[columns.image] for row in rows if isinstance(row, dict) and row.get(columns.image)), None)
+        if isinstance(name, str) and not os.path.exists(here / name) and os.path.exists(beside / name):
+            return beside
+        return here
 
     def _table(self) -> tuple[list[Any], Columns]:
         if self._read is None:

@@ -67,7 +67,7 @@ class Parquet:
             for group in joined(batches, part["start"], part["end"], columns.image, self.options.join_rows):
                 number = before + group[-1][0] + 1
                 found = [Row(*self._name(part, before + row), cells) for row, cells in group]
-                yield from columns.records(found, file.parent)
+                yield from columns.records(found, self.options.images or file.parent)
         except arrow_errors() as error:  # a damaged page; rows before it have been yielded
             reason = str(error).splitlines()[0]
             for row in range(number, before + part["end"]):
