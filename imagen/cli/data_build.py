@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="a file or a folder")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="a file, a folder or a URL")
     parser.add_argument("--out", type=Path, metavar="SHARDS", help="the folder to build")
     parser.add_argument("--format", metavar="NAME", help="format of the source (default: detected)")
     parser.add_argument("--image-column", metavar="NAME", help="column of a table with images, or their paths")
@@ -58,6 +58,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="share of samples held out for validation, chosen at random (default: none)",
     )
     parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of the choice (default: 0)")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="downloads from a URL (default: ~/.cache/imagen/sources)"
+    )
     parser.add_argument("--workers", type=processes, metavar="N", help="processes (default: one per core, at most 16)")
     add_engine(parser)
     parser.add_argument("--encoder", metavar="NAME", help="text encoder of the embeddings that the source contains")
@@ -85,6 +88,7 @@ def _build(options: argparse.Namespace, engine: "Engine | None") -> Result:
         caption_column=options.caption_column,
         images=options.images,
         caption_from=options.caption_from,
+        cache=options.cache,
         copy=options.copy,
         limits=Limits(
             min_side=options.min_side,
@@ -123,7 +127,8 @@ COMMAND = Command(
     run=run,
     details="SOURCE is a folder of images with .txt, .caption, .text or .json captions beside them; a table (csv,\n"
     "tsv, jsonl, json, parquet), or a folder with metadata.csv or metadata.jsonl in it or in each subfolder; a\n"
-    "Hugging Face data set on disk; a zip of images; or shards, which are checked and indexed in place.\n"
+    "Hugging Face data set on disk; a zip of images; or shards, which are checked and indexed in place. It may be a\n"
+    "URL, such as hf://org/name on the Hugging Face hub or s3://bucket/folder.\n"
     "Rejected pairs are listed in *.rejected.jsonl. May be stopped and run again.\n\n"
     "  imagen data build photos --out shards\n"
     "  imagen data build pairs.csv --image-column file --caption-column text --out shards --min-side 256",

@@ -31,6 +31,7 @@ from imagen.data.build.quality import BESIDE_SAMPLES, Limits, remedy
 from imagen.data.build.splits import HELD_OUT, HeldOut
 from imagen.data.shards.dataset import SPLITS
 from imagen.data.shards.index import index_samples
+from imagen.data.shards.remote import as_url
 from imagen.data.sources.base import Part, Source
 from imagen.data.sources.files import BUILD_FORMAT
 from imagen.errors import UserError, check_number
@@ -51,25 +52,28 @@ def build(
     caption_column: str | None = None,
     images: str | Path | None = None,
     caption_from: str | None = None,
+    cache: str | Path | None = None,
     copy: bool = False,
     keep_duplicates: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Build shards of the pairs at `path` and return the result; `options` are those of `build_source`.
+    """Build shards of the pairs at `path`, a file, folder or URL, and return the result.
 
+    options: as for `build_source`. cache: folder of downloads from a URL; default: ~/.cache/imagen/sources.
     Existing shards are used in place, without `out`, unless `copy`.
     """
     from imagen.data.sources import open_source
 
     opener = partial(
         open_source,
-        Path(path),
+        path if as_url(path) else Path(path),
         format,
         image_column=image_column,
         caption_column=caption_column,
         images=images,
         caption_from=caption_from,
         join_rows=not keep_duplicates,
+        cache=None if cache is None else Path(cache),
     )
     columns = {"image_column": image_column, "caption_column": caption_column}
     columns |= {} if caption_from is None else {"caption_from": caption_from}

@@ -7,9 +7,11 @@ import importlib
 import pkgutil
 from pathlib import Path
 
+from imagen.data.shards.remote import as_url
 from imagen.data.sources.base import CAPTION_FROM, Options, Part, Reader, Record, Source
 from imagen.data.sources.files import metadata_folders
 from imagen.data.sources.folder import TABLES, has_caption_files, image_outside
+from imagen.data.sources.remote import open_remote
 from imagen.data.sources.values import printable
 from imagen.errors import UserError, suggest
 from imagen.files import open_given
@@ -40,18 +42,34 @@ def open_source(
     caption_from: str | None = None,
     join_rows: bool = True,
     records_per_part: int = 1000,
+    cache: Path | None = None,
 ) -> Source:
-    """Open the pairs at `path`, a file or a folder.
+    """Open the pairs at `path`, a file, a folder or a URL.
 
     format: default detected from the files.
     image_column, caption_column: columns of a table; default: common names.
     images: folder that paths of images in a table are relative to; default: the table's folder.
     caption_from: use the name of an image's folder ("folder") or of the image itself ("name") as its caption.
     join_rows: combine rows of a table with the same image into one record with several captions.
+    cache: folder of downloads from a URL; default: ~/.cache/imagen/sources.
     records_per_part: at most, except for formats whose parts are files.
 
     Raises UserError if `path` does not exist, the format is unknown or not detected, or an option does not apply to it.
     """
+    if url := as_url(path):
+        options = Options(
+            records_per_part=records_per_part,
+            image_column=image_column,
+            caption_column=caption_column,
+            join_rows=join_rows,
+        )
+        arguments = {"image_column": image_column, "caption_column": caption_column, "caption_from": caption_from}
+        arguments |= {"join_rows": join_rows, "records_per_part": records_per_part}
+        if images is not None:
+            raise UserError("--images is for tables on a disk; download the table and its images first")
+        if caption_from is not None:
+            format = format or "folder"
+        return open_remote(url, format, options, cache, lambda found: open_source(found, format, **arguments))
     path = Path(path)
     if records_per_part < 1:
         raise UserError(f"records_per_part is {records_per_part}; it must be at least 1")
