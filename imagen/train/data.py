@@ -1,6 +1,7 @@
 """The data of a run: each split is opened once, and every loader reads from it."""
 
 from dataclasses import replace
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +13,14 @@ from imagen.data.loading.buckets import Assignment
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.loader import Loader
 from imagen.data.shards.dataset import ShardedDataset, index_folder, splits
-from imagen.data.shards.mixture import Data, MixedDataset, MixedEmbeddings, portions_of
+from imagen.data.shards.mixture import (
+    AnyDataset,
+    AnyEmbeddings,
+    Data,
+    MixedDataset,
+    MixedEmbeddings,
+    portions_of,
+)
 from imagen.data.shards.remote import as_url
 from imagen.errors import UserError
 from imagen.text.encoder import LazyEncoder
@@ -44,12 +52,17 @@ class TrainingData:
             ranks.on_first(lambda: self._index(sizes=True))
         self._splits = [splits(portion.location) for portion in self.portions]
         self._assignments: dict[str, Assignment | None] = {}
-        self._opened: dict[str, tuple[MixedDataset, MixedEmbeddings | None]] = {}
+        self._opened: dict[str, tuple[AnyDataset, AnyEmbeddings | None]] = {}
         self.training = self.dataset("train")
 
-    def dataset(self, split: str) -> MixedDataset:
+    def dataset(self, split: str) -> AnyDataset:
         """Return a split, opened at the first call."""
         return self._open(split)[0]
+
+    @property
+    def shares(self) -> list[Fraction]:
+        """The share of each portion in training."""
+        return self.training.shares if isinstance(self.training, MixedDataset) else [Fraction(1)]
 
     @property
     def validation_split(self) -> str:
@@ -103,7 +116,7 @@ class TrainingData:
             self._assignments[split] = assign_buckets(self.experiment.stage, self.experiment.data, self.dataset(split))
         return self._assignments[split]
 
-    def _open(self, split: str) -> tuple[MixedDataset, MixedEmbeddings | None]:
+    def _open(self, split: str) -> tuple[AnyDataset, AnyEmbeddings | None]:
         if split not in self._opened:
             everything = list(zip(self.portions, self._splits, strict=True))
             pairs = [(portion, found) for portion, found in everything if split in found]
@@ -112,9 +125,12 @@ class TrainingData:
                 raise UserError(f"{portion.location} has no split 'train', only {', '.join(map(repr, found))}")
             text = self.experiment.text if self._encoder is None else None
             parts = [ShardedDataset(found[split], self.experiment.data.shard_cache) for _, found in pairs]
-            dataset = MixedDataset(parts, [portion.weight for portion, _ in pairs])
-            embeddings = None if text is None else MixedEmbeddings(dataset, [Embeddings(part, text) for part in parts])
-            self._opened[split] = dataset, embeddings
+            texts = [] if text is None else [Embeddings(part, text) for part in parts]
+            if len(parts) == 1:
+                self._opened[split] = parts[0], texts[0] if texts else None
+            else:
+                dataset = MixedDataset(parts, [portion.weight for portion, _ in pairs])
+                self._opened[split] = dataset, MixedEmbeddings(dataset, texts) if texts else None
         return self._opened[split]
 
     def _index(self, sizes: bool = False) -> None:

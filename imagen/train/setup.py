@@ -143,7 +143,7 @@ class TrainingRun:
         """Load the last checkpoint that can be read, if there is one."""
         fingerprint = self.data.training.fingerprint()
         self.fingerprint = fingerprint
-        self.weights = [str(share) for share in self.data.training.shares]
+        self.weights = [str(share) for share in self.data.shares]
         state = self.checkpointer.resume(self.report)
         if state is None:
             return

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from imagen.data.loading.buckets import Assignment, Size, assign, bucket_sizes, show_size
 from imagen.data.loading.config import DataConfig
-from imagen.data.shards.mixture import MixedDataset
+from imagen.data.shards.mixture import AnyDataset
 from imagen.errors import UserError
 from imagen.stage.config import StageConfig
 from imagen.train.config import TrainConfig, micro_batches
@@ -66,13 +66,13 @@ def check_buckets(stage: StageConfig, data: DataConfig, train: TrainConfig, worl
         )
 
 
-def assign_buckets(stage: StageConfig, data: DataConfig, dataset: MixedDataset) -> Assignment | None:
+def assign_buckets(stage: StageConfig, data: DataConfig, dataset: AnyDataset) -> Assignment | None:
     """Assign the samples of a data set to buckets by the sizes in its indexes; None without buckets."""
     sizes = run_buckets(stage, data)
     return None if sizes is None else assign(sizes, dataset.image_sizes(), data.max_enlargement)
 
 
-def report_sizes(stage: StageConfig, data: DataConfig, dataset: MixedDataset, report: Callable[[str], None]) -> None:
+def report_sizes(stage: StageConfig, data: DataConfig, dataset: AnyDataset, report: Callable[[str], None]) -> None:
     """Report the images per bucket, and how many are too small or upsampled; the latter also without buckets.
 
     Says nothing if no image is small, or if an index of an earlier version lacks the sizes.

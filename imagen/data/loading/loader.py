@@ -17,14 +17,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.batches import Batch
 from imagen.data.loading.buckets import Assignment
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.stream import SampleReader, Stream
 from imagen.data.loading.stream_order import Source, StreamOrder
-from imagen.data.shards.dataset import ShardedDataset
-from imagen.data.shards.mixture import MixedDataset, MixedEmbeddings
+from imagen.data.shards.mixture import AnyDataset, AnyEmbeddings, MixedDataset
 from imagen.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -71,12 +69,12 @@ class Loader:
 
     def __init__(
         self,
-        dataset: ShardedDataset | MixedDataset,
+        dataset: AnyDataset,
         config: DataConfig,
         *,
         resolution: int,
         low_resolution: int | None = None,
-        embeddings: Embeddings | MixedEmbeddings | None = None,
+        embeddings: AnyEmbeddings | None = None,
         channels: int = 3,
         assignment: Assignment | None = None,
         group: int | None = None,
@@ -138,10 +136,10 @@ class Loader:
             yield batch
 
 
-def _sources(dataset: ShardedDataset | MixedDataset) -> list[Source]:
-    if isinstance(dataset, ShardedDataset):
-        return [Source(dataset.sizes, Fraction(1))]
-    return [Source(part.sizes, share) for part, share in zip(dataset.parts, dataset.shares, strict=True)]
+def _sources(dataset: AnyDataset) -> list[Source]:
+    if isinstance(dataset, MixedDataset):
+        return [Source(part.sizes, share) for part, share in zip(dataset.parts, dataset.shares, strict=True)]
+    return [Source(dataset.sizes, Fraction(1))]
 
 
 def _identity(batch: Any) -> Any:

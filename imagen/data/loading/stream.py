@@ -15,9 +15,9 @@ from imagen.data.loading.order import random_bits
 from imagen.data.loading.stream_order import StreamOrder
 from imagen.data.loading.transforms import aligned_crop, decode, fit, mentions_left_or_right, shorter_side
 from imagen.data.shards.captions import choose as choose_caption
-from imagen.data.shards.dataset import ShardedDataset, open_split
+from imagen.data.shards.dataset import open_split
 from imagen.data.shards.images import BadSample, choose_image
-from imagen.data.shards.mixture import MixedDataset, MixedEmbeddings
+from imagen.data.shards.mixture import AnyDataset, AnyEmbeddings
 from imagen.errors import UserError
 from imagen.text.config import TextConfig
 from imagen.text.embeddings import pad_embeddings
@@ -69,11 +69,11 @@ class SampleReader:
 
     def __init__(
         self,
-        dataset: ShardedDataset | MixedDataset,
+        dataset: AnyDataset,
         config: DataConfig,
         resolution: int,
         low_resolution: int | None,
-        embeddings: Embeddings | MixedEmbeddings | None,
+        embeddings: AnyEmbeddings | None,
         channels: int = 3,
     ):
         """Check the sizes. Raises UserError if `resolution`, `low_resolution` and `config.crop` do not fit."""

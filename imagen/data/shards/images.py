@@ -12,6 +12,8 @@ from imagen.pictures.decoding import read_size
 
 LARGEST = 1 << 30  # a side that selects the largest of several masters
 _IMAGE = re.compile(r"(?:(\d+)\.)?(?:jpg|jpeg|png|webp)")
+_MAGIC = (b"\xff\xd8", b"\x89PNG", b"RIFF")  # of JPEG, PNG and WebP
+_MOST = 1 << 24  # bytes that are read if the beginning does not suffice
 _HEADER = 1 << 17  # bytes that are read for a size; an EXIF thumbnail before it takes up to 64 kB
 
 
@@ -50,10 +52,12 @@ def image_sizes(tar: Path, samples: Iterable[MemberRanges]) -> np.ndarray:
 
 
 def _size(file: int, offset: int, length: int) -> tuple[int, int]:
-    for count in (min(length, _HEADER), length):
+    for count in dict.fromkeys((min(length, _HEADER), min(length, _MOST))):
+        data = os.pread(file, count, offset)
+        if not data.startswith(_MAGIC):
+            break
         try:
-            return read_size(os.pread(file, count, offset))
-        except Exception:  # Pillow raises almost anything on hostile bytes, and on some formats that are cut
-            if count == length:
-                break
+            return read_size(data)
+        except Exception:  # Pillow raises almost anything on hostile bytes, and on WebP files that are cut
+            continue
     return 0, 0

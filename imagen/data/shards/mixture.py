@@ -155,3 +155,7 @@ class MixedEmbeddings:
 
     def unconditional(self) -> Tensor:
         return self.parts[0].unconditional()
+
+
+AnyDataset = ShardedDataset | MixedDataset
+AnyEmbeddings = Embeddings | MixedEmbeddings

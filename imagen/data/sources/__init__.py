@@ -56,6 +56,10 @@ def open_source(
 
     Raises UserError if `path` does not exist, the format is unknown or not detected, or an option does not apply to it.
     """
+    if records_per_part < 1:
+        raise UserError(f"records_per_part is {records_per_part}; it must be at least 1")
+    if format is not None and format not in FORMATS:
+        raise UserError(f"unknown format {format!r}{suggest(format, FORMATS)}; the formats are {', '.join(FORMATS)}")
     if url := as_url(path):
         options = Options(
             records_per_part=records_per_part,
@@ -63,18 +67,24 @@ def open_source(
             caption_column=caption_column,
             join_rows=join_rows,
         )
-        arguments = {"image_column": image_column, "caption_column": caption_column, "caption_from": caption_from}
-        arguments |= {"join_rows": join_rows, "records_per_part": records_per_part}
+
+        def open_local(found: Path) -> Source:
+            return open_source(
+                found,
+                format,
+                image_column=image_column,
+                caption_column=caption_column,
+                caption_from=caption_from,
+                join_rows=join_rows,
+                records_per_part=records_per_part,
+            )
+
         if images is not None:
             raise UserError("--images is for tables on a disk; download the table and its images first")
         if caption_from is not None:
             format = format or "folder"
-        return open_remote(url, format, options, cache, lambda found: open_source(found, format, **arguments))
+        return open_remote(url, format, options, cache, open_local)
     path = Path(path)
-    if records_per_part < 1:
-        raise UserError(f"records_per_part is {records_per_part}; it must be at least 1")
-    if format is not None and format not in FORMATS:
-        raise UserError(f"unknown format {format!r}{suggest(format, FORMATS)}; the formats are {', '.join(FORMATS)}")
     if not path.exists():
         raise UserError(f"{printable(path)} does not exist; give the file or folder that holds the pairs")
     if not path.is_dir():

@@ -320,7 +320,7 @@ def test_a_full_disk_is_said(server, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     data = open_split(server.url, cache=CacheConfig(folder=tmp_path))
-    monkeypatch.setattr(remote, "_get", full)
+    monkeypatch.setattr(remote, "get_file", full)
     with pytest.raises(UserError, match=r"cannot write .*00000\.tar: No space left"):
         data.read(0, "png")
 
