@@ -11,6 +11,8 @@ from imagen.errors import UserError
 from imagen.stage.config import StageConfig
 from imagen.train.config import TrainConfig, micro_batches
 
+MOST_COUNTED = 5_000_000  # samples whose sizes are read at the start although no bucket needs them
+
 
 def size_unit(stage: StageConfig) -> int:
     """Return the number that heights and widths of a stage's training images must be multiples of."""
@@ -75,11 +77,11 @@ def assign_buckets(stage: StageConfig, data: DataConfig, dataset: AnyDataset) ->
 def report_sizes(stage: StageConfig, data: DataConfig, dataset: AnyDataset, report: Callable[[str], None]) -> None:
     """Report the images per bucket, and how many are too small or upsampled; the latter also without buckets.
 
-    Says nothing if no image is small, or if an index of an earlier version lacks the sizes.
+    Says nothing if no image is small, if an index of an earlier version lacks the sizes, or for a very large data set.
     """
     side, assignment = stage.resolution, assign_buckets(stage, data, dataset)
     if assignment is None:
-        if not dataset.has_image_sizes:
+        if len(dataset) > MOST_COUNTED or not dataset.has_image_sizes:
             return
         assignment = assign([(side, side)], dataset.image_sizes(), data.max_enlargement)
     else:

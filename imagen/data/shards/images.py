@@ -13,8 +13,8 @@ from imagen.pictures.decoding import read_size
 LARGEST = 1 << 30  # a side that selects the largest of several masters
 _IMAGE = re.compile(r"(?:(\d+)\.)?(?:jpg|jpeg|png|webp)")
 _MAGIC = (b"\xff\xd8", b"\x89PNG", b"RIFF")  # of JPEG, PNG and WebP
-_MOST = 1 << 24  # bytes that are read if the beginning does not suffice
-_HEADER = 1 << 17  # bytes that are read for a size; an EXIF thumbnail before it takes up to 64 kB
+# Bytes that are read for a size: usually the first suffice, behind an EXIF thumbnail the second, for WebP all.
+_READS = (1 << 12, 1 << 17, 1 << 24)
 
 
 class BadSample(Exception):
@@ -52,7 +52,7 @@ def image_sizes(tar: Path, samples: Iterable[MemberRanges]) -> np.ndarray:
 
 
 def _size(file: int, offset: int, length: int) -> tuple[int, int]:
-    for count in dict.fromkeys((min(length, _HEADER), min(length, _MOST))):
+    for count in dict.fromkeys(min(length, most) for most in _READS):
         data = os.pread(file, count, offset)
         if not data.startswith(_MAGIC):
             break
