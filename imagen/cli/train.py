@@ -16,10 +16,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="SHARDS[=WEIGHT]",
-        help="made by `imagen data`; repeat it to mix several, as in --data a=0.7 --data b=0.3",
+        help="folder or URL of shards, made by `imagen data`; repeat it to mix several: --data a=0.7 --data b=0.3",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run, new or to resume")
-    parser.add_argument("--minutes", type=minutes, metavar="M", help="stop at a checkpoint after this time")
+    parser.add_argument("--minutes", type=minutes, metavar="M", help="write a checkpoint and stop after M minutes")
     parser.add_argument(
         "--profile",
         type=span,
@@ -62,8 +62,8 @@ COMMAND = Command(
     add=add,
     run=run,
     details=f"{fields.HELP}\n"
-    "Ctrl-C stops at a checkpoint; the same command resumes. RUN/metrics.jsonl, RUN/samples and\n"
-    "`tensorboard --logdir RUN` show the progress; RUN can be sampled from at any time.\n\n"
+    "Ctrl-C writes a checkpoint and stops; the same command resumes. RUN/metrics.jsonl, RUN/samples and\n"
+    "`tensorboard --logdir RUN` show the progress. You can sample from RUN after its first export.\n\n"
     "  imagen train emoji_64 --data shards --out runs/base\n"
     "  imagen train emoji_64 --data shards=0.7 --data photos=0.3 --out runs/mixed\n"
     "  imagen train emoji_64 --data shards --out runs/wide --train.steps 40000 --optim.lr 5e-4",

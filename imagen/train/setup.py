@@ -43,9 +43,9 @@ Report = Callable[[str], None]
 
 
 class TrainingRun:
-    """One stage in training: what the training loop and its callbacks work on.
+    """The state of one stage's training, shared by the training loop and its callbacks.
 
-    Its tensors are those of the last checkpoint, or new ones drawn from `train.seed`.
+    Tensors are loaded from the last checkpoint, or initialized from `train.seed` if there is none.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class TrainingRun:
         encoder: DatasetEncoder | None = None,
     ):
         """All ranks call this together, within `rundir.locked`. Parameters as for `imagen.train.trainer.train`."""
-        self.stopper = Stopper(minutes, time.monotonic())  # setting up counts
+        self.stopper = Stopper(minutes, time.monotonic())  # the time budget includes the setup
         experiment = replace(
             experiment,
             stage=with_sizes(experiment.stage, experiment.data),
@@ -75,7 +75,7 @@ class TrainingRun:
 
         self.model = build_model(experiment, ranks)
         self.unet = self.model.unet
-        # Processes that hold the same whole parameters, among which Muon divides its work.
+        # Muon divides its work among processes that hold the same full parameters.
         replicas = dist.group.WORLD if isinstance(self.model.network, DistributedDataParallel) else None
         permuted = permuted_weights(self.unet)
         self.optimizer = build_optimizer(named_weights(self.unet), experiment.optim, replicas, permuted)
@@ -97,24 +97,24 @@ class TrainingRun:
         mfu = build_mfu(experiment, ranks) if ranks.is_first else None
         self.timer = StepTimer(ranks, self.unet, mfu, self.forward_process.text_length)
         self.measurements: Row = {}  # of callbacks, for the next row of metrics
-        # Hand a row or an image to all callbacks; the training loop sets both.
+        # Pass a row or an image to all callbacks; the training loop sets both.
         self.log_row: Callable[[Row], None] = lambda row: None
         self.log_image: Callable[[str, Tensor], None] = lambda name, image_CHW: None
         self._report_summary()
 
     @property
     def step(self) -> int:
-        """Steps done, or the one in progress."""
+        """Number of completed steps; during a step, its number."""
         return self.progress.step
 
     @property
     def images(self) -> int:
-        """Training images since step 0: the global position in the data."""
+        """Number of training images since step 0: the global position in the data."""
         return self.progress.step * self.config.batch_size
 
     @property
     def seconds_left(self) -> float:
-        """Estimated time to the last step, or to the end of the time budget."""
+        """Estimated time to the last step or to the end of the time budget, whichever comes first."""
         seconds = self.timer.eta(self.config.steps - self.step)
         return seconds if self.stopper.seconds_left is None else max(0.0, min(seconds, self.stopper.seconds_left))
 
@@ -127,7 +127,7 @@ class TrainingRun:
     def evaluating(self) -> Iterator[nn.Module]:
         """Yield the U-Net with EMA weights, in eval mode and without gradients. All ranks call this together.
 
-        Runs it eagerly: compiling it for a few batches of other shapes would take longer than they do.
+        The U-Net runs eagerly: compiling it for a few batches of other shapes would take longer than running them.
         """
         self.checkpointer.update_emas(self.step, now=True)
         with self.checkpointer.ema.applied_to(self.unet):
@@ -152,18 +152,19 @@ class TrainingRun:
         self.checkpointer.averaged_step = self.step
         if self.progress.loss_scale.active != initial_scale.active:  # resumed on a device of another precision
             self.progress.loss_scale = initial_scale
-        self.report(f"{self.folder}: going on from step {self.step}")
+        self.report(f"{self.folder}: resuming from step {self.step}")
         before = state.get("weights", ["1"])
         if len(before) == len(self.weights) and before != self.weights:
             shown = ", ".join(f"{float(Fraction(share)):.4g}" for share in before)
             self.report(f"{self.folder}: from here on the data are mixed as {self.data.folder} (before: {shown})")
         if state.get("data", fingerprint) != fingerprint:
             self.report(
-                f"{self.folder}: {self.data.folder} are not the data of the steps before; from here on they are these"
+                f"{self.folder}: {self.data.folder} is not the data of the previous steps; "
+                "training continues with the new data"
             )
 
     def _text_length(self) -> int:
-        """Length to which text is padded for a compiled network, where another length would be another graph."""
+        """Return the length to which text is padded for a compiled network, which recompiles for each new length."""
         if not self.model.compiled or self.experiment.text is None:
             return 0
         null_LD = self.data.unconditional
@@ -174,16 +175,16 @@ class TrainingRun:
         parts = f" in micro-batches of {self.micro_batch}" if self.accumulation > 1 else ""
         self.report(
             f"{self.experiment.name}: {self.model.parameters / 1e6:,.1f}M parameters on {where}, "
-            f"{len(self.data.training)} pictures, {self.config.steps} steps of {self.config.batch_size}{parts}"
+            f"{len(self.data.training)} images, {self.config.steps} steps of {self.config.batch_size}{parts}"
         )
         if self.ranks.is_first:
             report_sizes(self.experiment.stage, self.experiment.data, self.data.training, self.report)
         if self.model.compiled:
             self.report(
-                "the network is compiled in the first step: minutes, seconds where it was compiled before; kept in "
+                "the first step compiles the network, which takes minutes, or seconds if it is in the cache: "
                 f"{cache_folder()}"
             )
 
 
 def _silent(line: str) -> None:
-    """Report nothing: only the first rank does."""
+    """Ignore a line: only the first rank reports."""

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from encoders import ToyEncoder
-from kept import assert_same, final
 from PIL import Image
 from ranks import run_on_ranks
-from toy import experiment, go, stopping_at, train_on
+from run_state import assert_same, last_checkpoint
+from toy import experiment, stopping_at, train_on_rank, train_quietly
 
 from imagen.cascade import Cascade
 from imagen.data.embed.encode import encode_shards
@@ -54,15 +54,15 @@ WHAT = experiment(data=DATA, steps=9, log_every=3, gap_every=9, gap_samples=8, c
 def uninterrupted(shaped, tmp_path_factory):
     run = tmp_path_factory.mktemp("buckets")
     reported = []
-    assert go(WHAT, shaped, run, report=reported.append, callbacks=[SampleGrid(), StageExport()]).finished
+    assert train_quietly(WHAT, shaped, run, report=reported.append, callbacks=[SampleGrid(), StageExport()]).finished
     return run, reported
 
 
 def test_a_run_resumes_exactly(shaped, tmp_path, rows, uninterrupted):
-    assert go(WHAT, shaped, tmp_path, report=stopping_at(3)).step == 4
+    assert train_quietly(WHAT, shaped, tmp_path, report=stopping_at(3)).step == 4
     other = dataclasses.replace(WHAT, data=dataclasses.replace(DATA, workers=2))
-    assert go(other, shaped, tmp_path).finished
-    whole, parts = final(uninterrupted[0]), final(tmp_path)
+    assert train_quietly(other, shaped, tmp_path).finished
+    whole, parts = last_checkpoint(uninterrupted[0]), last_checkpoint(tmp_path)
     assert whole.pop("config") != parts.pop("config")  # the number of workers
     assert_same(parts, whole)
     assert rows(tmp_path) == rows(uninterrupted[0])
@@ -70,7 +70,7 @@ def test_a_run_resumes_exactly(shaped, tmp_path, rows, uninterrupted):
 
 def test_two_ranks_with_micro_batches_of_one_shape_compute_the_same_losses(shaped, tmp_path, rows, uninterrupted):
     what = dataclasses.replace(WHAT, train=dataclasses.replace(WHAT.train, micro_batch=2, gap_every=0, gap_samples=2))
-    run_on_ranks(2, train_on, what, shaped, tmp_path)
+    run_on_ranks(2, train_on_rank, what, shaped, tmp_path)
     ours, theirs = rows(tmp_path), rows(uninterrupted[0])
     assert [row["step"] for row in ours] == [3, 6, 9]
     for mine, other in zip(ours, theirs, strict=True):
@@ -88,7 +88,7 @@ def test_small_and_broken_images_are_counted_and_not_used(uninterrupted):
 def test_images_that_are_upsampled_are_counted_without_buckets_too(shaped, tmp_path):
     reported = []
     data = DataConfig(workers=0, max_enlargement=2.0)
-    go(experiment(data=data, steps=1, gap_samples=2), shaped, tmp_path, report=reported.append)
+    train_quietly(experiment(data=data, steps=1, gap_samples=2), shaped, tmp_path, report=reported.append)
     # 30 of 12 x 20 pixels and 3 of 8 x 8
     assert "33 of 49 images are upsampled, by at most data.max_enlargement 2" in reported
 
@@ -117,7 +117,7 @@ def test_super_resolution_trains_on_wide_images_and_on_crops_of_them(shaped, tmp
         data = dataclasses.replace(DATA, crop=crop)
         what = experiment(data=data, unet=unet, low_resolution=8, steps=3, gap_samples=8)
         run = tmp_path / str(crop)
-        assert go(what, shaped, run, callbacks=[SampleGrid()]).finished
+        assert train_quietly(what, shaped, run, callbacks=[SampleGrid()]).finished
         sizes = json.loads((run / "config.json").read_text())["stage"]["sizes"]
         assert len(sizes) == (3 if crop is None else 0)  # crops say nothing of the size of images
         assert (run / "samples" / "step-00000003.png").exists()
@@ -125,9 +125,9 @@ def test_super_resolution_trains_on_wide_images_and_on_crops_of_them(shaped, tmp
 
 def test_a_run_of_squares_cannot_resume_with_buckets(shaped, tmp_path):
     what = dataclasses.replace(WHAT, train=dataclasses.replace(WHAT.train, steps=1))
-    go(dataclasses.replace(what, data=DataConfig(workers=0, max_bad=1.0)), shaped, tmp_path)
-    with pytest.raises(UserError, match=r"was begun with data\.bucket_batch = null, not 4"):
-        go(what, shaped, tmp_path)
+    train_quietly(dataclasses.replace(what, data=DataConfig(workers=0, max_bad=1.0)), shaped, tmp_path)
+    with pytest.raises(UserError, match=r"was started with data\.bucket_batch = null, not 4"):
+        train_quietly(what, shaped, tmp_path)
 
 
 def test_an_index_of_an_earlier_version_gets_the_sizes(shaped, tmp_path):
@@ -148,7 +148,7 @@ def test_an_index_of_an_earlier_version_gets_the_sizes(shaped, tmp_path):
     path.unlink()
     save_tensors(old, path, index.metadata)
     data = dataclasses.replace(DATA, buckets="20x12")
-    assert go(experiment(data=data, steps=1, gap_samples=2), tmp_path, tmp_path / "run").finished
+    assert train_quietly(experiment(data=data, steps=1, gap_samples=2), tmp_path, tmp_path / "run").finished
 
 
 @pytest.mark.parametrize("arguments, message", [

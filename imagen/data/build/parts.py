@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from imagen.data.build.held_out import HeldOut, SplitWriters
 from imagen.data.build.quality import AcceptedRecord, Limits, RejectedRecord, check
-from imagen.data.build.splits import HeldOut, SplitWriters
 from imagen.data.shards.images import BadSample, choose_image
 from imagen.data.shards.index import index_path, index_shard
 from imagen.data.shards.tar_samples import MemberRanges, scan_tar
@@ -81,7 +81,7 @@ def finished_report(config: BuildConfig, files: PartFiles) -> dict[str, Any] | N
 def build_part(config: BuildConfig, source: Source, number: int, part: Part) -> dict[str, Any]:
     """Check one part's records, write its files and return its report.
 
-    The files depend on the part and on `config` alone. Raises UserError if a file of the source is missing, if
+    The files depend only on the part and on `config`. Raises UserError if a file of the source is missing, if
     `config.out` is not writable, or if the source has embeddings and `config.text` is None.
     """
     files = part_files(config, source, number, part)

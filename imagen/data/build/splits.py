@@ -1,114 +1,98 @@
-"""Hold samples out for validation: which ones, and a writer per split."""
+"""Build a data set of several splits: render each with several processes and write it to shards."""
 
-import hashlib
-from contextlib import ExitStack
-from dataclasses import dataclass
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
+from imagen.errors import UserError
+from imagen.files import read_json, write_json
+from imagen.progress import progress_bar
 
-from imagen.data.build.quality import AcceptedRecord
-from imagen.data.embed.sidecar import write_sidecar
-from imagen.data.shards.captions import pack
-from imagen.data.shards.dataset import SPLITS
-from imagen.data.shards.writer import ShardWriter
-from imagen.text.config import TextConfig
-
-TRAIN, HELD_OUT = SPLITS
+_UNFINISHED = ".unfinished"  # marker file that exists during a build
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """The share of samples to hold out, chosen at random as a function of seed and key."""
+class Drawable(Protocol):
+    """An image that can be rendered at several sizes."""
 
-    share: float  # above 0, below 1
-    seed: int = 0
-
-    def includes(self, key: str) -> bool:
-        digest = hashlib.blake2b(f"{self.seed}/{key}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") < self.share * 2**64
+    def sample(self, sizes: Sequence[int], /) -> dict[str, Any]:
+        """Return a sample for a shard: a master `SIZE.png` for each of `sizes`, a caption and a description."""
 
 
-class SplitWriters:
-    """Writes the samples of one part: to `folder`, or with `held_out` to its subfolders `train` and `heldout`.
+def finished_build(out: Path, arguments: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the description of the finished build in `out`, or None if there is none.
 
-    text: describes the embeddings of the samples; None: there are none.
+    Raises UserError if the build has other arguments.
     """
-
-    def __init__(
-        self, folder: Path, samples_per_shard: int, prefix: str, text: TextConfig | None, held_out: HeldOut | None
-    ):
-        self.held_out = held_out
-        names = [""] if held_out is None else [TRAIN, HELD_OUT]
-        self._writers = {name: _Writer(folder / name, samples_per_shard, prefix, text) for name in names}
-        self._hashes: list[tuple[str, int, int, int]] = []  # split, pixel hash, row of the split, captions
-        self._stack = ExitStack()
-
-    def write(self, key: str, good: AcceptedRecord) -> None:
-        split = "" if self.held_out is None else HELD_OUT if self.held_out.includes(key) else TRAIN
-        row = self._writers[split].write(key, good)
-        self._hashes.append((split, good.pixel_hash, row, len(good.captions)))
-
-    @property
-    def tars(self) -> list[Path]:
-        return [tar for writer in self._writers.values() for tar in writer.tars]
-
-    @property
-    def hashes(self) -> list[tuple[int, int, int]]:
-        """Pixel hash, row among all samples of `tars`, and number of captions of each sample, in the order written."""
-        first = {TRAIN: 0, "": 0, HELD_OUT: self._writers[TRAIN].rows if TRAIN in self._writers else 0}
-        return [(pixel_hash, first[split] + row, captions) for split, pixel_hash, row, captions in self._hashes]
-
-    def __enter__(self) -> "SplitWriters":
-        for writer in self._writers.values():
-            self._stack.enter_context(writer)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+    if not (out / "dataset.json").exists():
+        return None
+    description = read_json(out / "dataset.json")
+    if not isinstance(description, dict) or description.get("arguments") != arguments:
+        raise UserError(f"{out} contains a data set built with other arguments; choose another folder or delete it")
+    return description
 
 
-class _Writer:
-    """Writes shards with their sidecars."""
+def write_splits(
+    out: Path,
+    arguments: dict[str, Any],
+    splits: Mapping[str, Sequence[Drawable]],
+    sizes: Sequence[int],
+    description: Mapping[str, Any],
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    name: str = "emoji",
+) -> dict[str, Any]:
+    """Render `splits` into `out`/NAME; write and return `out`/dataset.json.
 
-    def __init__(self, folder: Path, samples_per_shard: int, prefix: str, text: TextConfig | None):
-        self.text = text
-        self.tars: list[Path] = []
-        self.rows = 0  # samples written
-        self._writer = ShardWriter(folder, samples_per_shard, prefix=prefix)
-        self._captions: list[list[str]] = []
-        self._bits: list[np.ndarray] = []
+    dataset.json contains `description`, the arguments and the number of samples per split. A killed build starts over.
+    workers: number of processes; None: one per core, at most 16. name: label of the progress bar.
+    Raises UserError if `out` contains other files.
+    """
+    from imagen.data.shards.writer import ShardWriter  # slow to import, and workers do not need it
 
-    def write(self, key: str, good: AcceptedRecord) -> int:
-        """Write a sample; return its row."""
-        members = {good.extension: good.image, "txt": good.caption.encode()}
-        if len(good.captions) > 1:
-            members["json"] = pack(good.captions)
-        self._writer.write({"__key__": key, **members})
-        self._captions.append(list(good.captions))
-        self._bits += [] if good.bits is None else [good.bits]
-        self.rows += 1
-        self._finish()
-        return self.rows - 1
+    _start(out, arguments, splits)
+    written = {}
+    with progress_bar(total=sum(map(len, splits.values())), unit="image", desc=name, disable=not progress) as bar:
+        for folder, split in splits.items():
+            with ShardWriter(out / folder) as writer:
+                for sample in _render_all(split, sizes, workers):
+                    writer.write(sample)
+                    bar.update()
+            written[folder] = len(split)
+    complete = {**description, "arguments": arguments, "samples": written}
+    write_json(out / "dataset.json", complete)
+    (out / _UNFINISHED).unlink()  # dataset.json marks a finished build
+    return complete
 
-    def _finish(self) -> None:
-        """Write the sidecar of a shard that has just been completed."""
-        if self._writer.shards == len(self.tars):
-            return
-        self.tars.append(self._writer.path(len(self.tars)))
-        if self.text is not None:
-            # The source has no embedding of "": an empty one is stored, which training reports as missing.
-            empty = np.empty((0, self.text.width), np.uint16)
-            write_sidecar(self.tars[-1], self.text, self._captions, self._bits, empty)
-        self._captions.clear()
-        self._bits.clear()
 
-    def __enter__(self) -> "_Writer":
-        self._writer.__enter__()
-        return self
+def _start(out: Path, arguments: dict[str, Any], splits: Mapping[str, Any]) -> None:
+    """Mark `out` as unfinished and delete the output of a killed build.
 
-    def __exit__(self, *error: Any) -> None:
-        self._writer.__exit__(*error)
-        if error[0] is None:
-            self._finish()
+    Raises UserError if `out` contains other files.
+    """
+    if (out / _UNFINISHED).exists():
+        for split in splits:
+            shutil.rmtree(out / split, ignore_errors=True)
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not an empty folder; choose an empty or new one")
+    write_json(out / _UNFINISHED, arguments)
+
+
+def _render_all(images: Sequence[Drawable], sizes: Sequence[int], workers: int | None) -> Iterator[dict[str, Any]]:
+    """Yield the rendered samples in the order of `images`."""
+    workers = workers or min(os.cpu_count() or 1, 16)
+    render = methodcaller("sample", sizes)
+    if workers == 1 or len(images) < 32:
+        yield from map(render, images)
+        return
+    # spawn: forking a process that has run torch can hang. Threads would not help: the rasteriser holds the GIL.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    try:
+        yield from pool.map(render, images, chunksize=16)
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""From a position of the stream to a sample's tensors: order, decoding, crop, flip, caption, embedding."""
+"""Turn positions of the stream into tensors: order, decoding, crop, flip, caption, embedding."""
 
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,10 @@ Caption = tuple[int, str]  # which of a sample's captions, and its text
 
 
 class Stream(Dataset):
-    """Lists of positions -> Batch. A UserError is returned, not raised: torch would wrap it in a worker's traceback."""
+    """A data set of batches, indexed by lists of positions.
+
+    A UserError is returned, not raised, because torch would wrap it in a worker's traceback.
+    """
 
     def __init__(self, reader: "SampleReader", seed: int, order: StreamOrder):
         self.reader, self.seed, self.order = reader, seed, order
@@ -44,7 +47,7 @@ class Stream(Dataset):
             return error
 
     def _load(self, position: int, problems: list[str]) -> tuple[int, Caption, Images]:
-        """Load the sample at `position`; a bad one is replaced by the next of its bucket: a pure function, too."""
+        """Load the sample at `position`, a pure function; a bad sample is replaced by the next one of its bucket."""
         dataset, config = self.reader.dataset, self.reader.config
         size = self.order.size(position)
         for i in islice(self.order.candidates(position), _TRIES):
@@ -65,7 +68,7 @@ class Stream(Dataset):
 
 
 class SampleReader:
-    """Reads samples by index as tensors of a given size, by default the square of `resolution`."""
+    """A reader of samples by index, as tensors of a given size, by default the square of `resolution`."""
 
     def __init__(
         self,
@@ -102,7 +105,7 @@ class SampleReader:
             return high, None
         scale = self.resolution // self.low_resolution
         low_size = size[0] // scale, size[1] // scale
-        master = f"{self.low_resolution}.png"  # exact, such as rendered at that size: better than a reduction
+        master = f"{self.low_resolution}.png"  # a master of this size is better than a downsampled image
         if is_square and master in extensions:
             return high, self._image(i, master, low_size, self.low_resolution)
         return high, self.resize(high, low_size)
@@ -117,7 +120,7 @@ class SampleReader:
 
     def decode(self, data: bytes, side: int) -> Tensor:
         """Decode an image that will be resized to a shorter side of about `side` pixels."""
-        # Twice the side: most of the speed of DCT scaling, and the antialiased resize still decides the quality.
+        # Twice the side: most of the speed of DCT scaling, while the antialiased resize still determines the quality.
         return decode(data, min_side=0 if self.config.full_decode else 2 * side, channels=self.channels)
 
     def resize(self, image_CHW: Tensor, size: Size) -> Tensor:

@@ -57,7 +57,7 @@ def centre_crop(image_CHW: Tensor, aspect: Size) -> Tensor:
 def fit(image_CHW: Tensor, size: Size, max_enlargement: float = 1.0) -> Tensor:
     """Resize the centre crop to `size`. Raises BadSample if that upsamples by more than `max_enlargement`.
 
-    The same as resizing the image to cover `size` and cropping the centre, without resizing what is cropped away.
+    The same as resizing the image to cover `size` and cropping the centre, without resizing what is outside.
     """
     height, width = image_CHW.shape[-2:]
     if height * max_enlargement < size[0] or width * max_enlargement < size[1]:
@@ -83,7 +83,7 @@ def shorter_side(size: Size, image_size: Size | None) -> int:
 def mentions_left_or_right(caption: str) -> bool:
     """Return whether an English caption mentions left or right ("leftmost", "top-left", but not "bright").
 
-    A mirrored image would contradict it.
+    A mirrored image would contradict such a caption.
     """
     return _SIDE.search(caption) is not None
 

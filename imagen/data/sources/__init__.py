@@ -1,6 +1,6 @@
 """Read pairs of images and captions from common formats.
 
-Each format has a module here, whose `READERS` maps its name in `--format` to the reader.
+Each format has a module in this package, whose `READERS` maps the name of the format, as in `--format`, to its reader.
 """
 
 import importlib
@@ -47,7 +47,7 @@ def open_source(
     """Open the pairs at `path`, a file, a folder or a URL.
 
     format: default detected from the files.
-    image_column, caption_column: columns of a table; default: common names.
+    image_column, caption_column: columns of a table; default: detected by common names.
     images: folder that paths of images in a table are relative to; default: the table's folder.
     caption_from: use the name of an image's folder ("folder") or of the image itself ("name") as its caption.
     join_rows: combine rows of a table with the same image into one record with several captions.
@@ -86,7 +86,7 @@ def open_source(
         return open_remote(url, format, options, cache, open_local)
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{printable(path)} does not exist; give the file or folder that holds the pairs")
+        raise UserError(f"{printable(path)} does not exist; give the file or folder that contains the pairs")
     if not path.is_dir():
         open_given(path).close()  # raises UserError for a pipe or a device
     if caption_from is not None and caption_from not in CAPTION_FROM:
@@ -95,7 +95,7 @@ def open_source(
     if format is None:
         format, metadata_only = ("folder", False) if caption_from is not None else _guess(path)
     if caption_from is not None and format != "folder":
-        raise UserError(f"--caption-from is for folders of images; the format {format} has captions: omit it")
+        raise UserError(f"--caption-from is for folders of images; the format {format} has captions; omit it")
     reader = FORMATS[format]
     if not reader.has_columns and (image_column is not None or caption_column is not None):
         raise UserError(f"the format {format} has no named columns; omit --image-column and --caption-column")
@@ -142,5 +142,5 @@ def _guess(path: Path) -> tuple[str, bool]:
         found = found[1:]
     if len(found) == 1:
         return found[0], False
-    what = f"may be {' or '.join(found)}" if found else "looks like no known format"
+    what = f"may be {' or '.join(found)}" if found else "has no known format"
     raise UserError(f"{printable(path)} {what}; name it with --format ({', '.join(FORMATS)})")

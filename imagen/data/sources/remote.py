@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from imagen.data.shards.remote import default_folder, get_file, retry
+from imagen.data.shards.remote import default_folder, download, retry
 from imagen.data.sources.arrow import arrow_errors, pyarrow
 from imagen.data.sources.base import Options, Part, Record, Source
 from imagen.data.sources.parquet import Parquet
@@ -167,7 +167,7 @@ def _fetch(url: str, target: Path, size: int) -> int:
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        retry(url, lambda fs, path: get_file(fs, path, part, size))
+        retry(url, lambda fs, path: download(fs, path, part, size))
         os.replace(part, target)
     except OSError as error:
         raise cannot_write(target, error) from None

@@ -6,7 +6,7 @@ import zipfile
 from importlib import import_module
 
 import pytest
-from command_line import command
+from command_line import run_imagen
 from corpus import encoded, picture
 
 fsspec = pytest.importorskip("fsspec")
@@ -26,7 +26,7 @@ from imagen.errors import UserError  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(remote, "_WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(remote, "RETRY_WAITS", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_mistakes_are_one_line(hub, store, tmp_path):
     for url, words in [
         ("hf://org/nothing", "hf://datasets/org/nothing has no files; check the address"),
         ("s3x://bucket", "s3x"),
-        ("memory://bucket", "looks like no known format"),
+        ("memory://bucket", "has no known format"),
     ]:
         with pytest.raises(UserError, match=words):
             go(url, tmp_path)
@@ -167,5 +167,5 @@ def test_mistakes_are_one_line(hub, store, tmp_path):
 def test_the_command(hub, tmp_path):
     (hub / "org" / "name").mkdir(parents=True)
     (hub / "org" / "name" / "0.parquet").write_bytes(parquet(4))
-    code, out, _ = command("data", "build", "hf://org/name", "--out", tmp_path / "out", "--workers", 1, "--json")
+    code, out, _ = run_imagen("data", "build", "hf://org/name", "--out", tmp_path / "out", "--workers", 1, "--json")
     assert code == 0 and json.loads(out)["samples"] == 4
