@@ -203,6 +203,7 @@ def _run(
         items = [(number, parts[number]) for number in missing]
         for i, report in engine.map(partial(_Parts, config, opener), items, probe_file=target / "build.json"):
             reports[missing[i]] = report
+            bar.set_postfix_str(f"{sum(one['records'] for one in reports if one is not None):,} records", refresh=False)
             bar.update()
     for folder in folders:  # temporary files of killed workers whose parts other workers have built
         _sweep(folder, endings)

@@ -29,6 +29,7 @@ def _readers() -> dict[str, Reader]:
 
 FORMATS = _readers()
 _WHOLE = ("huggingface", "zip")  # formats with columns that contain the images themselves
+MOST_RECORDS = 1000  # per part
 _METADATA = {"csv": ".csv", "tsv": ".tsv", "jsonl": ".jsonl"}  # formats of tables named metadata
 
 
@@ -41,7 +42,7 @@ def open_source(
     images: str | Path | None = None,
     caption_from: str | None = None,
     join_rows: bool = True,
-    records_per_part: int = 1000,
+    records_per_part: int | None = None,
     cache: Path | None = None,
 ) -> Source:
     """Open the pairs at `path`, a file, a folder or a URL.
@@ -52,17 +53,19 @@ def open_source(
     caption_from: use the name of an image's folder ("folder") or of the image itself ("name") as its caption.
     join_rows: combine rows of a table with the same image into one record with several captions.
     cache: folder of downloads from a URL; default: ~/.cache/imagen/sources.
-    records_per_part: at most, except for formats whose parts are files.
+    records_per_part: at most, except for formats whose parts are files; default: 1,000, or fewer where the number of
+        records is known, so that 16 processes have work.
 
     Raises UserError if `path` does not exist, the format is unknown or not detected, or an option does not apply to it.
     """
-    if records_per_part < 1:
+    if records_per_part is not None and records_per_part < 1:
         raise UserError(f"records_per_part is {records_per_part}; it must be at least 1")
     if format is not None and format not in FORMATS:
         raise UserError(f"unknown format {format!r}{suggest(format, FORMATS)}; the formats are {', '.join(FORMATS)}")
     if url := as_url(path):
         options = Options(
-            records_per_part=records_per_part,
+            records_per_part=records_per_part or MOST_RECORDS,
+            spread=records_per_part is None,
             image_column=image_column,
             caption_column=caption_column,
             join_rows=join_rows,
@@ -107,7 +110,8 @@ def open_source(
     return reader(
         path,
         Options(
-            records_per_part=records_per_part,
+            records_per_part=records_per_part or MOST_RECORDS,
+            spread=records_per_part is None,
             image_column=image_column,
             caption_column=caption_column,
             images=None if images is None else Path(images),

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imagen.data.sources.base import Options, Part, Reader, Record
+from imagen.data.sources.base import Options, Part, Reader, Record, divide
 from imagen.data.sources.columns import find_columns
 from imagen.data.sources.folder import CAPTIONS
 from imagen.data.sources.values import (
@@ -71,8 +71,7 @@ class Zip:
         for record in records:
             if record.get("image") is not None and counts[_stem(images[record["image"]])] > 1:
                 record["twin"] = True
-        size = self.options.records_per_part
-        return [{"records": records[i : i + size]} for i in range(0, len(records), size)]
+        return [{"records": list(some)} for some in divide(records, self.options)]
 
     def read(self, part: Part) -> Iterator[Record]:
         with self._open() as archive:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imagen.data.sources.base import Options, Part, Reader, Record
+from imagen.data.sources.base import Options, Part, Reader, Record, divide
 from imagen.data.sources.columns import Columns, common, find_columns
 from imagen.data.sources.joining import Row
 from imagen.data.sources.values import RecordError, no_records_error, printable, read_bytes
@@ -41,8 +41,7 @@ class Json:
         for number, cells in enumerate(rows):
             picture = columns.picture(cells, "") if isinstance(cells, dict) and self.options.join_rows else None
             groups.setdefault(number if picture is None else picture, []).append(number)
-        some, count = list(groups.values()), self.options.records_per_part
-        return [{"rows": some[i : i + count]} for i in range(0, len(some), count)]
+        return [{"rows": list(some)} for some in divide(list(groups.values()), self.options)]
 
     def read(self, part: Part) -> Iterator[Record]:
         rows, columns = self._table()
