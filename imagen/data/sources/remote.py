@@ -39,6 +39,9 @@ def open_remote(
     """
     url = hub_url(url)
     sizes = _files(url)
+    if format in (None, "parquet") and "" in sizes and url.lower().endswith(_PARQUET):
+        folder, _, name = url.rpartition("/")
+        return RemoteParquet(folder, [name], options)
     tables = [name for name in sizes if name.lower().endswith(_PARQUET)]
     if tables and format in (None, "parquet"):
         return RemoteParquet(url, tables, options)
@@ -64,7 +67,7 @@ class RemoteParquet(Parquet):
         return self._names
 
     def open_table(self, name: str) -> Any:
-        where = f"{self.url}/{name}" if name else self.url
+        where = f"{self.url}/{name}"
         try:
             return pyarrow("parquet").ParquetFile(io.BufferedReader(_RemoteFile(where), _READ), pre_buffer=False)
         except arrow_errors() as error:

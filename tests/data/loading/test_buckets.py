@@ -200,6 +200,9 @@ def test_micro_batches_and_several_buckets_per_batch_give_the_same_samples(folde
     whole = samples(take(loader(folder, group=4, batch_size=4), 16))
     parts = [take(loader(folder, group=4, batch_size=4, rank=r, world_size=2, position=32), 8) for r in range(2)]
     assert samples(batches[k] for k in range(8) for batches in parts) == whole[32:]
+    wide = [take(loader(folder, group=4, batch_size=8, rank=r, world_size=2), 8) for r in range(2)]
+    assert samples(batches[k] for k in range(8) for batches in wide) == whole
+    assert any(one.image.shape != two.image.shape for one, two in zip(*wide, strict=True))  # ranks differ in shape
     shapes = {tuple(shape for _, shape, *_ in whole[k : k + 8 : 4]) for k in range(0, 64, 8)}
     assert any(len(set(pair)) > 1 for pair in shapes)  # a batch of 8 may have two shapes
 

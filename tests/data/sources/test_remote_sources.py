@@ -1,13 +1,17 @@
-"""Sources in a store. The Hugging Face hub is a fake here: a local folder behind the interface of HfFileSystem."""
+"""Sources in a store. The Hugging Face hub is imitated: by a local folder, and by a local server for HfFileSystem."""
 
 import io
 import json
+import os
+import subprocess
+import sys
 import zipfile
 from importlib import import_module
 
 import pytest
 from command_line import run_imagen
 from corpus import encoded, picture
+from hub import serve_hub
 
 fsspec = pytest.importorskip("fsspec")
 pa = pytest.importorskip("pyarrow")
@@ -90,6 +94,27 @@ def test_parquet_on_the_hub_is_streamed_and_equals_the_same_files_on_disk(hub, t
     assert [record.caption for part in again.parts() for record in again.read(part)] == [
         f"picture {10 + i}" for i in range(5)
     ]
+
+
+def test_the_file_system_of_the_hub_reads_parquet_and_downloads_other_files(tmp_path):
+    """In another process, because huggingface_hub reads HF_ENDPOINT when it is imported."""
+    files = {"README.md": b"# name", "data/0.parquet": parquet(5), "data/1.parquet": parquet(4, 50)}
+    files |= {"images/a.png": image(90), "images/a.txt": b"a cat"}
+    script = """
+import sys
+from imagen.data.build.dataset import build
+for number, url in enumerate(sys.argv[2:]):
+    out = f"{sys.argv[1]}/{number}"
+    print(build(url, out, workers=1, progress=False, cache=f"{sys.argv[1]}/cache")["samples"])
+"""
+    urls = ["hf://org/name", "hf://org/name@main/data", "hf://org/name/data/1.parquet", "hf://org/name/images"]
+    with serve_hub(files) as (endpoint, answered):
+        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+        command = [sys.executable, "-c", script, str(tmp_path), *urls]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout.split() == ["9", "9", "4", "1"], done.stderr
+    assert sum(path.endswith("a.png") for path in answered) == 1
+    assert not list((tmp_path / "cache").rglob("*.parquet"))
 
 
 def test_a_failing_connection_is_tried_again(hub, tmp_path, monkeypatch):
