@@ -45,9 +45,10 @@ class SplitWriters:
         self._hashes: list[tuple[str, int, int, int]] = []  # split, pixel hash, row of the split, captions
         self._stack = ExitStack()
 
-    def write(self, key: str, good: AcceptedRecord) -> None:
+    def write(self, key: str, good: AcceptedRecord, sizes: tuple[int, ...]) -> None:
+        """Write a sample to its split. sizes: of the masters that are stored in place of the image, if any."""
         split = "" if self.held_out is None else HELD_OUT if self.held_out.includes(key) else TRAIN
-        row = self._writers[split].write(key, good)
+        row = self._writers[split].write(key, good, sizes)
         self._hashes.append((split, good.pixel_hash, row, len(good.captions)))
 
     @property
@@ -80,9 +81,9 @@ class _Writer:
         self._captions: list[list[str]] = []
         self._bits: list[np.ndarray] = []
 
-    def write(self, key: str, good: AcceptedRecord) -> int:
+    def write(self, key: str, good: AcceptedRecord, sizes: tuple[int, ...]) -> int:
         """Write a sample; return its row."""
-        members = {good.extension: good.image, "txt": good.caption.encode()}
+        members = {**good.members(sizes), "txt": good.caption.encode()}
         if len(good.captions) > 1:
             members["json"] = pack(good.captions)
         self._writer.write({"__key__": key, **members})

@@ -154,7 +154,7 @@ def _write(config: BuildConfig, files: PartFiles, records: _AcceptedRecords) -> 
     shards = SplitWriters(config.out, config.samples_per_shard, f"{files.name}-", config.text, config.held_out)
     with shards:
         for _, key, good in records:
-            shards.write(key, good)
+            shards.write(key, good, config.limits.sizes)
     return shards.tars, shards.hashes
 
 

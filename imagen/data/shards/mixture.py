@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from imagen.data.embed.sidecar import Embeddings
-from imagen.data.shards.dataset import ShardedDataset
+from imagen.data.shards.dataset import ShardedDataset, check_shards
 from imagen.errors import UserError
 
 
@@ -70,6 +70,12 @@ def portions_of(data: Data) -> tuple[Portion, ...]:
         without = next(portion for portion in portions if portion.weight is None)
         raise UserError(f"{without} has no weight, but others have; give weights to all (SHARDS=0.5), or to none")
     return tuple(portions)
+
+
+def check_data(data: Data) -> None:
+    """Raise UserError unless each local folder of `data` exists and contains shards. Opens no file."""
+    for portion in portions_of(data):
+        check_shards(portion.location)
 
 
 class MixedDataset:
