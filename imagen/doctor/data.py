@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imagen.data.loading.transforms import choose_image, decode
-from imagen.data.shards.dataset import BadSample, ShardedDataset
+from imagen.data.loading.transforms import decode
+from imagen.data.shards.dataset import ShardedDataset
+from imagen.data.shards.images import BadSample, choose_image
 from imagen.data.shards.inspect import LARGEST, spread
 from imagen.doctor.finding import Finding, Measured, Numbers, Severity
 from imagen.doctor.subject import Subject

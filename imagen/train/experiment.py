@@ -14,6 +14,7 @@ from imagen.text.config import TextConfig
 from imagen.train.config import TrainConfig, micro_batches
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
+from imagen.train.shapes import check_buckets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ def check(experiment: Experiment, world_size: int = 1) -> None:
         unit = math.lcm(unet.total_stride, scale)
         if crop > stage.resolution or crop % unit:
             raise UserError(f"data.crop is {crop}; it must be a multiple of {unit} and at most {stage.resolution}")
+    check_buckets(stage, experiment.data, config, world_size)
     experiment.parallel.check(len(unet.levels), world_size)
     micro, _ = micro_batches(config, world_size)
     if config.shuffle_captions and (text is None or micro < 2):

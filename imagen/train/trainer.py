@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imagen.data.shards.dataset import check_shards
+from imagen.data.shards.mixture import Data, check_data
 from imagen.devices import default_device
 from imagen.files import write_json
 from imagen.text.protocol import DatasetEncoder
@@ -33,7 +33,7 @@ from imagen.train.step import PendingStep, StepResult, launch_step
 
 def train(
     experiment: Experiment,
-    data: str | Path,
+    data: Data,
     out: str | Path,
     *,
     callbacks: Sequence[Callback] = (),
@@ -61,7 +61,7 @@ def train(
     if profile is not None:
         check_span(profile, experiment.train.steps)
     ranks.on_first(lambda: check_loggers(experiment.train.loggers))  # before the run folder is created
-    ranks.on_first(lambda: check_shards(data))
+    ranks.on_first(lambda: check_data(data))
     with locked(folder) if ranks.is_first else nullcontext():
         trainer = Trainer(
             experiment, data, folder, callbacks, ranks=ranks, report=report, minutes=minutes, encoder=encoder
@@ -75,7 +75,7 @@ class Trainer:
     def __init__(
         self,
         experiment: Experiment,
-        data: str | Path,
+        data: Data,
         folder: Path,
         callbacks: Sequence[Callback] = (),
         *,
@@ -191,7 +191,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.before_checkpoint(run, step)
         state = {"config": run.config_json, "position": run.images, "progress": asdict(run.progress)}
-        run.checkpointer.checkpoint(step, state | {"data": run.fingerprint})
+        run.checkpointer.checkpoint(step, state | {"data": run.fingerprint, "weights": run.weights})
         for callback in self.callbacks:
             callback.on_checkpoint(run, step)
 
