@@ -124,6 +124,8 @@ TRAIN: Table = {
     "keep_every": between(0, 10**12),
     "gap_every": between(0, 10**12),
     "gap_samples": between(1, 100_000),  # they are all in memory
+    "evaluate_every": between(0, 10**12),
+    "evaluate_images": between(20, 100_000),  # likewise
     "peak_tflops": up_to(1e9),
 }
 OPTIM: Table = {

@@ -16,6 +16,7 @@ from imagen.files import write_json
 from imagen.text.protocol import DatasetEncoder
 from imagen.train.callbacks import Callback, is_due
 from imagen.train.console import ConsoleProgress
+from imagen.train.evaluation import Evaluation
 from imagen.train.experiment import Experiment
 from imagen.train.gap import ValidationGap
 from imagen.train.loggers import build_loggers, check_loggers
@@ -87,7 +88,10 @@ class Trainer:
         """Set up the run; the caller has locked its folder. Parameters as for `train`."""
         ranks = ranks or Ranks()
         self.run = TrainingRun(experiment, data, folder, ranks=ranks, report=report, minutes=minutes, encoder=encoder)
-        self.callbacks: list[Callback] = [MetricRows()] if experiment.text is None else [ValidationGap(), MetricRows()]
+        self.callbacks: list[Callback] = [] if experiment.text is None else [ValidationGap()]
+        if experiment.train.evaluate_every is not None:
+            self.callbacks.append(Evaluation())
+        self.callbacks.append(MetricRows())
         if ranks.is_first:
             self.callbacks += [MetricsFile(), *build_loggers(experiment.train.loggers)]
         self.callbacks += [*callbacks, EmaSnapshots()]
