@@ -60,7 +60,8 @@ def check_shards(folder: str | Path) -> None:
 
 
 def open_split(folder: str | Path, split: str = "train", cache: CacheConfig | None = None) -> "ShardedDataset":
-    """Open one split. cache: for shards at a URL. Raises UserError if the folder has no such split."""
+    """Open one split. cache: for shards at a URL. Raises UserError if there are no shards, or no such split."""
+    check_shards(folder)
     found = splits(folder)
     if split not in found:
         raise UserError(f"{folder} has no split {split!r}, only {', '.join(map(repr, found))}")
