@@ -5,6 +5,8 @@ import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from imagen.errors import UserError
+
 if TYPE_CHECKING:
     from imagen.train.experiment import Experiment
 
@@ -14,7 +16,7 @@ Every config field can be set, as JSON or plain text; `imagen config PRESET` sho
 """
 
 
-SECTIONS = ("name", "stage", "text", "data", "optim", "train", "parallel")  # the fields of an Experiment
+SECTIONS = ("name", "stage", "text", "data", "optim", "train", "parallel", "lora")  # the fields of an Experiment
 
 
 def is_field(word: str) -> bool:
@@ -43,9 +45,32 @@ def split_fields(arguments: Sequence[str], options: Collection[str]) -> tuple[li
 def experiment(options: argparse.Namespace) -> "Experiment":
     """The preset of a command with its fields set; the values are not yet checked against one another.
 
-    Raises UserError for an unknown preset or field, with the nearest name, and for a value of the wrong type.
+    With `--init`, or a preset for fine-tuning, the stage is that of a cascade. Raises UserError for an unknown preset,
+    field or cascade, with the nearest name, for a value of the wrong type, and for one that does not fit the cascade.
     """
     from imagen.presets import preset
     from imagen.train.experiment import override
 
-    return override(preset(options.preset), options.fields)
+    chosen = preset(options.preset)
+    source = getattr(options, "init", None) or (None if chosen.init is None else chosen.init.source)
+    if source is None:
+        if getattr(options, "init_partial", False):
+            raise UserError("--init-partial needs --init CASCADE")
+        return override(chosen, options.fields)
+    from imagen.torchrun import read_launch
+    from imagen.train.finetune import check_changes, start_from
+
+    partial = getattr(options, "init_partial", False)
+    started = start_from(chosen, source, partial=partial, run=getattr(options, "out", None))
+    found = override(started, options.fields)
+    for note in check_changes(started, found):
+        if read_launch()[0] == 0:
+            print(note)
+    return found
+
+
+def add_init(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    text = "fine-tune this stage of a cascade: a folder, a run or `emoji`, with #RESOLUTION if it has several"
+    add("--init", metavar="CASCADE", help=text)
+    add("--init-partial", action="store_true", help="load the weights that fit, and list those that are new")

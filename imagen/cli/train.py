@@ -20,6 +20,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="FIRST:LAST",
         help="write a Chrome trace of these steps to RUN/profile, as in 10:13",
     )
+    fields.add_init(parser)
     add_device(parser)
 
 
@@ -59,6 +60,7 @@ COMMAND = Command(
     "Ctrl-C stops at a checkpoint; the same command resumes. RUN/metrics.jsonl, RUN/samples and\n"
     "`tensorboard --logdir RUN` show the progress; RUN can be sampled from at any time.\n\n"
     "  imagen train emoji_64 --data shards --out runs/base\n"
-    "  imagen train emoji_64 --data shards --out runs/wide --train.steps 40000 --optim.lr 5e-4",
+    "  imagen train emoji_64 --data shards --out runs/wide --train.steps 40000 --optim.lr 5e-4\n"
+    "  imagen train finetune_lora --init emoji#64 --data shards --out runs/style --lora.rank 8",
     has_fields=True,
 )

@@ -25,6 +25,9 @@ class TrainConfig:
     ema_snapshot_every: int = 5_000
     ema_every: int = 1  # steps between updates of the EMAs
     text_dropout: float = 0.1
+    # fnmatch patterns of parameters, such as `down.*`: those that are not trained; if `trainable` is set, only its own.
+    freeze: tuple[str, ...] = ()
+    trainable: tuple[str, ...] = ()
     shuffle_captions: bool = False  # control experiment: every image is trained with another one's caption
     max_nonfinite: int = 10  # consecutive non-finite steps after which training fails
     log_every: int = 50

@@ -20,12 +20,15 @@ class Ema:
     (a plain 0.9999 would still hold the random initial weights after 10,000 steps).
 
     Holds lists of tensors rather than a copy of the module: of a sharded model each rank averages its own shard, and
-    `weights` are sharded as the parameters are (torch's AveragedModel cannot copy such a model).
+    `weights` are sharded as the parameters are (torch's AveragedModel cannot copy such a model). Frozen parameters are
+    not averaged.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.weights = {name: parameter.detach().clone() for name, parameter in named_weights(model)}
+        self.weights = {
+            name: parameter.detach().clone() for name, parameter in named_weights(model) if parameter.requires_grad
+        }
 
     def decay_at(self, step: int) -> float:
         return min(self.decay, (1 + step) / (10 + step))
@@ -57,7 +60,7 @@ class Ema:
         """Return this rank's shards of EMA weights and parameters, after freeing gathered ones."""
         reshard(model)
         averages = [local(average) for average in self.weights.values()]
-        return averages, [local(parameter.detach()) for _, parameter in named_weights(model)]
+        return averages, [local(parameter.detach()) for name, parameter in named_weights(model) if name in self.weights]
 
     @torch.no_grad()
     def export(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

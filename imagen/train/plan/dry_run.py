@@ -29,6 +29,7 @@ from imagen.precision import autocast
 from imagen.stage.loss import CleanBatch, ForwardProcess, NoisedBatch
 from imagen.train.ema import build_emas
 from imagen.train.experiment import Experiment
+from imagen.train.finetune import adapt
 from imagen.train.layout import named_weights, permuted_weights
 from imagen.train.low_precision import LowPrecisionCopy
 from imagen.train.optim import build_optimizer
@@ -108,6 +109,7 @@ class DryRun:
         experiment, tracker = self.experiment, self.tracker
         plain = replace(experiment.parallel, checkpointing="none", checkpoint_levels=(), compile=False)
         self.unet = UNet(experiment.stage.unet)
+        adapt(self.unet, experiment)
         if mesh is None:
             for parameter in self.unet.parameters():  # nn.Module.to cannot replace fake tensors
                 if parameter.ndim == 4:

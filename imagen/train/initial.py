@@ -1,0 +1,127 @@
+"""Initial weights of a run: the stage of a cascade that it starts from."""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from imagen.cascade.storage import Manifest, StageRecord, read_manifest, read_tensors, resolve_folder
+from imagen.errors import UserError
+from imagen.files import replacing
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """Name the stage of a cascade whose weights a run starts from."""
+
+    source: str  # a cascade folder, a training run, a name such as `emoji` or one on the hub; then #RESOLUTION
+    resolution: int | None = None  # of the stage; None: not looked up yet
+    sha256: str | None = None  # of the weights file
+    partial: bool = False  # load the weights that fit; the others keep their random initial values
+
+
+@dataclass(frozen=True)
+class Source:
+    """A stage of a cascade on disk."""
+
+    name: str  # as given
+    folder: Path
+    manifest: Manifest
+    record: StageRecord
+
+
+def find_source(name: str) -> Source:
+    """Find the stage that `name` means: CASCADE of one stage, or CASCADE#RESOLUTION.
+
+    Raises UserError if there is no such cascade or stage, or if the cascade has several stages and none is named.
+    """
+    path, mark, stage = name.rpartition("#")
+    if not mark or not stage.isdecimal():
+        path, stage = name, ""
+    folder = resolve_folder(path)
+    manifest = read_manifest(folder)
+    found = {str(record.config.resolution): record for record in manifest.stages}
+    if not stage and len(found) == 1:
+        (stage,) = found
+    if stage not in found:
+        known = ", ".join(found)
+        problem = f"has no stage {stage}" if stage else "has several stages"
+        raise UserError(
+            f"--init {name}: {path} {problem}; name one of {known}, as in --init {path}#{next(iter(found))}"
+        )
+    return Source(name, folder, manifest, found[stage])
+
+
+def read_initial(init: InitConfig, kept: Path | None = None) -> dict[str, Tensor]:
+    """Return the weights that `init` names.
+
+    kept: a copy in the run folder (`keep_base`), read instead of the cascade if it exists.
+    Raises UserError if the cascade is missing or has other weights than `init` says.
+    """
+    if kept is not None and kept.is_file() and init.sha256 is not None:
+        return read_tensors(kept.parent, kept.name, init.sha256)
+    source = find_source(init.source)
+    if init.sha256 not in (None, source.record.sha256):
+        raise UserError(
+            f"{init.source} has other weights than the run was begun with (sha256 {source.record.sha256[:12]}..., "
+            f"not {(init.sha256 or '')[:12]}...); restore them, or begin a new run"
+        )
+    return read_tensors(source.folder, source.record.weights, source.record.sha256)
+
+
+def base_path(run: Path, init: InitConfig) -> Path:
+    """Return the path of the copy of the initial weights in a run of adapters."""
+    return run / "base" / f"{(init.sha256 or '')[:16]}.safetensors"
+
+
+def keep_base(run: Path, init: InitConfig) -> Path:
+    """Put the initial weights into the run folder, so that it does not depend on the cascade; return their path.
+
+    A hard link where the file system allows it, which takes no space, else a copy. Checkpoints of adapters do not
+    contain the frozen weights.
+    """
+    path = base_path(run, init)
+    if not path.is_file():
+        source = find_source(init.source)
+        if source.record.sha256 == init.sha256:
+            file = (source.folder / source.record.weights).resolve()
+            with replacing(path) as temporary:
+                try:
+                    os.link(file, temporary)
+                except OSError:
+                    shutil.copyfile(file, temporary)
+    return path
+
+
+@torch.no_grad()
+def load_initial(
+    unet: nn.Module, tensors: Mapping[str, Tensor], init: InitConfig, report: Callable[[str], None]
+) -> None:
+    """Copy the weights of `init` into a new U-Net, in place.
+
+    Raises UserError, naming the first tensor that does not fit, unless `init.partial`: then every parameter without a
+    tensor of its name and shape keeps its value, and is reported.
+    """
+    state = unet.state_dict()
+    new = [name for name, value in state.items() if name not in tensors or tensors[name].shape != value.shape]
+    unused = [name for name in tensors if name not in state]
+    if not init.partial and (new or unused):
+        name = (new or unused)[0]
+        found = f"shape {list(tensors[name].shape)}" if name in tensors else "no such tensor"
+        needed = f"needs {list(state[name].shape)}" if name in state else "has no such parameter"
+        raise UserError(
+            f"--init {init.source}: {name}: {found}, the U-Net {needed}; load what fits with --init-partial"
+        )
+    if len(new) == len(state):
+        raise UserError(f"--init {init.source}: none of its weights fit the U-Net; leave --init out")
+    for name, value in state.items():
+        if name not in new:
+            value.copy_(tensors[name])
+    report(f"--init {init.source}: {len(state) - len(new)} of {len(state)} tensors loaded, sha256 {init.sha256}")
+    for title, names in (("new, with random values", new), ("not used", unused)):
+        if names:
+            report(f"--init-partial: {len(names)} {title}: {', '.join(names)}")
