@@ -8,7 +8,7 @@ from torch import Tensor
 from imagen.cascade import export_stage
 from imagen.cascade.storage import read_manifest, read_unconditional, resolve_folder
 from imagen.errors import UserError
-from imagen.files import read_json
+from imagen.files import copy_licences, read_json
 from imagen.jsonconfig import from_json
 from imagen.lora.modules import is_factor, merged
 from imagen.train import checkpoint, posthoc
@@ -31,6 +31,8 @@ class StageExport(Callback):
         info = {"preset": experiment.name, "step": step, "images": run.images}
         if experiment.init is not None:
             info["init"] = {"source": experiment.init.source, "sha256": experiment.init.sha256}
+            if experiment.init.converted_from is not None:
+                info["converted_from"] = experiment.init.converted_from
 
         def write() -> None:
             whole = weights
@@ -45,6 +47,7 @@ class StageExport(Callback):
                 unconditional=run.data.unconditional,
                 info=info,
             )
+            copy_licences(run.folder, run.folder / "export")
 
         run.ranks.on_first(write)
 
@@ -109,6 +112,7 @@ def export_run(
         unconditional=read_unconditional(folder, manifest.text) if manifest.text else None,
         info={**info, "step": step, **origin},
     )
+    copy_licences(folder, Path(out))
     return f"{out}: {description} at step {step}"
 
 

@@ -14,7 +14,15 @@ from imagen.lora.modules import add_adapters
 from imagen.models.unet import UNet
 from imagen.train.checkpoint import checkpoint_paths
 from imagen.train.experiment import Experiment, needs_encoder
-from imagen.train.initial import InitConfig, base_path, find_source, keep_base, load_initial, read_initial
+from imagen.train.initial import (
+    InitConfig,
+    base_path,
+    find_source,
+    keep_base,
+    keep_licences,
+    load_initial,
+    read_initial,
+)
 from imagen.train.ranks import Ranks
 from imagen.train.rundir import differences
 
@@ -63,7 +71,14 @@ def start_from(experiment: Experiment, source: str, *, partial: bool = False, ru
     assert found is not None
     stage, record = found.record.config, found.manifest.text
     text = None if stage.unet.text_width is None or record is None else record.config
-    init = InitConfig(source=source, resolution=stage.resolution, sha256=found.record.sha256, partial=partial)
+    origin = found.record.info.get("converted_from")
+    init = InitConfig(
+        source=source,
+        resolution=stage.resolution,
+        sha256=found.record.sha256,
+        partial=partial,
+        converted_from=origin if isinstance(origin, str) else None,
+    )
     return _with_stage(experiment, replace(experiment, stage=stage, text=text), init)
 
 
@@ -122,6 +137,8 @@ def prepare(
     """
     init, adapts = experiment.init, experiment.lora.rank > 0
     if init is not None and (adapts or not resumes):
+        if not resumes:
+            ranks.on_first(lambda: keep_licences(run, init))
         if adapts:
             ranks.on_first(lambda: keep_base(run, init))
         tensors = read_initial(init, base_path(run, init) if adapts else None)

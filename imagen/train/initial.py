@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from imagen.cascade.storage import Manifest, StageRecord, read_manifest, read_tensors, resolve_folder
 from imagen.errors import UserError
-from imagen.files import replacing
+from imagen.files import copy_licences, replacing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class InitConfig:
     resolution: int | None = None  # of the stage; None: not looked up yet
     sha256: str | None = None  # of the weights file
     partial: bool = False  # load the weights that fit; the others keep their random initial values
+    converted_from: str | None = None  # origin of converted weights: its licence also covers what is trained from them
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ def read_initial(init: InitConfig, kept: Path | None = None) -> dict[str, Tensor
 def base_path(run: Path, init: InitConfig) -> Path:
     """Return the path of the copy of the initial weights in a run of adapters."""
     return run / "base" / f"{(init.sha256 or '')[:16]}.safetensors"
+
+
+def keep_licences(run: Path, init: InitConfig) -> None:
+    """Copy the LICENSE* files of the cascade into the run folder: every export contains them."""
+    copy_licences(find_source(init.source).folder, run)
 
 
 def keep_base(run: Path, init: InitConfig) -> Path:

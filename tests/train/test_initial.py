@@ -65,7 +65,10 @@ class TestWhatIsTakenOver:
         go(started(cascade, steps=1), shards, tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         sha256 = read_manifest(cascade).stages[0].sha256
-        assert config["init"] == {"source": str(cascade), "resolution": 16, "sha256": sha256, "partial": False}
+        assert config["init"] == {"source": str(cascade), "resolution": 16, "sha256": sha256} | {
+            "partial": False,
+            "converted_from": None,
+        }
 
     def test_the_packaged_stages(self):
         from imagen.presets import preset
