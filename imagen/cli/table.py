@@ -18,6 +18,7 @@ ORDER = (  # in --help; a command that is not named here comes after these
     "config",
     "plan",
     "train",
+    "subject",
     "assemble",
     "convert deepfloyd",
     "convert diffusers",

@@ -39,3 +39,15 @@ def finetune_lora() -> Experiment:
         optim=replace(base.optim, lr=1e-3, weight_decay=0.0),
         lora=LoraConfig(rank=16),
     )
+
+
+def subject() -> Experiment:
+    """Teach a stage a subject from few images, for `imagen subject`: adapters of attention and convolutions."""
+    base = finetune_lora()
+    return replace(
+        base,
+        name="subject",
+        optim=replace(base.optim, lr=5e-4, warmup_steps=50),
+        lora=LoraConfig(rank=16, convolutions=True),
+        train=replace(base.train, steps=800, batch_size=8, sample_every=200, checkpoint_every=200, ema_decay=0.98),
+    )

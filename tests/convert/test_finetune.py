@@ -82,13 +82,20 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finetuning(cascade: Path, resolution: int, *, lora: int = 0, **train: Any) -> Experiment:
     what = start_from(preset("finetune"), f"{cascade}#{resolution}")
     sampling = dataclasses.replace(what.stage.sampling, steps=2)  # of sample grids
-    options = {"steps": STEPS, "batch_size": 4, "precision": "fp32", "text_dropout": 0.5, "log_every": 1, **train}
+    fast = {
+        "steps": STEPS,
+        "batch_size": 4,
+        "precision": "fp32",
+        "text_dropout": 0.5,
+        "log_every": 1,
+        "gap_samples": 16,
+    }
     optim = dataclasses.replace(what.optim, lr=2e-3 if lora else 2e-4, warmup_steps=1, eps=1e-4)
     return dataclasses.replace(
         what,
         stage=dataclasses.replace(what.stage, sampling=sampling),
         data=dataclasses.replace(what.data, workers=0),
-        train=dataclasses.replace(what.train, **options),
+        train=dataclasses.replace(what.train, **fast, **train),
         optim=optim,
         lora=LoraConfig(rank=lora, convolutions=True),
     )
