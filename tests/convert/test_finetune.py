@@ -95,7 +95,7 @@ def finetuning(cascade: Path, resolution: int, *, lora: int = 0, **train: Any) -
         what,
         stage=dataclasses.replace(what.stage, sampling=sampling),
         data=dataclasses.replace(what.data, workers=0),
-        train=dataclasses.replace(what.train, **fast, **train),
+        train=dataclasses.replace(what.train, **{**fast, **train}),
         optim=optim,
         lora=LoraConfig(rank=lora, convolutions=True),
     )
