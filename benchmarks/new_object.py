@@ -34,14 +34,14 @@ from imagen.emoji.single import OBJECTS, objects
 from imagen.files import write_json
 from imagen.pictures import contact_sheet, write_png
 
-DRAWINGS, PRIOR, PROMPTS = 20, 192, 48
+DRAWINGS, PRIOR, PROMPTS = 20, 96, 48
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--object", default="teapot", help="an OpenMoji that is none of the 96")
-    parser.add_argument("--minutes", type=float, default=8.0, help="of training (default: 8)")
+    parser.add_argument("--minutes", type=float, default=7.0, help="of training (default: 7)")
     parser.add_argument("--weight", type=float, default=1.0, help="of the LoRA (default: 1)")
     parser.add_argument("--n", type=int, default=64, help="held-out prompts of old objects")
     parser.add_argument("--sheets", type=Path, help="folder for the sheets before and after")

@@ -16,7 +16,7 @@ from imagen.train.adapters import LORA_FILE, write_lora
 from imagen.train.callbacks import Callback
 from imagen.train.checkpoint import checkpoint_paths
 from imagen.train.experiment import Experiment
-from imagen.train.initial import base_path, read_initial
+from imagen.train.initial import base_path, read_initial, read_kept_unconditional
 from imagen.train.setup import TrainingRun
 
 
@@ -35,7 +35,7 @@ class StageExport(Callback):
                 info["converted_from"] = experiment.init.converted_from
 
         def write() -> None:
-            whole = weights
+            whole, kept = weights, read_kept_unconditional(run.folder)
             if experiment.lora.rank:
                 write_lora(run.folder / LORA_FILE, weights, experiment.stage, experiment.lora)
                 whole = merged(weights, experiment.lora.scale)
@@ -44,7 +44,7 @@ class StageExport(Callback):
                 stage=experiment.stage,
                 text=experiment.text,
                 weights=whole,
-                unconditional=run.data.unconditional,
+                unconditional=run.data.unconditional if kept is None else kept,
                 info=info,
             )
             copy_licences(run.folder, run.folder / "export")

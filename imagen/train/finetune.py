@@ -20,6 +20,7 @@ from imagen.train.initial import (
     find_source,
     keep_base,
     keep_licences,
+    keep_unconditional,
     load_initial,
     read_initial,
 )
@@ -139,6 +140,7 @@ def prepare(
     if init is not None and (adapts or not resumes):
         if not resumes:
             ranks.on_first(lambda: keep_licences(run, init))
+            ranks.on_first(lambda: keep_unconditional(run, init, experiment.text))
         if adapts:
             ranks.on_first(lambda: keep_base(run, init))
         tensors = read_initial(init, base_path(run, init) if adapts else None)

@@ -7,11 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from imagen.cascade.storage import Manifest, StageRecord, read_manifest, read_tensors, resolve_folder
+from imagen.cascade.storage import (
+    Manifest,
+    StageRecord,
+    read_manifest,
+    read_tensors,
+    read_unconditional,
+    resolve_folder,
+)
 from imagen.errors import UserError
 from imagen.files import copy_licences, replacing
+from imagen.tensors import save_tensors
+from imagen.text.config import TextConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +92,28 @@ def base_path(run: Path, init: InitConfig) -> Path:
 def keep_licences(run: Path, init: InitConfig) -> None:
     """Copy the LICENSE* files of the cascade into the run folder: every export contains them."""
     copy_licences(find_source(init.source).folder, run)
+
+
+UNCONDITIONAL = "unconditional"
+
+
+def keep_unconditional(run: Path, init: InitConfig, text: TextConfig | None) -> None:
+    """Copy the cascade's unconditional embedding into the run folder if it is that of `text`.
+
+    Exports use it. The one of training is rounded to bfloat16, as stored embeddings are: with that, the stage would not
+    go with the cascade's other stages.
+    """
+    source = find_source(init.source)
+    record = source.manifest.text
+    if record is not None and record.config == text:
+        with replacing(run / "base" / f"{UNCONDITIONAL}.safetensors") as temporary:
+            save_tensors({UNCONDITIONAL: read_unconditional(source.folder, record)}, temporary)
+
+
+def read_kept_unconditional(run: Path) -> Tensor | None:
+    """Return the embedding that `keep_unconditional` stored, float32 [L0, D]; None without one."""
+    path = run / "base" / f"{UNCONDITIONAL}.safetensors"
+    return load_file(path)[UNCONDITIONAL] if path.is_file() else None
 
 
 def keep_base(run: Path, init: InitConfig) -> Path:

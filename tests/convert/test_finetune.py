@@ -189,9 +189,9 @@ def test_the_pipeline_of_a_fine_tuned_stage_gives_the_same_images(
     text = {"tokenizer": original.tokenizer, "text_encoder": original.text_encoder}
     image = start(32 if name.endswith("II") else 16)
     options = {} if image is None else {"start": image}
-    (made,) = ours(monkeypatch, Cascade.load(runs[name]), 5, **options)
-    assert difference(made, theirs(monkeypatch, exported, image, 5, **text)) < 1e-3
-    before = theirs(monkeypatch, pipelines[len(name.partition("-")[2]) - 1], image, 5, **(text if image else {}))
+    (made,) = ours(monkeypatch, Cascade.load(runs[name]), 10, **options)
+    assert difference(made, theirs(monkeypatch, exported, image, 10, **text)) < 1e-3
+    before = theirs(monkeypatch, pipelines[len(name.partition("-")[2]) - 1], image, 10, **(text if image else {}))
     assert difference(made, before) > 3e-3
 
 
@@ -200,40 +200,42 @@ def test_diffusers_loads_the_adapter(
     monkeypatch: pytest.MonkeyPatch, pipelines: list[Path], cascade: Path, runs: dict[str, Path], name: str
 ) -> None:
     """In its own format, at a weight of 0.8, beside `imagen sample --lora FILE:0.8`."""
-    pytest.importorskip("peft")
+    peft = pytest.importorskip("peft")
     stage = 1 if name.endswith("II") else 0
     unet = diffusers.UNet2DConditionModel.from_pretrained(pipelines[stage] / "unet")
     unet.load_lora_adapter(runs[name] / "lora.safetensors", prefix="unet", adapter_name="style")
-    unet.set_adapters(["style"], [0.8])
+    for module in unet.modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer):
+            module.set_scale("style", 0.8)  # diffusers' own set_adapters fails for stage II's list of blocks
     image = start(32 if stage else 16)
     original = diffusers.IFPipeline.from_pretrained(pipelines[0])
     text = {"tokenizer": original.tokenizer, "text_encoder": original.text_encoder}
-    expected = theirs(monkeypatch, pipelines[stage], image, 5, unet=unet, **text)
+    expected = theirs(monkeypatch, pipelines[stage], image, 10, unet=unet, **text)
     model = Cascade.load(cascade)
     model.load_lora(runs[name] / "lora.safetensors", name="style", resolution=32 if stage else 16)
     options: dict[str, Any] = {"start": image} if image else {"stages": 1}
-    (made,) = ours(monkeypatch, model, 5, lora={"style": 0.8}, **options)
+    (made,) = ours(monkeypatch, model, 10, lora={"style": 0.8}, **options)
     assert difference(made, expected) < 1e-3
-    (plain,) = ours(monkeypatch, model, 5, **options)
+    (plain,) = ours(monkeypatch, model, 10, **options)
     assert difference(made, plain) > 3e-3
 
 
-def train_together(what: Experiment, shards: Path, run: Path) -> None:
+def train_together(whats: list[Experiment], shards: Path, folder: Path) -> None:
     with process_group() as ranks:
-        train_run(what, shards, run, ranks=ranks, report=lambda line: None)
+        for number, what in enumerate(whats):
+            train_run(what, shards, folder / str(number), ranks=ranks, report=lambda line: None)
 
 
-@pytest.mark.parametrize("lora", [0, 4], ids=["full", "lora"])
-def test_on_two_ranks(cascade: Path, shards: Path, runs: dict[str, Path], tmp_path: Path, lora: int) -> None:
-    run_on_ranks(2, train_together, finetuning(cascade, 16, lora=lora), shards, tmp_path / "run", timeout=120)
-    alone = Cascade.load(runs["lora-I" if lora else "full-I"]).stages[0].unet.state_dict()
-    for name, value in Cascade.load(tmp_path / "run").stages[0].unet.state_dict().items():
-        torch.testing.assert_close(value, alone[name], rtol=0, atol=2e-4)
+def test_on_two_ranks(cascade: Path, shards: Path, runs: dict[str, Path], tmp_path: Path) -> None:
+    whats = [finetuning(cascade, 16, lora=lora) for lora in (0, 4)]
+    run_on_ranks(2, train_together, whats, shards, tmp_path, timeout=120)
+    for number, name in enumerate(("full-I", "lora-I")):
+        alone = Cascade.load(runs[name]).stages[0].unet.state_dict()
+        for key, value in Cascade.load(tmp_path / str(number)).stages[0].unet.state_dict().items():
+            torch.testing.assert_close(value, alone[key], rtol=0, atol=2e-4)
 
 
 def test_stored_embeddings_are_refused(cascade: Path, shards: Path, tmp_path: Path) -> None:
     options = ("--init", f"{cascade}#16", "--data", shards, "--out", tmp_path / "run", "--device", "cpu")
     done = command("train", "finetune", *options, "--data.on_the_fly", "false")
     assert done.code == 2 and "set data.on_the_fly to true" in done.err, done
-    done = command("train", "finetune", *options, "--train.steps", 1, "--stage.sampling.steps", 2)
-    assert done.code == 0, done.err
