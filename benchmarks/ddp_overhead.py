@@ -1,9 +1,10 @@
-"""What sharing a batch between two processes costs: images a second of two ranks of one thread, by one of two threads.
+"""Measure the overhead of DDP: throughput of two ranks with one thread each, relative to one process with two threads.
 
     python benchmarks/ddp_overhead.py [--preset emoji_64] [--rounds 3] [--steps 60] [--json FILE] [--FIELD VALUE ...]
 
-The whole trainer, on emoji pictures, in alternation; the median of the logged images a second, of each round, without
-its first row. For a quiet machine: other work on the cores hits the two layouts differently.
+Runs `imagen train` on emoji images with both layouts in turn, in every round. The throughput of a run is the median of
+`images_per_s` in its metrics, without the first row. Needs an idle machine: other processes slow the two layouts down
+by different amounts.
 """
 
 import argparse
@@ -38,12 +39,13 @@ def main() -> None:
     one, two = (speeds[name] for name in LAYOUTS)
     ratios = [b / a for a, b in zip(one, two, strict=True)]
     shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-    print(f"two ranks by one process: median {statistics.median(ratios):.2f} of {shown}")
+    print(f"throughput of two ranks relative to one process: median {statistics.median(ratios):.2f} of {shown}")
     if options.json:
         write_json(options.json, {"machine": machine(), "preset": options.preset, "images_per_s": speeds})
 
 
 def images_per_s(options: argparse.Namespace, data: Path, run: Path, ranks: int, threads: int) -> float:
+    """Train in the new folder `run` with `ranks` ranks of `threads` threads, and return the throughput."""
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     fields = {"steps": options.steps, "log_every": 10, "checkpoint_every": 0, "gap_every": 0, "gap_samples": 2}
     train = ["-m", "imagen", "train", options.preset, "--data", str(data), "--out", str(run), "--data.workers", "0"]

@@ -1,14 +1,14 @@
-"""Decoding and resizing a JPEG of 1024 x 1024 on one core: the loader's path beside Pillow's, in one run.
+"""Measure decoding and resizing of 1024 x 1024 JPEG files on one core, with the loader's code and with Pillow.
 
     python benchmarks/decode.py [--pictures N] [--rounds N] [--json FILE]
 
-Pillow decodes in full and reduces with its bicubic filter, which is what FID is usually measured on. The paths take
-turns, picture by picture and in an order that is reversed every other round. The pictures are made here: emoji
-drawings under noise with the spectrum of photographs (amplitude 1/f), quality 90, 4:2:0. Needs `imagen-cascade[demo]`.
+Pillow decodes at full size and downsamples with its bicubic filter, the usual preprocessing for FID. The methods take
+turns for each image, in an order that is reversed every other round. The script generates the images: emoji drawings
+with added noise that has the spectrum of photographs (amplitude 1/f), quality 90, 4:2:0. Needs `imagen-cascade[demo]`.
 
-Reading the entropy code takes most of the time of a scaled decode and grows with the bytes, so there are two amounts
-of noise. One gives 2.2 bits a pixel: three photographs that come with matplotlib (grace_hopper) and scikit-learn
-(flower, china) take 2.2, 1.4 and 2.9 at this quality. The other gives 3.3.
+Entropy decoding takes most of the time of a scaled decode and grows with the file size, so two noise amplitudes are
+measured. One gives 2.2 bits per pixel; for comparison, three photographs that come with matplotlib (grace_hopper) and
+scikit-learn (flower, china) take 2.2, 1.4 and 2.9 at this quality. The other gives 3.3.
 """
 
 import argparse
@@ -33,35 +33,36 @@ from imagen.files import write_json
 
 SIDE = 1024
 TARGETS = (64, 256)
-NOISE = {"2.2 bits a pixel": 11.0, "3.3 bits a pixel": 22.0}  # levels, standard deviation
+NOISE = {"2.2 bits per pixel": 11.0, "3.3 bits per pixel": 22.0}  # standard deviation, in levels of 255
 COLOURS = ("blue", "green", "orange", "purple", "red", "yellow")
 
 
-def fast(data: bytes, side: int) -> np.ndarray:
-    """What the loader does for training."""
+def imagen_scaled(data: bytes, side: int) -> np.ndarray:
+    """Decode and resize as the loader does in training."""
     return fit(decode(data, min_side=2 * side), side).numpy().transpose(1, 2, 0)
 
 
-def full(data: bytes, side: int) -> np.ndarray:
-    """What it does with data.full_decode."""
+def imagen_full(data: bytes, side: int) -> np.ndarray:
+    """Decode and resize as the loader does with data.full_decode."""
     return fit(decode(data), side).numpy().transpose(1, 2, 0)
 
 
 def pillow(data: bytes, side: int) -> np.ndarray:
+    """Decode at full size and downsample with Pillow's bicubic filter."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def pillow_draft(data: bytes, side: int) -> np.ndarray:
-    """Pillow with its own scaling in the DCT domain, at twice the side as well."""
+    """Decode with Pillow's scaling in the DCT domain, to at least twice the side, and downsample."""
     image = Image.open(io.BytesIO(data))
     image.draft("RGB", (2 * side, 2 * side))
     return np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
 
 
-PATHS: dict[str, Callable[[bytes, int], np.ndarray]] = {
-    "imagen": fast,
-    "imagen, full decode": full,
+METHODS: dict[str, Callable[[bytes, int], np.ndarray]] = {
+    "imagen": imagen_scaled,
+    "imagen, full decode": imagen_full,
     "Pillow, draft mode": pillow_draft,
     "Pillow": pillow,
 }
@@ -69,15 +70,15 @@ PATHS: dict[str, Callable[[bytes, int], np.ndarray]] = {
 
 @dataclass
 class Result:
-    """One path at one size."""
+    """Timings and pixel errors of one method at one output size."""
 
     clock: Clock = field(default_factory=Clock)
-    largest: int = 0  # difference from Pillow's pixels, in levels
-    mean: float = 0.0
+    largest: int = 0  # difference from Pillow's pixels, in levels of 255
+    mean: float = 0.0  # mean absolute difference, likewise
 
 
-def picture(index: int, noise: float) -> bytes:
-    """A JPEG of SIDE x SIDE: a drawing under coloured noise whose amplitude falls as 1/f."""
+def make_jpeg(index: int, noise: float) -> bytes:
+    """Return a JPEG file of SIDE x SIDE pixels: a drawing with coloured noise of amplitude 1/f."""
     random = np.random.default_rng(index)
     drawing = compose(emojis()[index * 7], COLOURS[index % len(COLOURS)]).render(SIDE)
     pixels = np.asarray(Image.open(io.BytesIO(drawing)).convert("RGB")).astype(np.float32)
@@ -85,7 +86,7 @@ def picture(index: int, noise: float) -> bytes:
     frequency[0, 0] = np.inf
     waves = [np.fft.irfft2(np.fft.rfft2(random.standard_normal((SIDE, SIDE))) / frequency) for _ in range(3)]
     light, warm, green = (wave / wave.std() for wave in waves)
-    # As in photographs, most of it is brightness, little is colour.
+    # As in photographs, brightness varies more than colour.
     noise_HWC = noise * np.stack([light + 0.25 * warm, light + 0.15 * green, light - 0.25 * warm], axis=-1)
     file = io.BytesIO()
     image = Image.fromarray((pixels * 0.8 + 25 + noise_HWC).round().clip(0, 255).astype(np.uint8))
@@ -93,24 +94,26 @@ def picture(index: int, noise: float) -> bytes:
     return file.getvalue()
 
 
-def measure(pictures: list[bytes], side: int, rounds: int) -> dict[str, Result]:
-    results = {name: Result() for name in PATHS}
+def measure(files: list[bytes], side: int, rounds: int) -> dict[str, Result]:
+    """Return the result of each method, over `rounds` rounds after one round of warm-up."""
+    results = {name: Result() for name in METHODS}
     for round in range(rounds + 1):
-        order = list(PATHS) if round % 2 else list(PATHS)[::-1]
-        for data in pictures:
+        order = list(METHODS) if round % 2 else list(METHODS)[::-1]
+        for data in files:
             for name in order:
                 with results[name].clock.running():
-                    PATHS[name](data, side)
+                    METHODS[name](data, side)
         if round == 0:
             for result in results.values():
                 result.clock.forget()
     for name, result in results.items():
-        apart = [np.abs(PATHS[name](data, side).astype(int) - pillow(data, side)) for data in pictures]
-        result.largest, result.mean = max(int(a.max()) for a in apart), float(np.mean(apart))
+        errors = [np.abs(METHODS[name](data, side).astype(int) - pillow(data, side)) for data in files]
+        result.largest, result.mean = max(int(error.max()) for error in errors), float(np.mean(errors))
     return results
 
 
-def row(name: str, side: int, result: Result, reference: Result) -> dict[str, Any]:
+def result_row(name: str, side: int, result: Result, reference: Result) -> dict[str, Any]:
+    """Return the row of the JSON file for one method; ratios are relative to `reference`, which is Pillow."""
     return {
         "path": name,
         "side": side,
@@ -126,8 +129,8 @@ def row(name: str, side: int, result: Result, reference: Result) -> dict[str, An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=12, metavar="N", help="different ones (default: 12)")
-    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="times each is decoded (default: 10)")
+    parser.add_argument("--pictures", type=int, default=12, metavar="N", help="number of images (default: 12)")
+    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="decodes per image (default: 10)")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"), metavar="FILE")
     options = parser.parse_args()
     check_number("--pictures", options.pictures, least=1)
@@ -137,14 +140,14 @@ def main() -> None:
     print(describe_machine(facts))
     rows = []
     for detail, noise in NOISE.items():
-        pictures = [picture(index, noise) for index in range(options.pictures)]
-        kilobytes = statistics.mean(map(len, pictures)) / 1e3
-        print(f"\n{len(pictures)} pictures of {SIDE} x {SIDE}, {detail}, {kilobytes:.0f} kB on average")
-        print(f"{'':<28}{'images/s':>10}{'x Pillow':>10}{'a CPU s':>10}{'x Pillow':>10}{'largest':>9}{'mean':>7}")
+        files = [make_jpeg(index, noise) for index in range(options.pictures)]
+        kilobytes = statistics.mean(map(len, files)) / 1e3
+        print(f"\n{len(files)} images of {SIDE} x {SIDE}, {detail}, {kilobytes:.0f} kB on average")
+        print(f"{'':<28}{'images/s':>10}{'x Pillow':>10}{'per CPU s':>10}{'x Pillow':>10}{'largest':>9}{'mean':>7}")
         for side in TARGETS:
-            results = measure(pictures, side, options.rounds)
+            results = measure(files, side, options.rounds)
             for name, result in results.items():
-                values = {"detail": detail, "kilobytes": kilobytes} | row(name, side, result, results["Pillow"])
+                values = {"detail": detail, "kilobytes": kilobytes} | result_row(name, side, result, results["Pillow"])
                 rows.append(values)
                 print(
                     f"{f'-> {side}: {name}':<28}"
@@ -152,7 +155,7 @@ def main() -> None:
                     f"{values['images_per_cpu_s']:>10.0f}{values['as_fast_as_pillow_cpu']:>10.2f}"
                     f"{result.largest:>9}{result.mean:>7.2f}"
                 )
-    print("\n(medians; ratios of medians; differences from Pillow's pixels in levels of 255)")
+    print("\n(medians and ratios of medians; largest and mean difference from Pillow's pixels, in levels of 255)")
     write_json(options.json, {"machine": facts, "paths": rows})
     print(f"wrote {options.json}")
 

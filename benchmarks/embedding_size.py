@@ -1,9 +1,10 @@
-"""What the stored text embeddings of a data set take, beside padded float32 ones.
+"""Compare the size of a data set's stored text embeddings with that of padded float32 embeddings.
 
     python benchmarks/embedding_size.py SHARDS
 
-Counted are the bytes of every sidecar in SHARDS, header, hashes and all; beside them N x max_tokens x D x 4 bytes, the
-same embeddings padded to the token limit in float32. Trimming decides: the factor is 2 x max_tokens / (mean tokens).
+Sums the file sizes of all sidecars in SHARDS, headers and hashes included. The same N embeddings of dimension D, padded
+to the token limit in float32, would take N x max_tokens x D x 4 bytes. The ratio is 2 x max_tokens / (mean tokens), so
+it depends mostly on the length of the captions.
 """
 
 import argparse
@@ -18,7 +19,7 @@ T5_XXL = 4096  # embedding dimension
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards", type=Path, metavar="SHARDS", help="encoded by `imagen data encode`")
+    parser.add_argument("shards", type=Path, metavar="SHARDS", help="shards encoded by `imagen data encode`")
     sidecars = defaultdict(list)
     for folder in splits(parser.parse_args().shards).values():
         for path in sorted(folder.glob("*.text.safetensors")):
@@ -30,12 +31,15 @@ def main() -> None:
         width = files[0]["tokens"].shape[1]
         stored = sum(file.path.stat().st_size for file in files)
         padded = captions * limit * width * 4
-        print(f"{encoder}: {captions} captions of {tokens / captions:.1f} tokens, {width} numbers each")
+        print(f"{encoder}: {captions} captions, {tokens / captions:.1f} tokens per caption, dimension {width}")
         print(f"  trimmed bfloat16, as stored            {stored:>15,} bytes")
-        print(f"  padded to {limit:>4} in float32            {padded:>15,} bytes   {padded / stored:.1f} times")
+        print(f"  padded to {limit:>4} in float32            {padded:>15,} bytes   {padded / stored:.1f} x")
         large = tokens * T5_XXL * 2, captions * limit * T5_XXL * 4
         gib = [bytes_ / captions * 1e6 / 2**30 for bytes_ in large]
-        print(f"  a million such captions, as many tokens from T5-XXL: {gib[0]:,.0f} GiB, padded {gib[1]:,.0f} GiB")
+        print(
+            f"  a million captions with this mean length from T5-XXL: {gib[0]:,.0f} GiB trimmed, "
+            f"{gib[1]:,.0f} GiB padded"
+        )
 
 
 if __name__ == "__main__":

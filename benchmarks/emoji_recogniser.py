@@ -1,9 +1,10 @@
-"""How often the recogniser is right about real drawings of held-out combinations, clean and degraded.
+"""Measure the accuracy of the emoji recogniser on held-out drawings, clean and degraded.
 
     python benchmarks/emoji_recogniser.py
 
-The judge of the emoji models is judged: on pictures rendered from the drawings, of combinations of object and colour,
-pairs and numbers that no training shows; as they are, and blurred and noised as a model's might be.
+`imagen evaluate-emoji` scores emoji models with this recogniser. Here it classifies images rendered from the drawings,
+with combinations of object and colour, pairs and counts that are in no training set. The images are evaluated
+unchanged, and with blur and noise like those of generated images.
 """
 
 import argparse
@@ -21,8 +22,8 @@ from imagen.emoji.scene import Scene, groups, pairs
 from imagen.emoji.single import Composition, objects
 
 
-def asked(picture: Picture) -> HeldoutPrompt:
-    """What a prompt for this picture would ask for."""
+def prompt_of(picture: Picture) -> HeldoutPrompt:
+    """Return the prompt that describes this image."""
     first, last = picture.placed[0].emoji.name, picture.placed[-1].emoji.name
     if isinstance(picture, Composition):
         return HeldoutPrompt(picture.caption, picture.colour, first)
@@ -34,9 +35,9 @@ def asked(picture: Picture) -> HeldoutPrompt:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recogniser", help="folder (default: the package's)")
-    parser.add_argument("--objects", type=int, default=96)
-    parser.add_argument("--n", type=int, default=384, help="scenes of each kind")
+    parser.add_argument("--recogniser", help="folder of the recogniser (default: the packaged one)")
+    parser.add_argument("--objects", type=int, default=96, help="number of objects (default: 96)")
+    parser.add_argument("--n", type=int, default=384, help="number of scenes per kind (default: 384)")
     options = parser.parse_args()
     recogniser, usual = load_recogniser(options.recogniser), objects(options.objects)
     kinds: dict[str, list[Picture]] = {
@@ -44,7 +45,7 @@ def main() -> None:
         "relation": [*pairs(usual, options.n, heldout=True)],
         "count": [*groups(usual, options.n, heldout=True)],
     }
-    prompts = {kind: [asked(picture) for picture in pictures] for kind, pictures in kinds.items()}
+    prompts = {kind: [prompt_of(picture) for picture in pictures] for kind, pictures in kinds.items()}
     clean = {kind: [Image.open(io.BytesIO(p.render(64))) for p in pictures] for kind, pictures in kinds.items()}
     for blur, noise in ((0.0, 0.0), (1.0, 16.0), (1.5, 32.0)):
         rng = np.random.default_rng(0)

@@ -1,12 +1,13 @@
-"""Real optimizer steps of the training jobs at their full size, with the trainer, on emoji pictures.
+"""Run optimizer steps of the presets at full size, with the trainer, on emoji images.
 
     python benchmarks/full_size_step.py [PRESET ...] [--batch 2] [--micro-batch 1] [--steps 1] [--no-checkpoint]
 
-Text embeddings are random numbers in the shapes of T5-11B's (1024 a token); all else is what `imagen train` does:
-loader, noising, forward, backward, clip, optimizer, averages, checkpoint (in a temporary folder). Prints loss,
-gradient norm, seconds a step, and the largest memory of the process. `--ranks 4 --shard 4 --levels 3 --blocks 1` runs
-the first levels of a preset, with that many residual blocks each, shared by that many gloo ranks, which build their
-networks in turn: the machine needs room for one whole network at a time.
+Text embeddings are random, with the shapes of T5-11B's (dimension 1024). The rest is what `imagen train` does: loader,
+forward process, forward and backward pass, clipping, optimizer, EMAs, and a checkpoint in a temporary folder. Prints
+loss, gradient norm, seconds per step, and the peak memory of the process.
+
+`--ranks 4 --shard 4 --levels 3 --blocks 1` runs the first 3 levels of a preset with one residual block each, sharded
+over 4 gloo ranks. The ranks build their networks one after another, so memory holds only one full network at a time.
 """
 
 import argparse
@@ -56,21 +57,20 @@ def main() -> None:
             random_embeddings(data, text)
         for name in options.presets or JOBS:
             torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(options.ranks)]
-            again = [__file__, name, *sys.argv[1 + len(options.presets) :], "--data", str(data)]
-            subprocess.run([sys.executable, "-m", *torchrun, *again], check=True)
+            script = [__file__, name, *sys.argv[1 + len(options.presets) :], "--data", str(data)]
+            subprocess.run([sys.executable, "-m", *torchrun, *script], check=True)
 
 
 def run(options: argparse.Namespace, name: str, data: Path) -> None:
-    """One rank's part."""
+    """Train preset `name` as one rank."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.ranks))
-    what = experiment(options, name)
+    config = experiment(options, name)
     with process_group("cpu") as ranks, tempfile.TemporaryDirectory() as scratch:
         folder = ranks.on_first(lambda: scratch)
         if ranks.world_size > 1:
-            what = dataclasses.replace(what, parallel=ParallelConfig(shard=options.shard))
-        if ranks.world_size > 1:
+            config = dataclasses.replace(config, parallel=ParallelConfig(shard=options.shard))
             build_in_turn(ranks)
-        trainer = Trainer(what, data, Path(folder), ranks=ranks)
+        trainer = Trainer(config, data, Path(folder), ranks=ranks)
         if options.no_checkpoint:
             trainer.run.checkpointer.checkpoints.save = lambda *_: None  # type: ignore[method-assign]
         began = time.monotonic()
@@ -82,14 +82,14 @@ def run(options: argparse.Namespace, name: str, data: Path) -> None:
             last, parameters = rows[-1], trainer.run.model.parameters
             print(
                 f"{name}: {parameters / 1e6:,.1f}M parameters, loss {last['loss']:.4f}, gradient norm "
-                f"{last['grad_norm']:.4f}, {what.train.batch_size / last['images_per_s']:.1f} s a step of "
-                f"{what.train.batch_size}, {seconds:.0f} s in all, peak {max(peak):.1f} GiB a rank",
+                f"{last['grad_norm']:.4f}, {config.train.batch_size / last['images_per_s']:.1f} s per step of "
+                f"{config.train.batch_size} images, {seconds:.0f} s in total, peak {max(peak):.1f} GiB per rank",
                 flush=True,
             )
 
 
 def build_in_turn(ranks: Ranks) -> None:
-    """From here on, a rank builds its whole network when the ranks before it have kept their parts of theirs."""
+    """Patch training so that each rank builds its full network only after the previous ranks have sharded theirs."""
     build, shard = training.UNet, training.parallelize
 
     def build_later(config: UNetConfig) -> nn.Module:
@@ -107,19 +107,20 @@ def build_in_turn(ranks: Ranks) -> None:
 
 
 def experiment(options: argparse.Namespace, name: str) -> Experiment:
-    what = preset(name)
-    unet = what.stage.unet
+    """Return preset `name` with the changes that the options request."""
+    base = preset(name)
+    unet = base.stage.unet
     levels = unet.levels[: options.levels]
     if options.blocks:
         levels = tuple(dataclasses.replace(level, blocks=options.blocks) for level in levels)
     unet = dataclasses.replace(unet, levels=levels)
     return dataclasses.replace(
-        what,
-        stage=dataclasses.replace(what.stage, unet=unet),
-        data=dataclasses.replace(what.data, workers=0, crop=options.crop or what.data.crop),
-        optim=OptimConfig(algorithm="adafactor", betas=(0.0, 0.999)) if options.adafactor else what.optim,
+        base,
+        stage=dataclasses.replace(base.stage, unet=unet),
+        data=dataclasses.replace(base.data, workers=0, crop=options.crop or base.data.crop),
+        optim=OptimConfig(algorithm="adafactor", betas=(0.0, 0.999)) if options.adafactor else base.optim,
         train=dataclasses.replace(
-            what.train,
+            base.train,
             steps=options.steps,
             batch_size=options.batch,
             micro_batch=options.micro_batch,
@@ -130,6 +131,7 @@ def experiment(options: argparse.Namespace, name: str) -> Experiment:
 
 
 def random_embeddings(data: Path, text: TextConfig | None) -> None:
+    """Write sidecars of random embeddings for all captions in `data`."""
     if text is None:
         return
     index_folder(data)
@@ -151,12 +153,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--micro-batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--crop", type=int, help="side of the crops of a super-resolution preset")
-    parser.add_argument("--blocks", type=int, help="residual blocks a level, in place of the preset's")
-    parser.add_argument("--levels", type=int, help="the first so many levels of the preset alone")
-    parser.add_argument("--adafactor", action="store_true", help="in place of the preset's optimizer: little memory")
+    parser.add_argument("--blocks", type=int, help="residual blocks per level (default: the preset's)")
+    parser.add_argument("--levels", type=int, help="use only the first LEVELS levels of the preset")
+    parser.add_argument("--adafactor", action="store_true", help="replace the preset's optimizer, to save memory")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--shard", type=int, default=1)
-    parser.add_argument("--no-checkpoint", action="store_true", help="which copies all tensors: memory")
+    parser.add_argument("--no-checkpoint", action="store_true", help="save no checkpoint, which would copy all tensors")
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 

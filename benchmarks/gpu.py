@@ -1,14 +1,14 @@
-"""All that is to be known of a GPU, in ten minutes: training and sampling at full size, memory against the plan.
+"""Measure a GPU in ten minutes: training and sampling at full size, and memory compared with the plan.
 
     python benchmarks/gpu.py [--section NAME ...] [--out DIR] [--packages DIR] [--dry-run]
 
-Each section is a process of its own with a time limit, and its rows are written to DIR/gpu.json when it is done, so
-that whatever ends this early leaves what is known by then. What is out of memory says so, in a row. Needs torch 2.11
-and the checkout; --packages names a folder of further packages (`pip install --target`), such as diffusers, to compare
-with. --dry-run runs every section at tiny sizes on the CPU: what it prints is no measurement.
+Each section runs in a separate process with a time limit. Its rows are written to DIR/gpu.json when it ends, so an
+interrupted benchmark leaves the results of the completed sections. A case that exceeds the memory gets the row "out of
+memory". Needs torch 2.11 and the checkout. --packages names a folder of additional packages (`pip install --target`),
+such as diffusers for comparison. --dry-run runs every section at tiny sizes on the CPU; its times mean nothing.
 
-Times are medians of CUDA events. MFU is of the matrix products that training needs (`imagen.train.flops`), over the
-peak that the maker states. Weights that start at zero get small random values, and inputs are random.
+Times are medians of CUDA events. MFU counts the matrix products that training needs (`imagen.train.flops`), relative to
+the manufacturer's stated peak. Weights initialized to zero get small random values, and inputs are random.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 Rows = Iterator[dict[str, Any]]
-# Seconds that a section may take, in the order of what matters; together they leave a minute of ten.
+# Time limit of each section in seconds, most important first. Their sum is nine minutes.
 LIMITS = {
     "card": 50,
     "train_397m": 130,
@@ -52,29 +52,31 @@ def main() -> None:
     path, results = options.out / "gpu.json", {}
     for section in options.section or LIMITS:
         began = time.monotonic()
-        rows, ended = started(section, options)
+        rows, ended = run_section(section, options)
         results[section] = {"rows": rows, "ended": ended, "seconds": round(time.monotonic() - began, 1)}
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(results, indent=2))
         os.replace(temporary, path)
         print(f"\n== {section}: {ended}, {results[section]['seconds']} s", flush=True)
         for row in rows:
-            print("  " + ", ".join(f"{name} {shown(value)}" for name, value in row.items()), flush=True)
+            print("  " + ", ".join(f"{name} {formatted(value)}" for name, value in row.items()), flush=True)
     print(f"\nwritten: {path}")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--section", nargs="+", choices=LIMITS, metavar="NAME", help=f"of {', '.join(LIMITS)}")
+    parser.add_argument(
+        "--section", nargs="+", choices=LIMITS, metavar="NAME", help=f"default: all of {', '.join(LIMITS)}"
+    )
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", Path(__file__).parent / "gpu")))
-    parser.add_argument("--packages", type=Path, help="a folder of packages that this Python lacks")
+    parser.add_argument("--packages", type=Path, help="folder of packages that are not installed")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU")
     parser.add_argument("--run", choices=LIMITS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def started(section: str, options: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
-    """(rows of a section, how it ended), from a process of its own."""
+def run_section(section: str, options: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
+    """Run a section in a new process; return its rows, and "done" or the reason why it ended early."""
     command = [sys.executable, __file__, "--run", section]
     command += ["--packages", str(options.packages)] if options.packages else []
     command += ["--dry-run"] if options.dry_run else []
@@ -95,6 +97,7 @@ def started(section: str, options: argparse.Namespace) -> tuple[list[dict[str, A
 
 
 def run_one(options: argparse.Namespace) -> None:
+    """Run the section `options.run` in this process, and print its rows for `run_section`."""
     import torch
 
     from imagen.devices import set_up
@@ -111,12 +114,12 @@ def run_one(options: argparse.Namespace) -> None:
         print("ROW " + json.dumps(row), flush=True)
 
 
-def shown(value: Any) -> str:
+def formatted(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def timed(function: Callable[[], object], device: Any, repeats: int = 20, warm_up: int = 3) -> float:
-    """Median milliseconds of `function`, by events of the device."""
+    """Return the median duration of `function` in milliseconds, by CUDA events on a GPU."""
     import torch
 
     taken = []
@@ -138,6 +141,7 @@ def timed(function: Callable[[], object], device: Any, repeats: int = 20, warm_u
 
 
 def memory(device: Any) -> dict[str, float]:
+    """Return the peak of allocated and reserved memory in GiB; nothing on a CPU."""
     import torch
 
     if device.type != "cuda":
@@ -147,12 +151,12 @@ def memory(device: Any) -> dict[str, float]:
     return {"allocated_gib": allocated / gib, "reserved_gib": reserved / gib}
 
 
-def fitting(rows: Callable[[], dict[str, Any]], **about: Any) -> dict[str, Any]:
-    """A row, or that there was no memory for it."""
+def or_out_of_memory(row: Callable[[], dict[str, Any]], **about: Any) -> dict[str, Any]:
+    """Return `about` and the fields of `row`, or the result "out of memory"."""
     import torch
 
     try:
-        return {**about, **rows()}
+        return {**about, **row()}
     except torch.OutOfMemoryError:
         return {**about, "result": "out of memory"}
     finally:
@@ -165,7 +169,7 @@ def fitting(rows: Callable[[], dict[str, Any]], **about: Any) -> dict[str, Any]:
 
 
 def card(device: Any, dry: bool) -> Rows:
-    """Versions, the two peaks, our kernels against their references and torch's, and what attention runs in."""
+    """Measure peak throughput of matrix products and copies, our kernels and torch's, and attention backends."""
     import torch
     import torch.nn.functional as F
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -195,29 +199,29 @@ def card(device: Any, dry: bool) -> Rows:
         def ours(x: Any = x, weight: Any = weight, bias: Any = bias) -> Any:
             return group_norm(x, weight, bias, 32, 1e-5, "silu")
 
-        def torchs(x: Any = x, weight: Any = weight, bias: Any = bias) -> Any:
+        def torch_norm(x: Any = x, weight: Any = weight, bias: Any = bias) -> Any:
             return F.silu(F.group_norm(x.float(), 32, weight.float(), bias.float())).to(x.dtype)
 
-        def both_ways(function: Any, dy: Any = dy, leaves: Any = leaves) -> Any:
+        def forward_backward(function: Any, dy: Any = dy, leaves: Any = leaves) -> Any:
             return torch.autograd.grad(function(), leaves, dy)
 
         wide = [value.detach().double().requires_grad_() for value in leaves]
         exact = F.silu(F.group_norm(wide[0], 32, wide[1], wide[2]))
-        pairs = zip(both_ways(ours), torch.autograd.grad(exact, wide, dy.double()), strict=True)
+        pairs = zip(forward_backward(ours), torch.autograd.grad(exact, wide, dy.double()), strict=True)
         errors = [float((a.double() - b).norm() / b.norm()) for a, b in [(ours().detach(), exact.detach()), *pairs]]
         yield {
             "group_norm": list(shape),
             "kernel": "triton" if uses_triton(device) else "reference",
             "largest_error": max(errors),
-            "ours_ms": timed(partial(both_ways, ours), device),
-            "torch_ms": timed(partial(both_ways, torchs), device),
+            "ours_ms": timed(partial(forward_backward, ours), device),
+            "torch_ms": timed(partial(forward_backward, torch_norm), device),
             "bytes_moved_if_16_each": 16 * x.numel(),
         }
     shape = (2, 3, 8, 8) if dry else (6, 3, 256, 256)
-    drawn, expected = philox.normal(shape, 7, 100, 1, device), philox.normal(shape, 7, 100, 1, "cpu")
+    noise, expected = philox.normal(shape, 7, 100, 1, device), philox.normal(shape, 7, 100, 1, "cpu")
     yield {
         "noise": list(shape),
-        "largest_difference_from_cpu": float((drawn.cpu() - expected).abs().max()),
+        "largest_difference_from_cpu": float((noise.cpu() - expected).abs().max()),
         "ms": timed(lambda: philox.normal(shape, 7, 100, 1, device), device),
     }
     B, heads, queries, keys, c = (1, 2, 16, 20, 8) if dry else (16, 14, 1024, 1152, 32)
@@ -230,7 +234,7 @@ def card(device: Any, dry: bool) -> Rows:
                 with sdpa_kernel(getattr(SDPBackend, name)):
                     row[how] = timed(partial(F.scaled_dot_product_attention, q, k, v, attn_mask=given), device, 5, 1)
             except RuntimeError:
-                row[how] = None  # it does not take this
+                row[how] = None  # the backend does not support these inputs
         yield row
 
 
@@ -238,7 +242,7 @@ def card(device: Any, dry: bool) -> Rows:
 
 
 class Training:
-    """The trainer's step on random pictures, without the loader."""
+    """The trainer's step on random images, without the loader."""
 
     def __init__(self, name: str, batch: int, device: Any, compiled: bool) -> None:
         import torch
@@ -252,23 +256,23 @@ class Training:
         from imagen.train.optim import build_optimizer
         from imagen.train.parallel import parallelize
 
-        self.experiment = what = preset(name)
+        self.experiment = experiment = preset(name)
         self.batch, self.device, self.number = batch, device, 0
         with device:
-            self.unet = UNet(what.stage.unet)
+            self.unet = UNet(experiment.stage.unet)
         fill_zeros(self.unet)
         self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         dtype = autocast_dtype(device, "bf16")
-        halved = device.type == "cuda"
-        self.copy = LowPrecisionCopy(self.unet, torch.bfloat16) if halved else None
-        parallel = replace(what.parallel, compile=compiled, shard=1)
+        low_precision = device.type == "cuda"
+        self.copy = LowPrecisionCopy(self.unet, torch.bfloat16) if low_precision else None
+        parallel = replace(experiment.parallel, compile=compiled, shard=1)
         parallelize(self.unet if self.copy is None else self.copy.network, parallel, None)
-        self.autocast = nullcontext if halved else partial(autocast, device, dtype)
-        self.optimizer = build_optimizer(self.unet.named_parameters(), what.optim)
+        self.autocast = nullcontext if low_precision else partial(autocast, device, dtype)
+        self.optimizer = build_optimizer(self.unet.named_parameters(), experiment.optim)
         self.ema = Ema(self.unet, 0.9999)
-        text = what.text
-        self.noising = ForwardProcess(
-            *(what.stage,),
+        text = experiment.text
+        self.forward_process = ForwardProcess(
+            experiment.stage,
             seed=0,
             batch_size=batch,
             device=device,
@@ -285,21 +289,22 @@ class Training:
         batch = random_batch(self.experiment, self.number * self.batch, self.batch)
         batch = batch.pin_memory() if self.device.type == "cuda" else batch
         self.optimizer.set_learning_rate(1e-6)
-        launched = launch_step(
+        pending = launch_step(
             self.unet,
             [batch],
             1,
-            self.noising,
+            self.forward_process,
             self.optimizer,
             clip_norm=1.0,
             autocast=self.autocast,
             copy=self.copy,
         )
         self.ema.update(self.unet, self.number)
-        return launched
+        return pending
 
 
 def fill_zeros(unet: Any) -> None:
+    """Set parameters that are zero to small random values."""
     import torch
 
     with torch.no_grad():
@@ -309,17 +314,18 @@ def fill_zeros(unet: Any) -> None:
 
 
 def training(name: str, batch: int, device: Any, compiled: bool, dry: bool) -> dict[str, Any]:
+    """Measure the training step of preset `name`: time, throughput, MFU, memory, synchronisations and kernels."""
     import torch
 
     from imagen.gpus import identify_gpu
-    from imagen.train.flops import meta_unet, picture_flops
+    from imagen.train.flops import image_flops, meta_unet
 
     began = time.monotonic()
     step = Training(name, batch, device, compiled)
     first = step().result()
     started_s = time.monotonic() - began
     ms = timed(step, device, 1 if dry else 10, 1)
-    flops = picture_flops(meta_unet(step.experiment), step.experiment, backward=True) * batch
+    flops = image_flops(meta_unet(step.experiment), step.experiment, backward=True) * batch
     row = {"start_s": started_s, "ms": ms, "images_per_s": 1e3 * batch / ms, "loss": sum(first.losses) / batch}
     gpu = None if dry else identify_gpu(torch.cuda.get_device_name())
     if gpu is not None and gpu.tflops is not None:
@@ -327,12 +333,12 @@ def training(name: str, batch: int, device: Any, compiled: bool, dry: bool) -> d
     row |= memory(device)
     if not dry:
         row["synchronisations"] = synchronisations(step)
-        row["kernels"], row["slowest"] = busiest(step)
+        row["kernels"], row["slowest"] = slowest_kernels(step)
     return row
 
 
 def synchronisations(step: Callable[[], object]) -> int:
-    """How often a step waits for the device, as torch finds it."""
+    """Count the synchronisations with the device that torch reports during a step."""
     import warnings
 
     import torch
@@ -348,8 +354,8 @@ def synchronisations(step: Callable[[], object]) -> int:
     return sum("synchronizing" in str(warning.message) for warning in caught)
 
 
-def busiest(step: Callable[[], object], most: int = 6) -> tuple[int, list[str]]:
-    """(kernels of a step, those that take most of its time, with their share)."""
+def slowest_kernels(step: Callable[[], object], most: int = 6) -> tuple[int, list[str]]:
+    """Return the number of kernel launches of a step, and the `most` slowest kernels with their share of its time."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -363,25 +369,25 @@ def busiest(step: Callable[[], object], most: int = 6) -> tuple[int, list[str]]:
     return sum(event.count for event in kernels), slowest
 
 
-def planned(name: str, batch: int) -> dict[str, Any]:
-    """What the plan says a GPU needs for it."""
+def planned_memory(name: str, batch: int) -> dict[str, Any]:
+    """Return the peak memory in GiB that `imagen plan` predicts for one GPU."""
     from imagen.presets import preset
     from imagen.train.plan import plan
 
-    what = preset(name)
-    what = replace(what, train=replace(what.train, batch_size=batch, micro_batch=batch))
-    what = replace(what, parallel=replace(what.parallel, shard=1))
-    found = plan(what, 1, "b200")["memory"]
-    return {"planned_gib": found["peak"] / 2**30}
+    experiment = preset(name)
+    experiment = replace(experiment, train=replace(experiment.train, batch_size=batch, micro_batch=batch))
+    experiment = replace(experiment, parallel=replace(experiment.parallel, shard=1))
+    return {"planned_gib": plan(experiment, 1, "b200")["memory"]["peak"] / 2**30}
 
 
 def train_rows(cases: list[tuple[str, int, bool]], device: Any, dry: bool) -> Rows:
+    """Measure each case, (preset, batch, compiled), and predict its memory. dry: use a tiny preset instead."""
     for name, batch, compiled in [("debug_64", 2, False)] if dry else cases:
         about = {"preset": name, "batch": batch, "compiled": compiled}
-        row = fitting(partial(training, name, batch, device, compiled, dry), **about)
+        row = or_out_of_memory(partial(training, name, batch, device, compiled, dry), **about)
         yield row
         if "ms" in row and not compiled:
-            yield {"preset": name, "batch": batch, **fitting(partial(planned, name, batch))}
+            yield {"preset": name, "batch": batch, **or_out_of_memory(partial(planned_memory, name, batch))}
 
 
 def train_397m(device: Any, dry: bool) -> Rows:
@@ -403,7 +409,7 @@ def train_sr(device: Any, dry: bool) -> Rows:
 
 
 def if_m(device: Any, dry: bool) -> Rows:
-    """A guided step of a stage shaped like DeepFloyd IF-I-M, ours and diffusers'; one picture, then eight."""
+    """Measure a guided step of a stage shaped like DeepFloyd IF-I-M, ours and diffusers', for one and eight images."""
     import if_step
     import torch
 
@@ -421,12 +427,14 @@ def if_m(device: Any, dry: bool) -> Rows:
         with torch.device(device):
             unet = UNet(stage.unet).requires_grad_(False)
         fill_zeros(unet)
-        network, around = Network(unet, options).to_device(device, dtype)
+        network, precision_context = Network(unet, options).to_device(device, dtype)
         for batch in (1,) if dry else (1, 8):
             text, null = torch.randn(2, batch, 77, stage.unet.text_width, device=device)
             x, noise = torch.randn(2, batch, 3, 64, 64, device=device)
             conditioning = Conditioning({"text": text}, {"text": null})
-            denoise = build_denoiser(build_predict(network.eval(), around), stage, stage.sampling, conditioning)
+            denoise = build_denoiser(
+                build_predict(network.eval(), precision_context), stage, stage.sampling, conditioning
+            )
 
             def step(denoise: Any = denoise, x: Any = x, noise: Any = noise) -> Any:
                 return create_sampler("ddpm").sample(denoise, x, levels, noise=lambda: noise)
@@ -435,17 +443,17 @@ def if_m(device: Any, dry: bool) -> Rows:
             row["steps_per_s"] = 1e3 / row["ms"]
             yield {"ours": "compiled, CUDA graph" if options else "eager", "batch": batch, **row, **memory(device)}
 
-            # Whole steps as `imagen sample --compile` runs them: guidance, threshold and update in the same graph.
+            # Complete steps as `imagen sample --compile` runs them: guidance, threshold and update in the same graph.
             steps = 2 if dry else 20
             sampling = replace(stage.sampling, steps=steps)
             sampled = Stage(stage, unet, compiled=options)
 
-            def whole(sampled: Any = sampled, text: Any = text, null: Any = null, sampling: Any = sampling) -> Any:
+            def sample(sampled: Any = sampled, text: Any = text, null: Any = null, sampling: Any = sampling) -> Any:
                 texts, precision = list(text), "fp32" if dry else "bf16"
                 inputs = {"texts": texts, "unconditional": null[0], "device": device, "precision": precision}
                 return sampled.sample(range(len(texts)), size=(64, 64), settings=sampling, **inputs)
 
-            row = {"ms": timed(whole, device, 1 if dry else 3) / steps}
+            row = {"ms": timed(sample, device, 1 if dry else 3) / steps}
             row["steps_per_s"] = 1e3 / row["ms"]
             yield {"ours": f"`Stage.sample`, {'compiled steps' if options else 'eager'}", "batch": batch, **row}
     if dry:
@@ -453,10 +461,10 @@ def if_m(device: Any, dry: bool) -> Rows:
     try:
         from diffusers import DDPMScheduler  # noqa: F401
     except ImportError as error:
-        yield {"diffusers": f"not here ({error}): --packages"}
+        yield {"diffusers": f"not installed ({error}): see --packages"}
         return
     with tempfile.TemporaryDirectory() as folder:
-        if_step.make(Path(folder), 192)
+        if_step.write_stage(Path(folder), 192)
         theirs = if_step.their_network(Path(folder), torch.bfloat16).to(device)
         step = if_step.their_step(theirs, if_step.their_scheduler(Path(folder)))
         x, noise = (value.to(device) for value in if_step.inputs())
@@ -469,6 +477,7 @@ def if_m(device: Any, dry: bool) -> Rows:
 
 
 def if_shaped(channels: int) -> Any:
+    """Return a stage config with the structure of IF-I-M, with `channels` in the first level."""
     from imagen.diffusion.schedule import ScheduleConfig
     from imagen.models.config import Level, UNetConfig
     from imagen.stage.config import SamplingConfig, StageConfig
@@ -493,7 +502,7 @@ def if_shaped(channels: int) -> Any:
 
 
 def cascade(device: Any, dry: bool) -> Rows:
-    """Random stages of the jobs' shapes, 64 -> 256 -> 1024: seconds a picture by stage, at few steps."""
+    """Measure sampling with each stage of a cascade 64 -> 256 -> 1024 with random weights, at few steps."""
     import torch
 
     from imagen.models.unet import UNet
@@ -511,7 +520,7 @@ def cascade(device: Any, dry: bool) -> Rows:
         settings = replace(config.sampling, steps=steps)
         side = config.resolution
 
-        def made(config: Any = config, unet: Any = unet, texts: Any = texts, settings: Any = settings) -> Any:
+        def sample(config: Any = config, unet: Any = unet, texts: Any = texts, settings: Any = settings) -> Any:
             return Stage(config, unet).sample(
                 list(range(batch)),
                 size=(side, side),  # noqa: B023
@@ -525,14 +534,16 @@ def cascade(device: Any, dry: bool) -> Rows:
             )
 
         began = time.monotonic()
-        row = fitting(lambda made=made, began=began: {"pictures": made(), "first_s": time.monotonic() - began})
-        if (pictures := row.pop("pictures", None)) is not None:
+        row = or_out_of_memory(
+            lambda sample=sample, began=began: {"images": sample(), "first_s": time.monotonic() - began}
+        )
+        if (images := row.pop("images", None)) is not None:
             began = time.monotonic()
-            made()
+            sample()
             row["ms_per_step"] = 1e3 * (time.monotonic() - began) / steps
-            low = pictures
-        yield {"stage": name, "pictures": batch, **row, **memory(device)}
-        if pictures is None:
+            low = images
+        yield {"stage": name, "images": batch, **row, **memory(device)}
+        if images is None:
             return
 
 
@@ -540,7 +551,7 @@ def cascade(device: Any, dry: bool) -> Rows:
 
 
 def trainer(device: Any, dry: bool) -> Rows:
-    """The real one on shards of random pictures: 200 steps, a grid, a checkpoint, and a resumed run."""
+    """Run the trainer on shards of random images: 200 steps with a grid and a checkpoint, then a resumed run."""
     import io
 
     import numpy as np
@@ -554,11 +565,11 @@ def trainer(device: Any, dry: bool) -> Rows:
     from imagen.train.run import train_run
 
     name, steps, batch = ("debug_64", 2, 2) if dry else ("text2im_64_397m", 200, 16)
-    what = preset(name)
-    what = replace(
-        what,
+    experiment = preset(name)
+    experiment = replace(
+        experiment,
         train=replace(
-            what.train,
+            experiment.train,
             steps=steps,
             batch_size=batch,
             log_every=max(1, steps // 4),
@@ -567,11 +578,11 @@ def trainer(device: Any, dry: bool) -> Rows:
             checkpoint_every=max(1, steps // 2),
             gap_samples=4,
         ),
-        data=replace(what.data, workers=0 if dry else 8),
-        stage=replace(what.stage, sampling=replace(what.stage.sampling, steps=2 if dry else 20)),
+        data=replace(experiment.data, workers=0 if dry else 8),
+        stage=replace(experiment.stage, sampling=replace(experiment.stage.sampling, steps=2 if dry else 20)),
     )
-    assert what.text is not None
-    encoder = RandomText(what.text)
+    assert experiment.text is not None
+    encoder = RandomText(experiment.text)
     with tempfile.TemporaryDirectory() as scratch:
         data, run = Path(scratch, "shards"), Path(scratch, "run")
         rng = np.random.default_rng(0)
@@ -582,18 +593,18 @@ def trainer(device: Any, dry: bool) -> Rows:
                     Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, "png")
                     writer.write({"__key__": f"{split}{number:06d}", "64.png": file.getvalue(), "txt": b"x" * number})
         encode_shards(data, encoder, progress=False)
-        for part in ("the whole run", "the same command again"):
+        for part in ("first run", "resumed run"):
             began = time.monotonic()
-            ended = train_run(what, data, run, ranks=Ranks(device), report=lambda line: None)
+            ended = train_run(experiment, data, run, ranks=Ranks(device), report=lambda line: None)
             last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-            kept = ("loss", "images_per_s", "data_wait", "mfu", "memory_gb")
-            row = {name: last[name] for name in kept if name in last}
+            fields = ("loss", "images_per_s", "data_wait", "mfu", "memory_gb")
+            row = {name: last[name] for name in fields if name in last}
             yield {"trainer": part, "step": ended.step, "seconds": time.monotonic() - began, **row}
-        assert to_json(what)
+        assert to_json(experiment)
 
 
 class RandomText:
-    """In place of a text encoder: random numbers of its width."""
+    """Replaces a text encoder by random embeddings of the same dimension."""
 
     def __init__(self, config: Any):
         self.config = config

@@ -1,12 +1,12 @@
-"""Time and memory of a denoising step of DeepFloyd IF's stage I, beside diffusers' own pipeline step, in one run.
+"""Compare time and memory of a denoising step of DeepFloyd IF's stage I, ours and diffusers'.
 
     python benchmarks/if_step.py [--channels 192] [--rounds N] [--threads N] [--no-memory] [--json FILE]
 
-One 64x64 picture with guidance (so a batch of two), 77 tokens of 4096 numbers: the U-Net, guidance, dynamic
-thresholding and the step of ddpm with its learned variance. Weights are random, made by diffusers, and the same in all
-variants; outputs are compared first. The default is the shape of IF-I-M, 372M parameters. The variants take turns, in
-an order that is reversed every other round. Memory is that of a process of its own, without what loading took. Needs
-diffusers, 12 GiB of memory (4 with `--variants "ours bf16"`) and 3 GiB of disk; Linux.
+A step consists of the U-Net, guidance, dynamic thresholding and a ddpm update with learned variance, for one 64x64
+image with guidance (a batch of two) and 77 tokens of dimension 4096. diffusers creates random weights, which all
+variants share; their outputs are compared first. The default shape is that of IF-I-M, 372M parameters. The variants
+take turns, in an order that is reversed every other round. Peak memory is measured in a separate process and excludes
+loading. Needs Linux, diffusers, 12 GiB of memory (4 with `--variants "ours bf16"`) and 3 GiB of disk.
 """
 
 import argparse
@@ -34,8 +34,8 @@ from imagen.stage.denoiser import Conditioning, build_denoiser, build_predict
 from imagen.stage.weights import build_unet
 from imagen.text.config import TextConfig
 
-WIDTH = 4096  # of T5-XXL's tokens
-STEPS, STEP = 100, 50  # the step in the middle of IF's 100
+WIDTH = 4096  # embedding dimension of T5-XXL
+STEPS, STEP = 100, 50  # number of steps, and the step that is timed
 GUIDANCE = 7.0
 VARIANTS = ("ours fp32", "ours bf16", "diffusers fp32", "diffusers fp32 channels-last", "diffusers bf16")
 
@@ -46,25 +46,30 @@ Step = Callable[[Tensor, Tensor], Tensor]  # (x, noise) -> x one step later
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--channels", type=int, default=192, help="of the first level (IF-I-M: 192, XL: 704)")
-    parser.add_argument("--rounds", type=int, default=5, help="after one to warm up")
-    parser.add_argument("--threads", type=int, help="default: torch's")
+    parser.add_argument("--channels", type=int, default=192, help="channels of the first level (IF-I-M: 192, XL: 704)")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after a warm-up (default: 5)")
+    parser.add_argument("--threads", type=int, help="number of torch's threads (default: torch's own choice)")
     parser.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, default=VARIANTS, metavar="NAME", help="beside 'diffusers fp32'"
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=VARIANTS,
+        metavar="NAME",
+        help="variants to compare with 'diffusers fp32'",
     )
-    parser.add_argument("--no-memory", dest="memory", action="store_false")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="do not measure memory")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--alone", nargs=2, metavar=("VARIANT", "DIR"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.alone:
-        print(json.dumps(alone(options.alone[0], Path(options.alone[1]))))
+        print(json.dumps(measure_peak(options.alone[0], Path(options.alone[1]))))
         return
     facts = machine()
     print(describe_machine(facts))
     with tempfile.TemporaryDirectory() as folder:
-        make(Path(folder), options.channels)
+        write_stage(Path(folder), options.channels)
         rows = compare(Path(folder), options.rounds, list(dict.fromkeys((*options.variants, BASE))))
         if options.memory:
             for row in rows:
@@ -73,8 +78,8 @@ def main() -> None:
     write_json(options.json, {"machine": facts, "channels": options.channels, "variants": rows})
 
 
-def make(folder: Path, channels: int) -> None:
-    """The same random stage as a pipeline folder and as a cascade."""
+def write_stage(folder: Path, channels: int) -> None:
+    """Write the same stage with random weights as a diffusers pipeline and as a cascade."""
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -113,7 +118,7 @@ def make(folder: Path, channels: int) -> None:
 
 
 def load(variant: str, folder: Path) -> tuple[Step, nn.Module]:
-    """The step of a variant, and its U-Net."""
+    """Return the step of a variant, and its U-Net."""
     if variant.startswith("ours"):
         (record,) = read_manifest(folder / "cascade").stages
         dtype = torch.bfloat16 if "bf16" in variant else None
@@ -142,7 +147,8 @@ def our_step(unet: nn.Module, config: StageConfig, dtype: torch.dtype | None) ->
     levels = step_logsnrs(build_schedule(config.schedule, config.resolution), STEPS)[STEP : STEP + 2]
     text, null = texts()
     mask = {"text_mask": torch.ones(text.shape[:2], dtype=torch.bool)}
-    # Made once for all steps of a picture, as in sampling: the first call also reads the text, and is not timed.
+    # Created once for all steps, as in sampling: the first call, which is not timed, also caches the text's keys and
+    # values.
     conditioning = Conditioning({"text": text, **mask}, {"text": null, **mask})
     denoise = build_denoiser(build_predict(unet, dtype), config, config.sampling, conditioning)
 
@@ -153,7 +159,7 @@ def our_step(unet: nn.Module, config: StageConfig, dtype: torch.dtype | None) ->
 
 
 def their_step(unet: Any, scheduler: Any) -> Step:
-    """What IFPipeline does in one turn of its loop, batch of two and all; its noise comes from outside."""
+    """Return the body of IFPipeline's loop, for a batch of two; the noise is an argument of the step."""
     from diffusers.schedulers import scheduling_ddpm
 
     scheduler.set_timesteps(STEPS)
@@ -185,37 +191,39 @@ def texts() -> tuple[Tensor, Tensor]:
 
 
 def compare(folder: Path, rounds: int, variants: list[str]) -> list[dict[str, Any]]:
-    given = inputs()
+    """Return a row per variant: times, and the largest difference of its output from that of `BASE`."""
+    x_and_noise = inputs()
     steps: dict[str, Step] = {}
     rows: list[dict[str, Any]] = []
     for variant in variants:
         steps[variant], unet = load(variant, folder)
         rows.append({"name": variant, "parameters": parameter_count(unet)})
-    reference = steps[BASE](*given)  # the step that warms up
+    reference = steps[BASE](*x_and_noise)  # also warms up
     for row in rows:
-        row["largest_difference"] = float((steps[row["name"]](*given) - reference).abs().max())
+        row["largest_difference"] = float((steps[row["name"]](*x_and_noise) - reference).abs().max())
     clocks = {variant: Clock() for variant in variants}
     for number in range(rounds):
         for variant in variants if number % 2 == 0 else reversed(variants):
             with clocks[variant].running():
-                steps[variant](*given)
+                steps[variant](*x_and_noise)
     return [row | clocks[row["name"]].to_json() for row in rows]
 
 
 def memory(variant: str, folder: Path, threads: int | None) -> dict[str, Any]:
-    """Peak resident memory of two steps in a process of their own."""
+    """Return the peak resident memory of two steps in a separate process."""
     command = [sys.executable, __file__, "--alone", variant, str(folder)]
     command += ["--threads", str(threads)] if threads else []
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def alone(variant: str, folder: Path) -> dict[str, Any]:
+def measure_peak(variant: str, folder: Path) -> dict[str, Any]:
+    """Return the peak resident memory in GiB of two steps in this process, with and without loading."""
     step, unet = load(variant, folder)
-    for parameter in unet.parameters():  # weights that are still pages of their file become memory like any other's
+    for parameter in unet.parameters():  # copy weights that are memory-mapped from their file
         parameter.data = parameter.data.clone(memory_format=torch.preserve_format)
     loading = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak
     for _ in range(2):
         step(*inputs())
     status = Path("/proc/self/status").read_text()
@@ -226,17 +234,21 @@ def alone(variant: str, folder: Path) -> dict[str, Any]:
 def report(rows: list[dict[str, Any]]) -> None:
     by_name = {row["name"]: row for row in rows}
     base = by_name[BASE]
-    print(f"\n{'one denoising step, guidance on':<32}{'s':>7}{'x':>6}{'CPU s':>8}{'x':>6}{'GiB':>7}{'difference':>12}")
+    print(f"\n{'one denoising step with guidance':<32}{'s':>7}{'x':>6}{'CPU s':>8}{'x':>6}{'GiB':>7}{'difference':>12}")
     for row in rows:
         wall, cpu = ratio(row["wall_s"], base["wall_s"]), ratio(row["cpu_s"], base["cpu_s"])
         print(
             f"{row['name']:<32}{row['median_wall_s']:>7.2f}{wall:>6.2f}{row['median_cpu_s']:>8.2f}{cpu:>6.2f}"
             f"{row.get('peak_gib', float('nan')):>7.2f}{row['largest_difference']:>12.1e}"
         )
-    print("(medians; x: of diffusers fp32, median of the ratios within a round; difference of x after the step)\n")
+    print(
+        "(s and CPU s: medians; x: ratio to diffusers fp32, median of the ratios within a round; difference: largest "
+        "difference of the output from that of diffusers fp32)\n"
+    )
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
+    """Return the median of the ratios within a round."""
     ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     return ratios[len(ratios) // 2]
 

@@ -2,11 +2,12 @@
 
     python benchmarks/kill.py [--kills 10] [--seed 0] [--only train,sample] [--small]
 
-Builds, encodes, trains, exports and samples on tiny data. Each command runs twice without interruption; then, once per
-kill, it is killed and rerun to its end. One kill in ten happens before the first file is written; the others are spread
-over the remaining duration. After a kill, every file with its final name must be complete; at the end all bytes must
-equal those of the uninterrupted runs. The killed process is a fork that has already imported everything and loaded the
-text encoder, because nothing is written before that. For ranks of torchrun see kill_train.py.
+Builds, encodes, trains, exports and samples with tiny data. Each command first runs twice without interruption. Then,
+for each kill, it is started in a new folder, killed, and rerun to its end. One kill in ten happens before the first
+file is written; the others are spread over the remaining duration. After a kill, every file with a final name must be
+complete; after the rerun, all bytes must equal those of the uninterrupted runs. The killed process is a fork that has
+imported all modules and loaded the text encoder, because nothing is written before that. For ranks of torchrun, see
+kill_train.py.
 """
 
 import argparse
@@ -37,8 +38,8 @@ from imagen.text.encoder import load_text_encoder
 from imagen.train import checkpoint
 from imagen.train.checkpoint_metadata import read_checkpoint_metadata
 
-FORK = multiprocessing.get_context("fork")  # a process in milliseconds
-# Imported by the parent, so that kills do not fall into imports.
+FORK = multiprocessing.get_context("fork")  # starts a process in milliseconds
+# Imported by the parent process, so that kills do not happen during imports.
 MODULES = (
     *(
         "imagen.train.run",
@@ -64,75 +65,77 @@ TRAIN = {
     "train.ema_decays": "[0.9]",
 }
 Files = dict[str, bytes]
-TRIES = 5  # to kill the command while it still runs
+TRIES = 5  # attempts to kill the command before it ends
 
 
 @dataclass(frozen=True)
-class Work:
-    """A command that writes into FOLDER/out, after `prepare`."""
+class Command:
+    """An `imagen` command that writes into FOLDER/out, after `prepare`."""
 
     name: str
     arguments: Callable[[Path, Path], list[object]]  # takes the folder of the inputs, and FOLDER
-    prepare: Callable[[Path, Path], object] = lambda given, folder: None
+    prepare: Callable[[Path, Path], object] = lambda inputs, folder: None
 
 
 @dataclass
-class Found:
-    """Results of the kills of one command. It passes with no incomplete, different or leftover files."""
+class Result:
+    """Results of the kills of one command. It passes if no files are incomplete, different or left over."""
 
-    quiet: float = 0.0  # seconds until the uninterrupted run starts to write
+    first_write: float = 0.0  # seconds until the uninterrupted run starts to write
     seconds: float = 0.0  # duration of the uninterrupted run
     kills: int = 0
-    met: int = 0  # kills that hit a running process
+    hits: int = 0  # kills that hit a running process
     finished: list[int] = field(default_factory=list)  # number of files with their final bytes, at each kill
-    again: int = 0  # such files that the rerun wrote again
-    torn: list[str] = field(default_factory=list)
-    differ: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)  # hidden files after the rerun
+    rewritten: int = 0  # such files that the rerun wrote again
+    incomplete: list[str] = field(default_factory=list)  # files with final names that cannot be read after a kill
+    different: list[str] = field(default_factory=list)  # files that differ from the uninterrupted run's
+    leftover: list[str] = field(default_factory=list)  # hidden files after the rerun
 
     @property
-    def is_right(self) -> bool:
-        return not (self.torn or self.differ or self.left)
+    def passed(self) -> bool:
+        return not (self.incomplete or self.different or self.leftover)
 
 
-def works(steps: int = 40, pictures: int = 60) -> dict[str, Work]:
+def commands(steps: int = 40, images: int = 60) -> dict[str, Command]:
     """Return the commands by name."""
     fields = [word for name, value in {**TRAIN, "train.steps": steps}.items() for word in (f"--{name}", value)]
     prompts = ["a red apple", "an octopus on a blue background", "two cats"]
-    draw = ["--n", pictures // len(prompts), "--batch-size", 2, "--steps", 2, "--stages", 1]
+    options = ["--n", images // len(prompts), "--batch-size", 2, "--steps", 2, "--stages", 1]
     every = [
-        Work("build", lambda given, folder: ["data", "build", given / "tars", *_build(folder)]),
-        Work(
+        Command("build", lambda inputs, folder: ["data", "build", inputs / "tars", *_build(folder)]),
+        Command(
             "encode",
-            lambda given, folder: ["data", "encode", folder / "out"],
-            lambda given, folder: shutil.copytree(given / "captions", folder / "out"),
+            lambda inputs, folder: ["data", "encode", folder / "out"],
+            lambda inputs, folder: shutil.copytree(inputs / "captions", folder / "out"),
         ),
-        Work(
+        Command(
             "train",
-            lambda given, folder: ["train", "debug_64", "--data", given / "shards", "--out", folder / "out", *fields],
+            lambda inputs, folder: ["train", "debug_64", "--data", inputs / "shards", "--out", folder / "out", *fields],
         ),
-        Work("export", lambda given, folder: ["export", given / "run", "--out", folder / "out"]),
-        Work("sample", lambda given, folder: ["sample", given / "cascade", *prompts, *draw, "--out", folder / "out"]),
+        Command("export", lambda inputs, folder: ["export", inputs / "run", "--out", folder / "out"]),
+        Command(
+            "sample", lambda inputs, folder: ["sample", inputs / "cascade", *prompts, *options, "--out", folder / "out"]
+        ),
     ]
-    return {work.name: work for work in every}
+    return {command.name: command for command in every}
 
 
 def _build(folder: Path) -> list[object]:
     return ["--copy", "--out", folder / "out", "--workers", 1, "--samples-per-shard", 12, "--max-rejected", 1]
 
 
-def prepare(given: Path, tars: int = 12, captions: int = 40, steps: int = 4) -> None:
-    """Write the inputs of all commands into `given`."""
-    write_pictures(given / "tars", tars, 30)
-    write_captions(given / "captions", captions)
-    run(["data", "emoji", "--out", given / "shards", "--sizes", 64, "--objects", 2, "--variants", 1])
+def prepare(inputs: Path, tars: int = 12, captions: int = 40, steps: int = 4) -> None:
+    """Write the inputs of all commands into `inputs`."""
+    write_image_tars(inputs / "tars", tars, 30)
+    write_captions(inputs / "captions", captions)
+    run(["data", "emoji", "--out", inputs / "shards", "--sizes", 64, "--objects", 2, "--variants", 1])
     fields = [word for name, value in {**TRAIN, "train.steps": steps}.items() for word in (f"--{name}", value)]
-    run(["train", "debug_64", "--data", given / "shards", "--out", given / "run", *fields])
-    run(["assemble", given / "run", "--out", given / "cascade"])
+    run(["train", "debug_64", "--data", inputs / "shards", "--out", inputs / "run", *fields])
+    run(["assemble", inputs / "run", "--out", inputs / "cascade"])
 
 
-def write_pictures(folder: Path, tars: int, each: int) -> None:
-    """Write tars of pairs; every seventh has no caption, every fifth is a copy of the previous one."""
+def write_image_tars(folder: Path, tars: int, each: int) -> None:
+    """Write tars of pairs; every seventh pair has no caption, every fifth is a copy of the previous one."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for number in range(tars):
@@ -172,8 +175,8 @@ def run(arguments: list[object], kill_after: float | None = None, log: Path | No
         process.kill()
         process.join()
     if process.exitcode not in (0, -signal.SIGKILL):
-        told = log.read_text()[-2000:] if log else ""
-        raise RuntimeError(f"imagen {' '.join(map(str, arguments))} ended with {process.exitcode}: {told}")
+        output = log.read_text()[-2000:] if log else ""
+        raise RuntimeError(f"imagen {' '.join(map(str, arguments))} ended with exit code {process.exitcode}: {output}")
     return process.exitcode != 0
 
 
@@ -186,53 +189,53 @@ def _command(arguments: list[str], log: Path | None) -> None:
     main(arguments)
 
 
-def attack(work: Work, given: Path, scratch: Path, kills: int, seed: int, repeats: int = 2) -> Found:
-    """Kill `work` `kills` times, each time in a new folder. repeats: number of uninterrupted runs before."""
-    found, rng = Found(kills=kills), random.Random(f"{seed} {work.name}")
-    log = scratch / f"{work.name}.log"
+def kill_and_rerun(command: Command, inputs: Path, scratch: Path, kills: int, seed: int, repeats: int = 2) -> Result:
+    """Kill and rerun `command` `kills` times, each time in a new folder. repeats: number of uninterrupted runs."""
+    result, rng = Result(kills=kills), random.Random(f"{seed} {command.name}")
+    log = scratch / f"{command.name}.log"
 
     def folder(name: str) -> tuple[Path, list[object]]:
-        path = scratch / work.name / name
+        path = scratch / command.name / name
         path.mkdir(parents=True)
-        work.prepare(given, path)
-        return path / "out", work.arguments(given, path)
+        command.prepare(inputs, path)
+        return path / "out", command.arguments(inputs, path)
 
     for name in ("first", "whole")[-repeats:]:  # the first one is slower: it reads files from the disk
         out, arguments = folder(name)
         began = time.time()
         run(arguments, log=log)
-        found.seconds = time.time() - began
+        result.seconds = time.time() - began
         written = [path.stat().st_mtime for path in out.rglob("*") if path.is_file()]
-        found.quiet = max(0.0, min(at for at in written if at > began) - began)
+        result.first_write = max(0.0, min(at for at in written if at > began) - began)
     expected = contents(out)
-    if repeats > 1 and contents(scratch / work.name / "first" / "out") != expected:
-        raise RuntimeError(f"{work.name}: two uninterrupted runs differ")
+    if repeats > 1 and contents(scratch / command.name / "first" / "out") != expected:
+        raise RuntimeError(f"{command.name}: two uninterrupted runs differ")
     early = kills // 10
     for kill in range(kills):
         for _ in range(TRIES):
             out, arguments = folder(str(kill))
             if kill < early:
-                moment = rng.uniform(0, found.quiet)
+                moment = rng.uniform(0, result.first_write)
             else:  # one in each of equal intervals
                 share = (kill - early + rng.random()) / (kills - early)
-                moment = found.quiet + (found.seconds - found.quiet) * share
+                moment = result.first_write + (result.seconds - result.first_write) * share
             if run(arguments, kill_after=moment, log=log):
-                found.met += 1
+                result.hits += 1
                 break
             shutil.rmtree(out.parent)  # the command ended before the kill
         else:
             continue
-        found.torn += [f"kill {kill + 1}: {problem}" for problem in torn(out)]
-        whole = {name: stamp(out / name) for name, data in contents(out).items() if expected.get(name) == data}
-        found.finished.append(len(whole))
+        result.incomplete += [f"kill {kill + 1}: {problem}" for problem in unreadable(out)]
+        finished = {name: stamp(out / name) for name, data in contents(out).items() if expected.get(name) == data}
+        result.finished.append(len(finished))
         run(arguments, log=log)
         ended = contents(out)
-        found.again += sum(stamp(out / name) != before for name, before in whole.items())
+        result.rewritten += sum(stamp(out / name) != before for name, before in finished.items())
         names = sorted(expected.keys() | ended.keys())
-        found.differ += [f"kill {kill + 1}: {name}" for name in names if expected.get(name) != ended.get(name)]
-        found.left += [f"kill {kill + 1}: {name}" for name in hidden(out)]
+        result.different += [f"kill {kill + 1}: {name}" for name in names if expected.get(name) != ended.get(name)]
+        result.leftover += [f"kill {kill + 1}: {name}" for name in hidden(out)]
         shutil.rmtree(out.parent)
-    return found
+    return result
 
 
 def stamp(path: Path) -> tuple[int, int]:
@@ -278,7 +281,7 @@ def _tensors(step: Path) -> bytes:
     return found
 
 
-def torn(out: Path) -> list[str]:
+def unreadable(out: Path) -> list[str]:
     """Return the problems of files that have their final names but cannot be read."""
     problems = []
     for name in contents(out) if out.exists() else ():
@@ -292,7 +295,7 @@ def torn(out: Path) -> list[str]:
 def _read(path: Path) -> None:
     if path.suffix == ".json":
         json.loads(path.read_text())
-    elif path.suffix == ".jsonl" and path.name != "metrics.jsonl":  # metrics.jsonl grows line by line
+    elif path.suffix == ".jsonl" and path.name != "metrics.jsonl":  # the last line of metrics.jsonl may be incomplete
         for line in path.read_text().splitlines():
             json.loads(line)
     elif path.suffix == ".safetensors":
@@ -318,21 +321,23 @@ def hidden(out: Path) -> list[str]:
 def main() -> None:
     options = arguments()
     warm()
-    began, every = time.monotonic(), works(4, 6) if options.small else works()
+    began, every = time.monotonic(), commands(4, 6) if options.small else commands()
     with tempfile.TemporaryDirectory() as scratch:
-        given = Path(scratch, "given")
-        prepare(given, *((3, 6, 2) if options.small else ()))
-        found = {}
+        inputs = Path(scratch, "inputs")
+        prepare(inputs, *((3, 6, 2) if options.small else ()))
+        results = {}
         for name in options.only or every:
             repeats = 1 if options.small else 2
-            found[name] = attack(every[name], given, Path(scratch), options.kills, options.seed, repeats)
-            for problem in (*found[name].torn, *found[name].differ, *found[name].left):
+            result = kill_and_rerun(every[name], inputs, Path(scratch), options.kills, options.seed, repeats)
+            results[name] = result
+            for problem in (*result.incomplete, *result.different, *result.leftover):
                 print(f"{name}, {problem}", flush=True)
-            print(f"{name}: files finished at each kill: {', '.join(map(str, found[name].finished))}", flush=True)
-    print_table(found)
-    kills = sum(one.kills for one in found.values())
-    print(f"{kills} kills in {time.monotonic() - began:.0f} s: {'all passed' if right(found) else 'FAILED'}")
-    sys.exit(not right(found))
+            print(f"{name}: files finished at each kill: {', '.join(map(str, result.finished))}", flush=True)
+    print_table(results)
+    kills = sum(result.kills for result in results.values())
+    passed = all(result.passed for result in results.values())
+    print(f"{kills} kills in {time.monotonic() - began:.0f} s: {'all passed' if passed else 'FAILED'}")
+    sys.exit(not passed)
 
 
 def warm() -> None:
@@ -344,22 +349,23 @@ def warm() -> None:
         importlib.import_module(module)
 
 
-def right(found: dict[str, Found]) -> bool:
-    return all(one.is_right for one in found.values())
-
-
-def print_table(found: dict[str, Found]) -> None:
+def print_table(results: dict[str, Result]) -> None:
+    """Print a row per command; the columns are explained at `Result`."""
     from rich.console import Console
     from rich.table import Table
 
-    columns = ("seconds", "writes from", "kills", "met it", "files finished then", "again", "torn", "differ", "left")
+    columns = (
+        *("seconds", "writes from", "kills", "hits", "files finished"),
+        *("rewritten", "incomplete", "different", "left over"),
+    )
     table = Table("command", *columns)
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, one in found.items():
-        finished = f"{min(one.finished, default=0)} to {max(one.finished, default=0)}"
-        numbers = (one.kills, one.met, finished, one.again, len(one.torn), len(one.differ), len(one.left))
-        table.add_row(name, f"{one.seconds:.1f}", f"{one.quiet:.1f}", *map(str, numbers))
+    for name, result in results.items():
+        finished = f"{min(result.finished, default=0)} to {max(result.finished, default=0)}"
+        files = (len(found) for found in (result.incomplete, result.different, result.leftover))
+        numbers = (result.kills, result.hits, finished, result.rewritten, *files)
+        table.add_row(name, f"{result.seconds:.1f}", f"{result.first_write:.1f}", *map(str, numbers))
     Console(width=120).print(table)
 
 

@@ -3,7 +3,7 @@
     python benchmarks/kill_train.py [--kills 20] [--ranks 2] [--shard 1] [--seed 0]
 
 Trains `debug_64` on a small emoji data set twice: without interruption, and with a rank killed (SIGKILL) at random
-moments. Each kill follows a step of the restarted ranks after a random delay, so that some fall into a save.
+moments. Each kill follows a new checkpoint of the restarted ranks after a random delay, so that some hit a save.
 Checkpoints are written every third step. Metrics and all tensors of the last checkpoint must be bit-identical.
 """
 
@@ -34,12 +34,12 @@ def main() -> None:
         emoji = ["data", "emoji", "--out", str(data), "--sizes", "64", "--objects", "4", "--variants", "1"]
         subprocess.run([sys.executable, "-m", "imagen", *emoji], check=True, stdout=subprocess.DEVNULL)
         if (code := start(options, data, whole, Path(scratch, "whole.log")).wait()) != 0:
-            sys.exit(f"the uninterrupted run ended with {code}")
+            sys.exit(f"the uninterrupted run ended with exit code {code}")
         log = Path(scratch, "killed.log")
         torchrun = start(options, data, killed, log)
         kills, in_a_save = 0, 0
         while torchrun.poll() is None and kills < options.kills:
-            if not wait_for_a_step(torchrun, killed):
+            if not wait_for_checkpoint(torchrun, killed):
                 break
             time.sleep(rng.uniform(0, 1.5))
             saving = any((killed / "checkpoints").glob(".step-*.tmp"))
@@ -48,11 +48,11 @@ def main() -> None:
             except (IndexError, ProcessLookupError):
                 continue
             kills, in_a_save = kills + 1, in_a_save + saving
-            print(f"kill {kills}{' in a save' if saving else ''}, at step {last_step(killed)}", flush=True)
+            print(f"kill {kills}{' during a save' if saving else ''}, at step {last_step(killed)}", flush=True)
         if (code := torchrun.wait()) != 0:
-            sys.exit(f"torchrun ended with {code} after {kills} kills:\n{log.read_text()[-3000:]}")
+            sys.exit(f"torchrun ended with exit code {code} after {kills} kills:\n{log.read_text()[-3000:]}")
         same = rows(killed) == rows(whole) and tensors(killed) == tensors(whole)
-    print(f"{kills} kills, {in_a_save} of them in a save: the result is {'identical' if same else 'DIFFERENT'}")
+    print(f"{kills} kills, {in_a_save} of them during a save: the result is {'identical' if same else 'DIFFERENT'}")
     sys.exit(not same)
 
 
@@ -68,14 +68,14 @@ def start(options: argparse.Namespace, data: Path, run: Path, log: Path) -> subp
         return subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def wait_for_a_step(torchrun: subprocess.Popen, run: Path) -> bool:
+def wait_for_checkpoint(torchrun: subprocess.Popen, run: Path) -> bool:
     """Wait for a new checkpoint; return False if torchrun ends first."""
     before, started = checkpoint_paths(run / "checkpoints"), time.monotonic()
     while torchrun.poll() is None:
         if checkpoint_paths(run / "checkpoints") != before:
             return True
         if time.monotonic() - started > 180:
-            sys.exit("no step in three minutes")
+            sys.exit("no new checkpoint within three minutes")
         time.sleep(0.01)
     return False
 

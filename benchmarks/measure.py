@@ -31,6 +31,7 @@ class Clock:
 
     @contextmanager
     def running(self) -> Iterator[None]:
+        """Time the work inside the block as one entry."""
         wall, cpu = time.perf_counter(), time.process_time()
         yield
         self.wall.append(time.perf_counter() - wall)
@@ -54,10 +55,10 @@ class Clock:
 
 
 def gflop(forward: Callable[[], object]) -> float:
-    """Count convolutions and matrix products of `forward`, in GFLOP (a multiply-add is two operations).
+    """Count the operations of convolutions and matrix products in `forward`, in GFLOP (a multiply-add is two).
 
-    Run it on the meta device: there attention is decomposed into matrix products, which the counter includes. It does
-    not count the fused attention kernel of a CPU.
+    `forward` should run on the meta device, where attention is decomposed into matrix products. The counter does not
+    count the fused attention kernel of a CPU.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         forward()
@@ -70,7 +71,7 @@ def parameter_count(model: nn.Module) -> int:
 
 @torch.no_grad()
 def fill_zeros(model: nn.Module) -> None:
-    """Set all parameters that are zero to small random values, so that no product in the measured work is trivial."""
+    """Set all parameters that are zero to small random values, so that no measured product is trivial."""
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)

@@ -1,11 +1,12 @@
-"""Time and memory that a data set of a million samples takes: 1,000 shards of 1,000, with embeddings of 4,096 numbers.
+"""Measure the time and memory to open a data set of a million samples, with text embeddings of dimension 4,096.
 
     python benchmarks/million_index.py [--shards N] [--folder DIR] [--json FILE]
 
-The indexes are as `imagen.data.shards.dataset` writes them, with keys of their own; tars and embeddings have their true
-sizes (170 GB and 164 GB) but are sparse files, of which only the headers take space on disk. Opening is timed in a
-fresh process. Memory is that of the trainer and of a forked worker after each has looked up random samples: private,
-shared (PSS) and total (RSS), beside a process and a worker that have loaded the same libraries and no data. Linux only.
+The data set has 1,000 shards of 1,000 samples. Its indexes are complete, in the format of `imagen.data.shards.index`.
+Tars and embeddings have realistic sizes (170 GB and 164 GB) but are sparse files: only their headers take disk space.
+Opening is timed in a new process. Memory is measured in the trainer and in a forked worker after each has looked up
+random samples: private, shared (PSS) and total (RSS). For comparison, it is also measured in a process and a worker
+that have loaded the same libraries but no data. Linux only.
 """
 
 import argparse
@@ -29,9 +30,9 @@ from imagen.data.shards.index import index_path
 from imagen.errors import UserError, check_number
 from imagen.files import write_json
 
-SAMPLES = 1000  # a shard
-PICTURE, CAPTION, TOKENS, WIDTH = 168_000, 60, 20, 4096  # bytes, bytes, and the size of an embedding
-RUN = 8  # samples in succession
+SAMPLES = 1000  # per shard
+IMAGE, CAPTION, TOKENS, WIDTH = 168_000, 60, 20, 4096  # bytes, bytes, and the shape of an embedding
+RUN = 8  # consecutive samples of a look-up
 MEMBERS = ("jpg", "json", "txt")  # as img2dataset writes them
 
 
@@ -40,8 +41,8 @@ class Text:
 
 
 def make(folder: Path, shards: int) -> None:
-    """Indexes in full; tars and tokens as holes."""
-    sizes = np.tile(np.array([PICTURE, 500, CAPTION], np.int64), SAMPLES)
+    """Write the data set: complete indexes, and sparse tars and sidecars."""
+    sizes = np.tile(np.array([IMAGE, 500, CAPTION], np.int64), SAMPLES)
     blocks = 512 + -(-sizes // 512) * 512
     ends = np.cumsum(blocks)
     tar_bytes = int(ends[-1]) + 1024
@@ -64,7 +65,7 @@ def make(folder: Path, shards: int) -> None:
 
 
 def _embeddings() -> tuple[bytes, int]:
-    """The beginning and the size of a sidecar; its tokens are a hole, like the captions."""
+    """Return the first bytes and the size of a sidecar; its tokens are a hole in the file."""
     hashes = np.full(SAMPLES, caption_hash(CAPTION * "\0"), np.uint64)
     offsets = np.arange(0, TOKENS * SAMPLES + 1, TOKENS, dtype=np.int64)
     parts = {
@@ -85,13 +86,14 @@ def _embeddings() -> tuple[bytes, int]:
 
 
 def _sparse(path: Path, start: bytes, size: int) -> None:
+    """Write a sparse file of `size` bytes that begins with `start`."""
     with open(path, "wb") as file:
         file.write(start)
         file.truncate(size)
 
 
 def memory() -> dict[str, float]:
-    """MB (10^6 bytes) of this process."""
+    """Return the memory of this process in MB (10^6 bytes)."""
     kilobytes: dict[str, int] = {}
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]:
         name, value = line.split(":")
@@ -101,7 +103,7 @@ def memory() -> dict[str, float]:
 
 
 def in_child(action: Callable[[], Any]) -> Any:
-    """The result of `action` in a forked process, which ends with it."""
+    """Run `action` in a forked process, and return its result."""
     read, write = os.pipe()
     if os.fork() == 0:
         status = 1
@@ -114,12 +116,12 @@ def in_child(action: Callable[[], Any]) -> Any:
     with open(read, "rb") as file:
         found = file.read()
     if os.wait()[1] or not found:
-        raise UserError("a process that measured failed; its error is above")
+        raise UserError("a measuring process failed; its error is above")
     return json.loads(found)
 
 
 def look_up(dataset: ShardedDataset, embeddings: Embeddings, count: int) -> None:
-    """What a loader asks of index, captions and embeddings, for `count` samples in places all over an epoch."""
+    """Look up index entries, captions and embeddings as a loader does, for `count` samples all over an epoch."""
     order = Order(0, dataset.sizes, 4)
     for first in np.random.default_rng(0).integers(0, len(dataset), max(count // RUN, 1)).tolist():
         for position in range(first, first + RUN):
@@ -130,7 +132,7 @@ def look_up(dataset: ShardedDataset, embeddings: Embeddings, count: int) -> None
 
 
 def measure(folder: Path, count: int) -> dict[str, Any]:
-    """Everything, in a process that has opened nothing yet."""
+    """Return all measurements; call it in a process that has not opened the data set yet."""
     empty = memory()
     empty_worker = in_child(memory)
     index, text = Clock(), Clock()
@@ -164,15 +166,15 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=int, default=1000, metavar="N", help="of 1,000 samples (default: 1000)")
-    parser.add_argument("--lookups", type=int, default=4000, metavar="N", help="samples (default: 4000)")
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="that the shards lie in for a while")
+    parser.add_argument("--shards", type=int, default=1000, metavar="N", help="shards of 1,000 samples (default: 1000)")
+    parser.add_argument("--lookups", type=int, default=4000, metavar="N", help="samples to look up (default: 4000)")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="folder for the temporary shards")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"), metavar="FILE")
     options = parser.parse_args()
     check_number("--shards", options.shards, least=1)
     check_number("--lookups", options.lookups, least=1)
     if not Path("/proc/self/smaps_rollup").exists():
-        raise UserError("this system does not say how much memory a process takes (/proc/self/smaps_rollup)")
+        raise UserError("this system does not report the memory of a process (/proc/self/smaps_rollup is missing)")
     facts = machine()
     print(describe_machine(facts))
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -182,7 +184,7 @@ def main() -> None:
     for name in ("open_index", "open_index_and_embeddings"):
         clock = found[name]
         print(f"{name.replace('_', ' ')}: {clock['median_wall_s']:.3f} s ({clock['median_cpu_s']:.3f} s of CPU time)")
-    print(f"a look-up: {found['ms_a_lookup']:.2f} ms")
+    print(f"{found['ms_a_lookup']:.2f} ms per look-up")
     print(f"\n{'MB':<28}{'private':>9}{'PSS':>9}{'RSS':>9}")
     for name, values in found.items():
         if isinstance(values, dict) and "pss" in values:

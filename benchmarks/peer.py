@@ -1,8 +1,7 @@
-"""The U-Net to compare with: imagen-pytorch 2.1.0, with the settings of the Paddle implementation's Unet64_397M.
+"""The U-Net of imagen-pytorch 2.1.0, with the settings of the Paddle implementation's Unet64_397M, for comparison.
 
-imagen-pytorch is installed into a throw-away folder, without its dependencies: they are
-torchvision, accelerate, transformers and more, of which its U-Net computes with einops alone.
-What its modules import beyond that is replaced by empty modules while they are imported.
+imagen-pytorch is installed into a temporary folder, without its dependencies (torchvision, accelerate, transformers and
+more): its U-Net needs only einops. During the import, other modules that it imports are replaced by empty ones.
 """
 
 import importlib
@@ -41,18 +40,18 @@ UNET64_397M: dict[str, Any] = {
 
 
 def install(folder: Path) -> None:
-    """Put the peer into `folder` with pip; UserError if that fails."""
+    """Install imagen-pytorch into `folder` with pip. Raises UserError if that fails."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*command, "--no-deps", "--target", folder, *REQUIREMENTS], capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
-        raise UserError(f"cannot install {REQUIREMENTS[0]} to compare with: {reason}")
+        raise UserError(f"cannot install {REQUIREMENTS[0]}, which the benchmark compares with: {reason}")
 
 
 def unet_class(folder: Path) -> type[nn.Module]:
-    """Its class Unet. The folder that it was installed into must last: einops imports parts of itself late."""
+    """Return imagen-pytorch's class Unet. Keep `folder` while it is used: einops imports modules lazily."""
     stand_ins = {name: ModuleType(name) for name in STAND_INS}
-    # The package without its __init__, which imports the trainer; of the text encoder only the width is asked.
+    # The package without its __init__, which imports the trainer. Only the text encoder's width is needed.
     stand_ins["imagen_pytorch"].__path__ = [str(folder / "imagen_pytorch")]
     text: Any = stand_ins["imagen_pytorch.t5"]
     text.DEFAULT_T5_NAME, text.get_encoded_dim, text.t5_encode_text = "", lambda name: None, None
@@ -70,5 +69,5 @@ def unet_class(folder: Path) -> type[nn.Module]:
 
 
 def build(unet: type[nn.Module], text_width: int, tokens: int) -> nn.Module:
-    """The 397M-class preset. It pads every text to `tokens`; its default of 256 would only cost it time."""
+    """Build the U-Net. It pads every text to `tokens`, because its default of 256 would only cost time."""
     return unet(**UNET64_397M, text_embed_dim=text_width, max_text_len=tokens)

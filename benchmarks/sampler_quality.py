@@ -1,12 +1,13 @@
-"""Quality against network calls for each sampler: KID of pictures of training captions against the other real drawings.
+"""Measure the quality of samplers: KID as a function of network evaluations per image.
 
     python benchmarks/sampler_quality.py draw emoji --data SHARDS --out DIR --sampler dpmpp_2m --steps 20
     python benchmarks/sampler_quality.py score --data SHARDS --out DIR --plot docs/images/samplers.png
 
-draw: pictures of captions spread evenly over the training split; picture i has seed i, whatever the sampler. May be
-stopped and run again, and be shared by ranks under torchrun. score: one line for each folder in DIR, with a standard
-deviation from halves of the pictures.
-Features: EfficientNet-Lite0 (`imagen.evaluate.features`), not Inception.
+draw: samples images for captions at even distances in the training split. Image i has seed i with every sampler.
+Running it again resumes an interrupted run; ranks of torchrun share the work.
+score: prints a line per folder in DIR: the KID of its images to the training drawings that have other captions, with
+a standard deviation estimated from random halves of the images. Features are those of EfficientNet-Lite0
+(`imagen.evaluate.features`), not Inception.
 """
 
 import argparse
@@ -22,22 +23,23 @@ import imagen
 from imagen.cascade import write_samples
 from imagen.data.loading.stream import dataset_batch
 from imagen.data.shards.dataset import open_split
-from imagen.evaluate.distance import kid
 from imagen.evaluate.features import load_classifier, picture_features
+from imagen.evaluate.metrics.kernel import kid
 from imagen.stage.inputs import to_images
 
 
-def drawn(data: str, n: int) -> list[int]:
-    """Which samples of the training split lend their captions."""
+def caption_indices(data: str, n: int) -> list[int]:
+    """Return the indices of the training samples that provide the captions."""
     total = len(open_split(data, "train"))
     return [i * total // n for i in range(n)]
 
 
 def draw(options: argparse.Namespace) -> None:
+    """Sample the images of one sampler."""
     cascade = imagen.load(options.cascade, stages=1)
     stage = cascade.stages[0].config
     captions = dataset_batch(
-        options.data, drawn(options.data, options.n), resolution=stage.resolution, split="train"
+        options.data, caption_indices(options.data, options.n), resolution=stage.resolution, split="train"
     ).captions
     settings = replace(stage.sampling, sampler=options.sampler, steps=options.steps, spacing=options.spacing)
     name = options.sampler if options.spacing == "auto" else f"{options.sampler}-{options.spacing}"
@@ -59,15 +61,15 @@ def draw(options: argparse.Namespace) -> None:
     )
 
 
-def calls(folder: Path) -> int:
-    """Network calls of a picture in DIR/NAME-STEPS."""
+def evaluations(folder: Path) -> int:
+    """Return the number of network evaluations per image of DIR/NAME-STEPS."""
     steps = int(folder.name.rsplit("-", 1)[1])
     return 2 * steps - 1 if folder.name.startswith("heun") else steps
 
 
 def real_features(options: argparse.Namespace, network) -> tuple[np.ndarray, np.ndarray]:
-    """Of the drawings whose captions were used, and of all others."""
-    used = drawn(options.data, options.n)
+    """Return the features of the drawings that provide the captions, and of all others."""
+    used = caption_indices(options.data, options.n)
     others = sorted(set(range(len(open_split(options.data, "train")))) - set(used))
     return tuple(
         np.concatenate(
@@ -82,8 +84,8 @@ def real_features(options: argparse.Namespace, network) -> tuple[np.ndarray, np.
     )  # type: ignore[return-value]
 
 
-def spread(features: np.ndarray, reference: np.ndarray, repeats: int = 10) -> float:
-    """Standard deviation of the KID of all pictures, from that of random halves."""
+def kid_deviation(features: np.ndarray, reference: np.ndarray, repeats: int = 10) -> float:
+    """Estimate the standard deviation of the KID of all images from that of random halves."""
     random = np.random.default_rng(0)
     half = len(features) // 2
     values = [kid(features[random.permutation(len(features))[:half]], reference) for _ in range(repeats)]
@@ -91,10 +93,13 @@ def spread(features: np.ndarray, reference: np.ndarray, repeats: int = 10) -> fl
 
 
 def score(options: argparse.Namespace) -> None:
+    """Print the KID of each folder, and plot it."""
     network = load_classifier()
     same, reference = real_features(options, network)
-    rows = [("real drawings", 0, len(same), kid(same, reference), spread(same, reference))]
-    for folder in sorted(Path(options.out).iterdir(), key=lambda path: (path.name.rsplit("-", 1)[0], calls(path))):
+    rows = [("original drawings", 0, len(same), kid(same, reference), kid_deviation(same, reference))]
+    for folder in sorted(
+        Path(options.out).iterdir(), key=lambda path: (path.name.rsplit("-", 1)[0], evaluations(path))
+    ):
         files = sorted(folder.glob("[0-9]*.png"))
         cache = folder / "features.npy"
         if cache.exists() and len(np.load(cache)) == len(files):
@@ -103,9 +108,11 @@ def score(options: argparse.Namespace) -> None:
             features = picture_features(network, [Image.open(file).convert("RGB") for file in files])
             np.save(cache, features)
         sampler = folder.name.rsplit("-", 1)[0]
-        rows.append((sampler, calls(folder), len(files), kid(features, reference), spread(features, reference)))
-    for name, count, pictures, value, deviation in rows:
-        print(f"{name:>20} {count:4} calls {pictures:5} pictures  KID {value:.4f} +- {deviation:.4f}", flush=True)
+        rows.append(
+            (sampler, evaluations(folder), len(files), kid(features, reference), kid_deviation(features, reference))
+        )
+    for name, count, images, value, deviation in rows:
+        print(f"{name:>20} {count:4} evaluations {images:5} images  KID {value:.4f} +- {deviation:.4f}", flush=True)
     if options.plot:
         plot(rows, options.plot)
 
@@ -121,8 +128,8 @@ def plot(rows: list[tuple[str, int, int, float, float]], path: str) -> None:
         points = [row for row in rows if row[0] == name]
         x, y, error = ([row[i] for row in points] for i in (1, 3, 4))
         axes.errorbar(x, y, error, marker="o", capsize=3, label=name)
-    axes.axhline(rows[0][3], color="gray", linestyle=":", label="real drawings")
-    axes.set(xscale="log", xlabel="network calls a picture", ylabel="KID (EfficientNet-Lite0)")
+    axes.axhline(rows[0][3], color="gray", linestyle=":", label="original drawings")
+    axes.set(xscale="log", xlabel="network evaluations per image", ylabel="KID (EfficientNet-Lite0)")
     axes.legend()
     figure.savefig(path, dpi=120)
 
@@ -130,18 +137,18 @@ def plot(rows: list[tuple[str, int, int, float, float]], path: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("draw", "score"))
-    parser.add_argument("cascade", nargs="?", help="a cascade, or a training run (draw)")
+    parser.add_argument("cascade", nargs="?", help="for draw: a cascade or a training run")
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--sampler", default="dpmpp_2m")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--spacing", default="auto")
-    parser.add_argument("--guidance", type=float, help="default: the stage's own")
-    parser.add_argument("--damping", type=float, help="likewise")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the stage's own)")
+    parser.add_argument("--damping", type=float, help="default: the stage's own")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--plot")
+    parser.add_argument("--plot", help="for score: PNG file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     draw(options) if options.what == "draw" else score(options)

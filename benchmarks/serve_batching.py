@@ -1,8 +1,8 @@
-"""Images per second of the serving engine for several batch sizes, at each stage of the packaged cascade.
+"""Measure the throughput of the serving engine for several numbers of concurrent images, by stages of the cascade.
 
     python benchmarks/serve_batching.py [--precision auto] [--threads N] [--rounds N] [--seconds S] [--json FILE]
 
-The engine's loop runs in the main thread, so that CPU time is that of sampling alone. Requests differ in prompt and
+The engine's loop runs in the main thread, so that CPU time only includes sampling. Requests differ in prompt and
 seed. Each round measures all counts, alternately forwards and backwards. The benchmark stops after --seconds, including
 loading: incomplete measurements are dropped, and missing ones are listed. "busy" is CPU time as a share of threads x
 wall time. Far below 100 %, other processes used the CPU and wall time is unreliable, because threads wait for each
@@ -27,14 +27,14 @@ from imagen.serve.metrics import Metrics
 from imagen.serve.task import ImageTask, Step
 
 PROMPTS = ("an octopus on a blue background", "a cat on a green background", "a pizza on a red background")
-COUNTS = ((1, 1), (1, 4), (1, 16), (1, 32), (2, 1), (2, 4))  # stages that run, images at once
-IMAGES = {1: 4, 2: 2}  # at least, per measurement, by number of stages
+COUNTS = ((1, 1), (1, 4), (1, 16), (1, 32), (2, 1), (2, 4))  # number of stages, concurrent images
+IMAGES = {1: 4, 2: 2}  # minimum number of images per measurement, by number of stages
 
 Rate = tuple[float, float]  # images per second of wall time, and of CPU time
 
 
 def rate(engine: Engine, count: int, stages: int, end: float) -> Rate | None:
-    """Measure the rate with `count` images at once; None if it is not finished at `end` (`time.perf_counter`)."""
+    """Measure the rate with `count` concurrent images; None if that takes beyond `end` (`time.perf_counter`)."""
     left = max(count, IMAGES[stages])
     requests = [
         engine.cascade.request(

@@ -40,14 +40,17 @@ Kind = Callable[["Load"], Awaitable[bool]]  # returns whether the response was c
 
 
 class Load:
+    """A client, the test images, and the random choices of the requests."""
+
     def __init__(self, client: httpx.AsyncClient, seed: int):
         self.client = client
         self.random = random.Random(seed)
-        self.picture = png(64)
-        self.large = png(256)
+        self.small_image = png(64)
+        self.large_image = png(256)
         self.busy = 0  # responses 429; each request is repeated after its Retry-After
 
     def body(self, size: int = 64, **fields: Any) -> dict[str, Any]:
+        """Return the JSON body of a request for a square image of `size` pixels with a random prompt and seed."""
         seed = self.random.randrange(2**31)
         return {"prompt": self.random.choice(PROMPTS), "seed": seed, "size": f"{size}x{size}", **fields}
 
@@ -60,29 +63,31 @@ class Load:
             self.busy += 1
             await asyncio.sleep(float(answer.headers["retry-after"]))
 
-    async def drawn(self, size: int = 64, **fields: Any) -> bool:
+    async def generates(self, size: int = 64, **fields: Any) -> bool:
+        """Request an image; return whether the response contains one of the right size."""
         answer = await self.post("/v1/images/generations", json=self.body(size, **fields))
-        return answer.status_code == 200 and is_picture(answer.json()["data"][0]["b64_json"], size)
+        return answer.status_code == 200 and is_image(answer.json()["data"][0]["b64_json"], size)
 
-    async def refused(self, status: int, path: str = "/api/generate", **request: Any) -> bool:
+    async def rejects(self, status: int, path: str = "/api/generate", **request: Any) -> bool:
+        """Send an invalid request; return whether the response has `status` and an error message."""
         answer = await self.client.post(path, **request)
         return answer.status_code == status and bool(answer.json()["error"]["message"])
 
 
 async def quick(load: Load) -> bool:
-    return await load.drawn(steps=3)
+    return await load.generates(steps=3)
 
 
 async def base(load: Load) -> bool:
-    return await load.drawn()
+    return await load.generates()
 
 
 async def middle(load: Load) -> bool:
-    return await load.drawn(256)
+    return await load.generates(256)
 
 
 async def large(load: Load) -> bool:
-    return await load.drawn(1024, steps=[10, 2, 2])
+    return await load.generates(1024, steps=[10, 2, 2])
 
 
 async def several(load: Load) -> bool:
@@ -99,11 +104,11 @@ async def settings(load: Load) -> bool:
 
 async def edited(load: Load) -> bool:
     form = {"prompt": load.random.choice(PROMPTS), "size": "64x64", "steps": "4"}
-    answer = await load.post("/v1/images/edits", files={"image": load.large}, data=form)
-    return answer.status_code == 200 and is_picture(answer.json()["data"][0]["b64_json"], 64)
+    answer = await load.post("/v1/images/edits", files={"image": load.large_image}, data=form)
+    return answer.status_code == 200 and is_image(answer.json()["data"][0]["b64_json"], 64)
 
 
-async def asked_after(load: Load) -> bool:
+async def polled(load: Load) -> bool:
     answer = await load.post("/api/generate", json=load.body(steps=3))
     job = answer.json()
     while job["state"] in ("queued", "running"):
@@ -118,8 +123,8 @@ async def cancelled(load: Load) -> bool:
     return (await load.client.delete(f"/api/jobs/{answer.json()['id']}")).json()["state"] in ("cancelled", "done")
 
 
-async def left(load: Load) -> bool:
-    """Closed in the middle: before the answer, or in the stream."""
+async def disconnected(load: Load) -> bool:
+    """Disconnect before the response, or while it is streamed."""
     body = load.body(steps=100, stream=load.random.random() < 0.5)
     try:
         await asyncio.wait_for(load.client.post("/api/generate", json=body), load.random.uniform(0.02, 0.5))
@@ -129,7 +134,7 @@ async def left(load: Load) -> bool:
 
 
 async def slow(load: Load) -> bool:
-    """A reader that takes its time."""
+    """Read a streamed response slowly."""
     async with load.client.stream("POST", "/api/generate", json=load.body(steps=10, stream=True)) as answer:
         if answer.status_code == 429:
             return True
@@ -140,8 +145,8 @@ async def slow(load: Load) -> bool:
         return b'"state":"done"' in text
 
 
-async def half(load: Load) -> bool:
-    """A request that is never finished, on a bare connection."""
+async def unfinished(load: Load) -> bool:
+    """Send an incomplete request over a plain TCP connection, and close it."""
     port = load.client.base_url.port or 80
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
@@ -159,7 +164,7 @@ async def malformed(load: Load) -> bool:
     return answer.status_code in (400, 422) and "error" in answer.json()
 
 
-async def too_much(load: Load) -> bool:
+async def over_limit(load: Load) -> bool:
     body, status = load.random.choice(
         (
             ({"prompt": "x" * 5000}, 422),
@@ -169,30 +174,30 @@ async def too_much(load: Load) -> bool:
             ({"prompt": "x", "guidance": 1e30}, 422),
         )
     )
-    return await load.refused(status, json=body)
+    return await load.rejects(status, json=body)
 
 
 async def huge_body(load: Load) -> bool:
     try:
-        return await load.refused(413, content=bytes(2**25 + 1))
+        return await load.rejects(413, content=bytes(2**25 + 1))
     except httpx.TransportError:
-        return True  # answered and closed before all was sent
+        return True  # the server answers and closes before it has received the whole body
 
 
 async def bomb(load: Load) -> bool:
-    """A picture of 60,000 x 60,000 pixels, or 50 MB of text, in a file of 50 kB."""
+    """Upload a file of 50 kB that contains 60,000 x 60,000 pixels, or 50 MB of text."""
     head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
     data = head + chunk(b"IDAT", PACKED) + chunk(b"IEND", b"")
     if load.random.random() < 0.5:
-        data = load.picture[:33] + chunk(b"zTXt", b"a\0\0" + PACKED) + load.picture[33:]
+        data = load.small_image[:33] + chunk(b"zTXt", b"a\0\0" + PACKED) + load.small_image[33:]
     form = {"prompt": "x", "size": "64x64", "steps": "2"}
     answer = await load.post("/v1/images/edits", files={"image": ("../../x.png", data)}, data=form)
     return answer.status_code in (200, 413, 422)
 
 
-async def no_picture(load: Load) -> bool:
-    data = load.random.choice((b"PK\x03\x04" + PACKED, b"<svg/>", load.picture[:300], load.random.randbytes(2000)))
-    return await load.refused(422, "/v1/images/edits", files={"image": data}, data={"prompt": "x"})
+async def not_an_image(load: Load) -> bool:
+    data = load.random.choice((b"PK\x03\x04" + PACKED, b"<svg/>", load.small_image[:300], load.random.randbytes(2000)))
+    return await load.rejects(422, "/v1/images/edits", files={"image": data}, data={"prompt": "x"})
 
 
 async def path(load: Load) -> bool:
@@ -216,33 +221,33 @@ async def html(load: Load) -> bool:
     return answer.status_code == 202 and answer.headers["content-type"] == "application/json"
 
 
-async def looked(load: Load) -> bool:
+async def page_and_health(load: Load) -> bool:
     name = load.random.choice(("/", "/page/app.js", "/healthz", "/readyz", "/v1/models", "/api/about", "/metrics"))
     return (await load.client.get(name)).status_code == 200
 
 
-KINDS: dict[str, tuple[Kind, int]] = {  # and how many of a thousand
+KINDS: dict[str, tuple[Kind, int]] = {  # with their number per thousand requests
     "64 px, 3 steps": (quick, 190),
     "64 px, 20 steps": (base, 25),
     "256 px": (middle, 10),
     "1024 px": (large, 2),
-    "4 of 64 px, 4 steps": (several, 10),
+    "4 images of 64 px, 4 steps": (several, 10),
     "64 px, any sampler, streamed": (settings, 50),
     "edit": (edited, 25),
-    "job, asked after": (asked_after, 40),
+    "job, polled": (polled, 40),
     "cancelled": (cancelled, 50),
-    "client left": (left, 60),
+    "client disconnected": (disconnected, 60),
     "slow reader": (slow, 15),
-    "never finished": (half, 20),
+    "unfinished request": (unfinished, 20),
     "malformed": (malformed, 120),
-    "too much": (too_much, 120),
+    "over a limit": (over_limit, 120),
     "body of 32 MiB": (huge_body, 3),
-    "bomb": (bomb, 25),
-    "no picture": (no_picture, 45),
-    "path": (path, 60),
+    "decompression bomb": (bomb, 25),
+    "not an image": (not_an_image, 45),
+    "path traversal": (path, 60),
     "flood of headers": (headers, 20),
-    "HTML": (html, 20),
-    "page, health, metrics": (looked, 90),
+    "HTML in the prompt": (html, 20),
+    "page, health, metrics": (page_and_health, 90),
 }
 PACKED = zlib.compress(bytes(5 * 10**7))
 
@@ -257,17 +262,19 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def is_picture(text: str, side: int) -> bool:
+def is_image(text: str, side: int) -> bool:
     image = Image.open(io.BytesIO(base64.b64decode(text)))
     image.load()
     return image.size == (side, side)
 
 
-def measures(text: str) -> dict[str, float]:
+def metrics(text: str) -> dict[str, float]:
+    """Parse the response of /metrics: values by name and labels."""
     return {name: float(value) for name, value in re.findall(r"^(imagen_\S+) (\S+)$", text, re.M)}
 
 
 async def drive(options: argparse.Namespace) -> dict[str, Any]:
+    """Send all requests, and return their durations, the wrong responses, and the server's metrics at the end."""
     timeout = httpx.Timeout(600, connect=60)
     limits = httpx.Limits(max_connections=4 * options.at_once)
     async with httpx.AsyncClient(base_url=options.url, timeout=timeout, limits=limits, trust_env=False) as client:
@@ -284,7 +291,7 @@ async def drive(options: argparse.Namespace) -> dict[str, Any]:
             for name in queue:
                 start = time.monotonic()
                 try:
-                    right, why = await KINDS[name][0](load), "another answer"
+                    right, why = await KINDS[name][0](load), "wrong response"
                 except Exception as error:
                     right, why = False, repr(error)
                 seconds[name].append(time.monotonic() - start)
@@ -294,7 +301,7 @@ async def drive(options: argparse.Namespace) -> dict[str, Any]:
 
         async def watch() -> None:
             while True:
-                memory.append(measures((await client.get("/metrics")).text)['imagen_memory_bytes{of="process"}'])
+                memory.append(metrics((await client.get("/metrics")).text)['imagen_memory_bytes{of="process"}'])
                 done = sum(map(len, seconds.values()))
                 print(f"{time.monotonic() - began:5.0f} s {done:6} {memory[-1] / 2**20:6.0f} MiB", flush=True)
                 await asyncio.sleep(10)
@@ -304,7 +311,7 @@ async def drive(options: argparse.Namespace) -> dict[str, Any]:
         total = time.monotonic() - began
         watching.cancel()
         for _ in range(120):  # jobs that no client waits for are still in progress
-            end = measures((await client.get("/metrics")).text)
+            end = metrics((await client.get("/metrics")).text)
             if not end["imagen_pictures_waiting"] + end["imagen_pictures_active"]:
                 break
             await asyncio.sleep(1)
@@ -321,14 +328,14 @@ async def drive(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url")
+    parser.add_argument("url", help="address of the server, on this machine")
     parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--at-once", type=int, default=64)
+    parser.add_argument("--at-once", type=int, default=64, help="concurrent requests (default: 64)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     if httpx.URL(options.url).host not in ("127.0.0.1", "localhost", "::1"):
-        parser.error("this sends floods and bombs: to a server on this machine alone")
+        parser.error("this load test sends floods and decompression bombs; URL must be a server on this machine")
     found = asyncio.run(drive(options))
     print("\n| kind | requests | p50 s | p95 s | wrong |\n|---|---|---|---|---|")
     for name in KINDS:
@@ -337,10 +344,10 @@ def main() -> None:
             p95 = statistics.quantiles(times, n=20)[-1]
             row = (name, len(times), f"{statistics.median(times):.2f}", f"{p95:.2f}", found["wrong"].get(name, 0))
             print("| " + " | ".join(map(str, row)) + " |")
-    print(f"\n{options.requests:,} requests in {found['seconds']:.0f} s; 429 answered and asked again: {found['busy']}")
-    print(f"memory: {found['memory'][0] / 2**20:.0f} MiB at first, {max(found['memory']) / 2**20:.0f} MiB at most")
+    print(f"\n{options.requests:,} requests in {found['seconds']:.0f} s; repeated after status 429: {found['busy']}")
+    print(f"memory: {found['memory'][0] / 2**20:.0f} MiB at the start, {max(found['memory']) / 2**20:.0f} MiB at most")
     pictures = {name: value for name, value in found["end"].items() if name.startswith("imagen_pictures")}
-    print(f"in the end: {json.dumps(pictures)}")
+    print(f"images at the end: {json.dumps(pictures)}")
     print("\n".join(found["examples"]))
     print(describe_machine(machine()))
     write_json(

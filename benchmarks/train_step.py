@@ -1,9 +1,9 @@
-"""Images a second of a preset's training step on random data, and where its time goes.
+"""Measure a preset's training step on random data: images per second, and the time of each phase.
 
     python benchmarks/train_step.py emoji_64 --batch 32 [--precision bf16] [--steps N] [--threads N] [--json FILE]
 
-The step is the trainer's: noise, forward and loss, backward, clipping, the optimizer, average of the
-weights. Every text has as many tokens as a usual caption. Loading data is not part of it.
+The step is the trainer's: forward process, forward pass and loss, backward pass, clipping, optimizer and EMA. Data
+loading is not included.
 """
 
 import argparse
@@ -73,10 +73,10 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", help="`imagen presets` lists them")
-    parser.add_argument("--batch", type=int, default=16, help="pictures a step (default: 16)")
+    parser.add_argument("--batch", type=int, default=16, help="images per step (default: 16)")
     parser.add_argument("--precision", choices=get_args(Precision), default="auto", help="default: auto")
-    parser.add_argument("--steps", type=int, default=10, help="measured, after two to warm up (default: 10)")
-    parser.add_argument("--threads", type=int, help="of torch (default: torch's own choice)")
+    parser.add_argument("--steps", type=int, default=10, help="measured steps, after a warm-up of two (default: 10)")
+    parser.add_argument("--threads", type=int, help="number of torch's threads (default: torch's own choice)")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"), metavar="FILE")
     options = parser.parse_args()
     check_number("--batch", options.batch, least=1)
@@ -86,14 +86,14 @@ def arguments() -> argparse.Namespace:
 
 
 def measure(experiment: Experiment, batch: int, steps: int, dtype: torch.dtype | None) -> dict[str, Clock]:
-    """A clock for each phase, with `steps` entries."""
+    """Return a clock per phase, with `steps` entries."""
     clocks = {phase: Clock() for phase in PHASES}
     unet = UNet(experiment.stage.unet)
     fill_zeros(unet)
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(unet.named_parameters(), experiment.optim)
     ema = Ema(unet, experiment.train.ema_decay)
-    noising = ForwardProcess(
+    forward_process = ForwardProcess(
         experiment.stage,
         seed=0,
         batch_size=batch,
@@ -105,9 +105,9 @@ def measure(experiment: Experiment, batch: int, steps: int, dtype: torch.dtype |
     for step in range(1, steps + warm_up + 1):
         data = random_batch(experiment, position=step * batch, count=batch)
         with clocks["noise"].running():
-            noised = noising(data)
+            noised = forward_process(data)
         with clocks["forward"].running(), autocast("cpu", dtype):
-            loss = noising.loss(unet, noised).total.mean()
+            loss = forward_process.loss(unet, noised).total.mean()
         with clocks["backward"].running():
             loss.backward()
         with clocks["clip, optimizer, EMA"].running():
@@ -128,7 +128,7 @@ def report(clocks: dict[str, Clock], rates: dict[str, float], batch: int) -> Non
         share, rate = clock.seconds / seconds, f"{rates[phase]:>9.0f}" if rates[phase] else ""
         print(f"{phase:<18}{1e3 * clock.seconds:>9.1f}{share:>8.0%}{1e3 * clock.cpu_seconds:>9.1f}{rate}")
     print(f"{'step':<18}{1e3 * seconds:>9.1f}{'':>8}{1e3 * cpu:>9.1f}{rates['step']:>9.0f}")
-    print(f"\n{batch / seconds:.1f} images/s, {batch / cpu:.1f} a CPU second")
+    print(f"\n{batch / seconds:.1f} images/s, {batch / cpu:.1f} images per CPU second")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Time of a U-Net's forward and backward beside imagen-pytorch's U-Net of the same class, in one run.
+"""Compare the forward and backward pass of a U-Net with those of imagen-pytorch's U-Net of similar size.
 
     python benchmarks/unet_step.py [--preset text2im_64_397m] [--repeats N] [--threads N] [--batch N] [--json FILE]
 
-The two networks have different structures and sizes, so time is also given per counted GFLOP
-(forward counted, backward taken as twice that). They take turns, in an order that is reversed
-every other round, so that whatever else the machine does hits both alike. Needs 8 GiB of memory.
+The two networks differ in structure and size, so time is also given per GFLOP (counted for the forward pass, times
+three for forward and backward). They take turns, in an order that is reversed every other round, so that other load on
+the machine affects both equally. Needs 8 GiB of memory.
 """
 
 import argparse
@@ -37,7 +37,7 @@ class Network:
     name: str
     model: nn.Module
     forward: Forward
-    gflop: float  # forward and backward of one picture
+    gflop: float  # forward and backward pass of one image
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Variant:
         return f"{self.network.name}, {'fp32' if self.dtype is None else 'bf16 autocast'}, {self.layout}"
 
     def step(self, x_BCHW: Tensor) -> None:
-        """One timed forward and backward."""
+        """Run and time one forward and backward pass."""
         model = self.network.model.to(memory_format=LAYOUTS[self.layout])  # type: ignore[call-overload]
         x_BCHW = x_BCHW.to(memory_format=LAYOUTS[self.layout])
         with self.clock.running():
@@ -98,9 +98,9 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="text2im_64_397m", help="a text-to-image preset (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="measured rounds, after one to warm up (default: 5)")
-    parser.add_argument("--threads", type=int, help="of torch (default: torch's own choice)")
-    parser.add_argument("--batch", type=int, default=1, help="pictures at once (default: 1)")
+    parser.add_argument("--repeats", type=int, default=5, help="measured rounds, after a warm-up (default: 5)")
+    parser.add_argument("--threads", type=int, help="number of torch's threads (default: torch's own choice)")
+    parser.add_argument("--batch", type=int, default=1, help="images per batch (default: 1)")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"), metavar="FILE")
     options = parser.parse_args()
     check_number("--repeats", options.repeats, least=1)
@@ -110,7 +110,7 @@ def arguments() -> argparse.Namespace:
 
 
 def variants_of(ours: Network, theirs: Network) -> list[Variant]:
-    """Ours as the trainer runs it; theirs as it comes, and in the layout that is faster for it, too."""
+    """Return our network as the trainer runs it, and theirs in its default layout and in its faster one."""
     variants = [Variant(ours, None, "channels-last")]
     variants += [Variant(theirs, None, "contiguous"), Variant(theirs, None, "channels-last")]
     if (dtype := autocast_dtype("cpu", "auto")) is not None:
@@ -119,7 +119,7 @@ def variants_of(ours: Network, theirs: Network) -> list[Variant]:
 
 
 def take_turns(variants: list[Variant], experiment: Experiment, batch: int, repeats: int) -> None:
-    """Run all variants in each of `repeats` rounds, after one to warm up."""
+    """Run all variants in each of `repeats` rounds, after a warm-up round."""
     side = experiment.stage.resolution
     x_BCHW = torch.randn(batch, experiment.stage.unet.image_channels, side, side)
     for index in range(repeats + 1):
@@ -154,7 +154,7 @@ def peer_network(unet: type[nn.Module], experiment: Experiment, batch: int) -> N
 
 
 def network(name: str, build: Callable[[], nn.Module], forward: Forward, experiment: Experiment, batch: int) -> Network:
-    """Built twice: without memory to count its operations, and with random weights."""
+    """Build a network twice: on the meta device to count its operations, and with random weights."""
     side = experiment.stage.resolution
     with torch.device("meta"):
         shape_only, x_BCHW = build(), torch.empty(batch, experiment.stage.unet.image_channels, side, side)
@@ -165,14 +165,14 @@ def network(name: str, build: Callable[[], nn.Module], forward: Forward, experim
 
 
 def text_shape(experiment: Experiment) -> tuple[int, int]:
-    """Tokens of a text and numbers a token; UserError for a preset that the peer has no equal of."""
+    """Return the number of tokens per text and their dimension. Raises UserError unless it is a base model's preset."""
     if experiment.text is None or experiment.stage.unet.low_res:
-        raise UserError(f"{experiment.name} is not a text-to-image preset; there is nothing to compare it with")
+        raise UserError(f"{experiment.name} is not a text-to-image preset, and only such presets can be compared")
     return experiment.text.max_tokens, experiment.text.width
 
 
 def row(variant: Variant, batch: int) -> dict[str, Any]:
-    """What the table and the JSON file tell about a variant."""
+    """Return the row of a variant for the table and the JSON file."""
     seconds = variant.clock.seconds / batch
     return {
         "name": variant.name,
@@ -192,11 +192,11 @@ def report(rows: list[dict[str, Any]]) -> None:
             f"{values['name']:<46}{values['parameters'] / 1e6:>10.1f}M{values['gflop_an_image']:>7.0f}"
             f"{values['s_an_image']:>9.2f}{values['cpu_s_an_image']:>8.2f}{values['ms_a_gflop']:>10.2f}"
         )
-    print("(medians; s/image is wall time, CPU s adds up all threads)\n")
+    print("(medians; s/image is wall time; CPU s is the sum over all threads)\n")
 
 
 def compare(variants: list[Variant]) -> list[dict[str, Any]]:
-    """Print and return how many times as fast one variant is as another."""
+    """Print and return the speed-ups of pairs of variants."""
     by_name = {variant.name: variant for variant in variants}
     pairs = [
         ("imagen, fp32, channels-last", "imagen-pytorch, fp32, contiguous"),
@@ -207,12 +207,12 @@ def compare(variants: list[Variant]) -> list[dict[str, Any]]:
     findings = []
     for one, other in pairs:
         if one not in by_name:
-            print("bf16: not measured, this processor has no instructions for it")
+            print("bf16: not measured, because this processor does not support it")
             break
         a, b = by_name[one], by_name[other]
         work = a.network.gflop / b.network.gflop
         wall, cpu = speedup(a.clock.wall, b.clock.wall), speedup(a.clock.cpu, b.clock.cpu)
-        print(f"{one} against {other}: per GFLOP {wall * work:.2f}x as fast (CPU time {cpu * work:.2f}x)")
+        print(f"{one} over {other}: speed-up per GFLOP {wall * work:.2f}x (by CPU time {cpu * work:.2f}x)")
         findings.append(
             {
                 "of": one,
@@ -227,7 +227,7 @@ def compare(variants: list[Variant]) -> list[dict[str, Any]]:
 
 
 def speedup(ours: list[float], theirs: list[float]) -> float:
-    """Median over rounds of the ratio within a round."""
+    """Return the median over rounds of the ratio within a round."""
     return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
 
 

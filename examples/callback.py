@@ -1,4 +1,4 @@
-"""Training callbacks of your own: a metric, and a stop when the validation loss no longer falls.
+"""Custom training callbacks: a metric, and a stop when the validation loss no longer falls.
 
 python examples/callback.py emoji_64 SHARDS RUN
 """
@@ -16,9 +16,9 @@ from imagen.train.step import StepResult
 
 @dataclass
 class EarlyStopping(Callback):
-    """Stops training once the validation loss has not fallen in `patience` measurements, `train.gap_every` steps apart.
+    """Stop training when the validation loss has not fallen in `patience` measurements, `train.gap_every` steps apart.
 
-    A resumed run begins to count again.
+    A resumed run starts counting at zero.
     """
 
     patience: int = 5
@@ -37,7 +37,7 @@ class EarlyStopping(Callback):
 
 @dataclass
 class Clipping(Callback):
-    """Adds `clipped` to the metrics: the fraction of steps since the last row whose gradients were clipped."""
+    """Add `clipped` to the metrics: the share of steps since the last row whose gradients were clipped."""
 
     steps: int = field(default=0, init=False)
     clipped: int = field(default=0, init=False)

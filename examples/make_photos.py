@@ -1,8 +1,9 @@
-"""Write a small folder of captioned images, for trying `photos.sh` without photographs of your own.
+"""Write a small folder of captioned images, to try `photos.sh` without your own photographs.
 
     python examples/make_photos.py photos
 
-Each image is a sky over a landscape with a sun: 48 JPEG files of 320 x 256 pixels, each with a .txt caption beside it.
+It contains 48 JPEG files of 320 x 256 pixels, each with a .txt caption beside it. An image shows a landscape under a
+sky with a sun.
 """
 
 import argparse
@@ -17,7 +18,7 @@ WIDTH, HEIGHT, VARIANTS = 320, 256, 4
 
 
 def landscape(sky: str, land: str, rng: random.Random) -> Image.Image:
-    """Return an RGB image of WIDTH x HEIGHT pixels."""
+    """Return an RGB image of a landscape, WIDTH x HEIGHT pixels."""
     image = Image.new("RGB", (WIDTH, HEIGHT), SKIES[sky])
     draw = ImageDraw.Draw(image)
     horizon = rng.randint(HEIGHT // 2, 2 * HEIGHT // 3)
@@ -30,7 +31,7 @@ def landscape(sky: str, land: str, rng: random.Random) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="folder to write to")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)

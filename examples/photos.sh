@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Train a cascade on a folder of photographs: data, embeddings, two stages, images.
+# Train a cascade on a folder of photographs: build data, encode captions, train two stages, sample.
 #
-#   python examples/make_photos.py photos          # or use a folder of your own: a/cat.jpg beside a/cat.txt
+#   python examples/make_photos.py photos          # or use your own folder, with a/cat.txt beside a/cat.jpg
 #   bash examples/photos.sh photos out "a meadow under a blue sky"
 #
-# The debug presets run the whole path in about a minute on two idle cores. Their images are blurred patches of colour:
-# for real ones set BASE=text2im_64_397m SR=sr_256_600m, their encoder and steps, and train on GPUs.
+# The debug presets run all steps in about a minute on two idle cores. Their images are only blurred patches of colour.
+# For real images, set BASE=text2im_64_397m and SR=sr_256_600m, their encoder and steps, and train on GPUs.
 set -euo pipefail
 photos=${1:?usage: photos.sh PHOTOS [OUT [PROMPT]]} out=${2:-photos-out} prompt=${3:-a meadow under a blue sky}
 

@@ -1,10 +1,10 @@
-"""A sampler of your own in one file: DPM-Solver++(2S), second order with two network evaluations per step.
+"""Define a sampler in one file: DPM-Solver++(2S), second order with two network evaluations per step.
 
     python examples/sampler.py sample emoji "a red apple" --sampler dpmpp_2s --steps 10 --out images
     python examples/sampler.py sample --help
 
-In a program, importing this file is enough: `cascade.sample("a red apple", sampler="dpmpp_2s")`. Copied to
-`imagen/diffusion/samplers/dpmpp_2s.py` it is part of the package, without another edit.
+In a program, import this file and call `cascade.sample("a red apple", sampler="dpmpp_2s")`. To make it part of the
+package, copy it to `imagen/diffusion/samplers/dpmpp_2s.py`; no other change is needed.
 """
 
 import math
@@ -21,9 +21,9 @@ from imagen.errors import check_number
 @register("dpmpp_2s")
 @dataclass(frozen=True, kw_only=True)
 class DPMpp2S(Sampler):
-    """DPM-Solver++(2S) (2211.01095): second order, two network evaluations per step, one in the last.
+    """DPM-Solver++(2S) (2211.01095, algorithm 1): two network evaluations per step, one in the last step.
 
-    Algorithm 1. middle: where in a step the second evaluation lies, above 0 (its beginning) and at most 1 (its end).
+    middle: position of the second evaluation in a step, above 0 (the beginning) and at most 1 (the end).
     """
 
     order: ClassVar[int] = 2

@@ -8,17 +8,17 @@ from torch import Tensor
 
 
 def default_device() -> str:
-    """Return "cuda" where torch sees an NVIDIA (or ROCm) GPU, else "mps" on Apple's GPUs, else "cpu"."""
+    """Return "cuda" if torch finds an NVIDIA (or ROCm) GPU, else "mps" on Apple's GPUs, else "cpu"."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def set_up(device: torch.device | str) -> None:
-    """Choose an NVIDIA GPU for the calling thread, and what serves networks of fixed shapes. Threads begin with GPU 0.
+    """Set up an NVIDIA GPU for the calling thread, with options for networks of fixed shapes. Threads begin with GPU 0.
 
     cuDNN times convolutions once per shape (cudnn.benchmark). Expandable segments avoid fragmentation when tensor sizes
-    change, for example between training and sample grids; PYTORCH_ALLOC_CONF overrides them.
+    change, for example between training and sample grids; PYTORCH_ALLOC_CONF overrides this.
     """
     device = torch.device(device)
     if device.type != "cuda":
@@ -31,7 +31,7 @@ def set_up(device: torch.device | str) -> None:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to `device` without blocking, by way of pinned memory, as asynchronous copies require."""
+    """Copy a tensor to `device` without blocking, through pinned memory, which asynchronous copies require."""
     if device.type == "cpu" or tensor.device.type != "cpu":
         return tensor.to(device)
     return pin(tensor, device).to(device, non_blocking=True)

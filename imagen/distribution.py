@@ -1,6 +1,6 @@
 """Name the distribution, which differs from the import name, and detect packages that conflict with it.
 
-On PyPI `imagen` is another project, and imagen-pytorch also installs a command `imagen`.
+On PyPI, `imagen` is a different project, and imagen-pytorch also installs a command `imagen`.
 """
 
 import shutil
@@ -34,7 +34,7 @@ def clashes() -> Iterator[str]:
 
 
 def _is_ours(command: Path) -> bool:
-    """Return whether a command starts this package; True if it is not a script, such as the launchers of Windows."""
+    """Return whether a command starts this package. True for commands that are not scripts, as on Windows."""
     try:
         with command.open("rb") as file:
             script = file.read(4096)

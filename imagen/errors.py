@@ -58,7 +58,7 @@ def check_text(name: str, text: str, most: int | None = None) -> None:
     except UnicodeEncodeError:  # surrogates: from undecodable bytes, or from half of a pair in JSON
         raise UserError(f"{name} is not UTF-8: {quoted(text)}") from None
     if "\0" in text:
-        raise UserError(f"{name} holds a zero byte: {quoted(text)}")
+        raise UserError(f"{name} contains a zero byte: {quoted(text)}")
 
 
 def quoted(value: object) -> str:

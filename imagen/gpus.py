@@ -1,4 +1,4 @@
-"""A table of GPUs: stated peaks for the MFU; memory and bandwidth for `imagen plan`."""
+"""A table of GPUs: specified peak throughput for the MFU; memory and bandwidth for `imagen plan`."""
 
 import os
 import re

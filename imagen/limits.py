@@ -1,8 +1,8 @@
 """Bound the numbers in `cascade.json`, `config.json` and the metadata of images.
 
 Values are checked when they are read, before anything is allocated or computed. Each bound is at least sixteen times
-the value of the largest known model, so it rejects only damaged, mistaken or hostile values, with which a command would
-never finish or would exhaust memory.
+the value of the largest known model. It therefore rejects only damaged, mistaken or hostile values, with which a
+command would never finish or would exhaust memory.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Choose the number format of each part of the computation, by what the processor multiplies fast."""
+"""Choose the number format of each part of the computation: the one in which the processor multiplies fastest."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ _ISA_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Hold the number formats of a device. The device emulates none of them."""
+    """The number formats used on a device. It supports all of them in hardware."""
 
     network: torch.dtype | None  # autocast of U-Nets and recognisers, in training and sampling; None: float32
     encoder: torch.dtype  # weights of a frozen text encoder
@@ -28,7 +28,7 @@ class Arithmetic:
 def arithmetic(device: torch.device | str) -> Arithmetic:
     """Return the formats for `device`.
 
-    bfloat16 where the device multiplies matrices in it: GPUs from Ampere on, CPUs with AMX or AVX512-BF16, and other
+    bfloat16 where the device supports it in hardware: GPUs from Ampere on, CPUs with AMX or AVX512-BF16, and other
     CPUs if a measurement of a few milliseconds finds it faster. Older NVIDIA GPUs (Volta, Turing) use float16 only for
     the network: T5's activations and an optimizer's small values exceed its range. Apple's GPUs use float32, the only
     format tested there. On a CPU the text encoder uses float32, so that embeddings are the same on all CPUs.
@@ -63,7 +63,8 @@ def autocast(device: torch.device | str, dtype: torch.dtype | None) -> AbstractC
 def cpu_multiplies_bfloat16() -> bool:
     """Return whether the CPU has instructions for bfloat16 products that torch and oneDNN may use.
 
-    Environment variables can restrict both (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA), and then they emulate.
+    Environment variables can restrict both libraries (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA); then they emulate
+    bfloat16.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return bfloat16_is_faster()

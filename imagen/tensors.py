@@ -34,7 +34,7 @@ _NAMES = {
 def save_tensors(
     tensors: Mapping[str, np.ndarray | Tensor], path: str | Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file, with bytes that are a function of the arguments.
+    """Write a safetensors file whose bytes depend only on the arguments.
 
     Not atomic: use it with the path of `imagen.files.replacing`. Raises OSError as `open` and `write` do.
     """

@@ -1,6 +1,8 @@
 """Copy a reference run into the package: 16-bit weights, curves, and the images of README and docs.
 
-    python runs/emoji_package.py DIR        (the output of runs/emoji_reference.sh; run from the repository's root)
+    python runs/emoji_package.py DIR
+
+DIR is the output of runs/emoji_reference.sh. Run this in the root of the repository. It writes:
 
 imagen/weights/emoji/       the cascade
 imagen/weights/curves.json  the curves of the three runs
@@ -13,7 +15,7 @@ from pathlib import Path
 from imagen.cascade import Cascade, assemble
 from imagen.cascade.float16 import convert_to_float16
 from imagen.emoji.dataset import heldout_counts, heldout_prompts, heldout_relations
-from imagen.evaluate.compare import draw, write_reference_curves
+from imagen.evaluate.compare import plot, write_reference_curves
 from imagen.files import read_json, write_json
 from imagen.jsonconfig import to_json
 from imagen.pictures import contact_sheet, write_png
@@ -21,12 +23,12 @@ from imagen.presets import preset
 
 RUNS = ("base", "sr_256", "sr_1024")
 WEIGHTS, CURVES, DOCS = Path("imagen/weights/emoji"), Path("imagen/weights/curves.json"), Path("docs/images")
-MAX_BYTES = 40_000_000  # bytes of weights
+MAX_BYTES = 40_000_000  # of the weights
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, metavar="DIR", help="output of runs/emoji_reference.sh")
     options = parser.parse_args()
     runs = [options.run / name for name in RUNS]
 
@@ -40,16 +42,16 @@ def main() -> None:
         raise SystemExit(f"the weights exceed {MAX_BYTES / 1e6:.0f} MB; make a stage smaller")
     write_reference_curves(runs, CURVES)
     for name, curves in read_json(CURVES).items():
-        draw(name, [("reference", curves["metrics"], curves["evaluation"])], DOCS / f"reference-{name}.png")
+        plot(name, [("reference", curves["metrics"], curves["evaluation"])], DOCS / f"reference-{name}.png")
 
-    asked = [*heldout_prompts(48), *heldout_relations(8), *heldout_counts(8)]
-    prompts, seeds = [each.prompt for each in asked], list(range(len(asked)))
-    pictures = Cascade.load(WEIGHTS).sample(prompts, seeds=seeds, stages=2)
-    write_png(DOCS / "reference-samples.png", contact_sheet(pictures, prompts, columns=8, cell=128).quantize(256))
+    heldout = [*heldout_prompts(48), *heldout_relations(8), *heldout_counts(8)]
+    prompts, seeds = [each.prompt for each in heldout], list(range(len(heldout)))
+    images = Cascade.load(WEIGHTS).sample(prompts, seeds=seeds, stages=2)
+    write_png(DOCS / "reference-samples.png", contact_sheet(images, prompts, columns=8, cell=128).quantize(256))
 
 
 def take_sampling_from_presets(manifest: Path) -> None:
-    """Replace the sampling defaults, which runs store at their start, by those of the presets."""
+    """Replace the sampling defaults, which a run stores when it starts, with those of the current presets."""
     value = read_json(manifest)
     for stage in value["stages"]:
         stage["config"]["sampling"] = to_json(preset(stage["info"]["preset"]).stage.sampling)

@@ -3,18 +3,18 @@
 #
 #   sh runs/emoji_reference.sh [DIR]
 #
-# To resume, run the same command again. `imagen train` uses a GPU if there is one. Further styles:
+# To resume, run the same command again. `imagen train` uses a GPU if there is one. To add a style:
 #   STYLES="--iconify noto/icons.json=noto" sh runs/emoji_reference.sh
-# Hardware: two CPU cores (AMD EPYC, AVX512-BF16) trained the packaged weights: about 2.5 hours of both cores for the
-# base and 35 to 40 minutes of one core for each other stage, estimated from the speed of each alone.
+# Hardware: two CPU cores (AMD EPYC, AVX512-BF16) trained the packaged weights. The base took about 2.5 hours on both
+# cores, and each other stage 35 to 40 minutes on one core, estimated from the speed of each stage alone.
 # Expected scores, 64 held-out prompts of each kind, guidance scale 2: object 100 %, colour 100 %, count 70 %, relation
 # 5 %; super-resolution +3.4 dB and +2.7 dB over bicubic. This base stopped at step 6,764 of 8,000; see
 # docs/explanation/reference-run.md. More steps: BASE_STEPS, SR_STEPS.
 set -eu
 out=${1:-reference}
 
-# First single objects, then scenes as well: a model that cannot draw a horse learns little from a horse beside a bus.
-# Many scenes, so that the network cannot memorise the pairs.
+# First single objects, then scenes as well: a model that cannot generate a horse learns little from a horse beside a
+# bus. There are many scenes so that the network cannot memorise the pairs.
 imagen data emoji --out "$out/single" --sizes 64
 imagen data emoji --out "$out/scenes" --sizes 64 --variants 12 --relations 0.4 --counts 0.25 ${STYLES:-}
 imagen data emoji --out "$out/small" --sizes 64,256 --relations 0.25 --counts 0.15 ${STYLES:-}
@@ -25,6 +25,6 @@ imagen train emoji_64 --data "$out/scenes" --out "$out/base" --train.steps "${BA
 imagen train emoji_256 --data "$out/small" --out "$out/sr_256" --train.steps "${SR_STEPS:-5000}"
 imagen train emoji_1024 --data "$out/large" --out "$out/sr_1024" --train.steps "${SR_STEPS:-5000}"
 
-imagen evaluate "$out/base" --guidance 1,1.25,1.5,2,3,4,6,8,10 --out "$out/sheets"
+imagen evaluate-emoji "$out/base" --guidance 1,1.25,1.5,2,3,4,6,8,10 --out "$out/sheets"
 imagen assemble "$out/base" "$out/sr_256" "$out/sr_1024" --out "$out/cascade" --half
 imagen sample "$out/cascade" "an octopus on a blue background" --out "$out/pictures"

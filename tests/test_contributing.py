@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md: the files and names that it gives exist, and what it says can be added with one file can be."""
+"""Check that files and names in CONTRIBUTING.md exist, and that one file is enough for the additions it describes."""
 
 import ast
 import os
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 
 
-def rows(heading: str) -> list[list[str]]:
+def table_rows(heading: str) -> list[list[str]]:
     """Return the cells of the table under a heading, without its first two rows."""
     section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
@@ -22,12 +22,12 @@ def rows(heading: str) -> list[list[str]]:
 
 
 def references(text: str) -> dict[str, list[str]]:
-    """Return the names that a text gives of each file: `imagen/a.py: b, C.d` is {"imagen/a.py": ["b", "C.d"]}."""
+    """Return the names that a text lists per file: `imagen/a.py: b, C.d` gives {"imagen/a.py": ["b", "C.d"]}."""
     found = [re.fullmatch(r"([\w/.]+\.py)(?:: (.*))?", quoted) for quoted in re.findall(r"`([^`]+)`", text)]
     return {match[1]: match[2].split(", ") if match[2] else [] for match in found if match}
 
 
-def defined(path: Path) -> set[str]:
+def defined_names(path: Path) -> set[str]:
     """Return the top-level names of a file, and Class.method."""
     names: set[str] = set()
     for node in ast.parse(path.read_text()).body:
@@ -41,26 +41,26 @@ def defined(path: Path) -> set[str]:
     return names
 
 
-def test_names_are_found(tmp_path: Path) -> None:
+def test_references_and_definitions_are_parsed(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("A: int = 1\nb = 2\ndef f(): c = 3\nclass C:\n    def m(self): ...\n")
-    assert defined(tmp_path / "a.py") == {"A", "b", "f", "C", "C.m"}
+    assert defined_names(tmp_path / "a.py") == {"A", "b", "f", "C", "C.m"}
     assert references("`a/b.py: c, D.e`, and `f.py`, but no `g`") == {"a/b.py": ["c", "D.e"], "f.py": []}
 
 
-def test_every_question_is_answered_by_two_files_at_most() -> None:
-    answers = rows("Where is ...?")
+def test_every_question_is_answered_with_at_most_two_files() -> None:
+    answers = table_rows("Where is ...?")
     assert len(answers) == 15
     for question, answer in answers:
         assert 1 <= len(references(answer)) <= 2, question
         assert all(names for names in references(answer).values()), question
 
 
-@pytest.mark.parametrize("row", rows("Where is ...?") + rows("Add something"), ids=lambda row: row[0])
-def test_names_exist(row: list[str]) -> None:
+@pytest.mark.parametrize("row", table_rows("Where is ...?") + table_rows("Add something"), ids=lambda row: row[0])
+def test_referenced_names_exist(row: list[str]) -> None:
     named = references(" ".join(row))
     assert named
     for file, names in named.items():
-        assert set(names) <= defined(ROOT / file), file
+        assert set(names) <= defined_names(ROOT / file), file
 
 
 ADDED = {
@@ -102,8 +102,8 @@ main(["greet"])
 """
 
 
-def test_one_file_is_enough(tmp_path: Path) -> None:
-    """In a copy of the package: a sampler, a source, a preset and a command are found without another edit."""
+def test_an_extension_needs_one_file(tmp_path: Path) -> None:
+    """In a copy of the package, a new sampler, source, preset and command are found without any other edit."""
     package = tmp_path / "imagen"
     shutil.copytree(ROOT / "imagen", package, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     for name, text in ADDED.items():

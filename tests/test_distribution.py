@@ -1,4 +1,4 @@
-"""The package's own name, and others that install an `imagen`."""
+"""Check the distribution name, and the detection of other packages that install an `imagen`."""
 
 import os
 import subprocess
@@ -14,39 +14,39 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def alone(monkeypatch, tmp_path):
-    """An environment in which no command and no distribution of that name is installed yet."""
+def clean_environment(monkeypatch, tmp_path):
+    """Set up an environment without a command or a distribution called imagen."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "path", [str(ROOT), str(tmp_path)])
     return tmp_path
 
 
-def command(folder: Path, module: str) -> None:
+def write_command(folder: Path, module: str) -> None:
     (folder / "imagen").write_text(f"#!/usr/bin/python3\nfrom {module} import main\nmain()\n")
     (folder / "imagen").chmod(0o755)
 
 
-def test_nothing_clashes_with_itself(alone):
-    command(alone, "imagen_cascade")
+def test_our_installation_reports_no_conflict(clean_environment):
+    write_command(clean_environment, "imagen_cascade")
     assert list(clashes()) == []
 
 
-def test_another_packages_command_is_named(alone):
-    command(alone, "imagen_pytorch.cli")
+def test_the_command_of_another_package_is_reported(clean_environment):
+    write_command(clean_environment, "imagen_pytorch.cli")
     (line,) = clashes()
-    assert str(alone / "imagen") in line and "python -m imagen" in line
+    assert str(clean_environment / "imagen") in line and "python -m imagen" in line
 
 
-def test_the_package_of_that_name_is_named(alone):
-    info = alone / "imagen-2.1.0.dist-info"
+def test_another_package_of_this_name_is_reported(clean_environment):
+    info = clean_environment / "imagen-2.1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: imagen\nVersion: 2.1.0\n")
     (line,) = clashes()
     assert "imagen 2.1.0" in line and "pip uninstall imagen" in line
 
 
-def test_another_module_in_our_place_is_one_line(tmp_path):
-    """What the commands start, beside somebody else's `imagen`."""
+def test_a_foreign_module_of_this_name_is_a_one_line_error(tmp_path):
+    """Run our entry point beside another project's `imagen` module."""
     (tmp_path / "imagen").mkdir()
     (tmp_path / "imagen" / "__init__.py").write_text("")
     (tmp_path / "imagen_cascade.py").write_text((ROOT / "imagen_cascade.py").read_text())
@@ -57,7 +57,7 @@ def test_another_module_in_our_place_is_one_line(tmp_path):
     assert "another package's" in done.stderr and str(tmp_path) in done.stderr
 
 
-def test_the_name_is_that_of_the_metadata():
+def test_the_name_equals_the_one_in_the_metadata():
     about = metadata.metadata(NAME)
     assert about["Name"] == NAME
     for extra in ("demo", "data", "remote", "ray", "eval", "deepfloyd", "tensorboard", "serve"):
@@ -66,13 +66,13 @@ def test_the_name_is_that_of_the_metadata():
     assert (ROOT / "imagen" / "py.typed").exists()
 
 
-def test_messages_and_pages_name_no_other_package():
-    """`pip install imagen` would install somebody else's."""
+def test_messages_and_pages_recommend_no_other_package():
+    """`pip install imagen` would install another project."""
     for path in [*ROOT.glob("imagen/**/*.py"), *ROOT.glob("docs/**/*.md"), ROOT / "README.md"]:
         text = path.read_text(encoding="utf-8")
         assert "pip install imagen\n" not in text and "pip install 'imagen[" not in text, path
 
 
-def test_version_says_what_a_report_needs(imagen):
+def test_version_prints_the_details_for_a_bug_report(imagen):
     out = imagen("--version")
     assert (out.startswith(f"{NAME} ") and "torch" in out and "fp32" in out) or "bf16" in out or "fp16" in out

@@ -1,4 +1,4 @@
-"""The documentation: links lead somewhere, and files and functions that pages name exist."""
+"""Check that links in the documentation resolve, and that files and functions it names exist."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-CURRENT = [page for page in PAGES if page.name not in ("LOG.md", "glossary.md")]  # these two name former things, too
+CURRENT = [page for page in PAGES if page.name not in ("LOG.md", "glossary.md")]  # these two also name former files
 FOLDERS = "imagen|tests|benchmarks|runs|deploy|examples"
 
 
@@ -16,13 +16,13 @@ def name(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """Return the anchors of a page's headings, as GitHub and the site make them."""
+    """Return the anchors that GitHub and the site generate for the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_links(page: Path) -> None:
+def test_links_resolve(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     for target in re.findall(r"\]\((?!http)([^)\s]+)\)", text):
         path, _, anchor = target.partition("#")
@@ -33,13 +33,13 @@ def test_links(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", CURRENT, ids=name)
-def test_files_that_pages_name_exist(page: Path) -> None:
+def test_referenced_files_exist(page: Path) -> None:
     for path in re.findall(rf"(?<![\w/.-])((?:{FOLDERS})/[\w/.-]*\w)", page.read_text()):
         generated = path.startswith("runs/") and not (ROOT / path).suffix  # a user's run folder
         assert generated or (ROOT / path).exists(), path
 
 
-def test_functions_of_the_formulas_exist() -> None:
+def test_functions_in_the_formula_table_exist() -> None:
     page = (ROOT / "docs" / "reference" / "formulas.md").read_text()
     rows = [line.rsplit(" | ", 1)[1] for line in page.splitlines() if line.startswith("| ") and ".py: " in line]
     assert len(rows) > 50

@@ -1,4 +1,4 @@
-"""The examples: their commands are ones that `imagen` takes, and the images they make are good data."""
+"""Check that the commands in the examples are valid, and that the images of the examples become good samples."""
 
 import json
 import re
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def commands(text: str) -> list[list[str]]:
-    """Return the `imagen` lines of a script or page, without the program's name."""
+    """Return the arguments of all `imagen` lines in a script or page."""
     return [shlex.split(line, comments=True)[1:] for line in text.splitlines() if line.startswith("imagen ")]
 
 
@@ -29,7 +29,7 @@ def script() -> str:
     return text.replace("$photos", "photos").replace("$out", "out").replace("$prompt", "a meadow under a blue sky")
 
 
-def test_the_tutorial_has_the_commands_of_the_script() -> None:
+def test_the_tutorial_shows_the_commands_of_the_script() -> None:
     page = commands((ROOT / "docs" / "tutorial" / "photos.md").read_text())
     assert [line for line in page if line in commands(script())] == commands(script())
     for line in page:
@@ -44,7 +44,7 @@ def test_commands_are_valid(line: list[str]) -> None:
         check(override(preset(options.preset), options.fields))
 
 
-def test_photographs_become_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_photographs_become_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["make_photos.py", str(tmp_path / "photos")])
     runpy.run_path(str(ROOT / "examples" / "make_photos.py"), run_name="__main__")
     arguments = ["data", "build", str(tmp_path / "photos"), "--out", str(tmp_path / "shards"), "--min-side", "256"]

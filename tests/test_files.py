@@ -1,3 +1,5 @@
+"""Test reading and writing files: atomic replacement, leftovers of killed processes, and safe JSON."""
+
 import errno
 import json
 import os
@@ -15,7 +17,7 @@ from imagen.files import MOST_NESTED, open_given, parse_json, read_json, replaci
 ROOT = str(Path(__file__).parent.parent)
 
 
-def test_a_file_is_replaced_whole_and_synced(tmp_path, monkeypatch):
+def test_a_file_is_replaced_atomically_and_synced(tmp_path, monkeypatch):
     events = []
     for name in ("fsync", "replace"):
         original = getattr(os, name)
@@ -27,12 +29,12 @@ def test_a_file_is_replaced_whole_and_synced(tmp_path, monkeypatch):
         monkeypatch.setattr(os, name, note)
     path = tmp_path / "new" / "folder" / "x.json"
     write_json(path, {"a": [1, 2.5, "é"]})
-    assert events == ["fsync", "replace", "fsync"]  # the file before its name, then the folder
+    assert events == ["fsync", "replace", "fsync"]  # the file, then its new name, then the folder
     assert read_json(path) == {"a": [1, 2.5, "é"]}
     assert [file.name for file in path.parent.iterdir()] == ["x.json"]
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path):
+def test_temporary_files_of_a_killed_process_are_removed_by_the_next(tmp_path):
     script = """
 import os, signal, sys
 from imagen.files import replacing
@@ -44,9 +46,9 @@ with replacing(sys.argv[1]) as temporary:
     (left,) = tmp_path.iterdir()
     stem, number, ending = re.fullmatch(r"(\.x\.)(\d+)(-\w+\.tmp)", left.name).groups()
     kept = {
-        f"{stem}{os.getppid()}{ending}",  # of a process that lives
-        f"{stem}{number}-{'0' * 12}.tmp",  # of another machine
-        f".x.{number}.tmp",  # of something else
+        f"{stem}{os.getppid()}{ending}",  # of a running process
+        f"{stem}{number}-{'0' * 12}.tmp",  # of a process on another machine
+        f".x.{number}.tmp",  # not one of our names
     }
     for name in kept:
         (tmp_path / name).touch()
@@ -55,7 +57,7 @@ with replacing(sys.argv[1]) as temporary:
 
 
 @pytest.mark.parametrize("failure", [KeyError("x"), KeyboardInterrupt()])
-def test_other_errors_pass_and_leave_nothing(tmp_path, failure):
+def test_other_errors_propagate_and_leave_no_temporary_file(tmp_path, failure):
     path = tmp_path / "x"
     path.write_text("old")
     with pytest.raises(type(failure)), replacing(path) as temporary:
@@ -80,7 +82,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, failure, message):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_disk_that_fills_up_at_the_sync(tmp_path, monkeypatch):
+def test_a_disk_that_is_full_at_fsync_is_a_user_error(tmp_path, monkeypatch):
     def full(_handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -92,13 +94,13 @@ def test_a_disk_that_fills_up_at_the_sync(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["file/x", "file/folder/x"])
-def test_a_folder_that_cannot_be_made(tmp_path, path):
+def test_a_folder_that_cannot_be_created_is_a_user_error(tmp_path, path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=rf"cannot write .*{path}: .*file.* is not a folder; choose another folder"):
         write_json(tmp_path / path, 1)
 
 
-def test_not_json(tmp_path):
+def test_invalid_json_is_a_user_error(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "x", float("nan"))
     (tmp_path / "half").write_text('{"a": ')
@@ -114,15 +116,15 @@ def test_not_json(tmp_path):
         assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_only_files_are_opened(tmp_path, monkeypatch):
+def test_only_regular_files_are_opened(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"abc")
     (tmp_path / "link").symlink_to("file")
     for name in ("file", "link"):
         with open_given(tmp_path / name) as file:
             assert file.read() == b"abc"
-    os.mkfifo(tmp_path / "pipe")  # nobody will ever write to it
+    os.mkfifo(tmp_path / "pipe")  # a pipe without a writer
     (tmp_path / "locked").touch()
-    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("socket")
         for name, message in (
@@ -135,7 +137,7 @@ def test_only_files_are_opened(tmp_path, monkeypatch):
                 open_given(name)
 
 
-def test_a_file_that_becomes_a_pipe_is_not_waited_for(tmp_path, monkeypatch):
+def test_a_file_that_becomes_a_pipe_does_not_block(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").touch()
     regular = os.stat(tmp_path / "file")
@@ -144,18 +146,18 @@ def test_a_file_that_becomes_a_pipe_is_not_waited_for(tmp_path, monkeypatch):
         open_given(tmp_path / "pipe")
 
 
-def test_json_is_nested_so_deeply_and_no_deeper():
+def test_json_nesting_is_limited():
     for opening, closing in (("[", "]"), ('{"a": ', "}")):
         text = opening * MOST_NESTED + "1" + closing * MOST_NESTED
         assert json.dumps(parse_json(text)) == text and parse_json(text.encode()) == parse_json(text)
         for depth in (MOST_NESTED + 1, 900, 100_000):
             with pytest.raises(ValueError, match=f"nested more than {MOST_NESTED} deep"):
                 parse_json(opening * depth + "1" + closing * depth)
-    assert len(parse_json("[" + ", ".join(["[{}]"] * 1000) + "]")) == 1000  # many, but not deep
+    assert len(parse_json("[" + ", ".join(["[{}]"] * 1000) + "]")) == 1000  # wide, but not deep
 
 
 @pytest.mark.parametrize("text", ["NaN", "[1, -Infinity]", '{"a": 1e400}', "-1.5e999", "[" * 50 + "1e309" + "]" * 50])
-def test_json_numbers_are_finite(tmp_path, text):
+def test_non_finite_json_numbers_are_rejected(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError, match=r"x\.json is not valid JSON: \S+ is not a finite number$"):
         read_json(tmp_path / "x.json")
@@ -163,7 +165,7 @@ def test_json_numbers_are_finite(tmp_path, text):
     assert parse_json("[1e308, -0.5, 12345678901234567890123]") == [1e308, -0.5, 12345678901234567890123]
 
 
-def test_json_of_more_bytes_than_its_kind_has(tmp_path):
+def test_oversized_json_is_rejected(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps("a" * 98))
     assert read_json(tmp_path / "x.json", most=100) == "a" * 98
     with pytest.raises(UserError, match=r"x\.json is larger than 99 bytes, the limit for such JSON files$"):

@@ -1,7 +1,7 @@
-"""Every command that writes, on a disk that is full: one line that says where, exit code 2; run again, it completes.
+"""Run every writing command on a full disk: it exits with code 2 and one line that names the path; a rerun completes.
 
-Without a disk of its own: a limit on the size of files fails a write halfway, wherever it is made, and the n-th file
-that is to be made safe fails as a full disk fails it.
+The full disk is simulated: a limit on file sizes makes any write fail midway, and the n-th fsync of a file fails with
+ENOSPC.
 """
 
 import errno
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import command
+from command_line import run_imagen
 from PIL import Image
 
 from imagen.emoji.demo import run_demo
@@ -35,8 +35,8 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def files_up_to(size: int) -> Iterator[None]:
-    """No file can grow beyond `size` bytes."""
+def limit_file_sizes(size: int) -> Iterator[None]:
+    """Make writes beyond `size` bytes of any file fail inside the block."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -46,13 +46,13 @@ def files_up_to(size: int) -> Iterator[None]:
 
 
 @contextmanager
-def full_at(sync: int) -> Iterator[None]:
-    """The file that is the `sync`-th to be made safe does not fit, nor does a later one."""
+def fail_fsync_from(sync: int) -> Iterator[None]:
+    """Make the `sync`-th fsync of a file and all later ones fail with ENOSPC inside the block."""
     original, calls = os.fsync, 0
 
     def fsync(handle: int) -> None:
         nonlocal calls
-        if os.path.isdir(f"/proc/self/fd/{handle}"):  # a folder: takes no space
+        if os.path.isdir(f"/proc/self/fd/{handle}"):  # a folder takes no space
             return original(handle)
         calls += 1
         if calls >= sync:
@@ -64,13 +64,13 @@ def full_at(sync: int) -> Iterator[None]:
         yield
 
 
-# --- the commands: what they are given in OUT, if anything, and their arguments
+# --- the commands: a function that prepares their inputs, and their arguments ---
 
-Arguments = Callable[[Path, Path], list[object]]  # of the `made` folder, and of OUT
+Arguments = Callable[[Path, Path], list[object]]  # given the artifacts and OUT
 
 
-def pictures(made: Path, out: Path) -> None:
-    """A folder of pairs beside OUT."""
+def pictures(artifacts: Path, out: Path) -> None:
+    """Write a folder of pairs beside OUT."""
     folder = out.parent / "pictures"
     folder.mkdir(exist_ok=True)
     for i in range(6):
@@ -79,25 +79,25 @@ def pictures(made: Path, out: Path) -> None:
             (folder / f"{i}.txt").write_text(f"picture {i}")
 
 
-def captions(made: Path, out: Path) -> None:
-    shutil.copytree(made / "shards" / "train", out)
+def copy_shards_without_sidecars(artifacts: Path, out: Path) -> None:
+    shutil.copytree(artifacts / "shards" / "train", out)
     for sidecar in out.glob("*.text.safetensors"):
         sidecar.unlink()
 
 
-def a_run(made: Path, out: Path) -> None:
-    shutil.copytree(made / "base", out)
+def copy_run(artifacts: Path, out: Path) -> None:
+    shutil.copytree(artifacts / "base", out)
 
 
-def pipelines(made: Path, out: Path) -> None:
-    """What `convert deepfloyd` reads."""
+def pipelines(artifacts: Path, out: Path) -> None:
+    """Write a DeepFloyd IF pipeline beside OUT."""
     pytest.importorskip("diffusers")
-    from pipelines import save
+    from pipelines import save_pipeline
 
-    save(out.parent / "IF", 1)
+    save_pipeline(out.parent / "IF", 1)
 
 
-def nothing(made: Path, out: Path) -> None:
+def no_inputs(artifacts: Path, out: Path) -> None:
     pass
 
 
@@ -109,48 +109,81 @@ QUICK = [
 COMMANDS: dict[str, tuple[Callable[[Path, Path], None], Arguments]] = {
     "data build": (
         pictures,
-        lambda made, out: ["data", "build", out.parent / "pictures", "--out", out, "--workers", 1],
+        lambda artifacts, out: ["data", "build", out.parent / "pictures", "--out", out, "--workers", 1],
     ),
     "data emoji": (
-        nothing,
-        lambda made, out: ["data", "emoji", "--out", out, "--sizes", 64, "--objects", 1, "--variants", 1],
+        no_inputs,
+        lambda artifacts, out: ["data", "emoji", "--out", out, "--sizes", 64, "--objects", 1, "--variants", 1],
     ),
-    "data encode": (captions, lambda made, out: ["data", "encode", out]),
-    "data inspect": (nothing, lambda made, out: ["data", "inspect", made / "shards", "--html", out / "data.html"]),
+    "data encode": (copy_shards_without_sidecars, lambda artifacts, out: ["data", "encode", out]),
+    "data inspect": (
+        no_inputs,
+        lambda artifacts, out: ["data", "inspect", artifacts / "shards", "--html", out / "data.html"],
+    ),
     "train": (
-        nothing,
-        lambda made, out: ["train", "debug_64", "--data", made / "shards", "--out", out, *QUICK],
+        no_inputs,
+        lambda artifacts, out: ["train", "debug_64", "--data", artifacts / "shards", "--out", out, *QUICK],
     ),
-    "export": (nothing, lambda made, out: ["export", made / "base", "--out", out]),
-    "assemble": (nothing, lambda made, out: ["assemble", made / "base", made / "sr", "--out", out]),
-    "assemble --half": (nothing, lambda made, out: ["assemble", made / "base", "--half", "--out", out]),
+    "export": (no_inputs, lambda artifacts, out: ["export", artifacts / "base", "--out", out]),
+    "assemble": (no_inputs, lambda artifacts, out: ["assemble", artifacts / "base", artifacts / "sr", "--out", out]),
+    "assemble --half": (no_inputs, lambda artifacts, out: ["assemble", artifacts / "base", "--half", "--out", out]),
     "convert deepfloyd": (
         pipelines,
-        lambda made, out: ["convert", "deepfloyd", out.parent / "IF", "--out", out],
+        lambda artifacts, out: ["convert", "deepfloyd", out.parent / "IF", "--out", out],
     ),
     "convert diffusers": (
         pipelines,
-        lambda made, out: ["convert", "diffusers", out.parent / "cascade", "--out", out],
+        lambda artifacts, out: ["convert", "diffusers", out.parent / "cascade", "--out", out],
     ),
     "sample": (
-        nothing,
-        lambda made, out: ["sample", made / "base", "red", "blue", "--steps", 1, "--batch-size", 1, "--out", out],
+        no_inputs,
+        lambda artifacts, out: [
+            "sample",
+            artifacts / "base",
+            "red",
+            "blue",
+            "--steps",
+            1,
+            "--batch-size",
+            1,
+            "--out",
+            out,
+        ],
     ),
     "upscale": (
         pictures,
-        lambda made, out: ["upscale", made / "sr", out.parent / "pictures" / "0.png", "--steps", 1, "--out", out],
+        lambda artifacts, out: [
+            "upscale",
+            artifacts / "sr",
+            out.parent / "pictures" / "0.png",
+            "--steps",
+            1,
+            "--out",
+            out,
+        ],
     ),
     "evaluate --out": (
-        nothing,
-        lambda made, out: ["evaluate", made / "cascade", "--n", 2, "--steps", 1, "--guidance", 1, "--out", out],
+        no_inputs,
+        lambda artifacts, out: [
+            "evaluate-emoji",
+            artifacts / "cascade",
+            "--n",
+            2,
+            "--steps",
+            1,
+            "--guidance",
+            1,
+            "--out",
+            out,
+        ],
     ),
-    "evaluate a run": (a_run, lambda made, out: ["evaluate", out, "--n", 2, "--steps", 1]),
-    "compare": (nothing, lambda made, out: ["compare", made / "base", "--out", out / "curves.png"]),
+    "evaluate a run": (copy_run, lambda artifacts, out: ["evaluate-emoji", out, "--n", 2, "--steps", 1]),
+    "compare": (no_inputs, lambda artifacts, out: ["compare", artifacts / "base", "--out", out / "curves.png"]),
 }
 
 
-def contents(out: Path) -> dict[str, bytes]:
-    """All files but hidden ones and TensorBoard's; metrics without what the clock decides, of checkpoints the facts."""
+def comparable_contents(out: Path) -> dict[str, bytes]:
+    """Return all files except hidden ones, TensorBoard's and checkpoint shards; metrics without timing fields."""
     found = {}
     for path in sorted(out.rglob("*")) if out.exists() else ():
         name = path.relative_to(out)
@@ -164,49 +197,51 @@ def contents(out: Path) -> dict[str, bytes]:
     return found
 
 
-def place(name: str, made: Path, folder: Path) -> tuple[Path, list[object]]:
-    """OUT in a folder of its own, prepared, and the command's arguments."""
+def prepare_command(name: str, artifacts: Path, folder: Path) -> tuple[Path, list[object]]:
+    """Prepare the inputs of a command in a new folder; return OUT and the arguments of the command."""
     prepare, arguments = COMMANDS[name]
     folder.mkdir()
-    prepare(made, folder / "out")
+    prepare(artifacts, folder / "out")
     if name == "convert diffusers":
-        done = command("convert", "deepfloyd", folder / "IF", "--out", folder / "cascade")
+        done = run_imagen("convert", "deepfloyd", folder / "IF", "--out", folder / "cascade")
         assert done.code == 0, done.err
-    return folder / "out", arguments(made, folder / "out")
+    return folder / "out", arguments(artifacts, folder / "out")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_full_disk_is_said_in_one_line_and_the_rerun_completes(made, tmp_path, name):
-    whole, arguments = place(name, made, tmp_path / "whole")
-    done = command(*arguments)
+def test_a_full_disk_is_reported_in_one_line_and_a_rerun_completes(artifacts, tmp_path, name):
+    whole, arguments = prepare_command(name, artifacts, tmp_path / "whole")
+    done = run_imagen(*arguments)
     assert done.code == 0, done.err
-    out, arguments = place(name, made, tmp_path / "full")
-    before = contents(out)
-    for failure in (files_up_to(0), files_up_to(20_000), full_at(2), full_at(4)):
+    out, arguments = prepare_command(name, artifacts, tmp_path / "full")
+    before = comparable_contents(out)
+    for failure in (limit_file_sizes(0), limit_file_sizes(20_000), fail_fsync_from(2), fail_fsync_from(4)):
         with failure:
-            done = command(*arguments)
-        if done.code != 0:  # else all its files were small, or few
-            assert_said(done, out)
-        assert contents(out).items() >= before.items()
-    done = command(*arguments)
+            done = run_imagen(*arguments)
+        if done.code != 0:  # code 0: all its files were small, or few
+            assert_names_the_disk(done, out)
+        assert comparable_contents(out).items() >= before.items()
+    done = run_imagen(*arguments)
     assert done.code == 0, done.err
-    assert normal(contents(out), tmp_path) == normal(contents(whole), tmp_path)
+    assert without_folder_names(comparable_contents(out), tmp_path) == without_folder_names(
+        comparable_contents(whole), tmp_path
+    )
     assert [path.name for path in out.rglob(".*") if path.name not in (".lock", ".metadata")] == []
 
 
-def test_the_demo(tmp_path):
+def test_the_demo_reports_a_full_disk_and_a_rerun_completes(tmp_path):
     def run() -> dict:
         options = {"minutes": 0.01, "objects": 4, "prompts": 2, "pretrained": False, "device": "cpu"}
-        return run_demo(tmp_path / "demo", **options, say=lambda line: None)
+        return run_demo(tmp_path / "demo", **options, report=lambda line: None)
 
-    for failure in (full_at(2), files_up_to(100_000)):
+    for failure in (fail_fsync_from(2), limit_file_sizes(100_000)):
         with failure, pytest.raises(UserError, match=r"cannot write .*demo.*; free some space"):
             run()
     assert len(run()["prompts"]) == 2
     assert (tmp_path / "demo" / "index.html").is_file()
 
 
-def assert_said(done, out: Path) -> None:
+def assert_names_the_disk(done, out: Path) -> None:
     lines = [line for line in done.err.replace("\r", "\n").splitlines() if line.strip() and "%|" not in line]
     assert done.code == 2, done
     assert len(lines) == 1, done.err
@@ -214,7 +249,7 @@ def assert_said(done, out: Path) -> None:
     assert str(out) in lines[0], lines
 
 
-def normal(files: dict[str, bytes], folder: Path) -> dict[str, bytes]:
-    """Without the names of the two folders."""
+def without_folder_names(files: dict[str, bytes], folder: Path) -> dict[str, bytes]:
+    """Return the files with the names of the two folders replaced by X."""
     names = [str(folder / name).encode() for name in ("whole", "full")]
     return {name: data.replace(names[0], b"X").replace(names[1], b"X") for name, data in files.items()}

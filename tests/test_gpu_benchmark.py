@@ -1,4 +1,4 @@
-"""The kit for a GPU runs where there is none, at tiny sizes: what it measures there means nothing."""
+"""Run the GPU benchmark on a CPU at tiny sizes, to check that it works. Its measurements are ignored."""
 
 import json
 import subprocess
@@ -31,8 +31,8 @@ def test_dry_run(section, tmp_path):
         assert [row["step"] for row in found["rows"]] == [2, 2]
 
 
-def test_what_fails_or_takes_too_long_is_told(tmp_path):
-    """Without a GPU a section ends with the reason, and the next one begins."""
+def test_failures_and_timeouts_are_reported(tmp_path):
+    """Without a GPU, a section ends with the reason and the next section starts."""
     command = [sys.executable, str(SCRIPT), "--out", str(tmp_path), "--section", "card", "if_m"]
     subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, env={"CUDA_VISIBLE_DEVICES": ""})
     found = json.loads((tmp_path / "gpu.json").read_text())

@@ -1,4 +1,4 @@
-"""No file of the package imports itself by way of others, at its top, inside a function, or for types alone."""
+"""Check that the package has no import cycles, including imports inside functions and imports for types."""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,7 @@ TOLERATED: dict[str, set[str]] = {}
 
 
 def modules() -> dict[str, Path]:
-    """Every module by its name; a package is its `__init__`."""
+    """Return the files of all modules by name; the file of a package is its `__init__`."""
     found = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
@@ -18,30 +18,30 @@ def modules() -> dict[str, Path]:
 
 
 def imported(tree: ast.AST, known: set[str]) -> set[str]:
-    """The modules that a file names in imports. `from a import b` is a.b where that is a module, else a."""
+    """Return the known modules that a file imports. `from a import b` is a.b if that is a module, else a."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            assert node.level == 0, "imports are absolute here"
+            assert node.level == 0, "relative imports are not allowed"
             names |= {full if (full := f"{node.module}.{alias.name}") in known else node.module for alias in node.names}
     return names & known
 
 
 def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """One cycle for each group of modules that import one another: what remains when leaves are taken away."""
-    left = {name: set(targets) - {name} for name, targets in graph.items()}
+    """Return one cycle per group of modules that import one another, found by removing leaves repeatedly."""
+    remaining = {name: set(targets) - {name} for name, targets in graph.items()}
     for _ in graph:
-        needed = set().union(*left.values()) if left else set()
-        left = {name: targets & left.keys() for name, targets in left.items()}
-        left = {name: targets for name, targets in left.items() if targets and name in needed}
+        needed = set().union(*remaining.values()) if remaining else set()
+        remaining = {name: targets & remaining.keys() for name, targets in remaining.items()}
+        remaining = {name: targets for name, targets in remaining.items() if targets and name in needed}
     found, seen = [], set()
-    for start in sorted(left):
+    for start in sorted(remaining):
         path, name = [], start
-        while name not in seen and name not in path and left.get(name):
+        while name not in seen and name not in path and remaining.get(name):
             path.append(name)
-            name = min(left[name])
+            name = min(remaining[name])
         if name in path:
             found.append([*path[path.index(name) :], name])
         seen |= set(path)
@@ -57,17 +57,17 @@ def test_cycles_are_found():
     ]
 
 
-def test_the_graph_has_imports_inside_functions():
+def test_the_graph_includes_imports_inside_functions():
     known = {"a", "a.b", "a.c"}
     tree = ast.parse("import a.b\nfrom a import c, d\ndef f():\n    from a.c import x\n    import os")
     assert imported(tree, known) == {"a", "a.b", "a.c"}
 
 
-def test_no_file_imports_itself_by_way_of_others():
+def test_there_are_no_import_cycles():
     found = modules()
     assert len(found) > 200
     graph = {name: imported(ast.parse(path.read_text(encoding="utf-8")), set(found)) for name, path in found.items()}
     for name, targets in TOLERATED.items():
-        assert targets <= graph[name], f"{name} is tolerated without need"
+        assert targets <= graph[name], f"{name} is listed as a known cycle, but is none"
         graph[name] -= targets
     assert cycles(graph) == []

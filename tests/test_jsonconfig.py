@@ -1,3 +1,5 @@
+"""Test conversion between dataclasses and JSON, and overrides of fields."""
+
 import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -31,7 +33,7 @@ class Whole:
     info: dict[str, Any] = field(default_factory=dict)
 
 
-def test_there_and_back():
+def test_round_trip():
     whole = Whole(
         name="x", parts=(Part(kind="one"), Part(kind="two", size=3)), maybe=Part(kind="one"), info={"a": [1, None]}
     )
@@ -65,14 +67,14 @@ def test_there_and_back():
         ({"info": []}, r"info is \[\]; it must be an object"),
     ],
 )
-def test_what_does_not_fit_is_named(change, message):
+def test_invalid_values_are_named(change, message):
     with pytest.raises(UserError, match=f"^here: {message}") as caught:
         from_json(Whole, {"name": "x", **change}, "here")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [None, [], 3, "x"])
-def test_not_an_object(value):
+def test_a_value_that_is_no_object_is_rejected(value):
     with pytest.raises(UserError, match=r"^here: it must be an object \(Whole\)"):
         from_json(Whole, value, "here")
     with pytest.raises(UserError, match=r"^here: field 'name' is missing"):
@@ -132,7 +134,7 @@ def test_overrides():
         (["--stage.schedule.kind", "cosin"], "must be one of cosine, linear, discrete_cosine; did you mean 'cosine'"),
     ],
 )
-def test_overrides_that_cannot_be(arguments, message):
+def test_invalid_overrides_are_rejected(arguments, message):
     with pytest.raises(UserError, match=message):
         override(preset("debug_64"), arguments)
 

@@ -1,4 +1,4 @@
-"""Each command killed (SIGKILL) at two moments: benchmarks/kill.py in small, in a process of its own since it forks."""
+"""Kill each command at two moments, with a small run of benchmarks/kill.py. It forks, so it gets its own process."""
 
 import os
 import re
@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks")
-def test_killed_commands_end_as_if_nothing_had_happened():
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_rerunning_killed_commands_gives_the_same_files():
     script = [sys.executable, str(ROOT / "benchmarks" / "kill.py"), "--small", "--kills", "2"]
     done = subprocess.run(
         script, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""The table of bounds: every field in it is one of the config it is for, and what is at a bound passes."""
+"""Check the table of bounds: it covers every number of each config, and bounds are inclusive."""
 
 import dataclasses
 import math
@@ -35,7 +35,7 @@ TABLES = {
     Conditions: limits.CONDITIONS,
     VariationProvenance: limits.VARIATION,
 }
-# Numbers that are bounded where they are used, beside others.
+# Numbers that are checked together with others, where they are used.
 ELSEWHERE = {
     SamplingConfig: {"guidance_rescale", "percentile", "eta", "damping", "gamma", "sampler_options", "low_res_noise"},
     ScheduleConfig: {"logsnr_min", "logsnr_max"},
@@ -43,8 +43,8 @@ ELSEWHERE = {
 }
 
 
-def numbers(cls) -> set[str]:
-    """Fields of a dataclass that hold a number."""
+def numeric_fields(cls) -> set[str]:
+    """Return the numeric fields of a dataclass."""
     kinds = typing.get_type_hints(cls)
     return {name for name, kind in kinds.items() if {kind, *typing.get_args(kind)} & {int, float} and not is_list(kind)}
 
@@ -57,18 +57,18 @@ def is_list(kind) -> bool:
 def test_every_number_of_a_config_has_bounds(cls):
     fields = {field.name for field in dataclasses.fields(cls)}
     assert TABLES[cls].keys() <= fields
-    assert numbers(cls) <= TABLES[cls].keys() | ELSEWHERE.get(cls, set())
+    assert numeric_fields(cls) <= TABLES[cls].keys() | ELSEWHERE.get(cls, set())
 
 
 @pytest.mark.parametrize("table", [*TABLES.values(), limits.ENCODER])
-def test_bounds_are_bounds(table):
+def test_every_range_is_bounded_and_not_empty(table):
     for name, bounds in table.items():
         least = bounds.get("least", bounds.get("above", -math.inf))
         assert least < bounds.get("most", bounds.get("below", math.inf)) < math.inf, name
 
 
 @pytest.mark.parametrize("cls", TABLES, ids=lambda cls: cls.__name__)
-def test_a_value_at_a_bound_passes_and_one_beyond_does_not(cls):
+def test_a_value_at_a_bound_passes_and_a_value_beyond_fails(cls):
     for name, bounds in TABLES[cls].items():
         table = {name: bounds}
         for word, way in (("least", -1), ("most", 1)):
@@ -87,7 +87,7 @@ def test_a_value_at_a_bound_passes_and_one_beyond_does_not(cls):
                 limits.check(SimpleNamespace(**{name: value}), table)
 
 
-def test_items_of_lists_are_checked_and_none_is_no_number():
+def test_list_items_are_checked_and_none_is_accepted():
     table = {"betas": {"least": 0, "below": 1}, "width": limits.between(1, 8)}
     limits.check(SimpleNamespace(betas=(0.9, None, 0.99), width=None), table)
     with pytest.raises(UserError, match=r"^optim\.betas\[1\] is 1; it must be at least 0 and below 1$"):
@@ -95,8 +95,8 @@ def test_items_of_lists_are_checked_and_none_is_no_number():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_a_sixteenth_of_what_is_allowed(name):
-    """The bounds stop nobody: what the largest presets have is far below."""
+def test_presets_are_at_most_a_sixteenth_of_the_bounds(name):
+    """The bounds leave ample room: at least 16 times the values of the largest presets."""
     experiment = preset(name)
     for config, table in (
         (experiment.stage, limits.STAGE),
@@ -114,6 +114,6 @@ def test_presets_are_a_sixteenth_of_what_is_allowed(name):
     [("num_layers", 64), ("num_hidden_layers", 64), ("num_heads", 128), ("d_model", 4_096), ("hidden_size", 4_096),
      ("d_ff", 65_536), ("vocab_size", 256_300), ("max_position_embeddings", 32_768)],
 )  # fmt: skip
-def test_an_encoder_may_be_sixteen_times_the_largest_known(field, largest):
+def test_encoders_sixteen_times_the_largest_known_are_accepted(field, largest):
     """T5-11b, mT5-XXL, DeBERTa-v2-xxlarge."""
     assert 16 * largest <= limits.ENCODER[field]["most"] * 1.05

@@ -1,4 +1,4 @@
-"""Options that make no sense, hostile or absurd: one line, exit code 2, at once."""
+"""Check that absurd or hostile options fail immediately, with one line and exit code 2."""
 
 import os
 import re
@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from command_line import command
+from command_line import run_imagen
 from PIL import Image
 
 from imagen.cli import failures
@@ -27,7 +27,7 @@ WORD, WORDS = "a" * 1_200_000, "cat " * 300_000
         ("--n 1000000000000", "'1000000000000' is too many; at most 1,000,000,000"),
         ("--n 1e12", "'1e12' is not a whole number of 1 or more"),
         ("--n " + "9" * 5000, "'9+'... is too many"),
-        ("--n 2000000", "2,000,000 x 1 = 2,000,000 images; one command makes at most 1,000,000"),
+        ("--n 2000000", "2,000,000 x 1 = 2,000,000 images; one command samples at most 1,000,000"),
         ("--steps 100000", "steps is 100000; it must be at most 10000"),
         ("--steps 1e30", "'1e30' is not whole numbers"),
         ("--steps " + "9" * 5000, "is not whole numbers"),
@@ -53,41 +53,41 @@ WORD, WORDS = "a" * 1_200_000, "cat " * 300_000
         ("--device meta", "--device meta: "),
         ("--device cuda:99999999999999999999", "--device cuda:9+: "),
         ("--device =", "--device =: no such device"),
-        ("--out a\0b", "holds a zero byte"),
+        ("--out a\0b", "contains a zero byte"),
         ("--out a\udcffb", "is not UTF-8"),
         ("--negative a\udcffb", "is not UTF-8"),
     ],
 )
-def test_absurd_options_of_sample(made, mistake, tmp_path, monkeypatch, line, message):
+def test_absurd_options_of_sample_are_rejected(artifacts, error_of, tmp_path, monkeypatch, line, message):
     monkeypatch.chdir(tmp_path)
     words = line.split() if line.isprintable() else line.split(" ", 1)
-    assert re.search(message, mistake("sample", made / "base", "cat", "--out", tmp_path / "o", *words))
+    assert re.search(message, error_of("sample", artifacts / "base", "cat", "--out", tmp_path / "o", *words))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("prompt", [WORD, WORDS, "\N{OCTOPUS}" * 300_000])
-def test_prompts_of_a_megabyte(made, mistake, tmp_path, prompt):
+def test_prompts_of_a_megabyte_are_rejected(artifacts, error_of, tmp_path, prompt):
     picture = tmp_path / "a.png"
     Image.new("RGB", (64, 64)).save(picture)
     for line in (
-        ("sample", made / "base", prompt),
-        ("sample", made / "base", "cat", "--negative", prompt),
-        ("upscale", made / "sr", picture, "--prompt", prompt),
+        ("sample", artifacts / "base", prompt),
+        ("sample", artifacts / "base", "cat", "--negative", prompt),
+        ("upscale", artifacts / "sr", picture, "--prompt", prompt),
     ):
-        said = mistake(*line, "--out", tmp_path / "o")
-        assert "has 1,200,000 characters; at most 10,000" in said or "has 300,000 characters; at most 10,000" in said
-        assert len(said) < 300 and not (tmp_path / "o").exists()
+        error = error_of(*line, "--out", tmp_path / "o")
+        assert "has 1,200,000 characters; at most 10,000" in error or "has 300,000 characters; at most 10,000" in error
+        assert len(error) < 300 and not (tmp_path / "o").exists()
 
 
-def test_long_prompts_are_drawn(made, imagen, tmp_path):
+def test_long_prompts_are_sampled(artifacts, imagen, tmp_path):
     for number, prompt in enumerate(("cat " * 2500, "a" * 10_000)):
-        imagen("sample", made / "base", prompt, "--steps", 1, "--out", tmp_path / str(number))
+        imagen("sample", artifacts / "base", prompt, "--steps", 1, "--out", tmp_path / str(number))
         with Image.open(tmp_path / str(number) / "sheet.png") as sheet:
-            assert sheet.height < 1000  # its caption is cut
+            assert sheet.height < 1000  # its caption is truncated
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "/dev/zero", "socket"])
-def test_what_is_no_file_is_not_opened(made, mistake, tmp_path, monkeypatch, kind):
+def test_paths_that_are_not_regular_files_are_not_opened(artifacts, error_of, tmp_path, monkeypatch, kind):
     import socket
 
     monkeypatch.chdir(tmp_path)
@@ -98,13 +98,13 @@ def test_what_is_no_file_is_not_opened(made, mistake, tmp_path, monkeypatch, kin
         listener.bind("socket")
         name = {"pipe": "a pipe", "folder": "a folder", "/dev/zero": "a device", "socket": "a socket"}[kind]
         for line in (
-            ("sample", made / "base", "--prompts", kind),
-            ("sample", made / "base", "cat", "--init", kind),
-            ("sample", made / "base", "cat", "--init", "good.png", "--mask", kind),
-            ("sample", made / "base", "--from", kind),
-            ("upscale", made / "sr", "good.png", kind),
+            ("sample", artifacts / "base", "--prompts", kind),
+            ("sample", artifacts / "base", "cat", "--init", kind),
+            ("sample", artifacts / "base", "cat", "--init", "good.png", "--mask", kind),
+            ("sample", artifacts / "base", "--from", kind),
+            ("upscale", artifacts / "sr", "good.png", kind),
         ):
-            assert f"{kind} is {name}, not a file" in mistake(*line, "--out", "o"), line
+            assert f"{kind} is {name}, not a file" in error_of(*line, "--out", "o"), line
     assert not os.path.exists("o")
 
 
@@ -119,11 +119,14 @@ def test_what_is_no_file_is_not_opened(made, mistake, tmp_path, monkeypatch, kin
         *(("stage.sampling.steps", "100000"), ("stage.sampling.logsnr_range", "[-1e400, 1e400]")),
     ],
 )
-def test_absurd_config_values(made, mistake, tmp_path, field, value):
+def test_absurd_config_values_are_rejected(artifacts, error_of, tmp_path, field, value):
     last = field.rsplit(".", 1)[-1]
-    for line in (("config", "debug_256"), ("train", "debug_256", "--data", made / "shards", "--out", tmp_path / "r")):
-        said = mistake(*line, f"--{field}", value)
-        assert last in said and len(said) < 400
+    for line in (
+        ("config", "debug_256"),
+        ("train", "debug_256", "--data", artifacts / "shards", "--out", tmp_path / "r"),
+    ):
+        error = error_of(*line, f"--{field}", value)
+        assert last in error and len(error) < 400
     assert not (tmp_path / "r").exists()
 
 
@@ -137,7 +140,7 @@ def test_absurd_config_values(made, mistake, tmp_path, field, value):
         ("data bench x --workers 1000000", "data.workers is 1,000,000; it must be at least 0 and at most 1024"),
         ("data bench x --seconds 1e400", "'1e400' is not a number above 0"),
         ("train debug_64 --data x --out o --minutes 1e300", "'1e300' is too much"),
-        ("train debug_64 --data x --out o --profile 1:" + "9" * 5000, "is not the first step and the last"),
+        ("train debug_64 --data x --out o --profile 1:" + "9" * 5000, "is not FIRST:LAST"),
         ("demo --out o --minutes 1e300", "'1e300' is too much"),
         ("export x --out o --step 1e400", "is not a whole number"),
         ("export x --out o --decay 1e400", "is not a number"),
@@ -145,9 +148,9 @@ def test_absurd_config_values(made, mistake, tmp_path, field, value):
         ("plan debug_64 --mfu 1e400", "is not a number"),
     ],
 )
-def test_absurd_options_of_the_others(mistake, tmp_path, monkeypatch, line, message):
+def test_absurd_options_of_other_commands_are_rejected(error_of, tmp_path, monkeypatch, line, message):
     monkeypatch.chdir(tmp_path)
-    assert message in mistake(*line.split())
+    assert message in error_of(*line.split())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -167,18 +170,18 @@ def test_absurd_options_of_the_others(mistake, tmp_path, monkeypatch, line, mess
         ({"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "70000"}, "here from 1 to 65535"),
     ],
 )
-def test_invalid_launch_variables_are_refused(made, mistake, tmp_path, monkeypatch, variables, message):
+def test_invalid_launch_variables_are_rejected(artifacts, error_of, tmp_path, monkeypatch, variables, message):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    train = ("train", "debug_64", "--data", made / "shards", "--out", tmp_path / "o")
-    sample = ("sample", made / "base", "cat", "--out", tmp_path / "o")  # its ranks form no process group
+    train = ("train", "debug_64", "--data", artifacts / "shards", "--out", tmp_path / "o")
+    sample = ("sample", artifacts / "base", "cat", "--out", tmp_path / "o")  # `sample` does not form a process group
     commands = [train] if "MASTER_ADDR" in variables or "MASTER_ADDR" in message else [train, sample]
     for line in commands:
-        assert message in mistake(*line)
+        assert message in error_of(*line)
     assert not (tmp_path / "o").exists()
 
 
-def test_launch_variables_of_torchrun(monkeypatch):
+def test_launch_variables_of_torchrun_are_read(monkeypatch):
     assert read_launch() == Launch(0, 1, 0)
     for name, value in {"WORLD_SIZE": "16", "RANK": "9", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -188,7 +191,7 @@ def test_launch_variables_of_torchrun(monkeypatch):
     assert read_launch() == Launch(9, 16, 1)
 
 
-def test_curves_that_cannot_be_drawn(mistake, tmp_path):
+def test_curves_that_cannot_be_drawn_are_user_errors(error_of, tmp_path):
     (tmp_path / "config.json").write_text('{"name": "debug_64"}')
     metrics = tmp_path / "metrics.jsonl"
     good = '{"step": 1, "images": 4, "loss": 0.5}\n'
@@ -201,14 +204,14 @@ def test_curves_that_cannot_be_drawn(mistake, tmp_path):
         (good + "[" * 100_000, "c.png", "nested more than 100 deep"),
     ):
         metrics.write_text(text)
-        assert message in mistake("compare", tmp_path, "--out", tmp_path / out)
+        assert message in error_of("compare", tmp_path, "--out", tmp_path / out)
     metrics.write_text(good)
     for row, message in (
         ('{"step": 1}', "evaluation.jsonl, line 1, is damaged: it is not an object with step, guidance, steps"),
         ('{"step": 1, "guidance": 1, "steps": 1, "single": 3}', "evaluation.jsonl is damaged: row 1 lacks images"),
     ):
         (tmp_path / "evaluation.jsonl").write_text(row)
-        assert message in mistake("compare", tmp_path, "--out", tmp_path / "c.png")
+        assert message in error_of("compare", tmp_path, "--out", tmp_path / "c.png")
 
 
 @pytest.mark.parametrize(
@@ -217,27 +220,27 @@ def test_curves_that_cannot_be_drawn(mistake, tmp_path):
         (["--n", 1], "(--n) is 1; it must be at least 2"),
         (["--n", 10**6], "(--n) is 1,000,000; it must be at least 2 and at most 10000"),
         (["--n", 2, "--objects", 1], "needs two objects or more"),
-        (["--n", 5000, "--objects", "all"], "5000 held-out prompts asked for, but there are"),
+        (["--n", 5000, "--objects", "all"], "5000 held-out prompts requested, but there are only"),
         (["--n", 2, "--guidance", "2,1e39"], "guidance is 1e+39"),
         (["--n", 2, "--steps", 100_000], "steps is 100000"),
     ],
 )
-def test_evaluations_that_cannot_be_finished_are_not_begun(made, mistake, monkeypatch, more, message):
+def test_evaluations_that_cannot_finish_are_rejected_before_sampling(artifacts, error_of, monkeypatch, more, message):
     pytest.importorskip("emoji")
 
     def draw(*_arguments, **_options):
-        raise AssertionError("nothing may be drawn")
+        raise AssertionError("no image may be sampled")
 
     monkeypatch.setattr("imagen.cascade.cascade.Cascade.run", draw)
-    assert message in mistake("evaluate", made / "base", *more)
+    assert message in error_of("evaluate-emoji", artifacts / "base", *more)
 
 
-# --- what is left ---
+# --- bugs and other errors ---
 
 
 @pytest.fixture
 def failing(monkeypatch, tmp_path):
-    """Makes `imagen presets` fail with an error; bug reports go to `tmp_path`."""
+    """Make `imagen presets` raise an error, and write bug reports to `tmp_path`."""
     monkeypatch.setattr(failures.tempfile, "tempdir", str(tmp_path))
 
     def fail_with(error: BaseException):
@@ -245,12 +248,12 @@ def failing(monkeypatch, tmp_path):
             raise error
 
         monkeypatch.setattr(description, "describe", fail)
-        return command("presets", "--json")
+        return run_imagen("presets", "--json")
 
     return fail_with
 
 
-def test_a_bug_is_one_line_and_its_traceback_is_in_a_file(failing, tmp_path):
+def test_a_bug_prints_one_line_and_writes_its_traceback_to_a_file(failing, tmp_path):
     done = failing(ZeroDivisionError("1 / 0\nand more \x1b[31m"))
     (report,) = tmp_path.iterdir()
     assert (done.code, done.out) == (1, "")
@@ -261,10 +264,10 @@ def test_a_bug_is_one_line_and_its_traceback_is_in_a_file(failing, tmp_path):
     text = report.read_text()
     assert text.startswith("command: imagen presets --json\nversions: imagen ") and "torch 2" in text
     assert "Traceback (most recent call last)" in text and "in fail\n" in text
-    assert report.stat().st_mode & 0o077 == 0  # a command line may hold what is nobody else's business
+    assert report.stat().st_mode & 0o077 == 0  # a command line may contain private data
 
 
-def test_a_bug_on_a_full_disk(failing, monkeypatch):
+def test_a_bug_on_a_full_disk_prints_one_line(failing, monkeypatch):
     monkeypatch.setattr(failures.tempfile, "tempdir", "/nowhere")
     done = failing(KeyError("x"))
     assert done.code == 1 and done.err.count("\n") == 1
@@ -275,7 +278,7 @@ def test_a_bug_on_a_full_disk(failing, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), UserError("a mistake"), OSError(28, "full")])
-def test_developers_see_every_error_as_it_is(failing, monkeypatch, tmp_path, error):
+def test_debug_mode_raises_every_error_unchanged(failing, monkeypatch, tmp_path, error):
     monkeypatch.setenv("IMAGEN_TRACEBACK", "1")
     with pytest.raises(BaseException) as caught:
         failing(error)
@@ -283,7 +286,7 @@ def test_developers_see_every_error_as_it_is(failing, monkeypatch, tmp_path, err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_is_quiet(failing):
+def test_ctrl_c_prints_no_traceback(failing):
     assert failing(KeyboardInterrupt()) == (130, "", "")
 
 
@@ -292,20 +295,20 @@ def test_ctrl_c_is_quiet(failing):
     [
         (RecursionError("maximum recursion depth exceeded"), "something is nested too deeply to be read"),
         (MemoryError(), "out of memory; use a smaller batch"),
-        (OSError(28, "No space left on device"), "cannot go on: No space left on device"),
+        (OSError(28, "No space left on device"), "cannot continue: No space left on device"),
         (OSError(24, "Too many open files", "a/b"), "a/b: Too many open files"),
         (UserError("x" * 10**6 + " end"), "x [...] x"),
         (UserError("caf\udcff \x1b[2J \u202e"), r"caf\udcff \x1b[2J \u202e"),
     ],
 )
-def test_what_is_the_users_to_mend(failing, tmp_path, error, message):
+def test_user_errors_are_recognised(failing, tmp_path, error, message):
     done = failing(error)
     assert done.code == 2 and done.err.count("\n") == 1 and len(done.err) < 2100
     assert message.replace("x [...] x", " [...] ") in done.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bug_in_a_thread(monkeypatch, tmp_path, capsys):
+def test_a_bug_in_a_thread_is_reported(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(failures.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(threading, "excepthook", failures.thread_failed)
 
@@ -324,11 +327,11 @@ def test_a_bug_in_a_thread(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("ending", ["| head -c 10", "| true", "> /dev/full", ">&-"])
-def test_a_reader_that_is_gone(ending):
-    """In a shell: only there do streams end."""
+def test_a_closed_or_full_output_ends_the_command(ending):
+    """Run in a shell, so that the reader of the pipe can exit."""
     if ending == "> /dev/full" and not Path("/dev/full").exists():
-        pytest.skip("there is no /dev/full")
+        pytest.skip("needs /dev/full")
     line = f"{sys.executable} -m imagen config debug_64 {ending}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
-    expected = "imagen: cannot go on: No space left on device\n" if "full" in ending else ""
+    expected = "imagen: cannot continue: No space left on device\n" if "full" in ending else ""
     assert done.stderr == expected and done.returncode == (2 if expected else 0)

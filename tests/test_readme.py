@@ -1,4 +1,4 @@
-"""The README's commands are executed as they stand, with tiny models and few objects in place of the real ones."""
+"""Execute the commands of the README unchanged, with tiny models and few objects in place of the real ones."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ SMALLER = {"emoji_64": "debug_64", "emoji_256": "debug_256", "--sizes 64,256": "
 
 
 def commands(heading: str) -> list[list[str]]:
-    """The lines of the first shell block under a heading."""
+    """Return the commands of the first shell block under a heading."""
     block = re.search(rf"## {heading}.*?```bash\n(.*?)```", README.read_text(), re.DOTALL)
     assert block is not None
     return [shlex.split(line, comments=True) for line in block[1].splitlines()]
@@ -35,6 +35,6 @@ def test_train_your_own_cascade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (tmp_path / "enlarged" / "0000.png").exists()
 
 
-def test_every_page_it_links_to_exists() -> None:
+def test_every_linked_page_exists() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text()):
         assert (README.parent / target).exists(), target

@@ -1,4 +1,4 @@
-"""The scripts of the reference run: every command that they hold is one that `imagen` takes."""
+"""Check that `imagen` accepts every command in the scripts of the reference runs."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ SCRIPTS = sorted((Path(__file__).parent.parent / "runs").glob("emoji_*.sh"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_commands_of_a_script(script: Path) -> None:
+def test_commands_of_a_script_are_valid(script: Path) -> None:
     text = script.read_text().replace("$out", "DIR").replace("${STYLES:-}", "")
     text = re.sub(r"\$\{\w+:-(\d+)\}", r"\1", text)
     lines = [shlex.split(line) for line in text.splitlines() if line.startswith("imagen ")]
@@ -25,8 +25,8 @@ def test_commands_of_a_script(script: Path) -> None:
             check(override(preset(options.preset), options.fields))
 
 
-def test_trainings_of_the_fluent_script() -> None:
-    """Its function `train PRESET RUN DATA STEPS OPTION...` calls `imagen train`."""
+def test_training_commands_of_the_fluent_script_are_valid() -> None:
+    """The script defines `train PRESET RUN DATA STEPS OPTION...`, which calls `imagen train`."""
     text = (SCRIPTS[0].parent / "fluent_reference.sh").read_text()
     trained = [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("train ")]
     (shared,) = re.findall(r"(--data.workers.*(?:\\\n.*)*) \"\$@\"", text)
@@ -40,5 +40,5 @@ def test_trainings_of_the_fluent_script() -> None:
         check(override(preset(parsed.preset), parsed.fields))
 
 
-def test_there_are_scripts() -> None:
+def test_scripts_are_found() -> None:
     assert SCRIPTS

@@ -1,4 +1,4 @@
-"""Locks, memory and signals; and a package that works without the modules that Windows lacks."""
+"""Test locks, memory and signals, and the package without the modules that Windows lacks."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 from imagen import system
 
-# What Windows has not. Blocking it here is not running there, but finds every import and every use of a name.
+# Modules and names that Windows lacks. Blocking them is no test on Windows, but finds every import and use.
 WITHOUT = """
 import signal, sys
 try:
@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 """
 
 
-def test_a_lock_is_held_by_one_and_freed_with_it(tmp_path):
+def test_one_process_holds_a_lock_and_its_end_releases_it(tmp_path):
     held = (
         "import sys; from imagen import system\n"
         f"file = open({str(tmp_path / 'lock')!r}, 'a')\n"
@@ -43,10 +43,10 @@ def test_a_lock_is_held_by_one_and_freed_with_it(tmp_path):
             assert system.lock(file)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_forked_child_keeps_the_lock_only_if_asked(tmp_path, shared):
-    """The parent is killed; its child waits for the end of its input, which this test holds open."""
+def test_a_forked_child_holds_the_lock_only_if_requested(tmp_path, shared):
+    """Kill the parent while its child waits for the end of its input, which the test holds open."""
     program = f"""
 import os, sys
 from imagen import system
@@ -72,7 +72,7 @@ def test_processes_and_memory():
     assert system.peak_resident_bytes() > 2**20
 
 
-def test_training_building_and_sampling_without_what_windows_lacks(made: Path, tmp_path: Path):
+def test_training_building_and_sampling_work_without_modules_that_windows_lacks(artifacts: Path, tmp_path: Path):
     program = f"""
 {WITHOUT}
 from imagen.cli import main
@@ -84,7 +84,7 @@ def run(*arguments):
     except SystemExit as end:
         assert not end.code, (arguments, end.code)
 
-made, out = Path({str(made)!r}), Path({str(tmp_path)!r})
+artifacts, out = Path({str(artifacts)!r}), Path({str(tmp_path)!r})
 source = out / "source"
 source.mkdir()
 from PIL import Image
@@ -95,7 +95,7 @@ quick = ["--data.workers", "1", "--train.batch_size", "2", "--train.gap_samples"
 run("data", "build", source, "--out", out / "shards", "--workers", "1")
 run("data", "encode", out / "shards")
 run("train", "debug_64", "--data", out / "shards", "--out", out / "run", "--train.steps", "2", *quick)
-run("sample", made / "cascade", "a cat", "--out", out / "pictures", "--steps", "2", "--stages", "1")
+run("sample", artifacts / "cascade", "a cat", "--out", out / "pictures", "--steps", "2", "--stages", "1")
 assert (out / "pictures" / "0000.png").exists()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)

@@ -1,4 +1,4 @@
-"""Safetensors files: read by safetensors, and of the bytes that it writes itself."""
+"""Compare our safetensors files with those of the safetensors package."""
 
 import os
 
@@ -20,7 +20,7 @@ TENSORS = {
 }
 
 
-def test_what_is_read_is_what_was_written(tmp_path):
+def test_tensors_are_read_as_written(tmp_path):
     save_tensors(TENSORS, tmp_path / "x", {"z": "1", "a": "é"})
     found = load_file(tmp_path / "x")
     assert found.keys() == TENSORS.keys()
@@ -31,21 +31,21 @@ def test_what_is_read_is_what_was_written(tmp_path):
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
-def test_bytes_are_those_of_safetensors(tmp_path, metadata):
-    """For types of different widths, which is what weights are."""
+def test_files_equal_those_of_safetensors(tmp_path, metadata):
+    """Checked for dtypes of different sizes, as in weights."""
     plain = {name: value.contiguous() for name, value in TENSORS.items() if name != "number"}
     save_tensors(plain, tmp_path / "x", metadata)
     assert (tmp_path / "x").read_bytes() == save(plain, metadata)
 
 
-def test_arrays_and_tensors_alike(tmp_path):
+def test_arrays_and_tensors_give_the_same_bytes(tmp_path):
     arrays = {name: value.numpy() for name, value in TENSORS.items() if name != "half"}
     save_tensors(arrays, tmp_path / "arrays")
     save_tensors({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}, tmp_path / "tensors")
     assert (tmp_path / "arrays").read_bytes() == (tmp_path / "tensors").read_bytes()
 
 
-def test_others_may_read_it_as_the_umask_says(tmp_path):
+def test_file_permissions_follow_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
         save_tensors(TENSORS, tmp_path / "x")

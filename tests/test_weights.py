@@ -1,4 +1,4 @@
-"""Weights by name, cascades in 16 bits, scores and curves of runs: the ways to the reference run, with stand-ins."""
+"""Test weights by name, float16 cascades, and scores and curves of runs, with stand-ins for the reference run."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ import imagen as package
 from imagen import weights
 from imagen.cascade import Cascade
 from imagen.cascade.float16 import convert_to_float16
-from imagen.emoji.demo.first import draw_first
+from imagen.emoji.demo.first import sample_packaged
 from imagen.errors import UserError
 from imagen.evaluate import compare as comparing
 from imagen.evaluate.compare import compare, reference_curves, write_reference_curves
@@ -22,9 +22,9 @@ from imagen.evaluate.curve import append, read_curve
 
 
 @pytest.fixture
-def packaged(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package whose weights are those of the debug cascade."""
-    shutil.copytree(made / "cascade", tmp_path / "weights" / "emoji")
+def packaged(artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install the debug cascade as the packaged weights."""
+    shutil.copytree(artifacts / "cascade", tmp_path / "weights" / "emoji")
     monkeypatch.setattr(weights, "packaged_path", lambda name: tmp_path / "weights" / name)
     monkeypatch.setattr(comparing, "packaged_path", lambda name: tmp_path / "weights" / name)
     return tmp_path / "weights" / "emoji"
@@ -37,42 +37,43 @@ def test_weights_are_found_by_name(packaged, imagen, tmp_path, monkeypatch):
     assert [stage.config.resolution for stage in package.load("emoji").stages] == [64, 256]
 
 
-def test_a_folder_of_that_name_goes_before(packaged, made, tmp_path, monkeypatch):
+def test_a_folder_of_that_name_takes_precedence(packaged, artifacts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(made / "base", tmp_path / "emoji")
+    shutil.copytree(artifacts / "base", tmp_path / "emoji")
     assert len(package.load("emoji").stages) == 1
 
 
-def test_without_the_weights_it_says_so(tmp_path, monkeypatch, mistake):
+def test_missing_weights_are_reported(tmp_path, monkeypatch, error_of):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(weights, "packaged_path", lambda name: tmp_path / "nothing" / name)
-    assert "lacks the weights 'emoji'" in mistake("sample", "emoji", "a horse", "--out", "pictures")
-    assert "does not exist" in mistake("sample", "emojis", "a horse", "--out", "pictures")
-    said: list[str] = []
-    assert draw_first(tmp_path / "demo", said.append) == []
-    assert "lacks the weights" in said[0] and len(said) == 1
+    assert "lacks the weights 'emoji'" in error_of("sample", "emoji", "a horse", "--out", "pictures")
+    assert "does not exist" in error_of("sample", "emojis", "a horse", "--out", "pictures")
+    lines: list[str] = []
+    assert sample_packaged(tmp_path / "demo", lines.append) == []
+    assert "lacks the weights" in lines[0] and len(lines) == 1
 
 
-def test_the_demo_draws_with_them_first(packaged, tmp_path):
-    said: list[str] = []
-    paths = draw_first(tmp_path / "demo", said.append)
-    assert Image.open(paths[0]).width == 256  # the largest stage there is
-    assert all(path.is_file() for path in paths) and str(paths[0]) in said[-1]
+def test_the_demo_samples_the_packaged_weights_first(packaged, tmp_path):
+    lines: list[str] = []
+    paths = sample_packaged(tmp_path / "demo", lines.append)
+    assert Image.open(paths[0]).width == 256  # the largest stage
+    assert all(path.is_file() for path in paths) and str(paths[0]) in lines[-1]
 
 
-# --- 16 bits
+# --- low precision ---
 
 
-def test_half_the_bytes_and_nearly_the_same_pictures(made, imagen, tmp_path):
-    imagen("assemble", made / "base", made / "sr", "--out", tmp_path / "half", "--half")
+def test_float16_weights_take_half_the_bytes_and_give_nearly_the_same_images(artifacts, imagen, tmp_path):
+    imagen("assemble", artifacts / "base", artifacts / "sr", "--out", tmp_path / "half", "--half")
     size = {
-        name: sum(f.stat().st_size for f in path.glob("stage-*.safetensors")) for name, path in paths(made, tmp_path)
+        name: sum(f.stat().st_size for f in path.glob("stage-*.safetensors"))
+        for name, path in paths(artifacts, tmp_path)
     }
     assert 0.5 < size["half"] / size["whole"] < 0.52
     for file in (tmp_path / "half").glob("stage-*.safetensors"):
         assert {value.dtype for value in load_file(file).values()} == {torch.float16}
     pictures = {}
-    for name, path in paths(made, tmp_path):
+    for name, path in paths(artifacts, tmp_path):
         cascade = Cascade.load(path)
         assert all(value.dtype == torch.float32 for value in cascade.stages[0].unet.state_dict().values())
         drawn = cascade.sample(["a horse"], steps=2, precision="fp32", progress=False)
@@ -80,48 +81,49 @@ def test_half_the_bytes_and_nearly_the_same_pictures(made, imagen, tmp_path):
     assert np.abs(pictures["half"] - pictures["whole"]).mean() < 2
 
 
-def paths(made: Path, tmp_path: Path) -> list[tuple[str, Path]]:
-    return [("whole", made / "cascade"), ("half", tmp_path / "half")]
+def paths(artifacts: Path, tmp_path: Path) -> list[tuple[str, Path]]:
+    return [("whole", artifacts / "cascade"), ("half", tmp_path / "half")]
 
 
-def test_a_weight_that_has_no_16_bits_is_refused(made, tmp_path):
-    cascade = Cascade.load(made / "base")
+def test_a_weight_beyond_float16_is_rejected(artifacts, tmp_path):
+    cascade = Cascade.load(artifacts / "base")
     next(cascade.stages[0].unet.parameters()).data.fill_(1e6)
     cascade.save(tmp_path / "large")
     with pytest.raises(UserError, match="beyond the range"):
         convert_to_float16(tmp_path / "large")
 
 
-# --- scores and curves
+# --- scores and curves ---
 
 
-def test_evaluate_a_run_and_compare_it(made, packaged, imagen, mistake, tmp_path):
-    run = shutil.copytree(made / "base", tmp_path / "run")
+def test_a_run_is_evaluated_and_compared(artifacts, packaged, imagen, error_of, tmp_path):
+    run = shutil.copytree(artifacts / "base", tmp_path / "run")
     options = ("--objects", 8, "--n", 4, "--steps", 2)
-    rows = json.loads(imagen("evaluate", run, *options, "--guidance", "1,2", "--json", "--out", tmp_path / "sheets"))
+    out = ("--out", tmp_path / "sheets")
+    rows = json.loads(imagen("evaluate-emoji", run, *options, "--guidance", "1,2", "--json", *out))
     assert [row["guidance"] for row in rows] == [1.0, 2.0]
     assert rows[0]["images"] == 16 and set(rows[0]["single"]) == {"object", "colour", "all"}
     assert set(rows[0]["relation"]) == {"object", "colour", "relation", "all"}
     assert set(rows[0]["count"]) == {"object", "colour", "number", "all"}
     assert read_curve(run) == rows
     assert (tmp_path / "sheets" / "guidance-2.png").exists()
-    assert "object" in imagen("evaluate", run, *options, "--guidance", 1)
-    assert read_curve(run) == rows  # the same once more: replaced, and the same scores
+    assert "object" in imagen("evaluate-emoji", run, *options, "--guidance", 1)
+    assert read_curve(run) == rows  # a second evaluation replaces the row, with the same scores
 
-    write_reference_curves([made / "base"], packaged.parent / "curves.json")
+    write_reference_curves([artifacts / "base"], packaged.parent / "curves.json")
     assert reference_curves().keys() == {"debug_64"}
     (row,) = json.loads(imagen("compare", run, "--out", tmp_path / "curves.png", "--json"))
     assert row["preset"] == "debug_64" and row["images"] == 16
     assert row["reference"]["loss"] == pytest.approx(row["mine"]["loss"], rel=1e-4)  # it is the same run
     assert Image.open(tmp_path / "curves.png").width > 1000
     assert "reference" in imagen("compare", run, "--out", tmp_path / "curves.svg")
-    assert "runs of one preset" in mistake("compare", run, made / "sr", "--out", tmp_path / "no.png")
-    assert "not a training run" in mistake("compare", made / "cascade", "--out", tmp_path / "no.png")
+    assert "runs of one preset" in error_of("compare", run, artifacts / "sr", "--out", tmp_path / "no.png")
+    assert "not a training run" in error_of("compare", artifacts / "cascade", "--out", tmp_path / "no.png")
 
 
-def test_without_reference_curves_runs_are_drawn_alone(made, tmp_path, monkeypatch):
+def test_runs_are_plotted_alone_without_reference_curves(artifacts, tmp_path, monkeypatch):
     monkeypatch.setattr(comparing, "packaged_path", lambda name: tmp_path / "nothing" / name)
-    (row,) = compare([made / "base"], tmp_path / "curves.png")
+    (row,) = compare([artifacts / "base"], tmp_path / "curves.png")
     assert row["reference"] == {} and (tmp_path / "curves.png").exists()
 
 

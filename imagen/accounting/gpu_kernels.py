@@ -1,9 +1,9 @@
-"""Give CPU fake tensors the memory use of GPU kernels.
+"""Reproduce the memory use of GPU kernels on fake CPU tensors.
 
-torch built without CUDA has no fake CUDA tensors, so a dry run uses CPU ones. The differences that matter for memory
-are patched in. A group norm and its activation are one kernel that saves only its input (`imagen.kernels`). Other norms
-compute in float32 under autocast, as in torch.amp's list for CUDA, and save float32 tensors. Attention runs in a
-kernel that saves no scores. A compiled network saves the same amount, within 1 % (tests/models/test_graphs.py).
+torch built without CUDA has no fake CUDA tensors, so a dry run uses CPU ones. The differences that affect memory are
+patched: a group norm and its activation are one kernel that saves only its input (`imagen.kernels`); other norms
+compute in float32 under autocast, as in torch.amp's list for CUDA, and save float32 tensors; attention runs in a kernel
+that does not save its scores. A compiled network saves the same amount, within 1 % (tests/models/test_graphs.py).
 Library workspaces are not modelled.
 """
 
@@ -23,7 +23,7 @@ from imagen.models import layers
 
 @contextmanager
 def gpu_kernels() -> Iterator[None]:
-    """Patch autocast, attention and norms on "cpu" inside the block to use memory as they do on "cuda"."""
+    """Within the block, patch autocast, attention and norms on "cpu" to use as much memory as on "cuda"."""
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(layers, "attend", attend))
         stack.enter_context(mock.patch.object(layers.kernels, "uses_triton", lambda device: True))
@@ -36,7 +36,8 @@ def gpu_kernels() -> Iterator[None]:
 def _in_float32(function: Callable[..., Tensor], *args: Any, always: bool, **kwargs: Any) -> Tensor:
     """Call `function` in float32 under autocast.
 
-    always: unconditionally; else only if an argument is float32, torch.amp's rule for functions of several tensors.
+    always: cast unconditionally; otherwise only if an argument is float32, torch.amp's rule for functions with several
+    tensors.
     """
     if torch.is_autocast_enabled("cpu") and (always or any(_is(arg, torch.float32) for arg in args)):
         args, kwargs = tree_map(_float32, (args, kwargs))
@@ -44,9 +45,9 @@ def _in_float32(function: Callable[..., Tensor], *args: Any, always: bool, **kwa
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Compute `layers.attend` with the memory-efficient kernel, which takes any mask.
+    """Compute `layers.attend` with the memory-efficient kernel, which supports any mask.
 
-    It saves one number per query and head for the backward pass.
+    The kernel saves one number per query and head for the backward pass.
     """
     bias = None
     if mask is not None:

@@ -4,7 +4,7 @@ A dispatch mode intercepts each operation of the forward pass, the backward pass
 unwrapped to local tensors. It tracks storages, not tensors, so views cost nothing and frees are recorded when they
 happen. Memory that a kernel allocates and frees internally is not counted. Works on fake and on real tensors.
 
-This is the only module that uses private APIs of torch.
+This module uses private APIs of torch.
 """
 
 import weakref
@@ -66,20 +66,20 @@ class TrackedInterval:
 
     @property
     def peak(self) -> int:
-        """Return the largest number of live bytes."""
+        """Largest number of live bytes."""
         return int(self.totals.max())
 
     @property
     def phase(self) -> str:
-        """Return the phase of the peak."""
+        """Phase of the peak."""
         return self.phases[int(self.totals.argmax())]
 
 
 class ResourceTracker(TorchDispatchMode):
-    """Track memory, FLOPs and traffic inside `with tracker:`.
+    """Tracks memory, FLOPs and traffic inside `with tracker:`.
 
-    Enter it before the first tensor to be counted is allocated. `item()` of a fake tensor returns 1, so that code which
-    logs values or branches on them runs.
+    Enter the context before the first tensor to be counted is allocated. `item()` of a fake tensor returns 1, so that
+    code that logs values or branches on them runs.
     """
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class ResourceTracker(TorchDispatchMode):
 
     @contextmanager
     def interval(self) -> Iterator[list[TrackedInterval]]:
-        """Record what happens inside the block. Yields a list that holds the interval after the block."""
+        """Record the operations inside the block. Yields a list; after the block it contains the interval."""
         self._phases, self._changes = [], []
         self._flops, self._sent = defaultdict(int), defaultdict(int)
         for entry in self._live.values():
@@ -204,7 +204,7 @@ class ResourceTracker(TorchDispatchMode):
 
 
 class _Patches:
-    """Patch torch where the dispatch mode misses a change of memory, or sees operations that it must not count."""
+    """Patches of torch for changes of memory that the dispatch mode misses, and operations that it must not count."""
 
     def __init__(self, tracker: ResourceTracker):
         resize, propagate = torch.UntypedStorage.resize_, ShardingPropagator._propagate_tensor_meta_non_cached

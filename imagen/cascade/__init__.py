@@ -1,4 +1,4 @@
-"""Cascades: from prompts to images through several stages.
+"""Cascades, which turn prompts into images through several stages.
 
 cascade.py     the cascade: load, save, sample
 options.py     the keyword arguments of a request, with their documentation
@@ -6,14 +6,14 @@ prompts.py     checks of prompts: texts and embeddings
 request.py     a request with all defaults filled in and all arguments checked
 per_stage.py   options with one value per stage
 sizes.py       heights and widths of the stages
-memory.py      the memory of a request, and requests that fit a bound
+memory.py      counts the memory of a request, and makes requests fit a bound
 pipeline.py    runs a request through the stages
 texts.py       encodes prompts
 output.py      images to a folder, resumable, on several ranks
 upscaling.py   upsamples image files of any size
 provenance.py  the metadata of a PNG that allows it to be regenerated
 remake.py      regenerates an image from its provenance
-storage.py     the CASCADE folder: load, save, export one stage
+storage.py     reads and writes the CASCADE folder; exports one stage
 assembly.py    joins several cascades into one
 float16.py     stores weights in float16
 hub.py         cascades on the Hugging Face hub

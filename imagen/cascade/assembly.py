@@ -43,9 +43,11 @@ def assemble(paths: Sequence[str | Path], out: str | Path) -> None:
             text, text_from = manifest.text, folder
         elif manifest.text is not None:
             if manifest.text.config != text.config:
-                raise UserError(f"{folder} does not fit {text_from}: {_difference(text.config, manifest.text.config)}")
+                raise UserError(
+                    f"{folder} does not match {text_from}: {_difference(text.config, manifest.text.config)}"
+                )
             if not torch.equal(read_unconditional(folder, manifest.text), read_unconditional(text_from, text)):
-                raise UserError(f"{folder} does not fit {text_from}: their unconditional embeddings differ")
+                raise UserError(f"{folder} does not match {text_from}: their unconditional embeddings differ")
         stages += [(folder, record) for record in manifest.stages]
 
     check_stages(

@@ -135,8 +135,10 @@ class Cascade:
     def load_lora(self, path: str | Path, *, name: str | None = None, resolution: int | None = None) -> str:
         """Load a LoRA file of peft, diffusers or kohya's scripts, for use as `sample(..., lora={name: 0.8})`.
 
-        name: default: the file's name without its suffix. resolution: of the stage that it adapts; default: the first
-        that it fits. Returns the name. Raises UserError if the file is damaged, fits no stage, or the name is taken.
+        name: default: the file's name without its suffix. resolution: of the stage to adapt; default: the first stage
+            that the file fits.
+
+        Returns the name. Raises UserError if the file is damaged, fits no stage, or the name is taken.
         """
         adapter = read_adapter(path)
         name = adapter.name if name is None else name
@@ -194,7 +196,8 @@ class Cascade:
     ) -> list[Image.Image] | Tensor:
         """Sample one image for each prompt.
 
-        prompts: a text or a list of texts; "" is the unconditional model. Float tensors [L, D] are text embeddings.
+        prompts: a text or a list of texts; "" samples the unconditional model. Float tensors [L, D] are text
+            embeddings.
         output: "pil" returns a list of RGB images, "tensor" uint8 [B, C, H, W] on the CPU.
         progress: show bars on stderr. on_step: called with a `Preview` after each sampler step.
 
@@ -211,16 +214,16 @@ class Cascade:
 
     @takes_options(RequestOptions)
     def request(self, prompts: Prompt | Sequence[Prompt], **options: Unpack[RequestOptions]) -> Request:
-        """Check what `sample` would be asked for, and fill in its defaults. Raises as `sample` does."""
+        """Return the checked request of these arguments, with defaults filled in. Raises as `sample` does."""
         request = make_request([stage.config for stage in self.stages], prompts, **options)
         for name, _ in request.lora:
             if name not in self.adapters:
-                known = f"; loaded are {', '.join(self.adapters)}" if self.adapters else ""
+                known = f"; the loaded ones are {', '.join(self.adapters)}" if self.adapters else ""
                 raise UserError(f"no LoRA {quoted(name)} is loaded (`load_lora`){suggest(name, self.adapters)}{known}")
         check_prompts([*request.prompts, *request.negatives], self.text)
         if request.vram is None:
             return request
-        from imagen.cascade.memory import fit_to_memory  # whose imports take a while
+        from imagen.cascade.memory import fit_to_memory  # imported here because its imports are slow
 
         return fit_to_memory(request, self._running(request), 0 if self.text is None else self.text.max_tokens)
 
@@ -264,12 +267,12 @@ class Cascade:
         return images if output == "tensor" else _as_pil(images)
 
     def metadata(self, request: Request, number: int) -> dict[str, Any]:
-        """Return all that image `number` of a request depends on, up to rounding, as JSON."""
+        """Return everything that image `number` of a request depends on, up to rounding, as JSON."""
         text = None if self.texts is None else self.texts.describe()
         return describe(request, self._running(request), text, number)
 
     def conditions(self, request: Request, number: int) -> dict[str, Any]:
-        """Return what else the last bits of image `number` depend on, as JSON."""
+        """Return the conditions that affect the rounding of image `number`, as JSON."""
         return describe_conditions(request, number)
 
     def _running(self, request: Request) -> list[Stage]:
@@ -281,4 +284,4 @@ def _as_pil(images: Generator[Tensor, None, None]) -> Generator[Image.Image, Non
         for image_CHW in images:
             yield from to_images(image_CHW[None])
     finally:
-        images.close()  # also closes its progress bars
+        images.close()  # also closes the progress bars

@@ -1,7 +1,7 @@
 """Count the memory of sampling, and make requests fit a bound.
 
 A guided step runs on fake tensors with the network, size and micro-batch of the request, and its peak of live memory is
-counted. Nothing is measured on the device, so the bound is checked before the first image is started.
+counted. Nothing is measured on the device, so the bound is checked before the first image is sampled.
 """
 
 import math

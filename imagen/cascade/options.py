@@ -56,7 +56,7 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class JobOptions(SamplingOptions, total=False):
-    """Options of jobs of many images."""
+    """Options of a job with any number of images."""
 
     settings: Annotated[Sequence[SamplingConfig] | None, "configs that replace the stages' own, one per stage"]
     strength: Annotated[PerStage[float] | None, "share of the steps that are taken from `init`, above 0 to 1"]

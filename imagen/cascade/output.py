@@ -1,6 +1,6 @@
 """Write images to a folder: NNNN.png with provenance, and a contact sheet.
 
-The images are a pure function of the request. A job may be interrupted and run again, on any number of ranks, and gives
+The images are a pure function of the request. A job that is interrupted and run again, on any number of ranks, writes
 the same images. All ranks use the batches of the request; an incomplete batch is computed again as a whole.
 """
 
@@ -142,10 +142,10 @@ def write_sheet(out: str | Path, paths: Sequence[Path], captions: Sequence[str],
 
 
 def check_pictures(n: int, count: int) -> None:
-    """Raise UserError if `n` images for each of `count` prompts or inputs are more than one command may make."""
+    """Raise UserError if `n` images for each of `count` prompts or inputs exceed the limit of one command."""
     if n * count > MOST_PICTURES:
         raise UserError(
-            f"{shown(n)} x {shown(count)} = {shown(n * count)} images; one command makes at most {MOST_PICTURES:,}: "
+            f"{shown(n)} x {shown(count)} = {shown(n * count)} images; one command samples at most {MOST_PICTURES:,}: "
             "use several, with different seeds and folders"
         )
 
@@ -184,7 +184,7 @@ def _caption(request: Request, number: int, n: int) -> str:
 
 
 def _exists(path: Path, wanted: dict[str, Any]) -> bool:
-    """Return whether the wanted image is at `path`. Raises UserError if another file is."""
+    """Return whether the wanted image is at `path`. Raises UserError if another file is there."""
     if not path.exists():
         return False
     found = read_metadata(path)

@@ -21,7 +21,7 @@ OFFLOADED = 8  # batches per stage between two transfers of weights, with offloa
 
 
 class Preview(NamedTuple):
-    """Hold the argument of `on_step`, which is called after each step of the sampler."""
+    """The argument of `on_step`, which is called after each sampler step."""
 
     stage: int  # index in the cascade
     step: int  # 0 .. steps - 1

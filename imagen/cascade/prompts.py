@@ -20,7 +20,7 @@ def as_prompts(prompts: Prompt | Sequence[Prompt]) -> tuple[Prompt, ...]:
 
 
 def check_prompts(prompts: Sequence[Prompt], text: TextConfig | None) -> None:
-    """Raise UserError for prompts that a cascade with this text encoder (None: without text) cannot take."""
+    """Raise UserError for prompts that do not fit a cascade with this text encoder (None: without text)."""
     for prompt in prompts:
         if text is None:
             if isinstance(prompt, Tensor) or prompt:
@@ -52,7 +52,7 @@ def _checked(prompt: Any) -> Prompt:
             )
         embedding: Tensor = prompt.detach().to("cpu", torch.float32)
         if not bool(embedding.isfinite().all()):
-            raise UserError("a prompt embedding holds values that are not finite")
+            raise UserError("a prompt embedding contains values that are not finite")
         return embedding
     if not isinstance(prompt, str):
         raise UserError(f"a prompt is {quoted(prompt)}; it must be text, or an embedding [tokens, dimension]")

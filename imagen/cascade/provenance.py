@@ -23,7 +23,7 @@ from imagen.version import __version__
 
 
 def describe(request: Request, stages: Sequence[Stage], text: dict[str, Any] | None, number: int) -> dict[str, Any]:
-    """Return all that image `number` of a request depends on, up to rounding, as JSON.
+    """Return everything that image `number` of a request depends on, up to rounding, as JSON.
 
     stages: the stages that run. text: the text encoder's description.
     """
@@ -63,7 +63,7 @@ def describe(request: Request, stages: Sequence[Stage], text: dict[str, Any] | N
 
 
 def describe_conditions(request: Request, number: int) -> dict[str, Any]:
-    """Return what else the last bits of image `number` depend on, as JSON."""
+    """Return the conditions that affect the rounding of image `number`, as JSON."""
     batch = next(batch for batch in request.batches() if number in batch)
     return {
         "device": request.device.type,
@@ -89,7 +89,7 @@ def _sampling_json(settings: SamplingConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class StageProvenance:
-    """Describe a stage that sampled the image."""
+    """A stage that sampled the image."""
 
     resolution: int
     weights: str | None  # sha256; None: the cascade was never saved
@@ -101,7 +101,7 @@ class StageProvenance:
 
 @dataclass(frozen=True, kw_only=True)
 class VariationProvenance:
-    """Describe the second seed of a variation."""
+    """The second seed of a variation."""
 
     seed: int
     amount: float
@@ -112,7 +112,7 @@ class VariationProvenance:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraProvenance:
-    """A LoRA that was applied."""
+    """A LoRA file that was applied."""
 
     name: str
     sha256: str  # of its file
@@ -125,7 +125,7 @@ class LoraProvenance:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """Describe what else the last bits of an image depend on; see `describe_conditions`."""
+    """The conditions that affect an image's rounding; see `describe_conditions`."""
 
     device: str
     threads: int | None
@@ -140,7 +140,7 @@ class Conditions:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Hold the output of `describe` and `describe_conditions`. Input images and embeddings are hashes."""
+    """The provenance in an image's file, as `describe` returns it. Input images and embeddings are hashes."""
 
     version: str
     prompt: str

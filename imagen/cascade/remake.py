@@ -32,7 +32,7 @@ def regenerate_request(
 
     The result is bit-identical on the same kind of device with the same release of torch. The last bits of a network's
     output depend on its batch size, so the batch is filled with copies. Sets torch's number of threads.
-    start, init, mask: the input images, of which the file holds only hashes.
+    start, init, mask: the input images; the file contains only their hashes.
 
     Raises UserError if the file has no provenance, or names other weights or other input images.
     """
@@ -40,7 +40,7 @@ def regenerate_request(
     given = {"start": start, "init": init, "masks": mask}
     _check_given(made, where, given)
     if made.embedding is not None or made.negative_embedding is not None:
-        raise UserError(f"{where} was made from a prompt embedding, and the file holds only its hash")
+        raise UserError(f"{where} was made from a prompt embedding, and the file contains only its hash")
     first = _first_stage(cascade, made, where)
     if cascade.texts is not None and made.text != cascade.texts.describe():
         raise UserError(f"{where} was made with another text encoder, {made.text}; load the cascade that made it")
@@ -82,17 +82,17 @@ def _check_given(made: Provenance, where: str, given: dict[str, Image.Image | No
         if (image is None) != (wanted is None):
             raise UserError(f"{where}: {'give ' + what if image is None else 'it was made without ' + none}")
         if image is not None and digest(image) != wanted:
-            raise UserError(f"{where}: that is not {what}: its pixels differ")
+            raise UserError(f"{where}: the given image is not {what}; its pixels differ")
 
 
 def _lora(cascade: Cascade, made: Provenance, where: str) -> dict[str, float]:
-    """The weights of the loaded adapters whose files went into it."""
+    """Return the weights of the loaded adapters that the image was made with. Raises UserError if one is not loaded."""
     weights: dict[str, float] = {}
     for lora in made.lora or ():
         names = [name for name, adapter in cascade.adapters.items() if adapter.sha256 == lora.sha256]
         if not names:
             known = f"LoRA {lora.name} (sha256 {lora.sha256[:12]}...)"
-            raise UserError(f"{where} was made with {known}: load that file, too")
+            raise UserError(f"{where} was made with {known}; load that file, too (--lora)")
         weights[names[0]] = lora.weight
     return weights
 

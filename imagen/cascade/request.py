@@ -34,7 +34,7 @@ FIELDS = tuple(field.name for field in dataclasses.fields(SamplingConfig))
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Hold all arguments of a sampling job. Tuples have one entry per image, or one per stage that runs."""
+    """All arguments of a sampling job. Tuples have one entry per image, or one per stage that runs."""
 
     prompts: tuple[Prompt, ...]  # "" is the unconditional model; tensors are embeddings, float32 [L, D]
     negatives: tuple[Prompt, ...]  # negative prompts; "" is the unconditional model

@@ -1,4 +1,4 @@
-"""Compute heights and widths of the stages: of one aspect ratio, and multiples of the U-Nets' strides."""
+"""Compute heights and widths of the stages, with one aspect ratio and multiples of the U-Nets' strides."""
 
 import math
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def sizes_like(run: Sequence[StageConfig], given: Size) -> tuple[Size, ...]:
 
 
 def sizes_above(run: Sequence[StageConfig], given: Size) -> tuple[Size, tuple[Size, ...], Size]:
-    """Return, for upsampling images of size `given`: their padded size, the stages' output sizes, the final crop."""
+    """Return the padded size of images of size `given`, the stages' output sizes, and the final crop."""
     reference = run[0].low_resolution or 1
     step = size_multiple(run, reference)
     height, width = (-(-side // step) * step for side in given)
@@ -38,7 +38,7 @@ def sizes_above(run: Sequence[StageConfig], given: Size) -> tuple[Size, tuple[Si
 
 
 def size_multiple(run: Sequence[StageConfig], reference: int) -> int:
-    """Return the number of which sides at resolution `reference` must be multiples, to fit all stages' strides."""
+    """Return the number that must divide sides at resolution `reference`, so that all stages' strides fit."""
     units = []
     for stage in run:
         needed = stage.unet.total_stride * reference  # must divide side * resolution

@@ -76,8 +76,8 @@ def resolve_folder(path: str | Path) -> Path:
     if not path.exists():
         raise UserError(f"{path} does not exist; expected a cascade or a training run")
     if (path / "config.json").is_file():
-        raise UserError(f"{path} is a training run without an export yet; wait for its first export")
-    raise UserError(f"{path} is not a cascade: it holds neither {MANIFEST} nor export/{MANIFEST}")
+        raise UserError(f"{path} is a training run that has not exported yet; wait for its first export")
+    raise UserError(f"{path} is not a cascade: it contains neither {MANIFEST} nor export/{MANIFEST}")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -86,7 +86,7 @@ def read_manifest(folder: Path) -> Manifest:
     value = read_json(where)
     version = value.get("format") if isinstance(value, dict) else None
     if version != FORMAT:
-        raise UserError(f"{where}: field 'format' is {version!r}, this version of imagen reads {FORMAT}")
+        raise UserError(f"{where}: field 'format' is {version!r}, but this version of imagen reads {FORMAT}")
     try:
         manifest = from_json(Manifest, value, str(where))
         check_number("the number of stages", len(manifest.stages), most=limits.STAGES)
@@ -168,13 +168,13 @@ def export_stage(
 
     weights: the U-Net's state dict, usually its EMA. unconditional: the unconditional embedding, float [L0, D]; None
     without text. info: origin of the weights, as JSON.
-    Raises UserError if `folder` holds a cascade of other stages, or the disk is full.
+    Raises UserError if `folder` contains a cascade of other stages, or the disk is full.
     """
     folder = Path(folder)
     if (folder / MANIFEST).is_file():
         found = [record.config.resolution for record in read_manifest(folder).stages]
         if found != [stage.resolution]:
-            raise UserError(f"{folder} holds a cascade of stages {found}; export stage {stage.resolution} elsewhere")
+            raise UserError(f"{folder} contains a cascade of stages {found}; export stage {stage.resolution} elsewhere")
     write_cascade(folder, text=text, unconditional=unconditional, stages=[(stage, weights, info)])
 
 
@@ -186,7 +186,8 @@ def check_output_folder(out: Path, sources: Sequence[Path], resolutions: Sequenc
         found = [record.config.resolution for record in read_manifest(out).stages]
         if found != resolutions and all(out.resolve() != source.resolve() for source in sources):
             raise UserError(
-                f"{out} holds a cascade of stages {found}, not {list(resolutions)}; choose another folder or delete it"
+                f"{out} contains a cascade of stages {found}, not {list(resolutions)}; "
+                "choose another folder or delete it"
             )
     elif out.is_dir() and any(not _OURS.fullmatch(path.name) and path.name[0] != "." for path in out.iterdir()):
         raise UserError(f"{out} is not empty and not a cascade; choose another folder")
@@ -270,7 +271,7 @@ def _check_hash(path: Path, sha256: str) -> None:
     found = _hash(path)
     if found != sha256:
         raise UserError(
-            f"{path} is damaged or was replaced: its sha256 is {found[:12]}..., {MANIFEST} says {sha256[:12]}..."
+            f"{path} is damaged or was replaced: its sha256 is {found[:12]}..., but {MANIFEST} gives {sha256[:12]}..."
         )
 
 

@@ -33,15 +33,15 @@ class PromptEncoder:
         self.int8 = int8
         self.encoder = encoder
         self.unconditional = unconditional
-        # A server leaves the encoder on the device between prompts: a round trip costs about 1 s per 10 GB.
-        self.stays = False
+        # Whether the encoder remains on the device between prompts, as in a server. A round trip costs 1 s per 10 GB.
+        self.resident = False
         self._known: dict[str, Tensor] = {}
 
     def __contains__(self, prompt: str) -> bool:
         return not prompt or prompt in self._known
 
     def __len__(self) -> int:
-        """Return how many embeddings are in memory."""
+        """Return the number of embeddings in memory."""
         return len(self._known)
 
     def __call__(self, prompts: Sequence[str], device: torch.device, vram: float | None = None) -> dict[str, Tensor]:
@@ -57,7 +57,7 @@ class PromptEncoder:
             self._move(device if vram is None or self._bytes() < 0.9 * vram * 2**30 else torch.device("cpu"))
             self._warn_of_truncation(missing)
             self._known |= {prompt: self.encoder.encode([prompt])[0] for prompt in missing}
-            if not self.stays:
+            if not self.resident:
                 self._move(torch.device("cpu"))
         found = {prompt: self._known[prompt] if prompt else self.unconditional for prompt in wanted}
         for prompt in list(self._known)[: max(len(self._known) - CACHED, 0)]:
@@ -66,7 +66,7 @@ class PromptEncoder:
 
     def _warn_of_truncation(self, prompts: list[str]) -> None:
         """Warn of prompts that a `TextEncoder` truncates; not on a server, whose log must not contain prompts."""
-        if self.stays or not isinstance(self.encoder, TextEncoder):
+        if self.resident or not isinstance(self.encoder, TextEncoder):
             return
         limit = self.config.max_tokens
         lengths = dict(zip(prompts, self.encoder.untruncated_lengths(prompts), strict=True))

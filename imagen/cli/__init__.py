@@ -1,14 +1,14 @@
 """The `imagen` command.
 
 __init__.py  runs a command and reports its errors
-table.py     the commands; each is a module here with its options, its help and what it does
-command.py   what a command is, and the options that several share
-parser.py    from a command line to options; nothing heavy is imported, so that --help is instant
-fields.py    config fields on the command line, --optim.lr 2e-4
-values.py    values of options
-output.py    what is printed: text, --json, --quiet
-failures.py  how an error is reported
-prompts.py   prompts from a file
+table.py     the table of commands; each is a module here with its options, help and action
+command.py   the definition of a command, and options that several commands share
+parser.py    parses a command line; imports nothing heavy, so that --help is instant
+fields.py    config fields on the command line, such as --optim.lr 2e-4
+values.py    parses the values of options
+output.py    prints results: text, --json, --quiet
+failures.py  reports errors
+prompts.py   reads prompts from a file
 """
 
 import os
@@ -25,19 +25,18 @@ from imagen.distribution import clashes
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run one command.
+    """Run one command and exit: with 0 on success, 2 on a user error, 130 on Ctrl-C, 1 on anything else.
 
-    Exits with 0 on success, 2 on a user's mistake, 130 on Ctrl-C, 1 otherwise. But for Ctrl-C, and for a reader of
-    stdout that is gone, a failure is one line on stderr; of a bug that line names the file of the traceback. With
-    IMAGEN_TRACEBACK=1 in the environment errors are raised as they are.
+    A failure prints one line on stderr; for a bug, the line names a file with the traceback. Ctrl-C and a closed pipe
+    on stdout print nothing. With IMAGEN_TRACEBACK=1 in the environment, errors are not caught.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    if sys.stdout is not None:  # closed, by `>&-`
-        # Lines reach a log file as they are printed, and what its encoding lacks is no error.
+    if sys.stdout is not None:  # None if stdout is closed, as by `>&-`
+        # Write each line to a log file at once, and escape characters that its encoding lacks.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a warning at every fork otherwise
     threading.excepthook = thread_failed
-    if not sys.warnoptions:  # for programmers; `python -W` shows them
+    if not sys.warnoptions:  # warnings are for developers; `python -W` shows them
         warnings.simplefilter("ignore")
     for clash in clashes():
         print(f"imagen: {clash}", file=sys.stderr)

@@ -12,7 +12,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="training runs, or cascades")
     add_out_cascade(parser)
     add_push(parser)
-    parser.add_argument("--half", action="store_true", help="store the weights in 16 bits")
+    parser.add_argument("--half", action="store_true", help="store the weights in float16, at half the size")
 
 
 def run(options: argparse.Namespace) -> Result:

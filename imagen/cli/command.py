@@ -1,4 +1,4 @@
-"""What a command of the command line is, and the options that several commands share."""
+"""Define a command of the command line, and options that several commands share."""
 
 import argparse
 from collections.abc import Callable
@@ -15,13 +15,13 @@ PRECISIONS = Choice("auto", "fp32", "bf16", "fp16")
 class Command:
     """One command, such as `imagen sample`.
 
-    name: what is typed, "sample" or "data build".
+    name: as it is typed: "sample" or "data build".
     help: one line in lower case, for the list of commands.
     add: adds the options to the command's parser.
-    run: does the work; returns what to print. Imports heavy packages inside.
+    run: runs the command and returns the result to print. Imports heavy packages itself.
     details: the end of `--help`; its last lines are an example.
     has_fields: whether config fields can be set, as in `--optim.lr 2e-4`.
-    has_output: whether the command prints results, and so takes `--json` and `--quiet`.
+    has_output: whether the command prints a result, and so takes `--json` and `--quiet`.
     """
 
     name: str
@@ -34,16 +34,21 @@ class Command:
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON document, and nothing else")
-    add_quiet(parser)
+    parser.add_argument("--json", action="store_true", help="print only the result, as one JSON document")
+    add_quiet(parser, "print only errors, and the document of --json if it is given")
 
 
-def add_quiet(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors (and the document of --json)")
+def add_quiet(parser: argparse.ArgumentParser, help: str = "print only errors") -> None:
+    parser.add_argument("--quiet", action="store_true", help=help)
 
 
 def add_cascade(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("cascade", type=Path, metavar="CASCADE", help="a cascade folder, a training run, or `emoji`")
+    parser.add_argument(
+        "cascade",
+        type=Path,
+        metavar="CASCADE",
+        help="a cascade folder, a training run, `emoji` (packaged), or ORG/NAME on the Hugging Face hub",
+    )
 
 
 def add_out_cascade(parser: argparse.ArgumentParser) -> None:
@@ -65,4 +70,4 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def add_int8_text(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--int8-text", action="store_true", help="hold the text encoder's weights in 8 bits")
+    parser.add_argument("--int8-text", action="store_true", help="store the text encoder's weights in 8 bits")

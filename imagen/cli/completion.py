@@ -7,7 +7,7 @@ from imagen.cli.command import Command
 from imagen.cli.values import Choice
 
 SHELLS = Choice("bash", "zsh", "fish")
-# Metavars of what is a path.
+# Metavars of arguments that are paths.
 PATHS = ("FILE", "DIR", "IMAGE", "SHARDS", "SOURCE", "CASCADE", "RUN", "PATH", "FILE=STYLE")
 
 
@@ -29,10 +29,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _complete(action: Any, values: dict[str, list[str]]) -> None:
-    """Tell shtab which values an argument takes; it reads `choices` and `complete`.
-
-    values: names by metavar.
-    """
+    """Set the attributes of an argument that shtab reads, `choices` and `complete`. values: names by metavar."""
     import shtab
 
     names = getattr(action.type, "names", None)

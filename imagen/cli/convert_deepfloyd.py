@@ -19,7 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=Choice("lower", "caption"),
         default="lower",
         metavar="NAME",
-        help="of prompts: `lower` case, or `caption`, all that IF does to captions (default: lower)",
+        help="how to clean prompts: `lower` (lower case), or `caption` (as IF cleans captions) (default: lower)",
     )
     add_push(parser)
     add_device(parser)
@@ -51,8 +51,8 @@ COMMAND = Command(
     help="convert DeepFloyd IF's weights to a cascade",
     add=add,
     run=run,
-    details="PATH is a pipeline folder with unet/config.json, as `hf download DeepFloyd/IF-I-XL-v1.0` creates it, or\n"
-    "one in IF's original format (config.yml, pytorch_model.bin): one per stage, base first. Its licence forbids\n"
-    "commercial use, and removing its filters: see docs/howto/deepfloyd.md.\n\n"
+    details="Each PATH is the folder of one stage: a diffusers pipeline with unet/config.json, as created by\n"
+    "`hf download DeepFloyd/IF-I-XL-v1.0`, or IF's original format (config.yml, pytorch_model.bin). IF's licence\n"
+    "forbids commercial use and removing its filters: see docs/howto/deepfloyd.md.\n\n"
     "  imagen convert deepfloyd IF-I-XL-v1.0 IF-II-L-v1.0 --out cascade",
 )

@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> Result:
     texts, folders, pushed = list[str](), list[str](), list[str]()
     for folder in convert_diffusers(options.cascade, options.out):
         folders.append(str(folder))
-        texts.append(f"{folder}: README.md says how to load it")
+        texts.append(f"{folder}: its README.md shows how to load it")
         if options.push is not None:  # one repository per stage: a pipeline is loaded from the root of one
             pushed.append(push(folder, f"{options.push}-{folder.name.removeprefix('stage-')}", card=""))
             texts.append(pushed[-1])

@@ -10,14 +10,22 @@ from imagen.cli.values import count, minutes, side, whole
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", metavar="SHARDS", help="a folder or a URL")
-    parser.add_argument("--resolution", type=side, default=64, metavar="N", help="of the stage (default: 64)")
+    parser.add_argument(
+        "--resolution", type=side, default=64, metavar="N", help="resolution of the stage (default: 64)"
+    )
     parser.add_argument("--low-resolution", type=side, metavar="N", help="input resolution of a super-resolution stage")
     parser.add_argument("--crop", type=count, metavar="N", help="side of random crops (default: none)")
     parser.add_argument("--full-decode", action="store_true", help="decode JPEGs at full size")
     parser.add_argument(
-        "--seconds", type=minutes, default=10.0, metavar="S", help="for each of two parts (default: 10)"
+        "--seconds",
+        type=minutes,
+        default=10.0,
+        metavar="S",
+        help="duration of each of the two measurements (default: 10)",
     )
-    parser.add_argument("--workers", type=whole, default=2, metavar="N", help="processes in part two (default: 2)")
+    parser.add_argument(
+        "--workers", type=whole, default=2, metavar="N", help="loader processes in the second one (default: 2)"
+    )
 
 
 def run(options: argparse.Namespace) -> Result:

@@ -14,38 +14,48 @@ if TYPE_CHECKING:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="a file or a folder")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="file or folder with the pairs, see below")
     parser.add_argument("--out", type=Path, metavar="SHARDS", help="the folder to build")
     parser.add_argument("--format", metavar="NAME", help="format of the source (default: detected)")
-    parser.add_argument("--image-column", metavar="NAME", help="column of a table with images, or their paths")
-    parser.add_argument("--caption-column", metavar="NAME", help="column of a table with captions")
+    parser.add_argument("--image-column", metavar="NAME", help="column of a table that contains images or their paths")
+    parser.add_argument("--caption-column", metavar="NAME", help="column of a table that contains captions")
     parser.add_argument(
         "--caption-from",
         type=Choice("folder", "name"),
         metavar="NAME",
-        help="caption of images in a folder: `folder`, the folder's name (a class), or `name`, the file's",
+        help="caption images in a folder by the name of the `folder` (a class), or by the `name` of the file",
     )
     parser.add_argument(
-        "--min-side", type=count, default=64, metavar="N", help="least pixels of the shorter side (default: 64)"
+        "--min-side",
+        type=count,
+        default=64,
+        metavar="N",
+        help="minimum length of the shorter side, in pixels (default: 64)",
     )
     parser.add_argument(
-        "--max-aspect", type=number, default=4.0, metavar="R", help="most of longer over shorter side (default: 4)"
+        "--max-aspect", type=number, default=4.0, metavar="R", help="maximum longer / shorter side (default: 4)"
     )
     parser.add_argument(
-        "--max-caption", type=count, default=2000, metavar="N", help="most characters of a caption (default: 2000)"
+        "--max-caption", type=count, default=2000, metavar="N", help="maximum characters per caption (default: 2000)"
     )
     parser.add_argument(
-        "--max-rejected", type=number, default=0.5, metavar="F", help="share that may be rejected (default: 0.5)"
+        "--max-rejected", type=number, default=0.5, metavar="F", help="maximum share of rejected records (default: 0.5)"
     )
-    parser.add_argument("--first-frame", action="store_true", help="use the first frame of animations and pages")
+    parser.add_argument(
+        "--first-frame",
+        action="store_true",
+        help="accept animations and files with several pages, by their first frame",
+    )
     parser.add_argument(
         "--keep-duplicates",
         action="store_true",
-        help="keep duplicate images, and each row of a table as a sample",
+        help="accept duplicate images, and make each row of a table a sample of its own",
     )
-    parser.add_argument("--copy", action="store_true", help="build new shards from shards")
     parser.add_argument(
-        "--samples-per-shard", type=count, default=1000, metavar="N", help="most samples per shard (default: 1000)"
+        "--copy", action="store_true", help="build new shards from existing ones, instead of using those in place"
+    )
+    parser.add_argument(
+        "--samples-per-shard", type=count, default=1000, metavar="N", help="maximum samples per shard (default: 1000)"
     )
     parser.add_argument("--workers", type=processes, metavar="N", help="processes (default: one per core, at most 16)")
     add_engine(parser)
@@ -94,7 +104,7 @@ def _build(options: argparse.Namespace, engine: "Engine | None") -> Result:
         f"{folder}: {built['samples']:,} samples{captions} in {counted(built['shards'], 'shard')}, "
         f"of {built['records']:,} records",
         *(f"  {rejected:,} rejected: {reason}" for reason, rejected in built["rejected"].items()),
-        f"look at it: imagen data inspect {folder} --html data.html",
+        f"inspect it: imagen data inspect {folder} --html data.html",
     ]
     if options.encoder is None:
         texts.append(f"then: imagen data encode {folder}")
@@ -108,8 +118,8 @@ COMMAND = Command(
     run=run,
     details="SOURCE is a folder of images with .txt, .caption, .text or .json captions beside them; a table (csv,\n"
     "tsv, jsonl, json, parquet), or a folder with metadata.csv or metadata.jsonl in it or in each subfolder; a\n"
-    "Hugging Face data set on disk; or shards, which are checked and indexed in place. Rejected pairs are listed in\n"
-    "*.rejected.jsonl. May be stopped and run again.\n\n"
+    "Hugging Face data set on disk; or shards, which are checked and indexed in place. Rejected records are listed in\n"
+    "*.rejected.jsonl. If the command is stopped, run it again to resume.\n\n"
     "  imagen data build photos --out shards\n"
     "  imagen data build pairs.csv --image-column file --caption-column text --out shards --min-side 256",
 )

@@ -18,15 +18,27 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="N,...",
         help="image sizes to store, in pixels (default: 64,256,1024); spaces may stand for the commas",
     )
-    parser.add_argument("--variants", type=count, default=4, metavar="N", help="images per pair (default: 4)")
+    parser.add_argument(
+        "--variants", type=count, default=4, metavar="N", help="images per object and colour (default: 4)"
+    )
     parser.add_argument(
         "--objects", type=count_or_all, default=96, metavar="N", help="number of objects, or `all` (default: 96)"
     )
-    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of size and position (default: 0)")
+    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="seed of sizes and positions (default: 0)")
     parser.add_argument(
-        "--relations", type=number, default=0.0, metavar="F", help="share of two objects: left, right, above, below"
+        "--relations",
+        type=number,
+        default=0.0,
+        metavar="F",
+        help="share of images with two objects, one left or right of, above or below the other (default: 0)",
     )
-    parser.add_argument("--counts", type=number, default=0.0, metavar="F", help="share of two to four of one object")
+    parser.add_argument(
+        "--counts",
+        type=number,
+        default=0.0,
+        metavar="F",
+        help="share of images with two to four of one object (default: 0)",
+    )
     parser.add_argument(
         "--iconify",
         type=file_and_name,
@@ -44,7 +56,7 @@ def run(options: argparse.Namespace) -> Result:
     from imagen.emoji.presets import MINILM
     from imagen.text.encoder import encoder_config
 
-    # First, so that a mistake in its name is reported at once.
+    # First, so that a mistake in the encoder's name is reported at once.
     text = encoder_config(options.encoder or MINILM.encoder, max_tokens=MINILM.max_tokens)
     built = build_emoji(
         options.out,

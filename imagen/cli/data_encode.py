@@ -11,16 +11,16 @@ from imagen.errors import UserError
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shards", type=Path, metavar="SHARDS", help="the folder of the tars")
+    parser.add_argument("shards", type=Path, metavar="SHARDS", help="the folder with the tars")
     parser.add_argument(
         "--encoder", metavar="NAME", help="a Hugging Face name or a local folder (default: the embedded one)"
     )
-    parser.add_argument("--revision", default="main", metavar="NAME", help="of the encoder (default: main)")
+    parser.add_argument("--revision", default="main", metavar="NAME", help="revision of the encoder (default: main)")
     parser.add_argument(
-        "--max-tokens", type=count, default=128, metavar="N", help="longer captions are cut (default: 128)"
+        "--max-tokens", type=count, default=128, metavar="N", help="longer captions are truncated (default: 128)"
     )
     parser.add_argument(
-        "--batch-tokens", type=count, default=8192, metavar="N", help="tokens per batch with padding (default: 8192)"
+        "--batch-tokens", type=count, default=8192, metavar="N", help="tokens per batch, with padding (default: 8192)"
     )
     add_device(parser)
     add_engine(parser)
@@ -28,7 +28,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=processes,
         metavar="N",
-        help="with --engine ray: encoders (default: one per GPU, or per machine if there is none)",
+        help="number of encoders with --engine ray (default: one per GPU, or one per machine without GPUs)",
     )
 
 
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> Result:
     from imagen.text.encoder import encoder_config
 
     if options.workers is not None and options.engine == "local":
-        raise UserError("--workers belongs to --engine ray; without it, start the command several times")
+        raise UserError("--workers requires --engine ray; without it, start the command several times")
     with connected(options) as on_cluster:
         engine, device = None, options.device
         if on_cluster:
@@ -60,8 +60,8 @@ def run(options: argparse.Namespace) -> Result:
     cut, captions = count_truncated(options.shards, text)
     if cut.captions:
         texts.append(
-            f"{cut.captions:,} of {counted(captions, 'caption')} cut at {text.max_tokens} tokens, losing "
-            f"{cut.tokens / cut.captions:,.0f} on average and {cut.most:,} at most; a larger --max-tokens keeps more"
+            f"{cut.captions:,} of {counted(captions, 'caption')} truncated at {text.max_tokens} tokens, losing "
+            f"{cut.tokens / cut.captions:,.0f} on average and {cut.most:,} at most; a larger --max-tokens loses fewer"
         )
     document = {
         "shards": str(options.shards),
@@ -80,8 +80,8 @@ COMMAND = Command(
     help="write text embeddings (and indexes) beside the shards",
     add=add,
     run=run,
-    details="May be stopped, or killed, and run again. SHARDS contains WebDataset tars, as img2dataset writes them.\n"
-    "To use several GPUs or machines, start the command once on each: they divide the shards among themselves,\n"
-    "and each returns when all are encoded. Or use a Ray cluster: --engine ray.\n\n"
+    details="SHARDS contains WebDataset tars, as img2dataset writes them. If the command is stopped or killed, run it\n"
+    "again to resume. To use several GPUs or machines, start the command once on each: the processes divide the\n"
+    "shards among themselves, and each returns when all are encoded. Or use a Ray cluster: --engine ray.\n\n"
     "  imagen data encode shards --encoder google/t5-v1_1-xxl",
 )

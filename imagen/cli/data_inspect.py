@@ -9,7 +9,7 @@ from imagen.cli.output import Result, lines
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shards", type=Path, metavar="SHARDS", help="a folder of shards, however made")
+    parser.add_argument("shards", type=Path, metavar="SHARDS", help="a folder of shards")
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="write a page with images, captions and rejected records"
     )
@@ -47,7 +47,7 @@ def _show(summary: dict[str, Any]) -> None:
     for name, split in summary["splits"].items():
         texts = [
             f"{row['share']:.0%} {row['encoder']} (revision {row['revision']}, max_tokens {row['max_tokens']})"
-            + (f"\n{row['cut']:,} captions cut, by {row['cut_most']:,} tokens at most" if row["cut"] else "")
+            + (f"\n{row['cut']:,} captions truncated, losing {row['cut_most']:,} tokens at most" if row["cut"] else "")
             for row in split["embeddings"]
         ]
         sizes = (f"{split['samples']:,}", f"{split['shards']:,}", f"{split['bytes'] / 1e6:,.1f}")
@@ -55,19 +55,19 @@ def _show(summary: dict[str, Any]) -> None:
     show(table, 3)
     for name, split in summary["splits"].items():
         for what, title in (("sides", "shorter side, pixels"), ("captions", "caption, characters")):
-            table = Table(title, "samples", title=f"{name}: {split['looked_at']:,} looked at")
+            table = Table(title, "samples", title=f"{name}: {split['looked_at']:,} samples examined")
             for first, last, samples in split[what]:
                 table.add_row(bar_name(first, last), f"{samples:,}")
             show(table, 1)
         if split["with_several"]:
             console.print(
-                f"{name}: {split['with_several']:,} of {split['looked_at']:,} looked at have several captions, "
+                f"{name}: {split['with_several']:,} of {split['looked_at']:,} examined samples have several captions, "
                 f"{split['captions_looked_at'] / split['looked_at']:.1f} per image on average"
             )
         if split["unreadable"]:
             console.print(f"{name}: {split['unreadable']:,} without a readable image")
     if summary["rejected"]:
-        table = Table("rejected", "records", "why")
+        table = Table("rejected", "records", "reason")
         for reason, rejected in summary["rejected"].items():
             table.add_row(reason, f"{rejected:,}", REASONS.get(reason, ""))
         show(table, 1)
@@ -78,6 +78,7 @@ COMMAND = Command(
     help="show what shards contain and what was rejected",
     add=add,
     run=run,
-    details="Counts are of all samples; sizes and caption lengths of at most 10,000 per split, evenly spaced.\n\n"
+    details="Counts include all samples. Image sizes and caption lengths are those of at most 10,000 evenly spaced\n"
+    "samples per split.\n\n"
     "  imagen data inspect shards --html data.html",
 )

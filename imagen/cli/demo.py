@@ -11,7 +11,7 @@ from imagen.cli.values import minutes
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="output folder (default: demo)")
     parser.add_argument(
-        "--minutes", type=minutes, default=10.0, metavar="M", help="time for everything this command does (default: 10)"
+        "--minutes", type=minutes, default=10.0, metavar="M", help="total time of this command (default: 10)"
     )
     add_device(parser)
 
@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> Result:
 
     device = choose_device(options.device) if options.device else None
     summary = run_demo(options.out, minutes=options.minutes, device=device)
-    return Result(summary, lambda: None)  # it has said everything on the way
+    return Result(summary, lambda: None)  # the demo prints its results itself
 
 
 COMMAND = Command(
@@ -30,6 +30,6 @@ COMMAND = Command(
     help="train a small cascade on emoji from scratch and show its samples",
     add=add,
     run=run,
-    details="Times this machine first, says what it will do, and learns as many objects as fit into the time.\n"
-    "Run it again to train further. Then open DIR/index.html.\n\n  imagen demo --minutes 30",
+    details="Measures this machine's speed, prints what it will do, and trains on as many objects as the time allows.\n"
+    "Then open DIR/index.html. Run the command again to continue training.\n\n  imagen demo --minutes 30",
 )

@@ -1,10 +1,13 @@
-"""The device that `--device` names, tried out."""
+"""Resolve `--device`, and check that the device works."""
 
 from imagen.errors import UserError
 
 
 def choose_device(name: str | None) -> str:
-    """`name` if this machine can use it; the default for None. Raises UserError listing what there is."""
+    """Return `name` if this machine can use it, or the default device for None.
+
+    Raises UserError, listing the available devices, if it cannot.
+    """
     import torch
 
     from imagen.devices import default_device
@@ -12,10 +15,10 @@ def choose_device(name: str | None) -> str:
     if name is None:
         return default_device()
     try:
-        if torch.device(name).type == "cpu" and torch.device(name).index:  # torch takes any number for it
+        if torch.device(name).type == "cpu" and torch.device(name).index:  # torch accepts any index of a CPU
             raise ValueError(name)
         torch.zeros(1, device=name).item()
-    except Exception as error:  # of any kind: each backend fails in its own way
+    except Exception as error:  # backends raise different exceptions
         there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         there += ["mps"] if torch.backends.mps.is_available() else []
         unknown = "no such device" if "device string" in str(error) else "not available here"

@@ -1,4 +1,4 @@
-"""Encoding the captions of shards, for `imagen data encode` and `imagen data emoji`."""
+"""Encode the captions of shards, for `imagen data encode` and `imagen data emoji`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,10 @@ def encode(
     device: str | None = None,
     engine: "Engine | None" = None,
 ) -> int:
-    """Write text embeddings beside the shards; return how many shards were encoded. device: default the best."""
+    """Write text embeddings beside the shards; return how many shards were encoded.
+
+    device: None for the default one. engine: runs the work in its workers.
+    """
     from imagen.cli.devices import choose_device
     from imagen.data.embed.encode import encode_shards
     from imagen.text.encoder import LazyEncoder

@@ -1,4 +1,4 @@
-"""`--engine` and `--ray-address`: the processes of this machine, or a Ray cluster."""
+"""`--engine` and `--ray-address`: run in processes on this machine, or on a Ray cluster."""
 
 import argparse
 from collections.abc import Iterator
@@ -14,19 +14,19 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         type=Choice("local", "ray"),
         default="local",
         metavar="NAME",
-        help="local, or ray: a Ray cluster (default: local)",
+        help="where to run: local, or ray for a Ray cluster (default: local)",
     )
     parser.add_argument(
-        "--ray-address", metavar="HOST:PORT", help="of the cluster (default: RAY_ADDRESS, else Ray on this machine)"
+        "--ray-address", metavar="HOST:PORT", help="the Ray cluster (default: RAY_ADDRESS, or else only this machine)"
     )
 
 
 @contextmanager
 def connected(options: argparse.Namespace) -> Iterator[bool]:
-    """Connect to the Ray cluster within the block if the command uses one; yields whether it does."""
+    """Connect to the Ray cluster within the block if the command uses one; yield whether it does."""
     if options.engine == "local":
         if options.ray_address is not None:
-            raise UserError("--ray-address belongs to --engine ray")
+            raise UserError("--ray-address requires --engine ray")
         yield False
         return
     from imagen.data.build import cluster

@@ -12,9 +12,11 @@ from imagen.errors import UserError
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a training run; with --lora also a cascade")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--sigma-rel", type=number, metavar="S", help="length of the EMA, 0 to 0.288 of the run's")
-    length.add_argument("--decay", type=number, metavar="D", help="decay of an EMA that the run kept")
-    parser.add_argument("--step", type=count, metavar="N", help="of a checkpoint or snapshot (default: the last)")
+    length.add_argument(
+        "--sigma-rel", type=number, metavar="S", help="length of the EMA relative to the run, 0 to 0.288"
+    )
+    length.add_argument("--decay", type=number, metavar="D", help="decay of an EMA that the run stored")
+    parser.add_argument("--step", type=count, metavar="N", help="step of the checkpoint or snapshot (default: last)")
     parser.add_argument("--merge", action="store_true", help="merge adapters into the weights")
     parser.add_argument(
         "--lora",
@@ -65,10 +67,11 @@ COMMAND = Command(
     help="export a checkpoint, another EMA or adapters of a training run, or merge adapters into a cascade",
     add=add,
     run=run,
-    details="Training writes RUN/export. This command, in one process however many trained, exports an earlier\n"
-    "checkpoint, or another EMA from the snapshots in RUN/averages: a decay of train.ema_decays or, with\n"
-    "train.ema_sigma_rels, an EMA of any length. Half of the weight of an EMA of sigma_rel 0.05 is on the last 4 % of\n"
-    "the steps, of 0.10 on the last 8 %. A run of adapters is exported merged, or as a LoRA file.\n\n"
+    details="Training writes RUN/export. This command exports an earlier checkpoint, or another EMA from the\n"
+    "snapshots in RUN/averages: a decay of train.ema_decays or, with train.ema_sigma_rels, an EMA of any length.\n"
+    "With sigma_rel 0.05, half of the EMA's weight is on the last 4 % of the steps; with 0.10, on the last 8 %.\n"
+    "The command runs in one process, even if several ranks trained. A run of adapters is exported\n"
+    "merged, or as a LoRA file.\n\n"
     "  imagen export runs/base --step 20000 --out base-20000\n"
     "  imagen export runs/base --sigma-rel 0.08 --out base-0.08\n"
     "  imagen export runs/style --step 400 --out style-400.safetensors\n"

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from imagen.errors import UserError
 from imagen.version import __version__
 
-TRACEBACK = "IMAGEN_TRACEBACK"  # environment variable for developers: with 1, errors are raised as they are
+TRACEBACK = "IMAGEN_TRACEBACK"  # environment variable for developers: with 1, errors are not caught
 MISTAKE, BUG, INTERRUPTED = 2, 1, 130  # exit codes; shells use 130 for Ctrl-C
 _MOST = 2000  # characters per line: a message may quote a megabyte
 # Errors of a file, a disk or the system, wherever they occur: the user can correct these.
@@ -33,7 +33,7 @@ _NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calcul
 
 
 def is_raw() -> bool:
-    """Return whether errors are to be raised as they are."""
+    """Return whether errors are raised instead of reported."""
     return os.environ.get(TRACEBACK, "0") not in ("", "0")
 
 
@@ -55,10 +55,9 @@ def end(error: BaseException, arguments: Sequence[str]) -> int:
 
 
 def thread_failed(failure: threading.ExceptHookArgs) -> None:
-    """Report an error that ended a thread.
+    """Report an error that ended a thread, except errors of files and disks.
 
-    Errors of the disk are left out: TensorBoard's thread meets a full disk first, and its caller reports it with the
-    next row.
+    TensorBoard's thread is the first to find a full disk, and the training loop reports that at its next row.
     """
     error = failure.exc_value
     if error is None or (isinstance(error, OSError) and error.errno in _PLACES):
@@ -76,12 +75,12 @@ def _mistake(error: BaseException) -> str | None:
     if isinstance(error, RecursionError):
         return "something is nested too deeply to be read: JSON in JSON, or a folder in a folder, hundreds of times"
     if isinstance(error, OSError) and error.errno in _PLACES:
-        return f"{'cannot go on' if error.filename is None else error.filename}: {error.strerror}"
+        return f"{'cannot continue' if error.filename is None else error.filename}: {error.strerror}"
     if type(error).__name__ == "BrokenProcessPool":  # nearly always killed by the system for lack of memory
         return "one of this command's processes was killed, perhaps for lack of memory; use fewer of them (--workers)"
     if _is_out_of_memory(error):
         return (
-            "out of memory; use a smaller batch (--batch-size, --batch-tokens or train.micro_batch) or smaller pictures"
+            "out of memory; use a smaller batch (--batch-size, --batch-tokens or train.micro_batch) or smaller images"
         )
     return None
 

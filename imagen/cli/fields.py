@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from imagen.train.experiment import Experiment
 
 HELP = """\
-Every config field can be set, as JSON or plain text; `imagen config PRESET` shows them all:
+Every config field can be set, as JSON or plain text; `imagen config PRESET` shows all fields:
   --train.batch_size 64 --optim.lr=2e-4 --optim.betas '[0.9, 0.99]' --stage.unet.levels.0.channels 96
 """
 
@@ -20,15 +20,15 @@ SECTIONS = ("name", "stage", "text", "data", "optim", "train", "parallel", "lora
 
 
 def is_field(word: str) -> bool:
-    """Whether a word of a command line names a field: `--optim.lr`, `--text`, either with `=VALUE` or without."""
+    """Return whether a word of a command line names a field: `--optim.lr` or `--text`, with or without `=VALUE`."""
     path = word.removeprefix("--").partition("=")[0]
     return word.startswith("--") and (path in SECTIONS or bool(re.match(r"[\w-]+\.", path)))
 
 
 def split_fields(arguments: Sequence[str], options: Collection[str]) -> tuple[list[str], list[str]]:
-    """Separate the fields, each followed by its value, from the words that argparse reads.
+    """Separate fields, each followed by its value, from the words that argparse reads.
 
-    options: those of the command, which come first: `--data SHARDS` of `imagen train` sets no field.
+    options: the command's own options, which take precedence: `--data SHARDS` of `imagen train` is not a field.
     """
     fields, rest, queue = list[str](), list[str](), list(arguments)
     while queue:
@@ -43,7 +43,7 @@ def split_fields(arguments: Sequence[str], options: Collection[str]) -> tuple[li
 
 
 def experiment(options: argparse.Namespace) -> "Experiment":
-    """The preset of a command with its fields set; the values are not yet checked against one another.
+    """Return the preset of a command with its fields set, before the values are checked against one another.
 
     With `--init`, or a preset for fine-tuning, the stage is that of a cascade. Raises UserError for an unknown preset,
     field or cascade, with the nearest name, for a value of the wrong type, and for one that does not fit the cascade.

@@ -1,4 +1,4 @@
-"""What commands print: text for people, one JSON document for `--json`, nothing for `--quiet`."""
+"""Print the results of commands: text, one JSON document with `--json`, nothing with `--quiet`."""
 
 import argparse
 import json
@@ -12,24 +12,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Result:
-    """What a command found or made.
-
-    document: JSON values, for `--json`. show: prints the same for people.
-    """
+    """The result of a command. document: JSON values, for `--json`. show: prints the same as text."""
 
     document: Any
     show: Callable[[], None]
 
 
 def lines(document: Any, *texts: str) -> Result:
-    """A result that people read as lines of text."""
+    """Return a result that is shown as lines of text."""
     return Result(document, lambda: print("\n".join(texts)))
 
 
 def perform(options: argparse.Namespace) -> None:
-    """Run a parsed command and print its result as `--json` and `--quiet` ask.
+    """Run a parsed command and print its result according to `--json` and `--quiet`.
 
-    With `--json`, whatever is printed on the way goes to stderr, so that stdout holds the document alone.
+    With `--json`, all other output goes to stderr, so that stdout contains only the document.
     """
     as_json, quiet = getattr(options, "json", False), getattr(options, "quiet", False)
     if not as_json and not quiet:
@@ -51,5 +48,5 @@ def perform(options: argparse.Namespace) -> None:
 
 
 def counted(count: int, what: str) -> str:
-    """ "1 shard", "2,000 shards"."""
+    """Return a number with its noun: "1 shard", "2,000 shards"."""
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"

@@ -1,4 +1,4 @@
-"""From the words of a command line to options."""
+"""Parse a command line into options."""
 
 import argparse
 import re
@@ -14,15 +14,15 @@ from imagen.version import __version__
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises UserError for what it cannot read."""
+    """An argument parser that raises UserError for invalid arguments."""
 
     def __init__(self, **options: Any):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
-        # Values that start with a minus: argparse itself takes -1 but not -5:5 and -1e3. No option starts like this.
+        # Values that start with a minus: argparse accepts -1 but not -5:5 or -1e3. No option starts like this.
         self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def options(self) -> list[str]:
-        """Names of the options, such as `--out`."""
+        """Return the names of the options, such as `--out`."""
         return [name for action in self._actions for name in action.option_strings]
 
     def error(self, message: str) -> NoReturn:
@@ -30,19 +30,19 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see `{self.prog} --help`)")
 
     def refuse(self, argument: str) -> NoReturn:
-        """Raise UserError for an argument that is none of this command's, with the nearest option."""
+        """Raise UserError for an unknown argument, with the nearest option."""
         hint = suggest(argument.partition("=")[0], self.options()) if argument.startswith("-") else ""
         raise UserError(f"unknown argument {argument!r}{hint} (see `{self.prog} --help`)")
 
     def check_options(self, words: Sequence[str]) -> None:
-        """Refuse the first unknown `--option`: argparse would rather complain of what is missing."""
+        """Raise UserError for the first unknown `--option`; argparse would report a missing argument first."""
         for word in words[: words.index("--")] if "--" in words else words:
             if re.fullmatch(r"--[\w-]+(=.*)?", word, re.DOTALL) and word.partition("=")[0] not in self.options():
                 self.refuse(word)
 
 
 class Version(argparse.Action):
-    """Prints what a report of a problem should begin with; torch is imported only if it is asked for."""
+    """Print the versions that a bug report needs. Imports torch only when the option is used."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         import platform
@@ -60,7 +60,7 @@ class Version(argparse.Action):
 
 
 def parsers() -> dict[str, Parser]:
-    """The parser of each command and each group by name: "sample", "data", "data build"; "" is the whole."""
+    """Return the parsers of all commands and groups by name: "sample", "data", "data build"; "" is the top level."""
     top = Parser(prog="imagen", description="Text-to-image diffusion cascades in pixel space (arXiv 2205.11487).")
     top.add_argument("--version", action=Version, nargs=0, help="show the versions of imagen and torch, and exit")
     found, children = {"": top}, {"": top.add_subparsers(metavar="COMMAND")}
@@ -81,11 +81,11 @@ def parsers() -> dict[str, Parser]:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read a command line; `run` of the result is the function that does it.
+    """Parse a command line; return its options, with the function that runs the command as `run`.
 
-    It has the `command`'s name and its `parser`, all `parsers` by name and, where config fields can be set, these and
-    their values in turn as `fields`. Raises UserError for what cannot
-    be read, with the nearest name; prints and exits for `--help` and `--version`.
+    The result also has the `command`'s name, its `parser`, all `parsers` by name and, if config fields can be set,
+    `fields`: a list of alternating field names and values. Raises UserError, with the nearest name, for invalid
+    arguments; prints and exits for `--help` and `--version`.
     """
     for argument in arguments:
         check_text("the argument", argument)
@@ -100,7 +100,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if command.has_fields:
         fields, words = split_fields(words, parser.options())
     parser.check_options(words)
-    # Intermixed: prompts may stand before, between and after options.
+    # Intermixed: prompts may come before, between and after options.
     options, rest = parser.parse_known_intermixed_args(words)
     options.parsers = known
     if command.has_fields:
@@ -111,7 +111,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _no_command(parser: Parser, words: Sequence[str], known: Sequence[str]) -> NoReturn:
-    """Help, the version, or UserError where a group's name is not followed by a command."""
+    """Print the help or the version, or raise UserError, where a command line names no command."""
     if not words:
         parser.print_help()
         raise UserError(f"no command given (see `{parser.prog} --help`)")

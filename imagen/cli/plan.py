@@ -13,13 +13,13 @@ from imagen.gpus import PLANNABLE
 
 GIB = 2**30
 KINDS = {
-    "parameters": "the rank's own, float32",
-    "gradients": "the rank's own, float32",
-    "optimizer": "the rank's own, float32",
-    "ema": "averaged weights, the rank's own",
+    "parameters": "this rank's share, float32",
+    "gradients": "this rank's share, float32",
+    "optimizer": "this rank's share, float32",
+    "ema": "this rank's share of the EMAs",
     "casts": "parameters in bfloat16",
-    "communication": "gathered parameters, whole gradients, buffers",
-    "activations": "of the forward pass, with the batch",
+    "communication": "gathered parameters, unsharded gradients, buffers",
+    "activations": "of the forward pass, including the batch",
     "temporary": "gradients of activations, and others",
     "other": "",
 }
@@ -35,8 +35,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="GPU",
         help=f"{', '.join(PLANNABLE)}, cpu (default: h100-80gb)",
     )
-    parser.add_argument("--micro-batch", type=count, metavar="M", help="images per micro-batch (default: what fits)")
-    parser.add_argument("--mfu", type=number, default=0.4, metavar="F", help="assumed share of the peak (default: 0.4)")
+    parser.add_argument(
+        "--micro-batch", type=count, metavar="M", help="images per micro-batch (default: as many as fit)"
+    )
+    parser.add_argument("--mfu", type=number, default=0.4, metavar="F", help="assumed MFU (default: 0.4)")
     parser.add_argument(
         "--samples", type=count, default=1_000_000, metavar="N", help="size of the data set (default: 1000000)"
     )
@@ -53,7 +55,7 @@ def run(options: argparse.Namespace) -> Result:
 
 
 def _show(found: dict[str, Any]) -> None:
-    """Print the plan; each line says whether it is counted, estimated or assumed."""
+    """Print the plan; each line begins with counted, estimated, assumed or calibrated."""
     from rich.console import Console
     from rich.table import Table
 
@@ -67,15 +69,15 @@ def _show(found: dict[str, Any]) -> None:
         f"train.batch_size {found['batch_size']} = {found['gpus']} x {found['micro_batches']} micro-batches of "
         f"{found['micro_batch']}; {_checkpointing(found)}"
     )
-    table = Table("memory per GPU", "GiB", "what", title=f"at the peak, in the {memory['phase']} (counted)")
+    table = Table("memory per GPU", "GiB", "content", title=f"at the peak, in the {memory['phase']} (counted)")
     table.columns[1].justify = "right"
     for kind, size in memory["at_peak"].items():
         if size >= GIB / 1000:
             table.add_row(kind, f"{size / GIB:.2f}", KINDS[kind])
     table.add_section()
-    table.add_row("together", f"{memory['peak'] / GIB:.2f}", f"of {memory['usable'] / GIB:.1f} usable")
+    table.add_row("total", f"{memory['peak'] / GIB:.2f}", f"of {memory['usable'] / GIB:.1f} usable")
     console.print(table)
-    console.print(f"counted: {memory['grid'] / GIB:.1f} GiB while a grid of samples is made")
+    console.print(f"counted: {memory['grid'] / GIB:.1f} GiB while a sample grid is made")
 
     useful = sum(count for phase, count in flop.items() if phase != "recomputation")
     console.print(
@@ -85,7 +87,7 @@ def _show(found: dict[str, Any]) -> None:
     for row in found["traffic"]:
         if row["bytes"] >= 1e6:
             where = f"{row['collective']} over {row['ranks']} ({row['mesh']})"
-            alone = f"{row['seconds'] * 1e3:,.1f} ms over the {row['over']} if alone"
+            alone = f"{row['seconds'] * 1e3:,.1f} ms over the {row['over']} without overlap"
             console.print(f"counted: {row['bytes'] / 1e9:,.2f} GB per step sent by {where}; {alone}")
     if found["images_per_s"] is not None:
         console.print(
@@ -93,8 +95,8 @@ def _show(found: dict[str, Any]) -> None:
             f"{found['bound_by']}, {found['days']:,.1f} days for train.steps, if the rest overlaps with it"
         )
     console.print(
-        f"counted: a checkpoint is {disk['checkpoint'] / 1e9:,.1f} GB, all that are kept: "
-        f"{disk['checkpoints'] / 1e9:,.1f}"
+        f"counted: a checkpoint takes {disk['checkpoint'] / 1e9:,.1f} GB, all stored checkpoints "
+        f"{disk['checkpoints'] / 1e9:,.1f} GB"
     )
     console.print(
         f"estimated: {disk['samples']:,} samples take {disk['dataset'] / 1e9:,.0f} GB, at {disk['picture'] / 1e3:,.1f} "
@@ -112,10 +114,10 @@ def _show(found: dict[str, Any]) -> None:
 
 def _spread(found: dict[str, Any]) -> str:
     if found["gpus"] == 1:
-        return "alone"
+        return "not distributed"
     if found["shard"] == 1:
-        return "a copy each"
-    return "one copy" if found["shard"] == found["gpus"] else f"{found['gpus'] // found['shard']} copies"
+        return "one replica per GPU"
+    return "one replica" if found["shard"] == found["gpus"] else f"{found['gpus'] // found['shard']} replicas"
 
 
 def _checkpointing(found: dict[str, Any]) -> str:
@@ -131,8 +133,8 @@ COMMAND = Command(
     add=add,
     run=run,
     details=f"{fields.HELP}\n"
-    "Trains nothing: a dry run of one step of one GPU counts memory and FLOP with tensors that hold no data. Picks\n"
-    "the largest micro-batch that fits, and the least recomputation.\n\n"
+    "Does not train: a dry run of one step on tensors without data counts the memory and FLOP of one GPU. Chooses\n"
+    "the largest micro-batch that fits, with the least recomputation.\n\n"
     "  imagen plan text2im_64_2b --gpus 256 --gpu h100-80gb --parallel.shard 8\n"
     "  imagen plan sr_256_600m --gpus 8 --gpu rtx-4090 --train.batch_size 256 --json",
     has_fields=True,

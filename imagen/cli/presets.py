@@ -8,7 +8,7 @@ from imagen.cli.output import Result
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """It has no options of its own."""
+    """Add no options: the command takes none of its own."""
 
 
 def run(options: argparse.Namespace) -> Result:

@@ -1,4 +1,4 @@
-"""Prompts from a file: text with one per line, JSON, JSON lines, or a table with a header."""
+"""Read prompts from a file: text with one prompt per line, JSON, JSON lines, or a table with a header."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ FIELDS = ("prompt", "negative", "seed")
 MOST_BYTES = 1 << 28  # per file: a million prompts are a tenth of this
 _DIGITS = 18  # of a seed
 
-Row = tuple[str, dict[str, Any]]  # its place in the file, for messages, and its fields
+Row = tuple[str, dict[str, Any]]  # its location in the file, for messages, and its fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Prompt:
     """A prompt with the settings that its row gives."""
 
     prompt: str
-    negative: str | None = None  # None: as on the command line
+    negative: str | None = None  # None: that of the command line
     seed: int | None = None  # likewise
 
 
@@ -39,7 +39,7 @@ def read_prompts(file: Path) -> list[Prompt]:
     reader = _READERS.get(file.suffix.lower())
     if reader is None:
         known = ", ".join(filter(None, _READERS))
-        raise UserError(f"--prompts {file}: files are read whose names end in {known}, or have no ending")
+        raise UserError(f"--prompts {file}: the file's name must end in {known}, or have no extension")
     return [_prompt(fields, where) for where, fields in reader(f"--prompts {file}", _read(file))]
 
 
@@ -52,7 +52,7 @@ def _read(file: Path) -> str:
     except OSError as error:
         raise UserError(f"--prompts {file}: {error.strerror or error}") from None
     if len(data) > MOST_BYTES:
-        raise UserError(f"--prompts {file} has more than {MOST_BYTES >> 20} MiB; cut it into several files")
+        raise UserError(f"--prompts {file} has more than {MOST_BYTES >> 20} MiB; split it into several files")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -75,17 +75,17 @@ def _json_line_rows(where: str, text: str) -> Iterator[Row]:
     for number, line in _lines(text):
         row = _parsed(f"{where}, line {number}", line)
         if not isinstance(row, dict):
-            raise UserError(f'{where}, line {number}: expected an object, as {{"prompt": "a red apple"}}')
+            raise UserError(f'{where}, line {number}: expected an object, such as {{"prompt": "a red apple"}}')
         yield f"{where}, line {number}", row
 
 
 def _json_rows(where: str, text: str) -> Iterator[Row]:
     rows = _parsed(where, text)
     if not isinstance(rows, list):
-        raise UserError(f'{where}: expected a list, as ["a red apple"] or [{{"prompt": "a red apple"}}]')
+        raise UserError(f'{where}: expected a list, such as ["a red apple"] or [{{"prompt": "a red apple"}}]')
     for number, row in enumerate(rows, 1):
         if not isinstance(row, str | dict):
-            raise UserError(f"{where}, prompt {number}: expected a text or an object, not {quoted(row)}")
+            raise UserError(f"{where}, prompt {number}: expected text or an object, not {quoted(row)}")
         yield f"{where}, prompt {number}", {"prompt": row} if isinstance(row, str) else row
 
 
@@ -105,14 +105,14 @@ def _tsv_rows(where: str, text: str) -> Iterator[Row]:
 
 
 def _table_rows(where: str, text: str, delimiter: str) -> Iterator[Row]:
-    """Read line by line, so that an unclosed quote cannot swallow the rows after it."""
+    """Read line by line, so that an unclosed quote affects only its own row."""
     header: list[str] | None = None
     for number, line in _lines(text):
         at = f"{where}, line {number}"
         try:
             (cells,) = csv.reader(io.StringIO(line, newline=""), delimiter=delimiter, strict=True)
         except (csv.Error, ValueError):
-            hint = "text behind a closing quote or a quote that this line does not close"
+            hint = "text after a closing quote, or a quote that is not closed on this line"
             raise UserError(f"{at}: {hint}; double the quotes inside a cell, or use .jsonl") from None
         if header is None:
             header = [cell.strip().lower() for cell in cells]
@@ -120,7 +120,9 @@ def _table_rows(where: str, text: str, delimiter: str) -> Iterator[Row]:
                 raise UserError(f"{at}: a table needs a header with one column 'prompt'; this one has {_named(cells)}")
             continue
         if len(cells) != len(header):
-            raise UserError(f"{at}: {len(cells)} cells, but the header has {len(header)}; quote cells that hold commas")
+            raise UserError(
+                f"{at}: {len(cells)} cells, but the header has {len(header)}; quote cells that contain commas"
+            )
         yield at, {name: cell for name, cell in zip(header, cells, strict=True) if cell or name == "prompt"}
 
 
@@ -131,13 +133,13 @@ def _named(cells: list[str]) -> str:
 def _prompt(row: dict[str, Any], where: str) -> Prompt:
     for name in row:
         hint = suggest(name[:60], FIELDS) if name not in FIELDS else ""
-        if hint:  # other fields are ignored, but a typo must not be
+        if hint:  # other fields are ignored, but a misspelt one must not be
             raise UserError(f"{where}: unknown field {quoted(name)}{hint}")
     prompt, negative, seed = (row.get(name) for name in FIELDS)
     if not isinstance(prompt, str):
-        raise UserError(f"{where}: it has no field 'prompt' with a text")
+        raise UserError(f"{where}: it needs a field 'prompt' that is text")
     if not isinstance(negative, str | None):
-        raise UserError(f"{where}: negative is {quoted(negative)}; it must be a text")
+        raise UserError(f"{where}: negative is {quoted(negative)}; it must be text")
     digits = str(seed) if isinstance(seed, int | str) and not isinstance(seed, bool) else ""
     if seed is not None and not (digits.isdecimal() and len(digits) <= _DIGITS):
         raise UserError(f"{where}: seed is {quoted(seed)}; it must be a whole number from 0, below 10^{_DIGITS}")

@@ -1,11 +1,13 @@
-"""`--push`: upload what a command made to the Hugging Face hub."""
+"""`--push`: upload the output of a command to the Hugging Face hub."""
 
 import argparse
 from pathlib import Path
 
 
 def add_push(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--push", metavar="ORG/NAME", help="also upload it to the Hugging Face hub (private if new)")
+    parser.add_argument(
+        "--push", metavar="ORG/NAME", help="also upload the result to the Hugging Face hub (private if new)"
+    )
 
 
 def push_cascade(folder: Path, name: str | None) -> str | None:

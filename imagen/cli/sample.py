@@ -11,7 +11,7 @@ from imagen.cli.sampling import add_sampling, one_or_each, prepare, written
 from imagen.cli.values import Listed, count, number
 from imagen.errors import UserError
 
-# Options that may stand beside --from; all others are read from the image.
+# Options that may be combined with --from; all others are read from the image.
 BESIDE_FROM = (
     *("cascade", "prompts", "again", "out", "device", "init", "mask", "start", "lora"),
     *("json", "quiet", "parsers"),
@@ -26,7 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=Path,
         dest="file",
         metavar="FILE",
-        help="from .txt (one per line), .jsonl, .json, .csv or .tsv",
+        help="read prompts from a file: .txt (one per line), .jsonl, .json, .csv or .tsv",
     )
     parser.add_argument("--negative", default="", metavar="TEXT", help="negative prompt (default: none)")
     add_sampling(parser)
@@ -34,12 +34,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--vary", type=number, metavar="A", help="make the N images variations of the first: 0 (the same) to 1"
     )
     parser.add_argument(
-        "--size", type=count, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the result, in pixels, as in 256 320"
+        "--size", type=count, nargs=2, metavar=("HEIGHT", "WIDTH"), help="size of the result in pixels, as in 256 320"
     )
     parser.add_argument("--init", metavar="FILE", help="image to start from (image-to-image)")
     parser.add_argument("--strength", type=Listed(float), metavar="S,...", help="share of the steps taken (0 to 1)")
     parser.add_argument("--mask", metavar="FILE", help="where to regenerate the init image (white) or keep it (black)")
-    parser.add_argument("--from", dest="again", metavar="FILE", help="make the image in this file again")
+    parser.add_argument("--from", dest="again", metavar="FILE", help="regenerate the image in this file")
     parser.add_argument("--start", metavar="FILE", help="with --from an upsampled image: the image that was upsampled")
 
 
@@ -50,12 +50,12 @@ def run(options: argparse.Namespace) -> Result | None:
         _refuse_beside_from(options, prompts)
         return _again(options)
     if options.start is not None:
-        raise UserError("--start goes with --from; to enlarge a picture, use `imagen upscale`")
+        raise UserError("--start requires --from; to upscale an image, use `imagen upscale`")
     if not prompts:
-        raise UserError('no prompts: give some, or --prompts FILE ("" makes a picture without a prompt)')
+        raise UserError('no prompts: give at least one, or --prompts FILE ("" samples an image without a prompt)')
     from imagen.cascade import write_samples
 
-    cascade, request = prepare(options)
+    cascade, request = prepare(options, len(prompts))
     paths = write_samples(
         cascade,
         [row.prompt for row in prompts],
@@ -74,10 +74,10 @@ def run(options: argparse.Namespace) -> Result | None:
 
 def _refuse_beside_from(options: argparse.Namespace, prompts: list[Prompt]) -> None:
     if prompts:
-        raise UserError("--from takes its prompt from the picture; leave the others out")
+        raise UserError("--from takes the prompt from the image; omit other prompts")
     for name, value in vars(options).items():
         if name not in BESIDE_FROM and value != options.parser.get_default(name):
-            raise UserError(f"--from takes all settings from the picture; leave --{name.replace('_', '-')} out")
+            raise UserError(f"--from takes all settings from the image; omit --{name.replace('_', '-')}")
 
 
 def _again(options: argparse.Namespace) -> Result | None:
@@ -105,8 +105,9 @@ COMMAND = Command(
     help="sample images from prompts",
     add=add,
     run=run,
-    details="Writes DIR/NNNN.png in the order of the prompts, and DIR/sheet.png. Images that exist are kept, so the\n"
-    "same command resumes. Under torchrun each rank makes its share. An image depends on its prompt and seed alone.\n\n"
+    details="Writes DIR/NNNN.png in the order of the prompts, and DIR/sheet.png. Existing images are not sampled\n"
+    "again, so the same command resumes. Under torchrun each rank samples its share. An image depends only on its\n"
+    "prompt, seed and settings, not on the other images.\n\n"
     '  imagen sample cascade "a red apple" "an octopus on a blue background" --out pictures\n'
     "  imagen sample cascade --prompts prompts.jsonl --n 4 --seed 10 --steps 50,20 --guidance 4,1 --out pictures\n"
     '  imagen sample cascade "a red apple" --init photo.png --mask mask.png --out inpainted\n'

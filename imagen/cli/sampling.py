@@ -1,4 +1,4 @@
-"""What `imagen sample` and `imagen upscale` share: options, and the request made of them."""
+"""Define the options that `imagen sample` and `imagen upscale` share, and build the request from them."""
 
 import argparse
 from pathlib import Path
@@ -19,46 +19,67 @@ PER_STAGE = (
     *("damping", "tile", "micro_batch"),
 )
 
-LORA = "apply a LoRA file at weight W (default: 1); FILE#256:W adapts that stage; may be repeated"
+COMPILED_IMAGES = 64  # per process: from this number on, compiling is on by default on an NVIDIA GPU
+
+LORA = "apply a LoRA file with weight W (default: 1); FILE#256:W adapts the stage of 256 pixels (repeatable)"
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the images")
-    add("--seed", type=whole, default=0, metavar="N", help="of a prompt's first image (default: 0)")
+    add("--seed", type=whole, default=0, metavar="N", help="seed of a prompt's first image (default: 0)")
     add("--n", type=count, default=1, metavar="N", help="images per prompt: seeds N, N + 1, ... (default: 1)")
     add("--stages", type=whole, metavar="K", help="stop after the K-th stage")
     add("--steps", type=Listed(int), metavar="N,...", help="sampler steps: one value, or one per stage, as in 50,20")
-    add("--guidance", type=Listed(float), metavar="W,...", help="guidance scale (1: none), likewise, as in 4,1")
+    add("--guidance", type=Listed(float), metavar="W,...", help="guidance scale (1: none), for all stages or per stage")
     add("--guidance-interval", type=Listed(interval), metavar="A:B,...", help="log-SNR range of guidance, or `all`")
-    add("--guidance-rescale", type=Listed(float), metavar="F,...", help="how much to reduce its contrast (0 to 1)")
+    add(
+        "--guidance-rescale",
+        type=Listed(float),
+        metavar="F,...",
+        help="how much to reduce the contrast of guidance (0 to 1)",
+    )
     add("--low-res-noise", type=Listed(float), metavar="A,...", help="conditioning augmentation level (0 to 1)")
     sampler = Choice(*sampler_names(), what="sampler")
     names = ", ".join(sampler.names)
-    add("--sampler", type=Listed(sampler), metavar="NAME,...", help=f"{names}; likewise, as in ddim,dpmpp_2m")
+    add("--sampler", type=Listed(sampler), metavar="NAME,...", help=f"{names}: one, or one per stage")
     spacing = Choice("time", "logsnr", "auto", what="spacing")
     add("--spacing", type=Listed(spacing), metavar="NAME,...", help="steps uniform in `time` or `logsnr`, or `auto`")
     add("--damping", type=Listed(float), metavar="D,...", help="remove noise 1 + D times as fast, for clean outlines")
-    add("--tile", type=Listed(each(count)), metavar="N,...", help="upsample in tiles of N pixels, to save memory")
-    add("--batch-size", type=count, default=8, metavar="N", help="images at a time (default: 8)")
+    add(
+        "--tile",
+        type=Listed(each(count)),
+        metavar="N,...",
+        help="process tiles of N pixels in super-resolution stages, to save memory",
+    )
+    add("--batch-size", type=count, default=8, metavar="N", help="images per batch (default: 8)")
     add("--lora", type=lora_file, action="append", default=[], metavar="FILE:W", help=LORA)
-    add("--micro-batch", "--rows", type=Listed(count), metavar="N,...", help="images per call of a stage's U-Net")
+    add("--micro-batch", "--rows", type=Listed(count), metavar="N,...", help="images per evaluation of a stage's U-Net")
     add(
         "--vram",
         type=number,
         metavar="GIB",
-        help="device memory limit: smaller micro-batches, stages by turns, tiles",
+        help="limit device memory by smaller micro-batches, offloading and tiles",
     )
     add_int8_text(parser)
     add_precision(parser)
-    add("--compile", action="store_true", help="compile the U-Nets: minutes at first, then faster")
+    add(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="compile the sampler's steps: takes minutes at first, then runs faster (default: on NVIDIA GPUs, from "
+        f"{COMPILED_IMAGES} images)",
+    )
     add_device(parser)
 
 
-def prepare(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
-    """Load the cascade; return it with what both commands request."""
+def prepare(options: argparse.Namespace, inputs: int = 1) -> tuple["Cascade", dict[str, Any]]:
+    """Load the cascade; return it with the arguments of both commands' requests.
+
+    inputs: prompts, or images to upsample; each gives `options.n` images.
+    """
     from imagen.cascade import Cascade
     from imagen.cli.devices import choose_device
+    from imagen.models.compiling import cache_folder
     from imagen.precision import autocast_dtype, precision_name
 
     rank, ranks, local = read_launch()
@@ -76,8 +97,10 @@ def prepare(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
         cascade.load_lora(lora.path, resolution=lora.resolution): 1.0 if lora.weight is None else lora.weight
         for lora in options.lora
     }
-    if options.compile:
+    if compiles(device, options.compile, inputs * options.n // ranks):
         cascade.compile(**({"mode": "reduce-overhead"} if device.startswith("cuda") else {}))
+        if rank == 0:
+            print(f"compiling each stage in its first step: minutes, or seconds if its kernels are in {cache_folder()}")
     return cascade, {
         **{name: one_or_each(getattr(options, name)) for name in PER_STAGE},
         "n": options.n,
@@ -93,13 +116,20 @@ def prepare(options: argparse.Namespace) -> tuple["Cascade", dict[str, Any]]:
     }
 
 
+def compiles(device: str, setting: bool | None, images: int) -> bool:
+    """Return whether to compile the sampler steps of a process that samples this number of images."""
+    from imagen.models.compiling import should_compile
+
+    return should_compile(device, False if setting is None and images < COMPILED_IMAGES else setting)
+
+
 def one_or_each(values: list[Any] | None) -> Any:
-    """The value of a list of one, for all stages; else the list, one for each."""
+    """Return the value of a list of one, for all stages; else the list, with one value per stage."""
     return values[0] if values is not None and len(values) == 1 else values
 
 
 def written(paths: list[Path], out: Path, rank: int = 0) -> Result | None:
-    """What the first rank says of the images."""
+    """Return the first rank's report of the images; None on other ranks."""
     if rank != 0:
         return None
     document = {"out": str(out), "images": [str(path) for path in paths], "sheet": str(out / "sheet.png")}

@@ -28,18 +28,18 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a LoRA that requests can name (repeatable)",
+        help="a LoRA file that requests can use by name (repeatable)",
     )
     parser.add_argument("--name", metavar="NAME", help="model name in the API (default: the cascade's)")
     parser.add_argument(
-        "--keys", type=Path, metavar="FILE", help="API keys: lines of HOLDER KEY (default: open to everybody)"
+        "--keys", type=Path, metavar="FILE", help="file of API keys, lines of HOLDER KEY (default: no key is needed)"
     )
-    parser.add_argument("--rate", type=number, metavar="N", help="images per minute for each holder, or address")
+    parser.add_argument("--rate", type=number, metavar="N", help="images per minute and client (default: no limit)")
     parser.add_argument("--queue", type=count, default=256, metavar="N", help="images that may wait (default: 256)")
     parser.add_argument("--max-n", type=count, default=10, metavar="N", help="images per request (default: 10)")
     parser.add_argument("--max-steps", type=count, default=250, metavar="N", help="steps per stage (default: 250)")
     parser.add_argument(
-        "--timeout", type=minutes, default=600.0, metavar="S", help="seconds for a request (default: 600)"
+        "--timeout", type=minutes, default=600.0, metavar="S", help="seconds per request (default: 600)"
     )
     parser.add_argument(
         "--drain",
@@ -49,16 +49,26 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="seconds to finish accepted requests at shutdown (default: 60)",
     )
     parser.add_argument(
-        "--batch-pixels", type=count, metavar="N", help="pixels per call of a U-Net (default: 2^18; on a GPU 2^22)"
+        "--batch-pixels", type=count, metavar="N", help="pixels per network evaluation (default: 2^18; on a GPU 2^22)"
     )
     parser.add_argument(
-        "--hostname", action="append", default=[], metavar="NAME", help="a host name it is reached by, behind a proxy"
+        "--hostname",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="host name of the server, behind a proxy (repeatable)",
     )
     parser.add_argument("--proxy", action="store_true", help="trust X-Forwarded-For and -Proto from this machine")
     parser.add_argument(
-        "--proxy-from", action="append", default=[], metavar="ADDRESS", help="and from this address or network"
+        "--proxy-from",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="trust these headers from this address or network",
     )
-    parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="an origin whose pages may call")
+    parser.add_argument(
+        "--cors", action="append", default=[], metavar="ORIGIN", help="let pages of this origin call the API"
+    )
     parser.add_argument(
         "--filter",
         metavar="MODULE",
@@ -122,11 +132,13 @@ def _network(text: str) -> str:
     try:
         return str(ipaddress.ip_network(text, strict=False))
     except ValueError:
-        raise UserError(f"--proxy-from {text} is neither an address nor a network, as 10.0.0.7 or 10.0.0.0/8") from None
+        raise UserError(
+            f"--proxy-from {text} is neither an address nor a network, such as 10.0.0.7 or 10.0.0.0/8"
+        ) from None
 
 
 def _filters(name: str) -> tuple[Any, Any]:
-    """Import the operator's own checks."""
+    """Import the operator's checks; return (check_prompt, check_picture), None for a missing one."""
     import importlib
     import inspect
     import sys
@@ -134,7 +146,7 @@ def _filters(name: str) -> tuple[Any, Any]:
     sys.path.insert(0, "")  # a file in the current folder
     try:
         module = importlib.import_module(name)
-    except Exception as error:  # theirs may raise anything
+    except Exception as error:  # the operator's code may raise anything
         reason = f"{type(error).__name__}: {error}" if not isinstance(error, ImportError) else str(error)
         raise UserError(f"--filter {name}: {reason}; it must be a module that Python can import") from None
     prompt, picture = getattr(module, "check_prompt", None), getattr(module, "check_picture", None)

@@ -1,4 +1,4 @@
-"""The table of commands: the `COMMAND` of every module of this package."""
+"""The table of commands: `COMMAND` of every module in this package that has one."""
 
 import importlib
 import pkgutil
@@ -7,10 +7,11 @@ from pathlib import Path
 
 from imagen.cli.command import Command
 
-ORDER = (  # in --help; a command that is not named here comes after these
+ORDER = (  # in --help; other commands come after these
     "demo",
     "data build",
     "data emoji",
+    "data cifar10",
     "data encode",
     "data inspect",
     "data bench",
@@ -27,6 +28,8 @@ ORDER = (  # in --help; a command that is not named here comes after these
     "upscale",
     "serve",
     "evaluate",
+    "evaluate-emoji",
+    "prefer",
     "compare",
     "completion",
 )

@@ -11,9 +11,11 @@ from imagen.cli.values import minutes, span
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("preset", metavar="PRESET", help="see `imagen presets`")
-    parser.add_argument("--data", type=Path, required=True, metavar="SHARDS", help="made by `imagen data`")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="SHARDS", help="folder or URL of shards, made by `imagen data`"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run, new or to resume")
-    parser.add_argument("--minutes", type=minutes, metavar="M", help="stop at a checkpoint after this time")
+    parser.add_argument("--minutes", type=minutes, metavar="M", help="write a checkpoint and stop after M minutes")
     parser.add_argument(
         "--profile",
         type=span,
@@ -57,8 +59,8 @@ COMMAND = Command(
     add=add,
     run=run,
     details=f"{fields.HELP}\n"
-    "Ctrl-C stops at a checkpoint; the same command resumes. RUN/metrics.jsonl, RUN/samples and\n"
-    "`tensorboard --logdir RUN` show the progress; RUN can be sampled from at any time.\n\n"
+    "Ctrl-C writes a checkpoint and stops; the same command resumes. RUN/metrics.jsonl, RUN/samples and\n"
+    "`tensorboard --logdir RUN` show the progress. You can sample from RUN after its first export.\n\n"
     "  imagen train emoji_64 --data shards --out runs/base\n"
     "  imagen train emoji_64 --data shards --out runs/wide --train.steps 40000 --optim.lr 5e-4\n"
     "  imagen train finetune_lora --init emoji#64 --data shards --out runs/style --lora.rank 8",

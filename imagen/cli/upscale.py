@@ -11,18 +11,18 @@ from imagen.errors import UserError
 
 def add(parser: argparse.ArgumentParser) -> None:
     add_cascade(parser)
-    parser.add_argument("pictures", nargs="*", metavar="IMAGE", help="files, of any size")
-    parser.add_argument("--prompt", default="", metavar="TEXT", help="their caption, if the stages use text")
-    parser.add_argument("--scale", type=count, metavar="N", help="factor (default: up to the last stage)")
+    parser.add_argument("pictures", nargs="*", metavar="IMAGE", help="image files of any size")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="prompt of all images, for stages that use text")
+    parser.add_argument("--scale", type=count, metavar="N", help="upscaling factor (default: to the last stage)")
     add_sampling(parser)
 
 
 def run(options: argparse.Namespace) -> Result | None:
     if not options.pictures:
-        raise UserError("no pictures to enlarge (see `imagen upscale --help`)")
+        raise UserError("no images to upscale (see `imagen upscale --help`)")
     from imagen.cascade import write_upscaled
 
-    cascade, request = prepare(options)
+    cascade, request = prepare(options, len(options.pictures))
     paths = write_upscaled(
         cascade, options.pictures, options.out, prompt=options.prompt, seed=options.seed, scale=options.scale, **request
     )
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> Result | None:
 
 COMMAND = Command(
     name="upscale",
-    help="upsample images with the super-resolution stages alone",
+    help="upscale images with the super-resolution stages",
     add=add,
     run=run,
     details="  imagen upscale cascade photo.png --out enlarged\n"

@@ -1,4 +1,4 @@
-"""Values of options, read from text."""
+"""Parse the values of options."""
 
 import argparse
 import math
@@ -48,7 +48,7 @@ def whole(text: str) -> int:
 
 
 def minutes(text: str) -> float:
-    """Read a finite time above 0, in whatever unit."""
+    """Read a finite time above 0, in any unit."""
     try:
         value = float(text)
     except ValueError:
@@ -61,7 +61,7 @@ def minutes(text: str) -> float:
 
 
 class Choice:
-    """One of `names`; for any other the nearest is suggested. what: what they name, for the message."""
+    """Accept one of `names`, and suggest the nearest for any other. what: the kind of name, for the message."""
 
     def __init__(self, *names: str, what: str = "value"):
         self.names, self.what = names, what
@@ -74,7 +74,7 @@ class Choice:
 
 
 class Listed:
-    """Values of one kind, separated by commas: one for all stages, or one for each."""
+    """Read values separated by commas: one for all stages, or one per stage."""
 
     def __init__(self, kind: Callable[[str], Any]):
         self.kind = kind
@@ -85,23 +85,23 @@ class Listed:
             return [self.kind(part) for part in text.split(",")]
         except ValueError:
             what = "whole numbers" if self.kind is int else "numbers"
-            raise argparse.ArgumentTypeError(f"{quoted(text)} is not {what} with commas between") from None
+            raise argparse.ArgumentTypeError(f"{quoted(text)} is not {what} separated by commas") from None
 
 
 def span(text: str) -> tuple[int, int]:
-    """Read `10:13`, the first step and the last."""
+    """Read FIRST:LAST, such as `10:13`."""
     first, _, last = text.partition(":")
     try:
         found = count(first), count(last)
     except argparse.ArgumentTypeError:
         found = (1, 0)
     if found[0] > found[1]:
-        raise argparse.ArgumentTypeError(f"{quoted(text)} is not the first step and the last, like 10:13")
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not FIRST:LAST, such as 10:13")
     return found
 
 
 def each(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return a parser of a value, or `none` as None."""
+    """Return a parser that reads `none` as None and other values by `kind`."""
     return lambda text: None if text == "none" else kind(text)
 
 
@@ -138,7 +138,7 @@ def file_and_name(text: str) -> tuple[str, str]:
 
 
 class LoraFile(NamedTuple):
-    """A LoRA file, its weight, and the resolution of the stage that it adapts (None: the first it fits)."""
+    """A LoRA file, its weight, and the resolution of the stage that it adapts (None: the first that it fits)."""
 
     path: Path
     weight: float | None

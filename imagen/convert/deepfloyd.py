@@ -1,6 +1,6 @@
 """Convert DeepFloyd IF to a cascade, from diffusers' format or its original one (`imagen.convert.original`).
 
-A pipeline folder holds `unet/`, `scheduler/`, `image_noising_scheduler/` (super-resolution), `text_encoder/` and
+A pipeline folder contains `unet/`, `scheduler/`, `image_noising_scheduler/` (super-resolution), `text_encoder/` and
 `tokenizer/`. The configuration of a stage is read from its JSON files. Steps, guidance scale and the level of
 conditioning augmentation are in no file, because they are arguments of diffusers' pipelines; IF's recommendations are
 used.
@@ -47,14 +47,15 @@ def convert_deepfloyd(
     cleaning: Cleaning = "lower",
     device: torch.device | str = "cpu",
 ) -> list[StageConfig]:
-    """Write the cascade `out` from pipeline folders, one per stage, base model first (or only super-resolution stages).
+    """Write the cascade `out` from pipeline folders, one per stage: a base first, or super-resolution stages alone.
 
-    encoder: a Hugging Face name or a local folder. None: the first folder that contains one, else T5-XXL by name. The
-        cascade refers to the encoder and does not include it. It runs once, on `device`, for the embedding of "".
+    encoder: a Hugging Face name or a local folder. None: the encoder in the first folder that contains one, else
+        T5-XXL by name. The cascade refers to the encoder and does not include it. The encoder runs once, on `device`,
+        for the embedding of "".
     cleaning: of prompts.
 
-    Raises UserError, naming file and field, for another structure than IF's, for missing or unknown tensors, for
-    weights that are not safetensors, since a pickle may run code, and if `out` contains anything else.
+    Raises UserError, naming file and field, if the structure is not IF's, if tensors are missing or unknown, if the
+    weights are not safetensors, since a pickle may run code, or if `out` contains anything else.
     """
     if not paths:
         raise UserError("nothing to convert: name the pipeline folders, base first")
@@ -137,15 +138,15 @@ def _pipeline(path: Path) -> Path:
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; expected a diffusers pipeline with unet/config.json")
     raise UserError(
-        f"{path} holds neither unet/config.json nor {original.CONFIG}; expected a diffusers pipeline of DeepFloyd IF, "
-        "or IF's original format"
+        f"{path} contains neither unet/config.json nor {original.CONFIG}; "
+        "expected a diffusers pipeline of DeepFloyd IF, or IF's original format"
     )
 
 
 def _described(folder: Path) -> tuple[tuple[Path, Mapping[str, Any]], tuple[Path, Mapping[str, Any]]]:
     """Return (file, config) of the U-Net and of the scheduler, as diffusers describes them."""
     unet, scheduler = folder / "unet" / "config.json", folder / "scheduler" / "scheduler_config.json"
-    if unet.is_file():  # a repository may hold both formats
+    if unet.is_file():  # a repository may contain both formats
         return (unet, _object(unet)), (scheduler, _object(scheduler))
     where = folder / original.CONFIG
     config = original.unet_config(original.read_params(folder), str(where))
@@ -166,8 +167,8 @@ def _weight_files(unet: Path) -> list[Path]:
         if index.is_file():
             return [unet / name for name in check_index(_object(index), index)]
     if any(unet.glob("*.bin")):
-        raise UserError(f"{unet} holds only pickled weights (.bin), which may run code; download the .safetensors")
-    raise UserError(f"{unet} holds no {WEIGHTS}.safetensors")
+        raise UserError(f"{unet} contains only pickled weights (.bin), which may run code; download the .safetensors")
+    raise UserError(f"{unet} contains no {WEIGHTS}.safetensors")
 
 
 def _object(path: Path) -> Mapping[str, Any]:

@@ -91,7 +91,7 @@ def _inexpressible(stage: StageConfig) -> list[str]:
 
 
 def _text_inexpressible(text: TextConfig | None) -> list[str]:
-    """Return the reasons why the IF pipelines, which have fixed text settings, do not support this configuration."""
+    """Return the reasons why the IF pipelines, with their fixed text settings, do not support this configuration."""
     if text is None:
         return ["the cascade is not conditioned on text"]
     checks = [

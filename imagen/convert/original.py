@@ -67,7 +67,7 @@ class _NoAliasLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("it has aliases, which configs of IF do not")
+            raise yaml.YAMLError("it has aliases, which configs of IF do not have")
         return super().compose_node(parent, index)
 
 
@@ -157,7 +157,7 @@ def read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the weights under diffusers' names. Raises UserError if the file contains anything but tensors."""
     path = folder / WEIGHTS
     if not path.is_file():
-        raise UserError(f"{folder} holds no {WEIGHTS}")
+        raise UserError(f"{folder} contains no {WEIGHTS}")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:

@@ -1,7 +1,7 @@
 """Convert between `unet/config.json` of diffusers' UNet2DConditionModel and our `UNetConfig`.
 
-The features of DeepFloyd IF's three stages are supported, at any size. All other features of UNet2DConditionModel are
-rejected by field name, so that nothing is silently converted wrongly.
+The features of DeepFloyd IF's three stages are supported, at any size. For all other features of UNet2DConditionModel
+an error names the field, so that nothing is silently converted wrongly.
 """
 
 from collections.abc import Mapping, Sequence

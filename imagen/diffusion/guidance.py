@@ -21,7 +21,7 @@ from imagen.errors import UserError
 
 
 class Estimate(NamedTuple):
-    """What a denoiser returns for a noised image."""
+    """The output of a denoiser for a noised image."""
 
     x0: Tensor  # [B, C, H, W]
     # The log variance of a reverse step, from its lower bound (0) to its upper bound (1), shaped like x0;

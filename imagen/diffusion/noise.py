@@ -1,4 +1,4 @@
-"""Sampling noise that depends on an image's seed, and not on its batch."""
+"""Generate sampling noise that depends on an image's seed and not on its batch."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,17 +11,17 @@ from torch import Tensor
 from imagen.devices import send
 from imagen.kernels import philox
 
-# philox: counter-based, computed on the device. torch: torch's generators on the CPU, only to regenerate images whose
-# files name no generator.
+# "philox": counter-based, computed on the device. "torch": torch's generators on the CPU, only to regenerate images
+# whose files name no generator.
 NoiseKind = Literal["philox", "torch"]
 _KEY = 0x7069637475726573  # separates sampling noise from other uses of Philox
 
 
 class Variation(NamedTuple):
-    """Interpolate between the noise of two seeds: cos(a) noise(seed) + sin(a) noise(other) with a = amount pi / 2.
+    """Two seeds whose noise is interpolated: cos(a) noise(seed) + sin(a) noise(other) with a = amount pi / 2.
 
-    Takes the place of a seed; the result is standard normal. amount, in [0, 1]: 0 gives the noise of `seed`, 1 the
-    noise of `other`.
+    Can be used in place of a seed; the result is standard normal. amount, in [0, 1]: 0 gives the noise of `seed`, 1
+    the noise of `other`.
     """
 
     seed: int
@@ -30,13 +30,13 @@ class Variation(NamedTuple):
 
 
 class PictureNoise:
-    """Generate standard normal noise. Each call returns the next [B, *shape], channels-last for images.
+    """A generator of standard normal noise. Each call returns the next [B, *shape], channels-last for images.
 
     The noise of an image is a function of its seed, `stream` and the number of earlier calls. It does not depend on the
     other images, the batch size or, up to rounding, the device. Never synchronises with the device.
 
     seeds: one per image, each >= 0, or a Variation of two. shape: of one image, without the batch.
-    stream: different streams of a seed are independent; for another purpose, such as another stage of a cascade.
+    stream: different streams of a seed are independent; use another one for each stage of a cascade.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class PictureNoise:
 
 
 class TorchNoise:
-    """Generate noise by one torch generator per seed, on the CPU, as before noise was counter-based."""
+    """A generator of noise by one torch generator per seed, on the CPU, as in versions before counter-based noise."""
 
     def __init__(
         self, seeds: Sequence[int | Variation], shape: Sequence[int], device: torch.device | str, *, stream: int

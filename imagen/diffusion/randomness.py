@@ -1,8 +1,8 @@
-"""Training randomness as a pure function of (seed, global position).
+"""Draw training randomness as a pure function of (seed, global position).
 
 The noise, noise level and text dropout of a sample depend only on the run's seed and the sample's position in the
-stream of training data. So a resumed run, or one with another number of ranks or another micro-batch size, applies the
-same noise to the same images.
+stream of training data. A resumed run, or one with another number of ranks or another micro-batch size, therefore
+applies the same noise to the same images.
 """
 
 import hashlib
@@ -28,6 +28,7 @@ def seed_for(seed: int, position: int, purpose: int) -> int:
 
 
 def generator(seed: int, position: int, purpose: int) -> torch.Generator:
+    """Return torch's CPU generator for one purpose at one position."""
     return torch.Generator().manual_seed(seed_for(seed, position, purpose))
 
 

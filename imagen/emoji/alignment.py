@@ -15,7 +15,7 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1
 
 
 class PromptScore(NamedTuple):
-    """Which properties of one image are right; None if the prompt does not specify the property."""
+    """The properties of one image that match its prompt; None if the prompt does not specify the property."""
 
     object: bool  # the object, or both objects, are detected
     colour: bool  # the background has the colour
@@ -27,35 +27,35 @@ class PromptScore(NamedTuple):
         return all(value for value in self if value is not None)
 
 
-def score_image(prompt: HeldoutPrompt, picture: Image.Image, seen: Sequence[Detection]) -> PromptScore:
-    """Score one image. seen: its detections, most probable first (`Recogniser.detect`)."""
-    colour = background_colour(np.array(picture)) == prompt.colour
-    names = [each.name for each in seen]
+def score_image(prompt: HeldoutPrompt, image: Image.Image, detections: Sequence[Detection]) -> PromptScore:
+    """Score one image. detections: most probable first, as `Recogniser.detect` returns them."""
+    colour = background_colour(np.array(image)) == prompt.colour
+    names = [each.name for each in detections]
     if prompt.relation is not None and prompt.other is not None:
         both = prompt.object in names and prompt.other in names
         return PromptScore(
-            both, colour, relation=both and relation(seen, prompt.object, prompt.other) == prompt.relation
+            both, colour, relation=both and relation(detections, prompt.object, prompt.other) == prompt.relation
         )
     if prompt.number > 1:
         return PromptScore(prompt.object in names, colour, number=names == [prompt.object] * prompt.number)
     return PromptScore(names[:1] == [prompt.object], colour)
 
 
-def relation(seen: Sequence[Detection], first: str, second: str) -> str:
+def relation(detections: Sequence[Detection], first: str, second: str) -> str:
     """Return the direction from the most probable `second` to the most probable `first`: a name in DIRECTIONS."""
-    a, b = (next(each for each in seen if each.name == name) for name in (first, second))
+    a, b = (next(each for each in detections if each.name == name) for name in (first, second))
     x, y = a.x - b.x, a.y - b.y
     return max(DIRECTIONS, key=lambda name: x * DIRECTIONS[name][0] + y * DIRECTIONS[name][1])
 
 
 def accuracies(scores: Sequence[PromptScore]) -> dict[str, float]:
-    """Return the fraction in [0, 1] of images that are right, by property, and for all properties ("all")."""
-    found = {}
+    """Return the fraction in [0, 1] of images that match, per property and for all properties together ("all")."""
+    result = {}
     for field in (*PromptScore._fields, "all"):
         values = [value for each in scores if (value := getattr(each, field)) is not None]
         if values:
-            found[field] = sum(values) / len(values)
-    return found
+            result[field] = sum(values) / len(values)
+    return result
 
 
 def suite(n: int, limit_objects: int | None) -> dict[str, list[HeldoutPrompt]]:
@@ -69,14 +69,14 @@ def suite(n: int, limit_objects: int | None) -> dict[str, list[HeldoutPrompt]]:
 
 
 def evaluate(
-    recogniser: Recogniser, prompts: dict[str, list[HeldoutPrompt]], pictures: dict[str, list[Image.Image]]
+    recogniser: Recogniser, prompts: dict[str, list[HeldoutPrompt]], images: dict[str, list[Image.Image]]
 ) -> tuple[dict[str, Any], dict[str, list[PromptScore]]]:
-    """Return the accuracies for each kind of prompt, {"single": {"object": 0.9, ...}, ...}, and each image's score."""
+    """Return the accuracies per kind of prompt, {"single": {"object": 0.9, ...}, ...}, and the score of each image."""
     scores = {
         kind: [
-            score_image(prompt, picture, seen)
-            for prompt, picture, seen in zip(asked, pictures[kind], recogniser.detect(pictures[kind]), strict=True)
+            score_image(prompt, image, detections)
+            for prompt, image, detections in zip(chosen, images[kind], recogniser.detect(images[kind]), strict=True)
         ]
-        for kind, asked in prompts.items()
+        for kind, chosen in prompts.items()
     }
     return {kind: accuracies(each) for kind, each in scores.items() if each}, scores

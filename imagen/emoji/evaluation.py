@@ -12,7 +12,7 @@ from imagen.emoji.dataset import OBJECTS, compose, heldout_colour
 from imagen.emoji.recogniser import Recogniser
 from imagen.emoji.single import objects
 from imagen.errors import UserError, check_number
-from imagen.evaluate.distance import kid
+from imagen.evaluate.metrics.kernel import kid
 
 Row = dict[str, Any]
 VARIANTS = range(4)  # held-out drawings per object with which samples are compared
@@ -34,56 +34,61 @@ def scores(
 ) -> Iterator[Row]:
     """Sample `n` held-out prompts of each kind with the base stage at each guidance scale (None: its default).
 
-    A row holds "step" and "images" of the weights, "guidance", "steps", "prompts" (of each kind), the shares of
-    `imagen.emoji.alignment.accuracies` under "single", "relation" and "count"; "kid": the kernel distance of the
-    single ones from held-out drawings on the recogniser's features, each scaled by its deviation among these drawings;
-    and "kid_floor": that of other drawings of the same prompts, which is below 0 because both sets show the same
-    objects. The same prompts and seeds for each weight.
-    on_pictures: called with guidance, captions (those of wrong pictures say so) and pictures.
+    Every guidance scale uses the same prompts and seeds. A row has these fields:
+    "step", "images": training steps and images of the weights
+    "guidance", "steps", "prompts": settings, and the number of prompts of each kind
+    "single", "relation", "count": accuracies for each kind of prompt (`imagen.emoji.alignment.accuracies`)
+    "kid": kernel distance of the images of single objects from held-out drawings, on the recogniser's features; each
+        feature is scaled by its standard deviation among the drawings
+    "kid_floor": kernel distance of other drawings of the same prompts. It is below 0, because both sets show the same
+        objects.
 
-    Raises UserError, before anything is drawn, for fewer than two prompts or objects, between which there is no kernel
-    distance, and for settings that the stage cannot be sampled with.
+    on_pictures: called with the guidance scale, the captions (an incorrect image is marked in its caption) and the
+        images.
+
+    Raises UserError before sampling if there are fewer than two prompts or objects (the kernel distance needs two), or
+    if the stage does not support the settings.
     """
     check_number("the number of prompts of each kind (--n)", n, least=2, most=MOST_PROMPTS)
     prompts = suite(n, limit_objects)
     if len(prompts["single"]) < 2:
         raise UserError("the kernel distance needs two objects or more; evaluate with more objects (--objects)")
-    for weight in guidance:  # reports every user error before sampling
-        cascade.request([""], stages=1, guidance=weight, steps=steps, batch_size=batch_size, device=device)
+    for scale in guidance:  # reports every user error before sampling
+        cascade.request([""], stages=1, guidance=scale, steps=steps, batch_size=batch_size, device=device)
     real, floor = (recogniser.embed(heldout_drawings(limit_objects, variants)) for variants in (VARIANTS, FLOOR))
     mean, std = real.mean(axis=0), real.std(axis=0) + 1e-6
-    named = {emoji.name: index for index, emoji in enumerate(objects(limit_objects))}
-    floor = floor[[named[each.object] for each in prompts["single"]]]
+    index_of = {emoji.name: index for index, emoji in enumerate(objects(limit_objects))}
+    floor = floor[[index_of[each.object] for each in prompts["single"]]]
     stage = cascade.stages[0]
-    for weight in guidance:
-        pictures = {
+    for scale in guidance:
+        images = {
             kind: cascade.sample(
-                [each.prompt for each in asked],
-                seeds=list(range(len(asked))),
+                [each.prompt for each in chosen],
+                seeds=list(range(len(chosen))),
                 stages=1,
-                guidance=weight,
+                guidance=scale,
                 steps=steps,
                 batch_size=batch_size,
                 device=device,
             )
-            for kind, asked in prompts.items()
-            if asked
+            for kind, chosen in prompts.items()
+            if chosen
         }
-        used = stage.config.sampling.guidance if weight is None else weight
-        prompts = {kind: prompts[kind] for kind in pictures}
-        found, prompt_scores = evaluate(recogniser, prompts, pictures)
+        used = stage.config.sampling.guidance if scale is None else scale
+        prompts = {kind: prompts[kind] for kind in images}
+        accuracies, prompt_scores = evaluate(recogniser, prompts, images)
         if on_pictures is not None:
-            kinds = list(pictures)
+            kinds = list(images)
             captions = [text for kind in kinds for text in _captions(prompts[kind], prompt_scores[kind])]
-            on_pictures(used, captions, [picture for kind in kinds for picture in pictures[kind]])
+            on_pictures(used, captions, [image for kind in kinds for image in images[kind]])
         yield {
             "step": stage.info.get("step"),
             "images": stage.info.get("images"),
             "guidance": used,
             "steps": steps or stage.config.sampling.steps,
-            "prompts": {kind: len(asked) for kind, asked in prompts.items()},
-            **found,
-            "kid": kid((recogniser.embed(pictures["single"]) - mean) / std, (real - mean) / std),
+            "prompts": {kind: len(chosen) for kind, chosen in prompts.items()},
+            **accuracies,
+            "kid": kid((recogniser.embed(images["single"]) - mean) / std, (real - mean) / std),
             "kid_floor": kid((floor - mean) / std, (real - mean) / std),
         }
 
@@ -98,6 +103,7 @@ def heldout_drawings(limit_objects: int | None, variants: Iterable[int], size: i
 
 
 def _captions(prompts: Sequence[Any], scores: Sequence[PromptScore]) -> list[str]:
+    """Return the prompts, with the properties that are wrong in front."""
     return [
         prompt.prompt if score.all else f"({', '.join(_wrong(score))} wrong) {prompt.prompt}"
         for prompt, score in zip(prompts, scores, strict=True)
@@ -105,4 +111,5 @@ def _captions(prompts: Sequence[Any], scores: Sequence[PromptScore]) -> list[str
 
 
 def _wrong(score: PromptScore) -> list[str]:
+    """Return the names of the properties that do not match the prompt."""
     return [name for name, value in zip(PromptScore._fields, score, strict=True) if value is False]

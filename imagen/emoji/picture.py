@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from imagen.emoji.openmoji import Emoji, rasterise
-from imagen.emoji.styles import box_of, inner_svg
+from imagen.emoji.styles import drawing_box, inner_svg
 
-# Natural colours moved apart: no two are nearer than 49 in CIELAB, so that naming a background is robust to
-# noise, JPEG and a model's blur.
+# Natural colours, adjusted until the distance between any two in CIELAB is at least 49. Classifying a background is
+# then robust to noise, JPEG compression and the blur of generated images.
 PALETTE: dict[str, tuple[int, int, int]] = {
     "white": (255, 255, 255),
     "black": (0, 0, 0),
@@ -34,7 +34,10 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 
 
 class Placed(NamedTuple):
-    """A drawing and its square, of which it fills about 5/6. Lengths are fractions of the image's side."""
+    """A drawing and the square that it is placed in; it fills about 5/6 of the square.
+
+    Lengths are fractions of the image's side.
+    """
 
     emoji: Emoji
     side: float
@@ -53,7 +56,7 @@ class Picture(ABC):
     @property
     @abstractmethod
     def placed(self) -> tuple[Placed, ...]:
-        """The drawings. The squares of two of them do not overlap."""
+        """The drawings. Their squares do not overlap."""
 
     @property
     @abstractmethod
@@ -66,10 +69,10 @@ class Picture(ABC):
 
     def render(self, size: int) -> bytes:
         """Render an RGB PNG of `size` x `size` pixels. Raises UserError if the rasteriser is missing."""
-        picture = Image.new("RGB", (size, size), PALETTE[self.colour])
-        # The rasteriser's time is mostly per pixel, so rasterise only the pixels that a drawing touches.
+        image = Image.new("RGB", (size, size), PALETTE[self.colour])
+        # Rasterisation time grows with the number of pixels, so rasterise only the pixels that a drawing covers.
         for drawing in self.placed:
-            left, top, right, bottom = box_of(drawing.emoji)
+            left, top, right, bottom = drawing_box(drawing.emoji)
             x, y = drawing.x - drawing.side / 2, drawing.y - drawing.side / 2
             box = (
                 max(0, math.floor((x + left * drawing.side) * size)),
@@ -77,17 +80,17 @@ class Picture(ABC):
                 min(size, math.ceil((x + right * drawing.side) * size)),
                 min(size, math.ceil((y + bottom * drawing.side) * size)),
             )
-            picture.paste(rasterise(self._svg([drawing], size, box)).convert("RGB"), box)
+            image.paste(rasterise(self._svg([drawing], size, box)).convert("RGB"), box)
         png = io.BytesIO()
-        picture.save(png, "PNG", compress_level=1)
+        image.save(png, "PNG", compress_level=1)
         return png.getvalue()
 
     def sample(self, sizes: Sequence[int]) -> dict[str, Any]:
-        """The members of a shard's sample."""
-        pictures = {f"{size}.png": self.render(size) for size in sizes}
+        """Return the members of a sample in a shard."""
+        masters = {f"{size}.png": self.render(size) for size in sizes}
         return {
             "__key__": self.key,
-            **pictures,
+            **masters,
             "txt": self.caption.encode(),
             "json": json.dumps(self.about).encode(),
         }
@@ -111,7 +114,7 @@ class Picture(ABC):
 
 
 def background(colour: str) -> str:
-    """ "an orange background" """
+    """Return the phrase for a background, such as "an orange background"."""
     return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} background"
 
 
@@ -121,8 +124,8 @@ def in_style(caption: str, emoji: Emoji) -> str:
 
 
 def choose(rng: random.Random, shares: dict[str, float]) -> str:
-    """Choose a name with probability `shares`, which add up to 1."""
-    point = rng.random()  # the only method whose values are stable across Python versions
+    """Choose a name at random with the probabilities `shares`, which add up to 1."""
+    point = rng.random()  # no other method of Random has stable values across Python versions
     for name, share in shares.items():
         point -= share
         if point < 0:

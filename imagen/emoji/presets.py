@@ -1,4 +1,4 @@
-"""Small models for the embedded emoji data: they learn to draw from text on two CPU cores."""
+"""Presets of small models for the embedded emoji data, which train on two CPU cores."""
 
 from dataclasses import replace
 
@@ -17,7 +17,10 @@ OPTIM = OptimConfig(algorithm="muon", lr=1e-3, muon_lr=4e-3, betas=(0.9, 0.99), 
 
 
 def emoji_64() -> Experiment:
-    """Text to 64x64 on the emoji data: 2 CPU cores, an hour. Most parameters work at 8x8 and 4x4."""
+    """Return the text -> 64 preset for the emoji data, which trains in an hour on two CPU cores.
+
+    Most parameters are in the levels at 8x8 and 4x4.
+    """
     unet = UNetConfig(
         levels=(
             Level(channels=64, blocks=1, stride=1),
@@ -45,7 +48,7 @@ def emoji_64() -> Experiment:
                 steps=20,
                 spacing="auto",
                 guidance=2.0,
-                guidance_interval=(-20.0, 3.0),  # at low noise it would exaggerate what is drawn already
+                guidance_interval=(-20.0, 3.0),  # at low noise, guidance would exaggerate existing features
                 damping=0.1,
                 threshold="static",
             ),
@@ -55,7 +58,8 @@ def emoji_64() -> Experiment:
         train=TrainConfig(
             steps=20_000,
             batch_size=48,
-            # What is drawn is decided at high noise, through which flat drawings show: train most there.
+            # The content of an image is decided at high noise. Flat drawings remain visible at higher noise than
+            # photographs do, so train mostly there.
             schedule=ScheduleConfig(shift_reference=8),
             ema_decay=0.998,
             log_every=50,
@@ -66,7 +70,7 @@ def emoji_64() -> Experiment:
 
 
 def emoji_mini_64() -> Experiment:
-    """Text to 64x64 for the demo: minutes on two CPU cores, a dozen centred objects, any processor."""
+    """Return the text -> 64 preset for the demo, which learns a dozen centred objects in minutes on two CPU cores."""
     full = emoji_64()
     unet = replace(
         full.stage.unet,
@@ -89,34 +93,37 @@ def emoji_mini_64() -> Experiment:
 
 
 def emoji_256() -> Experiment:
-    """Super-resolution 64 -> 256 on the emoji data, on 16 -> 64 crops."""
+    """Return the super-resolution preset 64 -> 256 for the emoji data, trained on 16 -> 64 crops."""
     unet = replace(
         SUPER_RESOLUTION,
         levels=(Level(channels=32, blocks=1, stride=1), Level(channels=64, blocks=2)),
         patch=2,
         text_width=MINILM.width,
-        context_width=8,  # the text is pooled alone: without attention nothing reads its projection
+        context_width=8,  # minimal: there is no attention, so only the pooled text is used
     )
     return _super_resolution("emoji_256", unet, low_resolution=64, crop=64, detail_std=0.1)
 
 
 def emoji_1024() -> Experiment:
-    """Super-resolution 256 -> 1024 on the emoji data, on 32 -> 128 crops, without text: 256 pixels show it all."""
+    """Return the super-resolution preset 256 -> 1024 for the emoji data, trained on 32 -> 128 crops.
+
+    It is not conditioned on text, because an image of 256 pixels already determines the content.
+    """
     unet = replace(
         SUPER_RESOLUTION, levels=(Level(channels=48, blocks=1, stride=1), Level(channels=64, blocks=1)), patch=4
     )
     return _super_resolution("emoji_1024", unet, low_resolution=256, crop=128, detail_std=0.05)
 
 
-# No attention, so that a network trained on crops runs on whole pictures. Small: with the base, the 16-bit weights of
-# the three stages stay below 40 MB.
+# Without attention, a network trained on crops can process whole images. The levels are small so that the 16-bit
+# weights of all three stages take less than 40 MB.
 SUPER_RESOLUTION = UNetConfig(
     levels=(Level(channels=32, blocks=1, stride=1),), resample="plain", low_res=True, time_width=128, norm_groups=4
 )
 
 
 def _super_resolution(name: str, unet: UNetConfig, *, low_resolution: int, crop: int, detail_std: float) -> Experiment:
-    """Diffuses the detail: most of a drawing is flat, and bicubic enlargement is right there already."""
+    """Return a preset that diffuses the detail: most of a drawing is flat, and bicubic upsampling is exact there."""
     return Experiment(
         name=name,
         stage=StageConfig(
@@ -124,7 +131,8 @@ def _super_resolution(name: str, unet: UNetConfig, *, low_resolution: int, crop:
             low_resolution=low_resolution,
             unet=unet,
             detail_std=detail_std,
-            low_res_schedule=ScheduleConfig(shift_reference=16 * low_resolution),  # half of the levels below sigma 0.24
+            # Half of the noise levels are below sigma 0.24.
+            low_res_schedule=ScheduleConfig(shift_reference=16 * low_resolution),
             objective=ObjectiveConfig(prediction="x0", weighting="velocity"),
             sampling=SamplingConfig(sampler="dpmpp_2m", steps=4, guidance=1.0, threshold="static", low_res_noise=0.05),
         ),

@@ -1,4 +1,7 @@
-"""Generate prompts for held-out combinations, with the properties that an image must have. No data is needed."""
+"""Generate prompts for held-out combinations, with the properties that an image must have.
+
+The data set itself is not needed.
+"""
 
 from typing import NamedTuple
 
@@ -9,6 +12,8 @@ from imagen.errors import UserError
 
 
 class HeldoutPrompt(NamedTuple):
+    """A prompt and the properties that its image must have."""
+
     prompt: str
     colour: str
     object: str
@@ -17,7 +22,7 @@ class HeldoutPrompt(NamedTuple):
     other: str | None = None
 
 
-# Values of `wording` for `caption`, the plain phrase first.
+# Values of `wording` for `caption`; the first one selects the plain phrase.
 WORDINGS = (0.0, 0.6, 0.8, 0.9)
 
 
@@ -26,14 +31,14 @@ def heldout_prompts(
 ) -> list[HeldoutPrompt]:
     """Return `n` captions of held-out combinations of object and colour, each of a different object.
 
-    limit_objects: must be that of the data set, otherwise a prompt may name an object that is not in it.
-    wordings: 1 to 4 phrases per combination; a phrase is used after all combinations appeared in the previous one.
+    limit_objects: must equal that of the data set, otherwise a prompt may name an object that is not in it.
+    wordings: number of phrases per combination, 1 to 4. All combinations appear in one phrase before the next is used.
 
-    Raises UserError if there are fewer than `n`.
+    Raises UserError if there are fewer than `n` prompts.
     """
     ordered = sorted(objects(limit_objects), key=lambda emoji: hashed("prompts", seed, emoji.code))
     if n > len(ordered) * wordings:
-        raise UserError(f"{n} held-out prompts asked for, but there are {len(ordered)} objects")
+        raise UserError(f"{n} held-out prompts requested, but there are only {len(ordered)} objects")
     colours = {emoji: heldout_colour(emoji) for emoji in ordered}
     worded = [
         HeldoutPrompt(caption(emoji, colours[emoji], wording=wording), colours[emoji], emoji.name)
@@ -44,7 +49,7 @@ def heldout_prompts(
 
 
 def heldout_relations(n: int, seed: int = 0, limit_objects: int | None = OBJECTS) -> list[HeldoutPrompt]:
-    """Return `n` plain captions of held-out pairs of objects, on backgrounds that training shows with both."""
+    """Return `n` plain captions of held-out pairs of objects, on backgrounds that are in the training data for both."""
     found = []
     for scene in pairs(objects(limit_objects), n, heldout=True, seed=hashed("prompts", seed)):
         first, second = (placed.emoji for placed in scene.placed)
@@ -55,7 +60,7 @@ def heldout_relations(n: int, seed: int = 0, limit_objects: int | None = OBJECTS
 
 
 def heldout_counts(n: int, seed: int = 0, limit_objects: int | None = OBJECTS) -> list[HeldoutPrompt]:
-    """Return `n` plain captions of two to four of an object, in the number that is held out for it."""
+    """Return `n` plain captions of two to four copies of an object, with the count that is held out for it."""
     found = []
     for scene in groups(objects(limit_objects), n, heldout=True, seed=hashed("prompts", seed)):
         emoji, number = scene.placed[0].emoji, len(scene.placed)

@@ -1,8 +1,8 @@
 """Detect the objects in an image and their positions with a small network trained on the original drawings.
 
 For each cell of a 16 x 16 grid, one forward pass predicts whether an object's centre is there, and which object it is.
-One network therefore checks objects, numbers and relations. It classifies among a closed set of objects: it returns the
-most similar one, and does not measure how well an object is drawn.
+One network therefore scores objects, counts and relations. It classifies among a closed set of objects and returns the
+most similar one; it does not measure how well an object is drawn.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,12 +23,12 @@ from imagen.files import read_json
 from imagen.weights import packaged_path
 
 SIDE, GRID = 64, 16  # side of the input in pixels, and of the output in cells
-SURE = 0.5  # minimum probability of a centre for a detection
+MIN_PROBABILITY = 0.5  # minimum probability of a centre for a detection
 CONFIG, WEIGHTS = "recogniser.json", "recogniser.safetensors"
 
 
 class Detection(NamedTuple):
-    """An object that was detected in an image."""
+    """An object detected in an image."""
 
     name: str
     probability: float  # of a centre at this position
@@ -53,46 +53,49 @@ class Recogniser(nn.Module):
         self.kind = nn.Conv2d(2 * C, len(self.names), 1)
 
     def features(self, x_BCHW: Tensor) -> Tensor:
-        """[B, 2 C, 16, 16]: what the answers are read from."""
+        """Return the features from which both outputs are computed, [B, 2 C, 16, 16]."""
         at_16 = self.at_16(self.stem(x_BCHW))
         at_8 = self.at_8(at_16)
         h_BCHW = F.interpolate(self.at_4(at_8), scale_factor=2) + self.from_8(at_8)
         return self.mix(F.interpolate(h_BCHW, scale_factor=2) + self.from_16(at_16))
 
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the centre logits [B, 16, 16] and the class logits [B, K, 16, 16]."""
         h_BCHW = self.features(x_BCHW)
         return self.centre(h_BCHW)[:, 0], self.kind(h_BCHW)
 
     @torch.no_grad()
-    def detect(self, pictures: Sequence[Image.Image], batch_size: int = 64) -> list[list[Detection]]:
-        """Detect the objects in each square image, most probable first; return at least one per image."""
+    def detect(self, images: Sequence[Image.Image], batch_size: int = 64) -> list[list[Detection]]:
+        """Return the detections in each square image, most probable first, at least one per image."""
         found = []
-        for x_BCHW in _batches(pictures, batch_size):
+        for x_BCHW in _batches(images, batch_size):
             centre_BHW, kind_BKHW = self(x_BCHW)
             found += [self._peaks(c, k) for c, k in zip(centre_BHW.sigmoid(), kind_BKHW, strict=True)]
         return found
 
     @torch.no_grad()
-    def embed(self, pictures: Sequence[Image.Image], batch_size: int = 64) -> np.ndarray:
-        """Return features [N, 4 C] of images, for distances between sets: means and standard deviations at 8 x 8.
+    def embed(self, images: Sequence[Image.Image], batch_size: int = 64) -> np.ndarray:
+        """Return features [N, 4 C] of images for the kernel distance: channel means and standard deviations at 8 x 8.
 
-        Not from the last layer, which was trained to be invariant to blur and noise.
+        The last layer is unsuitable, because it was trained to be invariant to blur and noise.
         """
-        found = [self.at_8(self.at_16(self.stem(x_BCHW))) for x_BCHW in _batches(pictures, batch_size)]
+        found = [self.at_8(self.at_16(self.stem(x_BCHW))) for x_BCHW in _batches(images, batch_size)]
         return torch.cat([torch.cat([h.mean((2, 3)), h.std((2, 3))], dim=1) for h in found]).numpy()
 
     def _peaks(self, centre_HW: Tensor, kind_KHW: Tensor) -> list[Detection]:
-        """Return detections at local maxima, because one object activates several cells."""
+        """Return the detections at local maxima, because one object activates several cells."""
         highest_HW = F.max_pool2d(centre_HW[None, None], 3, stride=1, padding=1)[0, 0]
-        peak_HW = (centre_HW == highest_HW) & (centre_HW >= min(SURE, float(centre_HW.max())))
-        seen = []
+        peak_HW = (centre_HW == highest_HW) & (centre_HW >= min(MIN_PROBABILITY, float(centre_HW.max())))
+        detections = []
         for row, column in peak_HW.nonzero().tolist():
             name = self.names[int(kind_KHW[:, row, column].argmax())]
-            seen.append(Detection(name, float(centre_HW[row, column]), (column + 0.5) / GRID, (row + 0.5) / GRID))
-        return sorted(seen, key=lambda each: -each.probability)
+            detections.append(Detection(name, float(centre_HW[row, column]), (column + 0.5) / GRID, (row + 0.5) / GRID))
+        return sorted(detections, key=lambda each: -each.probability)
 
 
 class Residual(nn.Module):
+    """Residual block of two convolutions with group norm."""
+
     def __init__(self, channels: int):
         super().__init__()
         self.first = _conv(channels, channels, 3)
@@ -104,34 +107,34 @@ class Residual(nn.Module):
 
 @cache
 def load_recogniser(folder: str | Path | None = None) -> Recogniser:
-    """Load the recogniser in `folder` (default: the package's). Raises UserError if it is missing or damaged."""
+    """Load the recogniser in `folder` (default: the packaged one). Raises UserError if it is missing or damaged."""
     folder = packaged_path("recogniser") if folder is None else Path(folder)
     if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} holds no recogniser; train one: python -m imagen.emoji.recogniser_training")
+        raise UserError(f"{folder} contains no recogniser; train one with: python -m imagen.emoji.recogniser_training")
     config: dict[str, Any] = read_json(folder / CONFIG)
     try:
         network = Recogniser(config["names"], config["width"])
         network.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
     except (KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder} holds a damaged recogniser: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{folder} contains a damaged recogniser: {' '.join(str(error).split())[:200]}") from None
     return network.eval()
 
 
-def to_input(pictures: Sequence[Image.Image]) -> Tensor:
+def to_input(images: Sequence[Image.Image]) -> Tensor:
     """Convert images to the network's input, [B, 3, 64, 64] in [-1, 1]."""
     small = [
-        picture.convert("RGB")
-        if picture.size == (SIDE, SIDE)
-        # The box filter is what the renderer does: a pixel is the mean of what it covers.
-        else picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
-        for picture in pictures
+        image.convert("RGB")
+        if image.size == (SIDE, SIDE)
+        # The box filter matches the renderer: a pixel is the mean of the area that it covers.
+        else image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+        for image in images
     ]
-    return torch.from_numpy(np.stack([np.asarray(picture) for picture in small])).permute(0, 3, 1, 2) / 127.5 - 1
+    return torch.from_numpy(np.stack([np.asarray(image) for image in small])).permute(0, 3, 1, 2) / 127.5 - 1
 
 
-def _batches(pictures: Sequence[Image.Image], batch_size: int) -> Iterator[Tensor]:
-    for begin in range(0, len(pictures), batch_size):
-        yield to_input(pictures[begin : begin + batch_size])
+def _batches(images: Sequence[Image.Image], batch_size: int) -> Iterator[Tensor]:
+    for begin in range(0, len(images), batch_size):
+        yield to_input(images[begin : begin + batch_size])
 
 
 def _conv(channels_in: int, channels: int, size: int, stride: int = 1) -> nn.Sequential:

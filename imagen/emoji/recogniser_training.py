@@ -1,9 +1,10 @@
-"""Training of the recogniser, from the drawings alone: no shards, no captions, and no picture that a model drew.
+"""Train the recogniser on the original drawings only, without shards, captions or generated images.
 
     python -m imagen.emoji.recogniser_training --out FOLDER
 
-Each picture is composed anew: one to four drawings at random places, turned and stretched a little, on a colour near
-one of the palette; then blurred and noised by random amounts, because what models draw is neither sharp nor clean.
+Each training image is composed anew: one to four drawings at random positions, slightly rotated and stretched, on a
+background near a colour of the palette. It is then blurred and noised by random amounts, because generated images are
+neither sharp nor free of noise.
 """
 
 import argparse
@@ -29,16 +30,18 @@ from imagen.files import replacing, write_json
 from imagen.precision import autocast, autocast_dtype
 from imagen.tensors import save_tensors
 
-SPRITE = 96  # pixels at which a drawing is rasterised once
+SPRITE = 96  # pixels, side of a drawing, which is rasterised once
 
 
 class Labelled(NamedTuple):
-    picture: Image.Image
-    centres: list[tuple[int, float, float]]  # number of the object, x, y in fractions of the side
+    """A training image and its labels."""
+
+    image: Image.Image
+    centres: list[tuple[int, float, float]]  # (index of the object, x, y); x and y in fractions of the side
 
 
-def plain(rng: random.Random) -> Image.Image:
-    """A background of a colour near one of the palette."""
+def plain_background(rng: random.Random) -> Image.Image:
+    """Return a uniform background with a colour near one of the palette."""
     red, green, blue = (
         min(max(value + round(rng.gauss(0, 12)), 0), 255) for value in rng.choice(list(PALETTE.values()))
     )
@@ -48,67 +51,72 @@ def plain(rng: random.Random) -> Image.Image:
 def train_recogniser(
     sprites: Mapping[str, Image.Image],
     *,
-    background: Callable[[random.Random], Image.Image] = plain,
+    background: Callable[[random.Random], Image.Image] = plain_background,
     steps: int = 2500,
     batch_size: int = 48,
     width: int = 48,
     seed: int = 0,
-    say: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> Recogniser:
-    """Train a recogniser of the drawings `sprites` (RGBA), by name: the same for the same arguments, but for rounding.
+    """Train a recogniser of `sprites`, which maps names to drawings (RGBA).
 
-    background: draws an RGB picture of 64 x 64 pixels.
+    background: returns an RGB image of 64 x 64 pixels.
+    report: receives lines of progress.
+    The result is deterministic up to rounding.
     """
     rng = random.Random(seed)
     torch.manual_seed(seed)
     network, drawings = Recogniser(list(sprites), width), list(sprites.values())
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps, pct_start=0.1)
-    seen, cpu = 0.0, torch.device("cpu")
-    mixed = partial(autocast, cpu, autocast_dtype(cpu, "auto"))
+    running, cpu = 0.0, torch.device("cpu")
+    low_precision = partial(autocast, cpu, autocast_dtype(cpu, "auto"))
     for step in range(1, steps + 1):
         batch = [compose(drawings, rng, background) for _ in range(batch_size)]
-        x_BCHW = to_input([each.picture for each in batch])
+        x_BCHW = to_input([each.image for each in batch])
         x_BCHW = (x_BCHW + torch.randn_like(x_BCHW) * (torch.rand(batch_size, 1, 1, 1) ** 2 * 0.25)).clamp(-1, 1)
-        with mixed():
-            value, right = loss(network, x_BCHW, batch)
+        with low_precision():
+            value, accuracy = loss(network, x_BCHW, batch)
         optimizer.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        seen = 0.98 * seen + 0.02 * right
+        running = 0.98 * running + 0.02 * accuracy
         if step % 100 == 0 or step == steps:
-            say(f"step {step} of {steps}: loss {value.item():.3f}, {seen / (1 - 0.98**step):.1%} of objects named")
+            named = running / (1 - 0.98**step)
+            report(f"step {step} of {steps}: loss {value.item():.3f}, {named:.1%} of objects classified correctly")
     return network.eval()
 
 
 def loss(network: Recogniser, x_BCHW: Tensor, batch: Sequence[Labelled]) -> tuple[Tensor, float]:
-    """Loss, and the share of the objects whose name is right at the cell of their centre."""
+    """Return the loss, and the fraction of objects that are classified correctly at the cell of their centre."""
     centre_BHW, kind_BKHW = network(x_BCHW)
     centre_BHW, kind_BKHW = centre_BHW.float(), kind_BKHW.float()
     target_BHW, weight_BHW = torch.zeros_like(centre_BHW), torch.ones_like(centre_BHW)
-    where: list[tuple[int, int, int]] = []
+    cells: list[tuple[int, int, int]] = []
     kinds: list[int] = []
     for index, each in enumerate(batch):
         for kind, x, y in each.centres:
             row, column = (min(max(int(value * GRID), 0), GRID - 1) for value in (y, x))
-            # Neighbours are not asked: a centre on the border of two cells belongs to either.
+            # Ignore the neighbouring cells, because a centre near the border of two cells may belong to either.
             weight_BHW[index, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = 0
-            where.append((index, row, column))
+            cells.append((index, row, column))
             kinds.append(kind)
-    b, r, c = map(list, zip(*where, strict=True))
+    b, r, c = map(list, zip(*cells, strict=True))
     target_BHW[b, r, c] = 1.0
-    weight_BHW[b, r, c] = 20.0  # there are 200 empty cells for each of them
+    weight_BHW[b, r, c] = 20.0  # there are about 200 empty cells per centre
     logits_NK, kind_N = kind_BKHW[b, :, r, c], torch.tensor(kinds)
     centre = F.binary_cross_entropy_with_logits(centre_BHW, target_BHW, weight_BHW)
     return 2 * centre + F.cross_entropy(logits_NK, kind_N), float((logits_NK.argmax(1) == kind_N).float().mean())
 
 
 def compose(
-    sprites: Sequence[Image.Image], rng: random.Random, background: Callable[[random.Random], Image.Image] = plain
+    sprites: Sequence[Image.Image],
+    rng: random.Random,
+    background: Callable[[random.Random], Image.Image] = plain_background,
 ) -> Labelled:
-    """One picture with its answer."""
+    """Compose one training image with its labels."""
     count = rng.choices((1, 2, 3, 4), (0.6, 0.24, 0.08, 0.08))[0]
     alike = count > 2 or rng.random() < 0.3
     first = rng.randrange(len(sprites))
@@ -116,23 +124,23 @@ def compose(
     if count == 1:
         side = rng.uniform(0.34, 1.06)
         room = max(1 - side, 0.06)
-        places = [(0.5 + room * rng.uniform(-0.5, 0.5), 0.5 + room * rng.uniform(-0.5, 0.5))]
+        centres = [(0.5 + room * rng.uniform(-0.5, 0.5), 0.5 + room * rng.uniform(-0.5, 0.5))]
     else:
         side = rng.uniform(0.36, 0.50)
         layout = LAYOUTS[count]
         if count == 2 and rng.random() < 0.5:
             layout = tuple((y, x) for x, y in layout)
-        places = [(0.5 + x + rng.uniform(-0.06, 0.06), 0.5 + y + rng.uniform(-0.06, 0.06)) for x, y in layout]
-    picture = background(rng)
-    for kind, (x, y) in zip(kinds, places, strict=True):
-        paste(picture, sprites[kind], side * rng.uniform(0.94, 1.06), x, y, rng)
+        centres = [(0.5 + x + rng.uniform(-0.06, 0.06), 0.5 + y + rng.uniform(-0.06, 0.06)) for x, y in layout]
+    image = background(rng)
+    for kind, (x, y) in zip(kinds, centres, strict=True):
+        paste(image, sprites[kind], side * rng.uniform(0.94, 1.06), x, y, rng)
     if rng.random() < 0.6:
-        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.6)))
-    return Labelled(picture, [(kind, x, y) for kind, (x, y) in zip(kinds, places, strict=True)])
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.6)))
+    return Labelled(image, [(kind, x, y) for kind, (x, y) in zip(kinds, centres, strict=True)])
 
 
-def paste(picture: Image.Image, sprite: Image.Image, side: float, x: float, y: float, rng: random.Random) -> None:
-    """Draw `sprite` in a square of `side` around (x, y), turned, stretched and coloured a little differently."""
+def paste(image: Image.Image, sprite: Image.Image, side: float, x: float, y: float, rng: random.Random) -> None:
+    """Draw `sprite` in a square of `side` around (x, y), with small random changes of rotation, aspect and colour."""
     size = max(round(side * SIDE), 8)
     small = sprite.resize((size, size), Image.Resampling.BOX if size < SPRITE else Image.Resampling.BICUBIC)
     angle, stretch = math.radians(rng.gauss(0, 4)), math.exp(rng.gauss(0, 0.05))
@@ -148,36 +156,36 @@ def paste(picture: Image.Image, sprite: Image.Image, side: float, x: float, y: f
         for band, g in zip((red, green, blue), gain, strict=True)
     ]
     left, top = round(x * SIDE - half), round(y * SIDE - half)
-    picture.paste(Image.merge("RGB", bands), (left, top), alpha)
+    image.paste(Image.merge("RGB", bands), (left, top), alpha)
 
 
-def sprite(emoji: Emoji) -> Image.Image:
-    """The drawing alone, RGBA, its colours premultiplied by nothing."""
+def render_sprite(emoji: Emoji) -> Image.Image:
+    """Render a drawing without a background, as RGBA with straight (not premultiplied) alpha."""
     element = f'<svg xmlns="http://www.w3.org/2000/svg" width="{SPRITE}" height="{SPRITE}" viewBox="0 0 72 72">'
     return rasterise(f"{element}{svg(emoji.code)}</svg>").convert("RGBA")
 
 
 def save_recogniser(network: Recogniser, folder: str | Path, **about: object) -> None:
-    """Write `folder`/recogniser.safetensors (half precision) and recogniser.json."""
+    """Write `folder`/recogniser.safetensors (float16) and `folder`/recogniser.json, which also stores `about`."""
     folder = Path(folder)
     with replacing(folder / WEIGHTS) as temporary:
         save_tensors({name: value.half() for name, value in network.state_dict().items()}, temporary)
     write_json(folder / CONFIG, {"width": network.width, "names": network.names, **about})
 
 
-def degraded(picture: Image.Image, rng: np.random.Generator, blur: float = 1.0, noise: float = 16.0) -> Image.Image:
-    """`picture` blurred by `blur` pixels and noised by `noise` levels of 255: what a model might have drawn."""
-    values = np.asarray(picture.filter(ImageFilter.GaussianBlur(blur))).astype(np.float32)
+def degraded(image: Image.Image, rng: np.random.Generator, blur: float = 1.0, noise: float = 16.0) -> Image.Image:
+    """Return `image` with a blur of `blur` pixels and noise of `noise` levels of 255, like a generated image."""
+    values = np.asarray(image.filter(ImageFilter.GaussianBlur(blur))).astype(np.float32)
     return Image.fromarray((values + rng.normal(0, noise, values.shape)).round().clip(0, 255).astype(np.uint8))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--objects", type=int, default=OBJECTS)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the recogniser")
+    parser.add_argument("--objects", type=int, default=OBJECTS, help="number of objects (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2500, help="optimizer steps (default: %(default)s)")
     options = parser.parse_args()
-    sprites = {emoji.name: sprite(emoji) for emoji in objects(options.objects)}
+    sprites = {emoji.name: render_sprite(emoji) for emoji in objects(options.objects)}
     network = train_recogniser(sprites, steps=options.steps)
     save_recogniser(network, options.out, steps=options.steps)
 

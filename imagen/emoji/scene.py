@@ -1,7 +1,7 @@
-"""Compose images of several objects: two in a relation ("a horse to the left of a bus"), or two to four of a kind.
+"""Compose images of two objects in a relation ("a horse to the left of a bus"), or of two to four copies of one.
 
-Scene k of a kind is a function of (seed, k) and the list of objects. Held out from training are one in eight pairs of
-objects, one of the three numbers per object, and each object's held-out background.
+Scene k of each type is a function of (seed, k) and the list of objects. One in eight pairs of objects, one of the three
+counts per object, and the held-out background of each object are not used in training.
 """
 
 import random
@@ -16,7 +16,7 @@ from imagen.emoji.picture import PALETTE, Picture, Placed, background, hashed, i
 from imagen.emoji.single import heldout_colour
 from imagen.emoji.styles import credit
 
-# Name: (direction of the first object from the second in x, in y, words)
+# Name: (direction from the second object to the first in x, in y, words)
 RELATIONS = {
     "left": (-1, 0, "to the left of"),
     "right": (1, 0, "to the right of"),
@@ -24,13 +24,13 @@ RELATIONS = {
     "below": (0, 1, "below"),
 }
 NUMBERS = {2: "two", 3: "three", 4: "four"}
-# Centres, from that of the picture, in fractions of its side.
+# Centres of the objects, relative to the centre of the image, in fractions of its side.
 LAYOUTS = {
     2: ((-0.25, 0.0), (0.25, 0.0)),
     3: ((0.0, -0.25), (-0.25, 0.25), (0.25, 0.25)),
     4: ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25)),
 }
-SIDES = (0.40, 0.47)  # of a drawing's square
+SIDES = (0.40, 0.47)  # minimum and maximum side of a drawing's square
 UNCHANGED = frozenset(("bison", "deer", "dice", "moai", "sheep", "shrimp", "squid"))
 IRREGULAR = {
     "foot": "feet",
@@ -51,10 +51,10 @@ IRREGULAR = {
 
 @dataclass(frozen=True, kw_only=True)
 class Scene(Picture):
-    """Two objects in a relation, or several of one."""
+    """An image of two objects in a relation, or of several copies of one."""
 
     placed_drawings: tuple[Placed, ...]
-    relation: str | None = None  # of the first drawing to the second: a name in RELATIONS; None: they are of a kind
+    relation: str | None = None  # of the first drawing to the second: a name in RELATIONS; None: copies of one object
 
     @property
     def placed(self) -> tuple[Placed, ...]:
@@ -75,17 +75,17 @@ class Scene(Picture):
 
 
 def compose_pair(first: Emoji, second: Emoji, relation: str, colour: str, seed: int = 0, key: str = "") -> Scene:
-    """`first` in `relation` to `second`; places, side and wording come from (seed, key)."""
+    """Return an image of `first` in `relation` to `second`; (seed, key) determines positions, side and wording."""
     rng = random.Random(hashed(seed, "pair", key))
     to_x, to_y, _ = RELATIONS[relation]
     side = SIDES[0] + (SIDES[1] - SIDES[0]) * rng.random()
     placed = []
     for emoji, sign in ((first, 1), (second, -1)):
-        across = 0.5 - side  # room on the axis on which the two share the picture
-        along = 0.12
+        along = 0.5 - side  # free space along the axis on which both lie
+        across = 0.12
         jitter_x, jitter_y = rng.random() - 0.5, rng.random() - 0.5
-        x = 0.5 + sign * to_x * 0.25 + (across if to_x else along) * jitter_x
-        y = 0.5 + sign * to_y * 0.25 + (across if to_y else along) * jitter_y
+        x = 0.5 + sign * to_x * 0.25 + (along if to_x else across) * jitter_x
+        y = 0.5 + sign * to_y * 0.25 + (along if to_y else across) * jitter_y
         placed.append(Placed(emoji, side, x, y))
     return Scene(
         key=key,
@@ -97,7 +97,7 @@ def compose_pair(first: Emoji, second: Emoji, relation: str, colour: str, seed: 
 
 
 def compose_group(emoji: Emoji, number: int, colour: str, seed: int = 0, key: str = "") -> Scene:
-    """`number` of `emoji`, 2 to 4; places, side and wording come from (seed, key)."""
+    """Return an image of `number` copies of `emoji`, 2 to 4; (seed, key) determines positions, side and wording."""
     rng = random.Random(hashed(seed, "group", key))
     side = SIDES[0] + (SIDES[1] - SIDES[0]) * rng.random()
     room = 0.5 - side
@@ -110,7 +110,10 @@ def compose_group(emoji: Emoji, number: int, colour: str, seed: int = 0, key: st
 
 
 def pair_caption(first: Emoji, second: Emoji, relation: str, colour: str, wording: float = 0.0) -> str:
-    """ "a horse to the left of a bus, on a blue background"; `wording` in [0, 1) chooses the phrase."""
+    """Return a caption such as "a horse to the left of a bus, on a blue background".
+
+    wording: in [0, 1), selects the phrase.
+    """
     words = RELATIONS[relation][2]
     subject, object_ = first.article + first.name, second.article + second.name
     if 0.5 <= wording < 0.7:
@@ -119,38 +122,41 @@ def pair_caption(first: Emoji, second: Emoji, relation: str, colour: str, wordin
 
 
 def group_caption(emoji: Emoji, number: int, colour: str, wording: float = 0.0) -> str:
-    """ "three horses on a blue background"; `wording` in [0, 1) chooses the phrase."""
+    """Return a caption such as "three horses on a blue background"; `wording` in [0, 1) selects the phrase."""
     return _phrase(f"{NUMBERS[number]} {plural(emoji)}", colour, wording)
 
 
 def pairs(objects: Sequence[Emoji], number: int, *, heldout: bool, seed: int = 0) -> list[Scene]:
-    """Return `number` scenes of two objects for one split, fewer if there are too few objects."""
-    return list(islice(_all_pairs(objects, _tries(number), seed, heldout), number))
+    """Return `number` scenes of two objects for one split, or fewer if there are too few objects."""
+    return list(islice(_all_pairs(objects, _max_draws(number), seed, heldout), number))
 
 
 def groups(objects: Sequence[Emoji], number: int, *, heldout: bool, seed: int = 0) -> list[Scene]:
-    """Return `number` scenes of several objects of a kind for one split."""
+    """Return `number` scenes of several copies of one object for one split."""
     countable = [emoji for emoji in objects if is_countable(emoji)]
-    return list(islice(_all_groups(countable, _tries(number), seed, heldout), number))
+    return list(islice(_all_groups(countable, _max_draws(number), seed, heldout), number))
 
 
 def is_heldout_pair(first: Emoji, second: Emoji) -> bool:
-    """Return whether a pair of objects is held out from training, as one in eight pairs is."""
+    """Return whether a pair of objects is held out from training. One in eight pairs is."""
     return hashed("pair", *sorted((first.code, second.code))) % 8 == 0
 
 
 def heldout_number(emoji: Emoji) -> int:
-    """Return the one of NUMBERS that is held out for `emoji`."""
+    """Return the count in NUMBERS that is held out for `emoji`."""
     return list(NUMBERS)[hashed("number", emoji.code) % len(NUMBERS)]
 
 
 def is_countable(emoji: Named) -> bool:
-    """Whether there is a plural: not of plurals ("cherries"), stuff ("bread"), "fork and knife", "the Milky Way"."""
+    """Return whether the name has a plural.
+
+    Plurals ("cherries"), mass nouns ("bread"), "fork and knife" and "the Milky Way" have none.
+    """
     return emoji.article in ("a ", "an ") and " and " not in emoji.name
 
 
 def plural(emoji: Named) -> str:
-    """ "octopuses", "cups of coffee", "people rowing a boat"."""
+    """Return the plural of a name, such as "octopuses", "cups of coffee", "people rowing a boat"."""
     split = re.match(r"(person)(?: (?!of|in|with).*)?$", emoji.name) or re.match(
         r"(.+?)(?: (?:of|with|in|on|behind|over|and|taking|without) .*)?$", emoji.name
     )
@@ -170,13 +176,16 @@ def plural(emoji: Named) -> str:
     return f"{before} {many}".strip() + rest
 
 
-def _tries(number: int) -> int:
-    """Draws after which a split is taken to have no more; most of the scenes that are drawn belong to the other."""
+def _max_draws(number: int) -> int:
+    """Return the number of draws after which a split is considered exhausted.
+
+    It is large, because most draws belong to the other split.
+    """
     return 100 * number + 1000
 
 
-def _all_pairs(objects: Sequence[Emoji], tries: int, seed: int, heldout: bool) -> Iterator[Scene]:
-    for k in range(tries if objects else 0):
+def _all_pairs(objects: Sequence[Emoji], draws: int, seed: int, heldout: bool) -> Iterator[Scene]:
+    for k in range(draws if objects else 0):
         rng = random.Random(hashed(seed, "pairs", k))
         first, second = _pick(rng, objects), _pick(rng, objects)
         relation, colour = _pick(rng, list(RELATIONS)), _pick(rng, list(PALETTE))
@@ -187,8 +196,8 @@ def _all_pairs(objects: Sequence[Emoji], tries: int, seed: int, heldout: bool) -
         yield compose_pair(first, second, relation, colour, seed, f"pair-{k:06d}")
 
 
-def _all_groups(objects: Sequence[Emoji], tries: int, seed: int, heldout: bool) -> Iterator[Scene]:
-    for k in range(tries if objects else 0):
+def _all_groups(objects: Sequence[Emoji], draws: int, seed: int, heldout: bool) -> Iterator[Scene]:
+    for k in range(draws if objects else 0):
         rng = random.Random(hashed(seed, "groups", k))
         emoji, number, colour = _pick(rng, objects), _pick(rng, list(NUMBERS)), _pick(rng, list(PALETTE))
         if colour != heldout_colour(emoji) and (number == heldout_number(emoji)) == heldout:

@@ -1,4 +1,4 @@
-"""Compose images of one object as a function of (object, colour, variant, seed): size, position and caption."""
+"""Compose images of one object; size, position and caption are a function of (object, colour, variant, seed)."""
 
 import random
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from imagen.emoji.openmoji import Emoji, emojis
 from imagen.emoji.picture import PALETTE, Picture, Placed, background, choose, hashed, in_style
 from imagen.emoji.styles import credit
 
-# Name: (share of samples, smallest and largest side of the drawing's square as a fraction of the picture's side,
-# share of the samples that are centred). A drawing fills about 5/6 of its square.
+# Name: (fraction of samples, smallest and largest side of the drawing's square as a fraction of the image's side,
+# fraction of the samples that are centred). A drawing fills about 5/6 of its square.
 SIZES = {
     "small": (0.10, (0.38, 0.48), 0.25),
     "medium": (0.75, (0.64, 0.74), 0.80),
     "large": (0.15, (0.92, 1.04), 1.00),
 }
-LARGE_ALONE = {"medium": (1.0, (0.86, 0.94), 1.0)}  # centred and large: what a network learns in minutes
+CENTRED_SIZES = {"medium": (1.0, (0.86, 0.94), 1.0)}  # only large and centred, which a network learns in minutes
 # Name: (direction in x, direction in y, words)
 PLACES = {
     "center": (0, 0, ""),
@@ -28,19 +28,19 @@ PLACES = {
     "bottom left": (-1, 1, "in the bottom left corner"),
     "bottom right": (1, 1, "in the bottom right corner"),
 }
-OBJECTS = 96  # of those there are, by default: what a small model can learn in an hour on two cores
-_JITTER = 0.03  # of the picture's side, either way
+OBJECTS = 96  # default number of objects, which a small model can learn in an hour on two cores
+_JITTER = 0.03  # maximum shift from the centre, as a fraction of the image's side
 
 
 @dataclass(frozen=True, kw_only=True)
 class Composition(Picture):
-    """One object. Lengths are fractions of the picture's side."""
+    """An image of one object. Lengths are fractions of the image's side."""
 
     emoji: Emoji
     size: str  # name in SIZES
     place: str  # name in PLACES
-    side: float  # of the drawing's square
-    x: float  # centre of that square, 0 at the left
+    side: float  # side of the drawing's square
+    x: float  # centre of the square, 0 at the left
     y: float  # 0 at the top
 
     @property
@@ -70,17 +70,17 @@ def compose(emoji: Emoji, colour: str, variant: int = 0, seed: int = 0, *, centr
 
     centred: always large and centred; otherwise size and position are drawn from SIZES.
     """
-    sizes = LARGE_ALONE if centred else SIZES
+    sizes = CENTRED_SIZES if centred else SIZES
     key = f"{emoji.code.lower()}-{colour}-{variant}" + (f"-{emoji.style.name}".replace(" ", "-") if emoji.style else "")
     rng = random.Random(hashed(seed, key))
     size = choose(rng, {name: share for name, (share, _, _) in sizes.items()})
-    _, (smallest, largest), in_the_middle = sizes[size]
-    elsewhere = (1 - in_the_middle) / (len(PLACES) - 1)
-    place = choose(rng, {name: in_the_middle if name == "center" else elsewhere for name in PLACES})
+    _, (smallest, largest), centre_share = sizes[size]
+    other_share = (1 - centre_share) / (len(PLACES) - 1)
+    place = choose(rng, {name: centre_share if name == "center" else other_share for name in PLACES})
 
     side = smallest + (largest - smallest) * rng.random()
     to_x, to_y, _ = PLACES[place]
-    room = (1 - side) / 2  # from the centre until the square touches the border
+    room = (1 - side) / 2  # distance from the centre at which the square touches the border
     x = 0.5 + to_x * room * (0.85 + 0.15 * rng.random()) + (0 if to_x else _JITTER * (2 * rng.random() - 1))
     y = 0.5 + to_y * room * (0.85 + 0.15 * rng.random()) + (0 if to_y else _JITTER * (2 * rng.random() - 1))
     return Composition(
@@ -97,7 +97,7 @@ def compose(emoji: Emoji, colour: str, variant: int = 0, seed: int = 0, *, centr
 
 
 def caption(emoji: Emoji, colour: str, size: str = "medium", place: str = "center", wording: float = 0.0) -> str:
-    """Return a caption that names object and colour, and size and position unless they are the defaults.
+    """Return a caption that names the object and the colour, and the size and position if they are not the defaults.
 
     wording: in [0, 1), selects the phrase; 0 gives the plain one, "an octopus on a blue background".
     """
@@ -106,7 +106,7 @@ def caption(emoji: Emoji, colour: str, size: str = "medium", place: str = "cente
         bare, subject = emoji.name, emoji.article + emoji.name
     elif emoji.article:
         bare, subject = adjective + emoji.name, f"a {adjective}{emoji.name}"
-    else:  # "large bread" is no English
+    else:  # "large bread" is not idiomatic
         bare, subject = f"{adjective}drawing of {emoji.name}", f"a {adjective}drawing of {emoji.name}"
     where = PLACES[place][2]
     behind = background(colour)
@@ -128,6 +128,6 @@ def heldout_colour(emoji: Emoji) -> str:
 
 
 def objects(limit: int | None) -> list[Emoji]:
-    """Return all objects, or a fixed shuffled choice of `limit` of them, those with the fewest words first."""
-    mixed = sorted(emojis(), key=lambda emoji: (len(emoji.name.split()), hashed("objects", emoji.code)))
-    return mixed if limit is None else mixed[:limit]
+    """Return all objects, or a fixed selection of `limit` of them: shuffled, shortest names in words first."""
+    shuffled = sorted(emojis(), key=lambda emoji: (len(emoji.name.split()), hashed("objects", emoji.code)))
+    return shuffled if limit is None else shuffled[:limit]

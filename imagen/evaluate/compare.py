@@ -1,4 +1,4 @@
-"""Plot training runs beside the reference run: loss by noise level, conditional gap, and held-out prompts."""
+"""Plot training runs against the reference run: loss by noise level, conditional gap, and held-out prompts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 CURVES = "curves.json"  # in the package: preset -> {"metrics": [...], "evaluation": [...]}
 LOSSES = ("loss_t0", "loss_t1", "loss_t2", "loss_t3")
 FIELDS = ("step", "images", "loss", *LOSSES, "conditional_gap", "validation_loss")
-SUFFIXES = ("", ".png", ".svg", ".pdf")  # of the plot; PNG without one
+SUFFIXES = ("", ".png", ".svg", ".pdf")  # of the plot file; without one it is a PNG
 POINTS = 120  # per reference curve, to limit the size of the package
 COLOURS = ("#2a7de1", "#d1495b", "#2e933c", "#8f5bbd", "#e08e0b")
 
@@ -22,8 +22,9 @@ COLOURS = ("#2a7de1", "#d1495b", "#2e933c", "#8f5bbd", "#e08e0b")
 def compare(runs: Sequence[str | Path], out: str | Path) -> list[Row]:
     """Plot the curves of `runs` over those of the reference run of the same preset, as PNG, SVG or PDF at `out`.
 
-    Returns a row per run: its preset, and under "mine" and "reference" the last losses and gap up to the same number of
-    training images. Raises UserError if a folder is not a run, presets differ, or matplotlib is missing.
+    Returns one row per run: its preset, and under "mine" and "reference" the last losses and conditional gap up to the
+    same number of training images. Raises UserError if a folder is not a run, if presets differ, or if matplotlib is
+    missing.
     """
     if not runs:
         raise UserError("no runs to compare")
@@ -46,7 +47,7 @@ def compare(runs: Sequence[str | Path], out: str | Path) -> list[Row]:
 
 
 def reference_curves() -> dict[str, dict[str, list[Row]]]:
-    """Return the curves of the reference run, by preset; empty if the installation lacks them."""
+    """Return the curves of the reference run by preset; empty if the installation lacks them."""
     path = packaged_path(CURVES)
     return read_json(path) if path.is_file() else {}
 
@@ -68,7 +69,7 @@ def write_reference_curves(runs: Sequence[str | Path], path: str | Path) -> None
 def plot(preset: str, series: Sequence[tuple[str, Sequence[Row], Sequence[Row]]], out: str | Path) -> None:
     """Plot training curves to a file.
 
-    series: (name, rows of metrics.jsonl, rows of evaluation.jsonl) of each run, the reference first.
+    series: one (name, rows of metrics.jsonl, rows of evaluation.jsonl) per run, the reference first.
     Raises UserError if matplotlib is missing or the file cannot be written.
     """
     try:
@@ -110,11 +111,12 @@ def plot(preset: str, series: Sequence[tuple[str, Sequence[Row], Sequence[Row]]]
 
 
 def _read(run: Path) -> tuple[str, list[Row], list[Row]]:
+    """Return the preset of a run, and the rows of its metrics and of its evaluation."""
     if not (run / "config.json").is_file() or not (run / "metrics.jsonl").is_file():
         raise UserError(f"{run} is not a training run: it has no config.json and metrics.jsonl")
     config, metrics = read_json(run / "config.json"), read_json_lines(run / "metrics.jsonl", ("step", "images"))
     if not isinstance(config, dict):
-        raise UserError(f"{run / 'config.json'} is damaged: an object was expected")
+        raise UserError(f"{run / 'config.json'} is damaged: it is not a JSON object")
     for number, row in enumerate(metrics, 1):
         values = {key: row[key] for key in FIELDS if row.get(key) is not None or key in ("step", "images")}
         if wrong := [key for key, value in values.items() if not isinstance(value, int | float)]:
@@ -122,21 +124,22 @@ def _read(run: Path) -> tuple[str, list[Row], list[Row]]:
     curve = read_curve(run)
     for number, row in enumerate(curve, 1):
         single = row.get("single")
-        shown = [row.get("images"), row.get("kid"), single.get("object") if isinstance(single, dict) else None]
-        if not all(isinstance(value, int | float) for value in shown):
+        required = [row.get("images"), row.get("kid"), single.get("object") if isinstance(single, dict) else None]
+        if not all(isinstance(value, int | float) for value in required):
             raise UserError(f"{run / CURVE} is damaged: row {number} lacks images, kid or the accuracy of objects")
     return str(config.get("name")), metrics, curve
 
 
 def _best(curve: Sequence[Row]) -> list[Row]:
-    """Return the best row of each step: by accuracy of objects, then by KID."""
+    """Return the best row of each step, by the accuracy of objects and then by KID."""
     best: dict[int, Row] = {}
     for row in sorted(curve, key=lambda row: (row["single"]["object"], -row["kid"])):
-        best[row["images"]] = row  # better rows come later
+        best[row["images"]] = row  # better rows come last
     return [best[images] for images in sorted(best)]
 
 
 def _value(row: Row, key: Any) -> float | None:
+    """Return the value at a key, or at a pair of nested keys."""
     if isinstance(key, str):
         return row.get(key)
     return row.get(key[0], {}).get(key[1])

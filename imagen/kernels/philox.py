@@ -1,4 +1,4 @@
-"""Standard normal numbers as a pure function of a key and a counter: Philox4x32-10 (Salmon et al., SC 2011).
+"""Compute standard normal numbers as a pure function of a key and a counter: Philox4x32-10 (Salmon et al., SC 2011).
 
 A stateful generator, such as torch's on a CPU, must be drawn from sequentially. Here number e of sample p is computed
 from (key, p, purpose, e) alone, on any device, identical up to the rounding of log, cos and sin. One counter gives four
@@ -36,7 +36,7 @@ def normal(shape: Sequence[int], key: int, first: int, purpose: int, device: tor
 
 
 def normal_for(samples_B: Tensor, shape: Sequence[int], key: int, purpose: int, device: torch.device) -> Tensor:
-    """Return the `normal` numbers [B, *shape] of given samples. samples_B: int64, on `fill_device(device)`."""
+    """Return the numbers of `normal` for any samples, [B, *shape]. samples_B: int64, on `fill_device(device)`."""
     layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
     out = torch.empty(len(samples_B), *shape, device=samples_B.device, memory_format=layout)
     torch.ops.imagen.fill_normal(out, samples_B, key - 2**64 if key >= 2**63 else key, purpose)

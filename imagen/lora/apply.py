@@ -1,7 +1,7 @@
 """Fit an adapter to a U-Net, and apply it while images are sampled.
 
-Adapters are added to the weights for as long as they are needed. So one network serves requests with different
-adapters, several of them go together, each with its own weight, and sampling costs no more than without.
+An adapter is added to the weights only while it is in use. One network therefore serves requests with different
+adapters, several adapters can be combined, each with its own weight, and a step costs the same as without adapters.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,16 +15,16 @@ from imagen.lora.files import Adapter, Factors
 from imagen.models.diffusers_names import theirs
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no equality that is one bool
+@dataclass(frozen=True, eq=False)  # comparing tensors does not return one bool
 class Fitted:
-    """An adapter as one U-Net takes it."""
+    """An adapter that fits a U-Net."""
 
     adapter: Adapter
-    modules: Mapping[str, Factors]  # by our names of modules
+    modules: Mapping[str, Factors]  # by the names of the U-Net's modules
 
 
 def fit(adapter: Adapter, unet: nn.Module) -> Fitted:
-    """`adapter` for `unet`. Raises UserError, naming the first module, if it was made for another network."""
+    """Fit `adapter` to `unet`. Raises UserError, naming the first layer that differs, if it is for another network."""
     layers = {name: layer for name, layer in unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
     known: dict[str, str] = {}
     for ours in layers:
@@ -33,13 +33,15 @@ def fit(adapter: Adapter, unet: nn.Module) -> Fitted:
     modules = {}
     for name, factors in adapter.modules.items():
         if name not in known:
-            raise UserError(f"LoRA {adapter.name}: the U-Net has no layer {quoted(name)}: made for another model")
+            raise UserError(
+                f"LoRA {adapter.name}: the U-Net has no layer {quoted(name)}; the file was made for another model"
+            )
         ours = known[name]
         found = (factors.B.shape[0], *factors.A.shape[1:])
         if tuple(layers[ours].weight.shape) != found:
             raise UserError(
                 f"LoRA {adapter.name}: layer {quoted(name)} is {list(layers[ours].weight.shape)} in the U-Net and "
-                f"{list(found)} in the adapter; it was made for another model"
+                f"{list(found)} in the adapter; the file was made for another model"
             )
         modules[ours] = factors
     return Fitted(adapter, modules)
@@ -47,9 +49,9 @@ def fit(adapter: Adapter, unet: nn.Module) -> Fitted:
 
 @contextmanager
 def applied(unet: nn.Module, adapters: Sequence[tuple[Fitted, float]]) -> Iterator[None]:
-    """Add `weight * scale * B A` to the weights of each adapted layer of `unet`, within the context.
+    """Add `weight * scale * B A` to the weights of each adapted layer of `unet` within the block.
 
-    The weights change in place, so compiled networks need no new graph, and are restored to the bit at the end.
+    The weights change in place, so compiled networks need no new graph. Copies restore them exactly at the end.
     """
     changes: dict[str, Tensor] = {}
     for fitted, weight in adapters:

@@ -23,7 +23,7 @@ from imagen.errors import UserError, quoted
 from imagen.files import open_regular, parse_json, read_json
 
 MOST_RANK = 4_096
-CONFIG = "adapter_config.json"  # peft's, beside its weights
+CONFIG = "adapter_config.json"  # peft's settings, beside its weights
 
 _KEY = re.compile(
     r"(?:base_model\.model\.|unet\.|lora_unet_)?(?P<module>[^.].*?)\."
@@ -47,21 +47,21 @@ class Factors:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A LoRA file."""
+    """The content of a LoRA file."""
 
-    name: str  # the file's, without its suffix
+    name: str  # of the file, without its suffix
     sha256: str
-    modules: Mapping[str, Factors]  # by the file's own names of modules, without prefixes
+    modules: Mapping[str, Factors]  # by the names of modules in the file, without prefixes
 
 
 def read_adapter(path: str | Path) -> Adapter:
-    """Read the LoRA file `path`.
+    """Read the LoRA file, or peft's folder, at `path`.
 
-    Raises UserError if it is no safetensors file, or holds anything but low-rank factors of linear layers and
+    Raises UserError if it is not a safetensors file, or contains anything but low-rank factors of linear layers and
     convolutions of a U-Net.
     """
     path = Path(path)
-    if path.is_dir():  # as peft saves them
+    if path.is_dir():  # peft saves a folder
         path = path / "adapter_model.safetensors"
     if not path.exists():
         raise UserError(f"{path} does not exist; expected a LoRA file (safetensors)")
@@ -78,7 +78,7 @@ def read_adapter(path: str | Path) -> Adapter:
     modules = {}
     for module, A in downs.items():
         if module not in ups:
-            raise UserError(f"{path}: {quoted(module)} has a down projection (A) and no up projection (B)")
+            raise UserError(f"{path}: {quoted(module)} has a down projection (A) but no up projection (B)")
         B = ups.pop(module)
         _check_factors(path, module, A, B)
         rank = A.shape[0]
@@ -89,12 +89,12 @@ def read_adapter(path: str | Path) -> Adapter:
     for left in (*ups, *alphas):
         raise UserError(f"{path}: {quoted(left)} has no down projection (A)")
     if not modules:
-        raise UserError(f"{path} holds no LoRA")
+        raise UserError(f"{path} contains no LoRA")
     return Adapter(path.stem if path.stem != "adapter_model" else path.parent.name, sha256, modules)
 
 
 def _sorted(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
-    """(down projections, up projections, alphas) by module."""
+    """Return (down projections, up projections, alphas), each by module."""
     downs: dict[str, Tensor] = {}
     ups: dict[str, Tensor] = {}
     alphas: dict[str, float] = {}
@@ -110,10 +110,10 @@ def _sorted(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor
                 raise UserError(f"{path}: {quoted(key)} must be one finite number")
             alphas[module] = float(tensor)
             continue
-        place = downs if match["down"] else ups
-        if module in place:
-            raise UserError(f"{path}: {quoted(module)} has several factors of a kind")
-        place[module] = tensor
+        factors = downs if match["down"] else ups
+        if module in factors:
+            raise UserError(f"{path}: {quoted(module)} has the same factor twice")
+        factors[module] = tensor
     return downs, ups, alphas
 
 
@@ -126,11 +126,11 @@ def _check_factors(path: Path, module: str, A: Tensor, B: Tensor) -> None:
     if A.ndim != B.ndim or A.shape[0] != B.shape[1] or B.shape[2:].numel() != 1:
         raise UserError(f"{path}: A {list(A.shape)} and B {list(B.shape)} of {quoted(module)} do not fit together")
     if not 1 <= A.shape[0] <= MOST_RANK:
-        raise UserError(f"{path}: {quoted(module)} has rank {A.shape[0]}; 1 to {MOST_RANK} are read")
+        raise UserError(f"{path}: {quoted(module)} has rank {A.shape[0]}; it must be 1 to {MOST_RANK}")
 
 
 def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """peft's settings, from the file's metadata (diffusers) or adapter_config.json beside it; {} without either."""
+    """Return peft's settings, from the file's metadata (diffusers) or adapter_config.json beside it, or {}."""
     if (text := metadata.get("lora_adapter_metadata")) is not None:
         try:
             value = parse_json(text)
@@ -149,10 +149,10 @@ def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _alpha(config: Mapping[str, Any], module: str, rank: int, path: Path) -> float:
-    """alpha of a module; the rank itself if nothing is said."""
+    """Return the alpha of a module: the one in the settings, or else its rank."""
     alpha = config.get("lora_alpha", rank)
     for pattern, value in (config.get("alpha_pattern") or {}).items():
-        # peft takes regular expressions; one from a file would be run, so names and their ends alone are.
+        # peft also allows regular expressions. A file's expressions are untrusted, so only names and their ends match.
         if module == pattern or module.endswith(f".{pattern}"):
             alpha = value
             break

@@ -1,4 +1,4 @@
-"""Blocks of the U-Net, and what joins its levels.
+"""Blocks of the U-Net, and the resampling between its levels.
 
 Shape legend: see `imagen.models.layers`.
 """
@@ -40,7 +40,7 @@ class Block(nn.Module):
 
 
 class UNetLevel(nn.Module):
-    """Hold the blocks of a level of the down or up path, and the resampling before (down) or after (up) them."""
+    """The blocks of a level in the down or up path, and the resampling before (down) or after (up) them."""
 
     blocks: Iterable[Block]
 

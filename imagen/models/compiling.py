@@ -19,7 +19,7 @@ def should_compile(device: torch.device | str, setting: bool | None) -> bool:
 
 
 def raise_recompile_limit() -> None:
-    """Raise torch's limit of graphs per function. Beyond it, eight by default, torch runs the function uncompiled."""
+    """Raise torch's limit of graphs per function, eight by default. Beyond it, torch runs the function uncompiled."""
     config = torch._dynamo.config
     config.recompile_limit = max(MAX_GRAPHS, config.recompile_limit)
 

@@ -8,10 +8,10 @@ from imagen.models.unet import TextCache, UNet
 
 
 class TextCachingUNet:
-    """Evaluate a U-Net with cached cross-attention keys and values, since all steps of a sampler have the same text.
+    """A U-Net with cached cross-attention keys and values, since all steps of a sampler have the same text.
 
-    Texts are identified by tensor object. Neither the tensor nor the U-Net's weights may change, or the cache would be
-    stale.
+    Texts are identified by tensor object. Neither the tensors nor the U-Net's weights may change; otherwise the cache
+    would be stale.
     """
 
     def __init__(self, unet: UNet):

@@ -33,7 +33,7 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 class TextCache(NamedTuple):
-    """Hold what a U-Net computes from text alone: the pooled text, and cross-attention keys and values."""
+    """The values that a U-Net computes from text alone: the pooled text, and cross-attention keys and values."""
 
     pooled_BE: Tensor
     context: Mapping[nn.Module, tuple[Tensor, Tensor]]  # keys and values of each attention layer, [B, L, C]

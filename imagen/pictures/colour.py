@@ -1,4 +1,4 @@
-"""Convert pixels to sRGB by the ICC profile that a picture brings."""
+"""Convert pixels to sRGB with the ICC profile embedded in an image."""
 
 import io
 from functools import lru_cache
@@ -7,19 +7,19 @@ import numpy as np
 from PIL import Image, ImageCms
 
 _SRGB = ImageCms.createProfile("sRGB")
-# Relative colorimetric with black point compensation, as picture editors do.
+# Relative colorimetric with black point compensation, like image editors.
 _INTENT, _FLAGS = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
-_SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}  # Pillow's mode: the profile's colour space
+_SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}  # Pillow mode: colour space of the profile
 
 
 def from_rgb(rgb_HWC: np.ndarray, profile: bytes | None) -> np.ndarray:
-    """uint8 RGB [H, W, 3] to sRGB."""
+    """Convert uint8 RGB [H, W, 3] to sRGB."""
     transform = _to_srgb(profile, "RGB")
     return rgb_HWC if transform is None else _apply(Image.fromarray(rgb_HWC), transform)
 
 
 def from_grey(grey_HW: np.ndarray, profile: bytes | None) -> np.ndarray:
-    """uint8 grey [H, W] to sRGB [H, W, 3]."""
+    """Convert uint8 grey [H, W] to sRGB [H, W, 3]."""
     transform = _to_srgb(profile, "L")
     if transform is None:
         return np.repeat(grey_HW[..., None], 3, axis=2)
@@ -27,27 +27,27 @@ def from_grey(grey_HW: np.ndarray, profile: bytes | None) -> np.ndarray:
 
 
 def from_cmyk(image: Image.Image, profile: bytes | None) -> np.ndarray:
-    """A picture of mode CMYK to sRGB uint8 [H, W, 3]; without a profile by Pillow's plain formula."""
+    """Convert an image of mode CMYK to sRGB uint8 [H, W, 3]; without a profile, use Pillow's simple formula."""
     transform = _to_srgb(profile, "CMYK")
     return np.asarray(image.convert("RGB")) if transform is None else _apply(image, transform)
 
 
 def from_lab(image: Image.Image) -> np.ndarray:
-    """A picture of mode LAB (CIELAB, D50) to sRGB uint8 [H, W, 3]."""
+    """Convert an image of mode LAB (CIELAB, D50) to sRGB uint8 [H, W, 3]."""
     return _apply(image, _lab_to_srgb())
 
 
 def _apply(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> np.ndarray:
     converted = ImageCms.applyTransform(image, transform)
-    assert converted is not None  # only with inPlace
+    assert converted is not None  # it is None only with inPlace
     return np.asarray(converted)
 
 
 @lru_cache(maxsize=16)
 def _to_srgb(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """The transform of a profile; None if it changes nothing, is broken, or is one of other pixels than `mode`.
+    """Return the transform of a profile; None if it has no effect, is broken, or is for another mode than `mode`.
 
-    Most profiles are sRGB's: seen here once, they cost nothing for each picture.
+    Most profiles are sRGB. They are recognised once and cached, so they cost nothing per image.
     """
     if profile is None:
         return None
@@ -58,11 +58,11 @@ def _to_srgb(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | N
         transform = ImageCms.buildTransform(opened, _SRGB, mode, "RGB", _INTENT, _FLAGS)
     except (ImageCms.PyCMSError, OSError, ValueError):
         return None
-    return None if mode != "CMYK" and _changes_nothing(transform, mode) else transform
+    return None if mode != "CMYK" and _is_identity(transform, mode) else transform
 
 
-def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Whether every colour of a grid comes out within one level."""
+def _is_identity(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """Return whether the transform changes no colour of a grid by more than one level."""
     levels = np.linspace(0, 255, 17).round().astype(np.uint8)
     if mode == "L":
         before, expected = levels[None], np.repeat(levels[None, :, None], 3, axis=2)

@@ -1,4 +1,4 @@
-"""Decode an image from bytes to uint8 RGB: upright, in sRGB, with transparency composed on white.
+"""Decode an image from bytes to uint8 RGB: upright, in sRGB, with transparent pixels composited on white.
 
 Building, training, evaluation and sampling all use this decoder.
 """
@@ -15,17 +15,17 @@ from imagen.pictures import jpeg, jpeg2000, png
 from imagen.pictures.colour import from_cmyk, from_grey, from_lab, from_rgb
 from imagen.pictures.formats import readable_formats
 
-# Twice Pillow's warning threshold, where Pillow itself refuses; checked on the header, before any pixel is decoded.
+# Twice Pillow's warning threshold, which is where Pillow raises an error. Checked on the header, before decoding.
 MAX_PIXELS = 178_956_970
-# Pillow warns above half of MAX_PIXELS, and of EXIF that is broken: nothing that a picture is worse for.
+# Pillow warns above half of MAX_PIXELS and about broken EXIF data. Neither affects the pixels.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-ORIENTATION = 0x0112  # EXIF's tag
-# XMP in all spellings that XML has; Pillow knows two. Of other formats the decoder has seen to it.
-_IN_XMP = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])""")
-_TURNED_BY_XMP = ("JPEG", "MPO", "PNG", "WEBP")
-_UPRIGHT = {  # EXIF orientation: what turns [H, W, C] upright
+ORIENTATION = 0x0112  # EXIF tag
+# Orientation in XMP, in all spellings that XML allows; Pillow supports two of them.
+_XMP_ORIENTATION = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])""")
+_XMP_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")  # in other formats, the decoder applies the orientation
+_UPRIGHT = {  # EXIF orientation: function that makes [H, W, C] upright
     2: lambda x_HWC: x_HWC[:, ::-1],
     3: lambda x_HWC: x_HWC[::-1, ::-1],
     4: lambda x_HWC: x_HWC[::-1],
@@ -45,21 +45,21 @@ class UnknownRange(BadPicture):
 
 
 def decode(data: bytes, min_side: int = 0, *, strict: bool = False) -> np.ndarray:
-    """Decode an image of any supported format to uint8 RGB [H, W, 3]; of several frames, the first.
+    """Decode an image of any supported format to uint8 RGB [H, W, 3]. Of several frames, the first is decoded.
 
-    - Orientation: as EXIF or XMP says, wherever the file has it.
-    - Colours: converted to sRGB from the ICC profile inside. Without one (or with one that is broken or belongs to
-      another kind of pixels) they are taken as sRGB, and CMYK is converted without a profile, as Pillow does.
-    - Depth: 16 bits are reduced to 8. 32-bit integers are read as 16-bit values, floats as 0 to 1; where the values
-      say otherwise the picture is refused.
-    - Transparency is composed on white.
+    - Orientation: applied from EXIF or XMP, wherever it is in the file.
+    - Colours: converted to sRGB with the embedded ICC profile. If it is missing, broken or for another colour space,
+      pixels are assumed to be sRGB, and CMYK is converted like Pillow does without a profile.
+    - Depth: 16 bits are reduced to 8. 32-bit integers must be 16-bit values, and floats must be in [0, 1].
+    - Transparency: composited on white.
 
-    min_side: > 0 allows a JPEG to be decoded at a fraction of its size (in the DCT domain, several times faster) as
-        long as both sides stay at least that long; 0 decodes in full.
-    strict: refuse a JPEG whose decoder made up pixels for damaged data, and a PNG whose checksums differ. Training
-        takes them as they are.
+    min_side: if > 0, a JPEG may be decoded at a fraction of its size (in the DCT domain, several times faster) as long
+        as both sides have at least this many pixels; 0 decodes at full size.
+    strict: reject a damaged JPEG, for which the decoder invents pixels, and a PNG with a wrong checksum. Training
+        accepts both.
 
-    Raises BadPicture for bytes that are not a whole picture, or a picture above MAX_PIXELS; UnknownRange.
+    Raises BadPicture if the bytes are not a complete image or if it has more than MAX_PIXELS, and its subclass
+    UnknownRange if the range of the pixel values is not supported.
     """
     try:
         if data[:2] == b"\xff\xd8":
@@ -69,18 +69,16 @@ def decode(data: bytes, min_side: int = 0, *, strict: bool = False) -> np.ndarra
         return _decode_any(data)
     except BadPicture:
         raise
-    except Image.DecompressionBombError as error:  # by the header, as in `_check_size`
+    except Image.DecompressionBombError as error:  # raised for the header, like `_check_size`
         raise BadPicture(str(error)) from None
-    except UnidentifiedImageError:  # whose message shows a memory address
-        raise BadPicture("not a whole picture of a format that is read") from None
-    except (
-        Exception
-    ) as error:  # decoders raise almost anything on hostile bytes: SyntaxError, RuntimeError, MemoryError
-        raise BadPicture(f"not a whole picture ({type(error).__name__}: {error})") from None
+    except UnidentifiedImageError:  # its message contains a memory address
+        raise BadPicture("not a complete image in a supported format") from None
+    except Exception as error:  # hostile bytes cause almost any exception: SyntaxError, RuntimeError, MemoryError
+        raise BadPicture(f"not a complete image ({type(error).__name__}: {error})") from None
 
 
 def read_header(data: bytes) -> Image.Image:
-    """Open a picture without decoding pixels; text chunks of a PNG are left out. Raises what Pillow raises."""
+    """Open an image without decoding its pixels or the text chunks of a PNG. Raises Pillow's exceptions."""
     if data.startswith(png.SIGNATURE):
         data = png.without_text(data)
     return Image.open(io.BytesIO(data), formats=readable_formats())
@@ -93,13 +91,11 @@ def _decode_jpeg(data: bytes, min_side: int, strict: bool) -> np.ndarray:
         if colorspace in ("YCbCr", "RGB", "Gray"):
             pixels_HWC = _decode_simple_jpeg(data, "GRAY" if colorspace == "Gray" else "RGB", min_side)
             return np.ascontiguousarray(_UPRIGHT.get(_jpeg_orientation(data), lambda x: x)(pixels_HWC))
-        if strict:  # Pillow passes no warning on
+        if strict:  # Pillow does not report libjpeg's warnings, so decode once with simplejpeg
             simplejpeg.decode_jpeg(data, "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB")
-    except (
-        ValueError
-    ) as error:  # harmless oddities that libjpeg warns of, or a picture cut off: Pillow tells them apart
+    except ValueError as error:  # a harmless warning of libjpeg, or a truncated file; Pillow distinguishes the two
         if strict and jpeg.is_damage(str(error)):
-            raise BadPicture(f"not a whole picture ({error})") from None
+            raise BadPicture(f"not a complete image ({error})") from None
     return _decode_any(data)
 
 
@@ -111,9 +107,9 @@ def _decode_simple_jpeg(data: bytes, pixels: str, min_side: int) -> np.ndarray:
 
 
 def _jpeg_orientation(data: bytes) -> int:
-    if not jpeg.may_be_turned(data):
+    if not jpeg.may_have_orientation(data):
         return 1
-    with Image.open(io.BytesIO(data), formats=["JPEG", "MPO"]) as image:  # reads the header alone
+    with Image.open(io.BytesIO(data), formats=["JPEG", "MPO"]) as image:  # reads only the header
         return _orientation(image)
 
 
@@ -121,19 +117,19 @@ def _orientation(image: Image.Image) -> int:
     try:
         if (orientation := image.getexif().get(ORIENTATION)) is not None:
             return int(orientation)
-    except Exception:  # EXIF that is broken says nothing, whatever Pillow raises; the pixels may be good
+    except Exception:  # Pillow raises many types for broken EXIF data; ignore it, because the pixels may be intact
         return 1
-    if image.format not in _TURNED_BY_XMP:
+    if image.format not in _XMP_FORMATS:
         return 1
     xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
-    match = _IN_XMP.search(xmp.encode() if isinstance(xmp, str) else xmp)
+    match = _XMP_ORIENTATION.search(xmp.encode() if isinstance(xmp, str) else xmp)
     return int(match[1]) if match else 1
 
 
 def _decode_any(data: bytes) -> np.ndarray:
     with read_header(data) as image:
         _check_size(*image.size)
-        image.load()  # turns a TIFF
+        image.load()  # applies the orientation of a TIFF
         profile = jpeg2000.icc_profile(data) if image.format == "JPEG2000" else image.info.get("icc_profile")
         pixels_HWC = _rgb(image, profile if isinstance(profile, bytes) else None)
         return np.ascontiguousarray(_UPRIGHT.get(_orientation(image), lambda x: x)(pixels_HWC))
@@ -157,18 +153,18 @@ def _rgb(image: Image.Image, profile: bytes | None) -> np.ndarray:
 
 
 def _grey_levels(image: Image.Image) -> np.ndarray:
-    """16-bit, 32-bit and floating-point grey as uint8 [H, W]; Pillow's convert() would clip at 255."""
+    """Convert 16-bit, 32-bit and floating-point grey to uint8 [H, W]. Pillow's convert() would clip at 255."""
     values_HW = np.asarray(image)
     low, high = values_HW.min(), values_HW.max()
     if image.mode == "F":
         if not (low >= 0 and high <= 1):  # also for NaN
-            raise UnknownRange(f"floating-point pixels from {low:g} to {high:g}: 0 (black) to 1 (white) are read")
+            raise UnknownRange(f"floating-point pixels from {low:g} to {high:g}: supported are 0 (black) to 1 (white)")
         grey_HW = np.rint(values_HW * 255).astype(np.uint8)
     else:
-        # 16-bit PNG and PPM have mode I in some versions of Pillow; 32-bit integers may hold any range.
+        # 16-bit PNG and PPM have mode I in some versions of Pillow; 32-bit integers may have any range.
         is_wide = image.mode == "I" and image.format not in ("PNG", "PPM")
         if low < 0 or high > 65_535 or (is_wide and high < 256):
-            raise UnknownRange(f"32-bit pixels from {low} to {high}: 16-bit values, 0 to 65535, are read")
+            raise UnknownRange(f"32-bit pixels from {low} to {high}: supported are 16-bit values, 0 to 65535")
         if _bits(image) == 12:
             values_HW = values_HW << 4
         grey_HW = (values_HW >> 8).astype(np.uint8)
@@ -178,13 +174,13 @@ def _grey_levels(image: Image.Image) -> np.ndarray:
 
 
 def _bits(image: Image.Image) -> int | None:
-    """Of a TIFF's sample: Pillow gives 12 as they are, unlike those of any other format (tag BitsPerSample)."""
+    """Return the bits per sample of a TIFF (tag BitsPerSample), because Pillow does not scale 12-bit samples to 16."""
     bits = image.tag_v2.get(258) if image.format == "TIFF" else None  # type: ignore[attr-defined]
     return bits[0] if isinstance(bits, tuple) else bits
 
 
 def _is_white_zero(image: Image.Image) -> bool:
-    """Whether a TIFF's 0 is white, which Pillow minds for 8 bits alone (tag PhotometricInterpretation)."""
+    """Return whether 0 is white in a TIFF (tag PhotometricInterpretation). Pillow handles this only for 8 bits."""
     return image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
 
 
@@ -196,4 +192,4 @@ def _on_white(rgb_HWC: np.ndarray, alpha_HW: np.ndarray) -> np.ndarray:
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise BadPicture(f"{width}x{height} is above the limit of {MAX_PIXELS} pixels")
+        raise BadPicture(f"{width}x{height} pixels exceed the limit of {MAX_PIXELS}")

@@ -15,7 +15,7 @@ from imagen.pictures.decoding import BadPicture, decode
 from imagen.pictures.formats import missing_format, readable_formats
 
 KEY = "imagen"  # keyword of the PNG text chunk
-MAX_BYTES = 2**30  # of a file that is read whole; more than MAX_PIXELS take in any common format
+MAX_BYTES = 2**30  # maximum size of a file; MAX_PIXELS take less in any common format
 
 
 def write_png(path: str | Path, image: Image.Image, metadata: Mapping[str, Any] | None = None) -> None:
@@ -28,7 +28,7 @@ def write_png(path: str | Path, image: Image.Image, metadata: Mapping[str, Any] 
 
 
 def png_info(metadata: Mapping[str, Any] | None) -> PngInfo:
-    """What `write_png` stores, for Pillow's `save`."""
+    """Return the metadata in the form that Pillow's `save` takes as `pnginfo`."""
     info = PngInfo()
     if metadata is not None:
         info.add_itxt(KEY, json.dumps(metadata, ensure_ascii=False, allow_nan=False), zip=False)
@@ -36,26 +36,26 @@ def png_info(metadata: Mapping[str, Any] | None) -> PngInfo:
 
 
 def read_picture(path: str | Path) -> Image.Image:
-    """Read a picture of any format as RGB, by `decode`: upright, in sRGB, transparency on white.
+    """Read an image of any supported format as RGB with `decode`: upright, in sRGB, transparent pixels on white.
 
-    Raises UserError naming the file if it is missing, broken or of a kind that is not read.
+    Raises UserError naming the file if it is missing, broken or in an unsupported format.
     """
     with open_given(path) as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise UserError(f"{path} has more than {MAX_BYTES} bytes; no picture that large is read")
+        raise UserError(f"{path} has more than {MAX_BYTES} bytes, which is the limit for an image")
     if kind := missing_format(data):
         raise missing_package(f"{path} is {kind}, which needs a decoder", "formats")
     try:
         return Image.fromarray(decode(data))
     except BadPicture as error:
-        raise UserError(f"{path} is not a picture that can be read: {error}") from None
+        raise UserError(f"{path} is not a readable image: {error}") from None
 
 
 def read_metadata(path: str | Path) -> dict[str, Any] | None:
-    """Return the metadata that `write_png` stored; None for an image without it.
+    """Return the metadata that `write_png` stored, or None for an image without it.
 
-    Raises UserError naming the file if it is missing or no picture at all.
+    Raises UserError naming the file if it is missing or not an image.
     """
     try:
         with open_given(path) as file, Image.open(file, formats=readable_formats()) as image:
@@ -64,8 +64,8 @@ def read_metadata(path: str | Path) -> dict[str, Any] | None:
         value = None if text is None else parse_json(text)
     except UserError:
         raise
-    except UnidentifiedImageError:  # whose message shows a memory address, or a number of Python's
-        raise UserError(f"{path} is not a picture of a format that is read") from None
+    except UnidentifiedImageError:  # its message contains a memory address or a file object
+        raise UserError(f"{path} is not an image in a supported format") from None
     except Exception as error:  # decoders raise almost anything on hostile bytes
-        raise UserError(f"{path} is not a picture that can be read: {error}") from None
+        raise UserError(f"{path} is not a readable image: {error}") from None
     return value if isinstance(value, dict) else None

@@ -1,21 +1,21 @@
-"""List the supported image formats: Pillow's safe ones, and those of installed plug-ins."""
+"""List the supported image formats: Pillow's safe formats and those of installed plug-ins."""
 
 from functools import lru_cache
 from importlib.util import find_spec
 
 from PIL import Image, features
 
-# Not all that Pillow knows: for EPS, say, it would run Ghostscript, and TGA has no mark to be known by.
+# Other formats of Pillow are excluded: for EPS it would run Ghostscript, for example, and TGA has no signature.
 _OF_PILLOW = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "QOI", "AVIF", "JPEG2000")
-_BUILT_WITH = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # format: the feature that a build may lack
+_BUILT_WITH = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # format: feature that Pillow may lack
 
 
 @lru_cache(maxsize=1)
 def readable_formats() -> tuple[str, ...]:
-    """Names of the formats, as Pillow has them; loads the plug-ins of the extra `formats`."""
+    """Return Pillow's names of the supported formats, after loading the plug-ins of the extra `formats`."""
     Image.init()
-    has = {name: features.check(feature) for name, feature in _BUILT_WITH.items()}
-    found = [name for name in _OF_PILLOW if name in Image.OPEN and has.get(name, True)]
+    is_built = {name: features.check(feature) for name, feature in _BUILT_WITH.items()}
+    found = [name for name in _OF_PILLOW if name in Image.OPEN and is_built.get(name, True)]
     if find_spec("pillow_heif"):
         from pillow_heif import register_heif_opener
 
@@ -29,13 +29,13 @@ def readable_formats() -> tuple[str, ...]:
 
 
 def missing_format(data: bytes) -> str | None:
-    """The format of bytes that only a decoder which is not installed reads; None for all others."""
+    """Return the format of `data` if its decoder is not installed; None for all other data."""
     kind = _format_of(data)
     return None if kind is None or kind in readable_formats() else kind
 
 
 def _format_of(data: bytes) -> str | None:
-    """One of the formats above that may be missing, by the bytes a file begins with."""
+    """Identify a format with an optional decoder by the first bytes of a file; None for all others."""
     if data[:2] == b"\xff\x0a" or data[:12] == b"\0\0\0\x0cJXL \r\n\x87\n":
         return "JXL"
     if data[:4] == b"\xff\x4f\xff\x51" or data[:12] == b"\0\0\0\x0cjP  \r\n\x87\n":

@@ -8,14 +8,14 @@ from PIL import PngImagePlugin
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TEXT = (b"tEXt", b"zTXt", b"iTXt")
-# Text that says how to turn the picture; longer than any real one, it is left out, too.
-# Pillow's limit for what a chunk holds once it is decompressed; colour profiles of printers are longer than its own.
+# Pillow's limit for the decompressed size of a chunk; colour profiles of printers exceed its default.
 PngImagePlugin.MAX_TEXT_CHUNK = 2**24
+# Text that may contain the orientation. It is removed too if it has _LONG bytes or more, since no real one is so long.
 _NEEDED, _LONG = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0"), 2**20
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield (type, start, end) of every chunk up to IEND, length and checksum included; ends where the data do."""
+    """Yield (type, start, end) of each chunk up to IEND, including length and checksum; stop where the data end."""
     position = len(SIGNATURE)
     while position + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, position)
@@ -27,7 +27,7 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def without_text(data: bytes) -> bytes:
-    """Leave out text chunks: Pillow refuses good pictures for long ones, such as programs store their settings in."""
+    """Remove text chunks, because Pillow rejects valid images with long ones, in which some programs store settings."""
     kept, rest = [], 0
     for kind, start, end in chunks(data):
         if kind in _TEXT and not (data.startswith(_NEEDED, start + 8) and end - start < _LONG):
@@ -37,10 +37,10 @@ def without_text(data: bytes) -> bytes:
 
 
 def check(data: bytes) -> None:
-    """Compare every chunk's checksum. ValueError naming the chunk that differs, or if the last one is not there."""
+    """Check the checksums of all chunks. Raises ValueError naming the wrong one, or if the file is truncated."""
     kind = b""
     for kind, start, end in chunks(data):
         if zlib.crc32(memoryview(data)[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
             raise ValueError(f"the checksum of chunk {kind.decode('ascii', 'replace')} at byte {start} is wrong")
     if kind != b"IEND":
-        raise ValueError("the file is truncated: it has no chunk IEND")
+        raise ValueError("the file is truncated: it has no IEND chunk")

@@ -16,16 +16,17 @@ def contact_sheet(
     cell: int | None = None,
     title: str | None = None,
 ) -> Image.Image:
-    """A grid of pictures on white, each with its caption below, wrapped and never cut inside a word.
+    """Return a grid of images on white, each with its caption wrapped below it.
 
-    cell: side of the square that each picture is fitted into (default: the largest side, within
-    128..512); smaller pictures are enlarged by whole factors so that their pixels stay visible.
-    columns: default makes the sheet about as wide as high.
+    columns: default: the sheet is about as wide as high.
+    cell: side in pixels of the square that each image is fitted into (default: the largest side, within 128 to 512).
+        Smaller images are upscaled by integer factors, so that their pixels remain visible.
+    title: heading above the grid.
     """
     if not images:
-        raise ValueError("a contact sheet needs at least one picture")
+        raise ValueError("a contact sheet needs at least one image")
     if captions is not None and len(captions) != len(images):
-        raise ValueError(f"{len(captions)} captions for {len(images)} pictures")
+        raise ValueError(f"{len(captions)} captions for {len(images)} images")
     cell = cell or min(max(max(max(image.size) for image in images), 128), 512)
     columns = min(columns or _columns(len(images)), len(images))
     gap = max(cell // 16, 6)
@@ -34,28 +35,28 @@ def contact_sheet(
 
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     rows = [range(first, min(first + columns, len(images))) for first in range(0, len(images), columns)]
-    below = [max(_height(measure, wrapped[i], font) for i in row) for row in rows]  # room for captions, a row
+    caption_heights = [max(_height(measure, wrapped[i], font) for i in row) for row in rows]
     width = columns * (cell + gap) + gap
     heading = "\n".join(wrap_text(title, title_font, width - 2 * gap)) if title else ""
     top = gap + (_height(measure, heading, title_font) if heading else 0)
 
-    sheet = Image.new("RGB", (width, top + sum(cell + gap + height for height in below)), BACKGROUND)
+    sheet = Image.new("RGB", (width, top + sum(cell + gap + height for height in caption_heights)), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     if heading:
         draw.multiline_text((gap, gap // 2), heading, INK, font=title_font)
     y = top
-    for row, height in zip(rows, below, strict=True):
+    for row, height in zip(rows, caption_heights, strict=True):
         for column, i in enumerate(row):
             x = gap + column * (cell + gap)
-            picture = _fit(images[i], cell)
-            sheet.paste(picture, (x + (cell - picture.width) // 2, y + (cell - picture.height) // 2))
+            image = _fit(images[i], cell)
+            sheet.paste(image, (x + (cell - image.width) // 2, y + (cell - image.height) // 2))
             draw.multiline_text((x, y + cell + 2), wrapped[i], INK, font=font)
         y += cell + gap + height
     return sheet
 
 
 def _columns(count: int) -> int:
-    """About as many columns as rows."""
+    """Return a number of columns that is about the number of rows."""
     return max(round(count**0.5 + 0.25), 1)
 
 
@@ -64,7 +65,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _fit(image: Image.Image, cell: int) -> Image.Image:
-    """Enlarge by a whole factor, or shrink, to fit a square of side `cell`."""
+    """Upscale by an integer factor, or shrink, to fit a square of side `cell`."""
     image = image.convert("RGB")
     factor = cell // max(image.size)
     if factor >= 1:
@@ -74,7 +75,7 @@ def _fit(image: Image.Image, cell: int) -> Image.Image:
 
 
 def wrap_text(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines of `caption` at most `width` pixels wide; a word wider than that is broken."""
+    """Split `caption` into lines of at most `width` pixels; break a word only if it is wider than that."""
     lines: list[str] = []
     for word in caption.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
@@ -88,5 +89,5 @@ def wrap_text(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, 
 
 
 def _height(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
-    """Pixels that `text` takes, with a little air; 0 for none."""
+    """Return the height of `text` in pixels with some padding; 0 for an empty text."""
     return int(draw.multiline_textbbox((0, 0), text, font=font)[3]) + 6 if text else 0

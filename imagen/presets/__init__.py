@@ -1,6 +1,7 @@
 """Presets: `PRESETS` maps a name to the function that returns its `Experiment`.
 
-Every public function without parameters in a module of this package is a preset, and those of emoji's `presets` are.
+Every public function without parameters in a module of this package is a preset, as are those in the `presets` modules
+of `imagen.emoji`.
 """
 
 import importlib

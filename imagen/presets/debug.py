@@ -1,4 +1,4 @@
-"""Tiny models that run all of the code on a CPU in seconds. Their samples are noise."""
+"""Tiny models that run every code path on a CPU in seconds. Their samples are noise."""
 
 from dataclasses import replace
 

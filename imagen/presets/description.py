@@ -3,11 +3,11 @@
 from typing import Any
 
 from imagen.train.experiment import Experiment
-from imagen.train.flops import meta_unet, picture_flops
+from imagen.train.flops import image_flops, meta_unet
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
-    """Return name, parameters, resolutions in pixels, and GFLOP of one forward pass for one image of `side` pixels."""
+    """Return a preset's name, parameters, resolutions in pixels, and GFLOP per forward pass of a `side`-pixel image."""
     stage = experiment.stage
     unet = meta_unet(experiment)
     return {
@@ -16,5 +16,5 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         "resolution": stage.resolution,
         "low_resolution": stage.low_resolution,
         "side": experiment.data.crop or stage.resolution,
-        "gflop": round(picture_flops(unet, experiment) / 1e9, 2),
+        "gflop": round(image_flops(unet, experiment) / 1e9, 2),
     }

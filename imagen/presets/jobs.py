@@ -1,10 +1,9 @@
 """The five training jobs of the Paddle implementation (PaddleFleetX, projects/imagen, September 2022).
 
-Common to all: Adam, lr 1e-4, betas 0.9 and 0.999, no weight decay, warm-up then cosine
-to 0, gradient norm clipped to 1, text dropped with probability 0.1, continuous time,
-cosine schedule, eps target, p2 weighting (gamma 0.5, k 1), conditioning augmentation 0.2 and
-dynamic thresholding at 0.95 when sampling, at most 128 tokens of T5-11B (embedding dimension 1024).
-The names have the published parameter counts, which these models match within 2 %.
+All of them use Adam with lr 1e-4, betas 0.9 and 0.999 and no weight decay, warm-up and then a cosine to 0, gradient
+norms clipped to 1, text dropout 0.1, continuous time, the cosine schedule, the eps target, p2 weighting (gamma 0.5,
+k 1), and at most 128 tokens of T5-11B (embedding dimension 1024). Sampling uses conditioning augmentation 0.2 and
+dynamic thresholding at 0.95. The names give the published parameter counts, which these models match within 2 %.
 """
 
 from dataclasses import replace
@@ -40,7 +39,7 @@ def text2im_64_2b() -> Experiment:
 
 
 def text2im_64_deberta() -> Experiment:
-    """`text2im_64_397m` conditioned on DeBERTa-v2-xxlarge, whose embedding dimension is 1536."""
+    """Base model like `text2im_64_397m`, conditioned on DeBERTa-v2-xxlarge (embedding dimension 1536)."""
     base = text2im_64_397m()
     unet = replace(base.stage.unet, text_width=DEBERTA.width)
     return replace(base, name="text2im_64_deberta", stage=replace(base.stage, unet=unet), text=DEBERTA)

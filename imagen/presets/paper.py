@@ -1,10 +1,9 @@
 """The paper's three models (arXiv 2205.11487, App. F), with T5-XXL text.
 
-The paper trains each with batch 2048 for 2.5M steps and reports a zero-shot FID-30K
-of 7.27 on COCO for the whole cascade. It does not give the EMA decay (here 0.9999), the
-number of text tokens (128) or the text's dimension before attention (512). Its base
-trains with Adafactor, to save memory, and super-resolution with Adam. It gives no
-settings of Adafactor; here beta1 is 0 and beta2 at most 0.999.
+The paper trains each model with batch size 2048 for 2.5M steps and reports a zero-shot FID-30K of 7.27 on COCO for the
+whole cascade. It does not specify the EMA decay (here 0.9999), the number of text tokens (128) or the text's dimension
+before attention (512). The base is trained with Adafactor, to save memory, and the super-resolution models with Adam.
+The settings of Adafactor are not specified; here beta1 is 0 and beta2 is at most 0.999.
 """
 
 from dataclasses import replace
@@ -22,7 +21,7 @@ T5_XXL = TextConfig(encoder="google/t5-v1_1-xxl", width=4096)
 
 
 def guided_levels(channels: int) -> tuple[Level, ...]:
-    """Levels of guided diffusion at 64x64 (App. F.1): channels x1, 2, 3, 4, text attention at 32, 16 and 8."""
+    """Return the levels of guided diffusion at 64x64 (App. F.1): channels x1, 2, 3, 4, with text at 32, 16 and 8."""
     return (
         Level(channels=channels, blocks=3, stride=1),
         Level(channels=2 * channels, blocks=3, attention="fused"),
@@ -32,7 +31,7 @@ def guided_levels(channels: int) -> tuple[Level, ...]:
 
 
 def efficient_levels(last_blocks: int, *, attention: AttentionKind, feed_forward: int = 0) -> tuple[Level, ...]:
-    """Levels of the Efficient U-Net (App. B.1): every level strided, most parameters at low resolution."""
+    """Return the levels of the Efficient U-Net (App. B.1): all strided, with most parameters at low resolution."""
     return (
         Level(channels=128, blocks=2),
         Level(channels=256, blocks=4),

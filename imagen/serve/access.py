@@ -13,7 +13,7 @@ from imagen.serve.config import ServeConfig
 from imagen.serve.errors import AccessDenied
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
-MAX_CLIENTS = 10_000  # with a stored rate; the oldest are forgotten
+MAX_CLIENTS = 10_000  # with a stored rate; the oldest are removed
 MAX_KEY_FILE = 2**20  # bytes
 
 

@@ -2,7 +2,7 @@
 
 Each image runs the code of `imagen sample` in its own greenlet. Where that code evaluates a network, the greenlet
 switches to its parent with a `Call`. The engine collects calls of equal shape, evaluates them as one batch, and
-switches back to each greenlet with its part of the output. Sampler, steps, guidance and seed therefore belong to each
+switches back to each greenlet with its part of the output. Sampler, steps, guidance and seed can therefore differ per
 image; only the network is shared.
 
 Shapes: R samples of a call (two for a guided image), B samples of a batch, CHW an image.
@@ -39,7 +39,7 @@ class Call:
 
     @property
     def batch_size(self) -> int:
-        """The number of samples, R."""
+        """Return the number of samples, R."""
         return len(self.x_RCHW)
 
     @property
@@ -59,7 +59,7 @@ class BatchedStage(Stage):
 
     @contextmanager
     def loaded_unet(self, device: torch.device, dtype: torch.dtype | None) -> Iterator[Predict]:
-        """Yield a function that has the signature of the U-Net and asks the parent greenlet for the output."""
+        """Yield a function with the signature of the U-Net that passes each call to the parent greenlet."""
         text_caches: list[CachedPrompt] = []
 
         def predict(x_BCHW: Tensor, noise_B: Tensor, **cond: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class NetworkBatcher:
         return list(output_BCHW.split([call.batch_size for call in calls]))
 
     def _apply(self, lora: tuple[tuple[Fitted, float], ...]) -> None:
-        """Apply the LoRA of a batch, and remove that of the batch before, if they differ."""
+        """Apply the LoRA of a batch after removing the previous batch's, if they differ."""
         if lora != self._lora:
             self._applied.close()
             self._lora = ()

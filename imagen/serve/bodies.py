@@ -1,4 +1,4 @@
-"""Checks of a request body before it is parsed."""
+"""Check a request body before it is parsed."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any

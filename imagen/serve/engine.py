@@ -1,4 +1,4 @@
-"""One device's thread, which samples the images of all requests together.
+"""The thread of one device, which samples the images of all requests together.
 
 An image joins at the next network evaluation after it is admitted, and leaves as soon as it is finished, cancelled or
 failed. Each turn of the loop evaluates the network of one stage for calls of equal shape; `Scheduler` chooses them.
@@ -29,7 +29,7 @@ from imagen.stage.inputs import to_images, to_uint8
 
 
 class Engine:
-    """Samples images in its own thread; every public method may be called from any thread."""
+    """Sample images in a thread. Every public method may be called from any thread."""
 
     def __init__(
         self,
@@ -39,17 +39,17 @@ class Engine:
         metrics: Metrics,
         precision: Precision = "auto",
     ):
-        """precision: the one that the cascade was loaded with."""
+        """Create an engine that is not started. precision: the one that the cascade was loaded with."""
         self.cascade = cascade
         self.device = device
         self.precision: Precision = precision_name(autocast_dtype(device, precision))
         self.metrics = metrics
         self.ready = threading.Event()  # set after the warm-up, or after it has failed
-        self.failure: BaseException | None = None  # set once the engine can sample no more
+        self.failure: BaseException | None = None  # set once the engine cannot sample any more
         self.seconds = 1.0  # per image, moving average
         self._last_finished = 0.0  # `time.perf_counter`
         if cascade.texts is not None:
-            cascade.texts.stays = True
+            cascade.texts.resident = True
         self._cascade = batched_cascade(cascade)
         self.batchers: list[NetworkBatcher] = []  # one for each stage
         self.condition = threading.Condition()  # guards the scheduler and `_stopping`
@@ -254,7 +254,9 @@ class Engine:
                 return [error]
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
-        return [self._evaluate(stage, [task])[0] for task in batch]  # one by one: maybe one image alone is the cause
+        return [
+            self._evaluate(stage, [task])[0] for task in batch
+        ]  # one by one, because a single image may be the cause
 
     def _update_seconds(self, finished: int) -> None:
         """Average in the time per image since the previous one finished; at most a minute, as the engine may idle."""

@@ -1,4 +1,4 @@
-"""Responses that follow a job: server-sent events, or one response at its end. A client that leaves cancels it."""
+"""Follow a job: send events, or one response at its end. If the client disconnects, the job is cancelled."""
 
 import asyncio
 import json

@@ -6,18 +6,18 @@ from collections.abc import Collection, Mapping
 class FairQueue:
     """Share time in proportion to weights (start-time fair queueing): the party with the least usage is next.
 
-    A party that becomes active starts at the lowest usage of the active ones, so absence earns no credit.
-    Usage is in seconds divided by the party's weight.
+    Usage is in seconds divided by the party's weight. A party that becomes active starts at the lowest usage of the
+    active ones, so it earns no credit while it is inactive.
     """
 
     def __init__(self, weights: Mapping[object, float] | None = None):
-        """weights: of parties that differ from 1."""
+        """Create an empty queue. weights: of parties whose weight is not 1."""
         self.weights = weights or {}
         self._usage: dict[object, float] = {}
         self._active: set[object] = set()
 
     def set_active(self, names: Collection[object]) -> None:
-        """Declare which parties want time now."""
+        """Set the parties that need time now."""
         remaining = self._active.intersection(names)
         least = min(map(self.usage, remaining), default=0.0)
         for name in set(names) - remaining:

@@ -64,7 +64,7 @@ class Guard:
                 present = {name for name, _ in message["headers"]}
                 extra = [(name, value) for name, value in HEADERS.items() if name not in present]
                 message = {**message, "headers": [*message["headers"], *extra]}
-            # A client that reads nothing for this long is gone; free what it holds.
+            # A client that reads nothing for this long has disconnected; free the memory of its request.
             try:
                 await asyncio.wait_for(send(message), self.limits.send_seconds)
             except asyncio.TimeoutError:
@@ -79,7 +79,7 @@ class Guard:
         except Blocked:
             pass  # uvicorn closes the connection, because the response is incomplete
         except ClientDisconnect:
-            status = status or CLIENT_CLOSED  # while it sent its body: nobody is left to answer
+            status = status or CLIENT_CLOSED  # while it sent its body: no client is left to answer
         except Exception as error:
             traceback.print_exception(error, file=sys.stderr)
             if status:  # the response has begun; uvicorn closes the connection

@@ -79,7 +79,7 @@ class Job:
 
     @property
     def state(self) -> State:
-        """The state of the whole job: cancelled or failed if any image is."""
+        """Return the state of the whole job: cancelled or failed if any image is."""
         states = {picture.state for picture in self.pictures}
         if not all(picture.ended for picture in self.pictures):
             return "queued" if states == {"queued"} else "running"
@@ -91,7 +91,7 @@ class Job:
 
     @property
     def error(self) -> str | None:
-        """The first error of an image."""
+        """Return the first error of an image."""
         return next((picture.error for picture in self.pictures if picture.error), None)
 
     def changed(self) -> None:

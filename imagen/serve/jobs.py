@@ -32,7 +32,7 @@ QUEUE_SECONDS = 0.2  # at least, between updates of queue positions
 
 
 class Jobs:
-    """Accept, follow, cancel and delete jobs."""
+    """The jobs of a server: accepts, follows, cancels and deletes them."""
 
     def __init__(self, engines: list[Engine], config: ServeConfig, metrics: Metrics):
         self.engines = engines

@@ -12,7 +12,7 @@ PICTURES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """The metrics of one server, in a registry of its own: tests run several servers in a process."""
+    """The metrics of one server. Each has its own registry, because tests run several servers in one process."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""Routes of OpenAI's image API, as its official clients call them."""
+"""Routes of OpenAI's image API, for its official clients."""
 
 from collections.abc import AsyncIterator
 from typing import Any, Literal
@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=Route)
 
 
 class Images(BaseModel):
-    """The fields that OpenAI's clients send, and some of our own, which go into `extra_body`."""
+    """The fields that OpenAI's clients send, and some of our own, which clients put into `extra_body`."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 

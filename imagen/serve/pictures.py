@@ -52,7 +52,9 @@ def decode_with_alpha(data: bytes, name: str, max_pixels: int) -> tuple[Image.Im
         raise
     except Exception as error:  # decoders raise almost any exception for malicious bytes
         reason = (
-            "it is no PNG, JPEG or WebP file" if isinstance(error, Image.UnidentifiedImageError) else str(error)[:200]
+            "it is not a PNG, JPEG or WebP file"
+            if isinstance(error, Image.UnidentifiedImageError)
+            else str(error)[:200]
         )
         raise UserError(f"{name} cannot be read: {reason}") from None
 

@@ -1,4 +1,4 @@
-"""Requests of the HTTP API: their fields, and how they become requests of the cascade."""
+"""Define the fields of the HTTP API's requests, and convert them to requests of the cascade."""
 
 import math
 import secrets

@@ -1,7 +1,7 @@
 """The order of images: which start next, and which share the next network evaluation.
 
-Stages share device time by weight. Clients share it equally: both the queue and each batch prefer the client that has
-used least (`FairQueue`).
+Stages share device time by weight. Clients share it equally: both the queue and each batch prefer the client with the
+least usage (`FairQueue`).
 """
 
 from collections import Counter, defaultdict

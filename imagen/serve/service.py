@@ -20,7 +20,7 @@ DECODING = 4  # requests whose images are decoded at the same time, which bounds
 
 
 class Service:
-    """The server, as its routes use it."""
+    """The state of the server that its routes use."""
 
     def __init__(self, engines: list[Engine], config: ServeConfig, metrics: Metrics, access: Access):
         self.engines = engines
@@ -61,16 +61,16 @@ class Service:
 
     @property
     def healthy(self) -> bool:
-        """Whether every engine can sample."""
+        """Return whether every engine can sample."""
         return all(engine.failure is None for engine in self.engines)
 
     @property
     def ready(self) -> bool:
-        """Whether every engine is warmed up."""
+        """Return whether every engine is warmed up."""
         return self.healthy and all(engine.ready.is_set() for engine in self.engines)
 
     def about(self) -> dict[str, Any]:
-        """Return what a page has to know: the stages and their defaults, the samplers, the LoRA and the limits."""
+        """Return the information that a page needs: stages with defaults, samplers, LoRA and limits."""
         limits = self.config.limits
         return {
             "version": __version__,

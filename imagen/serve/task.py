@@ -51,5 +51,5 @@ class ImageTask:
 
     @property
     def pixels(self) -> int:
-        """Pixels of the largest stage's image."""
+        """Return the number of pixels of the largest stage's image."""
         return max(height * width for height, width in self.request.sizes)

@@ -26,15 +26,15 @@ Traced = tuple[list["Program"], str]  # a sampler's programs in their order, and
 
 @dataclass(frozen=True)
 class Program:
-    """Hold the arithmetic of a sampler from one network evaluation to the next."""
+    """The arithmetic of a sampler from one network evaluation to the next."""
 
     update: fx.GraphModule  # (x0, variance, constants, noises, inputs) -> outputs
     x: str  # name of the value at which the network is evaluated
     logsnr: float
     constants: tuple[float, ...]
-    noises: int  # number of noise tensors that it draws
-    inputs: tuple[str, ...]  # names of the values that it reads
-    outputs: tuple[str, ...]  # names of the values that it computes for later programs
+    noises: int  # number of noise tensors
+    inputs: tuple[str, ...]  # names of the values that `update` reads
+    outputs: tuple[str, ...]  # names of the values that `update` computes for later programs
     reports: tuple[tuple[int, int, str, str], ...]  # arguments of each callback: i, N and the names of x and x0
 
 
@@ -53,7 +53,7 @@ class CompiledSteps:
         """
         try:
             return trace_sampler(run, logsnrs, learned_variance, self.updates)
-        except Exception:  # a sampler may raise anything on symbolic images
+        except Exception:  # on symbolic images a sampler may raise any exception
             return None
 
     @torch.no_grad()
@@ -66,7 +66,7 @@ class CompiledSteps:
         noise: Noise,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """Run what `trace` returned, from x at the first log-SNR; return x at the last.
+        """Run traced programs, from x at the first log-SNR; return x at the last.
 
         denoiser_at: returns the denoiser at a log-SNR; each distinct denoiser is compiled.
         """
@@ -144,7 +144,7 @@ def trace_sampler(
 
 
 def _program(part: list[fx.Node], updates: dict[str, fx.GraphModule]) -> Program:
-    """Return the program of the nodes from one evaluation up to the next."""
+    """Return the program of the nodes from one network evaluation up to the next."""
     evaluation, *rest = part
     own = set(part)
     reports = [node for node in rest if node.target is _report]

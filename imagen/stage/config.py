@@ -34,15 +34,15 @@ class SamplingConfig:
     max_scale: float | None = None  # dynamic thresholding: upper bound of s; None: no bound
     eta: float = 0.0  # ddim
     damping: float = 0.0  # dpmpp_2m, heun, ddim: noise decreases 1 + damping times as fast; see `noise_factor`
-    # ddpm: learned uses the variance that the network predicts, if it does; fixed always uses `gamma`, for a network
-    # that was fine-tuned without its variance loss, so that its predicted variance is wrong.
+    # ddpm: "learned" uses the network's variance if it predicts one. "fixed" always uses `gamma`, for a network that
+    # was fine-tuned without the variance loss and so predicts a wrong variance.
     variance: Variance = "learned"
     gamma: float = 0.3  # ddpm: log variance between the lower (0) and the upper (1) bound
     low_res_noise: float = 0.1  # level a of conditioning augmentation, in [0, 1]
     sampler_options: dict[str, float] = field(default_factory=dict)  # options of the sampler without a field here
 
     def build_sampler(self) -> Sampler:
-        """Return the sampler with its options, as far as it has them. Raises UserError for what it does not take."""
+        """Return the sampler with those options that it has. Raises UserError for an unknown sampler option."""
         fields = {name: getattr(self, name) for name in option_names(self.sampler) if name in OPTION_FIELDS}
         return create_sampler(self.sampler, {**fields, **self.sampler_options})
 
@@ -80,7 +80,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """Configure a stage: all that is needed to build and sample it, except its weights."""
+    """Configure a stage: everything that is needed to build and sample it, except its weights."""
 
     resolution: int
     unet: UNetConfig

@@ -26,7 +26,7 @@ Predict = Callable[..., Tensor]  # (x_BCHW, noise_B, **conditions), as `imagen.m
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Hold the conditioning of a batch, which is the same in all steps of a sampler."""
+    """The conditioning of a batch, which is the same in all steps of a sampler."""
 
     cond: Mapping[str, Tensor] = field(default_factory=dict)  # arguments of the U-Net
     uncond: Mapping[str, Tensor] = field(default_factory=dict)  # the arguments that differ without the prompt
@@ -101,7 +101,7 @@ def build_denoiser(
 ) -> Denoiser:
     """Return the denoiser of a batch: x0 estimates with guidance, thresholding and inpainting.
 
-    tile: evaluate the U-Net on tiles of the images.
+    tile: if given, evaluate the U-Net on tiles of the images.
     """
     network = predict if tile is None else TiledUNet(predict, tile)
     guided = build_guidance(network, config, settings, conditioning, build_label(config.schedule))
@@ -161,8 +161,8 @@ def build_compiled_denoisers(
 ) -> Callable[[float], Denoiser]:
     """Return a function from log-SNR to denoiser, for compiled steps.
 
-    There are at most two denoisers: inside and outside of the guidance interval. Everything that is equal in all steps,
-    such as cross-attention keys and values, is computed here.
+    There are at most two denoisers, one inside and one outside the guidance interval. Everything that is equal in all
+    steps, such as cross-attention keys and values, is computed here.
     """
     label, predict = bind_label(config.schedule, device), build_predict(unet, dtype)
 

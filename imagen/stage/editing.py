@@ -1,7 +1,7 @@
 """Image-to-image and inpainting.
 
-Image-to-image takes only the last of the sampler's steps and starts from the input image, noised to the first of their
-levels. Inpainting replaces the unmasked region of every x0 estimate by the input image.
+Image-to-image takes only the last of the sampler's steps. It starts from the input image, noised to the level at which
+these steps begin. Inpainting replaces the unmasked region of every x0 estimate by the input image.
 
 Shapes: B images, C channels, HW the stage's size.
 """
@@ -21,7 +21,7 @@ from imagen.stage.inputs import from_images, from_uint8
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """Hold input images at the size of a stage."""
+    """Input images at the size of a stage."""
 
     picture_BCHW: Tensor  # in [-1, 1]
     strength: float = 1.0  # share of the sampler's steps that are taken, in (0, 1]; 1: start from pure noise
@@ -44,8 +44,8 @@ class InpaintingDenoiser:
 
     A sampler's step is linear in x and x0. So where x0 is constant, x is that image noised to the current level, for
     every sampler. This is equivalent to replacing x_t at each level (RePaint, 2201.09865, eq. 8), without extra noise.
-    Unmasked pixels of the result are exact. RePaint's jumps back in time, which improve the fit of the two regions, are
-    omitted: they multiply the number of steps.
+    Unmasked pixels of the result are exact. RePaint's jumps back in time, which make the two regions fit better, are
+    omitted because they multiply the number of steps.
     """
 
     denoise: Denoiser

@@ -2,7 +2,7 @@
 
 Training, sampling and memory estimates share these functions, so that they agree.
 
-Shapes: B images, C channels, HW the stage's size, hw the size before, L tokens, D embedding dimension.
+Shapes: B images, C channels, HW the stage's size, hw the previous stage's size, L tokens, D embedding dimension.
 """
 
 from collections.abc import Sequence

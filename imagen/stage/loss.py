@@ -29,7 +29,7 @@ from imagen.text.embeddings import pad_to_length
 
 
 class CleanBatch(Protocol):
-    """The attributes of a batch that the forward process reads; `imagen.data.loading.batches.Batch` has them."""
+    """The attributes of a batch that the forward process reads, as in `imagen.data.loading.batches.Batch`."""
 
     @property
     def position(self) -> int:
@@ -59,7 +59,7 @@ class CleanBatch(Protocol):
 
 @dataclass(frozen=True)
 class NoisedBatch:
-    """Hold a batch after the forward process: the inputs of the U-Net and of its loss."""
+    """A batch after the forward process: the inputs of the U-Net and of its loss."""
 
     x_BCHW: Tensor  # noised images, float32, channels-last
     x0_BCHW: Tensor  # clean images, or their detail

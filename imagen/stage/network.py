@@ -12,11 +12,11 @@ from imagen.stage.compiled import CompiledSteps
 
 
 class Network:
-    """Move a U-Net to the device of a sampler. options: of torch.compile; None: not compiled.
+    """A U-Net on the device of a sampler. options: of torch.compile; None: not compiled.
 
-    On GPUs low precision means that all weights are in low precision: autocast would cast every weight in every step
-    and compute norms in float32. If the weights are float32, the U-Net is copied, and the copy is reused until they
-    change.
+    For low precision on GPUs all weights are stored in low precision, because autocast would cast every weight in every
+    step and compute norms in float32. If the weights are float32, the U-Net is copied, and the copy is reused until the
+    weights change.
     """
 
     def __init__(self, unet: nn.Module, options: Mapping[str, Any] | None = None):

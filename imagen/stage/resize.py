@@ -15,8 +15,8 @@ def upsample(low_BChw: Tensor, size: tuple[int, int], filter: Filter = "bicubic"
     bicubic: overshoots at edges, so the result is clamped to [-1, 1]. bilinear: aligns the corner pixels (DeepFloyd
     IF), which shifts the pixels between. Always in float32: the image is an input, and must not depend on autocast.
 
-    A stage must be sampled with the filter of its training: another one is a distribution shift, visible as ringing or
-    blur.
+    Sample a stage with the filter that it was trained with. Another filter is a distribution shift, visible as ringing
+    or blur.
     """
     with torch.autocast(low_BChw.device.type, enabled=False):
         high_BCHW = F.interpolate(low_BChw.float(), size=size, mode=filter, align_corners=filter == "bilinear")

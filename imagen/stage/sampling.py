@@ -1,4 +1,4 @@
-"""Sample one stage: from noise, text and, for super-resolution, a low-resolution image to an image."""
+"""Sample an image with one stage, from noise, text and, for super-resolution, a low-resolution image."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,15 +27,15 @@ from imagen.stage.weights import check_float32
 
 @dataclass(repr=False)
 class Stage:
-    """Hold one model of a cascade with its weights."""
+    """One model of a cascade, with its weights."""
 
     config: StageConfig
     unet: nn.Module  # called as `imagen.models.unet.UNet` is
     info: Mapping[str, Any] = field(default_factory=dict)  # origin of the weights
     sha256: str | None = None  # of the weights' file; None: never saved
     compiled: Mapping[str, Any] | None = None  # options of torch.compile
-    adapters: dict[str, Fitted] = field(default_factory=dict, repr=False)  # LoRA that fit, by name
-    lora: tuple[tuple[Fitted, float], ...] = field(default=(), repr=False)  # those in use, with their weights
+    adapters: dict[str, Fitted] = field(default_factory=dict, repr=False)  # loaded LoRA for this stage, by name
+    lora: tuple[tuple[Fitted, float], ...] = field(default=(), repr=False)  # LoRA in use, with their weights
     _network: Network | None = field(default=None, init=False, repr=False, compare=False)
 
     def __repr__(self) -> str:
@@ -45,22 +45,22 @@ class Stage:
 
     @property
     def network(self) -> Network:
-        """`unet` on its device."""
+        """The U-Net on its device."""
         if self._network is None or self._network.unet is not self.unet or self._network.options != self.compiled:
             self._network = Network(self.unet, self.compiled)
         return self._network
 
     def adapted(self, weights: Mapping[str, float]) -> "Stage":
-        """Return the stage with its `adapters` at these weights, sharing its network; names of others are ignored."""
+        """Return a stage that uses `adapters` with these weights and shares the network. Other names are ignored."""
         lora = tuple((self.adapters[name], weight) for name, weight in weights.items() if name in self.adapters)
         if not lora:
             return self
-        _ = self.network  # so that both have one
+        _ = self.network  # create it first, so that both stages share it
         stage = copy(self)
         stage.lora = lora
         return stage
 
-    @torch.no_grad()  # not inference_mode: a network that it moves could not be trained afterwards
+    @torch.no_grad()  # not inference_mode, which would make the weights that it moves unusable in training
     def sample(
         self,
         seeds: Sequence[int | Variation],
@@ -81,13 +81,13 @@ class Stage:
     ) -> Tensor:
         """Sample one uint8 image per seed, [B, C, *size] on the CPU.
 
-        texts: float embeddings [L_i, D]; unconditional: the unconditional one [L0, D]. For a U-Net with text.
+        texts: float embeddings [L_i, D]; unconditional: the unconditional embedding [L0, D]. For a U-Net with text.
         negatives: embeddings of negative prompts, one per image, in place of `unconditional`.
         text_length: pad texts to at least this many tokens.
-        low_BChw: uint8 images of the stage before, for a super-resolution stage.
+        low_BChw: uint8 images of the previous stage, for a super-resolution stage.
         edit: images of this stage's size, for image-to-image and inpainting.
-        tile: the U-Net processes tiles of the images.
-        generator: of the noise.
+        tile: if given, the U-Net processes tiles of the images.
+        generator: the noise generator.
 
         Raises UserError if the result is not finite, ValueError if an input that the stage needs is missing.
         """

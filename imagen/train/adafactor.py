@@ -12,23 +12,24 @@ from imagen.train.sharded import local, local_gradient, sharded_zeros, sum_over_
 EPS = 1e-30  # added to squares
 DECAY = 0.8  # exponent of the second moments' decay: beta2 is 1 - t^-0.8 at step t, as in section 7.2
 CLIP = 1.0  # the largest root mean square of a parameter's update, section 6
-LEAST = 32  # matrices with fewer rows or columns store a second moment per element
+MIN_FACTORED = 32  # matrices with fewer rows or columns store a second moment per element
 
 
 class Adafactor(torch.optim.Optimizer):
-    """Adafactor optimizer. A convolution [O, I, h, w] is h x w matrices [O, I]; vectors are not factored.
+    """Adafactor optimizer. A convolution [O, I, h, w] is treated as h x w matrices [O, I]; vectors are not factored.
 
     R <- b R + (1 - b) mean_I(g^2 + eps);  C <- b C + (1 - b) mean_O(g^2 + eps),  b = min(beta2, 1 - t^-0.8)
     U = g / sqrt(R C / mean_I(C));  U <- U / max(1, RMS(U));  m <- beta1 m + (1 - beta1) U
     W <- (1 - lr decay) W - lr m
 
-    Of the paper's algorithm 4, the step is `lr`, neither relative to the size of the weights nor falling by itself;
-    `beta2` limits b, and the first moment follows the clipping: as in big_vision's variant (2106.04560; beta1 0.9,
-    beta2 0.999), which does not clip. T5 has no first moment (beta1 0 stores none) and no limit.
+    Differences from the paper's algorithm 4: the step size is `lr`, neither scaled by the size of the weights nor
+    decreasing by itself; `beta2` limits b; and the first moment is computed after clipping. The last two follow
+    big_vision's variant (2106.04560; beta1 0.9, beta2 0.999), which does not clip. T5 uses no first moment (beta1 0
+    stores none) and no limit.
 
-    Parameters may be sharded by rows (see sharded.py). Then R and unfactored moments are sharded with them, C is whole
-    on every rank, and a step takes two small all-reduces for all parameters together. Parameters are float32 or
-    float64; in low precision the moments would be wrong.
+    Parameters may be sharded by rows (see sharded.py). R and unfactored moments are then sharded in the same way, every
+    rank holds all of C, and a step takes two small all-reduces for all parameters together. Parameters must be float32
+    or float64: in low precision the moments would be wrong.
 
     `step` overwrites the gradients with the clipped updates.
     """
@@ -52,7 +53,7 @@ class Adafactor(torch.optim.Optimizer):
         factor: Tensor | None = None,
         finite: Tensor | None = None,
     ) -> None:
-        """Update the parameters. factor, finite: see `Optimizers.step`."""
+        """Update the parameters. factor, finite: as for `Optimizers.step`."""
         for group in self.param_groups:
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not trained:
@@ -95,7 +96,7 @@ class Adafactor(torch.optim.Optimizer):
 
     def _scale_matrices(self, matrices: list[Tensor], new: list[Tensor]) -> None:
         gradients = [local_gradient(parameter) for parameter in matrices]
-        # As norms, which need no copy of the gradients for their squares.
+        # Sums of squares, computed as norms: squaring the gradients would copy them.
         rows, sums = (
             torch._foreach_mul(norms, norms)
             for norms in ([torch.linalg.vector_norm(g, dim=dim) for g in gradients] for dim in (1, 0))
@@ -108,7 +109,7 @@ class Adafactor(torch.optim.Optimizer):
         C = [self.state[matrix]["column"] for matrix in matrices]
         torch._foreach_lerp_(R, rows, new)
         torch._foreach_lerp_(C, means, new)
-        # mean_I(C) is the paper's mean of R over all rows, which every rank has without an all-reduce.
+        # The mean of C equals the paper's mean of R over all rows; every rank has C, so no all-reduce is needed.
         by_row = torch._foreach_rsqrt(torch._foreach_div(R, [column.mean(0) for column in C]))
         torch._foreach_mul_(gradients, [factor.unsqueeze(1) for factor in by_row])
         torch._foreach_mul_(gradients, torch._foreach_rsqrt(C))
@@ -123,16 +124,17 @@ class Adafactor(torch.optim.Optimizer):
 
 
 def _is_factored(parameter: Tensor) -> bool:
-    return parameter.ndim >= 2 and min(parameter.shape[:2]) >= LEAST
+    return parameter.ndim >= 2 and min(parameter.shape[:2]) >= MIN_FACTORED
 
 
 def _new_state(parameter: Tensor, beta1: float) -> dict[str, Tensor]:
-    # On the device, and not named "step", which torch would leave on the CPU when it loads a state: no step waits.
+    # A tensor on the device, so that no step synchronises. Not named "step": torch leaves such a tensor on the CPU when
+    # it loads a state.
     state = {"steps": torch.zeros((), dtype=parameter.dtype, device=parameter.device)}
     if _is_factored(parameter):
-        rows, columns, *places = parameter.shape
-        state["row"] = sharded_zeros(parameter, (rows, *places))
-        state["column"] = torch.zeros(columns, *places, dtype=parameter.dtype, device=parameter.device)
+        rows, columns, *kernel = parameter.shape
+        state["row"] = sharded_zeros(parameter, (rows, *kernel))
+        state["column"] = torch.zeros(columns, *kernel, dtype=parameter.dtype, device=parameter.device)
     else:
         state["square"] = torch.zeros_like(parameter)
     if beta1:

@@ -1,4 +1,4 @@
-"""Callbacks: code that the trainer calls around its steps, its own and a user's.
+"""Callbacks: code that the trainer calls between its steps, built-in or provided by the user.
 
     class StopAtLoss(imagen.Callback):
         def on_step(self, run, step, result):
@@ -7,7 +7,7 @@
 
     imagen.train_run(experiment, "shards", "runs/base", callbacks=[StopAtLoss()])
 
-The trainer's own work at intervals consists of callbacks, too: `ValidationGap`, `MetricRows`, `MetricsFile`,
+The trainer itself implements everything at intervals as callbacks: `ValidationGap`, `MetricRows`, `MetricsFile`,
 `SampleGrid`, `StageExport`, `EmaSnapshots` and `ConsoleProgress`.
 """
 
@@ -20,13 +20,14 @@ from imagen.train.step import StepResult
 
 
 class Callback:
-    """Hooks of a training run, each of which does nothing by default.
+    """Hooks of a training run; by default they do nothing.
 
-    Every rank calls the hooks of its own callbacks, in the order of their list. A callback that exchanges anything with
-    other ranks must be there on all of them, and be due at the same steps.
+    Every rank calls the hooks of its own callbacks, in list order. A callback that communicates with other ranks must
+    be in the list of every rank and be due at the same steps.
     """
 
-    # Steps between calls of `on_interval`, which also follows the last step. 0: the last step alone. None: never.
+    # Steps between calls of `on_interval`, which is also called after the last step. 0: only after the last step.
+    # None: never.
     every: int | None = None
 
     def is_due(self, step: int, steps: int) -> bool:
@@ -34,30 +35,30 @@ class Callback:
         return self.every is not None and is_due(self.every, step, steps)
 
     def on_start(self, run: TrainingRun) -> None:
-        """Prepare, after the run is locked, checked and set up, and before the first step of this process."""
+        """Prepare for training. The run is locked, checked and set up; the first step of this process follows."""
 
     def on_step(self, run: TrainingRun, step: int, result: StepResult) -> None:
-        """Receive the result of a step. On a GPU `run` may have begun the step after it meanwhile."""
+        """Receive the result of a step. On a GPU, `run` may have started the next step already."""
 
     def on_interval(self, run: TrainingRun, step: int) -> None:
-        """Work between two steps: weights and results are those of `step`. `run.evaluating()` gives the EMA weights."""
+        """Work between two steps, with the weights and results of `step`. `run.evaluating()` gives the EMA weights."""
 
     def on_row(self, run: TrainingRun, step: int, row: Row) -> None:
         """Receive a row of metrics, as in metrics.jsonl."""
 
     def on_image(self, run: TrainingRun, step: int, name: str, image_CHW: Tensor) -> None:
-        """Receive an image that another callback made: uint8 [3, H, W]."""
+        """Receive an image from another callback: uint8 [3, H, W]."""
 
     def before_checkpoint(self, run: TrainingRun, step: int) -> None:
-        """Write what must be on disk before the checkpoint is."""
+        """Write data that must be on disk before the checkpoint."""
 
     def on_checkpoint(self, run: TrainingRun, step: int) -> None:
-        """Continue after a checkpoint's tensors are copied; its files are being written."""
+        """Work after a checkpoint's tensors have been copied, while its files are being written."""
 
     def on_end(self, run: TrainingRun, result: TrainResult | None) -> None:
         """Release resources. result: None if training ends with an exception."""
 
 
 def is_due(every: int, step: int, steps: int) -> bool:
-    """Return whether `step` is a multiple of `every`, or the last of `steps`; `every` 0: only the last is due."""
+    """Return whether `step` is a multiple of `every`, or the last of `steps`; with `every` 0, only the last is due."""
     return step == steps or (every > 0 and step % every == 0)

@@ -1,8 +1,9 @@
-"""Save and load checkpoints: atomically, in the background, sharded over ranks.
+"""Save and load checkpoints atomically, in the background, and sharded over ranks.
 
-torch.distributed.checkpoint stores the tensors: every rank writes its part, and any number of ranks, sharded in any
-way, can read them. A checkpoint is a folder, `step-00001000`: parts (`*.distcp`), the location of each tensor in them
-(`.metadata`), and `state.json`. It is written under a temporary name, and renamed when every rank is done.
+torch.distributed.checkpoint stores the tensors: every rank writes its part, and any number of ranks can read them,
+however they are sharded. A checkpoint is a folder, `step-00001000`, with parts (`*.distcp`), the location of each
+tensor in them (`.metadata`), and `state.json`. It is written under a temporary name and renamed when every rank is
+done.
 """
 
 import io
@@ -29,7 +30,7 @@ from imagen.files import cannot_write, read_json, sync_folder, write_json
 from imagen.train.checkpoint_metadata import read_checkpoint_metadata
 from imagen.train.ranks import Ranks
 
-# One process needs no process group, whose absence torch warns of in the thread that saves.
+# A single process needs no process group, but torch warns about its absence in the writer thread.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 Tensors = dict[str, dict[str, Tensor]]  # by kind (model, ema, optimizer) and name
@@ -37,7 +38,7 @@ RunState = dict[str, Any]  # JSON: all of a run's state that is not a tensor
 
 
 class CheckpointFolder:
-    """RUN/checkpoints: the last `keep` checkpoints, and those of multiples of `keep_every`.
+    """RUN/checkpoints: the last `keep` checkpoints, and those at multiples of `keep_every` steps.
 
     All ranks call all methods together.
     """
@@ -47,10 +48,10 @@ class CheckpointFolder:
         self.keep, self.keep_every = max(1, keep), keep_every
         self.ranks = ranks or Ranks()
         self._alone = self.ranks.world_size == 1
-        # A group of its own: collectives of the writer thread must not mix with those of training.
+        # A separate group, because collectives of the writer thread must not mix with those of training.
         self._group = None if self._alone else dist.new_group(backend="gloo")
         self._saving: tuple[Path, Future] | None = None
-        # A GPU's tensors are copied to pinned memory, several times as fast, which is reused by the next checkpoint.
+        # GPU tensors are copied to pinned memory, which is several times faster; the next checkpoint reuses it.
         pinned = StagingOptions(use_pinned_memory=True, use_shared_memory=False, use_async_staging=False)
         self._stager = DefaultStager(pinned) if self.ranks.device.type == "cuda" else None
 
@@ -59,9 +60,9 @@ class CheckpointFolder:
         return checkpoint_paths(self.folder)
 
     def save(self, step: int, tensors: Tensors, state: RunState, wait: bool = False) -> None:
-        """Copy the tensors, and write them in a background thread; `wait` until they are written.
+        """Copy the tensors and write them in a background thread; with `wait`, return when they are written.
 
-        Raises UserError if they, or those of the previous call, cannot be written, as on a full disk.
+        Raises UserError if this checkpoint or the previous one cannot be written, for example on a full disk.
         """
         self.wait()
         path = self.folder / f"step-{step:08d}"
@@ -81,7 +82,7 @@ class CheckpointFolder:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until the checkpoint in progress is on disk. Raises UserError as `save` does."""
+        """Wait until the checkpoint in progress is on disk. Raises UserError like `save`."""
         if self._saving is None:
             return
         path, future = self._saving
@@ -93,10 +94,10 @@ class CheckpointFolder:
             raise cannot_write(path, cause if isinstance(cause, OSError) else OSError(str(cause))) from error
 
     def load_latest(self, tensors: Tensors, report: Callable[[str], None] = print) -> RunState | None:
-        """Fill `tensors` in place from the newest checkpoint that can be read, and return its state; None without one.
+        """Fill `tensors` in place from the newest readable checkpoint and return its state; None without checkpoints.
 
-        Newer, damaged ones are renamed to `*.damaged` and reported. Raises UserError if there are checkpoints and none
-        can be read; the content of `tensors` is then undefined.
+        Damaged newer checkpoints are renamed to `*.damaged` and reported. Raises UserError if there are checkpoints but
+        none can be read; the content of `tensors` is then undefined.
         """
         damaged: list[tuple[Path, str]] = []
         for path in reversed(self.ranks.on_first(self.paths)):
@@ -109,18 +110,18 @@ class CheckpointFolder:
             for bad, why in damaged:
                 if self.ranks.is_first:
                     bad.rename(f"{bad}.damaged")
-                report(f"{bad} is damaged ({why}): set aside; going on from {path.name}")
+                report(f"{bad} is damaged ({why}): renamed to {bad.name}.damaged; resuming from {path.name}")
             return state
         if damaged:
             path, why = damaged[0]
             raise UserError(
-                f"no checkpoint in {self.folder} can be read ({path.name}: {why}); move it away to start again"
+                f"no checkpoint in {self.folder} can be read ({path.name}: {why}); move the folder away to start again"
             )
         return None
 
     def _clear(self, temporary: Path) -> None:
-        for killed in (*self.folder.glob(".step-*.tmp"), temporary):
-            shutil.rmtree(killed, ignore_errors=True)
+        for leftover in (*self.folder.glob(".step-*.tmp"), temporary):  # of a killed process
+            shutil.rmtree(leftover, ignore_errors=True)
         try:
             temporary.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -139,7 +140,7 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 
 
 def _read_state(path: Path) -> RunState:
-    """Read `state.json`. Raises UserError if it, or the metadata of the tensors, cannot be read."""
+    """Read `state.json`. Raises UserError if it or the metadata of the tensors cannot be read."""
     try:
         read_checkpoint_metadata(path)  # read first: torch would print a traceback for a damaged one
     except (OSError, ValueError) as error:
@@ -148,10 +149,10 @@ def _read_state(path: Path) -> RunState:
 
 
 def load(path: Path, tensors: Tensors, group: dist.ProcessGroup | None = None) -> None:
-    """Fill `tensors`, whole or sharded, in place with those of the same names in the checkpoint `path`.
+    """Fill `tensors`, full or sharded, in place with the tensors of the same names in the checkpoint `path`.
 
-    Executes nothing from the checkpoint. Raises ValueError if it is damaged, or lacks a tensor or has it in another
-    shape; with a process group, on every rank if on one.
+    Executes nothing from the checkpoint. Raises ValueError if the checkpoint is damaged, lacks a tensor, or stores one
+    with a different shape. With a process group, an error on one rank is raised on all of them.
     """
     try:
         reader, planner = _Reader(path), _TensorsOnly()
@@ -162,7 +163,7 @@ def load(path: Path, tensors: Tensors, group: dist.ProcessGroup | None = None) -
 
 
 def read(path: Path, kind: str) -> dict[str, Tensor]:
-    """Read the whole tensors of one kind, such as `ema`, in one process on the CPU, however they were sharded.
+    """Read the full tensors of one kind, such as `ema`, in one process on the CPU, however they were sharded.
 
     Raises ValueError if the checkpoint is damaged.
     """
@@ -180,14 +181,14 @@ def read(path: Path, kind: str) -> dict[str, Tensor]:
 
 
 class _Writer(dcp.FileSystemWriter):
-    """Writes to `temporary`, and renames it to `path` when all ranks are done."""
+    """Writes a checkpoint to `temporary`, and renames it to `path` when all ranks are done."""
 
     def __init__(
         self, temporary: Path, path: Path, state: RunState, after: Callable[[], None], device: torch.device
     ) -> None:
         super().__init__(temporary)
         self._device = device
-        self._temporary, self._final, self._facts, self._after = temporary, path, state, after
+        self._temporary, self._final, self._state, self._after = temporary, path, state, after
 
     def write_data(self, *arguments: Any) -> Any:
         """Write this rank's part in the background thread, after selecting this rank's GPU there."""
@@ -197,22 +198,22 @@ class _Writer(dcp.FileSystemWriter):
     def finish(self, metadata: Metadata, results: Any) -> None:
         """Commit the checkpoint: on the first rank only, after every rank has written its part."""
         super().finish(metadata, results)
-        write_json(self._temporary / "state.json", self._facts)
-        shutil.rmtree(self._final, ignore_errors=True)  # of the same step: of a run that resumed from an older one
+        write_json(self._temporary / "state.json", self._state)
+        shutil.rmtree(self._final, ignore_errors=True)  # exists if the run resumed from an older checkpoint
         self._temporary.rename(self._final)
         sync_folder(self._final.parent)
         self._after()
 
 
 class _TensorsOnly(dcp.DefaultLoadPlanner):
-    """Refuses bytes, which torch would unpickle without restrictions."""
+    """Rejects entries stored as bytes, which torch would unpickle without restrictions."""
 
     def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
         raise ValueError(f"{read_item.dest_index.fqn} is stored as bytes, not as a tensor")
 
 
 class _Reader(dcp.FileSystemReader):
-    """Reads with restricted `.metadata`, and verifies checksums."""
+    """Validates `.metadata` before reading, and verifies checksums."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         metadata = read_checkpoint_metadata(Path(self.path))
@@ -221,7 +222,7 @@ class _Reader(dcp.FileSystemReader):
         return metadata
 
     def _slice_file(self, file: Any, sinfo: Any) -> IO[bytes]:
-        """Return one tensor's bytes: a zip archive, whose checksums torch.load does not verify."""
+        """Return the bytes of one tensor. They are a zip archive, and torch.load does not verify its checksums."""
         data = io.BytesIO(super()._slice_file(file, sinfo).read())
         try:
             with zipfile.ZipFile(data) as archive:
@@ -235,9 +236,9 @@ class _Reader(dcp.FileSystemReader):
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return the original error of a rank out of the exception that torch raises."""
+    """Return a rank's original error from the exception that torch raises."""
     if isinstance(error, CheckpointException) and error.failures:
         failure = next(iter(error.failures.values()))
         error = failure[0] if isinstance(failure, tuple) else failure
-    # torch's zip writer turns the file's OSError into a RuntimeError.
+    # torch's zip writer converts the file's OSError to a RuntimeError.
     return error.__context__ if isinstance(error.__context__, OSError) else error

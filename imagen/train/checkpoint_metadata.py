@@ -1,8 +1,8 @@
-"""Read `.metadata`, in which torch stores the location of a checkpoint's tensors, as an untrusted file.
+"""Read a checkpoint's `.metadata`, in which torch stores the location of the tensors, as an untrusted file.
 
-It is a pickle, and torch trusts it. Here it may name some twenty harmless types only, so that nothing in it is
-executed, and its content is validated before torch uses it. Above all, it may declare nothing but tensors: entries
-declared as bytes would be unpickled by torch without restrictions.
+The file is a pickle, which torch would load without restrictions. Here it may only refer to some twenty harmless types,
+so that nothing in it is executed, and its content is validated before torch uses it. It may only declare tensors: torch
+would unpickle entries declared as bytes without restrictions.
 """
 
 import math
@@ -26,7 +26,7 @@ FILE = ".metadata"
 MOST_BYTES = 2**30  # of the file: a thousand ranks with a thousand tensors each take less
 DTYPES = ("float32", "float64", "bfloat16", "float16", "int64", "int32", "uint8")
 
-# The names that the pickle may contain, by module: anything else could execute code.
+# Names that the pickle may refer to, by module. Any other name could execute code.
 _HARMLESS = {
     "torch": ("Size", *DTYPES),
     "torch.serialization": ("_get_layout",),
@@ -44,8 +44,8 @@ _PART = re.compile(r"__\d+_\d+\.distcp")
 def read_checkpoint_metadata(checkpoint: Path) -> Metadata:
     """Return the validated metadata of the folder `checkpoint`.
 
-    Raises ValueError if it is damaged, names a forbidden type, declares anything but tensors, or tensors larger than
-    its files; OSError if it cannot be read.
+    Raises ValueError if the metadata is damaged, refers to a forbidden type, or declares anything other than tensors,
+    or tensors larger than the checkpoint's files; OSError if it cannot be read.
     """
     path = checkpoint / FILE
     if path.stat().st_size > MOST_BYTES:
@@ -77,7 +77,7 @@ def _check(metadata: Any, parts: dict[str, int]) -> None:
     """Validate the metadata. parts: the checkpoint's files and their sizes in bytes."""
     _require(isinstance(metadata, Metadata), "it is not the metadata of a checkpoint")
     _require(isinstance(metadata.state_dict_metadata, dict), "it lists no tensors")
-    _require(isinstance(metadata.storage_data, dict), "it does not locate the tensors")
+    _require(isinstance(metadata.storage_data, dict), "it has no locations of tensors")
     needed = sum(_tensor_bytes(name, about) for name, about in metadata.state_dict_metadata.items())
     for index, location in metadata.storage_data.items():
         _check_location(index, location, parts)
@@ -98,7 +98,7 @@ def _tensor_bytes(name: Any, about: Any) -> int:
         inside = len(offsets) == len(sizes) == len(size) and all(
             offset + length <= whole for offset, length, whole in zip(offsets, sizes, size, strict=True)
         )
-        _require(inside, f"{name} has a chunk outside of it")
+        _require(inside, f"{name} has a chunk outside its shape")
     return math.prod(size) * dtype.itemsize
 
 
@@ -106,11 +106,13 @@ def _check_location(index: Any, location: Any, parts: dict[str, int]) -> None:
     _require(isinstance(index, MetadataIndex) and isinstance(index.fqn, str), "it locates something without a name")
     _require(isinstance(location, _StorageInfo), f"{index.fqn} has no location")
     file = location.relative_path
-    _require(isinstance(file, str) and _PART.fullmatch(file) is not None, f"{index.fqn} lies in {str(file)[:100]!r}")
+    _require(
+        isinstance(file, str) and _PART.fullmatch(file) is not None, f"{index.fqn} is stored in {str(file)[:100]!r}"
+    )
     _require(not getattr(location, "transform_descriptors", None), f"{index.fqn} is stored transformed")
     numbers = all(type(value) is int and value >= 0 for value in (location.offset, location.length))
-    # A part that is missing altogether is found when it is opened, by name.
-    _require(numbers and location.offset + location.length <= parts.get(file, 2**62), f"{index.fqn} ends behind {file}")
+    # A missing part is reported by name when it is opened.
+    _require(numbers and location.offset + location.length <= parts.get(file, 2**62), f"{index.fqn} exceeds {file}")
 
 
 def _sizes(values: Any, name: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""EMAs and checkpoints of a run: when each is updated, saved and restored."""
+"""Update, save and restore the EMAs and checkpoints of a run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from imagen.train.state import create_optimizer_state, run_tensors
 
 
 class Checkpointer:
-    """The EMAs of a U-Net, and the run's checkpoints and snapshots. All ranks call all methods together."""
+    """The EMAs of a U-Net and the run's checkpoints and snapshots. All ranks call all methods together."""
 
     def __init__(self, run: Path, config: TrainConfig, unet: UNet, optimizer: Optimizers, ranks: Ranks):
         self.folder, self.unet, self.optimizer, self.ranks = run, unet, optimizer, ranks
@@ -28,9 +28,9 @@ class Checkpointer:
         self.every, self.averaged_step = config.ema_every, 0  # the last step that the EMAs include
 
     def resume(self, report: Callable[[str], None]) -> RunState | None:
-        """Load the newest checkpoint that can be read, and return its state; None if there is no checkpoint yet.
+        """Load the newest readable checkpoint and return its state; None if there is no checkpoint yet.
 
-        Raises UserError if there are checkpoints and none can be read.
+        Raises UserError if there are checkpoints but none can be read.
         """
         if not self.ranks.on_first(self.checkpoints.paths):
             return None
@@ -38,9 +38,9 @@ class Checkpointer:
         return self.checkpoints.load_latest(run_tensors(self.unet, self.emas, self.optimizer), report)
 
     def update_emas(self, step: int, *, now: bool = False) -> None:
-        """Update the EMAs with the weights after `step`, every `train.ema_every` steps, or `now`.
+        """Update the EMAs with the weights after `step`, if it is a multiple of `train.ema_every` or if `now` is set.
 
-        A skipped step counts as one that left the weights unchanged.
+        A skipped step counts as a step that left the weights unchanged.
         """
         if step > self.averaged_step and (now or step % self.every == 0):
             for ema in self.emas.values():
@@ -48,7 +48,7 @@ class Checkpointer:
             self.averaged_step = step
 
     def snapshot(self, step: int) -> None:
-        """Write every EMA but the first, which checkpoints contain, to RUN/averages in float16."""
+        """Write all EMAs except `ema`, which is in the checkpoints, to RUN/averages in float16."""
         self.update_emas(step, now=True)
         for name, ema in self.emas.items():
             if ema is not self.ema:
@@ -56,11 +56,11 @@ class Checkpointer:
                 self.ranks.on_first(lambda: save_snapshot(folder, name, step, weights))  # noqa: B023
 
     def checkpoint(self, step: int, state: RunState) -> None:
-        """Begin to write a checkpoint; `checkpoints.wait` waits until it is complete."""
+        """Start writing a checkpoint; `checkpoints.wait` waits until it is complete."""
         self.update_emas(step, now=True)
         self.checkpoints.save(step, run_tensors(self.unet, self.emas, self.optimizer), state)
         self.saved_step = step
 
     def export(self) -> dict[str, Tensor]:
-        """Return the EMA's whole weights, float32, on the CPU; an empty dict on all ranks but the first."""
+        """Return the EMA's full weights, float32, on the CPU; ranks other than the first get an empty dict."""
         return self.ema.export(self.unet)

@@ -1,9 +1,9 @@
-"""Where training time goes, on which rank, and how much memory training takes.
+"""Measure training time, the time of each rank, and memory.
 
-A step ends on all ranks together, so a straggler does not show in the duration of steps. The ranks therefore compare
-their *compute time*: of the forward process and the forward pass, which wait for other ranks only to gather sharded
-parameters; that wait is excluded. (DDP exchanges the order of its buckets there, once, in its second step.) Gradients
-are exchanged later, in the backward pass.
+A step ends on all ranks at the same time, so its duration does not reveal a straggler. The ranks therefore compare
+their *compute time*, the time of the forward process and the forward pass. In these, a rank waits for others only to
+gather sharded parameters, and that wait is excluded. (DDP also exchanges the order of its buckets there, once, in its
+second step.) Gradients are exchanged later, in the backward pass.
 """
 
 import statistics
@@ -23,13 +23,13 @@ from imagen.train.ranks import Ranks
 
 
 class Stopwatch:
-    """Accumulates the duration of a device's work. On a GPU it records events, and waits for nothing."""
+    """Accumulates the duration of a device's work. On a GPU it records events and never synchronises."""
 
     def __init__(self, device: torch.device):
         self.seconds = 0.0
         self._cuda = device.type == "cuda"
         self._running = False
-        self._began: Any = None  # a mark: seconds, or a CUDA event
+        self._began: Any = None  # seconds, or a CUDA event
         self._pieces: list[tuple[Any, Any]] = []
 
     @contextmanager
@@ -42,7 +42,7 @@ class Stopwatch:
         self._running = False
 
     def exclude_all_gather(self, unet: nn.Module) -> None:
-        """Exclude the gathering of sharded parameters. Call it after `fully_shard`, whose hooks it encloses."""
+        """Exclude the time to gather sharded parameters. Call this after `fully_shard`, to run around its hooks."""
         sharded = [module for module in unet.modules() if isinstance(module, FSDPModule)]
         if not sharded:
             return
@@ -77,8 +77,8 @@ class Stopwatch:
 class StepTimer:
     """Measures training steps since the last row: total time, data wait (`timed`) and compute time (`compute`).
 
-    Validation, sampling and checkpoints do not count: images_per_s is the throughput of training alone. The estimate
-    of the remaining time includes them.
+    Validation, sampling and checkpoints are excluded from images_per_s, the throughput of the training steps, but
+    included in the estimate of the remaining time.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class StepTimer:
     ):
         """Start measuring.
 
-        unet: in training, to find its sharded modules. mfu: a function of images per second and tokens per image
-        (`imagen.train.flops.build_mfu`); None: no MFU. text_length: minimum length to which texts are padded.
+        unet: the network in training, searched for sharded modules. mfu: a function of images per second and tokens per
+        image (`imagen.train.flops.build_mfu`); None: no MFU. text_length: minimum length to which texts are padded.
         """
         self.ranks, self.mfu, self.text_length = ranks or Ranks(), mfu, text_length
         self.compute = Stopwatch(self.ranks.device)
@@ -106,6 +106,7 @@ class StepTimer:
         self.images = self.batches = self.tokens = 0
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the batches, and add the time spent waiting for them to the data wait."""
         while True:
             began = time.monotonic()
             try:
@@ -119,7 +120,7 @@ class StepTimer:
 
     @contextmanager
     def step(self, images: int) -> Iterator[None]:
-        """Time a step over `images` images; `timed` and `compute` are used inside."""
+        """Time a step over `images` images; use `timed` and `compute` inside the block."""
         began = time.monotonic()
         yield
         self.training += time.monotonic() - began
@@ -128,7 +129,7 @@ class StepTimer:
         self._steps += 1
 
     def row(self) -> Row:
-        """Return the measurements since the last row, over one step or more. All ranks call this together."""
+        """Return the measurements of the steps since the last row, at least one. All ranks call this together."""
         self.compute.collect()
         own = [self.waiting / self.training, self.compute.seconds, peak_memory(self.ranks.device)]
         waits, works, memories = self.ranks.gather(torch.tensor(own, dtype=torch.float64)).T.tolist()
@@ -148,7 +149,7 @@ class StepTimer:
 
     @property
     def seconds_per_step(self) -> float:
-        """Mean time per step of this process so far, including validation, sampling and checkpoints."""
+        """Mean seconds per step of this process so far, including validation, sampling and checkpoints."""
         return (time.monotonic() - self._began) / max(1, self._steps)
 
     def eta(self, steps_left: int) -> float:

@@ -13,36 +13,36 @@ from imagen.train.posthoc import LONGEST
 class TrainConfig:
     steps: int = 2_500_000
     batch_size: int = 2048  # per step, over all ranks and micro-batches
-    micro_batch: int | None = None  # samples per forward pass of a rank; None: all of its share of the batch
+    micro_batch: int | None = None  # samples per forward pass of a rank; None: the rank's whole share of the batch
     seed: int = 0
-    precision: Precision = "auto"  # auto: bf16 where the processor multiplies it, fp16 on other NVIDIA GPUs, else fp32
-    # Noise levels are those of t ~ U[0, 1] of this schedule; None: of the stage's, which sampling uses.
+    precision: Precision = "auto"  # auto: bf16 where the hardware supports it, fp16 on other NVIDIA GPUs, else fp32
+    # Noise levels are drawn from this schedule with t ~ U[0, 1]; None: the stage's own, which sampling uses.
     schedule: ScheduleConfig | None = None
     ema_decay: float = 0.9999  # of the EMA that is sampled and exported
-    # Further EMAs, whose snapshots RUN/averages holds for `imagen export` to choose from.
+    # Further EMAs. Their snapshots are written to RUN/averages, for `imagen export` to choose from.
     ema_decays: tuple[float, ...] = ()
-    ema_sigma_rels: tuple[float, ...] = ()  # EDM2's; two, such as 0.05 and 0.1, give any other
+    ema_sigma_rels: tuple[float, ...] = ()  # as in EDM2; from two, such as 0.05 and 0.1, any other is reconstructed
     ema_snapshot_every: int = 5_000
     ema_every: int = 1  # steps between updates of the EMAs
     text_dropout: float = 0.1
     # fnmatch patterns of parameters, such as `down.*`: those that are not trained; if `trainable` is set, only its own.
     freeze: tuple[str, ...] = ()
     trainable: tuple[str, ...] = ()
-    shuffle_captions: bool = False  # control experiment: every image is trained with another one's caption
+    shuffle_captions: bool = False  # control experiment: each image is trained with another image's caption
     max_nonfinite: int = 10  # consecutive non-finite steps after which training fails
     log_every: int = 50
     sample_every: int = 5_000
     checkpoint_every: int = 5_000
     keep_checkpoints: int = 2  # number of latest checkpoints to keep
-    keep_every: int = 0  # also keep those of multiples of this step; 0: no others
+    keep_every: int = 0  # also keep checkpoints at multiples of this step; 0: none
     gap_every: int = 500  # steps between measurements of the conditional gap
     gap_samples: int = 128
-    # For the MFU in the log: 10^12 dense operations per second of one device in `precision`; None: as its maker states
-    # them (imagen/gpus.py); for an unknown device there is no MFU.
+    # For the MFU in the log: 10^12 dense operations per second of one device in `precision`. None: the manufacturer's
+    # figure (imagen/gpus.py); for an unknown device the MFU is not logged.
     peak_tflops: float | None = None
 
     def check(self) -> None:
-        """Raise UserError, naming the field, for a value out of range. An interval of 0 means the last step alone."""
+        """Raise UserError, naming the field, for a value out of range. An interval of 0 means only the last step."""
         limits.check(self, limits.TRAIN, "train.")
         for sigma_rel in self.ema_sigma_rels:
             check_number("train.ema_sigma_rels", sigma_rel, above=0, below=LONGEST)
@@ -51,19 +51,17 @@ class TrainConfig:
 def micro_batches(config: TrainConfig, world_size: int) -> tuple[int, int]:
     """Return (samples per micro-batch of one rank, micro-batches per step).
 
-    Raises UserError, naming a size that works, if `batch_size` does not divide.
+    Raises UserError, naming a size that works, if `batch_size` is not divisible.
     """
     if config.batch_size % world_size:
         near = max(1, round(config.batch_size / world_size)) * world_size
-        raise UserError(
-            f"train.batch_size {config.batch_size} does not divide among {world_size} ranks; {near} would do"
-        )
+        raise UserError(f"train.batch_size {config.batch_size} is not divisible by {world_size} ranks; use {near}")
     share = config.batch_size // world_size
     micro = min(config.micro_batch or share, share)
     if share % micro:
         divisor = max(size for size in range(1, micro + 1) if share % size == 0)
         raise UserError(
             f"train.batch_size {config.batch_size} gives each rank {share} samples, which do not divide into "
-            f"micro-batches of {micro}; train.micro_batch {divisor} would do"
+            f"micro-batches of {micro}; set train.micro_batch to {divisor}"
         )
     return micro, share // micro

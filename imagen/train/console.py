@@ -1,7 +1,7 @@
-"""Progress for the user: lines, and on a terminal a progress bar below them.
+"""Report progress to the user: lines and, on a terminal, a progress bar below them.
 
-The first line appears within seconds: that training works, how fast, and when to look again. Then there is a line for
-each row of metrics, and at least one per minute.
+The first line appears within seconds. It shows that training works, its speed, and when the next line will appear.
+After that there is a line per row of metrics, and at least one per minute.
 """
 
 import sys
@@ -17,12 +17,12 @@ from imagen.train.progress import TrainResult
 from imagen.train.setup import TrainingRun
 from imagen.train.step import StepResult
 
-PATIENCE = 4.0  # seconds until a first line, if the first step takes longer
-SILENCE = 60.0  # maximum seconds between two lines, where steps are shorter
+PATIENCE = 4.0  # seconds until the first line, if the first step takes longer
+SILENCE = 60.0  # maximum seconds between two lines, unless a step takes longer
 
 
 class Console:
-    """Lines and progress bar of a training loop, as a context manager around it."""
+    """Lines and progress bar of a training loop; a context manager around the loop."""
 
     def __init__(
         self,
@@ -35,9 +35,10 @@ class Console:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Create the bar, which is shown on `stream` (default: stderr) if that is a terminal.
+        """Create the bar, which appears on `stream` (default: stderr) if that is a terminal.
 
-        report: receives lines. steps: of the whole run. began: steps done before. visible: False hides the bar.
+        report: receives lines. steps: number of steps of the whole run. began: completed steps. visible: False hides
+        the bar.
         """
         self._report, self._steps, self._log_every, self._began = report, steps, log_every, began
         self._clock, self._last_line, self._first = clock, clock(), True
@@ -62,14 +63,14 @@ class Console:
         self._bar.close()
 
     def line(self, text: str) -> None:
-        """Print a line, above the bar."""
+        """Print a line above the bar."""
         self._bar.clear()
         self._report(text)
         self._bar.refresh()
         self._last_line = self._clock()
 
     def stepped(self, step: int, result: StepResult, seconds_per_step: float, seconds_left: float) -> None:
-        """Update the bar, and print a line if it is time for one.
+        """Update the bar after a step, and print a line if one is due.
 
         seconds_per_step: mean of this process so far. seconds_left: estimated time until training ends.
         """
@@ -79,29 +80,29 @@ class Console:
         self._bar.update()
         if self._first:
             self._first = False
-            self.line(f"step {step}: loss {loss:.4f}, {self._outlook(step, seconds_per_step, seconds_left)}")
+            self.line(f"step {step}: loss {loss:.4f}, {self._forecast(step, seconds_per_step, seconds_left)}")
         elif self._clock() - self._last_line >= SILENCE and self._bar.disable:
             pace = _pace(seconds_per_step)
             self.line(f"step {step}/{self._steps}  loss {loss:.4f}  {pace}  ETA {duration(seconds_left)}")
 
     def row(self, row: Row) -> None:
-        """Print the line of a row of metrics, which has its `step`."""
+        """Print a row of metrics, including its `step`, as a line."""
         self.line(console_line(row, self._steps))
 
-    def _outlook(self, step: int, seconds_per_step: float, seconds_left: float) -> str:
-        pace, end = _pace(seconds_per_step), f"the end in about {duration(seconds_left)}"
+    def _forecast(self, step: int, seconds_per_step: float, seconds_left: float) -> str:
+        pace, end = _pace(seconds_per_step), f"end of training in about {duration(seconds_left)}"
         if self._log_every == 0:
             return f"{pace}; {end}"
         following = -(-(step + 1) // self._log_every) * self._log_every
         wait = min((following - step) * seconds_per_step, SILENCE)
-        return f"{pace}; the next line in about {duration(wait)}, {end}"
+        return f"{pace}; next line in about {duration(wait)}, {end}"
 
     def _still_working(self) -> None:
-        self.line(f"step {self._began + 1} takes longer than {PATIENCE:.0f} s; a line comes when it is done")
+        self.line(f"step {self._began + 1} takes longer than {PATIENCE:.0f} s; the next line follows when it is done")
 
 
 class ConsoleProgress(Callback):
-    """Shows the progress of a run to the user. The first rank has it."""
+    """Reports the progress of a run to the user, on the first rank."""
 
     def on_start(self, run: TrainingRun) -> None:
         self._console = Console(run.report, run.config.steps, log_every=run.config.log_every, began=run.step)
@@ -118,7 +119,7 @@ class ConsoleProgress(Callback):
 
 
 def console_line(row: Row, steps: int) -> str:
-    """Format a row of metrics, with its `step`, as a line."""
+    """Format a row of metrics, including its `step`, as a line."""
     parts = [f"step {row['step']}/{steps}"]
     for name, form in (
         ("loss", "loss {:.4f}"),

@@ -1,4 +1,4 @@
-"""The data of a run: each split is opened once, and every loader reads from it."""
+"""The data of a run: each split is opened once and shared by all loaders."""
 
 from dataclasses import replace
 from functools import cached_property
@@ -28,25 +28,25 @@ class TrainingData:
     def __init__(self, experiment: Experiment, folder: str | Path, ranks: Ranks, encoder: DatasetEncoder | None = None):
         """Open the training split. Reads headers only: no image is decoded, no encoder loaded.
 
-        encoder: for `data.on_the_fly`; default: the one of `experiment.text`, loaded when it is first used.
-        All ranks call this together. Raises UserError for missing or mismatching shards and sidecars.
+        encoder: for `data.on_the_fly`; default: the encoder of `experiment.text`, loaded at its first use.
+        All ranks call this together. Raises UserError for missing or mismatched shards and sidecars.
         """
         self.experiment, self.folder = experiment, folder
         self._encoder = encoder
         if experiment.text is not None and experiment.data.on_the_fly:
             self._encoder = encoder or LazyEncoder(experiment.text, ranks.device)
-            ranks.on_first(lambda: index_folder(folder))  # `imagen data encode` need not have been run
+            ranks.on_first(lambda: index_folder(folder))  # without `imagen data encode`, there are no indexes yet
         self.splits = splits(folder)
         self._opened: dict[str, tuple[ShardedDataset, Embeddings | None]] = {}
         self.training = self.dataset("train")
 
     def dataset(self, split: str) -> ShardedDataset:
-        """Return a split, opened at the first call."""
+        """Return a split; the first call opens it."""
         return self._open(split)[0]
 
     @property
     def validation_split(self) -> str:
-        """Held-out samples if there are any, else training samples."""
+        """Name of the split used for validation: "heldout" if it exists, else "train"."""
         return "heldout" if "heldout" in self.splits else "train"
 
     @cached_property
@@ -58,7 +58,7 @@ class TrainingData:
         return None if embeddings is None else embeddings.unconditional()
 
     def loader(self, config: DataConfig, *, split: str = "train", **options: Any) -> AnyLoader:
-        """Return a loader of samples of the stage's size, with text. options: as for `Loader`."""
+        """Return a loader of samples at the stage's resolution, with text. options: as for `Loader`."""
         stage, (dataset, embeddings) = self.experiment.stage, self._open(split)
         loader = Loader(
             dataset,
@@ -72,7 +72,7 @@ class TrainingData:
         return loader if self._encoder is None else EncodingLoader(loader, self._encoder)
 
     def training_loader(self, position: int, micro_batch: int, ranks: Ranks) -> AnyLoader:
-        """Return this rank's micro-batches from the global `position` on."""
+        """Return a loader of this rank's micro-batches, starting at the global `position`."""
         return self.loader(
             self.experiment.data,
             batch_size=micro_batch * ranks.world_size,
@@ -84,7 +84,10 @@ class TrainingData:
         )
 
     def validation_loader(self, batch_size: int, seed: int, device: torch.device, **changes: Any) -> AnyLoader:
-        """Return batches of validation samples, the same ones on every rank. changes: to `experiment.data`."""
+        """Return a loader of validation samples, the same on every rank.
+
+        changes: fields of `experiment.data` to replace.
+        """
         config = replace(self.experiment.data, workers=0, **changes)
         pin_memory = device.type == "cuda"
         return self.loader(config, split=self.validation_split, batch_size=batch_size, seed=seed, pin_memory=pin_memory)

@@ -20,7 +20,7 @@ from imagen.train.parallel import ParallelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A resolved preset: which stage is trained, on what, and how."""
+    """A resolved preset: the stage, its text encoder and data, and the settings of its training."""
 
     name: str
     stage: StageConfig
@@ -34,18 +34,18 @@ class Experiment:
 
 
 def check(experiment: Experiment, world_size: int = 1) -> None:
-    """Raise UserError, naming the field, for a value out of range or parts that do not fit each other."""
+    """Raise UserError, naming the field, for a value out of range or fields that do not match each other."""
     stage, text, config, unet = experiment.stage, experiment.text, experiment.train, experiment.stage.unet
     for part in (text, experiment.data, experiment.optim, config, experiment.lora):
         if part is not None:
             part.check()
     stage.check("stage")
     if text is None and experiment.data.on_the_fly:
-        raise UserError("data.on_the_fly is true, but text is null: there is nothing to encode")
+        raise UserError("data.on_the_fly is true, but text is null: there is no text to encode")
     if text is not None and needs_encoder(text) and not experiment.data.on_the_fly:
         raise UserError(
-            f"text.cleaning is {text.cleaning!r} and text.padding {text.padding!r}; stored embeddings are of captions "
-            "as they are, without padding: set data.on_the_fly to true"
+            f"text.cleaning is {text.cleaning!r} and text.padding {text.padding!r}; stored embeddings are of uncleaned "
+            "captions, without padding: set data.on_the_fly to true"
         )
     width = None if text is None else text.width
     if unet.text_width != width:
@@ -53,13 +53,13 @@ def check(experiment: Experiment, world_size: int = 1) -> None:
         raise UserError(f"stage.unet.text_width is {unet.text_width}, but {needed}")
     if unet.image_channels not in (1, 3):
         raise UserError(
-            f"stage.unet.image_channels is {unet.image_channels}; pictures are read as RGB (3) or as grey (1)"
+            f"stage.unet.image_channels is {unet.image_channels}; images are read as RGB (3) or grayscale (1)"
         )
     if (crop := experiment.data.crop) is not None:
         scale = 1 if stage.low_resolution is None else stage.resolution // stage.low_resolution
         unit = math.lcm(unet.total_stride, scale)
         if crop > stage.resolution or crop % unit:
-            raise UserError(f"data.crop is {crop}; it must divide by {unit} and be at most {stage.resolution}")
+            raise UserError(f"data.crop is {crop}; it must be a multiple of {unit} and at most {stage.resolution}")
     if experiment.lora.rank and experiment.init is None:
         raise UserError(f"lora.rank is {experiment.lora.rank}, but there are no weights to adapt: set --init CASCADE")
     if experiment.lora.rank and (config.freeze or config.trainable):
@@ -67,7 +67,7 @@ def check(experiment: Experiment, world_size: int = 1) -> None:
     experiment.parallel.check(len(unet.levels), world_size)
     micro, _ = micro_batches(config, world_size)
     if config.shuffle_captions and (text is None or micro < 2):
-        raise UserError("train.shuffle_captions needs text, and micro-batches of two samples or more")
+        raise UserError("train.shuffle_captions needs text and micro-batches of at least two samples")
 
 
 def needs_encoder(text: TextConfig) -> bool:
@@ -78,9 +78,9 @@ def needs_encoder(text: TextConfig) -> bool:
 def override(experiment: Experiment, arguments: Sequence[str]) -> Experiment:
     """Return `experiment` with fields set from a command line: --train.batch_size 64 or --optim.lr=2e-4.
 
-    Values are JSON, or plain text where that fails; list elements have a number: --stage.unet.levels.0.channels 64.
-    `-` and `_` in names are the same. Raises UserError for an unknown field, with the nearest known one, or a value of
-    the wrong type.
+    Values are JSON, or plain text if they are not valid JSON. List elements are addressed by index:
+    --stage.unet.levels.0.channels 64. `-` and `_` in names are equivalent. Raises UserError for an unknown field,
+    suggesting the nearest known one, and for a value of the wrong type.
     """
     value = to_json(experiment)
     queue = list(arguments)
@@ -97,13 +97,13 @@ def override(experiment: Experiment, arguments: Sequence[str]) -> Experiment:
 
 
 def _set(config: dict[str, Any], name: str, text: str) -> None:
-    """Set the field called `name` (`--a.b`) in nested dicts and lists."""
+    """Set the field `name` (`--a.b`) in nested dicts and lists."""
     value: Any = config
     *path, last = name[2:].replace("-", "_").split(".")
     for key in path:
         value = value[_key(value, key, name)]
     last = _key(value, last, name)
-    value[last] = text if isinstance(value[last], str) else _parse(text)  # the encoder "123" is a name
+    value[last] = text if isinstance(value[last], str) else _parse(text)  # text.encoder "123" remains a string
 
 
 def _key(value: Any, key: str, name: str) -> Any:
@@ -119,7 +119,7 @@ def _parse(text: str) -> Any:
     if text in ("True", "False", "None"):  # Python's spelling
         return {"True": True, "False": False, "None": None}[text]
     try:
-        value = parse_json(text, finite=False)  # the field's own message names the number
+        value = parse_json(text, finite=False)  # the field's own check reports NaN and infinity
     except ValueError:
         return text
-    return int(value) if isinstance(value, float) and value.is_integer() else value  # 1e4 steps
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # 1e4 is valid for an integer field

@@ -1,4 +1,4 @@
-"""Export a stage: its EMA weights as a one-stage cascade, during training and afterwards."""
+"""Export a stage's EMA weights as a one-stage cascade, during training and afterwards."""
 
 from pathlib import Path
 from typing import Any
@@ -63,18 +63,17 @@ def export_run(
 ) -> str:
     """Write the EMA of the run folder `run` as a one-stage cascade to `out`, in one process; return a description.
 
-    A run of adapters is exported with its adapters merged, or, without `merge`, as the LoRA file `out`.
+    Exports the EMA of a checkpoint by default. `decay` selects the snapshot of an EMA instead, and `sigma_rel` an EMA
+    that is reconstructed from snapshots (imagen.train.posthoc). A run of adapters is exported with its adapters merged,
+    or, without `merge`, as the LoRA file `out`.
 
-    Exports the EMA of a checkpoint unless `decay` or `sigma_rel` selects snapshots: of that decay, or reconstructed for
-    that sigma_rel (imagen.train.posthoc).
+    step: step of the checkpoint or snapshot; default: the last one.
 
-    step: of the checkpoint or snapshot; default: the last one.
-
-    Raises UserError if the run has exported nothing yet, has stored nothing of that step, or cannot be read, and if
-    `out` is a run or holds a cascade of other stages.
+    Raises UserError if the run has no export yet, has nothing stored for that step, or cannot be read, and if `out` is
+    a run or contains a cascade with other stages.
     """
     if sigma_rel is not None and decay is not None:
-        raise ValueError("give one of sigma_rel and decay")
+        raise ValueError("give only one of sigma_rel and decay")
     folder, averages = resolve_folder(run), Path(run) / "averages"
     manifest = read_manifest(folder)
     experiment = _lora_experiment(Path(run))
@@ -87,10 +86,10 @@ def export_run(
     if sigma_rel is not None:
         weights, step, distance = posthoc.reconstruct(averages, sigma_rel, step)
         origin = {"ema_sigma_rel": sigma_rel, "ema_distance": round(distance, 4)}
-        description = f"the EMA of sigma_rel {sigma_rel:g} ({distance:.1%} off)"
+        description = f"the EMA with sigma_rel {sigma_rel:g} (reconstruction error {distance:.1%})"
     elif decay is not None:
         weights, step = posthoc.tracked(averages, decay, step)
-        origin, description = {"ema_decay": decay}, f"the EMA of decay {decay:g}"
+        origin, description = {"ema_decay": decay}, f"the EMA with decay {decay:g}"
     else:
         weights, step = _checkpoint_weights(Path(run) / "checkpoints", step)
         description = "the EMA"
@@ -135,12 +134,12 @@ def _checkpoint_weights(folder: Path, step: int | None) -> tuple[dict[str, Tenso
     """Return the EMA weights in the checkpoint of `step` (default: the last one), and its step."""
     paths = {int(path.name.removeprefix("step-")): path for path in checkpoint_paths(folder)}
     if not paths:
-        raise UserError(f"{folder} holds no checkpoints")
+        raise UserError(f"{folder} contains no checkpoints")
     step = max(paths) if step is None else step
     if step not in paths:
-        raise UserError(f"{folder} holds no checkpoint of step {step}; there are {', '.join(map(str, paths))}")
+        raise UserError(f"{folder} has no checkpoint of step {step}, only of {', '.join(map(str, paths))}")
     try:
-        # An EMA has the parameters; buffers, if the model has any, are the model's.
+        # An EMA contains only parameters. Buffers, if there are any, come from the model.
         return checkpoint.read(paths[step], "model") | checkpoint.read(paths[step], "ema"), step
     except ValueError as error:
         raise UserError(f"{paths[step]} is damaged ({error}); choose another --step") from None

@@ -1,8 +1,9 @@
 """FLOPs of a model, and the MFU of its training.
 
-MFU (model FLOPs utilisation, PaLM, 2204.02311, App. B) = operations that the model needs for the images trained on /
-operations of all devices at their stated peak. The model needs its matrix products and convolutions, forward and
-backward, a multiply-add being two. Recomputation does not count, nor do the optimizer and elementwise operations.
+MFU (model FLOPs utilisation, PaLM, 2204.02311, App. B) = operations that the model needs for the training images /
+operations that all devices could do in the same time at their stated peak. The operations of the model are those of its
+matrix products and convolutions, forward and backward; a multiply-add counts as two. Recomputation, the optimizer and
+elementwise operations do not count.
 """
 
 from collections.abc import Callable
@@ -19,15 +20,16 @@ from imagen.train.ranks import Ranks
 
 
 def meta_unet(experiment: Experiment) -> UNet:
-    """Build the experiment's U-Net on the meta device: shapes without data."""
+    """Build the experiment's U-Net on the meta device, with shapes but no data."""
     with torch.device("meta"):
         return UNet(experiment.stage.unet)
 
 
-def picture_flops(unet: UNet, experiment: Experiment, tokens: int | None = None, *, backward: bool = False) -> int:
-    """Count the operations for one image of the size trained on, with `tokens` text tokens (default: the maximum).
+def image_flops(unet: UNet, experiment: Experiment, tokens: int | None = None, *, backward: bool = False) -> int:
+    """Count the operations for one training image with `tokens` text tokens (default: the maximum).
 
-    unet: on the meta device, where attention is decomposed into products that the counter knows, and nothing runs.
+    unet: on the meta device, where nothing is computed and attention is decomposed into matrix products, which the
+    counter includes.
     """
     stage, side = experiment.stage, experiment.data.crop or experiment.stage.resolution
     with torch.device("meta"):
@@ -45,16 +47,16 @@ def picture_flops(unet: UNet, experiment: Experiment, tokens: int | None = None,
 
 
 def build_mfu(experiment: Experiment, ranks: Ranks) -> Callable[[float, float], float] | None:
-    """Return a function of images per second of all ranks and padded tokens per image, whose value is the MFU (0 to 1).
+    """Return a function that computes the MFU (0 to 1) from images per second of all ranks and padded tokens per image.
 
-    None if the device's peak is unknown. Takes a few seconds for a large network.
+    Returns None if the device's peak is unknown. Takes a few seconds for a large network.
     """
     peak = peak_flops(ranks.device, experiment)
     if peak is None:
         return None
     unet, most = meta_unet(experiment), 1 if experiment.text is None else max(2, experiment.text.max_tokens)
-    # Text is keys and values, never queries: the count is linear in its tokens.
-    least_flops, most_flops = (picture_flops(unet, experiment, tokens, backward=True) for tokens in (1, most))
+    # Text tokens are keys and values but never queries, so the count is linear in their number.
+    least_flops, most_flops = (image_flops(unet, experiment, tokens, backward=True) for tokens in (1, most))
     slope = (most_flops - least_flops) / max(1, most - 1)
 
     def mfu(images_per_s: float, tokens: float) -> float:
@@ -64,7 +66,10 @@ def build_mfu(experiment: Experiment, ranks: Ranks) -> Callable[[float, float], 
 
 
 def peak_flops(device: torch.device, experiment: Experiment) -> float | None:
-    """Return the peak operations per second of one device in this precision: `train.peak_tflops`, else as stated."""
+    """Return the peak operations per second of one device in the run's precision; None if it is unknown.
+
+    `train.peak_tflops` overrides the manufacturer's figure.
+    """
     config = experiment.train
     if config.peak_tflops is not None:
         return config.peak_tflops * 1e12

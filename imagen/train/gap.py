@@ -13,8 +13,8 @@ BATCH = 16  # validation samples per evaluation, on any number of ranks
 class ValidationGap(Callback):
     """Measures the conditional gap of the EMA weights every `train.gap_every` steps, on `train.gap_samples` samples.
 
-    They are held-out samples if there are any, always the same ones. Every rank evaluates all of them, so that the
-    number of ranks makes no difference.
+    Uses the same samples every time: held-out ones if there are any, else training samples. Every rank evaluates all of
+    them, so the result does not depend on the number of ranks.
     """
 
     def on_start(self, run: TrainingRun) -> None:

@@ -1,4 +1,4 @@
-"""Sample grids: images of the same captions from the same noise, step after step."""
+"""Sample grids: images for the same captions from the same noise, at intervals during training."""
 
 from itertools import islice
 
@@ -20,21 +20,21 @@ PIXELS = IMAGES * 128**2  # per micro-batch: a whole grid of 1024 x 1024 does no
 
 
 def grid_micro_batch(resolution: int) -> int:
-    """Return how many images of a grid are sampled together."""
+    """Return the number of images of a grid that are sampled together."""
     return max(1, min(IMAGES, PIXELS // resolution**2))
 
 
 class SampleGrid(Callback):
     """Writes RUN/samples/step-NNNNNNNN.png every `train.sample_every` steps, sampled with the EMA weights.
 
-    Captions are held-out ones if there are any. For a super-resolution stage each row shows the upsampled input, the
-    output and the original. All ranks have it: those that hold a sharded network together sample together.
+    Uses held-out captions if there are any. For a super-resolution stage each row shows the upsampled input, the output
+    and the original. All ranks have this callback, because the ranks of a sharded network must sample together.
     """
 
     def on_start(self, run: TrainingRun) -> None:
         self.every = run.config.sample_every
         count = min(IMAGES, len(run.data.dataset(run.data.validation_split)))
-        # A loader, rather than the first samples themselves: it replaces bad ones.
+        # Read with a loader, because it replaces bad samples.
         loader = run.data.validation_loader(count, 0, run.ranks.device, crop=None, flip=False)
         (self._batch,) = islice(loader, 1)
 
@@ -50,7 +50,7 @@ class SampleGrid(Callback):
     def _sample(self, run: TrainingRun, unet: nn.Module) -> Tensor:
         """Return uint8 images [count, C, H, W] on the CPU."""
         config, batch, texts = run.experiment.stage, self._batch, _texts(self._batch)
-        stage, micro_batch = Stage(config, _Unmoved(unet)), grid_micro_batch(config.resolution)
+        stage, micro_batch = Stage(config, _ForwardOnly(unet)), grid_micro_batch(config.resolution)
         images = []
         for begin in range(0, len(batch), micro_batch):
             part = slice(begin, begin + micro_batch)
@@ -77,25 +77,25 @@ class SampleGrid(Callback):
         upsampled = to_uint8(upsample(from_uint8(batch.low_res), size))
         rows = zip(to_images(upsampled), shown, to_images(batch.image), strict=True)
         shown = [image for row in rows for image in row]
-        captions = [text for caption in captions for text in ("input", caption, "truth")]
+        captions = [text for caption in captions for text in ("input", caption, "original")]
         return contact_sheet(shown, captions, columns=6)
 
 
-class _Unmoved(nn.Module):
-    """A network in training, perhaps sharded: sampling calls its forward and neither moves nor changes it."""
+class _ForwardOnly(nn.Module):
+    """Wraps a network in training, possibly sharded: sampling calls its forward pass but does not move or change it."""
 
     network: nn.Module
 
     def __init__(self, network: nn.Module):
         super().__init__()
-        object.__setattr__(self, "network", network)  # not a submodule, which would be moved with this one
+        object.__setattr__(self, "network", network)  # not a submodule: it would be moved with this module
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         return self.network(*args, **kwargs)
 
 
 def _texts(batch: Batch) -> list[Tensor] | None:
-    """Return the batch's text embeddings [L_i, D] without their padding; None without text."""
+    """Return the batch's text embeddings [L_i, D] without padding; None without text."""
     if batch.text is None or batch.text_mask is None:
         return None
     return [tokens_LD[mask_L] for tokens_LD, mask_L in zip(batch.text, batch.text_mask, strict=True)]

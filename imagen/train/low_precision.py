@@ -1,8 +1,8 @@
-"""A low-precision copy of a network, which computes in place of its float32 master weights.
+"""A low-precision copy of a network, used for the forward and backward pass instead of the float32 master weights.
 
-Under autocast every weight is cast at each use, and its gradient on the way back: nearly half of a step's operations.
-Here all weights are cast together once per step, and all gradients once per micro-batch. Gradients accumulate in
-float32.
+Autocast casts every weight at each use, and its gradient in the backward pass; these casts are nearly half of a step's
+operations. With a copy, all weights are cast together once per step, and all gradients once per micro-batch. Gradients
+accumulate in float32.
 """
 
 import torch
@@ -12,7 +12,7 @@ from imagen.models.unet import UNet, cast_copy
 
 
 class LowPrecisionCopy:
-    """A copy of `unet` in `dtype`: `network` computes the loss, `unet` holds the parameters that are trained."""
+    """A copy of `unet` in `dtype`: `network` computes the loss, and the optimizer updates the parameters of `unet`."""
 
     def __init__(self, unet: UNet, dtype: torch.dtype):
         self.network = cast_copy(unet, dtype)
@@ -32,7 +32,7 @@ class LowPrecisionCopy:
 
     @torch.no_grad()
     def accumulate_gradients(self) -> None:
-        """Add the network's gradients to those of the master weights, and clear them."""
+        """Add the network's gradients to those of the master weights, and clear the network's."""
         pairs = zip(self._master, self._copies, strict=True)
         trained = [(master, copy.grad) for master, copy in pairs if copy.grad is not None]
         gradients = [gradient for _, gradient in trained]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from imagen.train.step import StepResult
 
 Row = dict[str, float | int | None]  # one row of metrics.jsonl, without its step
-BUCKETS = 4  # loss by quarter of t: loss_t0 is almost clean, loss_t3 almost noise
+BUCKETS = 4  # the loss by quarter of t: loss_t0 at little noise, loss_t3 at almost pure noise
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Meter:
     bad_samples: int = 0  # samples that the loader replaced
 
     def add(self, result: StepResult) -> None:
-        """Add the sums of one step; a skipped step only counts as skipped."""
+        """Add the sums of one step; a skipped step only increases the count of skipped steps."""
         self.bad_samples += result.bad_samples
         if not result.applied:
             self.nonfinite += result.problem is not None
@@ -40,7 +40,7 @@ class Meter:
         self.steps += 1
 
     def row(self) -> Row:
-        """Return the means; None where every step since the last row was skipped."""
+        """Return the means; None if every step since the last row was skipped."""
         row: Row = {
             "loss": self.loss / self.images if self.images else None,
             "eps_mse": self.eps_mse / self.images if self.images else None,

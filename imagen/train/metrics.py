@@ -1,4 +1,4 @@
-"""Rows of metrics: computed at intervals, written to metrics.jsonl and to TensorBoard."""
+"""Compute rows of metrics at intervals, and write them to metrics.jsonl and TensorBoard."""
 
 import importlib.util
 import json
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 class MetricRows(Callback):
-    """Computes a row of metrics every `train.log_every` steps, and where there are measurements of its step.
+    """Computes a row of metrics every `train.log_every` steps, and at steps with measurements of other callbacks.
 
-    Hands it to every callback's `on_row`. All ranks have it: timings are gathered.
+    Passes it to every callback's `on_row`. All ranks have this callback, because timings are gathered.
     """
 
     def on_start(self, run: TrainingRun) -> None:
@@ -74,7 +74,7 @@ class MetricsFile(Callback):
                 self._board.add_image(name, image_CHW, step)
 
     def before_checkpoint(self, run: TrainingRun, step: int) -> None:
-        """Sync the file: rows of steps that a checkpoint contains are not written again."""
+        """Sync the file: a resumed run does not write the rows before its checkpoint again."""
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -89,7 +89,7 @@ class MetricsFile(Callback):
 
     @contextmanager
     def _board_errors(self) -> Iterator[None]:
-        """Turn errors of TensorBoard's writer thread, which it raises at a later call, into UserErrors."""
+        """Convert errors of TensorBoard's writer thread, which surface in a later call, to UserErrors."""
         try:
             yield
         except OSError as error:
@@ -97,14 +97,14 @@ class MetricsFile(Callback):
 
 
 def _finite(value: float | int | None) -> float | int | None:
-    """Return None for NaN and infinity, which strict JSON does not have."""
+    """Return the value, or None for NaN and infinity, which strict JSON does not support."""
     return value if value is None or math.isfinite(value) else None
 
 
 def _board(folder: Path, step: int) -> "SummaryWriter | None":
-    """Return a TensorBoard writer that begins after `step`; None if the package is not installed."""
+    """Return a TensorBoard writer that starts after `step`; None if the package is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
         return None
-    from torch.utils.tensorboard import SummaryWriter  # heavy, and nothing else here needs it
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
 
     return SummaryWriter(str(folder), purge_step=step + 1)

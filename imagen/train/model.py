@@ -1,4 +1,4 @@
-"""The U-Net as it is trained: its precision, and how it is distributed over ranks."""
+"""Build the U-Net for training: its precision, and its distribution over ranks."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -22,10 +22,10 @@ Context = Callable[[], AbstractContextManager]
 
 @dataclass(frozen=True)
 class TrainingModel:
-    """A U-Net and what computes with its parameters."""
+    """A U-Net in training, and the modules and contexts that compute with its parameters."""
 
-    unet: UNet  # float32 parameters, whole or sharded
-    network: nn.Module  # what a step calls: `unet`, or DDP around it
+    unet: UNet  # float32 parameters, full or sharded
+    network: nn.Module  # module that a step calls: `unet`, or DDP around it
     copy: LowPrecisionCopy | None  # low-precision copy that a step calls instead
     autocast: Context  # around evaluation
     step_autocast: Context  # around a training step's forward pass
@@ -38,7 +38,7 @@ class TrainingModel:
 def build_model(
     experiment: Experiment, ranks: Ranks, prepare: Callable[[UNet], None] = lambda unet: None
 ) -> TrainingModel:
-    """Build a U-Net with random weights of `train.seed`, and distribute it as `parallel` says.
+    """Build a U-Net, initialize it randomly from `train.seed`, and distribute it according to `parallel`.
 
     prepare: called with the new U-Net on the CPU, to load weights, freeze parameters or add adapters.
     """
@@ -46,8 +46,9 @@ def build_model(
     dtype = autocast_dtype(device, config.precision)
     casts = partial(autocast, device, dtype)
     mesh = build_mesh(parallel, device.type, ranks.world_size)
-    # On GPUs the network itself is bfloat16, by a copy or by gathering, and autocast has nothing to do. DDP exchanges
-    # the gradients of the very parameters that it wraps, in float32, and so keeps autocast.
+    # On GPUs the network computes in bfloat16 without autocast: a single process uses a low-precision copy, and FSDP2
+    # gathers parameters in bfloat16. DDP needs autocast, because it wraps the float32 parameters and exchanges their
+    # gradients.
     low_precision, alone = device.type == "cuda" and dtype is torch.bfloat16, ranks.world_size == 1
     torch.manual_seed(randomness.seed_for(config.seed, 0, randomness.INIT))
     unet = UNet(experiment.stage.unet)
@@ -57,7 +58,7 @@ def build_model(
         unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     parameters = sum(parameter.numel() for parameter in unet.parameters())  # before they are sharded
     trained = sum(parameter.numel() for parameter in unet.parameters() if parameter.requires_grad)
-    # A CPU's group norm takes no float32 images with bfloat16 weights; on GPUs autocast handles that.
+    # On CPUs, group norm does not support float32 images with bfloat16 weights; on GPUs autocast handles that.
     gathered = None if device.type == "cpu" else dtype
     copy = LowPrecisionCopy(unet, torch.bfloat16) if low_precision and alone else None
     compiled = replace(parallel, compile=should_compile(device, parallel.compile))

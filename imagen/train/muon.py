@@ -1,4 +1,4 @@
-"""Muon: momentum whose update of each matrix is orthogonalised (K. Jordan 2024; scaled as in 2502.16982)."""
+"""Muon: momentum with an orthogonalised update of each matrix (K. Jordan 2024; scaled as in 2502.16982)."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -12,31 +12,31 @@ from imagen.precision import arithmetic
 from imagen.train.nonfinite import decay_, lerp_, mask_gradients
 from imagen.train.sharded import distribute_matrices, local, local_gradient, map_full_matrices
 
-# Coefficients (a, b, c) of each iteration, x <- a x + b x^3 + c x^5. Each quintic has the least greatest error |1 - x|
-# on the interval that the ones before it leave, starting from singular values in [0.0025, 1]. After four, values lie
-# between 0.75 and 1.25, as after five of Jordan's (2505.16932 shows that this greedy choice is optimal).
+# Coefficients (a, b, c) of each iteration, x <- a x + b x^3 + c x^5. Each quintic minimizes the maximum error |1 - x|
+# on the interval that results from the previous iterations, starting from singular values in [0.0025, 1]. After four
+# iterations, values are between 0.75 and 1.25, as after five of Jordan's. This greedy choice is optimal (2505.16932).
 QUINTICS = (
     (8.4052, -24.8508, 18.4246),
     (4.0772, -3.0350, 0.5722),
     (3.6058, -2.6996, 0.5340),
     (2.6177, -1.9413, 0.4486),
 )
-MARGIN = 1.01  # widens each iteration's interval: above it a quintic grows fast, and values are rounded
+MARGIN = 1.01  # widens each iteration's interval: above it a quintic grows fast, and rounding can exceed it
 _QUINTICS = tuple((a / MARGIN, b / MARGIN**3, c / MARGIN**5) for a, b, c in QUINTICS)
-WIDE = 3  # ratio of the sides from which float32 iterates on the smaller Gram matrix
+WIDE = 3  # minimum ratio of the sides at which float32 iterates on the smaller Gram matrix
 
 
 def orthogonalise(matrices_NOI: Tensor) -> Tensor:
-    """Return the nearest matrices [N, O, I] whose singular values are all 1, to within a quarter.
+    """Return the nearest matrices [N, O, I] with singular values of 1, accurate to within a quarter.
 
-    A Newton-Schulz iteration, X <- a X + b X X^T X + c (X X^T)^2 X, moves every singular value by the same polynomial
-    and needs nothing but products. It runs in the format in which the device multiplies fastest
-    (`imagen.precision`), which is the format of the result.
+    A Newton-Schulz iteration, X <- a X + b X X^T X + c (X X^T)^2 X, applies the same polynomial to every singular value
+    and consists of matrix products only. It runs in the dtype with the device's fastest matrix product
+    (`imagen.precision`), which is the dtype of the result.
     """
     tall = matrices_NOI.shape[-2] > matrices_NOI.shape[-1]
     X = matrices_NOI.mT if tall else matrices_NOI  # X X^T is then the smaller product
     X = (X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-30)).to(arithmetic(X.device).matrices)
-    # In bfloat16 the Gram matrix loses the small singular values, which it contains squared.
+    # Not in bfloat16: the Gram matrix contains squared singular values, and the small ones would be lost.
     wide = X.shape[-1] >= WIDE * X.shape[-2] and X.dtype == torch.float32
     X = _by_gram(X) if wide else _by_matrix(X)
     return X.mT if tall else X
@@ -64,15 +64,16 @@ def _by_gram(X: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon optimizer, for weights of two or more dimensions; a convolution [O, I, h, w] is the matrix [O, I h w].
+    """Muon optimizer for weights with at least two dimensions; a convolution [O, I, h, w] is the matrix [O, I h w].
 
     m <- mu m + (1 - mu) g;  W <- (1 - lr decay) W - lr 0.2 sqrt(max(O, I)) orthogonalise((1 - mu) g + mu m).
 
-    The factor gives an update the root mean square of one of Adam's, so learning rates mean about the same.
+    With the factor 0.2 sqrt(max(O, I)), an update has about the same root mean square as one of Adam's, so learning
+    rates are comparable.
 
-    Parameters may be sharded by rows (see sharded.py); all of one optimizer in the same way. A rank then
-    orthogonalises its share of the matrices of each shape; replicas do the same work.
-    replicas: processes that have the same whole parameters and gradients (DDP): each orthogonalises some of them.
+    Parameters may be sharded by rows (see sharded.py), all of one optimizer in the same way. Each rank of a replica
+    then orthogonalises a share of the matrices of each shape; sharded replicas repeat the same work.
+    replicas: processes with the same full parameters and gradients (DDP), which divide the matrices among them.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         if any(parameter.ndim < 2 for group in self.param_groups for parameter in group["params"]):
-            raise ValueError("Muon is for matrices: give vectors and scalars to another optimizer")
+            raise ValueError("Muon only updates matrices: use another optimizer for vectors and scalars")
         self.replicas = replicas
 
     @torch.no_grad()
@@ -97,7 +98,7 @@ class Muon(torch.optim.Optimizer):
         factor: Tensor | None = None,
         finite: Tensor | None = None,
     ) -> None:
-        """Update the parameters. factor, finite: see `Optimizers.step`."""
+        """Update the parameters. factor, finite: as for `Optimizers.step`."""
         for group in self.param_groups:
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not trained:
@@ -116,7 +117,7 @@ class Muon(torch.optim.Optimizer):
     def _add(
         self, parameters: list[Tensor], updates_oI: list[Tensor], group: dict[str, Any], ok: Tensor | None
     ) -> None:
-        """Orthogonalise the updates, those of one shape together, and apply them."""
+        """Orthogonalise the updates, all of one shape together, and apply them."""
         same_shape: dict[object, list[int]] = defaultdict(list)
         for index, (parameter, update_oI) in enumerate(zip(parameters, updates_oI, strict=True)):
             same_shape[len(parameter), update_oI.shape].append(index)

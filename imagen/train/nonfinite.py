@@ -1,4 +1,4 @@
-"""Skip an update with non-finite gradients on the device, without a synchronisation."""
+"""Skip an update with non-finite gradients on the device, without synchronisation."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def mask_gradients(gradients: Sequence[Tensor], factor: Tensor | None, finite: Tensor | None) -> Tensor | None:
     """Multiply gradients by `factor` in place, or set them to 0 if not `finite`.
 
-    Returns the factor for the rates of all updates: 1, or 0 if nothing is to change; None if `finite` is None.
+    Returns the factor for all updates: 1, or 0 if the step is skipped; None if `finite` is None.
     """
     if factor is None or finite is None or not gradients:
         return None

@@ -1,7 +1,8 @@
 """Training without stored embeddings: the frozen encoder encodes the captions of each batch, on the training device.
 
-NOTE nothing is cached between batches. In its last bits an embedding depends on the captions that share a call of the
-encoder. A cached one would depend on the batches before, and a resumed run would differ from an uninterrupted one.
+NOTE nothing is cached between batches. The last bits of an embedding depend on the other captions of the same encoder
+call. A cached embedding would therefore depend on earlier batches, and a resumed run would differ from an uninterrupted
+one.
 """
 
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ class EncodingLoader:
 
 
 def with_text(batch: Batch, encoder: DatasetEncoder) -> Batch:
-    """Return `batch` with the embeddings of its captions, [B, L, D] and [B, L]: a function of its captions alone."""
+    """Return `batch` with the embeddings of its captions, [B, L, D] and [B, L], which depend only on its captions."""
     captions = list(dict.fromkeys(batch.captions))
     tokens: dict[str, Tensor] = {}
     for rows in token_batches(encoder.lengths(captions), BATCH_TOKENS):
@@ -44,5 +45,5 @@ def unconditional(encoder: DatasetEncoder) -> Tensor:
 
 
 def _stored(tokens_LD: Tensor) -> Tensor:
-    """Round to bfloat16, as a sidecar does: a run may resume with sidecars, or without."""
+    """Round to bfloat16, as a sidecar does: a run may resume with sidecars or without."""
     return tokens_LD.bfloat16().float()

@@ -21,7 +21,7 @@ FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    # adam: as adamw, without decay.  muon: Muon for the inner matrices, AdamW for the rest
+    # adam: AdamW without decay.  muon: Muon for the inner matrices, AdamW for the rest
     algorithm: Literal["adamw", "adam", "adafactor", "muon"] = "adamw"
     lr: float = 1e-4
     muon_lr: float = 2e-3  # learning rate of Muon's parameters, with the same warm-up and schedule
@@ -39,14 +39,14 @@ class OptimConfig:
         limits.check(self, limits.OPTIM, "optim.")
         if self.algorithm == "adam" and self.weight_decay:
             raise UserError(
-                f"optim.weight_decay is {self.weight_decay:g}, but adam has none: take optim.algorithm adamw"
+                f"optim.weight_decay is {self.weight_decay:g}, but adam has no weight decay: use optim.algorithm adamw"
             )
 
 
 class Optimizers:
-    """Several optimizers as one. Each parameter group's rate is `lr` times the group's own factor.
+    """Several optimizers as one. The learning rate of a parameter group is `lr` times the group's own factor.
 
-    permuted: (what is updated, the parameter whose gradient it takes) where these are two; see layout.py.
+    permuted: (view that is updated, sharded parameter that has the gradient) of permuted weights; see layout.py.
     """
 
     def __init__(
@@ -68,7 +68,10 @@ class Optimizers:
             group["lr"] = lr * group["factor"]
 
     def step(self, factor: Tensor | None = None, finite: Tensor | None = None) -> None:
-        """Update the parameters. factor: for all gradients. finite: on the device; if False, nothing changes."""
+        """Update the parameters.
+
+        factor: multiplies all gradients. finite: on the device; if False, parameters and state do not change.
+        """
         assign_gradients(self.permuted)
         for optimizer in self.optimizers:
             if factor is None or finite is None:
@@ -76,7 +79,7 @@ class Optimizers:
             elif isinstance(optimizer, (Adafactor, Muon)):
                 optimizer.step(factor=factor, finite=finite)
             else:
-                _guarded(optimizer, factor, finite)
+                _step_if_finite(optimizer, factor, finite)
 
     def zero_grad(self) -> None:
         for optimizer in self.optimizers:
@@ -91,17 +94,17 @@ def build_optimizer(
     replicas: dist.ProcessGroup | None = None,
     permuted: Sequence[tuple[nn.Parameter, nn.Parameter]] = (),
 ) -> Optimizers:
-    """Build the optimizer of `config.algorithm` for all parameters that require gradients, whole or sharded.
+    """Build the optimizer of `config.algorithm` for all parameters that require gradients, full or sharded.
 
-    adamw: Adam with decoupled decay (1711.05101), in one fused kernel where torch has it.
-    adam: Adam (1412.6980, algorithm 1 with eps added to the root of the corrected moment), likewise; it equals AdamW
+    adamw: Adam with decoupled decay (1711.05101), in one fused kernel if torch has one for the device.
+    adam: Adam (1412.6980, algorithm 1 with eps added to the root of the corrected moment), likewise; equals AdamW
         with decay 0.
     adafactor: see adafactor.py.
-    muon: Muon for the inner matrices, AdamW for the rest. The first and last layers use AdamW: their rows and columns
-        are pixels, or features of the noise level, which Muon's equal treatment of all directions does not suit.
+    muon: Muon for the inner matrices, AdamW for the rest. The first and last layers use AdamW: their rows or columns
+        are pixels or features of the noise level, for which Muon's equal scaling of all directions is unsuitable.
 
-    replicas: processes that hold the same whole parameters and gradients (DDP), among which Muon divides its work.
-    permuted: of a sharded network; see `Optimizers`.
+    replicas: processes with the same full parameters and gradients (DDP), among which Muon divides its work.
+    permuted: permuted weights of a sharded network; see `Optimizers`.
     """
     trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
     everything, decay = [parameter for _, parameter in trained], config.weight_decay
@@ -124,8 +127,11 @@ def _adam(kind: type[torch.optim.Adam], parameters: list[nn.Parameter], config: 
     return kind(parameters, **rates, weight_decay=config.weight_decay, fused=fused)  # type: ignore[arg-type]
 
 
-def _guarded(optimizer: torch.optim.Optimizer, factor: Tensor, finite: Tensor) -> None:
-    """Step a fused optimizer, whose kernel divides gradients by `grad_scale`, or does nothing if `found_inf` is set."""
+def _step_if_finite(optimizer: torch.optim.Optimizer, factor: Tensor, finite: Tensor) -> None:
+    """Step a fused optimizer unless `finite` is False.
+
+    Its kernel divides gradients by `grad_scale`, and does nothing if `found_inf` is set.
+    """
     like = next(p for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
     optimizer.grad_scale, optimizer.found_inf = (  # type: ignore[attr-defined]
         replicate_like(like, number.float()) for number in (factor.reciprocal(), ~finite)
@@ -140,9 +146,10 @@ def _is_inner(name: str, parameter: nn.Parameter) -> bool:
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """Return the rate of step 1 to `steps`: a linear warm-up to `lr` at step `warmup_steps`, then by `schedule`.
+    """Return the learning rate of step 1 to `steps`: a linear warm-up to `lr` at `warmup_steps`, then `schedule`.
 
-    constant: lr;  cosine: half a cosine, to 0 at `steps`;  rsqrt: lr sqrt(w / step), as T5 (1910.10683, 3.1.2).
+    constant: lr;  cosine: half a cosine, to 0 at `steps`;  rsqrt: lr sqrt(w / step), with w = `warmup_steps`, as in T5
+    (1910.10683, 3.1.2).
     """
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps

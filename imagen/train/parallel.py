@@ -1,4 +1,4 @@
-"""Distribute a U-Net over ranks, apply activation checkpointing, and compile it: all from outside the model."""
+"""Distribute a U-Net over ranks, apply activation checkpointing, and compile it, outside the model's code."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +18,7 @@ from imagen.models.blocks import Block
 from imagen.models.compiling import compile_function, compile_module, should_compile
 from imagen.models.layers import ResBlock
 from imagen.models.unet import UNet
-from imagen.train.layout import make_views, own_nhwc
+from imagen.train.layout import make_views, permute_to_nhwc
 from imagen.train.ranks import Ranks
 
 
@@ -26,18 +26,18 @@ from imagen.train.ranks import Ranks
 class ParallelConfig:
     """How training is distributed, checkpointed and compiled.
 
-    Changes a step by rounding only: a run may resume with other values.
+    These settings change a step only up to rounding, so a run may resume with other values.
     """
 
-    # Ranks per replica of parameters, gradients, EMAs and optimizer state. 1: each rank is a replica (DDP). The world
-    # size or more: one replica, sharded over all ranks (FSDP2). Between: several sharded replicas (HSDP), best with as
-    # many ranks as a host has GPUs.
+    # Ranks per replica of parameters, gradients, EMAs and optimizer state. 1: each rank holds a replica (DDP). The
+    # world size or more: one replica, sharded over all ranks (FSDP2). Between: several sharded replicas (HSDP); the
+    # number of GPUs per host is best.
     shard: int = 1
-    # Blocks whose activations the backward pass recomputes: none, all, or those of `checkpoint_levels` (level 0 has the
-    # largest images). Takes a quarter to a third more time and much less memory.
+    # Blocks that recompute their activations in the backward pass: none, all, or those of `checkpoint_levels` (level 0
+    # has the largest images). Training takes a quarter to a third longer and much less memory.
     checkpointing: Literal["none", "full", "selective"] = "none"
     checkpoint_levels: tuple[int, ...] = ()
-    # torch.compile, which takes minutes at the first start and seconds at the next. None: on NVIDIA GPUs only.
+    # torch.compile; takes minutes at the first start and seconds afterwards. None: on NVIDIA GPUs only.
     compile: bool | None = None
 
     def check(self, levels: int, world_size: int = 1) -> None:
@@ -45,11 +45,11 @@ class ParallelConfig:
         check_number("parallel.shard", self.shard, least=1)
         if world_size > self.shard and world_size % self.shard:
             raise UserError(
-                f"parallel.shard is {self.shard}, which does not divide {world_size} ranks; "
+                f"parallel.shard is {self.shard}, which is not a divisor of {world_size} ranks; "
                 f"choose a divisor, or {world_size} to shard one replica over all ranks"
             )
         if (self.checkpointing == "selective") != bool(self.checkpoint_levels):
-            raise UserError("parallel.checkpoint_levels needs parallel.checkpointing selective: set both or neither")
+            raise UserError("parallel.checkpoint_levels requires parallel.checkpointing selective: set both or neither")
         for level in self.checkpoint_levels:
             check_number("parallel.checkpoint_levels", level, least=0, below=levels)
 
@@ -76,14 +76,15 @@ def parallelize(
 
     Call it once, on a new U-Net. Parameter names do not change.
 
-    dtype: of gathered parameters, if sharded; None: float32. Gradients are reduced, and parameters updated, in float32.
+    dtype: dtype of gathered parameters, if sharded; None: float32. Gradients are reduced and parameters are updated in
+    float32.
     """
     device = next(unet.parameters()).device
     compiled = should_compile(device, config.compile)
     # A sharded network is compiled block by block: a graph cannot contain the all-gather of parameters.
     apply_activation_checkpointing(unet, config, compiled=compiled and mesh is not None)
     if mesh is not None:
-        own_nhwc(unet)
+        permute_to_nhwc(unet)
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for module in shard_units(unet):
             if compiled and isinstance(module, ResBlock):  # other units are a single convolution
@@ -94,7 +95,7 @@ def parallelize(
         return unet
     if compiled:
         if world_size > 1 and config.checkpointing != "none":
-            torch._dynamo.config.optimize_ddp = False  # it cannot split a graph with checkpointed blocks into buckets
+            torch._dynamo.config.optimize_ddp = False  # cannot split graphs with checkpointed blocks
         compile_module(unet, fullgraph=True)
     if world_size == 1:
         return unet
@@ -115,9 +116,10 @@ def describe(config: ParallelConfig, ranks: Ranks) -> str:
 
 
 def apply_activation_checkpointing(unet: UNet, config: ParallelConfig, *, compiled: bool = False) -> None:
-    """Checkpoint the activations of the blocks that `config.checkpointing` selects, and of no others.
+    """Apply activation checkpointing to exactly the blocks that `config.checkpointing` selects.
 
-    compiled: compile each block by itself, inside the checkpoint: torch does not compile a checkpointed region.
+    compiled: compile each block separately, inside the checkpoint, because torch does not compile a checkpointed
+    region.
     """
     for level, block in blocks_by_level(unet):
         vars(block).pop("forward", None)
@@ -142,7 +144,7 @@ def blocks_by_level(unet: UNet) -> Iterator[tuple[int, Block]]:
 def shard_units(unet: UNet) -> Iterator[nn.Module]:
     """Yield the modules that are gathered and resharded as a unit: blocks, and resampling layers with parameters.
 
-    The remaining parameters, which are few, remain gathered from the forward to the backward pass.
+    The few other parameters remain gathered from the forward to the backward pass.
     """
     yield from (block for _, block in blocks_by_level(unet))
     for part in (*unet.down, *unet.up):
@@ -151,9 +153,9 @@ def shard_units(unet: UNet) -> Iterator[nn.Module]:
 
 
 def gradient_sync(network: nn.Module, last: bool) -> AbstractContextManager:
-    """Return a context for the passes of one micro-batch: replicas exchange gradients after the last of a step only.
+    """Return a context for the passes of a micro-batch, in which replicas exchange gradients only if it is the last.
 
-    Within a sharded replica, every micro-batch reduces its gradients: full ones would not fit.
+    Within a sharded replica, gradients are reduced after every micro-batch: full gradients would not fit in memory.
     """
     if isinstance(network, FSDPModule):
         network.set_requires_all_reduce(last)

@@ -1,10 +1,11 @@
 """Choose the length of an EMA after training (EDM2: arXiv 2312.02696, section 3 and appendix C).
 
-EMAs in which the weights of step s count as s^gamma are tracked for two values of gamma, say, and snapshots of them
-stored at intervals. A weighted sum of the snapshots approximates the EMA of any other gamma, at any of their steps.
+During training, EMAs in which the weights of step s have weight s^gamma are tracked, usually for two values of gamma,
+and snapshots of them are stored at intervals. A weighted sum of the snapshots approximates the EMA of any other gamma,
+at any step with a snapshot.
 
-gamma is given as sigma_rel, the standard deviation of that profile relative to the time trained. Half of the weight of
-an EMA of 0.05 lies in the last 4 % of the steps, for 0.10 in the last 8 %.
+gamma is specified as sigma_rel, the standard deviation of the profile s^gamma relative to the number of steps. With
+sigma_rel 0.05, half of the weight is in the last 4 % of the steps; with 0.10, in the last 8 %.
 """
 
 import math
@@ -30,7 +31,7 @@ def exponent(sigma_rel: float) -> float:
     Raises UserError unless 0 < sigma_rel < 0.2887.
     """
     check_number("sigma_rel", sigma_rel, above=0, below=LONGEST)
-    shortest, longest = 0.0, 1 / sigma_rel  # sigma_rel is below 1 / gamma, and falls with gamma
+    shortest, longest = 0.0, 1 / sigma_rel  # sigma_rel is below 1 / gamma and decreases with gamma
     for _ in range(200):
         gamma = (shortest + longest) / 2
         if (gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)) > sigma_rel**2:
@@ -52,11 +53,12 @@ class Snapshot:
 def coefficients(
     steps: Sequence[int], sigma_rels: Sequence[float], step: int, sigma_rel: float
 ) -> tuple[np.ndarray, float]:
-    """Return the factors of snapshots, with sum 1, whose weighted sum is nearest to the EMA of `sigma_rel` at `step`.
+    """Return factors with sum 1, for which the weighted sum of the snapshots is nearest to the EMA of `sigma_rel`.
 
-    Nearest: in the mean square over time of how much each step's weights count, which are polynomials, so that
-    all integrals are known (eq. 151, algorithm 3). Also returns the distance: the root of that mean square, relative to
-    the wanted EMA's. It is about 0 for a good reconstruction, above 0.1 for a bad one.
+    steps, sigma_rels: of the snapshots. step, sigma_rel: of the EMA to reconstruct. "Nearest" is the mean squared
+    difference, over time, between the profiles, the weight of each training step in the average. Profiles are
+    polynomials, so all integrals have a closed form (eq. 151, algorithm 3). Also returns the distance: the root of that
+    mean square, relative to the EMA's profile. It is about 0 for a good reconstruction, above 0.1 for a bad one.
     """
     t = np.array([*steps, step], dtype=np.float64) / step
     gamma = np.array([exponent(value) for value in (*sigma_rels, sigma_rel)])
@@ -71,7 +73,7 @@ def coefficients(
 
 
 def save_snapshot(folder: Path, name: str, step: int, weights: Mapping[str, Tensor]) -> Path:
-    """Write FOLDER/NAME/step-NNNNNNNN.safetensors, NAME as `build_emas` gives it. Raises UserError on a full disk."""
+    """Write FOLDER/NAME/step-NNNNNNNN.safetensors. name: from `build_emas`. Raises UserError on a full disk."""
     path = folder / name / f"step-{step:08d}.safetensors"
     with replacing(path) as temporary:
         save_tensors(weights, temporary)
@@ -79,7 +81,7 @@ def save_snapshot(folder: Path, name: str, step: int, weights: Mapping[str, Tens
 
 
 def snapshots(folder: Path, kind: str) -> list[Snapshot]:
-    """Return the snapshots of EMAs whose names begin with `kind`, oldest first."""
+    """Return the snapshots of EMAs with names that begin with `kind`, oldest first."""
     found = []
     for path in folder.glob(f"{kind}-*/step-*.safetensors"):
         if step := re.fullmatch(r"step-(\d+)\.safetensors", path.name):
@@ -88,21 +90,24 @@ def snapshots(folder: Path, kind: str) -> list[Snapshot]:
 
 
 def tracked(folder: Path, decay: float, step: int | None = None) -> tuple[dict[str, Tensor], int]:
-    """Return a snapshot of the EMA of `decay`, float32, and its step (default: the last). UserError without one."""
+    """Return the snapshot of the EMA with `decay` at `step` (default: the last), float32, and its step.
+
+    Raises UserError if there is no such snapshot, or if it cannot be read.
+    """
     every = [snapshot for snapshot in snapshots(folder, "decay") if _value(snapshot) == decay]
-    step = _known_step(folder, every, f"decay {decay:g}", step)
+    step = _resolve_step(folder, every, f"decay {decay:g}", step)
     (snapshot,) = (snapshot for snapshot in every if snapshot.step == step)
     return _weighted_sum([snapshot], [1.0]), step
 
 
 def reconstruct(folder: Path, sigma_rel: float, step: int | None = None) -> tuple[dict[str, Tensor], int, float]:
-    """Reconstruct the EMA of `sigma_rel` at `step` (default: the last snapshot's), float32, from snapshots in `folder`.
+    """Reconstruct the EMA of `sigma_rel` at `step` (default: the last), float32, from the snapshots in `folder`.
 
     Returns its weights, its step, and its distance (see `coefficients`). Raises UserError if there are no snapshots of
-    `step`, or one cannot be read.
+    `step`, or if one cannot be read.
     """
     every = snapshots(folder, "sigma_rel")
-    step = _known_step(folder, every, "sigma_rel", step)
+    step = _resolve_step(folder, every, "sigma_rel", step)
     used = [snapshot for snapshot in every if snapshot.step <= step]
     c, distance = coefficients([snapshot.step for snapshot in used], [_value(s) for s in used], step, sigma_rel)
     return _weighted_sum(used, c.tolist()), step, distance
@@ -115,21 +120,21 @@ def _value(snapshot: Snapshot) -> float:
         raise UserError(f"{snapshot.path.parent} is not a folder of EMA snapshots: move it away") from None
 
 
-def _known_step(folder: Path, every: Sequence[Snapshot], what: str, step: int | None) -> int:
+def _resolve_step(folder: Path, every: Sequence[Snapshot], what: str, step: int | None) -> int:
     """Return `step` if it has a snapshot; None means the last one. Raises UserError otherwise."""
     steps = sorted({snapshot.step for snapshot in every})
     if not steps:
-        raise UserError(f"{folder} holds no EMA snapshots by {what}: see train.ema_snapshot_every")
+        raise UserError(f"{folder} contains no EMA snapshots by {what}: see train.ema_snapshot_every")
     if step is None:
         return steps[-1]
     if step not in steps:
         nearest = min(steps, key=lambda known: abs(known - step))
-        raise UserError(f"{folder} holds no snapshots of step {step}; the nearest are of step {nearest}")
+        raise UserError(f"{folder} contains no snapshots of step {step}; the nearest are of step {nearest}")
     return step
 
 
 def _weighted_sum(used: Sequence[Snapshot], factors: Sequence[float]) -> dict[str, Tensor]:
-    """Sum in float32, with one tensor of one snapshot in memory at a time; integers are the last snapshot's."""
+    """Sum snapshots in float32, one tensor of one snapshot at a time; integer tensors are the last snapshot's."""
     total: dict[str, Tensor] = {}
     for snapshot, factor in zip(used, factors, strict=True):
         try:
@@ -143,5 +148,5 @@ def _weighted_sum(used: Sequence[Snapshot], factors: Sequence[float]) -> dict[st
                     else:
                         total[name] = value.float() * factor
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{snapshot.path} cannot be read ({error}); move it away to do without it") from None
+            raise UserError(f"{snapshot.path} cannot be read ({error}); move it away to continue without it") from None
     return total

@@ -1,4 +1,4 @@
-"""Trace a few steps, for chrome://tracing or Perfetto."""
+"""Write a trace of a few training steps, for chrome://tracing or Perfetto."""
 
 import warnings
 from collections.abc import Callable
@@ -15,14 +15,14 @@ Span = tuple[int, int]  # first and last step
 
 
 class Profiler:
-    """Writes RUN/profile/steps-10-13-rank-0.json, one per rank, when step 13 is over.
+    """Writes RUN/profile/steps-10-13-rank-0.json, one file per rank, after step 13.
 
         with Profiler(folder, (10, 13), ranks) as profiling:
             for step in ...:
                 profiling.begin(step)
 
-    A step lasts until the next one begins, and includes logging, validation and checkpoints. Steps that this process
-    does not train are missing in the trace, and in its name.
+    A step lasts until the next one begins, so it includes logging, validation and checkpoints. The trace and its name
+    only contain steps that this process trains.
     """
 
     def __init__(self, folder: Path, span: Span | None, ranks: Ranks, report: Callable[[str], None] = print):
@@ -38,6 +38,7 @@ class Profiler:
             self._profile.stop()
 
     def begin(self, step: int) -> None:
+        """Start or stop the profiler, if `step` is the first of the span or follows its last."""
         self._step = step
         if self.span is None:
             return
@@ -50,11 +51,11 @@ class Profiler:
         elif first - 1 <= step <= last:
             self._start(max(first, step), last, warmup=int(step < first))
         elif step > last:
-            self.report(f"steps {first} to {last} were trained before: they are not profiled")
+            self.report(f"steps {first} to {last} are not profiled: they were trained earlier")
             self.span = None
 
     def _start(self, first: int, last: int, warmup: int) -> None:
-        """Start the profiler. warmup: steps before the first one, in which the profiler settles."""
+        """Start the profiler. warmup: number of steps before the first one, without recording."""
 
         def write(profile: Any) -> None:
             done = min(last, self._step)
@@ -62,22 +63,22 @@ class Profiler:
             try:
                 with replacing(path) as temporary:
                     profile.export_chrome_trace(str(temporary))
-            except UserError as error:  # no reason to stop training
+            except UserError as error:  # a failed trace must not stop training
                 self.report(str(error))
                 return
-            self.report(f"steps {first} to {done} are profiled: see {self.folder}")
+            self.report(f"wrote the profile of steps {first} to {done} to {self.folder}")
 
         activities = [profiler.ProfilerActivity.CPU]
         if self.ranks.device.type == "cuda":
             activities.append(profiler.ProfilerActivity.CUDA)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Profiler won't be using warmup")  # there is no step before
+            warnings.filterwarnings("ignore", message="Profiler won't be using warmup")  # there is no earlier step
             schedule = profiler.schedule(wait=0, warmup=warmup, active=last - first + 1, repeat=1)
         self._profile = profiler.profile(activities=activities, schedule=schedule, on_trace_ready=write)
         self._profile.start()
 
 
 def check_span(span: Span, steps: int) -> None:
-    """Raise UserError unless the run has these steps."""
+    """Raise UserError unless `span` is within the run's steps."""
     if not 1 <= span[0] <= span[1] <= steps:
         raise UserError(f"--profile {span[0]}:{span[1]}: this run has steps 1 to {steps} (train.steps)")

@@ -1,4 +1,4 @@
-"""How far a run has come, and how it ended."""
+"""Progress of a run, and its result."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ from imagen.train.stopping import SIGNALLED
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What one call of `train` achieved."""
+    """Result of one call of `train`."""
 
     step: int
     images: int  # since step 0, over all calls

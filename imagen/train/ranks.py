@@ -1,4 +1,4 @@
-"""The ranks of a distributed run, and the collectives that training needs."""
+"""The ranks of a distributed run, and the collectives that training uses."""
 
 import os
 import sys
@@ -25,12 +25,12 @@ _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe",
 
 
 class ReportedElsewhere(UserError):
-    """A user error that another rank reports: this one exits with the same code, silently."""
+    """A user error that another rank reports: this rank exits silently with the same code."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together. A single one needs no process group."""
+    """This process's rank and device among the processes that train together. One process needs no process group."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     rank: int = 0
@@ -41,7 +41,7 @@ class Ranks:
         return self.rank == 0
 
     def on_first(self, function: Callable[[], T]) -> T:
-        """Call `function` on the first rank only; its result (picklable), or its UserError, reaches all ranks."""
+        """Call `function` on the first rank only, and return its result (picklable) or raise its UserError on all."""
         if self.world_size == 1:
             return function()
         answer: list[Any] = [None, None]
@@ -56,7 +56,7 @@ class Ranks:
         return answer[0]
 
     def fail(self, message: str) -> NoReturn:
-        """Raise UserError on all ranks, which call this together; only the first rank reports it."""
+        """Raise UserError on all ranks, but report it on the first one only. All ranks call this together."""
         raise UserError(message) if self.is_first else ReportedElsewhere(message)
 
     def gather(self, values: Tensor) -> Tensor:
@@ -78,17 +78,17 @@ class Ranks:
 
 @contextmanager
 def process_group(device: torch.device | str | None = None) -> Iterator[Ranks]:
-    """Join the process group that torchrun started; without torchrun, a single rank.
+    """Join the process group that torchrun started; without torchrun, yield a single rank.
 
     Exits silently with code 2 if another rank reports a user error, and with a message and code 1 if the connection to
     another rank is lost.
 
-    device: default: the NVIDIA GPU of this process's local rank; else, for a single rank, Apple's GPU; else the CPU.
+    device: default: the NVIDIA GPU with this process's local rank; otherwise Apple's GPU for a single rank, or the CPU.
     """
     _, world_size, local = read_launch()
     if device is None:
-        alone = default_device() if world_size == 1 else "cpu"
-        device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device(alone)
+        other = default_device() if world_size == 1 else "cpu"
+        device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device(other)
     device = torch.device(device)
     if device.type == "cuda":
         if device.index is None:
@@ -99,13 +99,13 @@ def process_group(device: torch.device | str | None = None) -> Iterator[Ranks]:
                 "start as many processes as there are GPUs (torchrun --nproc-per-node)"
             )
         set_up(device)
-    if dist.is_initialized():  # by the program that uses this as a library
+    if dist.is_initialized():  # by a program that uses this package as a library
         yield Ranks(device, dist.get_rank(), dist.get_world_size())
         return
     if world_size == 1:
         yield Ranks(device)
         return
-    # gloo beside NCCL: checkpoints are written in a background thread, from tensors on the CPU.
+    # gloo in addition to NCCL: a background thread writes checkpoints from tensors on the CPU.
     backend, bound = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
     check_rendezvous()
     try:
@@ -113,8 +113,8 @@ def process_group(device: torch.device | str | None = None) -> Iterator[Ranks]:
     except (RuntimeError, ValueError, OSError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(f"cannot connect to the first rank at {address}: {str(error).splitlines()[0]}") from None
-    # NOTE torchrun uses one store for all attempts, which still contains the addresses of killed ranks: each attempt
-    # needs its own keys. Machines count attempts differently; with several, keep torchrun from sharing the store
+    # NOTE torchrun uses one store for all attempts, which still contains the addresses of killed ranks, so each attempt
+    # needs its own keys. Machines count attempts differently: with several machines, torchrun must not share the store
     # (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, see docs/howto/scale.md).
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE") == "1" else "0"
     store = dist.PrefixStore(f"attempt {attempt}", store)
@@ -132,5 +132,5 @@ def process_group(device: torch.device | str | None = None) -> Iterator[Ranks]:
             file=sys.stderr,
             flush=True,
         )
-        os._exit(1)  # threads that still wait for the lost one would keep this process alive
+        os._exit(1)  # threads waiting for the lost rank would prevent a normal exit
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Train a stage with sample grids and exports: `imagen train`."""
+"""Training of a stage with sample grids and exports: `imagen train`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,18 +25,18 @@ def train_run(
     ranks: Ranks | None = None,
     report: Report = print,
 ) -> TrainResult:
-    """Train `experiment` on the shards in `data`, in the run folder `out`, or resume where it stopped.
+    """Train `experiment` on the shards in `data`, in the run folder `out`; resume if the folder has a checkpoint.
 
-    Writes OUT/samples/step-NNNNNNNN.png at intervals, always of the same captions and noise, and OUT/export, a
-    one-stage cascade with the EMA weights, with each checkpoint.
+    Writes OUT/samples/step-NNNNNNNN.png at intervals, always for the same captions and noise. With each checkpoint,
+    writes OUT/export, a one-stage cascade with the EMA weights.
 
-    callbacks: further ones (`imagen.Callback`); every rank passes its own.
-    minutes: budget of wall time. profile: first and last step of a trace, written to OUT/profile.
-    ranks: the processes that train together (`imagen.train.ranks.process_group`), each of which calls this; default:
-        this one, on the default device.
+    callbacks: additional callbacks (`imagen.Callback`); every rank passes its own.
+    minutes: limit of wall time. profile: first and last step of a trace, written to OUT/profile.
+    ranks: the processes that train together (`imagen.train.ranks.process_group`); each of them calls this function.
+        Default: this process alone, on the default device.
     report: receives lines for the user.
 
-    Raises UserError as `imagen.train.trainer.train`.
+    Raises UserError like `imagen.train.trainer.train`.
     """
     return train(
         experiment,

@@ -11,8 +11,8 @@ from imagen.files import cannot_write, read_json, replacing, write_json
 from imagen.system import lock
 from imagen.train.checkpoint import checkpoint_paths
 
-# Fields that may differ when a run resumes: none of them changes what a step computes, up to rounding (except, under a
-# cosine schedule, `steps`, which decides how fast the rate falls).
+# Fields that may differ when a run resumes. They change what a step computes by rounding at most, except `steps`: under
+# a cosine schedule it determines how fast the learning rate falls.
 MUTABLE_FIELDS = (
     "data.cache",
     "data.cache_gb",
@@ -32,15 +32,15 @@ MUTABLE_FIELDS = (
     "train.sample_every",
     "train.steps",
 )
-# Fields that may differ, too, and are reported: the learning rate is often lowered late in a run.
+# Fields that may differ but are reported: the learning rate is often lowered late in a run.
 REPORTED_FIELDS = ("optim.lr", "optim.muon_lr", "optim.schedule")
 
 
 def open_run(run: Path, config: dict[str, Any], report: Callable[[str], None] = print) -> dict[str, Any]:
-    """Write RUN/config.json and return its content; if there are checkpoints, check first that the config is theirs.
+    """Write RUN/config.json and return its content; if there are checkpoints, first compare it with the old config.
 
-    Raises UserError naming the first field that differs and is not mutable. A field that the version that began the run
-    did not have is accepted, and reported.
+    Raises UserError naming the first field that differs and is not mutable. A field that is missing in the old config,
+    because the run was started with an earlier version, is accepted and reported.
     """
     path = run / "config.json"
     config = json.loads(json.dumps(config, allow_nan=False))  # tuples become lists, as in the file
@@ -49,14 +49,14 @@ def open_run(run: Path, config: dict[str, Any], report: Callable[[str], None] = 
             if any(field == name or field.startswith(f"{name}.") for name in MUTABLE_FIELDS):
                 continue
             if field in REPORTED_FIELDS:
-                report(f"{run}: from here on {field} = {_short(now)} (was {_short(before)})")
+                report(f"{run}: {field} changes from {_short(before)} to {_short(now)}")
                 continue
             if before is MISSING:
-                report(f"{path} was written before {field} existed: going on with {field} = {_short(now)}")
+                report(f"{path} was written before {field} existed: resuming with {field} = {_short(now)}")
                 continue
             raise UserError(
-                f"{run} was begun with {field} = {_short(before)}, not {_short(now)}; "
-                "go back to that, or choose another folder for a new run"
+                f"{run} was started with {field} = {_short(before)}, not {_short(now)}; "
+                "use the old value, or choose another folder for a new run"
             )
     write_json(path, config)
     return config
@@ -64,7 +64,10 @@ def open_run(run: Path, config: dict[str, Any], report: Callable[[str], None] = 
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Lock `run` against a second process (UserError); the lock is released when its process ends."""
+    """Lock the folder `run` inside the block; raises UserError if another process holds the lock.
+
+    The lock is also released if the process is killed.
+    """
     try:
         run.mkdir(parents=True, exist_ok=True)
         opened = open(run / ".lock", "w")  # noqa: SIM115  # closed below
@@ -85,7 +88,7 @@ MISSING = _Missing()
 
 
 def differences(before: Any, now: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield (field, value before, value now) for each leaf that differs, such as `stage.unet.levels[1].blocks`."""
+    """Yield (field, value before, value now) of each field that differs, such as `stage.unet.levels[1].blocks`."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
             inner = f"{where}.{key}" if where else key
@@ -103,7 +106,7 @@ def _short(value: Any) -> str:
 
 
 def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the rows after `step`, and a half-written last one: a run that resumes from `step` writes them again."""
+    """Remove rows after `step`, and a truncated last row: a run that resumes from `step` writes them again."""
     if not path.exists():
         return
     with replacing(path) as temporary, open(path) as old, open(temporary, "w") as new:
@@ -114,5 +117,5 @@ def truncate_metrics(path: Path, step: int) -> None:
                 if json.loads(line)["step"] > step:
                     break
             except (ValueError, KeyError, TypeError):
-                break  # a torn line: what follows it came later
+                break  # a damaged row: the rows after it are newer
             new.write(line)

@@ -1,39 +1,40 @@
-"""The loss scale of float16 training: small gradients would underflow.
+"""The loss scale of float16 training, without which small gradients would underflow.
 
-The loss is multiplied by the scale before the backward pass, and the gradient divided by it after. The scale halves
-when a gradient overflows, and that step is skipped; it doubles after many steps without (1710.03740, section 3.2).
+The loss is multiplied by the scale before the backward pass, and the gradient is divided by it afterwards. If a
+gradient overflows, the step is skipped and the scale is halved. After many steps without an overflow, the scale is
+doubled (1710.03740, section 3.2).
 """
 
 from dataclasses import dataclass
 
 import torch
 
-GROWTH_STEPS = 2000  # without an overflow, after which the scale doubles
+GROWTH_STEPS = 2000  # steps without an overflow after which the scale doubles
 START, SMALLEST, LARGEST = 2.0**16, 1.0, 2.0**24
 
 
 @dataclass
 class LossScale:
-    """The scale, and the number of steps since it changed: part of a run's state."""
+    """The loss scale and the number of steps since it changed, as part of a run's state."""
 
     value: float = 1.0
     steps: int = 0  # since the scale changed
-    active: bool = False  # in other formats the scale is always 1
+    active: bool = False  # False in other formats than float16: the scale is always 1
 
     @classmethod
     def build(cls, dtype: torch.dtype | None) -> "LossScale":
         """Return the initial scale for the autocast format `dtype`."""
         return cls(START, 0, True) if dtype is torch.float16 else cls()
 
-    def overflowed(self) -> bool:
-        """Record a non-finite gradient with finite losses. Returns False if the scale is not the cause."""
+    def record_overflow(self) -> bool:
+        """Halve the scale after a non-finite gradient with finite losses; return False if that cannot be its cause."""
         if not self.active or self.value <= SMALLEST:
             return False
         self.value, self.steps = self.value / 2, 0
         return True
 
-    def held(self) -> None:
-        """Record a step without an overflow."""
+    def record_success(self) -> None:
+        """Count a step without an overflow, and double the scale after enough of them."""
         self.steps += 1
         if self.active and self.steps >= GROWTH_STEPS:
             self.value, self.steps = min(self.value * 2, LARGEST), 0

@@ -41,9 +41,9 @@ Report = Callable[[str], None]
 
 
 class TrainingRun:
-    """One stage in training: what the training loop and its callbacks work on.
+    """The state of one stage's training, shared by the training loop and its callbacks.
 
-    Its tensors are those of the last checkpoint, or new ones drawn from `train.seed`.
+    Tensors are loaded from the last checkpoint, or initialized from `train.seed` if there is none.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class TrainingRun:
         encoder: DatasetEncoder | None = None,
     ):
         """All ranks call this together, within `rundir.locked`. Parameters as for `imagen.train.trainer.train`."""
-        self.stopper = Stopper(minutes, time.monotonic())  # setting up counts
+        self.stopper = Stopper(minutes, time.monotonic())  # the time budget includes the setup
         self.experiment, self.config, self.folder, self.ranks = experiment, experiment.train, folder, ranks
         self.report: Report = report if ranks.is_first else _silent
         ranks.on_first(lambda: check(experiment, ranks.world_size))
@@ -71,7 +71,7 @@ class TrainingRun:
             experiment, ranks, lambda unet: prepare(unet, experiment, folder, ranks, self.report, resumes=resumes)
         )
         self.unet = self.model.unet
-        # Processes that hold the same whole parameters, among which Muon divides its work.
+        # Muon divides its work among processes that hold the same full parameters.
         replicas = dist.group.WORLD if isinstance(self.model.network, DistributedDataParallel) else None
         permuted = permuted_weights(self.unet)
         self.optimizer = build_optimizer(named_weights(self.unet), experiment.optim, replicas, permuted)
@@ -93,24 +93,24 @@ class TrainingRun:
         mfu = build_mfu(experiment, ranks) if ranks.is_first else None
         self.timer = StepTimer(ranks, self.unet, mfu, self.forward_process.text_length)
         self.measurements: Row = {}  # of callbacks, for the next row of metrics
-        # Hand a row or an image to all callbacks; the training loop sets both.
+        # Pass a row or an image to all callbacks; the training loop sets both.
         self.log_row: Callable[[Row], None] = lambda row: None
         self.log_image: Callable[[str, Tensor], None] = lambda name, image_CHW: None
         self._report_summary()
 
     @property
     def step(self) -> int:
-        """Steps done, or the one in progress."""
+        """Number of completed steps; during a step, its number."""
         return self.progress.step
 
     @property
     def images(self) -> int:
-        """Training images since step 0: the global position in the data."""
+        """Number of training images since step 0: the global position in the data."""
         return self.progress.step * self.config.batch_size
 
     @property
     def seconds_left(self) -> float:
-        """Estimated time to the last step, or to the end of the time budget."""
+        """Estimated time to the last step or to the end of the time budget, whichever comes first."""
         seconds = self.timer.eta(self.config.steps - self.step)
         return seconds if self.stopper.seconds_left is None else max(0.0, min(seconds, self.stopper.seconds_left))
 
@@ -123,7 +123,7 @@ class TrainingRun:
     def evaluating(self) -> Iterator[nn.Module]:
         """Yield the U-Net with EMA weights, in eval mode and without gradients. All ranks call this together.
 
-        Runs it eagerly: compiling it for a few batches of other shapes would take longer than they do.
+        The U-Net runs eagerly: compiling it for a few batches of other shapes would take longer than running them.
         """
         self.checkpointer.update_emas(self.step, now=True)
         with self.checkpointer.ema.applied_to(self.unet):
@@ -147,14 +147,15 @@ class TrainingRun:
         self.checkpointer.averaged_step = self.step
         if self.progress.loss_scale.active != initial_scale.active:  # resumed on a device of another precision
             self.progress.loss_scale = initial_scale
-        self.report(f"{self.folder}: going on from step {self.step}")
+        self.report(f"{self.folder}: resuming from step {self.step}")
         if state.get("data", fingerprint) != fingerprint:
             self.report(
-                f"{self.folder}: {self.data.folder} are not the data of the steps before; from here on they are these"
+                f"{self.folder}: {self.data.folder} is not the data of the previous steps; "
+                "training continues with the new data"
             )
 
     def _text_length(self) -> int:
-        """Length to which text is padded for a compiled network, where another length would be another graph."""
+        """Return the length to which text is padded for a compiled network, which recompiles for each new length."""
         if not self.model.compiled or self.experiment.text is None:
             return 0
         null_LD = self.data.unconditional
@@ -167,14 +168,14 @@ class TrainingRun:
         trained = f" ({self.model.trained / 1e6:,.2f}M trained)" if frozen else ""
         self.report(
             f"{self.experiment.name}: {self.model.parameters / 1e6:,.1f}M parameters{trained} on {where}, "
-            f"{len(self.data.training)} pictures, {self.config.steps} steps of {self.config.batch_size}{parts}"
+            f"{len(self.data.training)} images, {self.config.steps} steps of {self.config.batch_size}{parts}"
         )
         if self.model.compiled:
             self.report(
-                "the network is compiled in the first step: minutes, seconds where it was compiled before; kept in "
+                "the first step compiles the network, which takes minutes, or seconds if it is in the cache: "
                 f"{cache_folder()}"
             )
 
 
 def _silent(line: str) -> None:
-    """Report nothing: only the first rank does."""
+    """Ignore a line: only the first rank reports."""

@@ -1,7 +1,7 @@
-"""Work on parameters that are sharded by rows: DTensors of `fully_shard`, sharded on dimension 0.
+"""Operations on parameters that are sharded by rows: DTensors of `fully_shard`, sharded on dimension 0.
 
-The mesh has one dimension (shards) or two (replicas, and shards within each). All functions also accept plain tensors,
-of a single process or of DDP. A plain tensor has all its rows on every rank, so nothing is communicated for it.
+The mesh has one dimension (shards) or two (replicas, and shards within each). All functions also accept plain tensors
+of a single process or of DDP. These have all rows on every rank, so they need no communication.
 """
 
 from collections import defaultdict
@@ -16,12 +16,12 @@ from torch.distributed.tensor import zeros as dtensor_zeros
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return this rank's rows, which may be none. Shares memory with `tensor`."""
+    """Return this rank's rows, possibly none. The result shares memory with `tensor`."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def local_gradient(parameter: Tensor) -> Tensor:
-    """Return the gradient of this rank's rows. Shares memory with it."""
+    """Return the gradient of this rank's rows. The result shares memory with `parameter.grad`."""
     assert parameter.grad is not None
     return local(parameter.grad)
 
@@ -32,7 +32,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def distribute_like(like: Tensor, tensor: Tensor) -> Tensor:
-    """Shard `tensor`, of which every rank has all rows, as `like` is sharded. No communication."""
+    """Shard `tensor`, which every rank has in full, like `like`, without communication."""
     if isinstance(like, DTensor) and not isinstance(tensor, DTensor):
         tensor = tensor.to(local(like).device)
         return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
@@ -40,23 +40,23 @@ def distribute_like(like: Tensor, tensor: Tensor) -> Tensor:
 
 
 def replicate_like(like: Tensor, tensor: Tensor) -> Tensor:
-    """Make `tensor`, which is equal on all ranks, usable in operations with `like`: replicate it on the same mesh."""
+    """Replicate `tensor`, which is equal on all ranks, on the mesh of `like`, so that operations can combine them."""
     if not isinstance(like, DTensor):
         return tensor
     return DTensor.from_local(tensor, like.device_mesh, [Replicate()] * like.device_mesh.ndim, run_check=False)
 
 
 def sharded_zeros(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return zeros of `shape`, sharded on dimension 0 as `like` is."""
+    """Return zeros of `shape`, sharded on dimension 0 like `like`."""
     if isinstance(like, DTensor):
         return dtensor_zeros(*shape, dtype=like.dtype, device_mesh=like.device_mesh, placements=like.placements)
     return torch.zeros(*shape, dtype=like.dtype, device=like.device)
 
 
 def sum_over_ranks(parts: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Add up sums over each rank's rows to sums over all rows, with one all-reduce for all parameters.
+    """Add up the ranks' sums over their own rows, with one all-reduce for all parameters.
 
-    parts[i]: this rank's sum over its rows of parameters[i]. Returns the totals, on every rank.
+    parts[i]: this rank's sum over its rows of parameters[i]. Returns the totals on every rank.
     """
     sums = list(parts)
     together: dict[object, list[int]] = defaultdict(list)
@@ -75,10 +75,10 @@ def sum_over_ranks(parts: Sequence[Tensor], parameters: Sequence[Tensor]) -> lis
 
 
 def map_full_matrices(function: Callable[[Tensor], Tensor], stack_NoI: Tensor, like: Tensor) -> Tensor:
-    """Apply `function`, which needs full matrices, to a stack of N matrices [O, I] that are sharded as `like` is.
+    """Apply `function`, which needs full matrices, to a stack of N matrices [O, I] that are sharded like `like`.
 
     stack_NoI: this rank's rows of each matrix; the result has the same rows. The ranks of a replica divide the N
-    matrices among them, so that each matrix is computed once per replica.
+    matrices among themselves, so each matrix is computed once per replica.
     """
     if not isinstance(like, DTensor):
         return function(stack_NoI)
@@ -97,10 +97,10 @@ def map_full_matrices(function: Callable[[Tensor], Tensor], stack_NoI: Tensor, l
 def distribute_matrices(
     function: Callable[[Tensor], Tensor], stacks_NOI: Sequence[Tensor], replicas: dist.ProcessGroup
 ) -> list[Tensor]:
-    """Apply `function` to stacks of matrices, which are equal on all ranks of `replicas`; each rank computes a share.
+    """Apply `function` to stacks of matrices that are equal on all ranks of `replicas`; each rank computes a share.
 
-    Matrices are assigned by estimated cost, the most expensive first. One all-gather exchanges the results, which have
-    one dtype.
+    Matrices are assigned by estimated cost, the most expensive first. One all-gather exchanges the results; they all
+    have the same dtype.
     """
     rank, size = dist.get_rank(replicas), dist.get_world_size(replicas)
     assigned: list[list[tuple[int, int]]] = [[] for _ in range(size)]  # (stack, matrix) of each rank
@@ -138,7 +138,7 @@ def distribute_matrices(
 
 
 def reshard(model: nn.Module) -> None:
-    """Free gathered parameters: after a forward pass without backward, some modules still hold all rows."""
+    """Free gathered parameters: after a forward pass without a backward pass, some modules still hold all rows."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

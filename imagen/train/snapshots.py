@@ -1,11 +1,11 @@
-"""EMA snapshots at intervals."""
+"""Write EMA snapshots at intervals."""
 
 from imagen.train.callbacks import Callback
 from imagen.train.setup import TrainingRun
 
 
 class EmaSnapshots(Callback):
-    """Writes EMAs to RUN/averages every `train.ema_snapshot_every` steps, for `imagen export` to choose from."""
+    """Writes the EMAs to RUN/averages every `train.ema_snapshot_every` steps, for `imagen export` to choose from."""
 
     def on_start(self, run: TrainingRun) -> None:
         self.every = run.config.ema_snapshot_every

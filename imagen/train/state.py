@@ -1,4 +1,4 @@
-"""A run's tensors by name, as a checkpoint stores them, whole or sharded."""
+"""A run's tensors by name, as a checkpoint stores them, full or sharded."""
 
 from collections.abc import Mapping
 
@@ -12,11 +12,11 @@ from imagen.train.optim import Optimizers
 
 
 def run_tensors(unet: nn.Module, emas: Mapping[str, Ema], optimizer: Optimizers) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of `model`, each EMA and `optimizer`; the optimizer's are named NAME.KEY (exp_avg, say).
+    """Return the tensors of the model, each EMA and the optimizer, by kind and name.
 
-    Hyperparameters are not among them: they are the config's. The optimizer's tensors exist after
-    `create_optimizer_state`, or after its first step. Of a model with adapters these are all that is stored: its frozen
-    weights are in RUN/base.
+    The optimizer's tensors are named NAME.KEY, such as NAME.exp_avg. They exist after `create_optimizer_state` or the
+    optimizer's first step. Hyperparameters are not included, because the config defines them. Of a model with adapters
+    only these are stored: its frozen weights are in RUN/base.
     """
     model = {**unet.state_dict(), **{name: weight.detach() for name, weight in named_weights(unet)}}
     if has_adapters(unet):
@@ -36,7 +36,7 @@ def run_tensors(unet: nn.Module, emas: Mapping[str, Ema], optimizer: Optimizers)
 
 @torch.no_grad()
 def create_optimizer_state(unet: nn.Module, optimizer: Optimizers) -> None:
-    """Create the optimizer's state, to load a checkpoint into, by a step with gradients and rate 0."""
+    """Create the optimizer's state, into which a checkpoint is loaded, by a step with zero gradients and rate 0."""
     for parameter in unet.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)

@@ -23,16 +23,16 @@ from imagen.train.scaling import LossScale
 
 @dataclass(frozen=True)
 class StepResult:
-    """Result of a step for the whole batch: the same on every rank."""
+    """Result of a step for the whole batch, equal on every rank."""
 
-    losses: list[float]  # per sample, as are the next two, in the order of their positions
-    eps_mse: list[float]
-    times: list[float]
+    losses: list[float]  # per sample, in the order of the positions
+    eps_mse: list[float]  # likewise
+    times: list[float]  # likewise
     grad_norm: float  # before clipping
     bad_samples: int  # replaced by the loader
-    stop: bool  # a rank was asked to stop
-    problem: str | None  # what was not finite, with the samples' keys; None: everything was finite
-    overflowed: bool = False  # the loss scale was too large: the step was skipped
+    stop: bool  # whether a rank has a reason to stop
+    problem: str | None  # the non-finite loss or gradient, with the samples' keys; None if all were finite
+    overflowed: bool = False  # whether the step was skipped because the loss scale was too large
 
     @property
     def applied(self) -> bool:
@@ -42,21 +42,21 @@ class StepResult:
 
 @dataclass
 class PendingStep:
-    """A step that the device may still be computing. All ranks call `result` in the same order of collectives."""
+    """A step that the device may still be computing. All ranks call `result` in the same order."""
 
-    numbers: Tensor  # [ranks, 3 x samples of a rank + 4], on the CPU once `arrived` returns
-    shape: tuple[int, int]  # micro-batches, samples of each
+    numbers: Tensor  # [ranks, 3 x samples per rank + 4]; on the CPU when `arrived` has returned
+    shape: tuple[int, int]  # micro-batches per rank, samples per micro-batch
     keys: list[str]  # of this rank's samples
     ranks: Ranks
     scale: LossScale
     arrived: Callable[[], object]  # waits until the numbers have been copied
 
     def result(self) -> StepResult:
-        """Wait until the device has done the step, and return what happened."""
+        """Wait until the device has completed the step, and return its result."""
         self.arrived()
         count, samples = self.shape
         measured, (grad_norms, bad_samples, stops, overflows) = self.numbers[:, :-4], self.numbers[:, -4:].T.tolist()
-        # Micro-batch by micro-batch, each from the first rank to the last: the order of the positions.
+        # The order of the positions: by micro-batch, then by rank.
         losses, eps_mse, times = measured.reshape(-1, count, 3, samples).permute(2, 1, 0, 3).flatten(1).tolist()
         overflowed, problem = overflows[0] > 0, None
         if not overflowed and not all(map(math.isfinite, (grad_norms[0], *losses))):
@@ -67,7 +67,7 @@ class PendingStep:
 
 
 def training_step(*arguments: Any, **options: Any) -> StepResult:
-    """Run a step and wait for its result. Parameters as for `launch_step`."""
+    """Run a step, wait for it, and return its result. Parameters as for `launch_step`."""
     return launch_step(*arguments, **options).result()
 
 
@@ -89,14 +89,14 @@ def launch_step(
 ) -> PendingStep:
     """Launch forward and backward passes over this rank's `count` micro-batches, gradient clipping and the update.
 
-    The parameters do not change if a loss or the gradient is not finite on any rank. The gradient is that of the mean
-    loss over all samples of all ranks, however they are divided.
+    The gradient is that of the mean loss over all samples of all ranks, however they are divided. The parameters do not
+    change if a loss or the gradient is non-finite on any rank.
 
-    stop: whether this rank was asked to. compute: around the forward process and forward pass, to time them.
-    scale: of the loss, for float16; updated by the step.
-    copy: low-precision copy of `network`, which computes in its place.
-    waits: whether the step waits for losses and gradient norm before the update; None: on a CPU, where that is free,
-    and with a loss scale, which depends on them. Otherwise non-finite numbers are handled on the device.
+    stop: returns whether this rank has a reason to stop. compute: context around the forward process and forward pass,
+    to time them. scale: loss scale for float16; the step updates it. copy: low-precision copy of `network` to use for
+    the forward and backward pass.
+    waits: whether the step waits for losses and gradient norm before the update. Otherwise non-finite values are
+    handled on the device. None: wait on a CPU, where that is free, and with a loss scale, which depends on them.
     """
     ranks, scale = ranks or Ranks(), scale or LossScale()
     if waits is None:
@@ -111,7 +111,7 @@ def launch_step(
                 noised = forward_process(batch)
                 with autocast():
                     loss = forward_process.loss(network if copy is None else copy.network, noised)
-            (loss.total.mean() / count * scale.value).backward()  # ranks are averaged on the way
+            (loss.total.mean() / count * scale.value).backward()  # averages over ranks
         if copy is not None:
             copy.accumulate_gradients()
         measured.append(torch.stack([loss.total.detach(), loss.eps_mse, noised.times_B.to(loss.total.dtype)]))
@@ -129,12 +129,12 @@ def launch_step(
         all_losses = bool(losses.isfinite().all())
         if all_losses and math.isfinite(grad_norm):
             optimizer.step()
-            scale.held()
+            scale.record_success()
         else:
-            overflowed = all_losses and scale.overflowed()
+            overflowed = all_losses and scale.record_overflow()
         overflows = torch.full_like(numbers[:, :1], float(overflowed))
     else:
-        # A factor of 0 would not remove non-finite values: the optimizer has to skip the update itself.
+        # Multiplying non-finite gradients by 0 would not remove them, so the optimizer has to skip the update itself.
         finite = losses.isfinite().all() & numbers[:, -3].isfinite().all()
         optimizer.step((clip_norm / (total + 1e-6)).clamp(max=1.0), finite)
         overflows = torch.zeros_like(numbers[:, :1])
@@ -144,7 +144,7 @@ def launch_step(
 
 
 def total_norm(parameters: list[nn.Parameter]) -> Tensor:
-    """Return the norm of all gradients together, a scalar on the device."""
+    """Return the norm of the concatenated gradients, a scalar on the device."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if isinstance(total, DTensor):
@@ -153,12 +153,12 @@ def total_norm(parameters: list[nn.Parameter]) -> Tensor:
 
 
 def clip_gradients(parameters: list[nn.Parameter], limit: float, scale: float, total: Tensor) -> float:
-    """Divide gradients, whose norm is `total`, by `scale`, clip them to norm `limit`, and return their unclipped norm.
+    """Divide gradients of norm `total` by `scale`, clip them to norm `limit`, and return the norm before clipping.
 
-    Waits for the device. torch's clip_grad_norm_ would multiply every gradient even where none is clipped.
+    Waits for the device. torch's clip_grad_norm_ would multiply every gradient even if none is clipped.
     """
     norm = total.item()
-    # One pass for both: clipping the scaled gradient to `limit` also removes the scale.
+    # One pass does both: clipping the scaled gradient to `limit` also removes the scale.
     if norm > limit * scale:
         nn.utils.clip_grads_with_norm_(parameters, limit, total)
     elif scale != 1 and math.isfinite(norm):
@@ -167,7 +167,7 @@ def clip_gradients(parameters: list[nn.Parameter], limit: float, scale: float, t
 
 
 def _nonfinite(keys: list[str], own: Tensor, losses: list[float], ranks: Ranks) -> str:
-    """Describe what is not finite, and in which samples. keys, own: keys and losses of this rank's samples."""
+    """Describe the non-finite loss or gradient and its samples. keys, own: keys and losses of this rank's samples."""
     bad = [key for key, loss in zip(keys, own.tolist(), strict=True) if not math.isfinite(loss)]
     if found := [key for some in ranks.gather_objects(bad) for key in some]:
         return f"the loss is not finite for {_listed(found)}"

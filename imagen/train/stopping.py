@@ -1,4 +1,4 @@
-"""Reasons to stop before the last step: a signal, a time budget, or a request."""
+"""Stop training before the last step because of a signal, a time budget or a request."""
 
 import signal
 import threading
@@ -12,13 +12,13 @@ SIGNALLED = "stopped by"
 
 
 class Stopper:
-    """Holds the reason to stop, to be read between two steps; `reason` is None while training continues.
+    """Stores the reason to stop, which the training loop reads between steps; None while training continues.
 
         with Stopper(minutes) as stopper:
             while stopper.reason is None: ...
 
-    SIGTERM, SIGUSR1 (Slurm's warning, see docs/howto/scale.md) and the first SIGINT (Ctrl-C) ask for a stop after the
-    current step; a second Ctrl-C interrupts at once.
+    SIGTERM, SIGUSR1 (Slurm's warning, see docs/howto/scale.md) and the first SIGINT (Ctrl-C) request a stop after the
+    current step; a second Ctrl-C interrupts immediately.
     """
 
     def __init__(self, minutes: float | None = None, began: float | None = None):
@@ -29,7 +29,7 @@ class Stopper:
         self._former: dict[int, Any] = {}
 
     def request(self, reason: str) -> None:
-        """Stop after the current step or the next, on all ranks. reason: reported to the user."""
+        """Request a stop on all ranks after the current step or the next one. reason: reported to the user."""
         self._reason = reason
 
     @property
@@ -37,25 +37,27 @@ class Stopper:
         if self._reason:
             return self._reason
         if self.seconds_left is not None and self.seconds_left <= 0:
-            return f"{self._minutes:.3g} minutes are over"
+            return f"the time budget of {self._minutes:.3g} minutes is used up"
         return None
 
     @property
     def seconds_left(self) -> float | None:
-        """Remaining time budget; None without a budget."""
+        """Remaining seconds of the time budget; None without a budget."""
         return None if self._deadline is None else self._deadline - time.monotonic()
 
     def __enter__(self) -> "Stopper":
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # Python allows signal handlers in the main thread only
             for number in STOP_SIGNALS:
-                self._former[number] = signal.signal(number, self._note)
+                self._former[number] = signal.signal(number, self._handle_signal)
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
         self._reason = f"{SIGNALLED} {signal.Signals(number).name}"
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)

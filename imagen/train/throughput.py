@@ -1,4 +1,4 @@
-"""Measure the training throughput of this machine with a few real steps on random images."""
+"""Measure the training throughput of this machine with a few training steps on random images."""
 
 import time
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from imagen.precision import autocast, autocast_dtype
 from imagen.stage.loss import ForwardProcess
 from imagen.train.ema import Ema
 from imagen.train.experiment import Experiment
-from imagen.train.flops import meta_unet, picture_flops
+from imagen.train.flops import image_flops, meta_unet
 from imagen.train.optim import build_optimizer
 from imagen.train.ranks import Ranks
 from imagen.train.step import training_step
@@ -26,19 +26,19 @@ class Throughput:
 
     seconds_per_step: float
     images_per_s: float
-    gflops: float  # 10^9 operations per second, counting three forward passes for a step
+    gflops: float  # 10^9 operations per second; a step counts as three forward passes
 
     def forward_seconds(self, gflop: float) -> float:
-        """Estimate the duration of forward passes of `gflop` 10^9 operations from that of training."""
+        """Estimate the duration of forward passes of `gflop` x 10^9 operations from the training throughput."""
         return gflop / self.gflops
 
 
 def measure_throughput(
     experiment: Experiment, device: torch.device, *, seconds: float = 2.0, most: int = 20
 ) -> Throughput:
-    """Train a new network of `experiment` for about `seconds` after a first step, and return its speed.
+    """Train a new network for about `seconds` after a warm-up step, and return the throughput of the fastest step.
 
-    Data loading is excluded. The fastest step counts: slower ones may share the machine with other programs.
+    Data loading is excluded. Slower steps may have been slowed down by other programs on the machine.
     """
     stage, batch_size = experiment.stage, experiment.train.batch_size
     with torch.random.fork_rng(devices=[]):
@@ -58,12 +58,12 @@ def measure_throughput(
         ema.update(unet, len(taken) + 1)
         taken.append(time.monotonic() - began)
     best = min(taken[1:])
-    flops = 3 * picture_flops(meta_unet(experiment), experiment) * batch_size
+    flops = 3 * image_flops(meta_unet(experiment), experiment) * batch_size
     return Throughput(seconds_per_step=best, images_per_s=batch_size / best, gflops=flops / 1e9 / best)
 
 
 def random_batch(experiment: Experiment, position: int, count: int) -> Batch:
-    """Return a batch of `count` random images and text embeddings, in the shapes that the loader gives."""
+    """Return a batch of `count` random images and text embeddings, with the shapes of the loader's batches."""
     stage, text = experiment.stage, experiment.text
     side = experiment.data.crop or stage.resolution
     image = torch.randint(0, 256, (count, stage.unet.image_channels, side, side), dtype=torch.uint8)

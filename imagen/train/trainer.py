@@ -42,19 +42,19 @@ def train(
     ranks: Ranks | None = None,
     report: Report = print,
 ) -> TrainResult:
-    """Train one stage on the shards in `data`, in the run folder `out`; called again, resume where it stopped.
+    """Train one stage on the shards in `data`, in the run folder `out`; resume if the folder has a checkpoint.
 
     Writes checkpoints, metrics and EMA snapshots; `imagen.train.run.train_run` adds sample grids and exports.
 
-    callbacks: called on every rank, after validation and metrics, before a checkpoint.
-    minutes: budget of wall time, after which training stops with a checkpoint. The learning rate follows steps.
-    profile: first and last step of a trace, which each rank writes into RUN/profile.
-    encoder: of the captions, if data.on_the_fly; default: loaded when it is first needed.
-    ranks: the processes that train together, each of which calls this (default: this one alone).
+    callbacks: called on every rank, after validation and metrics and before a checkpoint.
+    minutes: limit of wall time, after which training stops with a checkpoint. It does not affect the learning rate.
+    profile: first and last step of a trace, which each rank writes to RUN/profile.
+    encoder: encoder of the captions, for data.on_the_fly; default: loaded at its first use.
+    ranks: the processes that train together; each of them calls this function (default: this process alone).
     report: receives lines for the user, on the first rank.
 
-    Raises UserError for what the user can fix: data that do not fit, another run's folder, a full disk, a loss that
-    stays non-finite for train.max_nonfinite steps.
+    Raises UserError for problems that the user can fix: data that do not match the experiment, a folder of another run,
+    a full disk, a loss that is non-finite for train.max_nonfinite consecutive steps.
     """
     ranks, folder = ranks or Ranks(torch.device(default_device())), Path(out)
     if profile is not None:
@@ -68,7 +68,7 @@ def train(
 
 
 class Trainer:
-    """The training loop and its callbacks. `run` is what they work on."""
+    """The training loop and its callbacks. `run` is their shared state."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Trainer:
         minutes: float | None = None,
         encoder: DatasetEncoder | None = None,
     ):
-        """Set up the run. Parameters as for `train`, which also locks the folder."""
+        """Set up the run; the caller has locked its folder. Parameters as for `train`."""
         ranks = ranks or Ranks()
         self.run = TrainingRun(experiment, data, folder, ranks=ranks, report=report, minutes=minutes, encoder=encoder)
         self.callbacks: list[Callback] = [MetricRows()] if experiment.text is None else [ValidationGap(), MetricRows()]
@@ -91,11 +91,11 @@ class Trainer:
         self.callbacks += [*callbacks, EmaSnapshots()]
         if ranks.is_first:
             self.callbacks.append(ConsoleProgress())
-        # A CPU waits for each step. On a GPU the results of a step are read while it computes the next.
+        # On a CPU, results are read after each step; on a GPU, while the next step is computed.
         self.waits_each_step = ranks.device.type == "cpu"
 
     def train(self, profile: Span | None = None) -> TrainResult:
-        """Train from the run's current step to its last one, or until something asks to stop."""
+        """Train from the run's current step to its last one, or until there is a reason to stop."""
         run, config, progress, stopper = self.run, self.run.config, self.run.progress, self.run.stopper
         if run.ranks.is_first:
             (run.folder / "status.json").unlink(missing_ok=True)
@@ -113,7 +113,7 @@ class Trainer:
                 callback.on_start(run)
                 stack.callback(end, callback)
             stop = stopper.reason is not None
-            # A time budget that was used up by setting up still pays for one step, so that reruns make progress.
+            # At least one step is trained even if the setup used up the time budget, so that reruns make progress.
             while progress.step < config.steps and (not stop or progress.step == began):
                 progress.step += 1
                 profiler.begin(progress.step)
@@ -157,16 +157,16 @@ class Trainer:
         )
 
     def _ready(self, pending: deque[tuple[int, PendingStep]], began: int) -> Iterator[tuple[int, PendingStep]]:
-        """Yield the steps whose results are read now: all of them, where something is due or reported next."""
+        """Yield the steps to read now: all pending ones if a callback or checkpoint is due, else all but the last."""
         step, steps = self.run.step, self.run.config.steps
-        settle = self.waits_each_step or step == began + 1  # the first line comes with the first step
-        settle |= any(callback.is_due(step, steps) for callback in self.callbacks)
-        settle |= is_due(self.run.config.checkpoint_every, step, steps)
-        while len(pending) > (0 if settle else 1):
+        read_all = self.waits_each_step or step == began + 1  # the first step is reported immediately
+        read_all |= any(callback.is_due(step, steps) for callback in self.callbacks)
+        read_all |= is_due(self.run.config.checkpoint_every, step, steps)
+        while len(pending) > (0 if read_all else 1):
             yield pending.popleft()
 
     def _receive(self, step: int, result: StepResult) -> None:
-        """Count a step's result, and hand it to the callbacks."""
+        """Add a step's result to the metrics, and pass it to the callbacks."""
         run, progress = self.run, self.run.progress
         progress.meter.add(result)
         if result.problem is None:
@@ -176,10 +176,10 @@ class Trainer:
             message = f"step {step}: {result.problem}"
             if progress.skipped_in_a_row >= run.config.max_nonfinite:
                 run.ranks.fail(
-                    f"{message}; {progress.skipped_in_a_row} steps in a row were skipped: look at these samples, "
-                    "or begin again with a lower optim.lr or train.precision fp32"
+                    f"{message}; {progress.skipped_in_a_row} consecutive steps were skipped: inspect these samples, "
+                    "or start again with a lower optim.lr or train.precision fp32"
                 )
-            run.report(f"{message}; step skipped ({progress.skipped_in_a_row} in a row)")
+            run.report(f"{message}; step skipped ({progress.skipped_in_a_row} consecutive)")
         for callback in self.callbacks:
             callback.on_step(run, step, result)
 
@@ -193,7 +193,7 @@ class Trainer:
             callback.on_checkpoint(run, step)
 
     def _connect(self) -> None:
-        """Let callbacks hand rows and images to each other."""
+        """Let callbacks pass rows and images to all callbacks."""
         run = self.run
 
         def log_row(row: Row) -> None:
@@ -219,8 +219,8 @@ class Trainer:
             run.report(f"{run.folder}: all {steps} steps are done")
         else:
             run.report(
-                f"{run.folder}: {ended.reason}; step {ended.step} of {steps} is saved, run the same command again to "
-                "go on"
+                f"{run.folder}: {ended.reason}; step {ended.step} of {steps} is saved; run the same command again to "
+                "resume"
             )
-        if run.ranks.is_first:  # for scripts that start this again and again; a run that failed has none
+        if run.ranks.is_first:  # for scripts that restart training; a failed run has no status.json
             write_json(run.folder / "status.json", asdict(ended))

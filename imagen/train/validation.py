@@ -1,8 +1,9 @@
-"""The conditional gap: does the network use its prompt?
+"""The conditional gap, which measures whether the network uses its text.
 
     gap = loss with permuted captions - loss with the right captions
 
-on the same images with the same noise. A network that ignores its text has a gap of 0; one that reads it, above 0.
+on the same images with the same noise. The gap is 0 for a network that ignores its text, and positive for one that
+uses it.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,18 +17,18 @@ from imagen.stage.loss import ForwardProcess
 
 
 class ConditionalGap:
-    """A fixed set of samples with fixed noise and t, so that values of different steps compare.
+    """A fixed set of samples with fixed noise and t, so that values of different steps are comparable.
 
-    The loss is the weighted one of training, without text dropout, over t stratified across the whole set.
+    The loss is the weighted training loss without text dropout, with t stratified over the whole set.
     """
 
     def __init__(self, batches: Iterable[Batch], forward_process: ForwardProcess):
-        """batches: with text, and two samples or more each: permuting captions needs another one."""
+        """Store the batches. Each has text and at least two samples, because captions are permuted within a batch."""
         self.batches = list(batches)
         self.forward_process = forward_process
 
     def measure(self, unet: nn.Module, autocast: Callable[[], AbstractContextManager]) -> tuple[float, float]:
-        """Return (gap, loss with the right captions). Call it in eval mode and without gradients."""
+        """Return (gap, loss with the right captions). Call this in eval mode and without gradients."""
         right = permuted = 0.0
         for batch in self.batches:
             with autocast():
@@ -41,7 +42,7 @@ class ConditionalGap:
 
 
 def with_other_captions(batch: Batch) -> Batch:
-    """Give every sample its neighbour's caption: none keeps its own, and the order of the data is random already."""
+    """Return the batch with each caption moved to the next sample. The order of the samples is random already."""
     assert batch.text is not None and batch.text_mask is not None
     captions = batch.captions[-1:] + batch.captions[:-1]
     return replace(batch, captions=captions, text=batch.text.roll(1, 0), text_mask=batch.text_mask.roll(1, 0))

@@ -1,8 +1,8 @@
-"""Weights that are packaged with imagen, as in `imagen.load("emoji")`.
+"""Find the weights that are packaged with imagen, as in `imagen.load("emoji")`.
 
 emoji/       the reference cascade, text -> 64 -> 256 -> 1024
-curves.json  its training curves, by preset (`imagen.evaluate.compare`)
-recogniser/  a detector of the objects in an image (`imagen.emoji.recogniser`)
+curves.json  training curves of its stages, by preset (`imagen.evaluate.compare`)
+recogniser/  detector of the objects in an image (`imagen.emoji.recogniser`)
 """
 
 from importlib.resources import files
@@ -11,7 +11,7 @@ from pathlib import Path
 from imagen.errors import UserError
 
 CASCADES = ("emoji",)
-HELP = "train them: runs/emoji_reference.sh in the repository says how"
+HELP = "train them with runs/emoji_reference.sh in the repository"
 
 
 def packaged(name: str) -> Path | None:

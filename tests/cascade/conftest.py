@@ -1,4 +1,4 @@
-"""The cascade that most of these tests sample."""
+"""Provide the cascade that most of these tests sample."""
 
 import pytest
 from cascades import cascade
@@ -7,6 +7,6 @@ from imagen.cascade import Cascade
 
 
 @pytest.fixture(scope="module")
-def two() -> Cascade:
-    """A base stage and a super-resolution stage with random weights."""
+def small_cascade() -> Cascade:
+    """Return a cascade of a base stage and a super-resolution stage with random weights."""
     return cascade()

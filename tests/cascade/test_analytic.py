@@ -1,4 +1,4 @@
-"""Stages against analytic models: Gaussian data, copies of the input, thresholds of detail."""
+"""Compare stages with analytic models: Gaussian data, copies of the input, and known detail."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from cascades import QUICK, TEXT, WIDTH, listener, pixels, stage
+from cascades import QUICK, TEXT, WIDTH, pixels, recording_cascade, stage
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ from imagen.stage.resize import upsample
 
 
 class Gaussian(nn.Module):
-    """Return the exact x0 estimate for pixels ~ N(mu, s^2), where mu is the first token's first three values."""
+    """Computes the exact x0 estimate for pixels ~ N(mu, s^2), where mu is the first token's first three values."""
 
     def __init__(self, s: float):
         super().__init__()
@@ -35,8 +35,8 @@ class Gaussian(nn.Module):
         return mu + alpha * self.s**2 / (alpha**2 * self.s**2 + sigma**2) * (x.double() - alpha * mu)
 
 
-class Fixed:
-    """Encode every prompt as the colour (0.2, -0.1, 0.3)."""
+class FixedColourEncoder:
+    """Encodes every prompt as the colour (0.2, -0.1, 0.3)."""
 
     def encode(self, prompts: list[str]) -> list[Tensor]:
         token = torch.zeros(1, WIDTH)
@@ -46,27 +46,29 @@ class Fixed:
 
 @pytest.mark.parametrize("sampler,steps", [("ddpm", 150), ("ddim", 150), ("dpmpp_2m", 40)])
 @pytest.mark.parametrize("w", [1.0, 2.0])
-def test_a_gaussian_model_gives_images_of_its_mean_and_deviation(sampler, steps, w):
+def test_a_gaussian_model_gives_images_with_its_mean_and_deviation(sampler, steps, w):
     s = 0.1
     config = dataclasses.replace(
         stage(16).config,
         objective=ObjectiveConfig(prediction="x0"),
         sampling=SamplingConfig(sampler=sampler, steps=steps, guidance=w, threshold="none", gamma=0.0),
     )
-    model = Cascade([Stage(config, Gaussian(s))], text=TEXT, unconditional=torch.zeros(1, WIDTH), encoder=Fixed())
+    model = Cascade(
+        [Stage(config, Gaussian(s))], text=TEXT, unconditional=torch.zeros(1, WIDTH), encoder=FixedColourEncoder()
+    )
     images = model.sample(["colour"] * 24, seeds=list(range(24)), batch_size=24, **QUICK)
     values = np.stack([pixels(image) for image in images]) / 127.5 - 1
-    # Both halves have the same s, and x0 is linear in mu: guidance moves the mean to 0 + w (mu - 0) exactly.
+    # Both estimates have the same s and are linear in mu, so guidance moves the mean to exactly 0 + w (mu - 0).
     # The standard error of a mean is s / sqrt(24 * 256) = 0.0013; one level is 0.0078.
     np.testing.assert_allclose(values.mean((0, 1, 2)), w * np.array([0.2, -0.1, 0.3]), atol=0.006)
-    # Finitely many steps make the spread too small; tests/diffusion follow it to convergence.
+    # A finite number of steps gives too small a spread. tests/diffusion checks convergence.
     np.testing.assert_allclose(values.std((0, 1, 2)), s, rtol=0.15)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
-def test_conditioning_augmentation_equals_training(level, kind):
-    model, network = listener(low_res_schedule=ScheduleConfig(kind=kind))
+def test_conditioning_augmentation_equals_that_of_training(level, kind):
+    model, network = recording_cascade(low_res_schedule=ScheduleConfig(kind=kind))
     start = Image.new("RGB", (16, 16), (255, 0, 204))
     model.sample([""], start=[start], low_res_noise=level, **QUICK)
     logsnr = build_schedule(ScheduleConfig(kind=kind), 64)(torch.tensor([level], dtype=torch.float64))
@@ -78,7 +80,7 @@ def test_conditioning_augmentation_equals_training(level, kind):
 
 
 def test_conditioning_augmentation_is_drawn_once_and_independent_of_the_sampler():
-    model, network = listener(sampling=SamplingConfig(sampler="ddpm", steps=2, low_res_noise=1.0))
+    model, network = recording_cascade(sampling=SamplingConfig(sampler="ddpm", steps=2, low_res_noise=1.0))
     model.sample([""], start=[Image.new("RGB", (16, 16))], **QUICK)
     first, drawn = network.seen[0].flatten(), network.low_res.flatten()
     correlation = torch.corrcoef(torch.stack([first, drawn]))[0, 1]
@@ -87,8 +89,8 @@ def test_conditioning_augmentation_is_drawn_once_and_independent_of_the_sampler(
     assert torch.equal(drawn, network.low_res.flatten())
 
 
-def test_only_the_network_is_autocast():
-    model, network = listener(sampling=SamplingConfig(steps=3))
+def test_only_the_network_runs_under_autocast():
+    model, network = recording_cascade(sampling=SamplingConfig(steps=3))
     estimates = []
     request = {"start": [Image.new("RGB", (16, 16))], "device": "cpu", "progress": False}
     model.sample([""], precision="bf16", on_step=lambda preview: estimates.append(preview.x0_BCHW), **request)
@@ -103,8 +105,8 @@ def test_quantisation_is_exact_for_png_values():
     assert to_uint8(torch.tensor([-1.4, 0.499 / 127.5 - 1, 0.501 / 127.5 - 1, 7.0])).tolist() == [0, 0, 1, 255]
 
 
-def test_a_stage_that_copies_its_input_upsamples_it():
-    model, _ = listener(sampling=SamplingConfig(steps=2, low_res_noise=0.0, threshold="static"))
+def test_a_stage_that_copies_its_input_gives_the_upsampled_image():
+    model, _ = recording_cascade(sampling=SamplingConfig(steps=2, low_res_noise=0.0, threshold="static"))
     gradient = Image.fromarray(np.linspace(0, 255, 16 * 24 * 3).reshape(16, 24, 3).astype(np.uint8))
     (image,) = model.sample([""], start=[gradient], **QUICK)
     assert image.size == (96, 64)
@@ -117,8 +119,9 @@ def test_a_stage_that_adds_no_detail_gives_the_upsampled_image(threshold):
         def forward(self, x: Tensor, noise: Tensor, *, low_res: Tensor, low_res_noise: Tensor) -> Tensor:
             return torch.zeros_like(x)
 
-    sampling = SamplingConfig(steps=3, low_res_noise=0.5, threshold=threshold)  # the noise is in what it is told alone
-    config = dataclasses.replace(listener()[0].stages[0].config, detail_std=0.1, sampling=sampling)
+    # The noise changes only the network's input.
+    sampling = SamplingConfig(steps=3, low_res_noise=0.5, threshold=threshold)
+    config = dataclasses.replace(recording_cascade()[0].stages[0].config, detail_std=0.1, sampling=sampling)
     estimates: list[Tensor] = []
     gradient = Image.fromarray(np.linspace(0, 255, 16 * 24 * 3).reshape(16, 24, 3).astype(np.uint8))
     (image,) = Cascade([Stage(config, NoDetail())]).sample(
@@ -126,7 +129,7 @@ def test_a_stage_that_adds_no_detail_gives_the_upsampled_image(threshold):
     )
     enlarged = to_uint8(upsample(from_uint8(torch.from_numpy(np.array(gradient)).permute(2, 0, 1)[None]), (64, 96)))
     assert np.array_equal(pixels(image), enlarged[0].permute(1, 2, 0).numpy())
-    assert all(torch.equal(to_uint8(x0), enlarged) for x0 in estimates), "previews are pictures too"
+    assert all(torch.equal(to_uint8(x0), enlarged) for x0 in estimates), "previews show the image, not the detail"
 
 
 def test_detail_is_scaled_and_thresholds_apply_to_pixels():
@@ -137,7 +140,7 @@ def test_detail_is_scaled_and_thresholds_apply_to_pixels():
             return detail
 
     sampling = SamplingConfig(steps=3, threshold="static")
-    config = dataclasses.replace(listener()[0].stages[0].config, detail_std=0.1, sampling=sampling)
+    config = dataclasses.replace(recording_cascade()[0].stages[0].config, detail_std=0.1, sampling=sampling)
     (image,) = Cascade([Stage(config, Step())]).sample([""], start=[Image.new("RGB", (16, 16), (128,) * 3)], **QUICK)
     assert set(pixels(image)[:, :32].flatten()) == {round(128 + 0.3 * 127.5)}
     assert set(pixels(image)[:, 32:].flatten()) == {0}

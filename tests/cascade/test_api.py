@@ -1,4 +1,4 @@
-"""The public API: one prompt, embeddings, tensors, hints for names of other libraries, help()."""
+"""Test the public Python API: prompts, embeddings, tensors, hints for argument names of other libraries, and help()."""
 
 import dataclasses
 import inspect
@@ -10,7 +10,7 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 import torch
-from cascades import QUICK, TEXT, WIDTH, Words, apart, cascade, stage
+from cascades import QUICK, TEXT, WIDTH, WordTokenEncoder, cascade, max_difference, stage
 from PIL import Image
 
 import imagen
@@ -22,33 +22,33 @@ from imagen.pictures import read_metadata
 
 
 @pytest.fixture(scope="module")
-def two() -> Cascade:
+def small_cascade() -> Cascade:
     return cascade()
 
 
-def same(a: Image.Image, b: Image.Image) -> bool:
+def identical(a: Image.Image, b: Image.Image) -> bool:
     return a.size == b.size and a.tobytes() == b.tobytes()
 
 
 # --- prompts and results ---
 
 
-def test_one_prompt_is_a_list_of_one(two):
-    (alone,) = two.sample("cat", **QUICK)
-    assert same(alone, two.sample(["cat"], **QUICK)[0])
+def test_a_single_prompt_equals_a_list_of_one(small_cascade):
+    (alone,) = small_cascade.sample("cat", **QUICK)
+    assert identical(alone, small_cascade.sample(["cat"], **QUICK)[0])
 
 
-def test_an_embedding_equals_its_prompt(two):
-    cat, dog = Words().encode(["cat", "dog on mat"])
-    texts = two.sample(["cat", "dog on mat"], negative="cow", seeds=[3, 4], **QUICK)
-    cow = Words().encode(["cow"])[0]
-    tensors = two.sample([cat, dog], negative=cow, seeds=[3, 4], **QUICK)
-    mixed = two.sample(["cat", dog.double()], negative="cow", seeds=[3, 4], **QUICK)
-    assert all(same(a, b) and same(a, c) for a, b, c in zip(texts, tensors, mixed, strict=True))
-    (alone,) = two.sample(cat, seeds=3, **QUICK)
-    assert same(alone, two.sample("cat", seeds=3, **QUICK)[0])
-    stacked = two.sample(torch.stack([cat, cow]), seeds=3, **QUICK)
-    assert len(stacked) == 2 and apart(stacked[0], alone) <= 1  # another batch size rounds differently
+def test_an_embedding_equals_its_prompt(small_cascade):
+    cat, dog = WordTokenEncoder().encode(["cat", "dog on mat"])
+    texts = small_cascade.sample(["cat", "dog on mat"], negative="cow", seeds=[3, 4], **QUICK)
+    cow = WordTokenEncoder().encode(["cow"])[0]
+    tensors = small_cascade.sample([cat, dog], negative=cow, seeds=[3, 4], **QUICK)
+    mixed = small_cascade.sample(["cat", dog.double()], negative="cow", seeds=[3, 4], **QUICK)
+    assert all(identical(a, b) and identical(a, c) for a, b, c in zip(texts, tensors, mixed, strict=True))
+    (alone,) = small_cascade.sample(cat, seeds=3, **QUICK)
+    assert identical(alone, small_cascade.sample("cat", seeds=3, **QUICK)[0])
+    stacked = small_cascade.sample(torch.stack([cat, cow]), seeds=3, **QUICK)
+    assert len(stacked) == 2 and max_difference(stacked[0], alone) <= 1  # rounding depends on the batch size
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,9 @@ def test_an_embedding_equals_its_prompt(two):
         (7, "a prompt is 7; it must be text, or an embedding"),
     ],
 )
-def test_invalid_embeddings_are_rejected(two, embedding, message):
+def test_invalid_embeddings_are_rejected(small_cascade, embedding, message):
     with pytest.raises(UserError, match=message):
-        two.request([embedding])
+        small_cascade.request([embedding])
 
 
 def test_a_cascade_without_text_rejects_embeddings():
@@ -73,32 +73,32 @@ def test_a_cascade_without_text_rejects_embeddings():
         Cascade([stage(16, text=False)]).request([torch.zeros(2, WIDTH)])
 
 
-def test_tensors_are_the_pixels_of_the_images(two):
-    images = two.sample(["cat", "dog", "cow"], seeds=[1, 2, 3], batch_size=2, **QUICK)
-    tensor = two.sample(["cat", "dog", "cow"], seeds=[1, 2, 3], batch_size=2, output="tensor", **QUICK)
+def test_tensors_hold_the_pixels_of_the_images(small_cascade):
+    images = small_cascade.sample(["cat", "dog", "cow"], seeds=[1, 2, 3], batch_size=2, **QUICK)
+    tensor = small_cascade.sample(["cat", "dog", "cow"], seeds=[1, 2, 3], batch_size=2, output="tensor", **QUICK)
     assert tensor.dtype == torch.uint8 and tensor.shape == (3, 3, 32, 32)
     assert np.array_equal(tensor.permute(0, 2, 3, 1).numpy(), np.stack([np.asarray(image) for image in images]))
     with pytest.raises(UserError, match="output is 'numpy'; it must be"):
-        two.sample("cat", output="numpy", **QUICK)
+        small_cascade.sample("cat", output="numpy", **QUICK)
 
 
-def test_one_variation_applies_to_all_images(two):
+def test_one_variation_applies_to_all_images(small_cascade):
     variation = Variation(1, 2, 0.25)
-    assert two.request(["cat", "dog"], seeds=variation).seeds == (variation, variation)
+    assert small_cascade.request(["cat", "dog"], seeds=variation).seeds == (variation, variation)
 
 
-def test_files_from_embeddings_have_a_hash_and_resume(two, tmp_path):
-    cat = Words().encode(["cat"])[0]
-    (path,) = write_samples(two, [cat], tmp_path, seed=3, steps=1, **QUICK)
+def test_files_from_embeddings_have_a_hash_and_resume(small_cascade, tmp_path):
+    cat = WordTokenEncoder().encode(["cat"])[0]
+    (path,) = write_samples(small_cascade, [cat], tmp_path, seed=3, steps=1, **QUICK)
     made = read_metadata(path)
     assert made["prompt"] == "" and len(made["embedding"]) == 64 and "negative_embedding" not in made
     before = path.stat().st_mtime_ns
-    assert write_samples(two, cat, tmp_path, seed=3, steps=1, **QUICK) == [path]
+    assert write_samples(small_cascade, cat, tmp_path, seed=3, steps=1, **QUICK) == [path]
     assert path.stat().st_mtime_ns == before
     with pytest.raises(UserError, match="made with another embedding"):
-        write_samples(two, [cat + 1], tmp_path, seed=3, steps=1, **QUICK)
-    with pytest.raises(UserError, match="from a prompt embedding, and the file holds only its hash"):
-        regenerate_request(two, path)
+        write_samples(small_cascade, [cat + 1], tmp_path, seed=3, steps=1, **QUICK)
+    with pytest.raises(UserError, match="from a prompt embedding, and the file contains only its hash"):
+        regenerate_request(small_cascade, path)
 
 
 # --- names ---
@@ -120,15 +120,15 @@ def test_files_from_embeddings_have_a_hash_and_resume(two, tmp_path):
         ("rows", "`micro_batch`"),
     ],
 )
-def test_errors_for_arguments_of_diffusers_name_ours(two, name, ours):
+def test_errors_for_diffusers_arguments_name_ours(small_cascade, name, ours):
     with pytest.raises(TypeError, match=f"no setting '{name}'; the equivalent here is {ours}"):
-        two.sample("cat", **{name: 4})
+        small_cascade.sample("cat", **{name: 4})
 
 
-def test_errors_for_typos_suggest_the_closest_name(two, tmp_path):
+def test_errors_for_typos_suggest_the_closest_name(small_cascade, tmp_path):
     for name, near in (("negatives", "negative"), ("micro_batchs", "micro_batch"), ("stpes", "steps")):
         with pytest.raises(TypeError, match=f"no setting '{name}'; did you mean '{near}'"):
-            two.request("cat", **{name: 4})
+            small_cascade.request("cat", **{name: 4})
     with pytest.raises(TypeError, match=r"load\(\) has no argument 'torch_dtype'; the equivalent here is `precision`"):
         imagen.load(tmp_path, torch_dtype=torch.float16)
     with pytest.raises(TypeError, match=r"load\(\) has no argument 'stage'; did you mean 'stages'"):
@@ -142,7 +142,7 @@ def test_every_field_of_a_sampling_config_is_an_option():
     assert set(SamplingOptions.__annotations__) == {field.name for field in dataclasses.fields(SamplingConfig)}
 
 
-def test_requests_have_the_options_and_defaults_of_help():
+def test_requests_have_the_options_and_defaults_in_help():
     parameters = inspect.signature(make_request).parameters
     named = {name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
     assert named | set(SamplingOptions.__annotations__) == set(RequestOptions.__annotations__)
@@ -173,19 +173,20 @@ def test_help_of_load_shows_its_arguments():
         assert name in first
 
 
-def test_reprs(two):
-    millions = sum(parameter.numel() for parameter in two.stages[1].unet.parameters()) / 1e6
-    assert repr(two.stages[1]) == f"<Stage: 16 to 32, {millions:.3g} M parameters>"
-    assert repr(two) == f"<Cascade: text by words; {two.stages[0]!r} -> {two.stages[1]!r}>"
-    request = two.request(["cat", "dog"], steps=[4, 2], device="cpu", precision="fp32")
+def test_reprs_describe_the_objects(small_cascade):
+    millions = sum(parameter.numel() for parameter in small_cascade.stages[1].unet.parameters()) / 1e6
+    assert repr(small_cascade.stages[1]) == f"<Stage: 16 to 32, {millions:.3g} M parameters>"
+    first, second = small_cascade.stages
+    assert repr(small_cascade) == f"<Cascade: text by words; {first!r} -> {second!r}>"
+    request = small_cascade.request(["cat", "dog"], steps=[4, 2], device="cpu", precision="fp32")
     assert repr(request) == (
         "<Request: 2 images of 32x32 for 'cat' and 1 more; 16x16 in 4 steps of dpmpp_2m, guidance 2, "
         "32x32 in 2 steps of dpmpp_2m, guidance 2; cpu, fp32>"
     )
-    assert "for an embedding;" in repr(two.request(torch.zeros(1, WIDTH)))
+    assert "for an embedding;" in repr(small_cascade.request(torch.zeros(1, WIDTH)))
 
 
-def test_importing_is_lazy():
+def test_importing_the_package_is_lazy():
     script = """
 import sys, imagen
 heavy = {"torch", "numpy", "PIL", "safetensors", "transformers"}

@@ -1,11 +1,11 @@
-"""Cascade folders: saved whole, replaced atomically, refused when damaged."""
+"""Save and load cascade folders: they are replaced atomically, and damaged ones are rejected."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from cascades import QUICK, TEXT, WIDTH, Words, apart, flip_a_byte, folder_of, stage
+from cascades import QUICK, TEXT, WIDTH, WordTokenEncoder, flip_a_byte, max_difference, save_cascade, stage
 
 from imagen.cascade import (
     Cascade,
@@ -14,48 +14,48 @@ from imagen.cascade import (
 from imagen.errors import UserError
 
 
-def edit(folder: Path, change) -> None:
+def edit_manifest(folder: Path, change) -> None:
     """Apply `change` to the parsed cascade.json."""
     value = json.loads((folder / "cascade.json").read_text())
     change(value)
     (folder / "cascade.json").write_text(json.dumps(value))
 
 
-def test_save_and_load_are_bit_exact(two, tmp_path):
-    two.save(tmp_path)
+def test_save_and_load_are_bit_exact(small_cascade, tmp_path):
+    small_cascade.save(tmp_path)
     loaded = Cascade.load(tmp_path)
-    assert loaded.text == TEXT and torch.equal(loaded.unconditional, two.unconditional)
-    for a, b in zip(two.stages, loaded.stages, strict=True):
+    assert loaded.text == TEXT and torch.equal(loaded.unconditional, small_cascade.unconditional)
+    for a, b in zip(small_cascade.stages, loaded.stages, strict=True):
         assert (a.config, a.info, a.sha256) == (b.config, b.info, b.sha256)
         for (name, p), (other, q) in zip(a.unet.state_dict().items(), b.unet.state_dict().items(), strict=True):
             assert name == other and torch.equal(p, q)
-    loaded.texts.encoder = Words()
-    assert apart(two.sample(["cat"], **QUICK)[0], loaded.sample(["cat"], **QUICK)[0]) == 0
+    loaded.texts.encoder = WordTokenEncoder()
+    assert max_difference(small_cascade.sample(["cat"], **QUICK)[0], loaded.sample(["cat"], **QUICK)[0]) == 0
     assert len(Cascade.load(tmp_path, stages=1).stages) == 1
     with pytest.raises(UserError, match="choose 1 to 2"):
         Cascade.load(tmp_path, stages=3)
 
 
 def test_saving_again_leaves_no_stale_files(tmp_path):
-    folder_of(stage(16), stage(32, 16), path=tmp_path)
+    save_cascade(stage(16), stage(32, 16), path=tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / ".stage-16-new.123.tmp").write_text("left by a killed process")
-    folder_of(stage(16, seed=1), path=tmp_path)
+    save_cascade(stage(16, seed=1), path=tmp_path)
     names = sorted(path.name.split("-")[0] for path in tmp_path.iterdir())
     assert names == ["cascade.json", "notes.txt", "stage", "text"]
     Cascade.load(tmp_path)
 
 
 def test_an_interrupted_save_leaves_the_old_cascade(tmp_path, monkeypatch):
-    folder_of(stage(16), path=tmp_path)
+    save_cascade(stage(16), path=tmp_path)
     before = Cascade.load(tmp_path).stages[0].sha256
 
-    def killed(*_):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("imagen.cascade.storage.write_json", killed)
+    monkeypatch.setattr("imagen.cascade.storage.write_json", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        folder_of(stage(16, seed=1), path=tmp_path)
+        save_cascade(stage(16, seed=1), path=tmp_path)
     assert Cascade.load(tmp_path).stages[0].sha256 == before
 
 
@@ -69,29 +69,29 @@ def test_a_run_loads_from_its_export(tmp_path):
     loaded = Cascade.load(tmp_path)
     assert loaded.stages[0].info == {"step": 2}
     assert torch.equal(loaded.stages[0].unet.conv_out.bias, made.unet.conv_out.bias + 1)
-    folder_of(stage(16), stage(32, 16), path=tmp_path / "whole")
+    save_cascade(stage(16), stage(32, 16), path=tmp_path / "whole")
     with pytest.raises(UserError, match=r"stages \[16, 32\]; export stage 16 elsewhere"):
         export_stage(tmp_path / "whole", weights=changed, **arguments)
 
 
 def test_loading_retries_after_a_concurrent_export(tmp_path, monkeypatch):
-    """An export between reading cascade.json and the weights deletes the weights; loading starts again."""
+    """An export that deletes the weights after cascade.json is read makes loading start again."""
     import imagen.cascade.cascade as module
 
-    folder_of(stage(16), path=tmp_path)
+    save_cascade(stage(16), path=tmp_path)
     original = module.read_tensors
 
-    def late(folder, name, sha256):
+    def export_then_read(folder, name, sha256):
         monkeypatch.setattr(module, "read_tensors", original)
-        folder_of(stage(16, seed=1), path=tmp_path)
+        save_cascade(stage(16, seed=1), path=tmp_path)
         return original(folder, name, sha256)
 
-    monkeypatch.setattr(module, "read_tensors", late)
+    monkeypatch.setattr(module, "read_tensors", export_then_read)
     assert torch.equal(Cascade.load(tmp_path).stages[0].unet.conv_in.bias, stage(16, seed=1).unet.conv_in.bias)
 
 
-def raw(folder: Path, old: str, new: str) -> None:
-    """Change the text of cascade.json in ways that `json.dumps` cannot."""
+def replace_in_manifest(folder: Path, old: str, new: str) -> None:
+    """Replace text in cascade.json, for changes that `json.dumps` cannot make."""
     text = (folder / "cascade.json").read_text()
     assert old in text
     (folder / "cascade.json").write_text(text.replace(old, new, 1))
@@ -100,41 +100,59 @@ def raw(folder: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     "damage,message",
     [
-        (lambda f: (f / "cascade.json").unlink(), "is not a cascade: it holds neither"),
+        (lambda f: (f / "cascade.json").unlink(), "is not a cascade: it contains neither"),
         (lambda f: (f / "cascade.json").write_text("{"), r"cascade\.json is not valid JSON"),
-        (lambda f: edit(f, lambda v: v.update(format=9)), r"cascade\.json: field 'format' is 9"),
-        (lambda f: edit(f, lambda v: v["stages"][0]["config"].update(resolutoin=3)), "resolutoin'; did you mean"),
-        (lambda f: edit(f, lambda v: v["stages"][0]["config"].update(resolution="x")), r"cascade\.json: .*resolution"),
-        (lambda f: edit(f, lambda v: v["stages"][0].pop("sha256")), "sha256"),
-        (lambda f: edit(f, lambda v: v.update(stages=[])), "no stages"),
-        (lambda f: edit(f, lambda v: v["stages"][0].update(weights="../x")), "without a path"),
-        (lambda f: edit(f, lambda v: v.update(text=None)), "stage 16: its U-Net is conditioned on text"),
-        (lambda f: edit(f, lambda v: v["stages"].reverse()), "stage 16: is a base stage"),
+        (lambda f: edit_manifest(f, lambda v: v.update(format=9)), r"cascade\.json: field 'format' is 9"),
         (
-            lambda f: edit(f, lambda v: v["stages"][1]["config"].update(low_resolution=8)),
+            lambda f: edit_manifest(f, lambda v: v["stages"][0]["config"].update(resolutoin=3)),
+            "resolutoin'; did you mean",
+        ),
+        (
+            lambda f: edit_manifest(f, lambda v: v["stages"][0]["config"].update(resolution="x")),
+            r"cascade\.json: .*resolution",
+        ),
+        (lambda f: edit_manifest(f, lambda v: v["stages"][0].pop("sha256")), "sha256"),
+        (lambda f: edit_manifest(f, lambda v: v.update(stages=[])), "no stages"),
+        (lambda f: edit_manifest(f, lambda v: v["stages"][0].update(weights="../x")), "without a path"),
+        (lambda f: edit_manifest(f, lambda v: v.update(text=None)), "stage 16: its U-Net is conditioned on text"),
+        (lambda f: edit_manifest(f, lambda v: v["stages"].reverse()), "stage 16: is a base stage"),
+        (
+            lambda f: edit_manifest(f, lambda v: v["stages"][1]["config"].update(low_resolution=8)),
             "stage 32: upsamples 8-pixel images",
         ),
-        (lambda f: edit(f, lambda v: v["stages"][0]["config"]["sampling"].update(steps=0)), "stage 16: steps is 0"),
         (
-            lambda f: edit(f, lambda v: v["stages"][0]["config"]["unet"].update(levels=[])),
+            lambda f: edit_manifest(f, lambda v: v["stages"][0]["config"]["sampling"].update(steps=0)),
+            "stage 16: steps is 0",
+        ),
+        (
+            lambda f: edit_manifest(f, lambda v: v["stages"][0]["config"]["unet"].update(levels=[])),
             r"cascade\.json: .*one level",
         ),
-        (lambda f: edit(f, lambda v: v["stages"][0]["config"].update(resolution=0)), "resolution is 0; it must be at"),
         (
-            lambda f: edit(f, lambda v: v["stages"][0]["config"]["unet"]["levels"][0].update(channels=10**9)),
+            lambda f: edit_manifest(f, lambda v: v["stages"][0]["config"].update(resolution=0)),
+            "resolution is 0; it must be at",
+        ),
+        (
+            lambda f: edit_manifest(f, lambda v: v["stages"][0]["config"]["unet"]["levels"][0].update(channels=10**9)),
             "channels is 1,000,000,000; it must be at least 1 and at most 65536",
         ),
         (
-            lambda f: edit(f, lambda v: v["text"]["config"].update(max_tokens=10**9)),
+            lambda f: edit_manifest(f, lambda v: v["text"]["config"].update(max_tokens=10**9)),
             "text.max_tokens is 1,000,000,000; it must be",
         ),
-        (lambda f: edit(f, lambda v: v.update(stages=v["stages"] * 40)), "the number of stages is 80; it must be"),
-        (lambda f: raw(f, '"eta": 0.0', '"eta": 1e400'), "1e400 is not a finite number"),
         (
-            lambda f: edit(f, lambda v: v["stages"][0]["config"]["sampling"].update(guidance=1e39)),
+            lambda f: edit_manifest(f, lambda v: v.update(stages=v["stages"] * 40)),
+            "the number of stages is 80; it must be",
+        ),
+        (lambda f: replace_in_manifest(f, '"eta": 0.0', '"eta": 1e400'), "1e400 is not a finite number"),
+        (
+            lambda f: edit_manifest(f, lambda v: v["stages"][0]["config"]["sampling"].update(guidance=1e39)),
             r"guidance is 1e\+39; it must be",
         ),
-        (lambda f: raw(f, '"info": {', '"info": {"a": ' + "[" * 900 + "]" * 900 + ", "), "nested more than 100 deep"),
+        (
+            lambda f: replace_in_manifest(f, '"info": {', '"info": {"a": ' + "[" * 900 + "]" * 900 + ", "),
+            "nested more than 100 deep",
+        ),
         (lambda f: (f / "cascade.json").write_text("[" * 100_000), "nested more than 100 deep"),
         (lambda f: next(f.glob("stage-32-*")).unlink(), r"stage-32-\w+\.safetensors is missing"),
         (lambda f: next(f.glob("text-*")).unlink(), r"text-\w+\.safetensors is missing"),
@@ -143,7 +161,7 @@ def raw(folder: Path, old: str, new: str) -> None:
     ],
 )
 def test_damaged_folders_are_rejected(tmp_path, damage, message):
-    folder_of(stage(16), stage(32, 16), path=tmp_path)
+    save_cascade(stage(16), stage(32, 16), path=tmp_path)
     damage(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         Cascade.load(tmp_path)
@@ -162,7 +180,7 @@ def test_damaged_folders_are_rejected(tmp_path, damage, message):
         ),
     ],
 )
-def test_weights_of_another_network_are_rejected(tmp_path, change, message):
+def test_weights_of_another_architecture_are_rejected(tmp_path, change, message):
     made = stage(16)
     weights = dict(made.unet.state_dict())
     change(weights)

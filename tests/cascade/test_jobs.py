@@ -1,10 +1,10 @@
-"""Many images: ranks, interruptions, regenerating from metadata, micro-batches, cached prompts."""
+"""Sample many images: ranks, interruptions, micro-batches, cached prompts, and images regenerated from metadata."""
 
 import shutil
 
 import pytest
 import torch
-from cascades import QUICK, TEXT, WIDTH, Words, apart, cascade, noisy, stage
+from cascades import QUICK, TEXT, WIDTH, WordTokenEncoder, cascade, max_difference, noise_image, stage
 from PIL import Image
 
 from imagen.cascade import (
@@ -19,94 +19,107 @@ from imagen.errors import UserError
 from imagen.pictures import read_metadata, read_picture
 
 
-def contents(folder):
+def file_contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_ranks_and_interruptions_give_the_same_files(two, tmp_path):
-    two.save(tmp_path / "cascade")  # so that weights have hashes
+def test_ranks_and_interruptions_give_the_same_files(small_cascade, tmp_path):
+    small_cascade.save(tmp_path / "cascade")  # a saved cascade has hashes of its weights
     prompts = ["cat", "a dog on a mat", "", "cow", "bird", "fish", "a very long caption about a fox"]
     request = {"seed": [7, 7, 1, 2, 3, 4, 5], "n": 1, "batch_size": 2, "negative": "blur", **QUICK}
-    write_samples(two, prompts, tmp_path / "one", **request)
+    write_samples(small_cascade, prompts, tmp_path / "one", **request)
     for rank in (1, 0):
-        write_samples(two, prompts, tmp_path / "ranks", rank=rank, ranks=2, **request)
-        assert (tmp_path / "ranks" / "sheet.png").exists() == (rank == 0), "by the last, whichever it is"
-    whole = contents(tmp_path / "one")
-    assert contents(tmp_path / "ranks") == whole and len(whole) == 8
+        write_samples(small_cascade, prompts, tmp_path / "ranks", rank=rank, ranks=2, **request)
+        assert (tmp_path / "ranks" / "sheet.png").exists() == (rank == 0), "the last rank writes the sheet"
+    whole = file_contents(tmp_path / "one")
+    assert file_contents(tmp_path / "ranks") == whole and len(whole) == 8
 
     shutil.copytree(tmp_path / "one", tmp_path / "stopped")
-    for number in (1, 4, 5, 6):  # a part of a batch, a whole one, and the last, which is smaller
+    for number in (1, 4, 5, 6):  # one image of a batch, a whole batch, and the last, smaller batch
         (tmp_path / "stopped" / f"{number:04d}.png").unlink()
-    write_samples(two, prompts, tmp_path / "stopped", rank=1, ranks=3, **request)
-    write_samples(two, prompts, tmp_path / "stopped", **request)
-    assert contents(tmp_path / "stopped") == whole
+    write_samples(small_cascade, prompts, tmp_path / "stopped", rank=1, ranks=3, **request)
+    write_samples(small_cascade, prompts, tmp_path / "stopped", **request)
+    assert file_contents(tmp_path / "stopped") == whole
 
-    alone = two.sample(["cow"], seeds=2, negative="blur", **QUICK)[0]
-    assert apart(alone, read_picture(tmp_path / "one" / "0003.png")) <= 1
+    alone = small_cascade.sample(["cow"], seeds=2, negative="blur", **QUICK)[0]
+    assert max_difference(alone, read_picture(tmp_path / "one" / "0003.png")) <= 1
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_an_image_is_regenerated_bit_by_bit(two, tmp_path, precision):
-    two.save(tmp_path / "cascade")
+def test_an_image_is_regenerated_bit_exactly(small_cascade, tmp_path, precision):
+    small_cascade.save(tmp_path / "cascade")
     request = {**QUICK, "precision": precision, "batch_size": 5, "micro_batch": [3, 2], "sampler": ["ddpm", "heun"]}
     prompts = ["cat", "dog on a mat", "cow", "a bird", "fish", "fox"]
-    paths = write_samples(two, prompts, tmp_path / "o", n=2, vary=0.3, size=(32, 48), negative="blur", **request)
+    paths = write_samples(
+        small_cascade, prompts, tmp_path / "o", n=2, vary=0.3, size=(32, 48), negative="blur", **request
+    )
     loaded = Cascade.load(tmp_path / "cascade")
-    loaded.texts.encoder = Words()
+    loaded.texts.encoder = WordTokenEncoder()
     for number in (0, 3, 9, 11):
-        plan, place = regenerate_request(loaded, paths[number], device="cpu")
-        again = write_regenerated(loaded, plan, place, tmp_path / f"again{number}", progress=False)
+        regenerated, index = regenerate_request(loaded, paths[number], device="cpu")
+        again = write_regenerated(loaded, regenerated, index, tmp_path / f"again{number}", progress=False)
         assert again.read_bytes() == paths[number].read_bytes()
 
 
-def test_an_edited_image_is_regenerated_from_the_same_inputs(two, tmp_path):
-    two.save(tmp_path / "cascade")
-    init, mask = noisy(32, 32), Image.new("L", (32, 32), 128)
-    (path,) = write_samples(two, ["cat"], tmp_path / "o", init=init, mask=mask, strength=0.7, **QUICK)
-    plan, place = regenerate_request(two, path, init=init, mask=mask, device="cpu")
-    assert write_regenerated(two, plan, place, tmp_path / "a", progress=False).read_bytes() == path.read_bytes()
+def test_an_edited_image_is_regenerated_from_the_same_inputs(small_cascade, tmp_path):
+    small_cascade.save(tmp_path / "cascade")
+    init, mask = noise_image(32, 32), Image.new("L", (32, 32), 128)
+    (path,) = write_samples(small_cascade, ["cat"], tmp_path / "o", init=init, mask=mask, strength=0.7, **QUICK)
+    regenerated, index = regenerate_request(small_cascade, path, init=init, mask=mask, device="cpu")
+    assert (
+        write_regenerated(small_cascade, regenerated, index, tmp_path / "a", progress=False).read_bytes()
+        == path.read_bytes()
+    )
     for given, message in (
         ({}, "give its init image"),
         ({"init": init}, "give its mask"),
-        ({"init": noisy(32, 32, 1), "mask": mask}, "that is not its init image"),
+        ({"init": noise_image(32, 32, 1), "mask": mask}, "is not its init image"),
         ({"init": init, "mask": mask, "start": init}, "made without an image to upsample"),
     ):
         with pytest.raises(UserError, match=message):
-            regenerate_request(two, path, **given)
+            regenerate_request(small_cascade, path, **given)
 
 
-def test_an_upsampled_image_is_regenerated(two, tmp_path):
-    two.save(tmp_path / "cascade")
-    noisy(37, 21).save(tmp_path / "photo.png")
-    (path,) = write_upscaled(two, [tmp_path / "photo.png"], tmp_path / "o", tile=32, seed=4, **QUICK)
+def test_an_upsampled_image_is_regenerated(small_cascade, tmp_path):
+    small_cascade.save(tmp_path / "cascade")
+    noise_image(37, 21).save(tmp_path / "photo.png")
+    (path,) = write_upscaled(small_cascade, [tmp_path / "photo.png"], tmp_path / "o", tile=32, seed=4, **QUICK)
     assert read_metadata(path)["tiles"] == [32]
-    plan, place = regenerate_request(two, path, start=read_picture(tmp_path / "photo.png"), device="cpu")
-    assert write_regenerated(two, plan, place, tmp_path / "a", progress=False).read_bytes() == path.read_bytes()
+    regenerated, index = regenerate_request(
+        small_cascade, path, start=read_picture(tmp_path / "photo.png"), device="cpu"
+    )
+    assert (
+        write_regenerated(small_cascade, regenerated, index, tmp_path / "a", progress=False).read_bytes()
+        == path.read_bytes()
+    )
 
 
-def test_images_that_cannot_be_regenerated_are_rejected(two, tmp_path):
-    two.save(tmp_path / "cascade")
-    (path,) = write_samples(two, ["cat"], tmp_path / "o", stages=1, **QUICK)
+def test_images_that_cannot_be_regenerated_are_rejected(small_cascade, tmp_path):
+    small_cascade.save(tmp_path / "cascade")
+    (path,) = write_samples(small_cascade, ["cat"], tmp_path / "o", stages=1, **QUICK)
     other = cascade(stage(16, seed=9), stage(32, 16))
     other.save(tmp_path / "other")
     with pytest.raises(UserError, match="made by other weights than those of this cascade: 16 "):
         regenerate_request(other, path)
-    noisy(8, 8).save(tmp_path / "plain.png")
+    noise_image(8, 8).save(tmp_path / "plain.png")
     with pytest.raises(UserError, match="has no imagen metadata"):
-        regenerate_request(two, tmp_path / "plain.png")
+        regenerate_request(small_cascade, tmp_path / "plain.png")
 
 
-def test_micro_batches_change_only_memory(two):
+def test_micro_batches_do_not_change_images(small_cascade):
     prompts = ["cat", "dog", "cow"]
     calls = []
     seen = lambda preview: calls.append((preview.stage, len(preview.pictures)))  # noqa: E731
-    small = two.sample(prompts, micro_batch=[2, 1], steps=1, on_step=seen, **QUICK)
+    small = small_cascade.sample(prompts, micro_batch=[2, 1], steps=1, on_step=seen, **QUICK)
     assert calls == [(0, 2), (0, 1), (1, 1), (1, 1), (1, 1)]
-    assert max(apart(a, b) for a, b in zip(small, two.sample(prompts, steps=1, **QUICK), strict=True)) <= 1
+    assert (
+        max(max_difference(a, b) for a, b in zip(small, small_cascade.sample(prompts, steps=1, **QUICK), strict=True))
+        <= 1
+    )
 
 
 def test_prompts_are_encoded_once_across_calls():
-    words = Words()
+    words = WordTokenEncoder()
     model = Cascade([stage(16)], text=TEXT, unconditional=torch.zeros(1, WIDTH), encoder=words)
     model.sample(["cat", "dog", "cat"], negative="blur", batch_size=1, steps=1, **QUICK)
     model.sample(["dog", "cow"], steps=1, **QUICK)
@@ -117,13 +130,13 @@ def test_compiled_networks_give_the_same_images():
     model = cascade(stage(16))
     plain = model.sample(["cat"], steps=2, **QUICK)[0]
     model.compile(backend="eager")
-    assert apart(plain, model.sample(["cat"], steps=2, **QUICK)[0]) <= 1
+    assert max_difference(plain, model.sample(["cat"], steps=2, **QUICK)[0]) <= 1
     assert not any("_orig_mod" in key for key in model.stages[0].unet.state_dict())
 
 
-def test_a_single_stage_needs_no_text_length(two):
+def test_a_stage_samples_without_a_text_length(small_cascade):
     """Call `Stage.sample` as training does."""
-    small: Stage = two.stages[0]
+    small: Stage = small_cascade.stages[0]
     text = torch.randn(3, WIDTH)
     picture = small.sample(
         [0], size=(16, 16), settings=small.config.sampling, texts=[text], unconditional=torch.zeros(1, WIDTH)

@@ -1,4 +1,4 @@
-"""Compare predicted memory of sampling with torch's allocator, and check requests with a bound."""
+"""Compare the predicted memory of sampling with torch's allocator, and check requests with a memory limit."""
 
 import dataclasses
 
@@ -16,8 +16,8 @@ from imagen.pictures import read_metadata
 from imagen.text.encoder import TextEncoder
 
 
-def allocated(run) -> int:
-    """Return the peak of bytes that torch's CPU allocator allocated during `run`."""
+def peak_allocated(run) -> int:
+    """Return the peak number of bytes that torch's CPU allocator held during `run`."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
     events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
@@ -26,7 +26,7 @@ def allocated(run) -> int:
 
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun"])
-def test_predicted_bytes_equal_those_of_the_allocator(rows, sampler):
+def test_predicted_bytes_equal_the_allocated_bytes(rows, sampler):
     large = stage(64, 32)
     settings = SamplingConfig(sampler=sampler, steps=3, guidance=2.0)
     texts, low = [torch.zeros(8, TEXT.width)] * rows, torch.zeros(rows, 3, 32, 32, dtype=torch.uint8)
@@ -35,8 +35,8 @@ def test_predicted_bytes_equal_those_of_the_allocator(rows, sampler):
     run = lambda: large.sample(range(rows), low_BChw=low, precision="fp32", **request)  # noqa: E731
     run()
     predicted = step_bytes(large.config, settings, (64, 64), rows, text_tokens=8)
-    # Beside the network: noise is drawn in float64, and the result is rounded to bytes.
-    assert predicted == pytest.approx(allocated(run), rel=0.05)
+    # Memory outside the network: noise is generated in float64, and the result is rounded to uint8.
+    assert predicted == pytest.approx(peak_allocated(run), rel=0.05)
 
 
 def test_smaller_micro_batches_give_the_same_images():
@@ -47,10 +47,10 @@ def test_smaller_micro_batches_give_the_same_images():
         for part, side in zip(two.stages, (16, 32), strict=True)
     ]
     assert needs[0] < needs[1]
-    plan = two.request(["x"] * 8, vram=(weights + needs[1]) / GIB, device="cpu", precision="fp32")
-    assert plan.micro_batch[1] == 4 and plan.micro_batch[0] >= 4 and plan.tiles == (None, None)
+    limited = two.request(["x"] * 8, vram=(weights + needs[1]) / GIB, device="cpu", precision="fp32")
+    assert limited.micro_batch[1] == 4 and limited.micro_batch[0] >= 4 and limited.tiles == (None, None)
     words = [f"picture {i}" for i in range(5)]
-    roomy, narrow = (two.sample(words, vram=vram, seeds=range(5), **QUICK) for vram in (64, plan.vram))
+    roomy, narrow = (two.sample(words, vram=vram, seeds=range(5), **QUICK) for vram in (64, limited.vram))
     assert max(abs(pixels(a) - pixels(b)).max() for a, b in zip(roomy, narrow, strict=True)) <= 1
 
 
@@ -59,17 +59,17 @@ def test_an_image_that_does_not_fit_is_tiled_or_rejected():
     request = {"size": (256, 512), "device": "cpu", "precision": "fp32"}
     weights = sum(weight_bytes(part.unet) for part in wide.stages)
     need = step_bytes(wide.stages[1].config, wide.stages[1].config.sampling, (256, 512), 1)
-    plan = wide.request(["x"], vram=(weights + 0.7 * need) / GIB, **request)
-    assert plan.micro_batch == (1, 1) and plan.tiles[0] is None and plan.tiles[1] is not None
-    assert plan.tiles[1].side in (128, 256)
+    limited = wide.request(["x"], vram=(weights + 0.7 * need) / GIB, **request)
+    assert limited.micro_batch == (1, 1) and limited.tiles[0] is None and limited.tiles[1] is not None
+    assert limited.tiles[1].side in (128, 256)
     with pytest.raises(UserError, match=r"stage (16|64) takes .* GiB for one image of .*; allow more"):
         wide.request(["x"], vram=weights / GIB, **request)
     with pytest.raises(UserError, match="vram is -1"):
         wide.request(["x"], vram=-1, **request)
 
 
-class Elsewhere(nn.Module):
-    """A network that records its devices."""
+class DeviceRecorder(nn.Module):
+    """Wraps a network and records the devices to which it is moved."""
 
     def __init__(self, network: nn.Module, visits: list[str]) -> None:
         super().__init__()
@@ -87,17 +87,19 @@ class Elsewhere(nn.Module):
 def test_offloaded_stages_are_moved_once_for_several_batches():
     two, visits = cascade(), ([], [])
     words = [f"picture {i}" for i in range(6)]
-    plan = two.request(words, seeds=range(6), batch_size=2, device="cpu", precision="fp32")
-    expected = list(two.run(plan, progress=False))
+    request = two.request(words, seeds=range(6), batch_size=2, device="cpu", precision="fp32")
+    expected = list(two.run(request, progress=False))
     moved = [
-        dataclasses.replace(part, unet=Elsewhere(part.unet, seen))
+        dataclasses.replace(part, unet=DeviceRecorder(part.unet, seen))
         for part, seen in zip(two.stages, visits, strict=True)
     ]
     order: list[int] = []
     offloading = Cascade(moved, text=two.text, unconditional=two.unconditional, encoder=two.texts.encoder)
     found = list(
         offloading.run(
-            dataclasses.replace(plan, offload=True), progress=False, on_step=lambda preview: order.append(preview.stage)
+            dataclasses.replace(request, offload=True),
+            progress=False,
+            on_step=lambda preview: order.append(preview.stage),
         )
     )
     assert order == [0] * 9 + [1] * 9  # three batches of three steps in each
@@ -107,22 +109,22 @@ def test_offloaded_stages_are_moved_once_for_several_batches():
 
 def test_a_large_text_encoder_runs_on_the_cpu(monkeypatch):
     config = dataclasses.replace(TEXT, max_tokens=4)
-    places: list[str] = []
+    devices: list[str] = []
 
     class Model(nn.Linear):
         def to(self, device):
-            places.append(str(device))
+            devices.append(str(device))
             return self
 
     encoder = TextEncoder(config, None, Model(1024, 256), "cpu")  # 1 MiB
     monkeypatch.setattr(encoder, "encode", lambda prompts: [torch.zeros(1, config.width) for _ in prompts])
     monkeypatch.setattr(encoder, "untruncated_lengths", lambda prompts: [1 for _ in prompts])
     texts, device = PromptEncoder(config, torch.zeros(1, config.width), encoder), torch.device("meta")
-    places.clear()
+    devices.clear()
     texts(["a"], device, 1 / 1024)
-    assert places == []
+    assert devices == []
     texts(["b"], device, 2 / 1024)
-    assert places == ["meta", "cpu"]
+    assert devices == ["meta", "cpu"]
 
 
 def test_an_image_that_cannot_be_written_stops_the_job(tmp_path, monkeypatch):

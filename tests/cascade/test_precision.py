@@ -1,4 +1,4 @@
-"""Weights in bfloat16 give the same images, and reject operations that need float32."""
+"""Check that bfloat16 weights give nearly the same images and reject operations that need float32."""
 
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from imagen.models.unet import UNet
 from imagen.text.config import TextConfig
 
 
-class Fixed:
+class FixedEncoder:
+    """Encodes every prompt as the same two tokens."""
+
     def encode(self, prompts: list[str]) -> list[torch.Tensor]:
         return [torch.linspace(-1, 1, 16).reshape(2, 8)] * len(prompts)
 
@@ -34,11 +36,11 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "cascade"
 
 
-def test_the_same_images_in_half_of_the_memory(saved: Path, tmp_path: Path) -> None:
+def test_bfloat16_weights_halve_the_memory_and_give_the_same_images(saved: Path, tmp_path: Path) -> None:
     full, half = imagen.load(saved), imagen.load(saved, precision="bf16")
     for cascade in (full, half):
         assert cascade.texts is not None
-        cascade.texts.encoder = Fixed()
+        cascade.texts.encoder = FixedEncoder()
     request = {"prompts": ["a", "b"], "seeds": [1, 2], "precision": "bf16", "progress": False}
     assert half.sample(**request) == full.sample(**request)
     sizes = [sum(p.nbytes for p in c.stages[0].unet.parameters()) for c in (half, full)]

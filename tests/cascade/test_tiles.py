@@ -1,9 +1,9 @@
-"""Images of any size: tiles, padding, and the stages that enlarge them."""
+"""Upsample images of any size: tiles, padding, and the choice of stages."""
 
 import numpy as np
 import pytest
 import torch
-from cascades import QUICK, apart, cascade, listener, noisy, pixels, stage
+from cascades import QUICK, cascade, max_difference, noise_image, pixels, recording_cascade, stage
 from PIL import Image
 from torch import nn
 
@@ -18,7 +18,7 @@ from imagen.stage.resize import upsample
 from imagen.stage.tiles import Tile, TiledUNet, spans
 
 
-def test_tiles_cover_a_side():
+def test_tiles_cover_the_side():
     assert spans(100, 128, 32) == [(0, 100)]
     assert spans(128, 128, 32) == [(0, 128)]
     assert spans(129, 128, 32) == [(0, 128), (1, 129)]
@@ -48,28 +48,28 @@ def test_tiled_equals_untiled_within_the_receptive_field(size):
     assert len(called) == {40: 1, 96: 2, 104: 12}[size[0]]
 
 
-def test_images_of_any_size_are_upsampled_and_cropped(two, tmp_path):
+def test_images_of_any_size_are_upsampled_and_cropped(small_cascade, tmp_path):
     for number, size in enumerate([(21, 17), (21, 17), (16, 16), (5, 40)]):
-        noisy(*size, number).save(tmp_path / f"{number}.png")
+        noise_image(*size, number).save(tmp_path / f"{number}.png")
     files = [tmp_path / f"{number}.png" for number in range(4)]
-    paths = write_upscaled(two, files, tmp_path / "out", n=2, seed=3, batch_size=4, **QUICK)
+    paths = write_upscaled(small_cascade, files, tmp_path / "out", n=2, seed=3, batch_size=4, **QUICK)
     assert [read_picture(path).size for path in paths[::2]] == [(42, 34), (42, 34), (32, 32), (10, 80)]
     assert [read_metadata(path)["seed"] for path in paths[:4]] == [3, 4, 3, 4]
-    alone = two.sample([""], start=[read_picture(files[2])], seeds=3, **QUICK)[0]
-    assert apart(alone, read_picture(paths[4])) <= 1
+    alone = small_cascade.sample([""], start=[read_picture(files[2])], seeds=3, **QUICK)[0]
+    assert max_difference(alone, read_picture(paths[4])) <= 1
     content = [path.read_bytes() for path in paths]
     paths[1].unlink()
-    write_upscaled(two, files, tmp_path / "out", n=2, seed=3, batch_size=4, **QUICK)
+    write_upscaled(small_cascade, files, tmp_path / "out", n=2, seed=3, batch_size=4, **QUICK)
     assert [path.read_bytes() for path in paths] == content
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(UserError, match=r"text\.png is not a picture"):
-        write_upscaled(two, [*files, tmp_path / "text.png"], tmp_path / "other", **QUICK)
+    with pytest.raises(UserError, match=r"text\.png is not a readable image"):
+        write_upscaled(small_cascade, [*files, tmp_path / "text.png"], tmp_path / "other", **QUICK)
     assert not (tmp_path / "other").exists()
 
 
 def test_padding_affects_only_the_border_of_the_image():
     """With a stage that copies its input, the crop equals the upsampled image except for the last pixels."""
-    model, _ = listener(sampling=SamplingConfig(steps=2, low_res_noise=0.0, threshold="static"))
+    model, _ = recording_cascade(sampling=SamplingConfig(steps=2, low_res_noise=0.0, threshold="static"))
     start = Image.fromarray(np.linspace(0, 255, 18 * 23 * 3).reshape(18, 23, 3).astype(np.uint8))
     (image,) = model.sample([""], start=[start], **QUICK)
     assert image.size == (92, 72)
@@ -79,8 +79,10 @@ def test_padding_affects_only_the_border_of_the_image():
 
 def test_stages_are_chosen_by_scale():
     model = cascade(stage(16), stage(32, 16), stage(64, 32))
-    plan = lambda side, scale: model.request([""], start=[noisy(side, side)], scale=scale, device="cpu")  # noqa: E731
-    assert [(plan(side, scale).first_stage, plan(side, scale).crop) for side, scale in ((40, 4), (40, 2), (16, 2))] == [
+    request = lambda side, scale: model.request([""], start=[noise_image(side, side)], scale=scale, device="cpu")  # noqa: E731
+    assert [
+        (request(side, scale).first_stage, request(side, scale).crop) for side, scale in ((40, 4), (40, 2), (16, 2))
+    ] == [
         (1, (160, 160)),
         (2, (80, 80)),
         (1, (32, 32)),

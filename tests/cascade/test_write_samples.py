@@ -1,7 +1,7 @@
-"""Samples in a folder: numbered, resumed, refused."""
+"""Write samples to a folder: files are numbered, jobs resume, and foreign files are rejected."""
 
 import pytest
-from cascades import QUICK, apart
+from cascades import QUICK, max_difference
 from PIL import Image
 
 from imagen.cascade import (
@@ -11,25 +11,25 @@ from imagen.errors import UserError
 from imagen.pictures import read_metadata, read_picture
 
 
-def test_write_samples_numbers_files_resumes_and_rejects_others(two, tmp_path):
-    two.save(tmp_path / "cascade")
+def test_write_samples_numbers_files_resumes_and_rejects_other_jobs(small_cascade, tmp_path):
+    small_cascade.save(tmp_path / "cascade")
     out, request = tmp_path / "out", {"seed": 3, "n": 2, "batch_size": 3, "device": "cpu", "precision": "fp32"}
-    paths = write_samples(two, ["a cat", "dog"], out, progress=False, **request)
+    paths = write_samples(small_cascade, ["a cat", "dog"], out, progress=False, **request)
     assert [path.name for path in paths] == ["0000.png", "0001.png", "0002.png", "0003.png"]
     found = [read_metadata(path) for path in paths]
     assert [(m["prompt"], m["seed"]) for m in found] == [("a cat", 3), ("a cat", 4), ("dog", 3), ("dog", 4)]
-    assert found[0]["stages"][1]["weights"] == two.stages[1].sha256
+    assert found[0]["stages"][1]["weights"] == small_cascade.stages[1].sha256
     assert found[0]["stages"][0]["sampling"]["guidance"] == 2.0
-    assert apart(read_picture(paths[3]), two.sample(["dog"], seeds=4, **QUICK)[0]) <= 1
+    assert max_difference(read_picture(paths[3]), small_cascade.sample(["dog"], seeds=4, **QUICK)[0]) <= 1
     assert (out / "sheet.png").exists()
 
     before = {path.name: path.stat().st_mtime_ns for path in paths}
     content = paths[1].read_bytes()
     paths[1].unlink()
-    write_samples(two, ["a cat", "dog"], out, progress=False, **request)
+    write_samples(small_cascade, ["a cat", "dog"], out, progress=False, **request)
     after = {path.name: path.stat().st_mtime_ns for path in paths}
     assert [name for name in before if before[name] != after[name]] == ["0001.png"]
-    assert apart(read_picture(paths[1]), two.sample(["a cat"], seeds=4, **QUICK)[0]) <= 1
+    assert max_difference(read_picture(paths[1]), small_cascade.sample(["a cat"], seeds=4, **QUICK)[0]) <= 1
     assert read_metadata(paths[1]) is not None and len(content) > 0
 
     for prompts, change, message in [
@@ -38,22 +38,22 @@ def test_write_samples_numbers_files_resumes_and_rejects_others(two, tmp_path):
         (["a cat", "dog"], {"steps": 5}, "another stages"),
     ]:
         with pytest.raises(UserError, match=message):
-            write_samples(two, prompts, out, progress=False, **{**request, **change})
+            write_samples(small_cascade, prompts, out, progress=False, **{**request, **change})
     Image.new("RGB", (8, 8)).save(paths[2])
     with pytest.raises(UserError, match="has no imagen metadata"):
-        write_samples(two, ["a cat", "dog"], out, progress=False, **request)
+        write_samples(small_cascade, ["a cat", "dog"], out, progress=False, **request)
 
 
-def test_write_samples_upsamples_input_images(two, tmp_path):
+def test_write_samples_upsamples_input_images(small_cascade, tmp_path):
     start = [Image.new("RGB", (24, 16), "red")]
-    (path,) = write_samples(two, [""], tmp_path, start=start, progress=False, device="cpu", precision="fp32")
+    (path,) = write_samples(small_cascade, [""], tmp_path, start=start, progress=False, device="cpu", precision="fp32")
     metadata = read_metadata(path)
     assert read_picture(path).size == (48, 32) and len(metadata["stages"]) == 1 and len(metadata["start"]) == 64
     with pytest.raises(UserError, match="another start"):
-        write_samples(two, [""], tmp_path, start=[Image.new("RGB", (24, 16))], device="cpu", precision="fp32")
+        write_samples(small_cascade, [""], tmp_path, start=[Image.new("RGB", (24, 16))], device="cpu", precision="fp32")
 
 
-def test_write_samples_rejects_a_path_that_is_not_a_folder(two, tmp_path):
+def test_write_samples_rejects_a_path_that_is_not_a_folder(small_cascade, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot create the folder"):
-        write_samples(two, ["x"], tmp_path / "file", device="cpu")
+        write_samples(small_cascade, ["x"], tmp_path / "file", device="cpu")

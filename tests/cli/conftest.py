@@ -1,4 +1,4 @@
-"""Copies of what one pass over the whole path makes, to be damaged."""
+"""Provide copies of the artifacts, for tests that damage them."""
 
 import shutil
 from pathlib import Path
@@ -7,10 +7,10 @@ import pytest
 
 
 @pytest.fixture
-def copy(made, tmp_path):
-    """A copy of a part of `made`, to be damaged."""
+def copy_artifact(artifacts, tmp_path):
+    """Copy a folder of the artifacts, such as "cascade", for tests that damage it."""
 
     def make(name: str) -> Path:
-        return Path(shutil.copytree(made / name, tmp_path / name))
+        return Path(shutil.copytree(artifacts / name, tmp_path / name))
 
     return make

@@ -1,4 +1,4 @@
-"""`imagen completion`: what bash offers, asked in bash."""
+"""Test `imagen completion` by asking bash for its completions."""
 
 import shlex
 import shutil
@@ -10,7 +10,7 @@ import pytest
 from imagen.diffusion.samplers.registry import sampler_names
 from imagen.presets import PRESETS
 
-# The script, then for each line: what bash offers for its last word.
+# Loads the script; `ask LINE` prints the completions of the last word of a command line.
 ASK = """
 source {script}
 ask() {{ COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); COMPREPLY=(); _shtab_imagen; echo "${{COMPREPLY[*]}}"; }}
@@ -18,8 +18,8 @@ ask() {{ COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); COMPREPLY=(); _shtab_image
 
 
 @pytest.fixture(scope="module")
-def offered(imagen, tmp_path_factory):
-    """What bash offers after `imagen ...`, for each of some command lines whose last word is being typed."""
+def completions(imagen, tmp_path_factory):
+    """Return a function that gives the completions that bash offers for the last word of each line."""
     folder = tmp_path_factory.mktemp("completion")
     (folder / "imagen.bash").write_text(imagen("completion", "bash"))
     (folder / "here").mkdir()
@@ -35,9 +35,9 @@ def offered(imagen, tmp_path_factory):
     return ask
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_what_bash_offers(offered):
-    found = offered(
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_commands_options_and_values(completions):
+    found = completions(
         *("''", "sa", "data ''", "sample c --sa", "sample c --sampler ''", "sample c --sampler ddi"),
         *(
             "train emoji_",
@@ -50,22 +50,22 @@ def test_what_bash_offers(offered):
     )
     commands = {"demo", "data", "presets", "config", "train", "sample", "upscale", "serve", "completion"}
     assert commands <= found[0] and "build" not in found[0]
-    actions = {"build", "emoji", "encode", "inspect", "bench"}
+    actions = {"build", "cifar10", "emoji", "encode", "inspect", "bench"}
     assert found[1:6] == [{"sample"}, actions, {"--sampler"}, set(sampler_names()), {"ddim"}]
     for i, beginning in ((6, "emoji_"), (7, "debug_")):
         assert found[i] == {name for name in PRESETS if name.startswith(beginning)}
     assert found[8:] == [{"h200"}, {"bash", "zsh", "fish"}, {"deepfloyd", "diffusers"}, {"folder", "name"}]
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_bash_offers_files_where_there_are_paths(offered):
-    assert offered("upscale c ph", "sample c --init ''", "train emoji_64 --data p", "sample c --negative ''") == [
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_files_for_path_arguments(completions):
+    assert completions("upscale c ph", "sample c --init ''", "train emoji_64 --data p", "sample c --negative ''") == [
         *({"photo.png"} for _ in range(3)),
         set(),
     ]
 
 
-def test_scripts_of_the_other_shells(imagen, tmp_path):
+def test_other_shells_have_scripts(imagen, tmp_path):
     for shell, first in (("zsh", "#compdef imagen"), ("fish", "# AUTOMATICALLY GENERATED")):
         script = imagen("completion", shell)
         assert script.startswith(first) and "emoji_mini_64" in script and "dpmpp_2m_sde" in script

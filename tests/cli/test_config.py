@@ -1,4 +1,4 @@
-"""`imagen presets`, `imagen config`, and values of fields that are refused."""
+"""Test `imagen presets`, `imagen config` and invalid field values."""
 
 import json
 
@@ -7,8 +7,9 @@ import pytest
 from imagen import presets
 
 
-def test_presets_and_config(imagen, monkeypatch):
-    monkeypatch.setattr(presets, "PRESETS", {"debug_256": presets.PRESETS["debug_256"]})  # all of them take seconds
+def test_presets_and_config_are_printed(imagen, monkeypatch):
+    # Describing all presets takes seconds.
+    monkeypatch.setattr(presets, "PRESETS", {"debug_256": presets.PRESETS["debug_256"]})
     assert "debug_256" in imagen("presets")
     rows = json.loads(imagen("presets", "--json"))
     assert all({"name", "parameters", "resolution", "gflop"} <= row.keys() for row in rows)
@@ -34,16 +35,16 @@ def test_presets_and_config(imagen, monkeypatch):
         *(("stage.unet.head_channels", "0"), ("stage.unet.time_width", "0"), ("stage.unet.patch", "3")),
     ],
 )
-def test_values_out_of_range_are_refused_by_name(made, mistake, tmp_path, field, value):
+def test_values_out_of_range_are_rejected_with_their_name(artifacts, error_of, tmp_path, field, value):
     out = tmp_path / "run"
-    said = mistake("train", "debug_256", "--data", made / "shards", "--out", out, f"--{field}", value)
+    error = error_of("train", "debug_256", "--data", artifacts / "shards", "--out", out, f"--{field}", value)
     names = {"stage.unet.patch": "stage.resolution", "text": "stage.unet.text_width"}
     last = names.get(field, field).rsplit(".", 1)[-1]
-    assert (last in said and "stage.unet.levels" not in field) or "level" in said
+    assert (last in error and "stage.unet.levels" not in field) or "level" in error
     assert not out.exists()
 
 
-def test_a_batch_that_does_not_divide(mistake):
-    assert "train.batch_size 8 gives each rank 8 samples, which do not divide into micro-batches of 3" in mistake(
+def test_a_batch_size_that_does_not_divide_is_rejected(error_of):
+    assert "train.batch_size 8 gives each rank 8 samples, which do not divide into micro-batches of 3" in error_of(
         "config", "debug_64", "--train.micro_batch", 3
     )

@@ -1,4 +1,4 @@
-"""`imagen data build` and `imagen data inspect` on the command line."""
+"""Test `imagen data build` and `imagen data inspect` on the command line."""
 
 import base64
 import gzip
@@ -16,7 +16,7 @@ from imagen.text.config import TextConfig
 from imagen.text.encoder import load_text_encoder
 
 
-def test_build_and_inspect(imagen, mistake, tmp_path):
+def test_a_folder_is_built_and_inspected(imagen, error_of, tmp_path):
     write(tmp_path / "corpus", 400)
     build = ("data", "build", tmp_path / "corpus", "--out", tmp_path / "shards", "--workers", 1)
     out = imagen(*build)
@@ -32,15 +32,15 @@ def test_build_and_inspect(imagen, mistake, tmp_path):
     assert "page.html" in imagen("data", "inspect", tmp_path / "shards", "--html", tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
-    assert "75 of 400 records were rejected" in mistake(*build, "--max-rejected", 0.1)
-    assert "with min_side 64, not 128" in mistake(*build, "--min-side", 128)
-    assert "--max-aspect is 0.5; it must be at least 1" in mistake(*build, "--max-aspect", 0.5)
-    assert "--max-rejected: 'x' is not a number" in mistake(*build, "--max-rejected", "x")
-    assert "--out is missing" in mistake("data", "build", tmp_path / "corpus")
+    assert "75 of 400 records were rejected" in error_of(*build, "--max-rejected", 0.1)
+    assert "with min_side 64, not 128" in error_of(*build, "--min-side", 128)
+    assert "--max-aspect is 0.5; it must be at least 1" in error_of(*build, "--max-aspect", 0.5)
+    assert "--max-rejected: 'x' is not a number" in error_of(*build, "--max-rejected", "x")
+    assert "--out is missing" in error_of("data", "build", tmp_path / "corpus")
 
 
-def test_inspect_reads_the_embedded_data_set(imagen, made):
-    summary = json.loads(imagen("data", "inspect", made / "shards", "--json"))
+def test_inspect_reads_the_embedded_data_set(imagen, artifacts):
+    summary = json.loads(imagen("data", "inspect", artifacts / "shards", "--json"))
     train, heldout = summary["splits"]["train"], summary["splits"]["heldout"]
     assert (train["samples"], heldout["samples"]) == (2 * 11 * 4, 2 * 4)
     assert [bar for bar in train["sides"] if bar[2]] == [[256, 511, 88]]
@@ -48,17 +48,27 @@ def test_inspect_reads_the_embedded_data_set(imagen, made):
     assert text["share"] == 1.0 and text["encoder"].endswith("all-MiniLM-L6-v2")
 
 
-def test_what_is_no_shards_is_one_line(mistake, tmp_path):
-    assert "absent does not exist" in mistake("data", "inspect", tmp_path / "absent")
+def test_a_folder_without_shards_is_a_one_line_error(error_of, tmp_path):
+    assert "absent does not exist" in error_of("data", "inspect", tmp_path / "absent")
     (tmp_path / "a.png").write_bytes(encoded(picture(0), "PNG"))
-    assert "holds no shards" in mistake("data", "inspect", tmp_path)
+    assert "contains no shards" in error_of("data", "inspect", tmp_path)
 
 
-def test_pairs_in_the_line_formats_of_the_paddle_implementation_train(imagen, made, quick, tmp_path):
-    dataset = open_split(made / "shards")
+def test_pairs_in_the_paddle_line_formats_can_be_trained_on(imagen, artifacts, quick_options, tmp_path):
+    dataset = open_split(artifacts / "shards")
     samples = [read_sample(dataset, i) for i in range(24)]
     images = [base64.b64encode(sample.members["256.png"]).decode() for sample in samples]
-    steps = [*quick, "--train.steps", 50, "--train.sample_every", 0, "--train.gap_every", 0, "--train.log_every", 25]
+    steps = [
+        *quick_options,
+        "--train.steps",
+        50,
+        "--train.sample_every",
+        0,
+        "--train.gap_every",
+        0,
+        "--train.log_every",
+        25,
+    ]
     torch.set_num_threads(1)
 
     rows = [f"0\tx\t{sample.caption}\ty\t{image}\tz\n" for sample, image in zip(samples, images, strict=True)]
@@ -73,16 +83,16 @@ def test_pairs_in_the_line_formats_of_the_paddle_implementation_train(imagen, ma
     text = TextConfig()
     tokens = load_text_encoder(text).encode([sample.caption for sample in samples])
     (tmp_path / "npy").mkdir()
-    for i, tokens_LD in enumerate(tokens):  # padded to 128, as the implementation stores them
+    for i, tokens_LD in enumerate(tokens):  # padded to 128 tokens, as that implementation stores them
         padded, mask = np.zeros((128, text.width), np.float32), np.zeros(128, np.int64)
         padded[: len(tokens_LD)], mask[: len(tokens_LD)] = tokens_LD, 1
         np.save(tmp_path / f"npy/{i}.npy", padded)
         np.save(tmp_path / f"npy/{i}_mask.npy", mask)
     lines = [f"id{i}\tnpy/{i}.npy\tnpy/{i}_mask.npy\t{image}\n" for i, image in enumerate(images)]
     (tmp_path / "cc12m.txt").write_text("".join(lines))
-    whose = ("--encoder", text.encoder, "--max-tokens", text.max_tokens)
+    encoder_options = ("--encoder", text.encoder, "--max-tokens", text.max_tokens)
     build = ("data", "build", tmp_path / "cc12m.txt", "--format", "cc12m_base64", "--out", tmp_path / "cc12m")
-    imagen(*build, *whose, "--workers", 1)
+    imagen(*build, *encoder_options, "--workers", 1)
     stored = Embeddings(open_split(tmp_path / "cc12m"), text)
     assert torch.equal(stored.tokens(3, ""), tokens[3].bfloat16().float())
     imagen("train", "debug_64", "--data", tmp_path / "cc12m", "--out", tmp_path / "cc12m_run", *steps)

@@ -1,4 +1,4 @@
-"""Trouble with the machine is one line, exit code 2."""
+"""Check that hardware and system errors are one line with exit code 2."""
 
 import pytest
 import torch
@@ -16,9 +16,9 @@ from imagen.presets import description
         (UserError("two\nlines"), "two lines"),
     ],
 )
-def test_trouble_with_the_machine_is_one_line(monkeypatch, mistake, error, message):
+def test_system_errors_are_one_line(monkeypatch, error_of, error, message):
     def fail(*_arguments, **_options):
         raise error
 
     monkeypatch.setattr(description, "describe", fail)
-    assert message in mistake("presets")
+    assert message in error_of("presets")

@@ -1,114 +1,114 @@
-"""`--json` prints one document and nothing else on stdout; `--quiet` prints nothing but errors."""
+"""Check that `--json` prints exactly one document on stdout, and that `--quiet` prints only errors."""
 
 import json
 
 import pytest
-from command_line import Done, command
-from damage import picture
+from command_line import CommandResult, run_imagen
+from damage import write_noise_image
 
 from imagen import presets
 
 
-def document(done: Done):
+def json_output(done: CommandResult):
     assert done.code == 0, done.err
     return json.loads(done.out)
 
 
-def silent(*arguments: object) -> None:
-    assert command(*arguments, "--quiet") == (0, "", "")
+def assert_silent(*arguments: object) -> None:
+    assert run_imagen(*arguments, "--quiet") == (0, "", "")
 
 
-def test_train_sample_upscale_and_assemble(made, quick, tmp_path):
+def test_train_sample_upscale_and_assemble_print_json(artifacts, quick_options, tmp_path):
     run, out = tmp_path / "run", tmp_path / "o"
-    train = ["train", "debug_64", "--data", made / "shards", "--out", run, *quick, "--train.steps"]
-    done = command(*train, 1, "--json")
-    assert document(done) == {"run": str(run), "step": 1, "images": 4, "finished": True} | {
+    train = ["train", "debug_64", "--data", artifacts / "shards", "--out", run, *quick_options, "--train.steps"]
+    done = run_imagen(*train, 1, "--json")
+    assert json_output(done) == {"run": str(run), "step": 1, "images": 4, "finished": True} | {
         "reason": json.loads(done.out)["reason"]
     }
-    assert "step 1: loss" in done.err  # lines of progress go where they disturb no reader of the document
-    silent(*train, 2)
+    assert "step 1: loss" in done.err  # progress goes to stderr, so that stdout is valid JSON
+    assert_silent(*train, 2)
 
-    sample = ["sample", made / "cascade", "a cat", "--stages", 1, "--steps", 1, "--n", 2, "--out", out]
+    sample = ["sample", artifacts / "cascade", "a cat", "--stages", 1, "--steps", 1, "--n", 2, "--out", out]
     made_images = {"out": str(out), "images": [f"{out}/0000.png", f"{out}/0001.png"], "sheet": f"{out}/sheet.png"}
-    assert document(command(*sample, "--json")) == made_images
-    silent(*sample[:-1], tmp_path / "p")
-    done = command(*sample, "--json", "--quiet")
-    assert document(done) == made_images and done.err == ""
+    assert json_output(run_imagen(*sample, "--json")) == made_images
+    assert_silent(*sample[:-1], tmp_path / "p")
+    done = run_imagen(*sample, "--json", "--quiet")
+    assert json_output(done) == made_images and done.err == ""
 
-    image = picture(tmp_path / "a.png")
-    upscale = ["upscale", made / "sr", image, "--steps", 1, "--out", tmp_path / "u"]
-    assert document(command(*upscale, "--json"))["images"] == [f"{tmp_path}/u/0000.png"]
-    silent(*upscale)
+    image = write_noise_image(tmp_path / "a.png")
+    upscale = ["upscale", artifacts / "sr", image, "--steps", 1, "--out", tmp_path / "u"]
+    assert json_output(run_imagen(*upscale, "--json"))["images"] == [f"{tmp_path}/u/0000.png"]
+    assert_silent(*upscale)
 
-    joined = ["assemble", made / "base", made / "sr", "--out", tmp_path / "c"]
-    runs = [str(made / "base"), str(made / "sr")]
-    assert document(command(*joined, "--json")) == {"out": f"{tmp_path}/c", "runs": runs, "pushed": None}
-    silent(*joined)
+    joined = ["assemble", artifacts / "base", artifacts / "sr", "--out", tmp_path / "c"]
+    runs = [str(artifacts / "base"), str(artifacts / "sr")]
+    assert json_output(run_imagen(*joined, "--json")) == {"out": f"{tmp_path}/c", "runs": runs, "pushed": None}
+    assert_silent(*joined)
 
     export = ["export", run, "--out", tmp_path / "e"]
-    assert document(command(*export, "--json"))["out"] == f"{tmp_path}/e"
-    silent(*export)
+    assert json_output(run_imagen(*export, "--json"))["out"] == f"{tmp_path}/e"
+    assert_silent(*export)
 
 
-def test_data(made, tmp_path):
+def test_data_commands_print_json(artifacts, tmp_path):
     (tmp_path / "source").mkdir()
     for i in range(3):
-        picture(tmp_path / "source" / f"{i}.png")
+        write_noise_image(tmp_path / "source" / f"{i}.png")
         (tmp_path / "source" / f"{i}.txt").write_text(f"caption {i}")
-    picture(tmp_path / "source" / "small.png", (8, 8))
+    write_noise_image(tmp_path / "source" / "small.png", (8, 8))
     (tmp_path / "source" / "small.txt").write_text("small")
     out = tmp_path / "shards"
     build = ["data", "build", tmp_path / "source", "--out", out, "--workers", 1]
-    built = document(command(*build, "--json"))
+    built = json_output(run_imagen(*build, "--json"))
     assert (built["out"], built["samples"], built["records"], sum(built["rejected"].values())) == (str(out), 3, 4, 1)
-    silent(*build)
+    assert_silent(*build)
 
-    encoded = document(command("data", "encode", out, "--json"))
+    encoded = json_output(run_imagen("data", "encode", out, "--json"))
     assert (encoded["samples"], encoded["shards_encoded"], encoded["captions_cut"]) == (3, 1, 0)
-    silent("data", "encode", out)
-    silent("data", "inspect", out)
-    bench = ["data", "bench", made / "shards", "--seconds", 0.1, "--workers", 0]
-    assert document(command(*bench, "--json"))["images_per_s"] > 0
-    silent(*bench)
+    assert_silent("data", "encode", out)
+    assert_silent("data", "inspect", out)
+    bench = ["data", "bench", artifacts / "shards", "--seconds", 0.1, "--workers", 0]
+    assert json_output(run_imagen(*bench, "--json"))["images_per_s"] > 0
+    assert_silent(*bench)
 
     emoji = ["data", "emoji", "--objects", 1, "--sizes", 64, "--variants", 1, "--out"]
-    drawn = document(command(*emoji, tmp_path / "emoji", "--json"))
+    drawn = json_output(run_imagen(*emoji, tmp_path / "emoji", "--json"))
     assert drawn["samples"]["train"] == 11 and drawn["samples"]["heldout"] == 1
-    silent(*emoji, tmp_path / "other")
+    assert_silent(*emoji, tmp_path / "other")
 
 
-def test_presets_config_and_plan(monkeypatch):
+def test_presets_config_and_plan_print_json(monkeypatch):
     monkeypatch.setattr(presets, "PRESETS", {"debug_64": presets.PRESETS["debug_64"]})
-    silent("presets")
-    config = document(command("config", "debug_64", "--json"))
-    assert config == document(command("config", "debug_64")) and config["name"] == "debug_64"
-    silent("config", "debug_64")
+    assert_silent("presets")
+    config = json_output(run_imagen("config", "debug_64", "--json"))
+    assert config == json_output(run_imagen("config", "debug_64")) and config["name"] == "debug_64"
+    assert_silent("config", "debug_64")
     plan = ["plan", "debug_64", "--gpu", "cpu", "--micro-batch", 8]
-    assert document(command(*plan, "--json"))["gpus"] == 1
-    silent(*plan)
+    assert json_output(run_imagen(*plan, "--json"))["gpus"] == 1
+    assert_silent(*plan)
 
 
-def test_evaluate(made):
-    evaluate = ["evaluate", made / "cascade", "--n", 2, "--steps", 1, "--objects", 4, "--guidance", "1,2"]
-    assert [row["guidance"] for row in document(command(*evaluate, "--json"))] == [1, 2]
-    silent(*evaluate)
+def test_evaluate_prints_json(artifacts):
+    evaluate = ["evaluate-emoji", artifacts / "cascade", "--n", 2, "--steps", 1, "--objects", 4, "--guidance", "1,2"]
+    assert [row["guidance"] for row in json_output(run_imagen(*evaluate, "--json"))] == [1, 2]
+    assert_silent(*evaluate)
 
 
-def test_what_a_command_says_on_the_way_is_on_stderr(monkeypatch, tmp_path):
+def test_progress_messages_go_to_stderr(monkeypatch, tmp_path):
     def run_demo(out, **_options):
         print("looking at this machine")
         return {"colour_accuracy": 0.5}
 
     monkeypatch.setattr("imagen.emoji.demo.run_demo", run_demo)
-    assert command("demo", "--out", tmp_path) == (0, "looking at this machine\n", "")
-    done = command("demo", "--out", tmp_path, "--json")
-    assert (document(done), done.err) == ({"colour_accuracy": 0.5}, "looking at this machine\n")
-    silent("demo", "--out", tmp_path)
+    assert run_imagen("demo", "--out", tmp_path) == (0, "looking at this machine\n", "")
+    done = run_imagen("demo", "--out", tmp_path, "--json")
+    assert (json_output(done), done.err) == ({"colour_accuracy": 0.5}, "looking at this machine\n")
+    assert_silent("demo", "--out", tmp_path)
 
 
 @pytest.mark.parametrize("options", [["--json"], ["--quiet"], ["--json", "--quiet"]])
-def test_errors_are_printed_all_the_same(options):
-    done = command("presets", *options, "extra")
+def test_errors_are_always_printed(options):
+    done = run_imagen("presets", *options, "extra")
     assert (done.code, done.out) == (2, "") and done.err.startswith("imagen: unknown argument 'extra'")
-    done = command("data", "inspect", "absent", *options)
+    done = run_imagen("data", "inspect", "absent", *options)
     assert (done.code, done.out) == (2, "") and "absent does not exist" in done.err and done.err.count("\n") == 1

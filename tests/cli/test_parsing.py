@@ -1,4 +1,4 @@
-"""Help, what is mistyped, and how a command line is read."""
+"""Test help, mistyped commands, and the parsing of command lines."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from imagen.train.experiment import Experiment
 NAMES = ["", "data", "convert", *(command.name for command in COMMANDS)]
 
 
-def test_help_is_instant_and_shows_examples():
+def test_help_is_fast_and_shows_examples():
     script = f"""
 import sys
 from imagen.cli import main
@@ -62,11 +62,11 @@ assert not heavy, heavy
         ("sample c p", "required: --out (see `imagen sample --help`)"),
         ("sample c p --out o --n 0", "--n: '0' is not a whole number of 1 or more"),
         ("sample c p --out o --batch-size -2", "--batch-size: '-2' is not a whole number"),
-        ("sample c p --out o --steps x", "--steps: 'x' is not whole numbers with commas between"),
-        ("sample c p --out o --guidance 1,", "--guidance: '1,' is not numbers with commas between"),
+        ("sample c p --out o --steps x", "--steps: 'x' is not whole numbers separated by commas"),
+        ("sample c p --out o --guidance 1,", "--guidance: '1,' is not numbers separated by commas"),
         ("sample c p --out o --gidance 3", "unknown argument '--gidance'; did you mean '--guidance'?"),
-        ("sample c --out o", "no prompts: give some, or --prompts FILE"),
-        ("upscale c --out o", "no pictures to enlarge"),
+        ("sample c --out o", "no prompts: give at least one, or --prompts FILE"),
+        ("upscale c --out o", "no images to upscale"),
         ("train debug_64 --data d --out o --minutes nan", "--minutes: 'nan' is not a number above 0"),
         ("config emoji64", "unknown preset 'emoji64'; did you mean 'emoji_64'? (`imagen presets` lists them)"),
         ("config --train.stps 5 debug_64", "unknown field --train.stps; did you mean 'steps'?"),
@@ -74,11 +74,11 @@ assert not heavy, heavy
         ("demo --minutes 0 --out o", "--minutes: '0' is not a number above 0"),
     ],
 )
-def test_mistyped_commands(mistake, line, message):
-    assert message in mistake(*line.split())
+def test_mistyped_commands_are_rejected(error_of, line, message):
+    assert message in error_of(*line.split())
 
 
-def test_prompts_may_stand_anywhere():
+def test_prompts_may_be_anywhere_on_the_line():
     for line in ("c a b --steps 3 --out o", "c --steps 3 a --out o b", "--out o c a --steps=3 b"):
         options = parse(["sample", *line.split()])
         assert (str(options.cascade), options.prompts, options.steps) == ("c", ["a", "b"], [3])
@@ -109,8 +109,8 @@ def test_lists_are_separated_by_commas_only():
 
 
 @pytest.mark.parametrize("sizes", ["64,256", "64 256", "64, 256"])
-def test_sizes_of_the_emoji_may_have_spaces_too(sizes):
-    """No other argument of this command could be taken for one."""
+def test_emoji_sizes_may_be_separated_by_spaces(sizes):
+    """The command has no positional arguments that a size could be mistaken for."""
     if sizes == "64, 256":
         with pytest.raises(UserError, match="--sizes: '' is not a whole number"):
             parse(["data", "emoji", "--out", "o", "--sizes", *sizes.split()])
@@ -119,15 +119,15 @@ def test_sizes_of_the_emoji_may_have_spaces_too(sizes):
     assert [size for part in options.sizes for size in part] == [64, 256]
 
 
-def test_config_fields_stand_apart_from_options():
+def test_config_fields_are_separated_from_options():
     line = ["train", "--optim.lr", "-1", "p", "--data", "d", "--out", "o", "--text", "null", "--a.b=c"]
     options = parse(line)
     assert (options.preset, str(options.data)) == ("p", "d")
     assert options.fields == ["--optim.lr", "-1", "--text", "null", "--a.b=c"]
-    assert parse(["config", "--data", "{}", "p"]).fields == ["--data", "{}"]  # this command has no option of that name
+    assert parse(["config", "--data", "{}", "p"]).fields == ["--data", "{}"]  # `config` has no option of that name
     assert {field.name for field in fields(Experiment)} == set(SECTIONS)
 
 
-def test_samplers_in_help_are_those_that_exist(imagen):
+def test_help_lists_all_samplers(imagen):
     shown = " ".join(imagen("sample", "--help").split())
     assert f"--sampler NAME,... {', '.join(sampler_names())}" in shown

@@ -1,4 +1,4 @@
-"""`imagen train` on what it must not touch, on full disks and on devices."""
+"""Test `imagen train` with run folders that it must not change, full disks, and devices."""
 
 import re
 import subprocess
@@ -6,70 +6,76 @@ import sys
 
 import pytest
 import torch
-from damage import files, largest_file
+from damage import max_file_size, read_files
 
 from imagen.train import export
 
 
-def test_a_run_of_another_config_or_a_file(made, copy, mistake, quick, tmp_path):
+def test_a_run_of_another_config_or_a_file(artifacts, copy, error_of, quick_options, tmp_path):
     run = copy("base")
-    before = files(run)
-    train = ["train", "debug_64", "--data", made / "shards", *quick, "--train.steps", 4]
-    assert "was begun with train.seed = 0, not 5" in mistake(*train, "--out", run, "--train.seed", 5)
-    assert "was begun with" in mistake("train", "debug_256", "--data", made / "shards", "--out", run, *quick)
-    assert files(run) == before
+    before = read_files(run)
+    train = ["train", "debug_64", "--data", artifacts / "shards", *quick_options, "--train.steps", 4]
+    assert "was started with train.seed = 0, not 5" in error_of(*train, "--out", run, "--train.seed", 5)
+    assert "was started with" in error_of(
+        "train", "debug_256", "--data", artifacts / "shards", "--out", run, *quick_options
+    )
+    assert read_files(run) == before
     (tmp_path / "file").touch()
-    assert "is not a folder; choose another folder" in mistake(*train, "--out", tmp_path / "file")
+    assert "is not a folder; choose another folder" in error_of(*train, "--out", tmp_path / "file")
 
 
-def test_two_processes_in_one_run(made, copy, mistake, quick):
-    run = copy("base")
+def test_two_processes_cannot_train_one_run(artifacts, copy_artifact, error_of, quick_options):
+    run = copy_artifact("base")
     script = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('held'); input()"
     with subprocess.Popen(
         [sys.executable, "-u", "-c", script, run / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout.readline() == "held\n"
-        said = mistake("train", "debug_64", "--data", made / "shards", "--out", run, *quick, "--train.steps", 8)
+        error = error_of(
+            "train", "debug_64", "--data", artifacts / "shards", "--out", run, *quick_options, "--train.steps", 8
+        )
         holder.communicate("\n")
-    assert "another process is training in" in said
+    assert "another process is training in" in error
 
 
-@pytest.mark.parametrize("limit, what", [(100_000, "checkpoints"), (8_000_000, "export")])
-def test_a_disk_that_is_full_while_training(made, copy, mistake, imagen, quick, monkeypatch, limit, what):
-    """The checkpoint is larger than the export: for that one the limit is set when its turn comes."""
-    run = copy("base")
-    before = files(run)
-    train = ["train", "debug_64", "--data", made / "shards", "--out", run, *quick, "--train.steps", 8]
-    if what == "checkpoints":
-        monkeypatch.setattr(export, "export_stage", lambda *_, **__: None)  # it would fail first: checkpoints take time
-        with largest_file(limit):
-            said = mistake(*train)
+@pytest.mark.parametrize("limit, written", [(100_000, "checkpoints"), (8_000_000, "export")])
+def test_a_full_disk_while_training_is_a_user_error(
+    artifacts, copy_artifact, error_of, imagen, quick_options, monkeypatch, limit, written
+):
+    """Checkpoints are larger than exports, so the limit for exports is set only while exporting."""
+    run = copy_artifact("base")
+    before = read_files(run)
+    train = ["train", "debug_64", "--data", artifacts / "shards", "--out", run, *quick_options, "--train.steps", 8]
+    if written == "checkpoints":
+        monkeypatch.setattr(export, "export_stage", lambda *_, **__: None)  # it would fail first
+        with max_file_size(limit):
+            error = error_of(*train)
         monkeypatch.undo()
     else:
         original = export.export_stage
 
         def export_stage(*arguments, **options):
-            with largest_file(100_000):
+            with max_file_size(100_000):
                 original(*arguments, **options)
 
         monkeypatch.setattr(export, "export_stage", export_stage)
-        said = mistake(*train)
+        error = error_of(*train)
         monkeypatch.undo()
-    assert re.search(rf"cannot write {run}/{what}/.*: .*File too large.*; free some space", said)
-    after = files(run)
-    kept = [name for name in before if what in name]
-    assert kept and {name: after[name] for name in kept} == {name: before[name] for name in kept}
+    assert re.search(rf"cannot write {run}/{written}/.*: .*File too large.*; free some space", error)
+    after = read_files(run)
+    old_names = [name for name in before if written in name]
+    assert old_names and {name: after[name] for name in old_names} == {name: before[name] for name in old_names}
     assert not [name for name in after if name.endswith((".tmp", "-new"))]
-    assert "all 8 steps are done" in imagen(*train)  # when there is space again
+    assert "all 8 steps are done" in imagen(*train)  # once there is space again
 
 
-def test_devices(made, mistake, tmp_path):
-    sample = ["sample", made / "base", "cat", "--out", tmp_path / "o", "--device"]
+def test_invalid_devices_are_rejected(artifacts, error_of, tmp_path):
+    sample = ["sample", artifacts / "base", "cat", "--out", tmp_path / "o", "--device"]
     for name in ("nonsense", "cuda:99", "meta", "cpu:x"):
         assert re.search(
-            rf"--device {name}: (no such device|not available here); this machine has cpu", mistake(*sample, name)
+            rf"--device {name}: (no such device|not available here); this machine has cpu", error_of(*sample, name)
         )
     if not torch.cuda.is_available():
-        train = ["train", "debug_64", "--data", made / "shards", "--out", tmp_path / "r"]
-        assert "--device cuda: not available here" in mistake(*train, "--device", "cuda")
+        train = ["train", "debug_64", "--data", artifacts / "shards", "--out", tmp_path / "r"]
+        assert "--device cuda: not available here" in error_of(*train, "--device", "cuda")
     assert not (tmp_path / "o").exists() and not (tmp_path / "r").exists()

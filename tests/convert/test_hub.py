@@ -1,4 +1,4 @@
-"""The hub, with its two network functions replaced by a local folder."""
+"""Test pushing to and loading from the hub, with its two network functions replaced by a local folder."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from command_line import command
+from command_line import run_imagen
 from safetensors.torch import save_file
 
 import imagen
@@ -21,15 +21,15 @@ from imagen.models.unet import UNet
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Replace huggingface.co by a folder."""
-    there = tmp_path / "hub"
+    """Replace huggingface.co by a folder, and return the folder."""
+    remote = tmp_path / "hub"
 
     def snapshot_download(name: str, *, allow_patterns: list[str]) -> str:
-        if not (there / name).is_dir():
+        if not (remote / name).is_dir():
             raise huggingface_hub.errors.LocalEntryNotFoundError("401 Client Error.\nRepository not found")
         local = tmp_path / "cache" / name
         local.mkdir(parents=True)
-        for path in (there / name).iterdir():
+        for path in (remote / name).iterdir():
             if any(path.match(pattern) for pattern in allow_patterns):
                 shutil.copy(path, local)
         return str(local)
@@ -37,14 +37,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     class Api:
         def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> None:
             assert private and exist_ok
-            (there / name).mkdir(parents=True, exist_ok=True)
+            (remote / name).mkdir(parents=True, exist_ok=True)
 
         def upload_folder(self, *, repo_id: str, folder_path: str, ignore_patterns: list[str]) -> None:
-            shutil.copytree(folder_path, there / repo_id, dirs_exist_ok=True)
+            shutil.copytree(folder_path, remote / repo_id, dirs_exist_ok=True)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    return there
+    return remote
 
 
 @pytest.fixture
@@ -56,14 +56,14 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "cascade"
 
 
-def test_pushed_and_loaded(hub: Path, saved: Path) -> None:
-    done = command("assemble", saved, "--out", saved.with_name("joined"), "--push", "some-lab/apples-64")
+def test_a_pushed_cascade_can_be_loaded(hub: Path, saved: Path) -> None:
+    done = run_imagen("assemble", saved, "--out", saved.with_name("joined"), "--push", "some-lab/apples-64")
     assert done.code == 0 and done.out.endswith("https://huggingface.co/some-lab/apples-64\n"), done
-    there = hub / "some-lab" / "apples-64"
-    card = (there / "README.md").read_text()
+    remote = hub / "some-lab" / "apples-64"
+    card = (remote / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: imagen\n") and 'imagen.load("some-lab/apples-64")' in card
     assert "step 7" in card and "licence" not in card
-    (there / "evil.bin").write_bytes(b"a pickle")
+    (remote / "evil.bin").write_bytes(b"a pickle")
     loaded = imagen.load("some-lab/apples-64")
     assert not list(hub.parent.glob("cache/**/*.bin"))
     same = Cascade.load(saved)
@@ -78,18 +78,18 @@ def test_an_existing_card_is_not_replaced(hub: Path, saved: Path) -> None:
     assert imagen.load("a/b").stages[0].config.resolution == 8
 
 
-def test_a_missing_repository(hub: Path, saved: Path, mistake: Any) -> None:
+def test_a_missing_repository_is_a_user_error(hub: Path, saved: Path, error_of: Any) -> None:
     with pytest.raises(
         UserError, match=r"no/where is not a local folder, and the hub's download failed: 401 .* not found"
     ):
         imagen.load("no/where")
-    assert "org/name" in mistake("assemble", saved, "--out", saved.with_name("x"), "--push", "apples")
+    assert "org/name" in error_of("assemble", saved, "--out", saved.with_name("x"), "--push", "apples")
     (hub / "c" / "d").mkdir(parents=True)
     save_file({"a": torch.zeros(1)}, hub / "c" / "d" / "model.safetensors")
     with pytest.raises(UserError, match=r"is not a cascade"):
         imagen.load("c/d")
 
 
-def test_names() -> None:
+def test_repository_names_are_recognised() -> None:
     assert is_name("org/name") and is_name(Path("DeepFloyd/IF-I-XL-v1.0"))
     assert not any(map(is_name, ["name", "/org/name", "a/b/c", "../name", "org/", "org/.name", "-x/y"]))

@@ -1,4 +1,4 @@
-"""DeepFloyd IF's original format, reproduced from IF's own code (github.com/deep-floyd/IF, ffc8163)."""
+"""Convert DeepFloyd IF's original format. Structures come from IF's own code (github.com/deep-floyd/IF, ffc8163)."""
 
 import hashlib
 import math
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from pipelines import random_unet, text_parts
+from pipelines import random_unet, tokenizer_and_encoder
 from published import I_XL, II_L, SMALL_I, SMALL_II, SMALL_III
 from torch import Tensor
 
@@ -60,7 +60,7 @@ THREE = COMMON | LATER | {
     "image_size": 64,
     "num_res_blocks": [1, 2, 1],
 }  # fmt: skip
-# Of the sorted lines "name shape" of IF's own UNetModel and SuperResUNetModel with these settings.
+# Hashes of the sorted lines "name shape" of IF's UNetModel and SuperResUNetModel with these settings.
 CASES = {
     "I": (ONE, SMALL_I | {"time_embedding_dim": 64}, "a120618cf8a503a1"),
     "II": (TWO, SMALL_II, "8567a0cfc5ba95e7"),
@@ -89,7 +89,7 @@ OTHERS = {
 }
 
 
-def first_format(unet: torch.nn.Module) -> dict[str, Tensor]:
+def original_state_dict(unet: torch.nn.Module) -> dict[str, Tensor]:
     """Return the state dict of diffusers' U-Net in IF's original format."""
     made: dict[str, Tensor] = {}
 
@@ -102,7 +102,7 @@ def first_format(unet: torch.nn.Module) -> dict[str, Tensor]:
                 put(getattr(module, theirs), f"{name}.{first}")
 
     def attention(module: Any, name: str) -> None:
-        def together(*layers: Any) -> dict[str, Tensor]:
+        def interleave_heads(*layers: Any) -> dict[str, Tensor]:
             weight, bias = (
                 torch.cat(
                     [
@@ -116,8 +116,8 @@ def first_format(unet: torch.nn.Module) -> dict[str, Tensor]:
             return {"weight": weight[..., None], "bias": bias}
 
         own = [module.to_q] if module.to_k is None else [module.to_q, module.to_k, module.to_v]
-        made.update({f"{name}.qkv.{key}": tensor for key, tensor in together(*own).items()})
-        text = together(module.add_k_proj, module.add_v_proj)
+        made.update({f"{name}.qkv.{key}": tensor for key, tensor in interleave_heads(*own).items()})
+        text = interleave_heads(module.add_k_proj, module.add_v_proj)
         made.update({f"{name}.encoder_kv.{key}": tensor for key, tensor in text.items()})
         put(module.group_norm, f"{name}.norm")
         put(module.norm_cross, f"{name}.norm_encoder")
@@ -126,10 +126,10 @@ def first_format(unet: torch.nn.Module) -> dict[str, Tensor]:
             module.to_out[0].bias,
         )
 
-    inputs: list[list[Any]] = [[]]  # number 0 is the stem's convolution
+    inputs: list[list[Any]] = [[]]  # block 0 is the convolution of the stem
     outputs: list[list[Any]] = []
-    for blocks, ways in ((inputs, unet.down_blocks), (outputs, unet.up_blocks)):
-        for level in ways:
+    for blocks, paths in ((inputs, unet.down_blocks), (outputs, unet.up_blocks)):
+        for level in paths:
             attentions = getattr(level, "attentions", [None] * len(level.resnets))
             blocks += [[each for each in pair if each] for pair in zip(level.resnets, attentions, strict=True)]
             if getattr(level, "downsamplers", None):
@@ -160,7 +160,7 @@ def save(folder: Path, params: dict[str, Any], tensors: Any) -> Path:
 def test_every_tensor_is_mapped(stage: str, tmp_path: Path) -> None:
     params, config, digest = CASES[stage]
     unet = random_unet(config)
-    tensors = first_format(unet)
+    tensors = original_state_dict(unet)
     listing = "\n".join(sorted(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()))
     assert hashlib.sha256(listing.encode()).hexdigest()[:16] == digest
     folder = save(tmp_path / "first", params, tensors)
@@ -172,7 +172,7 @@ def test_every_tensor_is_mapped(stage: str, tmp_path: Path) -> None:
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-def test_the_published_structures() -> None:
+def test_the_published_structures_are_read() -> None:
     first = COMMON | {"att_pool_heads": 64, "encoder_dim": 4096, "num_head_channels": 64}
     xl = first | {"channel_mult": "1,2,3,4", "encoder_channels": 2816, "image_size": 64, "in_channels": 3}
     xl |= {"attention_resolutions": "32,16,8", "model_channels": 704, "num_res_blocks": 3}
@@ -185,9 +185,9 @@ def test_the_published_structures() -> None:
 
 def test_two_stages_convert_to_a_cascade(tmp_path: Path) -> None:
     folders = [
-        save(tmp_path / name, CASES[name][0], first_format(random_unet(CASES[name][1]))) for name in ("I", "III")
+        save(tmp_path / name, CASES[name][0], original_state_dict(random_unet(CASES[name][1]))) for name in ("I", "III")
     ]
-    tokenizer, encoder = text_parts()
+    tokenizer, encoder = tokenizer_and_encoder()
     tokenizer.save_pretrained(tmp_path / "t5")
     encoder.save_pretrained(tmp_path / "t5")
     one, three = convert_deepfloyd(folders, tmp_path / "cascade", encoder=str(tmp_path / "t5"))
@@ -248,7 +248,7 @@ def without(name: str) -> Callable[[dict[str, Tensor]], Any]:
     ],
 )
 def test_unsupported_folders_are_rejected(tmp_path: Path, change: dict, tensors: Callable | None, reason: str) -> None:
-    made = first_format(random_unet(CASES["I"][1]))
+    made = original_state_dict(random_unet(CASES["I"][1]))
     folder = save(tmp_path / "first", ONE | change, made if tensors is None else tensors(made))
     with pytest.raises(UserError, match=reason):
         read_weights(folder, read_stage(folder))
@@ -261,7 +261,7 @@ def test_invalid_checkpoints_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pytorch_model\.bin is damaged, or contains more than tensors"):
         read_weights(folder, stage)
     (folder / "pytorch_model.bin").unlink()
-    with pytest.raises(UserError, match=r"holds no pytorch_model\.bin"):
+    with pytest.raises(UserError, match=r"contains no pytorch_model\.bin"):
         read_weights(folder, stage)
     (folder / "config.yml").write_text("params: [")
     with pytest.raises(UserError, match=r"config\.yml cannot be read as YAML"):
@@ -292,6 +292,6 @@ def test_configs_beyond_the_limits_are_rejected(tmp_path: Path, text: str, reaso
 
 def test_tensors_are_not_copied_unnecessarily() -> None:
     config = CASES["II"][1]
-    tensors = first_format(random_unet(config))
+    tensors = original_state_dict(random_unet(config))
     renamed = to_diffusers(tensors, {**config, "attention_head_dim": 8}, "weights")
     assert renamed["conv_in.weight"].data_ptr() == tensors["input_blocks.0.0.weight"].data_ptr()

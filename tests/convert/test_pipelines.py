@@ -1,4 +1,4 @@
-"""Compare whole cascades with diffusers' pipelines: same prompts, noise, scheduler and steps."""
+"""Compare whole cascades with diffusers' pipelines for the same prompts, noise, scheduler and steps."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import command
+from command_line import run_imagen
 from PIL import Image
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from imagen.stage.inputs import to_images, to_uint8
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("tokenizers")
 
-from pipelines import save  # noqa: E402
+from pipelines import save_pipeline  # noqa: E402
 
 PROMPTS = ["A red apple ", "the green octopus on a table"]
 SEEDS = [3, 4]
@@ -44,7 +44,7 @@ def quiet() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("pipelines")
-    return [save(folder / f"IF-{stage}", stage) for stage in (1, 2, 3)]
+    return [save_pipeline(folder / f"IF-{stage}", stage) for stage in (1, 2, 3)]
 
 
 @pytest.fixture(scope="module")
@@ -55,21 +55,21 @@ def converted(pipelines: list[Path], tmp_path_factory: pytest.TempPathFactory) -
 
 
 class OurNoise:
-    """Return our random numbers in the order in which diffusers draws them."""
+    """Returns our random numbers in the order in which diffusers draws them."""
 
-    def __init__(self, resolution: int, enlarges: bool):
+    def __init__(self, resolution: int, upsamples: bool):
         shape, stream = (3, resolution, resolution), 2 * resolution
         self.sampler, self.low_res = (PictureNoise(SEEDS, shape, stream=stream + extra) for extra in (0, 1))
-        self.enlarges, self.calls = enlarges, 0
+        self.upsamples, self.calls = upsamples, 0
 
     def __call__(self, shape: Any, **options: Any) -> Tensor:
         self.calls += 1
-        noise = self.low_res() if self.enlarges and self.calls == 2 else self.sampler()
+        noise = self.low_res() if self.upsamples and self.calls == 2 else self.sampler()
         assert noise.shape == shape
         return noise
 
 
-def theirs(
+def diffusers_images(
     monkeypatch: pytest.MonkeyPatch, folder: Path, image: list[Image.Image] | None, steps: int, **parts: Any
 ) -> Tensor:
     """Return the images of diffusers, in [-1, 1]."""
@@ -84,50 +84,54 @@ def theirs(
         monkeypatch.setattr(module, "randn_tensor", noise)
     options = {"guidance_scale": 7.0} if image is None else {"image": image, "noise_level": 250, "guidance_scale": 4.0}
     made = pipeline(PROMPTS, num_inference_steps=steps, clean_caption=False, output_type="pt", **options)
-    return made.images.clamp(-1, 1)  # as its PIL output does; "pt" is before that
+    return made.images.clamp(-1, 1)  # the PIL output is clamped, "pt" is not
 
 
-def ours(monkeypatch: pytest.MonkeyPatch, cascade: Cascade, steps: int, **options: Any) -> list[Tensor]:
+def our_images(monkeypatch: pytest.MonkeyPatch, cascade: Cascade, steps: int, **options: Any) -> list[Tensor]:
     """Return the images of each of our stages, in [-1, 1], before rounding to 8 bits."""
-    made: list[Tensor] = []
+    images: list[Tensor] = []
 
-    def kept(x_BCHW: Tensor) -> Tensor:
-        made.append(x_BCHW.clamp(-1, 1))
+    def record(x_BCHW: Tensor) -> Tensor:
+        images.append(x_BCHW.clamp(-1, 1))
         return to_uint8(x_BCHW)
 
-    monkeypatch.setattr(stage_module, "to_uint8", kept)
+    monkeypatch.setattr(stage_module, "to_uint8", record)
     cascade.sample(PROMPTS, seeds=SEEDS, steps=steps, precision="fp32", progress=False, **options)
-    return made
+    return images
 
 
 def difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
 
 
-def test_the_same_images(monkeypatch: pytest.MonkeyPatch, pipelines: list[Path], converted: Path) -> None:
-    """Most of the difference is that diffusers computes alphas in float32, and we, like IF, in float64."""
-    small = theirs(monkeypatch, pipelines[0], None, 10)
+def test_images_equal_those_of_diffusers(
+    monkeypatch: pytest.MonkeyPatch, pipelines: list[Path], converted: Path
+) -> None:
+    """The difference is mostly due to alphas, which diffusers computes in float32, but IF and we in float64."""
+    small = diffusers_images(monkeypatch, pipelines[0], None, 10)
     handed_on = to_images(to_uint8(small))
-    large = theirs(monkeypatch, pipelines[1], handed_on, 10)
+    large = diffusers_images(monkeypatch, pipelines[1], handed_on, 10)
     assert small.std() > 0.3 and large.std() > 0.3 and difference(small[0], small[1]) > 0.3
     cascade = Cascade.load(converted)
-    made = ours(monkeypatch, cascade, 10)
+    made = our_images(monkeypatch, cascade, 10)
     assert difference(made[0], small) < 1e-3
-    assert difference(ours(monkeypatch, cascade, 10, start=handed_on)[0], large) < 1e-3
-    # From one stage to the next a value may fall on the other side of a rounding edge. So the chain is compared with
-    # their second stage on what our first one handed on, which may differ from theirs by a level.
+    assert difference(our_images(monkeypatch, cascade, 10, start=handed_on)[0], large) < 1e-3
+    # The first stages differ by rounding, so some pixels between the stages may differ by one level. The second stages
+    # are therefore compared on the output of our first stage.
     levels = (to_uint8(made[0]).int() - to_uint8(small).int()).abs()
     assert levels.max() <= 1 and (levels > 0).float().mean() < 0.02
-    assert difference(made[1], theirs(monkeypatch, pipelines[1], to_images(to_uint8(made[0])), 10)) < 1e-3
+    assert difference(made[1], diffusers_images(monkeypatch, pipelines[1], to_images(to_uint8(made[0])), 10)) < 1e-3
 
 
-def test_the_third_stage_by_itself(monkeypatch: pytest.MonkeyPatch, pipelines: list[Path], tmp_path: Path) -> None:
+def test_the_third_stage_alone_equals_that_of_diffusers(
+    monkeypatch: pytest.MonkeyPatch, pipelines: list[Path], tmp_path: Path
+) -> None:
     (stage,) = convert_deepfloyd(pipelines[2:], tmp_path / "third")
     assert (stage.low_resolution, stage.resolution) == (16, 64)
     torch.manual_seed(0)
     start = to_images(torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8))
-    (made,) = ours(monkeypatch, Cascade.load(tmp_path / "third"), 5, start=start)
-    assert difference(made, theirs(monkeypatch, pipelines[2], start, 5)) < 1e-3
+    (made,) = our_images(monkeypatch, Cascade.load(tmp_path / "third"), 5, start=start)
+    assert difference(made, diffusers_images(monkeypatch, pipelines[2], start, 5)) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -141,18 +145,20 @@ def test_the_third_stage_by_itself(monkeypatch: pytest.MonkeyPatch, pipelines: l
     ],
     ids=["linspace", "clipped", "unclipped-v", "small", "large"],
 )
-def test_other_schedulers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scheduler: dict[str, Any]) -> None:
-    pipeline = save(tmp_path / "IF-1", 1, **scheduler)
+def test_supported_schedulers_give_the_images_of_diffusers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scheduler: dict[str, Any]
+) -> None:
+    pipeline = save_pipeline(tmp_path / "IF-1", 1, **scheduler)
     convert_deepfloyd([pipeline], tmp_path / "cascade")
-    (made,) = ours(monkeypatch, Cascade.load(tmp_path / "cascade"), 5)
-    assert difference(made, theirs(monkeypatch, pipeline, None, 5)) < 1e-3
+    (made,) = our_images(monkeypatch, Cascade.load(tmp_path / "cascade"), 5)
+    assert difference(made, diffusers_images(monkeypatch, pipeline, None, 5)) < 1e-3
 
 
 @pytest.mark.parametrize(("variance", "gamma"), [("fixed_small", 0.0), ("fixed_large", 1.0)])
-def test_fine_tuned_by_diffusers(
+def test_a_pipeline_fine_tuned_by_diffusers_has_a_fixed_variance(
     monkeypatch: pytest.MonkeyPatch, pipelines: list[Path], tmp_path: Path, variance: str, gamma: float
 ) -> None:
-    """Its scripts store a fixed variance beside a U-Net with a learned one, which then is unused."""
+    """Fine-tuning scripts of diffusers set a fixed variance, so the learned variance of the U-Net is unused."""
     pipeline = Path(shutil.copytree(pipelines[1], tmp_path / "IF-2"))
     file = pipeline / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"variance_type": variance}))
@@ -162,20 +168,20 @@ def test_fine_tuned_by_diffusers(
 
     torch.manual_seed(0)
     start = to_images(torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8))
-    wanted = theirs(monkeypatch, pipeline, start, 10)
-    (made,) = ours(monkeypatch, Cascade.load(tmp_path / "cascade"), 10, start=start)
+    wanted = diffusers_images(monkeypatch, pipeline, start, 10)
+    (made,) = our_images(monkeypatch, Cascade.load(tmp_path / "cascade"), 10, start=start)
     assert difference(made, wanted) < 1e-3
-    assert difference(theirs(monkeypatch, pipelines[1], start, 10), wanted) > 0.1  # with the learned one
+    assert difference(diffusers_images(monkeypatch, pipelines[1], start, 10), wanted) > 0.1  # with the learned variance
 
     (exported,) = convert_diffusers(tmp_path / "cascade", tmp_path / "out")
     assert json.loads((exported / "scheduler" / "scheduler_config.json").read_text())["variance_type"] == variance
     original = diffusers.IFSuperResolutionPipeline.from_pretrained(pipeline)
     text = {"tokenizer": original.tokenizer, "text_encoder": original.text_encoder}
-    assert torch.equal(theirs(monkeypatch, exported, start, 10, **text), wanted)
+    assert torch.equal(diffusers_images(monkeypatch, exported, start, 10, **text), wanted)
     assert convert_deepfloyd([exported], tmp_path / "again", encoder=str(pipeline)) == [stage]
 
 
-def test_recommended_settings_and_settings_in_files(converted: Path, pipelines: list[Path]) -> None:
+def test_settings_are_the_recommended_ones_and_those_in_files(converted: Path, pipelines: list[Path]) -> None:
     manifest = read_manifest(converted)
     base, large = (stage.config for stage in manifest.stages)
     assert (base.resolution, large.low_resolution, large.resolution) == (16, 16, 32)
@@ -191,31 +197,31 @@ def exported(converted: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     return convert_diffusers(converted, tmp_path_factory.mktemp("exported"))
 
 
-class TestThereAndBack:
-    def test_bit_equal(self, converted: Path, exported: list[Path], pipelines: list[Path], tmp_path: Path) -> None:
+class TestRoundTrip:
+    def test_is_bit_exact(self, converted: Path, exported: list[Path], pipelines: list[Path], tmp_path: Path) -> None:
         convert_deepfloyd(exported, tmp_path / "again", encoder=str(pipelines[0]))
         first, again = read_manifest(converted), read_manifest(tmp_path / "again")
         assert first.text == again.text
         for before, after in zip(first.stages, again.stages, strict=True):
             assert (before.config, before.sha256) == (after.config, after.sha256)
 
-    def test_diffusers_runs_it(
+    def test_diffusers_gives_the_same_images(
         self, monkeypatch: pytest.MonkeyPatch, converted: Path, exported: list[Path], pipelines: list[Path]
     ) -> None:
         original = diffusers.IFPipeline.from_pretrained(pipelines[0])
         text = {"tokenizer": original.tokenizer, "text_encoder": original.text_encoder}
-        small = theirs(monkeypatch, exported[0], None, 5, **text)
-        assert torch.equal(small, theirs(monkeypatch, pipelines[0], None, 5))
-        large = theirs(monkeypatch, exported[1], to_images(to_uint8(small)), 5, **text)
-        (made,) = ours(monkeypatch, Cascade.load(converted), 5, start=to_images(to_uint8(small)))
+        small = diffusers_images(monkeypatch, exported[0], None, 5, **text)
+        assert torch.equal(small, diffusers_images(monkeypatch, pipelines[0], None, 5))
+        large = diffusers_images(monkeypatch, exported[1], to_images(to_uint8(small)), 5, **text)
+        (made,) = our_images(monkeypatch, Cascade.load(converted), 5, start=to_images(to_uint8(small)))
         assert difference(made, large) < 1e-3
 
-    def test_the_card_shows_how(self, exported: list[Path]) -> None:
+    def test_the_card_shows_how_to_load_it(self, exported: list[Path]) -> None:
         card = (exported[1] / "README.md").read_text()
         assert "IFSuperResolutionPipeline.from_pretrained(" in card and "noise_level=250" in card
-        assert 'encoder = "IF-1"' in card and 'subfolder="tokenizer"' in card  # a folder of ours: its name alone
+        assert 'encoder = "IF-1"' in card and 'subfolder="tokenizer"' in card  # only the name of a local folder
         index = json.loads((exported[1] / "model_index.json").read_text())
-        assert index["requires_safety_checker"] is True  # these weights came from elsewhere
+        assert index["requires_safety_checker"] is True  # the weights come from elsewhere, not from our training
 
     def test_never_overwrites_other_files(self, converted: Path, exported: list[Path]) -> None:
         with pytest.raises(UserError, match="stage-16 is not empty"):
@@ -232,7 +238,9 @@ class TestThereAndBack:
         (lambda s: replace(s, sampling=replace(s.sampling, variance="fixed")), "gamma 0.3, not 0 or 1"),
     ],
 )
-def test_what_diffusers_cannot_express(converted: Path, tmp_path: Path, change: Callable, reason: str) -> None:
+def test_stages_that_diffusers_cannot_express_are_rejected(
+    converted: Path, tmp_path: Path, change: Callable, reason: str
+) -> None:
     manifest = read_manifest(converted)
     assert manifest.text is not None
     write_cascade(
@@ -251,7 +259,9 @@ def test_what_diffusers_cannot_express(converted: Path, tmp_path: Path, change: 
     [({"padding": "trim"}, "padding"), ({"max_tokens": 128}, "128"), ({"unconditional": "zeros"}, "zeros"),
      ({"cleaning": "none"}, "lower case")],
 )  # fmt: skip
-def test_text_that_diffusers_cannot_express(converted: Path, tmp_path: Path, change: dict, reason: str) -> None:
+def test_text_settings_that_diffusers_cannot_express_are_rejected(
+    converted: Path, tmp_path: Path, change: dict, reason: str
+) -> None:
     manifest = read_manifest(converted)
     assert manifest.text is not None
     write_cascade(
@@ -264,16 +274,18 @@ def test_text_that_diffusers_cannot_express(converted: Path, tmp_path: Path, cha
         convert_diffusers(tmp_path / "other", tmp_path / "out")
 
 
-def test_the_command_line(pipelines: list[Path], tmp_path: Path) -> None:
-    done = command("convert", "deepfloyd", pipelines[0], pipelines[1], "--out", tmp_path / "cascade", "--device", "cpu")
+def test_the_command_converts_both_ways(pipelines: list[Path], tmp_path: Path) -> None:
+    done = run_imagen(
+        "convert", "deepfloyd", pipelines[0], pipelines[1], "--out", tmp_path / "cascade", "--device", "cpu"
+    )
     assert (done.code, done.err) == (0, "") and "stage 16 and 32" in done.out, done
-    done = command("sample", tmp_path / "cascade", "a red apple", "--steps", 2, "--out", tmp_path / "pictures")
+    done = run_imagen("sample", tmp_path / "cascade", "a red apple", "--steps", 2, "--out", tmp_path / "pictures")
     assert done.code == 0, done
     assert Image.open(tmp_path / "pictures" / "0000.png").size == (32, 32)
-    done = command("convert", "diffusers", tmp_path / "cascade", "--out", tmp_path / "out")
-    assert done.code == 0 and done.out.count("README.md says how to load it") == 2, done
-    done = command("convert", "deepfloyd", tmp_path, "--out", tmp_path / "x")
-    assert done.code == 2 and done.err.count("\n") == 1 and "holds neither unet/config.json" in done.err
+    done = run_imagen("convert", "diffusers", tmp_path / "cascade", "--out", tmp_path / "out")
+    assert done.code == 0 and done.out.count("its README.md shows how to load it") == 2, done
+    done = run_imagen("convert", "deepfloyd", tmp_path, "--out", tmp_path / "x")
+    assert done.code == 2 and done.err.count("\n") == 1 and "contains neither unet/config.json" in done.err
 
 
 class TestMistakes:
@@ -281,32 +293,36 @@ class TestMistakes:
     def broken(self, pipelines: list[Path], tmp_path: Path) -> Path:
         return Path(shutil.copytree(pipelines[0], tmp_path / "broken"))
 
-    def refused(self, paths: Any, tmp_path: Path, *words: str) -> None:
+    def assert_rejected(self, paths: Any, tmp_path: Path, *words: str) -> None:
         with pytest.raises(UserError) as caught:
             convert_deepfloyd(paths if isinstance(paths, list) else [paths], tmp_path / "out")
         assert all(word in str(caught.value) for word in words), caught.value
         assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
-    def test_pickles(self, broken: Path, tmp_path: Path) -> None:
+    def test_pickles_are_rejected(self, broken: Path, tmp_path: Path) -> None:
         (broken / "unet" / "diffusion_pytorch_model.safetensors").rename(broken / "unet" / "pytorch_model.bin")
-        self.refused(broken, tmp_path, "pickled", ".safetensors")
+        self.assert_rejected(broken, tmp_path, "pickled", ".safetensors")
 
     @pytest.mark.parametrize("weight_map", [["a"], {"a": "../unet/a.safetensors"}, {"a": "a.bin"}, {"a": {}}, {}, None])
-    def test_an_index_that_leads_elsewhere(self, broken: Path, tmp_path: Path, weight_map: Any) -> None:
+    def test_an_index_that_points_outside_the_folder_is_rejected(
+        self, broken: Path, tmp_path: Path, weight_map: Any
+    ) -> None:
         (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
         index = broken / "unet" / "diffusion_pytorch_model.safetensors.index.json"
         index.write_text(json.dumps({"weight_map": weight_map}))
-        self.refused(broken, tmp_path, str(index), "weight_map ")
+        self.assert_rejected(broken, tmp_path, str(index), "weight_map ")
 
-    def test_a_truncated_file(self, broken: Path, tmp_path: Path) -> None:
+    def test_a_truncated_file_is_rejected(self, broken: Path, tmp_path: Path) -> None:
         file = broken / "unet" / "diffusion_pytorch_model.safetensors"
         file.write_bytes(file.read_bytes()[:-100])
-        self.refused(broken, tmp_path, str(file), "cannot be read as safetensors")
+        self.assert_rejected(broken, tmp_path, str(file), "cannot be read as safetensors")
 
-    def test_a_config_that_does_not_fit_the_weights(self, broken: Path, tmp_path: Path) -> None:
+    def test_a_config_that_does_not_match_the_weights_is_rejected(self, broken: Path, tmp_path: Path) -> None:
         file = broken / "unet" / "config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"layers_per_block": 3}))
-        self.refused(broken, tmp_path, str(broken / "unet"), "is missing; the file does not fit its config.json")
+        self.assert_rejected(
+            broken, tmp_path, str(broken / "unet"), "is missing; the file does not fit its config.json"
+        )
 
     @pytest.mark.parametrize(
         "change",
@@ -323,21 +339,21 @@ class TestMistakes:
             {"prediction_type": "flow"},
         ],
     )
-    def test_other_schedulers(self, broken: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    def test_unsupported_schedulers_are_rejected(self, broken: Path, tmp_path: Path, change: dict[str, Any]) -> None:
         file = broken / "scheduler" / "scheduler_config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | change))
-        self.refused(broken, tmp_path, str(file), f"{next(iter(change))} is {next(iter(change.values()))!r}")
+        self.assert_rejected(broken, tmp_path, str(file), f"{next(iter(change))} is {next(iter(change.values()))!r}")
 
     def test_paths_that_are_not_pipelines(self, pipelines: list[Path], tmp_path: Path) -> None:
         self.refused([], tmp_path, "nothing to convert")
         self.refused(tmp_path / "nowhere", tmp_path, "is not a folder")
-        self.refused(pipelines[0] / "unet", tmp_path, "holds neither unet/config.json nor config.yml")
+        self.refused(pipelines[0] / "unet", tmp_path, "contains neither unet/config.json nor config.yml")
 
-    def test_stages_in_the_wrong_order(self, pipelines: list[Path], tmp_path: Path) -> None:
-        self.refused([pipelines[1], pipelines[0]], tmp_path, "only the first stage can be")
+    def test_stages_in_the_wrong_order_are_rejected(self, pipelines: list[Path], tmp_path: Path) -> None:
+        self.assert_rejected([pipelines[1], pipelines[0]], tmp_path, "only the first stage can be")
 
 
-def test_weights_in_several_files_and_in_low_precision(pipelines: list[Path], tmp_path: Path) -> None:
+def test_sharded_and_low_precision_weights_are_converted(pipelines: list[Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = Path(shutil.copytree(pipelines[0], tmp_path / "sharded"))
@@ -359,4 +375,4 @@ def test_weights_in_several_files_and_in_low_precision(pipelines: list[Path], tm
     assert torch.equal(read["conv_in.weight"], tensors["conv_in.weight"].float())
     assemble([tmp_path / "cascade"], tmp_path / "joined")
     (exported,) = convert_diffusers(tmp_path / "joined", tmp_path / "exported")
-    assert (exported / "LICENSE").read_text() == "terms"  # it goes with every copy
+    assert (exported / "LICENSE").read_text() == "terms"  # every copy includes the license

@@ -1,4 +1,4 @@
-"""Compare our U-Net with diffusers', at random weights."""
+"""Compare our U-Net with that of diffusers, with random weights."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from imagen.models.unet import UNet
 
 UNet2DConditionModel = pytest.importorskip("diffusers").UNet2DConditionModel
 
-MIXED = SMALL_III | {"only_cross_attention": [False, False, True]}  # the middle then attends to pixels, too
+MIXED = SMALL_III | {"only_cross_attention": [False, False, True]}  # the middle block then also attends to pixels
 ODD = SMALL_I | {"act_fn": "silu", "norm_num_groups": 8, "out_channels": 3, "mid_block_only_cross_attention": True}
 
 
@@ -43,7 +43,7 @@ def conditions(config: dict[str, Any], side: int = 16) -> tuple[Tensor, Tensor, 
     ids=["I", "II", "III", "cross-and-fused", "other-settings"],
 )
 @torch.no_grad()
-def test_the_same_outputs(config: dict[str, Any]) -> None:
+def test_outputs_equal_those_of_diffusers(config: dict[str, Any]) -> None:
     unet = random_unet(config)
     x, time, cond = conditions(config)
     seen = torch.cat([x, cond["low_res"]], 1) if "low_res" in cond else x
@@ -56,7 +56,7 @@ def test_the_same_outputs(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("config", "parameters"), [(I_XL, 4_304_695_110), (I_M, 371_605_830), (II_L, 1_243_277_190)], ids=["XL", "M", "L"]
 )
-def test_the_published_sizes(config: dict[str, Any], parameters: int) -> None:
+def test_parameter_counts_equal_the_published_ones(config: dict[str, Any], parameters: int) -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(**config)
         tensors = to_ours(unet.state_dict(), read_unet_config(config, "config.json"), "weights")
@@ -65,7 +65,7 @@ def test_the_published_sizes(config: dict[str, Any], parameters: int) -> None:
 
 
 @pytest.mark.parametrize("config", [SMALL_I, SMALL_II, SMALL_III, MIXED, ODD, I_XL, II_L])
-def test_round_trip(config: dict[str, Any]) -> None:
+def test_configs_round_trip(config: dict[str, Any]) -> None:
     ours = read_unet_config(config, "config.json")
     if not ours.learned_variance:
         with pytest.raises(UserError, match="learned_variance"):
@@ -73,13 +73,13 @@ def test_round_trip(config: dict[str, Any]) -> None:
         return
     written = write_unet_config(ours, 64, "stage 64")
     assert read_unet_config(written, "again") == ours
-    with torch.device("meta"):  # diffusers builds the same tensors from what was written, and knows every field of it
+    with torch.device("meta"):  # diffusers accepts every field of the written config and builds the same tensors
         first = UNet2DConditionModel(**config).state_dict()
         again = UNet2DConditionModel(**{k: v for k, v in written.items() if k[0] != "_"}).state_dict()
     assert {key: value.shape for key, value in first.items()} == {key: value.shape for key, value in again.items()}
 
 
-def test_tensors_come_back_bit_equal() -> None:
+def test_tensors_round_trip_bit_exactly() -> None:
     unet = random_unet(SMALL_II)
     back = to_theirs(to_ours(unet.state_dict(), read_unet_config(SMALL_II, "config.json"), "weights"))
     assert back.keys() == unet.state_dict().keys()
@@ -117,13 +117,13 @@ def test_tensors_come_back_bit_equal() -> None:
         ({"some_new_field": 3}, "field 'some_new_field' is 3"),
     ],
 )
-def test_other_structures_are_rejected(changes: dict[str, Any], message: str) -> None:
+def test_unsupported_structures_are_rejected(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         read_unet_config(SMALL_I | changes, "unet/config.json")
     assert str(caught.value).startswith("unet/config.json: ")
 
 
-def test_tensors_that_do_not_fit_are_rejected() -> None:
+def test_tensors_that_do_not_match_are_rejected() -> None:
     config = read_unet_config(SMALL_I, "config.json")
     tensors = random_unet(SMALL_I).state_dict()
     with pytest.raises(UserError, match=r"weights: tensor 'conv_in.bias' is missing"):

@@ -51,7 +51,7 @@ def test_one_batched_forward_equals_two(setup, weight):
     torch.testing.assert_close(guided.variance, with_text.variance)
 
 
-def test_weight_one_evaluates_no_unconditional_half(setup):
+def test_scale_one_evaluates_no_unconditional_estimate(setup):
     network, model, x, cond, uncond = setup
     logsnr = torch.zeros(3, dtype=F64)
     guided = ClassifierFree(model, cond, uncond, 1.0)(x, logsnr)
@@ -59,7 +59,7 @@ def test_weight_one_evaluates_no_unconditional_half(setup):
     torch.testing.assert_close(guided, model(x, logsnr, **cond))
 
 
-def test_interval(setup):
+def test_guidance_applies_within_its_interval(setup):
     network, model, x, cond, uncond = setup
     guide = ClassifierFree(model, cond, uncond, 4.0, interval=(-1.0, 2.0))
     always = ClassifierFree(model, cond, uncond, 4.0)
@@ -70,13 +70,13 @@ def test_interval(setup):
         assert network.batches == ([6] if inside else [3])
         expected = always(x, logsnr_B) if inside else model(x, logsnr_B, **cond)
         torch.testing.assert_close(guided, expected)
-    mixed = torch.tensor([-5.0, 0.0, 5.0], dtype=F64)  # pictures at different levels: each by its own
+    mixed = torch.tensor([-5.0, 0.0, 5.0], dtype=F64)  # images at different noise levels: each according to its own
     guided = guide(x, mixed).x0
     torch.testing.assert_close(guided[1], always(x, mixed).x0[1])
     torch.testing.assert_close(guided[[0, 2]], model(x, mixed, **cond).x0[[0, 2]])
 
 
-def test_unconditional_input_must_fit(setup):
+def test_unconditional_input_of_another_shape_is_rejected(setup):
     _, model, _, cond, _ = setup
     with pytest.raises(ValueError, match=r"text: conditional is \(3, 5, 2\), unconditional \(3, 1, 2\)"):
         ClassifierFree(model, cond, {"text": torch.zeros(3, 1, 2)}, 2.0)
@@ -85,7 +85,7 @@ def test_unconditional_input_must_fit(setup):
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-def test_predict_x0_reads_the_network(prediction):
+def test_predict_x0_converts_every_prediction_type(prediction):
     x0, eps = torch.randn(2, 4, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
     logsnr = torch.tensor([-15.0, -1.0, 1.0, 15.0], dtype=F64)
     seen = {}
@@ -115,7 +115,7 @@ def test_predict_x0_splits_the_variance_and_returns_float32():
 @pytest.mark.parametrize(
     ("percentile", "max_scale"), [(0.995, None), (0.95, 1.5), (0.9, 1.0), (0.5, None), (1.0, None)]
 )
-def test_dynamic_threshold_against_numpy(percentile, max_scale):
+def test_dynamic_threshold_equals_numpy(percentile, max_scale):
     g = torch.Generator().manual_seed(0)
     x0 = torch.randn(4, 3, 7, 5, generator=g, dtype=F64) * torch.tensor([0.1, 1.0, 2.0, 5.0]).reshape(4, 1, 1, 1)
     fraction = torch.rand(4, 3, 7, 5)
@@ -125,11 +125,12 @@ def test_dynamic_threshold_against_numpy(percentile, max_scale):
         s = np.clip(np.quantile(np.abs(picture), percentile), 1, max_scale)
         np.testing.assert_allclose(thresholded, np.clip(picture, -s, s) / s, rtol=1e-12)
     assert result.x0.abs().max() <= 1 and result.variance is fraction
-    torch.testing.assert_close(result.x0[0], x0[0].clamp(-1, 1))  # s is never below 1: dark pictures stay dark
+    # The scale s is at least 1, so images of low contrast are unchanged.
+    torch.testing.assert_close(result.x0[0], x0[0].clamp(-1, 1))
 
 
 def test_dynamic_threshold_of_an_image_beyond_the_limit_of_torch_quantile():
-    x0 = torch.linspace(-2, 2, 3 * 2400 * 2400).reshape(1, 3, 2400, 2400)  # 17.3M numbers; |x0| is uniform in [0, 2]
+    x0 = torch.linspace(-2, 2, 3 * 2400 * 2400).reshape(1, 3, 2400, 2400)  # 17.3 M values; |x0| is uniform in [0, 2]
     result = DynamicThreshold(lambda x, logsnr: Estimate(x0), 0.995)(x0, torch.zeros(1)).x0
     torch.testing.assert_close(result, (x0 / 1.99).clamp(-1, 1), rtol=0, atol=1e-6)
 
@@ -139,7 +140,7 @@ def test_dynamic_threshold_percentile_is_a_fraction():
         DynamicThreshold(lambda x, logsnr: Estimate(x), 99.5)
 
 
-def test_static_threshold():
+def test_static_threshold_clips():
     x0 = torch.tensor([[-3.0, -1.0, 0.2, 7.0]])
     result = StaticThreshold(lambda x, logsnr: Estimate(x0, x0))(x0, torch.zeros(1))
     assert result.x0.tolist() == [[-1.0, -1.0, pytest.approx(0.2), 1.0]] and result.variance is x0

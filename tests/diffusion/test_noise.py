@@ -1,4 +1,4 @@
-"""The noise of an image depends only on its seed."""
+"""Check that the noise of an image depends only on its seed."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_seeds_streams_and_draws_are_independent():
 
 
 def test_a_seed_gives_fixed_numbers():
-    """Images are regenerated from seeds. Compared up to rounding, since processors round logarithms differently."""
+    """Images are regenerated from seeds. Compare up to rounding, since processors round logarithms differently."""
     noise = PictureNoise([7, Variation(7, 8, 0.3)], (1, 2, 2), stream=128)
     wanted = (
         [[-0.23558, 0.349631, 2.638003, 2.886865], [0.164618, -0.07852, 2.605804, 1.58747]],

@@ -1,4 +1,4 @@
-"""Objectives: identities between predictions, weights by hand, the variance bound against torch.distributions."""
+"""Test objectives: identities between prediction types, weights by hand, and the variance bound."""
 
 import math
 
@@ -33,20 +33,20 @@ def pictures():
     return x0, eps, diffuse(x0, eps, LOGSNR)
 
 
-def output_of(prediction, x0, x_t):
+def output_for(prediction, x0, x_t):
     """Return the output of a U-Net at x_t that implies this x0 estimate."""
     alpha, sigma = alpha_sigma(LOGSNR, like=x_t)
     return target(prediction, x0, (x_t - alpha * x0) / sigma, LOGSNR)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_conversions(pictures, prediction):
+def test_conversions_between_prediction_types_are_consistent(pictures, prediction):
     x0, eps, x_t = pictures
     answer = target(prediction, x0, eps, LOGSNR)
     torch.testing.assert_close(to_x0(prediction, answer, x_t, LOGSNR), x0)
-    torch.testing.assert_close(output_of(prediction, x0, x_t), answer)
-    wrong = answer + 0.1  # a network's answer need not be consistent with any true pair
-    torch.testing.assert_close(output_of(prediction, to_x0(prediction, wrong, x_t, LOGSNR), x_t), wrong)
+    torch.testing.assert_close(output_for(prediction, x0, x_t), answer)
+    wrong = answer + 0.1  # the output of a network need not be consistent with any x0 and eps
+    torch.testing.assert_close(output_for(prediction, to_x0(prediction, wrong, x_t, LOGSNR), x_t), wrong)
 
 
 @pytest.mark.parametrize("weighting", ["constant", *WEIGHTINGS])
@@ -76,7 +76,7 @@ def test_loss_and_its_gradient_do_not_depend_on_the_prediction(pictures, weighti
     estimate = (0.7 * x0 + 0.2).requires_grad_()
     results = []
     for prediction in PREDICTIONS:
-        output = output_of(prediction, estimate, x_t)
+        output = output_for(prediction, estimate, x_t)
         result = loss(output, x0, eps, LOGSNR, ObjectiveConfig(prediction=prediction, weighting=weighting))
         (gradient,) = torch.autograd.grad(result.total.sum(), estimate)
         results.append((result.total, result.eps_mse, gradient))
@@ -84,14 +84,14 @@ def test_loss_and_its_gradient_do_not_depend_on_the_prediction(pictures, weighti
         torch.testing.assert_close(other, results[0], rtol=1e-8, atol=1e-12)
 
 
-def test_weights_by_hand():
+def test_weights_equal_values_by_hand():
     snr = 4.0
     logsnr = torch.tensor([math.log(snr)], dtype=F64)
 
     def w(prediction, weighting, **options):
         return weight(logsnr, ObjectiveConfig(prediction=prediction, weighting=weighting, **options)).item()
 
-    # P2 in eps space: 1 / (1 + 4)^0.5; alpha^2 = 4/5 carries it to v.
+    # P2 in eps space: 1 / (1 + 4)^0.5; the factor alpha^2 = 4/5 converts it to v.
     assert w("eps", "p2") == pytest.approx(5**-0.5)
     assert w("eps", "p2", p2_k=2.0, p2_gamma=1.0) == pytest.approx(1 / 6)
     assert w("x0", "p2") == pytest.approx(4 * 5**-0.5)
@@ -111,7 +111,7 @@ def test_weights_by_hand():
 
 
 def test_variance_bits_is_the_kl_of_the_discrete_posterior():
-    """Compare with normal distributions of DDPM's beta, beta~ and posterior mean, at steps of 1000."""
+    """Compare with normal distributions with DDPM's beta, beta~ and posterior mean, in a chain of 1,000 steps."""
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=F64)
     alpha_bar = torch.cumprod(1 - betas, 0)
     step = torch.tensor([1, 10, 500, 999])
@@ -148,7 +148,7 @@ def test_learned_variance_does_not_change_the_gradient_of_the_mean(pictures, pre
     without = loss(mean, x0, eps, logsnr, config)
     torch.testing.assert_close(mean_gradient, torch.autograd.grad(without.total.sum(), mean)[0])
     assert (v_gradient != 0).all()
-    # The bound is the sum of 1000 steps: weight 0.002 on it is weight 2 on one step.
+    # The bound is a sum over 1,000 steps, so a weight of 0.002 on it is a weight of 2 on one step.
     torch.testing.assert_close(with_variance.total.detach(), (without.total + 2 * with_variance.variance_bits).detach())
 
 
@@ -187,7 +187,7 @@ def test_learned_variance_is_finite_in_float32_and_bf16_at_every_time(kind, pred
         assert result.total.isfinite().all() and output.grad.isfinite().all()
 
 
-def test_mistakes(pictures):
+def test_invalid_objectives_are_rejected(pictures):
     x0, eps, _ = pictures
     with pytest.raises(ValueError, match="5 channels"):
         loss(torch.zeros(6, 5, 4, 4), x0, eps, LOGSNR, ObjectiveConfig())
@@ -197,12 +197,12 @@ def test_mistakes(pictures):
         ObjectiveConfig(p2_k=0.0)
 
 
-def test_stratified_times():
+def test_times_are_stratified_over_the_batch():
     batch, u = 8, 0.3
     t = stratified_times(u, torch.arange(batch), batch)
     assert t.dtype == F64
     torch.testing.assert_close(t, (torch.arange(batch, dtype=F64) + 0.3) / 8)
-    # A rank's slice is that slice of the whole; one u each stays in its own part.
+    # The times of a rank are a slice of all times. With one u per sample, each time remains in its stratum.
     torch.testing.assert_close(stratified_times(u, torch.arange(4, 6), batch), t[4:6], rtol=0, atol=0)
     each = stratified_times(torch.rand(batch, dtype=F64), torch.arange(batch), batch)
     assert ((each * batch).floor() == torch.arange(batch)).all()

@@ -1,4 +1,4 @@
-"""A sampler in one file: the command line, config checks, documentation and sampling find it."""
+"""Check that a sampler in one file is found by the command line, config checks, documentation and sampling."""
 
 import importlib.util
 import sys
@@ -33,7 +33,8 @@ EXAMPLE = ROOT / "examples" / "sampler.py"
 @pytest.fixture
 def example(monkeypatch):
     """Register the example's sampler for one test."""
-    for name in sampler_names():  # modules are imported once: what registers now must stay
+    # Modules are imported only once, so all samplers must register before the registry is patched.
+    for name in sampler_names():
         sampler_class(name)
     monkeypatch.setattr(registry, "registered", dict(registry.registered))
     spec = importlib.util.spec_from_file_location("example_sampler", EXAMPLE)
@@ -49,20 +50,20 @@ def help_of(command: str, capsys) -> str:
     return capsys.readouterr().out
 
 
-def test_every_module_holds_the_sampler_of_its_name():
+def test_every_module_defines_the_sampler_of_its_name():
     assert {"ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "heun"} <= set(sampler_names())
     for name in sampler_names():
         assert sampler_class(name).__module__ == f"imagen.diffusion.samplers.{name}"
 
 
-def test_a_sampler_is_one_short_file():
+def test_samplers_are_short_files():
     for path in [*(ROOT / "imagen/diffusion/samplers").glob("*.py"), EXAMPLE]:
         if path.stem not in ("__init__", "base", "registry"):
             assert len(path.read_text().splitlines()) <= 60, path
 
 
 @pytest.mark.parametrize("command", ["sample", "upscale"])
-def test_help_lists_it(example, command, capsys):
+def test_help_lists_a_registered_sampler(example, command, capsys):
     assert "dpmpp_2s" in " ".join(help_of(command, capsys).split())
 
 
@@ -70,7 +71,7 @@ def test_help_does_not_list_unregistered_samplers(capsys):
     assert "dpmpp_2s" not in help_of("sample", capsys)
 
 
-def test_configs_accept_its_options_and_check_them(example):
+def test_configs_accept_and_check_the_options_of_a_registered_sampler(example):
     config = from_json(SamplingConfig, {"sampler": "dpmpp_2s", "sampler_options": {"middle": 0.3}}, "cascade.json")
     config.check("stage 64")
     assert config.build_sampler() == example(middle=0.3)
@@ -85,7 +86,7 @@ def test_configs_accept_its_options_and_check_them(example):
         replace(config, sampler_options={"middle": float("nan")}).check("stage 64")
 
 
-def test_fields_of_the_config_reach_the_samplers_that_have_them():
+def test_config_fields_are_passed_to_samplers_that_have_them():
     config = SamplingConfig(sampler="ddim", eta=0.5, damping=0.25, gamma=0.75)
     assert config.build_sampler() == create_sampler("ddim", {"eta": 0.5, "damping": 0.25})
     assert replace(config, sampler="ddpm").build_sampler() == create_sampler("ddpm", {"gamma": 0.75})
@@ -108,7 +109,7 @@ def test_the_documentation_shows_the_table(example):
     assert shown == table.replace(row + "\n", ""), "write imagen.diffusion.samplers.samplers_table() into the page"
 
 
-def test_it_samples_and_its_images_can_be_regenerated(example, tmp_path):
+def test_a_registered_sampler_samples_and_its_images_can_be_regenerated(example, tmp_path):
     model = cascade()
     drawn = model.sample(["cat"], sampler=["dpmpp_2s", "ddim"], steps=3, **QUICK)[0]
     assert drawn.tobytes() != model.sample(["cat"], sampler="ddim", steps=3, **QUICK)[0].tobytes()
@@ -125,7 +126,7 @@ def test_it_samples_and_its_images_can_be_regenerated(example, tmp_path):
     assert [stage["sampling"]["sampler"] for stage in made["stages"]] == ["dpmpp_2s"]
 
 
-def test_mistakes_in_registering():
+def test_invalid_registrations_are_rejected():
     with pytest.raises(ValueError, match="sampler 'ddim' is already registered"):
         sampler_class("ddim")
         register("ddim")(dataclass(frozen=True)(type("Other", (Sampler,), {})))

@@ -1,7 +1,7 @@
-"""Samplers against Gaussian data, for which everything is known.
+"""Compare samplers with exact solutions for Gaussian data.
 
 If x0 ~ N(mu, s^2) then x_t ~ N(alpha mu, alpha^2 s^2 + sigma^2), and the best estimate of x0 is affine in x_t. Every
-sampler is then an affine map of its initial x and of its noises, which impulses measure exactly: no statistics.
+sampler is then an affine map of its initial x and its noise, which unit impulses measure exactly, without statistics.
 """
 
 import math
@@ -17,7 +17,7 @@ from imagen.diffusion.schedule import ScheduleConfig, alpha_sigma, build_schedul
 from imagen.errors import UserError
 
 
-def by(name):
+def sampler_function(name):
     """Return the sampler as a function, with its options as keywords."""
 
     def sampled(denoise, x, logsnrs, *, noise=None, on_step=None, **options):
@@ -26,9 +26,9 @@ def by(name):
     return sampled
 
 
-ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, heun = map(by, ("ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "heun"))
+ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, heun = map(sampler_function, ("ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "heun"))
 F64 = torch.float64
-MU = torch.tensor([0.3, -0.8, 0.0], dtype=F64)  # three kinds of data at once, one a column
+MU = torch.tensor([0.3, -0.8, 0.0], dtype=F64)  # three distributions at once, one per column
 S2 = torch.tensor([0.25, 0.01, 1.0], dtype=F64)
 
 
@@ -56,9 +56,10 @@ def exact_ode(x, logsnr_t, logsnr_s):
 
 
 def mean_and_variance(sampler, logsnrs, denoise=denoise, start=marginal, **options):
-    """Those of the sampler's output, exactly, when x starts from the true marginal at logsnrs[0].
+    """Return the exact mean and variance of the output, and the number of noise calls.
 
-    Row 0 of the batch starts from 0, row 1 from 1, and row 2 + k gets a unit impulse as its k-th noise.
+    The initial x is from the marginal at logsnrs[0]. Row 0 of the batch starts from 0 and row 1 from 1. Row 2 + k gets
+    a unit impulse as its k-th noise.
     """
     steps = len(logsnrs) - 1
     x = torch.zeros(2 + steps, 3, dtype=F64)
@@ -91,7 +92,7 @@ STOCHASTIC = [
 @pytest.mark.parametrize(("sampler", "options"), STOCHASTIC)
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
 def test_stochastic_samplers_converge_to_the_data(sampler, options, kind):
-    """On the default grid. The mean is exact; the error of the variance decreases about linearly with the step."""
+    """On the default schedule, the mean is exact, and the error of the variance is about linear in the step size."""
     schedule = build_schedule(ScheduleConfig(kind=kind), 64)
     errors = []
     for steps in (250, 500, 1000):
@@ -105,7 +106,7 @@ def test_stochastic_samplers_converge_to_the_data(sampler, options, kind):
 
 
 def test_each_bound_of_the_variance_is_exact_for_its_data():
-    """DDPM, section 3.2: beta is exact for x0 ~ N(0, 1), beta~ for a single point, in any number of steps."""
+    """DDPM, section 3.2: for any number of steps, beta is exact for x0 ~ N(0, 1) and beta~ for a single point."""
     logsnrs = torch.tensor([-6.0, -2.0, 0.5, 1.0, 5.0], dtype=F64)
     for s2, gamma in ((torch.ones(3, dtype=F64), 1.0), (torch.zeros(3, dtype=F64), 0.0)):
         result = mean_and_variance(
@@ -137,14 +138,14 @@ def test_deterministic_samplers_converge_at_their_order(sampler, order):
 
     even = [error(torch.linspace(-6, 6, steps + 1, dtype=F64)) for steps in (80, 160, 320)]
     assert [a / b for a, b in pairwise(even)] == pytest.approx([2**order] * 2, rel=0.1)
-    # Long and short steps in turn, 3 : 1.
+    # Steps of alternating length, 3 : 1.
     turns = [torch.tensor([3.0, 1.0], dtype=F64).repeat(steps // 2).cumsum(0) * 6 / steps for steps in (160, 320, 640)]
     uneven = [error(torch.cat([torch.zeros(1, dtype=F64), grid]) - 6) for grid in turns]
     assert [a / b for a, b in pairwise(uneven)] == pytest.approx([2**order] * 2, rel=0.1)
 
 
 @pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpmpp_2m, 2), (heun, 2)])
-def test_damping_is_known_for_gaussian_data(sampler, order):
+def test_damping_equals_its_closed_form_for_gaussian_data(sampler, order):
     """Damping scales (x - mean) / standard deviation by ((s^2 + 1 / SNR_s) / (s^2 + 1 / SNR_t))^(d / 2)."""
     x = torch.tensor([[-1.5, 0.0, 0.7], [1.0, 1.0, -2.0]], dtype=F64)
     left = ((S2 + math.exp(-6)) / (S2 + math.exp(6))) ** (0.3 / 2)
@@ -154,13 +155,13 @@ def test_damping_is_known_for_gaussian_data(sampler, order):
     grids = [torch.linspace(-6, 6, steps + 1, dtype=F64) for steps in (80, 160, 320)]
     errors = [(sampler(denoise, x, grid, damping=0.3) - exact).abs().max().item() for grid in grids]
     assert [a / b for a, b in pairwise(errors)] == pytest.approx([2**order] * 2, rel=0.1)
-    # Towards clean pictures the last step is exact and finite, with damping and without.
+    # A last step to a clean image is exact and finite, with and without damping.
     ends = [sampler(denoise, x, [-6.0, 2.0, math.inf], damping=damping) for damping in (0.0, 0.3)]
     assert all(end.isfinite().all() for end in ends) and not torch.equal(*ends)
 
 
 def test_dpmpp_2m_is_algorithm_2_of_its_paper():
-    """Compare with a transcription, on uneven steps: an inverted h_{i-1} / h_i would be second order, too."""
+    """Compare with a transcription on uneven steps, since a swapped h_{i-1} / h_i would also be second order."""
     logsnrs = torch.tensor([-3.0, -1.0, -0.5, 2.0, 3.0], dtype=F64)
     lam, (alpha, sigma) = logsnrs / 2, alpha_sigma(logsnrs)
     h = lam.diff()
@@ -178,7 +179,7 @@ def test_dpmpp_2m_is_algorithm_2_of_its_paper():
 
 @pytest.mark.parametrize("sampler", [ddim, dpmpp_2m, heun])
 def test_deterministic_samplers_solve_the_ode_down_to_clean_data(sampler):
-    """On the default grid, which ends at infinite log-SNR."""
+    """On the default schedule, which ends at infinite log-SNR."""
     schedule = build_schedule(ScheduleConfig(), 64)
     x = torch.tensor([[-1.5, 0.0, 0.7]], dtype=F64)
     errors = []
@@ -189,7 +190,7 @@ def test_deterministic_samplers_solve_the_ode_down_to_clean_data(sampler):
     assert errors[-1] < {ddim: 6e-3, dpmpp_2m: 5e-4, heun: 5e-4}[sampler]
 
 
-def test_second_order_beats_first_at_few_steps():
+def test_second_order_is_more_accurate_at_few_steps():
     logsnrs = step_logsnrs(build_schedule(ScheduleConfig(), 64), 20)
     x = torch.tensor([[-1.5, 0.0, 0.7]], dtype=F64)
     exact = exact_ode(x, logsnrs[0], math.inf)
@@ -198,7 +199,7 @@ def test_second_order_beats_first_at_few_steps():
 
 
 def test_one_ddpm_step_is_the_posterior_of_the_discrete_chain():
-    """DDPM's eq. 7 with beta and alpha_bar, and Improved DDPM's eq. 15 for the variance."""
+    """Compare with DDPM's eq. 7 in beta and alpha_bar, and with Improved DDPM's eq. 15 for the variance."""
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=F64)
     alpha_bar = torch.cumprod(1 - betas, 0)
     x, fraction = torch.randn(1, 3, dtype=F64), torch.tensor([[0.0, 0.6, 1.3]], dtype=F64)
@@ -248,8 +249,8 @@ def test_ddim_with_eta_one_is_ddpm_with_the_lower_variance():
 
 
 @pytest.mark.parametrize("name", sampler_names())
-def test_contract_of_all_samplers(name):
-    """Denoiser calls, callback, dtype, the last x0 estimate as the result."""
+def test_all_samplers_follow_the_contract(name):
+    """Check the denoiser calls, the callback, the dtype, and that the result is the last x0 estimate."""
     logsnrs = step_logsnrs(build_schedule(ScheduleConfig(), 64), 6)
     levels, seen = [], []
 
@@ -262,8 +263,9 @@ def test_contract_of_all_samplers(name):
         seen.append((i, steps, x, x0))
 
     noise = PictureNoise([1, 2], (3,))
-    out = by(name)(record, noise(), logsnrs, noise=noise, on_step=on_step)
-    twice = [logsnrs[0], *logsnrs[1:-1].repeat_interleave(2)]  # the end of a step, then the beginning of the next
+    out = sampler_function(name)(record, noise(), logsnrs, noise=noise, on_step=on_step)
+    # Heun evaluates each level at the end of one step and the beginning of the next.
+    twice = [logsnrs[0], *logsnrs[1:-1].repeat_interleave(2)]
     expected = twice if name == "heun" else logsnrs[:-1]
     assert levels == pytest.approx([float(logsnr) for logsnr in expected], abs=1e-6)
     assert [(i, n) for i, n, _, _ in seen] == [(i, 6) for i in range(6)]
@@ -279,11 +281,11 @@ def test_float32_images_are_close_to_float64(name):
         noise = PictureNoise([1, 2], (3,), dtype=F64)
         model = lambda x, logsnr_B, dtype=dtype: Estimate(denoise(x, logsnr_B).x0.to(dtype))  # noqa: E731
         x = noise().to(dtype)
-        outs.append(by(name)(model, x, logsnrs, noise=lambda noise=noise, dtype=dtype: noise().to(dtype)))
+        outs.append(sampler_function(name)(model, x, logsnrs, noise=lambda noise=noise, dtype=dtype: noise().to(dtype)))
     torch.testing.assert_close(outs[0].double(), outs[1], rtol=0, atol=2e-6)
 
 
-def test_step_logsnrs():
+def test_step_logsnrs_are_spaced_as_requested():
     schedule = build_schedule(ScheduleConfig(), 64)
     logsnrs = step_logsnrs(schedule, 4)
     t = torch.tensor([1.0, 0.75, 0.5, 0.25], dtype=F64)
@@ -308,7 +310,7 @@ def test_auto_uses_the_levels_of_a_discrete_schedule():
         assert not torch.equal(step_logsnrs(schedule, 7, spacing="time" if kind == "cosine" else "logsnr"), expected)
 
 
-def test_mistakes():
+def test_invalid_options_are_rejected():
     x, logsnrs = torch.zeros(1, 3, dtype=F64), torch.tensor([-1.0, 1.0], dtype=F64)
     with pytest.raises(ValueError, match="increase"):
         dpmpp_2m(denoise, x, logsnrs.flip(0))

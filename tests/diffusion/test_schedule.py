@@ -37,7 +37,7 @@ def test_linear_is_the_limit_of_the_discrete_chain():
     assert error(1000) / error(10_000) == pytest.approx(10, rel=0.1)  # first order in the step
 
 
-def test_linear_range():
+def test_linear_log_snr_has_the_given_range():
     schedule = build_schedule(ScheduleConfig(kind="linear", logsnr_min=-9.0, logsnr_max=8.0), 64)
     t = torch.tensor([0.0, 0.5, 1.0], dtype=F64)
     middle = -math.log(math.expm1(0.1 * 0.5 + 9.95 * 0.25))
@@ -55,7 +55,7 @@ def test_cosine_closed_form_and_range():
     alpha, sigma = alpha_sigma(logsnr)
     time = 2 / math.pi * torch.atan2(sigma, alpha)
     torch.testing.assert_close(time, time[0] + t * (time[-1] - time[0]), rtol=0, atol=1e-12)
-    # The truncation is small: in the default range the middle keeps the plain cosine schedule.
+    # The truncation is small: around the middle, the default range equals the plain cosine schedule.
     middle = torch.tensor([0.3, 0.5, 0.7], dtype=F64)
     plain = -2 * torch.log(torch.tan(math.pi * middle / 2))
     torch.testing.assert_close(build_schedule(ScheduleConfig(), 64)(middle), plain, rtol=0, atol=2e-3)
@@ -71,7 +71,7 @@ def test_shift_halves_the_signal_amplitude_at_twice_the_resolution():
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
-def test_float32_times_add_only_their_own_rounding(kind):
+def test_float32_times_add_only_rounding_errors(kind):
     schedule = build_schedule(ScheduleConfig(kind=kind, shift_reference=64), 256)
     t = torch.rand(10_000, generator=torch.Generator().manual_seed(0))
     assert schedule(t).dtype == torch.float32

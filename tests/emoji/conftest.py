@@ -1,4 +1,4 @@
-"""A small set of drawings with the names and groups of Fluent Emoji."""
+"""Provide a small set of drawings with names and groups like those of Fluent Emoji."""
 
 import json
 
@@ -19,7 +19,7 @@ GROUPS = {
         "85": "arrow",
     },
 }
-# (label, group, subgroup, comes in skin tones)
+# (label, group, subgroup, has skin tones)
 ENTRIES = [
     ("winking face", 0, 0, False),
     ("anger symbol", 0, 15, False),
@@ -36,17 +36,18 @@ ENTRIES = [
     ("two-thirty", 7, 58, False),
     ("one o’clock", 7, 58, False),
     ("left arrow", 8, 85, False),
-    ("phoenix", 3, 34, False),  # which the set does not have
+    ("phoenix", 3, 34, False),  # not among the drawings
 ]
 
 
 def body(colour: str) -> str:
-    """A disc that fills the middle half of its square."""
+    """Return the SVG of a disc with half the width of its square, in the centre."""
     return f'<circle cx="16" cy="16" r="8" fill="{colour}"/>'
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """Return the paths of the two packages, written with the entries above."""
     folder = tmp_path_factory.mktemp("fluent")
     (folder / "names" / "en").mkdir(parents=True)
     (folder / "names" / "meta").mkdir()
@@ -56,12 +57,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
         entry: dict[str, object] = {"label": label, "group": group, "subgroup": subgroup, "order": order}
         name = slug(label)
         if "fairy" in label and " " not in label:
-            name = f"person-{name}"  # as Fluent has it
+            name = f"person-{name}"  # the name in Fluent Emoji
         if label != "phoenix":
             icons[name] = {"body": body("#00ff00")}
         if tones:
             entry["skins"] = [{"label": f"{label}: {tone}", "tone": n + 1} for n, tone in enumerate(TONES)]
-            entry["skins"].append({"label": "two tones", "tone": [1, 2]})  # as of people holding hands
+            entry["skins"].append({"label": "two tones", "tone": [1, 2]})  # like that of people holding hands
             icons |= {f"{name}-{tone}": {"body": body("#00ff00")} for tone in TONES}
         data.append(entry)
     data.append({"label": "regional indicator A"})

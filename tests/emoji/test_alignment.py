@@ -1,4 +1,4 @@
-"""Verdicts on pictures whose answer is known; the packaged recogniser on real drawings; the kernel distance."""
+"""Test prompt scores against known answers, the packaged recogniser on original drawings, and the kernel distance."""
 
 import io
 import json
@@ -16,11 +16,11 @@ from imagen.emoji.alignment import PromptScore, accuracies, evaluate, relation, 
 from imagen.emoji.dataset import HeldoutPrompt, compose, heldout_colour
 from imagen.emoji.picture import PALETTE
 from imagen.emoji.recogniser import Detection, Recogniser, load_recogniser
-from imagen.emoji.recogniser_training import save_recogniser, sprite, train_recogniser
+from imagen.emoji.recogniser_training import render_sprite, save_recogniser, train_recogniser
 from imagen.emoji.scene import compose_group, compose_pair
 from imagen.emoji.single import objects
 from imagen.errors import UserError
-from imagen.evaluate.distance import kid
+from imagen.evaluate.metrics.kernel import kid
 
 SINGLE = HeldoutPrompt("", "red", "horse")
 THREE = HeldoutPrompt("", "red", "horse", number=3)
@@ -28,31 +28,31 @@ LEFT = HeldoutPrompt("", "red", "horse", relation="left", other="bus")
 RED, BLUE = (Image.new("RGB", (64, 64), PALETTE[colour]) for colour in ("red", "blue"))
 
 
-def seen(*names: str) -> list[Detection]:
-    """From left to right."""
+def detections(*names: str) -> list[Detection]:
+    """Return detections with these names, from left to right."""
     return [Detection(name, 0.9 - i / 100, 0.2 + 0.3 * i, 0.5) for i, name in enumerate(names)]
 
 
 @pytest.mark.parametrize(
-    ("prompt", "picture", "found", "score"),
+    ("prompt", "image", "detected", "score"),
     [
-        (SINGLE, RED, seen("horse"), PromptScore(True, True)),
-        (SINGLE, BLUE, seen("horse"), PromptScore(True, False)),
-        (SINGLE, RED, seen("bus", "horse"), PromptScore(False, True)),  # the surest one counts
-        (THREE, RED, seen("horse", "horse", "horse"), PromptScore(True, True, number=True)),
-        (THREE, RED, seen("horse", "horse"), PromptScore(True, True, number=False)),
-        (THREE, RED, seen("horse", "horse", "bus"), PromptScore(True, True, number=False)),
-        (THREE, RED, seen("bus"), PromptScore(False, True, number=False)),
-        (LEFT, RED, seen("horse", "bus"), PromptScore(True, True, relation=True)),
-        (LEFT, RED, seen("bus", "horse"), PromptScore(True, True, relation=False)),
-        (LEFT, BLUE, seen("horse", "horse"), PromptScore(False, False, relation=False)),
+        (SINGLE, RED, detections("horse"), PromptScore(True, True)),
+        (SINGLE, BLUE, detections("horse"), PromptScore(True, False)),
+        (SINGLE, RED, detections("bus", "horse"), PromptScore(False, True)),  # the most probable detection decides
+        (THREE, RED, detections("horse", "horse", "horse"), PromptScore(True, True, number=True)),
+        (THREE, RED, detections("horse", "horse"), PromptScore(True, True, number=False)),
+        (THREE, RED, detections("horse", "horse", "bus"), PromptScore(True, True, number=False)),
+        (THREE, RED, detections("bus"), PromptScore(False, True, number=False)),
+        (LEFT, RED, detections("horse", "bus"), PromptScore(True, True, relation=True)),
+        (LEFT, RED, detections("bus", "horse"), PromptScore(True, True, relation=False)),
+        (LEFT, BLUE, detections("horse", "horse"), PromptScore(False, False, relation=False)),
     ],
 )
-def test_score_image(prompt, picture, found, score):
-    assert score_image(prompt, picture, found) == score
+def test_score_image(prompt, image, detected, score):
+    assert score_image(prompt, image, detected) == score
 
 
-def test_relation_is_the_direction_that_leads():
+def test_relation_is_the_main_direction():
     def at(x: float, y: float) -> list[Detection]:
         return [Detection("a", 1, 0.5 + x, 0.5 + y), Detection("b", 1, 0.5, 0.5)]
 
@@ -60,7 +60,7 @@ def test_relation_is_the_direction_that_leads():
     assert found == ["left", "right", "above", "below"]
 
 
-def test_shares_count_what_was_asked():
+def test_accuracies_count_only_properties_of_the_prompt():
     scores = [
         PromptScore(True, True, relation=True),
         PromptScore(True, False, relation=True),
@@ -69,7 +69,7 @@ def test_shares_count_what_was_asked():
     assert accuracies(scores) == pytest.approx({"object": 2 / 3, "colour": 2 / 3, "relation": 2 / 3, "all": 1 / 3})
 
 
-def test_a_suite_of_each_kind():
+def test_suite_has_prompts_of_each_kind():
     asked = suite(5, 96)
     assert [len(asked[kind]) for kind in ("single", "relation", "count")] == [5, 5, 5]
     assert all(prompt.number == 1 and prompt.relation is None for prompt in asked["single"])
@@ -77,21 +77,21 @@ def test_a_suite_of_each_kind():
     assert all(prompt.number > 1 for prompt in asked["count"])
 
 
-def rendered(picture) -> Image.Image:
-    return Image.open(io.BytesIO(picture.render(64)))
+def rendered(composition) -> Image.Image:
+    return Image.open(io.BytesIO(composition.render(64)))
 
 
-def test_the_packaged_recogniser_knows_the_drawings():
-    """Of combinations never trained on; how good it is exactly is in docs/explanation/reference-run.md."""
-    usual = objects(96)
-    horse, bus, pear = (next(e for e in usual if e.name == name) for name in ("horse", "bus", "pear"))
+def test_packaged_recogniser_detects_original_drawings():
+    """Check held-out combinations. Its measured accuracy is in docs/explanation/reference-run.md."""
+    known = objects(96)
+    horse, bus, pear = (next(e for e in known if e.name == name) for name in ("horse", "bus", "pear"))
     prompts = {
-        "single": [HeldoutPrompt("", heldout_colour(emoji), emoji.name) for emoji in usual[::8]],
+        "single": [HeldoutPrompt("", heldout_colour(emoji), emoji.name) for emoji in known[::8]],
         "relation": [HeldoutPrompt("", "teal", "horse", relation="above", other="bus")],
         "count": [HeldoutPrompt("", "pink", "pear", number=n) for n in (2, 3, 4)],
     }
     pictures = {
-        "single": [rendered(compose(emoji, heldout_colour(emoji))) for emoji in usual[::8]],
+        "single": [rendered(compose(emoji, heldout_colour(emoji))) for emoji in known[::8]],
         "relation": [rendered(compose_pair(horse, bus, "above", "teal"))],
         "count": [rendered(compose_group(pear, n, "pink")) for n in (2, 3, 4)],
     }
@@ -101,24 +101,24 @@ def test_the_packaged_recogniser_knows_the_drawings():
     assert evaluate(load_recogniser(), wrong, pictures)[0]["single"]["object"] == 0.0
 
 
-def test_training_learns_and_what_is_saved_comes_back(tmp_path: Path):
-    said: list[str] = []
+def test_recogniser_training_and_saving(tmp_path: Path):
+    lines: list[str] = []
     network = train_recogniser(
-        {each.name: sprite(each) for each in objects(3)}, steps=60, batch_size=8, width=16, say=said.append
+        {each.name: render_sprite(each) for each in objects(3)}, steps=60, batch_size=8, width=16, report=lines.append
     )
-    assert float(said[-1].split(", ")[-1].split("%")[0]) > 60  # a third by chance
+    assert float(lines[-1].split(", ")[-1].split("%")[0]) > 60  # chance is a third
     save_recogniser(network, tmp_path)
-    again = load_recogniser(tmp_path)
-    picture = rendered(compose(objects(3)[0], "teal"))
-    assert again.names == network.names
-    assert again.detect([picture])[0][0].probability == pytest.approx(
-        network.detect([picture])[0][0].probability, abs=1e-2
+    loaded = load_recogniser(tmp_path)
+    image = rendered(compose(objects(3)[0], "teal"))
+    assert loaded.names == network.names
+    assert loaded.detect([image])[0][0].probability == pytest.approx(
+        network.detect([image])[0][0].probability, abs=1e-2
     )
-    assert again.embed([picture]).shape == (1, 64)
+    assert loaded.embed([image]).shape == (1, 64)
 
 
-def test_a_missing_or_damaged_recogniser(tmp_path: Path):
-    with pytest.raises(UserError, match="holds no recogniser"):
+def test_missing_or_damaged_recogniser_is_an_error(tmp_path: Path):
+    with pytest.raises(UserError, match="contains no recogniser"):
         load_recogniser(tmp_path / "none")
     save_recogniser(Recogniser(["a"], 16), tmp_path)
     (tmp_path / "recogniser.json").write_text(json.dumps({"names": ["a", "b"], "width": 16}))
@@ -126,15 +126,15 @@ def test_a_missing_or_damaged_recogniser(tmp_path: Path):
         load_recogniser(tmp_path)
 
 
-def test_an_empty_picture_still_gets_one_answer():
+def test_empty_image_has_one_detection():
     with torch.no_grad():
         network = Recogniser(["a", "b"], 16)
         network.centre.bias.fill_(-20)
     assert len(network.detect([RED])[0]) == 1
 
 
-def test_kid_is_zero_for_one_distribution_and_right_for_another():
-    """Against the definition, written out; and its mean over many draws of one distribution is 0."""
+def test_kid_equals_its_definition_and_is_unbiased():
+    """Compare with the sums of the definition; for equal distributions, the mean over many samples is 0."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(5, 3)), rng.normal(size=(4, 3)) + 1
 
@@ -147,5 +147,5 @@ def test_kid_is_zero_for_one_distribution_and_right_for_another():
     assert kid(a, b) == pytest.approx(expected)
     same = [kid(rng.normal(size=(20, 3)), rng.normal(size=(20, 3))) for _ in range(400)]
     assert abs(np.mean(same)) < 3 * np.std(same) / 20
-    with pytest.raises(ValueError, match="two pictures"):
+    with pytest.raises(ValueError, match="two images"):
         kid(a[:1], b)

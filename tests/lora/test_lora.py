@@ -1,4 +1,4 @@
-"""Adapters against peft's own on diffusers' U-Nets, in every format in which they are found."""
+"""Compare adapters with those of peft on diffusers' U-Nets, in every supported file format."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from imagen.models.unet import UNet
 peft = pytest.importorskip("peft")
 diffusers = pytest.importorskip("diffusers")
 
-# Attention, convolutions, embeddings, with ranks and alphas of their own.
+# Attention, convolutions and embeddings, with different ranks and alphas.
 LORA = {
     "r": 4,
     "lora_alpha": 6,
@@ -31,7 +31,7 @@ LORA = {
 }
 
 
-def ours(unet: nn.Module, config: dict[str, Any]) -> UNet:
+def convert_unet(unet: nn.Module, config: dict[str, Any]) -> UNet:
     structure = read_unet_config(config, "config.json")
     with torch.device("meta"):
         result = UNet(structure)
@@ -48,14 +48,14 @@ def inputs(config: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     return x, torch.tensor([999, 40]), cond
 
 
-def as_diffusers(unet: Any, folder: Path) -> Path:
+def save_as_diffusers(unet: Any, folder: Path) -> Path:
     unet.save_lora_adapter(folder)
     return folder / "pytorch_lora_weights.safetensors"
 
 
-def as_pipeline(unet: Any, folder: Path) -> Path:
-    """With the prefix that pipelines write, and settings of the same kind."""
-    path = as_diffusers(unet, folder)
+def save_as_pipeline(unet: Any, folder: Path) -> Path:
+    """Save with the prefix and the metadata that pipelines write."""
+    path = save_as_diffusers(unet, folder)
     config = json.loads(peft_settings(unet))
     metadata = {"lora_adapter_metadata": json.dumps({f"unet.{key}": value for key, value in config.items()})}
     save_file({f"unet.{key}": value for key, value in load_file(path).items()}, path, metadata)
@@ -67,7 +67,7 @@ def peft_settings(unet: Any) -> str:
     return json.dumps(value | {"use_dora": False}, default=sorted)
 
 
-def as_peft(unet: Any, folder: Path) -> Path:
+def save_as_peft(unet: Any, folder: Path) -> Path:
     state = peft.get_peft_model_state_dict(unet)
     folder.mkdir(parents=True)
     save_file({f"base_model.model.{key}": value for key, value in state.items()}, folder / "adapter_model.safetensors")
@@ -75,7 +75,7 @@ def as_peft(unet: Any, folder: Path) -> Path:
     return folder
 
 
-def as_kohya(unet: Any, folder: Path) -> Path:
+def save_as_kohya(unet: Any, folder: Path) -> Path:
     path = folder / "style.safetensors"
     folder.mkdir(parents=True)
     tensors = {}
@@ -88,12 +88,12 @@ def as_kohya(unet: Any, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("save", [as_diffusers, as_pipeline, as_peft, as_kohya])
+@pytest.mark.parametrize("save", [save_as_diffusers, save_as_pipeline, save_as_peft, save_as_kohya])
 @pytest.mark.parametrize("config", [SMALL_I, SMALL_II], ids=["I", "II"])
 @torch.no_grad()
-def test_the_answers_of_peft(config: dict[str, Any], save: Any, tmp_path: Path) -> None:
+def test_outputs_equal_those_of_peft(config: dict[str, Any], save: Any, tmp_path: Path) -> None:
     unet = random_unet(config)
-    mine = ours(unet, config)  # before peft wraps its layers
+    mine = convert_unet(unet, config)  # before peft wraps the layers
     x, time, cond = inputs(config)
     plain = mine(x, time, **cond)
     torch.manual_seed(2)
@@ -110,7 +110,7 @@ def test_the_answers_of_peft(config: dict[str, Any], save: Any, tmp_path: Path) 
         with applied(mine, [(fitted, weight)]):
             torch.testing.assert_close(mine(x, time, **cond), expected, rtol=0, atol=5e-5)
     assert (expected - plain).abs().max() > 0.01
-    assert torch.equal(mine(x, time, **cond), plain)  # nothing stays
+    assert torch.equal(mine(x, time, **cond), plain)  # the adapter leaves no trace
 
 
 @torch.no_grad()
@@ -135,7 +135,7 @@ GOOD = {"conv_in.lora_A.weight": torch.zeros(2, 3, 3, 3), "conv_in.lora_B.weight
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({}, "holds no LoRA"),
+        ({}, "contains no LoRA"),
         ({"conv_in.lora_A.weight": GOOD["conv_in.lora_A.weight"]}, "no up projection"),
         ({"conv_in.lora_B.weight": GOOD["conv_in.lora_B.weight"]}, "no down projection"),
         (GOOD | {"conv_in.lora_magnitude_vector": torch.zeros(32)}, "not a LoRA factor"),
@@ -146,20 +146,20 @@ GOOD = {"conv_in.lora_A.weight": torch.zeros(2, 3, 3, 3), "conv_in.lora_B.weight
         (GOOD | {"conv_in.lora_A.weight": torch.zeros(2, 27)}, "do not fit together"),
     ],
 )
-def test_damaged_files_are_refused(tensors: dict[str, Tensor], message: str, tmp_path: Path) -> None:
+def test_damaged_files_are_rejected(tensors: dict[str, Tensor], message: str, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=message):
         read_adapter(tmp_path / "a.safetensors")
 
 
-def test_other_files_are_refused(tmp_path: Path) -> None:
+def test_unsupported_files_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"\x80\x04K\x01.")  # a pickle
     for path, message in ((tmp_path / "a.safetensors", "not a safetensors file"), (tmp_path / "b", "does not exist")):
         with pytest.raises(UserError, match=message):
             read_adapter(path)
 
 
-def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_of_another_model_is_rejected(tmp_path: Path) -> None:
     with torch.device("meta"):
         unet = UNet(read_unet_config(SMALL_I, "config.json"))
     save_file(GOOD, tmp_path / "a.safetensors")

@@ -1,4 +1,4 @@
-"""LoRA in sampling: a cascade's images with one, the command line, and what files say of it."""
+"""Sample with LoRA: images, the command line, and provenance in files."""
 
 import json
 from pathlib import Path
@@ -25,8 +25,8 @@ def pixels(model: Cascade, **options: object) -> np.ndarray:
     return np.asarray(model.sample("cat", **SEEDS, **options)[0]).astype(int)
 
 
-def merged(model: Cascade, path: Path, weight: float, number: int = 0) -> None:
-    """Put the LoRA into the weights, by its definition."""
+def merge_into_weights(model: Cascade, path: Path, weight: float, number: int = 0) -> None:
+    """Add the LoRA to the weights of a stage, by its definition."""
     from safetensors.torch import load_file
 
     tensors = load_file(path)
@@ -36,19 +36,19 @@ def merged(model: Cascade, path: Path, weight: float, number: int = 0) -> None:
             parameter.data += weight * (B.flatten(1) @ A.flatten(1)).view_as(parameter)
 
 
-def test_images_are_those_of_merged_weights(model: Cascade, tmp_path: Path) -> None:
+def test_images_equal_those_of_merged_weights(model: Cascade, tmp_path: Path) -> None:
     path = lora_file(tmp_path / "style.safetensors", model)
     plain = pixels(model)
     assert model.load_lora(path) == "style"
     found = pixels(model, lora={"style": 0.7})
     assert np.abs(found - plain).max() > 3
-    assert np.array_equal(pixels(model), plain), "nothing stays"
+    assert np.array_equal(pixels(model), plain), "the LoRA leaves no trace"
     assert np.array_equal(pixels(model, lora={"style": 0}), plain)
-    merged(model, path, 0.7)
+    merge_into_weights(model, path, 0.7)
     assert np.abs(pixels(model) - found).max() <= 1
 
 
-def test_a_lora_finds_its_stage(tmp_path: Path) -> None:
+def test_a_lora_is_assigned_to_its_stage(tmp_path: Path) -> None:
     model = cascade(stage(16), stage(32, 16))
     path = lora_file(tmp_path / "sr.safetensors", model, 1)
     model.load_lora(path)
@@ -62,7 +62,7 @@ def test_a_lora_finds_its_stage(tmp_path: Path) -> None:
         model.load_lora(path, name="again", resolution=64)
 
 
-def test_mistakes_are_named(model: Cascade, tmp_path: Path) -> None:
+def test_invalid_choices_are_rejected(model: Cascade, tmp_path: Path) -> None:
     path = lora_file(tmp_path / "style.safetensors", model)
     model.load_lora(path)
     with pytest.raises(UserError, match="loaded already"):
@@ -74,15 +74,15 @@ def test_mistakes_are_named(model: Cascade, tmp_path: Path) -> None:
             model.request("cat", lora={"style": weight})
 
 
-def test_files_say_which_and_are_made_again(model: Cascade, tmp_path: Path) -> None:
+def test_images_record_their_lora_and_can_be_regenerated(model: Cascade, tmp_path: Path) -> None:
     model.save(tmp_path / "cascade")
     path = lora_file(tmp_path / "style.safetensors", model)
     model.load_lora(path)
     (made,) = write_samples(model, ["cat"], tmp_path / "out", seed=3, lora={"style": 0.5}, **QUICK)
     (lora,) = read_provenance(made).lora or ()
     assert (lora.name, lora.weight, len(lora.sha256)) == ("style", 0.5, 64)
-    request, place = regenerate_request(model, made, device="cpu")
-    again = list(model.run(request, progress=False))[place]
+    request, index = regenerate_request(model, made, device="cpu")
+    again = list(model.run(request, progress=False))[index]
     assert np.array_equal(np.asarray(again), np.asarray(Image.open(made).convert("RGB")))
     with pytest.raises(UserError, match=r"made with LoRA style .* load that file, too"):
         regenerate_request(Cascade.load(tmp_path / "cascade"), made, device="cpu")
@@ -90,7 +90,7 @@ def test_files_say_which_and_are_made_again(model: Cascade, tmp_path: Path) -> N
         write_samples(model, ["cat"], tmp_path / "out", seed=3, **QUICK)
 
 
-def test_the_command_line(tmp_path: Path, imagen, mistake) -> None:
+def test_the_command_line_loads_lora_files(tmp_path: Path, imagen, error_of) -> None:
     model = Cascade([stage(16, text=False)])
     model.save(tmp_path / "cascade")
     path = lora_file(tmp_path / "style.safetensors", model)
@@ -103,12 +103,12 @@ def test_the_command_line(tmp_path: Path, imagen, mistake) -> None:
     assert not np.array_equal(Image.open(first), Image.open(tmp_path / "plain" / "0000.png"))
     imagen("sample", tmp_path / "cascade", "--from", first, "--lora", path, "--out", tmp_path / "again")
     assert np.array_equal(Image.open(first), Image.open(tmp_path / "again" / "0000.png"))
-    assert "does not exist" in mistake(*sample, tmp_path / "x", "--lora", tmp_path / "none.safetensors")
-    assert "'1.2.3' is not a number" in mistake(*sample, tmp_path / "x", "--lora", f"{path}:1.2.3")
+    assert "does not exist" in error_of(*sample, tmp_path / "x", "--lora", tmp_path / "none.safetensors")
+    assert "'1.2.3' is not a number" in error_of(*sample, tmp_path / "x", "--lora", f"{path}:1.2.3")
 
 
-def test_one_file_under_two_names(model: Cascade, tmp_path: Path) -> None:
-    """Its factors add up, and what is in use can be compared."""
+def test_one_file_can_be_loaded_under_two_names(model: Cascade, tmp_path: Path) -> None:
+    """The factors add up, and the selection in use can be compared."""
     path = lora_file(tmp_path / "style.safetensors", model)
     model.load_lora(path)
     model.load_lora(path, name="again")

@@ -1,4 +1,4 @@
-"""Number formats by processor: none that the processor emulates is chosen."""
+"""Check the number format that is chosen per processor: never one that the processor emulates."""
 
 import os
 import subprocess
@@ -11,12 +11,12 @@ from imagen import precision
 from imagen.precision import arithmetic, autocast_dtype, precision_name
 
 X86 = pytest.mark.skipif(
-    not torch.backends.cpu.get_cpu_capability().startswith("AVX"), reason="these limits are those of x86 processors"
+    not torch.backends.cpu.get_cpu_capability().startswith("AVX"), reason="these limits apply only to x86 processors"
 )
 
 
 @pytest.fixture(autouse=True)
-def forget():
+def clear_measurement():
     precision.cpu_multiplies_bfloat16.cache_clear()
     yield
     precision.cpu_multiplies_bfloat16.cache_clear()
@@ -24,9 +24,9 @@ def forget():
 
 @pytest.fixture
 def processor(monkeypatch):
-    """Simulate a processor: its instructions, and those that torch may use."""
+    """Simulate a processor: its instruction sets, and the limit that torch respects."""
 
-    def pretend(capability, amx=False, bf16=False, isa=None, machine="x86_64"):
+    def simulate(capability, amx=False, bf16=False, isa=None, machine="x86_64"):
         monkeypatch.setattr(precision.platform, "machine", lambda: machine)
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
@@ -38,7 +38,7 @@ def processor(monkeypatch):
             monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
         precision.cpu_multiplies_bfloat16.cache_clear()
 
-    return pretend
+    return simulate
 
 
 @pytest.mark.parametrize(
@@ -50,14 +50,14 @@ def processor(monkeypatch):
         ({"capability": "AVX512", "bf16": True}, True),
         ({"capability": "AVX512", "amx": True, "bf16": True}, True),
         ({"capability": "AVX512_VNNI", "bf16": True}, True),
-        # A processor that has it, but held below it.
+        # A processor that has bfloat16, limited to an older instruction set.
         ({"capability": "AVX2", "amx": True, "bf16": True}, False),
         ({"capability": "AVX512", "bf16": True, "isa": "AVX2"}, False),
         ({"capability": "AVX512", "bf16": True, "isa": "avx512_core"}, False),
         ({"capability": "AVX512", "bf16": True, "isa": "AVX512_CORE_BF16"}, True),
     ],
 )
-def test_cpus_by_their_instructions(processor, facts, bfloat16):
+def test_known_cpus_are_decided_by_their_instructions(processor, facts, bfloat16):
     processor(**facts)
     found = arithmetic("cpu")
     assert found.network is (torch.bfloat16 if bfloat16 else None)
@@ -66,7 +66,7 @@ def test_cpus_by_their_instructions(processor, facts, bfloat16):
 
 
 @pytest.mark.parametrize("faster", [True, False])
-def test_other_cpus_by_a_measurement(processor, monkeypatch, faster):
+def test_other_cpus_are_decided_by_a_measurement(processor, monkeypatch, faster):
     processor("DEFAULT", machine="arm64")
     monkeypatch.setattr(precision, "bfloat16_is_faster", lambda: faster)
     assert (arithmetic("cpu").network is torch.bfloat16) == faster
@@ -77,11 +77,11 @@ def test_the_measurement_returns_a_bool():
 
 
 @pytest.mark.parametrize("ampere", [True, False])
-def test_gpus(monkeypatch, ampere):
+def test_gpus_use_low_precision(monkeypatch, ampere):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: ampere or including_emulation)
     found = arithmetic("cuda:1")
     half = torch.bfloat16 if ampere else torch.float16
-    whole = torch.bfloat16 if ampere else torch.float32  # T5 and Newton-Schulz leave the range of float16
+    whole = torch.bfloat16 if ampere else torch.float32  # T5 and Newton-Schulz exceed the range of float16
     assert (found.network, found.encoder, found.matrices) == (half, whole, whole)
 
 
@@ -90,7 +90,7 @@ def test_apple_gpus_use_float32():
     assert (found.network, found.encoder, found.matrices) == (None, torch.float32, torch.float32)
 
 
-def test_names():
+def test_precision_names_are_read():
     assert [precision_name(autocast_dtype("cpu", name)) for name in ("fp32", "bf16", "fp16")] == [
         "fp32",
         "bf16",
@@ -116,10 +116,10 @@ class Watch(TorchDispatchMode):
         self.seen |= {leaf.dtype for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)}
         return out
 
-what = preset("emoji_mini_64")
-what = replace(what, train=replace(what.train, batch_size=2))
+experiment = preset("emoji_mini_64")
+experiment = replace(experiment, train=replace(experiment.train, batch_size=2))
 with Watch():
-    measure_throughput(what, torch.device("cpu"), seconds=0.01)
+    measure_throughput(experiment, torch.device("cpu"), seconds=0.01)
 assert torch.backends.cpu.get_cpu_capability() == "AVX2", torch.backends.cpu.get_cpu_capability()
 assert torch.float32 in Watch.seen and not Watch.seen & {torch.bfloat16, torch.float16}, Watch.seen
 """

@@ -1,4 +1,4 @@
-"""torch.compile traces every network as one graph, without recompilation."""
+"""Check that torch.compile traces every network as one graph, without recompilation."""
 
 from dataclasses import replace
 
@@ -19,12 +19,12 @@ from imagen.train.parallel import ParallelConfig, apply_activation_checkpointing
 
 
 def shortened(config: UNetConfig) -> UNetConfig:
-    """Reduce to one block per level, two where only the last attends: every kind of block, at less tracing time."""
+    """Reduce to one block per level, or two if only the last attends. This keeps every kind of block."""
     levels = [replace(level, blocks=min(level.blocks, 1 + (level.attend == "last"))) for level in config.levels]
     return replace(config, levels=tuple(levels))
 
 
-def distinct() -> dict[str, UNetConfig]:
+def distinct_structures() -> dict[str, UNetConfig]:
     """Return the presets' structures, without those that differ only in channels."""
     found: dict[object, tuple[str, UNetConfig]] = {}
     for name in PRESETS:
@@ -49,24 +49,24 @@ def inputs(config: UNetConfig, device="meta"):
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled():
+def reset_dynamo():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
 
 
-CONFIGS = {**{name: shortened(config) for name, config in STRUCTURES.items()}, **distinct()}
+CONFIGS = {**{name: shortened(config) for name, config in STRUCTURES.items()}, **distinct_structures()}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_network_is_one_graph(name):
-    """In training with activation checkpointing, and in sampling with cached text."""
+    """Checked in training with activation checkpointing, and in sampling with cached text."""
     config = CONFIGS[name]
     with torch.device("meta"):
         unet = UNet(config)
     x, label, cond = inputs(config)
-    # What follows dynamo sees the same operations in all of them, and takes most of the time.
+    # The stages after dynamo handle the same operations in all networks, and would take most of the time.
     unet.compile(fullgraph=True, backend="aot_eager" if name in STRUCTURES else "eager", dynamic=False)
     apply_activation_checkpointing(unet, ParallelConfig(checkpointing="full"))
     unet(x, label, **cond).sum().backward()
@@ -77,7 +77,7 @@ def test_a_network_is_one_graph(name):
             assert unet(x, label, **cond).shape[0] == 2
 
 
-def test_the_graph_computes_what_the_network_computes():
+def test_the_graph_gives_the_output_of_the_network():
     config = STRUCTURES["guided"]
     torch.manual_seed(0)
     unet = UNet(config)
@@ -90,7 +90,7 @@ def test_the_graph_computes_what_the_network_computes():
     torch.testing.assert_close(unet(x, label, **cond), expected)
 
 
-def kept(unet, x, label, cond):
+def saved_bytes(unet, x, label, cond):
     """Return the bytes that a forward pass saves for the backward pass, without parameters."""
     own = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
     found = {}
@@ -110,18 +110,18 @@ def kept(unet, x, label, cond):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["guided", "efficient"])
 def test_a_compiled_network_saves_the_bytes_that_a_plan_counts(name, monkeypatch):
-    """With our fused norms in bfloat16, as on GPUs; inductor partitions the graph into forward and backward."""
+    """Uses our fused norms in bfloat16, as on GPUs. Inductor partitions the graph into forward and backward."""
     monkeypatch.setattr(kernels, "uses_triton", lambda device: True)
     config = STRUCTURES[name]
     unet = UNet(config).to(torch.bfloat16).to(memory_format=torch.channels_last)
     given = inputs(config, "cpu")
-    plain = kept(unet, *given)
+    plain = saved_bytes(unet, *given)
     unet.compile(fullgraph=True, backend="aot_eager_decomp_partition", dynamic=False)
-    assert kept(unet, *given) == pytest.approx(plain, rel=0.01)
+    assert saved_bytes(unet, *given) == pytest.approx(plain, rel=0.01)
 
 
 def test_ten_batches_of_different_captions_are_one_graph():
-    """Padded as in training: each batch has its own longest caption, and some captions are dropped."""
+    """As in training, each batch is padded to its longest caption, and some captions are dropped."""
     config = STRUCTURES["guided"]
     stage = StageConfig(resolution=16, unet=config)
     null_LD = torch.zeros(1, config.text_width)

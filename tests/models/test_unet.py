@@ -15,7 +15,7 @@ from imagen.models.text_cache import TextCachingUNet
 from imagen.models.unet import UNet
 
 
-def randomised(config: UNetConfig) -> UNet:
+def randomized_unet(config: UNetConfig) -> UNet:
     """Return a U-Net without zero-initialised layers."""
     torch.manual_seed(0)
     unet = UNet(config).double().eval()
@@ -48,56 +48,56 @@ def run(unet: UNet, values: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("config", STRUCTURES.values(), ids=STRUCTURES.keys())
 class TestEveryStructure:
-    def test_starts_at_zero(self, config: UNetConfig) -> None:
+    def test_the_initial_output_is_zero(self, config: UNetConfig) -> None:
         torch.manual_seed(0)
         values = {key: value.float() if value.is_floating_point() else value for key, value in inputs(config).items()}
         assert not run(UNet(config), values).any()
 
     def test_the_output_depends_on_every_parameter_and_input(self, config: UNetConfig) -> None:
-        unet, values = randomised(config), inputs(config)
+        unet, values = randomized_unet(config), inputs(config)
         for value in values.values():
             if value.is_floating_point():
                 value.requires_grad_()
         run(unet, values).square().sum().backward()
-        # A bias before a group norm of one channel a group, or added to all keys, cannot matter: nothing else may not.
+        # A bias before a group norm of one channel per group, or added to all keys, would have no effect.
         silent = [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.any()]
         assert silent == []
         assert all(v.grad is not None and v.grad.any() for v in values.values() if v.is_floating_point())
 
-    def test_does_not_mix_images(self, config: UNetConfig) -> None:
-        unet, values = randomised(config), inputs(config, batch=3)
+    def test_images_are_not_mixed(self, config: UNetConfig) -> None:
+        unet, values = randomized_unet(config), inputs(config, batch=3)
         together = run(unet, values)
         alone = run(unet, {key: value[1:2] for key, value in values.items()})
         torch.testing.assert_close(together[1:2], alone)
 
-    def test_accepts_images_that_are_not_square(self, config: UNetConfig) -> None:
+    def test_images_need_not_be_square(self, config: UNetConfig) -> None:
         values = inputs(config, height=8, width=24)
-        assert run(randomised(config), values).shape == values["x"].shape
+        assert run(randomized_unet(config), values).shape == values["x"].shape
 
-    def test_rejects_sides_that_are_no_multiple_of_the_stride(self, config: UNetConfig) -> None:
+    def test_sides_that_are_no_multiple_of_the_stride_are_rejected(self, config: UNetConfig) -> None:
         side = config.total_stride + 1
         with pytest.raises(UserError, match=f"divide by {config.total_stride}, not {side}x{side}"):
-            run(randomised(config), inputs(config, height=side, width=side))
+            run(randomized_unet(config), inputs(config, height=side, width=side))
 
     def test_learned_variance_doubles_the_channels(self, config: UNetConfig) -> None:
-        unet = randomised(dataclasses.replace(config, learned_variance=True))
+        unet = randomized_unet(dataclasses.replace(config, learned_variance=True))
         assert run(unet, inputs(config)).shape == (2, 6, 16, 16)
 
-    def test_does_not_depend_on_the_padding_of_text(self, config: UNetConfig) -> None:
+    def test_the_output_does_not_depend_on_text_padding(self, config: UNetConfig) -> None:
         if not config.text_width:
-            pytest.skip("knows no text")
-        unet, values = randomised(config), inputs(config)
+            pytest.skip("this structure takes no text")
+        unet, values = randomized_unet(config), inputs(config)
         padded = dict(values)
         padded["text"] = torch.cat([values["text"], torch.full((2, 3, config.text_width), 1e3, dtype=torch.float64)], 1)
         padded["text_mask"] = torch.cat([values["text_mask"], torch.zeros(2, 3, dtype=torch.bool)], 1)
         torch.testing.assert_close(run(unet, padded), run(unet, values))
-        values["text_mask"] = None  # the same as all True
+        values["text_mask"] = None  # equivalent to all True
         torch.testing.assert_close(run(unet, values), run(unet, padded))
 
 
 @pytest.mark.parametrize("config", [GUIDED, ADDED, DEEPFLOYD], ids=["guided", "efficient", "deepfloyd"])
 def test_cached_text_gives_the_same_output(config: UNetConfig) -> None:
-    unet, values = randomised(config), inputs(config)
+    unet, values = randomized_unet(config), inputs(config)
     values["text_mask"][0, 3:] = False
     expected = run(unet, values)
     once = TextCachingUNet(unet)
@@ -110,12 +110,12 @@ def test_cached_text_gives_the_same_output(config: UNetConfig) -> None:
             setattr(layer, name, lambda *args, original=original: read.append(1) or original(*args))
     torch.testing.assert_close(run(once, values), expected, rtol=0, atol=0)
     assert not read
-    other = values | {"text": values["text"].flip(0)}  # another tensor, another text
+    other = values | {"text": values["text"].flip(0)}  # another tensor is another text
     torch.testing.assert_close(run(once, other), run(unet, other), rtol=0, atol=0)
     assert read
 
 
-def test_total_stride() -> None:
+def test_total_stride_is_the_product_of_strides() -> None:
     assert [c.total_stride for c in STRUCTURES.values()] == [2, 4, 2, 4, 4, 2, 4]
 
 
@@ -138,12 +138,12 @@ def test_invalid_structures_are_rejected(changes: dict, message: str) -> None:
 def test_missing_conditions_are_errors() -> None:
     values = inputs(EFFICIENT)
     with pytest.raises(ValueError, match="text"):
-        run(randomised(EFFICIENT), {k: v for k, v in values.items() if not k.startswith("text")})
+        run(randomized_unet(EFFICIENT), {k: v for k, v in values.items() if not k.startswith("text")})
     with pytest.raises(ValueError, match="low-resolution"):
-        run(randomised(EFFICIENT), {k: v for k, v in values.items() if not k.startswith("low")})
+        run(randomized_unet(EFFICIENT), {k: v for k, v in values.items() if not k.startswith("low")})
 
 
-def test_sinusoid() -> None:
+def test_the_sinusoidal_embedding_equals_its_definition() -> None:
     features = sinusoid(torch.tensor([0.0, 7.0]), 8)
     frequencies = [10_000 ** (-i / 4) for i in range(4)]
     expected = [[1.0] * 4 + [0.0] * 4, [f(7 * w) for f in (math.cos, math.sin) for w in frequencies]]

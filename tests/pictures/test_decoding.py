@@ -1,4 +1,4 @@
-"""Every way of storing one picture is read as that picture."""
+"""Test decoding: every way of storing an image gives the same pixels."""
 
 import io
 import struct
@@ -13,11 +13,11 @@ from imagen.errors import UserError
 from imagen.pictures import BadPicture, UnknownRange, decode, missing_format, read_picture, readable_formats
 from imagen.pictures.png import SIGNATURE
 
-TURNS = range(1, 9)  # EXIF's orientations
+ORIENTATIONS = range(1, 9)  # of EXIF
 
 
 def smooth(height: int = 96, width: int = 128) -> np.ndarray:
-    """A smooth picture whose four corners differ, so that a turn or an exchange of channels shows."""
+    """Return a smooth image with four different corners, which reveals rotations and exchanged channels."""
     y, x = np.linspace(0, 1, height)[:, None], np.linspace(0, 1, width)[None]
     return np.stack([40 + 150 * x + 0 * y, 60 + 140 * y + 0 * x, 200 - 90 * x - 60 * y], -1).round().astype(np.uint8)
 
@@ -28,14 +28,14 @@ def encode(image: Image.Image | np.ndarray, kind: str, **options: object) -> byt
     return file.getvalue()
 
 
-def turned(orientation: int) -> Image.Exif:
+def orientation_exif(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif
 
 
 def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """The pixels that are shown as `upright` once they are turned, by Pillow."""
+    """Return the stored pixels from which Pillow restores `upright` according to `orientation`."""
     for candidate in Image.Transpose:
         image = Image.fromarray(upright).transpose(candidate)
         image.getexif()[0x0112] = orientation
@@ -53,22 +53,22 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def difference(data: bytes, expected: np.ndarray) -> float:
-    """Mean absolute difference in levels; infinite where even the size differs."""
+    """Return the mean absolute difference in levels; infinite if the sizes differ."""
     found = decode(data)
     assert found.dtype == np.uint8 and found.flags.c_contiguous
     return float("inf") if found.shape != expected.shape else np.abs(found.astype(int) - expected).mean()
 
 
-@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_pictures_are_turned_upright(kind, orientation):
+def test_images_are_decoded_upright(kind, orientation):
     if kind == "AVIF" and kind not in readable_formats():
         pytest.skip("this Pillow has no AVIF")
     pixels = smooth()
-    data = encode(stored(pixels, orientation), kind, exif=turned(orientation))
+    data = encode(stored(pixels, orientation), kind, exif=orientation_exif(orientation))
     assert difference(data, pixels) < (4 if kind in ("JPEG", "WEBP", "AVIF") else 0.01)
     if kind == "TIFF":
-        data = encode(stored(pixels, orientation), kind, exif=turned(orientation), compression="tiff_lzw")
+        data = encode(stored(pixels, orientation), kind, exif=orientation_exif(orientation), compression="tiff_lzw")
         assert difference(data, pixels) < 0.01
 
 
@@ -84,12 +84,12 @@ def test_pictures_are_turned_upright(kind, orientation):
     ],
     ids=["first", "ICC", "XMP", "comments", "Photoshop", "padding"],
 )
-def test_orientation_is_found_behind_any_segment(before):
+def test_orientation_is_found_after_any_segment(before):
     pixels = smooth()
     data = encode(stored(pixels, 6), "JPEG", quality=95)
-    data = data[:2] + before + segment(0xE1, turned(6).tobytes()) + data[2:]
+    data = data[:2] + before + segment(0xE1, orientation_exif(6).tobytes()) + data[2:]
     assert difference(data, pixels) < 2
-    small = decode(data, min_side=24)  # decoded at a fraction, and turned as well
+    small = decode(data, min_side=24)  # decoded at a fraction of the size, and also upright
     assert small.shape == (24, 32, 3)
     assert (
         np.abs(small.astype(int) - np.asarray(Image.fromarray(pixels).resize((32, 24), Image.Resampling.BOX))).mean()
@@ -97,7 +97,7 @@ def test_orientation_is_found_behind_any_segment(before):
     )
 
 
-def test_orientation_of_xmp_alone():
+def test_orientation_in_xmp_only():
     pixels = smooth()
     data = encode(stored(pixels, 8), "JPEG", quality=95)
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="8"/></x:xmpmeta>'
@@ -109,7 +109,7 @@ def test_orientation_of_xmp_alone():
 @pytest.mark.parametrize(
     "xmp", [b"<r tiff:Orientation='6'/>", b'<r tiff:Orientation = "6"/>', b"<tiff:Orientation> 6 </tiff:Orientation>"]
 )
-def test_xmp_in_any_spelling(kind, xmp):
+def test_orientation_in_any_spelling_of_xmp(kind, xmp):
     pixels = stored(smooth(), 6)
     if kind == "PNG":
         data = encode(pixels, "PNG")
@@ -119,7 +119,7 @@ def test_xmp_in_any_spelling(kind, xmp):
     assert difference(data, smooth()) < 2
 
 
-def test_broken_exif_costs_no_picture():
+def test_broken_exif_is_ignored():
     pixels = smooth()
     data = encode(pixels, "JPEG", quality=95)
     for body in (
@@ -130,10 +130,10 @@ def test_broken_exif_costs_no_picture():
     ):
         assert difference(data[:2] + segment(0xE1, body) + data[2:], pixels) < 2
     for orientation in (0, 9, 65535):
-        assert difference(encode(pixels, "PNG", exif=turned(orientation)), pixels) == 0
+        assert difference(encode(pixels, "PNG", exif=orientation_exif(orientation)), pixels) == 0
 
 
-# Profiles: made here, so that nobody's are shipped. Columns are red, green and blue in XYZ, adapted to D50.
+# Profiles are generated here, so that no licensed ones are needed. Columns: red, green and blue in XYZ, adapted to D50.
 PRIMARIES = {
     "red and green exchanged": ((0.3851, 0.7169, 0.0971), (0.4360, 0.2225, 0.0139), (0.1431, 0.0606, 0.7141)),
     "Adobe RGB": ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)),
@@ -143,7 +143,7 @@ PRIMARIES = {
 
 
 def profile(space: bytes, tags: list[tuple[bytes, bytes]]) -> bytes:
-    """An ICC profile, version 2 (ICC.1:2001-04, 6.1)."""
+    """Return an ICC profile of version 2 (ICC.1:2001-04, 6.1)."""
     text = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + bytes(79)
     tags = [(b"desc", text), (b"cprt", b"text\0\0\0\0none\0\0\0\0"), (b"wtpt", xyz((0.9642, 1, 0.8249))), *tags]
     table, body, start = b"", b"", 132 + 12 * len(tags)
@@ -170,7 +170,7 @@ def rgb_profile(primaries: tuple[tuple[float, ...], ...], exponent: float = 2.2)
 
 
 def in_float64(rgb_HWC: np.ndarray, primaries: tuple[tuple[float, ...], ...], exponent: float = 2.2) -> np.ndarray:
-    """The stored pixels in sRGB (IEC 61966-2-1, adapted to D50), by the equations."""
+    """Convert pixels to sRGB by the equations (IEC 61966-2-1, adapted to D50)."""
     srgb = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
     linear = (rgb_HWC / 255) ** exponent @ np.array(primaries) @ np.linalg.inv(srgb).T
     linear = linear.clip(0, 1)
@@ -188,7 +188,7 @@ def test_colour_profiles_are_converted_to_srgb(kind, name):
     assert difference(data, in_float64(as_stored, PRIMARIES[name])) < 1
 
 
-def test_a_profile_in_several_segments_is_put_together():
+def test_profile_in_several_segments_is_joined():
     icc = rgb_profile(PRIMARIES["red and green exchanged"])
     plain = encode(smooth(), "JPEG", quality=95)
     parts = [segment(0xE2, b"ICC_PROFILE\0" + bytes([i, 3]) + part) for i, part in ((2, icc[200:400]), (1, icc[:200]))]
@@ -198,9 +198,9 @@ def test_a_profile_in_several_segments_is_put_together():
     assert difference(plain[:2] + b"".join(parts) + plain[2:], decode(plain)) == 0, "a part is missing"
 
 
-def test_profiles_of_srgb_or_of_nothing_change_nothing():
+def test_srgb_and_unusable_profiles_change_nothing():
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    grey = profile(b"GRAY", [(b"kTRC", gamma(1.0))])  # belongs to other pixels
+    grey = profile(b"GRAY", [(b"kTRC", gamma(1.0))])  # for another colour space
     for icc in (srgb, grey, b"", b"no profile", srgb[:200], bytes(4000)):
         assert difference(encode(smooth(), "PNG", icc_profile=icc), smooth()) == 0
         jpeg = encode(smooth(), "JPEG", quality=95)
@@ -208,7 +208,7 @@ def test_profiles_of_srgb_or_of_nothing_change_nothing():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_profiles_of_grey(kind):
+def test_grey_profiles(kind):
     grey = smooth()[..., 0]
     data = encode(grey, kind, icc_profile=profile(b"GRAY", [(b"kTRC", gamma(1.0))]))
     linear = np.asarray(Image.open(io.BytesIO(data))) / 255
@@ -216,7 +216,7 @@ def test_profiles_of_grey(kind):
     assert difference(data, np.repeat(expected[..., None], 3, 2)) < 1
 
 
-def test_profiles_of_grey_with_transparency():
+def test_grey_profiles_with_transparency():
     grey = smooth()[..., 0]
     icc = profile(b"GRAY", [(b"kTRC", gamma(1.0))])
     opaque = decode(encode(grey, "PNG", icc_profile=icc))
@@ -225,7 +225,7 @@ def test_profiles_of_grey_with_transparency():
     alpha[:48] = 0
     found = decode(encode(Image.merge("LA", [*map(Image.fromarray, (grey, alpha))]), "PNG", icc_profile=icc))
     assert (found[:48] == 255).all() and (found[48:] == opaque[48:]).all()
-    grey[0, 0] = 7  # one grey that is clear
+    grey[0, 0] = 7  # one grey level is transparent
     found = decode(encode(grey, "PNG", icc_profile=icc, transparency=7))
     assert (found[0, 0] == 255).all() and (found[1:] == opaque[1:]).all()
 
@@ -237,21 +237,21 @@ def test_profiles_in_jpeg_2000(method):
     primaries = PRIMARIES["red and green exchanged"]
     box = lambda kind, body: struct.pack(">I4s", 8 + len(body), kind) + body  # noqa: E731
     data = encode(smooth(), "JPEG2000")
-    colour = box(b"colr", b"\1\0\0\0\0\0\x10")  # sRGB, as Pillow writes it
+    colour = box(b"colr", b"\1\0\0\0\0\0\x10")  # sRGB, in Pillow's encoding
     assert data.count(colour) == 1
-    place = data.index(b"jp2h")
-    length = int.from_bytes(data[place - 4 : place], "big")
-    header = data[place - 4 : place - 4 + length]
+    position = data.index(b"jp2h")
+    length = int.from_bytes(data[position - 4 : position], "big")
+    header = data[position - 4 : position - 4 + length]
     changed = header[8:].replace(colour, box(b"colr", bytes([method, 0, 0]) + rgb_profile(primaries)))
     assert difference(data, smooth()) == 0
-    data = data[: place - 4] + box(b"jp2h", changed) + data[place - 4 + length :]
+    data = data[: position - 4] + box(b"jp2h", changed) + data[position - 4 + length :]
     assert difference(data, in_float64(smooth(), primaries)) < 1
-    for cut in range(0, place + length, 7):  # boxes that end anywhere
+    for cut in range(0, position + length, 7):  # truncated boxes
         with pytest.raises(BadPicture):
             decode(data[:cut])
 
 
-def test_transparent_pictures_with_a_profile():
+def test_transparent_image_with_a_profile():
     primaries = PRIMARIES["red and green exchanged"]
     rgba = np.dstack([smooth(), np.full((96, 128), 255, np.uint8)])
     rgba[:48, :, 3] = 0
@@ -304,13 +304,13 @@ def test_deep_grey(tmp_path, name, image):
         *(np.int32([pair]) for pair in ((-1, 300), (0, 70_000), (0, 255))),
     ],
 )
-def test_an_unknown_range_is_refused(values):
-    with pytest.raises(UnknownRange, match=r"are read$"):
+def test_unsupported_range_is_an_error(values):
+    with pytest.raises(UnknownRange, match=r"pixels from .*: supported are"):
         decode(encode(np.repeat(values, 4, 0), "TIFF"))
 
 
 def test_12_bit_tiff():
-    """Two samples are three bytes (TIFF 6.0); 2048 of 4095 is the middle."""
+    """Two 12-bit samples take three bytes (TIFF 6.0); 2048 of 4095 is mid-grey."""
     fields = {256: 4, 257: 2, 258: 12, 259: 1, 262: 1, 273: 8 + 2 + 12 * 9 + 4, 277: 1, 278: 2, 279: 12}
     table = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in fields.items())
     header = b"II*\0" + struct.pack("<IH", 8, len(fields)) + table + bytes(4)
@@ -318,8 +318,8 @@ def test_12_bit_tiff():
     assert found[..., 0].tolist() == [[0, 128, 255, 64]] * 2
 
 
-def test_16_bit_pictures_keep_their_meaning():
-    """A transparent level, and a TIFF whose 0 is white."""
+def test_16_bit_images_with_transparency_or_inverted_levels():
+    """Decode a PNG with a transparent level, and a TIFF in which 0 is white."""
     grey = np.repeat((np.arange(256) * 257).astype(np.uint16)[None], 8, 0)
     file = encode(grey, "PNG")
     file = file[:33] + chunk(b"tRNS", struct.pack(">H", 257 * 7)) + file[33:]
@@ -329,7 +329,7 @@ def test_16_bit_pictures_keep_their_meaning():
     assert np.abs(decode(white_zero)[0, :, 0].astype(int) - np.arange(255, -1, -1)).max() <= 1
 
 
-def test_long_text_costs_no_picture():
+def test_long_text_chunks_are_ignored():
     png = encode(smooth(), "PNG")
     for text in (
         chunk(b"tEXt", b"workflow\0" + b"x" * 3_000_000),
@@ -339,16 +339,16 @@ def test_long_text_costs_no_picture():
         assert difference(png[:-12] + text + png[-12:], smooth()) == 0
 
 
-def test_a_long_profile_costs_no_picture():
+def test_long_profile_is_applied():
     icc = rgb_profile(PRIMARIES["red and green exchanged"])
     long = struct.pack(">I", len(icc) + 2_000_000) + icc[4:] + bytes(2_000_000)
     expected = in_float64(smooth(), PRIMARIES["red and green exchanged"])
     assert difference(encode(smooth(), "PNG", icc_profile=long), expected) < 1
 
 
-def test_checksums_of_png_are_compared_where_that_is_asked_for():
+def test_strict_decoding_checks_png_checksums():
     png = bytearray(encode(smooth(), "PNG"))
-    png[-14] ^= 1  # of the last IDAT's checksum
+    png[-14] ^= 1  # in the checksum of the last IDAT chunk
     with pytest.raises(BadPicture, match="checksum of chunk IDAT"):
         decode(bytes(png), strict=True)
     with pytest.raises(BadPicture, match="IEND"):
@@ -356,7 +356,7 @@ def test_checksums_of_png_are_compared_where_that_is_asked_for():
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_the_first_frame_is_read(kind):
+def test_first_frame_is_decoded(kind):
     first, second = Image.fromarray(smooth()).quantize(32), Image.new("P", (128, 96))
     first, second = (image.convert("RGB") for image in (first, second))
     data = encode(first, kind, save_all=True, append_images=[second], **({"lossless": True} if kind == "WEBP" else {}))
@@ -364,14 +364,14 @@ def test_the_first_frame_is_read(kind):
 
 
 def damaged(data: bytes) -> list[bytes]:
-    """One byte changed, at many places, and cuts."""
+    """Return copies of `data` with one byte changed at many positions, and truncated copies."""
     step = max(len(data) // 200, 1)
     changed = [data[:i] + bytes([value]) + data[i + 1 :] for i in range(0, len(data), step) for value in (0, 0xFF)]
     return changed + [data[:length] for length in range(0, len(data), step)]
 
 
 @pytest.mark.parametrize("kind", sorted(readable_formats()))
-def test_damage_is_always_said_in_one_way(kind, tmp_path):
+def test_damage_is_reported_as_user_error(kind, tmp_path):
     try:
         data = encode(smooth(48, 64), {"DIB": "BMP", "HEIF": "HEIF"}.get(kind, kind))
     except (OSError, KeyError):
@@ -385,11 +385,11 @@ def test_damage_is_always_said_in_one_way(kind, tmp_path):
                 assert read_picture(tmp_path / "x").mode == "RGB"
             except UserError as error:
                 unread += 1
-                assert "is not a picture that can be read" in str(error) or "needs a decoder" in str(error)
+                assert "is not a readable image" in str(error) or "needs a decoder" in str(error)
     assert unread > 10
 
 
-def test_formats_without_a_decoder_are_named(monkeypatch, tmp_path):
+def test_error_names_formats_without_a_decoder(monkeypatch, tmp_path):
     monkeypatch.setattr("imagen.pictures.formats.readable_formats", lambda: ("JPEG", "PNG"))
     for data, kind in [
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIF"),

@@ -24,6 +24,8 @@ PARAMETERS = {
     "finetune": 17_432_268,
     "finetune_lora": 17_432_268,
     "subject": 17_432_268,
+    "cifar10": 39_445_379,
+    "cifar10_small": 8_956_275,
     "debug_64": 1_196_688,
     "debug_256": 879_280,
     "debug_1024": 879_280,
@@ -38,7 +40,7 @@ PARAMETERS = {
 }
 
 
-def count(experiment: Experiment) -> int:
+def count_parameters(experiment: Experiment) -> int:
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in UNet(experiment.stage.unet).parameters())
 
@@ -49,10 +51,10 @@ def test_every_preset_is_listed() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 class TestEveryPreset:
-    def test_parameters(self, name: str) -> None:
-        assert count(preset(name)) == PARAMETERS[name]
+    def test_the_parameter_count_is_pinned(self, name: str) -> None:
+        assert count_parameters(preset(name)) == PARAMETERS[name]
 
-    def test_parts_fit(self, name: str) -> None:
+    def test_the_parts_match(self, name: str) -> None:
         experiment = preset(name)
         check(experiment)
         assert experiment.name == name
@@ -80,15 +82,15 @@ class TestEveryPreset:
     [("text2im_64_397m", 397), ("text2im_64_2b", 2000), ("sr_256_600m", 600), ("sr_1024_400m", 400)],
 )
 def test_parameter_counts_match_the_names(name: str, millions: int) -> None:
-    assert count(preset(name)) == pytest.approx(millions * 1e6, rel=0.02)
+    assert count_parameters(preset(name)) == pytest.approx(millions * 1e6, rel=0.02)
 
 
-def test_unknown_preset_suggests_the_nearest() -> None:
+def test_an_unknown_preset_suggests_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'emoji_64'"):
         preset("emoji64")
 
 
-def test_override() -> None:
+def test_overrides_change_fields() -> None:
     experiment = override(
         preset("emoji_64"),
         ["--optim.lr", "2e-4", "--train.batch-size=8", "--stage.sampling.guidance_interval", "[-3, 4]"],
@@ -109,13 +111,13 @@ def test_override() -> None:
         (["8"], "unexpected argument '8'"),
     ],
 )
-def test_bad_overrides(arguments: list[str], message: str) -> None:
+def test_bad_overrides_are_rejected(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         override(preset("emoji_64"), arguments)
 
 
 @pytest.mark.parametrize("name", ["debug_64", "debug_1024"])
-def test_description_of_a_preset(name):
+def test_a_description_has_the_sizes_of_the_preset(name):
     experiment = preset(name)
     row = describe(experiment)
     assert (row["name"], row["resolution"], row["low_resolution"]) == (

@@ -1,4 +1,4 @@
-"""These tests need the extra `serve`, which `dev` includes; without it none of them is collected."""
+"""Skip these tests unless the extra `serve` is installed, which `dev` includes."""
 
 from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""The server as its clients see it: OpenAI's own client, and plain HTTP."""
+"""Test the HTTP API with OpenAI's client and with plain HTTP."""
 
 import base64
 import json
@@ -8,9 +8,9 @@ import threading
 import httpx
 import numpy as np
 import pytest
-from cascades import apart
+from cascades import max_difference
 from PIL import Image
-from serving import limits, noisy, opened, png, serving, tiny, until
+from serving import change_limits, decode_image, encode_png, noise_image, serving, tiny_cascade, wait_until
 
 from imagen.cascade import Cascade, Variation
 from imagen.pictures import read_metadata, read_picture
@@ -29,15 +29,15 @@ def http(running):
 
 
 def sampled(prompt="cat", **request):
-    return tiny().sample([prompt], progress=False, precision="fp32", device="cpu", **request)[0]
+    return tiny_cascade().sample([prompt], progress=False, precision="fp32", device="cpu", **request)[0]
 
 
-def pictures(response) -> list[Image.Image]:
+def response_images(response) -> list[Image.Image]:
     assert response.status_code == 200, response.text
-    return [opened(base64.b64decode(each["b64_json"])) for each in response.json()["data"]]
+    return [decode_image(base64.b64decode(each["b64_json"])) for each in response.json()["data"]]
 
 
-def events(response) -> list[dict]:
+def stream_events(response) -> list[dict]:
     return [json.loads(line[6:]) for line in response.text.split("\n") if line.startswith("data: ")]
 
 
@@ -51,20 +51,20 @@ def openai(running):
         yield package.OpenAI(api_key="whatever", base_url=f"{running.url}/v1", http_client=client, max_retries=0)
 
 
-def test_openai_generates(openai):
+def test_openai_client_generates_images(openai):
     made = openai.images.generate(prompt="cat", n=2, size="32x32", extra_body={"seed": 5})
     assert made.size == "32x32" and made.output_format == "png" and len(made.data) == 2
     for i, each in enumerate(made.data):
-        assert apart(opened(base64.b64decode(each.b64_json)), sampled(seeds=5 + i)) <= 1
+        assert max_difference(decode_image(base64.b64decode(each.b64_json)), sampled(seeds=5 + i)) <= 1
     small = openai.images.generate(
         model="tiny", prompt="cat", size="16x16", output_format="jpeg", response_format="url"
     )
     assert small.data[0].url.endswith(".jpeg")
-    image = opened(openai._client.get(small.data[0].url).content)
+    image = decode_image(openai._client.get(small.data[0].url).content)
     assert image.format == "JPEG" and image.size == (16, 16)
 
 
-def test_openai_streams_partial_images(openai):
+def test_openai_client_streams_partial_images(openai):
     stream = openai.images.generate(
         prompt="dog", stream=True, partial_images=2, extra_body={"seed": 1, "steps": [6, 3]}
     )
@@ -74,27 +74,30 @@ def test_openai_streams_partial_images(openai):
         "image_generation.completed",
     ]
     assert [event.partial_image_index for event in seen[:2]] == [0, 1]
-    images = [opened(base64.b64decode(event.b64_json)) for event in seen]
+    images = [decode_image(base64.b64decode(event.b64_json)) for event in seen]
     assert [image.size for image in images] == [(16, 16), (16, 16), (32, 32)], "after steps 3 and 6 of 9"
-    assert apart(images[2], sampled("dog", seeds=1, steps=[6, 3])) <= 1
+    assert max_difference(images[2], sampled("dog", seeds=1, steps=[6, 3])) <= 1
     assert seen[2].usage.total_tokens == 0 and seen[2].size == "32x32"
 
 
-def test_openai_edits(openai):
-    image, mask = noisy(), Image.new("RGBA", (32, 32), "white")
-    mask.paste((0, 0, 0, 0), (0, 0, 16, 32))  # transparent, hence drawn anew, on the left
+def test_openai_client_edits_images(openai):
+    image, mask = noise_image(), Image.new("RGBA", (32, 32), "white")
+    mask.paste((0, 0, 0, 0), (0, 0, 16, 32))  # the left half is transparent, hence regenerated
     made = openai.images.edit(
-        image=("image.png", png(image)), mask=("mask.png", png(mask)), prompt="cat", extra_body={"seed": 3}
+        image=("image.png", encode_png(image)),
+        mask=("mask.png", encode_png(mask)),
+        prompt="cat",
+        extra_body={"seed": 3},
     )
-    edited = opened(base64.b64decode(made.data[0].b64_json))
+    edited = decode_image(base64.b64decode(made.data[0].b64_json))
     white = Image.new("L", (32, 32), 0)
     white.paste(255, (0, 0, 16, 32))
-    assert apart(edited, sampled(seeds=3, init=image, mask=white)) <= 1
-    assert np.array_equal(np.asarray(edited)[:, 16:], np.asarray(image)[:, 16:]), "what is opaque is kept"
-    alike = openai.images.edit(image=png(image), prompt="cat", extra_body={"seed": 3})
-    alike = opened(base64.b64decode(alike.data[0].b64_json))
-    assert apart(alike, sampled(seeds=3, init=image, strength=0.7)) <= 1
-    seen = list(openai.images.edit(image=[png(image)], prompt="cat", stream=True, partial_images=1))
+    assert max_difference(edited, sampled(seeds=3, init=image, mask=white)) <= 1
+    assert np.array_equal(np.asarray(edited)[:, 16:], np.asarray(image)[:, 16:]), "the opaque region is unchanged"
+    alike = openai.images.edit(image=encode_png(image), prompt="cat", extra_body={"seed": 3})
+    alike = decode_image(base64.b64decode(alike.data[0].b64_json))
+    assert max_difference(alike, sampled(seeds=3, init=image, strength=0.7)) <= 1
+    seen = list(openai.images.edit(image=[encode_png(image)], prompt="cat", stream=True, partial_images=1))
     assert [event.type for event in seen] == ["image_edit.partial_image", "image_edit.completed"]
 
 
@@ -112,19 +115,19 @@ def test_openai_client_lists_models_and_raises_for_errors(openai):
 # --- our own API ---
 
 
-def test_all_sampling_options(http):
-    image, mask = noisy(), noisy(seed=1).convert("L")
+def test_all_sampling_options_are_accepted(http):
+    image, mask = noise_image(), noise_image(seed=1).convert("L")
     request = {"steps": [5, 2], "guidance": [3.0, 1.0], "sampler": "heun", "strength": 0.5, "negative": "dog"}
-    body = {"prompt": "cat", "seed": 4, "init": b64(image), "mask": b64(mask), **request, "stream": True}
-    seen = events(http.post("/api/generate", json=body))
+    body = {"prompt": "cat", "seed": 4, "init": data_url(image), "mask": data_url(mask), **request, "stream": True}
+    seen = stream_events(http.post("/api/generate", json=body))
     assert [event["type"] for event in seen[:2]] == ["job", "queued"] and seen[-1] == {
         "type": "end",
         "state": "done",
         "error": None,
     }
     (picture,) = [event for event in seen if event["type"] == "picture"]
-    found = opened(http.get(picture["url"]).content)
-    assert apart(found, sampled(seeds=4, init=image, mask=mask, **request)) <= 1
+    found = decode_image(http.get(picture["url"]).content)
+    assert max_difference(found, sampled(seeds=4, init=image, mask=mask, **request)) <= 1
     body = {
         "prompt": "cat",
         "seed": 4,
@@ -133,20 +136,25 @@ def test_all_sampling_options(http):
         "size": "16x16",
         "stream": True,
     }
-    found = [event for event in events(http.post("/api/generate", json=body)) if event["type"] == "picture"]
+    found = [event for event in stream_events(http.post("/api/generate", json=body)) if event["type"] == "picture"]
     for i, picture in enumerate(sorted(found, key=lambda picture: picture["number"])):
-        assert apart(opened(http.get(picture["url"]).content), sampled(seeds=[Variation(9, 4 + i, 0.2)], stages=1)) <= 1
+        assert (
+            max_difference(
+                decode_image(http.get(picture["url"]).content), sampled(seeds=[Variation(9, 4 + i, 0.2)], stages=1)
+            )
+            <= 1
+        )
 
 
-def b64(image: Image.Image) -> str:
-    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
+def data_url(image: Image.Image) -> str:
+    return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
 
 
-def test_stream_has_previews_and_the_command(http):
+def test_the_stream_has_previews_and_the_command(http):
     body = {"prompt": "a cat", "seed": 7, "steps": [8, 4], "stream": True, "guidance": 2.5}
-    seen = events(http.post("/api/generate", json=body))
+    seen = stream_events(http.post("/api/generate", json=body))
     previews = [event for event in seen if event["type"] == "preview"]
-    sizes = [opened(base64.b64decode(event["preview"].partition(",")[2])).size for event in previews]
+    sizes = [decode_image(base64.b64decode(event["preview"].partition(",")[2])).size for event in previews]
     assert (16, 16) in sizes and sizes == sorted(sizes)
     assert [event["progress"] for event in previews] == sorted(event["progress"] for event in previews)
     (picture,) = [event for event in seen if event["type"] == "picture"]
@@ -155,22 +163,22 @@ def test_stream_has_previews_and_the_command(http):
     assert words[3:] == ["--stages=2", "--seed=7", "--steps=8,4", "--guidance=2.5", "--out", "pictures", "a cat"]
 
 
-def test_command_and_file_regenerate_the_image(imagen, tmp_path, caplog):
-    """By the weights in the package, alone and among others, at one stage in few steps."""
+def test_the_command_and_the_file_regenerate_the_image(imagen, tmp_path, caplog):
+    """Uses the packaged weights, alone and in a batch, with one stage and few steps."""
     with (
-        serving(Cascade.load("emoji", stages=1), cascade="emoji", limits=limits(prompt=1_000)) as server,
+        serving(Cascade.load("emoji", stages=1), cascade="emoji", limits=change_limits(prompt=1_000)) as server,
         server.client() as http,
     ):
         body = {"prompt": "an octopus on a blue background", "seed": 7, "size": "64x64", "steps": 3, "guidance": 2.5}
-        with server.hold():
+        with server.pause_engine():
             other = {"prompt": "a cat", "n": 4, "size": "64x64", "steps": 5, "sampler": "ddpm"}
             assert http.post("/api/generate", json=other).status_code == 202
             address = http.post("/api/generate", json=body).headers["location"]
-        until(lambda: http.get(address).json()["state"] == "done")
+        wait_until(lambda: http.get(address).json()["state"] == "done")
         (picture,) = http.get(address).json()["pictures"]
         long = {"prompt": "a " * 480, "size": "64x64", "steps": 1, "stream": True}
-        assert events(http.post("/api/generate", json=long))[-1]["state"] == "done"
-        assert "a a a" not in caplog.text, "prompts are not logged, those that the encoder cuts included"
+        assert stream_events(http.post("/api/generate", json=long))[-1]["state"] == "done"
+        assert "a a a" not in caplog.text, "prompts are not logged, not even truncated ones"
         served = tmp_path / "served.png"
         served.write_bytes(http.get(picture["url"]).content)
     words = shlex.split(picture["command"])
@@ -178,12 +186,12 @@ def test_command_and_file_regenerate_the_image(imagen, tmp_path, caplog):
     words[words.index("pictures")] = str(tmp_path / "drawn")
     imagen(*words, "--precision", "fp32", "--device", "cpu")
     drawn = read_picture(tmp_path / "drawn" / "0000.png")
-    assert apart(drawn, read_picture(served)) <= 1
+    assert max_difference(drawn, read_picture(served)) <= 1
     imagen("sample", "emoji", "--from", served, "--out", tmp_path / "again", "--device", "cpu")
-    assert apart(read_picture(tmp_path / "again" / "0000.png"), drawn) <= 1
+    assert max_difference(read_picture(tmp_path / "again" / "0000.png"), drawn) <= 1
 
 
-def test_png_has_provenance(http, tmp_path):
+def test_png_files_have_provenance(http, tmp_path):
     made = http.post("/v1/images/generations", json={"prompt": "cat", "seed": 11}).json()["data"][0]
     path = tmp_path / "picture.png"
     path.write_bytes(base64.b64decode(made["b64_json"]))
@@ -192,62 +200,64 @@ def test_png_has_provenance(http, tmp_path):
     assert found["conditions"]["batch"] == 1
 
 
-def test_job_state_and_cancellation(running, http):
+def test_jobs_report_their_state_and_can_be_cancelled(running, http):
     response = http.post("/api/generate", json={"prompt": "cat", "seed": 2, "n": 2})
     assert response.status_code == 202
     address = response.headers["location"]
-    until(lambda: http.get(address).json()["state"] == "done")
+    wait_until(lambda: http.get(address).json()["state"] == "done")
     job = http.get(address).json()
     assert [picture["seed"] for picture in job["pictures"]] == [2, 3]
-    assert apart(opened(http.get(job["pictures"][1]["url"]).content), sampled(seeds=3)) <= 1
+    assert max_difference(decode_image(http.get(job["pictures"][1]["url"]).content), sampled(seeds=3)) <= 1
     assert http.delete(address).status_code == 200 and http.get(address).status_code == 404
     assert http.get(job["pictures"][1]["url"]).status_code == 404
-    with running.hold():
+    with running.pause_engine():
         address = http.post("/api/generate", json={"prompt": "cat", "n": 4}).headers["location"]
         assert http.delete(address).json()["state"] == "cancelled"
-    until(lambda: running.service.engines[0].load() == (0, 0))
+    wait_until(lambda: running.service.engines[0].load() == (0, 0))
 
 
-def test_upscale(http):
-    image = noisy(16)
+def test_images_are_upscaled(http):
+    image = noise_image(16)
     response = http.post(
-        "/api/upscale", files={"image": png(image)}, data={"prompt": "cat", "seed": "3", "stream": "1"}
+        "/api/upscale", files={"image": encode_png(image)}, data={"prompt": "cat", "seed": "3", "stream": "1"}
     )
-    (picture,) = [event for event in events(response) if event["type"] == "picture"]
-    assert apart(opened(http.get(picture["url"]).content), sampled(seeds=3, start=[image])) <= 1
+    (picture,) = [event for event in stream_events(response) if event["type"] == "picture"]
+    assert max_difference(decode_image(http.get(picture["url"]).content), sampled(seeds=3, start=[image])) <= 1
     assert "imagen upscale CASCADE picture.png --prompt cat --seed=3" in picture["command"]
 
 
-def test_a_client_that_leaves_cancels_its_job(running, http):
-    with running.hold():
+def test_a_client_that_disconnects_cancels_its_job(running, http):
+    with running.pause_engine():
         with http.stream("POST", "/api/generate", json={"prompt": "cat", "stream": True}) as response:
             lines = response.iter_lines()
             next(lines)
             assert running.service.jobs.unfinished()
-        until(lambda: not running.service.jobs.unfinished())
+        wait_until(lambda: not running.service.jobs.unfinished())
         with pytest.raises(httpx.ReadTimeout):
             http.post("/v1/images/generations", json={"prompt": "cat"}, timeout=1.0)
-        until(lambda: not running.service.jobs.unfinished())
-    until(lambda: running.service.engines[0].load() == (0, 0))
+        wait_until(lambda: not running.service.jobs.unfinished())
+    wait_until(lambda: running.service.engines[0].load() == (0, 0))
 
 
-def test_concurrent_clients(running):
-    """Each gets the pictures of their own seed, and some were drawn together."""
+def test_concurrent_clients_get_their_own_images(running):
+    """Each client gets the images of its own seed, and some requests share batches."""
     found: dict[int, Image.Image] = {}
 
-    def one(seed: int) -> None:
+    def request_one(seed: int) -> None:
         with running.client() as client:
-            found[seed] = pictures(client.post("/v1/images/generations", json={"prompt": "cat", "seed": seed}))[0]
+            found[seed] = response_images(client.post("/v1/images/generations", json={"prompt": "cat", "seed": seed}))[
+                0
+            ]
 
-    with running.hold():
-        threads = [threading.Thread(target=one, args=(seed,)) for seed in range(8)]
+    with running.pause_engine():
+        threads = [threading.Thread(target=request_one, args=(seed,)) for seed in range(8)]
         for thread in threads:
             thread.start()
-        until(lambda: len(running.service.jobs.unfinished()) == 8)
+        wait_until(lambda: len(running.service.jobs.unfinished()) == 8)
     for thread in threads:
         thread.join(60)
     for seed in range(8):
-        assert apart(found[seed], sampled(seeds=seed)) <= 1
+        assert max_difference(found[seed], sampled(seeds=seed)) <= 1
     text = running.service.metrics.text().decode()
     assert 'imagen_batch_pictures_bucket{le="4.0",stage="16"}' in text
     registry = running.service.metrics.registry
@@ -255,10 +265,10 @@ def test_concurrent_clients(running):
     assert large > registry.get_sample_value("imagen_batch_pictures_bucket", {"stage": "16", "le": "4.0"})
 
 
-def test_full_queue_has_retry_after():
-    with serving(limits=limits(queue=2, active=1)) as server, server.client() as http, server.hold():
+def test_a_full_queue_is_reported_with_retry_after():
+    with serving(limits=change_limits(queue=2, active=1)) as server, server.client() as http, server.pause_engine():
         http.post("/api/generate", json={"n": 1})
-        until(lambda: server.service.engines[0].load() == (0, 1))
+        wait_until(lambda: server.service.engines[0].load() == (0, 1))
         second = http.post("/api/generate", json={"n": 2}).json()
         assert second["state"] == "queued" and second["position"] == 1
         response = http.post("/v1/images/generations", json={"prompt": "cat"})
@@ -267,20 +277,20 @@ def test_full_queue_has_retry_after():
         assert server.service.metrics.registry.get_sample_value("imagen_pictures_total", {"end": "refused"}) == 1
 
 
-def test_timeout_is_504():
-    with serving(timeout=0.4) as server, server.client() as http, server.hold():
+def test_a_timeout_is_504():
+    with serving(timeout=0.4) as server, server.client() as http, server.pause_engine():
         response = http.post("/v1/images/generations", json={"prompt": "cat"})
         assert response.status_code == 504 and "longer than 0.4 seconds" in response.json()["error"]["message"]
 
 
-def test_two_engines_share_the_work():
+def test_two_engines_share_the_images():
     with serving(engines=2) as server, server.client() as http:
-        assert len(pictures(http.post("/v1/images/generations", json={"prompt": "cat", "n": 4, "seed": 1}))) == 4
+        assert len(response_images(http.post("/v1/images/generations", json={"prompt": "cat", "n": 4, "seed": 1}))) == 4
         drawn = [engine.scheduler.arrived for engine in server.service.engines]
         assert drawn == [2, 2]
 
 
-def test_keys_and_rates():
+def test_keys_and_rate_limits_are_enforced():
     keys = {"a" * 32: "ann", "b" * 32: "bob"}
     with serving(keys=keys, rate=5.0) as server, server.client() as http:
         assert http.get("/v1/models").status_code == 401
@@ -292,13 +302,13 @@ def test_keys_and_rates():
         first = http.post("/api/generate", json={"prompt": "cat", "n": 4}, headers=ann)
         assert first.status_code == 202
         again = http.post("/api/generate", json={"prompt": "cat", "n": 4}, headers=ann)
-        assert again.status_code == 429 and 20 < int(again.headers["retry-after"]) <= 40, "3 pictures at 5 a minute"
-        assert http.get(first.headers["location"], headers=bob).status_code == 404, "another's job"
+        assert again.status_code == 429 and 20 < int(again.headers["retry-after"]) <= 40, "3 images at 5 per minute"
+        assert http.get(first.headers["location"], headers=bob).status_code == 404, "the job of another client"
         assert http.post("/api/generate", json={"prompt": "cat", "n": 4}, headers=bob).status_code == 202
 
 
-@pytest.mark.parametrize(("proxies", "https", "apart"), [((), False, False), (("127.0.0.0/8",), True, True)])
-def test_client_address_behind_a_proxy(proxies, https, apart):
+@pytest.mark.parametrize(("proxies", "https", "separate"), [((), False, False), (("127.0.0.0/8",), True, True)])
+def test_clients_behind_a_trusted_proxy_have_their_own_address(proxies, https, separate):
     with serving(proxies=proxies, rate=4.0) as server, server.client() as http:
         statuses = []
         for address in ("192.0.2.1", "192.0.2.2"):
@@ -308,17 +318,19 @@ def test_client_address_behind_a_proxy(proxies, https, apart):
             statuses.append(response.status_code)
             if response.status_code == 200:
                 assert response.json()["data"][0]["url"].startswith("https:" if https else "http:")
-    assert statuses == ([200, 200] if apart else [200, 429]), "the address that the proxy saw, not what was sent to it"
+    assert statuses == ([200, 200] if separate else [200, 429]), (
+        "clients are identified by the address that the proxy saw"
+    )
 
 
-def test_rejection_by_the_queue_is_not_charged_to_the_rate():
-    with serving(limits=limits(queue=2), rate=5.0) as server, server.client() as http:
+def test_requests_rejected_by_the_queue_do_not_count_towards_the_rate():
+    with serving(limits=change_limits(queue=2), rate=5.0) as server, server.client() as http:
         for _ in range(3):
             assert http.post("/api/generate", json={"n": 4}).json()["error"]["code"] == "queue_full"
         assert http.post("/api/generate", json={"n": 2}).status_code == 202
 
 
-def test_checks_of_the_operator():
+def test_checks_of_the_operator_reject_prompts_and_images():
     checks = {
         "check_prompt": lambda prompt: "no dogs here" if "dog" in prompt else None,
         "check_picture": lambda image: "too blue" if image.size == (16, 16) else None,
@@ -326,25 +338,27 @@ def test_checks_of_the_operator():
     with serving(**checks) as server, server.client() as http:
         response = http.post("/v1/images/generations", json={"prompt": "a dog"})
         assert response.status_code == 403 and response.json()["error"]["message"] == "no dogs here"
-        body = {"prompt": "a cat", "negative": "dog", "guidance": 0.0}  # which draws a dog
+        body = {"prompt": "a cat", "negative": "dog", "guidance": 0.0}  # guidance 0 samples the negative prompt
         assert http.post("/api/generate", json=body).status_code == 403
         response = http.post("/v1/images/generations", json={"prompt": "a cat", "size": "16x16"})
         assert response.status_code == 422 and response.json()["error"]["message"] == "too blue"
-        seen = events(http.post("/api/generate", json={"prompt": "cat", "stream": True}))
-        assert not [event for event in seen if event["type"] == "preview"], "they would show what it refuses"
+        seen = stream_events(http.post("/api/generate", json={"prompt": "cat", "stream": True}))
+        assert not [event for event in seen if event["type"] == "preview"], (
+            "previews could show images that the check rejects"
+        )
         assert seen[-1]["state"] == "done"
 
 
 def test_memory_of_finished_images_is_bounded():
-    with serving(limits=limits(stored_bytes=6_000)) as server, server.client() as http:
+    with serving(limits=change_limits(stored_bytes=6_000)) as server, server.client() as http:
         for seed in range(6):
-            pictures(http.post("/v1/images/generations", json={"prompt": "cat", "seed": seed, "size": "32x32"}))
+            response_images(http.post("/v1/images/generations", json={"prompt": "cat", "seed": seed, "size": "32x32"}))
         jobs = server.service.jobs
         assert 0 < jobs.stored_bytes <= 6_000 + 4_000 and len(jobs.jobs) < 6
         assert jobs.stored_bytes == sum(len(picture.data or b"") for _, picture in jobs.pictures.values())
 
 
-def test_health_metrics_and_documents(running, http):
+def test_health_metrics_and_documents_are_served(running, http):
     assert http.get("/healthz").text == "ok\n"
     assert http.get("/readyz").json() == {"ready": True}
     text = http.get("/metrics").text

@@ -1,16 +1,16 @@
-"""Internal failures: clients get an error response, the log has the traceback, health checks fail."""
+"""Test internal failures: clients get an error response, the log has the traceback, and health checks fail."""
 
 import socket
 
 import pytest
 import torch
-from serving import Recorded, Watching, engine, limits, noisy, png, serving, until
+from serving import BatcherSpy, RecordedTask, change_limits, encode_png, noise_image, serving, start_engine, wait_until
 
 from imagen.serve.errors import INTERNAL
 from imagen.serve.openai_api import Images
 
 
-def broken(error: BaseException):
+def raising_check(error: BaseException):
     def check(*_):
         raise error
 
@@ -19,45 +19,45 @@ def broken(error: BaseException):
 
 @pytest.mark.parametrize("error", [ValueError("of theirs"), TimeoutError("of theirs")])
 def test_a_check_that_raises_is_500_and_logged(error, capfd):
-    with serving(check_prompt=broken(error)) as server, server.client() as http:
+    with serving(check_prompt=raising_check(error)) as server, server.client() as http:
         response = http.post("/v1/images/generations", json={"prompt": "cat"})
         assert response.status_code == 500 and response.json()["error"]["message"] == INTERNAL
         assert response.headers["x-content-type-options"] == "nosniff"
         assert "of theirs" in capfd.readouterr().err
         counted = {"method": "POST", "route": "/v1/images/generations", "status": "500"}
-        until(lambda: server.service.metrics.registry.get_sample_value("imagen_http_requests_total", counted) == 1)
+        wait_until(lambda: server.service.metrics.registry.get_sample_value("imagen_http_requests_total", counted) == 1)
         assert http.post("/v1/images/generations", json={"prompt": ""}).status_code == 200
-    with serving(check_picture=broken(error)) as server, server.client() as http:
+    with serving(check_picture=raising_check(error)) as server, server.client() as http:
         response = http.post("/v1/images/generations", json={"prompt": "cat"})
         assert response.status_code == 500 and response.json()["error"]["message"] == INTERNAL
         assert "of theirs" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "expected"),
     [
         ("def check_prompt(:", "SyntaxError"),
         ("1 / 0", "ZeroDivisionError"),
         ("async def check_prompt(text): return None", "check_prompt is async; it must be a plain function"),
     ],
 )
-def test_invalid_modules_of_checks(code, said, tmp_path, monkeypatch, mistake):
+def test_invalid_check_modules_are_rejected(code, expected, tmp_path, monkeypatch, error_of):
     (tmp_path / "their_checks.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(__import__("sys").modules, "their_checks", raising=False)
-    assert said in mistake("serve", "emoji", "--filter", "their_checks")
+    assert expected in error_of("serve", "emoji", "--filter", "their_checks")
 
 
-def test_an_error_of_the_engine_ends_only_the_active_images(capfd):
+def test_an_engine_error_ends_only_the_active_images(capfd):
     with serving() as server, server.client() as http:
         one = server.service.engines[0]
-        turn = one.run_batch
+        run_batch = one.run_batch
 
-        def once() -> None:
-            one.run_batch = turn
+        def fail_once() -> None:
+            one.run_batch = run_batch
             raise RuntimeError("a bug in the engine")
 
-        one.run_batch = once
+        one.run_batch = fail_once
         assert http.post("/v1/images/generations", json={"prompt": "cat"}).status_code == 500
         assert "a bug in the engine" in capfd.readouterr().err
         assert http.get("/healthz").status_code == 200
@@ -65,13 +65,13 @@ def test_an_error_of_the_engine_ends_only_the_active_images(capfd):
 
 
 def test_a_failed_engine_is_reported(capfd):
-    with serving(limits=limits(active=1)) as server, server.client() as http:
+    with serving(limits=change_limits(active=1)) as server, server.client() as http:
         one = server.service.engines[0]
-        with server.hold():
+        with server.pause_engine():
             addresses = [http.post("/api/generate", json={"prompt": "cat"}).headers["location"] for _ in range(3)]
-            one.wait_for_work = broken(SystemExit("lost"))  # by what is no Exception
-        until(lambda: not one.thread.is_alive())
-        until(lambda: all(http.get(address).json()["state"] == "failed" for address in addresses))
+            one.wait_for_work = raising_check(SystemExit("lost"))  # not a subclass of Exception
+        wait_until(lambda: not one.thread.is_alive())
+        wait_until(lambda: all(http.get(address).json()["state"] == "failed" for address in addresses))
         assert "lost" in capfd.readouterr().err and one.load() == (0, 0)
         assert http.get("/healthz").status_code == http.get("/readyz").status_code == 503
         response = http.post("/v1/images/generations", json={"prompt": "cat"})
@@ -87,10 +87,10 @@ def test_other_engines_continue():
 
 
 def test_an_accelerator_error_fails_the_engine():
-    """Every later CUDA call of the process raises it."""
-    made = engine()
-    Watching(made, broken(torch.AcceleratorError("illegal address")))
-    drawn = Recorded(made)
+    """After such an error, every later CUDA call of the process fails."""
+    made = start_engine()
+    BatcherSpy(made, raising_check(torch.AcceleratorError("illegal address")))
+    drawn = RecordedTask(made)
     made.submit([drawn.task])
     assert isinstance(drawn.wait(), torch.AcceleratorError) and made.failure is drawn.result
     made.stop()
@@ -100,14 +100,14 @@ def test_partial_images_are_freed_with_their_stream():
     with serving() as server, server.client() as http:
         body = {"prompt": "cat", "stream": True, "partial_images": 3}
         assert http.post("/v1/images/generations", json=body).text.count("event: image_generation.partial_image") == 3
-        files = {"image": png(noisy())}
+        files = {"image": encode_png(noise_image())}
         http.post("/v1/images/edits", files=files, data={"prompt": "x", "stream": "true", "partial_images": "2"})
         jobs = list(server.service.jobs.jobs.values())
         assert len(jobs) == 2
-        until(lambda: not any(picture.partials for job in jobs for picture in job.pictures))
+        wait_until(lambda: not any(picture.partials for job in jobs for picture in job.pictures))
 
 
-def test_openai_fields():
+def test_openai_fields_are_converted():
     assert Images(prompt="x", output_compression=0).image_request().quality == 1
     assert Images(prompt="x", output_compression=80).image_request().quality == 80
     assert Images(prompt="x").image_request().quality is None
@@ -116,12 +116,12 @@ def test_openai_fields():
         assert (error["param"], error["code"]) == ("model", "model_not_found")
 
 
-def test_a_client_that_leaves_while_sending_is_not_a_failure(capfd):
+def test_a_client_that_disconnects_while_sending_is_not_a_failure(capfd):
     with serving() as server, server.client() as http:
         port = int(server.url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), 10) as connection:
             head = "POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             connection.sendall(f'{head}Content-Length: 100\r\n\r\n{{"prompt": '.encode())
-        until(lambda: 'route="/api/generate",status="499"' in http.get("/metrics").text)
+        wait_until(lambda: 'route="/api/generate",status="499"' in http.get("/metrics").text)
         assert http.get("/healthz").status_code == 200
     assert "Traceback" not in capfd.readouterr().err

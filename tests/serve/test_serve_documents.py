@@ -1,4 +1,4 @@
-"""Documentation of serving, and deploy/: commands parse, files are well-formed, limits match the code."""
+"""Check the documentation of serving and deploy/: commands parse, files are well-formed, limits match the code."""
 
 import json
 import re
@@ -17,7 +17,7 @@ DOCS = "".join(page.read_text() for page in PAGES)
 DEPLOY = ROOT / "deploy"
 
 
-def commands() -> list[str]:
+def serve_commands() -> list[str]:
     texts = [DOCS, *(path.read_text() for path in DEPLOY.iterdir())]
     found = [
         line for text in texts for line in re.findall(r"(?:^|=/opt/imagen/bin/|`)(imagen serve [^`\n#]*)", text, re.M)
@@ -26,13 +26,13 @@ def commands() -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("line", commands())
-def test_commands_parse(line):
+@pytest.mark.parametrize("line", serve_commands())
+def test_documented_commands_parse(line):
     options = parse(shlex.split(line)[1:])
     assert options.command == "serve"
 
 
-def test_container_and_compose():
+def test_container_files_are_well_formed():
     dockerfile = (DEPLOY / "Dockerfile").read_text()
     entry, arguments = (
         json.loads(re.search(rf"^{word} (\[.*\])$", dockerfile, re.M)[1])  # type: ignore[index]
@@ -52,9 +52,9 @@ def test_container_and_compose():
     assert int(re.search(r"TimeoutStopSec=(\d+)", unit)[1]) > ServeConfig().drain  # type: ignore[index]
 
 
-def test_limits_match_the_code():
+def test_documented_limits_match_the_code():
     limits = Limits()
-    for said, value in (
+    for text_in_docs, value in (
         ("images per request | 10, ", limits.n == 10),
         ("steps per stage | 250 |", limits.steps == 250),
         ("prompt | 2,000 characters", limits.prompt == 2000),
@@ -69,11 +69,11 @@ def test_limits_match_the_code():
         ("connections | 512 |", limits.connections == 512),
         ("256 MiB, 4,096 jobs", limits.stored_bytes == 2**28 and limits.stored_jobs == 4096),
     ):
-        assert said in DOCS and value, said
+        assert text_in_docs in DOCS and value, text_in_docs
     assert "client_max_body_size 32m" in (DEPLOY / "nginx.conf").read_text()
 
 
-def test_links_and_metrics_exist():
+def test_linked_pages_and_documented_metrics_exist():
     from imagen.serve.metrics import Metrics
 
     for page in PAGES:

@@ -1,11 +1,21 @@
-"""The engine: images independent of the batch, batches that form and dissolve, fairness."""
+"""Test the engine: images do not depend on the batch, batches change at each step, and clients share fairly."""
 
 from typing import Any
 
 import pytest
 import torch
-from cascades import apart
-from serving import JOB, LIMITS, Recorded, Watching, engine, limits, noisy, tiny, until
+from cascades import max_difference
+from serving import (
+    JOB,
+    LIMITS,
+    BatcherSpy,
+    RecordedTask,
+    change_limits,
+    noise_image,
+    start_engine,
+    tiny_cascade,
+    wait_until,
+)
 from torch import nn
 
 from imagen.cascade import Variation
@@ -17,7 +27,7 @@ from imagen.serve.task import Step
 
 @pytest.fixture(scope="module")
 def running():
-    made = engine()
+    made = start_engine()
     yield made
     made.stop()
 
@@ -30,28 +40,28 @@ REQUESTS: list[dict[str, Any]] = [
     {"seeds": 7, "negative": "dog", "guidance": [4.0, 1.5], "guidance_interval": (-4.0, 4.0)},
     {"seeds": [Variation(3, 9, 0.4)], "sampler": "ddim", "guidance_rescale": 0.5},
     {"seeds": 8, "stages": 1, "sampler": "dpmpp_2m_sde"},
-    {"seeds": 9, "init": noisy(), "mask": noisy(seed=1).convert("L"), "strength": 0.6, "steps": 5},
+    {"seeds": 9, "init": noise_image(), "mask": noise_image(seed=1).convert("L"), "strength": 0.6, "steps": 5},
 ]
 
 
 def test_an_image_depends_on_its_own_request_only(running):
     """Sampled alone, with seven other requests, and by `Cascade.sample`."""
-    together = [Recorded(running, client=str(i), **request) for i, request in enumerate(REQUESTS)]
+    together = [RecordedTask(running, client=str(i), **request) for i, request in enumerate(REQUESTS)]
     running.submit([drawn.task for drawn in together])
     for drawn, request in zip(together, REQUESTS, strict=True):
-        alone = Recorded(running, **request)
+        alone = RecordedTask(running, **request)
         running.submit([alone.task])
         prompt = request.get("prompt", "cat")
         request = {name: value for name, value in request.items() if name != "prompt"}
         sampled = running.cascade.sample([prompt], progress=False, **JOB, **request)[0]
-        assert apart(drawn.wait(), sampled) <= 1, request
-        assert apart(alone.wait(), sampled) <= 1, request
-    assert apart(together[0].result, together[1].result) > 5
+        assert max_difference(drawn.wait(), sampled) <= 1, request
+        assert max_difference(alone.wait(), sampled) <= 1, request
+    assert max_difference(together[0].result, together[1].result) > 5
 
 
 @pytest.mark.parametrize("sampler", sampler_names())
 def test_steps_and_previews_are_reported(running, sampler):
-    drawn = Recorded(running, shows=True, sampler=sampler, steps=[3, 2])
+    drawn = RecordedTask(running, shows=True, sampler=sampler, steps=[3, 2])
     running.submit([drawn.task])
     picture = drawn.wait()
     assert [(step.stage, step.step, step.steps) for step in drawn.steps] == [
@@ -62,50 +72,50 @@ def test_steps_and_previews_are_reported(running, sampler):
     sizes = [step.preview.size for step in drawn.steps if step.preview is not None]
     assert sizes == [(16, 16)] * 3 + [(32, 32)] * 2
     last = drawn.steps[-1].preview
-    assert last is not None and apart(last, picture) <= 1
+    assert last is not None and max_difference(last, picture) <= 1
 
 
 def test_a_new_image_joins_the_batch_at_the_next_step():
-    made = engine()
-    first, second = Recorded(made, steps=[30, 1]), Recorded(made, "dog", "b", steps=[3, 1])
-    watching = Watching(made, lambda calls: made.submit([second.task]) if calls == 10 else None)
+    made = start_engine()
+    first, second = RecordedTask(made, steps=[30, 1]), RecordedTask(made, "dog", "b", steps=[3, 1])
+    watching = BatcherSpy(made, lambda calls: made.submit([second.task]) if calls == 10 else None)
     made.submit([first.task])
     first.wait(), second.wait()
     made.stop()
     assert watching.sizes == [1] * 10 + [2] * 3 + [1] * 17
     waiting = made.metrics.registry.get_sample_value("imagen_batch_pictures_count", {"stage": "16"})
-    assert waiting == 30 + 2, "and those of the warm-up"
+    assert waiting == 30 + 2, "one call per step, and two of the warm-up"
 
 
-def test_batch_respects_the_pixel_limit():
-    made = engine(limits=limits(batch_pixels=16 * 16 * 5))  # two and a half guided images
-    sizes = Watching(made).sizes
-    drawn = [Recorded(made, seeds=i, stages=1, steps=4) for i in range(5)]
+def test_batches_respect_the_pixel_limit():
+    made = start_engine(limits=change_limits(batch_pixels=16 * 16 * 5))  # two and a half guided images
+    sizes = BatcherSpy(made).sizes
+    drawn = [RecordedTask(made, seeds=i, stages=1, steps=4) for i in range(5)]
     made.submit([each.task for each in drawn])
     pictures = [each.wait() for each in drawn]
     made.stop()
     assert max(sizes) == 2 and sum(sizes) == 5 * 4
     assert all(
-        apart(picture, made.cascade.sample(["cat"], seeds=i, stages=1, steps=4, **JOB)[0]) <= 1
+        max_difference(picture, made.cascade.sample(["cat"], seeds=i, stages=1, steps=4, **JOB)[0]) <= 1
         for i, picture in enumerate(pictures)
     )
 
 
 def test_a_cancelled_image_leaves_the_batch():
-    made = engine()
-    gone, stays = Recorded(made, steps=[2000, 1]), Recorded(made, "dog", steps=[40, 1])
+    made = start_engine()
+    gone, stays = RecordedTask(made, steps=[2000, 1]), RecordedTask(made, "dog", steps=[40, 1])
     gone.task.report = lambda event: gone.record(event)
     made.submit([gone.task, stays.task])
-    until(lambda: len(gone.steps) > 2)
+    wait_until(lambda: len(gone.steps) > 2)
     made.cancel([gone.task])
-    assert apart(stays.wait(), made.cascade.sample(["dog"], steps=[40, 1], progress=False, **JOB)[0]) <= 1
-    until(lambda: made.load() == (0, 0))
+    assert max_difference(stays.wait(), made.cascade.sample(["dog"], steps=[40, 1], progress=False, **JOB)[0]) <= 1
+    wait_until(lambda: made.load() == (0, 0))
     assert gone.result is None and len(gone.steps) < 2000
     made.stop()
 
 
 def test_only_the_failing_image_of_a_batch_fails():
-    model = tiny()
+    model = tiny_cascade()
 
     class Breaks(nn.Module):
         """Raises for prompts of three tokens."""
@@ -120,27 +130,27 @@ def test_only_the_failing_image_of_a_batch_fails():
             return self.unet(x, noise, text=text, text_mask=text_mask, **cond)
 
     model.stages[0].unet = Breaks(model.stages[0].unet)
-    made = engine(model)
-    bad, good = Recorded(made, "three words here"), Recorded(made, "cat")
+    made = start_engine(model)
+    bad, good = RecordedTask(made, "three words here"), RecordedTask(made, "cat")
     made.submit([bad.task, good.task])
     assert isinstance(bad.wait(), RuntimeError) and "three tokens" in str(bad.result)
-    assert apart(good.wait(), tiny().sample(["cat"], progress=False, **JOB)[0]) <= 1
+    assert max_difference(good.wait(), tiny_cascade().sample(["cat"], progress=False, **JOB)[0]) <= 1
     made.stop()
 
 
 def test_a_large_request_does_not_delay_another_client():
-    made = engine(limits=limits(active=4))
+    made = start_engine(limits=change_limits(active=4))
     order: list[str] = []
-    greedy = [Recorded(made, client="greedy", seeds=i, steps=[20, 1]) for i in range(12)]
-    modest = Recorded(made, client="modest", steps=[20, 1])
+    greedy = [RecordedTask(made, client="greedy", seeds=i, steps=[20, 1]) for i in range(12)]
+    modest = RecordedTask(made, client="modest", steps=[20, 1])
     for drawn in (*greedy, modest):
         drawn.task.report = lambda event, drawn=drawn: (
             drawn.record(event) or (drawn.ended.is_set() and order.append(drawn.task.client))  # type: ignore[func-returns-value]
         )
     made.submit([drawn.task for drawn in greedy])
-    until(lambda: greedy[0].steps)
+    wait_until(lambda: greedy[0].steps)
     made.submit([modest.task])
-    until(lambda: made.queue_positions().get(modest.task, 0) == 0)
+    wait_until(lambda: made.queue_positions().get(modest.task, 0) == 0)
     for drawn in (*greedy, modest):
         drawn.wait()
     made.stop()
@@ -148,11 +158,11 @@ def test_a_large_request_does_not_delay_another_client():
 
 
 def test_a_short_request_overtakes_a_long_one_of_the_same_client():
-    made = engine(limits=limits(batch_pixels=16 * 16 * 2))  # one guided image per call
-    long, short = Recorded(made, steps=[50, 1]), Recorded(made, steps=[3, 1])
-    long_steps: list[int] = []  # of the long request, after each step of the short one
+    made = start_engine(limits=change_limits(batch_pixels=16 * 16 * 2))  # one guided image per call
+    long, short = RecordedTask(made, steps=[50, 1]), RecordedTask(made, steps=[3, 1])
+    long_steps: list[int] = []  # steps of the long request after each step of the short one
 
-    def report(event: Any) -> None:  # in the engine's thread, so that the order of events is that of the steps
+    def report(event: Any) -> None:  # runs in the engine's thread, so events are in the order of the steps
         if isinstance(event, Step):
             long_steps.append(len(long.steps))
         short.record(event)
@@ -164,15 +174,15 @@ def test_a_short_request_overtakes_a_long_one_of_the_same_client():
     long.wait()
     made.stop()
     assert len(long_steps) == 4 and len(long.steps) == 51
-    assert long_steps[:3] == [1, 2, 3], "step by step in turn, the long one first"
+    assert long_steps[:3] == [1, 2, 3], "both take turns, starting with the long request"
 
 
-def test_queue_positions():
-    made = Engine(tiny(), LIMITS, torch.device("cpu"), engine_metrics())
-    drawn = [Recorded(made, client=client) for client in "aaab"]
+def test_queue_positions_follow_the_fair_order():
+    made = Engine(tiny_cascade(), LIMITS, torch.device("cpu"), engine_metrics())
+    drawn = [RecordedTask(made, client=client) for client in "aaab"]
     made.submit([each.task for each in drawn])
     ahead = made.queue_positions()
-    assert [ahead[each.task] for each in drawn] == [0, 2, 3, 1], "b's first comes before a's second"
+    assert [ahead[each.task] for each in drawn] == [0, 2, 3, 1], "the first image of b comes before the second of a"
     made.cancel([drawn[0].task])
     assert [made.queue_positions().get(each.task) for each in drawn] == [None, 0, 2, 1]
 
@@ -183,7 +193,7 @@ def engine_metrics() -> Any:
     return Metrics()
 
 
-def test_fair_queue():
+def test_the_fair_queue_shares_by_weight_and_gives_credit_only_for_waiting():
     queue = FairQueue({"base": 4.0})
     turns = []
     for _ in range(10):
@@ -201,16 +211,16 @@ def test_fair_queue():
 
 
 def test_later_stages_get_device_time_while_new_images_arrive():
-    made = engine()
+    made = start_engine()
     clock = {0: 0, 1: 0}
     for stage in (0, 1):
-        Watching(made, lambda calls, stage=stage: clock.update({stage: calls}), stage)
-    first = Recorded(made, steps=[1, 8])
-    greedy = [Recorded(made, client="b", seeds=i, stages=1, steps=60) for i in range(3)]
-    with made.condition:  # all of them at once
+        BatcherSpy(made, lambda calls, stage=stage: clock.update({stage: calls}), stage)
+    first = RecordedTask(made, steps=[1, 8])
+    greedy = [RecordedTask(made, client="b", seeds=i, stages=1, steps=60) for i in range(3)]
+    with made.condition:  # submit all at once
         made.submit([first.task, *(drawn.task for drawn in greedy)])
     first.wait()
-    assert clock[1] == 8 and clock[0] < 60, "not after the others"
+    assert clock[1] == 8 and clock[0] < 60, "later stages must not wait for all new images"
     for drawn in greedy:
         drawn.wait()
     made.stop()

@@ -1,4 +1,4 @@
-"""The page in a real browser. Skipped where no Chromium is installed (Debian: apt-get install chromium)."""
+"""Test the page in a real browser. Skipped if Chromium is not installed (Debian: apt-get install chromium)."""
 
 import re
 import shutil
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from serving import limits, serving, until
+from serving import change_limits, serving, wait_until
 
 from imagen.diffusion.samplers import sampler_names
 
@@ -23,7 +23,7 @@ PREVIEW = '.picture[src^="data:image/jpeg"]'
 
 @pytest.fixture(scope="module")
 def running():
-    with serving(limits=limits(body=10**7, input_pixels=2**22, steps=250)) as server:
+    with serving(limits=change_limits(body=10**7, input_pixels=2**22, steps=250)) as server:
         yield server
 
 
@@ -51,7 +51,7 @@ def page(running, browser):
     assert problems == []
 
 
-def ask(page, prompt: str, *, steps: int = 3, count: int = 1) -> None:
+def submit_prompt(page, prompt: str, *, steps: int = 3, count: int = 1) -> None:
     page.fill("#prompt", prompt)
     if not page.locator("#settings").evaluate("details => details.open"):
         page.click("#settings summary")
@@ -60,11 +60,11 @@ def ask(page, prompt: str, *, steps: int = 3, count: int = 1) -> None:
     page.press("#prompt", "Enter")
 
 
-def test_prompt_to_gallery(running, page):
-    with running.slow():
-        ask(page, "a <b>cat</b>", steps=12)
+def test_a_prompt_becomes_an_image_in_the_gallery(running, page):
+    with running.slow_engine():
+        submit_prompt(page, "a <b>cat</b>", steps=12)
         seen = set()
-        until(lambda: seen.add(page.locator(".picture").first.get_attribute("src")) or len(seen) > 3)  # type: ignore[func-returns-value]
+        wait_until(lambda: seen.add(page.locator(".picture").first.get_attribute("src")) or len(seen) > 3)  # type: ignore[func-returns-value]
     expect(page.locator(STORED)).to_have_count(1)
     assert page.locator(STORED).inner_text() == "a <b>cat</b>", "text, not HTML"
 
@@ -107,27 +107,27 @@ def test_prompt_to_gallery(running, page):
     expect(page.locator("#empty")).to_be_visible()
 
 
-def test_cancel(running, page):
-    with running.slow():
-        ask(page, "a cat", steps=250, count=2)
+def test_a_job_can_be_cancelled(running, page):
+    with running.slow_engine():
+        submit_prompt(page, "a cat", steps=250, count=2)
         expect(page.locator(f"{CARDS} {PREVIEW}").first).to_be_visible()
         page.locator(f"{CARDS} button").first.click()
         expect(page.locator(CARDS)).to_have_count(1)
         page.locator(f"{CARDS} button").first.click()
         expect(page.locator(CARDS)).to_have_count(0)
-    until(lambda: running.service.engines[0].load() == (0, 0))
+    wait_until(lambda: running.service.engines[0].load() == (0, 0))
     expect(page.locator("#empty")).to_be_visible()
 
 
-def test_queue_position_is_shown(running, page):
+def test_the_queue_position_is_shown(running, page):
     scheduler = running.service.engines[0].scheduler
     before = scheduler.limits
-    scheduler.limits = limits(active=1)
+    scheduler.limits = change_limits(active=1)
     try:
-        with running.hold():
-            ask(page, "a cat", count=2)
-            until(lambda: running.service.engines[0].load() == (1, 1))
-            ask(page, "a dog")
+        with running.pause_engine():
+            submit_prompt(page, "a cat", count=2)
+            wait_until(lambda: running.service.engines[0].load() == (1, 1))
+            submit_prompt(page, "a dog")
             expect(page.locator(CARDS).first).to_contain_text("1 image ahead in the queue")
         expect(page.locator(STORED)).to_have_count(3)
     finally:
@@ -138,15 +138,15 @@ def test_samplers_come_from_the_server(page):
     page.click("#settings summary")
     assert page.locator("#sampler option").all_inner_texts() == ["default", *sampler_names()]
     page.select_option("#sampler", "heun")
-    ask(page, "a cat")
+    submit_prompt(page, "a cat")
     expect(page.locator(STORED)).to_have_count(1)
 
 
-def test_error_messages(page):
+def test_error_messages_are_shown(page):
     page.click("#generate")
     expect(page.locator("#problem")).to_have_text("Enter a prompt.")
-    ask(page, "a cat", steps=999)
-    assert page.locator("#steps").evaluate("input => input.validity.rangeOverflow"), "the browser says it"
+    submit_prompt(page, "a cat", steps=999)
+    assert page.locator("#steps").evaluate("input => input.validity.rangeOverflow"), "the browser reports it"
     page.fill("#steps", "")
     page.fill("#prompt", "x " * 80)
     page.press("#prompt", "Enter")
@@ -155,25 +155,25 @@ def test_error_messages(page):
     page.fill("#prompt", "a cat")
     page.press("#prompt", "Enter")
     expect(page.locator("#problem")).to_contain_text("Init cannot be read")
-    page.problems.clear()  # the browser's own line about the 422, and about the picture
+    page.problems.clear()  # the browser logs the 422 and the invalid image itself
 
 
-def test_input_image(page, tmp_path):
-    from serving import noisy
+def test_an_input_image_can_be_masked_and_sent(page, tmp_path):
+    from serving import noise_image
 
-    noisy(64).save(tmp_path / "own.png")
+    noise_image(64).save(tmp_path / "own.png")
     page.set_input_files("#file", tmp_path / "own.png")
     expect(page.locator("#input-image-view")).to_be_visible()
-    ask(page, "a cat")
+    submit_prompt(page, "a cat")
     expect(page.locator(STORED)).to_have_count(1)
     page.click("#input-image-paint")
     expect(page.locator("#canvas")).to_be_focused()
-    for key in ("ArrowLeft", "Space", "ArrowUp", "Space", "+"):  # without a mouse
+    for key in ("ArrowLeft", "Space", "ArrowUp", "Space", "+"):  # uses only the keyboard
         page.keyboard.press(key)
     page.click("#brush-form button[type=submit]")
     expect(page.locator(STORED)).to_have_count(2)
     page.click("#input-image-remove")
-    noisy(16).save(tmp_path / "small.png")
+    noise_image(16).save(tmp_path / "small.png")
     page.set_input_files("#file", tmp_path / "small.png")
     page.click("#input-image-upscale")
     expect(page.locator(STORED)).to_have_count(3)
@@ -181,7 +181,7 @@ def test_input_image(page, tmp_path):
     expect(page.locator("#command")).to_contain_text("imagen upscale CASCADE picture.png")
 
 
-def test_page_asks_for_the_key(browser):
+def test_the_page_asks_for_the_key(browser):
     with serving(keys={"a" * 20: "ann"}) as server:
         context = browser.new_context()
         page = context.new_page()
@@ -190,12 +190,12 @@ def test_page_asks_for_the_key(browser):
         page.fill("#key-value", "a" * 20)
         page.click("#key button.primary")
         page.wait_for_selector("#sizes input")
-        ask(page, "a cat")
+        submit_prompt(page, "a cat")
         expect(page.locator(STORED)).to_have_count(1)
         context.close()
 
 
-def findings(page) -> list[str]:
+def serious_findings(page) -> list[str]:
     """Return the serious and critical findings of axe-core."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     found = axe.Axe().run(page)
@@ -208,39 +208,39 @@ def findings(page) -> list[str]:
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
-def test_accessibility(running, browser, scheme, width):
+def test_the_page_has_no_serious_accessibility_findings(running, browser, scheme, width):
     context = browser.new_context(
         viewport={"width": width, "height": 840}, color_scheme=scheme, bypass_csp=True, reduced_motion="reduce"
     )
     page = context.new_page()
     page.goto(running.url)
     page.wait_for_selector("#sizes input")
-    ask(page, "a cat")
+    submit_prompt(page, "a cat")
     expect(page.locator(STORED)).to_have_count(1)
-    assert findings(page) == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out"
+    assert serious_findings(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing exceeds the width of the page"
     page.click(".open")
-    assert findings(page) == []
+    assert serious_findings(page) == []
     page.click("#paint")
     expect(page.locator("#brush")).to_be_visible()
-    assert findings(page) == []
+    assert serious_findings(page) == []
     page.goto(f"{running.url}/docs")
     page.wait_for_selector("article")
-    assert findings(page) == []
+    assert serious_findings(page) == []
     context.close()
 
 
-def test_keyboard_alone(page):
+def test_the_page_works_with_the_keyboard_alone(page):
     page.locator("#prompt").focus()
     page.keyboard.type("a cat")
     page.keyboard.press("Enter")
     expect(page.locator(STORED)).to_have_count(1)
-    until(_reaches(page, "open"))
+    wait_until(_reaches(page, "open"))
     page.keyboard.press("Enter")
     expect(page.locator("#viewer")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.locator("#viewer")).to_be_hidden()
-    assert page.evaluate("document.activeElement.className") == "open", "the focus returns"
+    assert page.evaluate("document.activeElement.className") == "open", "the focus returns to the image"
 
 
 def _reaches(page, name: str) -> Callable[[], bool]:

@@ -1,4 +1,4 @@
-"""The command as a process: started, told to stop, killed, misused."""
+"""Run the command as a process: start it, stop it, kill it, and misuse it."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ def saved(tmp_path_factory) -> Path:
     return folder
 
 
-class Process:
+class ServerProcess:
     def __init__(self, *arguments: object):
         words = [sys.executable, "-m", "imagen", "serve", *map(str, arguments), "--port", str(free_port())]
         self.process = subprocess.Popen(words, env=ENVIRONMENT, stdout=-1, stderr=-1, text=True, cwd=ROOT)
@@ -44,9 +44,9 @@ class Process:
                     return
             except httpx.TransportError:
                 time.sleep(0.05)
-        raise AssertionError("it never became ready")
+        raise AssertionError("the server did not become ready within 60 s")
 
-    def __enter__(self) -> "Process":
+    def __enter__(self) -> "ServerProcess":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -62,15 +62,17 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def many(process: Process, count: int, **body: object) -> tuple[list[threading.Thread], dict[int, httpx.Response]]:
-    """Requests on their way, and their answers as they come."""
+def start_requests(
+    process: ServerProcess, count: int, **body: object
+) -> tuple[list[threading.Thread], dict[int, httpx.Response]]:
+    """Start `count` requests; return their threads, and a dict that receives the responses."""
     answers: dict[int, httpx.Response] = {}
 
-    def one(seed: int) -> None:
-        with contextlib.suppress(httpx.TransportError):  # of a server that is killed
+    def request_one(seed: int) -> None:
+        with contextlib.suppress(httpx.TransportError):  # the server may be killed
             answers[seed] = process.client.post("/v1/images/generations", json={"prompt": "", "seed": seed, **body})
 
-    threads = [threading.Thread(target=one, args=(seed,)) for seed in range(count)]
+    threads = [threading.Thread(target=request_one, args=(seed,)) for seed in range(count)]
     for thread in threads:
         thread.start()
     end = time.monotonic() + 30
@@ -79,13 +81,13 @@ def many(process: Process, count: int, **body: object) -> tuple[list[threading.T
     return threads, answers
 
 
-def metrics(process: Process) -> str:
+def metrics(process: ServerProcess) -> str:
     return process.client.get("/metrics").text
 
 
 def test_sigterm_finishes_accepted_requests(saved):
-    with Process(saved) as process:
-        threads, answers = many(process, 20, steps=100)
+    with ServerProcess(saved) as process:
+        threads, answers = start_requests(process, 20, steps=100)
         process.process.send_signal(signal.SIGTERM)
         refused = process.client.post("/v1/images/generations", json={"prompt": ""})
         assert refused.status_code == 503 and refused.headers["retry-after"]
@@ -98,8 +100,8 @@ def test_sigterm_finishes_accepted_requests(saved):
 
 
 def test_sigterm_reports_unfinished_requests(saved):
-    with Process(saved, "--drain", "0.2", "--max-steps", "5000") as process:
-        threads, answers = many(process, 20, steps=5000)
+    with ServerProcess(saved, "--drain", "0.2", "--max-steps", "5000") as process:
+        threads, answers = start_requests(process, 20, steps=5000)
         process.process.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join(60)
@@ -109,33 +111,33 @@ def test_sigterm_reports_unfinished_requests(saved):
         assert process.process.returncode == 0
 
 
-def test_restart_after_kill(saved):
+def test_the_server_restarts_after_a_kill(saved):
     before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
-    with Process(saved) as process:
-        many(process, 4, steps=200)
+    with ServerProcess(saved) as process:
+        start_requests(process, 4, steps=200)
         process.process.kill()
-    with Process(saved) as process:
+    with ServerProcess(saved) as process:
         assert process.client.post("/v1/images/generations", json={"prompt": ""}).status_code == 200
         assert {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()} == before
 
 
-def test_ctrl_c(saved):
-    with Process(saved) as process:
+def test_ctrl_c_stops_the_server(saved):
+    with ServerProcess(saved) as process:
         process.process.send_signal(signal.SIGINT)
         assert process.process.wait(30) == 0
 
 
-def test_user_errors_are_one_line(saved, mistake, tmp_path):
+def test_user_errors_are_one_line(saved, error_of, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert f"cannot listen on 127.0.0.1:{port}" in mistake("serve", saved, "--port", port)
-    assert "nothing" in mistake("serve", tmp_path / "nothing", "--port", free_port())
-    assert "65,535" in mistake("serve", saved, "--port", 70000)
-    assert "does not exist" in mistake("serve", saved, "--keys", tmp_path / "keys")
-    assert "--device nonsense" in mistake("serve", saved, "--workers-devices", "cpu,nonsense")
-    assert "--proxy-from *" in mistake("serve", saved, "--proxy-from", "*")
-    assert "--rate is -1" in mistake("serve", saved, "--rate", "-1")
-    assert "must be a module" in mistake("serve", saved, "--filter", "no.such.module")
-    assert "neither a function" in mistake("serve", saved, "--filter", "this")
+        assert f"cannot listen on 127.0.0.1:{port}" in error_of("serve", saved, "--port", port)
+    assert "nothing" in error_of("serve", tmp_path / "nothing", "--port", free_port())
+    assert "65,535" in error_of("serve", saved, "--port", 70000)
+    assert "does not exist" in error_of("serve", saved, "--keys", tmp_path / "keys")
+    assert "--device nonsense" in error_of("serve", saved, "--workers-devices", "cpu,nonsense")
+    assert "--proxy-from *" in error_of("serve", saved, "--proxy-from", "*")
+    assert "--rate is -1" in error_of("serve", saved, "--rate", "-1")
+    assert "must be a module" in error_of("serve", saved, "--filter", "no.such.module")
+    assert "neither a function" in error_of("serve", saved, "--filter", "this")

@@ -1,4 +1,4 @@
-"""Compiled sampler steps: one graph per kind of step, and the images of the uncompiled sampler."""
+"""Test compiled sampler steps: one graph per kind of step, and the same images as without compilation."""
 
 from dataclasses import replace
 
@@ -31,13 +31,13 @@ UPSAMPLING = StageConfig(
     detail_std=0.2,
     schedule=ScheduleConfig(kind="discrete_cosine"),
 )
-# Kinds of steps. dpmpp_2m_sde has a first step without history, and a last one without noise; heun two evaluations,
-# which the last step, of one evaluation, ends with the arithmetic of the first.
+# Number of graphs per sampler. The first step of dpmpp_2m_sde has no history, the last one no noise. A step of heun
+# has two evaluations; the last step has one, with the same arithmetic as the first evaluation of other steps.
 KINDS = {"ddpm": 2, "ddim": 2, "dpmpp_2m": 2, "dpmpp_2m_sde": 3, "heun": 2}
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled():
+def reset_dynamo():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -71,8 +71,8 @@ def sampled(stage: Stage, settings: SamplingConfig, seed: int = 0, **options) ->
     return images, given
 
 
-def compiled(stage: Stage) -> CompileCounterWithBackend:
-    counter = CompileCounterWithBackend("eager")  # aot_eager adds time, and no graph break
+def count_graphs(stage: Stage) -> CompileCounterWithBackend:
+    counter = CompileCounterWithBackend("eager")  # aot_eager takes longer and adds no graph breaks
     stage.compiled = {"backend": counter}
     return counter
 
@@ -86,35 +86,35 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("sampler", sampler_names())
-def test_steps_are_few_graphs_and_give_the_same_images(sampler):
-    """Other steps, prompts, seeds and noise levels do not recompile; guidance is in the graph."""
+def test_steps_compile_to_few_graphs_and_give_the_same_images(sampler):
+    """Other numbers of steps, prompts, seeds and noise levels do not recompile; the graph includes guidance."""
     stage = random_stage(BASE)
     settings = SamplingConfig(sampler=sampler, steps=5, eta=0.5, guidance_rescale=0.3)
     requests = [(settings, 0), (replace(settings, steps=4), 5)]
     expected = [sampled(stage, *request) for request in requests]
-    counter = compiled(stage)
+    counter = count_graphs(stage)
     for request, plain in zip(requests, expected, strict=True):
         assert_same(sampled(stage, *request), plain)
         assert counter.frame_count == KINDS[sampler]
 
 
-def test_super_resolution_detail_learned_variance_and_an_interval():
+def test_super_resolution_with_detail_learned_variance_and_an_interval_is_compiled():
     stage = random_stage(UPSAMPLING)
     settings = SamplingConfig(sampler="ddpm", steps=5, guidance_interval=(-5.0, 1.0), threshold="static")
     expected = sampled(stage, settings)
-    counter = compiled(stage)
+    counter = count_graphs(stage)
     assert_same(sampled(stage, settings), expected)
     assert_same(sampled(stage, settings), expected)
     assert counter.frame_count == 3  # guided; not guided; not guided and last
 
 
-def test_inpainting_and_image_to_image():
+def test_inpainting_and_image_to_image_are_compiled():
     stage, settings = random_stage(BASE), SamplingConfig(steps=5)
     mask = torch.zeros(2, 1, 16, 16)
     mask[..., 8:] = 1
     edit = Edit(picture_BCHW=torch.rand(2, 3, 16, 16) * 2 - 1, strength=0.7, mask_B1HW=mask)
     expected = sampled(stage, settings, edit=edit)
-    compiled(stage)
+    count_graphs(stage)
     assert_same(sampled(stage, settings, edit=edit), expected)
 
 
@@ -149,7 +149,7 @@ def test_a_sampler_that_calls_functions_of_torch_is_traced():
     assert counter.frame_count == 1
 
 
-def test_levels_may_end_at_a_finite_one():
+def test_schedules_may_end_at_a_finite_log_snr():
     stage, levels = random_stage(BASE), [-1.0, 0.0, 1.0]
 
     def denoise(x, logsnr_B):
@@ -164,6 +164,6 @@ def test_levels_may_end_at_a_finite_one():
 
 
 @pytest.mark.parametrize("kind", ["cosine", "discrete_cosine"])
-def test_bound_labels_are_the_labels(kind):
+def test_bound_labels_equal_the_labels(kind):
     config, logsnrs = ScheduleConfig(kind=kind), torch.linspace(-20, 15, 999)
     assert torch.equal(bind_label(config, torch.device("cpu"))(logsnrs), build_label(config)(logsnrs))

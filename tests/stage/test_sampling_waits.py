@@ -1,11 +1,11 @@
-"""A sampler's step never synchronises with the device, and issues few operations."""
+"""Check that a sampler step never synchronises with the device and launches few operations."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from device_sync import META, NoSyncMode, meta_device_as_gpu
 from published import I_M
-from waiting import META, NeverWaits, gpu_of_meta
 
 from imagen import kernels
 from imagen.convert.structure import read_unet_config
@@ -28,8 +28,8 @@ SMALL = UNetConfig(
 )
 
 
-def steps_on_meta(config: StageConfig, settings: SamplingConfig, tokens: int = 7) -> NeverWaits:
-    """Run guided steps of a sampler beyond the first two."""
+def steps_on_meta(config: StageConfig, settings: SamplingConfig, tokens: int = 7) -> NoSyncMode:
+    """Run guided sampler steps, without the first one, in NoSyncMode; return the mode."""
     with torch.device("meta"):
         unet = UNet(config.unet).requires_grad_(False)
     shape = (1, 3, config.resolution, config.resolution)
@@ -54,8 +54,8 @@ def steps_on_meta(config: StageConfig, settings: SamplingConfig, tokens: int = 7
     levels = step_logsnrs(build_schedule(config.schedule, config.resolution), settings.steps)
     sampler = settings.build_sampler()
     with torch.no_grad():
-        sampler.sample(denoise, x, levels[:2], noise=noise)  # reads the text
-    with NeverWaits() as mode, torch.no_grad():
+        sampler.sample(denoise, x, levels[:2], noise=noise)  # the first step caches the text
+    with NoSyncMode() as mode, torch.no_grad():
         sampler.sample(denoise, x, levels[1:4], noise=noise)
     return mode
 
@@ -63,18 +63,18 @@ def steps_on_meta(config: StageConfig, settings: SamplingConfig, tokens: int = 7
 @pytest.mark.parametrize("sampler", sampler_names())
 @pytest.mark.parametrize("kind", ["cosine", "discrete_cosine"])
 @pytest.mark.parametrize("interval", [None, (-100.0, 0.0)])
-def test_a_step_of_a_sampler_never_waits(sampler, kind, interval):
+def test_a_sampler_step_never_synchronises(sampler, kind, interval):
     settings = SamplingConfig(sampler=sampler, steps=8, guidance_interval=interval, eta=0.5, guidance_rescale=0.5)
     stage = StageConfig(resolution=16, unet=SMALL, schedule=ScheduleConfig(kind=kind))
     learned = replace(stage, unet=replace(SMALL, learned_variance=True))
     enlarging = replace(stage, unet=replace(SMALL, low_res=True), low_resolution=8, detail_std=0.2)
-    with gpu_of_meta():
+    with meta_device_as_gpu():
         for config in (stage, learned, enlarging):
             assert steps_on_meta(config, settings).operations > 50
 
 
-def test_operations_per_evaluation_of_deepfloyd_if_m():
-    """1,581 with autocast and torch's norms; 970 in diffusers, in bfloat16."""
+def test_the_number_of_operations_per_evaluation_is_pinned():
+    """For comparison: 1,581 with autocast and torch's norms, 970 in diffusers in bfloat16."""
     stage = StageConfig(
         resolution=64,
         unet=read_unet_config(I_M, "IF-I-M"),
@@ -82,7 +82,7 @@ def test_operations_per_evaluation_of_deepfloyd_if_m():
         objective=ObjectiveConfig(prediction="eps"),
         sampling=SamplingConfig(sampler="ddpm", steps=100, guidance=7.0, percentile=0.95, max_scale=1.5),
     )
-    with gpu_of_meta():
+    with meta_device_as_gpu():
         mode = steps_on_meta(stage, stage.sampling, tokens=77)
     print(mode.operations / 2, sorted(mode.names.items(), key=lambda item: -item[1])[:25])
     assert mode.operations / 2 <= 850
@@ -106,7 +106,7 @@ def test_a_bfloat16_network_is_as_accurate_as_one_under_autocast(monkeypatch):
 
 
 def test_the_low_precision_copy_follows_its_weights():
-    """The copy is renewed if and only if the weights change."""
+    """The copy is updated if and only if the weights change."""
     unet = UNet(SMALL)
     network = Network(unet)
     first = network.low_precision(unet, torch.device("cpu"), torch.bfloat16)

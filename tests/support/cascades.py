@@ -1,4 +1,4 @@
-"""Small cascades with random weights, a text encoder that needs no files, and networks whose answers are known."""
+"""Build small cascades with random weights or known outputs, and a text encoder that needs no files."""
 
 import dataclasses
 import hashlib
@@ -20,8 +20,8 @@ TEXT = TextConfig(encoder="words", width=WIDTH)
 QUICK = {"device": "cpu", "precision": "fp32", "progress": False}
 
 
-class Words:
-    """A stand-in encoder: one token per word, a function of the word."""
+class WordTokenEncoder:
+    """Encodes each word as one token that depends on the word alone, and records the prompts."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -37,7 +37,7 @@ class Words:
 
 
 def stage(resolution: int, low_resolution: int | None = None, *, text: bool = True, seed: int = 0) -> Stage:
-    """Return a small U-Net with random weights everywhere, so that its images depend on all inputs."""
+    """Return a stage with a small U-Net. All weights are random, so that images depend on all inputs."""
     unet = UNetConfig(
         levels=(
             Level(channels=32, blocks=1, stride=1),
@@ -60,26 +60,27 @@ def stage(resolution: int, low_resolution: int | None = None, *, text: bool = Tr
     torch.manual_seed(seed + resolution)
     network = UNet(unet)
     for parameter in network.parameters():
-        if parameter.ndim > 1:  # not the norms
+        if parameter.ndim > 1:  # leave the norms unchanged
             nn.init.normal_(parameter, std=2 / parameter[0].numel() ** 0.5)
     return Stage(config, network.eval(), {"step": 7})
 
 
 def cascade(*stages: Stage, **options: bool) -> Cascade:
+    """Return a cascade of these stages; by default of 16 and 32 pixels."""
     stages = stages or (stage(16), stage(32, 16))
-    return Cascade(stages, text=TEXT, unconditional=torch.zeros(1, WIDTH), encoder=Words(), **options)
+    return Cascade(stages, text=TEXT, unconditional=torch.zeros(1, WIDTH), encoder=WordTokenEncoder(), **options)
 
 
 def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image).astype(int)
 
 
-def apart(a: Image.Image, b: Image.Image) -> int:
-    """Return the largest difference of a pixel, in levels of 255."""
+def max_difference(a: Image.Image, b: Image.Image) -> int:
+    """Return the largest difference of a channel of a pixel, in [0, 255]."""
     return int(np.abs(pixels(a) - pixels(b)).max())
 
 
-class Listener(nn.Module):
+class RecordingUNet(nn.Module):
     """Returns the low-resolution image as x0, and records its inputs."""
 
     def __init__(self) -> None:
@@ -93,28 +94,29 @@ class Listener(nn.Module):
         return low_res.bfloat16() if self.autocast else low_res
 
 
-def listener(**changes) -> tuple[Cascade, Listener]:
+def recording_cascade(**changes) -> tuple[Cascade, RecordingUNet]:
+    """Return a cascade of one super-resolution stage, 16 to 64 pixels, and its network. changes: of the StageConfig."""
     config = dataclasses.replace(
         stage(64, 16, text=False).config, objective=ObjectiveConfig(prediction="x0"), **changes
     )
-    network = Listener()
+    network = RecordingUNet()
     return Cascade([Stage(config, network)]), network
 
 
-def folder_of(*stages: Stage, path: Path) -> Path:
-    """Save a cascade of these stages in `path`, and return it."""
+def save_cascade(*stages: Stage, path: Path) -> Path:
+    """Save a cascade of these stages in `path`, and return the path."""
     cascade(*stages).save(path)
     return path
 
 
 def flip_a_byte(folder: Path, pattern: str) -> None:
-    """Change the last byte of the one file that matches."""
+    """Flip a bit in the last byte of the one file that matches."""
     (path,) = folder.glob(pattern)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
 
 
-def noisy(width: int, height: int, seed: int = 0) -> Image.Image:
+def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
     """Return an image of random pixels."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""`imagen` in this process."""
+"""Run `imagen` commands in this process."""
 
 import contextlib
 import io
@@ -9,16 +9,18 @@ import pytest
 from imagen.cli import main
 
 
-class Done(NamedTuple):
+class CommandResult(NamedTuple):
+    """The exit code and the output of a command."""
+
     code: int
     out: str
     err: str
 
 
-def command(*arguments: object) -> Done:
-    """`imagen ARGUMENTS...`"""
+def run_imagen(*arguments: object) -> CommandResult:
+    """Run `imagen ARGUMENTS...`."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as caught:
         main([str(argument) for argument in arguments])
     texts = [stream.buffer.getvalue().decode() for stream in (out, err)]
-    return Done(int(caught.value.code or 0), *texts)
+    return CommandResult(int(caught.value.code or 0), *texts)

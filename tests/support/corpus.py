@@ -1,6 +1,6 @@
-"""Pairs with known defects among them: `python tests/support/corpus.py DIR [N]` writes them as a folder of files.
+"""Make pairs with known defects among them. `python tests/support/corpus.py DIR [N]` writes them as a folder of files.
 
-Every kind of defect is planted several times, every kind of good picture that looks odd too.
+Every kind of defect is planted several times, and so is every unusual but valid kind of image.
 """
 
 import io
@@ -17,15 +17,17 @@ from PIL import Image
 
 from imagen.data.sources.base import Part, Record
 
-REPEATS = 3  # of each defect
+REPEATS = 3  # times that each defect is planted
 
 
 @dataclass(frozen=True)
 class Pair:
-    name: str  # of the picture's file
-    image: bytes | None  # None: a link to a file that is not there
+    """An image file and its caption file."""
+
+    name: str  # of the image file
+    image: bytes | None  # None: a link to a missing file
     caption: bytes | None
-    json: bytes | None = None  # the caption's file where it is no .txt
+    json: bytes | None = None  # contents of the .json file, if the caption is not in a .txt file
     defect: str | None = None
 
     @property
@@ -34,7 +36,7 @@ class Pair:
 
 
 def picture(i: int, height: int = 72, width: int = 80) -> Image.Image:
-    """Blocks of colour that no other `i` has."""
+    """Return an image of coloured blocks that differs for every `i`."""
     rng = np.random.default_rng(i)
     blocks = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3), np.uint8)
     blocks[0, 0] = i % 251, i // 251 % 251, 7
@@ -64,7 +66,7 @@ def with_alpha(i: int, mode: str = "RGBA") -> Image.Image:
     return image
 
 
-# Good ones, and the ends of their names.
+# Valid kinds of images: (file extension, encoder).
 GOOD: dict[str, tuple[str, Callable[[int], bytes]]] = {
     "jpeg": ("jpg", lambda i: encoded(picture(i), "JPEG")),
     "jpeg, progressive": ("jpeg", lambda i: encoded(picture(i), "JPEG", progressive=True)),
@@ -110,7 +112,7 @@ def cut(data: bytes) -> bytes:
 
 
 def damaged_jpeg(i: int) -> bytes:
-    """Its scan ends in the middle; the file does not."""
+    """Return a JPEG with zeros in the last third of its scan."""
     data = encoded(picture(i), "JPEG")
     middle = len(data) * 2 // 3
     return data[:middle] + bytes(len(data) - middle - 2) + data[-2:]
@@ -118,12 +120,12 @@ def damaged_jpeg(i: int) -> bytes:
 
 def damaged_png(i: int) -> bytes:
     data = bytearray(encoded(picture(i), "PNG"))
-    data[-16] ^= 1  # the last byte of the pixels' checksum; pixels can be decoded
+    data[-16] ^= 1  # the last byte of the checksum of the pixels, which can still be decoded
     return bytes(data)
 
 
 def bomb(_: int) -> bytes:
-    """A PNG whose header, with a right checksum, says 50,000 x 50,000 pixels; 70 bytes."""
+    """Return a PNG of 70 bytes with a valid header for 50,000 x 50,000 pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -133,11 +135,11 @@ def bomb(_: int) -> bytes:
 
 
 def floating(i: int, white: float = 1) -> bytes:
-    """Grey as floats up to `white`."""
+    """Return a grey TIFF of floats in [0, white]."""
     return encoded(Image.fromarray(np.asarray(picture(i).convert("L"), np.float32) / 255 * white), "TIFF")
 
 
-# Defect: (reason, end of the name, picture, caption); None for a plain one, and for the last two see `pair`.
+# Defect: (reason, file extension, image, caption). None: a good image or caption, or one that `pair` sets.
 DEFECTS: dict[str, tuple[str, str, Callable[[int], bytes] | None, Callable[[int], bytes] | None]] = {
     "jpeg cut off": ("truncated picture", "jpg", lambda i: cut(encoded(picture(i), "JPEG")), None),
     "jpeg cut off in its header": ("truncated picture", "jpg", lambda i: encoded(picture(i), "JPEG")[:100], None),
@@ -165,7 +167,7 @@ DEFECTS: dict[str, tuple[str, str, Callable[[int], bytes] | None, Callable[[int]
     "the same pixels in another format": ("duplicate", "bmp", None, None),
     "link to a missing file": ("missing file", "jpg", None, None),
 }
-# Further ones, which `pair` does not plant: a small corpus would have more defects than pairs.
+# Defects that `pair` does not plant, since a small corpus would have more defects than pairs.
 FURTHER_DEFECTS = {
     "bmp cut off": ("truncated picture", "bmp", lambda i: cut(encoded(picture(i), "BMP")), None),
     "tiff cut off": ("truncated picture", "tiff", lambda i: cut(encoded(picture(i), "TIFF")), None),
@@ -182,10 +184,10 @@ FURTHER_DEFECTS = {
 
 
 def pair(i: int, n: int) -> Pair:
-    """Pair `i` of `n`. Defects are spread over all of it; a copied picture is that of the pair before, a PNG."""
+    """Return pair `i` of `n`. Defects are spread over the corpus; duplicates copy the PNG of the preceding pair."""
     every = n // (REPEATS * len(DEFECTS) + 1)
-    place, rest = divmod(i, every)
-    planted = list(DEFECTS)[(place - 1) % len(DEFECTS)] if rest == 0 and 0 < place <= REPEATS * len(DEFECTS) else None
+    number, rest = divmod(i, every)
+    planted = list(DEFECTS)[(number - 1) % len(DEFECTS)] if rest == 0 and 0 < number <= REPEATS * len(DEFECTS) else None
     if planted is None:
         kind = "png" if (i + 1) % every == 0 else list(GOOD)[i % len(GOOD)]
         ending, make = GOOD[kind]
@@ -208,7 +210,7 @@ def pair(i: int, n: int) -> Pair:
 
 
 def write(folder: Path, n: int = 2000) -> None:
-    """The corpus as files: what `imagen data build FOLDER` reads."""
+    """Write the corpus as a folder that `imagen data build FOLDER` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(n):
         made = pair(i, n)
@@ -224,7 +226,7 @@ def write(folder: Path, n: int = 2000) -> None:
 
 
 class Corpus:
-    """The corpus as a source that needs no files."""
+    """The corpus as a source in memory."""
 
     in_place = False
 

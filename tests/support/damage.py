@@ -1,4 +1,4 @@
-"""Files and folders made wrong on purpose, and a disk that is full."""
+"""Damage files and folders on purpose, and simulate a full disk."""
 
 import contextlib
 import hashlib
@@ -13,15 +13,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """Return what must not change: everything but logs, which only grow."""
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Return all files that must not change: everything except logs, to which commands append."""
     found = (path for path in folder.rglob("*") if path.is_file() and "tfevents" not in path.name)
     return {str(path.relative_to(folder)): path.read_bytes() for path in found if path.name != "metrics.jsonl"}
 
 
 @contextlib.contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Fail writes beyond `size` bytes half-way, as on a full disk."""
+def max_file_size(size: int) -> Iterator[None]:
+    """Make writes beyond `size` bytes fail midway, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -30,8 +30,8 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def picture(path: Path, size: tuple[int, int] = (64, 64)) -> Path:
-    """Write an image of noise."""
+def write_noise_image(path: Path, size: tuple[int, int] = (64, 64)) -> Path:
+    """Write an image of noise, and return its path."""
     Image.effect_noise(size, 60).convert("RGB").save(path)
     return path
 
@@ -40,11 +40,13 @@ def picture(path: Path, size: tuple[int, int] = (64, 64)) -> Path:
 
 
 def damage_tar(folder: Path) -> None:
+    """Truncate the tar of the training split."""
     (tar,) = (folder / "train").glob("*.tar")
     tar.write_bytes(tar.read_bytes()[:-20_000])
 
 
-def corrupt_pictures(folder: Path) -> None:
+def corrupt_images(folder: Path) -> None:
+    """Zero the first 100 bytes of every image in the training split."""
     (tar,) = (folder / "train").glob("*.tar")
     data = bytearray(tar.read_bytes())
     with tarfile.open(tar) as archive:
@@ -54,8 +56,8 @@ def corrupt_pictures(folder: Path) -> None:
     tar.write_bytes(data)
 
 
-def damage(pattern: str, change: Callable[[Path], object]) -> Callable[[Path], None]:
-    """Return a function that changes the one file of a training split that matches `pattern`."""
+def damage_file(pattern: str, change: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Return a function that applies `change` to the one file of the training split that matches `pattern`."""
 
     def apply(folder: Path) -> None:
         (path,) = (folder / "train").glob(pattern)
@@ -64,19 +66,19 @@ def damage(pattern: str, change: Callable[[Path], object]) -> Callable[[Path], N
     return apply
 
 
-def cut(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def garble(path: Path) -> None:
+def overwrite(path: Path) -> None:
     path.write_bytes(b"\xff" * 200)
 
 
 # --- cascades ---
 
 
-def edit(change: Callable[[Any], object]) -> Callable[[Path], None]:
-    """Return a function that changes the JSON of a cascade."""
+def edit_manifest(change: Callable[[Any], object]) -> Callable[[Path], None]:
+    """Return a function that applies `change` to the parsed cascade.json of a folder."""
 
     def apply(folder: Path) -> None:
         value = json.loads((folder / "cascade.json").read_text())
@@ -87,14 +89,14 @@ def edit(change: Callable[[Any], object]) -> Callable[[Path], None]:
 
 
 def broken_weights(folder: Path) -> None:
-    """Write no safetensors file at all, though its hash is right."""
+    """Replace the weights of a stage by bytes that are not safetensors, with a matching hash."""
     (path,) = folder.glob("stage-256-*")
     path.write_bytes(b"nonsense")
     _set_hash(folder, path)
 
 
 def other_weights(folder: Path) -> None:
-    """Leave out a tensor; the hash is right."""
+    """Remove a tensor from the weights of a stage, with a matching hash."""
     (path,) = folder.glob("stage-256-*")
     tensors = load_file(path)
     tensors.pop("conv_in.bias")
@@ -104,4 +106,4 @@ def other_weights(folder: Path) -> None:
 
 def _set_hash(folder: Path, path: Path) -> None:
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    edit(lambda value: value["stages"][1].update(sha256=sha256))(folder)
+    edit_manifest(lambda value: value["stages"][1].update(sha256=sha256))(folder)

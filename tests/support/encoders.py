@@ -1,4 +1,4 @@
-"""Text encoders that need no files, for tests."""
+"""Define text encoders that need no files."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ class WordEncoder:
         return self.lengths(captions)
 
     def encode(self, captions):
-        """One token a word, each a hash of the word: different captions have different lengths and numbers."""
+        """Encode each word as one token that depends on the word alone, after a start token."""
         return [
             torch.stack([
                 torch.randn(self.config.width, generator=torch.Generator().manual_seed(sum(word.encode())))
@@ -47,6 +47,8 @@ class LongText:
 
 
 class LengthEncoder:
+    """Encodes a caption of n characters as n + 1 tokens, and records the batches."""
+
     def __init__(self, **changes):
         self.config = LongText(**changes)
         self.batches: list[list[str]] = []
@@ -66,6 +68,8 @@ class LengthEncoder:
 
 
 class ToyEncoder:
+    """Encodes a caption of n characters as 1 + n // 2 random tokens, seeded by the caption."""
+
     config = TextConfig(encoder="toy", width=8)
 
     def lengths(self, captions):

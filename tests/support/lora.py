@@ -1,4 +1,4 @@
-"""LoRA files with random factors for the small cascades."""
+"""Write LoRA files with random factors for the small cascades."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from imagen.cascade import Cascade
 
 
 def lora_file(path: Path, model: Cascade, number: int = 0, seed: int = 0) -> Path:
-    """Write a LoRA of rank 2 for every convolution and linear layer of a stage, by our names of layers."""
+    """Write a LoRA of rank 2 for every convolution and linear layer of a stage, with our layer names."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, weight in model.stages[number].unet.state_dict().items():

@@ -1,4 +1,4 @@
-"""Inputs changed so that something is wrong with them: values, bytes, tar headers, PNG chunks. All by one `Random`."""
+"""Mutate inputs at random: JSON values, bytes, lines, tar headers and PNG chunks. A `Random` determines the result."""
 
 import copy
 import json
@@ -7,7 +7,7 @@ import zlib
 from random import Random
 from typing import Any
 
-# Stand for numbers that Python's JSON writer would refuse or write otherwise.
+# Placeholders for numbers that Python's JSON writer cannot write.
 _RAW = {"@1e400@": "1e400", "@-1e400@": "-1e400", "@nan@": "NaN", "@inf@": "Infinity", "@long@": "9" * 5000}
 EXTREMES: tuple[Any, ...] = (
     *(0, -1, 1, 2, 3, 7, 255, 65_536, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 10**30, -(10**30), 10**9, 10**5),
@@ -35,7 +35,7 @@ EXTREMES: tuple[Any, ...] = (
 
 
 def changed_json(rng: Random, value: Any) -> bytes:
-    """`value` as JSON after one to three changes of its structure or, seldom, of its text."""
+    """Return `value` as JSON after one to three changes of its structure and, occasionally, of its text."""
     value = copy.deepcopy(value)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         value = _changed(rng, value)
@@ -46,17 +46,17 @@ def changed_json(rng: Random, value: Any) -> bytes:
     return changed_bytes(rng, data) if rng.random() < 0.15 else data
 
 
-def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths of all values inside."""
+def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the paths of all nested values, about 500 at most."""
     found = [path]
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        found += _places(inner, (*path, key)) if len(found) < 500 else []
+        found += _paths(inner, (*path, key)) if len(found) < 500 else []
     return found
 
 
 def _changed(rng: Random, value: Any) -> Any:
-    places = _places(value)
-    path = rng.choice(places[1:] or places)
+    paths = _paths(value)
+    path = rng.choice(paths[1:] or paths)
     if not path:
         return rng.choice(EXTREMES)
     owner = value
@@ -68,21 +68,21 @@ def _changed(rng: Random, value: Any) -> Any:
     elif kind == 5:
         del owner[last]
     elif kind == 6:
-        owner[last] = nested(rng, rng.choice((50, 90, 101, 300)))  # `deep_text` is deeper
+        owner[last] = nested(rng, rng.choice((50, 90, 101, 300)))  # `deep_text` goes deeper
     elif kind == 7:
         owner[last] = [owner[last]] * rng.choice((2, 3, 1000, 100_000))
     elif kind == 8 and isinstance(owner, dict):
         owner[rng.choice((f"{last}s", str(last).upper(), "", "x" * 1000, "__class__"))] = owner.pop(last)
     else:
         other = value
-        for key in rng.choice(places):
+        for key in rng.choice(paths):
             other = other[key]
         owner[last] = copy.deepcopy(other)
     return value
 
 
 def nested(rng: Random, depth: int) -> Any:
-    """Lists and objects inside each other."""
+    """Return lists and objects nested to this depth."""
     value: Any = 1
     for _ in range(depth):
         value = [value] if rng.random() < 0.5 else {"a": value}
@@ -90,6 +90,7 @@ def nested(rng: Random, depth: int) -> Any:
 
 
 def deep_text(rng: Random) -> bytes:
+    """Return JSON with a nesting of 500 to 100,000 levels, sometimes unclosed."""
     depth = rng.choice((500, 990, 5000, 100_000))
     opening, closing = rng.choice((("[", "]"), ('{"a": ', "}")))
     return (opening * depth + "1" + closing * (depth if rng.random() < 0.7 else 0)).encode()
@@ -103,7 +104,7 @@ TOKENS = (
 
 
 def changed_bytes(rng: Random, data: bytes, times: int | None = None) -> bytes:
-    """Bits flipped, bytes overwritten with extremes, tokens put in, pieces cut, doubled or moved."""
+    """Flip bits, overwrite bytes with extreme values, insert tokens, and delete, repeat or move slices."""
     found = bytearray(data)
     for _ in range(times or rng.choice((1, 1, 2, 4, 16))):
         at, kind = rng.randrange(len(found) + 1), rng.randrange(8)
@@ -129,7 +130,7 @@ def changed_bytes(rng: Random, data: bytes, times: int | None = None) -> bytes:
 
 
 def changed_lines(rng: Random, data: bytes) -> bytes:
-    """Lines doubled, lost, joined or mixed, and bytes changed."""
+    """Repeat, delete, join or shuffle lines, or change bytes of a line."""
     lines = data.split(b"\n")
     for _ in range(rng.choice((1, 1, 2, 3))):
         at, kind = rng.randrange(len(lines)), rng.randrange(5)
@@ -184,7 +185,7 @@ _NAMES = (
 
 
 def changed_tar(rng: Random, data: bytes) -> bytes:
-    """A header's field changed with its checksum made right, members doubled or lost, or plain bytes."""
+    """Change a header field and fix the checksum, repeat or delete members, or change arbitrary bytes."""
     found = bytearray(data)
     headers = [at for at in range(0, len(found) - 511, 512) if found[at + 257 : at + 262] == b"ustar"]
     for _ in range(rng.choice((1, 1, 2, 3))):
@@ -223,7 +224,7 @@ def _set_field(rng: Random, tar: bytearray, at: int) -> None:
 
 
 def chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    """(kind, body) of the chunks of a good PNG."""
+    """Return (kind, body) of each chunk of a valid PNG."""
     found, at = [], 8
     while at + 8 <= len(data):
         (size,) = struct.unpack(">I", data[at : at + 4])
@@ -233,12 +234,13 @@ def chunks(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def png(parts: list[tuple[bytes, bytes]]) -> bytes:
+    """Return a PNG of these (kind, body) chunks."""
     body = b"".join(struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in parts)
     return b"\x89PNG\r\n\x1a\n" + body
 
 
 def changed_png(rng: Random, data: bytes) -> bytes:
-    """A chunk changed with its checksum made right, or chunks lost, doubled or mixed."""
+    """Change a chunk and fix its checksum, or repeat or delete chunks."""
     parts = chunks(data)
     at, kind = rng.randrange(len(parts)), rng.randrange(5)
     if kind < 3:

@@ -1,4 +1,4 @@
-"""Small pipeline folders of DeepFloyd IF's kind, with random weights, made by diffusers itself."""
+"""Write small DeepFloyd IF pipeline folders with random weights, using diffusers."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ SCHEDULER = {"beta_schedule": "squaredcos_cap_v2", "variance_type": "learned_ran
 
 
 def random_unet(config: dict[str, Any]) -> nn.Module:
-    """diffusers' U-Net; its norms are random, too, so that no two of them can be mixed up."""
+    """Return a diffusers U-Net. Its norms are random too, so that swapped norms change the output."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -23,8 +23,8 @@ def random_unet(config: dict[str, Any]) -> nn.Module:
     return unet
 
 
-def text_parts() -> tuple[Any, Any]:
-    """(tokenizer, T5 encoder) of a few words."""
+def tokenizer_and_encoder() -> tuple[Any, Any]:
+    """Return a tokenizer for the words in WORDS and a T5 encoder."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
@@ -38,11 +38,11 @@ def text_parts() -> tuple[Any, Any]:
     return fast, T5EncoderModel(config).eval()
 
 
-def save(folder: Path, stage: int, **scheduler: Any) -> Path:
-    """A pipeline folder of stage 1, 2 or 3."""
+def save_pipeline(folder: Path, stage: int, **scheduler: Any) -> Path:
+    """Write the pipeline folder of stage 1, 2 or 3, and return it. scheduler: changed fields of its config."""
     from diffusers import DDPMScheduler, IFPipeline, IFSuperResolutionPipeline
 
-    tokenizer, text_encoder = text_parts()
+    tokenizer, text_encoder = tokenizer_and_encoder()
     limit = {"dynamic_thresholding_ratio": 0.95, "sample_max_value": 1.5 if stage == 1 else 1.0}
     parts: dict[str, Any] = {
         "tokenizer": tokenizer,

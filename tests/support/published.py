@@ -1,4 +1,4 @@
-"""Structures of DeepFloyd IF: the published ones, and small ones of the same kind."""
+"""Define the published U-Net structures of DeepFloyd IF, and small ones of the same kind."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ _RESNET, _CROSS = "Resnet{}sampleBlock2D", "SimpleCrossAttn{}Block2D"
 
 
 def unet_config(channels: list[int], blocks: int | list[int], attends: list[bool], **changes: Any) -> dict[str, Any]:
-    """The fields of `unet/config.json` that IF sets, all others being diffusers' defaults."""
+    """Return the fields of `unet/config.json` that IF sets; the others have diffusers' defaults."""
     return {
         "act_fn": "gelu",
         "addition_embed_type": "text",

@@ -17,20 +17,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# A server that has imported torch and done nothing else forks each rank: as quick as a fork of this process, and free
-# of its threads, its locks and its CUDA, none of which survive one.
+# A server process that has only imported torch forks each rank. This is as fast as forking this process, but without
+# its threads, locks and CUDA context, which do not survive a fork.
 CONTEXT = multiprocessing.get_context("forkserver")
-PRELOADED = ("torch.distributed.fsdp", "torch.distributed.checkpoint", "torch._dynamo", "pytest")  # what takes seconds
+# Imports that take seconds.
+PRELOADED = ("torch.distributed.fsdp", "torch.distributed.checkpoint", "torch._dynamo", "pytest")
 CONTEXT.set_forkserver_preload(list(PRELOADED))
 
 
 def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 60) -> list[Any]:
     """Call `function(*args)` on each of `world_size` ranks, in an initialised gloo group; return the results by rank.
 
-    `function` must be one of a module's own (not local, not a lambda), and what it takes and returns can be pickled;
-    a tensor travels as a copy. It finds RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE in the environment.
-    AssertionError, with the traceback, if a rank fails; TimeoutError if they are not done in `timeout` seconds.
-    No rank outlives the call.
+    `function` must be defined at module level, and its arguments and result must be picklable; tensors are copied.
+    RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE are set in its environment. No rank outlives the call.
+    Raises AssertionError, with the traceback, if a rank fails, and TimeoutError after `timeout` seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
         call = pickle.dumps((function, args))
@@ -57,14 +57,14 @@ def _collect(receivers: dict[Connection, int], deadline: float) -> list[Any]:
         ready = wait(list(receivers), timeout=max(0.0, deadline - time.monotonic()))
         if not ready:
             raise TimeoutError(f"ranks {sorted(receivers.values())} did not end in time")
-        # A rank that failed makes the others fail: of those that report together, the first to fail is to be shown.
+        # One failing rank makes the others fail too. If several report at once, show the one that failed first.
         reports = []
         for receiver in ready:
             rank = receivers.pop(receiver)
             try:
                 failed_at, value = pickle.loads(receiver.recv_bytes())
             except EOFError:
-                failed_at, value = 0.0, "it ended without a result"
+                failed_at, value = 0.0, "the process ended without a result"
             reports.append((failed_at, rank, value))
         failures = [report for report in reports if report[0] is not None]
         if failures:
@@ -87,10 +87,10 @@ def _rank(
         dist.init_process_group("gloo", timeout=timedelta(seconds=timeout), **group)
         function, args = pickle.loads(call)
         report = pickle.dumps((None, function(*args)))
-        dist.barrier()  # no rank leaves while another is in a collective with it
+        dist.barrier()  # no rank may exit while others are in a collective
     except BaseException:
         report = pickle.dumps((time.monotonic(), traceback.format_exc()))
     with suppress(BrokenPipeError):
         sender.send_bytes(report)
     sender.close()
-    os._exit(0)  # gloo's threads, and whatever the test left running, are not waited for
+    os._exit(0)  # do not wait for gloo's threads, nor for threads that the test left running

@@ -1,4 +1,4 @@
-"""Check a source: parts are JSON, cover each record once for any part size, and are read independently."""
+"""Read a source, and check that its parts are JSON, independent, and cover each record once for any part size."""
 
 import io
 import json
@@ -11,8 +11,8 @@ from PIL import Image
 from imagen.data.sources import open_source
 
 
-def pictures(count, form="PNG"):
-    """Return encoded images that differ."""
+def encoded_images(count, form="PNG"):
+    """Return `count` different images, encoded."""
     found = []
     for i in range(count):
         file = io.BytesIO()
@@ -22,33 +22,33 @@ def pictures(count, form="PNG"):
     return found
 
 
-def plain(record):
-    """Return a record as values that `==` compares."""
+def comparable(record):
+    """Return the fields of a record as values that `==` compares."""
     array = record.embedding
     embedding = None if array is None else (array.shape, str(array.dtype), array.tobytes())
     return record.key, record.origin, record.image, record.caption, record.further, embedding, record.problem
 
 
-def read(path, format=None, *, cuts=(1, 2, 3, 1000), **options):
-    """Return all records, after checking that every part size gives them, with a new source for each part."""
-    whole = None
-    for count in cuts:
+def read_records(path, format=None, *, part_sizes=(1, 2, 3, 1000), **options):
+    """Return all records, after checking that every part size gives the same ones, with a new source for each part."""
+    expected = None
+    for count in part_sizes:
         source = open_source(path, format, records_per_part=count, **options)
         parts = source.parts()
         assert json.loads(json.dumps(parts)) == parts
         copy = pickle.dumps(source)
         records = []
-        for part in reversed(parts):  # in no order, and with nothing left over from another part
+        for part in reversed(parts):  # no part may rely on the state that another leaves
             alone = list(pickle.loads(copy).read(json.loads(json.dumps(part))))
             assert format in ("webdataset", None) or len(alone) <= count
             records = alone + records
-        whole = whole or records
-        assert [plain(r) for r in records] == [plain(r) for r in whole]
-    keys = [record.key for record in whole]
+        expected = expected or records
+        assert [comparable(r) for r in records] == [comparable(r) for r in expected]
+    keys = [record.key for record in expected]
     assert len(set(keys)) == len(keys)
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*", key) for key in keys), keys
-    assert all((record.image is None) == (record.problem is not None) for record in whole)
-    return whole
+    assert all((record.image is None) == (record.problem is not None) for record in expected)
+    return expected
 
 
 def problems(records):

@@ -1,4 +1,4 @@
-"""Run a command on one input in this process; check its exit, time and memory."""
+"""Run a command in this process, and check its exit code, time and memory."""
 
 import os
 import re
@@ -12,35 +12,35 @@ from pathlib import Path
 
 from imagen.cli import main
 
-SECONDS, GIB = 20, 2.0  # that one input may take
+MAX_SECONDS, MAX_GIB = 20, 2.0  # per command
 _BARS = re.compile(r"%\||\[\d\d:\d\d<|\d+it \[")
 
 
-class Overdue(BaseException):
-    """Not an Exception, so that nothing takes it for an error of the command."""
+class DeadlineExceeded(BaseException):
+    """Raised when time is up. Not an Exception, so that no handler in the command catches it."""
 
 
-def fault(arguments: Sequence[object]) -> str | None:
-    """Run `imagen ARGUMENTS...`; return what is wrong with its exit, or None.
+def find_fault(arguments: Sequence[object]) -> str | None:
+    """Run `imagen ARGUMENTS...`; return a description of what went wrong, or None.
 
-    Right is exit code 0, or 2 with one line on stderr, progress bars aside.
+    Exit code 0 is right, and so is 2 with exactly one line on stderr besides progress bars.
     """
-    _forget_peak()
+    _reset_peak()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             with _streams(out.fileno(), err.fileno()), _alarm():
                 code = _code([str(argument) for argument in arguments])
-        except Overdue:
-            return f"it was not done after {SECONDS} s"
+        except DeadlineExceeded:
+            return f"the command did not end within {MAX_SECONDS} s"
         err.seek(0)
-        said = err.read().decode("utf-8", "replace")
-    lines = [line for line in re.split(r"[\r\n]+", said) if line.strip() and not _BARS.search(line)]
-    if code not in (0, 2) or "Traceback" in said:
-        return f"exit code {code}: {said[-3000:]}"
+        stderr = err.read().decode("utf-8", "replace")
+    lines = [line for line in re.split(r"[\r\n]+", stderr) if line.strip() and not _BARS.search(line)]
+    if code not in (0, 2) or "Traceback" in stderr:
+        return f"exit code {code}: {stderr[-3000:]}"
     if code == 2 and (len(lines) != 1 or not lines[0].startswith("imagen: ")):
-        return f"exit code 2 with {len(lines)} lines: {said[-3000:]}"
-    if (peak := _peak()) > GIB:
-        return f"it took {peak:.1f} GiB ({lines})"
+        return f"exit code 2 with {len(lines)} lines on stderr: {stderr[-3000:]}"
+    if (peak := _peak()) > MAX_GIB:
+        return f"the command took {peak:.1f} GiB ({lines})"
     return None
 
 
@@ -53,9 +53,9 @@ def _code(arguments: list[str]) -> int:
 
 @contextmanager
 def _streams(*targets: int) -> Iterator[None]:
-    """stdout and stderr to files, those of libraries in C, too."""
+    """Redirect stdout and stderr to file descriptors, including the output of C libraries."""
     streams = (sys.stdout, sys.stderr)
-    kept = [os.dup(number) for number in (1, 2)]
+    originals = [os.dup(number) for number in (1, 2)]
     for stream in streams:
         stream.flush()
     try:
@@ -68,18 +68,18 @@ def _streams(*targets: int) -> Iterator[None]:
             with suppress(ValueError, OSError):
                 stream.flush()
         sys.stdout, sys.stderr = streams
-        for handle, number in zip(kept, (1, 2), strict=True):
+        for handle, number in zip(originals, (1, 2), strict=True):
             os.dup2(handle, number)
             os.close(handle)
 
 
 @contextmanager
 def _alarm() -> Iterator[None]:
-    def ring(_number: int, _frame: object) -> None:
-        raise Overdue
+    def raise_deadline(_number: int, _frame: object) -> None:
+        raise DeadlineExceeded
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    before = signal.signal(signal.SIGALRM, raise_deadline)
+    signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS)
     try:
         yield
     finally:
@@ -87,13 +87,13 @@ def _alarm() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _forget_peak() -> None:
+def _reset_peak() -> None:
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak() -> float:
-    """Return the peak memory of this process in GiB since `_forget_peak`; since its start where that fails."""
+    """Return the peak memory of this process in GiB since `_reset_peak`, or since its start if that had no effect."""
     with suppress(OSError, AttributeError):
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         return int(found[1]) / 2**20  # type: ignore[index]
@@ -102,7 +102,7 @@ def _peak() -> float:
 
 @contextmanager
 def bounded_memory(gib: float = 6.0) -> Iterator[None]:
-    """Limit further address space to `gib`: a runaway input must not exhaust the machine."""
+    """Limit further address space to `gib`, so that a runaway command cannot exhaust the machine."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     mapped = 0
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Read complete samples of a data set, and complete epochs of an order, for tests."""
+"""Read whole samples of a data set and whole epochs of an order."""
 
 import itertools
 from dataclasses import dataclass
@@ -10,9 +10,11 @@ from imagen.data.loading.order import Order
 
 @dataclass(frozen=True)
 class Sample:
+    """All members of one sample."""
+
     key: str
-    captions: list[str]  # "" where there is none
-    members: dict[str, bytes]  # by extension: {"64.png": ..., "txt": ...}
+    captions: list[str]  # "" if the sample has no caption
+    members: dict[str, bytes]  # by extension, such as {"64.png": ..., "txt": ...}
 
     @property
     def caption(self):
@@ -27,8 +29,9 @@ def read_sample(dataset, i):
 def epoch_order(seed, epoch, shard_sizes, window):
     """Return the samples of one epoch in order, int64 [N]."""
     order = Order(seed, shard_sizes, window)
-    return np.array([order[epoch * order.length + place] for place in range(order.length)], np.int64)
+    return np.array([order[epoch * order.length + i] for i in range(order.length)], np.int64)
 
 
 def take(loader, count):
+    """Return the first `count` batches."""
     return list(itertools.islice(loader, count))

@@ -1,4 +1,4 @@
-"""A server in this process, over a cascade of random weights that draws in milliseconds."""
+"""Start a server in this process, with a cascade of random weights that samples in milliseconds."""
 
 import asyncio
 import contextlib
@@ -26,21 +26,22 @@ JOB: dict[str, Any] = {"device": "cpu", "precision": "fp32", "batch_size": 1}
 LIMITS = Limits(n=4, steps=60, prompt=100, side=256, pixels=128 * 128, body=200_000, input_pixels=300 * 300)
 
 
-def tiny() -> Cascade:
-    """16 -> 32 pixels, text of one token a word."""
+def tiny_cascade() -> Cascade:
+    """Return a cascade of 16 and 32 pixels with one text token per word."""
     return cascade(stage(16), stage(32, 16))
 
 
-def engine(model: Cascade | None = None, limits: Limits = LIMITS) -> Engine:
-    made = Engine(model or tiny(), limits, torch.device("cpu"), Metrics(), "fp32")
-    made.start()
-    made.ready.wait(60)
-    assert made.failure is None, made.failure
-    return made
+def start_engine(model: Cascade | None = None, limits: Limits = LIMITS) -> Engine:
+    """Start an engine and wait until it is ready."""
+    engine = Engine(model or tiny_cascade(), limits, torch.device("cpu"), Metrics(), "fp32")
+    engine.start()
+    engine.ready.wait(60)
+    assert engine.failure is None, engine.failure
+    return engine
 
 
-class Running:
-    """A server at `url`; `server.app.state.service` is its inside."""
+class RunningServer:
+    """A server that listens at `url`."""
 
     def __init__(self, server: Server, url: str):
         self.server = server
@@ -53,80 +54,85 @@ class Running:
     def client(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)
 
-    def hold(self) -> "contextlib.AbstractContextManager[None]":
-        """No picture goes on meanwhile."""
-        return _held(self.service.engines[0], 60)
+    def pause_engine(self) -> "contextlib.AbstractContextManager[None]":
+        """Stop all sampling inside the block."""
+        return _delayed_batches(self.service.engines[0], 60)
 
-    def slow(self) -> "contextlib.AbstractContextManager[None]":
-        """A step takes long enough to be seen."""
-        return _held(self.service.engines[0], 0.1)
+    def slow_engine(self) -> "contextlib.AbstractContextManager[None]":
+        """Make each step take 0.1 s inside the block, long enough for a client to observe."""
+        return _delayed_batches(self.service.engines[0], 0.1)
 
 
 @contextlib.contextmanager
-def _held(engine: Engine, seconds: float) -> Iterator[None]:
-    gate, turn = threading.Event(), engine.run_batch
+def _delayed_batches(engine: Engine, seconds: float) -> Iterator[None]:
+    """Delay each batch of the engine by `seconds`, or until the block ends."""
+    block_ended, run_batch = threading.Event(), engine.run_batch
 
-    def wait() -> None:
-        gate.wait(seconds)
-        turn()
+    def delayed() -> None:
+        block_ended.wait(seconds)
+        run_batch()
 
-    engine.run_batch = wait  # type: ignore[method-assign]
+    engine.run_batch = delayed  # type: ignore[method-assign]
     try:
         yield
     finally:
-        engine.run_batch = turn  # type: ignore[method-assign]
-        gate.set()
+        engine.run_batch = run_batch  # type: ignore[method-assign]
+        block_ended.set()
 
 
 @contextlib.contextmanager
-def serving(model: Cascade | None = None, *, engines: int = 1, **fields: Any) -> Iterator[Running]:
+def serving(model: Cascade | None = None, *, engines: int = 1, **fields: Any) -> Iterator[RunningServer]:
+    """Serve `model` on a free port inside the block. fields: of ServeConfig."""
     config = ServeConfig(**{"limits": LIMITS, "drain": 10.0, "name": "tiny", **fields})
-    made = [engine(model, config.limits) for _ in range(engines)]
-    server = Server(config, made, made[0].metrics)
+    started = [start_engine(model, config.limits) for _ in range(engines)]
+    server = Server(config, started, started[0].metrics)
     listening = listen("127.0.0.1", 0)
     thread = threading.Thread(target=asyncio.run, args=(server.serve(sockets=[listening]),), daemon=True)
     thread.start()
-    until(lambda: server.started)
+    wait_until(lambda: server.started)
     try:
-        yield Running(server, f"http://127.0.0.1:{listening.getsockname()[1]}")
+        yield RunningServer(server, f"http://127.0.0.1:{listening.getsockname()[1]}")
     finally:
         server.should_exit = True
         thread.join(5)
         server.force_exit = True
         thread.join(20)
         assert not thread.is_alive()
-        for one in made:
-            one.stop()
+        for engine in started:
+            engine.stop()
 
 
-def until(true: Any, seconds: float = 30.0) -> None:
+def wait_until(condition: Any, seconds: float = 30.0) -> None:
+    """Wait until `condition()` is true; fail after `seconds`."""
     end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never came true"
+    while not condition():
+        assert time.monotonic() < end, f"the condition did not become true within {seconds} s"
         time.sleep(0.005)
 
 
-def noisy(side: int = 32, seed: int = 0) -> Image.Image:
+def noise_image(side: int = 32, seed: int = 0) -> Image.Image:
+    """Return a square image of random pixels."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
-def png(image: Image.Image) -> bytes:
+def encode_png(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
 
 
-def opened(data: bytes) -> Image.Image:
+def decode_image(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data))
     image.load()
     return image
 
 
-def limits(**fields: Any) -> Limits:
+def change_limits(**fields: Any) -> Limits:
+    """Return LIMITS with other values of some fields."""
     return dataclasses.replace(LIMITS, **fields)
 
 
-class Recorded:
+class RecordedTask:
     """An image task that records its reports."""
 
     def __init__(self, engine: Engine, prompt: str = "cat", client: str = "a", *, shows: bool = False, **request: Any):
@@ -148,8 +154,8 @@ class Recorded:
         return self.result
 
 
-class Watching:
-    """Wraps a stage's batcher and records the number of images per call."""
+class BatcherSpy:
+    """Wraps a stage's batcher, records the number of images per call, and calls `after(number of calls)`."""
 
     def __init__(self, engine: Engine, after: Callable[[int], Any] = lambda calls: None, stage: int = 0):
         self.sizes: list[int] = []

@@ -1,4 +1,4 @@
-"""A model sharded by rows, with a layer of fewer rows than ranks, and gradients that are equal in every layout."""
+"""Build a model in several sharded layouts, and set gradients that are equal in all of them."""
 
 import torch
 import torch.distributed as dist
@@ -25,7 +25,7 @@ class Net(nn.Module):
 
 
 def make_model(layout="plain"):
-    """Build the model. layout: plain, fsdp (one replica over all ranks) or hsdp (two replicas)."""
+    """Build the model. layout: plain, fsdp (one replica across all ranks) or hsdp (two replicas)."""
     torch.manual_seed(0)
     model = Net()
     if layout == "fsdp":
@@ -37,7 +37,7 @@ def make_model(layout="plain"):
 
 
 def set_gradients(model, step):
-    """Set the gradients of step 1, 2, ...: of very different scales, some zero."""
+    """Set the gradients of one step (1, 2, ...). Their scales differ widely and some are zero."""
     generator = torch.Generator().manual_seed(step)
     for index, parameter in enumerate(model.parameters()):
         gradient = torch.randn(parameter.shape, generator=generator) * 10.0 ** (index % 5 - 3)
@@ -46,4 +46,5 @@ def set_gradients(model, step):
 
 
 def weights(model):
+    """Return copies of all parameters by name, gathered from their shards."""
     return {name: full_tensor(parameter.detach()).clone() for name, parameter in model.named_parameters()}

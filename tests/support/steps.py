@@ -1,4 +1,4 @@
-"""The parts of a training step of the toy experiment, for tests."""
+"""Build the parts of a training step of the toy experiment."""
 
 import torch
 from loading import open_loader
@@ -8,35 +8,36 @@ from imagen.stage.loss import ForwardProcess
 UNCONDITIONAL = torch.full((2, 8), 7.0)
 
 
-def loaded(shards, what, count, **place):
-    """Return `count` batches of the experiment's training data."""
-    stage = what.stage
+def load_batches(shards, experiment, count, **options):
+    """Return the first `count` batches of the experiment's training data. options: as for `Loader`."""
+    stage = experiment.stage
     loader = open_loader(
         shards,
-        what.data,
+        experiment.data,
         resolution=stage.resolution,
         low_resolution=stage.low_resolution,
-        text=what.text,
-        seed=what.train.seed,
-        **{"batch_size": what.train.batch_size, **place},
+        text=experiment.text,
+        seed=experiment.train.seed,
+        **{"batch_size": experiment.train.batch_size, **options},
     )
     return [batch for batch, _ in zip(loader, range(count), strict=False)]
 
 
-def noising(what, batch_size=None, text_dropout=0.5):
+def build_forward_process(experiment, batch_size=None, text_dropout=0.5):
+    """Build the forward process of an experiment."""
     return ForwardProcess(
-        what.stage,
-        seed=what.train.seed,
-        batch_size=batch_size or what.train.batch_size,
+        experiment.stage,
+        seed=experiment.train.seed,
+        batch_size=batch_size or experiment.train.batch_size,
         device=torch.device("cpu"),
         text_dropout=text_dropout,
         unconditional_LD=UNCONDITIONAL,
-        schedule=what.train.schedule,
+        schedule=experiment.train.schedule,
     )
 
 
-def awake(unet):
-    """Randomise the zero-initialised layers of a network, so that its output is not zero."""
+def randomize_zero_layers(unet):
+    """Add noise to all parameters, so that zero-initialised layers do not make the output zero. Returns the U-Net."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in unet.parameters():

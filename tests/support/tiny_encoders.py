@@ -1,4 +1,4 @@
-"""Small text encoders with random weights, saved as transformers saves them."""
+"""Build small text encoders with random weights, in the format of transformers."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ CAPTIONS = ["a red apple", "a", "the green octopus on a blue table", "steam trai
 
 
 def save_tokenizer(folder: Path) -> None:
-    """Write a tokenizer of the words of WORDS to `folder`, as transformers stores it."""
+    """Write a tokenizer for the words in WORDS to `folder`."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -24,7 +24,7 @@ def save_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def tiny(kind: str) -> torch.nn.Module:
+def tiny_encoder(kind: str) -> torch.nn.Module:
     """Return a T5 (`t5`, `t5-v1.1`) or a DeBERTa-v2 (`deberta`) of width 32 with random weights."""
     from transformers import DebertaV2Config, DebertaV2Model, T5Config, T5ForConditionalGeneration
 
@@ -37,7 +37,7 @@ def tiny(kind: str) -> torch.nn.Module:
             pad_token_id=0,
         )  # fmt: skip
         return DebertaV2Model(config)
-    # Saved with its decoder, as T5 is published: only the encoder half must be used.
+    # With its decoder, as T5 is published: loading must use the encoder alone.
     config = T5Config(
         vocab_size=size, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0,
         feed_forward_proj="gated-gelu" if kind == "t5-v1.1" else "relu", tie_word_embeddings=kind == "t5",
@@ -45,6 +45,6 @@ def tiny(kind: str) -> torch.nn.Module:
     return T5ForConditionalGeneration(config)
 
 
-def config_of(folder, **changes) -> TextConfig:
-    """Return the config of such an encoder in `folder`."""
+def text_config(folder, **changes) -> TextConfig:
+    """Return the config of the tiny encoder in `folder`."""
     return TextConfig(**{"encoder": str(folder), "width": 32, "max_tokens": 16} | changes)

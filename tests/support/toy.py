@@ -1,4 +1,4 @@
-"""The toy experiment. `python toy.py SHARDS RUN STEPS WORKERS` trains it in a separate process, or under torchrun."""
+"""Train a toy experiment. `python toy.py SHARDS RUN STEPS WORKERS` does so in a separate process or under torchrun."""
 
 import dataclasses
 import os
@@ -44,6 +44,7 @@ TRAIN = TrainConfig(
 
 
 def experiment(unet=UNET, low_resolution=None, data=None, optim=None, **train_fields):
+    """Return the toy experiment. train_fields: changed fields of TRAIN."""
     return Experiment(
         name="toy",
         stage=StageConfig(resolution=16, unet=unet, low_resolution=low_resolution),
@@ -54,13 +55,13 @@ def experiment(unet=UNET, low_resolution=None, data=None, optim=None, **train_fi
     )
 
 
-def go(what, shards, run, **options):
-    """Call `train` without output and on the CPU, unless `report` or `ranks` is given."""
-    return train(what, shards, run, **{"report": lambda line: None, "ranks": Ranks(), **options})
+def train_quietly(toy_experiment, shards, run, **options):
+    """Call `train` on the CPU and without output; options can replace `report` and `ranks`."""
+    return train(toy_experiment, shards, run, **{"report": lambda line: None, "ranks": Ranks(), **options})
 
 
 def stopping_at(step):
-    """Return a `report` that requests a stop when a row of `step` is logged: training stops after the next step."""
+    """Return a `report` that sends SIGTERM when `step` is logged; training then stops after the next step."""
 
     def report(line):
         if line.startswith(f"step {step}/"):
@@ -73,24 +74,24 @@ class ExportZeros(Callback):
     """Exports the EMA weights with an unconditional embedding of zeros."""
 
     def on_checkpoint(self, run, step):
-        weights, what = run.checkpointer.export(), run.experiment
-        parts = {"stage": what.stage, "text": what.text, "unconditional": torch.zeros(1, 8)}
+        weights = run.checkpointer.export()
+        parts = {"stage": run.experiment.stage, "text": run.experiment.text, "unconditional": torch.zeros(1, 8)}
         run.ranks.on_first(lambda: export_stage(run.folder / "export", weights=weights, info={"step": step}, **parts))
 
 
-def train_on(what, shards, run):
-    """Train on this rank; return the reported lines."""
-    said = []
+def train_on_rank(toy_experiment, shards, run):
+    """Train on this rank with exports, and return the reported lines."""
+    lines = []
     with process_group() as ranks:
-        go(what, shards, run, ranks=ranks, report=said.append, callbacks=[ExportZeros()])
-    return said
+        train_quietly(toy_experiment, shards, run, ranks=ranks, report=lines.append, callbacks=[ExportZeros()])
+    return lines
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # as in the tests: sums in another order round otherwise
+    torch.set_num_threads(1)  # as in the tests; more threads change the order of sums, hence rounding
     shards, run, steps, workers = sys.argv[1:]
-    what = experiment(steps=int(steps), data=DataConfig(workers=int(workers)))
+    toy_experiment = experiment(steps=int(steps), data=DataConfig(workers=int(workers)))
     with process_group("cpu") as ranks:
         report = lambda line: print(line, flush=True)  # noqa: E731
-        result = train(what, Path(shards), Path(run), ranks=ranks, report=report)
+        result = train(toy_experiment, Path(shards), Path(run), ranks=ranks, report=report)
         report(result.reason)

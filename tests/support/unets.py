@@ -1,4 +1,4 @@
-"""Small U-Nets of every structure."""
+"""Define small U-Net configs of every supported structure."""
 
 import dataclasses
 

@@ -41,7 +41,7 @@ CAPTIONS = [
 ]
 
 
-def test_equals_diffusers() -> None:
+def test_cleaning_equals_diffusers() -> None:
     pytest.importorskip("ftfy"), pytest.importorskip("bs4")
     pipeline = pytest.importorskip("diffusers").IFPipeline
     reference = pipeline.__new__(pipeline)

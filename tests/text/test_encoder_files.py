@@ -1,4 +1,4 @@
-"""Folders of text encoders are untrusted: every mistake is a one-line error before transformers reads it."""
+"""Check that invalid encoder folders, which are untrusted, give a one-line error before transformers reads them."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_encoders import CAPTIONS, config_of, save_tokenizer, tiny
+from tiny_encoders import CAPTIONS, save_tokenizer, text_config, tiny_encoder
 
 from imagen.errors import UserError
 from imagen.text import files as encoder_files
@@ -25,7 +25,7 @@ def models(tmp_path_factory):
     folders = {}
     for kind in ("t5-v1.1", "deberta"):
         folders[kind] = tmp_path_factory.mktemp(kind) / "encoder"
-        tiny(kind).save_pretrained(folders[kind])
+        tiny_encoder(kind).save_pretrained(folders[kind])
         save_tokenizer(folders[kind])
     return folders
 
@@ -39,11 +39,11 @@ def edit(file, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def refused(folder, message: str, both: bool = True) -> None:
-    """By whoever loads it; `both`: and by whoever asks for its width alone."""
+def assert_rejected(folder, message: str, both: bool = True) -> None:
+    """Assert that loading the encoder fails with `message`; if `both`, reading only its width fails too."""
     for attempt in (load_text_encoder, lambda config: encoder_config(config.encoder))[: 1 + both]:
         with pytest.raises(UserError, match=message) as caught:
-            attempt(config_of(folder))
+            attempt(text_config(folder))
         assert "\n" not in str(caught.value)
 
 
@@ -83,7 +83,7 @@ def refused(folder, message: str, both: bool = True) -> None:
 )  # fmt: skip
 def test_invalid_fields_of_config_are_rejected(folder, field, value, message):
     edit(folder / "config.json", **{field: value})
-    refused(folder, message)
+    assert_rejected(folder, message)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_invalid_json_is_rejected(models, tmp_path, file, text, message):
     folder = shutil.copytree(models["t5-v1.1"], tmp_path / "encoder")
     (folder / file).write_bytes(text.encode("utf-8", "surrogatepass"))
     message = message.replace("config.json", file)
-    refused(folder, "not valid JSON" if file != "config.json" and len(text) == 5_000_000 else message)
+    assert_rejected(folder, "not valid JSON" if file != "config.json" and len(text) == 5_000_000 else message)
 
 
 @pytest.mark.parametrize(
@@ -135,21 +135,21 @@ def test_fields_that_only_affect_the_model_load_or_are_rejected(models, tmp_path
     (folder / "evil.py").write_text("import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n")
     edit(folder / "config.json", **{field: value})
     try:
-        load_text_encoder(config_of(folder)).encode(CAPTIONS)
+        load_text_encoder(text_config(folder)).encode(CAPTIONS)
     except UserError as error:
         assert "\n" not in str(error) and str(error).startswith("cannot load the text encoder")
     assert not (folder / "ran").exists()
 
 
-def test_remote_code_is_never_run(folder):
+def test_remote_code_is_never_executed(folder):
     (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
     code = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoTokenizer": ["evil.T", None]}
     edit(folder / "config.json", model_type="evil", auto_map=code)
-    refused(folder, "it needs code from its repository .auto_map., which is never run")
+    assert_rejected(folder, "it needs code from its repository .auto_map., which is never run")
     edit(folder / "config.json", model_type="t5")
     edit(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.T", None]})
-    with contextlib.suppress(UserError):  # T5 has a class of transformers' own, which loads
-        load_text_encoder(config_of(folder))
+    with contextlib.suppress(UserError):  # T5 loads with the class of transformers
+        load_text_encoder(text_config(folder))
     assert not (folder / "ran").exists() and not any("evil" in name for name in sys.modules)
 
 
@@ -166,15 +166,15 @@ def test_remote_code_is_never_run(folder):
         (None, "weight_map is null"),
     ],
 )
-def test_an_index_that_leads_elsewhere(folder, weight_map, message):
+def test_an_index_that_points_outside_the_folder_is_rejected(folder, weight_map, message):
     torch.save({"a": torch.zeros(1)}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    refused(folder, message)
+    assert_rejected(folder, message)
 
 
-def test_weights_in_several_files_still_load(folder):
-    [before] = load_text_encoder(config_of(folder)).encode(CAPTIONS[:1])
+def test_sharded_weights_load(folder):
+    [before] = load_text_encoder(text_config(folder)).encode(CAPTIONS[:1])
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(tensors)
@@ -183,16 +183,18 @@ def test_weights_in_several_files_still_load(folder):
         save_file({name: tensors[name] for name in part}, folder / file, {"format": "pt"})
     index = {"metadata": {"total_size": 1}, "weight_map": {name: file for file in parts for name in parts[file]}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    torch.save({"a": torch.zeros(1)}, folder / "pytorch_model.bin")  # beside them it is left alone
-    assert torch.equal(load_text_encoder(config_of(folder)).encode(CAPTIONS[:1])[0], before)
+    torch.save({"a": torch.zeros(1)}, folder / "pytorch_model.bin")  # a pickle beside safetensors is ignored
+    assert torch.equal(load_text_encoder(text_config(folder)).encode(CAPTIONS[:1])[0], before)
     (folder / "two.safetensors").unlink()
-    refused(folder, "two.safetensors", both=False)
+    assert_rejected(folder, "two.safetensors", both=False)
 
 
 def test_pickled_weights_are_not_opened(folder):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"never read")
-    refused(folder, "holds no model.safetensors; pytorch_model.bin is a pickle, which may run code", both=False)
+    assert_rejected(
+        folder, "contains no model.safetensors; pytorch_model.bin is a pickle, which may run code", both=False
+    )
 
 
 class TestWeights:
@@ -204,23 +206,23 @@ class TestWeights:
         )
         del tensors[name]
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        refused(folder, f"its weights lack '{name}'; they do not fit its config.json", both=False)
+        assert_rejected(folder, f"its weights lack '{name}'; they do not fit its config.json", both=False)
 
     def test_weights_of_another_size_are_rejected(self, folder):
         config = json.loads((folder / "config.json").read_text())
         edit(folder / "config.json", vocab_size=config["vocab_size"] + 8)
-        refused(folder, "size|shape|mismatch", both=False)
+        assert_rejected(folder, "size|shape|mismatch", both=False)
 
-    def test_a_model_much_larger_than_its_weights(self, folder):
+    def test_a_model_much_larger_than_its_weights_is_rejected(self, folder):
         edit(folder / "config.json", vocab_size=4_000_000)
-        refused(folder, "describes a model of 128,.* parameters, but its weight files have", both=False)
+        assert_rejected(folder, "describes a model of 128,.* parameters, but its weight files have", both=False)
 
     def test_non_finite_weights_are_rejected(self, folder):
         tensors = {
             name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(folder / "model.safetensors").items()
         }
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        refused(folder, "it returns values that are not finite", both=False)
+        assert_rejected(folder, "it returns values that are not finite", both=False)
 
 
 class TestTokenizers:
@@ -229,71 +231,71 @@ class TestTokenizers:
     )
     def test_invalid_tokenizers_are_rejected(self, folder, text):
         (folder / "tokenizer.json").write_text(text)
-        refused(folder, "cannot load the text encoder", both=False)
+        assert_rejected(folder, "cannot load the text encoder", both=False)
 
-    def test_without_a_padding_token(self, folder):
+    def test_a_missing_padding_token_is_replaced_by_the_end_token(self, folder):
         edit(folder / "tokenizer_config.json", pad_token=None)
-        assert load_text_encoder(config_of(folder)).tokenizer.pad_token == "</s>"
+        assert load_text_encoder(text_config(folder)).tokenizer.pad_token == "</s>"
         edit(folder / "tokenizer_config.json", eos_token=None)
-        refused(folder, "its tokenizer has neither a padding token nor an end token", both=False)
+        assert_rejected(folder, "its tokenizer has neither a padding token nor an end token", both=False)
 
-    def test_of_another_encoder(self, folder):
+    def test_a_tokenizer_of_another_encoder_is_rejected(self, folder):
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
         tokenizer["model"]["vocab"]["elephant"] = 5_000
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-        refused(folder, "its tokenizer has .* tokens, its model .*; they do not belong together", both=False)
+        assert_rejected(folder, "its tokenizer has .* tokens, but its model has .*; they do not match", both=False)
 
     def test_tokenizers_that_expand_captions_are_rejected(self, folder):
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
         double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
         tokenizer["normalizer"] = {"type": "Sequence", "normalizers": [double] * 3}
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-        load_text_encoder(config_of(folder))
+        load_text_encoder(text_config(folder))
         tokenizer["normalizer"]["normalizers"] *= 10
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-        refused(folder, "its normalizers can make a caption 177,147 times as long")
+        assert_rejected(folder, "its normalizers can make a caption 177,147 times as long")
 
     @pytest.mark.parametrize("value", [5, ["T5Tokenizer"], {"a": "b"}])
-    def test_class(self, folder, value):
+    def test_unsupported_tokenizer_classes_are_rejected(self, folder, value):
         edit(folder / "tokenizer_config.json", tokenizer_class=value)
-        refused(folder, "tokenizer_class is .*; it must be a name")
+        assert_rejected(folder, "tokenizer_class is .*; it must be a name")
 
-    def test_files_elsewhere(self, folder, tmp_path):
+    def test_files_outside_the_folder_are_not_read(self, folder, tmp_path):
         (tmp_path / "vocabulary").touch()
         edit(folder / "tokenizer_config.json", vocab_file=str(tmp_path / "vocabulary"))
-        refused(folder, "vocab_file is .*; a tokenizer's files must be in the same folder")
+        assert_rejected(folder, "vocab_file is .*; a tokenizer's files must be in the same folder")
         edit(folder / "tokenizer_config.json", vocab_file="/where/it/was/made/vocab.txt")
-        load_text_encoder(config_of(folder))
+        load_text_encoder(text_config(folder))
 
-    def test_huge(self, folder):
+    def test_huge_tokenizers_are_rejected(self, folder):
         with open(folder / "vocab.txt", "wb") as file:
             file.truncate(encoder_files.MOST_VOCABULARY + 1)
-        refused(folder, "vocab.txt has 134,217,729 bytes; the limit for such files")
+        assert_rejected(folder, "vocab.txt has 134,217,729 bytes; the limit for such files")
 
-    def test_beside_the_encoder_of_a_pipeline(self, models, tmp_path):
+    def test_the_tokenizer_beside_the_encoder_of_a_pipeline_is_checked(self, models, tmp_path):
         shutil.copytree(models["t5-v1.1"], tmp_path / "text_encoder")
         shutil.copytree(models["t5-v1.1"], tmp_path / "tokenizer")
-        load_text_encoder(config_of(tmp_path))
+        load_text_encoder(text_config(tmp_path))
         (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(DEEP)
-        refused(tmp_path, "nested more than 100 deep")
+        assert_rejected(tmp_path, "nested more than 100 deep")
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 @pytest.mark.parametrize("name", ["config.json", "vocab.txt", "model.safetensors", "spiece.model", "tokenizer.json"])
 def test_pipes_do_not_block(folder, name):
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
-    refused(folder, f"{name} is neither a file nor a folder")
+    assert_rejected(folder, f"{name} is neither a file nor a folder")
 
 
 def test_adapters_are_rejected(folder):
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/else"}')
-    refused(folder, "adapters are not supported")
+    assert_rejected(folder, "adapters are not supported")
 
 
 @pytest.mark.parametrize("kind", ["bert", "bert-of-masked-language", "roberta", "clip", "mt5", "distilbert"])
 def test_other_encoders_load(tmp_path, kind):
-    """As published: with an unused head, without a pooler, or encoder and decoder together."""
+    """Published models may have an unused head, no pooler, or a decoder."""
     import transformers
 
     size = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
@@ -313,7 +315,7 @@ def test_other_encoders_load(tmp_path, kind):
     model.save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
     assert encoder_config(str(tmp_path)).width == 32
-    (text_LD,) = load_text_encoder(config_of(tmp_path)).encode(["a red apple"])
+    (text_LD,) = load_text_encoder(text_config(tmp_path)).encode(["a red apple"])
     assert text_LD.shape == (4, 32) and text_LD.isfinite().all()
     ids, mask = torch.tensor([[3, 4, 7, 1]]), torch.ones(1, 4, dtype=torch.int64)
     body = model.get_encoder() if kind == "mt5" else getattr(model, model.base_model_prefix, model)
@@ -334,10 +336,10 @@ def test_other_encoders_load(tmp_path, kind):
         {"model_type": "bert", "label2id": {f"layer {i}": i for i in range(5000)}, "_attn_implementation": "sdpa"},
     ],
 )  # fmt: skip
-def test_published_configs_pass(config):
+def test_published_configs_are_accepted(config):
     encoder_files.check_config(config, "config.json")
 
 
-def test_a_missing_folder(tmp_path):
+def test_a_missing_folder_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match=r"/none' \(revision main\): there is no such folder$"):
         encoder_config(f"{tmp_path}/none")

@@ -1,4 +1,4 @@
-"""A toy data set whose captions say the colour, and an experiment that trains on it in seconds."""
+"""A toy data set with the colour of each image as its caption, and an experiment that trains on it in seconds."""
 
 import io
 import json
@@ -17,7 +17,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory):
-    """SHARDS with 96 training and 32 held-out pictures of 16x16, with 8x8 ones for super-resolution."""
+    """A shards folder with 96 training and 32 held-out images of 16x16, and 8x8 versions for super-resolution."""
     folder = tmp_path_factory.mktemp("shards")
     rng = np.random.default_rng(0)
     for split, count in (("train", 96), ("heldout", 32)):
@@ -42,7 +42,7 @@ def one_thread():
 
 @pytest.fixture
 def rows():
-    """Reads RUN/metrics.jsonl without what depends on the clock."""
+    """Return a function that reads RUN/metrics.jsonl without the fields that depend on time."""
 
     def read(run):
         lines = (run / "metrics.jsonl").read_text().splitlines()

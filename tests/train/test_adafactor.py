@@ -1,4 +1,4 @@
-"""Adafactor against transformers' in float64."""
+"""Test Adafactor against the implementation of transformers, in float64."""
 
 import pytest
 import torch
@@ -11,12 +11,12 @@ F64 = torch.float64
 
 
 @pytest.mark.parametrize("beta1", [0.0, 0.9])
-def test_steps_are_those_of_transformers(beta1):
-    """For matrices, vectors, and convolutions, whose kernel positions are independent matrices."""
+def test_steps_equal_those_of_transformers(beta1):
+    """Includes matrices, vectors, and convolutions, in which each kernel position is an independent matrix."""
     torch.manual_seed(0)
     shapes = [(40, 56), (33, 32), (17,), (48, 36, 3, 3)]
     ours = [Parameter(torch.randn(shape, dtype=F64)) for shape in shapes]
-    # It factors the last two dimensions, so a convolution's kernel positions come first.
+    # transformers factors the last two dimensions, so kernel positions come first.
     theirs = [Parameter(p.detach().permute(2, 3, 0, 1) if p.ndim == 4 else p.detach().clone()) for p in ours]
     optimizer = Adafactor(ours, 0.01, beta1=beta1, beta2=1.0, weight_decay=0.1)
     fixed = {"scale_parameter": False, "relative_step": False, "clip_threshold": 1.0, "decay_rate": -0.8}
@@ -33,7 +33,7 @@ def test_steps_are_those_of_transformers(beta1):
 
 
 def test_small_matrices_store_a_second_moment_per_element():
-    """Equal to Adam with beta1 0 and no bias correction, for which 1 - t^-0.8 has no need."""
+    """Equal to Adam with beta1 0 and without bias correction, which the decay 1 - t^-0.8 makes unnecessary."""
     g = torch.Generator().manual_seed(0)
     w = Parameter(torch.zeros(3, 64, dtype=F64))
     optimizer, V, expected = Adafactor([w], 0.1), torch.zeros(3, 64, dtype=F64), torch.zeros(3, 64, dtype=F64)
@@ -63,7 +63,7 @@ def test_shapes_of_the_state():
 
 
 def test_beta2_limits_the_decay():
-    """With beta2 0.5, from step 3 on a second moment is the mean of its previous value and the newest square."""
+    """With beta2 0.5, from step 3 on, a second moment is the mean of its previous value and the latest square."""
     w = Parameter(torch.zeros(1, dtype=F64))
     optimizer = Adafactor([w], 0.1, beta2=0.5)
     squares = []

@@ -1,4 +1,4 @@
-"""Test a user's callbacks, and which files a run opens."""
+"""Test user-defined callbacks, and count the files that a run opens."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from encoders import ToyEncoder
 from ranks import run_on_ranks
-from toy import experiment, go
+from toy import experiment, train_quietly
 
 import imagen
 from imagen.data.embed import sidecar
@@ -60,7 +60,7 @@ class Recorder(Callback):
 def test_hooks_are_called_in_order(shards, tmp_path):
     recorder = Recorder()
     what = experiment(steps=5, log_every=2, gap_every=4, checkpoint_every=4)
-    assert go(what, shards, tmp_path, callbacks=[recorder]).finished
+    assert train_quietly(what, shards, tmp_path, callbacks=[recorder]).finished
     assert recorder.calls == [
         ("start", 0),
         *(("row", 2), ("interval", 3)),
@@ -70,36 +70,36 @@ def test_hooks_are_called_in_order(shards, tmp_path):
     ]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert recorder.row == {name: value for name, value in rows[-1].items() if name != "step"}
-    # Measurements are part of the next row: those of step 3 of the row of step 4.
+    # Measurements are part of the next row: those of step 3 are in the row of step 4.
     assert [row["step"] for row in rows if "mean_weight" in row] == [4]
     assert "conditional_gap" in rows[1] and rows[0]["loss"] == pytest.approx(sum(recorder.losses[:2]) / 2)
 
 
-def test_a_callback_stops_a_run_which_resumes(shards, tmp_path):
-    ended = go(experiment(steps=5), shards, tmp_path, callbacks=[Recorder(stop_after=2)])
+def test_a_run_stopped_by_a_callback_resumes(shards, tmp_path):
+    ended = train_quietly(experiment(steps=5), shards, tmp_path, callbacks=[Recorder(stop_after=2)])
     assert (ended.step, ended.finished, ended.signalled) == (3, False, False)
     assert ended.reason == "the recorder has seen enough"
     recorder = Recorder()
-    assert go(experiment(steps=5), shards, tmp_path, callbacks=[recorder]).finished
+    assert train_quietly(experiment(steps=5), shards, tmp_path, callbacks=[recorder]).finished
     assert recorder.calls[0] == ("start", 3) and len(recorder.losses) == 2
 
 
-def test_on_end_follows_a_failure(shards, tmp_path):
+def test_on_end_is_called_after_an_exception(shards, tmp_path):
     class Failing(Callback):
         def on_step(self, run, step, result):
             raise UserError("no more")
 
     recorder = Recorder()
     with pytest.raises(UserError, match="no more"):
-        go(experiment(steps=5), shards, tmp_path, callbacks=[recorder, Failing()])
+        train_quietly(experiment(steps=5), shards, tmp_path, callbacks=[recorder, Failing()])
     assert recorder.calls == [("start", 0), ("end", None)]
 
 
-@pytest.mark.parametrize("folder, why", [("missing", "does not exist"), ("empty", "holds no shards")])
+@pytest.mark.parametrize("folder, why", [("missing", "does not exist"), ("empty", "contains no shards")])
 def test_a_run_without_data_creates_no_folder(tmp_path, folder, why):
     (tmp_path / "empty" / "train").mkdir(parents=True)
     with pytest.raises(UserError, match=rf"{folder}.* {why}.*`imagen data build`"):
-        go(experiment(), tmp_path / folder, tmp_path / "run")
+        train_quietly(experiment(), tmp_path / folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -110,12 +110,17 @@ def test_the_package_exports_the_base_class():
 def on_ranks(shards, run):
     recorder = Recorder(stop_after=2)
     with process_group() as ranks:
-        ended = go(experiment(steps=9), shards, run, ranks=ranks, callbacks=[recorder] if ranks.rank == 1 else [])
+        ended = train_quietly(
+            experiment(steps=9), shards, run, ranks=ranks, callbacks=[recorder] if ranks.rank == 1 else []
+        )
     return ended.step, ended.reason, recorder.losses
 
 
-def test_a_callback_of_one_rank_stops_all(shards, tmp_path):
-    class_every, Recorder.every = Recorder.every, None  # it is due on one rank only, which intervals may not be
+def test_a_callback_on_one_rank_stops_all_ranks(shards, tmp_path):
+    class_every, Recorder.every = (
+        Recorder.every,
+        None,
+    )  # intervals must be due on all ranks, and this callback is on one
     try:
         (step, reason, none), (other_step, other_reason, losses) = run_on_ranks(2, on_ranks, shards, tmp_path)
     finally:
@@ -158,7 +163,7 @@ def opened(monkeypatch):
 
 
 def quick(on_the_fly=False, **train):
-    """The toy experiment, whose sample grid takes one step."""
+    """Return the toy experiment with one sampler step for the sample grid."""
     what = experiment(
         data=DataConfig(workers=0, on_the_fly=on_the_fly), **{"steps": 2, "sample_every": 1, "gap_every": 1} | train
     )
@@ -180,16 +185,16 @@ def test_a_run_opens_each_split_once(shards, tmp_path, opened, on_the_fly):
     assert (tmp_path / "samples" / "step-00000002.png").exists() and (tmp_path / "export" / "cascade.json").exists()
 
 
-def test_nothing_is_read_before_a_run_is_locked_and_checked(shards, tmp_path, opened, monkeypatch):
+def test_no_data_are_read_before_the_run_is_locked_and_checked(shards, tmp_path, opened, monkeypatch):
     what, run = quick(on_the_fly=True), tmp_path / "run"
     with monkeypatch.context() as elsewhere, pytest.raises(UserError, match="another process is training"):
-        elsewhere.setattr(rundir, "lock", lambda file: False)  # a process's own locks do not exclude it
+        elsewhere.setattr(rundir, "lock", lambda file: False)  # a process is not blocked by its own locks
         run_quickly(what, shards, run)
     assert not opened
     assert run_quickly(what, shards, run).finished
     opened.clear()
     with pytest.raises(UserError, match=r"batch_size = 8, not 4"):
         run_quickly(quick(on_the_fly=True, batch_size=4), shards, run)
-    with pytest.raises(UserError, match=r"train\.micro_batch 4 would do"):
+    with pytest.raises(UserError, match=r"set train\.micro_batch to 4"):
         run_quickly(quick(on_the_fly=True, micro_batch=5), shards, tmp_path / "other")
     assert not opened

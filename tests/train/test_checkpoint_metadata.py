@@ -1,4 +1,4 @@
-"""Test that a checkpoint's metadata is untrusted: invalid content is refused, and nothing in it is executed."""
+"""Test that a checkpoint's metadata is not trusted: invalid content is rejected, and nothing in it is executed."""
 
 import io
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import command
+from command_line import run_imagen
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, ChunkStorageMetadata
 
 from imagen.errors import UserError
@@ -22,7 +22,7 @@ TENSORS = {"model": {"a": torch.arange(12.0).reshape(3, 4), "b": torch.ones(5, d
 
 
 class Payload:
-    """Runs when it is unpickled."""
+    """An object that executes code when it is unpickled."""
 
     def __init__(self, marker: Path):
         self.marker = marker
@@ -64,7 +64,7 @@ def plant(path: Path, name: str, marker: Path) -> None:
 
 
 def test_the_attack_works_without_checks(saved, tmp_path):
-    """Without the checks, torch runs the payload: otherwise the tests below would test nothing."""
+    """Without the checks, torch executes the payload. This shows that the tests below are effective."""
     import torch.distributed.checkpoint as dcp
 
     plant(saved, "model.a", tmp_path / "marker")
@@ -75,8 +75,8 @@ def test_the_attack_works_without_checks(saved, tmp_path):
 
 
 @pytest.mark.parametrize("body", [b"", b"garbage\n", pickle.dumps(5), pickle.dumps(print), None])
-def test_invalid_metadata_is_one_line(saved, body, capfd):
-    """Body None: a pipe. torch itself would print a traceback."""
+def test_invalid_metadata_gives_a_one_line_error(saved, body, capfd):
+    """A body of None stands for a pipe. torch itself would print a traceback."""
     (saved / ".metadata").unlink()
     os.mkfifo(saved / ".metadata") if body is None else (saved / ".metadata").write_bytes(body)
     with pytest.raises(UserError, match=r"no checkpoint in .* can be read \(step-00000001: ") as caught:
@@ -95,8 +95,8 @@ def test_bytes_are_not_loaded(saved, tmp_path):
     assert not (tmp_path / "marker").exists()
 
 
-def test_the_planner_refuses_bytes(saved, tmp_path, monkeypatch):
-    """The second barrier: even with such metadata nothing would be unpickled."""
+def test_the_planner_rejects_bytes(saved, tmp_path, monkeypatch):
+    """Test the second barrier: entries stored as bytes are not unpickled even if the metadata is accepted."""
     plant(saved, "model.a", tmp_path / "marker")
     monkeypatch.setattr(
         checkpoint, "read_checkpoint_metadata", lambda path: pickle.loads((path / ".metadata").read_bytes())
@@ -108,17 +108,27 @@ def test_the_planner_refuses_bytes(saved, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("what", ["train", "export"])
-def test_commands_do_not_execute_a_checkpoint(made, tmp_path, quick, what):
+def test_commands_do_not_execute_a_checkpoint(artifacts, tmp_path, quick_options, what):
     run, marker = tmp_path / "run", tmp_path / "marker"
-    shutil.copytree(made / "base", run)
+    shutil.copytree(artifacts / "base", run)
     for path in checkpoint_paths(run / "checkpoints"):
         names = pickle.loads((path / ".metadata").read_bytes()).state_dict_metadata
         plant(path, next(name for name in names if name.startswith("ema.")), marker)
     if what == "train":
-        arguments = ["train", "debug_64", "--data", made / "shards", "--out", run, "--train.steps", 5, *quick]
+        arguments = [
+            "train",
+            "debug_64",
+            "--data",
+            artifacts / "shards",
+            "--out",
+            run,
+            "--train.steps",
+            5,
+            *quick_options,
+        ]
     else:
         arguments = ["export", run, "--out", tmp_path / "exported"]
-    done = command(*arguments)
+    done = run_imagen(*arguments)
     assert done.code == 2 and done.err.count("\n") == 1 and "BytesStorageMetadata" in done.err, done.err
     assert not marker.exists()
 
@@ -142,7 +152,7 @@ def with_location(metadata, **fields):
     [
         (lambda m: {"not": "an account"}, "not the metadata"),
         (lambda m: setattr(m, "state_dict_metadata", None), "lists no tensors"),
-        (lambda m: setattr(m, "storage_data", [1]), "does not locate"),
+        (lambda m: setattr(m, "storage_data", [1]), "has no locations"),
         (lambda m: m.state_dict_metadata.update({"model.a": "text"}), "declared as str"),
         (lambda m: m.state_dict_metadata.update({7: m.state_dict_metadata["model.a"]}), "7 is not a name"),
         (lambda m: with_size(m, torch.Size([2**40, 2**40])), "its tensors have"),
@@ -150,20 +160,20 @@ def with_location(metadata, **fields):
         (lambda m: with_size(m, "34"), "an invalid size"),
         (lambda m: with_chunk(m, torch.Size([2, 0]), torch.Size([3, 4])), "a chunk outside"),
         (lambda m: with_chunk(m, torch.Size([0]), torch.Size([3])), "a chunk outside"),
-        (lambda m: with_location(m, relative_path="../../elsewhere"), "lies in"),
-        (lambda m: with_location(m, relative_path="/etc/passwd"), "lies in"),
-        (lambda m: with_location(m, offset=-1), "ends behind"),
-        (lambda m: with_location(m, length=10**12), "ends behind"),
-        (lambda m: with_location(m, length="all"), "ends behind"),
+        (lambda m: with_location(m, relative_path="../../elsewhere"), "is stored in"),
+        (lambda m: with_location(m, relative_path="/etc/passwd"), "is stored in"),
+        (lambda m: with_location(m, offset=-1), "exceeds"),
+        (lambda m: with_location(m, length=10**12), "exceeds"),
+        (lambda m: with_location(m, length="all"), "exceeds"),
     ],
 )
-def test_invalid_content_of_metadata(saved, change, message):
+def test_invalid_content_is_rejected(saved, change, message):
     rewrite(saved, change)
     with pytest.raises(ValueError, match=message):
         read_checkpoint_metadata(saved)
 
 
-def test_forbidden_types(saved, tmp_path):
+def test_forbidden_types_are_rejected(saved, tmp_path):
     (saved / ".metadata").write_bytes(pickle.dumps(Payload(tmp_path / "marker")))
     with pytest.raises(ValueError, match=r"it names posix\.mkdir|it names nt\.mkdir"):
         read_checkpoint_metadata(saved)
@@ -171,7 +181,7 @@ def test_forbidden_types(saved, tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 1, 10, 100, -1])
-def test_truncated_metadata(saved, kept):
+def test_truncated_metadata_is_rejected(saved, kept):
     file = saved / ".metadata"
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(ValueError, match=r"\.metadata"):

@@ -1,4 +1,4 @@
-"""Test that the log shows the straggler, and the rank that waits for data."""
+"""Test that metrics identify the straggler and the rank with the longest data wait."""
 
 import json
 import time
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from ranks import run_on_ranks
-from toy import experiment, go
+from toy import experiment, train_quietly
 
 from imagen.data.loading.batches import Batch
 from imagen.data.loading.loader import Loader
@@ -22,7 +22,7 @@ BATCH = Batch(0, ["a"], ["a"], torch.zeros(1, 3, 8, 8, dtype=torch.uint8), None,
 
 @pytest.fixture
 def now(monkeypatch):
-    """The time, in seconds."""
+    """Replace the clock; the fixture is a list with the time in seconds."""
     time = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: time[0])
     return time
@@ -47,8 +47,8 @@ def test_data_wait_and_compute_time_are_separate(now):
     assert clock.eta(steps_left=10) == 50.0
 
 
-class Given(Ranks):
-    """Ranks that gather three more rows of (data wait, compute time, memory)."""
+class FakeRanks(Ranks):
+    """Ranks with three other members of fixed (data wait, compute time, memory)."""
 
     def gather(self, values):
         assert values.dtype == torch.float64 and values.device.type == "cpu"
@@ -56,7 +56,7 @@ class Given(Ranks):
 
 
 def test_slowest_rank_is_compared_with_the_median_of_the_others(now):
-    clock = StepTimer(Given())
+    clock = StepTimer(FakeRanks())
     with clock.step(8):
         with clock.compute.running():
             now[0] += 1.0
@@ -68,7 +68,7 @@ def test_slowest_rank_is_compared_with_the_median_of_the_others(now):
 
 
 class Event:
-    """A CUDA event whose time is known once the queue of the device is done."""
+    """A CUDA event; its time is known when the device's queue has been processed."""
 
     def __init__(self, queue):
         self.queue, self.time = queue, None
@@ -80,10 +80,10 @@ class Event:
         return self.time is not None
 
     def elapsed_time(self, end):
-        return 1000 * (end.time - self.time)  # an error before both are done
+        return 1000 * (end.time - self.time)  # fails before both are done
 
 
-def test_on_a_gpu_times_are_read_after_the_step(monkeypatch):
+def test_gpu_times_are_read_after_the_step(monkeypatch):
     queue = []
     monkeypatch.setattr("torch.cuda.Event", lambda enable_timing: Event(queue))
     watch = Stopwatch(torch.device("cuda"))
@@ -112,14 +112,16 @@ class Late(Loader):
 
 
 def lag(parallel, shards, run, what):
-    """Train with rank 1 slowed down in `what`, "data" or "work"."""
+    """Train while rank 1 is slow: in loading if `what` is "data", in computing if it is "work"."""
     with process_group() as ranks:
         if ranks.rank == 1 and what == "data":
             data.Loader = Late
         if ranks.rank == 1 and what == "work":
             forward = Attention.forward
             Attention.forward = lambda *arguments: time.sleep(0.1) or forward(*arguments)
-        go(replace(experiment(steps=3, log_every=0, gap_samples=1), parallel=parallel), shards, run, ranks=ranks)
+        train_quietly(
+            replace(experiment(steps=3, log_every=0, gap_samples=1), parallel=parallel), shards, run, ranks=ranks
+        )
 
 
 @pytest.mark.parametrize("what, shard", [("data", 1), ("work", 1), ("work", 2)])
@@ -128,5 +130,5 @@ def test_slow_rank_is_found(shards, tmp_path, what, shard):
     (row,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     if what == "data":
         assert row["data_wait_rank"] == 1 and row["data_wait"] > 0.1
-    else:  # ranks that wait for its parameters or gradients do not count as slow
+    else:  # ranks that wait for the slow one's parameters or gradients are not reported as slow
         assert row["slowest_rank"] == 1 and row["slowest_by"] > 1

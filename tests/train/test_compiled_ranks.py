@@ -29,13 +29,13 @@ def gradients(config, compiled):
         with torch.no_grad():
             for parameter in unet.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
-        # Inductor would add a minute of code generation.
+        # Inductor's code generation would take a minute.
         parallel_module.compile_module = partial(compiling.compile_module, backend="aot_eager")
         parallel_module.compile_function = partial(compiling.compile_function, backend="aot_eager")
         parallel_module.should_compile = lambda device, wanted: compiled
         mesh = build_mesh(config, "cpu", ranks.world_size)
         network = parallelize(unet, config, mesh, ranks.world_size)
-        for _ in range(2):  # DDP rebuilds its buckets after the first
+        for _ in range(2):  # DDP rebuilds its buckets after the first pass
             torch.manual_seed(ranks.rank)
             x, text = torch.randn(2, 3, 16, 16), torch.randn(2, 5, 8)
             mask = torch.ones(2, 5, dtype=torch.bool)

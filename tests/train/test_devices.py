@@ -1,4 +1,4 @@
-"""Test that no float64 tensor is created on a device: Apple's GPUs lack float64. A meta device stands in for them."""
+"""Test that no float64 tensor is created on a device, because Apple GPUs lack float64. Uses the meta device."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -21,7 +21,7 @@ META = torch.device("meta")
 
 
 class NoDoubles(TorchDispatchMode):
-    """Fail at an operation that creates a float64 tensor outside the CPU."""
+    """Raises an error if an operation creates a float64 tensor outside the CPU."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))

@@ -20,7 +20,7 @@ def walk(model):
             parameter.add_(torch.randn_like(parameter))
 
 
-def test_average_against_float64():
+def test_average_equals_float64():
     model = small_model()
     ema = Ema(model, decay=0.95)
     expected = {name: p.detach().double() for name, p in model.named_parameters()}
@@ -73,7 +73,7 @@ def test_export_is_complete_and_a_copy():
 
 
 def test_power_ema_equals_its_weighted_sum():
-    """The weight of a step is the integral of t^gamma over it."""
+    """The weight of a step is the integral of t^gamma over the step."""
     model = small_model()
     ema, gamma, total = PowerEma(model, 0.1), 6.9372, 200
     expected = {name: torch.zeros_like(p).double() for name, p in model.named_parameters()}
@@ -103,7 +103,7 @@ X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(7))
 
 
 def averaged(layout):
-    """Return EMAs after 5 steps, the outputs for X with them, the model's weights; and the result of `export`."""
+    """Return the EMAs after 5 steps, the outputs for X with them, the model's weights, and the result of `export`."""
     model = make_model(layout)
     kept = {"ema": Ema(model, 0.7), "power": PowerEma(model, 0.2)}
     for step in range(1, 6):

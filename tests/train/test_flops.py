@@ -1,4 +1,4 @@
-"""Test that counted FLOPs are those of the layers, and that the MFU is their share of the peak."""
+"""Test that counted FLOPs equal the sum over layers, and that the MFU is their ratio to the peak."""
 
 from dataclasses import replace
 
@@ -12,14 +12,14 @@ from imagen.gpus import identify_gpu
 from imagen.models import layers
 from imagen.models.unet import UNet
 from imagen.train.experiment import check
-from imagen.train.flops import build_mfu, meta_unet, peak_flops, picture_flops
+from imagen.train.flops import build_mfu, image_flops, meta_unet, peak_flops
 from imagen.train.ranks import Ranks
 
 SR = experiment(unet=replace(UNET, low_res=True), low_resolution=8, data=DataConfig(crop=8))
 
 
 def by_layer(what, tokens, monkeypatch):
-    """Count from layer shapes: FLOPs of a forward pass, and of layers whose input needs no gradient."""
+    """Compute from layer shapes the FLOPs of a forward pass, and those of layers with inputs that need no gradient."""
     counts, products = {}, []
 
     def count(module, arguments, out):
@@ -51,23 +51,23 @@ def by_layer(what, tokens, monkeypatch):
 
 @pytest.mark.parametrize("what", [experiment(), SR], ids=["base", "super-resolution, crop"])
 @pytest.mark.parametrize("tokens", [1, 7])
-def test_counts_are_those_of_the_layers(what, tokens, monkeypatch):
+def test_counts_equal_the_sum_over_layers(what, tokens, monkeypatch):
     forward, without_input = by_layer(what, tokens, monkeypatch)
     unet = meta_unet(what)
-    assert picture_flops(unet, what, tokens) == forward
-    # The backward pass has a product for the weights, and one for the input if it needs a gradient.
-    assert picture_flops(unet, what, tokens, backward=True) == 3 * forward - without_input
+    assert image_flops(unet, what, tokens) == forward
+    # The backward pass computes a product for the weights, and another for the input if it needs a gradient.
+    assert image_flops(unet, what, tokens, backward=True) == 3 * forward - without_input
 
 
 def test_mfu_is_needed_flops_over_peak_flops():
     what = experiment(peak_tflops=0.5)
     mfu = build_mfu(what, Ranks(world_size=4))
     for tokens in (1, 3, 10):  # 1 and 128 are counted, others interpolated
-        needed = picture_flops(meta_unet(what), what, tokens, backward=True)
+        needed = image_flops(meta_unet(what), what, tokens, backward=True)
         assert mfu(100.0, tokens) == pytest.approx(100 * needed / (4 * 0.5e12), rel=1e-9)
     bare = replace(UNET, text_width=None, levels=tuple(replace(level, attention="none") for level in UNET.levels))
     what = replace(experiment(unet=bare, peak_tflops=1), text=None)
-    needed = picture_flops(meta_unet(what), what, backward=True)
+    needed = image_flops(meta_unet(what), what, backward=True)
     assert build_mfu(what, Ranks())(10.0, 0) == pytest.approx(10 * needed / 1e12)
 
 

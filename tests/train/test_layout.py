@@ -7,7 +7,7 @@ import torch
 from ranks import run_on_ranks
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy import UNET, experiment, go
+from toy import UNET, experiment, train_quietly
 
 from imagen.models.config import Level
 from imagen.models.unet import UNet
@@ -24,7 +24,7 @@ EFFICIENT = replace(
 
 
 def is_nhwc(x):
-    """Return whether `x` is channels-last, or a channel range of such a tensor, as gradients of concatenations are."""
+    """Return whether `x` is channels-last, or a slice of such channels, as in the gradient of a concatenation."""
     (channel, height, width), columns = x.stride()[1:], x.shape[-1]
     return channel == 1 and height == columns * width
 
@@ -85,7 +85,7 @@ def test_images_and_weights_are_channels_last_at_every_convolution(config, shard
 
 def test_weights_are_channels_last_after_a_checkpoint(shards, tmp_path):
     what = experiment(steps=2)
-    go(what, shards, tmp_path)
+    train_quietly(what, shards, tmp_path)
     run = TrainingRun(what, shards, tmp_path, ranks=Ranks(), report=lambda line: None)
     assert run.step == 2
     convolutions = [module for module in run.unet.modules() if isinstance(module, nn.Conv2d)]

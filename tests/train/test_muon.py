@@ -1,4 +1,4 @@
-"""Test Muon against the singular value decomposition, and against its formula in float64."""
+"""Test Muon against the singular value decomposition and its formula in float64."""
 
 import pytest
 import torch
@@ -12,14 +12,14 @@ SHAPES = [(3, 16, 16), (2, 8, 40), (1, 40, 8)]
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"], autouse=True)
 def matrices(request, monkeypatch):
-    """Run every test in both formats, whatever the processor supports."""
+    """Run every test with float32 and bfloat16 products, whichever the processor supports."""
     monkeypatch.setattr(muon, "arithmetic", lambda device: Arithmetic(None, torch.float32, request.param))
     return request.param
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_iteration_is_its_polynomial_in_float64(shape, matrices):
-    """Each singular value s, divided by the matrix's norm, becomes q4(q3(q2(q1(s)))); the vectors do not change."""
+def test_the_iteration_equals_its_polynomial_in_float64(shape, matrices):
+    """Each singular value s, over the matrix's norm, becomes q4(q3(q2(q1(s)))); the singular vectors do not change."""
     stack = torch.randn(shape, generator=torch.Generator().manual_seed(4))
     U, s, Vh = torch.linalg.svd(stack.double(), full_matrices=False)
     s = s / stack.double().norm(dim=(-2, -1))[:, None]
@@ -33,7 +33,7 @@ def test_the_iteration_is_its_polynomial_in_float64(shape, matrices):
 
 @pytest.mark.parametrize("rank", [1, 2, 16])
 def test_singular_values_from_0_0025_to_1_end_near_1(rank, matrices):
-    """Includes matrices with one large value, where the first quintic is steepest."""
+    """Includes matrices with one large singular value, at which the first quintic is steepest."""
     g = torch.Generator().manual_seed(5)
     U, _ = torch.linalg.qr(torch.randn(4, 48, 48, generator=g))
     V, _ = torch.linalg.qr(torch.randn(4, 64, 64, generator=g))
@@ -49,7 +49,7 @@ def test_orthogonalise_changes_only_singular_values(shape):
     matrices = torch.randn(shape, generator=g)
     result = orthogonalise(matrices).double()
     U, _, Vh = torch.linalg.svd(matrices.double(), full_matrices=False)
-    in_its_own_basis = U.mT @ result @ Vh.mT  # diagonal if the vectors do not change
+    in_its_own_basis = U.mT @ result @ Vh.mT  # diagonal if the singular vectors do not change
     values = in_its_own_basis.diagonal(dim1=-2, dim2=-1)
     assert (values > 0.7).all() and (values < 1.3).all()
     assert (in_its_own_basis - torch.diag_embed(values)).abs().max() < 0.1  # bfloat16
@@ -61,10 +61,10 @@ def test_invariant_to_the_scale_of_the_gradient():
     assert orthogonalise(torch.zeros(1, 4, 4)).abs().max() == 0
 
 
-def test_steps_are_the_formula_and_a_convolution_is_a_matrix():
+def test_steps_equal_the_formula_and_a_convolution_is_a_matrix():
     g = torch.Generator().manual_seed(2)
     conv = torch.nn.Parameter(torch.randn(6, 4, 3, 3, generator=g).contiguous(memory_format=torch.channels_last))
-    other = torch.nn.Parameter(torch.randn(6, 36, generator=g))  # of the same shape as a matrix
+    other = torch.nn.Parameter(torch.randn(6, 36, generator=g))  # the same shape as the convolution's matrix
     W, m = conv.detach().double().flatten(1), torch.zeros(6, 36, dtype=torch.float64)
     optimizer = Muon([conv, other], lr=0.1, momentum=0.8, weight_decay=0.5)
     for _ in range(4):
@@ -85,6 +85,6 @@ def test_update_has_the_root_mean_square_of_adam():
     assert float(parameter.detach().square().mean().sqrt()) == pytest.approx(0.2e-3, rel=0.2)
 
 
-def test_vectors_are_refused():
+def test_vectors_are_rejected():
     with pytest.raises(ValueError, match="matrices"):
         Muon([torch.nn.Parameter(torch.zeros(3))], lr=1e-3)

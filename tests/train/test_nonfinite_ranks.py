@@ -1,11 +1,11 @@
-"""Test a non-finite sample on one rank: all ranks skip the step, and stop together."""
+"""Test that all ranks skip a step with a non-finite sample on one of them, and stop together."""
 
 import json
 from dataclasses import replace
 
 import pytest
 import torch
-from command_line import command
+from command_line import run_imagen
 from loading import open_loader
 from ranks import run_on_ranks
 from toy import experiment
@@ -19,7 +19,7 @@ WHAT = experiment(text_dropout=0.0, log_every=1, gap_every=0, checkpoint_every=0
 
 
 class Poisoned(Loader):
-    """NaN text in a sample of the second of two ranks, in step 3 and from step 6 on."""
+    """A loader with NaN text in a sample of the second of two ranks, in step 3 and from step 6 on."""
 
     def __iter__(self):
         for batch in super().__iter__():
@@ -34,7 +34,7 @@ class Poisoned(Loader):
 def train_on(parallel, shards, run):
     PRESETS["toy"] = lambda: replace(WHAT, parallel=parallel)
     data.Loader = Poisoned
-    return tuple(command("train", "toy", "--data", shards, "--out", run, "--device", "cpu"))
+    return tuple(run_imagen("train", "toy", "--data", shards, "--out", run, "--device", "cpu"))
 
 
 @pytest.mark.parametrize("shard", [1, 2])
@@ -42,14 +42,14 @@ def test_all_ranks_skip_and_stop_together(shards, tmp_path, shard):
     ends = run_on_ranks(2, train_on, ParallelConfig(shard=shard), shards, tmp_path)
     loader = open_loader(shards, WHAT.data, resolution=16, text=WHAT.text, seed=0, batch_size=8)
     keys = [batch.keys[5] for batch, _ in zip(loader, range(8), strict=False)]
-    (code, said, why), (other_code, other_said, other_why) = ends
+    (code, reported, why), (other_code, other_said, other_why) = ends
     assert code == other_code == 2
     assert why == other_why and why.count("\n") == 1
-    assert why.startswith(f"imagen: step 8: the loss is not finite for {keys[7]}; 3 steps in a row were skipped")
+    assert why.startswith(f"imagen: step 8: the loss is not finite for {keys[7]}; 3 consecutive steps were skipped")
     assert not other_said
-    skipped = [line for line in said.splitlines() if "step skipped" in line]
+    skipped = [line for line in reported.splitlines() if "step skipped" in line]
     assert skipped == [
-        f"step {step}: the loss is not finite for {keys[step - 1]}; step skipped ({count} in a row)"
+        f"step {step}: the loss is not finite for {keys[step - 1]}; step skipped ({count} consecutive)"
         for step, count in ((3, 1), (6, 1), (7, 2))
     ]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 from encoders import ToyEncoder
-from kept import assert_same, without_config
 from loading import open_loader
-from toy import experiment, go, stopping_at
+from run_state import assert_same, last_checkpoint_without_config
+from toy import experiment, stopping_at, train_quietly
 
 from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.config import DataConfig
@@ -22,8 +22,8 @@ SIDECARS = DataConfig(workers=0)
 ON_THE_FLY = DataConfig(workers=0, on_the_fly=True)
 
 
-class Neighbourly(ToyEncoder):
-    """An encoder whose embeddings depend on the other captions of a call, as a real one's do in their last bits."""
+class BatchDependent(ToyEncoder):
+    """An encoder with embeddings that depend on the other captions of a call, as a real encoder's do slightly."""
 
     def encode(self, captions):
         shift = 0.01 * len({*captions})
@@ -51,33 +51,35 @@ def loaded(request, monkeypatch):
 
 @pytest.mark.parametrize("options", [{}, {"shuffle_captions": True}, {"micro_batch": 4}])
 def test_equals_training_with_sidecars(shards, bare, tmp_path, rows, loaded, options):
-    """Losses, conditional gap and weights, with text dropout."""
+    """Compares losses, conditional gap and weights, with text dropout."""
     options = {"steps": 8, "text_dropout": 0.5, "gap_every": 4, **options}
-    assert go(experiment(data=SIDECARS, **options), shards, tmp_path / "sidecars").finished and loaded == []
-    assert go(experiment(data=ON_THE_FLY, **options), bare, tmp_path / "on_the_fly").finished
+    assert train_quietly(experiment(data=SIDECARS, **options), shards, tmp_path / "sidecars").finished and loaded == []
+    assert train_quietly(experiment(data=ON_THE_FLY, **options), bare, tmp_path / "on_the_fly").finished
     assert loaded == [torch.device("cpu")]  # once, on the training device
     assert rows(tmp_path / "on_the_fly") == rows(tmp_path / "sidecars")
     assert "conditional_gap" in rows(tmp_path / "on_the_fly")[-1]
-    assert_same(without_config(tmp_path / "on_the_fly"), without_config(tmp_path / "sidecars"))
+    assert_same(
+        last_checkpoint_without_config(tmp_path / "on_the_fly"), last_checkpoint_without_config(tmp_path / "sidecars")
+    )
 
 
-@pytest.mark.parametrize("loaded", [Neighbourly], indirect=True)
+@pytest.mark.parametrize("loaded", [BatchDependent], indirect=True)
 def test_a_resumed_run_equals_an_uninterrupted_one(bare, tmp_path, rows, loaded):
     what = experiment(steps=8, data=ON_THE_FLY)
-    assert go(what, bare, tmp_path / "whole").finished
-    assert go(what, bare, tmp_path / "parts", report=stopping_at(3)).step == 4
-    assert go(what, bare, tmp_path / "parts").finished
+    assert train_quietly(what, bare, tmp_path / "whole").finished
+    assert train_quietly(what, bare, tmp_path / "parts", report=stopping_at(3)).step == 4
+    assert train_quietly(what, bare, tmp_path / "parts").finished
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
-    assert_same(without_config(tmp_path / "parts"), without_config(tmp_path / "whole"))
+    assert_same(last_checkpoint_without_config(tmp_path / "parts"), last_checkpoint_without_config(tmp_path / "whole"))
 
 
 def test_a_run_may_resume_with_or_without_sidecars(shards, bare, tmp_path, loaded):
-    assert go(experiment(steps=2, data=SIDECARS), shards, tmp_path / "run").finished
-    assert go(experiment(steps=4, data=ON_THE_FLY), bare, tmp_path / "run").step == 4
-    assert go(experiment(steps=6, data=SIDECARS), shards, tmp_path / "run").step == 6
+    assert train_quietly(experiment(steps=2, data=SIDECARS), shards, tmp_path / "run").finished
+    assert train_quietly(experiment(steps=4, data=ON_THE_FLY), bare, tmp_path / "run").step == 4
+    assert train_quietly(experiment(steps=6, data=SIDECARS), shards, tmp_path / "run").step == 6
 
 
-def test_batches_are_those_of_the_sidecars_and_equal_captions_are_encoded_once(shards):
+def test_batches_equal_those_with_sidecars_and_equal_captions_are_encoded_once(shards):
     seen = []
 
     class Counting(ToyEncoder):
@@ -94,7 +96,7 @@ def test_batches_are_those_of_the_sidecars_and_equal_captions_are_encoded_once(s
     assert torch.equal(unconditional(ToyEncoder()), torch.zeros(1, 8))
 
 
-def test_the_unconditional_embedding_of_the_empty_caption_is_the_stored_one(shards):
+def test_the_unconditional_embedding_equals_the_stored_one(shards):
     class Empty(ToyEncoder):
         config = TextConfig(encoder="toy", width=8, unconditional="empty")
 
@@ -104,13 +106,13 @@ def test_the_unconditional_embedding_of_the_empty_caption_is_the_stored_one(shar
     assert with_text(next(iter(loader)), Empty()).text.shape[-1] == 8
 
 
-def test_on_the_fly_without_text_is_refused(shards, tmp_path):
+def test_on_the_fly_without_text_is_rejected(shards, tmp_path):
     without = dataclasses.replace(experiment(data=ON_THE_FLY), text=None)
     with pytest.raises(UserError, match=r"data\.on_the_fly is true, but text is null"):
-        go(without, shards, tmp_path)
+        train_quietly(without, shards, tmp_path)
 
 
 def test_cleaning_and_padding_need_on_the_fly(shards, tmp_path):
     padded = dataclasses.replace(experiment(), text=TextConfig(encoder="toy", width=8, padding="full"))
     with pytest.raises(UserError, match=r"text\.padding 'full'; .* set data\.on_the_fly to true"):
-        go(padded, shards, tmp_path)
+        train_quietly(padded, shards, tmp_path)

@@ -37,7 +37,7 @@ def test_edges_of_the_schedule():
     assert learning_rate(OptimConfig(lr=1.0, warmup_steps=0), 20, 10) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_adamw_against_float64():
+def test_adamw_equals_float64():
     torch.manual_seed(0)
     config = OptimConfig(lr=0.1, weight_decay=0.1, betas=(0.8, 0.9), eps=1e-6)
     parameter = torch.nn.Parameter(torch.randn(5, 3))
@@ -65,7 +65,7 @@ def test_adam_is_adamw_without_decay():
             optimizer.step()
         found.append(parameter.detach())
     assert torch.equal(*found)
-    with pytest.raises(UserError, match=r"optim.weight_decay is 0.1, but adam has none.*adamw"):
+    with pytest.raises(UserError, match=r"optim.weight_decay is 0.1, but adam has no weight decay.*adamw"):
         OptimConfig(algorithm="adam", weight_decay=0.1).check()
 
 
@@ -76,7 +76,7 @@ def test_adafactor_settings(beta1, kept):
     optimizer = build_optimizer([("w", parameter)], config)
     optimizer.set_learning_rate(0.05)
     parameter.grad = torch.ones(7)
-    optimizer.step()  # U is 1 in the first step, and the first moment a tenth of it
+    optimizer.step()  # in the first step U is 1 and the first moment is 0.1
     assert set(optimizer.optimizers[0].state[parameter]) == kept
     assert optimizer.param_groups[0]["beta2"] == 0.99
     torch.testing.assert_close(parameter.detach(), torch.full((7,), 0.99 - 0.05 * (0.1 if beta1 else 1)))
@@ -91,5 +91,5 @@ def test_muon_updates_inner_matrices_and_adamw_the_rest():
     assert inner | rest == set(names.values()) and not inner & rest
     outer = {"conv_in", "conv_out", "noise_embedding.layers.0", "low_res_embedding.layers.0"}
     assert {name for name, p in unet.named_parameters() if p.ndim < 2} | {f"{n}.weight" for n in outer} == rest
-    optimizer.set_learning_rate(1e-4)  # a tenth of the peak, for both
+    optimizer.set_learning_rate(1e-4)  # a tenth of the peak rate of both optimizers
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([5e-4, 1e-4])

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from kept import assert_same, final, metrics
 from ranks import run_on_ranks
-from toy import experiment, go, train_on
+from run_state import assert_same, last_checkpoint, metrics
+from toy import experiment, train_on_rank, train_quietly
 
 from imagen.cascade import Cascade, SamplingConfig
 from imagen.errors import UserError
@@ -34,7 +34,7 @@ def toy_experiment(parallel, **train):
     """Return the toy experiment with every step logged."""
     others = {"ema_sigma_rels": (0.1,), "ema_snapshot_every": 5}
     what = experiment(**{"steps": STEPS, "log_every": 1, "gap_every": 5, **others, **train})
-    # Adam divides by the root of a gradient's square: where that is nearly 0, rounding decides the update's sign.
+    # Adam divides by the root of the squared gradient: if that is nearly 0, the sign of the update depends on rounding.
     optim = OptimConfig(lr=1e-3, warmup_steps=4, eps=1e-4, schedule="constant")
     return dataclasses.replace(what, parallel=parallel, optim=optim)
 
@@ -42,7 +42,7 @@ def toy_experiment(parallel, **train):
 @pytest.fixture(scope="module")
 def alone(shards, tmp_path_factory):
     run = tmp_path_factory.mktemp("alone")
-    go(toy_experiment(ParallelConfig()), shards, run)
+    train_quietly(toy_experiment(ParallelConfig()), shards, run)
     return run, metrics(run)
 
 
@@ -56,9 +56,9 @@ def assert_close(rows, expected, names=("loss", "eps_mse", "grad_norm", "conditi
 
 @pytest.mark.parametrize("world_size, layout", [(2, "ddp"), (2, "fsdp"), *((4, layout) for layout in LAYOUTS)])
 def test_loss_and_gradient_equal_those_of_one_process(shards, tmp_path, alone, world_size, layout):
-    said = run_on_ranks(world_size, train_on, toy_experiment(LAYOUTS[layout]), shards, tmp_path)
+    reported = run_on_ranks(world_size, train_on_rank, toy_experiment(LAYOUTS[layout]), shards, tmp_path)
     assert_close(metrics(tmp_path), alone[1])
-    assert said[0] and not any(said[1:])  # one process reports
+    assert reported[0] and not any(reported[1:])  # only the first rank reports
 
 
 @pytest.mark.parametrize("algorithm", ["adafactor", "muon"])
@@ -73,10 +73,10 @@ def test_sharded_convolutions_are_updated_as_full_ones(shards, tmp_path, algorit
         dataclasses.replace(what, optim=optim, train=dataclasses.replace(what.train, steps=steps))
         for what, steps in ((whole, 3), (sharded, 3), (sharded, 2))
     )
-    go(whole, shards, tmp_path / "alone")
-    run_on_ranks(2, train_on, first, shards, tmp_path / "both")
-    go(whole, shards, tmp_path / "both")
-    mine, expected = final(tmp_path / "both"), final(tmp_path / "alone")
+    train_quietly(whole, shards, tmp_path / "alone")
+    run_on_ranks(2, train_on_rank, first, shards, tmp_path / "both")
+    train_quietly(whole, shards, tmp_path / "both")
+    mine, expected = last_checkpoint(tmp_path / "both"), last_checkpoint(tmp_path / "alone")
     assert_close(metrics(tmp_path / "both"), metrics(tmp_path / "alone"), names=("loss",))
     for kind in ("model", "ema", "optimizer"):
         assert mine[kind].keys() == expected[kind].keys()
@@ -88,22 +88,22 @@ def test_sharded_convolutions_are_updated_as_full_ones(shards, tmp_path, algorit
 
 
 def test_sharded_bfloat16_equals_one_process(shards, tmp_path):
-    """Up to rounding: bfloat16 has 8 bits."""
+    """Compares with the tolerance of bfloat16, which has 8 significant bits."""
     what = toy_experiment(LAYOUTS["fsdp"], steps=3, precision="bf16")
-    go(what, shards, tmp_path / "alone")
-    run_on_ranks(2, train_on, what, shards, tmp_path / "sharded")
+    train_quietly(what, shards, tmp_path / "alone")
+    run_on_ranks(2, train_on_rank, what, shards, tmp_path / "sharded")
     for row, wanted in zip(metrics(tmp_path / "sharded"), metrics(tmp_path / "alone"), strict=True):
         assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-3)
         assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=2e-2)
 
 
 def test_a_run_resumes_with_another_number_of_ranks(shards, tmp_path, alone):
-    """Four ranks in two replicas, then two in one, then one process: equal to a single process throughout."""
-    run_on_ranks(4, train_on, toy_experiment(LAYOUTS["hsdp"], steps=4), shards, tmp_path)
-    run_on_ranks(2, train_on, toy_experiment(LAYOUTS["fsdp"], steps=7), shards, tmp_path)
-    go(toy_experiment(ParallelConfig()), shards, tmp_path)
+    """Trains on four ranks in two replicas, then on two in one, then in one process; equals training in one process."""
+    run_on_ranks(4, train_on_rank, toy_experiment(LAYOUTS["hsdp"], steps=4), shards, tmp_path)
+    run_on_ranks(2, train_on_rank, toy_experiment(LAYOUTS["fsdp"], steps=7), shards, tmp_path)
+    train_quietly(toy_experiment(ParallelConfig()), shards, tmp_path)
     assert_close(metrics(tmp_path), alone[1])
-    mine, expected = final(tmp_path), final(alone[0])
+    mine, expected = last_checkpoint(tmp_path), last_checkpoint(alone[0])
     assert mine["position"] == expected["position"] == STEPS * 8
     for kind in ("model", "ema", "sigma_rel-0.1", "optimizer"):
         assert mine[kind].keys() == expected[kind].keys() and mine[kind]
@@ -117,29 +117,29 @@ def test_a_run_resumes_with_another_number_of_ranks(shards, tmp_path, alone):
 
 def test_resuming_on_the_same_number_of_ranks_is_exact(shards, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run_on_ranks(4, train_on, toy_experiment(LAYOUTS["hsdp"], steps=6), shards, whole)
-    run_on_ranks(4, train_on, toy_experiment(LAYOUTS["hsdp"], steps=3), shards, parts)
-    run_on_ranks(4, train_on, toy_experiment(LAYOUTS["hsdp"], steps=6), shards, parts)
-    assert_same(final(parts), final(whole))
+    run_on_ranks(4, train_on_rank, toy_experiment(LAYOUTS["hsdp"], steps=6), shards, whole)
+    run_on_ranks(4, train_on_rank, toy_experiment(LAYOUTS["hsdp"], steps=3), shards, parts)
+    run_on_ranks(4, train_on_rank, toy_experiment(LAYOUTS["hsdp"], steps=6), shards, parts)
+    assert_same(last_checkpoint(parts), last_checkpoint(whole))
 
 
 def test_one_process_exports_a_sharded_run(shards, tmp_path):
-    run_on_ranks(4, train_on, toy_experiment(LAYOUTS["hsdp"], steps=2), shards, tmp_path / "run")
+    run_on_ranks(4, train_on_rank, toy_experiment(LAYOUTS["hsdp"], steps=2), shards, tmp_path / "run")
     export_run(tmp_path / "run", tmp_path / "again")
     theirs, mine = Cascade.load(tmp_path / "run"), Cascade.load(tmp_path / "again")
     assert_same(dict(mine.stages[0].unet.state_dict()), dict(theirs.stages[0].unet.state_dict()))
     assert mine.stages[0].info["step"] == 2
-    with pytest.raises(UserError, match="no checkpoint of step 1; there are 2"):
+    with pytest.raises(UserError, match="no checkpoint of step 1, only of 2"):
         export_run(tmp_path / "run", tmp_path / "again", step=1)
 
 
 def sheet_of(what, shards, run):
     with process_group() as ranks:
-        go(what, shards, run, ranks=ranks, callbacks=[SampleGrid()])
+        train_quietly(what, shards, run, ranks=ranks, callbacks=[SampleGrid()])
 
 
 def test_sample_grids_equal_those_of_one_process(shards, tmp_path):
-    """A sharded network is sampled in place."""
+    """A sharded network is sampled without moving or copying it."""
     what = toy_experiment(LAYOUTS["fsdp"], steps=1)
     sampling = SamplingConfig(steps=2, threshold="static", guidance=2.0)
     what = dataclasses.replace(what, stage=dataclasses.replace(what.stage, sampling=sampling))

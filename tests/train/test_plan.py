@@ -1,4 +1,4 @@
-"""Test that the memory of a plan is what real ranks allocate."""
+"""Test that the memory of a plan equals the allocations of real ranks."""
 
 import json
 from contextlib import nullcontext
@@ -37,13 +37,13 @@ LAYOUTS = {
 
 
 def experiment(*fields):
-    """Return debug_64 with AdamW in float32, with enough images for activations to matter."""
+    """Return debug_64 with AdamW in float32, and a batch that is large enough for activations to matter."""
     common = ("--optim.algorithm", "adamw", "--train.precision", "fp32", "--train.batch_size", "32")
     return override(preset("debug_64"), [*common, *fields])
 
 
 def own_bytes(tensors):
-    """Return the bytes of the storages on this rank."""
+    """Return the total bytes of the tensors' storages on this rank."""
     parts = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
     return sum({part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}.values())
 
@@ -58,7 +58,7 @@ def real_batches(what, count, size):
 
 
 class Marked(ForwardProcess):
-    """Marks the end of each forward pass in the profile."""
+    """A forward process that marks the end of each forward pass in the profile."""
 
     def loss(self, *args):
         value = super().loss(*args)
@@ -83,7 +83,7 @@ def measure_all():
 
 
 def measure(what):
-    """Return the bytes of one rank: of its state, and what torch's CPU allocator holds beyond it.
+    """Return the bytes of a rank's state, and the bytes that torch's CPU allocator holds in addition.
 
     The latter is measured at the end of the first forward pass and at the peak, after the second step (in which DDP
     still rebuilds its buckets).
@@ -123,12 +123,12 @@ def measure(what):
             "optimizer": own_bytes(value for state in states for value in state.values()),
             "ema": own_bytes(ema.weights.values()),
         }
-        # The least of each: gloo's threads free what they have sent at no fixed time.
+        # The minimum over several steps, because gloo's threads free sent buffers at varying times.
         return held, *map(min, zip(*found, strict=True))
 
 
 def profiled(step):
-    """Return the bytes that `step` holds at the end of its first forward pass, and at its peak."""
+    """Return the bytes that `step` holds at the end of its first forward pass and at its peak."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         step()
@@ -147,7 +147,7 @@ def measured():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_predicted_bytes_are_those_of_four_ranks(measured, layout):
+def test_predicted_bytes_equal_those_of_four_ranks(measured, layout):
     what = experiment(*LAYOUTS[layout])
     with DryRun(what, 4, dtype=None, gpu=False) as dry_run:
         traced = dry_run.trace(what.parallel, micro_batches(what.train, 4)[0])
@@ -174,10 +174,10 @@ def test_recomputation_is_counted_separately(fields):
     with DryRun(what, 4, dtype=torch.bfloat16, gpu=True) as dry_run:
         once = dry_run.trace(what.parallel, 8)
         again = dry_run.trace(replace(what.parallel, checkpointing="full"), 2)
-    assert once.flops["forward"] / 8e9 == pytest.approx(describe(what)["gflop"], abs=0.005)  # which is rounded
+    assert once.flops["forward"] / 8e9 == pytest.approx(describe(what)["gflop"], abs=0.005)  # `describe` rounds
     assert 1.8 < once.flops["backward"] / once.flops["forward"] < 2.1
     assert {name: again.flops[name] for name in once.flops} == pytest.approx(once.flops)
-    # Without the last convolution of a block, of which nothing is needed but the result.
+    # The last convolution of a block is not recomputed, because the backward pass does not need its result.
     assert 0.4 < again.flops["recomputation"] / again.flops["forward"] < 0.6
 
 
@@ -203,7 +203,7 @@ PICTURE_BYTES = {("none", ()): 16, ("selective", (0,)): 8, ("full", ()): 2}
 
 
 class Lines:
-    """Stands in for a dry run: 100 bytes of state, and some bytes per image."""
+    """A fake dry run with 100 bytes of state and some bytes per image."""
 
     def __init__(self, what, world_size):
         self.experiment, self.world_size = what, world_size
@@ -247,13 +247,13 @@ def test_checkpointings_are_ordered_by_cost():
     assert list(checkpointings(full, 3)) == [full]
 
 
-def test_command(imagen, mistake):
+def test_command(imagen, error_of):
     found = json.loads(imagen("plan", "debug_64", "--gpus", 2, "--gpu", "l40s", "--json", "--train.batch_size", 16))
     assert found["micro_batch"] == 8 and found["checkpointing"] == "none" and found["precision"] == "bf16"
     assert found["memory"]["peak"] == sum(found["memory"]["at_peak"].values()) < found["memory"]["usable"]
     assert found["images_per_s"] == pytest.approx(16 / found["step_s"]) and found["assumed"]["mfu"] == 0.4
     shown = imagen("plan", "debug_256", "--gpu", "cpu", "--samples", 1000)
-    assert "counted: a checkpoint is" in shown and "assumed:" in shown and "images/s" not in shown
-    assert "choose a100-40gb, a100-80gb, h100-80gb" in mistake("plan", "debug_64", "--gpu", "h100")
-    assert "does not divide among 3 ranks" in mistake("plan", "debug_64", "--gpus", 3)
-    assert "--mfu" in mistake("plan", "debug_64", "--mfu", 2)
+    assert "counted: a checkpoint takes" in shown and "assumed:" in shown and "images/s" not in shown
+    assert "choose a100-40gb, a100-80gb, h100-80gb" in error_of("plan", "debug_64", "--gpu", "h100")
+    assert "is not divisible by 3 ranks" in error_of("plan", "debug_64", "--gpus", 3)
+    assert "--mfu" in error_of("plan", "debug_64", "--mfu", 2)

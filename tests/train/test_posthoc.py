@@ -37,7 +37,7 @@ def test_sigma_rel_out_of_range(sigma_rel):
 
 
 class KnownWeights(nn.Module):
-    """Weights that are known at every step: a power, a wave, and a random walk of 50 elements."""
+    """A module with known weights at every step: a power, a wave, and a random walk of 50 elements."""
 
     def __init__(self):
         super().__init__()
@@ -95,7 +95,7 @@ def test_tracked_emas_are_reconstructed_exactly(saved, sigma_rel, step):
         torch.testing.assert_close(weights[name], value, rtol=1e-6, atol=1e-6)
 
 
-def test_float16_snapshots_lose_float16_rounding(saved, tmp_path):
+def test_float16_snapshots_are_exact_up_to_rounding(saved, tmp_path):
     folder, _ = saved
     for snapshot in snapshots(folder, "sigma_rel"):
         weights = {name: w.half() if w.is_floating_point() else w for name, w in load_file(snapshot.path).items()}
@@ -105,7 +105,7 @@ def test_float16_snapshots_lose_float16_rounding(saved, tmp_path):
 
 
 def test_coefficients_are_optimal():
-    """Compare with least squares over profiles sampled at 200,000 times."""
+    """Compares with least squares over profiles sampled at 200,000 points in time."""
     steps, sigma_rels = [500, 500, 800, 1000, 1000], [0.05, 0.1, 0.1, 0.05, 0.1]
     c, distance = coefficients(steps, sigma_rels, 1000, 0.15)
     t = (np.arange(200_000) + 0.5) / 200_000
@@ -133,7 +133,7 @@ def test_ema_of_a_decay_is_exported_unchanged(tmp_path):
 
 def test_mistakes(saved, tmp_path):
     folder, _ = saved
-    with pytest.raises(UserError, match="holds no EMA snapshots"):
+    with pytest.raises(UserError, match="contains no EMA snapshots"):
         reconstruct(tmp_path, 0.1)
     with pytest.raises(UserError, match=r"no EMA snapshots by decay 0.9: see train.ema_snapshot_every"):
         tracked(folder, 0.9)
@@ -146,8 +146,8 @@ def test_mistakes(saved, tmp_path):
         reconstruct(tmp_path, 0.1)
 
 
-def test_the_command(imagen, mistake, tmp_path):
-    """Export a cascade with other weights from a run's export and its snapshots."""
+def test_the_command(imagen, error_of, tmp_path):
+    """Exports cascades with other EMAs from a run's export and its snapshots."""
     stage, text, run = StageConfig(resolution=16, unet=UNET), TextConfig(encoder="toy", width=8), tmp_path / "run"
     state = {name: torch.zeros_like(value) for name, value in UNet(UNET).state_dict().items()}
     parts = {"stage": stage, "text": text, "unconditional": torch.ones(2, 8)}
@@ -158,21 +158,21 @@ def test_the_command(imagen, mistake, tmp_path):
         weights = {key: torch.full_like(w, value, dtype=torch.float16) for key, w in state.items()}
         save_snapshot(run / "averages", name, step, weights)
 
-    for options, value, told in (
+    for options, value, expected in (
         (["--sigma-rel", 0.1], 2.0, {"step": 8, "ema_sigma_rel": 0.1, "ema_distance": 0.0}),
         (["--sigma-rel", 0.1, "--step", 4], 1.0, {"step": 4, "ema_sigma_rel": 0.1, "ema_distance": 0.0}),
         (["--decay", 0.5], 3.0, {"step": 8, "ema_decay": 0.5}),
     ):
-        said = imagen("export", run, *options, "--out", tmp_path / "out")
-        assert f"at step {told['step']}" in said
+        reported = imagen("export", run, *options, "--out", tmp_path / "out")
+        assert f"at step {expected['step']}" in reported
         (record,) = read_manifest(tmp_path / "out").stages
-        assert record.info == {"preset": "toy", **told} and record.config == stage
+        assert record.info == {"preset": "toy", **expected} and record.config == stage
         for tensor in load_file(tmp_path / "out" / record.weights).values():
             torch.testing.assert_close(tensor, torch.full_like(tensor, value))
 
-    assert "sigma_rel is 0.5" in mistake("export", run, "--sigma-rel", 0.5, "--out", tmp_path / "out")
-    assert "holds no checkpoints" in mistake("export", run, "--out", tmp_path / "out")
+    assert "sigma_rel is 0.5" in error_of("export", run, "--sigma-rel", 0.5, "--out", tmp_path / "out")
+    assert "contains no checkpoints" in error_of("export", run, "--out", tmp_path / "out")
     both = ["--sigma-rel", 0.1, "--decay", 0.5]
-    assert "not allowed with" in mistake("export", run, *both, "--out", tmp_path / "out")
+    assert "not allowed with" in error_of("export", run, *both, "--out", tmp_path / "out")
     (run / "config.json").write_text("{}")
-    assert "is a training run" in mistake("export", run, "--decay", 0.5, "--out", run)
+    assert "is a training run" in error_of("export", run, "--decay", 0.5, "--out", run)

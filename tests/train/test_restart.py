@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from kept import assert_same, final, metrics
 from ranks import run_on_ranks
-from toy import ENVIRONMENT, TOY, experiment, train_on
+from run_state import assert_same, last_checkpoint, metrics
+from toy import ENVIRONMENT, TOY, experiment, train_on_rank
 
 from imagen.data.loading.config import DataConfig
 from imagen.train.checkpoint import checkpoint_paths
@@ -24,7 +24,7 @@ def children(process):
 
 def test_kill_9_of_one_rank(shards, tmp_path, rows):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_on_ranks(2, train_on, experiment(data=DataConfig(workers=1)), shards, whole)
+    run_on_ranks(2, train_on_rank, experiment(data=DataConfig(workers=1)), shards, whole)
     command = [*TORCHRUN, "--max-restarts", "2", "--monitor-interval", "0.1", TOY, str(shards), str(killed), "20", "1"]
     out = tmp_path / "out"
     with open(out, "w") as log:
@@ -38,6 +38,6 @@ def test_kill_9_of_one_rank(shards, tmp_path, rows):
         finally:
             for pid in [*children(torchrun.pid), torchrun.pid] if torchrun.poll() is None else []:
                 os.kill(pid, signal.SIGKILL)
-    assert "going on from step" in out.read_text()
+    assert "resuming from step" in out.read_text()
     assert rows(killed) == rows(whole) and len(metrics(whole)) == 7
-    assert_same(final(killed), final(whole))
+    assert_same(last_checkpoint(killed), last_checkpoint(whole))

@@ -1,4 +1,4 @@
-"""Test that an interrupted run ends like an uninterrupted one."""
+"""Test that an interrupted run ends with the same result as an uninterrupted one."""
 
 import json
 import os
@@ -11,8 +11,8 @@ import time
 
 import pytest
 import torch
-from kept import assert_same, final, without_config
-from toy import ENVIRONMENT, TOY, experiment, go, stopping_at
+from run_state import assert_same, last_checkpoint, last_checkpoint_without_config
+from toy import ENVIRONMENT, TOY, experiment, stopping_at, train_quietly
 
 from imagen.data.loading.config import DataConfig
 from imagen.errors import UserError
@@ -23,45 +23,47 @@ from imagen.train.optim import OptimConfig
 
 def test_muon_resumes_exactly(shards, tmp_path, rows):
     what = experiment(steps=8, optim=OptimConfig(algorithm="muon", lr=1e-3, warmup_steps=4))
-    assert go(what, shards, tmp_path / "whole").finished
-    assert go(what, shards, tmp_path / "parts", report=stopping_at(3)).step == 4
-    assert go(what, shards, tmp_path / "parts").finished
-    assert_same(final(tmp_path / "parts"), final(tmp_path / "whole"))
+    assert train_quietly(what, shards, tmp_path / "whole").finished
+    assert train_quietly(what, shards, tmp_path / "parts", report=stopping_at(3)).step == 4
+    assert train_quietly(what, shards, tmp_path / "parts").finished
+    assert_same(last_checkpoint(tmp_path / "parts"), last_checkpoint(tmp_path / "whole"))
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(shards, tmp_path_factory):
     run = tmp_path_factory.mktemp("uninterrupted")
-    assert go(experiment(), shards, run).finished
+    assert train_quietly(experiment(), shards, run).finished
     return run
 
 
 def test_sigterm_then_rerun_equals_uninterrupted(shards, tmp_path, rows, uninterrupted):
     what = experiment()
-    first = go(what, shards, tmp_path, report=stopping_at(6))
+    first = train_quietly(what, shards, tmp_path, report=stopping_at(6))
     assert (first.step, first.finished) == (7, False) and "SIGTERM" in first.reason
-    assert final(tmp_path)["progress"]["step"] == 7
-    second = go(what, shards, tmp_path, minutes=0)  # an exhausted budget still allows one step
-    assert (second.step, second.reason) == (8, "0 minutes are over")
-    assert go(what, shards, tmp_path).finished
+    assert last_checkpoint(tmp_path)["progress"]["step"] == 7
+    second = train_quietly(what, shards, tmp_path, minutes=0)  # an exhausted budget still allows one step
+    assert (second.step, second.reason) == (8, "the time budget of 0 minutes is used up")
+    assert train_quietly(what, shards, tmp_path).finished
     assert rows(tmp_path) == rows(uninterrupted)
     assert [row["step"] for row in rows(tmp_path)] == [3, 6, 9, 12, 15, 18, 20]
     assert "conditional_gap" in rows(tmp_path)[1] and "conditional_gap" not in rows(tmp_path)[0]
-    assert_same(final(tmp_path), final(uninterrupted))
+    assert_same(last_checkpoint(tmp_path), last_checkpoint(uninterrupted))
 
 
 def test_resuming_from_an_older_checkpoint_rewrites_the_same_metrics(shards, tmp_path, rows, uninterrupted):
-    what = experiment(checkpoint_every=4)  # 16 is between two logged steps: checkpoints must contain the meter's sums
-    go(what, shards, tmp_path)
+    what = experiment(
+        checkpoint_every=4
+    )  # step 16 is between two logged steps, so the checkpoint must contain the meter's sums
+    train_quietly(what, shards, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "step-00000020")  # as if killed between the last log and the checkpoint
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 21, "lo')  # and while writing
-    said = []
-    go(what, shards, tmp_path, report=said.append)
-    assert any("going on from step 16" in line for line in said)
+    reported = []
+    train_quietly(what, shards, tmp_path, report=reported.append)
+    assert any("resuming from step 16" in line for line in reported)
     assert rows(tmp_path) == rows(uninterrupted)
-    assert_same(without_config(tmp_path), without_config(uninterrupted))
+    assert_same(last_checkpoint_without_config(tmp_path), last_checkpoint_without_config(uninterrupted))
 
 
 def test_kill_9_at_a_random_moment(shards, tmp_path, rows, uninterrupted):
@@ -75,7 +77,7 @@ def test_kill_9_at_a_random_moment(shards, tmp_path, rows, uninterrupted):
     done = subprocess.run(command, check=True, env=ENVIRONMENT, capture_output=True, text=True)
     assert "all steps are done" in done.stdout
     assert rows(tmp_path) == rows(uninterrupted)
-    assert_same(without_config(tmp_path), without_config(uninterrupted))
+    assert_same(last_checkpoint_without_config(tmp_path), last_checkpoint_without_config(uninterrupted))
 
 
 def test_sigterm_to_a_process_ends_it_cleanly(shards, tmp_path):
@@ -90,12 +92,12 @@ def test_sigterm_to_a_process_ends_it_cleanly(shards, tmp_path):
         out, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
     assert "Traceback" not in err
-    assert "run the same command again to go on" in out and "stopped by SIGTERM" in out
-    assert final(tmp_path)["progress"]["step"] >= 6
+    assert "run the same command again to resume" in out and "stopped by SIGTERM" in out
+    assert last_checkpoint(tmp_path)["progress"]["step"] >= 6
 
 
 def flip_a_bit(path):
-    """Flip a bit in the middle of a file: inside a tensor, where torch.load alone would not notice it."""
+    """Flip a bit in the middle of a file, inside a tensor, where torch.load alone would not detect it."""
     with open(path, "r+b") as file:
         file.seek(path.stat().st_size // 2)
         byte = file.read(1)[0]
@@ -119,50 +121,50 @@ def test_damaged_last_checkpoint_falls_back(shards, tmp_path, rows, uninterrupte
     shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     last = tmp_path / "checkpoints" / "step-00000020"
     DAMAGES[damage](last)
-    said = []
-    go(experiment(), shards, tmp_path, report=said.append)
-    assert any("step-00000020 is damaged" in line and "step-00000015" in line for line in said)
+    reported = []
+    train_quietly(experiment(), shards, tmp_path, report=reported.append)
+    assert any("step-00000020 is damaged" in line and "step-00000015" in line for line in reported)
     assert last.with_name("step-00000020.damaged").exists()
     assert rows(tmp_path) == rows(uninterrupted)
-    assert_same(final(tmp_path), final(uninterrupted))
+    assert_same(last_checkpoint(tmp_path), last_checkpoint(uninterrupted))
 
 
 def test_no_readable_checkpoint_is_an_error_and_nothing_is_lost(shards, tmp_path):
     what = experiment(steps=6)
-    go(what, shards, tmp_path)
+    train_quietly(what, shards, tmp_path)
     paths = checkpoint_paths(tmp_path / "checkpoints")
     for path in paths:
         os.truncate(path / "__0_0.distcp", 5000)
     with pytest.raises(UserError, match=r"no checkpoint in .* can be read"):
-        go(what, shards, tmp_path)
+        train_quietly(what, shards, tmp_path)
     assert checkpoint_paths(tmp_path / "checkpoints") == paths
 
 
-def test_another_config_is_refused(shards, tmp_path):
-    go(experiment(steps=2), shards, tmp_path)
-    with pytest.raises(UserError, match=r"begun with optim\.clip_norm = 1\.0, not 2\.0"):
-        go(experiment(steps=2, optim=OptimConfig(clip_norm=2.0, lr=1e-3, warmup_steps=4)), shards, tmp_path)
+def test_another_config_is_rejected(shards, tmp_path):
+    train_quietly(experiment(steps=2), shards, tmp_path)
+    with pytest.raises(UserError, match=r"started with optim\.clip_norm = 1\.0, not 2\.0"):
+        train_quietly(experiment(steps=2, optim=OptimConfig(clip_norm=2.0, lr=1e-3, warmup_steps=4)), shards, tmp_path)
     with pytest.raises(UserError, match=r"train\.batch_size = 8, not 16"):
-        go(experiment(steps=2, batch_size=16), shards, tmp_path)
+        train_quietly(experiment(steps=2, batch_size=16), shards, tmp_path)
     more = experiment(steps=4, log_every=1, checkpoint_every=1, gap_every=2, data=DataConfig(workers=1))
-    assert go(more, shards, tmp_path).step == 4
+    assert train_quietly(more, shards, tmp_path).step == 4
 
 
 def test_other_data_are_accepted_and_reported(shards, tmp_path):
     moved, fewer = shutil.copytree(shards, tmp_path / "moved"), shutil.copytree(shards, tmp_path / "fewer")
     for file in (fewer / "train").glob("00002.*"):
         file.unlink()
-    for data, is_said in ((shards, False), (moved, False), (fewer, True), (fewer, False)):
-        said: list[str] = []
+    for data, is_reported in ((shards, False), (moved, False), (fewer, True), (fewer, False)):
+        reported: list[str] = []
         steps = 1 + len(checkpoint_paths(tmp_path / "run" / "checkpoints"))
-        go(experiment(steps=steps, keep_checkpoints=9), data, tmp_path / "run", report=said.append)
-        assert any("not the data of the steps before" in line for line in said) == is_said
+        train_quietly(experiment(steps=steps, keep_checkpoints=9), data, tmp_path / "run", report=reported.append)
+        assert any("not the data of the previous steps" in line for line in reported) == is_reported
 
 
 def test_full_disk_preserves_the_old_checkpoint(tmp_path):
     folder = CheckpointFolder(tmp_path, keep=1)
     folder.save(1, {"model": {"x": torch.arange(10.0)}}, {}, wait=True)
-    # A limit on the size of files fails a write halfway, as a full disk does.
+    # A limit on file size makes a write fail in the middle, like a full disk.
     script = f"""
 import resource, torch
 from pathlib import Path
@@ -184,13 +186,13 @@ except UserError as error:
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]  # no partial checkpoint remains
 
 
-def test_the_last_checkpoints_and_every_nth_are_kept(shards, tmp_path):
-    go(experiment(steps=9, checkpoint_every=1, keep_checkpoints=2, keep_every=3), shards, tmp_path)
+def test_the_last_and_every_nth_checkpoint_are_retained(shards, tmp_path):
+    train_quietly(experiment(steps=9, checkpoint_every=1, keep_checkpoints=2, keep_every=3), shards, tmp_path)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == [f"step-0000000{step}" for step in (3, 6, 8, 9)]
 
 
-def test_a_second_process_is_refused(shards, tmp_path):
+def test_a_second_process_is_rejected(shards, tmp_path):
     what = experiment(steps=3, log_every=1)
     refused = []
 
@@ -200,7 +202,7 @@ def test_a_second_process_is_refused(shards, tmp_path):
             done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
             refused.append(done.stderr)
 
-    go(what, shards, tmp_path, report=report)
+    train_quietly(what, shards, tmp_path, report=report)
     assert "another process is training" in refused[0]
 
 
@@ -221,9 +223,9 @@ def test_a_second_process_is_refused(shards, tmp_path):
         ("progress.surprise", 1, "unknown field 'surprise'"),
     ],
 )
-def test_an_edited_state_is_refused(shards, tmp_path, path, value, message):
+def test_an_edited_state_is_rejected(shards, tmp_path, path, value, message):
     what = experiment(steps=2)
-    go(what, shards, tmp_path)
+    train_quietly(what, shards, tmp_path)
     (file,) = (tmp_path / "checkpoints").glob("*/state.json")
     state = inner = json.loads(file.read_text())
     *outer, last = path.split(".")
@@ -232,5 +234,5 @@ def test_an_edited_state_is_refused(shards, tmp_path, path, value, message):
     inner[last] = value
     file.write_text(json.dumps(state))
     with pytest.raises(UserError, match=message) as caught:
-        go(what, shards, tmp_path)
+        train_quietly(what, shards, tmp_path)
     assert "state.json" in str(caught.value)

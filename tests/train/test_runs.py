@@ -1,4 +1,4 @@
-"""Test the scripts in runs/ with a stand-in for Slurm: one host, two processes."""
+"""Test the scripts in runs/ with fake Slurm commands, on one host with two processes."""
 
 import json
 import os
@@ -20,7 +20,7 @@ FIELDS = {"train.steps": 2000, "train.checkpoint_every": 500, "train.log_every":
 
 @pytest.fixture
 def slurm(tmp_path):
-    """Return the environment of a job; the file `calls` records the job's requests to Slurm."""
+    """Return the environment of a job. The file `calls` records the job's calls of scontrol."""
     commands = {
         "scontrol": f'case $1 in show) echo localhost;; *) echo "$@" >> {tmp_path}/calls;; esac',
         "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
@@ -36,9 +36,9 @@ def slurm(tmp_path):
     return {**os.environ, **job, "RUN": str(tmp_path / "run"), "PYTHONPATH": str(ROOT)}
 
 
-def test_preempted_job_is_requeued(made, tmp_path, slurm):
+def test_preempted_job_is_requeued(artifacts, tmp_path, slurm):
     command = [str(RUNS / "slurm.sh"), "debug_64", *(word for n, v in FIELDS.items() for word in (f"--{n}", str(v)))]
-    run, environment = tmp_path / "run", {**slurm, "DATA": str(made / "shards")}
+    run, environment = tmp_path / "run", {**slurm, "DATA": str(artifacts / "shards")}
     with open(tmp_path / "out", "w") as out:
         job = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
         try:
@@ -50,26 +50,26 @@ def test_preempted_job_is_requeued(made, tmp_path, slurm):
         finally:
             if job.poll() is None:
                 os.killpg(job.pid, signal.SIGKILL)
-    said = (tmp_path / "out").read_text()
-    assert "stopped by SIGUSR1" in said and "2 x cpu" in said, said
-    assert (tmp_path / "calls").read_text() == "requeue 7\n", said
+    reported = (tmp_path / "out").read_text()
+    assert "stopped by SIGUSR1" in reported and "2 x cpu" in reported, reported
+    assert (tmp_path / "calls").read_text() == "requeue 7\n", reported
     assert len(checkpoint_paths(run / "checkpoints")) == 1
     assert json.loads((run / "status.json").read_text())["finished"] is False
 
     (step,) = (int(path.name.removeprefix("step-")) for path in checkpoint_paths(run / "checkpoints"))
     again = subprocess.run([*command, "--train.steps", str(step + 2)], env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert f"going on from step {step}" in again.stdout
+    assert f"resuming from step {step}" in again.stdout
     assert json.loads((run / "status.json").read_text())["finished"] is True
-    assert (tmp_path / "calls").read_text() == "requeue 7\n"  # not once more
+    assert (tmp_path / "calls").read_text() == "requeue 7\n"  # and not requeued again
 
 
-def test_failed_job_is_not_requeued(made, tmp_path, slurm):
-    environment = {**slurm, "DATA": str(made / "shards")}
+def test_failed_job_is_not_requeued(artifacts, tmp_path, slurm):
+    environment = {**slurm, "DATA": str(artifacts / "shards")}
     command = [str(RUNS / "slurm.sh"), "debug_64", "--train.batch_size", "3"]
     failed = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert failed.returncode != 0
-    assert "imagen: train.batch_size 3 does not divide among 2 ranks; 4 would do" in failed.stderr
+    assert "imagen: train.batch_size 3 is not divisible by 2 ranks; use 4" in failed.stderr
     assert not (tmp_path / "calls").exists()
 
 

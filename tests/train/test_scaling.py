@@ -5,8 +5,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from steps import awake, loaded, noising
-from toy import experiment, go
+from steps import build_forward_process, load_batches, randomize_zero_layers
+from toy import experiment, train_quietly
 
 from imagen.models.unet import UNet
 from imagen.train.optim import build_optimizer
@@ -16,7 +16,7 @@ from imagen.train.step import training_step
 
 def network():
     torch.manual_seed(0)
-    return awake(UNet(experiment().stage.unet))
+    return randomize_zero_layers(UNet(experiment().stage.unet))
 
 
 def stepped(shards, scale, clip_norm=1e9, break_gradient=False):
@@ -28,9 +28,9 @@ def stepped(shards, scale, clip_norm=1e9, break_gradient=False):
     optimizer.set_learning_rate(1e-3)
     result = training_step(
         unet,
-        loaded(shards, what, 1),
+        load_batches(shards, what, 1),
         1,
-        noising(what),
+        build_forward_process(what),
         optimizer,
         clip_norm=clip_norm,
         autocast=nullcontext,
@@ -64,26 +64,26 @@ def test_overflow_at_the_smallest_scale_is_a_non_finite_step(shards):
 def test_scale_grows_again_within_its_range():
     scale = LossScale.build(torch.float16)
     for _ in range(GROWTH_STEPS):
-        scale.held()
+        scale.record_success()
     assert scale.value == 2 * START and scale.steps == 0
     scale = LossScale(LARGEST, GROWTH_STEPS, True)
-    scale.held()
+    scale.record_success()
     assert scale.value == LARGEST
 
 
 def test_other_formats_have_no_scale():
     scale = LossScale.build(torch.bfloat16)
     for _ in range(2 * GROWTH_STEPS):
-        scale.held()
-    assert scale.value == 1.0 and not scale.overflowed()
+        scale.record_success()
+    assert scale.value == 1.0 and not scale.record_overflow()
 
 
 def test_float16_trains_and_resumes_exactly(shards, tmp_path):
     what = experiment(steps=4, precision="fp16", log_every=1, checkpoint_every=2, gap_every=0)
-    go(what, shards, tmp_path / "whole")
+    train_quietly(what, shards, tmp_path / "whole")
     rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert all(0 < row["loss"] < 3 for row in rows)
-    go(what, shards, tmp_path / "parts", minutes=1e-9)  # one step
-    go(what, shards, tmp_path / "parts")
+    train_quietly(what, shards, tmp_path / "parts", minutes=1e-9)  # one step
+    train_quietly(what, shards, tmp_path / "parts")
     parts = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
     assert [row["loss"] for row in parts] == [row["loss"] for row in rows]

@@ -1,4 +1,4 @@
-"""Test a training step: noise, text dropout, gradient, and non-finite values."""
+"""Test the training step: noise, text dropout, gradient, and non-finite values."""
 
 import copy
 import json
@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from steps import awake, loaded, noising
-from toy import TRAIN, UNET, experiment, go
+from steps import build_forward_process, load_batches, randomize_zero_layers
+from toy import TRAIN, UNET, experiment, train_quietly
 
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.loader import Loader
@@ -29,14 +29,21 @@ SR_UNET = replace(UNET, low_res=True)
 
 
 def trained(unet, what, batches, **options):
-    """Run one step, and read the model's gradients before the optimizer clears them."""
+    """Run one step, and return the model's gradients before the optimizer clears them."""
     optimizer = build_optimizer(unet.named_parameters(), what.optim)
     gradients = {}
     optimizer.optimizers[0].register_step_pre_hook(
         lambda *_: gradients.update({n: p.grad.clone() for n, p in unet.named_parameters() if p.grad is not None})
     )
     result = training_step(
-        unet, batches, len(batches), noising(what), optimizer, clip_norm=1e9, autocast=nullcontext, **options
+        unet,
+        batches,
+        len(batches),
+        build_forward_process(what),
+        optimizer,
+        clip_norm=1e9,
+        autocast=nullcontext,
+        **options,
     )
     return result, gradients
 
@@ -44,7 +51,7 @@ def trained(unet, what, batches, **options):
 # --- randomness ---
 
 
-def test_draws_depend_on_position_seed_and_purpose_alone():
+def test_random_numbers_depend_only_on_position_seed_and_purpose():
     whole = randomness.normal((3, 4, 4), 5, range(100, 108), randomness.EPS)
     part = randomness.normal((3, 4, 4), 5, range(104, 106), randomness.EPS)
     assert torch.equal(whole[4:6], part)
@@ -52,8 +59,8 @@ def test_draws_depend_on_position_seed_and_purpose_alone():
     assert not torch.equal(whole, randomness.normal((3, 4, 4), 5, range(100, 108), randomness.LOW_RES_EPS))
 
 
-def test_draws_have_their_distributions():
-    """Moments and correlations within 4 standard errors of those of independent draws."""
+def test_random_numbers_have_their_distributions():
+    """Checks moments and correlations within 4 standard errors of those of independent samples."""
     eps = randomness.normal((64,), 0, range(1000), randomness.EPS)
     assert abs(eps.mean()) < 4 / math.sqrt(eps.numel())
     assert abs(eps.square().mean() - 1) < 4 * math.sqrt(2 / eps.numel())
@@ -67,12 +74,12 @@ def test_draws_have_their_distributions():
 @pytest.mark.parametrize("ranks, accumulation", [(1, 4), (2, 1), (2, 2)])
 def test_samples_are_noised_the_same_however_the_batch_is_split(shards, ranks, accumulation):
     what = experiment(unet=SR_UNET, low_resolution=8)
-    noise, steps = noising(what), 3
-    whole = [noise(batch) for batch in loaded(shards, what, steps)]
+    noise, steps = build_forward_process(what), 3
+    whole = [noise(batch) for batch in load_batches(shards, what, steps)]
     micro = what.train.batch_size // accumulation
     parts = {}
     for rank in range(ranks):
-        for batch in loaded(shards, what, steps * accumulation, batch_size=micro, rank=rank, world_size=ranks):
+        for batch in load_batches(shards, what, steps * accumulation, batch_size=micro, rank=rank, world_size=ranks):
             parts[batch.position] = noise(batch)
     for name in ("x_BCHW", "eps_BCHW", "t_B", "logsnr_B"):
         split = torch.cat([getattr(parts[position], name) for position in sorted(parts)])
@@ -86,7 +93,7 @@ def test_samples_are_noised_the_same_however_the_batch_is_split(shards, ranks, a
 
 def test_times_are_stratified_over_the_batch_and_change_with_the_step(shards):
     what = experiment()
-    first, second = (noising(what)(batch).t_B for batch in loaded(shards, what, 2))
+    first, second = (build_forward_process(what)(batch).t_B for batch in load_batches(shards, what, 2))
     for times in (first, second):
         assert torch.equal((times * len(times)).floor().long().sort().values, torch.arange(len(times)))
     assert not torch.equal(first, second)
@@ -95,24 +102,24 @@ def test_times_are_stratified_over_the_batch_and_change_with_the_step(shards):
 # --- inputs of the network ---
 
 
-def test_base_inputs_are_the_equation(shards):
+def test_base_inputs_equal_the_equation(shards):
     what = experiment()
-    (batch,) = loaded(shards, what, 1)
-    noised = noising(what)(batch)
+    (batch,) = load_batches(shards, what, 1)
+    noised = build_forward_process(what)(batch)
     assert noised.x0_BCHW.min() >= -1 and noised.x0_BCHW.max() <= 1
     assert torch.equal(noised.x0_BCHW, batch.image.float() / 127.5 - 1)
     t = noised.t_B.double()
     alpha, sigma = torch.cos(torch.pi / 2 * t), torch.sin(torch.pi / 2 * t)  # the cosine schedule
     expected = alpha[:, None, None, None] * noised.x0_BCHW + sigma[:, None, None, None] * noised.eps_BCHW
-    torch.testing.assert_close(noised.x_BCHW.double(), expected, rtol=0, atol=5e-3)  # the ends of t are cut off
+    torch.testing.assert_close(noised.x_BCHW.double(), expected, rtol=0, atol=5e-3)  # the ends of t are truncated
     assert noised.x_BCHW.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_super_resolution_inputs(shards):
     what = experiment(unet=SR_UNET, low_resolution=8, data=DataConfig(workers=0, crop=8))
-    (batch,) = loaded(shards, what, 1)
+    (batch,) = load_batches(shards, what, 1)
     assert batch.image.shape[-1] == 8 and batch.low_res.shape[-1] == 4
-    noise = noising(what)
+    noise = build_forward_process(what)
     given = noise(batch).conditions
     positions = range(8)
     level = randomness.uniform(0, positions, randomness.LOW_RES_LEVEL)
@@ -126,21 +133,21 @@ def test_super_resolution_inputs(shards):
 def test_detail_is_the_difference_from_the_upsampled_clean_image(shards):
     what = experiment(unet=SR_UNET, low_resolution=8)
     what = replace(what, stage=replace(what.stage, detail_std=0.1))
-    (batch,) = loaded(shards, what, 1)
-    noised = noising(what)(batch)
-    pictures = batch.image.float() / 127.5 - 1
-    enlarged = upsample(batch.low_res.float() / 127.5 - 1, (16, 16))
-    torch.testing.assert_close(enlarged + 0.1 * noised.x0_BCHW, pictures, rtol=0, atol=1e-6)
+    (batch,) = load_batches(shards, what, 1)
+    noised = build_forward_process(what)(batch)
+    clean = batch.image.float() / 127.5 - 1
+    upsampled = upsample(batch.low_res.float() / 127.5 - 1, (16, 16))
+    torch.testing.assert_close(upsampled + 0.1 * noised.x0_BCHW, clean, rtol=0, atol=1e-6)
     torch.testing.assert_close(noised.x_BCHW, diffuse(noised.x0_BCHW, noised.eps_BCHW, noised.logsnr_B))
-    plain = noising(replace(what, stage=replace(what.stage, detail_std=None)))(batch)
+    plain = build_forward_process(replace(what, stage=replace(what.stage, detail_std=None)))(batch)
     for name in ("low_res", "low_res_noise"):  # the low-resolution input does not change
         assert torch.equal(noised.conditions[name], plain.conditions[name])
 
 
-def test_noise_levels_of_training_may_have_a_schedule_of_their_own(shards):
+def test_training_may_use_its_own_noise_schedule(shards):
     plain, shifted = experiment(), experiment(schedule=ScheduleConfig(shift_reference=8))
-    (batch,) = loaded(shards, plain, 1)
-    a, b = noising(plain)(batch), noising(shifted)(batch)
+    (batch,) = load_batches(shards, plain, 1)
+    a, b = build_forward_process(plain)(batch), build_forward_process(shifted)(batch)
     assert torch.equal(a.t_B, b.t_B)
     torch.testing.assert_close(b.logsnr_B - a.logsnr_B, torch.full((8,), 2 * math.log(8 / 16)))
 
@@ -160,8 +167,8 @@ def test_dropped_text_is_the_unconditional_embedding_with_its_mask():
 
 def test_text_is_dropped_at_its_rate(shards):
     what = experiment()
-    noise = noising(what, text_dropout=0.3)
-    dropped = [(noise(b).conditions["text"][:, 0] == 7).all(1) for b in loaded(shards, what, 100)]
+    noise = build_forward_process(what, text_dropout=0.3)
+    dropped = [(noise(b).conditions["text"][:, 0] == 7).all(1) for b in load_batches(shards, what, 100)]
     assert abs(torch.cat(dropped).float().mean() - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 800)
 
 
@@ -170,9 +177,9 @@ def test_text_is_dropped_at_its_rate(shards):
 
 def test_accumulation_gives_the_same_gradient(shards):
     what = experiment()
-    unet = awake(UNet(UNET))
-    whole, expected = trained(copy.deepcopy(unet), what, loaded(shards, what, 1))
-    split, gradients = trained(copy.deepcopy(unet), what, loaded(shards, what, 4, batch_size=2))
+    unet = randomize_zero_layers(UNet(UNET))
+    whole, expected = trained(copy.deepcopy(unet), what, load_batches(shards, what, 1))
+    split, gradients = trained(copy.deepcopy(unet), what, load_batches(shards, what, 4, batch_size=2))
     assert split.losses == pytest.approx(whole.losses, rel=1e-5)
     assert split.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
     for name, gradient in expected.items():
@@ -199,13 +206,13 @@ def test_gradient_is_clipped_as_torch_does():
 
 def test_nonfinite_step_is_not_applied_and_names_the_sample(shards):
     what = experiment()
-    unet = awake(UNet(UNET))
-    (batch,) = loaded(shards, what, 1)
+    unet = randomize_zero_layers(UNet(UNET))
+    (batch,) = load_batches(shards, what, 1)
     bad = batch.text.clone()
     bad[3] = torch.nan
     before = copy.deepcopy(unet.state_dict())
     optimizer = build_optimizer(unet.named_parameters(), what.optim)
-    plain = noising(what, text_dropout=0)
+    plain = build_forward_process(what, text_dropout=0)
     result = training_step(unet, [replace(batch, text=bad)], 8, plain, optimizer, clip_norm=1.0, autocast=nullcontext)
     assert result.problem == f"the loss is not finite for {batch.keys[3]}"
     assert all(torch.equal(unet.state_dict()[name], value) for name, value in before.items())
@@ -214,7 +221,7 @@ def test_nonfinite_step_is_not_applied_and_names_the_sample(shards):
 
 
 class Poisoned(Loader):
-    """NaN text in the step at position 16 (the third), and in all from position 40 on."""
+    """A loader with NaN text at position 16 (the third step), and in all steps from position 40 on."""
 
     def __iter__(self):
         for batch in super().__iter__():
@@ -227,11 +234,11 @@ class Poisoned(Loader):
 
 def test_a_run_skips_non_finite_steps_and_stops_after_many(shards, tmp_path, monkeypatch):
     monkeypatch.setattr("imagen.train.data.Loader", Poisoned)
-    said = []
+    reported = []
     what = experiment(text_dropout=0.0, log_every=1, max_nonfinite=3)
-    with pytest.raises(UserError, match=r"step 8: the loss is not finite for train\d+; 3 steps in a row"):
-        go(what, shards, tmp_path, report=said.append)
-    skipped = [line for line in said if "step skipped" in line]
+    with pytest.raises(UserError, match=r"step 8: the loss is not finite for train\d+; 3 consecutive steps"):
+        train_quietly(what, shards, tmp_path, report=reported.append)
+    skipped = [line for line in reported if "step skipped" in line]
     assert [line.split(":")[0] for line in skipped] == ["step 3", "step 6", "step 7"]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows[2]["loss"] is None and rows[2]["nonfinite"] == 1
@@ -242,7 +249,7 @@ def test_a_run_skips_non_finite_steps_and_stops_after_many(shards, tmp_path, mon
 
 
 class Oracle(torch.nn.Module):
-    """Predicts the noise of its caption's image: perfectly for the right caption, another image's noise otherwise."""
+    """Predicts the exact noise of the image that belongs to the caption."""
 
     def __init__(self, eps_of_text):
         super().__init__()
@@ -255,41 +262,41 @@ class Oracle(torch.nn.Module):
 
 def test_gap_of_a_network_that_ignores_text_is_zero(shards):
     what = experiment()
-    gap = ConditionalGap(loaded(shards, what, 4), noising(what, batch_size=32, text_dropout=0))
+    gap = ConditionalGap(load_batches(shards, what, 4), build_forward_process(what, batch_size=32, text_dropout=0))
 
-    class Deaf(torch.nn.Module):
+    class IgnoresText(torch.nn.Module):
         def forward(self, x_BCHW, noise_B, text, text_mask):
             return 0.5 * x_BCHW
 
-    value, loss = gap.measure(Deaf(), nullcontext)
+    value, loss = gap.measure(IgnoresText(), nullcontext)
     assert value == 0 and loss > 0
 
 
-def test_gap_of_a_network_that_reads_text(shards):
+def test_gap_of_a_network_that_uses_text(shards):
     what = experiment()
-    (batch,) = loaded(shards, what, 1)
-    batch = replace(batch, text=batch.text + torch.arange(8.0)[:, None, None])  # every caption unique
-    plain = noising(what, text_dropout=0)
+    (batch,) = load_batches(shards, what, 1)
+    batch = replace(batch, text=batch.text + torch.arange(8.0)[:, None, None])  # makes every caption unique
+    plain = build_forward_process(what, text_dropout=0)
     noised = plain(batch)
     true = {row.sum().item(): eps for row, eps in zip(noised.conditions["text"], noised.eps_BCHW, strict=True)}
     moved = plain(with_other_captions(batch)).conditions["text"]
     for row in moved:
         assert row.sum().item() in true
-    # With another's caption the oracle answers another's noise: |eps - eps'|^2 = 2 on average.
+    # With another image's caption the oracle predicts that image's noise: |eps - eps'|^2 = 2 on average.
     gap, loss = ConditionalGap([batch], plain).measure(Oracle(true), nullcontext)
     assert loss == 0
     assert gap == pytest.approx(2, rel=0.1)
 
 
 def test_training_learns_text_and_shuffled_captions_do_not(shards, tmp_path):
-    # x0 prediction: what a caption tells (the colour) is most of the loss at high noise. In eps it is a trace.
+    # At high noise, most of the x0 loss comes from the colour, which the caption gives; of the eps loss, very little.
     optim = OptimConfig(lr=3e-3, warmup_steps=10, schedule="constant")
     what = experiment(optim=optim, steps=120, ema_decay=0.9, gap_samples=64, log_every=0, gap_every=0)
     what = replace(what, stage=replace(what.stage, objective=ObjectiveConfig(prediction="x0")))
     gaps = {}
     for shuffled in (False, True):
         run = tmp_path / str(shuffled)
-        go(replace(what, train=replace(what.train, shuffle_captions=shuffled)), shards, run)
+        train_quietly(replace(what, train=replace(what.train, shuffle_captions=shuffled)), shards, run)
         gaps[shuffled] = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["conditional_gap"]
     assert gaps[False] > 0.02 > 5 * abs(gaps[True]), gaps
 
@@ -314,30 +321,30 @@ def test_callbacks_get_ema_weights(shards, tmp_path):
             assert all(torch.equal(state[name], value) for name, value in seen[step].items())
             exported.append(step)
 
-    go(experiment(steps=4, checkpoint_every=2), shards, tmp_path, callbacks=[Sampled()])
+    train_quietly(experiment(steps=4, checkpoint_every=2), shards, tmp_path, callbacks=[Sampled()])
     assert exported == [2, 4]
 
 
 def test_bf16_trains(shards, tmp_path):
-    go(experiment(steps=2, precision="bf16", log_every=1), shards, tmp_path)
+    train_quietly(experiment(steps=2, precision="bf16", log_every=1), shards, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(0 < row["loss"] < 3 for row in rows)
 
 
 def test_inconsistent_experiments_are_user_errors(shards, tmp_path):
     for what, message in (
-        (experiment(micro_batch=3), "do not divide into micro-batches of 3; train.micro_batch 2 would do"),
+        (experiment(micro_batch=3), "do not divide into micro-batches of 3; set train.micro_batch to 2"),
         (experiment(unet=replace(UNET, text_width=9)), "text_width is 9"),
         (experiment(low_resolution=8), "low_res is False"),
         (experiment(micro_batch=1, shuffle_captions=True), "shuffle_captions"),
     ):
         with pytest.raises(UserError, match=message):
-            go(what, shards, tmp_path)
+            train_quietly(what, shards, tmp_path)
 
 
 def test_unconditional_training(shards, tmp_path):
     what = replace(experiment(steps=2, log_every=1), text=None)
     unet = replace(UNET, text_width=None, levels=tuple(replace(level, attention="none") for level in UNET.levels))
-    go(replace(what, stage=replace(what.stage, unet=unet)), shards, tmp_path)
+    train_quietly(replace(what, stage=replace(what.stage, unet=unet)), shards, tmp_path)
     assert "conditional_gap" not in (tmp_path / "metrics.jsonl").read_text()
-    assert TRAIN.gap_samples  # with text, the toy would measure the gap
+    assert TRAIN.gap_samples  # with text, the toy experiment would measure the gap

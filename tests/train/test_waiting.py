@@ -1,13 +1,13 @@
-"""Test that no step makes the processor wait for the device, and that steps launch few operations."""
+"""Test that training steps neither wait for the device nor launch many operations."""
 
 from contextlib import nullcontext
 from dataclasses import fields, replace
 
 import pytest
 import torch
+from device_sync import META, PINNED, NoSyncMode, meta_device_as_gpu
 from ranks import run_on_ranks
 from toy import UNET, experiment
-from waiting import META, PINNED, NeverWaits, gpu_of_meta
 
 from imagen.data.loading.batches import Batch
 from imagen.devices import pin, send
@@ -29,7 +29,7 @@ KINDS = ("adam", "adamw", "adafactor", "muon")
 
 
 def in_pinned_memory(batch: Batch) -> Batch:
-    """Return `batch` as a loader's pinning thread does."""
+    """Return `batch` in pinned memory, as a loader's pinning thread does."""
 
     for field in fields(batch):
         if isinstance(tensor := getattr(batch, field.name), torch.Tensor):
@@ -38,7 +38,7 @@ def in_pinned_memory(batch: Batch) -> Batch:
 
 
 class Step:
-    """Training steps on a meta device."""
+    """Runs training steps on a meta device."""
 
     def __init__(self, what, batch_size, accumulation=1):
         with torch.device("meta"):
@@ -66,7 +66,7 @@ class Step:
             for part in range(self.accumulation)
         ]
         self.optimizer.set_learning_rate(1e-4)
-        with NeverWaits() as mode:
+        with NoSyncMode() as mode:
             launch_step(
                 self.unet,
                 batches,
@@ -88,9 +88,9 @@ def test_the_mode_finds_waiting_operations():
         lambda: torch.zeros(2).to(META),
         lambda: x + torch.zeros(2).to(META, non_blocking=True),
     ):
-        with pytest.raises((AssertionError, RuntimeError)), NeverWaits():
+        with pytest.raises((AssertionError, RuntimeError)), NoSyncMode():
             waits()
-    with gpu_of_meta(), NeverWaits():
+    with meta_device_as_gpu(), NoSyncMode():
         send(torch.zeros(2), META)
     assert pin(torch.zeros(2), META).device.type == "cpu"
 
@@ -98,17 +98,17 @@ def test_the_mode_finds_waiting_operations():
 @pytest.mark.parametrize("algorithm", KINDS)
 @pytest.mark.parametrize("low_resolution", [None, 8])
 def test_a_training_step_never_waits(algorithm, low_resolution):
-    """Includes the first step, in which the optimizer creates its state."""
+    """Includes the first step, which creates the optimizer's state."""
     what = experiment(unet=replace(UNET, low_res=low_resolution is not None), low_resolution=low_resolution)
     what = replace(what, optim=OptimConfig(algorithm=algorithm, weight_decay=0 if algorithm == "adam" else 0.1))
-    with gpu_of_meta():
+    with meta_device_as_gpu():
         step = Step(what, 4, accumulation=2)
         assert all(step(number).operations > 100 for number in range(2))
 
 
 def test_operations_of_the_397m_step():
-    """Half of the 3,928 that a step took under autocast, with torch's norms."""
-    with gpu_of_meta():
+    """A step takes at most half of the 3,928 operations that it took under autocast, with torch's norms."""
+    with meta_device_as_gpu():
         step = Step(preset("text2im_64_397m"), 2)
         step(0)
         mode = step(1)
@@ -116,7 +116,7 @@ def test_operations_of_the_397m_step():
     assert mode.operations <= 3928 // 2
 
 
-# --- decisions on the device equal those on the processor ---
+# --- decisions on the device equal those on the CPU ---
 
 
 def trained(what, batches, waits, clip_norm=0.05):
@@ -137,15 +137,15 @@ def trained(what, batches, waits, clip_norm=0.05):
     return results, weights
 
 
-def apart(weights, others):
-    """Return the distance of two lists of weights: where a gradient is nearly 0, rounding decides its sign."""
+def distance(weights, others):
+    """Return the norm of the difference: elements may differ where rounding changes the sign of a tiny gradient."""
     return torch.linalg.vector_norm(torch.cat([(a - b).flatten() for a, b in zip(weights, others, strict=True)]))
 
 
 @pytest.mark.parametrize("clip_norm", [0.05, 1e9])
 @pytest.mark.parametrize("algorithm", KINDS)
 def test_steps_that_do_not_wait_equal_steps_that_do(algorithm, clip_norm):
-    """The second step is non-finite: it changes neither weights nor moments, and is reported."""
+    """The second step is non-finite: it is reported, and changes neither weights nor moments."""
     optim = OptimConfig(algorithm=algorithm, lr=1e-3, eps=1e-4, weight_decay=0 if algorithm == "adam" else 0.1)
     what = replace(experiment(), optim=optim)
     batches = [random_batch(what, 4 * number, 4) for number in range(4)]
@@ -160,11 +160,11 @@ def test_steps_that_do_not_wait_equal_steps_that_do(algorithm, clip_norm):
     assert "4" in results[1].problem or results[1].problem.startswith("the loss is not finite for 6")
     assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
     for step in (2, 3):
-        assert apart(weights[step], wanted[step]) < 3e-2 * apart(weights[step], weights[0])
+        assert distance(weights[step], wanted[step]) < 3e-2 * distance(weights[step], weights[0])
 
 
 def test_gradient_of_the_low_precision_copy(monkeypatch):
-    """The float32 sum over all micro-batches, up to bfloat16 rounding."""
+    """The gradient is the float32 sum over all micro-batches, up to bfloat16 rounding."""
     what = experiment()
     torch.manual_seed(0)
     unet = UNet(UNET)
@@ -188,7 +188,7 @@ def test_sharded_steps_that_do_not_wait(algorithm):
     optim = OptimConfig(algorithm=algorithm, lr=1e-3, eps=1e-4)
     before, alone = run_on_ranks(1, on_ranks, optim)[0]
     _, sharded = run_on_ranks(2, on_ranks, optim)[0]
-    assert apart(sharded, alone) < 3e-2 * apart(before, alone)
+    assert distance(sharded, alone) < 3e-2 * distance(before, alone)
 
 
 def on_ranks(optim):
@@ -215,10 +215,10 @@ def on_ranks(optim):
         return before, [full_tensor(weight.detach()).clone() for _, weight in named_weights(unet)]
 
 
-def test_reading_steps_late_changes_neither_log_nor_weights(shards, tmp_path, rows, monkeypatch):
-    """As on a GPU, the next step is launched before a result is read, and a skipped step is reported later."""
+def test_reading_results_late_changes_neither_metrics_nor_weights(shards, tmp_path, rows, monkeypatch):
+    """As on a GPU, the next step is launched before a result is read, so a skipped step is reported one step later."""
     what = experiment(steps=9, log_every=3, checkpoint_every=5, gap_every=0, ema_every=2, max_nonfinite=9)
-    said = {}
+    reported = {}
     for late in (False, True):
         order = []
 
@@ -231,8 +231,8 @@ def test_reading_steps_late_changes_neither_log_nor_weights(shards, tmp_path, ro
 
         monkeypatch.setattr("imagen.train.trainer.launch_step", launch)
         run = tmp_path / str(late)
-        said[late] = []
-        trainer = Trainer(what, shards, run, report=said[late].append)
+        reported[late] = []
+        trainer = Trainer(what, shards, run, report=reported[late].append)
         trainer.waits_each_step = not late
         trainer.train()
         assert order.count("read") == order.count("launch") == 9
@@ -240,4 +240,4 @@ def test_reading_steps_late_changes_neither_log_nor_weights(shards, tmp_path, ro
         assert ahead == (2 if late else 1)
     for one, other in zip(rows(tmp_path / "True"), rows(tmp_path / "False"), strict=True):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
-    assert said[True][-1].replace("True", "False") == said[False][-1]
+    assert reported[True][-1].replace("True", "False") == reported[False][-1]

@@ -1,4 +1,4 @@
-"""Run the items of a job on a Ray cluster (`--engine ray`): a Ray Data dataset of items and a pool of actors.
+"""Run the items of a job on a Ray cluster (`--engine ray`), as a Ray Data dataset mapped by a pool of actors.
 
 Ray schedules the items, restarts killed workers and retries their items. This module sets each worker's resources,
 checks that it sees the same files, and turns failures into one-line errors.
@@ -37,7 +37,7 @@ class Ray:
         """Map as `Engine.map` does; items of killed workers and lost machines are tried at most `attempts` times."""
         ray = _ray()
         context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = context.print_on_execution_start = False  # the caller shows its own
+        context.enable_progress_bars = context.print_on_execution_start = False  # the caller shows a progress bar
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         if not items:
             return
@@ -134,7 +134,7 @@ def _resources() -> dict[str, float]:
 
 
 def _ray() -> Any:
-    """Import Ray; UserError if it is not installed."""
+    """Import Ray. Raises UserError if it is not installed."""
     try:
         import ray
         import ray.data
@@ -162,7 +162,7 @@ def check_address(address: str) -> None:
 
 @dataclass(frozen=True)
 class SharedFiles:
-    """Files that a worker must see as the driver does."""
+    """Files that must be the same for a worker as for the driver."""
 
     folder: Path  # working directory, to which relative paths refer
     probe_file: Path
@@ -179,7 +179,7 @@ class SharedFiles:
 
 
 class _Worker:
-    """Ray actor that calls `make` at its first item, because Ray gives up if the constructor of an actor fails."""
+    """A Ray actor that calls `make` at its first item, because Ray gives up if an actor's constructor fails."""
 
     def __init__(self, make: Callable[[], Work], threads: int, shared: SharedFiles):
         self.make, self.threads, self.shared = make, threads, shared

@@ -1,4 +1,4 @@
-"""Build shards from any source of pairs: parts in parallel, then removal of duplicates, then the result.
+"""Build shards from any source of pairs: build parts in parallel, remove duplicates, write the result.
 
 Parts are independent, so a killed build resumes, and its bytes do not depend on the number of processes. `build.json`
 contains the arguments from the start and the result at the end.
@@ -91,9 +91,9 @@ def build_source(
     workers: processes (default: one per core, at most 16). A script that uses several needs the usual
         `if __name__ == "__main__":`. `engine` replaces them.
 
-    May be killed and run again: finished parts are not repeated. Raises UserError if `out` contains anything else or a
-    build with other arguments. Raises UserError after the build has finished if all records or more than the fraction
-    `max_rejected` of them were rejected.
+    May be killed and run again: finished parts are not repeated. Raises UserError if `out` contains a build with other
+    arguments, or anything else. Raises UserError after the build has finished if all records, or a larger share than
+    `max_rejected`, were rejected.
     """
     limits = limits or Limits()
     _check(limits, max_rejected, encoder, max_tokens)
@@ -228,7 +228,7 @@ def _start(target: Path, arguments: dict[str, Any], in_place: bool) -> None:
         raise UserError(f"{file} is not of this version; choose another folder or delete it")
     if described["arguments"] != arguments:
         remedy = f"delete {file} to check everything again" if in_place else "choose another folder or delete it"
-        raise UserError(f"{target} holds a build {_difference(described['arguments'], arguments)}; {remedy}")
+        raise UserError(f"{target} contains a build {_difference(described['arguments'], arguments)}; {remedy}")
 
 
 def _sweep(folder: Path, endings: Sequence[str]) -> None:
@@ -261,7 +261,7 @@ def _width(source: Source, parts: Sequence[Part]) -> int:
 
 
 def check_rejected(target: Path, result: dict[str, Any], max_rejected: float, kind: str) -> None:
-    """Raise UserError if all records or more than the fraction `max_rejected` of them were rejected."""
+    """Raise UserError if all records, or a larger share than `max_rejected`, were rejected."""
     counts = {reason: count for reason, count in result["rejected"].items() if reason not in BESIDE_SAMPLES}
     beside = sum(result["rejected"].values()) - sum(counts.values())
     records, rejected = result["records"] - beside, sum(counts.values())
@@ -277,7 +277,7 @@ def check_rejected(target: Path, result: dict[str, Any], max_rejected: float, ki
         advice = f"; {'; '.join(remedies)}" if remedies else ""
         raise UserError(
             f"{target}: {rejected:,} of {records:,} records were rejected{limit}: {reasons}{advice}; "
-            f"the accepted records are kept, `imagen data inspect {target}` shows the rejected ones"
+            f"the accepted records remain; `imagen data inspect {target}` shows the rejected ones"
         )
 
 

@@ -1,6 +1,6 @@
-"""Drop exact duplicates: of samples with equal pixels, only the first in the order of the parts is kept.
+"""Drop exact duplicates: among samples with equal pixels, only the first in the order of the parts remains.
 
-The others remain in their tars, but are removed from the index, and from the sidecar if the build wrote one.
+The others are removed from the index, and from the sidecar if the build wrote one, but not from their tars.
 """
 
 import tarfile
@@ -19,7 +19,7 @@ from imagen.data.shards.mapped import MappedTensors
 def drop_duplicates(config: BuildConfig, parts: list[PartFiles], reports: list[dict[str, Any]]) -> tuple[int, int]:
     """Remove duplicates from the indexes and write `NAME.duplicates.jsonl` beside each part's report.
 
-    Depends on the parts alone, so it may be killed and run again. Returns the numbers of samples and captions removed.
+    Depends only on the parts, so it may be killed and run again. Returns the numbers of samples and captions removed.
     """
     # Per part: uint64 [samples, 3], the columns are hash, row, captions.
     tables = [np.load(files.path("hashes.npy"), allow_pickle=False) for files in parts]

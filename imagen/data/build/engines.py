@@ -18,14 +18,15 @@ Work = Callable[[Any], Any]  # from one item to its result, both JSON
 
 
 class Engine(Protocol):
-    """Maps a function over items with its workers."""
+    """An engine that maps a function over items with its workers."""
 
     def map(self, make: Callable[[], Work], items: Sequence[Any], probe_file: Path) -> Iterator[tuple[int, Any]]:
         """Yield (index of the item, result) for every item, in order of completion.
 
-        make: picklable; each worker calls it once. It opens what the items share and returns a function of one item.
-            The result must depend on the item alone: an engine may run an item again if its worker was killed.
-        probe_file: a file that every worker must see as this process does.
+        make: picklable; each worker calls it once. It opens the resources that all items share, and returns a function
+            of one item. The result must depend only on the item, because an engine may run an item again if its worker
+            was killed.
+        probe_file: a file that must be the same for every worker as for this process.
 
         Raises the first UserError that a worker raises, and UserError if the engine cannot continue.
         """

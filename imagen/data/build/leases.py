@@ -34,8 +34,8 @@ def lease_path(target: Path) -> Path:
 class Leases:
     """Acquire leases and detect abandoned ones.
 
-    stale: seconds without a heartbeat after which another machine's lease is abandoned. They are measured with this
-        process's clock, from its first look at the lease, so clocks of machines need not agree.
+    stale: seconds without a heartbeat after which another machine's lease counts as abandoned. They are measured with
+        this process's clock, from the time it first reads the lease, so clocks of machines need not agree.
     beat: seconds between the heartbeats of this process.
     """
 
@@ -45,7 +45,7 @@ class Leases:
 
     @contextmanager
     def acquire(self, target: Path) -> Iterator[bool]:
-        """Acquire the lease of `target` for the duration of the block; yield False if another process holds it.
+        """Acquire the lease of `target` for the duration of the block; yield False if another process has it.
 
         Takes over the lease of a dead owner and removes that owner's temporary files. Raises UserError if the folder
         is not writable.

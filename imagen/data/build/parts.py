@@ -83,7 +83,7 @@ def finished_report(config: BuildConfig, files: PartFiles) -> dict[str, Any] | N
 def build_part(config: BuildConfig, source: Source, number: int, part: Part) -> dict[str, Any]:
     """Check one part's records, write its files and return its report.
 
-    The files depend on the part and on `config` alone. Raises UserError if a file of the source is missing, if
+    The files depend only on the part and on `config`. Raises UserError if a file of the source is missing, if
     `config.out` is not writable, or if the source has embeddings and `config.text` is None.
     """
     files = part_files(config, source, number, part)

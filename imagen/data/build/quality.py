@@ -48,7 +48,7 @@ REASONS = {
     "second picture": "the tar's sample contains another image, which is used instead",
     "caption of several": "one of several captions was rejected; the image is used with the others",
     "format": "bmp, gif, tiff, avif or a similar format in a tar that is used in place (--copy converts it)",
-    "duplicate": "an earlier sample has the same pixels (--keep-duplicates keeps it)",
+    "duplicate": "an earlier sample has the same pixels (--keep-duplicates accepts it)",
 }
 # The option of a build that accepts records with a reason, or another remedy.
 REMEDIES = {
@@ -102,7 +102,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class AcceptedRecord:
-    """An accepted record as it is stored."""
+    """An accepted record, in the form in which it is stored."""
 
     image: bytes  # the record's bytes, or a PNG of the same pixels if training cannot read the format
     extension: str  # of the detected format: "jpg", "png" or "webp"
@@ -114,7 +114,7 @@ class AcceptedRecord:
 
     @property
     def caption(self) -> str:
-        """The first caption."""
+        """Return the first caption."""
         return self.captions[0]
 
 

@@ -21,7 +21,7 @@ from imagen.text.config import TextConfig
 from imagen.text.protocol import DatasetEncoder
 
 BATCH_TOKENS = 8192
-_POLL = 1.0  # seconds between checks of shards that other processes encode
+POLL_INTERVAL = 1.0  # seconds between checks of shards that other processes encode
 _Shard = tuple[ShardedDataset, int]
 
 
@@ -35,9 +35,9 @@ def encode_shards(
 ) -> int:
     """Write the missing or outdated sidecars of all shards of `folder` (all splits); return how many were written.
 
-    Indexes shards that have no index yet, so this is the only step between img2dataset's output and training. May be
-    killed and run again at any time, and run by any number of processes and machines at once: one process leases each
-    shard, and all return when every shard is encoded. The returned number counts only this process's shards.
+    Also writes missing indexes, so this is the only step between img2dataset's output and training. May be killed and
+    run again at any time. Any number of processes and machines may run it at once: one process leases each shard, and
+    all return when every shard is encoded. The returned number counts only this process's shards.
 
     engine: its workers encode instead, each with a copy of `encoder`, which must be picklable.
 
@@ -64,7 +64,7 @@ def _encode_here(pending: list[_Shard], encoder: DatasetEncoder, batch_tokens: i
             encoded += mine is True
         if elsewhere and len(elsewhere) == len(pending):
             bar.set_description(f"encode: waiting for {len(elsewhere)} shards of other processes")
-            sleep(_POLL)
+            sleep(POLL_INTERVAL)
         pending = elsewhere
     return encoded
 
@@ -77,7 +77,7 @@ def _encode_leased(
     leases: Leases,
     bar: tqdm | None = None,
 ) -> bool | None:
-    """Encode a shard. Return True if this call encoded it, False if it was encoded, None if it is leased elsewhere."""
+    """Encode a shard. Return True if this call did it, False if it already was, None if another process leases it."""
     done = bar.update if bar is not None else lambda samples: None
     sidecar = sidecar_path(dataset.tar_path(shard), encoder.config)
     if matches_sidecar(dataset, shard, encoder.config):
@@ -126,7 +126,7 @@ class _Shards:
             mine = _encode_leased(*self.shards[number], self.encoder, self.batch_tokens, self.leases)
             if mine is not None:
                 return mine
-            sleep(_POLL)
+            sleep(POLL_INTERVAL)
 
 
 def encode_shard(
@@ -164,7 +164,7 @@ def encode_shard(
 def token_batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
     """Group indices of captions into batches of at most `batch_tokens` tokens, padding included (or one caption).
 
-    Captions are sorted by length, longest first: that minimises padding, and too little memory shows at once.
+    Captions are sorted by length, longest first. This minimises padding, and a lack of memory shows at the first batch.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -189,7 +189,7 @@ def _encode(encoder: DatasetEncoder, captions: list[str]) -> list[Tensor]:
 def _checked_bits(tokens_LD: Tensor, text: TextConfig, what: str) -> np.ndarray:
     if tokens_LD.shape[-1] != text.width:
         raise UserError(
-            f"{text.encoder} gives embeddings of {tokens_LD.shape[-1]} dimensions, text.width is {text.width}"
+            f"{text.encoder} gives embeddings of {tokens_LD.shape[-1]} dimensions, but text.width is {text.width}"
         )
     # Checked in bfloat16, the stored type: a finite float32 near its maximum rounds to infinity.
     if not torch.isfinite(tokens_LD.to(torch.bfloat16)).all():

@@ -84,7 +84,7 @@ def from_bf16_bits(bits: np.ndarray) -> Tensor:
 
 @dataclass(frozen=True)
 class Truncation:
-    """How many captions exceed the token limit, and how many tokens they lose."""
+    """The number of captions above the token limit, and of the tokens that they lose."""
 
     captions: int = 0  # longer than the limit
     tokens: int = 0  # beyond the limit, in total
@@ -95,7 +95,7 @@ class Truncation:
 
     @staticmethod
     def at(limit: int, lengths: Iterable[int]) -> "Truncation":
-        """Count what captions with these untruncated lengths lose at `limit` tokens."""
+        """Return the truncation of captions with these untruncated lengths at `limit` tokens."""
         excess = [length - limit for length in lengths if length > limit]
         return Truncation(len(excess), sum(excess), max(excess, default=0))
 
@@ -155,7 +155,7 @@ class Embeddings:
             f"run `imagen data encode {dataset.root} --encoder {text.encoder}{revision} --max-tokens {text.max_tokens}`"
         )
         dataset.fetch(sidecar_path(dataset.tar_path(s), text).name for s in range(len(dataset.shards)))
-        self._sidecars = [self._open(shard) for shard in range(len(dataset.shards))]
+        self.sidecars = [self._open(shard) for shard in range(len(dataset.shards))]
 
     def _open(self, shard: int) -> MappedTensors:
         tar = self.dataset.tar_path(shard)
@@ -169,11 +169,15 @@ class Embeddings:
             )
         sidecar = MappedTensors(path, self._command)
         if (stored := sidecar.metadata.get("format")) not in (_FORMAT, _FORMAT_SEVERAL):
-            raise UserError(f"{path} has the format {stored!r}, which this version does not read; {self._command}")
+            raise UserError(
+                f"{path} has the format {stored!r}, which this version of imagen does not read; {self._command}"
+            )
         for name, wanted in _identity(self.text).items():
             if sidecar.metadata.get(name) != wanted:
                 stored = sidecar.metadata.get(name)
-                raise UserError(f"{path} was made with {name} {stored!r}, the run needs {wanted!r}; {self._command}")
+                raise UserError(
+                    f"{path} was made with {name} {stored!r}, but the run needs {wanted!r}; {self._command}"
+                )
         return sidecar
 
     def tokens(self, i: int, caption: str, number: int = 0) -> Tensor:
@@ -182,7 +186,7 @@ class Embeddings:
         Raises UserError if the caption that was encoded differs from `caption`.
         """
         shard, sample = self.dataset.locate(i)
-        sidecar = self._sidecars[shard]
+        sidecar = self.sidecars[shard]
         row = sample + number
         if sidecar.metadata["format"] == _FORMAT_SEVERAL:
             first_caption = sidecar["first_caption"]
@@ -196,13 +200,13 @@ class Embeddings:
         return from_bf16_bits(sidecar.rows("tokens", first, last))
 
     def unconditional(self) -> Tensor:
-        """Return the unconditional embedding, [L0, D] float32. UserError if the sidecars lack it."""
+        """Return the unconditional embedding, [L0, D] float32. Raises UserError if the sidecars lack it."""
         return unconditional_embedding(self.text, self._empty)
 
     def _empty(self) -> Tensor:
-        stored = self._sidecars[0]["unconditional"]
+        stored = self.sidecars[0]["unconditional"]
         if len(stored) == 0:  # the embeddings come from the source of the data
-            raise UserError(f'{self._sidecars[0].path} has no embedding of ""; use --text.unconditional zeros')
+            raise UserError(f'{self.sidecars[0].path} has no embedding of ""; use --text.unconditional zeros')
         return from_bf16_bits(stored)
 
 

@@ -21,7 +21,7 @@ class Batch:
 
     @property
     def skipped(self) -> int:
-        """Number of bad samples that were replaced."""
+        """Return the number of bad samples that were replaced."""
         return len(self.problems)
 
     def __len__(self) -> int:

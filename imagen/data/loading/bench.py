@@ -12,7 +12,7 @@ from torch import Tensor
 from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.batches import Batch
 
-# The loader's own classes: copies of them would measure something else.
+# Measures the loader's own classes, because copies of them could differ.
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.loader import Loader
 from imagen.data.loading.stream import SampleReader, Stream
@@ -25,7 +25,7 @@ BATCH = 32
 
 
 class _TimedReader(SampleReader):
-    """The loader's reader, with a stopwatch at each step."""
+    """The loader's reader, with a timer around each step."""
 
     seconds: dict[str, float]
     read_bytes: int

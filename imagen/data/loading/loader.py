@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class _Positions(Sampler[list[int]]):
-    """Yields one rank's positions of each global batch, forever."""
+    """An endless iterator over one rank's positions in each global batch."""
 
     def __init__(self, start: int, batch_size: int, rank: int, world_size: int):
         self.first = start + rank * (batch_size // world_size)
@@ -41,10 +41,10 @@ class _Positions(Sampler[list[int]]):
 
 
 def _init_worker(_: int) -> None:
-    """Let only the trainer stop a worker. (DataLoader has set torch's threads to 1 already.)
+    """Make a worker ignore signals except the trainer's SIGTERM. (DataLoader has already set torch's threads to 1.)
 
-    Ctrl-C and a scheduler's SIGTERM reach the whole process group, but a trainer that saves its state
-    before it stops still needs batches. The trainer's own SIGTERM must end the worker, or exit would hang.
+    Ctrl-C and a scheduler's SIGTERM reach the whole process group, but a trainer that saves its state before it stops
+    still needs batches. The trainer's own SIGTERM must end the worker; otherwise the trainer would hang at exit.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
@@ -59,10 +59,10 @@ def _exit_with(parent: int) -> None:
 
 
 class Loader:
-    """Iterates batches forever, starting at global position `position`.
+    """An endless iterator over batches, starting at global position `position`.
 
-    A bad sample is replaced by the one at the next position, logged by name and counted in `Batch.skipped`; above
-    `config.max_bad` of the samples seen it is a UserError.
+    A bad sample is replaced by the one at the next position, logged by name and counted in `Batch.skipped`. If more
+    than the share `config.max_bad` of the samples is bad, iteration raises UserError.
     """
 
     def __init__(
@@ -96,12 +96,12 @@ class Loader:
         self.dataset, self.config, self.position = dataset, config, position
         self._pin_memory = pin_memory
         reader = SampleReader(dataset, config, resolution, low_resolution, embeddings, channels)
-        self._stream = Stream(reader, seed)
+        self.stream = Stream(reader, seed)
         self._positions = _Positions(position, batch_size, rank, world_size)
 
     def __iter__(self) -> Iterator[Batch]:
         loader = DataLoader(
-            self._stream,
+            self.stream,
             batch_sampler=self._positions,
             collate_fn=_identity,
             num_workers=self.config.workers,

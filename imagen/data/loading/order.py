@@ -1,4 +1,4 @@
-"""The order of a stream: global position -> sample, as a pure function of (seed, epoch)."""
+"""Map global positions to samples, as a pure function of (seed, epoch)."""
 
 from functools import lru_cache
 from typing import Any
@@ -20,9 +20,9 @@ def _permutation(seed: int, epoch: int, part: int, count: int) -> np.ndarray:
 
 
 class Order:
-    """Maps positions to samples: shards are shuffled, then samples within each window of `window` shards.
+    """The order of samples: shards are shuffled, then samples within each window of `window` shards.
 
-    Reading is thus limited to a few files at a time. Only the windows in use are computed, so starting anywhere in an
+    Only a few files are therefore read at a time. Only the windows in use are computed, so starting anywhere in an
     epoch of any length costs the same.
     """
 

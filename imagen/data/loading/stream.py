@@ -1,4 +1,4 @@
-"""From a position of the stream to a sample's tensors: order, decoding, crop, flip, caption, embedding."""
+"""Turn positions of the stream into tensors: order, decoding, crop, flip, caption, embedding."""
 
 from pathlib import Path
 
@@ -24,7 +24,10 @@ Caption = tuple[int, str]  # which of a sample's captions, and its text
 
 
 class Stream(Dataset):
-    """Lists of positions -> Batch. A UserError is returned, not raised: torch would wrap it in a worker's traceback."""
+    """A data set of batches, indexed by lists of positions.
+
+    A UserError is returned, not raised, because torch would wrap it in a worker's traceback.
+    """
 
     def __init__(self, reader: "SampleReader", seed: int):
         self.reader, self.seed = reader, seed
@@ -40,7 +43,7 @@ class Stream(Dataset):
             return error
 
     def _load(self, position: int, problems: list[str]) -> tuple[int, Caption, Images]:
-        """Load the sample at `position`; a bad one is replaced by that of the next position: a pure function, too."""
+        """Load the sample at `position`, a pure function; a bad sample is replaced by the one at the next position."""
         dataset, config = self.reader.dataset, self.reader.config
         for attempt in range(_TRIES):
             i = self.order[position + attempt]
@@ -61,7 +64,7 @@ class Stream(Dataset):
 
 
 class SampleReader:
-    """Reads samples by index as tensors of one size."""
+    """A reader of samples by index, as tensors of one size."""
 
     def __init__(
         self,
@@ -90,7 +93,7 @@ class SampleReader:
         high = self._image(i, choose_image(extensions, self.resolution), self.resolution)
         if self.low_resolution is None:
             return high, None
-        master = f"{self.low_resolution}.png"  # exact, such as rendered at that size: better than a reduction
+        master = f"{self.low_resolution}.png"  # a master of this size is better than a downsampled image
         if master in extensions:
             return high, self._image(i, master, self.low_resolution)
         return high, self.resize(high, self.low_resolution)
@@ -104,7 +107,7 @@ class SampleReader:
         return self.dataset.read(i, extension)
 
     def decode(self, data: bytes, side: int) -> Tensor:
-        # Twice the side: most of the speed of DCT scaling, and the antialiased resize still decides the quality.
+        # Twice the side: most of the speed of DCT scaling, while the antialiased resize still determines the quality.
         return decode(data, min_side=0 if self.config.full_decode else 2 * side, channels=self.channels)
 
     def resize(self, image_CHW: Tensor, side: int) -> Tensor:

@@ -66,7 +66,7 @@ def centre_square(image_CHW: Tensor) -> Tensor:
 def fit(image_CHW: Tensor, side: int, max_enlargement: float = 1.0) -> Tensor:
     """Resize the centre crop to side x side. Raises BadSample if that upsamples by more than `max_enlargement`.
 
-    The same as resizing the shorter side and cropping the centre, without resizing what is cropped away.
+    The same as resizing the shorter side and cropping the centre, without resizing the pixels outside the crop.
     """
     image_CHW = centre_square(image_CHW)
     if image_CHW.shape[-1] * max_enlargement < side:
@@ -77,7 +77,7 @@ def fit(image_CHW: Tensor, side: int, max_enlargement: float = 1.0) -> Tensor:
 def mentions_left_or_right(caption: str) -> bool:
     """Return whether an English caption mentions left or right ("leftmost", "top-left", but not "bright").
 
-    A mirrored image would contradict it.
+    A mirrored image would contradict such a caption.
     """
     return _SIDE.search(caption) is not None
 

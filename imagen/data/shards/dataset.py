@@ -26,7 +26,7 @@ _OPEN_TARS = 64  # maximum open file handles per process, far below the usual li
 
 
 class BadSample(Exception):
-    """A sample cannot be used: its image is damaged, missing or has an unusable size. The loader replaces it."""
+    """Raised for a sample whose image is damaged, missing or of an unusable size. The loader replaces the sample."""
 
 
 def index_folder(folder: str | Path) -> None:
@@ -49,7 +49,7 @@ def splits(folder: str | Path) -> dict[str, Path | str]:
 
 
 def check_shards(folder: str | Path) -> None:
-    """Raise UserError unless `folder` exists and holds shards. Opens no file, and does not check a URL."""
+    """Raise UserError unless `folder` exists and contains shards. Opens no file, and does not check a URL."""
     if as_url(folder) is None:
         for path in splits(folder).values():
             _shard_names(Path(path))
@@ -64,7 +64,7 @@ def open_split(folder: str | Path, split: str = "train", cache: CacheConfig | No
 
 
 class ShardedDataset:
-    """Random access to the samples of a folder of indexed shards, in the order of the shards' names.
+    """The samples of a folder of indexed shards, with random access, in the order of the shards' names.
 
     The folder may be a URL; the attribute `folder` is then the folder of its shard cache. Opening reads one header per
     shard. Arrays are mapped at first use, and no memory is held per sample. Safe to fork and to pickle. Raises
@@ -102,7 +102,7 @@ class ShardedDataset:
             ) from None
         index = MappedTensors(index_path(tar), remedy)
         if index.metadata.get("format") != INDEX_FORMAT:
-            raise UserError(f"{index.path} is not an index of this version; delete it and {remedy}")
+            raise UserError(f"{index.path} is not an index of this version of imagen; delete it and {remedy}")
         if size not in (int(index.metadata["tar_bytes"]), None):  # None: the store does not report sizes
             raise UserError(
                 f"{tar} has {size} bytes but was indexed with {index.metadata['tar_bytes']}: truncated or replaced; "
@@ -244,5 +244,5 @@ def _names_among(files: Iterable[str], where: str | Path, remedy: str) -> list[s
     shown = [name for name in files if not name.startswith(".")]  # a Mac writes ._00000.tar beside 00000.tar
     shards = sorted({name.removesuffix(end) for end in ends for name in shown if name.endswith(end)})
     if not shards:
-        raise UserError(f"{where} holds no shards (*.tar); {remedy}")
+        raise UserError(f"{where} contains no shards (*.tar); {remedy}")
     return shards

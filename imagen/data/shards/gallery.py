@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a data set: counts, some images with their captions, some rejected records."""
+"""Write a self-contained HTML page of a data set: counts, images with their captions, and rejected records."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path

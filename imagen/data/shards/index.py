@@ -32,7 +32,7 @@ def tar_keys(tar: str | Path) -> list[str]:
 def index_shard(tar: str | Path, keep: Container[str] | None = None) -> Path:
     """Write the index of a WebDataset tar, reading only its headers, and return its path.
 
-    keep: index only samples with these keys; training does not see the others. Then neither an empty index nor a
+    keep: index only samples with these keys; training does not use the others. Then neither an empty index nor a
         damaged end of the tar is an error.
 
     Raises UserError naming the tar if it is missing, is not a tar or is truncated.
@@ -51,7 +51,7 @@ def index_shard(tar: str | Path, keep: Container[str] | None = None) -> Path:
         examples = f"{first.key}: {first.reason}" + (", ..." if count > 1 else "")
         log.warning("%s: %d members belong to no sample (%s); `imagen data build` lists them", tar, count, examples)
     if not members and keep is None:
-        raise UserError(f"{tar} holds no samples (members named KEY.EXT); delete it")
+        raise UserError(f"{tar} contains no samples (members named KEY.EXT); delete it")
 
     extensions = sorted({extension for parts in members.values() for extension in parts})
     rows = [(extensions.index(extension), *span) for parts in members.values() for extension, span in parts.items()]

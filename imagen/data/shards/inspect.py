@@ -48,7 +48,7 @@ def _is_empty_build(folder: Path) -> bool:
 
 
 def rejects(folder: str | Path) -> Iterator[dict[str, str]]:
-    """Yield the rows {"key", "origin", "reason", "detail"} of all quarantine tables of a data set, duplicates too."""
+    """Yield the rows {"key", "origin", "reason", "detail"} of a data set's quarantine tables, including duplicates."""
     for root in {Path(path): None for path in (folder, *splits(folder).values())}:
         for path in sorted([*root.glob("*.rejected.jsonl"), *root.glob("*.duplicates.jsonl")]):
             try:
@@ -151,5 +151,5 @@ def _histogram(values: list[int], starts: tuple[int, ...]) -> list[list[int | No
 
 
 def bar_name(first: int, last: int | None) -> str:
-    """ "64 to 127", "512 and more"."""
+    """Return the name of a bar: "64 to 127", "512 and more"."""
     return f"{first} and more" if last is None else str(first) if first == last else f"{first} to {last}"

@@ -1,8 +1,8 @@
 """Read safetensors files of integers as numpy views of a memory map.
 
 Opening reads only the header, and a slice of a tensor touches only its own pages. Forked workers share the map, which
-has no file position, so it is fork-safe. A process holds the maps of a limited number of files; otherwise it would hold
-those of all shards after an epoch.
+has no file position, so it is fork-safe. A process maps a limited number of files at a time; otherwise it would map all
+shards after an epoch.
 """
 
 import json
@@ -23,15 +23,15 @@ from imagen.files import open_regular
 _DTYPES = {"U8": "u1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8", "I64": "<i8"}
 
 
-_KEPT = 128  # maximum number of maps per process; a window of shards with embeddings needs fewer
-_mapped: deque["weakref.ref[MappedTensors]"] = deque()  # oldest first
+MAX_MAPS = 128  # maximum number of maps per process; a window of shards with embeddings needs fewer
+open_maps: deque["weakref.ref[MappedTensors]"] = deque()  # oldest first
 
 
 class MappedTensors:
     """The integer tensors of one safetensors file, by name, and its `metadata` (all strings).
 
-    Raises UserError, naming the file and ending with `remedy`, if it is missing, is not safetensors or has another size
-    than its header says.
+    Raises UserError, naming the file and ending with `remedy`, if it is missing, is not safetensors, or has another
+    size than its header gives.
     """
 
     def __init__(self, path: str | Path, remedy: str):
@@ -56,20 +56,22 @@ class MappedTensors:
         self._start = 8 + length
         self._entries: dict[str, Any] = header
         if size != self._start + end:
-            raise UserError(f"{self.path} is truncated ({size} bytes, its header says {self._start + end}); {remedy}")
+            raise UserError(
+                f"{self.path} is truncated ({size} bytes, but its header gives {self._start + end}); {remedy}"
+            )
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Return a read-only view (no copy) of tensor `name`. Raises UserError if it does not exist."""
         if name not in self._views:
             if name not in self._entries:
-                raise UserError(f"{self.path} holds no tensor {name!r}; {self._remedy}")
+                raise UserError(f"{self.path} contains no tensor {name!r}; {self._remedy}")
             self._views[name] = self._view(**self._entries[name])
         return self._views[name]
 
     def rows(self, name: str, first: int, last: int) -> np.ndarray:
-        """Copy rows [first, last) of a tensor with one read: for large tensors, whose mapped pages would accumulate."""
+        """Copy rows [first, last) of a tensor with one read. For large tensors, whose mapped pages would accumulate."""
         if name not in self._entries:
-            raise UserError(f"{self.path} holds no tensor {name!r}; {self._remedy}")
+            raise UserError(f"{self.path} contains no tensor {name!r}; {self._remedy}")
         entry = self._entries[name]
         dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), entry["shape"][1:]
         row = dtype.itemsize * math.prod(shape)
@@ -116,8 +118,8 @@ def _end(dtype: str, shape: list[int], data_offsets: list[int]) -> int:
 
 def _keep(tensors: MappedTensors) -> None:
     """Register a new map and release the oldest ones above the limit."""
-    _mapped.append(weakref.ref(tensors))
-    while len(_mapped) > _KEPT:
-        oldest = _mapped.popleft()()
+    open_maps.append(weakref.ref(tensors))
+    while len(open_maps) > MAX_MAPS:
+        oldest = open_maps.popleft()()
         if oldest is not None:
             oldest.release()

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LISTING = "shards.txt"  # names of the shards, one per line, for web servers that do not list folders
-_WAITS = (0.5, 2.0, 8.0)  # seconds before the second, third and fourth attempt
+RETRY_WAITS = (0.5, 2.0, 8.0)  # seconds before the second, third and fourth attempt
 _CONCURRENCY = 16  # small files copied at a time
 _EVICTIONS = 100  # how often a tar may be evicted between copying and opening it
 _LOCKS = 64  # lock files per cache folder; file names are hashed to them
@@ -124,7 +124,7 @@ class ShardCache:
             return False
 
     def _copy(self, name: str, size: int) -> None:
-        """Copy a file of `size` bytes (-1: the store does not say). FileNotFoundError if the store lacks it."""
+        """Copy a file of `size` bytes (-1: unknown). Raises FileNotFoundError if the store does not have it."""
         self._make_folder()  # a user may have emptied the cache
         with locked(self._lock(name)):
             if self._is_cached(name, size):  # another process was faster
@@ -132,7 +132,7 @@ class ShardCache:
             part = self.folder / f".{name}.{max(size, 0)}.part"
             try:
                 self._reserve(part, size if name.endswith(".tar") else 0)
-                _retry(f"{self.url}/{name}", lambda fs, path: _get(fs, path, part, size))
+                _retry(f"{self.url}/{name}", lambda fs, path: download(fs, path, part, size))
                 # Under the lock, so that `_contents` finds the file under one of its two names.
                 with locked(self.config.folder / ".lock"):
                     os.replace(part, self.folder / name)
@@ -216,7 +216,7 @@ def _retry(url: str, action: Callable[[Any, str], T], absent: int = 404) -> T:
 
     absent: an HTTP status besides 404 that means a missing file; S3 answers 403 if listing is not allowed.
     """
-    for wait in (*_WAITS, None):
+    for wait in (*RETRY_WAITS, None):
         try:
             return action(*_filesystem(url))
         except (UserError, FileNotFoundError):
@@ -234,7 +234,7 @@ def _retry(url: str, action: Callable[[Any, str], T], absent: int = 404) -> T:
     raise AssertionError("unreachable")
 
 
-def _get(fs: Any, path: str, part: Path, size: int) -> None:
+def download(fs: Any, path: str, part: Path, size: int) -> None:
     fs.get_file(path, str(part))
     found = part.stat().st_size
     if size not in (found, -1):
@@ -260,4 +260,4 @@ def _filesystem(url: str) -> tuple[Any, str]:
             raise UserError(f"cannot read {url}, a package is missing: {error}") from None
         raise missing(f"{url} needs the package {error.name}", "remote") from None
     except ValueError as error:
-        raise UserError(f"{url}: {error}; fsspec knows http, https, s3, gs, hf and others") from None
+        raise UserError(f"{url}: {error}; fsspec supports http, https, s3, gs, hf and others") from None

@@ -1,4 +1,4 @@
-"""Read the headers of an untrusted tar: names and offsets of its members, and where it stops being a tar.
+"""Read the headers of an untrusted tar: names and offsets of its members, and where it is damaged.
 
 Python's `tarfile` trusts sizes, so a negative one makes it loop forever, and it reads names of any length. Here the
 position only increases, no member extends past the end of the file, and the length of names is bounded. Names are
@@ -34,7 +34,7 @@ class Member:
 
 
 class DamagedTar(Exception):
-    """A header cannot be read; the members before it are complete. `name`: the member that is truncated, if known."""
+    """Raised for a header that cannot be read. Earlier members are complete. `name`: the truncated member, if known."""
 
     def __init__(self, reason: str, name: bytes | None = None):
         super().__init__(reason)

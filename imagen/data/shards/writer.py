@@ -1,4 +1,4 @@
-"""Writes shards: WebDataset tar files, each with its index."""
+"""Write shards: WebDataset tar files, each with its index."""
 
 import io
 import tarfile
@@ -14,7 +14,7 @@ from imagen.files import replacing
 
 
 class ShardWriter:
-    """Writes samples into `folder/00000.tar, 00001.tar, ...`, each with its index; equal samples give equal tars.
+    """Write samples to `folder/00000.tar, 00001.tar, ...`, each with its index. Equal samples give equal tars.
 
         with ShardWriter(folder) as writer:
             writer.write({"__key__": "a1f0-blue", "64.png": png, "txt": b"an octopus on a blue background"})
@@ -34,7 +34,7 @@ class ShardWriter:
         self._keys: set[str] = set()
         former = [] if prefix else sorted(self.folder.glob("*.tar"))
         if former and not overwrite:
-            raise UserError(f"{self.folder} already holds shards; delete them or choose another folder")
+            raise UserError(f"{self.folder} already contains shards; delete them or choose another folder")
         for tar in former:
             for file in (tar, *self.folder.glob(f"{tar.stem}.*.safetensors")):
                 file.unlink(missing_ok=True)

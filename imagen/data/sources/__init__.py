@@ -1,8 +1,6 @@
 """Read pairs of images and captions from common formats.
 
-Each format has a module here, whose `READERS` maps its name in `--format` to the reader.
-
-Each is a file here. Its `READERS` maps the name of a format, as of `--format`, to the reader.
+Each format has a module in this package, whose `READERS` maps the name of the format, as in `--format`, to its reader.
 """
 
 import importlib
@@ -41,7 +39,7 @@ def open_source(
     """Open the pairs at `path`, a file or a folder.
 
     format: default detected from the files.
-    image_column, caption_column: columns of a table; default: common names.
+    image_column, caption_column: columns of a table; default: detected by common names.
     caption_from: use the name of an image's folder ("folder") or of the image itself ("name") as its caption.
     join_rows: combine rows of a table with the same image into one record with several captions.
     records_per_part: at most, except for formats whose parts are files.
@@ -54,14 +52,14 @@ def open_source(
     if format is not None and format not in FORMATS:
         raise UserError(f"unknown format {format!r}{suggest(format, FORMATS)}; the formats are {', '.join(FORMATS)}")
     if not path.exists():
-        raise UserError(f"{printable(path)} does not exist; give the file or folder that holds the pairs")
+        raise UserError(f"{printable(path)} does not exist; give the file or folder that contains the pairs")
     if not path.is_dir():
         open_given(path).close()  # raises UserError for a pipe or a device
     if caption_from is not None and caption_from not in CAPTION_FROM:
         raise UserError(f"--caption-from is {caption_from!r}; it must be {' or '.join(CAPTION_FROM)}")
     format = format or ("folder" if caption_from is not None else _guess(path))
     if caption_from is not None and format != "folder":
-        raise UserError(f"--caption-from is for folders of images; the format {format} has captions: omit it")
+        raise UserError(f"--caption-from is for folders of images; the format {format} has captions; omit it")
     reader = FORMATS[format]
     if not reader.has_columns and (image_column is not None or caption_column is not None):
         raise UserError(f"the format {format} has no named columns; omit --image-column and --caption-column")
@@ -81,5 +79,5 @@ def _guess(path: Path) -> str:
     found = [name for name, reader in FORMATS.items() if reader.recognises(path)]
     if len(found) == 1:
         return found[0]
-    what = f"may be {' or '.join(found)}" if found else "looks like no known format"
+    what = f"may be {' or '.join(found)}" if found else "has no known format"
     raise UserError(f"{printable(path)} {what}; name it with --format ({', '.join(FORMATS)})")

@@ -1,4 +1,4 @@
-"""The interface of a source of pairs: a list of parts, each of which is read independently into records."""
+"""Define the interface of a source of pairs: a list of parts, each read independently into records."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Part = dict[str, Any]  # JSON, such as a file and a range in it; any machine wit
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One pair as its source contains it, unchecked."""
+    """An unchecked pair from a source."""
 
     key: str  # unique within the source; letters, digits, "_", "-" and "/"; becomes the sample's key
     origin: str  # location for users: "pairs.csv, line 17"
@@ -50,12 +50,12 @@ class Source(Protocol):
 
 
 class Reader(Protocol):
-    """What makes the sources of one format. Making one reads no pairs."""
+    """A factory of the sources of one format. Creating a source reads no pairs."""
 
-    has_columns: bool  # whether image_column and caption_column mean anything
+    has_columns: bool  # whether image_column and caption_column apply
 
     def __call__(self, path: Path, options: Options, /) -> Source: ...
 
     def recognises(self, path: Path, /) -> bool:
-        """Whether the path, which exists, looks like this format; told by names and a little reading."""
+        """Return whether an existing path seems to have this format, by file names and a few bytes."""
         ...

@@ -65,7 +65,7 @@ class Columns:
                 if leading and new == (None,):
                     raise RecordError("missing caption", "none")
                 if leading and all(caption in captions for caption in new):
-                    raise RecordError("duplicate", f"the same picture and caption as in {captions[new[0]]}")
+                    raise RecordError("duplicate", f"the same image and caption as in {captions[new[0]]}")
             except RecordError as error:
                 yield Record(key=row.key, origin=row.origin, problem=error.problem)
                 continue

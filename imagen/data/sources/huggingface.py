@@ -107,7 +107,7 @@ def _plain(name: Any, file: Path) -> str:
     """Return the name of a file in the data set. Raises UserError if it is not a plain file name."""
     if not isinstance(name, str) or name in ("", ".", "..") or "\0" in name or Path(name).name != name:
         raise UserError(
-            f"{printable(file)} names {str(name)[:100]!r}, which is no file or folder beside it; save it again"
+            f"{printable(file)} names {str(name)[:100]!r}, which is not a file or folder beside it; save it again"
         )
     return name
 

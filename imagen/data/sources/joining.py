@@ -1,7 +1,7 @@
 """Join rows of a table with the same image into one record with several captions.
 
-In a text table such rows are found anywhere, by the pass that lists its parts. The parts record them, so each part can
-be read without the others. In other tables only adjacent rows are joined.
+In a text table such rows may be anywhere: the pass that lists the parts finds them and records them in the parts, so
+each part can be read without the others. In other tables only adjacent rows are joined.
 """
 
 from array import array

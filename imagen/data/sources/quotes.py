@@ -24,7 +24,7 @@ _ESCAPED_QUOTE = "\ufffe"  # placeholder for \" while a row is parsed; not a cha
 
 
 class UnclosedQuote(RecordError):
-    """A quote spans lines that may be one row or several."""
+    """Raised for a quote that spans lines that may be one row or several."""
 
 
 def split_rows(lines: Iterator[bytes], delimiter: str, columns: int) -> Iterator[list[bytes]]:

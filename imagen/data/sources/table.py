@@ -21,10 +21,8 @@ from imagen.errors import UserError
 from imagen.pictures.names import LIKE_PICTURES, ending
 
 _BOM = b"\xef\xbb\xbf"
-_MOST_LINES, _MOST_BYTES = (
-    10_000,
-    1 << 22,
-)  # of JSON lines, for their columns; 100 lines are enough if they tell
+# Of JSON lines, read to find the columns. Reading stops after 100 lines if they identify the columns.
+_MOST_LINES, _MOST_BYTES = 10_000, 1 << 22
 
 
 class _Table:
@@ -271,7 +269,7 @@ class JsonLines(_Table):
                     break
         if not counts:
             raise UserError(
-                f"{printable(file)} holds no JSON object in its first {_MOST_LINES:,} lines; "
+                f"{printable(file)} contains no JSON object in its first {_MOST_LINES:,} lines; "
                 "give another path or --format"
             )
         return common(counts, self.options), 0, 0

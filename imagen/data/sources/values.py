@@ -24,7 +24,7 @@ _MADE_KEY = re.compile(r"-[0-9a-f]{16}$")
 
 
 class RecordError(Exception):
-    """A record cannot be read; (reason, detail) becomes its `problem`."""
+    """Raised for a record that cannot be read; (reason, detail) becomes its `problem`."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")

@@ -1,10 +1,10 @@
-"""Samplers: from noise to images along a list of log-SNRs. One file per sampler, found by its name.
+"""Samplers, which turn noise into images along a list of log-SNRs. Each has a file of its name.
 
-registry.py  the names of samplers and their registration; imports no torch
+registry.py  the names of samplers and their registration; does not import torch
 base.py      the base class with its loop, the arguments of a step, the log-SNRs of the steps
 NAME.py      the sampler NAME: a frozen dataclass of its options, with its step
 
-A custom sampler is one file, anywhere; importing it registers it:
+A custom sampler is one file anywhere. Importing the file registers the sampler:
 
     from imagen.diffusion.samplers import Sampler, Step, register
 

@@ -1,4 +1,4 @@
-"""Common parts of all samplers: the loop over the steps, the arguments of a step, and the log-SNRs of the steps.
+"""Define the common parts of all samplers: the loop, the arguments of a step, and the log-SNRs of the steps.
 
 Notation: a step goes from log-SNR t to log-SNR s > t; x is the noised image, x0 the estimate of the clean image, alpha
 and sigma the coefficients of x = alpha x0 + sigma noise. Coefficients are Python floats (float64); x keeps its dtype.
@@ -26,7 +26,7 @@ OnStep = Callable[[int, int, Tensor, Tensor], None]  # (i, N, x after step i, x0
 
 @dataclass(frozen=True)
 class Step:
-    """Hold the arguments of a sampler's step."""
+    """The arguments of a sampler's step."""
 
     x: Tensor  # x_t, [B, C, H, W]
     estimate: Estimate  # of the clean image, from x_t
@@ -73,7 +73,7 @@ class Sampler(ABC):
         noise: Noise | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """Take x from the first of `logsnrs` to the last; return it.
+        """Return x at the last of `logsnrs`, starting from x at the first.
 
         logsnrs: increasing, lambda_0 < ... < lambda_N (1-D, float64); the denoiser is called at lambda_0 ...
             lambda_{N-1}. The last one of `step_logsnrs` is +infinity: clean images. A finite one gives x at that noise

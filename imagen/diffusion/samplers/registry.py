@@ -1,4 +1,4 @@
-"""Find samplers by name: the modules of this package, and classes registered by other code. Imports no torch."""
+"""Find samplers by name: modules of this package, and classes registered by other code. Does not import torch."""
 
 import dataclasses
 import importlib
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound="type[Sampler]")
 _PACKAGE = __name__.rpartition(".")[0]
-_NO_SAMPLERS = ("base", "registry")  # every other module of the package holds the sampler of its name
+_NO_SAMPLERS = ("base", "registry")  # every other module of the package contains the sampler of its name
 registered: "dict[str, type[Sampler]]" = {}
 
 

@@ -1,17 +1,19 @@
 """Run `imagen demo`: data, training, sampling and a report on a small real data set, in minutes, on any machine.
 
-DIR/octopus.png, DIR/pretrained.png  drawn by the weights that come with the package, before anything is trained
+DIR/octopus.png, DIR/pretrained.png  images from the packaged weights, sampled before training
 DIR/data        emoji on coloured backgrounds, at 64 and 256 pixels, with text embeddings
-DIR/base        training run of the base           (a rerun goes on with it)
+DIR/base        training run of the base model; a second call resumes it
 DIR/sr          training run of the super-resolution stage
-DIR/cascade     both, ready to sample
-DIR/index.html  what came of it: prompts never trained on, before and after, loss curves
-DIR/sheet.png, DIR/summary.json
+DIR/cascade     both stages, ready to sample
+DIR/index.html  report: held-out prompts before and after training, loss curves
+DIR/sheet.png   images of all held-out prompts
+DIR/summary.json
 
 budget.py   measures the machine's throughput and chooses the amount of data and training
 first.py    samples from the packaged weights
 drawing.py  samples and scores held-out prompts
 page.py     writes the HTML page
+report.py   computes summary.json
 """
 
 import shutil
@@ -26,9 +28,9 @@ from imagen.cascade import Cascade, assemble
 from imagen.data.embed.encode import encode_shards
 from imagen.devices import default_device
 from imagen.emoji.dataset import PALETTE, build_emoji
-from imagen.emoji.demo.budget import LOOKS, PROMPTS, VARIANTS, Budget, choose_budget
-from imagen.emoji.demo.drawing import SampledImages, prompts_for, sample_images, untrained
-from imagen.emoji.demo.first import draw_first
+from imagen.emoji.demo.budget import PROMPTS, VARIANTS, VIEWS_PER_OBJECT, Budget, choose_budget
+from imagen.emoji.demo.drawing import SampledImages, prompts_for, sample_images, sample_untrained
+from imagen.emoji.demo.first import sample_packaged
 from imagen.emoji.demo.page import write_page
 from imagen.emoji.demo.report import metrics, summarise
 from imagen.emoji.presets import MINILM, emoji_256, emoji_mini_64
@@ -42,9 +44,9 @@ from imagen.train.ranks import Ranks
 from imagen.train.run import train_run
 
 MINUTES = 10.0
-FIRST_SHARE = 0.1  # of the time, at most, for pictures by the weights in the package
-DATASET = "dataset.json"  # in DIR/data, when it is complete
-Say = Callable[[str], None]
+FIRST_SHARE = 0.1  # maximum fraction of the time for images from the packaged weights
+DATASET = "dataset.json"  # in DIR/data once the data set is complete
+Report = Callable[[str], None]
 
 
 def run_demo(
@@ -55,129 +57,138 @@ def run_demo(
     prompts: int = PROMPTS,
     pretrained: bool = True,
     device: str | None = None,
-    say: Say = print,
+    report: Report = print,
 ) -> dict[str, Any]:
-    """Look at the machine, build the data, train for what is left of `minutes`, draw and report; return summary.json.
+    """Build data, train for the rest of `minutes`, sample held-out prompts and write a report.
 
-    objects: of the data set (default: as many as this machine can learn in the time). prompts: held-out prompts to
-    draw. pretrained: on the first call, begin with pictures by the weights that come with the package.
+    objects: number of objects in the data set (default: as many as this machine can learn in the time).
+    prompts: number of held-out prompts to sample.
+    pretrained: on the first call, begin with images from the packaged weights.
+    report: receives lines of progress.
 
-    Called again on the same folder it goes on training. Ctrl-C (or SIGTERM) ends the training, and so does a mistake
-    in it; what was learned is drawn all the same, before the mistake is raised. Where the rest alone takes longer, it
-    still trains for a quarter of `minutes`. UserError unless `minutes` is above 0, and for what the user can mend.
+    Returns the content of summary.json. A second call on the same folder resumes training. Ctrl-C, SIGTERM or a
+    UserError ends training early; the images are sampled from the latest weights, and then the error is raised. At
+    least a quarter of `minutes` is spent on training, even if the other steps take longer than planned. Raises
+    UserError if `minutes` is not above 0.
     """
-    out, began = Path(out), time.monotonic()
+    out, start = Path(out), time.monotonic()
     if minutes <= 0:
-        raise UserError(f"--minutes {minutes:g}: the demo needs some time; the default is {MINUTES:g}")
+        raise UserError(f"--minutes {minutes:g}: must be above 0; the default is {MINUTES:g}")
 
     def left() -> float:
-        return 60 * minutes - (time.monotonic() - began)
+        return 60 * minutes - (time.monotonic() - start)
 
     ranks = Ranks(torch.device(device or default_device()))
     base, sr = emoji_mini_64(), emoji_256()
-    say("looking at this machine: a few training steps of both networks")
-    budget = choose_budget(minutes, base, sr, ranks.device, objects=objects or _objects(out), prompts=prompts)
-    _announce(budget, minutes, out, say)
+    report("measuring this machine: a few training steps of both networks")
+    budget = choose_budget(minutes, base, sr, ranks.device, objects=objects or _existing_objects(out), prompts=prompts)
+    _announce(budget, minutes, out, report)
 
     if pretrained and not (out / "octopus.png").exists():
-        draw_first(out, say, speed=budget.base, budget=FIRST_SHARE * 60 * minutes)
-    say("1/4 data: OpenMoji drawings (CC BY-SA 4.0) on coloured backgrounds, captions, text embeddings")
+        sample_packaged(out, report, speed=budget.base, budget=FIRST_SHARE * 60 * minutes)
+    report("1/4 data: OpenMoji drawings (CC BY-SA 4.0) on coloured backgrounds, captions, text embeddings")
     data = out / "data"
     build_emoji(data, sizes=(64, 256), limit_objects=budget.objects, variants=VARIANTS, centred=True)
     encode_shards(data, LazyEncoder(MINILM, str(ranks.device)))
-    asked = prompts_for(budget)
-    before = sample_images(_export(out / "base"), asked[: budget.shown], device=ranks.device) or untrained(
-        base, budget, ranks
-    )
+    heldout = prompts_for(budget)
+    before = sample_images(_export(out / "base"), heldout[: budget.shown], device=ranks.device)
+    before = before or sample_untrained(base, budget, ranks)
 
-    for_base, for_sr = budget.training(left())
-    ended: UserError | bool = False  # why the training ended early, if it did
-    for number, run, experiment, seconds in ((2, "base", base, for_base), (3, "sr", sr, for_sr)):
+    base_seconds, sr_seconds = budget.training(left())
+    ended: UserError | bool = False  # True or the error if training ended early
+    for number, run, experiment, seconds in ((2, "base", base, base_seconds), (3, "sr", sr, sr_seconds)):
         if not ended:
             name = f"{experiment.name}: {'text -> 64' if run == 'base' else '64 -> 256'}"
-            say(f"{number}/4 {name}, training for {duration(seconds)}")
-            ended = _train(experiment, data, out / run, seconds, ranks, say)
+            report(f"{number}/4 {name}, training for {duration(seconds)}")
+            ended = _train(experiment, data, out / run, seconds, ranks, report)
     if isinstance(ended, UserError) and _export(out / "base") is None:
-        raise ended  # nothing was learned that could be drawn
+        raise ended  # there are no weights to sample from
 
-    say(f"4/4 drawing {len(asked)} prompts whose combination of object and colour was never trained on")
-    cascade = _assembled(out)
-    drawn = sample_images(cascade, asked, shown=budget.shown, device=ranks.device, seconds=max(left(), budget.drawing))
-    assert drawn is not None
-    summary = _report(out, cascade, drawn, before, budget, bool(ended), say)
+    report(f"4/4 sampling {len(heldout)} prompts with combinations of object and colour that were held out")
+    cascade = _assemble(out)
+    seconds = max(left(), budget.sampling)
+    after = sample_images(cascade, heldout, shown=budget.shown, device=ranks.device, seconds=seconds)
+    assert after is not None
+    summary = _write_report(out, cascade, after, before, budget, bool(ended), report)
     if isinstance(ended, UserError):
         raise ended
     return summary
 
 
-def _announce(budget: Budget, minutes: float, out: Path, say: Say) -> None:
-    """Say what is going to happen, and how long it takes."""
+def _announce(budget: Budget, minutes: float, out: Path, report: Report) -> None:
+    """Report what the demo will do and how long it will take."""
     training, _ = budget.training(60 * minutes - budget.data)
     images = budget.base.images_per_s * training
-    say(f"{budget.machine}: {budget.base.images_per_s:.0f} training pictures per second")
-    say(
-        f"plan for {minutes:g} minutes: {budget.objects} objects on {len(PALETTE)} backgrounds; a base that sees about "
-        f"{images:,.0f} pictures, {images / budget.objects:,.0f} of each object; a super-resolution stage; "
-        f"{budget.prompts} pictures"
+    report(f"{budget.machine}: {budget.base.images_per_s:.0f} training images per second")
+    report(
+        f"plan for {minutes:g} minutes: {budget.objects} objects on {len(PALETTE)} backgrounds; a base model trained "
+        f"on about {images:,.0f} images, {images / budget.objects:,.0f} per object; a super-resolution stage; "
+        f"{budget.prompts} samples"
     )
-    if images < LOOKS * budget.objects / 2:
-        say(f"objects need about {LOOKS:,} looks each to be recognised: expect less, or take more minutes")
+    if images < VIEWS_PER_OBJECT * budget.objects / 2:
+        report(
+            f"an object needs about {VIEWS_PER_OBJECT:,} training images to become recognisable: "
+            "expect worse images, or use more minutes"
+        )
     end = time.strftime("%H:%M", time.localtime(time.time() + 60 * minutes))
-    say(f"it ends at about {end} with {out / 'index.html'}; Ctrl-C ends the training sooner, and draws")
+    report(f"it ends at about {end} with {out / 'index.html'}; Ctrl-C ends training early and samples then")
 
 
-def _objects(out: Path) -> int | None:
-    """How many the data of an earlier call have; None without such data."""
+def _existing_objects(out: Path) -> int | None:
+    """Return the number of objects in the data of an earlier call, or None if there is none."""
     described = out / "data" / DATASET
     return read_json(described)["arguments"]["limit_objects"] if described.exists() else None
 
 
-def _train(experiment: Experiment, data: Path, run: Path, seconds: float, ranks: Ranks, say: Say) -> UserError | bool:
-    """Train a stage for so long; return what went wrong, or whether a signal ended it."""
+def _train(
+    experiment: Experiment, data: Path, run: Path, seconds: float, ranks: Ranks, report: Report
+) -> UserError | bool:
+    """Train a stage for `seconds`; return the UserError that ended it, or whether a signal did."""
     try:
-        return train_run(experiment, data, run, minutes=seconds / 60, ranks=ranks, report=say).signalled
+        return train_run(experiment, data, run, minutes=seconds / 60, ranks=ranks, report=report).signalled
     except UserError as error:
         return error
 
 
 def _export(run: Path) -> Cascade | None:
-    """What an earlier call trained."""
+    """Return the exported cascade of a run, or None if there is none."""
     folder = run / "export"
     return Cascade.load(folder) if (folder / "cascade.json").exists() else None
 
 
-def _assembled(out: Path) -> Cascade:
-    """The two runs as one cascade, in place of that of an earlier call; the base alone where the other is not there."""
-    folder, fresh = out / "cascade", out / ".cascade"
-    shutil.rmtree(fresh, ignore_errors=True)
-    assemble([run for run in (out / "base", out / "sr") if (run / "export").exists()], fresh)
+def _assemble(out: Path) -> Cascade:
+    """Assemble the exported runs, replacing an earlier cascade; without a super-resolution run, the base only."""
+    folder, temporary = out / "cascade", out / ".cascade"
+    shutil.rmtree(temporary, ignore_errors=True)
+    assemble([run for run in (out / "base", out / "sr") if (run / "export").exists()], temporary)
     shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+    temporary.rename(folder)
     return Cascade.load(folder)
 
 
-def _report(
+def _write_report(
     out: Path,
     cascade: Cascade,
-    drawn: SampledImages,
+    after: SampledImages,
     before: SampledImages,
     budget: Budget,
     interrupted: bool,
-    say: Say,
+    report: Report,
 ) -> dict[str, Any]:
-    summary = summarise(out, cascade, drawn, budget)
+    """Write sheet.png, summary.json and index.html, and report the scores; return the summary."""
+    summary = summarise(out, cascade, after, budget)
     captions = [("" if row["right"] else "(wrong) ") + row["prompt"] for row in summary["prompts"]]
-    write_png(out / "sheet.png", contact_sheet(drawn.small, captions, columns=8, cell=128))
+    write_png(out / "sheet.png", contact_sheet(after.small, captions, columns=8, cell=128))
     write_json(out / "summary.json", summary)
-    write_page(out / "index.html", summary, before, drawn, metrics(out / "base"), metrics(out / "sr"))
+    write_page(out / "index.html", summary, before, after, metrics(out / "base"), metrics(out / "sr"))
     objects = summary["object_accuracy"]
-    recognised = "" if objects is None else f"the object can be recognised in {objects:.0%} and "
-    say(f"{recognised}the background is right in {summary['colour_accuracy']:.0%} of {len(drawn.small)} pictures")
-    say(f"see {out / 'index.html'} (and {out / 'sheet.png'})")
+    recognised = "" if objects is None else f"the object is recognised in {objects:.0%} and "
+    report(f"{recognised}the background is correct in {summary['colour_accuracy']:.0%} of {len(after.small)} images")
+    report(f"see {out / 'index.html'} (and {out / 'sheet.png'})")
     if interrupted:
-        say(f"the training was interrupted; `imagen demo --out {out}` goes on with it")
+        report(f"training was interrupted; `imagen demo --out {out}` resumes it")
         return summary
-    prompt = drawn.prompts[0].prompt
-    say(f"next: `imagen demo --out {out}` trains on, for as long again;")
-    say(f'      `imagen sample {out / "cascade"} "{prompt}" --out pictures` draws your own')
+    prompt = after.prompts[0].prompt
+    report(f"next: `imagen demo --out {out}` trains for the same time again;")
+    report(f'      `imagen sample {out / "cascade"} "{prompt}" --out samples` samples your own prompts')
     return summary

@@ -9,16 +9,16 @@ from imagen.cascade import StageConfig
 from imagen.emoji.dataset import PALETTE
 from imagen.precision import autocast_dtype, precision_name
 from imagen.train.experiment import Experiment
-from imagen.train.flops import meta_unet, picture_flops
+from imagen.train.flops import image_flops, meta_unet
 from imagen.train.throughput import Throughput, measure_throughput
 
-LOOKS = 1000  # training pictures that each object needs before it is recognisable
-FEWEST, MOST = 8, 96  # objects
-VARIANTS = 3  # pictures of each object on each background
-PROMPTS, SHOWN = 48, 12  # held-out prompts that are drawn and judged; those of them that are enlarged
-SR_SHARE = 0.15  # of the training time; the base, which reads the text, gets the rest
-DATA_SECONDS = 0.12  # to render and encode one picture on one busy core
-REPORT_SECONDS = 8.0  # assembling, judging, plots and page
+VIEWS_PER_OBJECT = 1000  # training images that an object needs to become recognisable
+MIN_OBJECTS, MAX_OBJECTS = 8, 96
+VARIANTS = 3  # images per object and background
+PROMPTS, SHOWN = 48, 12  # held-out prompts that are sampled and scored; how many of these images are upsampled
+SR_SHARE = 0.15  # fraction of the training time for super-resolution; the rest is for the base model
+DATA_SECONDS = 0.12  # to render and encode one image on one busy core
+REPORT_SECONDS = 8.0  # to assemble the cascade, score the images, and write plots and page
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Budget:
     objects: int
     prompts: int
     shown: int
-    drawing: float  # kept back for pictures and the page
-    data: float  # expected
+    sampling: float  # reserved for sampling and the report
+    data: float  # expected time to build the data
 
     def training(self, left: float) -> tuple[float, float]:
-        """Split what is left, less the drawing, between base and super-resolution."""
-        whole = max(left - self.drawing, left / 4)  # a tiny budget still trains a little
-        return whole * (1 - SR_SHARE), whole * SR_SHARE
+        """Split the remaining time, minus the time for sampling, between base and super-resolution training."""
+        training = max(left - self.sampling, left / 4)  # even a tiny budget includes some training
+        return training * (1 - SR_SHARE), training * SR_SHARE
 
 
 def choose_budget(
@@ -48,56 +48,57 @@ def choose_budget(
     objects: int | None = None,
     prompts: int = PROMPTS,
 ) -> Budget:
-    """Time both networks on `device` and choose as many objects as the base can learn in `minutes`.
+    """Measure both networks on `device` and choose as many objects as the base can learn in `minutes`.
 
-    objects: taken as given; what the data of an earlier call have.
+    objects: use this number instead, for example that of existing data.
     """
-    began = time.monotonic()
-    quick = min(2.0, minutes)  # seconds: a tiny budget is not spent on measuring
-    speeds = [measure_throughput(experiment, device, seconds=quick) for experiment in (base, sr)]
+    start = time.monotonic()
+    seconds = min(2.0, minutes)  # short for a tiny budget
+    speeds = [measure_throughput(experiment, device, seconds=seconds) for experiment in (base, sr)]
     shown = min(SHOWN, prompts)
-    drawing = REPORT_SECONDS + sum(
-        speed.forward_seconds(calls(experiment.stage) * count * gflop(experiment))
+    sampling = REPORT_SECONDS + sum(
+        speed.forward_seconds(network_evaluations(experiment.stage) * count * gflop(experiment))
         for speed, experiment, count in zip(speeds, (base, sr), (prompts, shown), strict=True)
     )
-    left = 60 * minutes - (time.monotonic() - began) - drawing
+    left = 60 * minutes - (time.monotonic() - start) - sampling
     if objects is None:
-        # Seconds for each object: its share of the training, and its pictures.
-        for_each = LOOKS / speeds[0].images_per_s / (1 - SR_SHARE) + _data_seconds(1)
-        objects = max(FEWEST, min(MOST, 4 * int(left / for_each / 4)))
+        # Seconds per object: training on its images, and building them.
+        per_object = VIEWS_PER_OBJECT / speeds[0].images_per_s / (1 - SR_SHARE) + _data_seconds(1)
+        objects = max(MIN_OBJECTS, min(MAX_OBJECTS, 4 * int(left / per_object / 4)))
     return Budget(
         machine=describe(device, base),
         base=speeds[0],
         objects=objects,
         prompts=prompts,
         shown=shown,
-        drawing=drawing,
+        sampling=sampling,
         data=_data_seconds(objects),
     )
 
 
 def _data_seconds(objects: int) -> float:
+    """Return the expected time to build the data of `objects` objects."""
     return objects * len(PALETTE) * VARIANTS * DATA_SECONDS
 
 
-def calls(stage: StageConfig) -> float:
-    """Return the network calls for one picture at the stage's sampling defaults, guided ones counted twice."""
+def network_evaluations(stage: StageConfig) -> float:
+    """Return the network evaluations per image at the stage's sampling defaults; guidance doubles them."""
     return stage.sampling.steps * (2 if stage.sampling.guidance != 1 else 1)
 
 
 def gflop(experiment: Experiment) -> float:
-    """Return 10^9 operations of one call for a whole picture; training may see crops of it."""
+    """Return the GFLOP of one network evaluation for a whole image, even if training uses crops."""
     side = experiment.data.crop or experiment.stage.resolution
-    return picture_flops(meta_unet(experiment), experiment) / 1e9 * (experiment.stage.resolution / side) ** 2
+    return image_flops(meta_unet(experiment), experiment) / 1e9 * (experiment.stage.resolution / side) ** 2
 
 
 def describe(device: torch.device, experiment: Experiment) -> str:
-    """Return what computes, and in which format: "2 CPU threads (AVX2) in fp32"."""
+    """Return a description of device and precision, such as "2 CPU threads (AVX2) in fp32"."""
     precision = precision_name(autocast_dtype(device, experiment.train.precision))
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} in {precision}"
     if device.type != "cpu":
         return f"{device.type} in {precision}"
     threads = torch.get_num_threads()
-    counted = f"{threads} CPU thread{'s' if threads > 1 else ''}"
-    return f"{counted} ({torch.backends.cpu.get_cpu_capability()}) in {precision}"
+    count = f"{threads} CPU thread{'s' if threads > 1 else ''}"
+    return f"{count} ({torch.backends.cpu.get_cpu_capability()}) in {precision}"

@@ -1,4 +1,4 @@
-"""Sample images of held-out prompts, and score whether they match."""
+"""Sample images of held-out prompts, and score how well they match."""
 
 import io
 import time
@@ -29,15 +29,15 @@ BATCH = 16
 
 @dataclass
 class SampledImages:
-    """Images in the order of their prompts; if time ran out, the last ones are missing."""
+    """Images in the order of their prompts. The last ones are missing if time ran out."""
 
     prompts: list[HeldoutPrompt]
     small: list[Image.Image] = field(default_factory=list)  # 64 pixels
-    large: list[Image.Image] = field(default_factory=list)  # 256 pixels, of the first prompts
+    large: list[Image.Image] = field(default_factory=list)  # 256 pixels, for the first prompts
 
 
 def prompts_for(budget: Budget) -> list[HeldoutPrompt]:
-    """Return held-out prompts: all objects in plain words first, then again in other words."""
+    """Return held-out prompts: first one per object in the plain wording, then the same in other wordings."""
     n = min(budget.prompts, budget.objects * len(WORDINGS))
     return heldout_prompts(n, limit_objects=budget.objects, wordings=len(WORDINGS))
 
@@ -50,35 +50,36 @@ def sample_images(
     device: torch.device,
     seconds: float | None = None,
 ) -> SampledImages | None:
-    """Sample every prompt at 64 pixels, and the first `shown` at 256 if the cascade can; None without a cascade.
+    """Sample every prompt at 64 pixels, and the first `shown` at 256 if the cascade has two stages.
 
-    seconds: start no further batch after this time; the first one is always sampled.
+    seconds: start no further batch after this time; the first batch is always sampled.
+    Returns None without a cascade.
     """
     if cascade is None:
         return None
-    began, drawn = time.monotonic(), SampledImages([])
+    start, sampled = time.monotonic(), SampledImages([])
     texts = [each.prompt for each in prompts]
     request: dict[str, Any] = {"device": str(device), "batch_size": BATCH, "progress": False}
     for begin in range(0, len(prompts), BATCH):
-        if drawn.small and seconds is not None and time.monotonic() - began > seconds:
+        if sampled.small and seconds is not None and time.monotonic() - start > seconds:
             break
-        some = range(begin, min(begin + BATCH, len(prompts)))
-        drawn.small += cascade.sample([texts[i] for i in some], seeds=list(some), stages=1, **request)
-        drawn.prompts += [prompts[i] for i in some]
+        batch = range(begin, min(begin + BATCH, len(prompts)))
+        sampled.small += cascade.sample([texts[i] for i in batch], seeds=list(batch), stages=1, **request)
+        sampled.prompts += [prompts[i] for i in batch]
     if len(cascade.stages) > 1:
-        for i in range(min(shown, len(drawn.small))):
-            if drawn.large and seconds is not None and time.monotonic() - began > seconds:
+        for i in range(min(shown, len(sampled.small))):
+            if sampled.large and seconds is not None and time.monotonic() - start > seconds:
                 break
-            drawn.large += cascade.sample([texts[i]], seeds=i, start=[drawn.small[i]], **request)
-    return drawn
+            sampled.large += cascade.sample([texts[i]], seeds=i, start=[sampled.small[i]], **request)
+    return sampled
 
 
-def untrained(experiment: Experiment, budget: Budget, ranks: Ranks) -> SampledImages:
-    """Return what the base draws before its first step: its last layer is zero, so it knows no picture but gray."""
+def sample_untrained(experiment: Experiment, budget: Budget, ranks: Ranks) -> SampledImages:
+    """Sample the base before its first step. The images are gray, because the last layer is initialised to zero."""
     stage = experiment.stage
     prompts = prompts_for(budget)[: budget.shown]
     null_LD = torch.zeros(1, stage.unet.text_width or 1)
-    pictures = Stage(stage, UNet(stage.unet)).sample(
+    images = Stage(stage, UNet(stage.unet)).sample(
         list(range(len(prompts))),
         size=(stage.resolution, stage.resolution),
         settings=stage.sampling,
@@ -87,33 +88,33 @@ def untrained(experiment: Experiment, budget: Budget, ranks: Ranks) -> SampledIm
         device=ranks.device,
         precision=experiment.train.precision,
     )
-    return SampledImages(prompts, to_images(pictures))
+    return SampledImages(prompts, to_images(images))
 
 
-def truth(prompts: Sequence[HeldoutPrompt], plan_objects: int) -> list[Image.Image]:
-    """Return the real drawing of each prompt at 64 pixels, which training never showed on that background."""
-    by_name = {emoji.name: emoji for emoji in objects(plan_objects)}
+def original_drawings(prompts: Sequence[HeldoutPrompt], limit_objects: int) -> list[Image.Image]:
+    """Render the original drawing of each prompt at 64 pixels, on its held-out background."""
+    by_name = {emoji.name: emoji for emoji in objects(limit_objects)}
     return [
         Image.open(io.BytesIO(compose(by_name[each.object], each.colour, centred=True).render(64))) for each in prompts
     ]
 
 
-def scores(drawn: SampledImages) -> list[tuple[PromptScore, str]]:
-    """Return for each picture what is right, and the colour of its background.
+def scores(sampled: SampledImages) -> list[tuple[PromptScore, str]]:
+    """Return the score of each image and the colour of its background.
 
-    Without the recogniser's weights only the background is judged, and the object counts as right.
+    Without the recogniser's weights only the background is scored, and the object counts as correct.
     """
-    colours = [background_colour(np.array(picture)) for picture in drawn.small]
+    colours = [background_colour(np.array(image)) for image in sampled.small]
     try:
-        seen = load_recogniser().detect(drawn.small)
+        detections = load_recogniser().detect(sampled.small)
     except UserError:
-        return [(PromptScore(True, c == p.colour), c) for p, c in zip(drawn.prompts, colours, strict=True)]
-    judged = [score_image(p, picture, s) for p, picture, s in zip(drawn.prompts, drawn.small, seen, strict=True)]
-    return list(zip(judged, colours, strict=True))
+        return [(PromptScore(True, c == p.colour), c) for p, c in zip(sampled.prompts, colours, strict=True)]
+    scored = [score_image(*each) for each in zip(sampled.prompts, sampled.small, detections, strict=True)]
+    return list(zip(scored, colours, strict=True))
 
 
-def recogniser_is_there() -> bool:
-    """Whether objects can be judged at all in this copy of the package."""
+def has_recogniser() -> bool:
+    """Return whether this installation contains the recogniser's weights."""
     try:
         load_recogniser()
     except UserError:

@@ -1,4 +1,4 @@
-"""What the demo shows before it trains: pictures by the weights that come with the package."""
+"""Sample from the packaged weights, before the demo trains its own."""
 
 import math
 import time
@@ -12,8 +12,8 @@ from imagen.train.throughput import Throughput
 from imagen.weights import packaged
 
 NAME = "emoji"
-LARGE = "an octopus on a blue background"  # drawn by all stages
-SMALL = (  # by the first two
+LARGE = "an octopus on a blue background"  # sampled with all stages
+SMALL = (  # sampled with the first two stages
     "a crown on a purple background",
     "a strawberry on a teal background",
     "a sailboat on an orange background",
@@ -21,28 +21,29 @@ SMALL = (  # by the first two
     "a star on a pink background",
     "three pears on a gray background",
 )
-# 10^9 operations of a picture of 1024 pixels and of the six smaller ones, at the weights' own sampling defaults.
+# GFLOP of the image of 1024 pixels, and of the six smaller ones, at the sampling defaults of the packaged weights.
 LARGE_GFLOP, SMALL_GFLOP = 330.0, 850.0
 
 
-def draw_first(
-    out: Path, say: Callable[[str], None], *, speed: Throughput | None = None, budget: float = math.inf
+def sample_packaged(
+    out: Path, report: Callable[[str], None], *, speed: Throughput | None = None, budget: float = math.inf
 ) -> list[Path]:
-    """Write out/octopus.png (1024 pixels) and out/pretrained.png; return their paths.
+    """Write `out`/octopus.png (1024 pixels) and `out`/pretrained.png; return their paths.
 
-    speed: of this machine. budget: in seconds; what would take longer by `speed` is left out. So is everything where
-    the package comes without the weights.
+    speed: throughput of this machine.
+    budget: seconds; an image is skipped if it would take longer at `speed`.
+    Writes nothing if the installation lacks the weights.
     """
-    began = time.monotonic()
+    start = time.monotonic()
     if speed is not None and speed.forward_seconds(LARGE_GFLOP) > budget:
         return []
     try:
         folder = packaged(NAME)
     except UserError as error:
-        say(f"no pictures before training: {error}")
+        report(f"no images before training: {error}")
         return []
     assert folder is not None
-    say("0/4 pictures by the reference weights that come with the package")
+    report("0/4 images from the packaged reference weights")
     cascade = Cascade.load(folder)
     sheet, octopus = out / "pretrained.png", out / "octopus.png"
     write_png(octopus, cascade.sample([LARGE], seeds=1, progress=False)[0])
@@ -52,6 +53,6 @@ def draw_first(
         small = cascade.sample(list(SMALL), seeds=1, stages=stages, batch_size=batch_size, progress=False)
         write_png(sheet, contact_sheet(small, SMALL, columns=3, cell=256))
         paths.append(sheet)
-    drawn = " and ".join(map(str, paths))
-    say(f"    {drawn}, in {time.monotonic() - began:.0f} s; the rest trains a cascade from nothing")
+    written = " and ".join(map(str, paths))
+    report(f"    {written}, in {time.monotonic() - start:.0f} s; the next steps train a cascade from scratch")
     return paths

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: the prompts, their images before and after training, and the loss curves."""
+"""Write one self-contained HTML page: prompts, images before and after training, and loss curves."""
 
 import io
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from imagen import pages
-from imagen.emoji.demo.drawing import SampledImages, truth
+from imagen.emoji.demo.drawing import SampledImages, original_drawings
 from imagen.pages import data_url
 
 _TEMPLATE = Path(__file__).with_suffix(".html")
@@ -25,40 +25,41 @@ def write_page(
 ) -> None:
     """Write the demo's page.
 
-    summary: what `run_demo` returns. before, after: images of the same prompts and noise, before and after this
-    call's training. base, sr: the rows of the runs' metrics.jsonl.
+    summary: the value that `run_demo` returns.
+    before, after: images of the same prompts and noise, before and after the training of this call.
+    base, sr: the rows of the runs' metrics.jsonl.
     """
     rows, objects = summary["prompts"], summary["object_accuracy"]
     shown = after.prompts[: len(before.small)]
-    drawn = zip(shown, before.small, after.small, truth(shown, summary["objects"]), strict=False)
+    columns = zip(shown, before.small, after.small, original_drawings(shown, summary["objects"]), strict=False)
     pages.write_page(
         path,
         _TEMPLATE,
         figures=[
-            (f"{summary['colour_accuracy']:.0%}", "of backgrounds have the colour in the prompt"),
-            ("not judged" if objects is None else f"{objects:.0%}", "of objects are recognised as that in the prompt"),
-            (f"{summary['images']:,}", f"training images seen by the base model, of {summary['objects']} objects"),
+            (f"{summary['colour_accuracy']:.0%}", "of backgrounds have the prompted colour"),
+            ("not scored" if objects is None else f"{objects:.0%}", "of objects are recognised as the prompted one"),
+            (f"{summary['images']:,}", f"training images seen by the base model, showing {summary['objects']} objects"),
             (f"{summary['images_per_s']:.0f}", f"training images per second on {summary['machine']}"),
         ],
         triples=[
             {
                 "prompt": prompt.prompt,
-                "pictures": [
+                "images": [
                     (when, data_url(image))
                     for when, image in zip(("before", "after", "original drawing"), images, strict=True)
                 ],
             }
-            for prompt, *images in drawn
+            for prompt, *images in columns
         ],
-        large=_pictures(after.large, rows),
-        small=_pictures(after.small, rows),
+        large=_with_prompts(after.large, rows),
+        small=_with_prompts(after.small, rows),
         prompts=len(rows),
         curves=_curves(base, sr),
     )
 
 
-def _pictures(images: Sequence[Image.Image], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Images with their prompts and, where one is wrong, what it shows."""
+def _with_prompts(images: Sequence[Image.Image], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the images with their prompts, and what is wrong with each incorrect one."""
     return [
         {"prompt": row["prompt"], "url": data_url(image), "wrong": None if row["right"] else _wrong(row)}
         for image, row in zip(images, rows, strict=False)
@@ -66,6 +67,7 @@ def _pictures(images: Sequence[Image.Image], rows: Sequence[dict[str, Any]]) -> 
 
 
 def _wrong(row: dict[str, Any]) -> str:
+    """Return the colour found if the background is wrong, else that the object is not recognised."""
     return row["found"] if row["wanted"] != row["found"] else "not recognised"
 
 
@@ -81,4 +83,4 @@ def _curves(base: Sequence[dict[str, Any]], sr: Sequence[dict[str, Any]]) -> Mar
         axis.grid(alpha=0.3)
     file = io.StringIO()
     figure.savefig(file, format="svg")
-    return Markup(file.getvalue()[file.getvalue().index("<svg") :])  # ours: it holds no text from outside
+    return Markup(file.getvalue()[file.getvalue().index("<svg") :])  # trusted: it contains no external text

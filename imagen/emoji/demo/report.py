@@ -1,4 +1,4 @@
-"""What summary.json says of a demo."""
+"""Summarise a demo in summary.json."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,13 @@ import numpy as np
 
 from imagen.cascade import Cascade
 from imagen.emoji.demo.budget import Budget
-from imagen.emoji.demo.drawing import SampledImages, recogniser_is_there, scores
+from imagen.emoji.demo.drawing import SampledImages, has_recogniser, scores
 from imagen.files import read_json
 
 
-def summarise(out: Path, cascade: Cascade, drawn: SampledImages, budget: Budget) -> dict[str, Any]:
-    """Return the state after this call, and those after the calls before it under "history"."""
-    judged = scores(drawn)
+def summarise(out: Path, cascade: Cascade, sampled: SampledImages, budget: Budget) -> dict[str, Any]:
+    """Return the results after this call, with those of all calls so far under "history"."""
+    scored = scores(sampled)
     rows: list[dict[str, Any]] = [
         {
             "prompt": prompt.prompt,
@@ -23,7 +23,7 @@ def summarise(out: Path, cascade: Cascade, drawn: SampledImages, budget: Budget)
             "found": found,
             "right": score.all,
         }
-        for prompt, (score, found) in zip(drawn.prompts, judged, strict=True)
+        for prompt, (score, found) in zip(sampled.prompts, scored, strict=True)
     ]
     base, sr = metrics(out / "base"), metrics(out / "sr")
     state = {
@@ -32,7 +32,7 @@ def summarise(out: Path, cascade: Cascade, drawn: SampledImages, budget: Budget)
         "images": cascade.stages[0].info["images"],
         "sr_images": cascade.stages[1].info["images"] if len(cascade.stages) > 1 else 0,
         "colour_accuracy": _share([row["wanted"] == row["found"] for row in rows]),
-        "object_accuracy": _share([row["object"] for row in rows]) if recogniser_is_there() else None,
+        "object_accuracy": _share([row["object"] for row in rows]) if has_recogniser() else None,
         "loss": _last(base, "loss"),
         "sr_loss": _last(sr, "loss"),
         "images_per_s": float(np.median([row["images_per_s"] for row in base])) if base else budget.base.images_per_s,
@@ -42,7 +42,7 @@ def summarise(out: Path, cascade: Cascade, drawn: SampledImages, budget: Budget)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the rows of a run's log; none if it was too short for one."""
+    """Return the rows of a run's metrics.jsonl; empty if the run was too short to log any."""
     path = run / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 

@@ -1,4 +1,4 @@
-"""Backgrounds: one named colour, plain or softly graded; the same at every size."""
+"""Draw backgrounds of one named colour, plain or with a soft gradient, the same at every size."""
 
 import math
 import random
@@ -8,23 +8,23 @@ import numpy as np
 
 from imagen.emoji.picture import PALETTE
 
-DARKER, LIGHTER = 0.20, 0.28  # how far a gradient goes to black and to white at its ends
+DARKER, LIGHTER = 0.20, 0.28  # how far the ends of a gradient are mixed with black and with white
 
 
 @dataclass(frozen=True, kw_only=True)
 class Background:
-    """A colour of PALETTE, or a gradient from a darker to a lighter one around it."""
+    """A colour of PALETTE, or a gradient around it from darker to lighter."""
 
     colour: str
     gradient: str | None = None  # "linear" or "radial"; None: plain
     angle: float = 0.0  # linear: the direction to the lighter end, in radians, 0 to the right, pi/2 downwards
 
     def pixels(self, size: int) -> np.ndarray:
-        """Float32 [size, size, 3] in [0, 255]."""
+        """Return the background as float32 [size, size, 3] in [0, 255]."""
         colour = np.array(PALETTE[self.colour], dtype=np.float32)
         if self.gradient is None:
             return np.broadcast_to(colour, (size, size, 3)).copy()
-        centres = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5  # of pixels, from the picture's centre
+        centres = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5  # of the pixels, from the image centre
         x_HW, y_HW = centres[None, :], centres[:, None]
         if self.gradient == "radial":
             light_HW = 1 - 2 * np.sqrt(x_HW**2 + y_HW**2) / math.sqrt(2)  # 1 in the middle, 0 in the corners
@@ -36,17 +36,17 @@ class Background:
 
     @property
     def words(self) -> str:
-        """ "blue background" or "blue gradient background" """
+        """The description without an article: "blue background" or "blue gradient background"."""
         return f"{self.colour} background" if self.gradient is None else f"{self.colour} gradient background"
 
     @property
     def phrase(self) -> str:
-        """The words with their article: "an orange background" """
+        """The description with its article: "an orange background"."""
         return f"{'an' if self.colour[0] in 'aeiou' else 'a'} {self.words}"
 
 
 def draw_background(rng: random.Random, colour: str, graded: float = 0.4) -> Background:
-    """A background of `colour`: with probability `graded` a gradient, a third of these radial."""
+    """Return a random background of `colour`: a gradient with probability `graded`, and a third of these are radial."""
     kind, turn = rng.random(), rng.random()
     if kind >= graded:
         return Background(colour=colour)

@@ -1,6 +1,7 @@
-"""Captions in several natural wordings. Each names the drawing and the background; size and place if unusual.
+"""Write captions in several natural wordings.
 
-`wording` in [0, 1) chooses the phrase; 0 gives the plain one, "a woman astronaut with dark skin on a blue background".
+A caption names the drawing and the background, and the size and position if they are not the defaults. `wording` in
+[0, 1) selects the phrase; 0 gives the plain one, "a woman astronaut with dark skin on a blue background".
 """
 
 from imagen.emoji.fluent.background import Background
@@ -9,21 +10,21 @@ from imagen.emoji.openmoji import article
 from imagen.emoji.scene import NUMBERS, RELATIONS, plural
 from imagen.emoji.single import PLACES
 
-_GENDERED = {"man": "male", "woman": "female"}
+_ADJECTIVES = {"man": "male", "woman": "female"}
 
 
 def subject(drawing: Drawing, size: str = "", wording: float = 0.0) -> str:
-    """The drawing without an article: "small octopus", "woman astronaut with dark skin".
+    """Return the name of the drawing without an article, such as "small octopus", "woman astronaut with dark skin".
 
-    size: an adjective, or "". People: the skin tone comes before or after the noun, if there is one.
+    size: an adjective, or "". The skin tone of a person, if any, comes before or after the noun.
     """
     size = f"{size} " if size else ""
     if drawing.role is None:
         return size + drawing.name
     noun = drawing.name
     if drawing.gender is not None:
-        female = wording * 7 % 1 >= 0.85 and not noun.startswith("person ")
-        noun = f"{_GENDERED[drawing.gender] if female else drawing.gender} {noun.removeprefix('person ')}"
+        adjective = wording * 7 % 1 >= 0.85 and not noun.startswith("person ")
+        noun = f"{_ADJECTIVES[drawing.gender] if adjective else drawing.gender} {noun.removeprefix('person ')}"
     if drawing.tone is None:
         return f"{size}{noun}" + (" with yellow skin" if wording * 3 % 1 >= 0.7 else "")
     if wording * 3 % 1 < 0.7:
@@ -34,7 +35,7 @@ def subject(drawing: Drawing, size: str = "", wording: float = 0.0) -> str:
 def single(
     drawing: Drawing, background: Background, size: str = "", place: str = "center", wording: float = 0.0
 ) -> str:
-    """A caption of one drawing. size: "" or "small"; place: a name in PLACES."""
+    """Return a caption of one drawing. size: "" or "small"; place: a name in PLACES."""
     bare, where, behind = subject(drawing, size, wording), PLACES[place][2], background.phrase
     named = with_article(drawing, bare)
     if wording < 0.4:
@@ -50,7 +51,7 @@ def single(
 
 
 def pair(first: Drawing, second: Drawing, relation: str, background: Background, wording: float = 0.0) -> str:
-    """ "a horse to the left of a bus, on a blue background" """
+    """Return a caption such as "a horse to the left of a bus, on a blue background"."""
     words = RELATIONS[relation][2]
     one, other = subject(first, wording=wording), subject(second, wording=wording)
     named = f"{with_article(first, one)} {words} {with_article(second, other)}"
@@ -64,7 +65,7 @@ def pair(first: Drawing, second: Drawing, relation: str, background: Background,
 
 
 def group(drawing: Drawing, number: int, background: Background, wording: float = 0.0) -> str:
-    """ "three horses on a blue background" """
+    """Return a caption such as "three horses on a blue background"."""
     many = f"{NUMBERS[number]} {plural(drawing)}"
     if wording < 0.5:
         return f"{many} on {background.phrase}"
@@ -76,7 +77,7 @@ def group(drawing: Drawing, number: int, background: Background, wording: float 
 
 
 def with_article(drawing: Drawing, bare: str) -> str:
-    """ "a small octopus", "an astronaut", "cherries", "the Statue of Liberty" """
+    """Return `bare` with its article: "a small octopus", "an astronaut", "cherries", "the Statue of Liberty"."""
     if drawing.role is None and drawing.article not in ("a ", "an "):
         return drawing.article + bare
     return article(bare.split()[0]) + bare if bare != drawing.name else drawing.article + bare

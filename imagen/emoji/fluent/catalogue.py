@@ -1,9 +1,9 @@
-"""Read which drawings Fluent Emoji has, what English calls them, and which of them are people.
+"""List the drawings of Fluent Emoji with their English names, and the roles, genders and tones of people.
 
 The drawings are Microsoft's (MIT): `icons.json` of the npm package `@iconify-json/fluent-emoji`. Names, groups and
 subgroups are Unicode's: `en/data.json` and `meta/groups.json` of the npm package `emojibase-data` (MIT). A drawing is
-named after its Unicode name and its skin tone, "woman-astronaut-dark". Names of people give role, gender and tone:
-where a subgroup has both "man X" and "woman X", X is a role.
+identified by its Unicode name and its skin tone, "woman-astronaut-dark". The names of people contain role, gender and
+tone: if there are both "man X" and "woman X", X is a role.
 """
 
 import re
@@ -18,105 +18,103 @@ from imagen.emoji.styles import icons
 from imagen.errors import UserError
 from imagen.files import read_json
 
-TONES = ("light", "medium-light", "medium", "medium-dark", "dark")  # Unicode's order; None is the usual yellow
-GENDERS = ("man", "woman")  # None is a person of no stated gender
+TONES = ("light", "medium-light", "medium", "medium-dark", "dark")  # in Unicode's order; None means the default yellow
+GENDERS = ("man", "woman")  # None means a person of unspecified gender
 PEOPLE = "people-body"
 THINGS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")  # groups of nameable things
 FACES = "smileys-emotion"
-_TOLD = re.compile("(man|woman|person) (.+)")
-_LEFT_OUT = re.compile("thirty$|o'clock$|: facing right$")  # 24 faces of one clock; mirrored drawings
+_GENDERED_LABEL = re.compile("(man|woman|person) (.+)")
+_EXCLUDED = re.compile("thirty$|o'clock$|: facing right$")  # 24 variants of one clock face; mirrored drawings
 
 
 class Drawing(NamedTuple):
-    """One drawing and its words."""
+    """A drawing, its name and its properties."""
 
     icon: str  # its name in icons.json, "octopus", "woman-astronaut-dark"
     name: str  # "octopus", "astronaut", "person wearing turban": without gender and tone
-    article: str  # of the name: "an ", "a ", "the " or "": plurals and stuff take none
+    article: str  # of the name: "an ", "a ", "the ", or "" for plurals and mass nouns
     group: str  # "animals-nature"
     subgroup: str  # "animal-marine"
-    role: str | None = None  # of people that are drawn as man and woman: "astronaut", "wearing turban"
+    role: str | None = None  # of people drawn both as man and as woman: "astronaut", "wearing turban"
     gender: str | None = None  # a name in GENDERS
     tone: str | None = None  # a name in TONES
 
     @property
     def combination(self) -> str:
-        """Role, gender and tone of a person, or the name."""
+        """Role, gender and tone of a person, or the name of another drawing."""
         return self.name if self.role is None else f"{self.role}/{self.gender or 'person'}/{self.tone or 'yellow'}"
 
 
 class Source(NamedTuple):
-    """Where the set lies: both packages, unpacked."""
+    """Paths of the two unpacked packages."""
 
     icons: str  # path of icons.json of @iconify-json/fluent-emoji
-    names: str  # path of the folder of emojibase-data, which holds en/ and meta/
+    names: str  # path of the folder of emojibase-data, which contains en/ and meta/
 
 
 @cache
 def catalogue(source: Source) -> tuple[Drawing, ...]:
-    """All drawings of things, faces and people, in Unicode's order.
+    """Return all drawings of things, faces and people in Unicode's order, without signs, flags and clock faces.
 
-    Signs, flags, clock faces and mirrored people are left out.
-
-    UserError if a file is missing or is not what its package has.
+    Mirrored people are also excluded. Raises UserError if a file is missing or does not have the expected content.
     """
-    found, there = [], icons(source.icons)
+    found, available = [], icons(source.icons)
     entries = list(_entries(source))
-    told = {match.groups() for entry in entries if (match := _TOLD.fullmatch(entry["label"]))}
-    roles = {role for _, role in told if ("man", role) in told and ("woman", role) in told}
+    gendered = {match.groups() for entry in entries if (match := _GENDERED_LABEL.fullmatch(entry["label"]))}
+    roles = {role for _, role in gendered if ("man", role) in gendered and ("woman", role) in gendered}
     for entry in entries:
         label, group, subgroup = entry["label"], entry["group"], entry["subgroup"]
-        if group not in (*THINGS, FACES, PEOPLE) or _LEFT_OUT.search(label):
+        if group not in (*THINGS, FACES, PEOPLE) or _EXCLUDED.search(label):
             continue
-        match = _TOLD.fullmatch(label)
+        match = _GENDERED_LABEL.fullmatch(label)
         role = match[2] if match else label
         gender = match[1] if match and match[1] in GENDERS else None
         if group != PEOPLE or role not in roles:
             role = gender = None
             name = RENAMED.get(label, label)
         else:
-            name = f"person {role}" if ("person", role) in told else role
+            name = f"person {role}" if ("person", role) in gendered else role
         # Fluent has "person-superhero" where Unicode says "superhero".
-        icon = next((icon for icon in (slug(label), f"person-{slug(label)}") if icon in there), None)
+        icon = next((icon for icon in (slug(label), f"person-{slug(label)}") if icon in available), None)
         if icon is None:
             continue
         drawing = Drawing(icon, name, article(name), group, subgroup, role, gender)
         found.append(drawing)
         for tone in TONES if entry["tones"] else ():
-            if f"{icon}-{tone}" in there:
+            if f"{icon}-{tone}" in available:
                 found.append(drawing._replace(icon=f"{icon}-{tone}", tone=tone))
     if not found:
-        raise UserError(f"{source.icons} has none of the drawings that {source.names} names")
+        raise UserError(f"{source.icons} contains none of the drawings listed in {source.names}")
     return tuple(found)
 
 
 def things(source: Source, words: int = 2) -> list[Drawing]:
-    """Animals, plants, food, places, vehicles and objects whose names have at most `words` words."""
+    """Return the animals, plants, food, places, vehicles and objects with names of at most `words` words."""
     return [each for each in catalogue(source) if each.group in THINGS and len(each.name.split()) <= words]
 
 
 def faces(source: Source, words: int = 3) -> list[Drawing]:
-    """Smileys and hearts whose names have at most `words` words; no signs of emotion, "anger symbol"."""
+    """Return the smileys and hearts with names of at most `words` words, without emotion symbols ("anger symbol")."""
     shown = [each for each in catalogue(source) if each.group == FACES and each.subgroup != "emotion"]
     return [each for each in shown if len(each.name.split()) <= words]
 
 
 def people(source: Source, subgroups: Iterable[str] = ("person-role",)) -> list[Drawing]:
-    """The people of these subgroups that have a role: each as man, woman and person, with and without a skin tone."""
+    """Return the people of these subgroups whose role exists as man, woman and person with skin tones."""
     wanted = set(subgroups)
     found = [each for each in catalogue(source) if each.role is not None and each.subgroup in wanted]
-    whole = {(each.role, each.gender) for each in found if each.tone is not None}
-    return [each for each in found if all((each.role, gender) in whole for gender in (*GENDERS, None))]
+    with_tones = {(each.role, each.gender) for each in found if each.tone is not None}
+    return [each for each in found if all((each.role, gender) in with_tones for gender in (*GENDERS, None))]
 
 
 def slug(label: str) -> str:
-    """The name that a drawing has in iconify's files: "Rescue worker's helmet" -> "rescue-workers-helmet"."""
+    """Return the name of a drawing in iconify files: "Rescue worker's helmet" -> "rescue-workers-helmet"."""
     plain = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode().lower()
     return re.sub("[^a-z0-9]+", "-", re.sub("['.:!,]", "", plain)).strip("-")
 
 
 def _entries(source: Source) -> Iterator[dict[str, Any]]:
-    """Unicode's emoji in its order: label, names of group and subgroup, and whether it comes in skin tones."""
+    """Yield Unicode's emoji in its order: label, names of group and subgroup, and whether there are skin tones."""
     folder = Path(source.names)
     groups, data = read_json(folder / "meta" / "groups.json"), read_json(folder / "en" / "data.json")
     try:
@@ -129,4 +127,4 @@ def _entries(source: Source) -> Iterator[dict[str, Any]]:
                     "tones": any(isinstance(skin.get("tone"), int) for skin in entry.get("skins", ())),
                 }
     except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} does not hold emojibase-data: {type(error).__name__} {error}") from None
+        raise UserError(f"{folder} does not contain emojibase-data: {type(error).__name__} {error}") from None

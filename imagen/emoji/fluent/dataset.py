@@ -1,9 +1,9 @@
-"""Build shards of Fluent Emoji: single drawings, two in a relation, two to four of a kind.
+"""Build shards of Fluent Emoji: single drawings, two in a relation, or two to four copies of one.
 
     python -m imagen.emoji.fluent.dataset --icons ICONS.JSON --names EMOJIBASE-DATA --out SHARDS
 
-ICONS.JSON: of the npm package @iconify-json/fluent-emoji; EMOJIBASE-DATA: the folder of the npm package emojibase-data.
-Every picture follows from the arguments and a seed; masters of all sizes show the same picture.
+ICONS.JSON is a file of the npm package @iconify-json/fluent-emoji, and EMOJIBASE-DATA the folder of the npm package
+emojibase-data. The arguments and the seed determine every image. The masters of all sizes show the same image.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from imagen.emoji.building import finished_build, write_splits
+from imagen.data.build.splits import finished_build, write_splits
 from imagen.emoji.fluent.catalogue import Drawing, Source, faces, people, things
 from imagen.emoji.fluent.heldout import heldout_colour, heldout_number, is_heldout_pair, is_heldout_person
 from imagen.emoji.fluent.scene import Scene, compose_group, compose_pair, compose_single
@@ -45,21 +45,24 @@ def build_fluent(
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Build `out`/train and `out`/heldout; return what `out`/dataset.json says.
+    """Build `out`/train and `out`/heldout; return the content of `out`/dataset.json.
 
-    words: things whose names have at most so many. limit: a fixed choice of so many of them, shortest names first.
-    roles: Unicode's subgroups of people. variants, people_variants: pictures for each drawing and colour.
-    relations, counts: shares of the samples that show two things in a relation, and two to four of a kind.
-    most: samples of each split. mended: the smallest master of each is degraded as a base might have drawn it.
+    words: maximum number of words in the names of things.
+    limit: use a fixed selection of this many things and faces, shortest names first.
+    roles: Unicode's subgroups of people.
+    variants, people_variants: images per drawing and colour, of things and faces, and of people.
+    relations, counts: fractions of the samples that show two things in a relation, and two to four copies of one.
+    most: maximum number of samples per split.
+    mended: degrade the smallest master of each sample, so that it resembles an output of a base model.
 
-    A finished build is not repeated; one that was killed starts again. UserError if `out` holds anything else or a
+    A finished build is not repeated; a killed one starts over. Raises UserError if `out` contains other files or a
     build with other arguments, or if files or packages are missing.
     """
     out, sizes = Path(out), sorted(set(sizes))
     for name, value in (("words", words), ("variants", variants), ("people_variants", people_variants)):
         check_number(name, value, least=1)
     if not sizes or sizes[0] < 8:
-        raise UserError(f"sizes {sizes}: they must be 8 pixels or more")
+        raise UserError(f"sizes {sizes}: there must be at least one size, and sizes must be 8 pixels or more")
     check_number("relations", relations, least=0)
     check_number("counts", counts, least=0)
     check_number("relations + counts", relations + counts, most=0.9)
@@ -80,7 +83,7 @@ def build_fluent(
         return finished
     drawings = choose_things(source, words, with_faces=with_faces, limit=limit)
     persons = people(source, roles)
-    rasterise('<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>')  # a missing package is known now
+    rasterise('<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>')  # reports a missing package early
     splits = {
         name: scenes(
             drawings,
@@ -95,8 +98,10 @@ def build_fluent(
         )
         for name in ("train", "heldout")
     }
-    splits = {name: [replace(scene, mended=mended) for scene in split[:most]] for name, split in splits.items()}
-    about = {
+    splits = {
+        name: [replace(scene, degrade_smallest=mended) for scene in split[:most]] for name, split in splits.items()
+    }
+    description = {
         **credit(Style("fluent", source.icons)),
         "packages": {file: _version(Path(path)) for file, path in source._asdict().items()},
         "things": len(drawings),
@@ -104,14 +109,14 @@ def build_fluent(
         "colours": {colour: list(rgb) for colour, rgb in PALETTE.items()},
         "vocabulary": sorted({each.name for each in (*drawings, *persons)}),
     }
-    return write_splits(out, arguments, splits, sizes, about, workers=workers, progress=progress)
+    return write_splits(out, arguments, splits, sizes, description, workers=workers, progress=progress)
 
 
 def choose_things(source: Source, words: int, *, with_faces: bool = True, limit: int | None = None) -> list[Drawing]:
-    """Things, and faces if wanted, those with the fewest words first, else mixed."""
+    """Return things and, with `with_faces`, faces: shuffled, shortest names in words first."""
     found = [*things(source, words), *(faces(source) if with_faces else [])]
-    mixed = sorted(found, key=lambda each: (len(each.name.split()), hashed("fluent things", each.icon)))
-    return mixed if limit is None else mixed[:limit]
+    shuffled = sorted(found, key=lambda each: (len(each.name.split()), hashed("fluent things", each.icon)))
+    return shuffled if limit is None else shuffled[:limit]
 
 
 def scenes(
@@ -126,25 +131,26 @@ def scenes(
     seed: int,
     heldout: bool,
 ) -> list[Scene]:
-    """The pictures of a split, mixed.
+    """Return the images of a split, shuffled.
 
-    Held out are each drawing's one colour, people's combinations on every colour, pairs and numbers.
+    These are held out: one colour per drawing, some combinations of role, gender and tone on every colour, some pairs
+    of things, and one count per thing.
     """
     split = []
     for drawing in (*drawings, *persons):
         for colour in PALETTE:
             if (colour == heldout_colour(drawing) or is_heldout_person(drawing)) == heldout:
-                many = variants if drawing.role is None else people_variants
-                split += [compose_single(drawing, colour, icons, variant, seed) for variant in range(many)]
-    singles = len(split) / (1 - relations - counts)
-    split += islice(_pairs(drawings, icons, seed, heldout=heldout), round(relations * singles))
+                number = variants if drawing.role is None else people_variants
+                split += [compose_single(drawing, colour, icons, variant, seed) for variant in range(number)]
+    total = len(split) / (1 - relations - counts)
+    split += islice(_pairs(drawings, icons, seed, heldout=heldout), round(relations * total))
     countable = [each for each in drawings if is_countable(each)]
-    split += islice(_groups(countable, icons, seed, heldout=heldout), round(counts * singles))
+    split += islice(_groups(countable, icons, seed, heldout=heldout), round(counts * total))
     return sorted(split, key=lambda scene: hashed(seed, "order", scene.key))
 
 
 def _pairs(drawings: Sequence[Drawing], icons: str, seed: int, *, heldout: bool) -> Iterator[Scene]:
-    """Endless; number k of the draws follows from (seed, k) and the drawings."""
+    """Yield scenes without end. Draw k is a function of (seed, k) and the drawings; some draws yield no scene."""
     for k in range(10**7 if len(drawings) > 1 else 0):
         rng = random.Random(hashed(seed, "fluent pairs", k))
         first, second = _pick(rng, drawings), _pick(rng, drawings)
@@ -168,7 +174,7 @@ def _pick(rng: random.Random, choices: Sequence[Any]) -> Any:
 
 
 def _version(path: Path) -> str:
-    """Name and version of the npm package that `path` belongs to, as far as they are known."""
+    """Return the name and version of the npm package that contains `path`, or "unknown"."""
     package = (path if path.is_dir() else path.parent) / "package.json"
     if not package.is_file():
         return "unknown"
@@ -178,22 +184,22 @@ def _version(path: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--icons", type=Path, required=True)
-    parser.add_argument("--names", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64])
-    parser.add_argument("--words", type=int, default=2)
-    parser.add_argument("--no-faces", action="store_true")
-    parser.add_argument("--roles", nargs="*", default=["person-role"])
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--variants", type=int, default=4)
-    parser.add_argument("--people-variants", type=int, default=4)
-    parser.add_argument("--relations", type=float, default=0.0)
-    parser.add_argument("--counts", type=float, default=0.0)
-    parser.add_argument("--most", type=int, help="samples of each split")
-    parser.add_argument("--mended", action="store_true", help="degrade the smallest master: for super-resolution")
+    parser.add_argument("--icons", type=Path, required=True, help="icons.json of @iconify-json/fluent-emoji")
+    parser.add_argument("--names", type=Path, required=True, help="folder of emojibase-data")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64], help="sides of the masters in pixels")
+    parser.add_argument("--words", type=int, default=2, help="maximum number of words in the names of things")
+    parser.add_argument("--no-faces", action="store_true", help="exclude smileys and hearts")
+    parser.add_argument("--roles", nargs="*", default=["person-role"], help="Unicode subgroups of people")
+    parser.add_argument("--limit", type=int, help="use only this many things and faces")
+    parser.add_argument("--variants", type=int, default=4, help="images per thing and colour")
+    parser.add_argument("--people-variants", type=int, default=4, help="images per person and colour")
+    parser.add_argument("--relations", type=float, default=0.0, help="fraction of images of two things")
+    parser.add_argument("--counts", type=float, default=0.0, help="fraction of images of two to four copies")
+    parser.add_argument("--most", type=int, help="maximum number of samples per split")
+    parser.add_argument("--mended", action="store_true", help="degrade the smallest master, to train super-resolution")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int)
+    parser.add_argument("--workers", type=int, help="processes (default: one per core, at most 16)")
     options = parser.parse_args()
     built = build_fluent(
         options.out,

@@ -1,7 +1,8 @@
-"""Warp and blur real drawings as a base might draw them, so that super-resolution learns to mend it.
+"""Degrade original drawings like outputs of a base model, so that super-resolution learns to correct its errors.
 
-Noise is left to training, which adds it by itself (conditioning augmentation). Colours stay: how far a base is off
-cannot be seen in its picture, and what cannot be seen would be learned as something to draw at random.
+Drawings are warped and blurred. Training itself adds noise (conditioning augmentation). Colours are not changed: the
+colour error of a base cannot be inferred from its image, so a network trained on shifted colours would learn to
+generate random shifts.
 """
 
 import random
@@ -9,14 +10,14 @@ import random
 import numpy as np
 from PIL import Image
 
-WARP = 0.6  # pixels, deviation of the largest shifts
-BLUR = 0.9  # pixels, the largest deviation of the kernel
-CELLS = 6  # of the grid on which shifts are drawn
-INTACT = 0.2  # share of the pictures that stay as they are
+WARP = 0.6  # pixels, maximum standard deviation of the shifts
+BLUR = 0.9  # pixels, maximum standard deviation of the kernel
+CELLS = 6  # side of the grid of random shifts
+INTACT = 0.2  # fraction of the images that are left unchanged
 
 
 def degraded(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
-    """`pixels` (uint8 [S, S, 3]) as a base might have drawn them."""
+    """Return `pixels` (uint8 [S, S, 3]) warped and blurred by random amounts, or unchanged with probability INTACT."""
     if rng.random() < INTACT:
         return pixels
     size = len(pixels)
@@ -29,7 +30,7 @@ def degraded(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 def _bilinear(pixels: np.ndarray, y_HW: np.ndarray, x_HW: np.ndarray) -> np.ndarray:
-    """The values at places given in pixels, those beyond the border from the border."""
+    """Interpolate at positions given in pixels; positions outside the image are moved to its border."""
     most = len(pixels) - 1
     y_HW, x_HW = y_HW.clip(0, most), x_HW.clip(0, most)
     top, left = (np.minimum(each.astype(int), most - 1) for each in (y_HW, x_HW))
@@ -40,7 +41,7 @@ def _bilinear(pixels: np.ndarray, y_HW: np.ndarray, x_HW: np.ndarray) -> np.ndar
 
 
 def _blurred(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    """Convolution with a Gaussian of deviation `sigma` pixels, the border repeated."""
+    """Convolve with a Gaussian of standard deviation `sigma` pixels; the border is repeated."""
     if sigma < 0.1:
         return pixels
     reach = 3

@@ -1,4 +1,4 @@
-"""Judge a cascade of Fluent Emoji on prompts that training never showed, by the recogniser.
+"""Evaluate a cascade of Fluent Emoji on held-out prompts with the recogniser.
 
 python -m imagen.emoji.fluent.evaluation CASCADE --recogniser FOLDER --icons ICONS.JSON --names EMOJIBASE-DATA
 """
@@ -22,7 +22,7 @@ from imagen.emoji.fluent.scene import Scene
 from imagen.emoji.picture import hashed
 from imagen.emoji.prompts import HeldoutPrompt
 from imagen.emoji.recogniser import SIDE, Recogniser, load_recogniser
-from imagen.evaluate.distance import kid
+from imagen.evaluate.metrics.kernel import kid
 from imagen.pictures import contact_sheet, write_png
 
 KINDS = ("single", "people", "relation", "count")
@@ -30,13 +30,15 @@ PARTS = ("role", "gender", "tone")
 
 
 def suite(source: Source, n: int, words: int = 2, roles: Sequence[str] = ("person-role",)) -> dict[str, list[Scene]]:
-    """At most `n` held-out scenes of each kind, with their plain captions on plain backgrounds.
+    """Return at most `n` held-out scenes of each kind.
 
-    single: a thing on the colour that it was never shown on; people: a combination of role, gender and skin tone that
-    was never shown; relation: two things that were never shown together; count: a number that was never shown of it.
+    single: a thing on the background colour that is held out for it
+    people: a held-out combination of role, gender and skin tone
+    relation: a held-out pair of things
+    count: several copies of a thing, in the number that is held out for it
     """
     things, persons = choose_things(source, words), [each for each in people(source, roles) if is_heldout_person(each)]
-    whole = scenes(
+    heldout = scenes(
         things,
         persons,
         source.icons,
@@ -48,7 +50,7 @@ def suite(source: Source, n: int, words: int = 2, roles: Sequence[str] = ("perso
         heldout=True,
     )
     found: dict[str, list[Scene]] = {kind: [] for kind in KINDS}
-    for scene in whole:
+    for scene in heldout:
         drawing = scene.placed[0].drawing
         if scene.relation is not None:
             kind = "relation"
@@ -66,7 +68,7 @@ def suite(source: Source, n: int, words: int = 2, roles: Sequence[str] = ("perso
 
 
 def prompt(scene: Scene) -> HeldoutPrompt:
-    """The plain caption of a scene, and what a picture of it has to show."""
+    """Return the plain caption of a scene on a plain background, with the properties that its image must have."""
     background, first = Background(colour=scene.background.colour), scene.placed[0].drawing
     if scene.relation is not None:
         last = scene.placed[-1].drawing
@@ -83,24 +85,25 @@ def prompt(scene: Scene) -> HeldoutPrompt:
 def scores(
     cascade: Cascade,
     recogniser: Recogniser,
-    asked: dict[str, list[Scene]],
+    scenes_by_kind: dict[str, list[Scene]],
     *,
     guidance: float | None = None,
     steps: int | None = None,
     stages: int = 1,
     batch_size: int = 16,
 ) -> tuple[dict[str, Any], dict[str, list[Image.Image]]]:
-    """Draw the plain caption of each scene, seeds 0, 1, ...; return shares of what is right, and the pictures.
+    """Sample the plain caption of each scene with seeds 0, 1, ...; return the accuracies and the images.
 
-    "people" has shares of "role", "gender" and "tone", too. "kid": the kernel distance of the pictures of things and
-    people from real drawings of the same prompts, on the recogniser's features, scaled by their deviations.
+    The accuracies are those of `imagen.emoji.alignment.accuracies`. "people" also has "role", "gender" and "tone".
+    "kid" is the kernel distance of the images of things and people from original drawings of the same prompts, on the
+    recogniser's features, each scaled by its standard deviation.
     """
-    prompts = {kind: [prompt(scene) for scene in chosen] for kind, chosen in asked.items() if chosen}
-    pictures = {
+    prompts = {kind: [prompt(scene) for scene in chosen] for kind, chosen in scenes_by_kind.items() if chosen}
+    images = {
         kind: [
-            # The recogniser looks at 64 pixels; smaller pictures are enlarged smoothly.
-            picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC) if picture.width < SIDE else picture
-            for picture in cascade.sample(
+            # The recogniser takes 64 pixels as input; smaller images are upsampled smoothly.
+            image.resize((SIDE, SIDE), Image.Resampling.BICUBIC) if image.width < SIDE else image
+            for image in cascade.sample(
                 [each.prompt for each in chosen],
                 seeds=list(range(len(chosen))),
                 stages=stages,
@@ -111,47 +114,48 @@ def scores(
         ]
         for kind, chosen in prompts.items()
     }
-    found, _ = evaluate(recogniser, prompts, pictures)
-    if "people" in pictures:
-        seen = [names[0].name.split("/") for names in recogniser.detect(pictures["people"])]
-        wanted = [each.object.split("/") for each in prompts["people"]]
+    accuracies, _ = evaluate(recogniser, prompts, images)
+    if "people" in images:
+        detected = [detections[0].name.split("/") for detections in recogniser.detect(images["people"])]
+        expected = [each.object.split("/") for each in prompts["people"]]
         for index, part in enumerate(PARTS):
-            same = [a[index : index + 1] == b[index : index + 1] for a, b in zip(seen, wanted, strict=True)]
-            found["people"][part] = sum(same) / len(same)
-    drawn = [picture for kind in ("single", "people") for picture in pictures.get(kind, [])]
-    real = [Image.fromarray(scene.pixels(SIDE)) for kind in ("single", "people") for scene in asked[kind]]
-    if len(drawn) > 1:
+            same = [a[index : index + 1] == b[index : index + 1] for a, b in zip(detected, expected, strict=True)]
+            accuracies["people"][part] = sum(same) / len(same)
+    sampled = [image for kind in ("single", "people") for image in images.get(kind, [])]
+    real = [Image.fromarray(scene.pixels(SIDE)) for kind in ("single", "people") for scene in scenes_by_kind[kind]]
+    if len(sampled) > 1:
         features = recogniser.embed(real)
         mean, std = features.mean(axis=0), features.std(axis=0) + 1e-6
-        found["kid"] = kid((recogniser.embed(drawn) - mean) / std, (features - mean) / std)
-    return found, pictures
+        accuracies["kid"] = kid((recogniser.embed(sampled) - mean) / std, (features - mean) / std)
+    return accuracies, images
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cascade")
-    parser.add_argument("--recogniser", type=Path, required=True)
-    parser.add_argument("--icons", type=Path, required=True)
-    parser.add_argument("--names", type=Path, required=True)
+    parser.add_argument("cascade", help="cascade folder or training run")
+    parser.add_argument("--recogniser", type=Path, required=True, help="folder of the recogniser")
+    parser.add_argument("--icons", type=Path, required=True, help="icons.json of @iconify-json/fluent-emoji")
+    parser.add_argument("--names", type=Path, required=True, help="folder of emojibase-data")
     parser.add_argument("--n", type=int, default=64, help="prompts of each kind")
-    parser.add_argument("--words", type=int, default=2, help="things whose names have at most so many words")
+    parser.add_argument("--words", type=int, default=2, help="maximum number of words in the names of things")
     parser.add_argument("--roles", nargs="*", default=["person-role"])
-    parser.add_argument("--guidance", type=float, nargs="*", default=[])
+    parser.add_argument("--guidance", type=float, nargs="*", default=[], help="guidance scales to evaluate")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--out", type=Path, help="folder for a sheet of the pictures of each weight")
+    parser.add_argument("--out", type=Path, help="write a sheet of the images for each guidance scale")
     options = parser.parse_args()
     source = Source(str(options.icons.resolve()), str(options.names.resolve()))
     chosen = suite(source, options.n, options.words, options.roles)
-    asked = {kind: chosen[kind] if kind in options.kinds else [] for kind in KINDS}
+    scenes_by_kind = {kind: chosen[kind] if kind in options.kinds else [] for kind in KINDS}
     cascade, recogniser = Cascade.load(options.cascade), load_recogniser(options.recogniser)
-    for weight in options.guidance or [None]:
-        found, pictures = scores(cascade, recogniser, asked, guidance=weight, steps=options.steps)
-        print(json.dumps({"guidance": weight, **found}), flush=True)
+    for scale in options.guidance or [None]:
+        accuracies, images = scores(cascade, recogniser, scenes_by_kind, guidance=scale, steps=options.steps)
+        print(json.dumps({"guidance": scale, **accuracies}), flush=True)
         if options.out:
-            shown = [picture for kind in pictures for picture in pictures[kind]]
-            texts = [prompt(scene).prompt for kind in pictures for scene in asked[kind]]
-            write_png(options.out / f"guidance-{weight or 'default'}.png", contact_sheet(shown, texts), found)
+            shown = [image for kind in images for image in images[kind]]
+            captioned = [prompt(scene).prompt for kind in images for scene in scenes_by_kind[kind]]
+            sheet = contact_sheet(shown, captioned)
+            write_png(options.out / f"guidance-{scale or 'default'}.png", sheet, accuracies)
 
 
 if __name__ == "__main__":

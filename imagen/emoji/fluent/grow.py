@@ -1,10 +1,10 @@
-"""Give a trained base an outer level: weights of `fluent_32` become weights that `fluent_64` begins with.
+"""Add an outer level to a trained base, so that the weights of `fluent_32` initialise `fluent_64`.
 
     python -m imagen.emoji.fluent.grow RUN_32 --out GROWN
     imagen train fluent_64 --init GROWN --data SHARDS --out RUN_64
 
-At 16 x 16 cells and below the larger network is the smaller one. Only what the outer level adds is new, and the last
-layers, which now work on its channels (progressive growing, 1710.10196, of a U-Net).
+At resolutions of 16 x 16 and below, the larger network equals the smaller one. Only the outer level is new, and the
+last layers, because their input now has its channels. This is progressive growing (1710.10196) of a U-Net.
 """
 
 import argparse
@@ -26,27 +26,30 @@ _DOWN = re.compile(r"down\.(\d+)\.")
 
 
 def grown_weights(weights: Mapping[str, Tensor], unet: UNetConfig, seed: int = 0) -> dict[str, Tensor]:
-    """Weights of `unet`, whose first level is new, from those of the same network without it.
+    """Return weights of `unet` from those of the same network without its first level.
 
-    What is new is drawn from the seed. UserError if more is missing than the outer level and the last layers.
+    The new weights are initialised from the seed. Raises UserError if `weights` lacks others than those of the outer
+    level and the last layers.
     """
     torch.manual_seed(seed)
     network = UNet(unet)
     state = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    missing = set(state)
+    uninitialised = set(state)
     for name, value in weights.items():
         inner = _DOWN.sub(lambda found: f"down.{int(found[1]) + 1}.", name, count=1)
         if inner in state and state[inner].shape == value.shape:
             state[inner] = value.to(state[inner].dtype)
-            missing.remove(inner)
-    new = ("down.0.", f"up.{len(unet.levels) - 1}.", "norm_out.", "conv_out.")
-    if lost := [name for name in missing if not name.startswith(new)]:
-        raise UserError(f"these are not the weights of the same network without its outer level: no {min(lost)}")
+            uninitialised.remove(inner)
+    allowed = ("down.0.", f"up.{len(unet.levels) - 1}.", "norm_out.", "conv_out.")
+    if missing := [name for name in uninitialised if not name.startswith(allowed)]:
+        raise UserError(
+            f"these are not the weights of the same network without its outer level: {min(missing)} is missing"
+        )
     return state
 
 
 def grow(source: str | Path, out: str | Path, seed: int = 0) -> None:
-    """Write the cascade `out` with the grown weights of `source`, a run of `fluent_32` or its cascade."""
+    """Write the grown weights of `source`, a run of `fluent_32` or its cascade, as the cascade `out`."""
     folder = resolve_folder(source)
     manifest = read_manifest(folder)
     record, experiment = manifest.stages[0], fluent_64()

@@ -1,27 +1,30 @@
-"""Which combinations training never shows. By hashes that know no seed, so every data set keeps the same ones out."""
+"""Select the combinations that are held out from training.
+
+The selection uses hashes that do not depend on a seed, so all data sets hold out the same combinations.
+"""
 
 from imagen.emoji.fluent.catalogue import Drawing
 from imagen.emoji.picture import PALETTE, hashed
 from imagen.emoji.scene import NUMBERS
 
-PEOPLE_SHARE = 6  # one in so many combinations of role, gender and skin tone
+PEOPLE_SHARE = 6  # one in six combinations of role, gender and skin tone is held out
 
 
 def heldout_colour(drawing: Drawing) -> str:
-    """The colour of PALETTE that training never shows behind `drawing`: 1/12 of all combinations."""
+    """Return the colour of PALETTE that is held out for `drawing`; 1/12 of all combinations are held out."""
     return list(PALETTE)[hashed("fluent colour", drawing.icon) % len(PALETTE)]
 
 
 def is_heldout_person(drawing: Drawing) -> bool:
-    """Whether training never shows this person, on any background: a combination of role, gender and skin tone."""
+    """Return whether this combination of role, gender and skin tone is held out, on every background."""
     return drawing.role is not None and hashed("fluent person", drawing.combination) % PEOPLE_SHARE == 0
 
 
 def is_heldout_pair(first: Drawing, second: Drawing) -> bool:
-    """Whether training never shows the two together: one pair in eight."""
+    """Return whether this pair is held out. One in eight pairs is."""
     return hashed("fluent pair", *sorted((first.icon, second.icon))) % 8 == 0
 
 
 def heldout_number(drawing: Drawing) -> int:
-    """The one of NUMBERS that training never shows of `drawing`."""
+    """Return the count in NUMBERS that is held out for `drawing`."""
     return list(NUMBERS)[hashed("fluent number", drawing.icon) % len(NUMBERS)]

@@ -1,5 +1,8 @@
-"""Models of Fluent Emoji for two CPU cores: a base that learns what to draw at 32 pixels and goes on at 64, and two
-super-resolution stages. In 16 bit all weights are below 80 MB."""
+"""Presets for Fluent Emoji that train on two CPU cores.
+
+The base trains at 32 pixels first and then at 64; two super-resolution stages follow. In 16 bits all weights take less
+than 80 MB.
+"""
 
 from dataclasses import replace
 
@@ -7,9 +10,9 @@ from imagen.emoji.presets import MINILM, emoji_64, emoji_256, emoji_1024
 from imagen.models.config import Level, UNetConfig
 from imagen.train.experiment import Experiment
 
-# The level at half of 64 pixels, which a base of 32 pixels does not have.
+# The level at half of 64 pixels, which the base of 32 pixels lacks.
 OUTER = Level(channels=64, blocks=1, stride=1)
-# At 16, 8 and 4 cells a side, whether pictures have 32 pixels or 64.
+# Levels at 16 x 16, 8 x 8 and 4 x 4, for images of 32 and of 64 pixels.
 INNER = (
     Level(channels=128, blocks=1),
     Level(channels=256, blocks=1, attention="fused", attend="last"),
@@ -28,7 +31,7 @@ UNET = UNetConfig(
 
 
 def fluent_64() -> Experiment:
-    """Text to 64x64 on Fluent Emoji: begins with the weights of `fluent_32` (imagen.emoji.fluent.grow)."""
+    """Return the text -> 64 preset for Fluent Emoji, initialised from `fluent_32` by `imagen.emoji.fluent.grow`."""
     small = emoji_64()
     return replace(
         small,
@@ -39,27 +42,27 @@ def fluent_64() -> Experiment:
 
 
 def fluent_32() -> Experiment:
-    """Text to 32x32 on Fluent Emoji: `fluent_64` without its outer level, half again as fast."""
+    """Return the text -> 32 preset for Fluent Emoji: `fluent_64` without its outer level, 1.5 times as fast."""
     full = fluent_64()
     inner = (replace(INNER[0], stride=1), *INNER[1:])
     return replace(
         full,
         name="fluent_32",
-        # The stem keeps the outer level's channels, so that all that is inside has the same shapes.
+        # The stem has the channels of the outer level, so that the inner levels have the same shapes in both networks.
         stage=replace(full.stage, resolution=32, unet=replace(UNET, levels=inner, stem_channels=OUTER.channels)),
         train=replace(full.train, steps=20_000),
     )
 
 
 def fluent_256() -> Experiment:
-    """Super-resolution 64 -> 256 on Fluent Emoji, on 16 -> 64 crops."""
+    """Return the super-resolution preset 64 -> 256 for Fluent Emoji, trained on 16 -> 64 crops."""
     small = emoji_256()
     levels = (Level(channels=48, blocks=1, stride=1), Level(channels=96, blocks=2), Level(channels=160, blocks=2))
     return _wider(small, "fluent_256", replace(small.stage.unet, levels=levels))
 
 
 def fluent_1024() -> Experiment:
-    """Super-resolution 256 -> 1024 on Fluent Emoji, on 32 -> 128 crops."""
+    """Return the super-resolution preset 256 -> 1024 for Fluent Emoji, trained on 32 -> 128 crops."""
     small = emoji_1024()
     levels = (Level(channels=64, blocks=1, stride=1), Level(channels=96, blocks=2))
     return _wider(small, "fluent_1024", replace(small.stage.unet, levels=levels))

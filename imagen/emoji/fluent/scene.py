@@ -1,6 +1,7 @@
-"""Pictures: one drawing, two in a relation, or two to four of a kind. Each follows from its key and a seed alone.
+"""Compose images of one drawing, of two in a relation, or of two to four copies of one.
 
-Lengths are fractions of the picture's side. The extent of a drawing is the longer side of what is drawn.
+Key and seed determine an image. Lengths are fractions of the image's side. The extent of a drawing is the longer side
+of the box around its visible pixels.
 """
 
 import io
@@ -17,19 +18,19 @@ from imagen.emoji.fluent import captions
 from imagen.emoji.fluent.background import Background, draw_background
 from imagen.emoji.fluent.catalogue import Drawing
 from imagen.emoji.fluent.degrade import degraded
-from imagen.emoji.fluent.sprites import box_of, layer
+from imagen.emoji.fluent.sprites import drawing_box, layer
 from imagen.emoji.picture import choose, hashed
 from imagen.emoji.scene import LAYOUTS, RELATIONS
 from imagen.emoji.single import PLACES
 
 LICENCE = "Fluent Emoji, Microsoft, MIT"
-USUAL, SMALL = (0.75, 0.95), (0.28, 0.42)  # extents of one drawing
-SHARE_SMALL = 0.12
-SEVERAL = (0.36, 0.46)  # extents of two to four
+USUAL, SMALL = (0.75, 0.95), (0.28, 0.42)  # extents of a single drawing
+SHARE_SMALL = 0.12  # fraction of single drawings that are small
+SEVERAL = (0.36, 0.46)  # extents of two to four drawings
 
 
 class Placed(NamedTuple):
-    """A drawing, its extent, and the centre of what is drawn: x from the left, y from the top."""
+    """A drawing, its extent, and the centre of its visible pixels: x from the left, y from the top."""
 
     drawing: Drawing
     extent: float
@@ -39,21 +40,21 @@ class Placed(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One picture with its caption."""
+    """One image with its caption."""
 
     key: str
     caption: str
     background: Background
     placed: tuple[Placed, ...]
-    icons: str  # path of the drawings' file
-    size: str = ""  # of one drawing: "" or "small"
-    place: str = "center"  # of one drawing: a name in PLACES
+    icons: str  # path of icons.json
+    size: str = ""  # of a single drawing: "" or "small"
+    place: str = "center"  # of a single drawing: a name in PLACES
     relation: str | None = None  # of the first drawing to the second: a name in RELATIONS
-    mended: bool = False  # the smallest master is degraded: for super-resolution that mends what a base does wrong
+    degrade_smallest: bool = False  # degrade the smallest master, to train super-resolution
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the picture shows, as JSON."""
+        """A description of the image, as JSON."""
         first = self.placed[0].drawing
         about: dict[str, Any] = {"object": first.name, "icon": first.icon, "colour": self.background.colour}
         if first.role is not None:
@@ -70,26 +71,26 @@ class Scene:
         return about | {"licence": LICENCE}
 
     def pixels(self, size: int) -> np.ndarray:
-        """uint8 [size, size, 3]."""
-        picture = self.background.pixels(size)
+        """Render the image as uint8 [size, size, 3]."""
+        image = self.background.pixels(size)
         for drawing, extent, x, y in self.placed:
-            left, top, right, bottom = box_of(self.icons, drawing.icon)
+            left, top, right, bottom = drawing_box(self.icons, drawing.icon)
             side = extent / max(right - left, bottom - top)
-            # The square's centre, so that what is drawn has its own at (x, y).
+            # The centre of the square that puts the centre of the visible pixels at (x, y).
             centre = (x + side * (0.5 - (left + right) / 2), y + side * (0.5 - (top + bottom) / 2))
             rgba, (column, row) = layer(self.icons, drawing.icon, side, *centre, size)
             height, width, _ = rgba.shape
-            under = picture[row : row + height, column : column + width]
+            under = image[row : row + height, column : column + width]
             under *= 1 - rgba[..., 3:] / 255
             under += rgba[..., :3]
-        return picture.round().clip(0, 255).astype(np.uint8)
+        return image.round().clip(0, 255).astype(np.uint8)
 
     def sample(self, sizes: Sequence[int]) -> dict[str, Any]:
-        """The members of a shard's sample. UserError if the rasteriser is missing."""
+        """Return the members of a sample in a shard. Raises UserError if the rasteriser is missing."""
         masters = {}
         for size in sizes:
             pixels = self.pixels(size)
-            if self.mended and size == min(sizes):
+            if self.degrade_smallest and size == min(sizes):
                 pixels = degraded(pixels, random.Random(hashed("degraded", self.key)))
             png = io.BytesIO()
             Image.fromarray(pixels).save(png, "PNG", compress_level=1)
@@ -98,7 +99,7 @@ class Scene:
 
 
 def compose_single(drawing: Drawing, colour: str, icons: str, variant: int = 0, seed: int = 0) -> Scene:
-    """`drawing` on `colour`: usually large and in the middle; one in eight is small and anywhere."""
+    """Return an image of `drawing` on `colour`: usually large and centred, but one in eight is small and anywhere."""
     key = f"{drawing.icon}-{colour}-{variant}"
     rng = random.Random(hashed(seed, "single", key))
     background = draw_background(rng, colour)
@@ -106,7 +107,7 @@ def compose_single(drawing: Drawing, colour: str, icons: str, variant: int = 0, 
     place = choose(rng, {name: 1 / len(PLACES) for name in PLACES}) if small else "center"
     extent = _between(rng, *(SMALL if small else USUAL))
     to_x, to_y, _ = PLACES[place]
-    room = (1 - extent) / 2 - 0.01  # from the middle until the drawing touches the border
+    room = (1 - extent) / 2 - 0.01  # distance from the centre at which the drawing touches the border
     x, y = (
         0.5 + (to * room * _between(rng, 0.8, 1.0) if to else min(room, 0.03) * _between(rng, -1, 1))
         for to in (to_x, to_y)
@@ -126,14 +127,14 @@ def compose_single(drawing: Drawing, colour: str, icons: str, variant: int = 0, 
 def compose_pair(
     first: Drawing, second: Drawing, relation: str, colour: str, icons: str, seed: int = 0, key: str = ""
 ) -> Scene:
-    """`first` in `relation` to `second`."""
+    """Return an image of `first` in `relation` to `second`."""
     rng = random.Random(hashed(seed, "pair", key))
     background = draw_background(rng, colour)
     to_x, to_y, _ = RELATIONS[relation]
     placed = []
     for drawing, sign in ((first, 1), (second, -1)):
         extent = _between(rng, *SEVERAL)
-        room = 0.25 - extent / 2  # on the axis that the two share
+        room = 0.25 - extent / 2  # along the axis on which both lie
         x = 0.5 + sign * to_x * 0.25 + _between(rng, -1, 1) * (room if to_x else 0.06)
         y = 0.5 + sign * to_y * 0.25 + _between(rng, -1, 1) * (room if to_y else 0.06)
         placed.append(Placed(drawing, extent, x, y))
@@ -142,7 +143,7 @@ def compose_pair(
 
 
 def compose_group(drawing: Drawing, number: int, colour: str, icons: str, seed: int = 0, key: str = "") -> Scene:
-    """`number` of `drawing`, 2 to 4, all of one size."""
+    """Return an image of `number` copies of `drawing`, 2 to 4, all of the same size."""
     rng = random.Random(hashed(seed, "group", key))
     background = draw_background(rng, colour)
     extent = _between(rng, *SEVERAL)

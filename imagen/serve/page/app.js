@@ -132,7 +132,7 @@ async function submit(event) {
 function useImage(file) {
   if (!file) return;
   if (!["image/png", "image/jpeg", "image/webp"].includes(file.type)) {
-    showProblem("The file is no PNG, JPEG or WebP image.");
+    showProblem("The file is not a PNG, JPEG or WebP image.");
     return;
   }
   if (server && file.size * 4 / 3 > server.limits.body - 10_000) {

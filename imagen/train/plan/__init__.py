@@ -1,4 +1,4 @@
-"""Plan a training run without the machine: memory, time, traffic and disk.
+"""Compute the memory, time, traffic and disk space of a training run without running it.
 
 calibration.py  constants that cannot be counted
 dry_run.py      one training step of one rank on fake tensors, counted by `imagen.accounting`
@@ -23,11 +23,11 @@ from imagen.train.plan.dry_run import DryRun, TracedStep
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """Assumptions of a plan: what cannot be counted."""
+    """Values that a plan assumes because they cannot be counted."""
 
-    mfu: float = CALIBRATION["mfu"].value  # of the stated peak, recomputation included
+    mfu: float = CALIBRATION["mfu"].value  # share of the stated peak that training reaches, recomputation included
     bytes_a_pixel: float = 0.4  # bytes per pixel of a JPEG file
-    bytes_a_sample: int = 2560  # tar headers and padding, and the caption
+    bytes_a_sample: int = 2560  # tar headers, padding and caption
     caption_tokens: int = 32  # mean tokens per caption, stored as bfloat16
     samples: int = 1_000_000
 
@@ -36,7 +36,7 @@ class Assumptions:
 
 
 def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions | None = None) -> dict[str, Any]:
-    """Return a plan as JSON: sizes in bytes, times in seconds and days, FLOP and traffic per rank and step.
+    """Return a plan as a JSON object: sizes in bytes, times in seconds and days, FLOP and traffic per rank and step.
 
     gpu: a name of `imagen.gpus.PLANNABLE`, or "cpu". Raises UserError if the experiment is invalid or does not fit.
     """
@@ -52,8 +52,8 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
     grid = _grid(experiment, dry_run, dtype, on_gpu)
     if grid > usable:
         raise UserError(
-            f"{experiment.name} trains, but its sample grid does not fit: {grid / GIB:.1f} GiB per GPU, {gpu} has "
-            f"{usable / GIB:.1f} usable; more shards or a larger GPU would help"
+            f"training of {experiment.name} fits, but its sample grid does not: it takes {grid / GIB:.1f} GiB per GPU, "
+            f"and {gpu} has {usable / GIB:.1f} GiB usable; use more shards or a larger GPU"
         )
     stored, text, traffic = dry_run.stored, experiment.text, _traffic(traced, card, gpus)
     side = experiment.stage.resolution
@@ -85,7 +85,7 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
         "traffic": traffic,
         "disk": {
             "checkpoint": stored,
-            "checkpoints": (keep + 1) * stored,  # one more while it is written
+            "checkpoints": (keep + 1) * stored,  # including the one being written
             "picture": picture,
             "embedding": embedding,
             "samples": assumptions.samples,
@@ -102,7 +102,7 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
 
 
 def _grid(experiment: Experiment, dry_run: DryRun, dtype: torch.dtype | None, on_gpu: bool) -> int:
-    """Return the bytes of a GPU that makes a sample grid beside the state of training."""
+    """Return the bytes that a GPU needs to sample a grid while it holds the training state."""
     stage, text = experiment.stage, experiment.text
     side = stage.resolution
     step = step_bytes(
@@ -117,7 +117,7 @@ def _grid(experiment: Experiment, dry_run: DryRun, dtype: torch.dtype | None, on
 def _times(
     experiment: Experiment, traced: TracedStep, card: Gpu, traffic: list[dict[str, Any]], assumptions: Assumptions
 ) -> dict[str, Any]:
-    """Estimate the time of a step: the longest of computing, traffic over links and traffic over the network."""
+    """Estimate the time of a step: the maximum of computing, traffic over links and traffic over the network."""
     if card.tflops is None:
         return {"step_s": None, "bound_by": None, "images_per_s": None, "days": None}
     seconds = {"computing": sum(traced.flops.values()) / (card.tflops * 1e12 * assumptions.mfu)}
@@ -134,9 +134,9 @@ def _times(
 
 
 def _traffic(traced: TracedStep, card: Gpu, gpus: int) -> list[dict[str, Any]]:
-    """Return the bytes that a rank sends per step, and the time of each collective alone.
+    """Return the bytes that a rank sends per step, and the time of each collective by itself.
 
-    Ranks that share a replica are neighbours: a group no larger than a machine is within one.
+    The ranks of a replica are consecutive, so a group no larger than a machine's number of GPUs is within one machine.
     """
     sizes = {"all": gpus, "shard": min(traced.parallel.shard, gpus)}
     rows = []

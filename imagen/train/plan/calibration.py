@@ -1,4 +1,4 @@
-"""Constants of a plan that cannot be counted, with date and device of the measurement, or "not measured"."""
+"""Constants of a plan that cannot be counted, with the date and device of their measurement, or "not measured"."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from imagen.gpus import GIB, Gpu
 
 @dataclass(frozen=True)
 class Calibration:
-    """One calibrated number."""
+    """A calibrated constant."""
 
     value: float
     measured: str  # date and device
@@ -22,5 +22,5 @@ RESERVED = CALIBRATION["reserved"].value
 
 
 def usable_bytes(gpu: Gpu) -> int:
-    """Return the bytes of a GPU that tensors can use."""
+    """Return the bytes of a GPU's memory that tensors can use."""
     return int(gpu.memory * (1 - RESERVED) * GIB)

@@ -1,4 +1,4 @@
-"""Choose the micro-batch and activation checkpointing for given GPUs."""
+"""Choose the micro-batch and the activation checkpointing for given GPUs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,30 +13,31 @@ from imagen.train.parallel import ParallelConfig
 from imagen.train.plan.calibration import usable_bytes
 from imagen.train.plan.dry_run import DryRun, TracedStep
 
-# Micro-batch that is assumed to keep a GPU busy: recomputation for a larger one does not pay.
-ENOUGH = 8
+# Micro-batch that is assumed to use a GPU fully: recomputation to allow a larger one is not worth its cost.
+TARGET_MICRO_BATCH = 8
 
 
 def choose(dry_run: DryRun, usable: int, name: str) -> TracedStep:
-    """Trace the step with the cheapest checkpointing that fits, and the largest micro-batch that fits with it.
+    """Trace the step with the cheapest activation checkpointing that fits, and its largest micro-batch that fits.
 
-    The cheapest with which a micro-batch of `ENOUGH` fits (or the rank's whole share, if smaller), starting from the
-    config's; if none does, the one with the largest micro-batch. A `train.micro_batch` of the config is not changed.
+    Starts with the config's checkpointing, and recomputes more until a micro-batch of `TARGET_MICRO_BATCH` fits (or the
+    rank's whole share of the batch, if smaller). If none fits, chooses the checkpointing with the largest micro-batch.
+    If the config sets `train.micro_batch`, only that size is considered.
 
-    usable: bytes per GPU. name: of the GPU. Raises UserError, saying what would help, if nothing fits.
+    usable: bytes per GPU. name: name of the GPU. Raises UserError, with suggestions, if nothing fits.
     """
     experiment = dry_run.experiment
     sizes = candidates(experiment, dry_run.world_size)
-    wanted = min(ENOUGH, sizes[-1])
+    wanted = min(TARGET_MICRO_BATCH, sizes[-1])
     cheapest, *costlier = checkpointings(experiment.parallel, len(experiment.stage.unet.levels))
     search = _Search(dry_run, sizes, usable)
     best = search.largest(cheapest)
     if not costlier or (best is not None and best.micro_batch >= wanted):
-        return best or _refuse(search, cheapest, name)
+        return best or _raise_does_not_fit(search, cheapest, name)
     *between, everything = costlier
     least = search.largest(everything)
     if least is None:
-        return best or _refuse(search, everything, name)
+        return best or _raise_does_not_fit(search, everything, name)
     wanted = min(wanted, least.micro_batch)
     for parallel in between:
         found = search.largest(parallel)
@@ -46,7 +47,7 @@ def choose(dry_run: DryRun, usable: int, name: str) -> TracedStep:
 
 
 def candidates(experiment: Experiment, world_size: int) -> list[int]:
-    """Return the micro-batches that divide the rank's share of the batch, smallest first; or only the config's own."""
+    """Return the micro-batches that divide a rank's share of the batch, in ascending order, or only the config's."""
     micro, count = micro_batches(experiment.train, world_size)
     if experiment.train.micro_batch is not None:
         return [micro]
@@ -55,7 +56,7 @@ def candidates(experiment: Experiment, world_size: int) -> list[int]:
 
 
 def checkpointings(parallel: ParallelConfig, levels: int) -> Iterator[ParallelConfig]:
-    """Yield the config's checkpointing and those that recompute more, cheapest first: level after level, then all."""
+    """Yield the config's checkpointing, then settings that recompute more, level by level, up to full checkpointing."""
     yield parallel
     if parallel.checkpointing == "full":
         return
@@ -75,8 +76,9 @@ class _Search:
     def largest(self, parallel: ParallelConfig) -> TracedStep | None:
         """Trace the step with the largest micro-batch that fits; None if not even the smallest does.
 
-        Memory at each moment is affine in the size, so two traced sizes predict the others; the chosen one is traced.
-        (Not size 1: a single image may be reshaped without a copy.)
+        Memory at each moment is an affine function of the micro-batch, so two traced sizes predict the others; the
+        chosen size is then traced. Size 1 is not used for prediction, because reshaping a single image may need no
+        copy.
         """
         *smaller, most = self.sizes
         traced = self.dry_run.trace(parallel, most)
@@ -94,10 +96,10 @@ class _Search:
 
 
 def predicted_peak(low: TracedStep, high: TracedStep, size: int) -> float:
-    """Predict the peak in bytes with micro-batches of `size` from steps with two other sizes.
+    """Predict the peak in bytes with micro-batches of `size` from traced steps with two other sizes.
 
-    Extrapolates each moment of the step and takes the maximum. Where the parts of the steps (a forward, a backward, the
-    update) do not have the same moments, extrapolates their peaks.
+    Extrapolates each moment of the step and takes the maximum. If a part of the steps (a forward pass, a backward pass,
+    the update) has a different number of moments in the two, extrapolates its peaks instead.
     """
     below, above = _parts(low), _parts(high)
     if len(below) != len(above):
@@ -112,13 +114,13 @@ def predicted_peak(low: TracedStep, high: TracedStep, size: int) -> float:
 
 
 def _parts(traced: TracedStep) -> list[np.ndarray]:
-    """The live bytes at each moment, cut where the phase changes."""
+    """Return the live bytes at each moment, split where the phase changes."""
     phases = traced.interval.phases
     cuts = [i for i in range(1, len(phases)) if phases[i] != phases[i - 1]]
     return np.split(traced.interval.totals, cuts)
 
 
-def _refuse(search: _Search, parallel: ParallelConfig, name: str) -> TracedStep:
+def _raise_does_not_fit(search: _Search, parallel: ParallelConfig, name: str) -> TracedStep:
     size = search.sizes[0]
     needed = search.dry_run.trace(parallel, size).interval.peak
     experiment, world_size = search.dry_run.experiment, search.dry_run.world_size
@@ -135,5 +137,5 @@ def _refuse(search: _Search, parallel: ParallelConfig, name: str) -> TracedStep:
     recomputed = " with full activation checkpointing" if parallel.checkpointing == "full" else ""
     raise UserError(
         f"{experiment.name} does not fit: a micro-batch of {size}{recomputed} takes {needed / GIB:.1f} GiB per GPU, "
-        f"{name} has {search.usable / GIB:.1f} usable; {' or '.join(helps) or 'a smaller model'} would help"
+        f"and {name} has {search.usable / GIB:.1f} GiB usable; use {' or '.join(helps) or 'a smaller model'}"
     )

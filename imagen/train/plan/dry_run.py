@@ -1,7 +1,7 @@
 """Dry run: one training step of one rank on fake tensors, to count memory, FLOPs and traffic.
 
-Model, optimizer and step are the real ones, distributed as in training, in a fake process group whose collectives do
-nothing.
+Model, optimizer and step are those of training, distributed in the same way, in a fake process group in which
+collectives do nothing.
 """
 
 import warnings
@@ -41,7 +41,7 @@ from imagen.train.step import launch_step
 
 @dataclass(frozen=True)
 class TracedStep:
-    """One step of a rank with `micro_batches` micro-batches of `micro_batch` images; two of them were traced."""
+    """One step of a rank with `micro_batches` micro-batches of `micro_batch` images; at most two were traced."""
 
     parallel: ParallelConfig
     micro_batch: int
@@ -62,7 +62,7 @@ class TracedStep:
 
 
 def _whole_step(counted: dict[Any, int], micro_batches: int) -> dict[Any, int]:
-    """Scale to a whole step: micro-batches but the last equal the first; the last one includes the update."""
+    """Scale counts to a whole step: all micro-batches but the last equal the first; the last includes the update."""
     total: dict[Any, int] = {}
     for (part, *rest), count in counted.items():
         key = tuple(rest) if len(rest) > 1 else rest[0]
@@ -72,10 +72,10 @@ def _whole_step(counted: dict[Any, int], micro_batches: int) -> dict[Any, int]:
 
 
 class DryRun:
-    """One rank ready to train, inside `with`. Steps with any micro-batch can be traced one after another.
+    """One rank that is set up for training, inside `with`. Steps with any micro-batch can be traced in sequence.
 
-    held: bytes of its parameters, gradients, optimizer and EMAs. stored: bytes of a whole checkpoint's tensors.
-    dtype: of the network's arithmetic; None: float32. gpu: count a GPU's arithmetic, else a CPU's.
+    held: bytes of its parameters, gradients, optimizer and EMAs. stored: bytes of the tensors of a full checkpoint.
+    dtype: dtype in which the network computes; None: float32. gpu: model a GPU's kernels, else a CPU's.
     """
 
     held: dict[str, int]
@@ -105,7 +105,7 @@ class DryRun:
         self._stack.__exit__(*error)
 
     def _set_up(self, mesh: Any) -> None:
-        """Set up what `imagen.train.setup` does."""
+        """Set up model, optimizer and EMAs as `imagen.train.setup` does."""
         experiment, tracker = self.experiment, self.tracker
         plain = replace(experiment.parallel, checkpointing="none", checkpoint_levels=(), compile=False)
         self.unet = UNet(experiment.stage.unet)
@@ -123,8 +123,8 @@ class DryRun:
         self.network = parallelize(self.unet, plain, mesh, self.world_size, dtype=self.dtype)
         if isinstance(self.network, DistributedDataParallel):
             self.network.register_comm_hook(None, _all_reduce)
-        # The first all-gather of a module allocates its outputs one by one, later ones at once: with the first one
-        # done, every step has the same moments.
+        # The first all-gather of a module allocates its outputs one by one, later ones allocate them together. Doing
+        # the first one here gives every step the same moments.
         for module in self.network.modules():
             if isinstance(module, FSDPModule):
                 module.unshard()
@@ -145,8 +145,8 @@ class DryRun:
         if self.copy is not None:
             tensors["casts"] = list(self.copy.network.parameters())
         self.held = {kind: tracker.mark(kind, those) for kind, those in tensors.items()}
-        kept_on_disk = [tensor for kind, those in tensors.items() if kind != "casts" for tensor in those]
-        self.stored = sum(tensor.numel() * tensor.element_size() for tensor in kept_on_disk)
+        saved = [tensor for kind, those in tensors.items() if kind != "casts" for tensor in those]
+        self.stored = sum(tensor.numel() * tensor.element_size() for tensor in saved)
 
     def trace(self, parallel: ParallelConfig, micro_batch: int) -> TracedStep:
         """Trace a step of this rank's share of `train.batch_size`, with this checkpointing and micro-batch."""
@@ -202,7 +202,7 @@ class DryRun:
 
 
 class _FakeForwardProcess(ForwardProcess):
-    """The forward process as one moment of the tracker, so that steps of all sizes have the same moments."""
+    """Tracks the forward process as one moment, so that steps of all sizes have the same moments."""
 
     def __init__(self, tracker: ResourceTracker, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -217,7 +217,7 @@ class _FakeForwardProcess(ForwardProcess):
 
 
 class _WatchedOptimizer:
-    """Marks the gradients in the tracker before the update."""
+    """Wraps the optimizer, and marks the gradients in the tracker before the update."""
 
     def __init__(self, dry_run: DryRun):
         self._dry_run = dry_run
@@ -239,7 +239,7 @@ def _fake_group(world_size: int) -> Iterator[None]:
         yield
         return
     if dist.is_initialized():
-        raise UserError("a plan needs a single process without a process group; do not start it with torchrun")
+        raise UserError("`imagen plan` needs a single process without a process group; do not start it with torchrun")
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
@@ -250,6 +250,7 @@ def _fake_group(world_size: int) -> Iterator[None]:
 
 
 def _group_names(mesh: Any, world_size: int) -> dict[str, str]:
+    """Return the names of the mesh dimensions by name of their process groups; "all" for the default group."""
     if world_size == 1:
         return {}
     assert dist.group.WORLD is not None
@@ -261,7 +262,7 @@ def _group_names(mesh: Any, world_size: int) -> dict[str, str]:
 
 @contextmanager
 def _unchecked_ddp() -> Iterator[None]:
-    """Skip the parts of DDP that read tensors.
+    """Skip the parts of DDP that read the contents of tensors.
 
     These are the initial exchange of shapes and weights, and the rebuilding of buckets after the first step.
     """
@@ -271,12 +272,14 @@ def _unchecked_ddp() -> Iterator[None]:
         mock.patch.object(dist.Reducer, "_rebuild_buckets", lambda self: False),
         warnings.catch_warnings(),
     ):
-        warnings.filterwarnings("ignore", message="Grad strides do not match")  # of 1x1 convolutions: a copy of them
+        warnings.filterwarnings(
+            "ignore", message="Grad strides do not match"
+        )  # 1x1 convolutions: DDP copies their gradients
         yield
 
 
 def _all_reduce(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """All-reduce a bucket of gradients, as DDP does; the fake group's future would hold no tensor."""
+    """All-reduce a bucket of gradients, as DDP does; the future of the fake group's collective has no tensor."""
     dist.all_reduce(bucket.buffer())
     done: torch.futures.Future[Tensor] = torch.futures.Future()
     done.set_result(bucket.buffer())

@@ -1,4 +1,4 @@
-"""Builds: everything good arrives, everything bad is listed, and neither kills nor processes change a byte."""
+"""Test builds: good pairs become samples, bad ones are listed, and neither kills nor more processes change a byte."""
 
 import io
 import json
@@ -31,8 +31,8 @@ from imagen.text.config import TextConfig
 N = 2000
 
 
-class Memory:
-    """A source of given records; what keeps count of reading is the list `read_parts`."""
+class MemorySource:
+    """A source of given records. `read_parts` lists the parts that were read."""
 
     in_place = False
 
@@ -48,15 +48,17 @@ class Memory:
         yield from self.records[part["part"]]
 
 
-class Slow(Corpus):
+class SlowCorpus(Corpus):
+    """The corpus, read at 3 ms per record."""
+
     def read(self, part: Part) -> Iterator[Record]:
         for record in super().read(part):
             time.sleep(0.003)
             yield record
 
 
-class Tars:
-    """Tars of one folder and its splits, as the WebDataset reader reads them: one record a sample, in order."""
+class TarSource:
+    """The tars of a folder and its splits as a source: one record per sample, in order."""
 
     in_place = True
 
@@ -83,22 +85,22 @@ def record(key: str, image: int | bytes = 0, caption: str = "words", **more: obj
     return Record(key=key, origin=f"{key} of memory", image=data, caption=caption, **more)
 
 
-def go(source: object, out: Path | None, **options: object) -> dict:
+def run_build(source: object, out: Path | None, **options: object) -> dict:
     return build_source(lambda: source, out, **{"workers": 1, "progress": False, **options})
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def listed(folder: Path) -> dict[str, str]:
-    """Reason by key."""
+def rejection_reasons(folder: Path) -> dict[str, str]:
+    """Return the reasons in the quarantine tables by key."""
     rows = [json.loads(line) for path in sorted(folder.rglob("*.jsonl")) for line in path.read_text().splitlines()]
     assert len(rows) == len({row["key"] for row in rows})
     return {row["key"]: row["reason"] for row in rows}
 
 
-def keys(folder: Path) -> list[str]:
+def sample_keys(folder: Path) -> list[str]:
     data = ShardedDataset(folder)
     return [data.key(i) for i in range(len(data))]
 
@@ -109,24 +111,25 @@ def pixels(data: bytes) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    """The corpus, built in one go by one process."""
+    """Build the corpus in one process without interruption."""
     out = tmp_path_factory.mktemp("built") / "shards"
     build_source(partial(Corpus, N), out, workers=1, progress=False)
     return out
 
 
-def test_every_defect_is_rejected_for_its_reason_and_every_good_sample_arrives(built):
+def test_every_defect_is_rejected_with_its_reason_and_every_good_pair_becomes_a_sample(built):
     made = {Path(p.name).stem: p for p in (pair(i, N) for i in range(N))}
     bad = {key: p.reason for key, p in made.items() if p.defect}
     assert len(DEFECTS) >= 20 and Counter(p.defect for p in made.values() if p.defect) == dict.fromkeys(DEFECTS, 3)
-    assert listed(built) == bad
+    assert rejection_reasons(built) == bad
 
     data = ShardedDataset(built)
-    assert keys(built) == [key for key in made if key not in bad]
+    assert sample_keys(built) == [key for key in made if key not in bad]
     for i in range(len(data)):
         sample, original = read_sample(data, i), made[data.key(i)]
         (extension,) = sample.members.keys() - {"txt"}
-        if extension == "png" and not original.image.startswith(b"\x89PNG"):  # from gif, bmp, tiff: the same pixels
+        # Converted from gif, bmp or tiff: the same pixels.
+        if extension == "png" and not original.image.startswith(b"\x89PNG"):
             image = Image.open(io.BytesIO(original.image))
             if image.mode == "I;16":
                 expected = np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, 2)
@@ -145,12 +148,12 @@ def test_every_defect_is_rejected_for_its_reason_and_every_good_sample_arrives(b
     assert result["rejected"] == dict(Counter(bad.values()))
 
 
-def test_two_processes_make_the_same_bytes(built, tmp_path):
+def test_two_processes_write_the_same_bytes(built, tmp_path):
     build_source(partial(Corpus, N), tmp_path / "two", workers=2, progress=False)
-    assert files(tmp_path / "two") == files(built)
+    assert read_files(tmp_path / "two") == read_files(built)
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(built, tmp_path):
+def test_a_build_killed_at_any_moment_resumes_to_the_same_bytes(built, tmp_path):
     out, kills = tmp_path / "killed", 0
     for wait in np.random.default_rng(0).uniform(0.05, 0.7, size=10):
         child = os.fork()
@@ -162,30 +165,30 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(built, tmp_path):
         kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
     assert kills >= 3
     build_source(partial(Corpus, N), out, workers=1, progress=False)
-    assert files(out) == files(built)
+    assert read_files(out) == read_files(built)
 
 
-def test_killed_between_taking_duplicates_out_of_index_and_sidecar(tmp_path, monkeypatch):
+def test_a_build_killed_while_removing_duplicates_resumes_to_the_same_bytes(tmp_path, monkeypatch):
     embedding = np.ones((2, 4), np.float32)
-    source = Memory([record("a", 1, embedding=embedding), record("b", 1, embedding=embedding)], [])
+    source = MemorySource([record("a", 1, embedding=embedding), record("b", 1, embedding=embedding)], [])
     options = {"encoder": "some/encoder", "max_tokens": 8}
-    go(source, tmp_path / "whole", **options)
+    run_build(source, tmp_path / "whole", **options)
     for step in ("index_shard", "write_sidecar", "write_lines"):
         with monkeypatch.context() as patch:
             patch.setattr(f"imagen.data.build.duplicates.{step}", lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                go(source, tmp_path / step, **options)
-        (tmp_path / step / ".00000-000.e.text.safetensors.1.tmp").write_bytes(b"half")  # what a kill may leave
+                run_build(source, tmp_path / step, **options)
+        (tmp_path / step / ".00000-000.e.text.safetensors.1.tmp").write_bytes(b"half")  # a kill may leave such a file
         (tmp_path / step / ".00000.duplicates.jsonl.1.tmp").write_bytes(b"half")
-        go(source, tmp_path / step, **options)
-        assert files(tmp_path / step) == files(tmp_path / "whole")
+        run_build(source, tmp_path / step, **options)
+        assert read_files(tmp_path / step) == read_files(tmp_path / "whole")
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
-def test_processes_do_not_outlive_a_build_that_is_killed(tmp_path):
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+def test_worker_processes_end_with_a_killed_build(tmp_path):
     child = os.fork()
     if child == 0:
-        build_source(partial(Slow, 4000, 40), tmp_path / "out", workers=2, progress=False)
+        build_source(partial(SlowCorpus, 4000, 40), tmp_path / "out", workers=2, progress=False)
         os._exit(0)
     deadline = time.monotonic() + 300
     while not list((tmp_path / "out").glob("*.report.json")) and time.monotonic() < deadline:
@@ -201,48 +204,49 @@ def test_processes_do_not_outlive_a_build_that_is_killed(tmp_path):
         time.sleep(0.05)
 
 
-def test_what_is_finished_is_not_read_again(tmp_path):
-    source = Memory([record("a", 1)], [record("b", 2)], [record("c", 3)])
-    result = go(source, tmp_path / "out")
-    assert result["samples"] == 3 and source.read_parts == [0, 1, 2, 0, 1, 2]  # first a look for embeddings
-    assert go(source, tmp_path / "out") == result and source.read_parts == [0, 1, 2, 0, 1, 2]
-    before = files(tmp_path / "out")
-    (tmp_path / "out" / "00001-000.tar").unlink()  # lost: that part is built again
-    assert go(source, tmp_path / "out") == result and source.read_parts == [0, 1, 2, 0, 1, 2, 1]
-    assert files(tmp_path / "out") == before
+def test_finished_parts_are_not_read_again(tmp_path):
+    source = MemorySource([record("a", 1)], [record("b", 2)], [record("c", 3)])
+    result = run_build(source, tmp_path / "out")
+    # Once to look for embeddings, once to build.
+    assert result["samples"] == 3 and source.read_parts == [0, 1, 2, 0, 1, 2]
+    assert run_build(source, tmp_path / "out") == result and source.read_parts == [0, 1, 2, 0, 1, 2]
+    before = read_files(tmp_path / "out")
+    (tmp_path / "out" / "00001-000.tar").unlink()  # only that part is built again
+    assert run_build(source, tmp_path / "out") == result and source.read_parts == [0, 1, 2, 0, 1, 2, 1]
+    assert read_files(tmp_path / "out") == before
 
 
-def test_shards_have_the_size_asked_for(tmp_path):
-    go(Memory([record(f"k{i}", i) for i in range(7)], [record("last", 9)]), tmp_path, samples_per_shard=3)
+def test_shards_have_the_requested_size(tmp_path):
+    run_build(MemorySource([record(f"k{i}", i) for i in range(7)], [record("last", 9)]), tmp_path, samples_per_shard=3)
     data = ShardedDataset(tmp_path)
     assert data.shards == ["00000-000", "00000-001", "00000-002", "00001-000"] and data.sizes.tolist() == [3, 3, 1, 1]
 
 
-def test_duplicates_across_parts(tmp_path):
-    source = Memory(
+def test_duplicates_across_parts_are_rejected(tmp_path):
+    source = MemorySource(
         [record("a", 1), record("b", 2)], [record("c", 2), record("d", 3)], [record("e", 3), record("f", 1)]
     )
-    go(source, tmp_path / "out")
-    assert keys(tmp_path / "out") == ["a", "b", "d"]
-    assert listed(tmp_path / "out") == dict.fromkeys("cef", "duplicate")
+    run_build(source, tmp_path / "out")
+    assert sample_keys(tmp_path / "out") == ["a", "b", "d"]
+    assert rejection_reasons(tmp_path / "out") == dict.fromkeys("cef", "duplicate")
     rows = [json.loads(line) for line in (tmp_path / "out" / "00002.duplicates.jsonl").read_text().splitlines()]
     assert [row["detail"] for row in rows] == [
         "the same pixels as d in 00001-000.tar",
         "the same pixels as a in 00000-000.tar",
     ]
-    assert list(scan_tar(tmp_path / "out" / "00001-000.tar").samples) == ["c", "d"]  # still in the tar
-    go(source, tmp_path / "all", keep_duplicates=True)
-    assert keys(tmp_path / "all") == list("abcdef") and listed(tmp_path / "all") == {}
+    assert list(scan_tar(tmp_path / "out" / "00001-000.tar").samples) == ["c", "d"]  # the tar still holds duplicates
+    run_build(source, tmp_path / "all", keep_duplicates=True)
+    assert sample_keys(tmp_path / "all") == list("abcdef") and rejection_reasons(tmp_path / "all") == {}
 
 
-def test_embeddings_become_sidecars_without_their_duplicates(tmp_path):
+def test_embeddings_become_sidecars_without_duplicates(tmp_path):
     rng = np.random.default_rng(0)
     made = [rng.normal(size=(1 + i, 6)).astype(np.float32) for i in range(5)]
     broken = np.full((2, 6), np.nan, np.float32)
     images = [1, 2, 2, 3, 1]
     records = [record(f"k{i}", images[i], f"caption {i}", embedding=made[i]) for i in range(5)]
-    source = Memory(records[:3], [record("nan", 7, embedding=broken), *records[3:]])
-    go(source, tmp_path, encoder="some/encoder", max_tokens=5, samples_per_shard=2)
+    source = MemorySource(records[:3], [record("nan", 7, embedding=broken), *records[3:]])
+    run_build(source, tmp_path, encoder="some/encoder", max_tokens=5, samples_per_shard=2)
     text = TextConfig(encoder="some/encoder", max_tokens=5, width=6)
     data = open_split(tmp_path)
     assert [data.key(i) for i in range(len(data))] == ["k0", "k1", "k3"]
@@ -259,70 +263,72 @@ def test_embeddings_become_sidecars_without_their_duplicates(tmp_path):
         ).unconditional()
 
 
-def test_the_width_of_embeddings_is_the_commonest(tmp_path):
+def test_the_most_common_embedding_dimension_is_used(tmp_path):
     records = [record(f"k{i}", i, embedding=np.ones((2, 4 if i else 3))) for i in range(4)]
-    go(Memory(records), tmp_path, encoder="e", max_tokens=2)
-    assert listed(tmp_path) == {"k0": "embedding width"}
+    run_build(MemorySource(records), tmp_path, encoder="e", max_tokens=2)
+    assert rejection_reasons(tmp_path) == {"k0": "embedding width"}
 
 
-def test_embeddings_need_their_encoders_name(tmp_path):
-    with_text = Memory([record("k", embedding=np.ones((1, 4)))])
+def test_embeddings_require_the_name_of_their_encoder(tmp_path):
+    with_text = MemorySource([record("k", embedding=np.ones((1, 4)))])
     with pytest.raises(UserError, match=r"k of memory has an embedding; name its encoder: --encoder NAME"):
-        go(with_text, tmp_path / "a")
-    go(with_text, tmp_path / "a", encoder="e", max_tokens=1)  # the mistake has left nothing behind
+        run_build(with_text, tmp_path / "a")
+    run_build(with_text, tmp_path / "a", encoder="e", max_tokens=1)  # the error left nothing behind
     with pytest.raises(UserError, match="must be given together"):
-        go(with_text, tmp_path / "b", encoder="e")
+        run_build(with_text, tmp_path / "b", encoder="e")
     with pytest.raises(UserError, match="has no embeddings; omit --encoder"):
-        go(Memory([record("k")]), tmp_path / "c", encoder="e", max_tokens=4)
+        run_build(MemorySource([record("k")]), tmp_path / "c", encoder="e", max_tokens=4)
 
 
-def test_a_key_that_repeats_is_rejected(tmp_path):
-    go(Memory([record("a", 1), record("a", 2), record("b", 3)]), tmp_path)
-    assert keys(tmp_path) == ["a", "b"] and listed(tmp_path) == {"a": "repeated key"}
+def test_a_repeated_key_is_rejected(tmp_path):
+    run_build(MemorySource([record("a", 1), record("a", 2), record("b", 3)]), tmp_path)
+    assert sample_keys(tmp_path) == ["a", "b"] and rejection_reasons(tmp_path) == {"a": "repeated key"}
 
 
-def test_too_many_rejects_fail_when_all_is_done_and_kept(tmp_path):
-    source = Memory([record("a", 1), record("b", b"no picture"), record("c", 2, "")], [record("d", 1), record("e", 3)])
+def test_too_many_rejected_records_fail_the_build_after_it_is_written(tmp_path):
+    source = MemorySource(
+        [record("a", 1), record("b", b"no picture"), record("c", 2, "")], [record("d", 1), record("e", 3)]
+    )
     wanted = r"3 of 5 records were rejected, more than --max-rejected 0\.5 allows: duplicate 1, empty caption 1, not a"
-    for _ in range(2):  # the second time without reading anything
+    for _ in range(2):  # the second build reads nothing
         with pytest.raises(UserError, match=wanted):
-            go(source, tmp_path / "out")
-    assert keys(tmp_path / "out") == ["a", "e"] and source.read_parts == [0, 1, 0, 1]
-    assert go(source, tmp_path / "out", max_rejected=0.6)["samples"] == 2
+            run_build(source, tmp_path / "out")
+    assert sample_keys(tmp_path / "out") == ["a", "e"] and source.read_parts == [0, 1, 0, 1]
+    assert run_build(source, tmp_path / "out", max_rejected=0.6)["samples"] == 2
     with pytest.raises(UserError, match="1 of 1 records were rejected"):
-        go(Memory([record("b", b"no picture")]), tmp_path / "none", max_rejected=1)
+        run_build(MemorySource([record("b", b"no picture")]), tmp_path / "none", max_rejected=1)
     with pytest.raises(UserError, match="the source has no records"):
-        go(Memory([]), tmp_path / "empty")
+        run_build(MemorySource([]), tmp_path / "empty")
 
 
-def test_other_builds_and_other_things_are_refused(tmp_path):
-    source = Memory([record("a", 1)])
-    go(source, tmp_path / "out")
-    before = files(tmp_path)
+def test_folders_of_other_builds_and_foreign_files_are_rejected(tmp_path):
+    source = MemorySource([record("a", 1)])
+    run_build(source, tmp_path / "out")
+    before = read_files(tmp_path)
     for options, words in [
         ({"limits": Limits(min_side=32)}, "with min_side 64, not 32"),
         ({"samples_per_shard": 5}, "with samples_per_shard 1000, not 5"),
         ({"keep_duplicates": True}, "with keep_duplicates False, not True"),
     ]:
-        with pytest.raises(UserError, match=f"out holds a build {words}; choose another folder"):
-            go(source, tmp_path / "out", **options)
+        with pytest.raises(UserError, match=f"out contains a build {words}; choose another folder"):
+            run_build(source, tmp_path / "out", **options)
     with pytest.raises(UserError, match="a build of another source"):
-        go(Memory([record("a", 1)], []), tmp_path / "out")
+        run_build(MemorySource([record("a", 1)], []), tmp_path / "out")
     with pytest.raises(UserError, match="is not an empty folder"):
-        go(source, tmp_path)
+        run_build(source, tmp_path)
     with pytest.raises(UserError, match="--out is missing"):
-        go(source, None)
+        run_build(source, None)
     with pytest.raises(UserError, match="--max-rejected is 2"):
-        go(source, tmp_path / "other", max_rejected=2)
-    assert files(tmp_path) == before
+        run_build(source, tmp_path / "other", max_rejected=2)
+    assert read_files(tmp_path) == before
 
 
-# --- shards that are used in place
+# --- shards that are used in place ---
 
 
 @pytest.fixture
 def tars(tmp_path) -> Path:
-    """train/00000.tar: a good, b too small, c good; heldout/00000.tar: d has the pixels of c, e is a bmp."""
+    """Write tars without indexes. train: a, b (too small), c. heldout: d (the pixels of c), e (a bmp), f."""
     with ShardWriter(tmp_path / "s" / "train") as writer:
         writer.write({"__key__": "a", "png": encoded(picture(1), "PNG"), "txt": b"one"})
         writer.write({"__key__": "b", "png": encoded(picture(2, 20, 20), "PNG"), "txt": b"two"})
@@ -336,68 +342,69 @@ def tars(tmp_path) -> Path:
     return tmp_path / "s"
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {name: data for name, data in files(folder).items() if name.endswith(".tar")}
+def tar_contents(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in read_files(folder).items() if name.endswith(".tar")}
 
 
-def test_tars_are_indexed_where_they_lie(tars):
-    before = contents(tars)
-    result = go(Tars(tars), None, root=tars)
-    assert contents(tars) == before and (result["samples"], result["shards"]) == (3, 2)
-    assert keys(tars / "heldout") == ["d", "f"] and keys(tars / "train") == ["a"]  # parts in order: heldout is first
-    assert listed(tars) == {"train/00000/b": "too small", "c": "duplicate", "heldout/00000/e": "format"}
+def test_tars_are_indexed_in_place(tars):
+    before = tar_contents(tars)
+    result = run_build(TarSource(tars), None, root=tars)
+    assert tar_contents(tars) == before and (result["samples"], result["shards"]) == (3, 2)
+    # Parts are sorted, so heldout comes first.
+    assert sample_keys(tars / "heldout") == ["d", "f"] and sample_keys(tars / "train") == ["a"]
+    assert rejection_reasons(tars) == {"train/00000/b": "too small", "c": "duplicate", "heldout/00000/e": "format"}
     assert read_sample(ShardedDataset(tars / "train"), 0).caption == "one"
     assert not list(tars.rglob(".*"))
 
 
-def test_a_caption_that_training_would_not_find_in_place_is_none(tmp_path):
+def test_captions_that_training_cannot_read_in_place_are_ignored(tmp_path):
     with ShardWriter(tmp_path / "s") as writer:
         writer.write({"__key__": "a", "png": encoded(picture(1), "PNG"), "json": b"words"})
         writer.write({"__key__": "b", "png": encoded(picture(2), "PNG"), "txt": b"words"})
-    go(Tars(tmp_path / "s"), None, root=tmp_path / "s")
-    assert keys(tmp_path / "s") == ["b"] and listed(tmp_path / "s") == {"00000/a": "missing caption"}
-    go(Tars(tmp_path / "s"), tmp_path / "copied", root=tmp_path / "s", copy=True)
+    run_build(TarSource(tmp_path / "s"), None, root=tmp_path / "s")
+    assert sample_keys(tmp_path / "s") == ["b"] and rejection_reasons(tmp_path / "s") == {"00000/a": "missing caption"}
+    run_build(TarSource(tmp_path / "s"), tmp_path / "copied", root=tmp_path / "s", copy=True)
     assert ShardedDataset(tmp_path / "copied").shard_captions(0) == [["words"], ["words"]]
 
 
-def test_tars_that_are_added_or_changed_are_checked_and_the_others_are_not(tars):
-    go(Tars(tars), None, root=tars)
+def test_only_added_or_changed_tars_are_checked_again(tars):
+    run_build(TarSource(tars), None, root=tars)
     reports = {path: path.stat().st_mtime_ns for path in tars.rglob("*.report.json")}
     with ShardWriter(tars / "train", prefix="more-") as writer:
         writer.write({"__key__": "g", "png": encoded(picture(1), "PNG"), "txt": b"seven"})
         writer.write({"__key__": "h", "png": encoded(picture(8), "PNG"), "txt": b"eight"})
-    assert go(Tars(tars), None, root=tars)["samples"] == 4
-    assert keys(tars / "train") == ["a", "h"]
+    assert run_build(TarSource(tars), None, root=tars)["samples"] == 4
+    assert sample_keys(tars / "train") == ["a", "h"]
     assert all(path.stat().st_mtime_ns == time for path, time in reports.items())
-    # What made c a duplicate goes: c comes back.
+    # Without d, c is no longer a duplicate.
     for path in (tars / "heldout").glob("00000.*"):
         path.unlink()
     with ShardWriter(tars / "heldout") as writer:
         writer.write({"__key__": "z", "png": encoded(picture(9), "PNG"), "txt": b"nine"})
-    assert go(Tars(tars), None, root=tars)["samples"] == 4
-    assert keys(tars / "train") == ["a", "c", "h"] and not (tars / "train" / "00000.duplicates.jsonl").exists()
+    assert run_build(TarSource(tars), None, root=tars)["samples"] == 4
+    assert sample_keys(tars / "train") == ["a", "c", "h"] and not (tars / "train" / "00000.duplicates.jsonl").exists()
 
 
-def test_a_tar_cut_off_keeps_its_whole_samples(tars):
+def test_the_complete_samples_of_a_truncated_tar_are_used(tars):
     tar = tars / "train" / "00000.tar"
-    os.truncate(tar, scan_tar(tar).samples["b"]["png"][0])  # in place of b comes nothing
-    go(Tars(tars), None, root=tars, max_rejected=0.9)
-    assert keys(tars / "train") == ["a"] and index_path(tar).exists()
+    os.truncate(tar, scan_tar(tar).samples["b"]["png"][0])  # truncate at the image of b
+    run_build(TarSource(tars), None, root=tars, max_rejected=0.9)
+    assert sample_keys(tars / "train") == ["a"] and index_path(tar).exists()
 
 
-def test_in_place_needs_no_out_and_copying_does(tars, tmp_path):
+def test_copying_needs_an_output_folder_and_in_place_use_rejects_one(tars, tmp_path):
     with pytest.raises(UserError, match=r"used in place: omit --out .*, or give --copy"):
-        go(Tars(tars), tmp_path / "out", root=tars)
-    go(Tars(tars), tmp_path / "out", root=tars, copy=True)
+        run_build(TarSource(tars), tmp_path / "out", root=tars)
+    run_build(TarSource(tars), tmp_path / "out", root=tars, copy=True)
     data = ShardedDataset(tmp_path / "out")
     assert [data.key(i) for i in range(len(data))] == [f"heldout/00000/{k}" for k in "def"] + ["train/00000/a"]
     assert list(data.extensions(1)) == ["png", "txt"]  # the bmp, converted
-    go(Tars(tars), None, root=tars)
-    with pytest.raises(UserError, match=r"holds a build with min_side 64, not 16; delete .*build\.json to check"):
-        go(Tars(tars), None, root=tars, limits=Limits(min_side=16))
+    run_build(TarSource(tars), None, root=tars)
+    with pytest.raises(UserError, match=r"contains a build with min_side 64, not 16; delete .*build\.json to check"):
+        run_build(TarSource(tars), None, root=tars, limits=Limits(min_side=16))
     (tars / "build.json").unlink()
-    assert go(Tars(tars), None, root=tars, limits=Limits(min_side=16))["samples"] == 4
-    assert keys(tars / "train") == ["a", "b"]
+    assert run_build(TarSource(tars), None, root=tars, limits=Limits(min_side=16))["samples"] == 4
+    assert sample_keys(tars / "train") == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -408,7 +415,7 @@ def test_in_place_needs_no_out_and_copying_does(tars, tmp_path):
         ("tars in place", ["missing caption: give --copy --out", "animation: give --first-frame"]),
     ],
 )
-def test_failures_name_options_that_the_source_has(tmp_path, kind, words):
+def test_errors_name_only_options_that_the_source_has(tmp_path, kind, words):
     rejected = {"missing caption": 5, "missing file": 2, "animation": 1, "second picture": 9}
     with pytest.raises(UserError) as error:
         check_rejected(tmp_path, {"records": 29, "samples": 12, "rejected": rejected}, 0.3, kind)

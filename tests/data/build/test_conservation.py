@@ -1,4 +1,4 @@
-"""Nothing is lost: in every format, what looks like a sample is a good sample or a reject, no more, no less."""
+"""Check for every format that a build turns each pair into exactly one sample or one rejected record."""
 
 import json
 import tarfile
@@ -13,10 +13,10 @@ import pytest
 import torch
 from binary_formats import broken_tar, cc12m, damaged_parquet, huggingface, laion, parquet, shards, shards_in_place
 from corpus import encoded, picture
+from planted_pairs import WrittenSource, planted_pairs
 from safetensors.torch import load_file
 from samples import read_sample
 from text_formats import compressed, csv_table, folder, json_file, jsonl, several, tsv_table
-from things import Made, things
 
 from imagen.data.build import parts
 from imagen.data.build.dataset import build_source
@@ -55,149 +55,152 @@ every_format = pytest.mark.parametrize(
 numbers_beyond_float32 = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
-NOTICED = (AssertionError, KeyError, IndexError, BadSample)  # an index that names what is not there, or cannot be read
+# An index with missing members, or one that cannot be read.
+DETECTED = (AssertionError, KeyError, IndexError, BadSample)
 
 
-Break = Callable[[Iterator[Record]], Iterator[Record]]
+Fault = Callable[[Iterator[Record]], Iterator[Record]]
 
 
 @every_format
 @pytest.mark.parametrize("records_per_part", [1000, 7])
 @numbers_beyond_float32
-def test_all_things_are_good_or_rejected(tmp_path, numbers, make, options, records_per_part):
+def test_every_pair_becomes_a_sample_or_a_rejected_record(tmp_path, numbers, make, options, records_per_part):
     check(tmp_path, numbers, make, options, records_per_part)
 
 
 def check(
     tmp_path: Path,
     numbers: dict[bytes, int],
-    make: Callable[[Path], Made],
+    make: Callable[[Path], WrittenSource],
     options: dict[str, Any],
     records_per_part: int = 1000,
-    broken: Break | None = None,
+    broken: Fault | None = None,
 ) -> None:
-    """Build what `make` writes, with a source that `broken` spoils, and count everything again."""
+    """Build the source that `make` writes, with records altered by `broken`, and count everything again."""
     (tmp_path / "source").mkdir()
-    made = make(tmp_path / "source")
+    written = make(tmp_path / "source")
     in_place = make in (shards_in_place, broken_tar) and not options
     out = None if in_place else tmp_path / "out"
     options = dict(options)
     name = options.pop("format", None)
-    opener = partial(open_source, made.path, name, records_per_part=records_per_part)
-    spoiled = opener if broken is None else lambda: Spoiled(opener(), broken)
+    opener = partial(open_source, written.path, name, records_per_part=records_per_part)
+    faulty = opener if broken is None else lambda: FaultySource(opener(), broken)
     root = tmp_path / "source"
-    result = build_source(spoiled, out, root=root, max_rejected=1, workers=1, progress=False, **options)
+    result = build_source(faulty, out, root=root, max_rejected=1, workers=1, progress=False, **options)
     rejected = Counter(result["rejected"])
-    left_out = rejected["caption of several"]
-    assert result["records"] == made.things + left_out == result["samples"] + sum(rejected.values())
+    further_captions = rejected["caption of several"]
+    assert result["records"] == written.pairs + further_captions == result["samples"] + sum(rejected.values())
     assert set(rejected) <= set(REASONS)
 
-    where = out or root
-    listed = [json.loads(line) for path in where.glob("*.jsonl") for line in path.read_text().splitlines()]
+    built = out or root
+    listed = [json.loads(line) for path in built.glob("*.jsonl") for line in path.read_text().splitlines()]
     assert Counter(row["reason"] for row in listed) == rejected
-    arrived = list(samples(where, numbers, has_captions="encoder" not in options))
+    arrived = list(sample_numbers(built, numbers, has_captions="encoder" not in options))
     assert len(set(arrived)) == len(arrived) == result["samples"]
-    assert made.good <= set(arrived) <= made.good | made.maybe
+    assert written.good <= set(arrived) <= written.good | written.maybe
     if "encoder" in options:
-        assert [number for path in sorted(where.glob("*.text.safetensors")) for number in texts_in(path)] == arrived
-    if not in_place:  # what lies in the tars, counted without an index: samples, and copies that no index names
-        names = [name for path in where.glob("*.tar") for name in names_in(path)]
-        copies = sum(len(path.read_text().splitlines()) for path in where.glob("*.duplicates.jsonl"))
+        assert [
+            number for path in sorted(built.glob("*.text.safetensors")) for number in numbers_in_sidecar(path)
+        ] == arrived
+    if not in_place:  # count the tars' members without their indexes: samples, and duplicates that no index names
+        names = [name for path in built.glob("*.tar") for name in member_names(path)]
+        copies = sum(len(path.read_text().splitlines()) for path in built.glob("*.duplicates.jsonl"))
         assert len({name.partition(".")[0] for name in names}) == len(arrived) + copies
     if "encoder" not in options:
-        data = ShardedDataset(where)
+        data = ShardedDataset(built)
         several = {row for row in range(len(data)) if len(data.captions(row)) > 1}
         assert result["captions"] == sum(len(data.captions(row)) for row in range(len(data)))
-        # Of each row that another's record took: a caption in its sample, or its record is rejected and says so.
+        # Each row that was joined to another is a caption of its sample, or its record is rejected with that reason.
         joined = sum(int(row["origin"].split(" and ")[1].split()[0]) for row in listed if " more with" in row["origin"]
                      and row["reason"] != "caption of several")  # fmt: skip
-        assert len(several) + joined == made.rows_of_others
+        assert len(several) + joined == written.caption_rows
 
 
-def texts_in(path: Path) -> list[int]:
-    """The numbers that the embeddings of a sidecar say."""
+def numbers_in_sidecar(path: Path) -> list[int]:
+    """Return the image numbers that the embeddings of a sidecar encode."""
     stored = load_file(path)
     tokens = stored["tokens"].view(torch.bfloat16)[stored["offsets"][:-1]]
     return (16 * tokens[:, 0] + tokens[:, 1]).int().tolist()
 
 
-def names_in(path: Path) -> list[str]:
+def member_names(path: Path) -> list[str]:
     with tarfile.open(path) as tar:
         return tar.getnames()
 
 
-class Spoiled:
-    """A source that does not give its records as they are."""
+class FaultySource:
+    """A source with faults: `alter` changes the records of each part."""
 
-    def __init__(self, source: Source, spoil: Break):
-        self.source, self.spoil = source, spoil
+    def __init__(self, source: Source, alter: Fault):
+        self.source, self.alter = source, alter
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.source, name)
 
     def read(self, part: Part) -> Iterator[Record]:
-        return self.spoil(self.source.read(part))
+        return self.alter(self.source.read(part))
 
 
-def loses_one(records: Iterator[Record]) -> Iterator[Record]:
+def drops_one_record(records: Iterator[Record]) -> Iterator[Record]:
     return (record for i, record in enumerate(records) if i != 2)
 
 
-def loses_the_last(records: Iterator[Record]) -> Iterator[Record]:
+def drops_the_last_record(records: Iterator[Record]) -> Iterator[Record]:
     return iter(list(records)[:-1])
 
 
-def loses_what_it_cannot_read(records: Iterator[Record]) -> Iterator[Record]:
+def drops_unreadable_records(records: Iterator[Record]) -> Iterator[Record]:
     return (record for record in records if record.problem is None)
 
 
-def gives_one_twice(records: Iterator[Record]) -> Iterator[Record]:
+def repeats_one_record(records: Iterator[Record]) -> Iterator[Record]:
     for i, record in enumerate(records):
         yield record
         if i == 2:
             yield replace(record, key=f"{record.key}-again")
 
 
-def gives_each_the_text_of_the_next(records: Iterator[Record]) -> Iterator[Record]:
+def shifts_the_captions(records: Iterator[Record]) -> Iterator[Record]:
     found = list(records)
     for record, other in zip(found, found[1:] + found[:1], strict=True):
         yield replace(record, caption=other.caption, embedding=other.embedding)
 
 
-def gives_each_the_picture_of_the_next(records: Iterator[Record]) -> Iterator[Record]:
+def shifts_the_images(records: Iterator[Record]) -> Iterator[Record]:
     found = list(records)
     for record, other in zip(found, found[1:] + found[:1], strict=True):
         yield replace(record, image=other.image)
 
 
-SPOILED = (
-    *(loses_one, loses_the_last, loses_what_it_cannot_read, gives_one_twice),
-    *(gives_each_the_text_of_the_next, gives_each_the_picture_of_the_next),
+FAULTS = (
+    *(drops_one_record, drops_the_last_record, drops_unreadable_records, repeats_one_record),
+    *(shifts_the_captions, shifts_the_images),
 )
 
 
 @every_format
-@pytest.mark.parametrize("broken", SPOILED, ids=lambda broken: broken.__name__)
+@pytest.mark.parametrize("broken", FAULTS, ids=lambda broken: broken.__name__)
 @numbers_beyond_float32
-def test_a_source_that_loses_or_mixes_things_is_noticed(tmp_path, numbers, make, options, broken):
-    """The test above is able to fail."""
+def test_a_source_that_drops_or_mixes_records_is_detected(tmp_path, numbers, make, options, broken):
+    """Verify that the check above fails for faulty sources."""
     in_place = make in (shards_in_place, broken_tar) and not options
-    if in_place and broken is gives_each_the_text_of_the_next:
-        pytest.skip("texts stay where they lie: what the source says of them is only checked")
-    with pytest.raises(NOTICED):
+    if in_place and broken is shifts_the_captions:
+        pytest.skip("captions are used in place, so the build does not copy those of the source")
+    with pytest.raises(DETECTED):
         check(tmp_path, numbers, make, options, broken=broken)
 
 
-def test_a_writer_that_loses_a_sample_is_noticed(tmp_path, numbers, monkeypatch):
+def test_a_writer_that_drops_a_sample_is_detected(tmp_path, numbers, monkeypatch):
     write, count = ShardWriter.write, iter(range(1000))
     monkeypatch.setattr(ShardWriter, "write", lambda self, sample: next(count) == 2 or write(self, sample))
-    with pytest.raises(NOTICED):
+    with pytest.raises(DETECTED):
         check(tmp_path, numbers, folder, {})
 
 
-def test_a_list_of_rejects_that_lacks_one_is_noticed(tmp_path, numbers, monkeypatch):
+def test_an_incomplete_quarantine_table_is_detected(tmp_path, numbers, monkeypatch):
     monkeypatch.setattr(parts, "write_lines", lambda path, rows: write_lines(path, rows[:-1]))
-    with pytest.raises(NOTICED):
+    with pytest.raises(DETECTED):
         check(tmp_path, numbers, folder, {})
 
 
@@ -207,15 +210,15 @@ def pixels(data: bytes) -> bytes:
 
 @pytest.fixture(scope="module")
 def numbers() -> dict[bytes, int]:
-    """The number of each good picture, by its pixels."""
+    """Return the numbers of the good images, by their pixels."""
     plain_ones = (*range(200, 210), *range(300, 310), *range(500, 520))
     known = {pixels(encoded(picture(i), "PNG")): i for i in plain_ones}
-    return known | {pixels(thing.image): thing.i for thing in things() if thing.defect is None}
+    return known | {pixels(pair.image): pair.i for pair in planted_pairs() if pair.defect is None}
 
 
-def samples(where: Path, numbers: dict[bytes, int], has_captions: bool) -> Iterator[int]:
-    """The number of each sample's picture, after seeing that its caption names it."""
-    data = ShardedDataset(where)
+def sample_numbers(folder: Path, numbers: dict[bytes, int], has_captions: bool) -> Iterator[int]:
+    """Yield the image number of each sample, after checking that the caption contains it."""
+    data = ShardedDataset(folder)
     for row in range(len(data)):
         sample = read_sample(data, row)
         number = numbers[pixels(sample.members[choose_image(sample.members, 64)])]

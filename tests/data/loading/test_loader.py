@@ -1,3 +1,5 @@
+"""Test the loader: its stream is independent of workers, ranks and interruptions, and bad samples are replaced."""
+
 import dataclasses
 import io
 import logging
@@ -25,7 +27,7 @@ from imagen.data.shards.dataset import ShardedDataset, open_split
 from imagen.data.shards.writer import ShardWriter
 from imagen.errors import UserError
 
-SUPPORT = str(Path(__file__).parents[2] / "support")  # for scripts
+SUPPORT = str(Path(__file__).parents[2] / "support")  # for the scripts that tests run
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -35,7 +37,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def picture(seed: int, side: int) -> np.ndarray:
-    """Smooth, and different for each seed and place."""
+    """Return a smooth image [side, side, 3] in which every crop and every seed differs."""
     y, x = (np.mgrid[:side, :side] + 0.5) / side
     a, b, c = np.random.default_rng(seed).uniform(0.5, 3, 3)
     waves = [np.sin(a * x + b * y), np.cos(c * y - a * x), np.sin(b * x * y + c)]
@@ -44,7 +46,7 @@ def picture(seed: int, side: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """23 samples in 5 shards, masters of 8 and 32 pixels, embeddings of 1 to 4 tokens."""
+    """Write shards of 23 samples in 5 tars: images of 8 and 32 pixels, embeddings of 1 to 4 tokens."""
     folder = tmp_path_factory.mktemp("shards")
     with ShardWriter(folder, 5) as writer:
         for i in range(23):
@@ -58,14 +60,14 @@ def folder(tmp_path_factory):
 CONFIG = DataConfig(crop=16, flip=True, workers=0, window=2)
 
 
-def loader(folder, config=CONFIG, **options) -> Loader:
+def make_loader(folder, config=CONFIG, **options) -> Loader:
     return open_loader(
         folder, config, **{"resolution": 32, "low_resolution": 8, "text": Text(), "batch_size": 8, "seed": 3} | options
     )
 
 
-def samples(batches) -> list[tuple]:
-    """(key, caption, picture, low-resolution picture, trimmed text) of every sample, comparable."""
+def comparable_samples(batches) -> list[tuple]:
+    """Return (key, caption, image, low-resolution image, unpadded text) of every sample, as comparable values."""
     return [
         (key, caption, batch.image[j].numpy().tobytes(), batch.low_res[j].numpy().tobytes(),
          batch.text[j][batch.text_mask[j]].numpy().tobytes())
@@ -75,10 +77,10 @@ def samples(batches) -> list[tuple]:
 
 @pytest.fixture(scope="module")
 def stream(folder):
-    """The uninterrupted stream: 80 samples, more than three epochs."""
-    batches = take(loader(folder), 10)
+    """Return 80 samples of the uninterrupted stream, more than three epochs."""
+    batches = take(make_loader(folder), 10)
     assert [batch.position for batch in batches] == list(range(0, 80, 8))
-    return samples(batches)
+    return comparable_samples(batches)
 
 
 # Stream
@@ -87,16 +89,17 @@ def stream(folder):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
 @pytest.mark.parametrize("workers", [0, 2, 3])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_resume_anywhere_with_any_workers_and_ranks_equals_the_uninterrupted_stream(
+def test_resuming_anywhere_with_any_workers_and_ranks_equals_the_uninterrupted_stream(
     folder, stream, workers, world_size
 ):
     start = int(np.random.default_rng([workers, world_size]).integers(1, 60))
     config = dataclasses.replace(CONFIG, workers=workers)
     ranks = [
-        take(loader(folder, config, position=start, rank=rank, world_size=world_size), 2) for rank in range(world_size)
+        take(make_loader(folder, config, position=start, rank=rank, world_size=world_size), 2)
+        for rank in range(world_size)
     ]
     for k in range(2):
-        found = samples(batches[k] for batches in ranks)
+        found = comparable_samples(batches[k] for batches in ranks)
         first = start + 8 * k
         assert found == stream[first : first + 8]
         assert [batches[k].position for batches in ranks] == [first + r * 8 // world_size for r in range(world_size)]
@@ -106,28 +109,28 @@ def test_resume_anywhere_with_any_workers_and_ranks_equals_the_uninterrupted_str
 @pytest.mark.parametrize("before, after", [
     ((0, 1), (2, 2)), ((2, 1), (3, 4)), ((3, 2), (0, 1)), ((2, 4), (0, 2)), ((3, 1), (2, 8)), ((0, 2), (3, 1)),
 ])  # fmt: skip
-def test_a_run_may_stop_at_any_step_and_go_on_with_other_workers_and_ranks(folder, stream, before, after):
-    """`(workers, ranks)` before and after; together both parts are the uninterrupted stream, pixel by pixel."""
+def test_a_run_may_stop_at_any_step_and_resume_with_other_workers_and_ranks(folder, stream, before, after):
+    """before, after: (workers, ranks). Both parts together equal the uninterrupted stream, pixel by pixel."""
     steps = int(np.random.default_rng([*before, *after]).integers(1, 9))
     found, position = [], 0
     for (workers, ranks), count in ((before, steps), (after, 10 - steps)):
         config = dataclasses.replace(CONFIG, workers=workers)
         options = [{"rank": rank, "world_size": ranks, "position": position} for rank in range(ranks)]
-        parts = [take(loader(folder, config, **each), count) for each in options]
-        found += samples(part[k] for k in range(count) for part in parts)
-        position += 8 * count  # all that a checkpoint stores
+        parts = [take(make_loader(folder, config, **each), count) for each in options]
+        found += comparable_samples(part[k] for k in range(count) for part in parts)
+        position += 8 * count  # a checkpoint stores nothing else
     assert found == stream
 
 
-def test_every_epoch_shows_every_sample_once_and_augments_anew(stream):
+def test_every_epoch_has_every_sample_once_with_new_augmentation(stream):
     keys = [sample[0] for sample in stream]
     for epoch in range(3):
         assert sorted(keys[epoch * 23 : (epoch + 1) * 23]) == [f"k{i:02d}" for i in range(23)]
     assert len({sample[2] for sample in stream}) > 75
 
 
-def test_text_is_the_encoders_padded_with_zeros(folder):
-    for batch in take(loader(folder), 3):
+def test_text_is_the_encoder_output_padded_with_zeros(folder):
+    for batch in take(make_loader(folder), 3):
         assert batch.text.shape[1] == batch.text_mask.sum(1).max()
         assert batch.text[~batch.text_mask].abs().sum() == 0
         for j, expected in enumerate(WordEncoder().encode(batch.captions)):
@@ -136,7 +139,7 @@ def test_text_is_the_encoders_padded_with_zeros(folder):
 
 def test_crops_are_aligned_and_flipped_together(folder):
     seen = set()
-    for batch in take(loader(folder), 10):
+    for batch in take(make_loader(folder), 10):
         assert batch.image.shape == (8, 3, 16, 16) and batch.low_res.shape == (8, 3, 4, 4)
         assert batch.image.dtype == batch.low_res.dtype == torch.uint8
         reduced = F.interpolate(batch.image.float(), size=(4, 4), mode="area")
@@ -149,10 +152,10 @@ def test_crops_are_aligned_and_flipped_together(folder):
                     (top, left, flipped) for top in range(0, 17, 4) for left in range(0, 17, 4)
                     if torch.equal(whole[:, top : top + 16, left : left + 16], target)
                 }  # fmt: skip
-    assert len(seen) > 35  # of 5 x 5 places x 2
+    assert len(seen) > 35  # of 5 x 5 positions x 2 flips
 
 
-def test_pictures_whose_caption_mentions_left_or_right_are_never_flipped(tmp_path):
+def test_images_with_captions_that_mention_left_or_right_are_never_flipped(tmp_path):
     captions = ["a cat on the left", "a bright cat", "Right-handed cat", "a copyrighted cat", "the leftmost cat", "cat"]
     with ShardWriter(tmp_path) as writer:
         for i, caption in enumerate(captions):
@@ -166,7 +169,7 @@ def test_pictures_whose_caption_mentions_left_or_right_are_never_flipped(tmp_pat
     assert flipped == {i: {False} if i in (0, 2, 4) else {False, True} for i in range(6)}
 
 
-def test_full_decode_is_pillows_bicubic(tmp_path):
+def test_full_decoding_equals_bicubic_resizing_of_pillow(tmp_path):
     file = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
     Image.fromarray(noise).save(file, "JPEG", quality=95)
@@ -181,36 +184,36 @@ def test_full_decode_is_pillows_bicubic(tmp_path):
     assert apart[True] <= 2 < apart[False]
 
 
-def test_masters_are_used_as_they_are(folder):
+def test_images_of_the_right_size_are_unchanged(folder):
     batch = dataset_batch(folder, [4, 20, 4], resolution=32, low_resolution=8, text=Text())
     assert batch.keys == ["k04", "k20", "k04"] and batch.skipped == 0
     for j, i in enumerate((4, 20, 4)):
         assert np.array_equal(batch.image[j].permute(1, 2, 0).numpy(), picture(i, 32))
         assert np.array_equal(batch.low_res[j].permute(1, 2, 0).numpy(), picture(i, 8))
-    # No master of 16: the one of 32 is reduced.
+    # There is no image of 16 pixels, so the one of 32 is downsampled.
     medium = dataset_batch(folder, [4], resolution=16)
     assert medium.text is None and medium.low_res is None
     expected = Image.fromarray(picture(4, 32)).resize((16, 16), Image.Resampling.BICUBIC)
     assert np.abs(medium.image[0].permute(1, 2, 0).numpy().astype(int) - np.asarray(expected)).max() <= 1
 
 
-def test_the_callers_random_numbers_are_not_touched(folder):
+def test_the_global_random_state_is_unchanged(folder):
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    take(loader(folder), 2)
+    take(make_loader(folder), 2)
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_unconditional(folder):
+def test_the_unconditional_embedding_is_stored(folder):
     dataset = open_split(folder)
     assert torch.equal(Embeddings(dataset, Text()).unconditional(), torch.zeros(1, 8))
     empty = Embeddings(dataset, Text(unconditional="empty")).unconditional()
     assert torch.equal(empty, WordEncoder().encode([""])[0].bfloat16().float())
 
 
-def test_workers_outlive_signals_to_the_process_group(folder):
-    """In a session of its own, whose whole process group is signalled, as a terminal or a scheduler does."""
+def test_workers_survive_signals_to_the_process_group(folder):
+    """Runs in a new session and signals its whole process group, as terminals and schedulers do."""
     script = f'''
 import signal, subprocess, sys
 sys.path.append({SUPPORT!r})
@@ -236,8 +239,8 @@ print("still here")
     assert (done.returncode, done.stdout, done.stderr) == (0, "still here\n", "")
 
 
-def test_a_script_that_ends_in_the_middle_of_a_stream_exits(folder):
-    """And its workers, which resize, do not wait for the threads that the parent had when it forked."""
+def test_a_script_that_ends_within_a_stream_exits(folder):
+    """Workers that resize must not wait for threads that existed only in the parent before the fork."""
     script = f"""
 import torch
 import sys
@@ -258,7 +261,7 @@ print(next(batches).keys)
 
 @pytest.fixture
 def damaged(tmp_path):
-    """20 samples, of which k05 is no picture and k11 is too small."""
+    """Write 20 samples: k05 is not an image, k11 is too small."""
     with ShardWriter(tmp_path, 6) as writer:
         for i in range(20):
             data = b"\x89PNG broken" if i == 5 else png(picture(i, 4 if i == 11 else 8))
@@ -267,7 +270,7 @@ def damaged(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_sample_is_replaced_named_and_counted(damaged, workers, caplog):
+def test_a_bad_sample_is_replaced_logged_and_counted(damaged, workers, caplog):
     config = DataConfig(workers=workers, window=2)
     options = {"resolution": 8, "batch_size": 4, "seed": 1}
     with caplog.at_level(logging.WARNING):
@@ -291,7 +294,7 @@ def test_too_many_bad_samples_are_a_user_error(damaged, workers):
     config = DataConfig(workers=workers, max_bad=0.01)
     with pytest.raises(UserError, match=r"samples are bad .*k\d\d in"):
         take(open_loader(damaged, config, resolution=8, batch_size=4, seed=1), 100)
-    with pytest.raises(UserError, match="in a row"):  # all too small
+    with pytest.raises(UserError, match="in a row"):  # all images are too small
         take(open_loader(damaged, config, resolution=64, batch_size=4, seed=1), 100)
 
 
@@ -304,18 +307,18 @@ def test_too_many_bad_samples_are_a_user_error(damaged, workers):
     ({"config": DataConfig(window=0)}, "window 0"),
     ({"batch_size": 0}, "batch size 0"),
 ])  # fmt: skip
-def test_sizes_that_do_not_fit(folder, options, word):
+def test_unsuitable_resolutions_are_rejected(folder, options, word):
     with pytest.raises(UserError, match=word):
-        loader(folder, **options)
+        make_loader(folder, **options)
 
 
-def test_no_sidecar_is_needed_without_text(damaged):
+def test_models_without_text_need_no_sidecar(damaged):
     assert take(open_loader(damaged, DataConfig(workers=0), resolution=8, batch_size=4, seed=1), 1)[0].text is None
     with pytest.raises(UserError, match=f"no text embeddings of 'tests/fake' .*; run `imagen data encode {damaged}"):
         open_loader(damaged, DataConfig(), resolution=8, batch_size=4, seed=1, text=Text())
 
 
-def test_a_shard_lost_while_training_is_one_clear_line_from_a_worker_too(damaged):
+def test_a_shard_lost_during_training_is_one_line_from_a_worker_too(damaged):
     config = DataConfig(workers=1)
     stream = open_loader(damaged, config, resolution=8, batch_size=4, seed=1)
     for tar in damaged.glob("*.tar"):
@@ -324,14 +327,14 @@ def test_a_shard_lost_while_training_is_one_clear_line_from_a_worker_too(damaged
         take(stream, 1)
 
 
-def test_samples_may_come_from_a_pickled_dataset(folder):
-    """What a spawned worker receives."""
-    copy = pickle.loads(pickle.dumps(loader(folder)._stream))
-    assert samples([copy.__getitems__(list(range(8)))]) == samples(take(loader(folder), 1))
+def test_a_pickled_dataset_gives_the_same_samples(folder):
+    """Spawned workers receive the data set as a pickle."""
+    copy = pickle.loads(pickle.dumps(make_loader(folder).stream))
+    assert comparable_samples([copy.__getitems__(list(range(8)))]) == comparable_samples(take(make_loader(folder), 1))
     assert isinstance(copy.reader.dataset, ShardedDataset)
 
 
-def test_grey_pictures_are_the_luma_of_colour_ones(tmp_path):
+def test_grey_images_are_the_luma_of_colour_images(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")

@@ -1,3 +1,5 @@
+"""Test the order of samples in an epoch."""
+
 import pickle
 
 import numpy as np
@@ -17,22 +19,22 @@ def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch():
 
 
 def test_the_order_never_changes():
-    """Pinned: another order would break the resume of every run in progress."""
+    """The order is pinned, since another order would break the resumption of every run."""
     assert epoch_order(1, 2, np.array([3, 2, 4]), 2).tolist() == [8, 6, 1, 2, 5, 7, 0, 4, 3]
 
 
-def test_only_one_window_of_shards_is_open_at_a_time():
+def test_samples_come_from_one_window_of_shards_at_a_time():
     shard_of = np.repeat(np.arange(7), SIZES)
     order = shard_of[epoch_order(0, 5, SIZES, 2)]
     first_seen = list(dict.fromkeys(order.tolist()))
-    place = 0
+    start = 0
     windows = []
-    while place < 37:
+    while start < 37:
         window = set(first_seen[2 * len(windows) : 2 * len(windows) + 2])
         size = int(sum(SIZES[s] for s in window))
-        assert set(order[place : place + size].tolist()) == window
+        assert set(order[start : start + size].tolist()) == window
         windows.append(window)
-        place += size
+        start += size
     assert len(windows) == 4
 
 
@@ -43,8 +45,8 @@ def test_shuffling_is_uniform():
     assert np.abs(counts - 500).max() < 5 * np.sqrt(500)
 
 
-def test_starting_anywhere_costs_the_same():
-    """A billion samples: the order of an epoch must not be laid out to find one position."""
+def test_starting_anywhere_takes_constant_time():
+    """With a billion samples, finding a position must not compute the order of the whole epoch."""
     order = Order(0, np.full(100_000, 10_000), 4)
     assert 0 <= order[123_456_789_012] < 1_000_000_000
     assert pickle.loads(pickle.dumps(order))[123_456_789_012] == order[123_456_789_012]

@@ -1,3 +1,5 @@
+"""Test decoding, resizing and cropping against Pillow and NumPy."""
+
 import io
 import struct
 import zlib
@@ -29,7 +31,7 @@ def to_array(image_CHW) -> np.ndarray:
     return image_CHW.permute(1, 2, 0).numpy()
 
 
-def test_lossless_pictures_decode_exactly():
+def test_lossless_images_decode_exactly():
     pixels = np.random.default_rng(0).integers(0, 256, (13, 17, 3), np.uint8)
     for data in (encode(Image.fromarray(pixels), "PNG"), encode(Image.fromarray(pixels), "WEBP", lossless=True)):
         assert np.array_equal(to_array(decode(data)), pixels)
@@ -47,7 +49,7 @@ def test_every_mode_becomes_rgb():
     assert decode(encode(cmyk, "JPEG")).shape == (3, 32, 32)
 
 
-def test_transparency_is_composed_on_white():
+def test_transparency_is_composited_on_white():
     rgba = np.zeros((1, 3, 4), np.uint8)
     rgba[0, :, 3] = 0, 255, 51  # black: invisible, opaque, one fifth
     assert to_array(decode(encode(Image.fromarray(rgba), "PNG")))[0, :, 0].tolist() == [255, 0, 204]
@@ -55,7 +57,7 @@ def test_transparency_is_composed_on_white():
     assert (decode(encode(palette, "PNG", transparency=0)) == 255).all()
 
 
-def test_jpeg_is_near_pillows_and_scaled_decoding_near_full():
+def test_jpeg_decoding_is_close_to_pillow_and_scaled_decoding_to_full():
     data = encode(Image.fromarray(smooth(512, 640)), "JPEG", quality=95)
     full = decode(data)
     assert np.abs(to_array(full).astype(int) - np.asarray(Image.open(io.BytesIO(data)))).max() <= 2
@@ -67,7 +69,7 @@ def test_jpeg_is_near_pillows_and_scaled_decoding_near_full():
 def test_exif_rotation_is_applied():
     pixels = smooth(32, 48)
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned clockwise
+    exif[0x0112] = 6  # rotate clockwise to display
     for kind in ("JPEG", "PNG"):
         shown = to_array(decode(encode(Image.fromarray(pixels), kind, exif=exif)))
         assert shown.shape == (32, 48, 3)
@@ -81,18 +83,18 @@ def test_resize_is_within_one_level_of_pillow():
     assert np.abs(ours - expected).max() <= 1
 
 
-def test_fit_takes_the_centre_square():
+def test_fit_takes_a_centre_crop():
     wide = torch.zeros(3, 40, 100, dtype=torch.uint8)
     wide[:, :, 30:70] = 200
     assert (fit(wide, 20) == 200).all()
     same = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
-    assert fit(same, 64).data_ptr() == same.data_ptr()  # a master of the right size is not touched
+    assert fit(same, 64).data_ptr() == same.data_ptr()  # an image of the right size is not copied
     with pytest.raises(BadSample, match="40 pixels, fewer than 64"):
         fit(wide, 64)
     assert fit(wide, 64, max_enlargement=2).shape == (3, 64, 64)
 
 
-def test_a_bomb_is_refused_by_its_header():
+def test_a_decompression_bomb_is_rejected_by_its_header():
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -131,16 +133,16 @@ def test_damaged_bytes_are_bad_samples():
     (["64.png", "webp"], 256, "webp"),
     (["64.png", "webp"], 32, "64.png"),
 ])  # fmt: skip
-def test_the_smallest_sufficient_master_is_chosen(pictures, side, chosen):
+def test_the_smallest_sufficient_image_is_chosen(pictures, side, chosen):
     assert choose_image(pictures, side) == chosen
 
 
-def test_no_picture_is_a_bad_sample():
+def test_a_sample_without_an_image_is_a_bad_sample():
     with pytest.raises(BadSample, match="no image"):
         choose_image(["txt", "json", "thumb.png"], 64)
 
 
-def test_crops_of_the_pair_show_the_same_region():
+def test_crops_of_both_resolutions_show_the_same_region():
     high = torch.from_numpy(smooth(256)).permute(2, 0, 1)
     low = resize(high, 64)
     places = set()
@@ -149,7 +151,7 @@ def test_crops_of_the_pair_show_the_same_region():
         high_crop, low_crop = aligned_crop(high, low, 64, position)
         assert high_crop.shape == (3, 64, 64) and low_crop.shape == (3, 16, 16)
         reduced = F.interpolate(high_crop[None].float(), size=(16, 16), mode="area")[0]
-        # Off by one low-resolution pixel, this picture differs by up to 10 levels.
+        # A shift by one low-resolution pixel would change this image by up to 10 levels.
         assert (reduced - low_crop).abs().max() < 1.5
         places.add((int(low_crop[0, 0, 0]), int(low_crop[1, 0, 0])))
     assert len(places) > 30
@@ -173,5 +175,5 @@ def test_crops_of_the_pair_show_the_same_region():
     ("a righteous man", False),
     ("", False),
 ])  # fmt: skip
-def test_captions_that_name_a_side(caption, named):
+def test_captions_that_mention_left_or_right(caption, named):
     assert mentions_left_or_right(caption) is named

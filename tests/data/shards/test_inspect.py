@@ -1,4 +1,4 @@
-"""What inspect says of shards that were counted by hand, and a page that shows hostile captions as text."""
+"""Test `inspect`: its figures against shards counted by hand, and a page that shows hostile captions as text."""
 
 import base64
 import io
@@ -27,7 +27,7 @@ def png(i: int, height: int, width: int) -> bytes:
 
 @pytest.fixture
 def shards(tmp_path) -> Path:
-    """Three samples to train on, in two shards, one of them with two masters, and one held out without a picture."""
+    """Write train: three samples in two shards, one with images of two sizes; and heldout: one broken image."""
     with ShardWriter(tmp_path / "s" / "train", 2) as writer:
         writer.write({"__key__": "a", "png": png(1, 64, 200), "txt": b"x" * 15})
         writer.write({"__key__": "b", "64.png": png(2, 64, 64), "256.png": png(3, 256, 256), "txt": b""})
@@ -37,33 +37,33 @@ def shards(tmp_path) -> Path:
     return tmp_path / "s"
 
 
-def bars(histogram: list) -> dict[int, int]:
-    """First value of a bar: count, where there are any."""
+def nonempty_bars(histogram: list) -> dict[int, int]:
+    """Return the non-empty bars of a histogram as {first value: count}."""
     return {first: count for first, _, count in histogram if count}
 
 
-def test_the_numbers_are_those_counted_by_hand(shards):
+def test_figures_equal_those_counted_by_hand(shards):
     summary = json.loads(json.dumps(inspect(shards)))
     train, heldout = summary["splits"]["train"], summary["splits"]["heldout"]
     assert (train["samples"], train["shards"], train["looked_at"], train["unreadable"]) == (3, 2, 3, 0)
     assert train["bytes"] == sum(path.stat().st_size for path in (shards / "train").glob("*.tar"))
-    assert bars(train["sides"]) == {64: 1, 256: 1, 1024: 1}  # of b the larger master
-    assert bars(train["captions"]) == {0: 1, 1: 1, 64: 1} and 64 <= len(HOSTILE) < 128
-    assert (heldout["samples"], heldout["unreadable"], bars(heldout["sides"])) == (1, 1, {})
-    assert bars(heldout["captions"]) == {16: 1}  # characters, not bytes
+    assert nonempty_bars(train["sides"]) == {64: 1, 256: 1, 1024: 1}  # of b, the larger image
+    assert nonempty_bars(train["captions"]) == {0: 1, 1: 1, 64: 1} and 64 <= len(HOSTILE) < 128
+    assert (heldout["samples"], heldout["unreadable"], nonempty_bars(heldout["sides"])) == (1, 1, {})
+    assert nonempty_bars(heldout["captions"]) == {16: 1}  # characters, not bytes
     assert train["embeddings"] == [] and summary["rejected"] == {}
     firsts, lasts = zip(*((first, last) for first, last, _ in train["sides"]), strict=True)
     assert lasts == (*(first - 1 for first in firsts[1:]), None)
 
 
-def test_a_part_is_looked_at_where_there_is_much(shards):
+def test_large_data_sets_are_sampled(shards):
     summary = inspect(shards, sample_size=2)
     assert summary["splits"]["train"]["samples"] == 3 and summary["splits"]["train"]["looked_at"] == 2
     assert spread(4, 10) == [0, 2, 5, 7] and spread(4, 3) == [0, 1, 2] and spread(5, 0) == []
 
 
-class Memory:
-    """Records with embeddings, duplicates and defects."""
+class MemorySource:
+    """A source of records with embeddings, duplicates and defects."""
 
     def parts(self):
         return [{"first": 0}, {"first": 10}]
@@ -75,13 +75,13 @@ class Memory:
             yield Record(key=f"k{i}", origin=origin, image=image, caption=HOSTILE, embedding=np.ones((1 + i % 3, 8)))
 
 
-def test_rejects_and_embeddings_of_a_build(tmp_path):
-    build_source(Memory, tmp_path / "s", encoder="some/encoder.v1-xl", max_tokens=4, workers=1, progress=False)
+def test_rejected_records_and_embeddings_of_a_build_are_counted(tmp_path):
+    build_source(MemorySource, tmp_path / "s", encoder="some/encoder.v1-xl", max_tokens=4, workers=1, progress=False)
     summary = inspect(tmp_path / "s")
     assert summary["rejected"] == {"not a picture": 3, "duplicate": 1}
     train = summary["splits"]["train"]
     text = {"encoder": "some/encoder.v1-xl", "revision": "main", "max_tokens": 4, "width": 8}
-    unknown = {"cut": None, "cut_tokens": None, "cut_most": None}  # what the source's encoder did not read
+    unknown = {"cut": None, "cut_tokens": None, "cut_most": None}  # the source does not know what its encoder truncated
     assert train["samples"] == 16 and train["embeddings"] == [{**text, "samples": 16, "share": 1.0, **unknown}]
     next((tmp_path / "s").glob("00000-*.text.safetensors")).unlink()
     (row,) = inspect(tmp_path / "s")["splits"]["train"]["embeddings"]
@@ -105,8 +105,8 @@ class Page(HTMLParser):
 
 
 def test_the_page_is_self_contained_and_shows_hostile_text_as_text(shards, tmp_path):
-    build_source(Memory, tmp_path / "b", encoder="e", max_tokens=4, workers=1, progress=False)
-    for folder, wanted in ((shards, "not a whole picture"), (tmp_path / "b", "<img src=x onerror=alert(3)>")):
+    build_source(MemorySource, tmp_path / "b", encoder="e", max_tokens=4, workers=1, progress=False)
+    for folder, wanted in ((shards, "not a complete image"), (tmp_path / "b", "<img src=x onerror=alert(3)>")):
         write_gallery(tmp_path / "page.html", folder, inspect(folder))
         page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
         assert HOSTILE in page.text and wanted in page.text
@@ -118,7 +118,7 @@ def test_the_page_is_self_contained_and_shows_hostile_text_as_text(shards, tmp_p
             assert max(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).size) <= 192
 
 
-def test_it_is_written_whole_or_not_at_all(shards, tmp_path):
+def test_the_page_is_written_atomically(shards, tmp_path):
     (tmp_path / "page.html").write_text("before")
     (shards / "train" / "00000.tar").write_bytes(b"")
     with pytest.raises(UserError, match=r"00000\.tar"):

@@ -1,3 +1,5 @@
+"""Test memory-mapped safetensors files."""
+
 import os
 
 import numpy as np
@@ -20,7 +22,7 @@ ARRAYS = {
 METADATA = {"z": "ä", "a": "1", "m": '"'}
 
 
-def test_safetensors_reads_what_is_written(tmp_path):
+def test_safetensors_reads_our_files(tmp_path):
     path = tmp_path / "x.safetensors"
     save_tensors(ARRAYS, path, METADATA)
     with safe_open(path, "np") as file:
@@ -32,13 +34,13 @@ def test_safetensors_reads_what_is_written(tmp_path):
             assert found.dtype == array.dtype and np.array_equal(found, array)
 
 
-def test_bytes_follow_from_the_contents(tmp_path):
+def test_equal_contents_give_equal_bytes(tmp_path):
     for name, turn in (("a", list), ("b", reversed)):
         save_tensors(dict(turn(ARRAYS.items())), tmp_path / name, dict(turn(METADATA.items())))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_rows_are_those_of_the_view(tmp_path):
+def test_rows_equal_those_of_the_array(tmp_path):
     save_file(VALUES, tmp_path / "x")
     tensors = MappedTensors(tmp_path / "x", "copy it again")
     for name, first, last in (("a", 0, 6), ("a", 2, 3), ("a", 4, 4), ("b", 1, 7)):
@@ -52,9 +54,9 @@ def test_rows_are_those_of_the_view(tmp_path):
         tensors.rows("a", 0, 6), tensors.rows("b", 0, 7)
 
 
-def test_few_maps_stay_and_all_can_be_read_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(mapped, "_KEPT", 3)
-    monkeypatch.setattr(mapped, "_mapped", mapped.deque())
+def test_few_files_stay_mapped_and_all_can_be_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped, "MAX_MAPS", 3)
+    monkeypatch.setattr(mapped, "open_maps", mapped.deque())
     for i in range(8):
         save_file({"a": VALUES["a"] + i}, tmp_path / f"{i}")
     files = [MappedTensors(tmp_path / f"{i}", "") for i in range(8)]
@@ -63,7 +65,7 @@ def test_few_maps_stay_and_all_can_be_read_again(tmp_path, monkeypatch):
         for i, file in enumerate(files):
             assert np.array_equal(file["a"], VALUES["a"] + i)
             assert sum(other.mapping is not None for other in files) <= 3
-    assert np.array_equal(first, VALUES["a"])  # a view outlives its map's release
+    assert np.array_equal(first, VALUES["a"])  # a view remains valid after its map is released
 
 
 ENTRY = '{"dtype": "I64", "shape": [2], "data_offsets": [0, 16]}'
@@ -87,21 +89,21 @@ ENTRY = '{"dtype": "I64", "shape": [2], "data_offsets": [0, 16]}'
         '{"a": ' + ENTRY.replace("I64", '", "dtype": []') + "}",
     ],
 )
-def test_headers_that_lie_are_corrupt(tmp_path, header):
+def test_inconsistent_headers_are_corrupt(tmp_path, header):
     data = header.encode()
     (tmp_path / "x").write_bytes(len(data).to_bytes(8, "little") + data + bytes(16))
     with pytest.raises(UserError, match=r"x is corrupt \(not a safetensors header\); make it again"):
         MappedTensors(tmp_path / "x", "make it again")
 
 
-def test_what_lies_is_told_from_what_is_whole(tmp_path):
+def test_a_consistent_header_is_read(tmp_path):
     data = ('{"a": ' + ENTRY + "}").encode()
     (tmp_path / "x").write_bytes(len(data).to_bytes(8, "little") + data + bytes(16))
     assert MappedTensors(tmp_path / "x", "")["a"].tolist() == [0, 0]
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
-def test_a_pipe_is_not_waited_for(tmp_path):
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "x")
     with pytest.raises(UserError, match=r"cannot read .*x: a pipe, not a file"):
         MappedTensors(tmp_path / "x", "make it again")

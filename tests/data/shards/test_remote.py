@@ -1,4 +1,4 @@
-"""Shards from a web server on this machine and from fsspec's memory, against the same shards on disk."""
+"""Compare shards from a local web server and from fsspec's memory store with the same shards on disk."""
 
 import dataclasses
 import http.server
@@ -57,7 +57,7 @@ class FakeEncoder:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """30 samples in 6 shards and 5 in a held-out one, noise pictures of 16 pixels, with embeddings."""
+    """Write 30 samples in 6 shards and 5 in a held-out shard: noise images of 16 pixels, with embeddings."""
     folder = tmp_path_factory.mktemp("store")
     random = np.random.default_rng(0)
     for split, count in (("train", 5 * TARS), ("heldout", 5)):
@@ -71,7 +71,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """A folder on the web, with listings. `server.short` names files of which so many answers break off."""
+    """Serves a folder with listings. `server.short` maps file names to the number of responses to truncate."""
 
     def log_message(self, *_):
         pass
@@ -86,7 +86,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             return super().do_GET()
         data = Path(self.translate_path(self.path)).read_bytes()[:-600]
         self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))  # plausible: only the size expected tells that it is short
+        # Consistent with the body: only the expected size reveals the truncation.
+        self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
 
@@ -119,8 +120,8 @@ def server(folder):
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(remote, "_WAITS", (0.01, 0.01, 0.01))
+def short_retry_waits(monkeypatch):
+    monkeypatch.setattr(remote, "RETRY_WAITS", (0.01, 0.01, 0.01))
 
 
 @pytest.fixture
@@ -131,9 +132,9 @@ def memory(folder):
     store.rm("/corpus", recursive=True)
 
 
-def batches(place, cache: Path | None, *, workers: int = 0, count: int = 8, **options) -> list:
+def batches(address, cache: Path | None, *, workers: int = 0, count: int = 8, **options) -> list:
     config = DataConfig(workers=workers, window=2, cache=None if cache is None else str(cache), **options)
-    loader = open_loader(place, config, resolution=16, text=Text(), batch_size=6, seed=1)
+    loader = open_loader(address, config, resolution=16, text=Text(), batch_size=6, seed=1)
     found = itertools.islice(loader, count)
     return [(b.keys, b.captions, b.image.numpy().tobytes(), b.text.numpy().tobytes()) for b in found]
 
@@ -142,18 +143,18 @@ def batches(place, cache: Path | None, *, workers: int = 0, count: int = 8, **op
 
 
 @pytest.mark.parametrize("store", ["http", "memory", "file"])
-def test_a_store_gives_the_same_batches_as_the_disk(folder, server, memory, tmp_path, store):
-    place = {"http": server.url, "memory": memory, "file": folder.as_uri()}[store]
+def test_a_remote_store_gives_the_same_batches_as_the_disk(folder, server, memory, tmp_path, store):
+    address = {"http": server.url, "memory": memory, "file": folder.as_uri()}[store]
     expected = batches(folder, None)
-    assert batches(place, tmp_path) == expected
-    assert batches(Path(place), tmp_path, workers=2) == expected  # a command line makes paths of its arguments
+    assert batches(address, tmp_path) == expected
+    assert batches(Path(address), tmp_path, workers=2) == expected  # the command line converts its arguments to Path
     assert (
-        list(splits(place)) == ["train", "heldout"]
-        and len(open_split(place, "heldout", CacheConfig(folder=tmp_path))) == 5
+        list(splits(address)) == ["train", "heldout"]
+        and len(open_split(address, "heldout", CacheConfig(folder=tmp_path))) == 5
     )
 
 
-def test_tars_are_asked_for_once_by_all_workers_and_not_again_by_the_next_run(server, folder, tmp_path):
+def test_tars_are_downloaded_once_for_all_workers_and_later_runs(server, folder, tmp_path):
     assert batches(server.url, tmp_path, workers=2) == batches(folder, None)
     assert sorted(server.tars()) == sorted(set(server.tars()))
     server.asked.clear()
@@ -161,10 +162,10 @@ def test_tars_are_asked_for_once_by_all_workers_and_not_again_by_the_next_run(se
     assert server.tars() == [] and not any("safetensors" in path for path in server.asked)
 
 
-@pytest.mark.parametrize("missing", [404, 403])  # 403: S3, of a bucket that may not be listed
-def test_a_server_without_listings_needs_names(folder, server, tmp_path, missing):
+@pytest.mark.parametrize("missing", [404, 403])  # 403: S3, for a bucket without permission to list
+def test_a_server_without_listings_needs_the_names_of_shards(folder, server, tmp_path, missing):
     server.lists, server.missing = False, missing
-    with pytest.raises(UserError, match=r"holds no shards .*one per line, in http://.*shards\.txt"):
+    with pytest.raises(UserError, match=r"contains no shards .*one per line, in http://.*shards\.txt"):
         batches(server.url, tmp_path / "cache")
     copy = shutil.copytree(folder, tmp_path / "copy")
     for split in ("train", "heldout"):
@@ -179,7 +180,7 @@ def test_a_server_without_listings_needs_names(folder, server, tmp_path, missing
         other.shutdown()
 
 
-def test_what_changed_in_the_store_is_copied_anew(folder, tmp_path):
+def test_files_that_changed_in_the_store_are_downloaded_again(folder, tmp_path):
     copy = shutil.copytree(folder / "train", tmp_path / "copy")
     cache = CacheConfig(folder=tmp_path / "cache")
     assert ShardedDataset(copy.as_uri(), cache).caption(0) == "picture 0"
@@ -188,10 +189,10 @@ def test_what_changed_in_the_store_is_copied_anew(folder, tmp_path):
     assert ShardedDataset(copy.as_uri(), cache).caption(0) == "another"
 
 
-# Bound
+# Size limit
 
 
-def test_the_cache_keeps_its_bound_and_what_was_used_last(server, folder, tmp_path):
+def test_the_cache_stays_within_its_limit_and_retains_recent_shards(server, folder, tmp_path):
     one = (folder / "train" / "00000.tar").stat().st_size
     data = open_split(server.url, cache=CacheConfig(folder=tmp_path, gb=3.5 * one / 1e9))
     here = lambda: sorted(path.name for path in tmp_path.glob("*/*.tar"))  # noqa: E731
@@ -199,11 +200,12 @@ def test_the_cache_keeps_its_bound_and_what_was_used_last(server, folder, tmp_pa
         data.read(i, "png")
         assert here() == [f"0000{shard}.tar" for shard in shards]
     fresh = open_split(server.url, cache=CacheConfig(folder=tmp_path, gb=3.5 * one / 1e9))
-    fresh.read(10, "png")  # shard 2 again, from the cache: now shard 3 is the oldest
+    fresh.read(10, "png")  # shard 2 again, from the cache, so shard 3 is now the least recently used
     fresh.read(25, "png")
     assert here() == ["00002.tar", "00004.tar", "00005.tar"]
     local = ShardedDataset(folder / "train")
-    assert all(data.read(i, "png") == local.read(i, "png") for i in range(30))  # handles on deleted tars, and new ones
+    # Open handles on deleted tars, and new downloads.
+    assert all(data.read(i, "png") == local.read(i, "png") for i in range(30))
     assert len(data.open_tars) <= 4
 
 
@@ -215,18 +217,18 @@ def test_a_tar_in_use_survives_its_deletion(server, folder, tmp_path):
     assert data.read(0, "png") == expected and len(server.tars()) == 1
 
 
-def test_processes_that_share_a_cache_stay_within_its_bound(folder, tmp_path):
-    """Each reads all shards in another order, through a cache of two and a half."""
+def test_processes_that_share_a_cache_stay_within_its_limit(folder, tmp_path):
+    """Each process reads all shards in another order, through a cache with room for two and a half."""
     one = (folder / "train" / "00000.tar").stat().st_size
-    cache, place = CacheConfig(folder=tmp_path, gb=2.5 * one / 1e9), (folder / "train").as_uri()
+    cache, address = CacheConfig(folder=tmp_path, gb=2.5 * one / 1e9), (folder / "train").as_uri()
     local = ShardedDataset(folder / "train")
     expected = [local.read(i, "png") for i in range(30)]
 
     def read(seed: int) -> None:
-        data = ShardedDataset(place, cache)
+        data = ShardedDataset(address, cache)
         for i in np.random.default_rng(seed).permutation(30):
             assert data.read(int(i), "png") == expected[i]
-            with remote.locked(tmp_path / ".lock"):  # nothing is deleted meanwhile
+            with remote.locked(tmp_path / ".lock"):  # holding the lock prevents deletions
                 assert sum(path.stat().st_size for path in tmp_path.glob("*/*.tar")) <= cache.bytes
 
     processes = [multiprocessing.get_context("fork").Process(target=read, args=(seed,)) for seed in range(3)]
@@ -238,16 +240,16 @@ def test_processes_that_share_a_cache_stay_within_its_bound(folder, tmp_path):
     assert not list(tmp_path.glob("*/.*.part"))
 
 
-def test_a_cache_that_is_deleted_while_in_use_is_made_again(server, folder, tmp_path):
+def test_a_cache_deleted_while_in_use_is_recreated(server, folder, tmp_path):
     data = open_split(server.url, cache=CacheConfig(folder=tmp_path / "cache"))
-    assert data.key(0) == "train00"  # its index is in memory
+    assert data.key(0) == "train00"  # the index is in memory already
     shutil.rmtree(tmp_path / "cache")
     assert data.read(0, "png") == ShardedDataset(folder / "train").read(0, "png")
     with pytest.raises(UserError, match=r"cannot read .*00001\.index\.safetensors"):
         data.read(5, "png")
 
 
-def test_what_a_killed_process_left_is_cleared(server, folder, tmp_path):
+def test_files_of_a_killed_process_are_removed(server, folder, tmp_path):
     one = (folder / "train" / "00000.tar").stat().st_size
     data = open_split(server.url, cache=CacheConfig(folder=tmp_path, gb=1.5 * one / 1e9))
     left = data.folder / f".00003.tar.{one}.part"
@@ -259,23 +261,23 @@ def test_what_a_killed_process_left_is_cleared(server, folder, tmp_path):
 @pytest.mark.parametrize(
     "shards, message", [(0.5, "less than one shard|is too small for"), (3.5, "is too small for the 4")]
 )
-def test_a_cache_that_is_too_small_is_refused_at_the_start(server, folder, tmp_path, shards, message):
+def test_a_cache_that_is_too_small_is_rejected_at_the_start(server, folder, tmp_path, shards, message):
     one = (folder / "train" / "00000.tar").stat().st_size
     with pytest.raises(UserError, match=f"data.cache_gb .*{message}"):
         batches(server.url, tmp_path, cache_gb=shards * one / 1e9)
 
 
-# RecordError
+# Errors
 
 
 @pytest.mark.parametrize("name", ["00001.tar", "00001.index.safetensors", "00002.tests-fake.16.text.safetensors"])
-def test_a_short_download_is_noticed_and_tried_again(folder, server, tmp_path, name, caplog):
+def test_a_truncated_download_is_detected_and_retried(folder, server, tmp_path, name, caplog):
     server.short[name] = 2
     assert batches(server.url, tmp_path) == batches(folder, None)
     assert caplog.text.count("trying again") >= 2 and name in caplog.text
 
 
-def test_a_download_that_stays_short_is_one_line(server, tmp_path):
+def test_a_repeatedly_truncated_download_is_a_one_line_error(server, tmp_path):
     server.short["00003.tar"] = 1000
     with pytest.raises(
         UserError, match=r"^cannot read http://.*/train/00003\.tar: .*bytes arrived of .*; check [^\n]*$"
@@ -290,7 +292,7 @@ def test_a_download_that_stays_short_is_one_line(server, tmp_path):
     ("00003.tests-fake.16.text.safetensors", "has no text embeddings of 'tests/fake'"),
 ])  # fmt: skip
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_is_missing_is_one_line(folder, tmp_path, missing, message, workers):
+def test_missing_files_are_a_one_line_error(folder, tmp_path, missing, message, workers):
     copy = shutil.copytree(folder / "train", tmp_path / "copy")
     (copy / missing).unlink()
     with pytest.raises(UserError, match=message) as caught:
@@ -298,29 +300,29 @@ def test_what_is_missing_is_one_line(folder, tmp_path, missing, message, workers
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("place, message", [
+@pytest.mark.parametrize("address, message", [
     ("http://127.0.0.1:9", r"^cannot read http://127\.0\.0\.1:9/.*: .*; check the address"),
-    ("memory://nothing", r"^memory://nothing holds no shards"),
+    ("memory://nothing", r"^memory://nothing contains no shards"),
     ("nonsense://bucket/corpus", r"^nonsense://bucket/corpus/train: .*nonsense"),
 ])  # fmt: skip
-def test_addresses_that_lead_nowhere(tmp_path, place, message):
+def test_invalid_addresses_are_rejected(tmp_path, address, message):
     with pytest.raises(UserError, match=message) as caught:
-        batches(place, tmp_path)
+        batches(address, tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_a_store_whose_package_is_missing(tmp_path, monkeypatch):
+def test_a_store_without_its_package_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(UserError, match=r"^cannot read s3://bucket/corpus/train, a package is missing: Install s3fs"):
         batches("s3://bucket/corpus", tmp_path)
 
 
-def test_a_full_disk_is_said(server, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(server, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     data = open_split(server.url, cache=CacheConfig(folder=tmp_path))
-    monkeypatch.setattr(remote, "_get", full)
+    monkeypatch.setattr(remote, "download", full)
     with pytest.raises(UserError, match=r"cannot write .*00000\.tar: No space left"):
         data.read(0, "png")
 
@@ -330,7 +332,7 @@ def test_a_store_cannot_be_encoded_in_place(memory):
         encode_shards(memory, FakeEncoder(), progress=False)
 
 
-def test_what_is_a_url():
+def test_urls_are_recognised():
     assert as_url("s3://bucket/a/b/") == as_url(Path("s3://bucket/a/b")) == "s3://bucket/a/b"
     assert as_url("file:///data/x") == as_url(Path("file:///data/x")) == "file:///data/x"
-    assert [as_url(place) for place in ("shards", "/data/shards", Path("a:b/c"), "C:/shards", "")] == [None] * 5
+    assert [as_url(address) for address in ("shards", "/data/shards", Path("a:b/c"), "C:/shards", "")] == [None] * 5

@@ -1,3 +1,5 @@
+"""Test writing, indexing and reading shards."""
+
 import io
 import os
 import pickle
@@ -21,22 +23,22 @@ def write_shards(folder, count=10, per_shard=4):
 
 
 def write_foreign(path, members):
-    """A WebDataset tar as another program would write it: owners, times, folders, any order of extensions."""
+    """Write a WebDataset tar as another program would: with owners, times, folders and extensions in any order."""
     with tarfile.open(path, "w") as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
-            info.size, info.mtime, info.uname = len(data), 1_600_000_000, "somebody"
+            info.size, info.mtime, info.uname = len(data), 1_600_000_000, "user"
             tar.addfile(info, io.BytesIO(data))
 
 
-def refused(folder, *words):
+def assert_rejected(folder, *words):
     with pytest.raises(UserError) as error:
         ShardedDataset(folder)
     message = str(error.value)
     assert "\n" not in message and all(str(word) in message for word in words), message
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_samples_are_read_as_written(tmp_path):
     data = write_shards(tmp_path)
     assert len(data) == 10 and data.shards == ["00000", "00001", "00002"] and data.sizes.tolist() == [4, 4, 2]
     for i in range(10):
@@ -50,7 +52,7 @@ def test_what_is_written_is_read(tmp_path):
         data.read(0, "jpg")
 
 
-def test_a_shard_is_an_ordinary_tar_with_equal_bytes_for_equal_input(tmp_path):
+def test_a_shard_is_a_plain_tar_and_equal_samples_give_equal_bytes(tmp_path):
     write_shards(tmp_path / "a")
     write_shards(tmp_path / "b")
     for name in ("00000.tar", "00002.tar"):
@@ -93,9 +95,9 @@ def test_indexing_reads_headers_only(tmp_path, monkeypatch):
     read = 0
     original = os.pread
 
-    def counting(handle, size, place):
+    def counting(handle, size, offset):
         nonlocal read
-        data = original(handle, size, place)
+        data = original(handle, size, offset)
         read += len(data)
         return data
 
@@ -104,22 +106,22 @@ def test_indexing_reads_headers_only(tmp_path, monkeypatch):
     assert 0 < read < 100_000
 
 
-def test_splits(tmp_path):
+def test_splits_are_found(tmp_path):
     write_shards(tmp_path / "train", 6)
     write_shards(tmp_path / "heldout", 3)
     assert len(open_split(tmp_path)) == 6 and len(open_split(tmp_path, "heldout")) == 3
-    assert len(open_split(tmp_path / "heldout")) == 3  # a folder of shards is its own "train"
+    assert len(open_split(tmp_path / "heldout")) == 3  # a folder of shards without splits is the split "train"
     with pytest.raises(UserError, match="heldout"):
         open_split(tmp_path / "train", "heldout")
 
 
-def test_a_writer_that_fails_leaves_whole_shards_only(tmp_path):
+def test_a_failing_writer_leaves_only_complete_shards(tmp_path):
     with pytest.raises(RuntimeError), ShardWriter(tmp_path, 4) as writer:
         for i in range(6):
             writer.write({"__key__": f"k{i}", "txt": b"x"})
         raise RuntimeError
     assert sorted(p.name for p in tmp_path.iterdir()) == ["00000.index.safetensors", "00000.tar"]
-    with pytest.raises(UserError, match=f"{tmp_path} already holds shards"):
+    with pytest.raises(UserError, match=f"{tmp_path} already contains shards"):
         ShardWriter(tmp_path)
     with ShardWriter(tmp_path, 4, overwrite=True) as writer:
         writer.write({"__key__": "new", "txt": b"y"})
@@ -139,35 +141,35 @@ def test_a_full_disk_is_a_user_error(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "sample", [{"__key__": "a.b", "txt": b""}, {"__key__": "", "txt": b""}, {"__key__": "a", "TXT": b""}]
 )
-def test_names_that_would_not_read_back_are_refused(tmp_path, sample):
+def test_names_that_could_not_be_read_back_are_rejected(tmp_path, sample):
     with pytest.raises(ValueError), ShardWriter(tmp_path) as writer:
         writer.write(sample)
 
 
-def test_missing_pieces_name_the_file(tmp_path):
-    refused(tmp_path / "absent", tmp_path / "absent")
+def test_errors_about_missing_files_name_them(tmp_path):
+    assert_rejected(tmp_path / "absent", tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "no shards")
+    assert_rejected(tmp_path / "empty", "no shards")
     write_shards(tmp_path / "s")
     tar = tmp_path / "s" / "00001.tar"
     away = tar.rename(tmp_path / "away.tar")
-    refused(tmp_path / "s", tar, "restore")
+    assert_rejected(tmp_path / "s", tar, "restore")
     away.rename(tar)
     index_path(tar).unlink()
-    refused(tmp_path / "s", index_path(tar), "imagen data encode")
+    assert_rejected(tmp_path / "s", index_path(tar), "imagen data encode")
 
 
 @pytest.mark.parametrize("keep", [5000, 1536, 100, 0])
-def test_a_truncated_tar_is_refused_by_dataset_and_indexer(tmp_path, keep):
+def test_a_truncated_tar_is_rejected_by_the_dataset_and_the_indexer(tmp_path, keep):
     write_shards(tmp_path)
     tar = tmp_path / "00001.tar"
     os.truncate(tar, keep)
-    refused(tmp_path, tar, "copy it again")
+    assert_rejected(tmp_path, tar, "copy it again")
     with pytest.raises(UserError, match=r"00001\.tar is truncated"):
         index_shard(tar)
 
 
-def test_a_tar_with_a_damaged_header_is_not_half_indexed(tmp_path):
+def test_a_tar_with_a_damaged_header_is_not_partly_indexed(tmp_path):
     write_shards(tmp_path)
     with open(tmp_path / "00001.tar", "r+b") as file:
         file.seek(4096)
@@ -176,23 +178,23 @@ def test_a_tar_with_a_damaged_header_is_not_half_indexed(tmp_path):
         index_shard(tmp_path / "00001.tar")
 
 
-def test_a_broken_index_is_refused(tmp_path):
+def test_a_broken_index_is_rejected(tmp_path):
     write_shards(tmp_path)
     index = tmp_path / "00001.index.safetensors"
     whole = index.read_bytes()
     for broken in (whole[:-1], whole[:20], b"", b"\xff" * 64, whole + b"x"):
         index.write_bytes(broken)
-        refused(tmp_path, index)
+        assert_rejected(tmp_path, index)
 
 
-def test_a_tar_cut_after_opening_is_noticed(tmp_path):
+def test_a_tar_truncated_after_opening_is_detected(tmp_path):
     data = write_shards(tmp_path)
     os.truncate(tmp_path / "00001.tar", 2000)
     with pytest.raises(UserError, match=r"00001\.tar"):
         data.read(7, "png")
 
 
-def test_pickles_and_forks(tmp_path):
+def test_a_dataset_works_after_pickling_and_forking(tmp_path):
     data = write_shards(tmp_path)
     expected = [read_sample(data, i) for i in range(10)]
     copy = pickle.loads(pickle.dumps(data))
@@ -204,8 +206,8 @@ def test_pickles_and_forks(tmp_path):
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_a_million_samples_open_without_being_read(tmp_path):
-    """200 shards of 5000: opening may read headers, not arrays."""
+def test_a_million_samples_are_opened_without_reading_arrays(tmp_path):
+    """200 shards of 5,000 samples. Opening may read headers, but no arrays."""
     with ShardWriter(tmp_path, 5000) as writer:
         for i in range(5000):
             writer.write({"__key__": f"{i:09d}", "txt": b"x"})

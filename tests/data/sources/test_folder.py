@@ -1,33 +1,35 @@
+"""Test image folders as a source."""
+
 import json
 import os
 import shutil
 
 import pytest
-from reading import pictures, problems, read
+from reading import encoded_images, problems, read_records
 
 from imagen.data.sources import open_source
 from imagen.errors import UserError
 
 
-def write(path, data):
+def write_file(path, data):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
 
 
-def test_pictures_at_any_depth_with_the_caption_beside_them(tmp_path):
-    a, b, c, d, e = pictures(5)
-    write(tmp_path / "b" / "cat.JPG", a)
-    write(tmp_path / "b" / "cat.txt", "eine Kätzin\n".encode())
-    write(tmp_path / "dog.webp", b)
-    write(tmp_path / "dog.json", json.dumps({"text": "no", "caption": "a dog"}).encode())
-    write(tmp_path / "dir.d" / "deep" / "1.png", c)
-    write(tmp_path / "dir.d" / "deep" / "1.json", json.dumps({"width": 5, "text": "one"}).encode())
-    write(tmp_path / "z.gif", d)
-    write(tmp_path / "two.tif", e)
-    write(tmp_path / "two.json", b"{}")
-    write(tmp_path / "two.txt", b"\xff not UTF-8")
-    write(tmp_path / "notes.md", b"no picture")
-    records = read(tmp_path, "folder")
+def test_images_at_any_depth_have_their_caption_beside_them(tmp_path):
+    a, b, c, d, e = encoded_images(5)
+    write_file(tmp_path / "b" / "cat.JPG", a)
+    write_file(tmp_path / "b" / "cat.txt", "eine Kätzin\n".encode())
+    write_file(tmp_path / "dog.webp", b)
+    write_file(tmp_path / "dog.json", json.dumps({"text": "no", "caption": "a dog"}).encode())
+    write_file(tmp_path / "dir.d" / "deep" / "1.png", c)
+    write_file(tmp_path / "dir.d" / "deep" / "1.json", json.dumps({"width": 5, "text": "one"}).encode())
+    write_file(tmp_path / "z.gif", d)
+    write_file(tmp_path / "two.tif", e)
+    write_file(tmp_path / "two.json", b"{}")
+    write_file(tmp_path / "two.txt", b"\xff not UTF-8")
+    write_file(tmp_path / "notes.md", b"no picture")
+    records = read_records(tmp_path, "folder")
     assert [(r.origin, r.image, r.caption) for r in records] == [
         ("b/cat.JPG", a, "eine Kätzin\n".encode()),
         ("dir.d/deep/1.png", c, "one"),
@@ -36,10 +38,10 @@ def test_pictures_at_any_depth_with_the_caption_beside_them(tmp_path):
         ("z.gif", d, None),
     ]
     assert [r.key for r in records][0::2] == ["b/cat", "dog", "z"]
-    assert open_source(tmp_path).parts() == open_source(tmp_path, "folder").parts()  # guessed
+    assert open_source(tmp_path).parts() == open_source(tmp_path, "folder").parts()  # recognised
 
 
-def test_keys_are_safe_and_differ_where_names_do(tmp_path):
+def test_keys_are_safe_and_differ_for_different_names(tmp_path):
     names = [
         "a b.png",
         "a_b.png",
@@ -54,36 +56,36 @@ def test_keys_are_safe_and_differ_where_names_do(tmp_path):
         "n" * 251 + ".png",
     ]
     for name in names:
-        write(tmp_path / name, b"p")
-    made = next(r.key for r in read(tmp_path, "folder") if r.origin == "a b.png")
-    write(tmp_path / f"{made}.png", b"p")  # as if the keys of an earlier build had become names
-    records = read(tmp_path, "folder")  # which checks that keys are safe and differ
+        write_file(tmp_path / name, b"p")
+    made = next(r.key for r in read_records(tmp_path, "folder") if r.origin == "a b.png")
+    write_file(tmp_path / f"{made}.png", b"p")  # the keys of an earlier build as file names
+    records = read_records(tmp_path, "folder")  # checks that keys are safe and unique
     assert len(records) == len(names) + 1
     keys = {r.origin: r.key for r in records}
     assert (keys["a_b.png"], keys["x/y.png"], keys["a b.png"]) == ("a_b", "x/y", made)
 
 
-def test_hidden_files_are_left_out_and_loops_of_links_end(tmp_path):
+def test_hidden_files_are_skipped_and_link_loops_end(tmp_path):
     root = tmp_path / "root"
-    write(root / "a" / "1.png", b"1")
-    write(root / ".hidden" / "2.png", b"2")
-    write(root / "a" / "._1.png", b"3")
-    write(tmp_path / "elsewhere" / "4.png", b"4")
+    write_file(root / "a" / "1.png", b"1")
+    write_file(root / ".hidden" / "2.png", b"2")
+    write_file(root / "a" / "._1.png", b"3")
+    write_file(tmp_path / "elsewhere" / "4.png", b"4")
     (root / "a" / "up").symlink_to(root)
     (root / "a" / "self").symlink_to(root / "a")
     (root / "b").symlink_to(tmp_path / "elsewhere")
     (root / "c.png").symlink_to(tmp_path / "elsewhere" / "4.png")
-    assert [(r.key, r.image) for r in read(root, "folder")] == [("a/1", b"1"), ("b/4", b"4"), ("c", b"4")]
+    assert [(r.key, r.image) for r in read_records(root, "folder")] == [("a/1", b"1"), ("b/4", b"4"), ("c", b"4")]
 
 
-def test_faults_have_reasons(tmp_path):
+def test_faulty_pairs_have_reasons(tmp_path):
     for name in ("good", "gone", "json", "list", "nocaption"):
-        write(tmp_path / f"{name}.png", b"p")
+        write_file(tmp_path / f"{name}.png", b"p")
     (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere")
-    write(tmp_path / "json.json", b"{not")
-    write(tmp_path / "list.json", b"[1]")
+    write_file(tmp_path / "json.json", b"{not")
+    write_file(tmp_path / "list.json", b"[1]")
     (tmp_path / "nocaption.txt").mkdir()
-    write(tmp_path / "dangling.txt", b"kept")
+    write_file(tmp_path / "dangling.txt", b"kept")
     source = open_source(tmp_path)
     (part,) = source.parts()
     (tmp_path / "gone.png").unlink()
@@ -102,27 +104,27 @@ def test_faults_have_reasons(tmp_path):
         list(source.read(part))
 
 
-def test_names_that_are_not_utf8(tmp_path):
+def test_names_that_are_not_utf8_are_read(tmp_path):
     try:
-        write(tmp_path / os.fsdecode(b"caf\xe9.png"), b"p")
+        write_file(tmp_path / os.fsdecode(b"caf\xe9.png"), b"p")
     except OSError:
-        pytest.skip("this file system wants UTF-8")
-    write(tmp_path / os.fsdecode(b"caf\xe9.txt"), b"coffee")
-    (record,) = read(tmp_path, "folder")
+        pytest.skip("this file system requires UTF-8 names")
+    write_file(tmp_path / os.fsdecode(b"caf\xe9.txt"), b"coffee")
+    (record,) = read_records(tmp_path, "folder")
     assert record.image == b"p" and record.caption == b"coffee" and record.origin.encode()
 
 
-def test_what_is_no_folder_of_pictures(tmp_path):
-    write(tmp_path / "empty" / "readme.txt", b"x")
+def test_folders_without_images_are_rejected(tmp_path):
+    write_file(tmp_path / "empty" / "readme.txt", b"x")
     with pytest.raises(UserError, match=r"empty contains no images"):
         open_source(tmp_path / "empty", "folder").parts()
     with pytest.raises(UserError, match=r"readme\.txt is not a folder"):
         open_source(tmp_path / "empty" / "readme.txt", "folder").parts()
 
 
-def test_captions_in_the_usual_spellings(tmp_path):
-    """The first that there is of .txt, .caption, .text and .json; of one written in two ways the one in lower case."""
-    data = pictures(1)[0]
+def test_caption_files_have_the_usual_extensions(tmp_path):
+    """The first existing file of .txt, .caption, .text and .json is used; lower case takes precedence."""
+    data = encoded_images(1)[0]
     beside = {
         "a": {"a.caption": "a"},
         "b": {"b.TXT": "b"},
@@ -139,7 +141,7 @@ def test_captions_in_the_usual_spellings(tmp_path):
             (tmp_path / name).write_text(text)
     for name in ("alone.caption", "alone2.TXT", "README.TEXT", "deep.caption.md"):
         (tmp_path / name).write_text("x")
-    records = read(tmp_path)
+    records = read_records(tmp_path)
     found = {r.origin: r.caption.decode() if isinstance(r.caption, bytes) else r.caption for r in records}
     assert found == {f"{stem}.PNG": stem[0] for stem in "abcdef"} | {
         "g.x.PNG": "g", "h.PNG": None, "alone.caption": "x", "alone2.TXT": "x",
@@ -147,13 +149,13 @@ def test_captions_in_the_usual_spellings(tmp_path):
     assert problems(records) == {"alone.caption": "missing file", "alone2.TXT": "missing file"}
 
 
-def test_captions_named_after_the_whole_picture(tmp_path):
-    """cat.jpg.txt, as some tools write them: they also keep pictures of one stem apart."""
+def test_caption_files_may_be_named_after_the_whole_image_name(tmp_path):
+    """Some tools write cat.jpg.txt, which also distinguishes images with the same stem."""
     for name in ("cat.jpg", "cat.png", "dog.jpg", "a.b.jpg"):
         (tmp_path / name).write_bytes(b"p")
     for name in ("cat.jpg.txt", "cat.png.TXT", "dog.jpg.caption", "dog.txt", "a.b.txt", "cow.jpg.txt"):
         (tmp_path / name).write_text(name)
-    records = read(tmp_path)
+    records = read_records(tmp_path)
     captions = {record.origin: record.caption for record in records if record.problem is None}
     assert captions == {
         "cat.jpg": b"cat.jpg.txt",
@@ -164,8 +166,8 @@ def test_captions_named_after_the_whole_picture(tmp_path):
     assert problems(records) == {"cow.jpg.txt": "missing file"}
 
 
-def test_names_of_folders_or_files_as_captions(tmp_path):
-    data = pictures(3)
+def test_names_of_folders_or_files_can_be_captions(tmp_path):
+    data = encoded_images(3)
     names = ["golden_retriever/a_red_ball.png", "animals/tabby cat/2.png", "3__three_.png"]
     for name, image in zip(names, data, strict=True):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -177,16 +179,16 @@ def test_names_of_folders_or_files_as_captions(tmp_path):
         "folder": [None, "tabby cat", "golden retriever"],
         "name": ["3 three", "2", "a red ball"],
     }.items():
-        records = read(tmp_path, caption_from=caption_from)
+        records = read_records(tmp_path, caption_from=caption_from)
         assert sorted(map(str, (r.caption for r in records))) == sorted(map(str, captions)), caption_from
-    by_picture = {r.image: r.caption for r in read(tmp_path, "folder", caption_from="folder")}
+    by_picture = {r.image: r.caption for r in read_records(tmp_path, "folder", caption_from="folder")}
     assert by_picture == {data[0]: "golden retriever", data[1]: "tabby cat", data[2]: None}
 
 
-def test_names_as_captions_may_be_no_text(tmp_path):
+def test_names_used_as_captions_may_be_invalid_text(tmp_path):
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
     os.mkdir(folder)
     with open(folder + b"/1.png", "wb") as file:
-        file.write(pictures(1)[0])
-    (record,) = read(tmp_path, caption_from="folder")
-    assert record.caption == b"caf\xe9"  # as on the disk; so it is rejected as not UTF-8
+        file.write(encoded_images(1)[0])
+    (record,) = read_records(tmp_path, caption_from="folder")
+    assert record.caption == b"caf\xe9"  # the bytes on disk, which are rejected later as not UTF-8

@@ -1,3 +1,5 @@
+"""Test saved Hugging Face data sets as a source."""
+
 import io
 import json
 import os
@@ -5,7 +7,7 @@ import shutil
 
 import pytest
 from PIL import Image
-from reading import pictures, problems, read
+from reading import encoded_images, problems, read_records
 
 from imagen.data.sources import open_source
 from imagen.errors import UserError
@@ -22,46 +24,46 @@ def quiet(monkeypatch):
 
 def dataset(count=7):
     features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
-    rows = [{"bytes": data, "path": None} for data in pictures(count)]
+    rows = [{"bytes": data, "path": None} for data in encoded_images(count)]
     return datasets.Dataset.from_dict({"image": rows, "caption": CAPTIONS[:count]}, features)
 
 
 @pytest.mark.parametrize("files", [1, 3])
-def test_a_saved_dataset_gives_the_librarys_bytes(tmp_path, files):
+def test_a_saved_dataset_gives_the_same_bytes_as_the_library(tmp_path, files):
     dataset().save_to_disk(tmp_path / "d", num_shards=files)
-    records = read(tmp_path / "d")  # guessed
-    assert [(r.caption, r.image) for r in records] == list(zip(CAPTIONS, pictures(7), strict=True))
+    records = read_records(tmp_path / "d")  # recognised
+    assert [(r.caption, r.image) for r in records] == list(zip(CAPTIONS, encoded_images(7), strict=True))
     decoded = datasets.load_from_disk(str(tmp_path / "d"))
     for record, row in zip(records, decoded, strict=True):
         assert Image.open(io.BytesIO(record.image)).tobytes() == row["image"].tobytes()
     assert records[0].key == ("000000000" if files == 1 else "00000-000000000")
 
 
-def test_a_selection_is_saved_and_read_as_selected(tmp_path):
+def test_a_saved_selection_is_read_as_selected(tmp_path):
     dataset().select([5, 2, 3]).save_to_disk(tmp_path / "d")
-    assert [r.caption for r in read(tmp_path / "d")] == [CAPTIONS[i] for i in (5, 2, 3)]
+    assert [r.caption for r in read_records(tmp_path / "d")] == [CAPTIONS[i] for i in (5, 2, 3)]
 
 
-def test_all_splits_of_a_dictionary(tmp_path):
+def test_all_splits_of_a_dictionary_are_read(tmp_path):
     datasets.DatasetDict(train=dataset(3), test=dataset(2)).save_to_disk(tmp_path / "d")
-    records = read(tmp_path / "d")
+    records = read_records(tmp_path / "d")
     assert [r.key for r in records] == [f"train/{i:09d}" for i in range(3)] + [f"test/{i:09d}" for i in range(2)]
-    assert [r.image for r in records] == pictures(3) + pictures(2)
+    assert [r.image for r in records] == encoded_images(3) + encoded_images(2)
 
 
-def test_the_librarys_parquet_files(tmp_path):
+def test_parquet_files_of_the_library_are_read(tmp_path):
     dataset().to_parquet(tmp_path / "t.parquet")
-    assert [(r.caption, r.image) for r in read(tmp_path)] == list(zip(CAPTIONS, pictures(7), strict=True))
+    assert [(r.caption, r.image) for r in read_records(tmp_path)] == list(zip(CAPTIONS, encoded_images(7), strict=True))
 
 
-def test_faults(tmp_path):
+def test_faulty_rows_have_reasons(tmp_path):
     path = tmp_path / "d"
     rows = [None, {"bytes": b"p", "path": None}, None]
     features = datasets.Features({"image": datasets.Image(decode=False), "caption": datasets.Value("string")})
     table = datasets.Dataset.from_dict({"image": rows, "caption": ["b", "c", None]}, features)
     table.save_to_disk(path)
     (name,) = [p.name for p in path.glob("*.arrow")]
-    records = read(path)
+    records = read_records(path)
     assert problems(records) == {f"{name}, row 1": "broken row", f"{name}, row 3": "broken row"}
     assert [r.caption for r in records] == ["b", "c", None]
 
@@ -85,7 +87,7 @@ def test_faults(tmp_path):
         open_source(path)
 
 
-def test_a_file_cut_off_after_it_was_listed(tmp_path):
+def test_a_file_truncated_after_it_was_listed_is_reported(tmp_path):
     features = datasets.Features({"image": datasets.Value("binary"), "caption": datasets.Value("string")})
     rows = {"image": [os.urandom(1000) for _ in range(3000)], "caption": [str(i) for i in range(3000)]}
     datasets.Dataset.from_dict(rows, features).save_to_disk(tmp_path / "d")
@@ -102,7 +104,7 @@ def test_a_file_cut_off_after_it_was_listed(tmp_path):
 @pytest.mark.parametrize(
     "splits", [[7], [None], [["train"]], [{"train": 1}], ["/etc"], [".."], ["train/.."], [""], ["a\0b"], "train", None]
 )
-def test_splits_that_are_no_names_are_one_line(tmp_path, splits):
+def test_invalid_split_names_are_a_one_line_error(tmp_path, splits):
     (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": splits}))
     with pytest.raises(UserError, match=r"dataset_dict\.json") as error:
         open_source(tmp_path).parts()
@@ -110,7 +112,7 @@ def test_splits_that_are_no_names_are_one_line(tmp_path, splits):
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../d/data-00000-of-00001.arrow", "sub/x.arrow", "..", 7, None])
-def test_files_that_lie_elsewhere_are_refused(tmp_path, name):
+def test_files_outside_the_folder_are_rejected(tmp_path, name):
     dataset().save_to_disk(tmp_path / "d")
     state = json.loads((tmp_path / "d" / "state.json").read_text())
     state["_data_files"] = [{"filename": name}]
@@ -125,8 +127,8 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path, name):
     dataset().save_to_disk(tmp_path / "d")
     (tmp_path / "d" / name).unlink()
     os.mkfifo(tmp_path / "d" / name)
-    if name == "dataset_info.json":  # which is not read
-        assert len(read(tmp_path / "d")) == 7
+    if name == "dataset_info.json":  # this file is not read
+        assert len(read_records(tmp_path / "d")) == 7
         return
     with pytest.raises(UserError, match=r"pipe|no known format"):
         open_source(tmp_path / "d").parts()

@@ -1,3 +1,5 @@
+"""Test how the format of a source is recognised."""
+
 import io
 import tarfile
 
@@ -7,7 +9,7 @@ from imagen.data.sources import FORMATS, open_source
 from imagen.errors import UserError
 
 
-def make(folder, *names):
+def write_files(folder, *names):
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,14 +38,14 @@ def make(folder, *names):
         ("huggingface", ["dataset_dict.json", "train/state.json", "train/data-00000-of-00001.arrow"]),
     ],
 )
-def test_the_format_of_a_folder_is_told_where_it_is_plain(tmp_path, format, names):
-    make(tmp_path, *names)
+def test_an_unambiguous_folder_format_is_recognised(tmp_path, format, names):
+    write_files(tmp_path, *names)
     assert type(open_source(tmp_path)) is FORMATS[format]
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.TSV", "t.jsonl", "t.parquet"])
-def test_the_format_of_a_file_is_told_by_its_name(tmp_path, name):
-    make(tmp_path, name)
+def test_the_format_of_a_file_is_recognised_by_its_name(tmp_path, name):
+    write_files(tmp_path, name)
     assert type(open_source(str(tmp_path / name))) is FORMATS[name.lower()[2:]]
 
 
@@ -54,20 +56,20 @@ def test_the_format_of_a_file_is_told_by_its_name(tmp_path, name):
         (["a/1.png", "b/1.png", "a/metadata.csv"], "may be folder or csv; name it with --format"),
         (["a/1.png", "a/metadata.csv", "b/metadata.jsonl"], "may be csv or jsonl; name it"),
         (["a.csv", "b.jsonl"], "may be csv or jsonl; name it"),
-        ([".hidden/1.png", "notes.md"], "looks like no known format"),
-        (["1.npy"], "looks like no known format"),
-        (["dangling.gz"], "looks like no known format"),
+        ([".hidden/1.png", "notes.md"], "has no known format"),
+        (["1.npy"], "has no known format"),
+        (["dangling.gz"], "has no known format"),
     ],
 )
-def test_what_is_not_plain_names_the_formats(tmp_path, names, words):
-    make(tmp_path, *names)
+def test_an_ambiguous_format_is_an_error_that_names_the_formats(tmp_path, names, words):
+    write_files(tmp_path, *names)
     with pytest.raises(UserError, match=words) as error:
         open_source(tmp_path)
     assert all(name in str(error.value) for name in FORMATS) and "\n" not in str(error.value)
 
 
-def test_mistakes_are_one_line(tmp_path):
-    make(tmp_path, "1.png")
+def test_invalid_paths_and_options_are_a_one_line_error(tmp_path):
+    write_files(tmp_path, "1.png")
     for words, path, options in [
         ("unknown format 'foldr'; did you mean 'folder'", tmp_path, {"format": "foldr"}),
         ("nowhere does not exist", tmp_path / "nowhere", {"format": "csv"}),
@@ -85,6 +87,6 @@ def test_mistakes_are_one_line(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_bytes_with_as_many_tabs_as_a_format_has_are_not_that_format(tmp_path):
+def test_binary_files_with_the_tabs_of_a_format_are_not_recognised(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1\x15\x04\ta\tb\tc\td\te\n")
     assert type(open_source(tmp_path / "t.parquet")) is FORMATS["parquet"]

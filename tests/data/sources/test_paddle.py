@@ -1,3 +1,5 @@
+"""Test the line formats of the Paddle implementation: CC12M with embeddings, and LAION-400M."""
+
 import base64
 import gzip
 import os
@@ -6,12 +8,12 @@ import shutil
 
 import numpy as np
 import pytest
-from reading import pictures, problems, read
+from reading import encoded_images, problems, read_records
 
 from imagen.data.sources import open_source
 from imagen.errors import UserError
 
-PICTURES = pictures(8)
+PICTURES = encoded_images(8)
 
 
 def code(data):
@@ -20,7 +22,7 @@ def code(data):
 
 @pytest.fixture
 def cc12m(tmp_path):
-    """Two text files of four lines with embeddings padded to 6 tokens; returns the folder and the tokens in order."""
+    """Write two text files of four lines, with embeddings padded to 6 tokens; return the folder and unpadded tokens."""
     rng = np.random.default_rng(0)
     tokens = []
     for name in ("part-0", "part-1"):
@@ -40,10 +42,10 @@ def cc12m(tmp_path):
     return tmp_path, tokens
 
 
-def test_cc12m_by_a_list_keeps_the_real_tokens(cc12m):
+def test_cc12m_from_a_list_has_the_unpadded_tokens(cc12m):
     folder, tokens = cc12m
     for format in (None, "cc12m_base64"):
-        records = read(folder / "list.txt", format)
+        records = read_records(folder / "list.txt", format)
         assert [r.image for r in records] == PICTURES and all(r.caption is None for r in records)
         for record, expected in zip(records, tokens, strict=True):
             assert record.embedding.dtype == expected.dtype
@@ -52,28 +54,28 @@ def test_cc12m_by_a_list_keeps_the_real_tokens(cc12m):
     assert records[4].origin == "part-1/data.txt, line 1"
 
 
-def test_cc12m_by_a_text_file_and_by_a_folder(cc12m):
+def test_cc12m_can_be_a_text_file_or_a_folder(cc12m):
     folder, tokens = cc12m
-    by_file, by_folder = (read(folder / "part-1" / name) for name in ("data.txt", ""))
+    by_file, by_folder = (read_records(folder / "part-1" / name) for name in ("data.txt", ""))
     assert [r.image for r in by_file] == [r.image for r in by_folder] == PICTURES[4:]
     assert [len(r.embedding) for r in by_file] == [len(t) for t in tokens[4:]]
 
 
-def test_a_mask_with_holes(cc12m):
+def test_a_mask_may_have_holes(cc12m):
     folder, _ = cc12m
     embedding = np.arange(12, dtype=np.float32).reshape(6, 2)
     np.save(folder / "part-0" / "0_text.npy", embedding)
     np.save(folder / "part-0" / "0_mask.npy", np.array([1, 0, 1, 0, 0, 1]))
-    record = read(folder / "part-0")[0]
+    record = read_records(folder / "part-0")[0]
     np.testing.assert_array_equal(record.embedding, embedding[[0, 2, 5]])
 
 
 class Unpickled:
     def __reduce__(self):
-        return os._exit, (1,)  # the test would not survive it
+        return os._exit, (1,)  # unpickling would end the test
 
 
-def test_faults_of_cc12m(tmp_path):
+def test_faulty_lines_of_cc12m_have_reasons(tmp_path):
     good, mask, big = np.ones((4, 8), np.float32), np.ones(4, np.int64), b"\x93NUMPY\x01\x00v\x00"
     header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776, 1024), }"
     arrays = {
@@ -111,7 +113,7 @@ def test_faults_of_cc12m(tmp_path):
         for i, (embedding, mask_name, data, _) in enumerate(lines):
             file.write(f"{i}\t{embedding}.npy\t{mask_name}.npy\t{data}\r\n".encode())
         file.write(b"too\tfew\tcolumns\n\n1\t\xff.npy\tmask.npy\tAAAA\n1\t\tmask.npy\tAAAA\n")
-    records = read(tmp_path / "data.txt", "cc12m_base64")
+    records = read_records(tmp_path / "data.txt", "cc12m_base64")
     expected = [reason for *_, reason in lines] + ["broken row"] * 3
     assert [r.problem and r.problem[0] for r in records] == expected
     assert records[0].image == PICTURES[0]
@@ -123,25 +125,27 @@ def laion_line(i, caption=None, data=None):
     )
 
 
-def test_laion_plain_and_compressed(tmp_path):
+def test_laion_may_be_compressed(tmp_path):
     lines = [laion_line(i) for i in range(8)]
     (tmp_path / "part-0").write_bytes(b"\n".join(lines[:3]))
     (tmp_path / "part-1.gz").write_bytes(gzip.compress(b"\n".join(lines[3:6]) + b"\n"))
     (tmp_path / "part-2.txt").write_bytes(b"\r\n".join(lines[6:]))
     expected = [(f"caption {i} ü".encode(), PICTURES[i]) for i in range(8)]
     sources = {"folder": tmp_path, "list": tmp_path / "list"}
-    by_folder = read(tmp_path, None, cuts=(3, 1000))
+    by_folder = read_records(tmp_path, None, part_sizes=(3, 1000))
     (tmp_path / "list").write_text("part-0\npart-1.gz\npart-2.txt")
     (tmp_path / ".hidden").write_bytes(lines[0])
-    for path in sources.values():  # the list is none of the folder's text files
-        records = read(path, "laion_400m", cuts=(3, 1000))
+    for path in sources.values():  # the list is not counted as a text file of the folder
+        records = read_records(path, "laion_400m", part_sizes=(3, 1000))
         assert [(r.caption, r.image) for r in records] == expected
         assert [r.key for r in records] == [r.key for r in by_folder]
     assert records[4].origin == "part-1.gz, line 2" and records[4].key == "00001-000000002"
-    assert len(read(tmp_path / "part-0")) == 3 and len(read(tmp_path / "part-1.gz", cuts=(3,))) == 3
+    assert (
+        len(read_records(tmp_path / "part-0")) == 3 and len(read_records(tmp_path / "part-1.gz", part_sizes=(3,))) == 3
+    )
 
 
-def test_faults_of_laion(tmp_path):
+def test_faulty_lines_of_laion_have_reasons(tmp_path):
     lines = [
         laion_line(0),
         b"no tab at all",
@@ -150,26 +154,28 @@ def test_faults_of_laion(tmp_path):
         laion_line(3, b"\xff"),
     ]
     (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
-    records = read(tmp_path / "a.txt")
+    records = read_records(tmp_path / "a.txt")
     assert [r.problem and r.problem[0] for r in records] == [None, "broken row", "broken row", "bad base64", None]
     assert records[3].caption == "caption 2 ü".encode() and records[4].caption == b"\xff"
 
 
-def test_a_gzip_file_cut_off_or_damaged_gives_what_came_before(tmp_path):
+def test_a_damaged_gzip_file_gives_the_lines_before_the_damage(tmp_path):
     noise = np.random.default_rng(0)
     lines = [laion_line(0, data=base64.b64encode(noise.bytes(3000))) for _ in range(100)]
     data = gzip.compress(b"\n".join(lines))
     path = tmp_path / "a.gz"
     for broken in (data[: len(data) // 2], data[:-4], data[:200_000] + bytes(1000) + data[201_000:], data + b"junk"):
         path.write_bytes(broken)
-        records = read(path, "laion_400m", cuts=(1000,))
+        records = read_records(path, "laion_400m", part_sizes=(1000,))
         assert list(problems(records).values())[-1] == "unreadable file" and len(records) > 40
         assert problems(records).keys() == {f"a.gz, line {len(records)} and all after it"}
     path.write_bytes(b"no gzip at all")
-    assert problems(read(path, "laion_400m", cuts=(1000,))) == {"a.gz, line 1 and all after it": "unreadable file"}
+    assert problems(read_records(path, "laion_400m", part_sizes=(1000,))) == {
+        "a.gz, line 1 and all after it": "unreadable file"
+    }
 
 
-def test_lists_and_folders_that_cannot_be_used_are_one_line(tmp_path):
+def test_unusable_lists_and_folders_are_a_one_line_error(tmp_path):
     (tmp_path / "list").write_text("a.txt\nb.txt\n")
     (tmp_path / "a.txt").write_bytes(laion_line(0))
     with pytest.raises(UserError, match=r"list names b\.txt, which does not exist"):
@@ -186,9 +192,9 @@ def test_lists_and_folders_that_cannot_be_used_are_one_line(tmp_path):
         list(source.read(part))
 
 
-def test_a_text_file_of_broken_lines_is_no_list(tmp_path):
+def test_a_text_file_of_broken_lines_is_not_a_list(tmp_path):
     (tmp_path / "a").write_bytes(b"x" * 5000 + b"\n")
     (tmp_path / "b").write_bytes(laion_line(0))
-    assert list(problems(read(tmp_path, "laion_400m"))) == ["a, line 1"]
+    assert list(problems(read_records(tmp_path, "laion_400m"))) == ["a, line 1"]
     with pytest.raises(UserError, match=r"names xxx.*, which does not exist"):
         open_source(tmp_path / "a", "laion_400m").parts()

@@ -1,9 +1,11 @@
+"""Test Parquet files as a source."""
+
 import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from reading import pictures, problems, read
+from reading import encoded_images, problems, read_records
 
 from imagen.data.sources import open_source
 from imagen.errors import UserError
@@ -13,8 +15,8 @@ CAPTIONS = [f"caption {i} ü" for i in range(9)]
 
 @pytest.mark.parametrize("group", [2, 4, 100])
 @pytest.mark.parametrize("kind", ["binary", "large_binary", "struct", "path"])
-def test_pictures_as_bytes_struct_or_paths(tmp_path, kind, group):
-    data = pictures(9)
+def test_images_can_be_bytes_structs_or_paths(tmp_path, kind, group):
+    data = encoded_images(9)
     for i, picture in enumerate(data):
         (tmp_path / f"{i}.png").write_bytes(picture)
     column = {
@@ -27,19 +29,19 @@ def test_pictures_as_bytes_struct_or_paths(tmp_path, kind, group):
     }[kind]
     table = pa.table({"id": list(range(9)), "text": CAPTIONS, "image": column})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=group)
-    records = read(tmp_path / "t.parquet")
+    records = read_records(tmp_path / "t.parquet")
     assert [(r.caption, r.image) for r in records] == list(zip(CAPTIONS, data, strict=True))
     assert (records[8].key, records[8].origin) == ("000000008", "t.parquet, row 9")
 
 
-def test_a_folder_of_files_at_any_depth(tmp_path):
+def test_files_are_found_at_any_depth(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / ".cache").mkdir()
-    data = pictures(6)
+    data = encoded_images(6)
     for i, name in enumerate(("data/train-0", "data/train-1", ".cache/x")):
         table = pa.table({"TEXT": CAPTIONS[2 * i : 2 * i + 2], "jpg": data[2 * i : 2 * i + 2]})
         pq.write_table(table, tmp_path / f"{name}.parquet")
-    records = read(tmp_path)  # guessed
+    records = read_records(tmp_path)  # recognised
     assert [(r.key, r.image) for r in records] == [
         ("00000-000000000", data[0]),
         ("00000-000000001", data[1]),
@@ -48,22 +50,22 @@ def test_a_folder_of_files_at_any_depth(tmp_path):
     ]
 
 
-def test_faults_of_rows(tmp_path):
+def test_faulty_rows_have_reasons(tmp_path):
     not_utf8 = pa.Array.from_buffers(
         pa.string(), 4, [*pa.array(["a", "xy", "c", "d"]).buffers()[:2], pa.py_buffer(b"a\xff\xfecd")]
     )
     images = pa.array([b"good", b"fine", None, b""])
     pq.write_table(pa.table({"caption": not_utf8, "image": images}), tmp_path / "t.parquet")
-    records = read(tmp_path / "t.parquet")
+    records = read_records(tmp_path / "t.parquet")
     assert problems(records) == {"t.parquet, row 3": "broken row", "t.parquet, row 4": "broken row"}
     assert [r.caption for r in records] == ["a", b"\xff\xfe", "c", "d"]
     table = pa.table({"caption": ["x"], "image": ["none.png"], "number": [1]})
     pq.write_table(table, tmp_path / "u.parquet")
-    assert problems(read(tmp_path / "u.parquet")) == {"u.parquet, row 1": "missing file"}
-    assert problems(read(tmp_path / "u.parquet", caption_column="number")) == {"u.parquet, row 1": "broken row"}
+    assert problems(read_records(tmp_path / "u.parquet")) == {"u.parquet, row 1": "missing file"}
+    assert problems(read_records(tmp_path / "u.parquet", caption_column="number")) == {"u.parquet, row 1": "broken row"}
 
 
-def test_damaged_data_give_what_came_before_and_a_problem_for_each_row(tmp_path):
+def test_damaged_data_give_the_rows_before_and_a_problem_for_each_row_after(tmp_path):
     path = tmp_path / "t.parquet"
     table = pa.table({"caption": [f"{i}" for i in range(3000)], "image": [os.urandom(1000) for _ in range(3000)]})
     pages = {"data_page_size": 10_000, "write_batch_size": 10, "compression": "zstd", "use_dictionary": False}
@@ -80,7 +82,7 @@ def test_damaged_data_give_what_came_before_and_a_problem_for_each_row(tmp_path)
     assert problems(second) == {f"t.parquet, row {1001 + i}": "unreadable file" for i in range(good, 1000)}
 
 
-def test_files_that_cannot_be_used_are_one_line(tmp_path):
+def test_unusable_files_are_a_one_line_error(tmp_path):
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"caption": ["x"], "image": [b"p"]}), path)
     source = open_source(path)
@@ -98,7 +100,7 @@ def test_files_that_cannot_be_used_are_one_line(tmp_path):
         open_source(path).parts()
 
 
-def test_without_pyarrow_the_remedy_is_named(tmp_path, monkeypatch):
+def test_a_missing_pyarrow_is_a_user_error_with_the_remedy(tmp_path, monkeypatch):
     pq.write_table(pa.table({"caption": ["x"], "image": [b"p"]}), tmp_path / "t.parquet")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     with pytest.raises(UserError, match=r"pip install 'imagen-cascade\[data\]'"):

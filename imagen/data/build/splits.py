@@ -1,4 +1,4 @@
-"""Build a data set of rendered drawings: render each split with several processes and write it to shards."""
+"""Build a data set of several splits: render each with several processes and write it to shards."""
 
 import multiprocessing
 import os
@@ -13,21 +13,26 @@ from imagen.errors import UserError
 from imagen.files import read_json, write_json
 from imagen.progress import progress_bar
 
-_UNFINISHED = ".unfinished"  # a file beside the splits while they are being built
+_UNFINISHED = ".unfinished"  # marker file that exists during a build
 
 
 class Drawable(Protocol):
+    """An image that can be rendered at several sizes."""
+
     def sample(self, sizes: Sequence[int], /) -> dict[str, Any]:
-        """Return a shard's sample: a master `SIZE.png` for each of `sizes`, a caption and a description."""
+        """Return a sample for a shard: a master `SIZE.png` for each of `sizes`, a caption and a description."""
 
 
 def finished_build(out: Path, arguments: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the description of the finished build in `out`; None without one. Raises UserError for another build."""
+    """Return the description of the finished build in `out`, or None if there is none.
+
+    Raises UserError if the build has other arguments.
+    """
     if not (out / "dataset.json").exists():
         return None
     description = read_json(out / "dataset.json")
     if not isinstance(description, dict) or description.get("arguments") != arguments:
-        raise UserError(f"{out} holds a data set built with other arguments; choose another folder or delete it")
+        raise UserError(f"{out} contains a data set built with other arguments; choose another folder or delete it")
     return description
 
 
@@ -40,49 +45,54 @@ def write_splits(
     *,
     workers: int | None = None,
     progress: bool = True,
+    name: str = "emoji",
 ) -> dict[str, Any]:
     """Render `splits` into `out`/NAME; write and return `out`/dataset.json.
 
-    It contains `description`, the arguments and the number of samples of each split. A killed build starts again.
-    workers: processes; None: one per core, at most 16. Raises UserError if `out` contains anything else.
+    dataset.json contains `description`, the arguments and the number of samples per split. A killed build starts over.
+    workers: number of processes; None: one per core, at most 16. name: label of the progress bar.
+    Raises UserError if `out` contains other files.
     """
     from imagen.data.shards.writer import ShardWriter  # slow to import, and workers do not need it
 
     _start(out, arguments, splits)
     written = {}
-    with progress_bar(total=sum(map(len, splits.values())), unit="picture", desc="emoji", disable=not progress) as bar:
-        for name, split in splits.items():
-            with ShardWriter(out / name) as writer:
+    with progress_bar(total=sum(map(len, splits.values())), unit="image", desc=name, disable=not progress) as bar:
+        for folder, split in splits.items():
+            with ShardWriter(out / folder) as writer:
                 for sample in _render_all(split, sizes, workers):
                     writer.write(sample)
                     bar.update()
-            written[name] = len(split)
-    whole = {**description, "arguments": arguments, "samples": written}
-    write_json(out / "dataset.json", whole)
+            written[folder] = len(split)
+    complete = {**description, "arguments": arguments, "samples": written}
+    write_json(out / "dataset.json", complete)
     (out / _UNFINISHED).unlink()  # dataset.json marks a finished build
-    return whole
+    return complete
 
 
 def _start(out: Path, arguments: dict[str, Any], splits: Mapping[str, Any]) -> None:
-    """Mark `out` as unfinished; delete the output of a killed build. Raises UserError if it contains anything else."""
+    """Mark `out` as unfinished and delete the output of a killed build.
+
+    Raises UserError if `out` contains other files.
+    """
     if (out / _UNFINISHED).exists():
         for split in splits:
             shutil.rmtree(out / split, ignore_errors=True)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not an empty folder; choose another one")
+        raise UserError(f"{out} is not an empty folder; choose an empty or new one")
     write_json(out / _UNFINISHED, arguments)
 
 
-def _render_all(pictures: Sequence[Drawable], sizes: Sequence[int], workers: int | None) -> Iterator[dict[str, Any]]:
-    """The samples, in order."""
+def _render_all(images: Sequence[Drawable], sizes: Sequence[int], workers: int | None) -> Iterator[dict[str, Any]]:
+    """Yield the rendered samples in the order of `images`."""
     workers = workers or min(os.cpu_count() or 1, 16)
     render = methodcaller("sample", sizes)
-    if workers == 1 or len(pictures) < 32:
-        yield from map(render, pictures)
+    if workers == 1 or len(images) < 32:
+        yield from map(render, images)
         return
-    # spawn: forking a process that has run torch can hang. The rasteriser holds the GIL, so threads gain nothing.
+    # spawn: forking a process that has run torch can hang. Threads would not help: the rasteriser holds the GIL.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     try:
-        yield from pool.map(render, pictures, chunksize=16)
+        yield from pool.map(render, images, chunksize=16)
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Read and compare the state of a run, for tests."""
+"""Read and compare the checkpoints and metrics of runs."""
 
 import json
 
@@ -8,16 +8,16 @@ from imagen.train import checkpoint
 from imagen.train.checkpoint import checkpoint_paths
 
 
-def final(run):
-    """Read everything in the last checkpoint."""
+def last_checkpoint(run):
+    """Return everything that the last checkpoint of a run holds."""
     path = checkpoint_paths(run / "checkpoints")[-1]
-    facts = json.loads((path / "state.json").read_text())
+    state = json.loads((path / "state.json").read_text())
     kinds = ("model", "ema", "sigma_rel-0.1", "optimizer")
-    return facts | {kind: checkpoint.read(path, kind) for kind in kinds}
+    return state | {kind: checkpoint.read(path, kind) for kind in kinds}
 
 
 def assert_same(a, b):
-    """Assert that nested dicts and lists are equal bit for bit."""
+    """Assert that nested dicts and lists of tensors and values are bit-identical."""
     assert type(a) is type(b)
     if isinstance(a, dict):
         assert a.keys() == b.keys()
@@ -33,8 +33,8 @@ def assert_same(a, b):
         assert a == b
 
 
-def without_config(run):
-    return {name: value for name, value in final(run).items() if name != "config"}
+def last_checkpoint_without_config(run):
+    return {name: value for name, value in last_checkpoint(run).items() if name != "config"}
 
 
 def metrics(run):

@@ -1,0 +1,95 @@
+"""`imagen evaluate-emoji`"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from imagen.cli.command import Command, add_cascade
+from imagen.cli.output import Result
+from imagen.cli.values import Listed, count, count_or_all
+from imagen.errors import UserError
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add_cascade(parser)
+    parser.add_argument("--n", type=count, default=64, metavar="N", help="prompts of each kind (default: 64)")
+    parser.add_argument(
+        "--guidance", type=Listed(float), metavar="W,...", help="guidance scales to try (default: the stage's own)"
+    )
+    parser.add_argument("--steps", type=count, metavar="N", help="sampler steps (default: the stage's own)")
+    parser.add_argument(
+        "--objects", type=count_or_all, default=96, metavar="N", help="number of objects or `all` (default: 96)"
+    )
+    parser.add_argument("--batch-size", type=count, default=16, metavar="N", help="images per batch (default: 16)")
+    parser.add_argument("--recogniser", type=Path, metavar="DIR", help="the detector (default: the packaged one)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write a sheet of the images for each guidance scale")
+
+
+def run(options: argparse.Namespace) -> Result:
+    from imagen.cascade import Cascade
+    from imagen.emoji.evaluation import scores
+    from imagen.emoji.recogniser import load_recogniser
+    from imagen.evaluate.curve import append
+    from imagen.pictures import contact_sheet, write_png
+
+    recogniser = load_recogniser(options.recogniser)
+    cascade = Cascade.load(options.cascade, stages=1)
+    if cascade.text is None:
+        raise UserError(f"{options.cascade} is not conditioned on text; evaluate a cascade that is")
+
+    def keep(weight: float, captions: list[str], pictures: list[Any]) -> None:
+        if options.out is not None:
+            sheet = contact_sheet(pictures, captions, columns=8, cell=128)
+            write_png(options.out / f"guidance-{weight:g}.png", sheet)
+
+    rows = []
+    for row in scores(
+        cascade,
+        recogniser,
+        guidance=options.guidance or (None,),
+        n=options.n,
+        limit_objects=options.objects,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        on_pictures=keep,
+    ):
+        rows.append(row)
+        if (options.cascade / "metrics.jsonl").is_file():
+            append(options.cascade, row)
+    return Result(rows, lambda: _show(rows))
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    """Print a table of accuracies in percent by kind of prompt."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = [
+        ("object", "single", "object"),
+        ("colour", "single", "colour"),
+        ("both objects", "relation", "object"),
+        ("relation", "relation", "relation"),
+        ("object, several", "count", "object"),
+        ("number", "count", "number"),
+    ]
+    table = Table("guidance", *(title for title, _, _ in columns), "KID (drawings)", caption="% of held-out prompts")
+    for column in table.columns:
+        column.justify = "right"
+    for row in rows:
+        shares = [row.get(kind, {}).get(what) for _, kind, what in columns]
+        cells = ["" if share is None else f"{share:.0%}" for share in shares]
+        table.add_row(f"{row['guidance']:g}", *cells, f"{row['kid']:.2f} ({row['kid_floor']:.2f})")
+    Console(markup=False).print(table)
+
+
+COMMAND = Command(
+    name="evaluate-emoji",
+    help="measure how well an emoji cascade follows held-out prompts",
+    add=add,
+    run=run,
+    details="Samples held-out prompts with the base stage: one object, two objects in a relation, or two to four of\n"
+    "one object. A detector trained on the original drawings scores the images. The scores of a training run are\n"
+    "appended to RUN/evaluation.jsonl, for `imagen compare`.\n\n"
+    "  imagen evaluate-emoji emoji --guidance 1,1.5,2,3\n"
+    "  imagen evaluate-emoji runs/base --n 32 --out sheets",
+)

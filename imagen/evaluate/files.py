@@ -1,0 +1,26 @@
+"""Arrays of features in safetensors files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from imagen.errors import UserError
+from imagen.files import replacing
+from imagen.tensors import save_tensors
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Write `arrays` atomically. Raises UserError if the disk is full or not writable."""
+    with replacing(path) as temporary:
+        save_tensors(arrays, temporary, metadata)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a file. Raises UserError if it is damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete it to compute it again") from None

@@ -1,0 +1,124 @@
+"""Features of generated images: sampled in parts, each a file, so that a job resumes and spreads over ranks.
+
+No image is stored unless asked for. A part's features depend on the request alone, so metrics are equal to the bit
+whichever rank computed which part, and whether or not the job was interrupted.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imagen.cascade import Cascade
+from imagen.cascade.request import Request
+from imagen.errors import UserError
+from imagen.evaluate.extractors import Extractor
+from imagen.evaluate.extractors.pairs import Pairs
+from imagen.evaluate.files import read_arrays, write_arrays
+from imagen.evaluate.real import as_rgb
+from imagen.files import read_json, write_json
+from imagen.pictures import write_png
+from imagen.progress import progress_bar
+from imagen.stage.inputs import to_images
+
+PART = 256  # images per file of features
+_OWN = ("job.json", "features", "images")
+PER_IMAGE = ("prompt", "seed", "start")  # what differs from image to image in their metadata
+WAIT = 2.0  # seconds between two looks for the parts of other ranks
+
+
+def generated_features(
+    cascade: Cascade,
+    request: Request,
+    extractors: Mapping[str, Extractor | Pairs],
+    out: Path,
+    *,
+    save_images: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
+    progress: bool = True,
+) -> dict[str, np.ndarray]:
+    """Sample a request, and return its images' features [N, D] by extractor; {} on ranks other than 0.
+
+    out: folder of the parts and of the first `save_images` images. A job that is called again continues. Rank 0 waits
+    for the parts of all ranks. Raises UserError if `out` holds another job.
+    """
+    _claim(out, _identity(cascade, request, extractors))
+    parts = _parts(request)
+    missing = [number for number in range(rank, len(parts), ranks) if not _path(out, number).is_file()]
+    with progress_bar(
+        total=sum(len(batch) for number in missing for batch in parts[number]),
+        unit="image",
+        desc="generated images",
+        disable=not progress or rank != 0,
+    ) as bar:
+        for number in missing:
+            batches = parts[number]
+            features: dict[str, list[np.ndarray]] = {name: [] for name in extractors}
+            with closing(cascade.run(request, batches, output="tensor", progress=False)) as images:
+                for batch in batches:
+                    images_BCHW = torch.stack(list(islice(images, len(batch))))
+                    for name, extractor in extractors.items():
+                        given_BCHW = as_rgb(images_BCHW)
+                        found = extractor(given_BCHW, batch) if isinstance(extractor, Pairs) else extractor(given_BCHW)
+                        features[name].append(found.numpy())
+                    _save(images_BCHW, batch, out, save_images)
+                    bar.update(len(batch))
+            write_arrays(_path(out, number), {name: np.concatenate(each) for name, each in features.items()})
+    if rank != 0:
+        return {}
+    while not all(_path(out, number).is_file() for number in range(len(parts))):
+        time.sleep(WAIT)
+    loaded = [read_arrays(_path(out, number)) for number in range(len(parts))]
+    return {name: np.concatenate([part[name] for part in loaded]) for name in extractors}
+
+
+def _parts(request: Request) -> list[list[range]]:
+    """Return the batches of each part."""
+    batches = request.batches()
+    per_part = max(1, PART // len(batches[0]))
+    return [batches[start : start + per_part] for start in range(0, len(batches), per_part)]
+
+
+def _path(out: Path, part: int) -> Path:
+    return out / "features" / f"{part:05d}.safetensors"
+
+
+def _save(images_BCHW: Tensor, batch: range, out: Path, save_images: int) -> None:
+    for number, image in zip(batch, to_images(images_BCHW), strict=True):
+        if number < save_images:
+            write_png(out / "images" / f"{number:05d}.png", image)
+
+
+def _identity(cascade: Cascade, request: Request, extractors: Mapping[str, Extractor | Pairs]) -> dict[str, Any]:
+    """Return all that the features depend on."""
+    own = hashlib.sha256()
+    for number in range(len(request.prompts)):
+        described = cascade.metadata(request, number)
+        own.update(json.dumps([described.pop(name, None) for name in PER_IMAGE]).encode())
+    return {
+        "images": len(request.prompts),
+        "per_image": own.hexdigest(),
+        "request": described,
+        "extractors": {name: extractor.name for name, extractor in extractors.items()},
+    }
+
+
+def _claim(out: Path, identity: dict[str, Any]) -> None:
+    """Write the job's identity to `out`, or compare it. Raises UserError if it is another's."""
+    path = out / "job.json"
+    if path.is_file():
+        if read_json(path) != json.loads(json.dumps(identity)):
+            raise UserError(f"{out} holds an evaluation with other options, data or weights; choose another folder")
+    elif out.exists() and (not out.is_dir() or any(file.name not in _OWN for file in out.iterdir())):
+        raise UserError(f"{out} is not empty and holds no evaluation; choose another folder")
+    else:
+        write_json(path, identity)  # each rank may write it: the bytes are the same

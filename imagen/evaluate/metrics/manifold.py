@@ -1,0 +1,73 @@
+"""Precision and recall (Kynkäänniemi et al., 1904.06991), density and coverage (Naeem et al., 2002.09797).
+
+A set's manifold is the union of balls around its features, each as far as the k-th nearest neighbour in the set.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from imagen.evaluate.metrics.interval import Interval
+
+PRECISION_NEIGHBOURS, COVERAGE_NEIGHBOURS = 3, 5  # of the papers
+BLOCK = 1024  # rows of distances at a time: memory is bounded by N x 1024
+
+
+class Manifold(NamedTuple):
+    """Shares in [0, 1] with intervals; density may exceed 1.
+
+    The intervals are those of independent images (Wilson's for shares), although all share the same balls.
+    """
+
+    precision: Interval  # of generated images inside the manifold of the real ones
+    recall: Interval  # of real images inside the manifold of the generated ones
+    density: Interval  # real balls around a generated image, in units of k
+    coverage: Interval  # of real images with a generated one inside their ball
+
+
+def manifold(
+    real_MD: np.ndarray,
+    generated_ND: np.ndarray,
+    k: int = PRECISION_NEIGHBOURS,
+    coverage_k: int = COVERAGE_NEIGHBOURS,
+) -> Manifold:
+    """Compare two sets of features. Raises ValueError unless each has more than k samples."""
+    real_MD, generated_ND = (np.asarray(each, dtype=np.float64) for each in (real_MD, generated_ND))
+    if min(len(real_MD), len(generated_ND)) <= max(k, coverage_k):
+        raise ValueError(f"each set needs more than {max(k, coverage_k)} images")
+    real_M, wide_M = radii(real_MD, k), radii(real_MD, coverage_k)
+    generated_N = radii(generated_ND, k)
+    precise = 0
+    density: list[np.ndarray] = []
+    nearest_M = np.full(len(real_MD), np.inf)
+    recalled_M = np.zeros(len(real_MD), dtype=bool)
+    for start in range(0, len(generated_ND), BLOCK):
+        block = slice(start, start + BLOCK)
+        distances_MN = pairwise(real_MD, generated_ND[block])
+        precise += int((distances_MN <= real_M[:, None]).any(0).sum())
+        density.append((distances_MN <= wide_M[:, None]).sum(0) / coverage_k)
+        recalled_M |= (distances_MN <= generated_N[block][None]).any(1)
+        nearest_M = np.minimum(nearest_M, distances_MN.min(1))
+    recalled, covered = int(recalled_M.sum()), int((nearest_M <= wide_M).sum())
+    M, N = len(real_MD), len(generated_ND)
+    return Manifold(
+        precision=Interval.of_share(precise, N),
+        recall=Interval.of_share(recalled, M),
+        density=Interval.of_values(list(np.concatenate(density))),
+        coverage=Interval.of_share(covered, M),
+    )
+
+
+def radii(features_ND: np.ndarray, k: int) -> np.ndarray:
+    """Return the distance of each sample to its k-th nearest neighbour, itself excluded, [N]."""
+    parts = [
+        np.partition(pairwise(features_ND[start : start + BLOCK], features_ND), k, axis=1)[:, k]
+        for start in range(0, len(features_ND), BLOCK)
+    ]
+    return np.concatenate(parts)
+
+
+def pairwise(a_MD: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
+    """Return Euclidean distances [M, N]."""
+    squares = (a_MD**2).sum(1)[:, None] + (b_ND**2).sum(1)[None] - 2 * a_MD @ b_ND.T
+    return np.sqrt(squares.clip(0))

@@ -1,0 +1,138 @@
+"""Evaluate a cascade on a data set: sample its captions, compare the images with the real ones, report."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from typing_extensions import Unpack
+
+from imagen.cascade import Cascade
+from imagen.cascade.options import JobOptions, RequestOptions, takes_options
+from imagen.data.shards.dataset import ShardedDataset, open_split
+from imagen.errors import UserError, check_number
+from imagen.evaluate.extractors import Extractor, load_extractor
+from imagen.evaluate.extractors.hub import Clip
+from imagen.evaluate.extractors.pairs import Pairs
+from imagen.evaluate.generated import PER_IMAGE, generated_features
+from imagen.evaluate.metrics.table import Features, Metric, find_metric
+from imagen.evaluate.real import choose, images, real_features
+from imagen.files import write_json
+from imagen.stage.inputs import to_images
+
+Inputs = Literal["generated", "true"]
+
+REFERENCE = 50_000  # real images at most, unless asked for
+
+
+@takes_options(JobOptions)
+def evaluate(
+    cascade: Cascade,
+    data: str | Path,
+    out: str | Path,
+    *,
+    metrics: Sequence[str] = ("fid", "kid"),
+    n: int = 10_000,
+    split: str = "heldout",
+    reference: int | None = None,
+    inputs: Inputs = "generated",
+    weights: Mapping[str, str] | None = None,
+    seed: int = 0,
+    save_images: int = 0,
+    cache: Path | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+    progress: bool = True,
+    **options: Unpack[JobOptions],
+) -> dict[str, Any] | None:
+    """Sample `n` captions of `data` and measure the images; return the report, which is also `out`/report.json.
+
+    metrics: names in `imagen.evaluate.metrics.table`. split: of `data`; its captions are sampled and its images are
+    the reference. reference: number of real images (default: all, at most 50,000). inputs: "true" runs only the last
+    stage, a super-resolution stage, on the captions' own images. weights: of feature extractors, as
+    {"clip": NAME or folder}. seed: of the choice of samples; image i has the seed `seed` + i. save_images: how many of
+    the images to write to `out`/images. cache: folder of the features of real images.
+    rank, ranks: rank r samples every `ranks`-th part; only rank 0 returns a report.
+
+    Without captions in the cascade, images are sampled unconditionally. Calling again continues an interrupted job.
+    Raises UserError for invalid arguments, before anything is sampled.
+    """
+    started = time.time()
+    check_number("n", n, least=2)
+    chosen = [find_metric(name) for name in metrics]
+    _check_metrics(chosen, cascade, inputs)
+    dataset = open_split(data, split)
+    compared = choose(dataset, reference if reference is not None else min(len(dataset), REFERENCE), seed)
+    order = choose(dataset, n if inputs == "true" else None, seed)
+    samples = [int(order[i % len(order)]) for i in range(n)]
+    captions = [dataset.caption(i) for i in samples]
+    given: RequestOptions = {"seeds": [seed + i for i in range(n)], **options}
+    if inputs == "true":
+        given["start"] = _true_inputs(cascade, dataset, samples, options.get("stages"))
+    prompts = captions if cascade.text is not None else [""] * n
+    request = cascade.request(prompts, **given)
+    resolution = _resolution(request.crop)
+    extractors: dict[str, Extractor | Pairs] = {
+        name: Pairs(dataset, samples, resolution)
+        if name == "pairs"
+        else load_extractor(f"{name}:{(weights or {})[name]}" if name in (weights or {}) else name, request.device)
+        for name in dict.fromkeys(metric.extractor for metric in chosen)
+    }
+    generated = generated_features(
+        cascade, request, extractors, Path(out), save_images=save_images, rank=rank, ranks=ranks, progress=progress
+    )
+    if rank != 0:
+        return None
+    values: dict[str, Any] = {}
+    for metric in chosen:
+        extractor = extractors[metric.extractor]
+        generated_ND = generated[metric.extractor]
+        real_MD = generated_ND[:0]
+        if not isinstance(extractor, Pairs):
+            real_MD = real_features(dataset, compared, resolution, extractor, cache=cache, progress=progress)
+        text_ND = extractor.embed(captions).numpy() if metric.needs_captions and isinstance(extractor, Clip) else None
+        measured = metric.measure(Features(real_MD, generated_ND, text_ND))
+        values |= {name: value._asdict() for name, value in zip(metric.names, measured, strict=True)}
+    described = cascade.metadata(request, 0)
+    report = {
+        "metrics": values,
+        "images": n,
+        "inputs": inputs,
+        "resolution": resolution,
+        "reference": {"data": str(data), "fingerprint": dataset.fingerprint(), "split": split, "images": len(compared)},
+        "extractors": {name: extractor.description for name, extractor in extractors.items()},
+        "request": {name: value for name, value in described.items() if name not in (*PER_IMAGE, "negative")},
+        "seed": seed,
+        "seconds": round(time.time() - started, 1),
+    }
+    write_json(Path(out) / "report.json", report)
+    return report
+
+
+def _check_metrics(metrics: Sequence[Metric], cascade: Cascade, inputs: Inputs) -> None:
+    if not metrics:
+        raise UserError("no metrics: name at least one")
+    if any(metric.needs_captions for metric in metrics) and cascade.text is None:
+        raise UserError("the cascade reads no text, so metrics of captions (clip) mean nothing; leave them out")
+    if inputs not in ("generated", "true"):
+        raise UserError(f'inputs is {inputs!r}; it must be "generated" or "true"')
+    if inputs == "generated" and (pairs := [m.names[0] for m in metrics if m.extractor == "pairs"]):
+        raise UserError(f"{' and '.join(pairs)} compare with the true image of each input: set inputs to true")
+
+
+def _true_inputs(
+    cascade: Cascade, dataset: ShardedDataset, samples: Sequence[int], stages: int | None
+) -> list[Image.Image]:
+    """Return the samples' images at the low resolution of the last stage that runs."""
+    last = cascade.stages[min(stages or len(cascade.stages), len(cascade.stages)) - 1].config
+    if last.low_resolution is None:
+        raise UserError("the last stage generates from text alone: true inputs are for super-resolution stages")
+    return [image for batch in images(dataset, samples, last.low_resolution) for image in to_images(batch)]
+
+
+def _resolution(size: tuple[int, int]) -> int:
+    height, width = size
+    if height != width:
+        raise UserError(f"images of {height} x {width} cannot be compared: real images are cropped to squares")
+    return height

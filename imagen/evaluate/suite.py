@@ -1,0 +1,142 @@
+"""Prompt suites: prompts by category, sampled for people to look at and, with CLIP, scored by category.
+
+`imagen200.csv` is this project's: 200 prompts in eleven categories that correspond to those of DrawBench (Imagen, App.
+C). Tables of others are read by path: DrawBench's CSV (`Prompts`, `Category`) and PartiPrompts' TSV (`Prompt`,
+`Category`).
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from typing_extensions import Unpack
+
+from imagen.cascade import Cascade, write_samples
+from imagen.cascade.options import JobOptions
+from imagen.errors import UserError, check_text, suggest
+from imagen.evaluate.extractors import load_extractor
+from imagen.evaluate.extractors.hub import Clip
+from imagen.evaluate.metrics.interval import Interval, bootstrap
+from imagen.files import open_given, write_json
+from imagen.pictures import contact_sheet, read_picture, write_png
+from imagen.stage.inputs import from_images
+
+SUITES = Path(__file__).with_name("suites")
+MOST_BYTES = 1 << 26
+_PROMPT, _CATEGORY = ("prompt", "prompts"), ("category", "categories")
+_BATCH = 32
+
+
+class Item(NamedTuple):
+    category: str
+    prompt: str
+
+
+def read_suite(name: str | Path) -> list[Item]:
+    """Read the packaged suite of that name, or a CSV or TSV file with a header; rows without a category are "all".
+
+    Raises UserError, naming the line, for a file that is no such table.
+    """
+    packaged = {path.stem: path for path in SUITES.glob("*.csv")}
+    path = packaged.get(str(name), Path(name))
+    if not path.exists() and not path.suffix:
+        known = ", ".join(sorted(packaged))
+        raise UserError(f"no prompt suite {str(name)!r}{suggest(str(name), packaged)}; known: {known}, or a CSV file")
+    with open_given(path) as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise UserError(f"{path} has more than {MOST_BYTES >> 20} MiB; that is no prompt suite")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file in UTF-8") from None
+    rows = csv.reader(io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    header = [field.strip().lower() for field in next(rows, [])]
+    prompt = next((header.index(field) for field in _PROMPT if field in header), None)
+    category = next((header.index(field) for field in _CATEGORY if field in header), None)
+    if prompt is None:
+        raise UserError(f"{path}: its first line names no column `prompt`")
+    items = []
+    for row in rows:
+        if not any(row):
+            continue
+        if len(row) <= max(prompt, category or 0):
+            raise UserError(f"{path}, line {rows.line_num}: {len(row)} fields, fewer than the header's")
+        check_text(f"{path}, line {rows.line_num}: the prompt", row[prompt])
+        items.append(Item("all" if category is None else row[category].strip() or "all", row[prompt].strip()))
+    if not items:
+        raise UserError(f"{path} holds no prompts")
+    return items
+
+
+def run_suite(
+    cascade: Cascade,
+    items: Sequence[Item],
+    out: Path,
+    *,
+    n: int = 1,
+    seed: int = 0,
+    clip: str | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+    progress: bool = True,
+    **options: Unpack[JobOptions],
+) -> dict[str, Any] | None:
+    """Sample `n` images of each prompt into `out`, with a sheet per category; return what `out`/suite.json says.
+
+    clip: weights of CLIP, to score images by category (`imagen.evaluate.extractors.hub.Clip`). Calling again continues
+    an interrupted job. rank, ranks: as for `write_samples`; only rank 0 returns a report, when its own share is done.
+    Raises UserError as `write_samples` does.
+    """
+    prompts = [item.prompt for item in items]
+    paths = write_samples(cascade, prompts, out, seed=seed, n=n, rank=rank, ranks=ranks, progress=progress, **options)
+    if rank != 0:
+        return None
+    categories: dict[str, list[int]] = {}
+    for number, item in enumerate(items):
+        categories.setdefault(item.category, []).append(number)
+    extractor = None if clip is None else load_extractor(f"clip:{clip}", options.get("device") or "cpu")
+    report: dict[str, Any] = {"prompts": len(items), "images_per_prompt": n, "seed": seed, "categories": {}}
+    scores: list[float] = []
+    for category, numbers in categories.items():
+        files = [paths[number * n + j] for number in numbers for j in range(n) if paths[number * n + j].is_file()]
+        captions = [prompts[int(file.stem) // n] for file in files]
+        _write_sheet(out / "sheets" / f"{_file_name(category)}.png", files, captions, n, category)
+        entry: dict[str, Any] = {"prompts": len(numbers)}
+        if isinstance(extractor, Clip):
+            found = _clip_scores(extractor, files, captions)
+            scores += found
+            entry["clip"] = _interval(found)._asdict()
+        report["categories"][category] = entry
+    if scores:
+        report["clip"] = _interval(scores)._asdict()
+    write_json(out / "suite.json", report)
+    return report
+
+
+def _write_sheet(path: Path, files: Sequence[Path], captions: Sequence[str], n: int, title: str) -> None:
+    sheet = contact_sheet([read_picture(file) for file in files], captions, columns=max(n, 6), cell=256, title=title)
+    write_png(path, sheet)
+
+
+def _file_name(category: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in category.lower())
+
+
+def _clip_scores(extractor: Clip, files: Sequence[Path], captions: Sequence[str]) -> list[float]:
+    parts = []
+    for start in range(0, len(files), _BATCH):
+        images = [read_picture(file).convert("RGB") for file in files[start : start + _BATCH]]
+        made_BD = extractor(from_images(images, 3))
+        text_BD = extractor.embed(captions[start : start + _BATCH])
+        parts.append(100 * torch.cosine_similarity(made_BD, text_BD).clamp(min=0))
+    return [float(value) for value in torch.cat(parts)]
+
+
+def _interval(scores: Sequence[float]) -> Interval:
+    import numpy as np
+
+    return bootstrap(lambda values: float(values.mean()), np.asarray(scores))

@@ -1,0 +1,71 @@
+"""Evaluate a cascade under several settings, and each of its stages on true and on generated inputs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from imagen.cascade import Cascade
+from imagen.errors import UserError, suggest
+from imagen.evaluate import SWEPT
+from imagen.evaluate.run import evaluate
+from imagen.files import write_json
+
+PAIRED = ("psnr", "ssim")  # only with true inputs
+Report = dict[str, Any]
+
+
+def sweep(
+    cascade: Cascade, data: str | Path, out: str | Path, name: str, values: Sequence[Any], **options: Any
+) -> list[Report] | None:
+    """Evaluate with each of `values` for the option `name` of the last stage that runs; options as for `evaluate`.
+
+    Other stages keep their own settings, unless `options` sets them. Each value has a folder of its own below `out`,
+    so a sweep continues where it stopped, and `out`/report.json holds all rows. Raises as `evaluate` does.
+    """
+    if name not in SWEPT:
+        raise UserError(f"--sweep: {name!r} cannot vary{suggest(name, SWEPT)}; known: {', '.join(SWEPT)}")
+    rows = []
+    for value in values:
+        given = {**options, name: _of_last_stage(cascade, options, name, value)}
+        report = evaluate(cascade, data, Path(out) / f"{name}-{value}", **given)
+        if report is not None:
+            rows.append({name: value, **report})
+    return _write(out, {"sweep": name, "rows": rows}) if rows else None
+
+
+def cascade_gap(cascade: Cascade, data: str | Path, out: str | Path, **options: Any) -> list[Report] | None:
+    """Evaluate every stage on what the stages below it generate, and super-resolution stages on true inputs as well.
+
+    A stage whose numbers are much better on true inputs suffers from the stages below; one whose numbers are poor on
+    true inputs needs training itself. Options as for `evaluate`; psnr and ssim apply to true inputs. Raises as it does.
+    """
+    metrics = options.pop("metrics", ("fid", "kid"))
+    compared = [name for name in metrics if name not in PAIRED]
+    rows = []
+    for number, stage in enumerate(cascade.stages[: options.pop("stages", None)]):
+        resolution = stage.config.resolution
+        cases = [("generated", compared)] + ([("true", list(metrics))] if number > 0 else [])
+        for inputs, chosen in cases:
+            folder = Path(out) / f"{resolution}-{inputs}"
+            given = {**options, "metrics": chosen, "inputs": inputs, "stages": number + 1}
+            report = evaluate(cascade, data, folder, **given)
+            if report is not None:
+                rows.append(report)
+    return _write(out, {"gap": True, "rows": rows}) if rows else None
+
+
+def _of_last_stage(cascade: Cascade, options: dict[str, Any], name: str, value: Any) -> list[Any]:
+    """Return the option for all stages that run: `value` for the last one, and what the others have."""
+    stages = cascade.stages[: options.get("stages")]
+    others = options.get(name)
+    kept = [getattr(stage.config.sampling, name) for stage in stages]
+    if others is not None:
+        kept = list(others) if isinstance(others, list | tuple) else [others] * len(stages)
+    if options.get("inputs") == "true":
+        return [value]
+    return [*kept[:-1], value]
+
+
+def _write(out: str | Path, report: Report) -> list[Report]:
+    write_json(Path(out) / "report.json", report)
+    return report["rows"]

@@ -1,0 +1,55 @@
+"""KID against torchmetrics and its expectation; CMMD against the sum written out."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from imagen.evaluate.metrics.kernel import cmmd, kid, kid_interval
+
+
+def test_kid_of_torchmetrics() -> None:
+    theirs = pytest.importorskip("torchmetrics.image.kid")
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(40, 16)), rng.normal(0.3, 1.2, size=(40, 16))
+    expected = theirs.poly_mmd(torch.from_numpy(a), torch.from_numpy(b)).item()
+    assert kid(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_kid_is_unbiased() -> None:
+    """Two sets of one distribution: 0 on average, also for few images, and the interval holds it."""
+    rng = np.random.default_rng(1)
+    values = [kid(rng.normal(size=(10, 4)), rng.normal(size=(12, 4))) for _ in range(400)]
+    assert abs(np.mean(values)) < 4 * np.std(values) / 20
+    x = rng.normal(size=(600, 4))
+    near, far = kid_interval(x[:300], x[300:], size=100), kid_interval(x[:300], x[300:] + 1, size=100)
+    assert abs(near.value) < 0.1 < far.low < far.value < far.high
+    assert near == kid_interval(x[:300], x[300:], size=100), "the same subsets again"
+
+
+def test_the_interval_of_kid_holds_the_expected_distance() -> None:
+    """In about 95 % of experiments; the expected distance is that of two large sets."""
+    rng = np.random.default_rng(3)
+    expected = kid(rng.normal(size=(4000, 2)), rng.normal(0.5, 1, size=(4000, 2)))
+    held = 0
+    for _ in range(60):
+        found = kid_interval(rng.normal(size=(200, 2)), rng.normal(0.5, 1, size=(200, 2)), subsets=4)
+        held += found.low <= expected <= found.high
+    assert 48 <= held <= 60
+
+
+def test_cmmd_written_out() -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(size=(5, 3)), rng.normal(1, 1, size=(4, 3))
+
+    def mean(xs: np.ndarray, ys: np.ndarray) -> float:
+        total = 0.0
+        for x in xs:
+            for y in ys:
+                difference = x / math.dist(x, [0, 0, 0]) - y / math.dist(y, [0, 0, 0])
+                total += math.exp(-(difference @ difference) / 200)
+        return total / (len(xs) * len(ys))
+
+    assert cmmd(a, b) == pytest.approx(1000 * (mean(a, a) + mean(b, b) - 2 * mean(a, b)), rel=1e-9)
+    assert cmmd(a, 7 * a) == pytest.approx(0, abs=1e-9)

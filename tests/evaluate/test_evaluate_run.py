@@ -1,0 +1,172 @@
+"""Evaluate a cascade on shards: the same numbers when interrupted, on several ranks, and beside their definitions."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from cascades import QUICK, TEXT, WordTokenEncoder, cascade, stage
+from PIL import Image
+
+from imagen.cascade import Cascade
+from imagen.data.shards.dataset import open_split
+from imagen.data.shards.writer import ShardWriter
+from imagen.errors import UserError
+from imagen.evaluate import generated
+from imagen.evaluate.extractors import base
+from imagen.evaluate.metrics.frechet import frechet_distance, moments
+from imagen.evaluate.real import choose, images, real_features
+from imagen.evaluate.report import write_report
+from imagen.evaluate.run import evaluate
+from imagen.evaluate.sweep import cascade_gap, sweep
+
+OPTIONS = {**QUICK, "metrics": ("fid", "kid", "prdc"), "n": 20, "stages": 1, "steps": 2, "batch_size": 4}
+
+
+class Coarse:
+    """A stand-in for Inception: the mean colour of each quarter of an image."""
+
+    name, description = "coarse", "2x2 mean colours"
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        self.seen += len(images_BCHW)
+        return F.adaptive_avg_pool2d(images_BCHW.float(), 2).flatten(1) / 255
+
+
+@pytest.fixture
+def coarse(monkeypatch):
+    extractor = Coarse()
+    monkeypatch.setitem(base.EXTRACTORS, "inception", lambda argument, device: extractor)
+    monkeypatch.setattr(generated, "PART", 8)
+    return extractor
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 30), ("heldout", 24)):
+        with ShardWriter(folder / split) as writer:
+            for number in range(count):
+                stream = io.BytesIO()
+                Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(stream, "PNG")
+                caption = f"image {number} of noise".encode()
+                writer.write({"__key__": f"{number:03d}", "16.png": stream.getvalue(), "txt": caption})
+    return folder
+
+
+def test_numbers_are_those_of_the_images(shards, coarse, tmp_path):
+    """FID of the report is the distance between the features of the images it saved and of the split's."""
+    report = evaluate(cascade(), shards, tmp_path / "a", save_images=20, cache=tmp_path / "cache", **OPTIONS)
+    files = sorted((tmp_path / "a" / "images").glob("*.png"))
+    made = torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files])
+    dataset = open_split(shards, "heldout")
+    real = torch.cat(list(images(dataset, range(24), 16)))
+    expected = frechet_distance(moments(coarse(real).numpy()), moments(coarse(made).numpy()))
+    assert len(files) == 20 and report["metrics"]["fid"]["value"] == pytest.approx(expected, rel=1e-9)
+    assert report["reference"]["images"] == 24 and report["images"] == 20
+    assert set(report["metrics"]) == {"fid", "kid", "precision", "recall", "density", "coverage"}
+    assert json.loads((tmp_path / "a" / "report.json").read_text()) == report
+
+
+def test_interrupted_and_on_two_ranks_it_gives_the_same_numbers(shards, coarse, tmp_path):
+    whole = evaluate(cascade(), shards, tmp_path / "a", cache=tmp_path / "cache", **OPTIONS)
+    seen = coarse.seen
+    (tmp_path / "a" / "features" / "00001.safetensors").unlink()  # as if it had been killed before this part
+    again = evaluate(cascade(), shards, tmp_path / "a", cache=tmp_path / "cache", **OPTIONS)
+    assert coarse.seen == seen + 8, "one part sampled again, real images from the cache"
+    assert evaluate(cascade(), shards, tmp_path / "b", rank=1, ranks=2, **OPTIONS) is None
+    ranks = evaluate(cascade(), shards, tmp_path / "b", cache=tmp_path / "cache", rank=0, ranks=2, **OPTIONS)
+    assert whole["metrics"] == again["metrics"] == ranks["metrics"]
+
+
+def test_another_job_in_the_folder_is_refused(shards, coarse, tmp_path):
+    evaluate(cascade(), shards, tmp_path / "a", cache=tmp_path, **OPTIONS)
+    with pytest.raises(UserError, match="other options, data or weights"):
+        evaluate(cascade(), shards, tmp_path / "a", cache=tmp_path, **{**OPTIONS, "steps": 3})
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        evaluate(cascade(), shards, tmp_path / "b", cache=tmp_path, **OPTIONS)
+
+
+def test_mistakes_are_found_before_sampling(shards, coarse, tmp_path):
+    without_text = Cascade([stage(16, text=False)])
+    for options, what, message in (
+        ({"metrics": ("fjd",)}, cascade(), "unknown metric 'fjd'"),
+        ({"metrics": ()}, cascade(), "name at least one"),
+        ({"split": "test"}, cascade(), "no split 'test'"),
+        ({"reference": 25}, cascade(), "fewer than the 25"),
+        ({"n": 1}, cascade(), "n is 1"),
+        ({"metrics": ("clip",)}, without_text, "reads no text"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(what, shards, tmp_path / "a", **{**OPTIONS, **options})
+    assert coarse.seen == 0 and not (tmp_path / "a").exists()
+
+
+def test_real_features_are_cached_by_what_they_depend_on(shards, coarse, tmp_path):
+    dataset = open_split(shards, "train")
+    order = choose(dataset, None)
+    assert sorted(order) == list(range(30)) and list(choose(dataset, 7)) == list(order[:7])
+    first = real_features(dataset, order[:7], 16, coarse, cache=tmp_path, progress=False)
+    again = real_features(dataset, order[:7], 16, coarse, cache=tmp_path, progress=False)
+    assert coarse.seen == 7 and np.array_equal(first, again)
+    real_features(dataset, order[:8], 16, coarse, cache=tmp_path, progress=False)
+    assert coarse.seen == 15
+
+
+def test_super_resolution_is_measured_on_true_inputs(shards, coarse, tmp_path):
+    """PSNR of the report is that of the saved images beside the samples they were made from."""
+    pytest.importorskip("torchmetrics")
+    small = Cascade(
+        [stage(8, seed=1), stage(16, 8)], text=TEXT, unconditional=torch.zeros(1, 16), encoder=WordTokenEncoder()
+    )
+    options = {**OPTIONS, "metrics": ("psnr", "ssim"), "n": 6, "stages": 2, "inputs": "true"}
+    report = evaluate(small, shards, tmp_path / "a", save_images=6, **options)
+    dataset = open_split(shards, "heldout")
+    truth = torch.cat(list(images(dataset, choose(dataset, 6), 16))).double()
+    files = sorted((tmp_path / "a" / "images").glob("*.png"))
+    made = torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files]).double()
+    expected = (10 * torch.log10(255**2 / (made - truth).square().mean((1, 2, 3)))).mean().item()
+    assert report["metrics"]["psnr"]["value"] == pytest.approx(expected, rel=1e-5)
+    assert report["metrics"]["ssim"]["value"] < 0.5, "random weights draw something else"
+    with pytest.raises(UserError, match="set inputs to true"):
+        evaluate(small, shards, tmp_path / "b", **{**options, "inputs": "generated"})
+    with pytest.raises(UserError, match="fewer than the 25"):
+        evaluate(small, shards, tmp_path / "b", **{**options, "n": 25})
+    with pytest.raises(UserError, match="true inputs are for super-resolution"):
+        evaluate(small, shards, tmp_path / "b", **{**options, "stages": 1})
+
+
+def test_a_sweep_and_a_gap_are_rows_of_evaluations(shards, coarse, tmp_path):
+    options = {**OPTIONS, "cache": tmp_path / "cache", "metrics": ("fid",), "n": 8}
+    rows = sweep(cascade(), shards, tmp_path / "s", "guidance", [1.0, 3.0], **options)
+    alone = evaluate(cascade(), shards, tmp_path / "alone", guidance=3.0, **options)
+    assert [row["guidance"] for row in rows] == [1.0, 3.0]
+    assert rows[1]["metrics"] == alone["metrics"] != rows[0]["metrics"]
+    with pytest.raises(UserError, match="'guidence' cannot vary; did you mean 'guidance'"):
+        sweep(cascade(), shards, tmp_path / "s", "guidence", [1.0], **options)
+    small = Cascade(
+        [stage(8, seed=1), stage(16, 8)], text=TEXT, unconditional=torch.zeros(1, 16), encoder=WordTokenEncoder()
+    )
+    del options["stages"]
+    gap = cascade_gap(small, shards, tmp_path / "g", **options)
+    assert [(row["resolution"], row["inputs"]) for row in gap] == [(8, "generated"), (16, "generated"), (16, "true")]
+    assert json.loads((tmp_path / "g" / "report.json").read_text())["rows"] == gap
+
+
+def test_the_page_shows_numbers_plots_and_images(shards, coarse, tmp_path):
+    pytest.importorskip("matplotlib")
+    options = {**OPTIONS, "cache": tmp_path / "cache", "metrics": ("fid",), "n": 8, "save_images": 4}
+    rows = sweep(cascade(), shards, tmp_path / "s", "steps", [1, 2], **options)
+    page = write_report(tmp_path / "s", rows, "imagen evaluate <mine>", swept="steps").read_text()
+    assert "imagen evaluate &lt;mine&gt;" in page and page.count("data:image/png;base64,") == 3
+    for row in rows:
+        assert f"{row['metrics']['fid']['value']:.4g}" in page
+    assert Image.open(tmp_path / "s" / "over-steps.png").width > 200
