@@ -78,7 +78,7 @@ def read_initial(init: InitConfig, kept: Path | None = None) -> dict[str, Tensor
     source = find_source(init.source)
     if init.sha256 not in (None, source.record.sha256):
         raise UserError(
-            f"{init.source} has other weights than the run was begun with (sha256 {source.record.sha256[:12]}..., "
+            f"{init.source} has other weights than the run was started with (sha256 {source.record.sha256[:12]}..., "
             f"not {(init.sha256 or '')[:12]}...); restore them, or begin a new run"
         )
     return read_tensors(source.folder, source.record.weights, source.record.sha256)

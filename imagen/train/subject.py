@@ -56,7 +56,7 @@ def build_subject(
     arguments = _arguments(subject, experiment, own)
     if (data / DESCRIPTION).is_file():
         if read_json(data / DESCRIPTION) != arguments:
-            raise UserError(f"{run} was begun with other images, prompts or weights; choose another --out")
+            raise UserError(f"{run} was started with other images, prompts or weights; choose another --out")
         return data
     prior = _prior(subject, experiment, run, device, report)
     repeats = max(1, round(len(prior) / len(own)))

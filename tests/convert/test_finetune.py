@@ -33,8 +33,8 @@ from imagen.train.trainer import Trainer
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("tokenizers")
 
-from pipelines import WORDS, save  # noqa: E402
-from test_pipelines import difference, ours, theirs  # noqa: E402
+from pipelines import WORDS, save_pipeline  # noqa: E402
+from test_pipelines import difference, diffusers_images, our_images  # noqa: E402
 
 STEPS = 3
 
@@ -52,7 +52,7 @@ def quiet() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("pipelines")
-    made = [save(folder / f"IF-{stage}", stage) for stage in (1, 2)]
+    made = [save_pipeline(folder / f"IF-{stage}", stage) for stage in (1, 2)]
     (made[0] / "LICENSE.md").write_text("terms")
     return made
 
@@ -189,9 +189,11 @@ def test_the_pipeline_of_a_fine_tuned_stage_gives_the_same_images(
     text = {"tokenizer": original.tokenizer, "text_encoder": original.text_encoder}
     image = start(32 if name.endswith("II") else 16)
     options = {} if image is None else {"start": image}
-    (made,) = ours(monkeypatch, Cascade.load(runs[name]), 10, **options)
-    assert difference(made, theirs(monkeypatch, exported, image, 10, **text)) < 1e-3
-    before = theirs(monkeypatch, pipelines[len(name.partition("-")[2]) - 1], image, 10, **(text if image else {}))
+    (made,) = our_images(monkeypatch, Cascade.load(runs[name]), 10, **options)
+    assert difference(made, diffusers_images(monkeypatch, exported, image, 10, **text)) < 1e-3
+    before = diffusers_images(
+        monkeypatch, pipelines[len(name.partition("-")[2]) - 1], image, 10, **(text if image else {})
+    )
     assert difference(made, before) > 3e-3
 
 
@@ -210,13 +212,13 @@ def test_diffusers_loads_the_adapter(
     image = start(32 if stage else 16)
     original = diffusers.IFPipeline.from_pretrained(pipelines[0])
     text = {"tokenizer": original.tokenizer, "text_encoder": original.text_encoder}
-    expected = theirs(monkeypatch, pipelines[stage], image, 10, unet=unet, **text)
+    expected = diffusers_images(monkeypatch, pipelines[stage], image, 10, unet=unet, **text)
     model = Cascade.load(cascade)
     model.load_lora(runs[name] / "lora.safetensors", name="style", resolution=32 if stage else 16)
     options: dict[str, Any] = {"start": image} if image else {"stages": 1}
-    (made,) = ours(monkeypatch, model, 10, lora={"style": 0.8}, **options)
+    (made,) = our_images(monkeypatch, model, 10, lora={"style": 0.8}, **options)
     assert difference(made, expected) < 1e-3
-    (plain,) = ours(monkeypatch, model, 10, **options)
+    (plain,) = our_images(monkeypatch, model, 10, **options)
     assert difference(made, plain) > 3e-3
 
 

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 import torch
-from kept import assert_same, final
-from toy import UNET, experiment, go
+from run_state import assert_same, last_checkpoint
+from toy import UNET, experiment, train_quietly
 
 from imagen.cascade.storage import export_stage, read_manifest, read_tensors
 from imagen.errors import UserError
@@ -62,7 +62,7 @@ class TestWhatIsTakenOver:
         assert (what.init.source, what.init.resolution) == (f"{source}#32", 32)
 
     def test_the_config_of_the_run_names_source_and_hash(self, shards, cascade, tmp_path):
-        go(started(cascade, steps=1), shards, tmp_path)
+        train_quietly(started(cascade, steps=1), shards, tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         sha256 = read_manifest(cascade).stages[0].sha256
         assert config["init"] == {"source": str(cascade), "resolution": 16, "sha256": sha256} | {
@@ -100,23 +100,23 @@ class TestWeights:
 
     def test_a_resumed_run_takes_its_weights_from_its_checkpoint(self, shards, tmp_path):
         source = cascade_of(tmp_path / "c")
-        go(started(source), shards, tmp_path / "whole")
-        go(started(source, steps=2), shards, tmp_path / "parts")
+        train_quietly(started(source), shards, tmp_path / "whole")
+        train_quietly(started(source, steps=2), shards, tmp_path / "parts")
         cascade_of(source, seed=9)  # replaced meanwhile
-        go(started(source, run=tmp_path / "parts"), shards, tmp_path / "parts")
+        train_quietly(started(source, run=tmp_path / "parts"), shards, tmp_path / "parts")
         assert_same(without_config_of(tmp_path / "parts"), without_config_of(tmp_path / "whole"))
         shutil.rmtree(source)
-        assert go(started(source, run=tmp_path / "parts", steps=5), shards, tmp_path / "parts").step == 5
+        assert train_quietly(started(source, run=tmp_path / "parts", steps=5), shards, tmp_path / "parts").step == 5
 
     def test_another_source_for_a_run_with_checkpoints_is_refused(self, shards, cascade, tmp_path):
-        go(experiment(steps=1), shards, tmp_path / "run")
-        with pytest.raises(UserError, match="was begun with init = null"):
-            go(started(cascade), shards, tmp_path / "run")
-        go(started(cascade, steps=1), shards, tmp_path / "other")
-        with pytest.raises(UserError, match=r"was begun with init.sha256"):
-            go(started(cascade_of(tmp_path / "c", seed=8)), shards, tmp_path / "other")
+        train_quietly(experiment(steps=1), shards, tmp_path / "run")
+        with pytest.raises(UserError, match="was started with init = null"):
+            train_quietly(started(cascade), shards, tmp_path / "run")
+        train_quietly(started(cascade, steps=1), shards, tmp_path / "other")
+        with pytest.raises(UserError, match=r"was started with init.sha256"):
+            train_quietly(started(cascade_of(tmp_path / "c", seed=8)), shards, tmp_path / "other")
         moved = shutil.copytree(cascade, tmp_path / "moved")
-        assert go(started(moved), shards, tmp_path / "other").finished
+        assert train_quietly(started(moved), shards, tmp_path / "other").finished
 
     def test_a_run_can_be_the_source(self, shards, cascade, tmp_path):
         train_run(started(cascade, steps=1), shards, tmp_path / "a", report=lambda line: None)
@@ -194,8 +194,8 @@ class TestMisfits:
 class TestFreezing:
     def test_only_what_is_not_frozen_changes(self, shards, cascade, tmp_path):
         what = started(cascade, "--train.freeze", '["down.*", "*.bias"]', steps=2, ema_sigma_rels=(0.1,))
-        go(what, shards, tmp_path)
-        before, after = random_weights(), final(tmp_path)
+        train_quietly(what, shards, tmp_path)
+        before, after = random_weights(), last_checkpoint(tmp_path)
         for name, value in after["model"].items():
             frozen = name.startswith("down.") or name.endswith(".bias")
             assert torch.equal(value, before[name]) == frozen, name
@@ -228,4 +228,4 @@ class TestFreezing:
 def test_adapters_without_weights_are_refused(shards, tmp_path):
     what: Experiment = dataclasses.replace(experiment(), lora=LoraConfig(rank=2))
     with pytest.raises(UserError, match=r"lora.rank is 2, but there are no weights to adapt"):
-        go(what, shards, tmp_path)
+        train_quietly(what, shards, tmp_path)

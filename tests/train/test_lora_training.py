@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 import torch
-from kept import assert_same, metrics
 from ranks import run_on_ranks
+from run_state import assert_same, metrics
 from test_initial import cascade_of, random_weights, started, without_config_of
-from toy import UNET, go, train_on
+from toy import UNET, train_on_rank, train_quietly
 
 from imagen.cascade import Cascade
 from imagen.cascade.merging import merge_lora
@@ -149,15 +149,15 @@ class TestTraining:
         """And needs nothing but its own folder: the cascade may be gone."""
         source = cascade_of(tmp_path / "c")
         for steps in (1, 3):
-            go(adapted(source, steps=steps), shards, tmp_path / "run")
+            train_quietly(adapted(source, steps=steps), shards, tmp_path / "run")
         shutil.rmtree(source)
         what = adapted(source, run=tmp_path / "run")
-        go(what, shards, tmp_path / "run")
+        train_quietly(what, shards, tmp_path / "run")
         assert_same(without_config_of(tmp_path / "run"), without_config_of(alone))
 
     @pytest.mark.parametrize("layout", [ParallelConfig(), ParallelConfig(shard=2)], ids=["ddp", "fsdp"])
     def test_on_two_ranks(self, shards, cascade, tmp_path, alone, layout):
-        run_on_ranks(2, train_on, adapted(cascade, parallel=layout), shards, tmp_path)
+        run_on_ranks(2, train_on_rank, adapted(cascade, parallel=layout), shards, tmp_path)
         for row, wanted in zip(metrics(tmp_path), metrics(alone), strict=True):
             assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
             assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-3)
@@ -177,7 +177,7 @@ class TestTraining:
         torch._dynamo.reset()
 
     def test_recomputed_activations_give_the_same(self, shards, cascade, tmp_path, alone):
-        go(adapted(cascade, parallel=ParallelConfig(checkpointing="full")), shards, tmp_path)
+        train_quietly(adapted(cascade, parallel=ParallelConfig(checkpointing="full")), shards, tmp_path)
         assert_same(without_config_of(tmp_path), without_config_of(alone))
 
 
