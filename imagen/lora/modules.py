@@ -74,6 +74,7 @@ def _add(layer: nn.Module, config: LoraConfig) -> None:
     A = torch.empty(rank, *weight.shape[1:], device=weight.device)
     nn.init.kaiming_uniform_(A, a=math.sqrt(5))  # as peft does
     layer.__class__ = LoraLinear if isinstance(layer, nn.Linear) else LoraConv2d
+    assert isinstance(layer, LoraLinear | LoraConv2d)
     layer.lora_A = nn.Parameter(A)
     layer.lora_B = nn.Parameter(torch.zeros(weight.shape[0], rank, *ones, device=weight.device))
     layer.lora_scale = config.scale
