@@ -127,10 +127,11 @@ def keep_base(run: Path, init: InitConfig) -> Path:
         source = find_source(init.source)
         if source.record.sha256 == init.sha256:
             file = (source.folder / source.record.weights).resolve()
-            with replacing(path) as temporary:
-                try:
-                    os.link(file, temporary)
-                except OSError:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.link(file, path)
+            except OSError:  # another file system, or one without links
+                with replacing(path) as temporary:
                     shutil.copyfile(file, temporary)
     return path
 

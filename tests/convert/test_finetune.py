@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from command_line import command
+from command_line import run_imagen
 from PIL import Image
 from ranks import run_on_ranks
 from torch import Tensor
@@ -239,5 +239,5 @@ def test_on_two_ranks(cascade: Path, shards: Path, runs: dict[str, Path], tmp_pa
 
 def test_stored_embeddings_are_refused(cascade: Path, shards: Path, tmp_path: Path) -> None:
     options = ("--init", f"{cascade}#16", "--data", shards, "--out", tmp_path / "run", "--device", "cpu")
-    done = command("train", "finetune", *options, "--data.on_the_fly", "false")
+    done = run_imagen("train", "finetune", *options, "--data.on_the_fly", "false")
     assert done.code == 2 and "set data.on_the_fly to true" in done.err, done
