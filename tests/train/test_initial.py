@@ -6,15 +6,14 @@ import shutil
 
 import pytest
 import torch
+from finetuning import cascade_of, random_weights, started, without_config_of
 from run_state import assert_same, last_checkpoint
 from toy import UNET, experiment, train_quietly
 
-from imagen.cascade.storage import export_stage, read_manifest, read_tensors
+from imagen.cascade.storage import read_manifest, read_tensors
 from imagen.errors import UserError
 from imagen.lora.config import LoraConfig
 from imagen.models.unet import UNet
-from imagen.train import checkpoint
-from imagen.train.checkpoint import checkpoint_paths
 from imagen.train.experiment import Experiment, override
 from imagen.train.export import export_run
 from imagen.train.finetune import check_changes, freeze, start_from
@@ -22,33 +21,9 @@ from imagen.train.run import train_run
 from imagen.train.trainer import Trainer
 
 
-def random_weights(config=UNET, seed=3):
-    torch.manual_seed(seed)
-    return {name: 0.1 * torch.randn_like(value) for name, value in UNet(config).state_dict().items()}
-
-
-def cascade_of(folder, what=None, seed=3):
-    """Write a one-stage cascade with random weights of the toy experiment."""
-    what = what or experiment()
-    weights = random_weights(what.stage.unet, seed)
-    export_stage(
-        folder, stage=what.stage, text=what.text, weights=weights, unconditional=torch.zeros(1, 8), info={"step": 7}
-    )
-    return folder
-
-
 @pytest.fixture(scope="module")
 def cascade(tmp_path_factory):
     return cascade_of(tmp_path_factory.mktemp("init") / "cascade")
-
-
-def started(cascade, *fields, partial=False, run=None, **train):
-    """The toy experiment, begun from `cascade`, with fields set as on the command line."""
-    what = dataclasses.replace(experiment(**{"steps": 4, **train}), stage=experiment().stage)
-    begun = start_from(what, str(cascade), partial=partial, run=run)
-    found = override(begun, fields)
-    check_changes(begun, found)
-    return found
 
 
 class TestWhatIsTakenOver:
@@ -127,11 +102,6 @@ class TestWeights:
         expected = read_tensors(folder, record.weights, record.sha256)
         assert all(torch.equal(value, expected[name]) for name, value in run.unet.state_dict().items())
         assert record.info["init"]["source"] == str(cascade)
-
-
-def without_config_of(run):
-    path = checkpoint_paths(run / "checkpoints")[-1]
-    return {kind: checkpoint.read(path, kind) for kind in ("model", "ema", "optimizer")}
 
 
 class TestMisfits:

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 import torch
+from finetuning import cascade_of, random_weights, started, without_config_of
 from ranks import run_on_ranks
 from run_state import assert_same, metrics
-from test_initial import cascade_of, random_weights, started, without_config_of
 from toy import UNET, train_on_rank, train_quietly
 
 from imagen.cascade import Cascade

@@ -33,8 +33,8 @@ from imagen.train.trainer import Trainer
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("tokenizers")
 
+from pipeline_images import difference, diffusers_images, our_images  # noqa: E402
 from pipelines import WORDS, save_pipeline  # noqa: E402
-from test_pipelines import difference, diffusers_images, our_images  # noqa: E402
 
 STEPS = 3
 
