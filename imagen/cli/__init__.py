@@ -27,6 +27,7 @@ from imagen.distribution import clashes
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: with 0 on success, 2 on a user error, 130 on Ctrl-C, 1 on anything else.
 
+    A command may have an exit code of its own (`Result.code`).
     A failure prints one line on stderr; for a bug, the line names a file with the traceback. Ctrl-C and a closed pipe
     on stdout print nothing. With IMAGEN_TRACEBACK=1 in the environment, errors are not caught.
     """
@@ -41,11 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for clash in clashes():
         print(f"imagen: {clash}", file=sys.stderr)
     try:
-        perform(parse(arguments))
+        code = perform(parse(arguments))
         if sys.stdout is not None:
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         if is_raw():
             raise
         sys.exit(end(error, arguments))
-    sys.exit(0)
+    sys.exit(code)

@@ -170,7 +170,7 @@ COMMAND = Command(
     run=run,
     details="Samples images for the captions of a data set and compares them with the real images. Features are\n"
     "computed while sampling and stored in DIR, so that an interrupted evaluation resumes, on any number of ranks.\n\n"
-    "  torchrun --nproc-per-node 8 -m imagen evaluate pipeline --data coco --metrics fid,clip --n 30000 --out fid30k\n"
+    "  torchrun --nproc-per-node 8 --no-python -- imagen evaluate IF --data coco --n 30000 --out fid30k\n"
     "  imagen evaluate runs/base --data shards --n 5000 --out scores\n"
     "  imagen evaluate emoji --data emoji-shards --stages 2 --metrics fd_efficientnet,prdc --out scores\n"
     "  imagen evaluate emoji --suite imagen200 --out suite",

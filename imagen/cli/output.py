@@ -12,10 +12,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a command. document: JSON values, for `--json`. show: prints the same as text."""
+    """The result of a command.
+
+    document: JSON values, for `--json`. show: prints the same as text. code: exit code of the command.
+    """
 
     document: Any
     show: Callable[[], None]
+    code: int = 0
 
 
 def lines(document: Any, *texts: str) -> Result:
@@ -23,8 +27,8 @@ def lines(document: Any, *texts: str) -> Result:
     return Result(document, lambda: print("\n".join(texts)))
 
 
-def perform(options: argparse.Namespace) -> None:
-    """Run a parsed command and print its result according to `--json` and `--quiet`.
+def perform(options: argparse.Namespace) -> int:
+    """Run a parsed command, print its result according to `--json` and `--quiet`, and return the exit code.
 
     With `--json`, all other output goes to stderr, so that stdout contains only the document.
     """
@@ -33,7 +37,7 @@ def perform(options: argparse.Namespace) -> None:
         result = options.run(options)
         if result is not None:
             result.show()
-        return
+        return 0 if result is None else result.code
     with ExitStack() as stack:
         aside: Any = sys.stderr
         if quiet:
@@ -45,6 +49,7 @@ def perform(options: argparse.Namespace) -> None:
         result = options.run(options)
     if as_json and result is not None:
         print(json.dumps(result.document, indent=2))
+    return 0 if result is None else result.code
 
 
 def counted(count: int, what: str) -> str:

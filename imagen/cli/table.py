@@ -31,6 +31,7 @@ ORDER = (  # in --help; other commands come after these
     "evaluate-emoji",
     "prefer",
     "compare",
+    "doctor",
     "completion",
 )
 GROUPS = {"data": "build and inspect training data", "convert": "convert weights from and to other libraries"}
