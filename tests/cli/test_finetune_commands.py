@@ -69,3 +69,11 @@ def test_a_plan_of_a_stage_with_frozen_weights(artifacts, imagen):
     full = json.loads(imagen("plan", "finetune", *plan[2:], f"{artifacts / 'cascade'}#64"))
     held = "gradients", "optimizer", "ema"
     assert all(lora["memory"]["held"][kind] < full["memory"]["held"][kind] / 5 for kind in held)
+
+
+def test_two_plans_of_a_discrete_schedule_in_one_process(artifacts, imagen):
+    """Tables of the schedule that were computed on fake tensors are not reused."""
+    plan = ["plan", "debug_64", "--gpu", "cpu", "--train.batch_size", 2, "--json", "--stage.schedule"]
+    schedule = '{"kind": "discrete_cosine"}'
+    first, second = (json.loads(imagen(*plan, schedule)) for _ in range(2))
+    assert first["memory"] == second["memory"]
