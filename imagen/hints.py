@@ -15,7 +15,7 @@ OURS = {
     "callback": "`on_step`",
     "callback_on_step_end": "`on_step`",
     "control_image": "`start` (to upsample it) or `init` (image-to-image)",
-    "device_map": "`device`, of `sample`",
+    "device_map": "`device`",
     "generator": "`seeds`, whole numbers",
     "guidance_scale": "`guidance`",
     "height": "`size=(height, width)`",
@@ -32,7 +32,6 @@ OURS = {
     "prompt": "`prompts`, the first argument",
     "prompt_embeds": "`prompts`, a list of float tensors [L, D]",
     "rows": "`micro_batch`",
-    "safety_checker": "none",
     "scheduler": "`sampler`",
     "seed": "`seeds`, one for all images or a list",
     "timesteps": "`steps` and `spacing`",
@@ -55,7 +54,9 @@ def keyword_hints(function: Callable[P, R]) -> Callable[P, R]:
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         for name in kwargs:
             if name not in known:
-                raise TypeError(f"{function.__name__}() has no argument {name!r}{hint(name, known)}")
+                elsewhere = name in OURS and not any(f"`{own}`" in OURS[name] for own in known)
+                where = ", an argument of `Cascade.sample`" if elsewhere else ""
+                raise TypeError(f"{function.__name__}() has no argument {name!r}{hint(name, known)}{where}")
         return function(*args, **kwargs)
 
     return checked

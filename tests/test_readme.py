@@ -32,7 +32,7 @@ def test_train_your_own_cascade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             main(shlex.split(line))
         assert end.value.code == 0, line
     assert (tmp_path / "pictures" / "0000.png").exists()
-    assert (tmp_path / "enlarged" / "0000.png").exists()
+    assert (tmp_path / "upscaled" / "0000.png").exists()
 
 
 def test_every_linked_page_exists() -> None:

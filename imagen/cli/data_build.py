@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from imagen.cli.command import Command
 from imagen.cli.engine import add_engine, connected
 from imagen.cli.output import Result, counted, lines
-from imagen.cli.values import Choice, count, number, processes
+from imagen.cli.values import Choice, Listed, count, number, processes, side
 
 if TYPE_CHECKING:
     from imagen.data.build.engines import Engine
@@ -40,6 +40,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-rejected", type=number, default=0.5, metavar="F", help="maximum share of rejected records (default: 0.5)"
+    )
+    parser.add_argument(
+        "--sizes",
+        type=Listed(side),
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="store JPEGs of this shorter side, such as 64,256, in place of the images: small, and fast to load",
     )
     parser.add_argument(
         "--first-frame",
@@ -89,6 +97,7 @@ def _build(options: argparse.Namespace, engine: "Engine | None") -> Result:
             max_aspect=options.max_aspect,
             max_caption=options.max_caption,
             first_frame=options.first_frame,
+            sizes=tuple(size for sizes in options.sizes for size in sizes),
         ),
         samples_per_shard=options.samples_per_shard,
         keep_duplicates=options.keep_duplicates,
@@ -121,5 +130,6 @@ COMMAND = Command(
     "Hugging Face data set on disk; or shards, which are checked and indexed in place. Rejected records are listed in\n"
     "*.rejected.jsonl. If the command is stopped, run it again to resume.\n\n"
     "  imagen data build photos --out shards\n"
+    "  imagen data build photos --out shards --sizes 64,256\n"
     "  imagen data build pairs.csv --image-column file --caption-column text --out shards --min-side 256",
 )

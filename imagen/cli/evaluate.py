@@ -75,7 +75,11 @@ def run(options: argparse.Namespace) -> Result | None:
     from imagen.torchrun import read_launch
 
     if (options.data is None) == (options.suite is None):
-        raise UserError("give either --data, shards to compare with, or --suite, prompts to look at")
+        raise UserError("give either --data (shards to compare with) or --suite (prompts)")
+    if options.gap and (options.sweep is not None or options.inputs == "true"):
+        raise UserError("--gap evaluates every stage on both kinds of input; leave --sweep and --inputs out")
+    if options.suite is not None and (options.gap or options.sweep is not None or options.inputs == "true"):
+        raise UserError("--gap, --sweep and --inputs compare with shards; give --data in place of --suite")
     items = [] if options.suite is None else read_suite(options.suite)
     rank, ranks, local = read_launch()
     device = choose_device(options.device)
@@ -151,9 +155,9 @@ def _show_suite(report: dict[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("category", "prompts", "CLIP score (95 % interval)")
+    table = Table("category", "prompts", *(["CLIP score (95 % interval)"] if "clip" in report else []))
     for name, entry in report["categories"].items():
-        table.add_row(name, str(entry["prompts"]), _cell(entry["clip"]) if "clip" in entry else "")
+        table.add_row(name, str(entry["prompts"]), *([_cell(entry["clip"])] if "clip" in entry else []))
     console = Console(markup=False)
     console.print(table)
     console.print(f"sheets: {out / 'sheets'}")

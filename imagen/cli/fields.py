@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from imagen.train.experiment import Experiment
 
 HELP = """\
-Every config field can be set, as JSON or plain text; `imagen config PRESET` shows all fields:
+PRESET is a name, or a config file of your own: `imagen config PRESET --write my.toml` writes one to start from.
+Every config field can be set, as JSON or plain text; `imagen config PRESET` shows all fields, and
+`imagen config PRESET --explain lr` their meaning:
   --train.batch_size 64 --optim.lr=2e-4 --optim.betas '[0.9, 0.99]' --stage.unet.levels.0.channels 96
 """
 
 
+PRESET_HELP = "a preset (see `imagen presets`), or a config file: my.toml, .json or .yaml"
 SECTIONS = ("name", "stage", "text", "data", "optim", "train", "parallel", "lora")  # the fields of an Experiment
 
 
@@ -43,15 +46,18 @@ def split_fields(arguments: Sequence[str], options: Collection[str]) -> tuple[li
 
 
 def experiment(options: argparse.Namespace) -> "Experiment":
-    """Return the preset of a command with its fields set, before the values are checked against one another.
+    """Return the preset or config file of a command with its fields set, before `check`.
 
     With `--init`, or a preset for fine-tuning, the stage is that of a cascade. Raises UserError for an unknown preset,
-    field or cascade, with the nearest name, for a value of the wrong type, and for one that does not fit the cascade.
+    field or cascade, with the nearest name, for a value of the wrong type, for what is wrong in the file, and for what
+    does not fit the cascade.
     """
     from imagen.presets import preset
+    from imagen.presets.file import is_file, read_experiment
     from imagen.train.experiment import override
 
-    chosen = preset(options.preset)
+    name = options.preset
+    chosen = read_experiment(name) if is_file(name) else preset(name)
     source = getattr(options, "init", None) or (None if chosen.init is None else chosen.init.source)
     if source is None:
         if getattr(options, "init_partial", False):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ KINDS = {
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("preset", metavar="PRESET", help="see `imagen presets`")
+    parser.add_argument("preset", metavar="PRESET", help=fields.PRESET_HELP)
     fields.add_init(parser)
     parser.add_argument("--gpus", type=count, default=1, metavar="N", help="GPUs in total (default: 1)")
     parser.add_argument(
@@ -42,6 +43,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=count, default=1_000_000, metavar="N", help="size of the data set (default: 1000000)"
     )
+    parser.add_argument(
+        "--megapixels",
+        type=number,
+        metavar="F",
+        help="of a stored image, for the loader: a camera's have 12 (default: reduced to the stage's resolution)",
+    )
+    parser.add_argument(
+        "--data", metavar="SHARDS", help="count the samples of these shards, and measure here how fast they load"
+    )
 
 
 def run(options: argparse.Namespace) -> Result:
@@ -50,11 +60,12 @@ def run(options: argparse.Namespace) -> Result:
     experiment = fields.experiment(options)
     if options.micro_batch:
         experiment = replace(experiment, train=replace(experiment.train, micro_batch=options.micro_batch))
-    found = plan(experiment, options.gpus, options.gpu, Assumptions(mfu=options.mfu, samples=options.samples))
-    return Result(found, lambda: _show(found))
+    assumptions = Assumptions(mfu=options.mfu, samples=options.samples, megapixels=options.megapixels)
+    found = plan(experiment, options.gpus, options.gpu, assumptions, data=options.data)
+    return Result(found, lambda: show(found))
 
 
-def _show(found: dict[str, Any]) -> None:
+def show(found: dict[str, Any]) -> None:
     """Print the plan; each line begins with counted, estimated, assumed or calibrated."""
     from rich.console import Console
     from rich.table import Table
@@ -94,6 +105,7 @@ def _show(found: dict[str, Any]) -> None:
             f"estimated: {found['images_per_s']:,.0f} images/s, {found['step_s'] * 1e3:,.1f} ms per step, bound by "
             f"{found['bound_by']}, {found['days']:,.1f} days for train.steps, if the rest overlaps with it"
         )
+        _show_loading(console, found)
     console.print(
         f"counted: a checkpoint takes {disk['checkpoint'] / 1e9:,.1f} GB, all stored checkpoints "
         f"{disk['checkpoints'] / 1e9:,.1f} GB"
@@ -110,6 +122,29 @@ def _show(found: dict[str, Any]) -> None:
     )
     rows = (f"{name} {entry['value']:g} ({entry['measured']})" for name, entry in found["calibrated"].items())
     console.print(f"calibrated: {', '.join(rows)}")
+
+
+def _show_loading(console: Any, found: dict[str, Any]) -> None:
+    loading = found["loading"]
+    size = "" if loading["megapixels"] is None else f" of images of {loading['megapixels']:.2g} megapixels"
+    console.print(
+        f"{'measured' if loading['measured'] else 'calibrated'}: loader processes give {loading['images_per_s']:,.0f} "
+        f"images/s, {loading['per_process']:,.0f} each{size}, with --data.workers {loading['workers']} per GPU and as "
+        "many cores"
+    )
+    if found["bound_by"] == "loading":
+        wanted = math.ceil(found["training_images_per_s"] / (loading["per_process"] * found["gpus"]))
+        smaller = f", or with smaller images: imagen data build SOURCE --out SHARDS --sizes {_sizes(found)}"
+        reduced = loading["megapixels"] is not None and loading["megapixels"] < 4 * found["resolution"] ** 2 / 1e6
+        console.print(
+            f"the GPUs wait for the loader; they could train {found['training_images_per_s']:,.0f} images/s, with "
+            f"--data.workers {wanted}{'' if reduced else smaller}"
+        )
+
+
+def _sizes(found: dict[str, Any]) -> str:
+    """Return the sizes that the stage reads, as `imagen data build` takes them."""
+    return ",".join(str(side) for side in (found["low_resolution"], found["resolution"]) if side)
 
 
 def _spread(found: dict[str, Any]) -> str:

@@ -10,12 +10,18 @@ from imagen.errors import UserError
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="two folders of `imagen sample`")
+    parser.add_argument(
+        "folders",
+        nargs="*",
+        type=Path,
+        metavar="DIR",
+        help="two folders of images of the same prompts",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="PAGE", help="folder of the page")
     parser.add_argument(
-        "--seed", type=whole, default=0, metavar="N", help="of the order and sides of pairs (default: 0)"
+        "--seed", type=whole, default=0, metavar="N", help="seed of the order and the sides (default: 0)"
     )
-    parser.add_argument("--answers", type=Path, metavar="FILE", help="score the answers that PAGE saved")
+    parser.add_argument("--answers", type=Path, metavar="FILE", help="score this file of answers")
 
 
 def run(options: argparse.Namespace) -> Result:
@@ -35,7 +41,7 @@ def run(options: argparse.Namespace) -> Result:
             f"share of {key['first']}, ties counted as half: {share.value:.1%} ({share.low:.1%} to {share.high:.1%})",
         )
     if len(options.folders) != 2:
-        raise UserError(f"{len(options.folders)} folders; give the two that are compared")
+        raise UserError(f"{len(options.folders)} folders; give the two folders to compare")
     first, second = options.folders
     count = write_preference_page(first, second, options.out, seed=options.seed)
     page = options.out / "index.html"

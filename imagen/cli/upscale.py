@@ -34,6 +34,6 @@ COMMAND = Command(
     help="upscale images with the super-resolution stages",
     add=add,
     run=run,
-    details="  imagen upscale cascade photo.png --out enlarged\n"
-    "  imagen upscale cascade photos/*.jpg --scale 4 --tile 512 --out enlarged",
+    details="  imagen upscale cascade photo.png --out upscaled\n"
+    "  imagen upscale cascade photos/*.jpg --scale 4 --tile 512 --out upscaled",
 )

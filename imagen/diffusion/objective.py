@@ -26,15 +26,15 @@ VARIANCE_STEPS = 1000
 class ObjectiveConfig:
     """The prediction type of a stage and the weighting of its loss."""
 
-    prediction: Prediction = "eps"
+    prediction: Prediction = "eps"  # what the network predicts: the noise, the clean image, or v
     # constant: the plain MSE of the prediction (the paper's loss). p2: 2204.00227. min_snr: 2303.09556.
     # sigmoid: 2410.19324. velocity: the MSE of v (2511.13720). The last four weight the error independently of the
     # prediction type. A small network predicts x0 best: unlike eps and v, it contains no noise to copy from the input.
     weighting: Literal["constant", "p2", "min_snr", "sigmoid", "velocity"] = "constant"
-    p2_gamma: float = 0.5
-    p2_k: float = 1.0
-    min_snr_gamma: float = 5.0
-    sigmoid_bias: float = -1.0
+    p2_gamma: float = 0.5  # p2: the weight is (p2_k + SNR) ** -p2_gamma
+    p2_k: float = 1.0  # p2: see p2_gamma
+    min_snr_gamma: float = 5.0  # min_snr: upper bound of the weight of the x0 error
+    sigmoid_bias: float = -1.0  # sigmoid: the weight is sigmoid(bias - log-SNR)
     velocity_snr: float = 30.0  # above this SNR the weight of the x0 error is constant; it would grow without limit
     # Weight of the variational bound when the network also predicts its variance (2102.09672, eq. 16).
     variance_weight: float = 0.001

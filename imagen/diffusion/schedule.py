@@ -36,7 +36,7 @@ class ScheduleConfig:
     shift_reference: int | None = None
     # Values of lambda at t = 1 and t = 0, before the shift; without them lambda would be infinite there.
     logsnr_min: float = -15.0
-    logsnr_max: float = 15.0
+    logsnr_max: float = 15.0  # see logsnr_min
     # Only for discrete_cosine, which ignores the range: the steps that a sampler takes, see `DiscreteCosine.times`.
     discrete_steps: DiscreteSteps = "leading"
 

@@ -88,12 +88,17 @@ def plot(preset: str, series: Sequence[tuple[str, Sequence[Row], Sequence[Row]]]
         ("held-out pairs: both objects and positions correct", "linear", ("relation", "relation")),
         ("KID on the recogniser's features", "linear", "kid"),
     ]
-    figure = Figure(figsize=(17, 6.4), layout="constrained")
+    # Only metrics that were measured: held-out prompts, for example, are those of emoji models.
+    panels = [panel for panel in panels if any(_points(each, panel[2]) for each in series)] or panels[:1]
+    columns = -(-len(panels) // 2)
+    figure = Figure(figsize=(3.4 * max(columns, 2), 6.4), layout="constrained")
     figure.suptitle(preset)
-    for axis, (title, scale, key) in zip(figure.subplots(2, 5).flat, panels, strict=True):
-        for number, (name, metrics, curve) in enumerate(series):
-            rows = metrics if isinstance(key, str) and key != "kid" else _best(curve)
-            points = [(row["images"] / 1000, value) for row in rows if (value := _value(row, key)) is not None]
+    axes = list(figure.subplots(2, columns, squeeze=False).flat)
+    for spare in axes[len(panels) :]:
+        spare.remove()
+    for axis, (title, scale, key) in zip(axes[: len(panels)], panels, strict=True):
+        for number, (name, *_) in enumerate(series):
+            points = _points(series[number], key)
             colour = "#999999" if number == 0 else COLOURS[(number - 1) % len(COLOURS)]
             if points:
                 marker = "o" if len(points) < 30 else None
@@ -136,6 +141,13 @@ def _best(curve: Sequence[Row]) -> list[Row]:
     for row in sorted(curve, key=lambda row: (row["single"]["object"], -row["kid"])):
         best[row["images"]] = row  # better rows come last
     return [best[images] for images in sorted(best)]
+
+
+def _points(series: tuple[str, Sequence[Row], Sequence[Row]], key: Any) -> list[tuple[float, float]]:
+    """Return (thousands of training images, value) of the rows of a run that have a value at `key`."""
+    _, metrics, curve = series
+    rows = metrics if isinstance(key, str) and key != "kid" else _best(curve)
+    return [(row["images"] / 1000, value) for row in rows if (value := _value(row, key)) is not None]
 
 
 def _value(row: Row, key: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""Arrays of features in safetensors files."""
+"""Write and read arrays of features as safetensors files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,4 +23,4 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete it to compute it again") from None
+        raise UserError(f"{path} cannot be read ({error}); delete it and run the command again") from None

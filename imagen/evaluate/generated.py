@@ -1,7 +1,7 @@
-"""Features of generated images: sampled in parts, each a file, so that a job resumes and spreads over ranks.
+"""Compute features of generated images in parts, one file each, so that a job can resume and use several ranks.
 
-No image is stored unless asked for. A part's features depend on the request alone, so metrics are equal to the bit
-whichever rank computed which part, and whether or not the job was interrupted.
+Images are stored only on request. A part's features depend on the request alone, so metrics are bit-equal for any
+number of ranks and any interruptions.
 """
 
 import hashlib
@@ -31,8 +31,8 @@ from imagen.stage.inputs import to_images
 
 PART = 256  # images per file of features
 _OWN = ("job.json", "features", "images")
-PER_IMAGE = ("prompt", "seed", "start")  # what differs from image to image in their metadata
-WAIT = 2.0  # seconds between two looks for the parts of other ranks
+PER_IMAGE = ("prompt", "seed", "start")  # fields of the metadata that differ between images
+WAIT = 2.0  # seconds between two checks for the files of other ranks
 
 
 def generated_features(
@@ -48,8 +48,8 @@ def generated_features(
 ) -> dict[str, np.ndarray]:
     """Sample a request, and return its images' features [N, D] by extractor; {} on ranks other than 0.
 
-    out: folder of the parts and of the first `save_images` images. A job that is called again continues. Rank 0 waits
-    for the parts of all ranks. Raises UserError if `out` holds another job.
+    out: folder of the parts and of the first `save_images` images. Calling again resumes a job. Rank 0 waits
+    for the parts of all ranks. Raises UserError if `out` belongs to another job.
     """
     _claim(out, _identity(cascade, request, extractors))
     parts = _parts(request)
@@ -99,7 +99,7 @@ def _save(images_BCHW: Tensor, batch: range, out: Path, save_images: int) -> Non
 
 
 def _identity(cascade: Cascade, request: Request, extractors: Mapping[str, Extractor | Pairs]) -> dict[str, Any]:
-    """Return all that the features depend on."""
+    """Return everything that the features depend on."""
     own = hashlib.sha256()
     for number in range(len(request.prompts)):
         described = cascade.metadata(request, number)
@@ -113,12 +113,17 @@ def _identity(cascade: Cascade, request: Request, extractors: Mapping[str, Extra
 
 
 def _claim(out: Path, identity: dict[str, Any]) -> None:
-    """Write the job's identity to `out`, or compare it. Raises UserError if it is another's."""
+    """Write the job's identity to `out`, or compare it. Raises UserError if `out` belongs to another job."""
     path = out / "job.json"
     if path.is_file():
         if read_json(path) != json.loads(json.dumps(identity)):
-            raise UserError(f"{out} holds an evaluation with other options, data or weights; choose another folder")
-    elif out.exists() and (not out.is_dir() or any(file.name not in _OWN for file in out.iterdir())):
-        raise UserError(f"{out} is not empty and holds no evaluation; choose another folder")
+            raise UserError(f"{out} contains an evaluation with other options, data or weights; choose another folder")
+    elif out.exists() and (not out.is_dir() or any(_is_foreign(file) for file in out.iterdir())):
+        raise UserError(f"{out} is not empty and contains no evaluation; choose another folder")
     else:
         write_json(path, identity)  # each rank may write it: the bytes are the same
+
+
+def _is_foreign(file: Path) -> bool:
+    """Return whether `file` is neither an evaluation's nor the temporary file of a rank that is writing job.json."""
+    return file.name not in _OWN and not (file.name.startswith(".") and file.suffix == ".tmp")

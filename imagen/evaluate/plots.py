@@ -1,4 +1,4 @@
-"""Plot the numbers of an evaluation: one metric over a setting, two against each other, stages beside each other."""
+"""Plot an evaluation: metrics over a setting, two metrics against each other, and stages side by side."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,7 @@
-"""Blind side-by-side comparison of two sets of images, as the paper's raters made it (section 4.3).
+"""Compare two sets of images blindly, side by side, as the paper did with raters (section 4.3).
 
-A folder holds a page that shows pairs without saying which set an image belongs to, and `key.json`, which the page does
-not read and which maps its answers back. It works from files, without a server.
+The page shows pairs without their sets. `key.json`, which the page does not read, maps its answers back to the sets.
+Everything works from files, without a server.
 """
 
 import json
@@ -10,7 +10,7 @@ import secrets
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from imagen.errors import UserError
 from imagen.evaluate.metrics.interval import Interval
@@ -18,17 +18,16 @@ from imagen.files import read_json, replacing, write_json
 from imagen.pages import write_page
 from imagen.pictures import read_metadata
 
-Answer = Literal["left", "right", "tie"]
 KEY = "key.json"
 
 
 class Preference(NamedTuple):
-    """How often each set was preferred. `share` of the first set counts a tie as half."""
+    """Count how often each set was preferred."""
 
     first: int
     second: int
     ties: int
-    share: Interval  # of the first set
+    share: Interval  # of pairs in which the first set was preferred; a tie counts as half
 
     @property
     def answers(self) -> int:
@@ -39,19 +38,21 @@ def write_preference_page(first: Path, second: Path, out: Path, *, seed: int = 0
     """Write `out`/index.html for two folders of images of the same prompts; return the number of pairs.
 
     The folders are those of `imagen sample` or of a suite: images are paired by name, and their prompts must agree.
-    Which image is left is random for each pair, and so is the order of pairs. Raises UserError if `out` exists, if a
-    folder holds no images, or if prompts differ.
+    The order of pairs and the sides are random. Raises UserError if `out` exists, if a
+    folder contains no images, or if prompts differ.
     """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; choose another folder")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another folder, or delete it with its answers")
     names = [sorted(file.name for file in folder.glob("[0-9]*.png")) for folder in (first, second)]
     for folder, found in zip((first, second), names, strict=True):
         if not found:
-            raise UserError(f"{folder} holds no images that `imagen sample` wrote (0000.png, 0001.png, ...)")
+            raise UserError(f"{folder} contains no images of `imagen sample` (0000.png, 0001.png, ...)")
     common = [name for name in names[0] if name in set(names[1])]
     if len(common) < max(map(len, names)):
         raise UserError(
-            f"{first} holds {len(names[0])} images and {second} {len(names[1])}, {len(common)} of the same number; "
+            f"{first} contains {len(names[0])} images and {second} {len(names[1])}, {len(common)} of the same number; "
             "sample both with the same prompts and --n"
         )
     rng = random.Random(seed)
@@ -78,19 +79,28 @@ def write_preference_page(first: Path, second: Path, out: Path, *, seed: int = 0
 
 def score_answers(page: Path, answers: Path) -> Preference:
     """Return the preference in the answers that a page saved. Raises UserError if they belong to another page."""
-    key, given = read_json(page / KEY), read_json(answers)
+    key, given = _read_key(page), read_json(answers)
     if not isinstance(given, dict) or given.get("id") != key["id"] or not isinstance(given.get("answers"), dict):
-        raise UserError(f"{answers} holds no answers to {page}")
+        raise UserError(f"{answers} contains no answers to {page}")
     count: Counter[str] = Counter()
     for number, answer in given["answers"].items():
         if not number.isdecimal() or int(number) >= len(key["pairs"]) or answer not in ("left", "right", "tie"):
-            raise UserError(f"{answers}: {json.dumps({number: answer})[:80]} is no answer to one of its pairs")
+            raise UserError(f"{answers}: {json.dumps({number: answer})[:80]} is not an answer to one of its pairs")
         swapped = key["pairs"][int(number)]["swapped"]
         count["tie" if answer == "tie" else "first" if (answer == "left") != swapped else "second"] += 1
     if not count:
-        raise UserError(f"{answers} holds no answers yet")
+        raise UserError(f"{answers} contains no answers yet")
     values = [1.0] * count["first"] + [0.5] * count["tie"] + [0.0] * count["second"]
     return Preference(count["first"], count["second"], count["tie"], _share(values))
+
+
+def _read_key(page: Path) -> dict[str, Any]:
+    """Return the content of key.json. Raises UserError if it is missing or damaged."""
+    key = read_json(page / KEY)
+    pairs = key.get("pairs") if isinstance(key, dict) else None
+    if not isinstance(pairs, list) or not all(isinstance(each, dict) and "swapped" in each for each in pairs):
+        raise UserError(f"{page / KEY} is damaged; write the page again")
+    return {"id": None, "first": "first", "second": "second", **key}
 
 
 def _share(values: list[float]) -> Interval:
@@ -105,7 +115,7 @@ def _prompt(path: Path) -> str:
 
 
 def _strip(path: Path) -> None:
-    """Write an image again without metadata, which would say where it comes from."""
+    """Rewrite an image without its metadata, which would show where it comes from."""
     from PIL import Image
 
     with Image.open(path, formats=["PNG"]) as image:

@@ -1,4 +1,4 @@
-"""Features of the real images of a data set, computed once and cached."""
+"""Compute the features of a data set's real images, once, and cache them."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from imagen.evaluate.files import read_arrays, write_arrays
 from imagen.progress import progress_bar
 
 BATCH = 32
-# Images are read as training reads them, but full_decode: evaluation is rare, and compared with other people's.
+# Images are read as in training, except for full_decode: scores are compared with those of other software.
 READING = DataConfig(full_decode=True)
 
 
@@ -30,12 +30,12 @@ def choose(dataset: ShardedDataset, count: int | None, seed: int = 0) -> np.ndar
     """
     order = np.random.default_rng(seed).permutation(len(dataset))
     if count is not None and count > len(order):
-        raise UserError(f"{dataset.folder} has {len(order):,} samples, fewer than the {count:,} to compare with")
+        raise UserError(f"{dataset.folder} has {len(order):,} samples, fewer than the {count:,} requested")
     return order[:count]
 
 
 def images(dataset: ShardedDataset, indices: Sequence[int], resolution: int, batch: int = BATCH) -> Iterator[Tensor]:
-    """Yield batches of images, uint8 [B, 3, H, W], read as in training. Raises UserError for one that is damaged."""
+    """Yield batches of images, uint8 [B, 3, H, W]. Raises UserError for a damaged image."""
     reader = SampleReader(dataset, READING, resolution, None, None)
     for start in range(0, len(indices), batch):
         read = []
@@ -44,9 +44,7 @@ def images(dataset: ShardedDataset, indices: Sequence[int], resolution: int, bat
                 read.append(reader.images(int(i))[0])
             except BadSample as error:
                 where = dataset.tar_path(dataset.locate(int(i))[0])
-                raise UserError(
-                    f"{dataset.key(int(i))} in {where}: {error}; remove it, or compare with fewer"
-                ) from None
+                raise UserError(f"{dataset.key(int(i))} in {where}: {error}; remove it, or use fewer samples") from None
         yield reader.stack(read)
 
 
@@ -59,7 +57,7 @@ def real_features(
     cache: Path | None = None,
     progress: bool = True,
 ) -> np.ndarray:
-    """Return features [N, D] of the samples `indices` at `resolution`; of the cache if it has them.
+    """Return features [N, D] of the samples `indices` at `resolution`, from the cache if it has them.
 
     cache: folder (default: ~/.cache/imagen/features, or below XDG_CACHE_HOME). A file's name is a hash of the data's
     fingerprint, the samples, the resolution and the extractor.

@@ -1,4 +1,4 @@
-"""Write an evaluation as one HTML page: numbers, plots, images, and the command that made it."""
+"""Write an evaluation as one HTML page: numbers, plots, images, and the command."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Evaluate a cascade on a data set: sample its captions, compare the images with the real ones, report."""
+"""Evaluate a cascade on a data set: sample captions, compare the images with real ones, and write a report."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -55,7 +55,7 @@ def evaluate(
     the images to write to `out`/images. cache: folder of the features of real images.
     rank, ranks: rank r samples every `ranks`-th part; only rank 0 returns a report.
 
-    Without captions in the cascade, images are sampled unconditionally. Calling again continues an interrupted job.
+    A cascade without text samples unconditional images. Calling again resumes an interrupted job.
     Raises UserError for invalid arguments, before anything is sampled.
     """
     started = time.time()
@@ -64,6 +64,7 @@ def evaluate(
     _check_metrics(chosen, cascade, inputs)
     dataset = open_split(data, split)
     compared = choose(dataset, reference if reference is not None else min(len(dataset), REFERENCE), seed)
+    _check_counts(chosen, n, len(compared))
     order = choose(dataset, n if inputs == "true" else None, seed)
     samples = [int(order[i % len(order)]) for i in range(n)]
     captions = [dataset.caption(i) for i in samples]
@@ -114,11 +115,22 @@ def _check_metrics(metrics: Sequence[Metric], cascade: Cascade, inputs: Inputs) 
     if not metrics:
         raise UserError("no metrics: name at least one")
     if any(metric.needs_captions for metric in metrics) and cascade.text is None:
-        raise UserError("the cascade reads no text, so metrics of captions (clip) mean nothing; leave them out")
+        raise UserError("the cascade reads no text, so metrics of captions (clip) do not apply; leave them out")
     if inputs not in ("generated", "true"):
         raise UserError(f'inputs is {inputs!r}; it must be "generated" or "true"')
     if inputs == "generated" and (pairs := [m.names[0] for m in metrics if m.extractor == "pairs"]):
         raise UserError(f"{' and '.join(pairs)} compare with the true image of each input: set inputs to true")
+
+
+def _check_counts(metrics: Sequence[Metric], generated: int, real: int) -> None:
+    """Raise UserError unless there are enough images for every metric. psnr, ssim and clip use no other real images."""
+    for metric in metrics:
+        fewest = generated if metric.extractor == "pairs" or metric.needs_captions else min(generated, real)
+        if fewest < metric.least:
+            raise UserError(
+                f"{', '.join(metric.names)}: {generated:,} generated and {real:,} real images; at least "
+                f"{metric.least} of each are needed"
+            )
 
 
 def _true_inputs(

@@ -1,12 +1,13 @@
-"""Prompt suites: prompts by category, sampled for people to look at and, with CLIP, scored by category.
+"""Sample prompt suites: a sheet of images per category and, with CLIP, a score per category.
 
 `imagen200.csv` is this project's: 200 prompts in eleven categories that correspond to those of DrawBench (Imagen, App.
-C). Tables of others are read by path: DrawBench's CSV (`Prompts`, `Category`) and PartiPrompts' TSV (`Prompt`,
+C). Other suites are read by path: DrawBench's CSV (`Prompts`, `Category`) and PartiPrompts' TSV (`Prompt`,
 `Category`).
 """
 
 import csv
 import io
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from imagen.cascade.options import JobOptions
 from imagen.errors import UserError, check_text, suggest
 from imagen.evaluate.extractors import load_extractor
 from imagen.evaluate.extractors.hub import Clip
+from imagen.evaluate.generated import WAIT
 from imagen.evaluate.metrics.interval import Interval, bootstrap
 from imagen.files import open_given, write_json
 from imagen.pictures import contact_sheet, read_picture, write_png
@@ -38,7 +40,7 @@ class Item(NamedTuple):
 def read_suite(name: str | Path) -> list[Item]:
     """Read the packaged suite of that name, or a CSV or TSV file with a header; rows without a category are "all".
 
-    Raises UserError, naming the line, for a file that is no such table.
+    Raises UserError, naming the line, if the file is not such a table.
     """
     packaged = {path.stem: path for path in SUITES.glob("*.csv")}
     path = packaged.get(str(name), Path(name))
@@ -48,27 +50,33 @@ def read_suite(name: str | Path) -> list[Item]:
     with open_given(path) as file:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
-        raise UserError(f"{path} has more than {MOST_BYTES >> 20} MiB; that is no prompt suite")
+        raise UserError(f"{path} has more than {MOST_BYTES >> 20} MiB, which is the limit for a prompt suite")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file in UTF-8") from None
     rows = csv.reader(io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    header = [field.strip().lower() for field in next(rows, [])]
+    try:
+        header = [field.strip().lower() for field in next(rows, [])]
+    except csv.Error as error:
+        raise UserError(f"{path}, line 1: {error}") from None
     prompt = next((header.index(field) for field in _PROMPT if field in header), None)
     category = next((header.index(field) for field in _CATEGORY if field in header), None)
     if prompt is None:
-        raise UserError(f"{path}: its first line names no column `prompt`")
+        raise UserError(f"{path}: its header has no column `prompt`")
     items = []
-    for row in rows:
-        if not any(row):
-            continue
-        if len(row) <= max(prompt, category or 0):
-            raise UserError(f"{path}, line {rows.line_num}: {len(row)} fields, fewer than the header's")
-        check_text(f"{path}, line {rows.line_num}: the prompt", row[prompt])
-        items.append(Item("all" if category is None else row[category].strip() or "all", row[prompt].strip()))
+    try:
+        for row in rows:
+            if not any(row):
+                continue
+            if len(row) <= max(prompt, category or 0):
+                raise UserError(f"{path}, line {rows.line_num}: {len(row)} fields, fewer than the header's")
+            check_text(f"{path}, line {rows.line_num}: the prompt", row[prompt])
+            items.append(Item("all" if category is None else row[category].strip() or "all", row[prompt].strip()))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {rows.line_num}: {error}") from None
     if not items:
-        raise UserError(f"{path} holds no prompts")
+        raise UserError(f"{path} contains no prompts")
     return items
 
 
@@ -85,25 +93,27 @@ def run_suite(
     progress: bool = True,
     **options: Unpack[JobOptions],
 ) -> dict[str, Any] | None:
-    """Sample `n` images of each prompt into `out`, with a sheet per category; return what `out`/suite.json says.
+    """Sample `n` images of each prompt into `out`, with a sheet per category; return the content of `out`/suite.json.
 
-    clip: weights of CLIP, to score images by category (`imagen.evaluate.extractors.hub.Clip`). Calling again continues
-    an interrupted job. rank, ranks: as for `write_samples`; only rank 0 returns a report, when its own share is done.
-    Raises UserError as `write_samples` does.
+    clip: weights of CLIP, to score images by category (`imagen.evaluate.extractors.hub.Clip`). Calling again resumes
+    an interrupted job. rank, ranks: as for `write_samples`; only rank 0 returns a report, when all images are written.
+    Raises UserError as `write_samples` does, and if CLIP cannot be loaded.
     """
     prompts = [item.prompt for item in items]
+    extractor = None if clip is None or rank != 0 else load_extractor(f"clip:{clip}", options.get("device") or "cpu")
     paths = write_samples(cascade, prompts, out, seed=seed, n=n, rank=rank, ranks=ranks, progress=progress, **options)
     if rank != 0:
         return None
+    while not all(path.is_file() for path in paths):  # of other ranks
+        time.sleep(WAIT)
     categories: dict[str, list[int]] = {}
     for number, item in enumerate(items):
         categories.setdefault(item.category, []).append(number)
-    extractor = None if clip is None else load_extractor(f"clip:{clip}", options.get("device") or "cpu")
     report: dict[str, Any] = {"prompts": len(items), "images_per_prompt": n, "seed": seed, "categories": {}}
     scores: list[float] = []
     for category, numbers in categories.items():
-        files = [paths[number * n + j] for number in numbers for j in range(n) if paths[number * n + j].is_file()]
-        captions = [prompts[int(file.stem) // n] for file in files]
+        files = [paths[number * n + j] for number in numbers for j in range(n)]
+        captions = [prompts[number] for number in numbers for _ in range(n)]
         _write_sheet(out / "sheets" / f"{_file_name(category)}.png", files, captions, n, category)
         entry: dict[str, Any] = {"prompts": len(numbers)}
         if isinstance(extractor, Clip):

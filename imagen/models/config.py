@@ -13,9 +13,10 @@ from imagen.models.layers import Activation, AttentionKind, ContextNorm
 class Level:
     """Configure one resolution of the U-Net, in both the down and the up path."""
 
-    channels: int
+    channels: int  # of the feature maps; multiples of 64 are fastest on GPUs
     blocks: int  # residual blocks in the down path
     stride: int = 2  # downsampling factor on entry
+    # self: pixels attend to pixels. cross: pixels attend to text. fused: to both in one layer.
     attention: AttentionKind = "none"
     attend: Literal["each", "last"] = "each"  # attention after every residual block, or only after the last
     feed_forward: int = 0  # expansion of a feed-forward layer after attention; 0: none
@@ -25,8 +26,8 @@ class Level:
 class UNetConfig:
     """Configure the structure of a U-Net. No field can be derived from the others."""
 
-    levels: tuple[Level, ...]
-    image_channels: int = 3
+    levels: tuple[Level, ...]  # from the highest resolution to the lowest
+    image_channels: int = 3  # 3: RGB; 1: grey
     patch: int = 1  # pixel-unshuffle factor of the stem; the network runs at 1 / patch of the resolution
     stem_channels: int | None = None  # None: the channels of the first level
     coordinates: bool = False  # the stem also receives y and x in [-1, 1] (CoordConv, 1807.03247); excludes crops
@@ -35,7 +36,7 @@ class UNetConfig:
     text_width: int | None = None  # text embedding dimension; None: no text conditioning
     context_width: int = 512  # text tokens are projected to this dimension before attention
     time_width: int = 512  # embedding dimension of noise level and pooled text
-    head_channels: int = 64
+    head_channels: int = 64  # channels per attention head
     norm_groups: int = 32  # groups per group norm; fewer are much faster on a CPU in layers of few channels
     # Where channels change, and which tensors the skip connections carry:
     # "guided"    resampling preserves the channels, and the first residual block of a level changes them. The outputs
@@ -57,7 +58,7 @@ class UNetConfig:
     context_norm: ContextNorm = "layer"
     pooling_heads: int | None = None  # heads of the text's attention pooling; None: heads of 64 channels
     residual_divisor: float = 1.0  # divides the sum in every residual block; 1 / 0.7071 in IF's super-resolution
-    dropout: float = 0.0
+    dropout: float = 0.0  # in residual blocks
 
     def __post_init__(self) -> None:
         if not self.levels:

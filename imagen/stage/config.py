@@ -23,16 +23,16 @@ class SamplingConfig:
     """Configure the sampling defaults of a stage."""
 
     sampler: str = "dpmpp_2m"  # a name in `imagen.diffusion.samplers`
-    steps: int = 50
+    steps: int = 50  # of the sampler
     spacing: Spacing = "time"  # uniform in the schedule's time, or in log-SNR over `logsnr_range`; see step_logsnrs
-    logsnr_range: tuple[float, float] = (-9.0, 14.0)
+    logsnr_range: tuple[float, float] = (-9.0, 14.0)  # log-SNR of the first and the last step
     guidance: float = 5.0  # guidance scale w: x0 = uncond + w (cond - uncond); 1 is no guidance
     guidance_interval: tuple[float, float] | None = None  # log-SNR range with guidance; None: everywhere
     guidance_rescale: float = 0.0  # 0 to 1: how far guided x0 estimates get the contrast of unguided ones
-    threshold: Threshold = "dynamic"
-    percentile: float = 0.995
+    threshold: Threshold = "dynamic"  # of x0 estimates: clipped to [-1, 1], or to a quantile and rescaled
+    percentile: float = 0.995  # dynamic thresholding: the quantile
     max_scale: float | None = None  # dynamic thresholding: upper bound of s; None: no bound
-    eta: float = 0.0  # ddim
+    eta: float = 0.0  # ddim: scale of the noise; 0: none
     damping: float = 0.0  # dpmpp_2m, heun, ddim: noise decreases 1 + damping times as fast; see `noise_factor`
     # ddpm: "learned" uses the network's variance if it predicts one. "fixed" always uses `gamma`, for a network that
     # was fine-tuned without the variance loss and so predicts a wrong variance.
@@ -82,18 +82,20 @@ class SamplingConfig:
 class StageConfig:
     """Configure a stage: everything that is needed to build and sample it, except its weights."""
 
-    resolution: int
-    unet: UNetConfig
+    resolution: int  # side of the images that the stage generates, in pixels
+    unet: UNetConfig  # the network
     low_resolution: int | None = None  # side of the low-resolution image; None: a base stage
     # Super-resolution only: diffuse the detail (x0 - upsampled low-resolution image) / detail_std in place of x0
     # (SRDiff, 2104.14951). An untrained network then gives the upsampled image, not noise, and all its errors are
     # scaled by detail_std. Set it to the root mean square of x0 - upsampled on the training data.
     detail_std: float | None = None
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    low_res_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)  # level a -> log-SNR
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)  # noise levels of training and sampling
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)  # prediction type and weighting of the loss
+    low_res_schedule: ScheduleConfig = field(
+        default_factory=ScheduleConfig
+    )  # of conditioning augmentation: level a -> log-SNR
     low_res_filter: Filter = "bicubic"  # for upsampling the low-resolution image
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)  # defaults of sampling, also for sample grids
 
     def __post_init__(self) -> None:
         limits.check(self, limits.STAGE)

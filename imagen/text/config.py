@@ -14,7 +14,7 @@ class TextConfig:
     """Configure a text encoder and its embeddings."""
 
     encoder: str = EMBEDDED_ENCODER  # a Hugging Face name, or a local folder, possibly of a diffusers pipeline
-    revision: str = "main"
+    revision: str = "main"  # branch, tag or commit on the Hugging Face hub
     width: int = 384  # D, the embedding dimension
     max_tokens: int = 128  # token limit, special tokens included
     cleaning: Cleaning = "none"  # applied to a caption before it is tokenised: see `imagen.text.cleaning`

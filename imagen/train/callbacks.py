@@ -8,7 +8,7 @@
     imagen.train_run(experiment, "shards", "runs/base", callbacks=[StopAtLoss()])
 
 The trainer itself implements everything at intervals as callbacks: `ValidationGap`, `MetricRows`, `MetricsFile`,
-`SampleGrid`, `StageExport`, `EmaSnapshots` and `ConsoleProgress`.
+`SampleGrid`, `StageExport`, `EmaSnapshots`, `ConsoleProgress` and the loggers of `train.loggers`.
 """
 
 from torch import Tensor

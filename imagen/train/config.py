@@ -1,6 +1,7 @@
 """The `train` fields of an experiment, and how a batch divides into micro-batches."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from imagen import limits
 from imagen.diffusion.schedule import ScheduleConfig
@@ -8,13 +9,15 @@ from imagen.errors import UserError, check_number
 from imagen.precision import Precision
 from imagen.train.posthoc import LONGEST
 
+LoggerName = Literal["tensorboard", "wandb", "mlflow"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    steps: int = 2_500_000
+    steps: int = 2_500_000  # optimizer updates
     batch_size: int = 2048  # per step, over all ranks and micro-batches
     micro_batch: int | None = None  # samples per forward pass of a rank; None: the rank's whole share of the batch
-    seed: int = 0
+    seed: int = 0  # of weights, order, noise, crops and text dropout
     precision: Precision = "auto"  # auto: bf16 where the hardware supports it, fp16 on other NVIDIA GPUs, else fp32
     # Noise levels are drawn from this schedule with t ~ U[0, 1]; None: the stage's own, which sampling uses.
     schedule: ScheduleConfig | None = None
@@ -22,21 +25,22 @@ class TrainConfig:
     # Further EMAs. Their snapshots are written to RUN/averages, for `imagen export` to choose from.
     ema_decays: tuple[float, ...] = ()
     ema_sigma_rels: tuple[float, ...] = ()  # as in EDM2; from two, such as 0.05 and 0.1, any other is reconstructed
-    ema_snapshot_every: int = 5_000
+    ema_snapshot_every: int = 5_000  # steps between snapshots of these EMAs
     ema_every: int = 1  # steps between updates of the EMAs
-    text_dropout: float = 0.1
-    # fnmatch patterns of parameters, such as `down.*`: those that are not trained; if `trainable` is set, only its own.
-    freeze: tuple[str, ...] = ()
-    trainable: tuple[str, ...] = ()
+    text_dropout: float = 0.1  # share of captions that the unconditional embedding replaces, for guidance
+    freeze: tuple[str, ...] = ()  # fnmatch patterns of parameters that are not trained, such as `down.*`
+    trainable: tuple[str, ...] = ()  # fnmatch patterns of the only parameters that are trained; none: all
     shuffle_captions: bool = False  # control experiment: each image is trained with another image's caption
     max_nonfinite: int = 10  # consecutive non-finite steps after which training fails
-    log_every: int = 50
-    sample_every: int = 5_000
-    checkpoint_every: int = 5_000
+    log_every: int = 50  # steps between rows of metrics; for this and the next two, 0: the last step alone
+    sample_every: int = 5_000  # steps between sample grids
+    checkpoint_every: int = 5_000  # steps between checkpoints and exports
     keep_checkpoints: int = 2  # number of latest checkpoints to keep
     keep_every: int = 0  # also keep checkpoints at multiples of this step; 0: none
     gap_every: int = 500  # steps between measurements of the conditional gap
-    gap_samples: int = 128
+    gap_samples: int = 128  # validation samples of that measurement
+    # Where metrics and sample grids go, beside RUN/metrics.jsonl and RUN/samples. tensorboard: if it is installed.
+    loggers: tuple[LoggerName, ...] = ("tensorboard",)
     # For the MFU in the log: 10^12 dense operations per second of one device in `precision`. None: the manufacturer's
     # figure (imagen/gpus.py); for an unknown device the MFU is not logged.
     peak_tflops: float | None = None

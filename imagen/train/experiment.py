@@ -22,15 +22,15 @@ from imagen.train.parallel import ParallelConfig
 class Experiment:
     """A resolved preset: the stage, its text encoder and data, and the settings of its training."""
 
-    name: str
-    stage: StageConfig
-    text: TextConfig | None = field(default_factory=TextConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    name: str  # of the preset, or one of your own; a run and its exports record it
+    stage: StageConfig  # the model: sizes, network, noise, loss, and defaults of sampling
+    text: TextConfig | None = field(default_factory=TextConfig)  # the text encoder; None: a model without text
+    data: DataConfig = field(default_factory=DataConfig)  # how images are loaded
+    optim: OptimConfig = field(default_factory=OptimConfig)  # optimizer and learning rate
+    train: TrainConfig = field(default_factory=TrainConfig)  # length, batches, EMA, and what is written how often
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)  # several devices, and memory; changes no result
     init: InitConfig | None = None  # weights to start from; None: random ones
-    lora: LoraConfig = field(default_factory=LoraConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)  # adapters that are trained in place of the weights
 
 
 def check(experiment: Experiment, world_size: int = 1) -> None:

@@ -1,15 +1,8 @@
-"""Compute rows of metrics at intervals, and write them to metrics.jsonl and TensorBoard."""
+"""Compute rows of metrics at intervals, and write them to metrics.jsonl."""
 
-import importlib.util
 import json
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from torch import Tensor
 
 from imagen.files import cannot_write
 from imagen.train.callbacks import Callback, is_due
@@ -18,9 +11,6 @@ from imagen.train.optim import learning_rate
 from imagen.train.progress import TrainResult
 from imagen.train.rundir import truncate_metrics
 from imagen.train.setup import TrainingRun
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 
 class MetricRows(Callback):
@@ -47,7 +37,7 @@ class MetricRows(Callback):
 
 
 class MetricsFile(Callback):
-    """Writes RUN/metrics.jsonl (strict JSON, one object per row) and, if the package is installed, RUN/tensorboard."""
+    """Writes RUN/metrics.jsonl: strict JSON, one object per row."""
 
     def on_start(self, run: TrainingRun) -> None:
         self._path = run.folder / "metrics.jsonl"
@@ -56,22 +46,12 @@ class MetricsFile(Callback):
             self._file = open(self._path, "a", buffering=1)  # noqa: SIM115  # on_end closes it
         except OSError as error:
             raise cannot_write(self._path, error) from None
-        self._board = _board(run.folder / "tensorboard", run.step)
 
     def on_row(self, run: TrainingRun, step: int, row: Row) -> None:
         try:
             self._file.write(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
         except OSError as error:
             raise cannot_write(self._path, error) from error
-        with self._board_errors():
-            for name, value in row.items():
-                if self._board is not None and value is not None:
-                    self._board.add_scalar(name, value, step)
-
-    def on_image(self, run: TrainingRun, step: int, name: str, image_CHW: Tensor) -> None:
-        with self._board_errors():
-            if self._board is not None:
-                self._board.add_image(name, image_CHW, step)
 
     def before_checkpoint(self, run: TrainingRun, step: int) -> None:
         """Sync the file: a resumed run does not write the rows before its checkpoint again."""
@@ -82,29 +62,12 @@ class MetricsFile(Callback):
             raise cannot_write(self._path, error) from error
 
     def on_end(self, run: TrainingRun, result: TrainResult | None) -> None:
-        with self._board_errors():
-            self._file.close()
-            if self._board is not None:
-                self._board.close()
-
-    @contextmanager
-    def _board_errors(self) -> Iterator[None]:
-        """Convert errors of TensorBoard's writer thread, which surface in a later call, to UserErrors."""
         try:
-            yield
+            self._file.close()
         except OSError as error:
-            raise cannot_write(self._path.with_name("tensorboard"), error) from error
+            raise cannot_write(self._path, error) from error
 
 
 def _finite(value: float | int | None) -> float | int | None:
     """Return the value, or None for NaN and infinity, which strict JSON does not support."""
     return value if value is None or math.isfinite(value) else None
-
-
-def _board(folder: Path, step: int) -> "SummaryWriter | None":
-    """Return a TensorBoard writer that starts after `step`; None if the package is not installed."""
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-    return SummaryWriter(str(folder), purge_step=step + 1)

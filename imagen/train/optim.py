@@ -23,16 +23,16 @@ FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 class OptimConfig:
     # adam: AdamW without decay.  muon: Muon for the inner matrices, AdamW for the rest
     algorithm: Literal["adamw", "adam", "adafactor", "muon"] = "adamw"
-    lr: float = 1e-4
+    lr: float = 1e-4  # learning rate after the warm-up
     muon_lr: float = 2e-3  # learning rate of Muon's parameters, with the same warm-up and schedule
     # Decay of the first and second moment. adafactor: betas[0] of 0 stores no first moment, betas[1] limits 1 - t^-0.8
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8  # not used by adafactor
     weight_decay: float = 0.0  # decoupled: a step subtracts lr x weight_decay x weight
-    warmup_steps: int = 10_000
+    warmup_steps: int = 10_000  # steps in which the learning rate rises from 0
     # After the warm-up: cosine falls to 0 at the last step; rsqrt falls as 1 / sqrt(step)
     schedule: Literal["cosine", "constant", "rsqrt"] = "cosine"
-    clip_norm: float = 1.0
+    clip_norm: float = 1.0  # gradients are clipped to this norm
 
     def check(self) -> None:
         """Raise UserError, naming the field, for a value out of range."""

@@ -36,7 +36,7 @@ class ParallelConfig:
     # Blocks that recompute their activations in the backward pass: none, all, or those of `checkpoint_levels` (level 0
     # has the largest images). Training takes a quarter to a third longer and much less memory.
     checkpointing: Literal["none", "full", "selective"] = "none"
-    checkpoint_levels: tuple[int, ...] = ()
+    checkpoint_levels: tuple[int, ...] = ()  # for checkpointing selective
     # torch.compile; takes minutes at the first start and seconds afterwards. None: on NVIDIA GPUs only.
     compile: bool | None = None
 

@@ -27,6 +27,7 @@ MUTABLE_FIELDS = (
     "train.keep_checkpoints",
     "train.keep_every",
     "train.log_every",
+    "train.loggers",
     "train.micro_batch",
     "train.peak_tflops",
     "train.sample_every",

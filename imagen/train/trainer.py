@@ -18,6 +18,7 @@ from imagen.train.callbacks import Callback, is_due
 from imagen.train.console import ConsoleProgress
 from imagen.train.experiment import Experiment
 from imagen.train.gap import ValidationGap
+from imagen.train.loggers import build_loggers, check_loggers
 from imagen.train.meter import Row
 from imagen.train.metrics import MetricRows, MetricsFile
 from imagen.train.optim import learning_rate
@@ -59,7 +60,8 @@ def train(
     ranks, folder = ranks or Ranks(torch.device(default_device())), Path(out)
     if profile is not None:
         check_span(profile, experiment.train.steps)
-    ranks.on_first(lambda: check_shards(data))  # before the run folder is created
+    ranks.on_first(lambda: check_loggers(experiment.train.loggers))  # before the run folder is created
+    ranks.on_first(lambda: check_shards(data))
     with locked(folder) if ranks.is_first else nullcontext():
         trainer = Trainer(
             experiment, data, folder, callbacks, ranks=ranks, report=report, minutes=minutes, encoder=encoder
@@ -87,7 +89,7 @@ class Trainer:
         self.run = TrainingRun(experiment, data, folder, ranks=ranks, report=report, minutes=minutes, encoder=encoder)
         self.callbacks: list[Callback] = [MetricRows()] if experiment.text is None else [ValidationGap(), MetricRows()]
         if ranks.is_first:
-            self.callbacks.append(MetricsFile())
+            self.callbacks += [MetricsFile(), *build_loggers(experiment.train.loggers)]
         self.callbacks += [*callbacks, EmaSnapshots()]
         if ranks.is_first:
             self.callbacks.append(ConsoleProgress())
@@ -119,7 +121,7 @@ class Trainer:
                 profiler.begin(progress.step)
                 run.optimizer.set_learning_rate(learning_rate(run.experiment.optim, progress.step, config.steps))
                 with run.timer.step(config.batch_size):
-                    pending.append((progress.step, self._launch(batches)))
+                    pending.append((progress.step, self.launch(batches)))
                     run.checkpointer.update_emas(progress.step)
                     results = [(step, launched.result()) for step, launched in self._ready(pending, began)]
                 for step, result in results:
@@ -139,7 +141,8 @@ class Trainer:
         self._report_end(ended)
         return ended
 
-    def _launch(self, batches: Iterator) -> PendingStep:
+    def launch(self, batches: Iterator) -> PendingStep:
+        """Launch one step on the next micro-batches. All ranks call this together."""
         run = self.run
         return launch_step(
             run.model.network,

@@ -131,6 +131,8 @@ def test_errors_for_typos_suggest_the_closest_name(small_cascade, tmp_path):
             small_cascade.request("cat", **{name: 4})
     with pytest.raises(TypeError, match=r"load\(\) has no argument 'torch_dtype'; the equivalent here is `precision`"):
         imagen.load(tmp_path, torch_dtype=torch.float16)
+    with pytest.raises(TypeError, match=r"equivalent here is `guidance`, an argument of `Cascade\.sample`"):
+        imagen.load(tmp_path, guidance_scale=3)
     with pytest.raises(TypeError, match=r"load\(\) has no argument 'stage'; did you mean 'stages'"):
         Cascade.load(tmp_path, stage=1)
 

@@ -59,8 +59,8 @@ def test_stages_that_do_not_match_are_rejected(artifacts, copy_artifact, error_o
     assert not (tmp_path / "c").exists()
 
 
-def test_assembling_overwrites_nothing_else(artifacts, copy, imagen, error_of, tmp_path):
-    run, cascade = copy("base"), copy("cascade")
+def test_assembling_overwrites_nothing_else(artifacts, copy_artifact, imagen, error_of, tmp_path):
+    run, cascade = copy_artifact("base"), copy_artifact("cascade")
     before = read_files(tmp_path)
     assert "is a training run; choose another folder" in error_of("assemble", run, artifacts / "sr", "--out", run)
     assert "contains a cascade of stages [64, 256], not [64]" in error_of("assemble", run, "--out", cascade)

@@ -11,8 +11,8 @@ from damage import max_file_size, read_files
 from imagen.train import export
 
 
-def test_a_run_of_another_config_or_a_file(artifacts, copy, error_of, quick_options, tmp_path):
-    run = copy("base")
+def test_a_run_of_another_config_or_a_file(artifacts, copy_artifact, error_of, quick_options, tmp_path):
+    run = copy_artifact("base")
     before = read_files(run)
     train = ["train", "debug_64", "--data", artifacts / "shards", *quick_options, "--train.steps", 4]
     assert "was started with train.seed = 0, not 5" in error_of(*train, "--out", run, "--train.seed", 5)

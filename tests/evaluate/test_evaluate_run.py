@@ -1,4 +1,4 @@
-"""Evaluate a cascade on shards: the same numbers when interrupted, on several ranks, and beside their definitions."""
+"""Test that the numbers of an evaluation equal their definitions, also after interruptions and on several ranks."""
 
 import io
 import json
@@ -89,6 +89,9 @@ def test_another_job_in_the_folder_is_refused(shards, coarse, tmp_path):
     evaluate(cascade(), shards, tmp_path / "a", cache=tmp_path, **OPTIONS)
     with pytest.raises(UserError, match="other options, data or weights"):
         evaluate(cascade(), shards, tmp_path / "a", cache=tmp_path, **{**OPTIONS, "steps": 3})
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / ".job.json.1-000000000000.tmp").write_text("{")  # another rank is writing its copy
+    evaluate(cascade(), shards, tmp_path / "c", cache=tmp_path, **OPTIONS)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
@@ -103,6 +106,8 @@ def test_mistakes_are_found_before_sampling(shards, coarse, tmp_path):
         ({"split": "test"}, cascade(), "no split 'test'"),
         ({"reference": 25}, cascade(), "fewer than the 25"),
         ({"n": 1}, cascade(), "n is 1"),
+        ({"metrics": ("kid",), "n": 3}, cascade(), "kid: 3 generated and 24 real images; at least 4"),
+        ({"metrics": ("prdc",), "reference": 5}, cascade(), "coverage: 20 generated and 5 real images; at least 6"),
         ({"metrics": ("clip",)}, without_text, "reads no text"),
     ):
         with pytest.raises(UserError, match=message):
@@ -159,6 +164,8 @@ def test_a_sweep_and_a_gap_are_rows_of_evaluations(shards, coarse, tmp_path):
     gap = cascade_gap(small, shards, tmp_path / "g", **options)
     assert [(row["resolution"], row["inputs"]) for row in gap] == [(8, "generated"), (16, "generated"), (16, "true")]
     assert json.loads((tmp_path / "g" / "report.json").read_text())["rows"] == gap
+    per_stage = cascade_gap(small, shards, tmp_path / "p", **options | {"steps": [1, 2]})
+    assert [[each["sampling"]["steps"] for each in row["request"]["stages"]] for row in per_stage] == [[1], [1, 2], [2]]
 
 
 def test_the_page_shows_numbers_plots_and_images(shards, coarse, tmp_path):

@@ -67,18 +67,23 @@ def test_scores_count_the_set_not_the_side(page):
 def test_mistakes(page, tmp_path):
     with pytest.raises(UserError, match="is not empty"):
         write_preference_page(tmp_path / "red", tmp_path / "blue", page)
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="contains no images"):
         write_preference_page(tmp_path / "red", tmp_path, tmp_path / "new")
     with pytest.raises(UserError, match="different prompts"):
         write_preference_page(tmp_path / "red", folder(tmp_path / "other", BLUE, prompt="x"), tmp_path / "new")
     with pytest.raises(UserError, match="19 of the same number"):
         write_preference_page(tmp_path / "red", folder(tmp_path / "fewer", BLUE, count=19), tmp_path / "new")
-    with pytest.raises(UserError, match="holds no answers to"):
+    with pytest.raises(UserError, match="contains no answers to"):
         score_answers(page, write_answers(page, {"0": "left"}, identity="another"))
-    with pytest.raises(UserError, match="no answer to one of its pairs"):
+    with pytest.raises(UserError, match="not an answer to one of its pairs"):
         score_answers(page, write_answers(page, {"20": "left"}))
     with pytest.raises(UserError, match="no answers yet"):
         score_answers(page, write_answers(page, {}))
+    with pytest.raises(UserError, match="is a file"):
+        write_preference_page(tmp_path / "red", tmp_path / "blue", tmp_path / "answers.json")
+    (page / "key.json").write_text("[]")
+    with pytest.raises(UserError, match=r"key\.json is damaged"):
+        score_answers(page, tmp_path / "answers.json")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

@@ -29,11 +29,12 @@ def test_other_peoples_tables(tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-    ("category,text\nx,y\n", "names no column `prompt`"),
+    ("category,text\nx,y\n", "has no column `prompt`"),
     ("category,prompt\nonly one\n", "line 2: 1 fields"),
-    ("category,prompt\n", "holds no prompts"),
-    ("", "names no column"),
+    ("category,prompt\n", "contains no prompts"),
+    ("", "has no column"),
     (b"prompt\n\xff\n", "not a text file"),
+    ("category,prompt\nx,a\rb\n", "line 2: new-line character seen in unquoted field"),
 ])  # fmt: skip
 def test_files_that_are_no_suites(tmp_path, content, message):
     path = tmp_path / "suite.csv"

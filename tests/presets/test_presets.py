@@ -29,6 +29,10 @@ PARAMETERS = {
     "debug_64": 1_196_688,
     "debug_256": 879_280,
     "debug_1024": 879_280,
+    "photos_64_50m": 50_399_171,
+    "photos_64_150m": 150_825_347,
+    "photos_256_50m": 51_447_363,
+    "photos_256_150m": 147_677_699,
     "text2im_64_397m": 396_211_491,
     "text2im_64_2b": 2_005_610_499,
     "text2im_64_deberta": 400_867_619,
@@ -79,7 +83,10 @@ class TestEveryPreset:
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("text2im_64_397m", 397), ("text2im_64_2b", 2000), ("sr_256_600m", 600), ("sr_1024_400m", 400)],
+    [
+        *(("photos_64_50m", 50), ("photos_64_150m", 150), ("photos_256_50m", 51), ("photos_256_150m", 148)),
+        *(("text2im_64_397m", 397), ("text2im_64_2b", 2000), ("sr_256_600m", 600), ("sr_1024_400m", 400)),
+    ],
 )
 def test_parameter_counts_match_the_names(name: str, millions: int) -> None:
     assert count_parameters(preset(name)) == pytest.approx(millions * 1e6, rel=0.02)

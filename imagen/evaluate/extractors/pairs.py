@@ -1,4 +1,4 @@
-"""Errors of super-resolution against the true images: PSNR and SSIM of each image."""
+"""Compute the PSNR and SSIM of each image of super-resolution against the real image."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,6 @@ from imagen.data.shards.dataset import ShardedDataset
 from imagen.distribution import missing
 from imagen.evaluate.real import images
 
-COLUMNS = ("psnr", "ssim")
 _PEAK = 255.0
 
 

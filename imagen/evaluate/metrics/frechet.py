@@ -1,18 +1,15 @@
-"""Fréchet distance of two sets of features as Gaussians: FID with features of Inception (Heusel et al., 1706.08500)."""
+"""Compute the Fréchet distance of two sets of features; FID is that of Inception's features (1706.08500)."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from imagen.evaluate.metrics.interval import Interval
+from imagen.evaluate.metrics.interval import Interval, bootstrap_error
 
 
 @dataclass
 class Moments:
-    """Count, sum and sum of outer products of features: all that the distance needs, added up batch by batch.
-
-    Two Moments are merged by `+`, so that ranks and resumed jobs give the same sums up to rounding.
-    """
+    """Accumulate the count, the sum and the sum of outer products of features, batch by batch; `+` merges two."""
 
     dimension: int
     count: int = 0
@@ -59,36 +56,35 @@ def moments(features_ND: np.ndarray) -> Moments:
     return found
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
+def frechet_distance(a: Moments, b: Moments, root_DD: np.ndarray | None = None) -> float:
     """Return |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), >= 0.
+
+    root_DD: the symmetric root of C_a, if it is known.
 
     The trace of the root is the sum of the singular values of C_a^(1/2) C_b^(1/2): symmetric roots by eigenvalues,
     exact for singular covariances too, where the general matrix root that other implementations take is not.
     """
-    return _distance(a, _root(a.covariance_DD), b)
+    A_DD, B_DD = a.covariance_DD, b.covariance_DD
+    root_DD = _root(A_DD) if root_DD is None else root_DD
+    of_root = np.linalg.svd(root_DD @ _root(B_DD), compute_uv=False).sum()
+    distance = np.square(a.mean_D - b.mean_D).sum() + np.trace(A_DD) + np.trace(B_DD) - 2 * of_root
+    return max(float(distance), 0.0)  # rounding makes it slightly negative for equal sets
 
 
 def frechet_interval(real_MD: np.ndarray, generated_ND: np.ndarray, *, rounds: int = 8, seed: int = 0) -> Interval:
     """Return the Fréchet distance of two sets of features, 1.96 standard errors wide on each side.
 
     The standard error is the spread over `rounds` bootstrap samples of the generated set. Their mean is not used: a
-    sample has fewer distinct images, and the distance is biased upward for few images.
+    sample has fewer distinct images, and the distance is biased upward for few images. The real set is taken as fixed.
     """
     real = moments(real_MD)
     root_DD = _root(real.covariance_DD)
-    rng = np.random.default_rng(seed)
-    drawn = [generated_ND[rng.integers(0, len(generated_ND), len(generated_ND))] for _ in range(rounds)]
-    error = 1.96 * float(np.std([_distance(real, root_DD, moments(sample)) for sample in drawn], ddof=1))
-    value = _distance(real, root_DD, moments(generated_ND))
+
+    def distance(features_ND: np.ndarray) -> float:
+        return frechet_distance(real, moments(features_ND), root_DD)
+
+    value, error = distance(generated_ND), 1.96 * bootstrap_error(distance, generated_ND, rounds=rounds, seed=seed)
     return Interval(value, max(value - error, 0.0), value + error)
-
-
-def _distance(a: Moments, root_DD: np.ndarray, b: Moments) -> float:
-    """root_DD: of a's covariance."""
-    B_DD = b.covariance_DD
-    of_root = np.linalg.svd(root_DD @ _root(B_DD), compute_uv=False).sum()
-    distance = np.square(a.mean_D - b.mean_D).sum() + np.trace(a.covariance_DD) + np.trace(B_DD) - 2 * of_root
-    return max(float(distance), 0.0)  # rounding makes it slightly negative for equal sets
 
 
 def _root(C_DD: np.ndarray) -> np.ndarray:

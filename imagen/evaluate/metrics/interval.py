@@ -1,4 +1,4 @@
-"""Confidence intervals of metrics."""
+"""Compute confidence intervals of metrics."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Interval(NamedTuple):
-    """A value and its 95 % interval."""
+    """Hold a value and its 95 % interval."""
 
     value: float
     low: float
@@ -15,7 +15,7 @@ class Interval(NamedTuple):
 
     @classmethod
     def of_values(cls, values: Sequence[float]) -> "Interval":
-        """The mean of repeated measurements, 1.96 standard errors wide on each side."""
+        """Return the mean of repeated measurements, 1.96 standard errors wide on each side."""
         array = np.asarray(values, dtype=np.float64)
         if len(array) < 2:
             raise ValueError("an interval needs two measurements or more")
@@ -24,7 +24,7 @@ class Interval(NamedTuple):
 
     @classmethod
     def of_share(cls, right: float, count: int) -> "Interval":
-        """A share of right answers, by Wilson's score interval, which holds at 0 and 1 too."""
+        """Return a share of correct answers with Wilson's score interval, which also holds at 0 and 1."""
         if not 0 <= right <= count or count == 0:
             raise ValueError(f"{right} of {count}")
         z2, p = 1.96**2, right / count
@@ -33,12 +33,23 @@ class Interval(NamedTuple):
         return cls(p, max(centre - half, 0.0), min(centre + half, 1.0))
 
 
+def bootstrap_error(metric: Callable[[np.ndarray], float], samples: np.ndarray, *, rounds: int, seed: int = 0) -> float:
+    """Return the standard deviation of `metric` over `rounds` sets resampled with replacement: its standard error.
+
+    For metrics that depend on the number of distinct samples (FID): their resampled values are biased, but their spread
+    is not.
+    """
+    rng = np.random.default_rng(seed)
+    values = [metric(samples[rng.integers(0, len(samples), len(samples))]) for _ in range(rounds)]
+    return float(np.std(values, ddof=1))
+
+
 def bootstrap(
     metric: Callable[[np.ndarray], float], samples: np.ndarray, *, rounds: int = 200, seed: int = 0
 ) -> Interval:
     """Return `metric(samples)` with the 2.5 and 97.5 % quantiles of its values on resampled sets (with replacement).
 
-    For metrics without a bias that depends on the number of distinct samples: CLIP score, PSNR, shares; not for FID.
+    For metrics that do not depend on the number of distinct samples, such as means; for others, see `bootstrap_error`.
     """
     rng = np.random.default_rng(seed)
     values = [metric(samples[rng.integers(0, len(samples), len(samples))]) for _ in range(rounds)]

@@ -1,6 +1,7 @@
-"""Precision and recall (Kynkäänniemi et al., 1904.06991), density and coverage (Naeem et al., 2002.09797).
+"""Compute precision and recall (1904.06991), and density and coverage (2002.09797).
 
-A set's manifold is the union of balls around its features, each as far as the k-th nearest neighbour in the set.
+A set's manifold is the union of balls around its features. A ball's radius is the distance to the k-th nearest
+neighbour in the set.
 """
 
 from typing import NamedTuple
@@ -14,9 +15,9 @@ BLOCK = 1024  # rows of distances at a time: memory is bounded by N x 1024
 
 
 class Manifold(NamedTuple):
-    """Shares in [0, 1] with intervals; density may exceed 1.
+    """Hold shares in [0, 1] with intervals; density may exceed 1.
 
-    The intervals are those of independent images (Wilson's for shares), although all share the same balls.
+    The intervals assume independent images (Wilson's for shares), although all images are compared with the same balls.
     """
 
     precision: Interval  # of generated images inside the manifold of the real ones

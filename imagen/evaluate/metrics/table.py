@@ -1,6 +1,6 @@
-"""The metrics that `imagen evaluate` knows: the features each needs, and how it is computed from them.
+"""List the metrics of `imagen evaluate`: the features that each needs, and the function that computes it from them.
 
-Modules are imported where they are needed, so that the command line reads the names without waiting for NumPy.
+Modules are imported inside functions, so that the command line can list the names without loading NumPy.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Features:
-    """What a metric compares."""
+    """Hold the features that a metric compares."""
 
     real_MD: "np.ndarray"
     generated_ND: "np.ndarray"
@@ -26,13 +26,14 @@ class Features:
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric, or several that are computed together."""
+    """Describe one metric, or several that are computed together."""
 
     names: tuple[str, ...]  # of the values, as reported
     extractor: str
     measure: "Callable[[Features], Sequence[Interval]]"
     help: str
     needs_captions: bool = False
+    least: int = 2  # images of each set that the metric needs
 
 
 def _fid(features: Features) -> "list[Interval]":
@@ -55,11 +56,9 @@ def _manifold(features: Features) -> "list[Interval]":
 
 
 def _cmmd(features: Features) -> "list[Interval]":
-    from imagen.evaluate.metrics.interval import bootstrap
-    from imagen.evaluate.metrics.kernel import cmmd
+    from imagen.evaluate.metrics.kernel import cmmd_interval
 
-    real_MD = features.real_MD
-    return [bootstrap(lambda generated_ND: cmmd(real_MD, generated_ND), features.generated_ND, rounds=20)]
+    return [cmmd_interval(features.real_MD, features.generated_ND)]
 
 
 def _clip_score(features: Features) -> "list[Interval]":
@@ -90,16 +89,22 @@ def _mean(values_N: "np.ndarray") -> "Interval":
 _PRDC = ("precision", "recall", "density", "coverage")
 METRICS: dict[str, Metric] = {
     "fid": Metric(("fid",), "inception", _fid, "Fréchet distance of Inception features (1706.08500)"),
-    "kid": Metric(("kid",), "inception", _kid, "1000 times the kernel distance of Inception features (1801.01401)"),
-    "prdc": Metric(_PRDC, "inception", _manifold, "precision, recall, density, coverage (2002.09797)"),
+    "kid": Metric(
+        ("kid",), "inception", _kid, "1000 times the kernel distance of the same features (1801.01401)", least=4
+    ),
+    "prdc": Metric(_PRDC, "inception", _manifold, "precision, recall, density, coverage (2002.09797)", least=6),
     "fd_dinov2": Metric(("fd_dinov2",), "dinov2", _fid, "Fréchet distance of DINOv2 features (2306.04675)"),
-    "kd_dinov2": Metric(("kd_dinov2",), "dinov2", _kid, "1000 times the kernel distance of DINOv2 features"),
+    "kd_dinov2": Metric(("kd_dinov2",), "dinov2", _kid, "1000 times the kernel distance of the same features", least=4),
     "cmmd": Metric(("cmmd",), "clip", _cmmd, "maximum mean discrepancy of CLIP features (2401.09603)"),
-    "clip": Metric(("clip",), "clip", _clip_score, "CLIP score: 100 times the cosine to the caption", True),
+    "clip": Metric(
+        ("clip",), "clip", _clip_score, "CLIP score: 100 times the cosine with captions", needs_captions=True
+    ),
     "psnr": Metric(("psnr",), "pairs", _psnr, "peak signal-to-noise ratio to the true images, dB"),
     "ssim": Metric(("ssim",), "pairs", _ssim, "structural similarity to the true images"),
-    "fd_efficientnet": Metric(("fd_efficientnet",), "efficientnet", _fid, "Fréchet distance, small packaged features"),
-    "kd_efficientnet": Metric(("kd_efficientnet",), "efficientnet", _kid, "1000 times the kernel distance, likewise"),
+    "fd_efficientnet": Metric(("fd_efficientnet",), "efficientnet", _fid, "Fréchet distance of EfficientNet-Lite0"),
+    "kd_efficientnet": Metric(
+        ("kd_efficientnet",), "efficientnet", _kid, "1000 times the kernel distance of the same", least=4
+    ),
 }
 
 

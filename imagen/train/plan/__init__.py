@@ -3,9 +3,11 @@
 calibration.py  constants that cannot be counted
 dry_run.py      one training step of one rank on fake tensors, counted by `imagen.accounting`
 choice.py       the micro-batch and activation checkpointing that fit
+loading.py      how fast images are loaded
 """
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from imagen.train.grid import grid_micro_batch
 from imagen.train.plan.calibration import CALIBRATION, RESERVED, usable_bytes
 from imagen.train.plan.choice import choose
 from imagen.train.plan.dry_run import DryRun, TracedStep
+from imagen.train.plan.loading import Loading, estimate_loading, measure_loading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +33,24 @@ class Assumptions:
     bytes_a_sample: int = 2560  # tar headers, padding and caption
     caption_tokens: int = 32  # mean tokens per caption, stored as bfloat16
     samples: int = 1_000_000
+    megapixels: float | None = None  # of a stored image; None: of one whose shorter side is the stage's resolution
 
     def check(self) -> None:
         check_number("--mfu", self.mfu, above=0, most=1)
 
 
-def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions | None = None) -> dict[str, Any]:
+def plan(
+    experiment: Experiment,
+    gpus: int,
+    gpu: str,
+    assumptions: Assumptions | None = None,
+    *,
+    data: str | Path | None = None,
+) -> dict[str, Any]:
     """Return a plan as a JSON object: sizes in bytes, times in seconds and days, FLOP and traffic per rank and step.
 
-    gpu: a name of `imagen.gpus.PLANNABLE`, or "cpu". Raises UserError if the experiment is invalid or does not fit.
+    gpu: a name of `imagen.gpus.PLANNABLE`, or "cpu". data: shards to measure the loader with, on this machine; default:
+    its rate is calculated. Raises UserError if the experiment is invalid or does not fit.
     """
     assumptions = assumptions or Assumptions()
     assumptions.check()
@@ -47,6 +59,11 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
     check(experiment, gpus)
     on_gpu, precision = gpu != "cpu", experiment.train.precision
     dtype = autocast_dtype("cpu", "bf16" if precision == "auto" and on_gpu else precision)
+    if data is None:
+        loading = estimate_loading(experiment, gpus, assumptions.megapixels)
+    else:
+        loading = measure_loading(experiment, gpus, data)
+        assumptions = replace(assumptions, samples=loading.samples or assumptions.samples)
     with DryRun(experiment, gpus, dtype=dtype, gpu=on_gpu) as dry_run:
         traced = choose(dry_run, usable, gpu)
     grid = _grid(experiment, dry_run, dtype, on_gpu)
@@ -58,10 +75,13 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
     stored, text, traffic = dry_run.stored, experiment.text, _traffic(traced, card, gpus)
     side = experiment.stage.resolution
     embedding = 0 if text is None else min(assumptions.caption_tokens, text.max_tokens) * text.width * 2
-    picture = round(assumptions.bytes_a_pixel * side**2) + assumptions.bytes_a_sample
+    pixels = side**2 if assumptions.megapixels is None else assumptions.megapixels * 1e6
+    picture = round(assumptions.bytes_a_pixel * pixels) + assumptions.bytes_a_sample
     keep = experiment.train.keep_checkpoints
     return {
         "preset": experiment.name,
+        "resolution": experiment.stage.resolution,
+        "low_resolution": experiment.stage.low_resolution,
         "parameters": dry_run.parameters,
         "gpus": gpus,
         "gpu": gpu,
@@ -81,7 +101,11 @@ def plan(experiment: Experiment, gpus: int, gpu: str, assumptions: Assumptions |
             "grid": grid,
         },
         "flop": traced.flops,
-        **_times(experiment, traced, card if dtype is not None else replace(card, tflops=None), traffic, assumptions),
+        **_times(
+            *(experiment, traced, card if dtype is not None else replace(card, tflops=None)),
+            *(traffic, loading, assumptions),
+        ),
+        "loading": asdict(loading),
         "traffic": traffic,
         "disk": {
             "checkpoint": stored,
@@ -115,20 +139,32 @@ def _grid(experiment: Experiment, dry_run: DryRun, dtype: torch.dtype | None, on
 
 
 def _times(
-    experiment: Experiment, traced: TracedStep, card: Gpu, traffic: list[dict[str, Any]], assumptions: Assumptions
+    experiment: Experiment,
+    traced: TracedStep,
+    card: Gpu,
+    traffic: list[dict[str, Any]],
+    loading: Loading,
+    assumptions: Assumptions,
 ) -> dict[str, Any]:
-    """Estimate the time of a step: the maximum of computing, traffic over links and traffic over the network."""
+    """Estimate the time of a step: the maximum of computing, traffic over links or the network, and loading.
+
+    training_images_per_s: the rate without waiting for the loader.
+    """
     if card.tflops is None:
-        return {"step_s": None, "bound_by": None, "images_per_s": None, "days": None}
+        return dict.fromkeys(("step_s", "bound_by", "images_per_s", "training_images_per_s", "days"))
     seconds = {"computing": sum(traced.flops.values()) / (card.tflops * 1e12 * assumptions.mfu)}
     for row in traffic:
         seconds[row["over"]] = seconds.get(row["over"], 0.0) + row["seconds"]
+    batch_size = experiment.train.batch_size
+    training = max(seconds.values())
+    seconds["loading"] = batch_size / loading.images_per_s
     bound_by = max(seconds, key=lambda name: seconds[name])
     step = seconds[bound_by]
     return {
         "step_s": step,
         "bound_by": bound_by,
-        "images_per_s": experiment.train.batch_size / step,
+        "images_per_s": batch_size / step,
+        "training_images_per_s": batch_size / training,
         "days": step * experiment.train.steps / 86400,
     }
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from imagen.evaluate.metrics.kernel import cmmd, kid, kid_interval
+from imagen.evaluate.metrics import kernel
+from imagen.evaluate.metrics.kernel import cmmd_interval, kid, kid_interval
 
 
 def test_kid_of_torchmetrics() -> None:
@@ -51,5 +52,18 @@ def test_cmmd_written_out() -> None:
                 total += math.exp(-(difference @ difference) / 200)
         return total / (len(xs) * len(ys))
 
-    assert cmmd(a, b) == pytest.approx(1000 * (mean(a, a) + mean(b, b) - 2 * mean(a, b)), rel=1e-9)
-    assert cmmd(a, 7 * a) == pytest.approx(0, abs=1e-9)
+    assert cmmd_interval(a, b).value == pytest.approx(1000 * (mean(a, a) + mean(b, b) - 2 * mean(a, b)), rel=1e-9)
+    assert cmmd_interval(a, 7 * a).value == pytest.approx(0, abs=1e-9)
+
+
+def test_the_interval_of_cmmd_has_the_spread_of_independent_samples(monkeypatch) -> None:
+    """The half width is about 1.96 standard deviations over independent sets, and does not depend on blocks."""
+    rng = np.random.default_rng(4)
+    real = rng.normal(1, 1, size=(500, 3))
+    sets = [rng.normal(0.5, 1, size=(80, 3)) for _ in range(60)]
+    spread = np.std([cmmd_interval(real, each, rounds=2).value for each in sets])
+    found = [cmmd_interval(real, each, rounds=40) for each in sets[:5]]
+    assert all(each.low < each.value < each.high for each in found)
+    assert np.mean([each.high - each.value for each in found]) == pytest.approx(1.96 * spread, rel=0.3)
+    monkeypatch.setattr(kernel, "BLOCK", 7)
+    assert cmmd_interval(real, sets[0], rounds=40) == pytest.approx(found[0], rel=1e-9)
