@@ -19,6 +19,7 @@ STEPS = 10_000  # of a sampler, which converges in a hundredth of them
 CHARACTERS = 10_000  # of a prompt; encoders read the first 128 to 512 tokens
 PIXELS = 2**28  # of a batch of images
 STAGES = 32
+SIZES = 256  # buckets of a stage
 LEVELS = 32
 BLOCKS = 512  # of all levels, in the down path
 PROCESSES = 1_024  # each has its own copy of its input
@@ -98,6 +99,7 @@ ENCODER_NUMBER = 2**27  # all other fields: bases of rotary embeddings are tens 
 ENCODER_SLACK = 2**26  # elements of a model beyond its stored weights: position tables, masks
 DATA: Table = {
     "crop": between(1, SIDE),
+    "bucket_batch": between(1, 10_000_000),
     "workers": between(0, PROCESSES),
     "window": between(1, 1_000_000),
     "max_enlargement": up_to(SIDE),
@@ -122,6 +124,8 @@ TRAIN: Table = {
     "keep_every": between(0, 10**12),
     "gap_every": between(0, 10**12),
     "gap_samples": between(1, 100_000),  # they are all in memory
+    "evaluate_every": between(0, 10**12),
+    "evaluate_images": between(20, 100_000),  # likewise
     "peak_tflops": up_to(1e9),
 }
 OPTIM: Table = {

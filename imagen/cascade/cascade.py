@@ -1,5 +1,6 @@
 """Load, save and sample a cascade."""
 
+import logging
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -14,6 +15,7 @@ from imagen.cascade.pipeline import OnPreview, run_request
 from imagen.cascade.prompts import check_prompts
 from imagen.cascade.provenance import describe, describe_conditions
 from imagen.cascade.request import Request, check_count, make_request
+from imagen.cascade.sizes import untrained_size
 from imagen.cascade.storage import (
     check_stages,
     read_manifest,
@@ -33,6 +35,8 @@ from imagen.stage.sampling import Stage
 from imagen.stage.weights import build_unet, check_float32
 from imagen.text.config import TextConfig
 from imagen.text.protocol import Encoder
+
+log = logging.getLogger(__name__)
 
 
 class Cascade:
@@ -208,6 +212,7 @@ class Cascade:
         request = self.request(prompts, **options)
         if output not in ("pil", "tensor"):
             raise UserError(f'output is {output!r}; it must be "pil" or "tensor"')
+        self.warn_of_size(request)
         if output == "tensor":
             return torch.stack(list(self.run(request, output="tensor", progress=progress, on_step=on_step)))
         return list(self.run(request, progress=progress, on_step=on_step))
@@ -274,6 +279,11 @@ class Cascade:
     def conditions(self, request: Request, number: int) -> dict[str, Any]:
         """Return the conditions that affect the rounding of image `number`, as JSON."""
         return describe_conditions(request, number)
+
+    def warn_of_size(self, request: Request) -> None:
+        """Log a warning if a stage would generate images of a size that it was not trained on."""
+        if problem := untrained_size([stage.config for stage in self._running(request)], request.sizes):
+            log.warning("%s", problem)
 
     def _running(self, request: Request) -> list[Stage]:
         return self.stages[request.first_stage : request.first_stage + len(request.settings)]

@@ -37,6 +37,23 @@ def sizes_above(run: Sequence[StageConfig], given: Size) -> tuple[Size, tuple[Si
     return (height, width), sizes, (given[0] * final // reference, given[1] * final // reference)
 
 
+def untrained_size(run: Sequence[StageConfig], sizes: Sequence[Size]) -> str | None:
+    """Return a warning if a stage outputs a size that it was not trained on; None otherwise.
+
+    A super-resolution stage without recorded sizes works at any size: it is usually trained on crops.
+    """
+    for stage, (height, width) in zip(run, sizes, strict=True):
+        trained = stage.sizes or ((stage.resolution, stage.resolution),)
+        if (height, width) in trained or (stage.low_resolution is not None and not stage.sizes):
+            continue
+        shown = ", ".join(f"{h}x{w}" for h, w in trained[:12]) + (", ..." if len(trained) > 12 else "")
+        return (
+            f"stage {stage.resolution} was trained on images of {shown} (height x width) and outputs {height}x{width} "
+            "here: objects may repeat or be cut"
+        )
+    return None
+
+
 def size_multiple(run: Sequence[StageConfig], reference: int) -> int:
     """Return the number that must divide sides at resolution `reference`, so that all stages' strides fit."""
     units = []

@@ -8,7 +8,7 @@ from imagen.cli.values import Choice
 
 SHELLS = Choice("bash", "zsh", "fish")
 # Metavars of arguments that are paths.
-PATHS = ("FILE", "DIR", "IMAGE", "SHARDS", "SOURCE", "CASCADE", "RUN", "PATH", "FILE=STYLE")
+PATHS = ("FILE", "DIR", "IMAGE", "SHARDS", "SOURCE", "CASCADE", "RUN", "PATH")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def _complete(action: Any, values: dict[str, list[str]]) -> None:
         action.choices = names
     elif isinstance(action.metavar, str) and action.metavar in values:
         action.choices = values[action.metavar]
-    elif action.metavar in PATHS:
+    elif isinstance(action.metavar, str) and action.metavar.split("=")[0].rstrip("[") in PATHS:
         action.complete = shtab.FILE
 
 

@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING
 from imagen.cli.command import Command
 from imagen.cli.engine import add_engine, connected
 from imagen.cli.output import Result, counted, lines
-from imagen.cli.values import Choice, Listed, count, number, processes, side
+from imagen.cli.values import Choice, Listed, count, number, processes, side, whole
 
 if TYPE_CHECKING:
     from imagen.data.build.engines import Engine
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="file or folder with the pairs, see below")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="file, folder or URL with the pairs, see below")
     parser.add_argument("--out", type=Path, metavar="SHARDS", help="the folder to build")
     parser.add_argument("--format", metavar="NAME", help="format of the source (default: detected)")
     parser.add_argument("--image-column", metavar="NAME", help="column of a table that contains images or their paths")
     parser.add_argument("--caption-column", metavar="NAME", help="column of a table that contains captions")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder of the images that a table names (default: the table's)"
+    )
     parser.add_argument(
         "--caption-from",
         type=Choice("folder", "name"),
@@ -65,6 +68,17 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples-per-shard", type=count, default=1000, metavar="N", help="maximum samples per shard (default: 1000)"
     )
+    parser.add_argument(
+        "--held-out",
+        type=number,
+        default=0.0,
+        metavar="F",
+        help="share of samples held out for validation, chosen at random (default: none)",
+    )
+    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of the choice (default: 0)")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="downloads from a URL (default: ~/.cache/imagen/sources)"
+    )
     parser.add_argument("--workers", type=processes, metavar="N", help="processes (default: one per core, at most 16)")
     add_engine(parser)
     parser.add_argument("--encoder", metavar="NAME", help="text encoder of the embeddings that the source contains")
@@ -90,7 +104,9 @@ def _build(options: argparse.Namespace, engine: "Engine | None") -> Result:
         format=options.format,
         image_column=options.image_column,
         caption_column=options.caption_column,
+        images=options.images,
         caption_from=options.caption_from,
+        cache=options.cache,
         copy=options.copy,
         limits=Limits(
             min_side=options.min_side,
@@ -101,6 +117,8 @@ def _build(options: argparse.Namespace, engine: "Engine | None") -> Result:
         ),
         samples_per_shard=options.samples_per_shard,
         keep_duplicates=options.keep_duplicates,
+        held_out=options.held_out,
+        seed=options.seed,
         max_rejected=options.max_rejected,
         encoder=options.encoder,
         max_tokens=options.max_tokens,
@@ -112,6 +130,7 @@ def _build(options: argparse.Namespace, engine: "Engine | None") -> Result:
     texts = [
         f"{folder}: {built['samples']:,} samples{captions} in {counted(built['shards'], 'shard')}, "
         f"of {built['records']:,} records",
+        *([f"  {built['held_out']:,} of the samples are held out"] if "held_out" in built else []),
         *(f"  {rejected:,} rejected: {reason}" for reason, rejected in built["rejected"].items()),
         f"inspect it: imagen data inspect {folder} --html data.html",
     ]
@@ -127,7 +146,8 @@ COMMAND = Command(
     run=run,
     details="SOURCE is a folder of images with .txt, .caption, .text or .json captions beside them; a table (csv,\n"
     "tsv, jsonl, json, parquet), or a folder with metadata.csv or metadata.jsonl in it or in each subfolder; a\n"
-    "Hugging Face data set on disk; or shards, which are checked and indexed in place. Rejected records are listed in\n"
+    "Hugging Face data set on disk; a zip of images; or shards, which are checked and indexed in place. It may be a\n"
+    "URL, such as hf://org/name on the Hugging Face hub or s3://bucket/folder. Rejected records are listed in\n"
     "*.rejected.jsonl. If the command is stopped, run it again to resume.\n\n"
     "  imagen data build photos --out shards\n"
     "  imagen data build photos --out shards --sizes 64,256\n"

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> Result:
             engine, device = encoders(options.workers, device)
         else:
             device = choose_device(device)
-        index_folder(options.shards)
+        index_folder(options.shards, sizes=True)
         samples = sum(len(open_split(options.shards, split)) for split in splits(options.shards))
         name = options.encoder or EMBEDDED_ENCODER
         text = encoder_config(name, revision=options.revision, max_tokens=options.max_tokens)

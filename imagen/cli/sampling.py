@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from imagen.cli.command import add_device, add_int8_text, add_precision
 from imagen.cli.output import Result, counted, lines
-from imagen.cli.values import Choice, Listed, count, each, interval, lora_file, number, whole
+from imagen.cli.values import Choice, Listed, count, each, interval, lora_file, number, sampler_options, whole
 from imagen.diffusion.samplers.registry import sampler_names
 from imagen.torchrun import read_launch
 
@@ -19,6 +19,7 @@ PER_STAGE = (
     *("damping", "tile", "micro_batch"),
 )
 
+SAMPLER_ARGUMENTS = ("eta", "variance", "gamma")  # sampler options with an argument of their own in Python
 COMPILED_IMAGES = 64  # per process: from this number on, compiling is on by default on an NVIDIA GPU
 
 LORA = "apply a LoRA file with weight W (default: 1); FILE#256:W adapts the stage of 256 pixels (repeatable)"
@@ -46,6 +47,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     spacing = Choice("time", "logsnr", "auto", what="spacing")
     add("--spacing", type=Listed(spacing), metavar="NAME,...", help="steps uniform in `time` or `logsnr`, or `auto`")
     add("--damping", type=Listed(float), metavar="D,...", help="remove noise 1 + D times as fast, for clean outlines")
+    add(
+        "--sampler-options",
+        type=sampler_options,
+        default={},
+        metavar="NAME=V,...",
+        help="options of the sampler, as in eta=0.5, for all stages that run",
+    )
     add(
         "--tile",
         type=Listed(each(count)),
@@ -103,6 +111,7 @@ def prepare(options: argparse.Namespace, inputs: int = 1) -> tuple["Cascade", di
             print(f"compiling each stage in its first step: minutes, or seconds if its kernels are in {cache_folder()}")
     return cascade, {
         **{name: one_or_each(getattr(options, name)) for name in PER_STAGE},
+        **sampler_request(options.sampler_options),
         "n": options.n,
         "stages": options.stages,
         "batch_size": options.batch_size,
@@ -114,6 +123,13 @@ def prepare(options: argparse.Namespace, inputs: int = 1) -> tuple["Cascade", di
         "ranks": ranks,
         "progress": rank == 0,
     }
+
+
+def sampler_request(options: dict[str, float | str]) -> dict[str, Any]:
+    """Return what a request is given for sampler options: arguments of their own, or entries of `sampler_options`."""
+    named = {name: value for name, value in options.items() if name in SAMPLER_ARGUMENTS}
+    others = {name: value for name, value in options.items() if name not in SAMPLER_ARGUMENTS}
+    return {**named, "sampler_options": others} if others else named
 
 
 def compiles(device: str, setting: bool | None, images: int) -> bool:

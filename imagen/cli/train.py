@@ -10,13 +10,18 @@ from imagen.cli.output import Result, lines
 from imagen.cli.values import minutes, span
 
 if TYPE_CHECKING:
+    from imagen.data.shards.mixture import Data
     from imagen.train.experiment import Experiment
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("preset", metavar="PRESET", help=fields.PRESET_HELP)
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="SHARDS", help="folder or URL of shards, made by `imagen data`"
+        "--data",
+        action="append",
+        required=True,
+        metavar="SHARDS[=WEIGHT]",
+        help="folder or URL of shards, made by `imagen data`; repeat it to mix several: --data a=0.7 --data b=0.3",
     )
     parser.add_argument("--out", type=Path, metavar="RUN", help="folder of the run, new or to resume")
     parser.add_argument("--minutes", type=minutes, metavar="M", help="write a checkpoint and stop after M minutes")
@@ -37,21 +42,21 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Result | None:
     from imagen.cli.devices import choose_device
+    from imagen.data.shards.mixture import parse_portion, portions_of
     from imagen.train.experiment import check
 
     experiment = fields.experiment(options)
     check(experiment)
+    data = portions_of([parse_portion(text) for text in options.data])
     if options.dry_run:
-        return _dry_run(options, experiment)
+        return _dry_run(options, experiment, data)
     if options.out is None:
         options.parser.error("the following arguments are required: --out")
     from imagen.train.ranks import process_group
     from imagen.train.run import train_run
 
     with process_group(choose_device(options.device) if options.device else None) as ranks:
-        result = train_run(
-            experiment, options.data, options.out, minutes=options.minutes, profile=options.profile, ranks=ranks
-        )
+        result = train_run(experiment, data, options.out, minutes=options.minutes, profile=options.profile, ranks=ranks)
     if not ranks.is_first:
         return None
     document = {
@@ -66,7 +71,7 @@ def run(options: argparse.Namespace) -> Result | None:
     return lines(document, f"upsample with it: imagen upscale {options.out} IMAGE --out DIR")
 
 
-def _dry_run(options: argparse.Namespace, experiment: "Experiment") -> Result | None:
+def _dry_run(options: argparse.Namespace, experiment: "Experiment", data: "Data") -> Result | None:
     """Measure the first steps of the run."""
     from dataclasses import asdict
 
@@ -80,7 +85,7 @@ def _dry_run(options: argparse.Namespace, experiment: "Experiment") -> Result | 
         if getattr(options, name) is not None:
             raise UserError(f"--{name} does not go with --dry-run, which takes a few steps only")
     with process_group(choose_device(options.device) if options.device else None) as ranks:
-        found = preview(experiment, options.data, options.out, ranks=ranks)
+        found = preview(experiment, data, options.out, ranks=ranks)
     if not ranks.is_first:
         return None
     texts = [
@@ -112,6 +117,7 @@ COMMAND = Command(
     "there instead. You can sample from RUN after its first export.\n\n"
     "  imagen train emoji_64 --data shards --dry-run\n"
     "  imagen train emoji_64 --data shards --out runs/base\n"
+    "  imagen train emoji_64 --data shards=0.7 --data photos=0.3 --out runs/mixed\n"
     "  imagen train my.toml --data shards --out runs/mine\n"
     "  imagen train emoji_64 --data shards --out runs/wide --train.steps 40000 --optim.lr 5e-4\n"
     "  imagen train finetune_lora --init emoji#64 --data shards --out runs/style --lora.rank 8",

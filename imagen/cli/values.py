@@ -105,6 +105,19 @@ def each(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda text: None if text == "none" else kind(text)
 
 
+def sampler_options(text: str) -> dict[str, float | str]:
+    """Read NAME=V,...: options of a sampler, numbers but for `variance`."""
+    options: dict[str, float | str] = {}
+    for item in text.split(","):
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or not name.isidentifier() or not value:
+            raise argparse.ArgumentTypeError(f"{quoted(item)} is not NAME=VALUE, as in eta=0.5")
+        if name in options:
+            raise argparse.ArgumentTypeError(f"{name} is given twice")
+        options[name] = value if name == "variance" else number(value)
+    return options
+
+
 def interval(text: str) -> tuple[float, float] | None:
     """Read LOW:HIGH, or `all` as None."""
     if text == "all":

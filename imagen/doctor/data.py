@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imagen.data.loading.transforms import choose_image, decode
-from imagen.data.shards.dataset import BadSample, ShardedDataset
+from imagen.data.loading.transforms import decode
+from imagen.data.shards.dataset import ShardedDataset
+from imagen.data.shards.images import BadSample, choose_image
 from imagen.data.shards.inspect import LARGEST, spread
 from imagen.doctor.finding import Finding, Measured, Numbers, Severity
 from imagen.doctor.subject import Subject
 
 CAPTIONS, BYTES, PIXELS = 10_000, 4_000, 300  # samples whose captions, bytes and pixels are read
-FEW = 8  # samples below which shares are not judged
+FEW = 8  # samples below which shares are not assessed
 ALIKE = 0.25  # share of the most frequent caption
 EMPTY, CONSTANT, DUPLICATES, UNREADABLE, LEAK = 0.05, 0.05, 0.05, 0.02, 0.02  # tolerated shares
 DARK, BRIGHT = 100, 155  # of 255: all images below the one, or above the other

@@ -15,7 +15,7 @@ SPIKE = 30.0  # of a gradient norm, in medians
 RISE, FALL = 1.2, 0.97  # loss of the last fifth relative to the lowest, and to the first fifth
 NOISE = 0.5  # relative standard deviation of the loss from one row to the next
 ENDED = 0.2  # share of rows with a rate below 1 % of the highest
-FEW = 5  # rows below which the loss is not judged
+FEW = 5  # rows below which the loss is not assessed
 
 
 class LearningRate:

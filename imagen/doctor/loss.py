@@ -20,7 +20,7 @@ TEXT_LEVELS = (-6.0, -4.0, -2.0, 0.0)  # where the prompt matters
 COLOUR_LEVELS = (-2.0, 0.0, 2.0)
 UNTRAINED = 0.95  # error at every level, relative to the best trivial predictor
 ABOVE = 1.1  # error at one level, relative to it
-DEAF = 0.005  # conditional gap, relative to the error
+IGNORED = 0.005  # conditional gap, relative to the error
 WORSE_EMA = 1.1  # error of the EMA relative to the raw weights'
 SWAPPED = 0.9  # error with red and blue exchanged, relative to the error without
 OVERFITTED = 2.0  # error on held-out images, relative to training images
@@ -92,7 +92,7 @@ class Prompt:
     """Compare the error with right captions and with those of other images: the conditional gap."""
 
     name, title, slow = "conditional gap", "conditional gap: is the prompt used?", False
-    finds = ("deaf-to-prompt",)
+    finds = ("prompt-ignored",)
 
     def __call__(self, subject: Subject) -> Iterator[Measured]:
         bases = [
@@ -115,10 +115,10 @@ class Prompt:
             error = float(gap.std() / len(gap) ** 0.5 / right.mean())
             numbers = rounded({"gap": float(gap.mean()), "relative": relative, "standard_error": error}, 3)
             findings = []
-            if not (relative > DEAF and relative > 2 * error):
+            if not (relative > IGNORED and relative > 2 * error):
                 findings.append(
                     Finding(
-                        name="deaf-to-prompt",
+                        name="prompt-ignored",
                         severity="problem",
                         where=_where(stage),
                         numbers=numbers,
@@ -154,7 +154,7 @@ class EmaLoss:
                     where=_where(average),
                     numbers=numbers,
                     explanation=f"The EMA, which is sampled and exported, has {ema / raw:.3g} times the error of the "
-                    "raw weights: it still contains weights of long ago.",
+                    "raw weights: it still contains early weights.",
                     remedy="Train longer; or choose a shorter EMA: --train.ema_decay 0.999 (0.99 below 1,000 steps), "
                     "or one after training with train.ema_sigma_rels and `imagen export --sigma-rel`.",
                 )
@@ -231,7 +231,7 @@ class Overfitting:
 
 
 def visible_levels(config: StageConfig) -> tuple[float, ...]:
-    """Return the levels at which a stage is judged.
+    """Return the levels at which a stage is assessed.
 
     Where a stage generates detail, noise is scaled by detail_std in pixels: the last levels would be invisible there.
     """

@@ -1,4 +1,4 @@
-"""Check samples: noise, grey, all alike, oversaturated, deaf to the prompt."""
+"""Check samples: noise, grey, all alike, oversaturated, without regard to the prompt."""
 
 import math
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ NOISE = 0.5  # roughness; white noise has 1
 FLAT = 0.03  # contrast: four grey levels
 ALIKE, ALIKE_SHARE = 0.06, 0.35  # diversity, absolute and relative to the data's
 CLIPPED, SATURATED, CONTRAST = 0.15, 0.25, 1.3  # shares beyond those without guidance; contrast relative to it
-DEAF = 0.01  # difference between the first x0 estimates of two prompts: about one grey level
+IGNORED = 0.01  # difference between the first x0 estimates of two prompts: about one grey level
 
 
 class Samples:
@@ -82,7 +82,7 @@ class PromptEffect:
     """Compare the first x0 estimates for different prompts from the same noise."""
 
     name, title, slow = "prompt", "effect of the prompt on samples", False
-    finds = ("deaf-to-prompt",)
+    finds = ("prompt-ignored",)
 
     def __call__(self, subject: Subject) -> Iterator[Measured]:
         check_network(subject)
@@ -105,7 +105,7 @@ class PromptEffect:
         yield measurement(
             stage_name(stage),
             numbers,
-            "deaf-to-prompt" if not effect > DEAF else "",
+            "prompt-ignored" if not effect > IGNORED else "",
             f"From the same noise, {len(texts)} different prompts give estimates that differ by {effect:.4f} "
             f"({effect * 127.5:.2g} grey levels): the network ignores its prompt.",
             "See findings about captions and embeddings first: alike, shuffled, equal or of another encoder. Without "

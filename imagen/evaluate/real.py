@@ -12,7 +12,8 @@ from torch import Tensor
 
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.stream import SampleReader
-from imagen.data.shards.dataset import BadSample, ShardedDataset
+from imagen.data.shards.dataset import ShardedDataset
+from imagen.data.shards.images import BadSample
 from imagen.errors import UserError
 from imagen.evaluate.extractors import Extractor
 from imagen.evaluate.files import read_arrays, write_arrays

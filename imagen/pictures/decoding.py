@@ -34,6 +34,7 @@ _UPRIGHT = {  # EXIF orientation: function that makes [H, W, C] upright
     7: lambda x_HWC: x_HWC[::-1, ::-1].swapaxes(0, 1),
     8: lambda x_HWC: x_HWC[:, ::-1].swapaxes(0, 1),
 }
+_SWAPS_SIDES = (5, 6, 7, 8)
 
 
 class BadPicture(Exception):
@@ -82,6 +83,21 @@ def read_header(data: bytes) -> Image.Image:
     if data.startswith(png.SIGNATURE):
         data = png.without_text(data)
     return Image.open(io.BytesIO(data), formats=readable_formats())
+
+
+def read_size(data: bytes) -> tuple[int, int]:
+    """Return height and width of the upright image, from the header at the beginning of `data`. Raises as Pillow does.
+
+    An orientation behind the pixels of a PNG is not found.
+    """
+    with read_header(data) as image:
+        width, height = image.size
+        if data.startswith(png.SIGNATURE):  # Pillow would decode the pixels to find that there is no orientation
+            may_have_orientation = any(mark in data for mark in (b"eXIf", b"xif\0", b"Orientation"))
+        else:
+            may_have_orientation = image.format not in ("JPEG", "MPO") or jpeg.may_have_orientation(data)
+        turned = may_have_orientation and _orientation(image) in _SWAPS_SIDES
+    return (width, height) if turned else (height, width)
 
 
 def _decode_jpeg(data: bytes, min_side: int, strict: bool) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Define the configuration of a stage and its sampling defaults."""
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -85,6 +86,8 @@ class StageConfig:
     resolution: int  # side of the images that the stage generates, in pixels
     unet: UNetConfig  # the network
     low_resolution: int | None = None  # side of the low-resolution image; None: a base stage
+    # (height, width) of the images that the stage was trained on; empty: squares of `resolution`, or crops of any image
+    sizes: tuple[tuple[int, int], ...] = ()
     # Super-resolution only: diffuse the detail (x0 - upsampled low-resolution image) / detail_std in place of x0
     # (SRDiff, 2104.14951). An untrained network then gives the upsampled image, not noise, and all its errors are
     # scaled by detail_std. Set it to the root mean square of x0 - upsampled on the training data.
@@ -99,6 +102,9 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         limits.check(self, limits.STAGE)
+        check_number("the number of sizes", len(self.sizes), most=limits.SIZES)
+        for side in itertools.chain(*self.sizes):
+            check_number("a side in sizes", side, least=1, most=limits.SIDE)
 
     def check(self, where: str) -> None:
         """Raise UserError, beginning with `where`, unless the sizes fit each other and the U-Net."""
@@ -112,6 +118,11 @@ class StageConfig:
             raise UserError(f"{where}.low_resolution is {low}; it must be below {self.resolution} and divide it")
         if self.detail_std is not None and low is None:
             raise UserError(f"{where}.detail_std is for super-resolution stages; set {where}.low_resolution too")
+        for height, width in self.sizes:
+            if height % stride or width % stride:
+                raise UserError(
+                    f"{where}.sizes has [{height}, {width}]; this U-Net takes sides that divide by {stride}"
+                )
         if self.resolution % stride:
             raise UserError(f"{where}.resolution is {self.resolution}; this U-Net takes sides that divide by {stride}")
         self.sampling.check(f"{where}.sampling")

@@ -6,6 +6,7 @@ from typing import Literal
 from imagen import limits
 from imagen.diffusion.schedule import ScheduleConfig
 from imagen.errors import UserError, check_number
+from imagen.evaluate.metrics.table import find_metric
 from imagen.precision import Precision
 from imagen.train.posthoc import LONGEST
 
@@ -39,6 +40,10 @@ class TrainConfig:
     keep_every: int = 0  # also keep checkpoints at multiples of this step; 0: none
     gap_every: int = 500  # steps between measurements of the conditional gap
     gap_samples: int = 128  # validation samples of that measurement
+    # Steps between metrics of samples of the EMA weights, as `imagen evaluate` computes them; None: never.
+    evaluate_every: int | None = None
+    evaluate_images: int = 256  # samples that they measure: held-out ones, or training samples without that split
+    evaluate_metrics: tuple[str, ...] = ("kd_efficientnet",)  # names of metrics of `imagen evaluate`
     # Where metrics and sample grids go, beside RUN/metrics.jsonl and RUN/samples. tensorboard: if it is installed.
     loggers: tuple[LoggerName, ...] = ("tensorboard",)
     # For the MFU in the log: 10^12 dense operations per second of one device in `precision`. None: the manufacturer's
@@ -48,6 +53,9 @@ class TrainConfig:
     def check(self) -> None:
         """Raise UserError, naming the field, for a value out of range. An interval of 0 means only the last step."""
         limits.check(self, limits.TRAIN, "train.")
+        for name in self.evaluate_metrics:
+            if find_metric(name).extractor == "pairs":
+                raise UserError(f"train.evaluate_metrics: {name} is computed by `imagen evaluate --inputs true` only")
         for sigma_rel in self.ema_sigma_rels:
             check_number("train.ema_sigma_rels", sigma_rel, above=0, below=LONGEST)
 

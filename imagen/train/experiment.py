@@ -16,6 +16,7 @@ from imagen.train.config import TrainConfig, micro_batches
 from imagen.train.initial import InitConfig
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
+from imagen.train.shapes import check_buckets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ def check(experiment: Experiment, world_size: int = 1) -> None:
         raise UserError(f"lora.rank is {experiment.lora.rank}, but there are no weights to adapt: set --init CASCADE")
     if experiment.lora.rank and (config.freeze or config.trainable):
         raise UserError("train.freeze and train.trainable choose weights, and lora.rank freezes all: set lora.targets")
+    check_buckets(stage, experiment.data, config, world_size)
     experiment.parallel.check(len(unet.levels), world_size)
     micro, _ = micro_batches(config, world_size)
     if config.shuffle_captions and (text is None or micro < 2):

@@ -17,6 +17,7 @@ from imagen.models.unet import UNet
 from imagen.precision import autocast_dtype
 from imagen.train.experiment import Experiment
 from imagen.train.ranks import Ranks
+from imagen.train.shapes import largest_size
 
 
 def meta_unet(experiment: Experiment) -> UNet:
@@ -31,9 +32,9 @@ def image_flops(unet: UNet, experiment: Experiment, tokens: int | None = None, *
     unet: on the meta device, where nothing is computed and attention is decomposed into matrix products, which the
     counter includes.
     """
-    stage, side = experiment.stage, experiment.data.crop or experiment.stage.resolution
+    stage, (height, width) = experiment.stage, largest_size(experiment.stage, experiment.data)
     with torch.device("meta"):
-        x_BCHW, label_B = torch.empty(1, stage.unet.image_channels, side, side), torch.empty(1)
+        x_BCHW, label_B = torch.empty(1, stage.unet.image_channels, height, width), torch.empty(1)
         cond: dict[str, Tensor] = {}
         if experiment.text is not None:
             cond["text"] = torch.empty(1, tokens or experiment.text.max_tokens, experiment.text.width)

@@ -21,11 +21,11 @@ class MetricRows(Callback):
 
     def on_start(self, run: TrainingRun) -> None:
         self.every = run.config.log_every
-        self._gap_every = None if run.experiment.text is None else run.config.gap_every
+        gap_every = None if run.experiment.text is None else run.config.gap_every
+        self._measured_every = [every for every in (gap_every, run.config.evaluate_every) if every is not None]
 
     def is_due(self, step: int, steps: int) -> bool:
-        measured = self._gap_every is not None and is_due(self._gap_every, step, steps)
-        return measured or super().is_due(step, steps)
+        return super().is_due(step, steps) or any(is_due(every, step, steps) for every in self._measured_every)
 
     def on_interval(self, run: TrainingRun, step: int) -> None:
         row: Row = run.progress.meter.row()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagen.data.shards.dataset import check_shards
+from imagen.data.shards.mixture import Data, check_data
 from imagen.errors import UserError
 from imagen.train.checkpoint import checkpoint_paths
 from imagen.train.clock import peak_memory
@@ -45,7 +45,7 @@ class Preview:
 
 def preview(
     experiment: Experiment,
-    data: str | Path,
+    data: Data,
     out: str | Path | None = None,
     *,
     ranks: Ranks | None = None,
@@ -58,7 +58,7 @@ def preview(
     Raises UserError as `imagen.train.trainer.train` for what does not fit, before a step or in one.
     """
     ranks, config = ranks or Ranks(), experiment.train
-    ranks.on_first(lambda: check_shards(data))
+    ranks.on_first(lambda: check_data(data))
     with _temporary_folder(ranks) as folder:
         trainer = Trainer(experiment, data, folder, ranks=ranks, report=report)
         batches = trainer.run.batches()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from imagen.data.shards.mixture import Data
 from imagen.train.callbacks import Callback
 from imagen.train.experiment import Experiment
 from imagen.train.export import StageExport
@@ -16,7 +17,7 @@ from imagen.train.trainer import train
 
 def train_run(
     experiment: Experiment,
-    data: str | Path,
+    data: Data,
     out: str | Path,
     *,
     callbacks: Sequence[Callback] = (),
@@ -30,6 +31,8 @@ def train_run(
     Writes OUT/samples/step-NNNNNNNN.png at intervals, always for the same captions and noise. With each checkpoint,
     writes OUT/export, a one-stage cascade with the EMA weights.
 
+    data: a folder or URL of shards, or a list of several, each a path or (path, weight). Several are mixed: each sample
+        comes from one of them with a probability proportional to its weight, or to its size without weights.
     callbacks: additional callbacks (`imagen.Callback`); every rank passes its own.
     minutes: limit of wall time. profile: first and last step of a trace, written to OUT/profile.
     ranks: the processes that train together (`imagen.train.ranks.process_group`); each of them calls this function.

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from imagen.data.loading.batches import Batch
+from imagen.data.shards.mixture import Data
 from imagen.jsonconfig import to_json
 from imagen.models.compiling import cache_folder
 from imagen.precision import precision_name
@@ -33,6 +36,7 @@ from imagen.train.progress import Progress
 from imagen.train.ranks import Ranks
 from imagen.train.rundir import open_run
 from imagen.train.scaling import LossScale
+from imagen.train.shapes import report_sizes, with_sizes, within_buckets
 from imagen.train.sharded import reshard
 from imagen.train.stopping import Stopper
 from imagen.train.validation import with_other_captions
@@ -49,7 +53,7 @@ class TrainingRun:
     def __init__(
         self,
         experiment: Experiment,
-        data: str | Path,
+        data: Data,
         folder: Path,
         *,
         ranks: Ranks,
@@ -59,6 +63,11 @@ class TrainingRun:
     ):
         """All ranks call this together, within `rundir.locked`. Parameters as for `imagen.train.trainer.train`."""
         self.stopper = Stopper(minutes, time.monotonic())  # the time budget includes the setup
+        experiment = replace(
+            experiment,
+            stage=with_sizes(experiment.stage, experiment.data),
+            train=within_buckets(experiment.train, experiment.data),
+        )
         self.experiment, self.config, self.folder, self.ranks = experiment, experiment.train, folder, ranks
         self.report: Report = report if ranks.is_first else _silent
         ranks.on_first(lambda: check(experiment, ranks.world_size))
@@ -139,6 +148,7 @@ class TrainingRun:
         """Load the last checkpoint that can be read, if there is one."""
         fingerprint = self.data.training.fingerprint()
         self.fingerprint = fingerprint
+        self.weights = [str(share) for share in self.data.shares]
         state = self.checkpointer.resume(self.report)
         if state is None:
             return
@@ -148,6 +158,10 @@ class TrainingRun:
         if self.progress.loss_scale.active != initial_scale.active:  # resumed on a device of another precision
             self.progress.loss_scale = initial_scale
         self.report(f"{self.folder}: resuming from step {self.step}")
+        before = state.get("weights", ["1"])
+        if len(before) == len(self.weights) and before != self.weights:
+            shown = ", ".join(f"{float(Fraction(share)):.4g}" for share in before)
+            self.report(f"{self.folder}: from here on the data are mixed as {self.data.folder} (before: {shown})")
         if state.get("data", fingerprint) != fingerprint:
             self.report(
                 f"{self.folder}: {self.data.folder} is not the data of the previous steps; "
@@ -170,6 +184,8 @@ class TrainingRun:
             f"{self.experiment.name}: {self.model.parameters / 1e6:,.1f}M parameters{trained} on {where}, "
             f"{len(self.data.training)} images, {self.config.steps} steps of {self.config.batch_size}{parts}"
         )
+        if self.ranks.is_first:
+            report_sizes(self.experiment.stage, self.experiment.data, self.data.training, self.report)
         if self.model.compiled:
             self.report(
                 "the first step compiles the network, which takes minutes, or seconds if it is in the cache: "

@@ -15,6 +15,7 @@ from imagen.train.experiment import Experiment
 from imagen.train.flops import image_flops, meta_unet
 from imagen.train.optim import build_optimizer
 from imagen.train.ranks import Ranks
+from imagen.train.shapes import largest_size
 from imagen.train.step import training_step
 
 TOKENS = 12  # per caption
@@ -65,8 +66,8 @@ def measure_throughput(
 def random_batch(experiment: Experiment, position: int, count: int) -> Batch:
     """Return a batch of `count` random images and text embeddings, with the shapes of the loader's batches."""
     stage, text = experiment.stage, experiment.text
-    side = experiment.data.crop or stage.resolution
-    image = torch.randint(0, 256, (count, stage.unet.image_channels, side, side), dtype=torch.uint8)
+    height, width = largest_size(stage, experiment.data)
+    image = torch.randint(0, 256, (count, stage.unet.image_channels, height, width), dtype=torch.uint8)
     low_res = None
     if stage.low_resolution is not None:
         scale = stage.resolution // stage.low_resolution

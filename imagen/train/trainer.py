@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imagen.data.shards.dataset import check_shards
+from imagen.data.shards.mixture import Data, check_data
 from imagen.devices import default_device
 from imagen.files import write_json
 from imagen.text.protocol import DatasetEncoder
 from imagen.train.callbacks import Callback, is_due
 from imagen.train.console import ConsoleProgress
+from imagen.train.evaluation import Evaluation
 from imagen.train.experiment import Experiment
 from imagen.train.gap import ValidationGap
 from imagen.train.loggers import build_loggers, check_loggers
@@ -33,7 +34,7 @@ from imagen.train.step import PendingStep, StepResult, launch_step
 
 def train(
     experiment: Experiment,
-    data: str | Path,
+    data: Data,
     out: str | Path,
     *,
     callbacks: Sequence[Callback] = (),
@@ -61,7 +62,7 @@ def train(
     if profile is not None:
         check_span(profile, experiment.train.steps)
     ranks.on_first(lambda: check_loggers(experiment.train.loggers))  # before the run folder is created
-    ranks.on_first(lambda: check_shards(data))
+    ranks.on_first(lambda: check_data(data))
     with locked(folder) if ranks.is_first else nullcontext():
         trainer = Trainer(
             experiment, data, folder, callbacks, ranks=ranks, report=report, minutes=minutes, encoder=encoder
@@ -75,7 +76,7 @@ class Trainer:
     def __init__(
         self,
         experiment: Experiment,
-        data: str | Path,
+        data: Data,
         folder: Path,
         callbacks: Sequence[Callback] = (),
         *,
@@ -87,7 +88,10 @@ class Trainer:
         """Set up the run; the caller has locked its folder. Parameters as for `train`."""
         ranks = ranks or Ranks()
         self.run = TrainingRun(experiment, data, folder, ranks=ranks, report=report, minutes=minutes, encoder=encoder)
-        self.callbacks: list[Callback] = [MetricRows()] if experiment.text is None else [ValidationGap(), MetricRows()]
+        self.callbacks: list[Callback] = [] if experiment.text is None else [ValidationGap()]
+        if experiment.train.evaluate_every is not None:
+            self.callbacks.append(Evaluation())
+        self.callbacks.append(MetricRows())
         if ranks.is_first:
             self.callbacks += [MetricsFile(), *build_loggers(experiment.train.loggers)]
         self.callbacks += [*callbacks, EmaSnapshots()]
@@ -191,7 +195,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.before_checkpoint(run, step)
         state = {"config": run.config_json, "position": run.images, "progress": asdict(run.progress)}
-        run.checkpointer.checkpoint(step, state | {"data": run.fingerprint})
+        run.checkpointer.checkpoint(step, state | {"data": run.fingerprint, "weights": run.weights})
         for callback in self.callbacks:
             callback.on_checkpoint(run, step)
 

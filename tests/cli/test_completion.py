@@ -51,7 +51,7 @@ def test_bash_completes_commands_options_and_values(completions):
     commands = {"demo", "data", "presets", "config", "train", "sample", "upscale", "serve", "completion"}
     assert commands <= found[0] and "build" not in found[0]
     actions = {"build", "cifar10", "emoji", "encode", "inspect", "bench"}
-    assert found[1:6] == [{"sample"}, actions, {"--sampler"}, set(sampler_names()), {"ddim"}]
+    assert found[1:6] == [{"sample"}, actions, {"--sampler", "--sampler-options"}, set(sampler_names()), {"ddim"}]
     for i, beginning in ((6, "emoji_"), (7, "debug_")):
         assert found[i] == {name for name in PRESETS if name.startswith(beginning)}
     assert found[8:] == [{"h200"}, {"bash", "zsh", "fish"}, {"deepfloyd", "diffusers"}, {"folder", "name"}]

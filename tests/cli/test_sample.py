@@ -9,6 +9,7 @@ from damage import max_file_size, read_files, write_noise_image
 from PIL import Image
 
 from imagen.cli.sampling import COMPILED_IMAGES, compiles
+from imagen.pictures import read_metadata
 
 
 @pytest.mark.parametrize(
@@ -111,3 +112,11 @@ def test_pictures_larger_than_memory(artifacts, error_of, tmp_path):
 def test_large_jobs_on_a_gpu_are_compiled(monkeypatch, device, setting, images, expected):
     monkeypatch.setattr("imagen.models.compiling.HAS_TRITON", True)
     assert compiles(device, setting, images) is expected
+
+
+def test_options_of_the_sampler_reach_it_and_the_provenance(artifacts, imagen, error_of, tmp_path):
+    base = ["sample", artifacts / "cascade", "a cat", "--stages", 1, "--steps", 1, "--sampler", "ddim"]
+    imagen(*base, "--sampler-options", "eta=0.5", "--out", tmp_path / "out")
+    assert read_metadata(tmp_path / "out" / "0000.png")["stages"][0]["sampling"]["eta"] == 0.5
+    for value, message in (("eta=2", "eta is 2.0"), ("etta=1", "no option 'etta'"), ("eta", "is not NAME=VALUE")):
+        assert message in error_of(*base, "--sampler-options", value, "--out", tmp_path / "none")

@@ -290,9 +290,9 @@ class TestMistakes:
         self.assert_rejected(broken, tmp_path, str(file), f"{next(iter(change))} is {next(iter(change.values()))!r}")
 
     def test_paths_that_are_not_pipelines(self, pipelines: list[Path], tmp_path: Path) -> None:
-        self.refused([], tmp_path, "nothing to convert")
-        self.refused(tmp_path / "nowhere", tmp_path, "is not a folder")
-        self.refused(pipelines[0] / "unet", tmp_path, "contains neither unet/config.json nor config.yml")
+        self.assert_rejected([], tmp_path, "nothing to convert")
+        self.assert_rejected(tmp_path / "nowhere", tmp_path, "is not a folder")
+        self.assert_rejected(pipelines[0] / "unet", tmp_path, "contains neither unet/config.json nor config.yml")
 
     def test_stages_in_the_wrong_order_are_rejected(self, pipelines: list[Path], tmp_path: Path) -> None:
         self.assert_rejected([pipelines[1], pipelines[0]], tmp_path, "only the first stage can be")

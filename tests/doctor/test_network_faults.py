@@ -64,7 +64,7 @@ def untrained(prediction):
 
 @pytest.mark.parametrize("prediction, effect", [("v", "samples-are-noise"), ("x0", "samples-grey")])
 def test_an_untrained_network(prediction, effect, healthy, found):
-    faults = {"weights-zero", "network-untrained", "deaf-to-prompt", effect}
+    faults = {"weights-zero", "network-untrained", "prompt-ignored", effect}
     assert found("new", cascade=untrained(prediction), data=healthy.shards) == faults
 
 
@@ -87,14 +87,14 @@ def test_noise_that_remains(healthy, found):
     assert "the noised image itself" in finding.explanation
 
 
-def test_deaf_to_the_prompt(healthy, found):
+def test_a_network_that_ignores_the_prompt(healthy, found):
     def ignores_text(network, x, noise, conditions):
         text = torch.zeros_like(conditions["text"])
         return network(x, noise, text=text, text_mask=conditions["text_mask"])
 
     cascade = wrapped(healthy.cascade(), ignores_text)
-    assert found("c", "conditional gap", cascade=cascade, data=healthy.shards) == {"deaf-to-prompt"}
-    assert found("c", "prompt", cascade=cascade) == {"deaf-to-prompt"}  # by samples, without data
+    assert found("c", "conditional gap", cascade=cascade, data=healthy.shards) == {"prompt-ignored"}
+    assert found("c", "prompt", cascade=cascade) == {"prompt-ignored"}  # by samples, without data
 
 
 def test_samples_all_alike(healthy, found):

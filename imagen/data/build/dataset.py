@@ -19,9 +19,20 @@ from typing import Any
 
 from imagen.data.build.duplicates import drop_duplicates
 from imagen.data.build.engines import Engine, Processes
+from imagen.data.build.held_out import HELD_OUT, HeldOut
 from imagen.data.build.masters import check_sizes
-from imagen.data.build.parts import BuildConfig, build_part, finished_report, part_files, refuse_unnamed
+from imagen.data.build.parts import (
+    BuildConfig,
+    PartFiles,
+    build_part,
+    finished_report,
+    part_files,
+    refuse_unnamed,
+)
 from imagen.data.build.quality import BESIDE_SAMPLES, Limits, remedy
+from imagen.data.shards.dataset import SPLITS
+from imagen.data.shards.index import index_samples
+from imagen.data.shards.remote import as_url
 from imagen.data.sources.base import Part, Source
 from imagen.data.sources.files import BUILD_FORMAT
 from imagen.errors import UserError, check_number
@@ -40,28 +51,34 @@ def build(
     format: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
+    images: str | Path | None = None,
     caption_from: str | None = None,
+    cache: str | Path | None = None,
     copy: bool = False,
     keep_duplicates: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Build shards of the pairs at `path` and return the result; `options` are those of `build_source`.
+    """Build shards of the pairs at `path`, a file, folder or URL, and return the result.
 
+    options: as for `build_source`. cache: folder of downloads from a URL; default: ~/.cache/imagen/sources.
     Existing shards are used in place, without `out`, unless `copy`.
     """
     from imagen.data.sources import open_source
 
     opener = partial(
         open_source,
-        Path(path),
+        path if as_url(path) else Path(path),
         format,
         image_column=image_column,
         caption_column=caption_column,
+        images=images,
         caption_from=caption_from,
         join_rows=not keep_duplicates,
+        cache=None if cache is None else Path(cache),
     )
     columns = {"image_column": image_column, "caption_column": caption_column}
     columns |= {} if caption_from is None else {"caption_from": caption_from}
+    columns |= {} if images is None else {"images": str(images)}
     root = Path(path) if Path(path).is_dir() else Path(path).parent
     out = None if out is None else Path(out)
     options |= {"copy": copy, "keep_duplicates": keep_duplicates}
@@ -78,6 +95,8 @@ def build_source(
     limits: Limits | None = None,
     samples_per_shard: int = 1000,
     keep_duplicates: bool = False,
+    held_out: float = 0.0,
+    seed: int = 0,
     max_rejected: float = 0.5,
     encoder: str | None = None,
     max_tokens: int | None = None,
@@ -88,6 +107,7 @@ def build_source(
     """Build shards in `out` from the source that `opener` (picklable) opens; return the result stored in `build.json`.
 
     A source with `in_place` is indexed where it is, below `root`, unless `copy`.
+    held_out: share of samples that are written to `out`/heldout instead of `out`/train, chosen by `seed` and key.
     encoder, max_tokens: describe the embeddings in the source, if it has any.
     workers: processes (default: one per core, at most 16). A script that uses several needs the usual
         `if __name__ == "__main__":`. `engine` replaces them.
@@ -98,10 +118,16 @@ def build_source(
     """
     limits = limits or Limits()
     _check(limits, max_rejected, encoder, max_tokens)
+    check_number("--held-out", held_out, least=0, below=1)
     source = opener()
     in_place = getattr(source, "in_place", False) and not copy
     if in_place and out is not None and out.resolve() != Path(root or out).resolve():
         raise UserError(f"the source consists of shards, which are used in place: omit --out {out}, or give --copy")
+    if in_place and held_out:
+        raise UserError(
+            "the source consists of shards, which are used in place; --held-out writes new ones: give --copy --out, "
+            "or move some tars into folders train and heldout"
+        )
     if not in_place and out is None:
         raise UserError("--out is missing: the folder to build (only shards are used in place)")
     if in_place and hasattr(source, "check_in_place"):
@@ -121,6 +147,7 @@ def build_source(
         "samples_per_shard": samples_per_shard,
         "keep_duplicates": keep_duplicates,
         "encoder": encoder,
+        **({"held_out": held_out, "held_out_seed": seed} if held_out else {}),
     }
     if limits.sizes:
         arguments["sizes"] = list(limits.sizes)
@@ -137,6 +164,7 @@ def build_source(
         limits=limits,
         samples_per_shard=samples_per_shard,
         keep_duplicates=keep_duplicates,
+        held_out=HeldOut(held_out, seed) if held_out else None,
         text=text,
         build=_digest(arguments),
     )
@@ -166,6 +194,7 @@ def _run(
     part_list = [part_files(config, source, number, part) for number, part in enumerate(parts)]
     endings = _ENDINGS if config.out is None else (*_ENDINGS, "text.safetensors")
     folders = {files.folder for files in part_list}
+    folders |= set() if config.held_out is None else {target / split for split in SPLITS}
     for folder in folders:
         _sweep(folder, endings)
     reports = [finished_report(config, files) for files in part_list]
@@ -178,6 +207,7 @@ def _run(
         items = [(number, parts[number]) for number in missing]
         for i, report in engine.map(partial(_Parts, config, opener), items, probe_file=target / "build.json"):
             reports[missing[i]] = report
+            bar.set_postfix_str(f"{sum(one['records'] for one in reports if one is not None):,} records", refresh=False)
             bar.update()
     for folder in folders:  # temporary files of killed workers whose parts other workers have built
         _sweep(folder, endings)
@@ -194,8 +224,15 @@ def _run(
         "shards": sum(len(report["shards"]) for report in done),
         "rejected": dict(sorted(rejected.items(), key=lambda item: (-item[1], item[0]))),
     }
+    if config.held_out is not None:
+        result["held_out"] = _held_out_samples(part_list, done)
     write_json(target / "build.json", {"format": BUILD_FORMAT, "arguments": arguments, "result": result})
     return result
+
+
+def _held_out_samples(parts: list[PartFiles], reports: list[dict[str, Any]]) -> int:
+    tars = [tar for files, report in zip(parts, reports, strict=True) for tar in files.tars(report)]
+    return sum(index_samples(tar) for tar in tars if tar.parent.name == HELD_OUT)
 
 
 class _Parts:

@@ -14,14 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from imagen.data.build.held_out import HeldOut, SplitWriters
 from imagen.data.build.quality import AcceptedRecord, Limits, RejectedRecord, check
-from imagen.data.embed.sidecar import write_sidecar
-from imagen.data.loading.transforms import choose_image
-from imagen.data.shards.captions import pack
-from imagen.data.shards.dataset import BadSample
+from imagen.data.shards.images import BadSample, choose_image
 from imagen.data.shards.index import index_path, index_shard
 from imagen.data.shards.tar_samples import MemberRanges, scan_tar
-from imagen.data.shards.writer import ShardWriter
 from imagen.data.sources.base import Part, Record, Source
 from imagen.errors import UserError
 from imagen.files import read_json, replacing, write_json
@@ -41,6 +38,7 @@ class BuildConfig:
     limits: Limits = field(default_factory=Limits)
     samples_per_shard: int = 1000
     keep_duplicates: bool = False
+    held_out: HeldOut | None = None  # None: all samples are for training
     text: TextConfig | None = None  # describes the embeddings in the source; None: it has none
     build: str = ""  # hash of all arguments; reports with another hash are ignored
 
@@ -106,7 +104,7 @@ def build_part(config: BuildConfig, source: Source, number: int, part: Part) -> 
         "good": len(hashes),
         "captions": sum(captions for _, _, captions in hashes),
         "rejected": count_reasons(rejects),
-        "shards": [tar.name for tar in tars],
+        "shards": [tar.relative_to(files.folder).as_posix() for tar in tars],
         "shard_bytes": [tar.stat().st_size for tar in tars],
         **({"scan": _SCAN} if config.out is None else {}),
     }
@@ -153,34 +151,11 @@ def refuse_unnamed(record: Record) -> None:
 def _write(config: BuildConfig, files: PartFiles, records: _AcceptedRecords) -> tuple[list[Path], list[_Hash]]:
     """Write shards of the accepted records; return their paths and per sample (pixel hash, row, captions)."""
     assert config.out is not None
-    tars: list[Path] = []
-    hashes: list[_Hash] = []
-    captions: list[list[str]] = []
-    bits: list[np.ndarray] = []
-
-    def finish() -> None:
-        """Write the sidecar of a complete shard."""
-        tars.append(writer.path(len(tars)))
-        if config.text is not None:
-            # The source has no embedding of "": an empty one is stored, which training reports as missing.
-            write_sidecar(tars[-1], config.text, captions, bits, np.empty((0, config.text.width), np.uint16))
-        captions.clear()
-        bits.clear()
-
-    with ShardWriter(config.out, config.samples_per_shard, prefix=f"{files.name}-") as writer:
+    shards = SplitWriters(config.out, config.samples_per_shard, f"{files.name}-", config.text, config.held_out)
+    with shards:
         for _, key, good in records:
-            members = {**good.members(config.limits.sizes), "txt": good.caption.encode()}
-            if len(good.captions) > 1:
-                members["json"] = pack(good.captions)
-            writer.write({"__key__": key, **members})
-            hashes.append((good.pixel_hash, len(hashes), len(good.captions)))
-            captions.append(list(good.captions))
-            bits += [] if good.bits is None else [good.bits]
-            if writer.shards > len(tars):
-                finish()
-    if writer.shards > len(tars):
-        finish()
-    return tars, hashes
+            shards.write(key, good, config.limits.sizes)
+    return shards.tars, shards.hashes
 
 
 def _index(files: PartFiles, records: _AcceptedRecords) -> tuple[list[Path], list[_Hash]]:

@@ -43,7 +43,7 @@ def encode_shards(
 
     Raises UserError naming the sample whose embedding is not finite, and for damaged shards.
     """
-    index_folder(folder)
+    index_folder(folder, sizes=True)
     datasets = [open_split(folder, split) for split in splits(folder)]
     pending = [(dataset, shard) for dataset in datasets for shard in range(len(dataset.shards))]
     total = sum(int(dataset.sizes.sum()) for dataset in datasets)

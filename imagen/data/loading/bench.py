@@ -11,11 +11,13 @@ from torch import Tensor
 
 from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.batches import Batch
+from imagen.data.loading.buckets import Size
 
 # Measures the loader's own classes, because copies of them could differ.
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.loader import Loader
 from imagen.data.loading.stream import SampleReader, Stream
+from imagen.data.loading.stream_order import StreamOrder
 from imagen.data.shards.dataset import ShardedDataset, open_split
 from imagen.data.shards.mapped import MappedTensors
 from imagen.text.config import TextConfig
@@ -52,9 +54,9 @@ class _TimedReader(SampleReader):
         with self.running("decode"):
             return super().decode(data, side)
 
-    def resize(self, image_CHW: Tensor, side: int) -> Tensor:
+    def resize(self, image_CHW: Tensor, size: Size) -> Tensor:
         with self.running("resize"):
-            return super().resize(image_CHW, side)
+            return super().resize(image_CHW, size)
 
     def stack(self, images: list[Tensor]) -> Tensor:
         with self.running("crop and stack"):
@@ -96,7 +98,7 @@ def bench(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker
     try:
-        found = _alone(reader, seconds)
+        found = _alone(reader, loader.order, seconds)
     finally:
         torch.set_num_threads(threads)
     together = None
@@ -131,8 +133,8 @@ def _first_text(dataset: ShardedDataset) -> TextConfig | None:
     )
 
 
-def _alone(reader: _TimedReader, seconds: float) -> dict[str, Any]:
-    stream = Stream(reader, seed=0)
+def _alone(reader: _TimedReader, order: StreamOrder, seconds: float) -> dict[str, Any]:
+    stream = Stream(reader, 0, order)
     images = position = skipped = 0
     reader.reset()
     start = time.perf_counter()

@@ -9,6 +9,9 @@ from imagen.data.shards.remote import CacheConfig, default_folder
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
+    # Aspect-ratio buckets: "auto", or sizes as "64x64,80x48" (width x height); None: the centre square of each image.
+    buckets: str | None = None
+    bucket_batch: int | None = None  # consecutive samples in one bucket, a divisor of the batch; None: the whole batch
     crop: int | None = None  # side of a random high-resolution crop (SR training); None: the whole image
     flip: bool = False  # random horizontal flip of images whose caption mentions neither left nor right
     full_decode: bool = False  # decode JPEGs at full size, several times slower: closer to Pillow's bicubic

@@ -11,16 +11,18 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.batches import Batch
+from imagen.data.loading.buckets import Assignment
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.stream import SampleReader, Stream
-from imagen.data.shards.dataset import ShardedDataset
+from imagen.data.loading.stream_order import Source, StreamOrder
+from imagen.data.shards.mixture import AnyDataset, AnyEmbeddings, MixedDataset
 from imagen.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -67,13 +69,15 @@ class Loader:
 
     def __init__(
         self,
-        dataset: ShardedDataset,
+        dataset: AnyDataset,
         config: DataConfig,
         *,
         resolution: int,
         low_resolution: int | None = None,
-        embeddings: Embeddings | None = None,
+        embeddings: AnyEmbeddings | None = None,
         channels: int = 3,
+        assignment: Assignment | None = None,
+        group: int | None = None,
         batch_size: int,
         seed: int,
         position: int = 0,
@@ -82,6 +86,9 @@ class Loader:
         pin_memory: bool = False,
     ):
         """Load from `dataset`, with text from `embeddings`. batch_size: global, over all ranks.
+
+        assignment: of the samples to buckets; None: all images have the stage's square size.
+        group: number of consecutive samples in one bucket (default: `batch_size`).
 
         Raises UserError for sizes that do not divide, and for a shard cache that is too small.
         """
@@ -92,11 +99,15 @@ class Loader:
             )
         if batch_size % world_size:
             raise UserError(f"a batch of {batch_size} does not divide among {world_size} ranks")
+        group, share = group or batch_size, batch_size // world_size
+        if assignment is not None and (group % share or position % share):
+            raise UserError(f"{group} samples of one bucket do not divide into batches of {share} per rank")
         dataset.check_cache(2 * config.window)  # while one window ends, the next begins
         self.dataset, self.config, self.position = dataset, config, position
         self._pin_memory = pin_memory
         reader = SampleReader(dataset, config, resolution, low_resolution, embeddings, channels)
-        self.stream = Stream(reader, seed)
+        self.order = StreamOrder(seed, config.window, _sources(dataset), assignment, group)
+        self.stream = Stream(reader, seed, self.order)
         self._positions = _Positions(position, batch_size, rank, world_size)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -123,6 +134,12 @@ class Loader:
                     f"the last one {batch.problems[-1]}; clean the data or raise the limit"
                 )
             yield batch
+
+
+def _sources(dataset: AnyDataset) -> list[Source]:
+    if isinstance(dataset, MixedDataset):
+        return [Source(part.sizes, share) for part, share in zip(dataset.parts, dataset.shares, strict=True)]
+    return [Source(dataset.sizes, Fraction(1))]
 
 
 def _identity(batch: Any) -> Any:

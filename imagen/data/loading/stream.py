@@ -1,5 +1,6 @@
 """Turn positions of the stream into tensors: order, decoding, crop, flip, caption, embedding."""
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,15 @@ from torch.utils.data import Dataset, default_collate
 
 from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.batches import Batch
+from imagen.data.loading.buckets import Size
 from imagen.data.loading.config import DataConfig
-from imagen.data.loading.order import Order, random_bits
-from imagen.data.loading.transforms import aligned_crop, choose_image, decode, fit, mentions_left_or_right
+from imagen.data.loading.order import random_bits
+from imagen.data.loading.stream_order import StreamOrder
+from imagen.data.loading.transforms import aligned_crop, decode, fit, mentions_left_or_right, shorter_side
 from imagen.data.shards.captions import choose as choose_caption
-from imagen.data.shards.dataset import BadSample, ShardedDataset, open_split
+from imagen.data.shards.dataset import open_split
+from imagen.data.shards.images import BadSample, choose_image
+from imagen.data.shards.mixture import AnyDataset, AnyEmbeddings
 from imagen.errors import UserError
 from imagen.text.config import TextConfig
 from imagen.text.embeddings import pad_embeddings
@@ -29,9 +34,8 @@ class Stream(Dataset):
     A UserError is returned, not raised, because torch would wrap it in a worker's traceback.
     """
 
-    def __init__(self, reader: "SampleReader", seed: int):
-        self.reader, self.seed = reader, seed
-        self.order = Order(seed, reader.dataset.sizes, reader.config.window)
+    def __init__(self, reader: "SampleReader", seed: int, order: StreamOrder):
+        self.reader, self.seed, self.order = reader, seed, order
 
     def __getitems__(self, positions: list[int]) -> Batch | UserError:
         try:
@@ -43,12 +47,12 @@ class Stream(Dataset):
             return error
 
     def _load(self, position: int, problems: list[str]) -> tuple[int, Caption, Images]:
-        """Load the sample at `position`, a pure function; a bad sample is replaced by the one at the next position."""
+        """Load the sample at `position`, a pure function; a bad sample is replaced by the next one of its bucket."""
         dataset, config = self.reader.dataset, self.reader.config
-        for attempt in range(_TRIES):
-            i = self.order[position + attempt]
+        size = self.order.size(position)
+        for i in islice(self.order.candidates(position), _TRIES):
             try:
-                high, low = self.reader.images(i)
+                high, low = self.reader.images(i, size)
             except BadSample as error:
                 problems.append(f"{dataset.key(i)} in {dataset.tar_path(dataset.locate(i)[0])}: {error}")
                 continue
@@ -64,15 +68,15 @@ class Stream(Dataset):
 
 
 class SampleReader:
-    """A reader of samples by index, as tensors of one size."""
+    """A reader of samples by index, as tensors of a given size, by default the square of `resolution`."""
 
     def __init__(
         self,
-        dataset: ShardedDataset,
+        dataset: AnyDataset,
         config: DataConfig,
         resolution: int,
         low_resolution: int | None,
-        embeddings: Embeddings | None,
+        embeddings: AnyEmbeddings | None,
         channels: int = 3,
     ):
         """Check the sizes. Raises UserError if `resolution`, `low_resolution` and `config.crop` do not fit."""
@@ -87,19 +91,27 @@ class SampleReader:
         if config.crop is not None and (config.crop % scale or not 0 < config.crop <= resolution):
             raise UserError(f"data.crop {config.crop} must be a multiple of {scale} and at most {resolution}")
 
-    def images(self, i: int) -> Images:
-        """Return the image of sample `i` at both resolutions, uncropped. Raises BadSample if it cannot be used."""
+    def images(self, i: int, size: Size | None = None) -> Images:
+        """Return the image of sample `i` at both resolutions, uncropped. Raises BadSample if it cannot be used.
+
+        size: height and width at the stage's resolution; None: the square.
+        """
+        size = size or (self.resolution, self.resolution)
+        is_square = size == (self.resolution, self.resolution)
+        side = self.resolution if is_square else shorter_side(size, self.dataset.image_size(i))
         extensions = self.dataset.extensions(i)
-        high = self._image(i, choose_image(extensions, self.resolution), self.resolution)
+        high = self._image(i, choose_image(extensions, side), size, side)
         if self.low_resolution is None:
             return high, None
+        scale = self.resolution // self.low_resolution
+        low_size = size[0] // scale, size[1] // scale
         master = f"{self.low_resolution}.png"  # a master of this size is better than a downsampled image
-        if master in extensions:
-            return high, self._image(i, master, self.low_resolution)
-        return high, self.resize(high, self.low_resolution)
+        if is_square and master in extensions:
+            return high, self._image(i, master, low_size, self.low_resolution)
+        return high, self.resize(high, low_size)
 
-    def _image(self, i: int, extension: str, side: int) -> Tensor:
-        return self.resize(self.decode(self.read(i, extension), side), side)
+    def _image(self, i: int, extension: str, size: Size, side: int) -> Tensor:
+        return self.resize(self.decode(self.read(i, extension), side), size)
 
     # The steps of an image, each of which `imagen.data.loading.bench` times.
 
@@ -107,11 +119,12 @@ class SampleReader:
         return self.dataset.read(i, extension)
 
     def decode(self, data: bytes, side: int) -> Tensor:
+        """Decode an image that will be resized to a shorter side of about `side` pixels."""
         # Twice the side: most of the speed of DCT scaling, while the antialiased resize still determines the quality.
         return decode(data, min_side=0 if self.config.full_decode else 2 * side, channels=self.channels)
 
-    def resize(self, image_CHW: Tensor, side: int) -> Tensor:
-        return fit(image_CHW, side, self.config.max_enlargement)
+    def resize(self, image_CHW: Tensor, size: Size) -> Tensor:
+        return fit(image_CHW, size, self.config.max_enlargement)
 
     def stack(self, images: list[Tensor]) -> Tensor:
         # In a worker this writes to shared memory directly; stacking first would make a second copy.

@@ -1,7 +1,8 @@
-"""Turn encoded images into square uint8 tensors: decoding, resizing, aligned crops."""
+"""Turn encoded images into uint8 tensors of one size: decoding, resizing, aligned crops."""
 
+import math
 import re
-from collections.abc import Iterable
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -10,27 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from imagen import pictures
-from imagen.data.shards.dataset import BadSample
+from imagen.data.loading.buckets import Size
+from imagen.data.shards.images import BadSample
 
 _SIDE = re.compile(
     r"(?<![a-z])(?:top|bottom|upper|lower|far|mid)?(?:left|right)(?:most|wards?|hand(?:ed|er)?)?(?![a-z])",
     re.IGNORECASE,
 )
-_IMAGE = re.compile(r"(?:(\d+)\.)?(?:jpg|jpeg|png|webp)")
-
-
-def choose_image(extensions: Iterable[str], side: int) -> str:
-    """Return the member to read for an image of `side` pixels: the smallest master (`SIZE.png`) that is large enough.
-
-    Without one, the sample's only image (`jpg`), else its largest master. Raises BadSample if there is no image.
-    """
-    sizes: dict[str, float] = {}
-    for extension in extensions:
-        if match := _IMAGE.fullmatch(extension):
-            sizes[extension] = float(match[1]) if match[1] else float("inf")
-    if not sizes:
-        raise BadSample("no image (jpg, jpeg, png, webp or SIZE.png)")
-    return min(sizes, key=lambda name: (sizes[name] < side, abs(sizes[name] - side), name))
 
 
 def decode(data: bytes, min_side: int = 0, *, channels: int = 3) -> Tensor:
@@ -48,30 +35,49 @@ def decode(data: bytes, min_side: int = 0, *, channels: int = 3) -> Tensor:
     return torch.from_numpy(image_HWC if image_HWC.flags.writeable else image_HWC.copy()).permute(2, 0, 1)
 
 
-def resize(image_CHW: Tensor, side: int) -> Tensor:
-    """Resize to side x side, bicubic with antialiasing, within one grey level of Pillow's."""
-    if image_CHW.shape[-2:] == (side, side):
+def resize(image_CHW: Tensor, size: Size) -> Tensor:
+    """Resize to `size` = (height, width), bicubic with antialiasing, within one grey level of Pillow's."""
+    if image_CHW.shape[-2:] == size:
         return image_CHW
-    return F.interpolate(image_CHW[None], size=(side, side), mode="bicubic", antialias=True)[0]
+    return F.interpolate(image_CHW[None], size=size, mode="bicubic", antialias=True)[0]
 
 
-def centre_square(image_CHW: Tensor) -> Tensor:
-    """Return the largest centred square of an image."""
+def centre_crop(image_CHW: Tensor, aspect: Size) -> Tensor:
+    """Return the largest centred crop with the proportions of `aspect` = (height, width), rounded to pixels."""
     height, width = image_CHW.shape[-2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return image_CHW[:, top : top + side, left : left + side]
+    high, wide = aspect
+    if height * wide > width * high:
+        height = max(1, round(width * high / wide))
+    else:
+        width = max(1, round(height * wide / high))
+    top, left = (image_CHW.shape[-2] - height) // 2, (image_CHW.shape[-1] - width) // 2
+    return image_CHW[:, top : top + height, left : left + width]
 
 
-def fit(image_CHW: Tensor, side: int, max_enlargement: float = 1.0) -> Tensor:
-    """Resize the centre crop to side x side. Raises BadSample if that upsamples by more than `max_enlargement`.
+def fit(image_CHW: Tensor, size: Size, max_enlargement: float = 1.0) -> Tensor:
+    """Resize the centre crop to `size`. Raises BadSample if that upsamples by more than `max_enlargement`.
 
-    The same as resizing the shorter side and cropping the centre, without resizing the pixels outside the crop.
+    The same as resizing the image to cover `size` and cropping the centre, without resizing what is outside.
     """
-    image_CHW = centre_square(image_CHW)
-    if image_CHW.shape[-1] * max_enlargement < side:
-        raise BadSample(f"its shorter side has {image_CHW.shape[-1]} pixels, fewer than {side}")
-    return resize(image_CHW, side)
+    height, width = image_CHW.shape[-2:]
+    if height * max_enlargement < size[0] or width * max_enlargement < size[1]:
+        if size[0] == size[1]:
+            raise BadSample(f"its shorter side has {min(height, width)} pixels, fewer than {size[0]}")
+        raise BadSample(f"it has {width}x{height} pixels, fewer than {size[1]}x{size[0]}")
+    return resize(centre_crop(image_CHW, size), size)
+
+
+def shorter_side(size: Size, image_size: Size | None) -> int:
+    """Return the shorter side of an image that just covers `size`, with the aspect ratio of `image_size`.
+
+    None, or a size of 0: the aspect ratio is unknown, and any image with this shorter side covers `size`.
+    """
+    if size[0] == size[1]:
+        return size[0]
+    if image_size is None or min(image_size) < 1:
+        return max(size)
+    scale = max(Fraction(size[0], int(image_size[0])), Fraction(size[1], int(image_size[1])))
+    return math.ceil(scale * int(min(image_size)))
 
 
 def mentions_left_or_right(caption: str) -> bool:
@@ -92,7 +98,8 @@ def aligned_crop(
     """
     scale = 1 if low_CHW is None else high_CHW.shape[-1] // low_CHW.shape[-1]
     low_crop = crop // scale
-    top, left = (int(p * (high_CHW.shape[-1] // scale - low_crop + 1)) for p in position)
+    sides = (side // scale for side in high_CHW.shape[-2:])
+    top, left = (int(p * (side - low_crop + 1)) for p, side in zip(position, sides, strict=True))
     high_CHW = high_CHW[:, top * scale : top * scale + crop, left * scale : left * scale + crop]
     if low_CHW is not None:
         low_CHW = low_CHW[:, top : top + low_crop, left : left + low_crop]

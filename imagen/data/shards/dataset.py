@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from imagen.data.shards import captions as caption_lists
-from imagen.data.shards.index import INDEX_FORMAT, index_path, index_shard
+from imagen.data.shards.images import BadSample
+from imagen.data.shards.index import INDEX_FORMAT, add_image_sizes, index_path, index_shard
 from imagen.data.shards.mapped import MappedTensors
 from imagen.data.shards.remote import LISTING, CacheConfig, ShardCache, as_url, list_files
 from imagen.errors import UserError
@@ -25,18 +26,21 @@ _MAKE_SHARDS = "make shards of your images with `imagen data build`, or render s
 _OPEN_TARS = 64  # maximum open file handles per process, far below the usual limit of 1024
 
 
-class BadSample(Exception):
-    """Raised for a sample whose image is damaged, missing or of an unusable size. The loader replaces the sample."""
+def index_folder(folder: str | Path, *, sizes: bool = False) -> None:
+    """Index every `*.tar` of `folder` and its splits that has no index. Raises UserError for a URL.
 
-
-def index_folder(folder: str | Path) -> None:
-    """Index every `*.tar` of `folder` and its splits that has no index. Raises UserError for a URL."""
+    sizes: also add the sizes of images to indexes of earlier versions, which lack them.
+    """
     if url := as_url(folder):
         raise UserError(f"{url} is read-only; index and encode its shards on a disk, then copy the new files there")
     for split in splits(folder).values():
         for tar in sorted(Path(split).glob("*.tar")):
-            if not tar.name.startswith(".") and not index_path(tar).exists():
+            if tar.name.startswith("."):
+                continue
+            if not index_path(tar).exists():
                 index_shard(tar)
+            elif sizes:
+                add_image_sizes(tar)
 
 
 def splits(folder: str | Path) -> dict[str, Path | str]:
@@ -154,6 +158,30 @@ class ShardedDataset:
         shard, row = self.locate(i)
         first, last = self.indexes[shard]["first_key_byte"][row : row + 2]
         return self.indexes[shard]["key"][first:last].tobytes().decode()
+
+    def image_size(self, i: int) -> tuple[int, int] | None:
+        """Return height and width of a sample's largest image, 0 if unreadable; None if the index does not have it."""
+        shard, row = self.locate(i)
+        index = self.indexes[shard]
+        return (int(index["height"][row]), int(index["width"][row])) if "height" in index else None
+
+    @property
+    def has_image_sizes(self) -> bool:
+        """Whether all indexes have the sizes of images: those of earlier versions lack them."""
+        return all("height" in index for index in self.indexes)
+
+    def image_sizes(self) -> np.ndarray:
+        """Return height and width of the largest image of all samples, int32 [N, 2]; 0 where it is unreadable.
+
+        Raises UserError if an index of an earlier version lacks them.
+        """
+        for index in self.indexes:
+            if "height" not in index:
+                raise UserError(
+                    f"{index.path} lacks the image sizes that buckets need; run `imagen data encode` on a disk, which "
+                    f"adds them, and copy the new indexes to {self.root}"
+                )
+        return np.concatenate([np.stack([index["height"], index["width"]], 1) for index in self.indexes])
 
     def extensions(self, i: int) -> list[str]:
         """Return the extensions of sample `i`'s members, such as ["1024.png", "64.png", "txt"]."""

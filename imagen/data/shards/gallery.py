@@ -7,9 +7,10 @@ from typing import Any
 from PIL import Image
 
 from imagen.data.build.quality import REASONS
-from imagen.data.loading.transforms import choose_image, decode
-from imagen.data.shards.dataset import BadSample, ShardedDataset, open_split
-from imagen.data.shards.inspect import LARGEST, bar_name, rejects, spread
+from imagen.data.loading.transforms import decode
+from imagen.data.shards.dataset import ShardedDataset, open_split
+from imagen.data.shards.images import LARGEST, BadSample, choose_image
+from imagen.data.shards.inspect import bar_name, rejects, spread
 from imagen.pages import data_url, write_page
 
 PICTURES, ROWS = 60, 5  # images per split; records per reason

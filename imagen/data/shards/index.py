@@ -1,4 +1,4 @@
-"""Write the index of a tar: offsets and sizes of the members of each sample.
+"""Write the index of a tar: offsets and sizes of the members of each sample, and the size of its image.
 
 `00000.index.safetensors` is written beside `00000.tar`. The tar remains as img2dataset or `webdataset` wrote it: its
 members are named `KEY.EXT`, where KEY extends to the first dot of the base name.
@@ -7,10 +7,13 @@ members are named `KEY.EXT`, where KEY extends to the first dot of the base name
 import json
 import logging
 from collections.abc import Container
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from imagen.data.shards.images import image_sizes
+from imagen.data.shards.mapped import MappedTensors
 from imagen.data.shards.tar_samples import scan_tar
 from imagen.errors import UserError
 from imagen.files import replacing
@@ -30,7 +33,7 @@ def tar_keys(tar: str | Path) -> list[str]:
 
 
 def index_shard(tar: str | Path, keep: Container[str] | None = None) -> Path:
-    """Write the index of a WebDataset tar, reading only its headers, and return its path.
+    """Write the index of a WebDataset tar, reading only headers of members and images, and return its path.
 
     keep: index only samples with these keys; training does not use the others. Then neither an empty index nor a
         damaged end of the tar is an error.
@@ -56,6 +59,7 @@ def index_shard(tar: str | Path, keep: Container[str] | None = None) -> Path:
     extensions = sorted({extension for parts in members.values() for extension in parts})
     rows = [(extensions.index(extension), *span) for parts in members.values() for extension, span in parts.items()]
     keys = [key.encode() for key in members]
+    sizes = image_sizes(tar, members.values())
     arrays: dict[str, np.ndarray] = {
         "extension": np.array([row[0] for row in rows], np.int32),  # member rows, grouped by sample
         "offset": np.array([row[1] for row in rows], np.int64),
@@ -63,6 +67,8 @@ def index_shard(tar: str | Path, keep: Container[str] | None = None) -> Path:
         "first_member": np.cumsum([0, *(len(parts) for parts in members.values())], dtype=np.int64),
         "key": np.frombuffer(b"".join(keys), np.uint8),
         "first_key_byte": np.cumsum([0, *map(len, keys)], dtype=np.int64),
+        "height": sizes[:, 0],
+        "width": sizes[:, 1],
     }
     metadata = {
         "format": INDEX_FORMAT,
@@ -73,3 +79,22 @@ def index_shard(tar: str | Path, keep: Container[str] | None = None) -> Path:
     with replacing(index_path(tar)) as temporary:
         save_tensors(arrays, temporary, metadata)
     return index_path(tar)
+
+
+def index_samples(tar: str | Path) -> int:
+    """Return the number of samples in the index of a tar. Raises UserError if there is none."""
+    return int(MappedTensors(index_path(tar), f"index {tar} again").metadata["samples"])
+
+
+def add_image_sizes(tar: str | Path) -> None:
+    """Write the index again if it lacks the sizes of images, as one of an earlier version does, for the same samples.
+
+    Raises UserError if the tar or its index cannot be read, or the index cannot be written.
+    """
+    index = MappedTensors(index_path(tar), f"delete it and index {tar} again")
+    # A tar that was replaced is reported when the data set is opened.
+    if "height" in index or str(Path(tar).stat().st_size) != index.metadata.get("tar_bytes"):
+        return
+    ends = index["first_key_byte"].tolist()
+    keys = (index["key"][first:last].tobytes().decode() for first, last in pairwise(ends))
+    index_shard(tar, keep=set(keys))

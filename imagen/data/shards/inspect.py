@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from imagen.data.embed.sidecar import Truncation, first_captions, read_truncation
-from imagen.data.loading.transforms import choose_image
-from imagen.data.shards.dataset import BadSample, ShardedDataset, open_split, splits
+from imagen.data.shards.dataset import ShardedDataset, open_split, splits
+from imagen.data.shards.images import LARGEST, BadSample, choose_image
 from imagen.data.shards.mapped import MappedTensors
 from imagen.errors import UserError
 from imagen.pictures.decoding import read_header
@@ -18,7 +18,6 @@ from imagen.pictures.decoding import read_header
 SAMPLE_SIZE = 10_000  # samples per split whose image and captions are read
 SIDES = (1, 64, 128, 256, 512, 1024, 2048)  # lower bounds of the histogram's bars, in pixels of the shorter side
 LENGTHS = (0, 1, 16, 32, 64, 128, 256, 512)  # lower bounds of the bars, in characters of a caption
-LARGEST = 1 << 30  # a side that selects the largest of several masters
 
 
 def inspect(folder: str | Path, sample_size: int = SAMPLE_SIZE) -> dict[str, Any]:

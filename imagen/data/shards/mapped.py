@@ -68,6 +68,9 @@ class MappedTensors:
             self._views[name] = self._view(**self._entries[name])
         return self._views[name]
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
     def rows(self, name: str, first: int, last: int) -> np.ndarray:
         """Copy rows [first, last) of a tensor with one read. For large tensors, whose mapped pages would accumulate."""
         if name not in self._entries:

@@ -96,7 +96,7 @@ class ShardCache:
         size = self.sizes.get(name)
         if size is None:
             with suppress(FileNotFoundError):
-                info = _retry(f"{self.url}/{name}", lambda fs, path: fs.info(path), absent=403)
+                info = retry(f"{self.url}/{name}", lambda fs, path: fs.info(path), absent=403)
                 size = info.get("size") or -1
         if size is not None and not self._is_cached(name, size):
             self._copy(name, size)
@@ -132,7 +132,7 @@ class ShardCache:
             part = self.folder / f".{name}.{max(size, 0)}.part"
             try:
                 self._reserve(part, size if name.endswith(".tar") else 0)
-                _retry(f"{self.url}/{name}", lambda fs, path: download(fs, path, part, size))
+                retry(f"{self.url}/{name}", lambda fs, path: download(fs, path, part, size))
                 # Under the lock, so that `_contents` finds the file under one of its two names.
                 with locked(self.config.folder / ".lock"):
                     os.replace(part, self.folder / name)
@@ -200,25 +200,25 @@ def list_files(url: str) -> tuple[dict[str, int | None], bool]:
     """
     if url.split("://")[0] in ("http", "https"):
         with suppress(FileNotFoundError):
-            text = _retry(f"{url}/{LISTING}", lambda fs, path: fs.cat_file(path), absent=403).decode()
+            text = retry(f"{url}/{LISTING}", lambda fs, path: fs.cat_file(path), absent=403).decode()
             shards = [line.strip().removesuffix(".tar") for line in text.splitlines() if line.strip()]
             return {f"{shard}{end}": None for shard in shards for end in (".tar", ".index.safetensors")}, False
     try:
-        entries = _retry(url, lambda fs, path: fs.ls(path, detail=True), absent=403)
+        entries = retry(url, lambda fs, path: fs.ls(path, detail=True), absent=403)
     except FileNotFoundError:
         return {}, True
     found = {entry["name"].rsplit("/", 1)[-1]: entry.get("size") for entry in entries if entry["type"] == "file"}
     return {name: size for name, size in found.items() if name.endswith((".tar", ".safetensors"))}, True
 
 
-def _retry(url: str, action: Callable[[Any, str], T], absent: int = 404) -> T:
+def retry(url: str, action: Callable[[Any, str], T], absent: int = 404) -> T:
     """Call `action` with the file system and path of `url`, with retries. Raises FileNotFoundError and UserError.
 
     absent: an HTTP status besides 404 that means a missing file; S3 answers 403 if listing is not allowed.
     """
     for wait in (*RETRY_WAITS, None):
         try:
-            return action(*_filesystem(url))
+            return action(*filesystem(url))
         except (UserError, FileNotFoundError):
             raise
         except Exception as error:  # each store has its own exceptions
@@ -241,7 +241,7 @@ def download(fs: Any, path: str, part: Path, size: int) -> None:
         raise ValueError(f"{found} bytes arrived of {size}")
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
+def filesystem(url: str) -> tuple[Any, str]:
     """Return fsspec's file system for a URL, and the path in it. Not cached, because none survives a fork."""
     protocol = url.split("://")[0]
     try:

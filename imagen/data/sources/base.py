@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 CAPTION_FROM = ("folder", "name")
 
+T = TypeVar("T")
 Part = dict[str, Any]  # JSON, such as a file and a range in it; any machine with the source can read it
 
 
@@ -31,10 +32,31 @@ class Options:
     """Options of opening a source. Columns apply to tables only; None: common names."""
 
     records_per_part: int = 1000  # at most, except for formats whose parts are files
+    spread: bool = False  # where the number of records is known: parts for all cores, each from the whole source
     image_column: str | None = None
     caption_column: str | None = None
+    images: Path | None = None  # folder of the images that a table names; None: the table's
     caption_from: str | None = None  # for images in a folder: one of CAPTION_FROM; None: the files beside them
+    metadata_only: bool = False  # read only tables named metadata, of several in a folder
     join_rows: bool = True  # combine rows of a table with the same image into one record with several captions
+
+
+PARTS = 16  # at least, of a source of 1,600 records or more, so that as many processes have work
+SMALLEST_PART = 100  # records
+
+
+def divide(records: Sequence[T], options: Options) -> list[Sequence[T]]:
+    """Divide the records of a source into parts, as a function of the records and options alone.
+
+    With `options.spread`, part i of n has the records i, i + n, i + 2n, ...: a shard then contains images of all
+    folders, so training mixes them even within a few shards. Otherwise parts are contiguous.
+    """
+    size = options.records_per_part
+    if not options.spread:
+        return [records[i : i + size] for i in range(0, len(records), size)]
+    size = min(size, max(SMALLEST_PART, -(-len(records) // PARTS)))
+    count = -(-len(records) // size)
+    return [records[i::count] for i in range(count)]
 
 
 class Source(Protocol):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagen.data.sources.base import Options, Part, Reader, Record
+from imagen.data.sources.base import Options, Part, Reader, Record, divide
 from imagen.data.sources.files import metadata_folders, walk
 from imagen.data.sources.values import (
     Captions,
@@ -41,7 +41,7 @@ class Folder:
 
     def __init__(self, path: Path, options: Options):
         self.path = path
-        self.records_per_part = options.records_per_part
+        self.options = options
         self.caption_from = options.caption_from
 
     @staticmethod
@@ -64,8 +64,7 @@ class Folder:
         if not any(_named(one.name) for one in found):
             raise no_records_error(self.path, "images (jpg, png, webp, gif, bmp, tiff, ...)")
         parts = []
-        for start in range(0, len(found), self.records_per_part):
-            some = found[start : start + self.records_per_part]
+        for some in divide(found, self.options):
             # Images that differ only in their ending: their keys must differ too, in whichever part they are.
             twins = [one.name for one in some if one.is_twin]
             part: Part = {"files": [one.name for one in some], "twins": twins}
@@ -172,6 +171,19 @@ def _is_alone(name: str, stem: str, beside: _Beside) -> bool:
 
 def _named(name: str) -> bool:
     return ending(name) in LIKE_PICTURES
+
+
+def has_caption_files(root: Path) -> bool:
+    """Return whether any image below a folder has a caption file beside it."""
+    return any(found.caption is not None for found in _pictures(root))
+
+
+def image_outside(root: Path, folders: set[str]) -> str | None:
+    """Return the path of an image that is in none of these direct subfolders of `root` ("": all are inside)."""
+    if "" in folders:
+        return None
+    paths = (name for name, _ in walk(root, lambda names: None) if is_picture(name))
+    return next((name for name in paths if name.partition("/")[0] not in folders), None)
 
 
 READERS: dict[str, Reader] = {"folder": Folder}

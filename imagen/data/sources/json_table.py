@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imagen.data.sources.base import Options, Part, Reader, Record
+from imagen.data.sources.base import Options, Part, Reader, Record, divide
 from imagen.data.sources.columns import Columns, common, find_columns
 from imagen.data.sources.joining import Row
 from imagen.data.sources.values import RecordError, no_records_error, printable, read_bytes
@@ -21,7 +21,7 @@ class Json:
 
     Rows are the elements of its list. For COCO's two lists they are the annotations, each with the fields of its image,
     and the images without annotations. Rows with the same image form one record. A key is the number of the row; paths
-    of images are relative to the file's folder.
+    of images are relative to the file's folder, or that of COCO's images.
     """
 
     has_columns = True
@@ -41,8 +41,7 @@ class Json:
         for number, cells in enumerate(rows):
             picture = columns.picture(cells, "") if isinstance(cells, dict) and self.options.join_rows else None
             groups.setdefault(number if picture is None else picture, []).append(number)
-        some, count = list(groups.values()), self.options.records_per_part
-        return [{"rows": some[i : i + count]} for i in range(0, len(some), count)]
+        return [{"rows": list(some)} for some in divide(list(groups.values()), self.options)]
 
     def read(self, part: Part) -> Iterator[Record]:
         rows, columns = self._table()
@@ -56,7 +55,21 @@ class Json:
                 else:
                     yield Record(key=key, origin=origin, problem=("broken row", "not a JSON object"))
             if found:
-                yield from columns.records(found, self.path.parent)
+                yield from columns.records(found, self._images(rows, columns))
+
+    def _images(self, rows: list[Any], columns: Columns) -> Path:
+        """Return the folder of the images: the named one, the table's, or COCO's folder beside that of annotations.
+
+        COCO has annotations/captions_train2017.json and train2017/000000000009.jpg.
+        """
+        if self.options.images is not None:
+            return self.options.images
+        here = self.path.parent
+        beside = here.absolute().parent / self.path.stem.rpartition("_")[2]
+        name = next((row[columns.image] for row in rows if isinstance(row, dict) and row.get(columns.image)), None)
+        if isinstance(name, str) and not os.path.exists(here / name) and os.path.exists(beside / name):
+            return beside
+        return here
 
     def _table(self) -> tuple[list[Any], Columns]:
         if self._read is None:

@@ -38,12 +38,11 @@ class Parquet:
         return any(any(path.glob(p)) for p in ("*.parquet", "*/*.parquet")) and not has_files(path, (".tar",))
 
     def parts(self) -> list[Part]:
-        names = files_below(self.path, (".parquet", ".parq")) if self.path.is_dir() else [self.path.name]
+        names = self.names()
         parts: list[Part] = []
         for number, name in enumerate(names):
-            file = self.root / name
-            table = self._open(file)
-            self._columns(table, file)
+            table = self.open_table(name)
+            self._columns(table, self.root / name)
             prefix = f"{number:05d}-" if len(names) > 1 else ""
             first = 0  # row of the file
             for group in range(table.metadata.num_row_groups):
@@ -59,7 +58,7 @@ class Parquet:
 
     def read(self, part: Part) -> Iterator[Record]:
         file = self.root / part["file"]
-        table = self._open(file)
+        table = self.open_table(part["file"])
         columns = self._columns(table, file)
         before = part["row"] - part["start"]  # rows of the file before the row group
         batches, number = self._batches(table, part["group"], columns), part["row"]
@@ -67,7 +66,7 @@ class Parquet:
             for group in joined(batches, part["start"], part["end"], columns.image, self.options.join_rows):
                 number = before + group[-1][0] + 1
                 found = [Row(*self._name(part, before + row), cells) for row, cells in group]
-                yield from columns.records(found, file.parent)
+                yield from columns.records(found, self.options.images or file.parent)
         except arrow_errors() as error:  # a damaged page; rows before it have been yielded
             reason = str(error).splitlines()[0]
             for row in range(number, before + part["end"]):
@@ -83,8 +82,13 @@ class Parquet:
         names = list(dict.fromkeys((columns.image, columns.caption)))
         yield from table.iter_batches(_BATCH, row_groups=[group], columns=names, use_threads=False)
 
-    def _open(self, file: Path) -> Any:
-        parquet = pyarrow("parquet")
+    def names(self) -> list[str]:
+        """Return the files' paths relative to `root`, in order."""
+        return files_below(self.path, (".parquet", ".parq")) if self.path.is_dir() else [self.path.name]
+
+    def open_table(self, name: str) -> Any:
+        """Open one of the files as a pyarrow `ParquetFile`. Raises UserError."""
+        file, parquet = self.root / name, pyarrow("parquet")
         try:
             open_regular(file).close()
             return parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)

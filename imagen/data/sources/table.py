@@ -41,9 +41,10 @@ class _Table:
         self.options = options
         self.root = path if path.is_dir() else path.parent
         endings = (self.suffix, *(self.suffix + ending for ending in COMPRESSED))
-        self.files = TextFiles(
-            self.root, files_below(path, endings) if path.is_dir() else [path.name], options.records_per_part
-        )
+        names = files_below(path, endings) if path.is_dir() else [path.name]
+        if options.metadata_only:
+            names = [name for name in names if name.rpartition("/")[2].lower() == f"metadata{self.suffix}"]
+        self.files = TextFiles(self.root, names, options.records_per_part)
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
@@ -68,7 +69,7 @@ class _Table:
             raise no_records_error(self.path, "rows")
         if self.options.join_rows:
             repeats.annotate(parts, self.files.names)
-        unnamed = list(self._unnamed(repeats)) if described else []
+        unnamed = list(self._unnamed(repeats)) if described and self.options.images is None else []
         count = self.options.records_per_part
         return parts + [{"unnamed": unnamed[i : i + count]} for i in range(0, len(unnamed), count)]
 
@@ -122,7 +123,7 @@ class _Table:
                 found.append(self._other(name, start, line, picture(group[0]), columns, table))
             yield from (row for row in found if isinstance(row, Record))
             if good := [row for row in found if isinstance(row, Row)]:
-                yield from columns.records(good, self.root / folder)
+                yield from columns.records(good, self.options.images or self.root / folder)
 
     def _table(self, name: str) -> tuple[list[str], Columns]:
         header, *_ = self._head(name)

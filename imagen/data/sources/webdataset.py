@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from imagen.data.loading.transforms import choose_image
 from imagen.data.shards.captions import MOST_BYTES as MOST_JSON
 from imagen.data.shards.captions import unpack
-from imagen.data.shards.dataset import SPLITS, BadSample
+from imagen.data.shards.dataset import SPLITS
+from imagen.data.shards.images import LARGEST, BadSample, choose_image
 from imagen.data.shards.tar_samples import InvalidMember, MemberRanges, TarScan, scan_tar
 from imagen.data.sources.base import Options, Part, Reader, Record
 from imagen.data.sources.files import COMPRESSED, files_below
@@ -26,7 +26,6 @@ from imagen.errors import UserError
 from imagen.files import open_regular
 from imagen.pictures.names import PICTURES
 
-_ANY_SIDE = 1 << 30  # a side that selects the largest of several masters
 _COMPRESSED = (*(f".tar{ending}" for ending in COMPRESSED), ".tgz", ".tbz2", ".txz")
 
 
@@ -132,7 +131,7 @@ def _complete_samples(scan: TarScan) -> dict[str, MemberRanges]:
 def _image(ranges: MemberRanges) -> str | None:
     """Return the extension of a sample's image, preferably one that training reads; None without an image."""
     try:
-        return choose_image(ranges, _ANY_SIDE)
+        return choose_image(ranges, LARGEST)
     except BadSample:
         pictures = [name for name in ranges if name.rpartition(".")[2] in PICTURES]
         return min(pictures, key=lambda name: ("." in name, name), default=None)

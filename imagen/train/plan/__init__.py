@@ -17,11 +17,11 @@ from imagen.errors import UserError, check_number
 from imagen.gpus import GIB, GPUS_PER_MACHINE, Gpu, find_gpu
 from imagen.precision import autocast_dtype, precision_name
 from imagen.train.experiment import Experiment, check
-from imagen.train.grid import grid_micro_batch
 from imagen.train.plan.calibration import CALIBRATION, RESERVED, usable_bytes
 from imagen.train.plan.choice import choose
 from imagen.train.plan.dry_run import DryRun, TracedStep
 from imagen.train.plan.loading import Loading, estimate_loading, measure_loading
+from imagen.train.sampling import sampling_micro_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ def _grid(experiment: Experiment, dry_run: DryRun, dtype: torch.dtype | None, on
     stage, text = experiment.stage, experiment.text
     side = stage.resolution
     step = step_bytes(
-        *(stage, stage.sampling, (side, side), grid_micro_batch(side)),
+        *(stage, stage.sampling, (side, side), sampling_micro_batch(side)),
         text_tokens=0 if text is None else text.max_tokens,
         dtype=dtype,
         gpu=on_gpu,

@@ -36,6 +36,7 @@ from imagen.train.low_precision import LowPrecisionCopy
 from imagen.train.optim import build_optimizer
 from imagen.train.parallel import ParallelConfig, apply_activation_checkpointing, build_mesh, parallelize
 from imagen.train.ranks import Ranks
+from imagen.train.shapes import largest_size
 from imagen.train.state import create_optimizer_state
 from imagen.train.step import launch_step
 
@@ -186,7 +187,7 @@ class DryRun:
 
     def _batches(self, size: int, count: int) -> Iterator[Batch]:
         stage, text = self.experiment.stage, self.experiment.text
-        side, channels = self.experiment.data.crop or stage.resolution, stage.unet.image_channels
+        (height, width), channels = largest_size(stage, self.experiment.data), stage.unet.image_channels
         scale = 1 if stage.low_resolution is None else stage.resolution // stage.low_resolution
         for part in range(count):
             self.tracker.micro_batch = part
@@ -194,10 +195,10 @@ class DryRun:
                 position=part * size,
                 keys=[""] * size,
                 captions=[""] * size,
-                image=torch.zeros(size, channels, side, side, dtype=torch.uint8),
+                image=torch.zeros(size, channels, height, width, dtype=torch.uint8),
                 low_res=None
                 if scale == 1
-                else torch.zeros(size, channels, side // scale, side // scale, dtype=torch.uint8),
+                else torch.zeros(size, channels, height // scale, width // scale, dtype=torch.uint8),
                 text=None if text is None else torch.zeros(size, text.max_tokens, text.width),
                 text_mask=None if text is None else torch.ones(size, text.max_tokens, dtype=torch.bool),
             )

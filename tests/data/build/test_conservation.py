@@ -22,8 +22,9 @@ from imagen.data.build import parts
 from imagen.data.build.dataset import build_source
 from imagen.data.build.parts import write_lines
 from imagen.data.build.quality import REASONS
-from imagen.data.loading.transforms import choose_image, decode
-from imagen.data.shards.dataset import BadSample, ShardedDataset
+from imagen.data.loading.transforms import decode
+from imagen.data.shards.dataset import ShardedDataset
+from imagen.data.shards.images import BadSample, choose_image
 from imagen.data.shards.writer import ShardWriter
 from imagen.data.sources import Part, Record, Source, open_source
 

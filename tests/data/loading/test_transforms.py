@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from imagen.data.loading.transforms import aligned_crop, choose_image, decode, fit, mentions_left_or_right, resize
-from imagen.data.shards.dataset import BadSample
+from imagen.data.loading.transforms import aligned_crop, decode, fit, mentions_left_or_right, resize
+from imagen.data.shards.images import BadSample, choose_image
 from imagen.pictures import MAX_PIXELS
 
 
@@ -63,7 +63,7 @@ def test_jpeg_decoding_is_close_to_pillow_and_scaled_decoding_to_full():
     assert np.abs(to_array(full).astype(int) - np.asarray(Image.open(io.BytesIO(data)))).max() <= 2
     fast = decode(data, min_side=128)
     assert fast.shape == (3, 160, 128)
-    assert (fit(fast, 64).int() - fit(full, 64).int()).abs().max() <= 2
+    assert (fit(fast, (64, 64)).int() - fit(full, (64, 64)).int()).abs().max() <= 2
 
 
 def test_exif_rotation_is_applied():
@@ -79,19 +79,19 @@ def test_exif_rotation_is_applied():
 def test_resize_is_within_one_level_of_pillow():
     pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
     expected = np.asarray(Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC)).astype(int)
-    ours = to_array(resize(torch.from_numpy(pixels).permute(2, 0, 1), 64)).astype(int)
+    ours = to_array(resize(torch.from_numpy(pixels).permute(2, 0, 1), (64, 64))).astype(int)
     assert np.abs(ours - expected).max() <= 1
 
 
 def test_fit_takes_a_centre_crop():
     wide = torch.zeros(3, 40, 100, dtype=torch.uint8)
     wide[:, :, 30:70] = 200
-    assert (fit(wide, 20) == 200).all()
+    assert (fit(wide, (20, 20)) == 200).all()
     same = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
-    assert fit(same, 64).data_ptr() == same.data_ptr()  # an image of the right size is not copied
+    assert fit(same, (64, 64)).data_ptr() == same.data_ptr()  # an image of the right size is not copied
     with pytest.raises(BadSample, match="40 pixels, fewer than 64"):
-        fit(wide, 64)
-    assert fit(wide, 64, max_enlargement=2).shape == (3, 64, 64)
+        fit(wide, (64, 64))
+    assert fit(wide, (64, 64), max_enlargement=2).shape == (3, 64, 64)
 
 
 def test_a_decompression_bomb_is_rejected_by_its_header():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from samples import read_sample
 
-from imagen.data.shards.dataset import BadSample, ShardedDataset, open_split
+from imagen.data.shards.dataset import ShardedDataset, open_split
+from imagen.data.shards.images import BadSample
 from imagen.data.shards.index import index_path, index_shard
 from imagen.data.shards.writer import ShardWriter
 from imagen.errors import UserError

@@ -29,6 +29,8 @@ def write_files(folder, *names):
         ("tsv", ["a.tsv", "b.tsv"]),
         ("jsonl", ["t.jsonl"]),
         ("csv", ["1.png", "deep/2.png", "metadata.csv"]),
+        ("csv", ["1.png", "1.txt", "metadata.csv", "labels.csv", "other.tsv", "images.tar", "data.parquet"]),
+        ("csv", ["images/1.png", "pairs.csv"]),  # images without caption files
         ("csv", ["train/1.png", "train/metadata.csv", "test/deep/2.png", "test/Metadata.CSV"]),
         ("jsonl", ["train/1.png", "train/metadata.jsonl", "README.md"]),
         ("parquet", ["data/train-00000.parquet", "README.md"]),
@@ -52,9 +54,7 @@ def test_the_format_of_a_file_is_recognised_by_its_name(tmp_path, name):
 @pytest.mark.parametrize(
     "names, words",
     [
-        (["1.png", "pairs.csv"], "may be folder or csv; name it with --format"),
-        (["a/1.png", "b/1.png", "a/metadata.csv"], "may be folder or csv; name it with --format"),
-        (["a/1.png", "a/metadata.csv", "b/metadata.jsonl"], "may be csv or jsonl; name it"),
+        (["1.png", "1.txt", "pairs.csv"], "may be folder or csv; name it with --format"),
         (["a.csv", "b.jsonl"], "may be csv or jsonl; name it"),
         ([".hidden/1.png", "notes.md"], "has no known format"),
         (["1.npy"], "has no known format"),
@@ -66,6 +66,31 @@ def test_an_ambiguous_format_is_an_error_that_names_the_formats(tmp_path, names,
     with pytest.raises(UserError, match=words) as error:
         open_source(tmp_path)
     assert all(name in str(error.value) for name in FORMATS) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        (["a/1.png", "b/1.png", "a/metadata.csv"], "images described by metadata.csv and others .* such as b/1.png"),
+        (
+            ["a/1.png", "a/metadata.csv", "b/metadata.jsonl"],
+            "metadata.csv and metadata.jsonl; .* csv or jsonl",
+        ),
+    ],
+)
+def test_tables_that_describe_some_of_the_images_are_named(tmp_path, names, words):
+    write_files(tmp_path, *names)
+    with pytest.raises(UserError, match=words):
+        open_source(tmp_path)
+
+
+def test_other_tables_beside_metadata_are_not_read(tmp_path):
+    write_files(tmp_path, "1.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\n1.png,one\n")
+    (tmp_path / "labels.csv").write_text("id,label\n1,2\n")
+    source = open_source(tmp_path)
+    (record,) = [record for part in source.parts() for record in source.read(part)]
+    assert record.caption == "one" and record.problem is None
 
 
 def test_invalid_paths_and_options_are_a_one_line_error(tmp_path):
