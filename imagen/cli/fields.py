@@ -5,6 +5,8 @@ import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from imagen.errors import UserError
+
 if TYPE_CHECKING:
     from imagen.train.experiment import Experiment
 
@@ -17,7 +19,7 @@ Every config field can be set, as JSON or plain text; `imagen config PRESET` sho
 
 
 PRESET_HELP = "a preset (see `imagen presets`), or a config file: my.toml, .json or .yaml"
-SECTIONS = ("name", "stage", "text", "data", "optim", "train", "parallel")  # the fields of an Experiment
+SECTIONS = ("name", "stage", "text", "data", "optim", "train", "parallel", "lora")  # the fields of an Experiment
 
 
 def is_field(word: str) -> bool:
@@ -46,12 +48,35 @@ def split_fields(arguments: Sequence[str], options: Collection[str]) -> tuple[li
 def experiment(options: argparse.Namespace) -> "Experiment":
     """Return the preset or config file of a command with its fields set, before `check`.
 
-    Raises UserError for an unknown preset or field, with the nearest name, for a value of the wrong type, and for what
-    is wrong in the file.
+    With `--init`, or a preset for fine-tuning, the stage is that of a cascade. Raises UserError for an unknown preset,
+    field or cascade, with the nearest name, for a value of the wrong type, for what is wrong in the file, and for what
+    does not fit the cascade.
     """
     from imagen.presets import preset
     from imagen.presets.file import is_file, read_experiment
     from imagen.train.experiment import override
 
     name = options.preset
-    return override(read_experiment(name) if is_file(name) else preset(name), options.fields)
+    chosen = read_experiment(name) if is_file(name) else preset(name)
+    source = getattr(options, "init", None) or (None if chosen.init is None else chosen.init.source)
+    if source is None:
+        if getattr(options, "init_partial", False):
+            raise UserError("--init-partial needs --init CASCADE")
+        return override(chosen, options.fields)
+    from imagen.torchrun import read_launch
+    from imagen.train.finetune import check_changes, start_from
+
+    partial = getattr(options, "init_partial", False)
+    started = start_from(chosen, source, partial=partial, run=getattr(options, "out", None))
+    found = override(started, options.fields)
+    for note in check_changes(started, found):
+        if read_launch()[0] == 0:
+            print(note)
+    return found
+
+
+def add_init(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    text = "fine-tune this stage of a cascade: a folder, a run or `emoji`, with #RESOLUTION if it has several"
+    add("--init", metavar="CASCADE", help=text)
+    add("--init-partial", action="store_true", help="load the weights that fit, and list those that are new")

@@ -28,6 +28,7 @@ KINDS = {
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("preset", metavar="PRESET", help=fields.PRESET_HELP)
+    fields.add_init(parser)
     parser.add_argument("--gpus", type=count, default=1, metavar="N", help="GPUs in total (default: 1)")
     parser.add_argument(
         "--gpu",

@@ -19,6 +19,7 @@ ORDER = (  # in --help; other commands come after these
     "config",
     "plan",
     "train",
+    "subject",
     "assemble",
     "convert deepfloyd",
     "convert diffusers",

@@ -31,6 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="FIRST:LAST",
         help="write a Chrome trace of these steps to RUN/profile, as in 10:13",
     )
+    fields.add_init(parser)
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -118,6 +119,7 @@ COMMAND = Command(
     "  imagen train emoji_64 --data shards --out runs/base\n"
     "  imagen train emoji_64 --data shards=0.7 --data photos=0.3 --out runs/mixed\n"
     "  imagen train my.toml --data shards --out runs/mine\n"
-    "  imagen train emoji_64 --data shards --out runs/wide --train.steps 40000 --optim.lr 5e-4",
+    "  imagen train emoji_64 --data shards --out runs/wide --train.steps 40000 --optim.lr 5e-4\n"
+    "  imagen train finetune_lora --init emoji#64 --data shards --out runs/style --lora.rank 8",
     has_fields=True,
 )

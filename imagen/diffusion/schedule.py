@@ -154,6 +154,12 @@ def _midpoints(device: torch.device, dtype: torch.dtype) -> Tensor:
     return ((logsnrs[1:] + logsnrs[:-1]) / 2).to(dtype).to(device)  # Apple's GPUs have no float64
 
 
+def clear_tables() -> None:
+    """Forget the cached tables of the discrete schedule: a table that was computed on fake tensors is one itself."""
+    _discrete_logsnrs.cache_clear()
+    _midpoints.cache_clear()
+
+
 def build_schedule(config: ScheduleConfig, resolution: int) -> Schedule:
     """Return the schedule of a model for images of `resolution` pixels per side."""
     schedule: Schedule

@@ -50,6 +50,11 @@ def apply_norm(
     if kernels.uses_triton(x_BCHW.device):
         arguments = (norm.weight, norm.bias, norm.num_groups, norm.eps, activation or "none", *(modulation or ()))
         return kernels.group_norm(x_BCHW, *arguments)
+    frozen_input = torch.is_grad_enabled() and not x_BCHW.requires_grad
+    if frozen_input and (norm.weight.requires_grad or norm.bias.requires_grad):
+        # NOTE torch's backward pass of channels-last group norm crashes on a CPU if the input needs no gradient, which
+        # happens above frozen layers.
+        x_BCHW = x_BCHW.contiguous()
     h_BCHW = norm(x_BCHW)
     if modulation is not None:
         scale_BC11, shift_BC11 = (part_BC[:, :, None, None] for part_BC in modulation)

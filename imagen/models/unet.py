@@ -6,6 +6,7 @@ the three stages of DeepFloyd IF and the small models of the demo. They differ o
 Shape legend: see `imagen.models.layers`.
 """
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -190,11 +191,12 @@ class UNet(nn.Module):
 
 def cast_copy(unet: UNet, dtype: torch.dtype, device: torch.device | None = None) -> UNet:
     """Return a copy of `unet` with weights in `dtype`, in the same memory format. device: None for the same one."""
-    with torch.device("meta"):
-        other = UNet(unet.config)
-    weights = {name: value.detach().to(device, dtype) for name, value in unet.state_dict().items()}
-    other.load_state_dict(weights, assign=True)
-    return other.train(unet.training)
+    # Parameters are copied in the new format at once: a copy in the old one would not always fit.
+    parameters = {
+        id(parameter): nn.Parameter(parameter.detach().to(device, dtype, copy=True), parameter.requires_grad)
+        for parameter in unet.parameters()
+    }
+    return copy.deepcopy(unet, parameters)
 
 
 def _coordinates(like_BCHW: Tensor) -> Tensor:

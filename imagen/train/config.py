@@ -29,6 +29,8 @@ class TrainConfig:
     ema_snapshot_every: int = 5_000  # steps between snapshots of these EMAs
     ema_every: int = 1  # steps between updates of the EMAs
     text_dropout: float = 0.1  # share of captions that the unconditional embedding replaces, for guidance
+    freeze: tuple[str, ...] = ()  # fnmatch patterns of parameters that are not trained, such as `down.*`
+    trainable: tuple[str, ...] = ()  # fnmatch patterns of the only parameters that are trained; none: all
     shuffle_captions: bool = False  # control experiment: each image is trained with another image's caption
     max_nonfinite: int = 10  # consecutive non-finite steps after which training fails
     log_every: int = 50  # steps between rows of metrics; for this and the next two, 0: the last step alone

@@ -20,12 +20,14 @@ class Ema:
     0.9999 it would still contain much of the random initial weights after 10,000 steps.
 
     Stores tensors rather than a copy of the module: each rank averages its own shards of a sharded model, so `weights`
-    are sharded like the parameters. torch's AveragedModel cannot copy such a model.
+    are sharded like the parameters. torch's AveragedModel cannot copy such a model. Frozen parameters are not averaged.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.weights = {name: parameter.detach().clone() for name, parameter in named_weights(model)}
+        self.weights = {
+            name: parameter.detach().clone() for name, parameter in named_weights(model) if parameter.requires_grad
+        }
 
     def decay_at(self, step: int) -> float:
         return min(self.decay, (1 + step) / (10 + step))
@@ -60,7 +62,7 @@ class Ema:
         """Return this rank's shards of the EMA weights and of the parameters; frees gathered parameters first."""
         reshard(model)
         averages = [local(average) for average in self.weights.values()]
-        return averages, [local(parameter.detach()) for _, parameter in named_weights(model)]
+        return averages, [local(parameter.detach()) for name, parameter in named_weights(model) if name in self.weights]
 
     @torch.no_grad()
     def export(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

@@ -9,9 +9,11 @@ from imagen.data.loading.config import DataConfig
 from imagen.errors import UserError, suggest
 from imagen.files import parse_json
 from imagen.jsonconfig import from_json, to_json
+from imagen.lora.config import LoraConfig
 from imagen.stage.config import StageConfig
 from imagen.text.config import TextConfig
 from imagen.train.config import TrainConfig, micro_batches
+from imagen.train.initial import InitConfig
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
 from imagen.train.shapes import check_buckets
@@ -28,18 +30,20 @@ class Experiment:
     optim: OptimConfig = field(default_factory=OptimConfig)  # optimizer and learning rate
     train: TrainConfig = field(default_factory=TrainConfig)  # length, batches, EMA, and what is written how often
     parallel: ParallelConfig = field(default_factory=ParallelConfig)  # several devices, and memory; changes no result
+    init: InitConfig | None = None  # weights to start from; None: random ones
+    lora: LoraConfig = field(default_factory=LoraConfig)  # adapters that are trained in place of the weights
 
 
 def check(experiment: Experiment, world_size: int = 1) -> None:
     """Raise UserError, naming the field, for a value out of range or fields that do not match each other."""
     stage, text, config, unet = experiment.stage, experiment.text, experiment.train, experiment.stage.unet
-    for part in (text, experiment.data, experiment.optim, config):
+    for part in (text, experiment.data, experiment.optim, config, experiment.lora):
         if part is not None:
             part.check()
     stage.check("stage")
     if text is None and experiment.data.on_the_fly:
         raise UserError("data.on_the_fly is true, but text is null: there is no text to encode")
-    if text is not None and (text.cleaning != "none" or text.padding != "trim") and not experiment.data.on_the_fly:
+    if text is not None and needs_encoder(text) and not experiment.data.on_the_fly:
         raise UserError(
             f"text.cleaning is {text.cleaning!r} and text.padding {text.padding!r}; stored embeddings are of uncleaned "
             "captions, without padding: set data.on_the_fly to true"
@@ -57,11 +61,20 @@ def check(experiment: Experiment, world_size: int = 1) -> None:
         unit = math.lcm(unet.total_stride, scale)
         if crop > stage.resolution or crop % unit:
             raise UserError(f"data.crop is {crop}; it must be a multiple of {unit} and at most {stage.resolution}")
+    if experiment.lora.rank and experiment.init is None:
+        raise UserError(f"lora.rank is {experiment.lora.rank}, but there are no weights to adapt: set --init CASCADE")
+    if experiment.lora.rank and (config.freeze or config.trainable):
+        raise UserError("train.freeze and train.trainable choose weights, and lora.rank freezes all: set lora.targets")
     check_buckets(stage, experiment.data, config, world_size)
     experiment.parallel.check(len(unet.levels), world_size)
     micro, _ = micro_batches(config, world_size)
     if config.shuffle_captions and (text is None or micro < 2):
         raise UserError("train.shuffle_captions needs text and micro-batches of at least two samples")
+
+
+def needs_encoder(text: TextConfig) -> bool:
+    """Return whether captions must be encoded on the fly: stored embeddings are of unmodified captions, unpadded."""
+    return text.cleaning != "none" or text.padding != "trim"
 
 
 def override(experiment: Experiment, arguments: Sequence[str]) -> Experiment:

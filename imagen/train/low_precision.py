@@ -16,12 +16,18 @@ class LowPrecisionCopy:
 
     def __init__(self, unet: UNet, dtype: torch.dtype):
         self.network = cast_copy(unet, dtype)
-        self._master: list[Tensor] = list(unet.parameters())
-        self._copies: list[Tensor] = list(self.network.parameters())
+        pairs = list(zip(unet.parameters(), self.network.parameters(), strict=True))
+        self._frozen = [pair for pair in pairs if not pair[0].requires_grad]  # copied once
+        trained = [pair for pair in pairs if pair[0].requires_grad]
+        self._master: list[Tensor] = [master for master, _ in trained]
+        self._copies: list[Tensor] = [copy for _, copy in trained]
 
     @torch.no_grad()
     def copy_weights(self) -> None:
         """Copy the master weights into the network."""
+        for master, copy in self._frozen:  # a checkpoint may have been loaded since the copy was made
+            copy.copy_(master)
+        self._frozen = []
         torch._foreach_copy_(self._copies, self._master)
 
     @torch.no_grad()

@@ -31,11 +31,17 @@ class TrainingModel:
     step_autocast: Context  # around a training step's forward pass
     dtype: torch.dtype | None  # of the arithmetic; None: float32
     parameters: int
+    trained: int  # parameters that are not frozen
     compiled: bool
 
 
-def build_model(experiment: Experiment, ranks: Ranks) -> TrainingModel:
-    """Build a U-Net, initialize it randomly from `train.seed`, and distribute it according to `parallel`."""
+def build_model(
+    experiment: Experiment, ranks: Ranks, prepare: Callable[[UNet], None] = lambda unet: None
+) -> TrainingModel:
+    """Build a U-Net, initialize it randomly from `train.seed`, and distribute it according to `parallel`.
+
+    prepare: called with the new U-Net on the CPU, to load weights, freeze parameters or add adapters.
+    """
     device, parallel, config = ranks.device, experiment.parallel, experiment.train
     dtype = autocast_dtype(device, config.precision)
     casts = partial(autocast, device, dtype)
@@ -45,10 +51,13 @@ def build_model(experiment: Experiment, ranks: Ranks) -> TrainingModel:
     # gradients.
     low_precision, alone = device.type == "cuda" and dtype is torch.bfloat16, ranks.world_size == 1
     torch.manual_seed(randomness.seed_for(config.seed, 0, randomness.INIT))
-    unet = UNet(experiment.stage.unet).to(device)
+    unet = UNet(experiment.stage.unet)
+    prepare(unet)
+    unet = unet.to(device)
     if mesh is None:  # FSDP2 shards contiguous tensors only
         unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     parameters = sum(parameter.numel() for parameter in unet.parameters())  # before they are sharded
+    trained = sum(parameter.numel() for parameter in unet.parameters() if parameter.requires_grad)
     # On CPUs, group norm does not support float32 images with bfloat16 weights; on GPUs autocast handles that.
     gathered = None if device.type == "cpu" else dtype
     copy = LowPrecisionCopy(unet, torch.bfloat16) if low_precision and alone else None
@@ -64,5 +73,6 @@ def build_model(experiment: Experiment, ranks: Ranks) -> TrainingModel:
         step_autocast=nullcontext if low_precision and (alone or mesh is not None) else casts,
         dtype=dtype,
         parameters=parameters,
+        trained=trained,
         compiled=bool(compiled.compile),
     )

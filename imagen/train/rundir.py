@@ -18,6 +18,7 @@ MUTABLE_FIELDS = (
     "data.cache_gb",
     "data.on_the_fly",
     "data.workers",
+    "init.source",
     "parallel",
     "stage.sampling",
     "train.checkpoint_every",

@@ -19,11 +19,13 @@ from imagen.models.compiling import cache_folder
 from imagen.precision import precision_name
 from imagen.stage.loss import ForwardProcess
 from imagen.text.protocol import DatasetEncoder
+from imagen.train.checkpoint import checkpoint_paths
 from imagen.train.checkpointing import Checkpointer
 from imagen.train.clock import StepTimer
 from imagen.train.config import micro_batches
 from imagen.train.data import TrainingData
 from imagen.train.experiment import Experiment, check
+from imagen.train.finetune import prepare
 from imagen.train.flops import build_mfu
 from imagen.train.layout import named_weights, permuted_weights
 from imagen.train.meter import Row
@@ -73,7 +75,10 @@ class TrainingRun:
         self.micro_batch, self.accumulation = micro_batches(self.config, ranks.world_size)
         self.data = TrainingData(experiment, data, ranks, encoder)
 
-        self.model = build_model(experiment, ranks)
+        resumes = ranks.on_first(lambda: bool(checkpoint_paths(folder / "checkpoints")))
+        self.model = build_model(
+            experiment, ranks, lambda unet: prepare(unet, experiment, folder, ranks, self.report, resumes=resumes)
+        )
         self.unet = self.model.unet
         # Muon divides its work among processes that hold the same full parameters.
         replicas = dist.group.WORLD if isinstance(self.model.network, DistributedDataParallel) else None
@@ -173,8 +178,10 @@ class TrainingRun:
     def _report_summary(self) -> None:
         where = f"{describe(self.experiment.parallel, self.ranks)} in {precision_name(self.model.dtype)}"
         parts = f" in micro-batches of {self.micro_batch}" if self.accumulation > 1 else ""
+        frozen = self.model.trained != self.model.parameters
+        trained = f" ({self.model.trained / 1e6:,.2f}M trained)" if frozen else ""
         self.report(
-            f"{self.experiment.name}: {self.model.parameters / 1e6:,.1f}M parameters on {where}, "
+            f"{self.experiment.name}: {self.model.parameters / 1e6:,.1f}M parameters{trained} on {where}, "
             f"{len(self.data.training)} images, {self.config.steps} steps of {self.config.batch_size}{parts}"
         )
         if self.ranks.is_first:

@@ -23,12 +23,14 @@ from torch.nn.parallel import DistributedDataParallel
 from imagen.accounting.gpu_kernels import gpu_kernels
 from imagen.accounting.tracker import ResourceTracker, TrackedInterval
 from imagen.data.loading.batches import Batch
+from imagen.diffusion.schedule import clear_tables
 from imagen.errors import UserError
 from imagen.models.unet import UNet
 from imagen.precision import autocast
 from imagen.stage.loss import CleanBatch, ForwardProcess, NoisedBatch
 from imagen.train.ema import build_emas
 from imagen.train.experiment import Experiment
+from imagen.train.finetune import adapt
 from imagen.train.layout import named_weights, permuted_weights
 from imagen.train.low_precision import LowPrecisionCopy
 from imagen.train.optim import build_optimizer
@@ -93,6 +95,8 @@ class DryRun:
             self.groups = _group_names(mesh, self.world_size)
             stack.enter_context(torch.random.fork_rng(devices=[]))
             stack.enter_context(_unchecked_ddp())
+            clear_tables()
+            stack.callback(clear_tables)
             stack.enter_context(FakeTensorMode())
             stack.enter_context(self.tracker)
             if self.gpu:
@@ -109,6 +113,7 @@ class DryRun:
         experiment, tracker = self.experiment, self.tracker
         plain = replace(experiment.parallel, checkpointing="none", checkpoint_levels=(), compile=False)
         self.unet = UNet(experiment.stage.unet)
+        adapt(self.unet, experiment)
         if mesh is None:
             for parameter in self.unet.parameters():  # nn.Module.to cannot replace fake tensors
                 if parameter.ndim == 4:
