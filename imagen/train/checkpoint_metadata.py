@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -68,9 +69,18 @@ _ERRORS = (
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _memory_format
         if name not in _HARMLESS.get(module, ()):
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return super().find_class(module, name)
+
+
+def _memory_format(kind: Any, name: Any) -> Any:
+    """Stand in for `getattr`, by which Python 3.11.0 to 3.11.3 pickle members of an enum (3.12 and others by value)."""
+    if kind is not _MEM_FORMAT_ENCODING or not isinstance(name, str) or name not in _MEM_FORMAT_ENCODING.__members__:
+        raise pickle.UnpicklingError("it reads an attribute that is no memory format")
+    return _MEM_FORMAT_ENCODING[name]
 
 
 def _check(metadata: Any, parts: dict[str, int]) -> None:

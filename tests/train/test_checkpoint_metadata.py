@@ -6,12 +6,18 @@ import pickle
 import shutil
 from contextlib import suppress
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import run_imagen
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, ChunkStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    TensorProperties,
+)
 
 from imagen.errors import UserError
 from imagen.train import checkpoint
@@ -193,3 +199,33 @@ def test_valid_metadata_is_read(saved):
     tensors = {"model": {name: torch.zeros_like(value) for name, value in TENSORS["model"].items()}}
     checkpoint.load(saved, tensors)
     assert all(torch.equal(tensors["model"][name], value) for name, value in TENSORS["model"].items())
+
+
+class GetattrPickler(pickle.Pickler):
+    """Pickles members of enums as Python 3.11.0 to 3.11.3 do: by `getattr`."""
+
+    def reducer_override(self, value):
+        return (getattr, (type(value), value.name)) if isinstance(value, Enum) else NotImplemented
+
+
+def test_metadata_written_by_early_python_3_11_is_read(saved):
+    stream = io.BytesIO()
+    GetattrPickler(stream).dump(pickle.loads((saved / ".metadata").read_bytes()))
+    (saved / ".metadata").write_bytes(stream.getvalue())
+    assert b"getattr" in stream.getvalue()
+    assert set(read_checkpoint_metadata(saved).state_dict_metadata) == {"model.a", "model.b"}
+
+
+@pytest.mark.parametrize("target, name", [
+    (Metadata, "__init__"),
+    (type(TensorProperties().memory_format), "torch_contiguous_format"),
+    (TensorProperties, "create_from_tensor"),
+])  # fmt: skip
+def test_other_attributes_are_not_read(saved, target, name):
+    class Attribute:
+        def __reduce__(self):
+            return getattr, (target, name)
+
+    (saved / ".metadata").write_bytes(pickle.dumps(Attribute()))
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_checkpoint_metadata(saved)
