@@ -21,7 +21,7 @@ def test_a_folder_is_built_and_inspected(imagen, error_of, tmp_path):
     build = ("data", "build", tmp_path / "corpus", "--out", tmp_path / "shards", "--workers", 1)
     out = imagen(*build)
     bad = REPEATS * len(DEFECTS)
-    assert f"{400 - bad} samples in 1 shard, of 400 records\n  15 rejected: truncated picture\n" in out
+    assert f"{400 - bad} samples in 4 shards, of 400 records\n  15 rejected: truncated picture\n" in out
     planted = Counter(DEFECTS[defect][0] for defect in (pair(i, 400).defect for i in range(400)) if defect)
     assert json.loads(imagen("data", "inspect", tmp_path / "shards", "--json"))["rejected"] == planted
     assert f"then: imagen data encode {tmp_path / 'shards'}" in out

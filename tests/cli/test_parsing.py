@@ -122,7 +122,7 @@ def test_emoji_sizes_may_be_separated_by_spaces(sizes):
 def test_config_fields_are_separated_from_options():
     line = ["train", "--optim.lr", "-1", "p", "--data", "d", "--out", "o", "--text", "null", "--a.b=c"]
     options = parse(line)
-    assert (options.preset, str(options.data)) == ("p", "d")
+    assert (options.preset, options.data) == ("p", ["d"])
     assert options.fields == ["--optim.lr", "-1", "--text", "null", "--a.b=c"]
     assert parse(["config", "--data", "{}", "p"]).fields == ["--data", "{}"]  # `config` has no option of that name
     assert {field.name for field in fields(Experiment)} == set(SECTIONS)
