@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from imagen import limits
 from imagen.errors import UserError
@@ -122,7 +123,8 @@ class DiscreteCosine:
 
     def label(self, logsnr: Tensor, /) -> Tensor:
         """Return the step n with the nearest lambda, float32: the noise label of training."""
-        return (STEPS - 1 - torch.bucketize(logsnr, _midpoints(logsnr.device, logsnr.dtype))).float()
+        midpoints = _midpoints if isinstance(logsnr, FakeTensor) else _cached_midpoints
+        return (STEPS - 1 - torch.bucketize(logsnr, midpoints(logsnr.device, logsnr.dtype))).float()
 
     def times(self, steps: int) -> Tensor:
         """Return the times of `steps` of the 1000 levels, then 0: decreasing, [steps + 1], float64.
@@ -139,25 +141,27 @@ class DiscreteCosine:
         return torch.cat([n, torch.zeros(1, dtype=torch.float64)]) / STEPS
 
 
-@functools.cache
 def _discrete_logsnrs() -> Tensor:
     """Return lambda of n = 0 .. 999, float64, decreasing."""
-    cosine2 = torch.cos((torch.arange(STEPS + 1, dtype=torch.float64) / STEPS + 0.008) / 1.008 * math.pi / 2).square()
-    beta = (1 - cosine2[1:] / cosine2[:-1]).clamp(max=0.999)
-    return torch.logit((1 - beta).cumprod(0))
+    return torch.tensor(_discrete_logsnr_list(), dtype=torch.float64)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
+def _discrete_logsnr_list() -> list[float]:
+    # Not a tensor: one that is made in a dry run on fake tensors is fake, and the cache would return it ever after.
+    cosine2 = np.square(np.cos((np.arange(STEPS + 1) / STEPS + 0.008) / 1.008 * math.pi / 2))
+    alpha2 = np.cumprod(1 - np.minimum(1 - cosine2[1:] / cosine2[:-1], 0.999))
+    logsnrs: list[float] = np.log(alpha2 / (1 - alpha2)).tolist()
+    return logsnrs
+
+
 def _midpoints(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the midpoints between adjacent levels, increasing. Cached, because a copy in every step would block."""
+    """Return the midpoints between adjacent levels, increasing."""
     logsnrs = _discrete_logsnrs().flip(0)
     return ((logsnrs[1:] + logsnrs[:-1]) / 2).to(dtype).to(device)  # Apple's GPUs have no float64
 
 
-def clear_tables() -> None:
-    """Forget the cached tables of the discrete schedule: a table that was computed on fake tensors is one itself."""
-    _discrete_logsnrs.cache_clear()
-    _midpoints.cache_clear()
+_cached_midpoints = functools.lru_cache(maxsize=8)(_midpoints)  # a copy to the device in every step would block
 
 
 def build_schedule(config: ScheduleConfig, resolution: int) -> Schedule:

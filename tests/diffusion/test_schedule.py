@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from imagen.diffusion.samplers import step_logsnrs
 from imagen.diffusion.schedule import (
+    DiscreteCosine,
     ScheduleConfig,
     alpha_sigma,
     build_label,
@@ -151,3 +153,14 @@ def test_a_discrete_schedule_limits_the_steps():
     with pytest.raises(UserError, match="stage 64: steps is 1001; its schedule is discrete and has 1000"):
         DISCRETE.check_steps("stage 64", 1001)
     ScheduleConfig().check_steps("stage 64", 1001)
+
+
+def test_a_dry_run_on_fake_tensors_leaves_the_discrete_schedule_as_it_was() -> None:
+    """Tables are cached: a fake one must not be returned later, nor a real one in the dry run."""
+    t = torch.linspace(0, 1, 9)
+    for _ in range(2):
+        with FakeTensorMode():
+            assert DiscreteCosine().label(DiscreteCosine()(torch.linspace(0, 1, 9))).shape == (9,)
+        logsnr = DiscreteCosine()(t)
+        assert not isinstance(logsnr, FakeTensor)
+        assert DiscreteCosine().label(logsnr).tolist() == [0, 125, 250, 375, 500, 625, 750, 875, 999]

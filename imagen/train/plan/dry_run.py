@@ -23,7 +23,6 @@ from torch.nn.parallel import DistributedDataParallel
 from imagen.accounting.gpu_kernels import gpu_kernels
 from imagen.accounting.tracker import ResourceTracker, TrackedInterval
 from imagen.data.loading.batches import Batch
-from imagen.diffusion.schedule import clear_tables
 from imagen.errors import UserError
 from imagen.models.unet import UNet
 from imagen.precision import autocast
@@ -95,8 +94,6 @@ class DryRun:
             self.groups = _group_names(mesh, self.world_size)
             stack.enter_context(torch.random.fork_rng(devices=[]))
             stack.enter_context(_unchecked_ddp())
-            clear_tables()
-            stack.callback(clear_tables)
             stack.enter_context(FakeTensorMode())
             stack.enter_context(self.tracker)
             if self.gpu:
