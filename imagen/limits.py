@@ -138,6 +138,7 @@ OPTIM: Table = {
     "clip_norm": up_to(1e30),  # effectively no clipping
 }
 LORA: Table = {"rank": between(0, 4_096), "alpha": up_to(1e6)}  # 4,096: what `imagen.lora.files` reads
+DISTILL: Table = {"teacher_steps": between(0, 1_000)}
 MADE: Table = {"seed": between(0, SEED), "size": between(1, SIDE), "strength": up_to(1), "tiles": between(1, SIDE)}
 CONDITIONS: Table = {"threads": between(1, PROCESSES), "batch": between(1, 4_096), "rows": between(1, 4_096)}
 VARIATION: Table = {"seed": between(0, SEED), "amount": between(0, 1)}

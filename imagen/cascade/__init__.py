@@ -5,6 +5,7 @@ options.py     the keyword arguments of a request, with their documentation
 prompts.py     checks of prompts: texts and embeddings
 request.py     a request with all defaults filled in and all arguments checked
 per_stage.py   options with one value per stage
+fast.py        settings and adapters for few steps
 sizes.py       heights and widths of the stages
 memory.py      counts the memory of a request, and makes requests fit a bound
 pipeline.py    runs a request through the stages

@@ -71,7 +71,11 @@ def assemble(paths: Sequence[str | Path], out: str | Path) -> None:
     records = []
     for folder, record in stages:
         name = copy_file(folder / record.weights, out, f"stage-{record.config.resolution}", record.sha256)
-        records.append(replace(record, weights=name))
+        fast = record.fast
+        if fast is not None and fast.lora is not None and fast.sha256 is not None:
+            lora = copy_file(folder / fast.lora, out, f"fast-{record.config.resolution}", fast.sha256)
+            fast = replace(fast, lora=lora)
+        records.append(replace(record, weights=name, fast=fast))
     write_manifest(out, Manifest(text=text, stages=tuple(records)))
     for folder, _ in stages:
         copy_licences(folder, out)

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import Unpack
 
+from imagen.cascade.fast import fast_configs, fast_parts, load_fast
 from imagen.cascade.options import Output, Prompt, RequestOptions, takes_options
 from imagen.cascade.pipeline import OnPreview, run_request
 from imagen.cascade.prompts import check_prompts
@@ -106,6 +107,7 @@ class Cascade:
                     tensors = read_tensors(folder, record.weights, record.sha256)
                     unet = build_unet(record.config.unet, tensors, folder / record.weights, dtype)
                     loaded.append(Stage(record.config, unet, record.info, record.sha256))
+                    load_fast(loaded[-1], folder, record.fast)
                 unconditional = None if manifest.text is None else read_unconditional(folder, manifest.text)
                 break
             except UserError:
@@ -124,6 +126,7 @@ class Cascade:
             text=self.text,
             unconditional=self.unconditional,
             stages=[(stage.config, stage.unet.state_dict(), stage.info) for stage in self.stages],
+            fast=fast_parts(self.stages),
         )
         for stage, record in zip(self.stages, manifest.stages, strict=True):
             stage.sha256 = record.sha256
@@ -220,7 +223,12 @@ class Cascade:
     @takes_options(RequestOptions)
     def request(self, prompts: Prompt | Sequence[Prompt], **options: Unpack[RequestOptions]) -> Request:
         """Return the checked request of these arguments, with defaults filled in. Raises as `sample` does."""
-        request = make_request([stage.config for stage in self.stages], prompts, **options)
+        arguments: dict[str, Any] = dict(options)
+        configs = [stage.config for stage in self.stages]
+        if arguments.pop("fast", False):
+            configs, adapters = fast_configs(self.stages)
+            arguments["lora"] = {**adapters, **(options.get("lora") or {})}
+        request = make_request(configs, prompts, **arguments)
         for name, _ in request.lora:
             if name not in self.adapters:
                 known = f"; the loaded ones are {', '.join(self.adapters)}" if self.adapters else ""

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from imagen.cascade.cascade import Cascade
+from imagen.cascade.fast import fast_parts
 from imagen.cascade.storage import resolve_folder, write_cascade
 from imagen.errors import UserError
 
@@ -22,5 +23,9 @@ def convert_to_float16(path: str | Path) -> int:
         if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
             raise UserError(f"{path}: stage {stage.config.resolution} has weights beyond the range of float16")
         stages.append((stage.config, weights, stage.info))
-    write_cascade(folder, text=cascade.text, unconditional=cascade.unconditional, stages=stages)
+    fast = {
+        resolution: (sampling, {name: value.half() for name, value in tensors.items()})
+        for resolution, (sampling, tensors) in fast_parts(cascade.stages).items()
+    }
+    write_cascade(folder, text=cascade.text, unconditional=cascade.unconditional, stages=stages, fast=fast)
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

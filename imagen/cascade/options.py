@@ -30,6 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "negative": "",
     "batch_size": 8,
     "precision": "auto",
+    "fast": False,
     "noise": "philox",
 }  # all others: None
 
@@ -59,6 +60,7 @@ class JobOptions(SamplingOptions, total=False):
     """Options of a job with any number of images."""
 
     settings: Annotated[Sequence[SamplingConfig] | None, "configs that replace the stages' own, one per stage"]
+    fast: Annotated[bool, "sample in few steps, by the cascade's `fast` settings, which the options here override"]
     strength: Annotated[PerStage[float] | None, "share of the steps that are taken from `init`, above 0 to 1"]
     tile: Annotated[PerStage[int | None] | None, "side in pixels of the tiles of super-resolution stages"]
     micro_batch: Annotated[PerStage[int] | None, "images per network evaluation (default: batch_size)"]

@@ -22,7 +22,7 @@ from imagen.cascade.hub import download, is_name
 from imagen.errors import UserError, check_number
 from imagen.files import read_json, replacing, write_json
 from imagen.jsonconfig import from_json, to_json
-from imagen.stage.config import StageConfig
+from imagen.stage.config import SamplingConfig, StageConfig
 from imagen.tensors import save_tensors
 from imagen.text.config import TextConfig
 from imagen.version import __version__
@@ -30,8 +30,17 @@ from imagen.weights import packaged
 
 MANIFEST = "cascade.json"
 FORMAT = 1
-# File names that `_store` and `copy_file` create; "new" and "tmp" are leftovers of killed processes.
-_OURS = re.compile(r"\.?(stage-\d+|text)-(new|[0-9a-f]{16}\.safetensors)(\.[\da-f-]+\.tmp)?")
+# File names that `store_tensors` and `copy_file` create; "new" and "tmp" are leftovers of killed processes.
+_OURS = re.compile(r"\.?((?:stage|fast)-\d+|text)-(new|[0-9a-f]{16}\.safetensors)(\.[\da-f-]+\.tmp)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastRecord:
+    """How a stage is sampled with `fast`: in few steps, with a distilled adapter or without one."""
+
+    sampling: SamplingConfig
+    lora: str | None = None  # file name
+    sha256: str | None = None  # of that file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +51,7 @@ class StageRecord:
     weights: str  # file name
     sha256: str
     info: dict[str, Any] = field(default_factory=dict)  # origin of the weights: steps, data, preset
+    fast: FastRecord | None = None  # None: `fast` changes nothing here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +104,30 @@ def read_manifest(folder: Path) -> Manifest:
             manifest.text.config.check()
     except UserError as error:  # a config's own check does not name the file
         raise error if str(where) in str(error) else UserError(f"{where}: {error}") from None
-    for record in (manifest.text, *manifest.stages):
-        name = "" if record is None else record.unconditional if isinstance(record, TextRecord) else record.weights
+    for name in file_names(manifest):
         if name != Path(name).name:
             raise UserError(f"{where}: {name!r} must be the name of a file in the same folder, without a path")
     text = manifest.text.config if manifest.text is not None else None
     check_stages([stage.config for stage in manifest.stages], text=text, where=str(where))
+    for stage in manifest.stages:
+        if stage.fast is not None:
+            stage.fast.sampling.check(f"{where}: stage {stage.config.resolution}: fast.sampling")
+            if (stage.fast.lora is None) != (stage.fast.sha256 is None):
+                raise UserError(f"{where}: stage {stage.config.resolution}: fast.lora and fast.sha256 go together")
     return manifest
+
+
+def file_names(manifest: Manifest) -> list[str]:
+    """Return the names of all files that `cascade.json` names."""
+    names = [record.weights for record in manifest.stages]
+    names += [each.fast.lora for each in manifest.stages if each.fast is not None and each.fast.lora is not None]
+    return names if manifest.text is None else [*names, manifest.text.unconditional]
+
+
+def check_file(folder: Path, name: str, sha256: str) -> Path:
+    """Return the path of a file of the cascade. Raises UserError if it is missing or has another hash."""
+    _check_hash(folder / name, sha256)
+    return folder / name
 
 
 def read_tensors(folder: Path, name: str, sha256: str) -> dict[str, Tensor]:
@@ -137,19 +164,29 @@ def write_cascade(
     text: TextConfig | None,
     unconditional: Tensor | None,
     stages: Sequence[tuple[StageConfig, Mapping[str, Tensor], Mapping[str, Any]]],
+    fast: Mapping[int, tuple[SamplingConfig, Mapping[str, Tensor]]] | None = None,
 ) -> Manifest:
-    """Write or atomically replace a cascade. stages: (config, weights, info) of each stage."""
+    """Write or atomically replace a cascade.
+
+    stages: (config, weights, info) of each stage. fast: settings and adapter of `fast`, by the stage's resolution; an
+    empty adapter is none.
+    """
     check_stages([config for config, _, _ in stages], text=text, where=str(folder))
     record = None
     if text is not None:
         if unconditional is None:
             raise ValueError("a cascade with text needs the unconditional embedding")
-        name, sha256 = _store(folder, "text", {"unconditional": unconditional.float()})
+        name, sha256 = store_tensors(folder, "text", {"unconditional": unconditional.float()})
         record = TextRecord(config=text, unconditional=name, sha256=sha256)
     records = []
     for config, weights, info in stages:
-        name, sha256 = _store(folder, f"stage-{config.resolution}", weights)
-        records.append(StageRecord(config=config, weights=name, sha256=sha256, info=dict(info)))
+        name, sha256 = store_tensors(folder, f"stage-{config.resolution}", weights)
+        quick = None
+        if config.resolution in (fast or {}):
+            sampling, tensors = (fast or {})[config.resolution]
+            file = store_tensors(folder, f"fast-{config.resolution}", tensors) if tensors else (None, None)
+            quick = FastRecord(sampling=sampling, lora=file[0], sha256=file[1])
+        records.append(StageRecord(config=config, weights=name, sha256=sha256, info=dict(info), fast=quick))
     manifest = Manifest(text=record, stages=tuple(records))
     write_manifest(folder, manifest)
     return manifest
@@ -225,7 +262,7 @@ def check_stages(
             )
 
 
-def _store(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> tuple[str, str]:
+def store_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> tuple[str, str]:
     """Write `stem-HASH.safetensors`; return its name and sha256."""
     new = folder / f"{stem}-new"
     with replacing(new) as temporary:
@@ -237,7 +274,7 @@ def _store(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> tuple[str,
 
 
 def copy_file(source: Path, folder: Path, stem: str, sha256: str) -> str:
-    """Copy a file of another cascade, under the name that `_store` would give it; return the name.
+    """Copy a file of another cascade, under the name that `store_tensors` would give it; return the name.
 
     Raises UserError unless the file has the given hash and is a safetensors file.
     """
@@ -257,9 +294,7 @@ def copy_file(source: Path, folder: Path, stem: str, sha256: str) -> str:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Commit the files that `manifest` names as the cascade at `folder`, and remove stale files."""
     write_json(folder / MANIFEST, to_json(manifest))
-    named = {record.weights for record in manifest.stages}
-    if manifest.text is not None:
-        named.add(manifest.text.unconditional)
+    named = file_names(manifest)
     for path in folder.iterdir():
         if _OURS.fullmatch(path.name) and path.name not in named:
             path.unlink(missing_ok=True)

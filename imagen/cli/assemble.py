@@ -6,12 +6,28 @@ from pathlib import Path
 from imagen.cli.command import Command, add_out_cascade
 from imagen.cli.output import Result, counted, lines
 from imagen.cli.push import add_push, push_cascade
+from imagen.cli.values import stage_steps
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="training runs, or cascades")
     add_out_cascade(parser)
     add_push(parser)
+    parser.add_argument(
+        "--fast",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="store the adapter of this run of `imagen train distill` for `imagen sample --fast` (repeatable)",
+    )
+    parser.add_argument(
+        "--fast-steps",
+        type=stage_steps,
+        default={},
+        metavar="STAGE=N,...",
+        help="sampler steps with --fast of stages without such a run, as in 256=2,1024=2",
+    )
     parser.add_argument("--half", action="store_true", help="store the weights in float16, at half the size")
 
 
@@ -19,6 +35,10 @@ def run(options: argparse.Namespace) -> Result:
     from imagen.cascade import assemble
 
     assemble(options.runs, options.out)
+    if options.fast or options.fast_steps:
+        from imagen.cascade.fast import add_fast
+
+        add_fast(options.out, options.fast, options.fast_steps)
     if options.half:
         from imagen.cascade.float16 import convert_to_float16
 
@@ -37,5 +57,6 @@ COMMAND = Command(
     help="join the exports of training runs into one cascade, base first",
     add=add,
     run=run,
-    details="  imagen assemble runs/base runs/sr --out cascade",
+    details="  imagen assemble runs/base runs/sr --out cascade\n"
+    "  imagen assemble cascade --fast runs/distilled --fast-steps 256=2,1024=2 --out fast",
 )

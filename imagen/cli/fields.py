@@ -19,7 +19,8 @@ Every config field can be set, as JSON or plain text; `imagen config PRESET` sho
 
 
 PRESET_HELP = "a preset (see `imagen presets`), or a config file: my.toml, .json or .yaml"
-SECTIONS = ("name", "stage", "text", "data", "optim", "train", "parallel", "lora")  # the fields of an Experiment
+# The fields of an Experiment.
+SECTIONS = ("name", "stage", "text", "data", "optim", "train", "parallel", "lora", "distill")
 
 
 def is_field(word: str) -> bool:

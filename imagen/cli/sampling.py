@@ -32,6 +32,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add("--n", type=count, default=1, metavar="N", help="images per prompt: seeds N, N + 1, ... (default: 1)")
     add("--stages", type=whole, metavar="K", help="stop after the K-th stage")
     add("--steps", type=Listed(int), metavar="N,...", help="sampler steps: one value, or one per stage, as in 50,20")
+    add("--fast", action="store_true", help="sample in few steps, if the cascade has settings for it")
     add("--guidance", type=Listed(float), metavar="W,...", help="guidance scale (1: none), for all stages or per stage")
     add("--guidance-interval", type=Listed(interval), metavar="A:B,...", help="log-SNR range of guidance, or `all`")
     add(
@@ -112,6 +113,7 @@ def prepare(options: argparse.Namespace, inputs: int = 1) -> tuple["Cascade", di
     return cascade, {
         **{name: one_or_each(getattr(options, name)) for name in PER_STAGE},
         **sampler_request(options.sampler_options),
+        "fast": options.fast,
         "n": options.n,
         "stages": options.stages,
         "batch_size": options.batch_size,

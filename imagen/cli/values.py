@@ -100,6 +100,17 @@ def span(text: str) -> tuple[int, int]:
     return found
 
 
+def stage_steps(text: str) -> dict[int, int]:
+    """Read RESOLUTION=N,...: sampler steps by stage."""
+    steps: dict[int, int] = {}
+    for item in text.split(","):
+        resolution, equals, steps_of_stage = item.partition("=")
+        if not equals:
+            raise argparse.ArgumentTypeError(f"{quoted(item)} is not RESOLUTION=N, as in 256=2")
+        steps[count(resolution)] = count(steps_of_stage)
+    return steps
+
+
 def each(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     """Return a parser that reads `none` as None and other values by `kind`."""
     return lambda text: None if text == "none" else kind(text)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from imagen.files import replacing
 from imagen.lora.config import LoraConfig
-from imagen.lora.modules import factors
+from imagen.lora.files import Factors
+from imagen.lora.modules import factors as factors_of
 from imagen.models.diffusers_names import theirs
 from imagen.tensors import save_tensors
 
@@ -20,7 +21,7 @@ def write_adapter(path: Path, state: Mapping[str, Tensor], config: LoraConfig, *
     takes both. Raises UserError on a full disk.
     """
     tensors, modules = {}, []
-    for ours, A, B in factors(state):
+    for ours, A, B in factors_of(state):
         module = theirs(f"{ours}.weight").removesuffix(".weight") if diffusers else ours
         modules.append(module)
         tensors[f"unet.{module}.lora_A.weight"] = A.float().contiguous()
@@ -33,3 +34,12 @@ def write_adapter(path: Path, state: Mapping[str, Tensor], config: LoraConfig, *
     metadata = {"lora_adapter_metadata": json.dumps({f"unet.{name}": value for name, value in settings.items()})}
     with replacing(path) as temporary:
         save_tensors(tensors, temporary, {"format": "pt", **metadata})
+
+
+def adapter_tensors(modules: Mapping[str, Factors]) -> dict[str, Tensor]:
+    """Return the tensors of an adapter file that needs no settings: with the scale in B, so alpha / rank is 1."""
+    tensors = {}
+    for name, factors in modules.items():
+        tensors[f"{name}.lora_A.weight"] = factors.A.contiguous()
+        tensors[f"{name}.lora_B.weight"] = (factors.scale * factors.B).contiguous()
+    return tensors

@@ -46,6 +46,7 @@ class ImageRequest(BaseModel):
     size: str | None = Field(default=None, max_length=20, description="WIDTHxHEIGHT in pixels, or auto")
     stages: int | None = Field(default=None, description="number of stages to run; default: chosen by size")
     scale: int | None = Field(default=None, description="upscaling factor, with start")
+    fast: bool = Field(default=False, description="sample in few steps, if the cascade has settings for it")
     steps: EachWhole | None = Field(default=None, description="sampler steps, for all stages or per stage")
     guidance: Each | None = Field(default=None, description="guidance scale; 1: none")
     guidance_interval: list[float] | None = Field(default=None, max_length=2, description="log-SNR range of guidance")
@@ -144,6 +145,7 @@ def prepare(
             batch_size=1,
             device=device,
             lora=fields.lora,
+            fast=fields.fast,
             **options,
         )
         for j in range(fields.n)
@@ -201,6 +203,7 @@ def _command(fields: ImageRequest, inputs: InputImages, request: Request, cascad
             words.append(f"--{name.replace('_', '-')}={text}")
     if fields.guidance_interval is not None:
         words.append("--guidance-interval=" + ":".join(map(str, fields.guidance_interval)))
+    words += ["--fast"] if fields.fast else []
     words += [f"--lora={name}.safetensors:{weight:g}" for name, weight in (fields.lora or {}).items()]
     words += ["--init=picture.png"] if inputs.init is not None else []
     words += ["--mask=mask.png"] if inputs.mask is not None else []

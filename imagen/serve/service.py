@@ -14,6 +14,7 @@ from imagen.serve.job import Busy, Job, Stopping
 from imagen.serve.jobs import Jobs
 from imagen.serve.metrics import Metrics
 from imagen.serve.requests import ImageRequest, InputImages, PreparedRequest, prepare
+from imagen.stage.sampling import FAST
 from imagen.version import __version__
 
 DECODING = 4  # requests whose images are decoded at the same time, which bounds the memory
@@ -87,7 +88,7 @@ class Service:
                 for stage in self.cascade.stages
             ],
             "samplers": list(sampler_names()),
-            "lora": list(self.cascade.adapters),
+            "lora": [name for name in self.cascade.adapters if name != FAST],
             "limits": {
                 "n": limits.n,
                 "steps": limits.steps,

@@ -24,6 +24,8 @@ from imagen.stage.network import Network
 from imagen.stage.tiles import Tile
 from imagen.stage.weights import check_float32
 
+FAST = "fast"  # name of the adapter that was distilled for `Stage.fast`
+
 
 @dataclass(repr=False)
 class Stage:
@@ -34,6 +36,7 @@ class Stage:
     info: Mapping[str, Any] = field(default_factory=dict)  # origin of the weights
     sha256: str | None = None  # of the weights' file; None: never saved
     compiled: Mapping[str, Any] | None = None  # options of torch.compile
+    fast: SamplingConfig | None = None  # settings of few steps, for an adapter of the name FAST if there is one
     adapters: dict[str, Fitted] = field(default_factory=dict, repr=False)  # loaded LoRA for this stage, by name
     lora: tuple[tuple[Fitted, float], ...] = field(default=(), repr=False)  # LoRA in use, with their weights
     _network: Network | None = field(default=None, init=False, repr=False, compare=False)

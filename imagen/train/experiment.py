@@ -13,6 +13,7 @@ from imagen.lora.config import LoraConfig
 from imagen.stage.config import StageConfig
 from imagen.text.config import TextConfig
 from imagen.train.config import TrainConfig, micro_batches
+from imagen.train.distill import DistillConfig
 from imagen.train.initial import InitConfig
 from imagen.train.optim import OptimConfig
 from imagen.train.parallel import ParallelConfig
@@ -32,6 +33,7 @@ class Experiment:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)  # several devices, and memory; changes no result
     init: InitConfig | None = None  # weights to start from; None: random ones
     lora: LoraConfig = field(default_factory=LoraConfig)  # adapters that are trained in place of the weights
+    distill: DistillConfig = field(default_factory=DistillConfig)  # training for few sampler steps, without guidance
 
 
 def check(experiment: Experiment, world_size: int = 1) -> None:
@@ -65,6 +67,7 @@ def check(experiment: Experiment, world_size: int = 1) -> None:
         raise UserError(f"lora.rank is {experiment.lora.rank}, but there are no weights to adapt: set --init CASCADE")
     if experiment.lora.rank and (config.freeze or config.trainable):
         raise UserError("train.freeze and train.trainable choose weights, and lora.rank freezes all: set lora.targets")
+    experiment.distill.check(stage, experiment.init)
     check_buckets(stage, experiment.data, config, world_size)
     experiment.parallel.check(len(unet.levels), world_size)
     micro, _ = micro_batches(config, world_size)

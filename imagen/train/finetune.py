@@ -13,6 +13,7 @@ from imagen.jsonconfig import from_json, to_json
 from imagen.lora.modules import add_adapters
 from imagen.models.unet import UNet
 from imagen.train.checkpoint import checkpoint_paths
+from imagen.train.distill import student_sampling
 from imagen.train.experiment import Experiment, needs_encoder
 from imagen.train.initial import (
     InitConfig,
@@ -53,7 +54,8 @@ def start_from(experiment: Experiment, source: str, *, partial: bool = False, ru
 
     Optimizer, batch, steps and all other training settings remain. Captions are encoded on the fly where stored
     embeddings cannot have the stage's text config. `train.schedule`, noise levels of the preset's own stage, is dropped
-    for a stage with another kind of schedule.
+    for a stage with another kind of schedule. In distillation the stage's sampling defaults become the teacher's, and
+    the preset's `stage.sampling` gives the student's steps.
 
     run: a run that began from `source` earlier continues from its config if the source is gone or has other weights
     now: its weights are those of its checkpoints.
@@ -80,7 +82,11 @@ def start_from(experiment: Experiment, source: str, *, partial: bool = False, ru
         partial=partial,
         converted_from=origin if isinstance(origin, str) else None,
     )
-    return _with_stage(experiment, replace(experiment, stage=stage, text=text), init)
+    distill = experiment.distill
+    if distill.teacher_steps:
+        distill = replace(distill, teacher=stage.sampling)
+        stage = replace(stage, sampling=student_sampling(stage.sampling, experiment.stage.sampling))
+    return _with_stage(experiment, replace(experiment, stage=stage, text=text, distill=distill), init)
 
 
 def _with_stage(experiment: Experiment, other: Experiment, init: InitConfig) -> Experiment:
@@ -89,7 +95,8 @@ def _with_stage(experiment: Experiment, other: Experiment, init: InitConfig) -> 
         data = replace(data, on_the_fly=text is not None)
     if experiment.stage.schedule.kind != other.stage.schedule.kind:
         train = replace(train, schedule=None)
-    return replace(experiment, stage=other.stage, text=text, data=data, train=train, init=init)
+    distill = replace(experiment.distill, teacher=other.distill.teacher)
+    return replace(experiment, stage=other.stage, text=text, data=data, train=train, init=init, distill=distill)
 
 
 def _begun(run: Path, source: str) -> Experiment | None:
@@ -141,7 +148,7 @@ def prepare(
         if not resumes:
             ranks.on_first(lambda: keep_licences(run, init))
             ranks.on_first(lambda: keep_unconditional(run, init, experiment.text))
-        if adapts:
+        if adapts or experiment.distill.teacher_steps:
             ranks.on_first(lambda: keep_base(run, init))
         tensors = read_initial(init, base_path(run, init) if adapts else None)
         load_initial(unet, tensors, init, report)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from imagen.data.shards.mixture import Data
 from imagen.jsonconfig import to_json
 from imagen.models.compiling import cache_folder
 from imagen.precision import precision_name
+from imagen.stage.distillation import Distillation
 from imagen.stage.loss import ForwardProcess
 from imagen.text.protocol import DatasetEncoder
 from imagen.train.checkpoint import checkpoint_paths
@@ -24,6 +26,7 @@ from imagen.train.checkpointing import Checkpointer
 from imagen.train.clock import StepTimer
 from imagen.train.config import micro_batches
 from imagen.train.data import TrainingData
+from imagen.train.distill import load_teacher
 from imagen.train.experiment import Experiment, check
 from imagen.train.finetune import prepare
 from imagen.train.flops import build_mfu
@@ -89,16 +92,7 @@ class TrainingRun:
         self._resume()
 
         self.loader = self.data.training_loader(self.images, self.micro_batch, ranks)
-        self.forward_process = ForwardProcess(
-            experiment.stage,
-            seed=self.config.seed,
-            batch_size=self.config.batch_size,
-            device=ranks.device,
-            text_dropout=self.config.text_dropout,
-            schedule=self.config.schedule,
-            unconditional_LD=self.data.unconditional,
-            text_length=self._text_length(),
-        )
+        self.forward_process = self._build_forward_process()
         mfu = build_mfu(experiment, ranks) if ranks.is_first else None
         self.timer = StepTimer(ranks, self.unet, mfu, self.forward_process.text_length)
         self.measurements: Row = {}  # of callbacks, for the next row of metrics
@@ -167,6 +161,22 @@ class TrainingRun:
                 f"{self.folder}: {self.data.folder} is not the data of the previous steps; "
                 "training continues with the new data"
             )
+
+    def _build_forward_process(self) -> ForwardProcess:
+        experiment, config, device = self.experiment, self.config, self.ranks.device
+        options: dict[str, Any] = {
+            "seed": config.seed,
+            "batch_size": config.batch_size,
+            "device": device,
+            "text_dropout": config.text_dropout,
+            "unconditional_LD": self.data.unconditional,
+            "text_length": self._text_length(),
+        }
+        distill, init = experiment.distill, experiment.init
+        if not distill.teacher_steps or distill.teacher is None or init is None:
+            return ForwardProcess(experiment.stage, schedule=config.schedule, **options)
+        predict = load_teacher(experiment.stage, init, self.folder, device, self.model.dtype)
+        return Distillation(experiment.stage, predict, distill.teacher, distill.teacher_steps, **options)
 
     def _text_length(self) -> int:
         """Return the length to which text is padded for a compiled network, which recompiles for each new length."""

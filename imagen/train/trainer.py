@@ -88,7 +88,9 @@ class Trainer:
         """Set up the run; the caller has locked its folder. Parameters as for `train`."""
         ranks = ranks or Ranks()
         self.run = TrainingRun(experiment, data, folder, ranks=ranks, report=report, minutes=minutes, encoder=encoder)
-        self.callbacks: list[Callback] = [] if experiment.text is None else [ValidationGap()]
+        # The gap is one of the diffusion loss, which a student of few steps no longer minimises.
+        measures_gap = experiment.text is not None and not experiment.distill.teacher_steps
+        self.callbacks: list[Callback] = [ValidationGap()] if measures_gap else []
         if experiment.train.evaluate_every is not None:
             self.callbacks.append(Evaluation())
         self.callbacks.append(MetricRows())

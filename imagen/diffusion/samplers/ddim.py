@@ -39,3 +39,13 @@ class DDIM(Sampler):
         if eta2_beta == 0 or sigma_s == 0:
             return x_s
         return x_s + sigma_s * math.sqrt(eta2_beta) * step.noise()
+
+
+def implied_x0(x_t: Tensor, x_s: Tensor, t: float, s: float, damping: float = 0.0) -> Tensor:
+    """Return the x0 estimate with which one deterministic step from x_t at log-SNR t gives x_s at s > t.
+
+    The target of progressive distillation (2202.00512, appendix G). At s = +infinity it is x_s.
+    """
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = coefficients(t), coefficients(s)
+    keep = sigma_s / sigma_t * noise_factor(damping, s - t) if sigma_s else 0.0
+    return (x_s - keep * x_t) / (alpha_s - keep * alpha_t)

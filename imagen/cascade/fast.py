@@ -1,0 +1,104 @@
+"""Sample a cascade in few steps: each stage may have settings for it, and an adapter that was distilled for them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from imagen.cascade.storage import (
+    FastRecord,
+    StageRecord,
+    check_file,
+    read_manifest,
+    resolve_folder,
+    store_tensors,
+    write_manifest,
+)
+from imagen.errors import UserError
+from imagen.lora import fit, read_adapter
+from imagen.lora.write import adapter_tensors
+from imagen.models.unet import UNet
+from imagen.stage.config import SamplingConfig, StageConfig
+from imagen.stage.sampling import FAST, Stage
+
+FastParts = dict[int, tuple[SamplingConfig, Mapping[str, Tensor]]]
+
+
+def fast_configs(stages: Sequence[Stage]) -> tuple[list[StageConfig], dict[str, float]]:
+    """Return the stages' configs with their fast settings as defaults, and the weights of the adapters for them.
+
+    A stage without fast settings keeps its own. Raises UserError if no stage has any.
+    """
+    if all(stage.fast is None for stage in stages):
+        raise UserError(
+            "this cascade has no fast settings: train `imagen train distill --init CASCADE#STAGE`, then "
+            "`imagen assemble CASCADE --fast RUN --out FAST`; or choose fewer --steps"
+        )
+    configs = [stage.config if stage.fast is None else replace(stage.config, sampling=stage.fast) for stage in stages]
+    return configs, ({FAST: 1.0} if any(FAST in stage.adapters for stage in stages) else {})
+
+
+def fast_parts(stages: Sequence[Stage]) -> FastParts:
+    """Return the fast settings and adapters of the stages that have them, as `write_cascade` takes them."""
+    return {
+        stage.config.resolution: (
+            stage.fast,
+            adapter_tensors(stage.adapters[FAST].modules) if FAST in stage.adapters else {},
+        )
+        for stage in stages
+        if stage.fast is not None
+    }
+
+
+def load_fast(stage: Stage, folder: Path, record: FastRecord | None) -> None:
+    """Add the fast settings and adapter in `cascade.json` to a stage. Raises UserError for a damaged file."""
+    if record is None:
+        return
+    stage.fast = record.sampling
+    if record.lora is not None and record.sha256 is not None:
+        stage.adapters[FAST] = fit(read_adapter(check_file(folder, record.lora, record.sha256)), stage.unet)
+
+
+def add_fast(path: str | Path, runs: Sequence[Path], steps: Mapping[int, int]) -> None:
+    """Add fast settings to the cascade folder `path`, atomically.
+
+    runs: runs of `imagen train distill` with adapters; each gives its stage the sampling settings and the adapter.
+    steps: sampler steps of other stages, by resolution; their other settings are the stage's own.
+    Raises UserError if a run has no adapter, or was distilled from other weights, and for an unknown stage.
+    """
+    folder = resolve_folder(path)
+    manifest = read_manifest(folder)
+    records = {record.config.resolution: record for record in manifest.stages}
+    known = ", ".join(map(str, records))
+    for run in runs:
+        resolution, fast = _distilled(run, records, folder)
+        records[resolution] = replace(records[resolution], fast=fast)
+    for resolution, count in steps.items():
+        if resolution not in records:
+            raise UserError(f"the cascade has no stage {resolution}, only {known}")
+        record = records[resolution]
+        fast = record.fast or FastRecord(sampling=record.config.sampling)
+        fast = replace(fast, sampling=replace(fast.sampling, steps=count))
+        fast.sampling.check(f"stage {resolution}")
+        record.config.schedule.check_steps(f"stage {resolution}", count)
+        records[resolution] = replace(record, fast=fast)
+    write_manifest(folder, replace(manifest, stages=tuple(records.values())))
+
+
+def _distilled(run: Path, records: Mapping[int, StageRecord], folder: Path) -> tuple[int, FastRecord]:
+    """Return the resolution and the fast settings of a run, and store its adapter in the cascade folder."""
+    file = run / "lora.safetensors"
+    if not file.is_file():
+        raise UserError(f"{run} has no lora.safetensors: fast settings need a run of adapters (lora.rank above 0)")
+    (made,) = read_manifest(resolve_folder(run)).stages
+    resolution, init = made.config.resolution, made.info.get("init")
+    if resolution not in records:
+        raise UserError(f"{run} is of stage {resolution}; the cascade has {', '.join(map(str, records))}")
+    if not isinstance(init, dict) or init.get("sha256") != records[resolution].sha256:
+        raise UserError(f"{run} was not distilled from the weights of the cascade's stage {resolution}")
+    with torch.device("meta"):
+        unet = UNet(records[resolution].config.unet)
+    name, sha256 = store_tensors(folder, f"fast-{resolution}", adapter_tensors(fit(read_adapter(file), unet).modules))
+    return resolution, FastRecord(sampling=made.config.sampling, lora=name, sha256=sha256)
