@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from imagen.emoji.presets import emoji_64
-from imagen.lora.config import LoraConfig
+from imagen.lora.config import ATTENTION, LoraConfig
 from imagen.train.config import TrainConfig
-from imagen.train.distill import DistillConfig
+from imagen.train.distill import DistillConfig, student_sampling
 from imagen.train.experiment import Experiment
 from imagen.train.initial import InitConfig
 from imagen.train.optim import OptimConfig
@@ -45,14 +45,15 @@ def finetune_lora() -> Experiment:
 def distill() -> Experiment:
     """Train adapters for 4 sampler steps without guidance, in place of the many guided steps of a base stage."""
     base = finetune_lora()
-    sampling = replace(base.stage.sampling, steps=4, spacing="logsnr", logsnr_range=(-9.0, 3.0))
+    teacher = base.stage.sampling  # that of the initial stage, with --init
+    steps = replace(teacher, steps=4, spacing="logsnr", logsnr_range=(-9.0, 3.0))
     return replace(
         base,
         name="distill",
-        stage=replace(base.stage, sampling=sampling),
-        lora=LoraConfig(rank=32, convolutions=True),
-        distill=DistillConfig(teacher_steps=4),
-        train=replace(base.train, text_dropout=0.05, ema_decay=0.98),
+        stage=replace(base.stage, sampling=student_sampling(teacher, steps)),
+        distill=DistillConfig(teacher_steps=3, teacher=teacher),
+        lora=LoraConfig(rank=32, convolutions=True, targets=(*ATTENTION, "*.modulation")),
+        train=replace(base.train, text_dropout=0.05),
     )
 
 

@@ -22,7 +22,8 @@ class DistillConfig:
     """
 
     teacher_steps: int = 0  # of the teacher in each step of the student; 0: no distillation
-    teacher: SamplingConfig | None = None  # how the teacher samples: solver and guidance; None: as the initial stage
+    # How the teacher samples: its solver and guidance. With --init, the initial stage's own defaults.
+    teacher: SamplingConfig | None = None
 
     def check(self, stage: StageConfig, init: InitConfig | None) -> None:
         """Raise UserError, naming the field, if the stage cannot be distilled."""

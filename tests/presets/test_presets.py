@@ -24,6 +24,7 @@ PARAMETERS = {
     "finetune": 17_432_268,
     "finetune_lora": 17_432_268,
     "subject": 17_432_268,
+    "distill": 17_432_268,
     "cifar10": 39_445_379,
     "cifar10_small": 8_956_275,
     "debug_64": 1_196_688,
