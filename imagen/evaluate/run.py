@@ -53,7 +53,8 @@ def evaluate(
     stage, a super-resolution stage, on the captions' own images. weights: of feature extractors, as
     {"clip": NAME or folder}. seed: of the choice of samples; image i has the seed `seed` + i. save_images: how many of
     the images to write to `out`/images. cache: folder of the features of real images.
-    rank, ranks: rank r samples every `ranks`-th part; only rank 0 returns a report.
+    rank, ranks: rank r samples every `ranks`-th part, and computes the features of every `ranks`-th part of the real
+    images; only rank 0 returns a report.
 
     A cascade without text samples unconditional images. Calling again resumes an interrupted job.
     Raises UserError for invalid arguments, before anything is sampled.
@@ -83,15 +84,21 @@ def evaluate(
     generated = generated_features(
         cascade, request, extractors, Path(out), save_images=save_images, rank=rank, ranks=ranks, progress=progress
     )
+    real = {
+        name: real_features(
+            dataset, compared, resolution, extractor, cache=cache, rank=rank, ranks=ranks, progress=progress
+        )
+        for name, extractor in extractors.items()
+        if not isinstance(extractor, Pairs)
+        and any(metric.extractor == name and not metric.needs_captions for metric in chosen)
+    }
     if rank != 0:
         return None
     values: dict[str, Any] = {}
     for metric in chosen:
         extractor = extractors[metric.extractor]
         generated_ND = generated[metric.extractor]
-        real_MD = generated_ND[:0]
-        if not isinstance(extractor, Pairs):
-            real_MD = real_features(dataset, compared, resolution, extractor, cache=cache, progress=progress)
+        real_MD = real.get(metric.extractor, generated_ND[:0])
         text_ND = extractor.embed(captions).numpy() if metric.needs_captions and isinstance(extractor, Clip) else None
         measured = metric.measure(Features(real_MD, generated_ND, text_ND))
         values |= {name: value._asdict() for name, value in zip(metric.names, measured, strict=True)}
