@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
 from typing_extensions import Unpack
 
 from imagen.cascade import Cascade
+from imagen.cascade.lazy_images import LazyImages
 from imagen.cascade.options import JobOptions, RequestOptions, takes_options
 from imagen.data.shards.dataset import ShardedDataset, open_split
 from imagen.errors import UserError, check_number
@@ -140,14 +140,15 @@ def _check_counts(metrics: Sequence[Metric], generated: int, real: int) -> None:
             )
 
 
-def _true_inputs(
-    cascade: Cascade, dataset: ShardedDataset, samples: Sequence[int], stages: int | None
-) -> list[Image.Image]:
-    """Return the samples' images at the low resolution of the last stage that runs."""
+def _true_inputs(cascade: Cascade, dataset: ShardedDataset, samples: Sequence[int], stages: int | None) -> LazyImages:
+    """Return the samples' images at the low resolution of the last stage that runs, read when they are needed."""
     last = cascade.stages[min(stages or len(cascade.stages), len(cascade.stages)) - 1].config
     if last.low_resolution is None:
         raise UserError("the last stage generates from text alone: true inputs are for super-resolution stages")
-    return [image for batch in images(dataset, samples, last.low_resolution) for image in to_images(batch)]
+    side = last.low_resolution
+    return LazyImages(
+        len(samples), (side, side), lambda number: to_images(next(images(dataset, [samples[number]], side)))[0]
+    )
 
 
 def _resolution(size: tuple[int, int]) -> int:

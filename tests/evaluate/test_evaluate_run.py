@@ -2,6 +2,7 @@
 
 import io
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from imagen.cascade import Cascade
 from imagen.data.shards.dataset import open_split
 from imagen.data.shards.writer import ShardWriter
 from imagen.errors import UserError
-from imagen.evaluate import generated, real
+from imagen.evaluate import generated, real, run
 from imagen.evaluate.extractors import base
 from imagen.evaluate.metrics.frechet import frechet_distance, moments
 from imagen.evaluate.real import choose, images, real_features
@@ -211,6 +212,31 @@ def test_super_resolution_is_measured_on_true_inputs(shards, coarse, tmp_path):
         evaluate(small, shards, tmp_path / "b", **{**options, "n": 25})
     with pytest.raises(UserError, match="true inputs are for super-resolution"):
         evaluate(small, shards, tmp_path / "b", **{**options, "stages": 1})
+
+
+def test_true_inputs_are_read_a_batch_at_a_time(shards, coarse, tmp_path, monkeypatch):
+    """They need not fit into memory. The numbers are those of the same images in a list."""
+    small = Cascade(
+        [stage(8, seed=1), stage(16, 8)], text=TEXT, unconditional=torch.zeros(1, 16), encoder=WordTokenEncoder()
+    )
+    options = {**OPTIONS, "cache": tmp_path / "cache", "metrics": ("fid",), "stages": 2, "inputs": "true"}
+    read, most = [], []
+    to_images = run.to_images
+
+    def counted(batch):
+        found = to_images(batch)
+        read.extend(weakref.ref(image) for image in found)
+        most.append(sum(image() is not None for image in read))
+        return found
+
+    monkeypatch.setattr(run, "to_images", counted)
+    lazy = evaluate(small, shards, tmp_path / "a", **options)
+    assert max(most) <= OPTIONS["batch_size"] + 1
+    dataset = open_split(shards, "heldout")
+    inputs = [image for batch in images(dataset, choose(dataset, 20), 8) for image in to_images(batch)]
+    monkeypatch.setattr(run, "_true_inputs", lambda *args: inputs)
+    assert evaluate(small, shards, tmp_path / "b", **options)["metrics"] == lazy["metrics"]
+    assert (tmp_path / "a" / "job.json").read_text() == (tmp_path / "b" / "job.json").read_text()
 
 
 def test_a_sweep_and_a_gap_are_rows_of_evaluations(shards, coarse, tmp_path):
