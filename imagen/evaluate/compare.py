@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from imagen.distribution import missing
 from imagen.errors import UserError
 from imagen.evaluate.curve import CURVE, read_curve
+from imagen.evaluate.plots import load_figure
 from imagen.files import read_json, read_json_lines, replacing, write_json
 from imagen.weights import packaged_path
 
@@ -72,10 +72,6 @@ def plot(preset: str, series: Sequence[tuple[str, Sequence[Row], Sequence[Row]]]
     series: one (name, rows of metrics.jsonl, rows of evaluation.jsonl) per run, the reference first.
     Raises UserError if matplotlib is missing or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise missing("plotting needs the package matplotlib", "demo") from None
     panels: list[tuple[str, str, Any]] = [
         *(
             (f"loss, quarter {i} of t" + (" (almost clean)", "", "", " (almost noise)")[i], "log", name)
@@ -91,7 +87,7 @@ def plot(preset: str, series: Sequence[tuple[str, Sequence[Row], Sequence[Row]]]
     # Only metrics that were measured: held-out prompts, for example, are those of emoji models.
     panels = [panel for panel in panels if any(_points(each, panel[2]) for each in series)] or panels[:1]
     columns = -(-len(panels) // 2)
-    figure = Figure(figsize=(3.4 * max(columns, 2), 6.4), layout="constrained")
+    figure = load_figure()(figsize=(3.4 * max(columns, 2), 6.4), layout="constrained")
     figure.suptitle(preset)
     axes = list(figure.subplots(2, columns, squeeze=False).flat)
     for spare in axes[len(panels) :]:

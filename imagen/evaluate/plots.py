@@ -60,15 +60,19 @@ def by_stage(rows: Sequence[Row]) -> Any:
     return figure
 
 
-def _figure(panels: int) -> tuple[Any, list[Any]]:
-    """Raises UserError if matplotlib is not installed."""
+def load_figure() -> Any:
+    """Return matplotlib's class Figure. Raises UserError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise missing("plotting needs the package matplotlib", "demo") from None
+    return Figure
+
+
+def _figure(panels: int) -> tuple[Any, list[Any]]:
     columns = min(panels, 3)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
+    figure = load_figure()(figsize=(4 * columns, 3 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
     shown = list(axes)[:panels]
     for spare in list(axes)[panels:]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import weakref
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cascades import QUICK, TEXT, WordTokenEncoder, cascade, stage
+from command_line import run_imagen
 from PIL import Image
 
 from imagen.cascade import Cascade
@@ -212,6 +214,15 @@ def test_super_resolution_is_measured_on_true_inputs(shards, coarse, tmp_path):
         evaluate(small, shards, tmp_path / "b", **{**options, "n": 25})
     with pytest.raises(UserError, match="true inputs are for super-resolution"):
         evaluate(small, shards, tmp_path / "b", **{**options, "stages": 1})
+
+
+@pytest.mark.parametrize("option", [["--sweep", "steps=1,2"], ["--gap"]])
+def test_missing_matplotlib_is_reported_before_anything_is_sampled(shards, coarse, tmp_path, monkeypatch, option):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    cascade().save(tmp_path / "c")
+    found = run_imagen("evaluate", tmp_path / "c", "--data", shards, "--out", tmp_path / "o", *option)
+    assert found.code == 2 and "plotting needs the package matplotlib" in found.err and "[demo]" in found.err
+    assert coarse.seen == 0 and not (tmp_path / "o").exists()
 
 
 def test_true_inputs_are_read_a_batch_at_a_time(shards, coarse, tmp_path, monkeypatch):
