@@ -223,8 +223,8 @@ class Cascade:
         request = make_request([stage.config for stage in self.stages], prompts, **options)
         for name, _ in request.lora:
             if name not in self.adapters:
-                known = f"; the loaded ones are {', '.join(self.adapters)}" if self.adapters else ""
-                raise UserError(f"no LoRA {quoted(name)} is loaded (`load_lora`){suggest(name, self.adapters)}{known}")
+                known = f"the loaded ones are {', '.join(self.adapters)}" if self.adapters else ""
+                raise UserError(f"no LoRA {quoted(name)} is loaded (`load_lora`){suggest(name, self.adapters, known)}")
         check_prompts([*request.prompts, *request.negatives], self.text)
         if request.vram is None:
             return request

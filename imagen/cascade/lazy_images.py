@@ -9,12 +9,12 @@ from PIL import Image
 class LazyImages(Sequence[Image.Image]):
     """A sequence of images of one size, each read every time that it is indexed."""
 
-    def __init__(self, count: int, size: tuple[int, int], read: Callable[[int], Image.Image]):
+    def __init__(self, length: int, size: tuple[int, int], read: Callable[[int], Image.Image]):
         """size: width and height of every image. read: returns the image with a number, always the same one."""
-        self.count, self.size, self.read = count, size, read
+        self.length, self.size, self.read = length, size, read
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     @overload
     def __getitem__(self, number: int) -> Image.Image: ...
@@ -22,8 +22,8 @@ class LazyImages(Sequence[Image.Image]):
     def __getitem__(self, number: slice) -> list[Image.Image]: ...
     def __getitem__(self, number: int | slice) -> Image.Image | list[Image.Image]:
         if isinstance(number, slice):
-            return [self[i] for i in range(self.count)[number]]
-        return self.read(range(self.count)[number])
+            return [self[i] for i in range(self.length)[number]]
+        return self.read(range(self.length)[number])
 
     def __iter__(self) -> Iterator[Image.Image]:
-        return map(self.read, range(self.count))
+        return map(self.read, range(self.length))
