@@ -245,7 +245,7 @@ def test_true_inputs_are_read_a_batch_at_a_time(shards, coarse, tmp_path, monkey
     assert max(most) <= OPTIONS["batch_size"] + 1
     dataset = open_split(shards, "heldout")
     inputs = [image for batch in images(dataset, choose(dataset, 20), 8) for image in to_images(batch)]
-    monkeypatch.setattr(run, "_true_inputs", lambda *args: inputs)
+    monkeypatch.setattr(run, "LazyImages", lambda length, size, read: inputs)
     assert evaluate(small, shards, tmp_path / "b", **options)["metrics"] == lazy["metrics"]
     assert (tmp_path / "a" / "job.json").read_text() == (tmp_path / "b" / "job.json").read_text()
 
