@@ -206,7 +206,7 @@ class Subject:
         """
         config = DataConfig() if self.experiment is None else self.experiment.data
         sizes = stage.sizes if self.experiment is None else run_buckets(stage, config)
-        if sizes is None or not dataset.has_image_sizes:
+        if not sizes or not dataset.has_image_sizes:
             return []
         every = assign(sizes, dataset.image_sizes(), config.max_enlargement)
         used = int((every.bucket >= 0).sum())
