@@ -93,6 +93,20 @@ def test_quantization_equals_numpy(signed):
         assert error.norm() < 0.012 * normal.norm()
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_table_finds_the_nearest_value(signed):
+    """All float32 numbers next to a limit between two values, and to the ends of the table's cells."""
+    quantizer = DynamicQuantizer(signed=signed, device=CPU)
+    limits = quantizer.limits[:-1]
+    cells = (torch.arange(2**15, dtype=torch.int32) << 16).view(torch.float32)
+    cells = torch.cat([cells, -cells]) if signed else cells
+    edges = torch.cat([limits, cells[cells.abs() <= 1]])
+    edges = torch.cat([edges, edges.nextafter(torch.tensor(1.0)), edges.nextafter(torch.tensor(-float(signed)))])
+    edges = torch.cat([edges, torch.ones(1)])  # the scale is 1
+    codes, _ = quantizer.quantize(edges.view(1, 1, -1))
+    assert torch.equal(codes.flatten(), torch.bucketize(edges, limits).to(torch.uint8))
+
+
 def test_zeros_and_numbers_near_zero():
     signed, unsigned = (DynamicQuantizer(signed=signed, device=CPU) for signed in (True, False))
     zeros = torch.zeros(2, 1, 4)
