@@ -237,6 +237,28 @@ def test_on_two_ranks(cascade: Path, shards: Path, runs: dict[str, Path], tmp_pa
             torch.testing.assert_close(value, alone[key], rtol=0, atol=2e-4)
 
 
+@pytest.mark.slow
+def test_fifty_steps(
+    monkeypatch: pytest.MonkeyPatch, pipelines: list[Path], cascade: Path, shards: Path, tmp_path: Path
+) -> None:
+    """Both stages, all weights and LoRA, alone and on two ranks: diffusers gives the images of each export."""
+    kinds = [(resolution, lora) for resolution in (16, 32) for lora in (0, 4)]
+    whats = [finetuning(cascade, resolution, lora=lora, steps=50) for resolution, lora in kinds]
+    for number, what in enumerate(whats):
+        train_run(what, shards, tmp_path / "alone" / str(number), report=lambda line: None)
+    run_on_ranks(2, train_together, whats, shards, tmp_path / "together", timeout=1200)
+    original = diffusers.IFPipeline.from_pretrained(pipelines[0])
+    text = {"tokenizer": original.tokenizer, "text_encoder": original.text_encoder}
+    for folder in ("alone", "together"):
+        for number, (resolution, _) in enumerate(kinds):
+            run, image = tmp_path / folder / str(number), start(resolution)
+            (exported,) = convert_diffusers(run, tmp_path / "out" / folder / str(number))
+            (made,) = our_images(monkeypatch, Cascade.load(run), 10, **({} if image is None else {"start": image}))
+            assert difference(made, diffusers_images(monkeypatch, exported, image, 10, **text)) < 1e-3
+            before = diffusers_images(monkeypatch, pipelines[resolution // 32], image, 10, **(text if image else {}))
+            assert difference(made, before) > 3e-3
+
+
 def test_stored_embeddings_are_refused(cascade: Path, shards: Path, tmp_path: Path) -> None:
     options = ("--init", f"{cascade}#16", "--data", shards, "--out", tmp_path / "run", "--device", "cpu")
     done = run_imagen("train", "finetune", *options, "--data.on_the_fly", "false")
