@@ -121,7 +121,7 @@ def test_zeros_and_numbers_near_zero():
 def test_small_second_moments_do_not_enlarge_updates():
     """A weight has gradients 1e-5 times those of its block, which then vanish: v must not become 0 before m does.
 
-    If it did, the update would be m / eps, a thousand times the learning rate.
+    Rounded to 0, it would give an update of m / eps, 687 times the learning rate.
     """
     weight = torch.nn.Parameter(torch.zeros(64, 64))
     optimizer = Adam8bit([weight], lr=1.0, eps=1e-8)
