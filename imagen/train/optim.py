@@ -122,18 +122,17 @@ def build_optimizer(
         beta1, beta2 = config.betas
         adafactor = Adafactor(everything, config.lr, beta1=beta1, beta2=beta2, weight_decay=decay)
         return Optimizers(adafactor, lr=config.lr, permuted=permuted)
+    parts: list[torch.optim.Optimizer] = []  # either kind may have no parameter, as where only LoRA factors are trained
     if config.algorithm == "muon":
-        inner = [parameter for name, parameter in trained if _is_inner(name, parameter)]
-        rest = [parameter for name, parameter in trained if not _is_inner(name, parameter)]
-        muon = Muon(inner, config.muon_lr, weight_decay=decay, replicas=replicas)
-        return Optimizers(muon, _adam(torch.optim.AdamW, rest, config), lr=config.lr, permuted=permuted)
+        if inner := [parameter for name, parameter in trained if _is_inner(name, parameter)]:
+            parts.append(Muon(inner, config.muon_lr, weight_decay=decay, replicas=replicas))
+        if rest := [parameter for name, parameter in trained if not _is_inner(name, parameter)]:
+            parts.append(_adam(torch.optim.AdamW, rest, config))
+        return Optimizers(*parts, lr=config.lr, permuted=permuted)
     if config.state == "int8":
-        large = [parameter for parameter in everything if is_large(parameter)]
-        rest = [parameter for parameter in everything if not is_large(parameter)]
-        parts: list[torch.optim.Optimizer] = []
-        if large:
+        if large := [parameter for parameter in everything if is_large(parameter)]:
             parts.append(Adam8bit(large, config.lr, betas=config.betas, eps=config.eps, weight_decay=decay))
-        if rest:
+        if rest := [parameter for parameter in everything if not is_large(parameter)]:
             parts.append(_adam(torch.optim.AdamW, rest, config))
         return Optimizers(*parts, lr=config.lr, permuted=permuted)
     kind = torch.optim.Adam if config.algorithm == "adam" else torch.optim.AdamW
