@@ -14,7 +14,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -58,9 +58,10 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     for size in options.sizes:
         if options.plan:
-            for lora in (options.rank, 0):
+            for lora, state in ((options.rank, "float32"), (0, "float32"), (0, "int8")):
                 for gpu in options.gpus:
-                    print(json.dumps({"size": size, **planned(experiment(size, lora, options), gpu)}), flush=True)
+                    what = experiment(size, lora, options, state)
+                    print(json.dumps({"size": size, "state": state, **planned(what, gpu)}), flush=True)
         else:
             print(
                 json.dumps(
@@ -69,8 +70,10 @@ def main() -> None:
             )
 
 
-def experiment(size: str, rank: int, options: argparse.Namespace) -> Experiment:
-    """Return the experiment that `imagen train finetune(_lora) --init IF-I` resolves to."""
+def experiment(
+    size: str, rank: int, options: argparse.Namespace, state: Literal["float32", "int8"] = "float32"
+) -> Experiment:
+    """Return the experiment that `imagen train finetune(_lora) --init IF-I --optim.state STATE` resolves to."""
     channels = CHANNELS[size]
     config = {
         "act_fn": "gelu",
@@ -103,6 +106,7 @@ def experiment(size: str, rank: int, options: argparse.Namespace) -> Experiment:
         text=TextConfig(width=WIDTH, max_tokens=MAX_TOKENS, padding="full", cleaning="lower", unconditional="empty"),
         data=replace(base.data, on_the_fly=True),
         train=replace(base.train, batch_size=options.batch if not options.plan else 8),
+        optim=replace(base.optim, state=state),
         lora=replace(base.lora, rank=rank),
         parallel=ParallelConfig(checkpointing=options.checkpointing),
     )

@@ -15,10 +15,15 @@ class UserError(Exception):
     """
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean 'X'?" with the closest of `known`, or "" if none is close."""
+def suggest(word: str, known: Iterable[str], listed: str = "") -> str:
+    """Return "; did you mean 'X'?" with the closest of `known`, or "" if none is close.
+
+    listed: words that list all of them, as in "choose a, b"; they follow in brackets, or after "; " on their own.
+    """
     near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    if not near:
+        return f"; {listed}" if listed else ""
+    return f"; did you mean {near[0]!r}?" + (f" ({listed})" if listed else "")
 
 
 def check_number(

@@ -5,6 +5,7 @@ from typing import Any
 
 from imagen.cascade.hub import front_matter, is_name
 from imagen.cascade.storage import Manifest
+from imagen.text.vocabulary import Vocabulary
 
 
 def cascade_card(manifest: Manifest, name: str) -> str:
@@ -34,8 +35,16 @@ def cascade_card(manifest: Manifest, name: str) -> str:
         *rows,
         "",
         f"Text encoder: {text}. Everything else is in `cascade.json`.",
+        *_names(Vocabulary.from_json(manifest.stages[0].info.get("vocabulary"))),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _names(vocabulary: Vocabulary | None) -> list[str]:
+    if vocabulary is None or not vocabulary.names:
+        return []
+    names = ", ".join(vocabulary.names)
+    return ["", f"<details><summary>Trained on {len(vocabulary.names):,} names</summary>", "", names, "", "</details>"]
 
 
 def _origin(info: Any) -> str:

@@ -36,6 +36,7 @@ from imagen.stage.sampling import Stage
 from imagen.stage.weights import build_unet, check_float32
 from imagen.text.config import TextConfig
 from imagen.text.protocol import Encoder
+from imagen.text.vocabulary import Vocabulary, untrained_words
 
 log = logging.getLogger(__name__)
 
@@ -215,7 +216,7 @@ class Cascade:
         request = self.request(prompts, **options)
         if output not in ("pil", "tensor"):
             raise UserError(f'output is {output!r}; it must be "pil" or "tensor"')
-        self.warn_of_size(request)
+        self.warn(request)
         if output == "tensor":
             return torch.stack(list(self.run(request, output="tensor", progress=progress, on_step=on_step)))
         return list(self.run(request, progress=progress, on_step=on_step))
@@ -231,8 +232,8 @@ class Cascade:
         request = make_request(configs, prompts, **arguments)
         for name, _ in request.lora:
             if name not in self.adapters:
-                known = f"; the loaded ones are {', '.join(self.adapters)}" if self.adapters else ""
-                raise UserError(f"no LoRA {quoted(name)} is loaded (`load_lora`){suggest(name, self.adapters)}{known}")
+                known = f"the loaded ones are {', '.join(self.adapters)}" if self.adapters else ""
+                raise UserError(f"no LoRA {quoted(name)} is loaded (`load_lora`){suggest(name, self.adapters, known)}")
         check_prompts([*request.prompts, *request.negatives], self.text)
         if request.vram is None:
             return request
@@ -288,10 +289,22 @@ class Cascade:
         """Return the conditions that affect the rounding of image `number`, as JSON."""
         return describe_conditions(request, number)
 
-    def warn_of_size(self, request: Request) -> None:
-        """Log a warning if a stage would generate images of a size that it was not trained on."""
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """What the captions of the first stage's training named, if its data set said so."""
+        return Vocabulary.from_json(self.stages[0].info.get("vocabulary"))
+
+    def warn(self, request: Request) -> None:
+        """Log a warning of image sizes, and one of words, that were not in training."""
         if problem := untrained_size([stage.config for stage in self._running(request)], request.sizes):
             log.warning("%s", problem)
+        if self.texts is None or request.first_stage > 0 or (vocabulary := self.vocabulary) is None:
+            return
+        texts, device, vram = self.texts, request.device, request.vram
+        prompts = [prompt for prompt in request.prompts if isinstance(prompt, str)]
+        encode = lambda phrases: list(texts(phrases, device, vram).values())  # noqa: E731
+        if words := untrained_words(prompts, vocabulary, encode):
+            log.warning("%s", words)
 
     def _running(self, request: Request) -> list[Stage]:
         return self.stages[request.first_stage : request.first_stage + len(request.settings)]

@@ -85,7 +85,8 @@ def write_samples(
         start=None if start is None else _times(start, n),
         **options,
     )
-    cascade.warn_of_size(request)
+    if rank == 0:
+        cascade.warn(request)
     paths = [path_of(out, number) for number in range(len(request.prompts))]
     make_folder(out)
     write_request(cascade, request, paths, rank=rank, ranks=ranks, progress=progress)

@@ -11,6 +11,7 @@ from PIL import Image
 from typing_extensions import Unpack
 
 from imagen import limits
+from imagen.cascade.lazy_images import LazyImages
 from imagen.cascade.options import PerImage, PerStage, Prompt, RequestOptions, SamplingOptions, Size
 from imagen.cascade.per_stage import (
     name_stages,
@@ -39,7 +40,7 @@ class Request:
     prompts: tuple[Prompt, ...]  # "" is the unconditional model; tensors are embeddings, float32 [L, D]
     negatives: tuple[Prompt, ...]  # negative prompts; "" is the unconditional model
     seeds: tuple[int | Variation, ...]
-    start: tuple[Image.Image, ...] | None  # images that the first stage upsamples; None: it generates them
+    start: Sequence[Image.Image] | None  # images that the first stage upsamples; None: it generates them
     start_size: Size | None  # their size after padding to multiples that the stages accept
     init: tuple[Image.Image, ...] | None  # input images of image-to-image and inpainting, for every stage
     masks: tuple[Image.Image, ...] | None  # white is regenerated
@@ -122,7 +123,8 @@ def make_request(
         raise UserError(f"batch_size is {batch_size}; it must be 1 or more")
     if vram is not None:
         check_number("vram", vram, above=0)
-    start = None if start is None else [start] * count if isinstance(start, Image.Image) else list(start)
+    if start is not None and not isinstance(start, LazyImages):
+        start = (start,) * count if isinstance(start, Image.Image) else tuple(start)
     last = (stages or len(cascade)) - 1
     first, last = (0, last) if start is None else _upsampling_stages(cascade[: last + 1], start, scale)
     run = cascade[first : last + 1]
@@ -131,7 +133,8 @@ def make_request(
     inits, masks = _each(init, count, "init images"), _each(mask, count, "masks")
     start_size: Size | None = None
     if start is not None:
-        start_size, sizes, crop = sizes_above(run, (start[0].height, start[0].width))
+        width, height = _size(start)
+        start_size, sizes, crop = sizes_above(run, (height, width))
     else:
         sizes = sizes_for(run, size) if size or inits is None else sizes_like(run, (inits[0].height, inits[0].width))
         crop = sizes[-1]
@@ -140,7 +143,7 @@ def make_request(
         prompts=prompts,
         negatives=negatives,
         seeds=_seeds(seeds, count),
-        start=None if start is None else tuple(start),
+        start=start,
         start_size=start_size,
         init=inits,
         masks=masks,
@@ -203,8 +206,6 @@ def _upsampling_stages(
     upsampling = [index for index, stage in enumerate(cascade) if stage.low_resolution is not None]
     if not upsampling:
         raise UserError(f"no super-resolution stage among the {name_stages(cascade)} requested")
-    if len({picture.size for picture in start}) > 1:
-        raise UserError("the images to start from differ in size; upsample those of each size separately")
     spans = [(a, len(cascade) - 1) for a in upsampling]
     if scale is not None:
         factors = {
@@ -215,9 +216,18 @@ def _upsampling_stages(
         if not spans:
             known = ", ".join(str(factor) for factor in sorted(set(factors.values())))
             raise UserError(f"scale is {scale}; these stages ({name_stages(cascade)}) can upsample by {known}")
-    side = min(start[0].size)
+    side = min(_size(start))
     fitting = [(a, b) for a, b in spans if (cascade[a].low_resolution or 0) <= side]
     return fitting[-1] if fitting else spans[0]
+
+
+def _size(start: Sequence[Image.Image]) -> tuple[int, int]:
+    """Return the width and height of all images. Raises UserError if they differ."""
+    if isinstance(start, LazyImages):
+        return start.size
+    if len({image.size for image in start}) > 1:
+        raise UserError("the images to start from differ in size; upsample those of each size separately")
+    return start[0].size
 
 
 def _each(value: Any, count: int, what: str) -> tuple[Any, ...] | None:

@@ -15,6 +15,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--low-resolution", type=side, metavar="N", help="input resolution of a super-resolution stage")
     parser.add_argument("--crop", type=count, metavar="N", help="side of random crops (default: none)")
+    parser.add_argument(
+        "--buckets", metavar="SIZES", help="aspect-ratio buckets as data.buckets: auto, or 64x64,80x48 (width x height)"
+    )
     parser.add_argument("--full-decode", action="store_true", help="decode JPEGs at full size")
     parser.add_argument(
         "--seconds",
@@ -32,7 +35,9 @@ def run(options: argparse.Namespace) -> Result:
     from imagen.data.loading.bench import bench
     from imagen.data.loading.config import DataConfig
 
-    config = DataConfig(crop=options.crop, full_decode=options.full_decode, workers=options.workers)
+    config = DataConfig(
+        crop=options.crop, buckets=options.buckets, full_decode=options.full_decode, workers=options.workers
+    )
     config.check()
     found = bench(
         options.shards,
@@ -55,6 +60,8 @@ def _show(found: dict[str, Any], workers: int) -> None:
     for part, value in found["milliseconds"].items():
         table.add_row(part, f"{value:.2f}", f"{value / total:.0%}")
     Console().print(table)
+    if found["images_per_bucket"] is not None:
+        print(f"images per bucket: {', '.join(f'{size} {n:,}' for size, n in found['images_per_bucket'].items())}")
     print(f"{found['images_per_s']:,.0f} images/s in one process")
     if workers:
         each = f"{found['images_per_s_a_worker']:,.0f} per worker, on {counted(found['cores'], 'core')}"
@@ -67,5 +74,6 @@ COMMAND = Command(
     add=add,
     run=run,
     details="  imagen data bench shards --resolution 256 --low-resolution 64 --workers 4\n"
+    "  imagen data bench shards --resolution 64 --buckets auto\n"
     "  imagen data bench https://example.org/shards --seconds 60",
 )

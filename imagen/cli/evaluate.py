@@ -67,6 +67,7 @@ def run(options: argparse.Namespace) -> Result | None:
     from imagen.cascade import Cascade
     from imagen.cli.devices import choose_device
     from imagen.cli.sampling import one_or_each
+    from imagen.evaluate.plots import load_figure
     from imagen.evaluate.report import write_report
     from imagen.evaluate.run import evaluate
     from imagen.evaluate.suite import read_suite, run_suite
@@ -80,6 +81,8 @@ def run(options: argparse.Namespace) -> Result | None:
         raise UserError("--gap evaluates every stage on both kinds of input; leave --sweep and --inputs out")
     if options.suite is not None and (options.gap or options.sweep is not None or options.inputs == "true"):
         raise UserError("--gap, --sweep and --inputs compare with shards; give --data in place of --suite")
+    if options.gap or options.sweep is not None:
+        load_figure()  # raises the error for a missing package before anything is sampled
     items = [] if options.suite is None else read_suite(options.suite)
     rank, ranks, local = read_launch()
     device = choose_device(options.device)

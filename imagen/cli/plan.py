@@ -16,7 +16,7 @@ GIB = 2**30
 KINDS = {
     "parameters": "this rank's share, float32",
     "gradients": "this rank's share, float32",
-    "optimizer": "this rank's share, float32",
+    "optimizer": "this rank's share, in the format of optim.state",
     "ema": "this rank's share of the EMAs",
     "casts": "parameters in bfloat16",
     "communication": "gathered parameters, unsharded gradients, buffers",

@@ -147,8 +147,16 @@ def one_or_each(values: list[Any] | None) -> Any:
 
 
 def written(paths: list[Path], out: Path, rank: int = 0) -> Result | None:
-    """Return the first rank's report of the images; None on other ranks."""
+    """Return the first rank's report of the images; None on other ranks.
+
+    Waits for no other rank, which may have failed: the rank that ends last writes the sheet.
+    """
     if rank != 0:
         return None
-    document = {"out": str(out), "images": [str(path) for path in paths], "sheet": str(out / "sheet.png")}
-    return lines(document, f"{counted(len(paths), 'image')} in {out}; see {out / 'sheet.png'}")
+    sheet = out / "sheet.png"
+    document = {"out": str(out), "images": [str(path) for path in paths], "sheet": str(sheet)}
+    if (there := sum(path.exists() for path in paths)) < len(paths):
+        text = f"{there} of {len(paths)} images in {out}; other processes write the rest, and the last one {sheet}"
+    else:
+        text = f"{counted(len(paths), 'image')} in {out}; see {sheet}"
+    return lines(document, text)

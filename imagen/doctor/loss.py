@@ -1,7 +1,7 @@
 """Check a network on data: its loss against trivial predictors, its use of the prompt, its EMA, and channel order."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from imagen.cascade import Stage
 from imagen.data.loading.batches import Batch
+from imagen.data.loading.buckets import show_size
 from imagen.doctor.finding import Finding, Measured, Numbers, Skip
 from imagen.doctor.network import rounded, trivial, x0_errors
 from imagen.doctor.subject import Subject
@@ -34,9 +35,9 @@ class NoiseLevels:
 
     def __call__(self, subject: Subject) -> Iterator[Measured]:
         for index, stage in _stages(subject):
-            config, batch = stage.config, subject.batch(index)
-            statistic, levels = trivial(config, batch), visible_levels(config)
-            mine = {level: float(errors.mean()) for level, errors in _errors(subject, stage, batch, levels).items()}
+            config, batches = stage.config, subject.batches(index)
+            statistic, levels = trivial(config, batches), visible_levels(config)
+            mine = {level: float(errors.mean()) for level, errors in _errors(subject, stage, batches, levels).items()}
             best: dict[float, tuple[float, str]] = {
                 level: min((error, name) for name, error in statistic.errors(config, level).items()) for level in levels
             }
@@ -48,6 +49,9 @@ class NoiseLevels:
                 "trivial_predictor": {f"{level:g}": best[level][1] for level in levels},
                 "ratio_at_logsnr": {f"{level:g}": float(f"{ratios[level]:.3g}") for level in levels},
             }
+            if len(batches) > 1:
+                sizes = [show_size((batch.image.shape[-2], batch.image.shape[-1])) for batch in batches]
+                numbers["images_per_shape"] = dict(zip(sizes, map(len, batches), strict=True))
             findings = []
             above = [level for level in levels if not ratios[level] <= ABOVE]
             lowest = min(levels, key=lambda level: ratios[level])
@@ -101,12 +105,17 @@ class Prompt:
         if not bases:
             raise Skip("no base stage reads text")
         for index, stage in bases:
-            batch = subject.batch(index)
-            other = with_other_captions(batch)
-            differ = torch.tensor([a != b for a, b in zip(batch.captions, other.captions, strict=True)])
+            batches = subject.batches(index)
+            other = [with_other_captions(batch) for batch in batches]
+            pairs = [
+                pair
+                for mine, theirs in zip(batches, other, strict=True)
+                for pair in zip(mine.captions, theirs.captions, strict=True)
+            ]
+            differ = torch.tensor([a != b for a, b in pairs])
             if int(differ.sum()) < 4:
-                raise Skip(f"needs images with different captions; {int(differ.sum())} of {len(batch)} differ")
-            right = _mean(_errors(subject, stage, batch, TEXT_LEVELS))[differ]
+                raise Skip(f"needs images with different captions; {int(differ.sum())} of {len(pairs)} differ")
+            right = _mean(_errors(subject, stage, batches, TEXT_LEVELS))[differ]
             wrong = _mean(_errors(subject, stage, other, TEXT_LEVELS))[differ]
             gap = wrong - right
             if not bool(gap.isfinite().all()):
@@ -138,12 +147,12 @@ class EmaLoss:
     finds = ("ema-behind",)
 
     def __call__(self, subject: Subject) -> Iterator[Measured]:
-        run, batch = subject.training, subject.batch(0)
+        run, batches = subject.training, subject.batches(0)
         stage = run.raw_stage()
-        raw = float(_mean(_errors(subject, stage, batch, LEVELS)).mean())
+        raw = float(_mean(_errors(subject, stage, batches, LEVELS)).mean())
         average = Stage(stage.config, stage.unet)
         average.unet.load_state_dict(run.weights("ema"))
-        ema = float(_mean(_errors(subject, average, batch, LEVELS)).mean())
+        ema = float(_mean(_errors(subject, average, batches, LEVELS)).mean())
         numbers = rounded({"raw": raw, "ema": ema, "ratio": ema / max(raw, 1e-30)}, 3)
         findings = []
         if not ema <= WORSE_EMA * raw:
@@ -173,9 +182,9 @@ class ChannelOrder:
         if not bases:
             raise Skip("the images are grey")
         for index, stage in bases[:1]:
-            batch = subject.batch(index)
-            plain = _mean(_errors(subject, stage, batch, COLOUR_LEVELS))
-            swapped = _mean(_errors(subject, stage, _exchanged(batch), COLOUR_LEVELS))
+            batches = subject.batches(index)
+            plain = _mean(_errors(subject, stage, batches, COLOUR_LEVELS))
+            swapped = _mean(_errors(subject, stage, [_exchanged(batch) for batch in batches], COLOUR_LEVELS))
             numbers = rounded(
                 {"as_is": float(plain.mean()), "exchanged": float(swapped.mean())}
                 | {"ratio": float(swapped.mean() / plain.mean())},
@@ -209,7 +218,7 @@ class Overfitting:
             raise Skip("needs shards with held-out images")
         for index, stage in _stages(subject):
             seen, held = (
-                float(_mean(_errors(subject, stage, subject.batch(index, split), COLOUR_LEVELS)).mean())
+                float(_mean(_errors(subject, stage, subject.batches(index, split), COLOUR_LEVELS)).mean())
                 for split in ("train", "heldout")
             )
             numbers = rounded({"training": seen, "heldout": held, "ratio": held / max(seen, 1e-30)}, 3)
@@ -249,16 +258,17 @@ def _stages(subject: Subject) -> list[tuple[int, Stage]]:
     return list(enumerate(subject.cascade.stages))
 
 
-def _errors(subject: Subject, stage: Stage, batch: Batch, levels: tuple[float, ...]) -> dict[float, Tensor]:
-    """Return the errors [B] at each level; results are shared between checks."""
+def _errors(subject: Subject, stage: Stage, batches: Sequence[Batch], levels: tuple[float, ...]) -> dict[float, Tensor]:
+    """Return the errors [images of all batches] at each level; results are shared between checks."""
     found = {}
     for level in subject.each(levels, f"{_where(stage)}: noise levels"):
-        key = (id(stage), id(batch), level)
-        if key not in subject.cache:
-            with stage.loaded_unet(subject.device, subject.dtype) as predict:
-                errors = x0_errors(stage.config, predict, batch, level, subject.device)
-            subject.cache[key] = errors, stage, batch  # these live as long as their ids are keys
-        found[level] = subject.cache[key][0]
+        for batch in batches:
+            key = (id(stage), id(batch), level)
+            if key not in subject.cache:
+                with stage.loaded_unet(subject.device, subject.dtype) as predict:
+                    errors = x0_errors(stage.config, predict, batch, level, subject.device)
+                subject.cache[key] = errors, stage, batch  # these live as long as their ids are keys
+        found[level] = torch.cat([subject.cache[id(stage), id(batch), level][0] for batch in batches])
     return found
 
 

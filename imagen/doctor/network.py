@@ -4,6 +4,7 @@ Errors are mean squared errors of the x0 estimate per image, in [-1, 1] units sq
 detail: in units of detail_std squared). Shapes: see `imagen.stage.inputs`.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,14 +125,21 @@ class Trivial:
         return (scale * alpha - 1) ** 2 * self.square + (scale * sigma) ** 2
 
 
-def trivial(config: StageConfig, batch: Batch) -> Trivial:
-    """Measure the statistics of a batch."""
-    x0_BCHW, upsampled_BCHW = clean_images(config, batch)
-    square = float(x0_BCHW.square().mean())
-    variance = float((x0_BCHW - x0_BCHW.mean((0, 2, 3), keepdim=True)).square().mean())
-    if upsampled_BCHW is None:
+def trivial(config: StageConfig, batches: Sequence[Batch]) -> Trivial:
+    """Measure the statistics of batches, which may have different shapes: means over images of means over pixels."""
+    pairs = [clean_images(config, batch) for batch in batches]
+    square = _mean_square(x0_BCHW for x0_BCHW, _ in pairs)
+    mean_CHW = torch.cat([x0_BCHW.mean((2, 3)) for x0_BCHW, _ in pairs]).mean(0)[:, None, None]
+    variance = _mean_square(x0_BCHW - mean_CHW for x0_BCHW, _ in pairs)
+    if any(upsampled_BCHW is None for _, upsampled_BCHW in pairs):
         return Trivial(square, variance)
-    return Trivial(square, variance, square if config.detail_std else float((x0_BCHW - upsampled_BCHW).square().mean()))
+    if config.detail_std:
+        return Trivial(square, variance, square)
+    return Trivial(square, variance, _mean_square(x0 - upsampled for x0, upsampled in pairs if upsampled is not None))
+
+
+def _mean_square(images: Iterable[Tensor]) -> float:
+    return float(torch.cat([image_BCHW.square().flatten(1).mean(1) for image_BCHW in images]).mean())
 
 
 def rounded(values: dict[str, Any], digits: int = 4) -> dict[str, Any]:

@@ -71,16 +71,16 @@ def draw(
     texts: embeddings [L_i, D]. low_BChw: uint8 images of the stage before. settings: default: the stage's.
     """
     config, settings = stage.config, settings or stage.config.sampling
-    side = config.resolution
+    height = width = config.resolution
     if low_BChw is not None and config.low_resolution is not None:
-        side = low_BChw.shape[-1] * config.resolution // config.low_resolution
-    shape = (config.unet.image_channels, side, side)
+        height, width = (side * config.resolution // config.low_resolution for side in low_BChw.shape[-2:])
+    shape = (config.unet.image_channels, height, width)
     noise = NOISES["philox"](seeds, shape, device, stream=2 * config.resolution)
     reads_text = config.unet.text_width is not None and texts is not None and unconditional is not None
     conditioning = build_conditioning(
         config,
         settings,
-        size=(side, side),
+        size=(height, width),
         device=device,
         texts=texts if reads_text else None,
         negatives=[unconditional] * len(seeds) if reads_text and unconditional is not None else None,

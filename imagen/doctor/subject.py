@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from imagen.cascade import Cascade, Stage
 from imagen.cascade.storage import Manifest, read_manifest, read_tensors, resolve_folder
 from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.batches import Batch
+from imagen.data.loading.buckets import Assignment, assign
 from imagen.data.loading.config import DataConfig
 from imagen.data.loading.loader import Loader
 from imagen.data.shards.dataset import ShardedDataset, open_split, splits
@@ -29,6 +31,7 @@ from imagen.text.config import EMBEDDED_ENCODER, TextConfig
 from imagen.text.embeddings import pad_embeddings
 from imagen.text.protocol import Encoder
 from imagen.train.experiment import Experiment
+from imagen.train.shapes import run_buckets
 from imagen.weights import CASCADES
 
 T = TypeVar("T")
@@ -79,7 +82,8 @@ class Subject:
         self.run = RunFiles(self.path) if self.kind == "run" else None
         self.device = torch.device(default_device())
         self.dtype = autocast_dtype(self.device)
-        self._batches: dict[tuple[int | None, str], Batch] = {}
+        self._batches: dict[tuple[int, str], Batch] = {}
+        self._shaped: dict[tuple[int, str], list[Batch]] = {}
         self.cache: dict[Any, Any] = {}  # what several checks share, such as samples
         _ = self.stages  # a damaged config or a missing folder is reported at once
         if self.data is not None:
@@ -171,14 +175,58 @@ class Subject:
     def batch(self, index: int, split: str | None = None) -> Batch:
         """Return images for a stage, with embeddings if it reads text: held-out ones if there are any.
 
-        Raises Skip without data or without embeddings.
+        They have one shape: the square, or with aspect-ratio buckets that of most images. Raises Skip without data or
+        without embeddings, and if no image fills a bucket.
         """
-        stage, chosen = self.stages[index], split or ("heldout" if "heldout" in self.datasets else "train")
+        stage, chosen = self.stages[index], split or self._validation_split
         if (index, chosen) not in self._batches:
-            self._batches[index, chosen] = self._load(stage, self.datasets[chosen])
+            dataset = self.datasets[chosen]
+            largest, _ = max(self._buckets(stage, dataset), key=lambda bucket: bucket[1], default=(None, 1.0))
+            self._batches[index, chosen] = self._load(stage, dataset, largest)
         return self._batches[index, chosen]
 
-    def _load(self, stage: StageConfig, dataset: ShardedDataset) -> Batch:
+    def batches(self, index: int, split: str | None = None) -> list[Batch]:
+        """Return images as in training: with aspect-ratio buckets a batch for each bucket, else only `batch`.
+
+        The sizes of the batches are proportional to the numbers of images in the buckets, and at least 2. Raises Skip
+        as `batch` does.
+        """
+        stage, chosen = self.stages[index], split or self._validation_split
+        if (index, chosen) not in self._shaped:
+            dataset = self.datasets[chosen]
+            shaped = [self._load(stage, dataset, bucket, share) for bucket, share in self._buckets(stage, dataset)]
+            self._shaped[index, chosen] = shaped or [self.batch(index, split)]
+        return self._shaped[index, chosen]
+
+    def _buckets(self, stage: StageConfig, dataset: ShardedDataset) -> list[tuple[Assignment, float]]:
+        """Return for each bucket with images the assignment of these alone, and their share; [] without buckets.
+
+        The buckets are those of the run, or the sizes that a cascade's stage records. Squares are read where an index
+        of an earlier version lacks the images' sizes.
+        """
+        config = DataConfig() if self.experiment is None else self.experiment.data
+        sizes = stage.sizes if self.experiment is None else run_buckets(stage, config)
+        if not sizes or not dataset.has_image_sizes:
+            return []
+        every = assign(sizes, dataset.image_sizes(), config.max_enlargement)
+        used = int((every.bucket >= 0).sum())
+        if not used:
+            raise Skip(f"no image in {dataset.folder} fills one of the buckets")
+        found = []
+        for number in range(len(sizes)):
+            if count := every.count(number):
+                bucket_N = np.where(every.bucket == number, every.bucket, np.int16(Assignment.TOO_SMALL))
+                found.append((replace(every, bucket=bucket_N), count / used))
+        return found
+
+    @property
+    def _validation_split(self) -> str:
+        return "heldout" if "heldout" in self.datasets else "train"
+
+    def _load(
+        self, stage: StageConfig, dataset: ShardedDataset, assignment: Assignment | None = None, share: float = 1.0
+    ) -> Batch:
+        """Load images of the shapes of `assignment` (None: squares); `share` of the usual number."""
         reads_text = stage.unet.text_width is not None
         embeddings = Embeddings(dataset, self.text) if reads_text and self.text and self._stored(dataset) else None
         config = self.experiment.data if self.experiment is not None else DataConfig()
@@ -191,7 +239,8 @@ class Subject:
             low_resolution=stage.low_resolution,
             embeddings=embeddings,
             channels=stage.unet.image_channels,
-            batch_size=max(2, min(count, len(dataset))),
+            assignment=assignment,
+            batch_size=max(2, min(round(count * share), len(dataset))),
             seed=1,
         )
         (batch,) = islice(loader, 1)

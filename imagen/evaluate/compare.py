@@ -4,16 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from imagen.distribution import missing
 from imagen.errors import UserError
 from imagen.evaluate.curve import CURVE, read_curve
+from imagen.evaluate.metrics.table import METRICS
+from imagen.evaluate.plots import load_figure
 from imagen.files import read_json, read_json_lines, replacing, write_json
 from imagen.weights import packaged_path
 
 Row = dict[str, Any]
 CURVES = "curves.json"  # in the package: preset -> {"metrics": [...], "evaluation": [...]}
 LOSSES = ("loss_t0", "loss_t1", "loss_t2", "loss_t3")
-FIELDS = ("step", "images", "loss", *LOSSES, "conditional_gap", "validation_loss")
+MEASURED = tuple(
+    name for metric in METRICS.values() for name in metric.names if name != "kid"
+)  # by `train.evaluate_every`
+FIELDS = ("step", "images", "loss", *LOSSES, "conditional_gap", "validation_loss", *MEASURED)
 SUFFIXES = ("", ".png", ".svg", ".pdf")  # of the plot file; without one it is a PNG
 POINTS = 120  # per reference curve, to limit the size of the package
 COLOURS = ("#2a7de1", "#d1495b", "#2e933c", "#8f5bbd", "#e08e0b")
@@ -72,10 +76,6 @@ def plot(preset: str, series: Sequence[tuple[str, Sequence[Row], Sequence[Row]]]
     series: one (name, rows of metrics.jsonl, rows of evaluation.jsonl) per run, the reference first.
     Raises UserError if matplotlib is missing or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise missing("plotting needs the package matplotlib", "demo") from None
     panels: list[tuple[str, str, Any]] = [
         *(
             (f"loss, quarter {i} of t" + (" (almost clean)", "", "", " (almost noise)")[i], "log", name)
@@ -87,11 +87,12 @@ def plot(preset: str, series: Sequence[tuple[str, Sequence[Row], Sequence[Row]]]
         ("held-out counts: correct", "linear", ("count", "number")),
         ("held-out pairs: both objects and positions correct", "linear", ("relation", "relation")),
         ("KID on the recogniser's features", "linear", "kid"),
+        *((f"{name}, during training", "linear", name) for name in MEASURED),
     ]
     # Only metrics that were measured: held-out prompts, for example, are those of emoji models.
     panels = [panel for panel in panels if any(_points(each, panel[2]) for each in series)] or panels[:1]
     columns = -(-len(panels) // 2)
-    figure = Figure(figsize=(3.4 * max(columns, 2), 6.4), layout="constrained")
+    figure = load_figure()(figsize=(3.4 * max(columns, 2), 6.4), layout="constrained")
     figure.suptitle(preset)
     axes = list(figure.subplots(2, columns, squeeze=False).flat)
     for spare in axes[len(panels) :]:

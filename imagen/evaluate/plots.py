@@ -60,20 +60,40 @@ def by_stage(rows: Sequence[Row]) -> Any:
     return figure
 
 
-def _figure(panels: int) -> tuple[Any, list[Any]]:
-    """Raises UserError if matplotlib is not installed."""
+def side_by_side(rows: Sequence[Row]) -> Any:
+    """Return a figure with a panel for each metric: a bar per row, labelled with its "name"."""
+    metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    figure, panels = _figure(len(metrics))
+    colours = dict(zip((row["name"] for row in rows), _colours(len(rows)), strict=True))
+    for panel, metric in zip(panels, metrics, strict=True):
+        for at, row in enumerate(rows):
+            if found := row["metrics"].get(metric):
+                error = [[max(found["value"] - found["low"], 0)], [max(found["high"] - found["value"], 0)]]
+                panel.bar(at, found["value"], yerr=error, color=colours[row["name"]], capsize=3)
+        panel.set(title=metric, xticks=[])
+        panel.grid(axis="y", alpha=0.3)
+    bars = [panels[0].bar(0, 0, color=colour, label=name) for name, colour in colours.items()]
+    figure.legend(handles=bars, loc="outside lower center", ncols=2)
+    return figure
+
+
+def load_figure() -> Any:
+    """Return matplotlib's class Figure. Raises UserError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise missing("plotting needs the package matplotlib", "demo") from None
+    return Figure
+
+
+def _figure(panels: int) -> tuple[Any, list[Any]]:
     columns = min(panels, 3)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    shown = list(axes)[:panels]
-    for spare in list(axes)[panels:]:
+    figure = load_figure()(figsize=(4 * columns, 3 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for spare in axes[panels:]:
         spare.remove()
-    return figure, shown
+    return figure, axes[:panels]
 
 
 def _colours(count: int) -> list[str]:

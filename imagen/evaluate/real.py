@@ -1,7 +1,11 @@
-"""Compute the features of a data set's real images, once, and cache them."""
+"""Compute the features of a data set's real images, once, and cache them.
+
+They are computed in parts, one file each, so that an interrupted computation resumes and several ranks share the work.
+"""
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +24,7 @@ from imagen.evaluate.files import read_arrays, write_arrays
 from imagen.progress import progress_bar
 
 BATCH = 32
+PART = 1024  # images per file while features are computed; a multiple of BATCH, so parts do not change the batches
 # Images are read as in training, except for full_decode: scores are compared with those of other software.
 READING = DataConfig(full_decode=True)
 
@@ -56,25 +61,68 @@ def real_features(
     extractor: Extractor,
     *,
     cache: Path | None = None,
+    rank: int = 0,
+    ranks: int = 1,
     progress: bool = True,
 ) -> np.ndarray:
     """Return features [N, D] of the samples `indices` at `resolution`, from the cache if it has them.
 
     cache: folder (default: ~/.cache/imagen/features, or below XDG_CACHE_HOME). A file's name is a hash of the data's
-    fingerprint, the samples, the resolution and the extractor.
+    fingerprint, the samples, the resolution and the extractor. Its parts lie beside it until all are there; calling
+    again continues with those that are missing.
+    rank, ranks: rank r computes every `ranks`-th part. Rank 0 then computes all parts that are still missing, and
+    waits for no other rank: the others may have failed, or have another cache. Other ranks return no features, [0, 0].
     """
     key = json.dumps([dataset.fingerprint(), hashlib.sha256(indices.tobytes()).hexdigest(), resolution, extractor.name])
     path = (cache or cache_folder()) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-    if path.is_file():
-        return read_arrays(path)["features"]
-    parts = []
+    paths = [path.with_name(f"{path.stem}-part{n:05d}.safetensors") for n in range(math.ceil(len(indices) / PART))]
+    numbers = list(range(rank, len(paths), ranks))
+    if rank == 0:
+        # From the end: other ranks started at the beginning.
+        numbers += reversed([number for number in range(len(paths)) if number % ranks != 0])
+    try:
+        if not path.is_file():
+            _compute_parts(dataset, indices, resolution, extractor, path, paths, numbers, progress and rank == 0)
+        if rank != 0:
+            return np.empty((0, 0), np.float32)
+        if not path.is_file():
+            features_ND = np.concatenate([read_arrays(part)["features"] for part in paths])
+            write_arrays(path, {"features": features_ND}, {"key": key})
+    except UserError:
+        # Another process may have combined and deleted the parts since they were found.
+        if not path.is_file():
+            raise
+    finally:
+        if path.is_file():
+            for part in paths:
+                part.unlink(missing_ok=True)
+    return read_arrays(path)["features"]
+
+
+def _compute_parts(
+    dataset: ShardedDataset,
+    indices: np.ndarray,
+    resolution: int,
+    extractor: Extractor,
+    whole: Path,
+    paths: Sequence[Path],
+    numbers: Sequence[int],
+    progress: bool,
+) -> None:
+    """Write the parts `numbers` that are missing. Stop when another process has written the file `whole`."""
     with progress_bar(total=len(indices), unit="image", desc="real images", disable=not progress) as bar:
-        for batch_BCHW in images(dataset, list(indices), resolution):
-            parts.append(extractor(batch_BCHW).numpy())
-            bar.update(len(batch_BCHW))
-    features_ND = np.concatenate(parts)
-    write_arrays(path, {"features": features_ND}, {"key": key})
-    return features_ND
+        for number in numbers:
+            if whole.is_file():
+                return
+            chosen = indices[number * PART : (number + 1) * PART]
+            if paths[number].is_file():
+                bar.update(len(chosen))
+                continue
+            features = []
+            for batch_BCHW in images(dataset, list(chosen), resolution):
+                features.append(extractor(batch_BCHW).numpy())
+                bar.update(len(batch_BCHW))
+            write_arrays(paths[number], {"features": np.concatenate(features)})
 
 
 def cache_folder() -> Path:

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
 from typing_extensions import Unpack
 
 from imagen.cascade import Cascade
+from imagen.cascade.lazy_images import LazyImages
 from imagen.cascade.options import JobOptions, RequestOptions, takes_options
 from imagen.data.shards.dataset import ShardedDataset, open_split
 from imagen.errors import UserError, check_number
@@ -53,7 +53,8 @@ def evaluate(
     stage, a super-resolution stage, on the captions' own images. weights: of feature extractors, as
     {"clip": NAME or folder}. seed: of the choice of samples; image i has the seed `seed` + i. save_images: how many of
     the images to write to `out`/images. cache: folder of the features of real images.
-    rank, ranks: rank r samples every `ranks`-th part; only rank 0 returns a report.
+    rank, ranks: rank r samples every `ranks`-th part, and computes the features of every `ranks`-th part of the real
+    images; only rank 0 returns a report.
 
     A cascade without text samples unconditional images. Calling again resumes an interrupted job.
     Raises UserError for invalid arguments, before anything is sampled.
@@ -83,15 +84,21 @@ def evaluate(
     generated = generated_features(
         cascade, request, extractors, Path(out), save_images=save_images, rank=rank, ranks=ranks, progress=progress
     )
+    real = {
+        name: real_features(
+            dataset, compared, resolution, extractor, cache=cache, rank=rank, ranks=ranks, progress=progress
+        )
+        for name, extractor in extractors.items()
+        if not isinstance(extractor, Pairs)
+        and any(metric.extractor == name and not metric.needs_captions for metric in chosen)
+    }
     if rank != 0:
         return None
     values: dict[str, Any] = {}
     for metric in chosen:
         extractor = extractors[metric.extractor]
         generated_ND = generated[metric.extractor]
-        real_MD = generated_ND[:0]
-        if not isinstance(extractor, Pairs):
-            real_MD = real_features(dataset, compared, resolution, extractor, cache=cache, progress=progress)
+        real_MD = real.get(metric.extractor, generated_ND[:0])
         text_ND = extractor.embed(captions).numpy() if metric.needs_captions and isinstance(extractor, Clip) else None
         measured = metric.measure(Features(real_MD, generated_ND, text_ND))
         values |= {name: value._asdict() for name, value in zip(metric.names, measured, strict=True)}
@@ -133,14 +140,15 @@ def _check_counts(metrics: Sequence[Metric], generated: int, real: int) -> None:
             )
 
 
-def _true_inputs(
-    cascade: Cascade, dataset: ShardedDataset, samples: Sequence[int], stages: int | None
-) -> list[Image.Image]:
-    """Return the samples' images at the low resolution of the last stage that runs."""
+def _true_inputs(cascade: Cascade, dataset: ShardedDataset, samples: Sequence[int], stages: int | None) -> LazyImages:
+    """Return the samples' images at the low resolution of the last stage that runs, read when they are needed."""
     last = cascade.stages[min(stages or len(cascade.stages), len(cascade.stages)) - 1].config
     if last.low_resolution is None:
         raise UserError("the last stage generates from text alone: true inputs are for super-resolution stages")
-    return [image for batch in images(dataset, samples, last.low_resolution) for image in to_images(batch)]
+    side = last.low_resolution
+    return LazyImages(
+        len(samples), (side, side), lambda number: to_images(next(images(dataset, [samples[number]], side)))[0]
+    )
 
 
 def _resolution(size: tuple[int, int]) -> int:

@@ -45,8 +45,8 @@ def read_suite(name: str | Path) -> list[Item]:
     packaged = {path.stem: path for path in SUITES.glob("*.csv")}
     path = packaged.get(str(name), Path(name))
     if not path.exists() and not path.suffix:
-        known = ", ".join(sorted(packaged))
-        raise UserError(f"no prompt suite {str(name)!r}{suggest(str(name), packaged)}; known: {known}, or a CSV file")
+        known = f"known: {', '.join(sorted(packaged))}, or a CSV file"
+        raise UserError(f"no prompt suite {str(name)!r}{suggest(str(name), packaged, known)}")
     with open_given(path) as file:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:

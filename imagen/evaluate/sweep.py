@@ -23,7 +23,7 @@ def sweep(
     resume, and `out`/report.json contains all rows. Raises UserError as `evaluate` does.
     """
     if name not in SWEPT:
-        raise UserError(f"--sweep: {name!r} cannot vary{suggest(name, SWEPT)}; known: {', '.join(SWEPT)}")
+        raise UserError(f"--sweep: {name!r} cannot vary{suggest(name, SWEPT, 'known: ' + ', '.join(SWEPT))}")
     rows = []
     for value in values:
         given = {**options, name: _of_last_stage(cascade, options, name, value)}

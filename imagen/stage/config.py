@@ -59,8 +59,8 @@ class SamplingConfig:
             known = get_args(kind)
             value = getattr(self, name)
             if value not in known:
-                hint = suggest(str(value), known)
-                raise UserError(f"{where}: unknown {name} {value!r}{hint}; choose {', '.join(known)}")
+                hint = suggest(str(value), known, f"choose {', '.join(known)}")
+                raise UserError(f"{where}: unknown {name} {value!r}{hint}")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise UserError(f"{where}: steps is {self.steps!r}; it must be a whole number, 1 or more")
         if not math.isfinite(self.guidance):

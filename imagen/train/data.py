@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +25,10 @@ from imagen.data.shards.mixture import (
 )
 from imagen.data.shards.remote import as_url
 from imagen.errors import UserError
+from imagen.files import read_json
 from imagen.text.encoder import LazyEncoder
 from imagen.text.protocol import DatasetEncoder
+from imagen.text.vocabulary import Vocabulary
 from imagen.train.experiment import Experiment
 from imagen.train.on_the_fly import EncodingLoader, unconditional
 from imagen.train.ranks import Ranks
@@ -68,6 +72,12 @@ class TrainingData:
     def validation_split(self) -> str:
         """Name of the split used for validation: "heldout" if any portion has it, else "train"."""
         return "heldout" if any("heldout" in found for found in self._splits) else "train"
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """What the captions name, if `dataset.json` of every portion says so, as those of generated data sets do."""
+        found = [_vocabulary(portion.location) for portion in self.portions]
+        return reduce(or_, (each for each in found if each is not None)) if None not in found else None
 
     @cached_property
     def unconditional(self) -> Tensor | None:
@@ -141,3 +151,11 @@ class TrainingData:
         for portion in self.portions:
             if not sizes or as_url(portion.location) is None:
                 index_folder(portion.location, sizes=sizes)
+
+
+def _vocabulary(location: str | Path) -> Vocabulary | None:
+    """Return the vocabulary in the description of a local data set."""
+    description = Path(location) / "dataset.json"
+    if as_url(location) is not None or not description.is_file():
+        return None
+    return Vocabulary.from_json(read_json(description))

@@ -1,6 +1,5 @@
 """Evaluation during training: a small fixed set of metrics of the EMA weights, at intervals."""
 
-from collections.abc import Iterable
 from itertools import islice
 
 import numpy as np
@@ -45,10 +44,6 @@ class Evaluation(Callback):
         )
         for name, extractor in self._extractors.items():
             self._real[name] = np.concatenate([extractor(as_rgb(batch.image)).numpy() for batch in self._batches])
-
-    def _load(self, names: Iterable[str], run: TrainingRun) -> None:
-        for name in names:
-            self._extractors[name] = load_extractor(name, run.ranks.device)
 
     def on_interval(self, run: TrainingRun, step: int) -> None:
         with run.evaluating() as unet:

@@ -29,6 +29,9 @@ class StageExport(Callback):
     def on_checkpoint(self, run: TrainingRun, step: int) -> None:
         weights, experiment = run.checkpointer.export(), run.experiment
         info = {"preset": experiment.name, "step": step, "images": run.images}
+        vocabulary = run.data.vocabulary if experiment.text is not None else None
+        if vocabulary is not None and experiment.init is None:  # initial weights may know more
+            info["vocabulary"] = vocabulary.to_json()
         if experiment.init is not None:
             info["init"] = {"source": experiment.init.source, "sha256": experiment.init.sha256}
             if experiment.init.converted_from is not None:

@@ -35,7 +35,10 @@ def orthogonalise(matrices_NOI: Tensor) -> Tensor:
     """
     tall = matrices_NOI.shape[-2] > matrices_NOI.shape[-1]
     X = matrices_NOI.mT if tall else matrices_NOI  # X X^T is then the smaller product
-    X = (X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-30)).to(arithmetic(X.device).matrices)
+    # Squares of the smallest gradients, such as those of LoRA factors in the first steps, would round to 0.
+    largest = X.abs().amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(X.dtype).tiny)
+    norm = largest * (X / largest).norm(dim=(-2, -1), keepdim=True)
+    X = (X / (norm + 1e-30)).to(arithmetic(X.device).matrices)
     # Not in bfloat16: the Gram matrix contains squared singular values, and the small ones would be lost.
     wide = X.shape[-1] >= WIDE * X.shape[-2] and X.dtype == torch.float32
     X = _by_gram(X) if wide else _by_matrix(X)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from imagen import limits
 from imagen.errors import UserError
 from imagen.train.adafactor import Adafactor
+from imagen.train.adam_8bit import Adam8bit, is_large
 from imagen.train.layout import assign_gradients
 from imagen.train.muon import Muon
 from imagen.train.sharded import replicate_like
@@ -23,6 +24,9 @@ FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 class OptimConfig:
     # adam: AdamW without decay.  muon: Muon for the inner matrices, AdamW for the rest
     algorithm: Literal["adamw", "adam", "adafactor", "muon"] = "adamw"
+    # Precision of Adam's moments between steps. int8: 8-bit codes with a scale per block of up to 256, for parameters
+    # with at least 4,096 elements; adamw and adam only
+    state: Literal["float32", "int8"] = "float32"
     lr: float = 1e-4  # learning rate after the warm-up
     muon_lr: float = 2e-3  # learning rate of Muon's parameters, with the same warm-up and schedule
     # Decay of the first and second moment. adafactor: betas[0] of 0 stores no first moment, betas[1] limits 1 - t^-0.8
@@ -40,6 +44,11 @@ class OptimConfig:
         if self.algorithm == "adam" and self.weight_decay:
             raise UserError(
                 f"optim.weight_decay is {self.weight_decay:g}, but adam has no weight decay: use optim.algorithm adamw"
+            )
+        if self.state == "int8" and self.algorithm not in ("adamw", "adam"):
+            raise UserError(
+                f"optim.state is int8, but {self.algorithm} only stores float32: use optim.algorithm adamw or adam, or "
+                "optim.state float32"
             )
 
 
@@ -76,7 +85,7 @@ class Optimizers:
         for optimizer in self.optimizers:
             if factor is None or finite is None:
                 optimizer.step()
-            elif isinstance(optimizer, (Adafactor, Muon)):
+            elif isinstance(optimizer, (Adafactor, Adam8bit, Muon)):
                 optimizer.step(factor=factor, finite=finite)
             else:
                 _step_if_finite(optimizer, factor, finite)
@@ -99,6 +108,7 @@ def build_optimizer(
     adamw: Adam with decoupled decay (1711.05101), in one fused kernel if torch has one for the device.
     adam: Adam (1412.6980, algorithm 1 with eps added to the root of the corrected moment), likewise; equals AdamW
         with decay 0.
+        With `config.state` int8, Adam8bit updates the large parameters; see adam_8bit.py.
     adafactor: see adafactor.py.
     muon: Muon for the inner matrices, AdamW for the rest. The first and last layers use AdamW: their rows or columns
         are pixels or features of the noise level, for which Muon's equal scaling of all directions is unsuitable.
@@ -112,11 +122,19 @@ def build_optimizer(
         beta1, beta2 = config.betas
         adafactor = Adafactor(everything, config.lr, beta1=beta1, beta2=beta2, weight_decay=decay)
         return Optimizers(adafactor, lr=config.lr, permuted=permuted)
+    parts: list[torch.optim.Optimizer] = []  # either kind may have no parameter, as where only LoRA factors are trained
     if config.algorithm == "muon":
-        inner = [parameter for name, parameter in trained if _is_inner(name, parameter)]
-        rest = [parameter for name, parameter in trained if not _is_inner(name, parameter)]
-        muon = Muon(inner, config.muon_lr, weight_decay=decay, replicas=replicas)
-        return Optimizers(muon, _adam(torch.optim.AdamW, rest, config), lr=config.lr, permuted=permuted)
+        if inner := [parameter for name, parameter in trained if _is_inner(name, parameter)]:
+            parts.append(Muon(inner, config.muon_lr, weight_decay=decay, replicas=replicas))
+        if rest := [parameter for name, parameter in trained if not _is_inner(name, parameter)]:
+            parts.append(_adam(torch.optim.AdamW, rest, config))
+        return Optimizers(*parts, lr=config.lr, permuted=permuted)
+    if config.state == "int8":
+        if large := [parameter for parameter in everything if is_large(parameter)]:
+            parts.append(Adam8bit(large, config.lr, betas=config.betas, eps=config.eps, weight_decay=decay))
+        if rest := [parameter for parameter in everything if not is_large(parameter)]:
+            parts.append(_adam(torch.optim.AdamW, rest, config))
+        return Optimizers(*parts, lr=config.lr, permuted=permuted)
     kind = torch.optim.Adam if config.algorithm == "adam" else torch.optim.AdamW
     return Optimizers(_adam(kind, everything, config), lr=config.lr, permuted=permuted)
 

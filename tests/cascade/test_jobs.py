@@ -1,5 +1,7 @@
 """Sample many images: ranks, interruptions, micro-batches, cached prompts, and images regenerated from metadata."""
 
+import contextlib
+import io
 import shutil
 
 import pytest
@@ -15,6 +17,7 @@ from imagen.cascade import (
     write_samples,
 )
 from imagen.cascade.upscaling import write_upscaled
+from imagen.cli.sampling import written
 from imagen.errors import UserError
 from imagen.pictures import read_metadata, read_picture
 
@@ -28,11 +31,17 @@ def test_ranks_and_interruptions_give_the_same_files(small_cascade, tmp_path):
     prompts = ["cat", "a dog on a mat", "", "cow", "bird", "fish", "a very long caption about a fox"]
     request = {"seed": [7, 7, 1, 2, 3, 4, 5], "n": 1, "batch_size": 2, "negative": "blur", **QUICK}
     write_samples(small_cascade, prompts, tmp_path / "one", **request)
-    for rank in (1, 0):
-        write_samples(small_cascade, prompts, tmp_path / "ranks", rank=rank, ranks=2, **request)
-        assert (tmp_path / "ranks" / "sheet.png").exists() == (rank == 0), "the last rank writes the sheet"
     whole = file_contents(tmp_path / "one")
-    assert file_contents(tmp_path / "ranks") == whole and len(whole) == 8
+    for folder, first, last in ((tmp_path / "10", 1, 0), (tmp_path / "01", 0, 1)):
+        paths = write_samples(small_cascade, prompts, folder, rank=first, ranks=2, **request)
+        assert not (folder / "sheet.png").exists(), "the last rank writes the sheet"
+        if first == 0:
+            shown = io.StringIO()
+            with contextlib.redirect_stdout(shown):
+                written(paths, folder).show()
+            assert shown.getvalue().startswith(f"4 of 7 images in {folder}; other processes write the rest")
+        write_samples(small_cascade, prompts, folder, rank=last, ranks=2, **request)
+        assert file_contents(folder) == whole and len(whole) == 8
 
     shutil.copytree(tmp_path / "one", tmp_path / "stopped")
     for number in (1, 4, 5, 6):  # one image of a batch, a whole batch, and the last, smaller batch

@@ -23,7 +23,9 @@ def completions(imagen, tmp_path_factory):
     folder = tmp_path_factory.mktemp("completion")
     (folder / "imagen.bash").write_text(imagen("completion", "bash"))
     (folder / "here").mkdir()
-    (folder / "here" / "photo.png").touch()
+    (folder / "here" / "models").mkdir()
+    for name in ("photo.png", "mine.toml", "mine.json", "mine.yaml", "mine.yml", "models/base.toml"):
+        (folder / "here" / name).touch()
 
     def ask(*lines: str) -> list[set[str]]:
         asked = [f"ask imagen {line}" for line in lines]
@@ -58,8 +60,17 @@ def test_bash_completes_commands_options_and_values(completions):
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_presets_and_config_files(completions):
+    own = {"mine.toml", "mine.json", "mine.yaml", "mine.yml", "models"}  # and not photo.png
+    presets = {name for name in PRESETS if name.startswith("emoji_")}
+    found = completions("train ''", "train mi", "config mine.t", "plan models/", "train emoji_", "sample mi")
+    assert found[0] == set(PRESETS) | own
+    assert found[1:5] == [own - {"models"}, {"mine.toml"}, {"models/base.toml"}, presets]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_bash_completes_files_for_path_arguments(completions):
-    assert completions("upscale c ph", "sample c --init ''", "train emoji_64 --data p", "sample c --negative ''") == [
+    assert completions("upscale c ph", "sample c --init p", "train emoji_64 --data p", "sample c --negative ''") == [
         *({"photo.png"} for _ in range(3)),
         set(),
     ]

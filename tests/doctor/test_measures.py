@@ -38,7 +38,7 @@ def test_trivial_predictors(prediction, logsnr):
         "mean": x0.mean((0, 2, 3), keepdim=True),
         "identity": x,
     }
-    errors = trivial(config(prediction), batch()).errors(config(prediction), logsnr)
+    errors = trivial(config(prediction), [batch()]).errors(config(prediction), logsnr)
     assert errors == {
         name: pytest.approx(float((estimate - x0).square().mean()), rel=0.03) for name, estimate in estimates.items()
     }
@@ -47,7 +47,7 @@ def test_trivial_predictors(prediction, logsnr):
 @pytest.mark.parametrize("prediction", ["x0", "eps", "v"])
 def test_errors_of_a_network_that_outputs_zero(prediction):
     measured = x0_errors(config(prediction), lambda x, noise: x * 0, batch(), 0.0, torch.device("cpu"))
-    expected = trivial(config(prediction), batch()).errors(config(prediction), 0.0)["zero"]
+    expected = trivial(config(prediction), [batch()]).errors(config(prediction), 0.0)["zero"]
     assert float(measured.mean()) == pytest.approx(expected, rel=0.03)
 
 
@@ -56,7 +56,7 @@ def test_the_upsampled_image_is_a_trivial_predictor(detail_std):
     low = torch.randint(0, 256, (16, 3, 8, 8), generator=torch.Generator().manual_seed(2)).byte()
     stage = config(low_resolution=8, detail_std=detail_std)
     error = (upsample(low / 127.5 - 1, (32, 32)) - (batch().image / 127.5 - 1)).square().mean() / (detail_std or 1) ** 2
-    assert trivial(stage, batch(low)).errors(stage, 0.0)["upsampled"] == pytest.approx(float(error), rel=1e-4)
+    assert trivial(stage, [batch(low)]).errors(stage, 0.0)["upsampled"] == pytest.approx(float(error), rel=1e-4)
 
 
 def test_levels_of_a_stage_that_generates_detail_are_visible_in_pixels():

@@ -276,7 +276,8 @@ def built(tmp_path_factory):
 def test_build_contains_every_combination_once_in_its_split(built):
     description = json.loads((built / "dataset.json").read_text())
     assert description["samples"] == {"train": 5 * 11, "heldout": 5}
-    assert description["objects"] == 5
+    assert description["objects"] == len(description["names"]) == 5
+    assert {*description["names"], "teal", "background"} <= set(description["words"])
     assert "CC BY-SA 4.0" in description["licence"] and "OpenMoji" in description["attribution"]
     pairs = {}
     for split in ("train", "heldout"):

@@ -280,7 +280,7 @@ def test_build_of_shards(source: Source, tmp_path: Path) -> None:
         for name, workers in (("a", 1), ("b", 2))
     ]
     assert built[0] == built[1]
-    assert {"octopus", "astronaut", "car", "person wearing turban"} <= set(built[0]["vocabulary"])
+    assert {"octopus", "astronaut", "car", "person wearing turban"} <= set(built[0]["names"])
     assert built[0]["licence"] == "MIT"
     tars = [(tmp_path / name / "train" / "00000.tar").read_bytes() for name in "ab"]
     assert tars[0] == tars[1]

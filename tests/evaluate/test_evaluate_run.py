@@ -2,19 +2,22 @@
 
 import io
 import json
+import sys
+import weakref
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from cascades import QUICK, TEXT, WordTokenEncoder, cascade, stage
+from command_line import run_imagen
 from PIL import Image
 
 from imagen.cascade import Cascade
 from imagen.data.shards.dataset import open_split
 from imagen.data.shards.writer import ShardWriter
 from imagen.errors import UserError
-from imagen.evaluate import generated
+from imagen.evaluate import generated, real, run
 from imagen.evaluate.extractors import base
 from imagen.evaluate.metrics.frechet import frechet_distance, moments
 from imagen.evaluate.real import choose, images, real_features
@@ -80,8 +83,8 @@ def test_interrupted_and_on_two_ranks_it_gives_the_same_numbers(shards, coarse, 
     (tmp_path / "a" / "features" / "00001.safetensors").unlink()  # as if it had been killed before this part
     again = evaluate(cascade(), shards, tmp_path / "a", cache=tmp_path / "cache", **OPTIONS)
     assert coarse.seen == seen + 8, "one part sampled again, real images from the cache"
-    assert evaluate(cascade(), shards, tmp_path / "b", rank=1, ranks=2, **OPTIONS) is None
-    ranks = evaluate(cascade(), shards, tmp_path / "b", cache=tmp_path / "cache", rank=0, ranks=2, **OPTIONS)
+    assert evaluate(cascade(), shards, tmp_path / "b", cache=tmp_path / "other", rank=1, ranks=2, **OPTIONS) is None
+    ranks = evaluate(cascade(), shards, tmp_path / "b", cache=tmp_path / "other", rank=0, ranks=2, **OPTIONS)
     assert whole["metrics"] == again["metrics"] == ranks["metrics"]
 
 
@@ -126,6 +129,70 @@ def test_real_features_are_cached_by_what_they_depend_on(shards, coarse, tmp_pat
     assert coarse.seen == 15
 
 
+@pytest.fixture
+def real_part(monkeypatch):
+    monkeypatch.setattr(real, "PART", 8)
+
+
+class Dies(Coarse):
+    """Stop like a killed process, after `after` images."""
+
+    def __init__(self, after: int):
+        super().__init__()
+        self.after = after
+
+    def __call__(self, images_BCHW):
+        if self.seen >= self.after:
+            raise KeyboardInterrupt
+        return super().__call__(images_BCHW)
+
+
+def test_interrupted_real_features_resume(shards, real_part, tmp_path):
+    dataset = open_split(shards, "train")
+    indices = choose(dataset, 29)
+    whole = real_features(dataset, indices, 16, Coarse(), cache=tmp_path / "a", progress=False)
+    assert np.array_equal(whole, torch.cat([Coarse()(batch) for batch in images(dataset, indices, 16)]))
+    assert len(list((tmp_path / "a").iterdir())) == 1, "the parts are deleted"
+    with pytest.raises(KeyboardInterrupt):  # in the third part of four
+        real_features(dataset, indices, 16, Dies(16), cache=tmp_path / "b", progress=False)
+    assert len(list((tmp_path / "b").iterdir())) == 2
+    rest = Coarse()
+    resumed = real_features(dataset, indices, 16, rest, cache=tmp_path / "b", progress=False)
+    assert rest.seen == 29 - 16 and np.array_equal(resumed, whole)
+    (name,) = [file.name for file in (tmp_path / "a").iterdir()]
+    assert [file.name for file in (tmp_path / "b").iterdir()] == [name], "the file of an uninterrupted computation"
+
+
+def test_ranks_share_real_features(shards, real_part, tmp_path):
+    dataset = open_split(shards, "train")
+    indices = choose(dataset, 29)
+    whole = real_features(dataset, indices, 16, Coarse(), cache=tmp_path / "a", progress=False)
+    extractors = [Coarse() for _ in range(3)]
+    given = {"cache": tmp_path / "b", "ranks": 3, "progress": False}
+    assert len(real_features(dataset, indices, 16, extractors[1], rank=1, **given)) == 0
+    first = real_features(dataset, indices, 16, extractors[0], rank=0, **given)  # rank 2 never started
+    assert len(real_features(dataset, indices, 16, extractors[2], rank=2, **given)) == 0
+    # Rank 1 computed part 1 of four, rank 0 its own parts 0 and 3 and the missing part 2.
+    assert [extractor.seen for extractor in extractors] == [8 + 5 + 8, 8, 0]
+    assert np.array_equal(first, whole) and len(list((tmp_path / "b").iterdir())) == 1
+
+
+def test_processes_that_compute_the_same_real_features_do_not_disturb_each_other(shards, real_part, tmp_path):
+    """While one process computes the last part, another one ends: it combines the parts and deletes them."""
+    dataset = open_split(shards, "train")
+    indices = choose(dataset, 29)
+
+    class Overtaken(Coarse):
+        def __call__(self, images_BCHW):
+            if self.seen == 24:
+                real_features(dataset, indices, 16, Coarse(), cache=tmp_path / "b", progress=False)
+            return super().__call__(images_BCHW)
+
+    whole = real_features(dataset, indices, 16, Coarse(), cache=tmp_path / "a", progress=False)
+    overtaken = real_features(dataset, indices, 16, Overtaken(), cache=tmp_path / "b", progress=False)
+    assert np.array_equal(overtaken, whole) and len(list((tmp_path / "b").iterdir())) == 1
+
+
 def test_super_resolution_is_measured_on_true_inputs(shards, coarse, tmp_path):
     """PSNR of the report is that of the saved images beside the samples they were made from."""
     pytest.importorskip("torchmetrics")
@@ -147,6 +214,40 @@ def test_super_resolution_is_measured_on_true_inputs(shards, coarse, tmp_path):
         evaluate(small, shards, tmp_path / "b", **{**options, "n": 25})
     with pytest.raises(UserError, match="true inputs are for super-resolution"):
         evaluate(small, shards, tmp_path / "b", **{**options, "stages": 1})
+
+
+@pytest.mark.parametrize("option", [["--sweep", "steps=1,2"], ["--gap"]])
+def test_missing_matplotlib_is_reported_before_anything_is_sampled(shards, coarse, tmp_path, monkeypatch, option):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    cascade().save(tmp_path / "c")
+    found = run_imagen("evaluate", tmp_path / "c", "--data", shards, "--out", tmp_path / "o", *option)
+    assert found.code == 2 and "plotting needs the package matplotlib" in found.err and "[demo]" in found.err
+    assert coarse.seen == 0 and not (tmp_path / "o").exists()
+
+
+def test_true_inputs_are_read_a_batch_at_a_time(shards, coarse, tmp_path, monkeypatch):
+    """They need not fit into memory. The numbers are those of the same images in a list."""
+    small = Cascade(
+        [stage(8, seed=1), stage(16, 8)], text=TEXT, unconditional=torch.zeros(1, 16), encoder=WordTokenEncoder()
+    )
+    options = {**OPTIONS, "cache": tmp_path / "cache", "metrics": ("fid",), "stages": 2, "inputs": "true"}
+    read, most = [], []
+    to_images = run.to_images
+
+    def counted(batch):
+        found = to_images(batch)
+        read.extend(weakref.ref(image) for image in found)
+        most.append(sum(image() is not None for image in read))
+        return found
+
+    monkeypatch.setattr(run, "to_images", counted)
+    lazy = evaluate(small, shards, tmp_path / "a", **options)
+    assert max(most) <= OPTIONS["batch_size"] + 1
+    dataset = open_split(shards, "heldout")
+    inputs = [image for batch in images(dataset, choose(dataset, 20), 8) for image in to_images(batch)]
+    monkeypatch.setattr(run, "LazyImages", lambda length, size, read: inputs)
+    assert evaluate(small, shards, tmp_path / "b", **options)["metrics"] == lazy["metrics"]
+    assert (tmp_path / "a" / "job.json").read_text() == (tmp_path / "b" / "job.json").read_text()
 
 
 def test_a_sweep_and_a_gap_are_rows_of_evaluations(shards, coarse, tmp_path):

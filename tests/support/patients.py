@@ -4,7 +4,7 @@ import dataclasses
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,12 +69,14 @@ class Constant(Words):
 Pair = tuple[np.ndarray, str]  # uint8 [H, W, 3], and a caption
 
 
-def discs(count: int, seed: int = 0) -> list[Pair]:
-    """Return images of a disc on a background; the captions name both colours."""
+def discs(count: int, seed: int = 0, shapes: Sequence[tuple[int, int]] = ((SIDE, SIDE),)) -> list[Pair]:
+    """Return images of a disc on a background, in turn of each of `shapes`; the captions name both colours."""
     random, names = np.random.default_rng(seed), list(COLOURS)
-    y, x = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
     pairs = []
     for number in range(count):
+        height, width = shapes[number % len(shapes)]
+        y, x = np.mgrid[:height, :width]
+        y, x = y - (height - 1) / 2, x - (width - 1) / 2
         inner = names[number % 4]
         outer = names[(number % 4 + 1 + number // 4 % 3) % 4]
         centre, radius = random.uniform(-2, 2, 2), random.uniform(3.5, 5.5)
@@ -121,7 +123,7 @@ UNET = UNetConfig(
 )
 
 
-def experiment(steps: int) -> Experiment:
+def experiment(steps: int, buckets: str | None = None) -> Experiment:
     return Experiment(
         name="discs",
         stage=StageConfig(
@@ -131,7 +133,7 @@ def experiment(steps: int) -> Experiment:
             sampling=SamplingConfig(steps=8, spacing="logsnr", guidance=1.5, threshold="static"),
         ),
         text=TEXT,
-        data=DataConfig(workers=0),
+        data=DataConfig(workers=0, buckets=buckets),
         optim=OptimConfig(
             algorithm="muon", lr=2e-3, muon_lr=1e-2, warmup_steps=10, schedule="cosine", betas=(0.9, 0.99)
         ),
@@ -149,8 +151,8 @@ def experiment(steps: int) -> Experiment:
     )
 
 
-def train_discs(run: Path, shards: Path, steps: int) -> Path:
-    train_run(experiment(steps), shards, run, report=lambda line: None, ranks=Ranks())
+def train_discs(run: Path, shards: Path, steps: int, buckets: str | None = None) -> Path:
+    train_run(experiment(steps, buckets), shards, run, report=lambda line: None, ranks=Ranks())
     return run
 
 

@@ -59,6 +59,8 @@ def test_invariant_to_the_scale_of_the_gradient():
     matrices = torch.randn(1, 12, 20, generator=torch.Generator().manual_seed(1))
     assert torch.equal(orthogonalise(2**-13 * matrices), orthogonalise(2**13 * matrices))
     assert orthogonalise(torch.zeros(1, 4, 4)).abs().max() == 0
+    tiny = orthogonalise(2**-90 * matrices)  # whose squares are 0 in float32
+    torch.testing.assert_close(tiny, orthogonalise(matrices), rtol=0, atol=0.02)
 
 
 def test_steps_equal_the_formula_and_a_convolution_is_a_matrix():

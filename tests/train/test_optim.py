@@ -93,3 +93,14 @@ def test_muon_updates_inner_matrices_and_adamw_the_rest():
     assert {name for name, p in unet.named_parameters() if p.ndim < 2} | {f"{n}.weight" for n in outer} == rest
     optimizer.set_learning_rate(1e-4)  # a tenth of the peak rate of both optimizers
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([5e-4, 1e-4])
+
+
+@pytest.mark.parametrize("names", [["down.A", "down.B"], ["conv_in.weight"]], ids=["all inner", "none inner"])
+def test_muon_with_parameters_of_one_kind_only(names):
+    """LoRA factors are all inner matrices."""
+    parameters = [(name, torch.nn.Parameter(torch.eye(4))) for name in names]
+    optimizer = build_optimizer(parameters, OptimConfig(algorithm="muon"))
+    for _, parameter in parameters:
+        parameter.grad = torch.randn(4, 4)
+    optimizer.step()
+    assert all(not torch.equal(parameter, torch.eye(4)) for _, parameter in parameters)

@@ -18,6 +18,7 @@ from imagen.train.sharded import full_tensor
 CONFIGS = {
     "adamw": OptimConfig(algorithm="adamw", lr=0.01, weight_decay=0.1),
     "adam": OptimConfig(algorithm="adam", lr=0.01),
+    "adamw, int8": OptimConfig(algorithm="adamw", state="int8", lr=0.01, weight_decay=0.1),
     "adafactor": OptimConfig(algorithm="adafactor", lr=0.01, betas=(0.0, 0.999), weight_decay=0.1),
     "adafactor, first moment": OptimConfig(algorithm="adafactor", lr=0.01),
     "muon": OptimConfig(algorithm="muon", lr=0.01, muon_lr=0.02, weight_decay=0.1),

@@ -16,6 +16,7 @@ from toy import experiment, stopping_at, train_on_rank, train_quietly
 
 from imagen.cascade import Cascade
 from imagen.data.embed.encode import encode_shards
+from imagen.data.loading.bench import bench
 from imagen.data.loading.config import DataConfig
 from imagen.data.shards.index import index_path
 from imagen.data.shards.mapped import MappedTensors
@@ -164,3 +165,13 @@ def test_an_index_of_an_earlier_version_gets_the_sizes(shaped, tmp_path):
 def test_settings_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         check(override(experiment(), arguments))
+
+
+def test_the_data_benchmark_loads_the_shapes_of_buckets(shaped):
+    """Without buckets it loads squares, which most of these images do not fill."""
+    found = bench(shaped, dataclasses.replace(DATA, max_bad=1.0), resolution=16, seconds=1e-3, unit=4)
+    assert found["images_per_bucket"] == {"16x16": 15, "20x12": 15, "12x20": 15} and found["skipped"] == 0
+    squares = bench(shaped, DataConfig(workers=0, max_bad=1.0), resolution=16, seconds=1e-3)
+    assert squares["images_per_bucket"] is None and squares["skipped"] > 0
+    with pytest.raises(UserError, match="sides must be multiples of 8"):
+        bench(shaped, DataConfig(workers=0, buckets="18x16"), resolution=16)

@@ -25,7 +25,12 @@ from imagen.train.step import launch_step
 from imagen.train.throughput import random_batch
 from imagen.train.trainer import Trainer
 
-KINDS = ("adam", "adamw", "adafactor", "muon")
+KINDS = ("adam", "adamw", "adamw int8", "adafactor", "muon")
+
+
+def optim_config(kind, **fields):
+    algorithm, _, state = kind.partition(" ")
+    return OptimConfig(algorithm=algorithm, state=state or "float32", **fields)
 
 
 def in_pinned_memory(batch: Batch) -> Batch:
@@ -95,12 +100,12 @@ def test_the_mode_finds_waiting_operations():
     assert pin(torch.zeros(2), META).device.type == "cpu"
 
 
-@pytest.mark.parametrize("algorithm", KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("low_resolution", [None, 8])
-def test_a_training_step_never_waits(algorithm, low_resolution):
+def test_a_training_step_never_waits(kind, low_resolution):
     """Includes the first step, which creates the optimizer's state."""
     what = experiment(unet=replace(UNET, low_res=low_resolution is not None), low_resolution=low_resolution)
-    what = replace(what, optim=OptimConfig(algorithm=algorithm, weight_decay=0 if algorithm == "adam" else 0.1))
+    what = replace(what, optim=optim_config(kind, weight_decay=0 if kind == "adam" else 0.1))
     with meta_device_as_gpu():
         step = Step(what, 4, accumulation=2)
         assert all(step(number).operations > 100 for number in range(2))
@@ -143,10 +148,10 @@ def distance(weights, others):
 
 
 @pytest.mark.parametrize("clip_norm", [0.05, 1e9])
-@pytest.mark.parametrize("algorithm", KINDS)
-def test_steps_that_do_not_wait_equal_steps_that_do(algorithm, clip_norm):
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_that_do_not_wait_equal_steps_that_do(kind, clip_norm):
     """The second step is non-finite: it is reported, and changes neither weights nor moments."""
-    optim = OptimConfig(algorithm=algorithm, lr=1e-3, eps=1e-4, weight_decay=0 if algorithm == "adam" else 0.1)
+    optim = optim_config(kind, lr=1e-3, eps=1e-4, weight_decay=0 if kind == "adam" else 0.1)
     what = replace(experiment(), optim=optim)
     batches = [random_batch(what, 4 * number, 4) for number in range(4)]
     bad = batches[1].text.clone()
@@ -183,9 +188,9 @@ def test_gradient_of_the_low_precision_copy(monkeypatch):
     assert torch.linalg.vector_norm(whole - half) < 0.05 * torch.linalg.vector_norm(whole)
 
 
-@pytest.mark.parametrize("algorithm", KINDS)
-def test_sharded_steps_that_do_not_wait(algorithm):
-    optim = OptimConfig(algorithm=algorithm, lr=1e-3, eps=1e-4)
+@pytest.mark.parametrize("kind", KINDS)
+def test_sharded_steps_that_do_not_wait(kind):
+    optim = optim_config(kind, lr=1e-3, eps=1e-4)
     before, alone = run_on_ranks(1, on_ranks, optim)[0]
     _, sharded = run_on_ranks(2, on_ranks, optim)[0]
     assert distance(sharded, alone) < 3e-2 * distance(before, alone)

@@ -57,5 +57,5 @@ def build_cifar10(source: Path, out: Path, *, progress: bool = True) -> dict[str
             Photo(number, image, int(label))
             for number, (image, label) in enumerate(zip(images_NHWC, labels_N, strict=True))
         ]
-    description = {"source": "CIFAR-10 (Krizhevsky, 2009)", "classes": list(NAMES)}
+    description = {"source": "CIFAR-10 (Krizhevsky, 2009)", "classes": list(NAMES), "names": list(NAMES)}
     return write_splits(out, arguments, splits, [SIDE], description, workers=1, progress=progress, name="CIFAR-10")

@@ -49,22 +49,27 @@ def write_splits(
 ) -> dict[str, Any]:
     """Render `splits` into `out`/NAME; write and return `out`/dataset.json.
 
-    dataset.json contains `description`, the arguments and the number of samples per split. A killed build starts over.
+    dataset.json contains `description`, the arguments, the number of samples per split, and the words of the training
+    captions. A killed build starts over.
     workers: number of processes; None: one per core, at most 16. name: label of the progress bar.
     Raises UserError if `out` contains other files.
     """
     from imagen.data.shards.writer import ShardWriter  # slow to import, and workers do not need it
+    from imagen.text.vocabulary import caption_words
 
     _start(out, arguments, splits)
-    written = {}
+    written, captions = {}, set()
     with progress_bar(total=sum(map(len, splits.values())), unit="image", desc=name, disable=not progress) as bar:
         for folder, split in splits.items():
             with ShardWriter(out / folder) as writer:
                 for sample in _render_all(split, sizes, workers):
                     writer.write(sample)
+                    if folder == "train":
+                        captions.add(sample["txt"].decode())
                     bar.update()
             written[folder] = len(split)
-    complete = {**description, "arguments": arguments, "samples": written}
+    words = sorted(caption_words(captions))
+    complete = {**description, "arguments": arguments, "samples": written, "words": words}
     write_json(out / "dataset.json", complete)
     (out / _UNFINISHED).unlink()  # dataset.json marks a finished build
     return complete

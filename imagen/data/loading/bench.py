@@ -1,5 +1,6 @@
 """Measure how fast a data set loads, and where the time goes: `imagen data bench`."""
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.batches import Batch
-from imagen.data.loading.buckets import Size
+from imagen.data.loading.buckets import Size, assign, bucket_sizes, show_size
 
 # Measures the loader's own classes, because copies of them could differ.
 from imagen.data.loading.config import DataConfig
@@ -74,23 +75,33 @@ def bench(
     resolution: int = 64,
     low_resolution: int | None = None,
     seconds: float = 10.0,
+    unit: int = 8,
 ) -> dict[str, Any]:
     """Load from `shards` (a folder or URL) for `seconds` in this process, then in `config.workers` others.
+
+    With `config.buckets` images have the shapes of their buckets, and each batch has one shape; heights and widths are
+    multiples of `unit`, as a U-Net of that total stride needs them.
 
     Returns, for one process with one thread: images_per_s, milliseconds per image for each of PARTS, kilobytes read per
     image and skipped, the number of bad samples. For the workers: workers, workers_images_per_s (in total) and
     images_per_s_a_worker; the last two are None without workers. encoder names the encoder of the embeddings that were
-    loaded, the first in alphabetical order; None without embeddings. Raises UserError as Loader does.
+    loaded, the first in alphabetical order; None without embeddings. images_per_bucket: by size, as "80x48" (width x
+    height); None without buckets. Raises UserError as Loader does, and for invalid buckets.
     """
     dataset = open_split(shards, "train", config.shard_cache)
     text = _first_text(dataset)
     embeddings = None if text is None else Embeddings(dataset, text)
+    assignment = None
+    if config.buckets is not None:
+        sizes = bucket_sizes(config.buckets, resolution, math.lcm(unit, resolution // (low_resolution or resolution)))
+        assignment = assign(sizes, dataset.image_sizes(), config.max_enlargement)
     loader = Loader(
         dataset,
         config,
         resolution=resolution,
         low_resolution=low_resolution,
         embeddings=embeddings,
+        assignment=assignment,
         batch_size=BATCH,
         seed=0,
     )
@@ -109,6 +120,9 @@ def bench(
         "low_resolution": low_resolution,
         "crop": config.crop,
         "full_decode": config.full_decode,
+        "images_per_bucket": None
+        if assignment is None
+        else {show_size(size): assignment.count(number) for number, size in enumerate(assignment.sizes)},
         "encoder": None if text is None else text.encoder,
         **found,
         "workers": config.workers,

@@ -61,7 +61,7 @@ def open_source(
     if records_per_part is not None and records_per_part < 1:
         raise UserError(f"records_per_part is {records_per_part}; it must be at least 1")
     if format is not None and format not in FORMATS:
-        raise UserError(f"unknown format {format!r}{suggest(format, FORMATS)}; the formats are {', '.join(FORMATS)}")
+        raise UserError(f"unknown format {format!r}{suggest(format, FORMATS, 'the formats are ' + ', '.join(FORMATS))}")
     if url := as_url(path):
         options = Options(
             records_per_part=records_per_part or MOST_RECORDS,

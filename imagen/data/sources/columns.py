@@ -119,8 +119,8 @@ def _find(names: Sequence[str], named: str | None, usual: Sequence[str], what: s
     if named is not None:
         if named in names:
             return named
-        hint = suggest(named, names)
-        raise UserError(f"{printable(table)} has no column {named!r}{hint}; it has {shown}{_delimiter_hint(names)}")
+        hint = suggest(named, names, f"it has {shown}")
+        raise UserError(f"{printable(table)} has no column {named!r}{hint}{_delimiter_hint(names)}")
     by_lower_case = {name.lower(): name for name in reversed(names)}  # the first of equals wins
     for candidate in usual:
         if candidate in by_lower_case:

@@ -51,9 +51,8 @@ def sampler_names() -> tuple[str, ...]:
 def sampler_class(name: str) -> "type[Sampler]":
     """Return the class of a sampler. Raises UserError, with the nearest name, if it does not exist."""
     if name not in sampler_names():
-        raise UserError(
-            f"unknown sampler {name!r}{suggest(str(name), sampler_names())}; choose {', '.join(sampler_names())}"
-        )
+        known = sampler_names()
+        raise UserError(f"unknown sampler {name!r}{suggest(str(name), known, 'choose ' + ', '.join(known))}")
     if name not in registered:
         importlib.import_module(f"{_PACKAGE}.{name}")
     return registered[name]
@@ -67,7 +66,7 @@ def create_sampler(name: str, options: Mapping[str, Any] | None = None) -> "Samp
     for option in options:
         if option not in known:
             listed = f"its options are {', '.join(known)}" if known else "it has none"
-            raise UserError(f"sampler {name!r} has no option {option!r}{suggest(option, known)}; {listed}")
+            raise UserError(f"sampler {name!r} has no option {option!r}{suggest(option, known, listed)}")
     return cls(**options)
 
 

@@ -107,7 +107,7 @@ def build_fluent(
         "things": len(drawings),
         "people": len(persons),
         "colours": {colour: list(rgb) for colour, rgb in PALETTE.items()},
-        "vocabulary": sorted({each.name for each in (*drawings, *persons)}),
+        "names": sorted({each.name for each in (*drawings, *persons)}),
     }
     return write_splits(out, arguments, splits, sizes, description, workers=workers, progress=progress)
 

@@ -60,6 +60,6 @@ def load_extractor(spec: str, device: Device = "cpu") -> Extractor:
     name, _, argument = spec.partition(":")
     if name not in EXTRACTORS:
         raise UserError(
-            f"unknown feature extractor {name!r}{suggest(name, EXTRACTORS)}; known: {', '.join(EXTRACTORS)}"
+            f"unknown feature extractor {name!r}{suggest(name, EXTRACTORS, 'known: ' + ', '.join(EXTRACTORS))}"
         )
     return EXTRACTORS[name](argument, device)

@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+# 97.5 % quantiles of Student's t with 1 to 9 degrees of freedom.
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
 
 class Interval(NamedTuple):
     """Hold a value and its 95 % interval."""

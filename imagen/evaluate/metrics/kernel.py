@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from imagen.evaluate.metrics.interval import Interval
+from imagen.evaluate.metrics.interval import STUDENT, Interval
 
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0  # of the paper's code
+BLOCKS = len(STUDENT) + 1  # disjoint blocks of images, from which KID's standard error is estimated
 BLOCK = 512  # rows of a kernel matrix at a time, so that memory is linear in the number of images
 
 
@@ -32,25 +33,25 @@ def kid_interval(
     *,
     subsets: int = 100,
     size: int = 1000,
-    blocks: int = 10,
     seed: int = 0,
 ) -> Interval:
     """Return the mean of KID over random subsets (the published form, 100 of 1,000 images), with a 95 % interval.
 
     Subsets overlap, so their spread is not the error of their mean. The standard error comes from disjoint blocks of
-    both sets instead: the spread of their distances, divided by the square root of their number.
+    both sets instead, ten of them if there are enough images: the spread of their distances, divided by the square root
+    of their number. The interval is as wide as Student's t with so few blocks.
     """
     rng = np.random.default_rng(seed)
     a, b = (each[rng.permutation(len(each))] for each in (features_MD, others_ND))
     size = min(size, len(a), len(b))
     drawn = ((a[rng.choice(len(a), size, False)], b[rng.choice(len(b), size, False)]) for _ in range(subsets))
     mean = np.mean([kid(*pair) for pair in drawn])
-    blocks = min(blocks, len(a) // 2, len(b) // 2)
+    blocks = min(BLOCKS, len(a) // 2, len(b) // 2)
     if blocks < 2:
         raise ValueError("an interval needs four images or more in each set")
     each = min(len(a) // blocks, len(b) // blocks, size)
     values = [kid(a[i * each : (i + 1) * each], b[i * each : (i + 1) * each]) for i in range(blocks)]
-    error = 1.96 * float(np.std(values, ddof=1)) / blocks**0.5
+    error = STUDENT[blocks - 2] * float(np.std(values, ddof=1)) / blocks**0.5
     return Interval(float(mean), float(mean) - error, float(mean) + error)
 
 

@@ -111,5 +111,5 @@ METRICS: dict[str, Metric] = {
 def find_metric(name: str) -> Metric:
     """Return the metric of that name. Raises UserError with the nearest name if there is none."""
     if name not in METRICS:
-        raise UserError(f"unknown metric {name!r}{suggest(name, METRICS)}; known: {', '.join(METRICS)}")
+        raise UserError(f"unknown metric {name!r}{suggest(name, METRICS, 'known: ' + ', '.join(METRICS))}")
     return METRICS[name]

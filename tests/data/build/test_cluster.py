@@ -148,7 +148,7 @@ def test_commands_on_ray_write_the_files_of_one_process(ray, request, error_of, 
     for name, engine in (("ray", ["--engine", "ray"]), ("one", [])):
         run("data", "build", "corpus", "--out", name, "--workers", 1, *engine, "--max-rejected", 1)
         out = run("data", "encode", name, *engine, *(["--workers", 2] if engine else []))
-        assert "1 shard encoded by sentence-transformers/all-MiniLM-L6-v2" in out
+        assert "2 shards encoded by sentence-transformers/all-MiniLM-L6-v2" in out
         assert "every shard was encoded already" in run("data", "encode", name, *engine)
     torch.set_num_threads(threads)
     assert read_files(tmp_path / "ray") == read_files(tmp_path / "one")

@@ -29,6 +29,23 @@ def test_kid_is_unbiased() -> None:
     assert near == kid_interval(x[:300], x[300:], size=100), "the same subsets again"
 
 
+def test_the_interval_of_kid_is_student_t_times_the_standard_error_of_ten_blocks() -> None:
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(size=(40, 3)), rng.normal(size=(40, 3))
+    order = np.random.default_rng(0)
+    x, y = a[order.permutation(40)], b[order.permutation(40)]
+    values = [kid(x[i : i + 4], y[i : i + 4]) for i in range(0, 40, 4)]
+    found = kid_interval(a, b, subsets=2)
+    error = 2.262 * np.std(values, ddof=1) / 10**0.5
+    assert (found.low, found.high) == pytest.approx((found.value - error, found.value + error), rel=1e-9)
+    # Four images make two blocks: one degree of freedom.
+    found = kid_interval(a[:4], b[:4], subsets=2)
+    order = np.random.default_rng(0)
+    x, y = a[:4][order.permutation(4)], b[:4][order.permutation(4)]
+    first, second = kid(x[:2], y[:2]), kid(x[2:], y[2:])
+    assert found.high - found.value == pytest.approx(12.706 * abs(first - second) / 2, rel=1e-9)
+
+
 def test_the_interval_of_kid_holds_the_expected_distance() -> None:
     """In about 95 % of experiments; the expected distance is that of two large sets."""
     rng = np.random.default_rng(3)

@@ -1,0 +1,73 @@
+"""Lay evaluations side by side: the metrics of several outputs of `imagen evaluate` in one table and one figure."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from imagen.errors import UserError
+from imagen.evaluate import SWEPT, plots
+from imagen.files import read_json, replacing
+
+REPORT = "report.json"
+FORMATS = ("png", "svg", "pdf")
+Row = dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+
+def is_evaluation(folder: str | Path) -> bool:
+    return (Path(folder) / REPORT).is_file()
+
+
+def side_by_side(folders: Sequence[str | Path], out: str | Path) -> list[Row]:
+    """Plot the metrics of `folders` beside each other, as PNG, SVG or PDF at `out`; return a row per evaluation.
+
+    A row has "name" (the folder; for a sweep or a cascade gap also the setting) and what the report has. Warns if the
+    evaluations have different references or numbers of images, because FID depends on both. Raises UserError for an
+    unreadable report or another file format, or if matplotlib is missing.
+    """
+    kind = Path(out).suffix.lower().lstrip(".") or "png"
+    if kind not in FORMATS:
+        raise UserError(f"{out}: plots are written as {', '.join(f'.{each}' for each in FORMATS)}; choose one of these")
+    rows = [row for folder in folders for row in _read(Path(folder))]
+    for what, values in (
+        ("numbers of images", {row["images"] for row in rows}),
+        ("real images", {(row["reference"]["fingerprint"], row["reference"]["split"]) for row in rows}),
+    ):
+        if len(values) > 1:
+            log.warning("these evaluations have different %s, on which metrics such as FID depend", what)
+    figure = plots.side_by_side(rows)
+    with replacing(Path(out)) as temporary:
+        figure.savefig(temporary, format=kind, dpi=110)
+    return rows
+
+
+def _read(folder: Path) -> list[Row]:
+    """Return the rows of a report, each with its name."""
+    path = folder / REPORT
+    report = read_json(path)
+    rows = report.get("rows", [report]) if isinstance(report, dict) else None
+    if not isinstance(rows, list) or not rows or not all(_is_row(row) for row in rows):
+        raise UserError(f"{path} is not a report of `imagen evaluate`, or is damaged")
+    return [{"name": _name(folder, row, len(rows) > 1), **row} for row in rows]
+
+
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, dict) or not isinstance(row.get("metrics"), dict) or not row["metrics"]:
+        return False
+    intervals = [each.get(key) for each in row["metrics"].values() for key in ("value", "low", "high")]
+    reference = row.get("reference")
+    return (
+        all(isinstance(value, int | float) for value in (row.get("images"), *intervals))
+        and isinstance(reference, dict)
+        and {"fingerprint", "split"} <= set(reference)
+    )
+
+
+def _name(folder: Path, row: Row, several: bool) -> str:
+    if not several:
+        return str(folder)
+    if swept := next((name for name in SWEPT if name in row), None):
+        return f"{folder}, {swept} {row[swept]}"
+    return f"{folder}, {row.get('resolution')} {row.get('inputs')}"

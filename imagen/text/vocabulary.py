@@ -1,0 +1,94 @@
+"""Say which words of a prompt a cascade was never trained on, and which names it knows are nearest in meaning."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from imagen.errors import quoted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHOWN = 3  # phrases in a warning, and names for each
+_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+")
+# Words without a meaning of their own that could be drawn: a prompt may use them whether captions did or not.
+_FUNCTION_WORDS = frozenset(
+    _WORD.findall(
+        "a an the this that these those some any each every one and or but with without of in on at by to from for "
+        "into onto over under near next beside between behind above below up down out off as is are was were be "
+        "being been it its his her their my your our who which there here very"
+    )
+)
+
+Encode = Callable[[Sequence[str]], "Sequence[Tensor]"]  # texts -> embeddings [L, D] of each
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Hold what the captions of training named: all of their words, lower case, and the names of objects."""
+
+    words: frozenset[str]
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Vocabulary | None":
+        """Return the vocabulary that `to_json` gave; None for anything else."""
+        if not isinstance(value, dict) or not all(
+            isinstance(part := value.get(key), list) and all(isinstance(each, str) for each in part)
+            for key in ("words", "names")
+        ):
+            return None
+        return cls(frozenset(value["words"]), tuple(value["names"]))
+
+    def to_json(self) -> dict[str, list[str]]:
+        return {"words": sorted(self.words), "names": list(self.names)}
+
+    def __or__(self, other: "Vocabulary") -> "Vocabulary":
+        return Vocabulary(self.words | other.words, tuple(sorted({*self.names, *other.names})))
+
+    def unknown(self, prompt: str) -> list[str]:
+        """Return the parts of `prompt` that no caption of training contained; adjacent words are one part."""
+        parts: list[list[str]] = [[]]
+        for word in split_words(prompt):
+            if word in _FUNCTION_WORDS or self._knows(word):
+                parts.append([])
+            else:
+                parts[-1].append(word)
+        return list(dict.fromkeys(" ".join(part) for part in parts if part))
+
+    def _knows(self, word: str) -> bool:
+        """Return whether captions contained `word`, in the singular or plural."""
+        forms = {word, f"{word}s", f"{word}es", word.removesuffix("s"), word.removesuffix("es")}
+        return bool(forms & self.words)
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words of a text in lower case, and its numbers."""
+    return _WORD.findall(text.lower())
+
+
+def caption_words(captions: Iterable[str]) -> frozenset[str]:
+    return frozenset(word for caption in captions for word in split_words(caption))
+
+
+def nearest(phrase: str, names: Sequence[str], encode: Encode, count: int = SHOWN) -> list[str]:
+    """Return the `count` names nearest to `phrase`: by the cosine of their texts' mean embeddings."""
+    import torch  # here, because processes that render images read this module
+
+    vectors_ND = torch.stack([each.float().mean(0) for each in encode([phrase, *names])])
+    cosines_N = torch.nn.functional.cosine_similarity(vectors_ND[:1], vectors_ND[1:])
+    return [names[i] for i in cosines_N.topk(min(count, len(names))).indices.tolist()]
+
+
+def untrained_words(prompts: Iterable[str], vocabulary: Vocabulary, encode: Encode) -> str | None:
+    """Return a warning of words in `prompts` unknown to training, with the nearest names; None if there are none."""
+    phrases = list(dict.fromkeys(part for prompt in dict.fromkeys(prompts) for part in vocabulary.unknown(prompt)))
+    if not phrases:
+        return None
+    shown = []
+    for phrase in phrases[:SHOWN]:
+        close = nearest(phrase, vocabulary.names, encode) if vocabulary.names else []
+        shown.append(quoted(phrase) + (f" (nearest of the names it knows: {', '.join(close)})" if close else ""))
+    more = f" and {len(phrases) - SHOWN:,} more" if len(phrases) > SHOWN else ""
+    return f"never trained on {', '.join(shown)}{more}; images of other things are to be expected"
