@@ -39,6 +39,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_argument("--guidance", type=Listed(float), metavar="W,...", help="guidance scale, or one per stage")
     add_argument("--steps", type=Listed(count), metavar="N,...", help="sampler steps, or one number per stage")
     add_argument("--sampler", type=Listed(str), metavar="NAME,...", help="sampler, or one per stage")
+    add_argument("--fast", action="store_true", help="sample in few steps, if the cascade has settings for it")
     add_argument("--stages", type=count, metavar="K", help="stop after the K-th stage, and compare at its resolution")
     add_argument("--batch-size", type=count, default=32, metavar="N", help="images per batch (default: 32)")
     add_argument("--save-images", type=count, default=64, metavar="N", help="images to save (default: 64)")
@@ -79,6 +80,8 @@ def run(options: argparse.Namespace) -> Result | None:
         raise UserError("give either --data (shards to compare with) or --suite (prompts)")
     if options.gap and (options.sweep is not None or options.inputs == "true"):
         raise UserError("--gap evaluates every stage on both kinds of input; leave --sweep and --inputs out")
+    if options.fast and (options.gap or options.sweep is not None):
+        raise UserError("--gap and --sweep vary the default settings: leave --fast out")
     if options.suite is not None and (options.gap or options.sweep is not None or options.inputs == "true"):
         raise UserError("--gap, --sweep and --inputs compare with shards; give --data in place of --suite")
     if options.gap or options.sweep is not None:
@@ -92,7 +95,7 @@ def run(options: argparse.Namespace) -> Result | None:
     cascade = Cascade.load(options.cascade, stages=options.stages, precision=precision)
     sampling: dict[str, Any] = {
         **{name: one_or_each(getattr(options, name)) for name in ("guidance", "steps", "sampler")},
-        **{name: getattr(options, name) for name in ("seed", "stages", "batch_size")},
+        **{name: getattr(options, name) for name in ("seed", "stages", "batch_size", "fast")},
         "rank": rank,
         "ranks": ranks,
         "precision": precision,

@@ -22,6 +22,12 @@ def test_from_a_cascade_to_fast_samples(artifacts, imagen, error_of, quick_optio
     imagen("upscale", tmp_path / "fast", first, "--fast", "--scale", 4, "--out", tmp_path / "larger")
     assert "omit --fast" in error_of(*again, "--fast")
 
+    measured = ["evaluate", tmp_path / "fast", "--data", artifacts / "shards", "--stages", 1, "--n", 4, "--fast"]
+    measured += ["--metrics", "kd_efficientnet", "--out", tmp_path / "report"]
+    report = json.loads(imagen(*measured, "--json"))
+    assert [stage["sampling"]["steps"] for stage in report["request"]["stages"]] == [4]
+    assert "leave --fast out" in error_of(*measured, "--sweep", "steps=1,2")
+
 
 def test_mistakes(artifacts, error_of, tmp_path):
     out = ["--out", tmp_path / "out"]
