@@ -46,8 +46,11 @@ def open_run(run: Path, config: dict[str, Any], report: Callable[[str], None] = 
     path = run / "config.json"
     config = json.loads(json.dumps(config, allow_nan=False))  # tuples become lists, as in the file
     if path.exists() and checkpoint_paths(run / "checkpoints"):
+        # A student is trained for the steps of its sampling settings; elsewhere these are defaults.
+        distils = (config.get("distill") or {}).get("teacher_steps")
+        mutable = [name for name in MUTABLE_FIELDS if not (distils and name == "stage.sampling")]
         for field, before, now in differences(read_json(path), config):
-            if any(field == name or field.startswith(f"{name}.") for name in MUTABLE_FIELDS):
+            if any(field == name or field.startswith(f"{name}.") for name in mutable):
                 continue
             if field in REPORTED_FIELDS:
                 report(f"{run}: {field} changes from {_short(before)} to {_short(now)}")

@@ -122,6 +122,11 @@ class TestTraining:
             without_config_of(tmp_path / "run"), without_config_of(alone if lora is None else tmp_path / "whole")
         )
 
+    def test_the_steps_of_a_run_stay(self, shards, cascade, tmp_path):
+        train_quietly(distilled(cascade, steps=1), shards, tmp_path)
+        with pytest.raises(UserError, match=r"started with stage\.sampling\.steps = 2, not 3"):
+            train_quietly(distilled(cascade, "--stage.sampling.steps", "3", steps=2), shards, tmp_path)
+
     def test_on_two_ranks(self, shards, cascade, tmp_path, alone):
         run_on_ranks(2, train_on_rank, distilled(cascade), shards, tmp_path)
         for row, wanted in zip(metrics(tmp_path), metrics(alone), strict=True):
