@@ -229,6 +229,7 @@ def test_a_full_disk_is_reported_in_one_line_and_a_rerun_completes(artifacts, tm
     assert [path.name for path in out.rglob(".*") if path.name not in (".lock", ".metadata")] == []
 
 
+@pytest.mark.slow
 def test_the_demo_reports_a_full_disk_and_a_rerun_completes(tmp_path):
     def run() -> dict:
         options = {"minutes": 0.01, "objects": 4, "prompts": 2, "pretrained": False, "device": "cpu"}

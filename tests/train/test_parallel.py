@@ -54,7 +54,13 @@ def assert_close(rows, expected, names=("loss", "eps_mse", "grad_norm", "conditi
                 assert row[name] == pytest.approx(wanted[name], rel=1e-5, abs=1e-6), (row["step"], name)
 
 
-@pytest.mark.parametrize("world_size, layout", [(2, "ddp"), (2, "fsdp"), *((4, layout) for layout in LAYOUTS)])
+CASES = [(2, "ddp"), (2, "fsdp"), *((4, layout) for layout in LAYOUTS)]
+QUICK = [(2, "ddp"), (4, "fsdp, full"), (4, "hsdp")]
+
+
+@pytest.mark.parametrize(
+    "world_size, layout", [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_loss_and_gradient_equal_those_of_one_process(shards, tmp_path, alone, world_size, layout):
     reported = run_on_ranks(world_size, train_on_rank, toy_experiment(LAYOUTS[layout]), shards, tmp_path)
     assert_close(metrics(tmp_path), alone[1])

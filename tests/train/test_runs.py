@@ -36,6 +36,7 @@ def slurm(tmp_path):
     return {**os.environ, **job, "RUN": str(tmp_path / "run"), "PYTHONPATH": str(ROOT)}
 
 
+@pytest.mark.slow
 def test_preempted_job_is_requeued(artifacts, tmp_path, slurm):
     command = [str(RUNS / "slurm.sh"), "debug_64", *(word for n, v in FIELDS.items() for word in (f"--{n}", str(v)))]
     run, environment = tmp_path / "run", {**slurm, "DATA": str(artifacts / "shards")}
