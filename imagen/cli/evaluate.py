@@ -42,7 +42,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_argument("--fast", action="store_true", help="sample in few steps, if the cascade has settings for it")
     add_argument("--stages", type=count, metavar="K", help="stop after the K-th stage, and compare at its resolution")
     add_argument("--batch-size", type=count, default=32, metavar="N", help="images per batch (default: 32)")
-    add_argument("--save-images", type=count, default=64, metavar="N", help="images to save (default: 64)")
+    add_argument("--save-images", type=whole, default=64, metavar="N", help="images to save (default: 64; 0: none)")
     add_argument(
         "--inputs",
         type=Choice("generated", "true", what="kind of input"),

@@ -61,6 +61,7 @@ def evaluate(
     """
     started = time.time()
     check_number("n", n, least=2)
+    check_number("save_images", save_images, least=0)
     chosen = [find_metric(name) for name in metrics]
     _check_metrics(chosen, cascade, inputs)
     dataset = open_split(data, split)

@@ -109,6 +109,7 @@ def test_mistakes_are_found_before_sampling(shards, coarse, tmp_path):
         ({"split": "test"}, cascade(), "no split 'test'"),
         ({"reference": 25}, cascade(), "fewer than the 25"),
         ({"n": 1}, cascade(), "n is 1"),
+        ({"save_images": -1}, cascade(), "save_images is -1"),
         ({"metrics": ("kid",), "n": 3}, cascade(), "kid: 3 generated and 24 real images; at least 4"),
         ({"metrics": ("prdc",), "reference": 5}, cascade(), "coverage: 20 generated and 5 real images; at least 6"),
         ({"metrics": ("clip",)}, without_text, "reads no text"),
