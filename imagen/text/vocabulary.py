@@ -76,6 +76,7 @@ def nearest(phrase: str, names: Sequence[str], encode: Encode, count: int = SHOW
     """Return the `count` names nearest to `phrase`: by the cosine of their texts' mean embeddings."""
     import torch  # here, because processes that render images read this module
 
+    names = list(dict.fromkeys(name for name in names if name != phrase))  # `encode` may return each text once
     vectors_ND = torch.stack([each.float().mean(0) for each in encode([phrase, *names])])
     cosines_N = torch.nn.functional.cosine_similarity(vectors_ND[:1], vectors_ND[1:])
     return [names[i] for i in cosines_N.topk(min(count, len(names))).indices.tolist()]

@@ -34,6 +34,11 @@ def test_nearest_names_by_the_cosine_of_mean_embeddings():
     assert nearest("zeppelin", VOCABULARY.names, encode, count=1) == ["yo-yo"]
 
 
+def test_names_of_a_damaged_file_may_repeat_or_equal_the_phrase():
+    each_once = lambda texts: encode(list(dict.fromkeys(texts)))  # noqa: E731  # as a cascade encodes
+    assert nearest("zeppelin", ["dog", "dog", "zeppelin", "horse"], each_once) == ["horse", "dog"]
+
+
 def test_the_warning_names_what_is_unknown_once():
     assert untrained_words(["a dog", "a red horse"], VOCABULARY, encode) is None
     assert untrained_words(["a zeppelin", "two zeppelin"], VOCABULARY, encode) == (
