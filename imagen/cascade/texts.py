@@ -1,6 +1,7 @@
 """Encode prompts, each once. The encoder is offloaded while images are sampled."""
 
 import logging
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,8 @@ class PromptEncoder:
 
     encoder: None loads it from `config` at the first prompt. int8: quantize the loaded weights to 8 bits.
 
-    Prompts are encoded one at a time, so that the last bits of an embedding do not depend on other prompts.
+    Prompts are encoded one at a time, so that the last bits of an embedding do not depend on other prompts. Any thread
+    may call this: a tokenizer raises "Already borrowed" if two threads use it at the same time.
     """
 
     def __init__(self, config: TextConfig, unconditional: Tensor, encoder: Encoder | None = None, int8: bool = False):
@@ -36,6 +38,7 @@ class PromptEncoder:
         # Whether the encoder remains on the device between prompts, as in a server. A round trip costs 1 s per 10 GB.
         self.resident = False
         self._known: dict[str, Tensor] = {}
+        self._lock = threading.Lock()
 
     def __contains__(self, prompt: str) -> bool:
         return not prompt or prompt in self._known
@@ -49,19 +52,30 @@ class PromptEncoder:
 
         vram: bound of device memory in GiB; an encoder that takes more than 9/10 of it runs on the CPU.
         """
-        wanted = list(dict.fromkeys(prompts))
-        missing = [prompt for prompt in wanted if prompt and prompt not in self._known]
-        if missing:
-            if self.encoder is None:
-                self.encoder = self._load(device, device if vram is None and not self.int8 else torch.device("cpu"))
-            self._move(device if vram is None or self._bytes() < 0.9 * vram * 2**30 else torch.device("cpu"))
-            self._warn_of_truncation(missing)
-            self._known |= {prompt: self.encoder.encode([prompt])[0] for prompt in missing}
-            if not self.resident:
-                self._move(torch.device("cpu"))
+        with self._lock:
+            return self._encode(list(dict.fromkeys(prompts)), device, vram)
+
+    def without_storing(self, text: str, device: torch.device) -> Tensor:
+        """Return the embedding of a text that is not expected again, on the CPU. Raises as `__call__` does."""
+        with self._lock:
+            return self._computed([text], device, None)[text]
+
+    def _encode(self, wanted: list[str], device: torch.device, vram: float | None) -> dict[str, Tensor]:
+        if missing := [prompt for prompt in wanted if prompt and prompt not in self._known]:
+            self._known |= self._computed(missing, device, vram)
         found = {prompt: self._known[prompt] if prompt else self.unconditional for prompt in wanted}
         for prompt in list(self._known)[: max(len(self._known) - CACHED, 0)]:
             del self._known[prompt]
+        return found
+
+    def _computed(self, prompts: list[str], device: torch.device, vram: float | None) -> dict[str, Tensor]:
+        if self.encoder is None:
+            self.encoder = self._load(device, device if vram is None and not self.int8 else torch.device("cpu"))
+        self._move(device if vram is None or self._bytes() < 0.9 * vram * 2**30 else torch.device("cpu"))
+        self._warn_of_truncation(prompts)
+        found = {prompt: self.encoder.encode([prompt])[0] for prompt in prompts}
+        if not self.resident:
+            self._move(torch.device("cpu"))
         return found
 
     def _warn_of_truncation(self, prompts: list[str]) -> None:

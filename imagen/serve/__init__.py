@@ -8,6 +8,7 @@ guard.py       checks before routing: host, origin, sizes, times
 access.py      keys, rates, hosts, origins
 service.py     the state that all routes share
 bodies.py      checks before a body is parsed
+states.py      the state of jobs and images as JSON
 api.py         our own API
 openai_api.py  OpenAI's image API
 requests.py    fields of a request, and how they become requests of the cascade
@@ -20,6 +21,7 @@ engine.py      one device's thread, which samples all requests together
 scheduler.py   the order of images, and the next batch
 batching.py    batches of network evaluations
 fair_queue.py  fair shares of device time
+hints.py       warnings of words that training never showed
 errors.py      errors as JSON
 metrics.py     metrics for Prometheus
 page/          the page: plain HTML, CSS and JavaScript

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field, ValidationError
 from starlette.datastructures import UploadFile
 
+from imagen.cascade import Request as CascadeRequest
 from imagen.errors import UserError
 from imagen.serve.bodies import Route
 from imagen.serve.errors import AccessDenied, describe_errors
@@ -17,8 +18,10 @@ from imagen.serve.job import Job, Picture
 from imagen.serve.pictures import decode_mask, decoded, encoded, from_base64, to_base64
 from imagen.serve.requests import ImageRequest, InputImages, PreparedRequest
 from imagen.serve.service import Service
+from imagen.serve.states import JobState, about_picture, described, file_name
 
 PREVIEW_SIDE = 512  # pixels; larger previews are scaled down
+RESPONSES: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}, 202: {"model": JobState}}
 router = APIRouter(prefix="/api", tags=["imagen"], route_class=Route)
 
 
@@ -28,7 +31,7 @@ class Generate(ImageRequest):
     stream: bool = Field(default=False, description="respond with server-sent events instead of a job")
 
 
-@router.post("/generate", status_code=202, responses={200: {"content": {"text/event-stream": {}}}})
+@router.post("/generate", status_code=202, responses=RESPONSES)
 async def generate(fields: Generate, request: Request) -> Response:
     """Generate images. Responds at once with a job; with `stream`, with events until the images are finished.
 
@@ -38,17 +41,17 @@ async def generate(fields: Generate, request: Request) -> Response:
     client = service.client(request)
     prepared = await service.prepare(fields, lambda: _input_images(fields, service.config.limits.input_pixels))
     kind = "upscale" if fields.start else "edit" if fields.init else "generate"
-    return _respond(service, prepared, client, kind, fields.stream)
+    return await _respond(service, prepared, client, kind, fields.stream)
 
 
-@router.post("/upscale", status_code=202, responses={200: {"content": {"text/event-stream": {}}}}, openapi_extra={
+@router.post("/upscale", status_code=202, responses=RESPONSES, openapi_extra={
     "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": {
         "type": "object", "required": ["image"],
         "properties": {
             "image": {"type": "string", "format": "binary"},
             "stream": {"type": "boolean"},
             **{name: {"description": ImageRequest.model_fields[name].description or name, "type": "string"}
-               for name in ("prompt", "scale", "seed", "steps", "low_res_noise", "tile", "output_format")},
+               for name in ("prompt", "scale", "seed", "fast", "steps", "low_res_noise", "tile", "output_format")},
         },
     }}}},
 })  # fmt: skip
@@ -63,11 +66,11 @@ async def upscale(request: Request) -> Response:
     fields: ImageRequest = validated(ImageRequest, form)
     max_pixels = service.config.limits.input_pixels
     prepared = await service.prepare(fields, lambda: InputImages(start=decoded(files["image"][0], "image", max_pixels)))
-    return _respond(service, prepared, client, "upscale", stream)
+    return await _respond(service, prepared, client, "upscale", stream)
 
 
 @router.get("/jobs/{id}")
-async def job(id: str, request: Request) -> dict[str, Any]:
+async def job(id: str, request: Request) -> JobState:
     """Return the state of a job, with the addresses of its images."""
     service: Service = request.app.state.service
     found = _job(service, id, request)
@@ -76,7 +79,7 @@ async def job(id: str, request: Request) -> dict[str, Any]:
 
 
 @router.delete("/jobs/{id}")
-async def cancel(id: str, request: Request) -> dict[str, Any]:
+async def cancel(id: str, request: Request) -> JobState:
     """Cancel a job, or delete one that has ended."""
     service: Service = request.app.state.service
     found = _job(service, id, request)
@@ -113,34 +116,50 @@ def _job(service: Service, id: str, request: Request) -> Job:
     return found
 
 
-def _respond(service: Service, prepared: PreparedRequest, client: str, kind: str, stream: bool) -> Response:
+async def _respond(service: Service, prepared: PreparedRequest, client: str, kind: str, stream: bool) -> Response:
     job = service.submit(prepared, client, kind, previews=stream)
     if stream:
-        return EventStream(_events(service, job), lambda: service.jobs.abandon(job))
-    return JSONResponse(described(service, job), 202, {"Location": f"/api/jobs/{job.id}"})
+        return EventStream(_events(service, job, prepared.requests[0]), lambda: service.jobs.abandon(job))
+    await _warn(service, job, prepared.requests[0])
+    return JSONResponse(described(service, job).model_dump(), 202, {"Location": f"/api/jobs/{job.id}"})
 
 
-async def _events(service: Service, job: Job) -> AsyncIterator[tuple[None, Any]]:
-    yield None, {"type": "job", **described(service, job)}
-    shown = dict.fromkeys(job.pictures, 0)
-    sent: set[Picture] = set()
-    position = -1
-    async for changed in changes(job):
-        if not changed:
-            yield None, None
-        if job.state == "queued" and (now := service.jobs.position(job)) != position:
-            position = now
-            yield None, {"type": "queued", "position": position}
-        for picture in job.pictures:
-            if picture.ended and picture not in sent:
-                sent.add(picture)
-                yield None, {"type": "picture", **about_picture(job, picture)}
-            elif picture.state == "running" and picture.previews > shown[picture] and picture.preview is not None:
-                shown[picture] = picture.previews
-                value = {"type": "preview", **about_picture(job, picture)}
-                value["preview"] = await asyncio.to_thread(_preview, picture.preview)
-                yield None, value
-    yield None, {"type": "end", "state": job.state, "error": job.error}
+async def _warn(service: Service, job: Job, request: CascadeRequest) -> None:
+    """Add the warning of unknown words to a job, whose images wait or are sampled in the meantime."""
+    job.warning = await service.hints.warning(request)
+    job.changed()
+
+
+async def _events(service: Service, job: Job, request: CascadeRequest) -> AsyncIterator[tuple[None, Any]]:
+    warning = asyncio.ensure_future(_warn(service, job, request))
+    try:
+        yield None, {"type": "job", **described(service, job).model_dump()}
+        shown = dict.fromkeys(job.pictures, 0)
+        sent: set[Picture] = set()
+        position, warned = -1, False
+        async for changed in changes(job):
+            if not changed:
+                yield None, None
+            if job.ended:
+                await warning
+            if job.warning is not None and not warned:
+                warned = True
+                yield None, {"type": "warning", "warning": job.warning}
+            if job.state == "queued" and (now := service.jobs.position(job)) != position:
+                position = now
+                yield None, {"type": "queued", "position": position}
+            for picture in job.pictures:
+                if picture.ended and picture not in sent:
+                    sent.add(picture)
+                    yield None, {"type": "picture", **about_picture(job, picture).model_dump()}
+                elif picture.state == "running" and picture.previews > shown[picture] and picture.preview is not None:
+                    shown[picture] = picture.previews
+                    value = {"type": "preview", **about_picture(job, picture).model_dump()}
+                    value["preview"] = await asyncio.to_thread(_preview, picture.preview)
+                    yield None, value
+        yield None, {"type": "end", "state": job.state, "error": job.error}
+    finally:
+        warning.cancel()
 
 
 def _preview(image: Any) -> str:
@@ -149,42 +168,6 @@ def _preview(image: Any) -> str:
         small = image.copy()
         small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
     return f"data:image/jpeg;base64,{to_base64(encoded(small, 'jpeg', quality=85))}"
-
-
-def described(service: Service, job: Job) -> dict[str, Any]:
-    """Return the state of a job as JSON."""
-    return {
-        "id": job.id,
-        "kind": job.kind,
-        "state": job.state,
-        "created": int(job.created),
-        "position": service.jobs.position(job) if job.state == "queued" else 0,
-        "error": job.error,
-        "pictures": [about_picture(job, picture) for picture in job.pictures],
-    }
-
-
-def about_picture(job: Job, picture: Picture) -> dict[str, Any]:
-    """Return the state of an image as JSON."""
-    done = picture.state == "done"
-    seed = picture.seed
-    return {
-        "number": picture.number,
-        "state": picture.state,
-        "seed": seed if isinstance(seed, int) else seed.other,
-        "resolution": picture.resolution,
-        "progress": 1.0 if done else round(picture.done / picture.total, 3),
-        "error": picture.error,
-        "command": picture.command,
-        "width": picture.size[0],
-        "height": picture.size[1],
-        "url": f"/api/pictures/{file_name(job, picture)}" if done else None,
-    }
-
-
-def file_name(job: Job, picture: Picture) -> str:
-    """Return the name under which /api/pictures serves an image."""
-    return f"{picture.id}.{job.format}"
 
 
 def _input_images(fields: ImageRequest, max_pixels: int) -> InputImages:

@@ -35,7 +35,7 @@ def create_app(engines: list[Engine], config: ServeConfig, metrics: Metrics) -> 
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.service = Service(engines, config, metrics, access)
         yield
-        app.state.service.jobs.close()
+        app.state.service.close()
 
     app = FastAPI(
         title="imagen",

@@ -74,6 +74,7 @@ class Job:
     deadline: asyncio.TimerHandle | None = None
     created: float = field(default_factory=time.time)
     began: float = field(default_factory=time.monotonic)
+    warning: str | None = None  # of words in its prompt that training never showed
     collected: bool = False  # a client has received its final state
     watchers: set[asyncio.Event] = field(default_factory=set)
 

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from imagen.errors import UserError
-from imagen.serve.api import file_name, read_form, validated
+from imagen.serve.api import read_form, validated
 from imagen.serve.bodies import Route
 from imagen.serve.errors import AccessDenied, error_body
 from imagen.serve.events import EventStream, changes, status_of, until_ended
@@ -16,6 +16,7 @@ from imagen.serve.job import Job, Picture
 from imagen.serve.pictures import Format, decode_mask, decode_with_alpha, encoded, to_base64, transparency_mask
 from imagen.serve.requests import Each, EachWhole, ImageRequest, InputImages, PreparedRequest
 from imagen.serve.service import Service
+from imagen.serve.states import file_name
 
 STRENGTH = 0.7  # of an edit without a mask: follows the prompt, and the image remains recognisable
 router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=Route)

@@ -10,10 +10,12 @@ from imagen.diffusion.samplers import sampler_names
 from imagen.serve.access import Access
 from imagen.serve.config import ServeConfig
 from imagen.serve.engine import Engine
+from imagen.serve.hints import Hints
 from imagen.serve.job import Busy, Job, Stopping
 from imagen.serve.jobs import Jobs
 from imagen.serve.metrics import Metrics
 from imagen.serve.requests import ImageRequest, InputImages, PreparedRequest, prepare
+from imagen.stage.config import SamplingConfig
 from imagen.stage.sampling import FAST
 from imagen.version import __version__
 
@@ -30,6 +32,7 @@ class Service:
         self.cascade = engines[0].cascade
         self.access = access
         self.jobs = Jobs(engines, config, metrics)
+        self.hints = Hints(self.cascade, engines[0].device)
         self._decoding = asyncio.Semaphore(DECODING)
 
     def client(self, request: Request) -> str:
@@ -60,6 +63,11 @@ class Service:
             self.access.refund(client, len(prepared.requests))
             raise
 
+    def close(self) -> None:
+        """Stop the engines and all other threads."""
+        self.hints.close()
+        self.jobs.close()
+
     @property
     def healthy(self) -> bool:
         """Return whether every engine can sample."""
@@ -81,9 +89,8 @@ class Service:
                 {
                     "resolution": stage.config.resolution,
                     "low_resolution": stage.config.low_resolution,
-                    "steps": stage.config.sampling.steps,
-                    "guidance": stage.config.sampling.guidance,
-                    "sampler": stage.config.sampling.sampler,
+                    **_settings(stage.config.sampling),
+                    "fast": None if stage.fast is None else _settings(stage.fast),
                 }
                 for stage in self.cascade.stages
             ],
@@ -98,3 +105,7 @@ class Service:
             },
             "keys": bool(self.config.keys),
         }
+
+
+def _settings(sampling: SamplingConfig) -> dict[str, Any]:
+    return {"steps": sampling.steps, "guidance": sampling.guidance, "sampler": sampling.sampler}

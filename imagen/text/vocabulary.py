@@ -72,24 +72,51 @@ def caption_words(captions: Iterable[str]) -> frozenset[str]:
     return frozenset(word for caption in captions for word in split_words(caption))
 
 
-def nearest(phrase: str, names: Sequence[str], encode: Encode, count: int = SHOWN) -> list[str]:
-    """Return the `count` names nearest to `phrase`: by the cosine of their texts' mean embeddings."""
-    import torch  # here, because processes that render images read this module
+class NearestNames:
+    """Find the names that are nearest in meaning to a phrase. The names are encoded once, for the first phrase."""
 
-    names = list(dict.fromkeys(name for name in names if name != phrase))  # `encode` may return each text once
-    vectors_ND = torch.stack([each.float().mean(0) for each in encode([phrase, *names])])
-    cosines_N = torch.nn.functional.cosine_similarity(vectors_ND[:1], vectors_ND[1:])
-    return [names[i] for i in cosines_N.topk(min(count, len(names))).indices.tolist()]
+    def __init__(self, names: Iterable[str], encode: Encode):
+        self.names = list(dict.fromkeys(names))
+        self._encode = encode
+        self._names_ND: Tensor | None = None
+
+    def __call__(self, phrase: str, count: int = SHOWN) -> list[str]:
+        """Return the `count` names nearest to `phrase`, by the cosine of mean embeddings; never `phrase` itself."""
+        if not self.names:
+            return []
+        import torch  # here, because processes that render images read this module
+
+        names_ND = self.encode_names()
+        cosines_N = torch.nn.functional.cosine_similarity(self._means([phrase]), names_ND)
+        order = cosines_N.topk(min(count + 1, len(self.names))).indices.tolist()
+        return [name for i in order if (name := self.names[i]) != phrase][:count]
+
+    def encode_names(self) -> "Tensor":
+        """Return the mean embeddings of the names, [N, D], computed in the first call."""
+        if self._names_ND is None:
+            self._names_ND = self._means(self.names)
+        return self._names_ND
+
+    def _means(self, texts: list[str]) -> "Tensor":
+        import torch
+
+        return torch.stack([each.float().mean(0) for each in self._encode(texts)])
 
 
 def untrained_words(prompts: Iterable[str], vocabulary: Vocabulary, encode: Encode) -> str | None:
     """Return a warning of words in `prompts` unknown to training, with the nearest names; None if there are none."""
-    phrases = list(dict.fromkeys(part for prompt in dict.fromkeys(prompts) for part in vocabulary.unknown(prompt)))
+    phrases = [part for prompt in dict.fromkeys(prompts) for part in vocabulary.unknown(prompt)]
+    return warning_of(phrases, NearestNames(vocabulary.names, encode))
+
+
+def warning_of(phrases: Iterable[str], nearest: Callable[[str], Sequence[str]]) -> str | None:
+    """Return a warning that phrases were not in training, with the `nearest` names of the first; None without any."""
+    phrases = list(dict.fromkeys(phrases))
     if not phrases:
         return None
     shown = []
     for phrase in phrases[:SHOWN]:
-        close = nearest(phrase, vocabulary.names, encode) if vocabulary.names else []
+        close = nearest(phrase)
         shown.append(quoted(phrase) + (f" (nearest of the names it knows: {', '.join(close)})" if close else ""))
     more = f" and {len(phrases) - SHOWN:,} more" if len(phrases) > SHOWN else ""
     return f"never trained on {', '.join(shown)}{more}; images of other things are to be expected"

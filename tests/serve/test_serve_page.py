@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from serving import change_limits, serving, wait_until
+from serving import change_limits, fast_cascade, serving, wait_until
 
 from imagen.diffusion.samplers import sampler_names
 
@@ -193,6 +193,119 @@ def test_the_page_asks_for_the_key(browser):
         submit_prompt(page, "a cat")
         expect(page.locator(STORED)).to_have_count(1)
         context.close()
+
+
+@pytest.fixture(scope="module")
+def fast_server(tmp_path_factory):
+    with serving(fast_cascade(tmp_path_factory.mktemp("fast"))) as server:
+        yield server
+
+
+@pytest.fixture
+def fast_page(fast_server, browser):
+    context = browser.new_context(
+        viewport={"width": 390, "height": 840}, color_scheme="dark", bypass_csp=True, reduced_motion="reduce"
+    )
+    shown = context.new_page()
+    shown.set_default_timeout(WAIT)
+    shown.goto(fast_server.url)
+    shown.wait_for_selector("#sizes input")
+    yield shown
+    context.close()
+
+
+def sent_body(page, work: Callable[[], None]) -> dict[str, object]:
+    """Return the body of the request that `work` sends."""
+    with page.expect_request("**/api/generate") as request:
+        work()
+    return request.value.post_data_json
+
+
+def test_fast_sampling_is_a_switch(fast_page):
+    page = fast_page
+    switch = page.get_by_role("switch", name="Fast", exact=True)
+    expect(switch).not_to_be_checked()
+    page.click("#settings summary")
+    for name, value in (("negative", "a dog"), ("steps", "5"), ("guidance", "3")):
+        page.fill(f"#{name}", value)
+    page.select_option("#sampler", "heun")
+    page.fill("#prompt", "a cat")
+    switch.focus()
+    page.keyboard.press("Space")
+    expect(switch).to_be_checked()
+    for name in ("steps", "guidance", "sampler"):
+        expect(page.locator(f"#{name}")).to_be_disabled()
+    expect(page.locator("#negative")).to_be_enabled(), "the second stage has no fast settings, and guidance"
+    note = "Fast sampling has its own steps, guidance scale and sampler."
+    expect(page.locator("#steps")).to_have_accessible_description(note)
+    body = sent_body(page, lambda: page.press("#prompt", "Enter"))
+    assert body["fast"] is True and body["negative"] == "a dog"
+    assert not {"steps", "guidance", "sampler"} & set(body)
+    expect(page.locator(STORED)).to_have_count(1)
+    page.click(".open")
+    expect(page.locator("#command")).to_contain_text("--fast --out pictures")
+    expect(page.locator("#viewer-facts")).to_contain_text("Sampling")
+    assert sent_body(page, lambda: page.click("#again"))["fast"] is True
+    expect(page.locator(STORED)).to_have_count(2)
+
+    switch.uncheck()
+    expect(page.locator("#steps")).to_be_enabled()
+    expect(page.locator("#steps")).to_have_accessible_description("")
+    body = sent_body(page, lambda: page.press("#prompt", "Enter"))
+    assert "fast" not in body
+    assert (body["steps"], body["guidance"], body["sampler"]) == (5, 3, "heun"), "settings survive the switch"
+    expect(page.locator(STORED)).to_have_count(3)
+    switch.check()
+    page.reload()
+    page.wait_for_selector("#sizes input")
+    expect(switch).not_to_be_checked()
+    expect(page.locator("#steps")).to_be_enabled()
+
+
+def test_an_image_of_a_fast_cascade_is_sampled_again_without_one(fast_page):
+    fast_page.get_by_role("switch").check()
+    submit_fast = lambda: (fast_page.fill("#prompt", "a cat"), fast_page.press("#prompt", "Enter"))  # noqa: E731
+    assert sent_body(fast_page, submit_fast)["fast"] is True
+    expect(fast_page.locator(STORED)).to_have_count(1)
+    about = fast_page.request.get("/api/about").json()
+    for stage in about["stages"]:
+        stage["fast"] = None
+    fast_page.route("**/api/about", lambda route: route.fulfill(json=about))
+    fast_page.reload()
+    fast_page.wait_for_selector("#sizes input")
+    expect(fast_page.locator("#fast-switch")).to_be_hidden()
+    fast_page.click(".open")
+    assert "fast" not in sent_body(fast_page, lambda: fast_page.click("#again"))
+    expect(fast_page.locator(STORED)).to_have_count(2)
+
+
+def test_there_is_no_switch_without_fast_settings(page):
+    expect(page.locator("#fast-switch")).to_be_hidden()
+    assert "fast" not in sent_body(page, lambda: submit_prompt(page, "a cat"))
+    expect(page.locator(STORED)).to_have_count(1)
+    expect(page.locator("#warning")).to_be_empty()
+
+
+def test_unknown_words_are_reported(fast_page):
+    page = fast_page
+    page.fill("#prompt", "a zeppelin and a <b>cat</b>")
+    page.press("#prompt", "Enter")
+    warning = page.get_by_role("status").filter(has_text="Never trained on")
+    expect(warning).to_contain_text("'zeppelin' (nearest of the names it knows: ")
+    expect(warning).to_contain_text("images of other things are to be expected.")
+    expect(page.locator(STORED)).to_have_count(1)
+    expect(warning).to_be_visible()
+    page.get_by_role("switch").check()
+    assert serious_findings(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.click(".open")
+    expect(page.locator("#viewer-facts")).to_contain_text("Never trained on 'zeppelin'")
+    assert serious_findings(page) == []
+    page.keyboard.press("Escape")
+    page.fill("#prompt", "a cat")
+    page.press("#prompt", "Enter")
+    expect(page.locator(STORED)).to_have_count(2)
+    expect(page.locator("#warning")).to_be_empty()
 
 
 def serious_findings(page) -> list[str]:

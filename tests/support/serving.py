@@ -7,28 +7,44 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import torch
 from cascades import cascade, stage
+from lora import lora_file
 from PIL import Image
 
 from imagen.cascade import Cascade
+from imagen.lora import fit, read_adapter
 from imagen.serve.config import Limits, ServeConfig
 from imagen.serve.engine import Engine
 from imagen.serve.metrics import Metrics
 from imagen.serve.running import Server, listen
 from imagen.serve.task import ImageTask, Step
+from imagen.stage.sampling import FAST
+from imagen.text.vocabulary import Vocabulary
 
 JOB: dict[str, Any] = {"device": "cpu", "precision": "fp32", "batch_size": 1}
+VOCABULARY = Vocabulary(frozenset({"cat", "dog", "two", "yo-yo"}), ("cat", "dog", "yo-yo", "hot dog"))
 LIMITS = Limits(n=4, steps=60, prompt=100, side=256, pixels=128 * 128, body=200_000, input_pixels=300 * 300)
 
 
 def tiny_cascade() -> Cascade:
     """Return a cascade of 16 and 32 pixels with one text token per word."""
     return cascade(stage(16), stage(32, 16))
+
+
+def fast_cascade(folder: Path) -> Cascade:
+    """Return a `tiny_cascade` with fast settings and an adapter for 16 pixels, and a vocabulary."""
+    model = tiny_cascade()
+    base = model.stages[0]
+    base.adapters[FAST] = fit(read_adapter(lora_file(folder / "fast.safetensors", model)), base.unet)
+    base.fast = dataclasses.replace(base.config.sampling, sampler="ddim", steps=2, guidance=1.0)
+    base.info = {**base.info, "vocabulary": VOCABULARY.to_json()}
+    return model
 
 
 def start_engine(model: Cascade | None = None, limits: Limits = LIMITS) -> Engine:

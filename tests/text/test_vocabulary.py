@@ -9,7 +9,7 @@ import torch
 from imagen.cascade import Cascade
 from imagen.cascade.card import cascade_card
 from imagen.cascade.storage import read_manifest
-from imagen.text.vocabulary import Vocabulary, caption_words, nearest, untrained_words
+from imagen.text.vocabulary import NearestNames, Vocabulary, caption_words, untrained_words
 
 CAPTIONS = ["A dog on a red background", "two horses, white background", "a yo-yo left of a box"]
 VOCABULARY = Vocabulary(caption_words(CAPTIONS), ("dog", "horse", "yo-yo"))
@@ -30,13 +30,23 @@ def test_unknown_words():
 
 
 def test_nearest_names_by_the_cosine_of_mean_embeddings():
-    assert nearest("zeppelin", VOCABULARY.names, encode) == ["yo-yo", "horse", "dog"]
-    assert nearest("zeppelin", VOCABULARY.names, encode, count=1) == ["yo-yo"]
+    nearest = NearestNames(VOCABULARY.names, encode)
+    assert nearest("zeppelin") == ["yo-yo", "horse", "dog"]
+    assert nearest("zeppelin", count=1) == ["yo-yo"]
+    assert NearestNames([], encode)("zeppelin") == []
+
+
+def test_names_are_encoded_once():
+    seen = []
+    nearest = NearestNames(VOCABULARY.names, lambda texts: seen.append(list(texts)) or encode(texts))
+    for _ in range(2):
+        nearest("zeppelin")
+    assert seen == [list(VOCABULARY.names), ["zeppelin"], ["zeppelin"]]
 
 
 def test_names_of_a_damaged_file_may_repeat_or_equal_the_phrase():
     each_once = lambda texts: encode(list(dict.fromkeys(texts)))  # noqa: E731  # as a cascade encodes
-    assert nearest("zeppelin", ["dog", "dog", "zeppelin", "horse"], each_once) == ["horse", "dog"]
+    assert NearestNames(["dog", "dog", "zeppelin", "horse"], each_once)("zeppelin") == ["horse", "dog"]
 
 
 def test_the_warning_names_what_is_unknown_once():

@@ -13,19 +13,35 @@ function showProblem(text, where = "problem") { $(where).textContent = text; }
 
 function chosenSize() { return Number(document.querySelector("#sizes input:checked").value); }
 
-function number(id) { return $(id).value === "" ? undefined : Number($(id).value); }
+// Return the value of a setting; undefined where it is empty, or fast sampling does not use it.
+function setting(id) { return $(id).disabled ? undefined : $(id).value.trim() || undefined; }
+
+function number(id) { return setting(id) === undefined ? undefined : Number(setting(id)); }
+
+function hasFast() { return server?.stages.some((stage) => stage.fast) ?? false; }
+
+// Disable the settings that fast sampling does not use.
+function updateFast() {
+  const fast = $("fast").checked;
+  const guided = server.stages.some((stage) => (stage.fast || stage).guidance !== 1);
+  for (const id of ["steps", "guidance", "sampler"]) $(id).disabled = fast;
+  $("negative").disabled = fast && !guided;
+  $("fast-note").hidden = !fast;
+  $("fast-note").textContent = fast ? `Fast sampling has its own steps, guidance scale and sampler${guided ? "" : ", and uses no negative prompt"}.` : "";
+}
 
 // Return the form as fields of the API.
 function formFields() {
   return {
     prompt: $("prompt").value.trim(),
-    negative: $("negative").value.trim() || undefined,
+    negative: setting("negative"),
     n: Number($("count").value),
     seed: number("seed"),
     size: `${chosenSize()}x${chosenSize()}`,
+    fast: $("fast").checked || undefined,
     steps: number("steps"),
     guidance: number("guidance"),
-    sampler: $("sampler").value || undefined,
+    sampler: setting("sampler"),
     output_format: $("format").value,
   };
 }
@@ -41,11 +57,17 @@ async function generate(body, how = "") {
     if (open.size === 0) stop.abort();
     announce("Cancelled");
   }));
+  let warning;
   showProblem("");
+  showProblem("", "warning");
   announce(`Generating ${plural(count, "image")}`);
   const each = (work) => open.forEach((index) => work(cards[index], index));
   try {
     await api.generate(body, async (event) => {
+      if (event.type === "warning") {
+        warning = api.sentence(event.warning);
+        showProblem(warning, "warning");
+      }
       if (event.type === "queued") each((card) => card.queued(event.position));
       if (!open.has(event.number)) return;
       if (event.type === "preview") cards[event.number].preview(event);
@@ -59,7 +81,7 @@ async function generate(body, how = "") {
         await cards[event.number].done({
           blob, how, prompt: body.prompt, seed: event.seed, command: event.command, width: event.width,
           height: event.height, made: Date.now(), negative: body.negative, sampler: body.sampler, steps: body.steps,
-          guidance: body.guidance,
+          guidance: body.guidance, fast: body.fast, warning,
         });
       }
     }, stop.signal);
@@ -71,9 +93,12 @@ async function generate(body, how = "") {
   }
 }
 
+// Whether to sample like an image, which may be from another cascade.
+function fastOf(item) { return (item.fast && hasFast()) || undefined; }
+
 // Return the settings of an image, for new images that are made from it.
 function settingsOf(item) {
-  return { negative: item.negative, sampler: item.sampler, steps: item.steps, guidance: item.guidance, output_format: $("format").value };
+  return { negative: item.negative, sampler: item.sampler, steps: item.steps, guidance: item.guidance, fast: fastOf(item), output_format: $("format").value };
 }
 
 const actions = {
@@ -84,7 +109,7 @@ const actions = {
       variation: { seed: item.seed, amount: 0.3 } }, `a variation of seed ${item.seed}`);
   },
   async upscale(item) {
-    generate({ prompt: item.prompt, start: await api.base64(item.blob), output_format: $("format").value }, "upscaled");
+    generate({ prompt: item.prompt, start: await api.base64(item.blob), fast: fastOf(item), output_format: $("format").value }, "upscaled");
   },
   paint(item) { paint(item.blob, item.prompt, item); },
   reuse(item) { $("prompt").value = item.prompt; $("prompt").focus(); },
@@ -175,6 +200,9 @@ async function start() {
   $("steps").max = server.limits.steps;
   $("prompt").disabled = !server.text;
   if (!server.text) $("prompt").placeholder = "This cascade was trained without text.";
+  $("fast-switch").hidden = !hasFast();
+  $("fast").checked &&= hasFast();
+  updateFast();
   viewer.setLargest(resolutions.at(-1));
 }
 
@@ -192,8 +220,10 @@ addEventListener("paste", (event) => useImage([...event.clipboardData.files][0])
 $("input-image-remove").addEventListener("click", () => { inputImage = null; $("input-image").hidden = true; $("file").focus(); });
 $("input-image-paint").addEventListener("click", () => paint(inputImage, $("prompt").value.trim(), null));
 $("input-image-upscale").addEventListener("click", async () => {
-  generate({ prompt: $("prompt").value.trim(), start: await api.base64(inputImage), output_format: $("format").value }, "upscaled");
+  const { prompt, fast, output_format } = formFields();
+  generate({ prompt, start: await api.base64(inputImage), fast, output_format }, "upscaled");
 });
+$("fast").addEventListener("change", updateFast);
 $("strength").addEventListener("input", () => { $("strength-value").textContent = `${$("strength").value} %`; });
 $("clear").addEventListener("click", async () => {
   if (confirm("Delete all images stored in this browser?")) { await gallery.clear(); announce("All deleted"); $("prompt").focus(); }

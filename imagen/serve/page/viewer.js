@@ -27,6 +27,8 @@ export function open(shown) {
   $("viewer-title").textContent = item.prompt || "(no prompt)";
   const facts = [["Size", `${item.width} × ${item.height}`], ["Seed", item.seed], ["Created", new Date(item.made).toLocaleString()]];
   if (item.how) facts.push(["Source", item.how]);
+  if (item.fast) facts.push(["Sampling", "fast"]);
+  if (item.warning) facts.push(["Note", item.warning]);
   $("viewer-facts").replaceChildren(...facts.flatMap(([name, value]) => [make("dt", { text: name }), make("dd", { text: value })]));
   $("command").textContent = item.command || `imagen sample CASCADE --from ${fileName(item)} --out again`;
   $("upscale").disabled = Math.min(item.width, item.height) >= largest;
