@@ -4,6 +4,7 @@ import asyncio
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -15,7 +16,8 @@ from imagen.text.vocabulary import SHOWN, NearestNames, warning_of
 PHRASE = 200  # characters of a phrase that are encoded
 CACHED = 1_024  # phrases whose nearest names are in memory
 WAITING = 8  # requests that wait for nearest names at the same time; others are warned without them
-SECONDS = 2.0  # that a request waits for nearest names, after which it is warned without them
+BATCH = 16  # names that are encoded together
+SECONDS = 1.0  # that a request waits for nearest names, after which it is warned without them
 
 
 class Closed(Exception):
@@ -84,12 +86,12 @@ class Hints:
             traceback.print_exc(file=sys.stderr)
             return {}
 
-    def _encode(self, texts: list[str]) -> list[torch.Tensor]:
-        """Encode texts one by one, so that the engine waits for one of them at most."""
+    def _encode(self, texts: Sequence[str]) -> list[torch.Tensor]:
+        """Encode texts in batches, so that the engine, which uses the same encoder, waits for one of them at most."""
         assert self._texts is not None
         found = []
-        for text in texts:
+        for i in range(0, len(texts), BATCH):
             if self._closed.is_set():
                 raise Closed
-            found.append(self._texts.without_storing(text, self._device))
+            found += self._texts.without_storing(texts[i : i + BATCH], self._device)
         return found

@@ -4,6 +4,7 @@ import asyncio
 import json
 import shlex
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,14 @@ from imagen.pictures import read_metadata
 from imagen.serve import hints
 from imagen.serve.hints import Hints
 from imagen.text.vocabulary import untrained_words
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patience() -> Iterator[None]:
+    """Wait for nearest names as long as it takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hints, "SECONDS", 60.0)
+        yield
 
 
 @pytest.fixture(scope="module")

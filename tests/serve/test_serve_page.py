@@ -197,7 +197,8 @@ def test_the_page_asks_for_the_key(browser):
 
 @pytest.fixture(scope="module")
 def fast_server(tmp_path_factory):
-    with serving(fast_cascade(tmp_path_factory.mktemp("fast"))) as server:
+    with pytest.MonkeyPatch.context() as patch, serving(fast_cascade(tmp_path_factory.mktemp("fast"))) as server:
+        patch.setattr("imagen.serve.hints.SECONDS", 60.0)
         yield server
 
 
@@ -235,7 +236,7 @@ def test_fast_sampling_is_a_switch(fast_page):
     expect(switch).to_be_checked()
     for name in ("steps", "guidance", "sampler"):
         expect(page.locator(f"#{name}")).to_be_disabled()
-    expect(page.locator("#negative")).to_be_enabled(), "the second stage has no fast settings, and guidance"
+    expect(page.locator("#negative")).to_be_enabled()  # the second stage has no fast settings, and guidance
     note = "Fast sampling has its own steps, guidance scale and sampler."
     expect(page.locator("#steps")).to_have_accessible_description(note)
     body = sent_body(page, lambda: page.press("#prompt", "Enter"))
@@ -262,17 +263,35 @@ def test_fast_sampling_is_a_switch(fast_page):
     expect(page.locator("#steps")).to_be_enabled()
 
 
+def reload_with(page, fast: dict[str, object] | None) -> None:
+    """Reload the page, as of a cascade whose stages all have these fast settings."""
+    about = page.request.get(page.url.rstrip("/") + "/api/about").json()
+    for stage in about["stages"]:
+        stage["fast"] = fast
+    page.route("**/api/about", lambda route: route.fulfill(json=about))
+    page.reload()
+    page.wait_for_selector("#sizes input")
+
+
+def test_no_negative_prompt_is_sent_without_guidance(fast_page):
+    reload_with(fast_page, {"steps": 1, "guidance": 1.0, "sampler": "ddim"})
+    fast_page.click("#settings summary")
+    fast_page.fill("#negative", "a dog")
+    fast_page.get_by_role("switch").check()
+    expect(fast_page.locator("#negative")).to_be_disabled()
+    expect(fast_page.locator("#fast-note")).to_contain_text("uses no negative prompt")
+    fast_page.fill("#prompt", "a cat")
+    body = sent_body(fast_page, lambda: fast_page.press("#prompt", "Enter"))
+    assert body["fast"] is True and "negative" not in body
+    expect(fast_page.locator(STORED)).to_have_count(1)
+
+
 def test_an_image_of_a_fast_cascade_is_sampled_again_without_one(fast_page):
     fast_page.get_by_role("switch").check()
     submit_fast = lambda: (fast_page.fill("#prompt", "a cat"), fast_page.press("#prompt", "Enter"))  # noqa: E731
     assert sent_body(fast_page, submit_fast)["fast"] is True
     expect(fast_page.locator(STORED)).to_have_count(1)
-    about = fast_page.request.get("/api/about").json()
-    for stage in about["stages"]:
-        stage["fast"] = None
-    fast_page.route("**/api/about", lambda route: route.fulfill(json=about))
-    fast_page.reload()
-    fast_page.wait_for_selector("#sizes input")
+    reload_with(fast_page, None)
     expect(fast_page.locator("#fast-switch")).to_be_hidden()
     fast_page.click(".open")
     assert "fast" not in sent_body(fast_page, lambda: fast_page.click("#again"))
