@@ -1,6 +1,7 @@
 """Test fast sampling through the API, and warnings of words that training never showed."""
 
 import asyncio
+import contextlib
 import json
 import shlex
 import threading
@@ -208,6 +209,38 @@ def test_an_encoder_that_fails_only_costs_the_names(folder: Path, capsys: pytest
         "never trained on 'zeppelin'; images of other things are to be expected"
     ]
     assert "no memory" in capsys.readouterr().err
+
+
+class MeetingEncoder(WordTokenEncoder):
+    """Records whether two threads were in `encode` at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = threading.Barrier(2)
+        self.met = False
+
+    def encode(self, prompts: list[str]) -> list[Any]:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            self.both.wait(0.2)
+            self.met = True
+        return super().encode(prompts)
+
+
+def test_one_thread_at_a_time_uses_the_encoder(folder: Path) -> None:
+    texts = fast_cascade(folder).texts
+    assert texts is not None
+    texts.encoder = encoder = MeetingEncoder()
+    cpu = torch.device("cpu")
+    threads = [
+        threading.Thread(target=texts, args=(["cat"], cpu)),
+        threading.Thread(target=texts.without_storing, args=(["dog"], cpu)),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(encoder.seen) == ["cat", "dog"] and not encoder.met
+    assert "cat" in texts and "dog" not in texts
 
 
 def test_a_cascade_without_a_vocabulary_does_not_warn() -> None:
