@@ -32,7 +32,7 @@ data() { # NAME OPTION...
   name=$1
   shift
   python -m imagen.emoji.fluent.dataset --icons "$out/npm/drawings/icons.json" --names "$out/npm/names" \
-    --out "$out/$name" ${LIMIT:+--limit "$LIMIT"} "$@"
+    --words 1 --no-faces ${LIMIT:+--limit "$LIMIT"} --out "$out/$name" "$@"
   if [ ! -f "$out/$name/.encoded" ]; then
     imagen data encode "$out/$name"
     touch "$out/$name/.encoded"
@@ -47,10 +47,9 @@ train() { # PRESET RUN DATA STEPS OPTION...
 }
 # The first data are single images of things with one-word names and of people at work. Then come scenes, too: a model
 # that cannot generate a horse learns little from a horse beside a bus.
-data nouns --words 1 --no-faces --variants "${VARIANTS:-6}" --people-variants "${VARIANTS:-5}"
+data nouns --variants "${VARIANTS:-6}" --people-variants "${VARIANTS:-5}"
 train fluent_64 base_64 nouns 5000
-data scenes --words 1 --no-faces --variants "${VARIANTS:-6}" --people-variants "${VARIANTS:-3}" \
-  --relations 0.2 --counts 0.15
+data scenes --variants "${VARIANTS:-6}" --people-variants "${VARIANTS:-3}" --relations 0.2 --counts 0.15
 train fluent_64 base_64 scenes 12000
 train fluent_64 base_64 scenes 20000 --optim.schedule cosine
 
