@@ -1,8 +1,9 @@
 """Extract features with CLIP and DINOv2, loaded by transformers from a name on the hub or a folder.
 
-The preprocessing of images is part of their configs.
+CLIP's preprocessing of images is part of its config. DINOv2 gets the whole image: see the class.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from imagen.errors import UserError
 
 _BATCH = 256  # captions per forward pass
+_DINOV2_SIDE = 224
 
 
 class Clip:
@@ -21,10 +23,11 @@ class Clip:
         from transformers import AutoTokenizer, CLIPModel
 
         self.device = torch.device(device)
-        self.name, self.description = f"clip-{weights}", f"CLIP ({weights})"
-        self.model = _load(CLIPModel, weights).to(self.device).eval()
-        self.tokenizer = _load(AutoTokenizer, weights, safetensors=False)
+        model = _network(CLIPModel, weights)
+        self.tokenizer = _load(AutoTokenizer, weights)
         self.processor = _processor(weights)
+        self.name, self.description = f"clip-{_hash(model, self.processor)}", f"CLIP ({weights})"
+        self.model = model.to(self.device)
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> Tensor:
@@ -46,15 +49,21 @@ class Clip:
 
 
 class DinoV2:
-    """Extract DINOv2's class token after the last norm: FD-DINOv2 of Stein et al. (2306.04675)."""
+    """Extract DINOv2's class token after the last norm: FD-DINOv2 of Stein et al. (2306.04675).
+
+    As in the authors' code, the whole image is resized to 224 x 224. The preprocessing in the config of the published
+    weights would resize to 256 and crop an eighth of the image away.
+    """
 
     def __init__(self, weights: str, device: torch.device | str = "cpu"):
         from transformers import Dinov2Model
 
         self.device = torch.device(device)
-        self.name, self.description = f"dinov2-{weights}", f"DINOv2 ({weights})"
-        self.model = _load(Dinov2Model, weights).to(self.device).eval()
-        self.processor = _processor(weights)
+        model = _network(Dinov2Model, weights)
+        side = {"height": _DINOV2_SIDE, "width": _DINOV2_SIDE}
+        self.processor = _processor(weights, do_resize=True, size=side, do_center_crop=False)
+        self.name, self.description = f"dinov2-{_hash(model, self.processor)}", f"DINOv2 ({weights})"
+        self.model = model.to(self.device)
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> Tensor:
@@ -63,15 +72,29 @@ class DinoV2:
         return features_BD.float().cpu()
 
 
-def _processor(weights: str) -> Any:
+def _network(kind: Any, weights: str) -> Any:
+    # Without a dtype, some versions of transformers would compute in that of the file, others in float32.
+    return _load(kind, weights, use_safetensors=True, dtype=torch.float32).eval()
+
+
+def _processor(weights: str, **changes: Any) -> Any:
     from transformers import AutoImageProcessor
 
-    return _load(AutoImageProcessor, weights, safetensors=False, use_fast=False)  # the fast one needs torchvision
+    return _load(AutoImageProcessor, weights, use_fast=False, **changes)  # the fast one needs torchvision
 
 
-def _load(kind: Any, weights: str, *, safetensors: bool = True, **options: Any) -> Any:
+def _hash(model: Any, processor: Any) -> str:
+    """Return a hash of the network, its weights and the preprocessing: a name or folder may get other content."""
+    digest = hashlib.sha256(f"{model}{processor.to_json_string()}".encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.reshape(-1).contiguous().numpy())
+    return digest.hexdigest()[:32]
+
+
+def _load(kind: Any, weights: str, **options: Any) -> Any:
     try:
-        return kind.from_pretrained(weights, **({"use_safetensors": True} if safetensors else {}), **options)
+        return kind.from_pretrained(weights, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{weights}: the feature extractor cannot be loaded: {reason}") from None
