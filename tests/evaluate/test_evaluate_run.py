@@ -342,6 +342,13 @@ def test_a_sweep_and_a_gap_are_rows_of_evaluations(shards, coarse, tmp_path):
     assert [[each["sampling"]["steps"] for each in row["request"]["stages"]] for row in per_stage] == [[1], [1, 2], [2]]
 
 
+def test_a_gap_without_anything_to_measure_is_a_mistake(shards, coarse, tmp_path):
+    """psnr and ssim need a super-resolution stage."""
+    options = {**OPTIONS, "metrics": ("psnr", "ssim"), "n": 8}
+    with pytest.raises(UserError, match="psnr and ssim compare with the true inputs of super-resolution stages"):
+        cascade_gap(cascade(), shards, tmp_path / "g", **options)
+
+
 def test_the_page_shows_numbers_plots_and_images(shards, coarse, tmp_path):
     pytest.importorskip("matplotlib")
     options = {**OPTIONS, "cache": tmp_path / "cache", "metrics": ("fid",), "n": 8, "save_images": 4}

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_encoders import save_tokenizer
 
 from imagen.evaluate.extractors import hub
-from imagen.evaluate.extractors.hub import DinoV2
+from imagen.evaluate.extractors.hub import Clip, DinoV2
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -54,3 +55,21 @@ def test_dinov2_sees_the_whole_image_at_224(tmp_path, picture):
     expected = (np.asarray(image) / 255 - MEAN) / STD
     assert found.shape == (1, 3, 224, 224)
     np.testing.assert_allclose(found[0].permute(1, 2, 0).numpy(), expected, atol=1e-5)
+
+
+def test_clip_truncates_captions_to_the_text_encoders_length(tmp_path, picture):
+    """Also if the tokenizer's config does not say how long it is."""
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**small, "vocab_size": 20, "max_position_embeddings": 8, "pad_token_id": 0, "eos_token_id": 1}
+    torch.manual_seed(0)
+    config = transformers.CLIPConfig(text_config=text, vision_config={**small, "image_size": 28, "patch_size": 14})
+    transformers.CLIPModel(config).save_pretrained(tmp_path)
+    side = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    transformers.CLIPImageProcessor(**side).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    clip = Clip(str(tmp_path))
+    first = "a red apple on the blue table"  # with the end, eight tokens
+    found = clip.embed([first, f"{first} steam train"])
+    assert torch.equal(found[0], found[1]) and found.shape == clip(picture).expand(2, -1).shape
+    assert not torch.equal(found[0], clip.embed(["a red apple"])[0])

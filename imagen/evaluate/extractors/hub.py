@@ -37,11 +37,16 @@ class Clip:
 
     @torch.no_grad()
     def embed(self, captions: Sequence[str]) -> Tensor:
-        """Return caption embeddings, float32 [N, D]; captions are truncated to 77 tokens."""
+        """Return caption embeddings, float32 [N, D]; captions are truncated to the text encoder's 77 tokens."""
+        most = self.model.config.text_config.max_position_embeddings  # a tokenizer's config may not have it
         parts = []
         for start in range(0, len(captions), _BATCH):
             tokens = self.tokenizer(
-                list(captions[start : start + _BATCH]), padding=True, truncation=True, return_tensors="pt"
+                list(captions[start : start + _BATCH]),
+                padding=True,
+                truncation=True,
+                max_length=most,
+                return_tensors="pt",
             )
             pooled_BD = self.model.text_model(**tokens.to(self.device))[1]
             parts.append(self.model.text_projection(pooled_BD).float().cpu())
