@@ -6,8 +6,7 @@ import torch
 from PIL import Image
 from tiny_encoders import save_tokenizer
 
-from imagen.evaluate.extractors import hub
-from imagen.evaluate.extractors.hub import Clip, DinoV2
+from imagen.evaluate.extractors.hub import Clip, DinoV2, prepare
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -50,7 +49,7 @@ def test_features_are_computed_in_float32(tmp_path, picture):
 def test_dinov2_sees_the_whole_image_at_224(tmp_path, picture):
     """As in the code of 2306.04675; the published preprocessing crops an eighth of each side away."""
     save_dinov2(tmp_path)
-    found = hub._prepare(DinoV2(str(tmp_path)).processor, picture, torch.device("cpu"))
+    found = prepare(DinoV2(str(tmp_path)).processor, picture, torch.device("cpu"))
     image = Image.fromarray(picture[0].permute(1, 2, 0).numpy()).resize((224, 224), Image.Resampling.BICUBIC)
     expected = (np.asarray(image) / 255 - MEAN) / STD
     assert found.shape == (1, 3, 224, 224)

@@ -31,7 +31,7 @@ class Clip:
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> Tensor:
-        pooled_BD = self.model.vision_model(pixel_values=_prepare(self.processor, images_BCHW, self.device))[1]
+        pooled_BD = self.model.vision_model(pixel_values=prepare(self.processor, images_BCHW, self.device))[1]
         features_BD: Tensor = self.model.visual_projection(pooled_BD)
         return features_BD.float().cpu()
 
@@ -72,7 +72,7 @@ class DinoV2:
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> Tensor:
-        output = self.model(pixel_values=_prepare(self.processor, images_BCHW, self.device))
+        output = self.model(pixel_values=prepare(self.processor, images_BCHW, self.device))
         features_BD: Tensor = output.last_hidden_state[:, 0]
         return features_BD.float().cpu()
 
@@ -105,7 +105,8 @@ def _load(kind: Any, weights: str, **options: Any) -> Any:
         raise UserError(f"{weights}: the feature extractor cannot be loaded: {reason}") from None
 
 
-def _prepare(processor: Any, images_BCHW: Tensor, device: torch.device) -> Tensor:
+def prepare(processor: Any, images_BCHW: Tensor, device: torch.device) -> Tensor:
+    """Return the network's input of uint8 images [B, 3, H, W]."""
     pixels = processor(list(images_BCHW.cpu().numpy()), return_tensors="pt", input_data_format="channels_first")
     x_BCHW: Tensor = pixels["pixel_values"].to(device)
     return x_BCHW
