@@ -7,7 +7,7 @@ from typing import Any
 from imagen.errors import UserError
 from imagen.evaluate.curve import CURVE, read_curve
 from imagen.evaluate.metrics.table import METRICS
-from imagen.evaluate.plots import load_figure
+from imagen.evaluate.plots import legend, load_figure
 from imagen.files import read_json, read_json_lines, replacing, write_json
 from imagen.weights import packaged_path
 
@@ -93,17 +93,17 @@ def plot(preset: str, series: Sequence[tuple[str, Sequence[Row], Sequence[Row]]]
     panels = [panel for panel in panels if any(_points(each, panel[2]) for each in series)] or panels[:1]
     columns = -(-len(panels) // 2)
     figure = load_figure()(figsize=(3.4 * max(columns, 2), 6.4), layout="constrained")
-    figure.suptitle(preset)
+    figure.suptitle(preset, parse_math=False)
     axes = list(figure.subplots(2, columns, squeeze=False).flat)
     for spare in axes[len(panels) :]:
         spare.remove()
     for axis, (title, scale, key) in zip(axes[: len(panels)], panels, strict=True):
-        for number, (name, *_) in enumerate(series):
+        for number in range(len(series)):
             points = _points(series[number], key)
             colour = "#999999" if number == 0 else COLOURS[(number - 1) % len(COLOURS)]
             if points:
                 marker = "o" if len(points) < 30 else None
-                axis.plot(*zip(*points, strict=True), color=colour, label=name, marker=marker, markersize=3)
+                axis.plot(*zip(*points, strict=True), color=colour, label=str(number), marker=marker, markersize=3)
         axis.set(title=title, xlabel="training images, thousands", yscale=scale)
         axis.set_xlim(left=0)
         if isinstance(key, tuple):  # an accuracy
@@ -111,7 +111,7 @@ def plot(preset: str, series: Sequence[tuple[str, Sequence[Row], Sequence[Row]]]
         axis.grid(alpha=0.3)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        legend(figure, handles, [series[int(number)][0] for number in labels], columns=4)
     with replacing(out) as temporary:
         figure.savefig(temporary, format=Path(out).suffix.lstrip(".").lower() or "png", dpi=90)
 
@@ -155,7 +155,9 @@ def _value(row: Row, key: Any) -> float | None:
     """Return the value at a key, or at a pair of nested keys."""
     if isinstance(key, str):
         return row.get(key)
-    return row.get(key[0], {}).get(key[1])
+    nested = row.get(key[0])
+    value = nested.get(key[1]) if isinstance(nested, dict) else None
+    return value if isinstance(value, int | float) else None
 
 
 def _last_values(metrics: Sequence[Row], images: int) -> Row:

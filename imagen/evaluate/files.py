@@ -1,6 +1,6 @@
 """Write and read arrays of features as safetensors files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,15 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping
         save_tensors(arrays, temporary, metadata)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a file. Raises UserError if it is damaged."""
+def read_arrays(path: Path, names: Iterable[str], count: int) -> dict[str, np.ndarray]:
+    """Return the arrays `names` of a file, [`count`, D]. Raises UserError if it is damaged or lacks them."""
     try:
-        return load_file(path)
+        arrays = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete it and run the command again") from None
+    for name in names:
+        if name not in arrays or arrays[name].ndim != 2 or len(arrays[name]) != count:
+            raise UserError(
+                f"{path} does not have the features of {count:,} images; delete it and run the command again"
+            )
+    return arrays

@@ -1,7 +1,8 @@
 """Compute features of generated images in parts, one file each, so that a job can resume and use several ranks.
 
 Images are stored only on request. A part's features depend on the request alone, so metrics are bit-equal for any
-number of ranks and any interruptions.
+number of ranks and any interruptions. Parts do not depend on the batch size, with which a job may resume: it changes
+rounding only.
 """
 
 import hashlib
@@ -77,15 +78,16 @@ def generated_features(
         return {}
     while not all(_path(out, number).is_file() for number in range(len(parts))):
         time.sleep(WAIT)
-    loaded = [read_arrays(_path(out, number)) for number in range(len(parts))]
+    counts = [sum(map(len, part)) for part in parts]
+    loaded = [read_arrays(_path(out, number), extractors, count) for number, count in enumerate(counts)]
     return {name: np.concatenate([part[name] for part in loaded]) for name in extractors}
 
 
 def _parts(request: Request) -> list[list[range]]:
-    """Return the batches of each part."""
-    batches = request.batches()
-    per_part = max(1, PART // len(batches[0]))
-    return [batches[start : start + per_part] for start in range(0, len(batches), per_part)]
+    """Return the batches of each part; no batch extends over two parts."""
+    count, size = len(request.prompts), request.batch_size
+    ends = [(start, min(start + PART, count)) for start in range(0, count, PART)]
+    return [[range(i, min(i + size, end)) for i in range(start, end, size)] for start, end in ends]
 
 
 def _path(out: Path, part: int) -> Path:

@@ -70,11 +70,18 @@ def side_by_side(rows: Sequence[Row]) -> Any:
             if found := row["metrics"].get(metric):
                 error = [[max(found["value"] - found["low"], 0)], [max(found["high"] - found["value"], 0)]]
                 panel.bar(at, found["value"], yerr=error, color=colours[row["name"]], capsize=3)
-        panel.set(title=metric, xticks=[])
+        panel.set_title(metric, parse_math=False)
+        panel.set(xticks=[])
         panel.grid(axis="y", alpha=0.3)
-    bars = [panels[0].bar(0, 0, color=colour, label=name) for name, colour in colours.items()]
-    figure.legend(handles=bars, loc="outside lower center", ncols=2)
+    legend(figure, [panels[0].bar(0, 0, color=colour) for colour in colours.values()], list(colours), columns=2)
     return figure
+
+
+def legend(figure: Any, handles: Sequence[Any], names: Sequence[str], columns: int) -> None:
+    """Add a legend of names as they are: matplotlib would leave out _names, and read $names$ as formulas."""
+    drawn = figure.legend(handles, [str(i) for i in range(len(names))], loc="outside lower center", ncols=columns)
+    for text, name in zip(drawn.get_texts(), names, strict=True):
+        text.set(text=name, parse_math=False)
 
 
 def load_figure() -> Any:

@@ -83,10 +83,11 @@ def score_answers(page: Path, answers: Path) -> Preference:
     if not isinstance(given, dict) or given.get("id") != key["id"] or not isinstance(given.get("answers"), dict):
         raise UserError(f"{answers} contains no answers to {page}")
     count: Counter[str] = Counter()
+    pairs = {str(number): pair for number, pair in enumerate(key["pairs"])}
     for number, answer in given["answers"].items():
-        if not number.isdecimal() or int(number) >= len(key["pairs"]) or answer not in ("left", "right", "tie"):
+        if number not in pairs or answer not in ("left", "right", "tie"):
             raise UserError(f"{answers}: {json.dumps({number: answer})[:80]} is not an answer to one of its pairs")
-        swapped = key["pairs"][int(number)]["swapped"]
+        swapped = pairs[number]["swapped"]
         count["tie" if answer == "tie" else "first" if (answer == "left") != swapped else "second"] += 1
     if not count:
         raise UserError(f"{answers} contains no answers yet")

@@ -68,12 +68,13 @@ def real_features(
     """Return features [N, D] of the samples `indices` at `resolution`, from the cache if it has them.
 
     cache: folder (default: ~/.cache/imagen/features, or below XDG_CACHE_HOME). A file's name is a hash of the data's
-    fingerprint, the samples, the resolution and the extractor. Its parts lie beside it until all are there; calling
+    content, the samples, the resolution and the extractor. Its parts lie beside it until all are there; calling
     again continues with those that are missing.
     rank, ranks: rank r computes every `ranks`-th part. Rank 0 then computes all parts that are still missing, and
     waits for no other rank: the others may have failed, or have another cache. Other ranks return no features, [0, 0].
     """
-    key = json.dumps([dataset.fingerprint(), hashlib.sha256(indices.tobytes()).hexdigest(), resolution, extractor.name])
+    chosen = hashlib.sha256(indices.tobytes()).hexdigest()
+    key = json.dumps([_content(dataset, indices), chosen, resolution, extractor.name])
     path = (cache or cache_folder()) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     paths = [path.with_name(f"{path.stem}-part{n:05d}.safetensors") for n in range(math.ceil(len(indices) / PART))]
     numbers = list(range(rank, len(paths), ranks))
@@ -86,7 +87,9 @@ def real_features(
         if rank != 0:
             return np.empty((0, 0), np.float32)
         if not path.is_file():
-            features_ND = np.concatenate([read_arrays(part)["features"] for part in paths])
+            counts = [min(PART, len(indices) - start) for start in range(0, len(indices), PART)]
+            read = [read_arrays(part, ["features"], count) for part, count in zip(paths, counts, strict=True)]
+            features_ND = np.concatenate([arrays["features"] for arrays in read])
             write_arrays(path, {"features": features_ND}, {"key": key})
     except UserError:
         # Another process may have combined and deleted the parts since they were found.
@@ -96,7 +99,22 @@ def real_features(
         if path.is_file():
             for part in paths:
                 part.unlink(missing_ok=True)
-    return read_arrays(path)["features"]
+    return read_arrays(path, ["features"], len(indices))["features"]
+
+
+def _content(dataset: ShardedDataset, indices: np.ndarray) -> str:
+    """Return a hash of the first samples, and of the position and size of every file in the shards.
+
+    The fingerprint is not enough: tars are padded to 10 KiB, and indexes of one tar may select different samples.
+    """
+    digest = hashlib.sha256(dataset.fingerprint().encode())
+    for index in dataset.indexes:
+        digest.update(index["offset"].tobytes())
+        digest.update(index["size"].tobytes())
+    for i in map(int, indices[:BATCH]):
+        for extension in dataset.extensions(i):
+            digest.update(dataset.read(i, extension))
+    return digest.hexdigest()
 
 
 def _compute_parts(

@@ -1,10 +1,12 @@
 """Evaluate a cascade on a data set: sample captions, compare the images with real ones, and write a report."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from typing_extensions import Unpack
 
 from imagen.cascade import Cascade
@@ -22,6 +24,8 @@ from imagen.files import write_json
 from imagen.stage.inputs import to_images
 
 Inputs = Literal["generated", "true"]
+
+log = logging.getLogger(__name__)
 
 REFERENCE = 50_000  # real images at most, unless asked for
 
@@ -100,6 +104,7 @@ def evaluate(
         extractor = extractors[metric.extractor]
         generated_ND = generated[metric.extractor]
         real_MD = real.get(metric.extractor, generated_ND[:0])
+        _check_features(metric, extractor.description, real_MD, generated_ND)
         text_ND = extractor.embed(captions).numpy() if metric.needs_captions and isinstance(extractor, Clip) else None
         measured = metric.measure(Features(real_MD, generated_ND, text_ND))
         values |= {name: value._asdict() for name, value in zip(metric.names, measured, strict=True)}
@@ -139,6 +144,19 @@ def _check_counts(metrics: Sequence[Metric], generated: int, real: int) -> None:
                 f"{', '.join(metric.names)}: {generated:,} generated and {real:,} real images; at least "
                 f"{metric.least} of each are needed"
             )
+
+
+def _check_features(metric: Metric, description: str, real_MD: np.ndarray, generated_ND: np.ndarray) -> None:
+    """Raise UserError for features that are not finite. Warn if a Fréchet distance has fewer images than features."""
+    wrong = sum(int((~np.isfinite(each).all(1)).sum()) for each in (generated_ND, real_MD))
+    if wrong:
+        raise UserError(f"{description}: the features of {wrong:,} images are not finite; check the network's weights")
+    (M, D), N = real_MD.shape, len(generated_ND)
+    if metric.is_frechet and min(M, N) <= D:
+        log.warning(
+            "%s: %s generated and %s real images for %s features: too few, the distance is much too large",
+            *(metric.names[0], f"{N:,}", f"{M:,}", f"{D:,}"),
+        )
 
 
 def _true_inputs(cascade: Cascade, dataset: ShardedDataset, samples: Sequence[int], stages: int | None) -> LazyImages:

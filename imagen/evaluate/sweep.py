@@ -42,8 +42,11 @@ def cascade_gap(cascade: Cascade, data: str | Path, out: str | Path, **options: 
     """
     metrics = options.pop("metrics", ("fid", "kid"))
     compared = [name for name in metrics if name not in PAIRED]
+    stages = cascade.stages[: options.pop("stages", None)]
+    if not compared and len(stages) == 1:
+        raise UserError(f"{' and '.join(metrics)} compare with the true inputs of super-resolution stages: none runs")
     rows = []
-    for number, stage in enumerate(cascade.stages[: options.pop("stages", None)]):
+    for number, stage in enumerate(stages):
         resolution = stage.config.resolution
         cases = [("generated", compared, 0)] + ([("true", list(metrics), number)] if number > 0 else [])
         for inputs, chosen, first in cases:

@@ -16,6 +16,7 @@ BLOCK = 256  # the largest number of elements with a common scale
 MIN_SIZE = 4096  # smaller parameters gain little, and are often the sensitive ones
 CHUNK = 2**24  # elements that are in float32 at the same time
 TINY = torch.finfo(torch.float32).tiny
+_STATE = ("steps", "exp_avg", "exp_avg_scale", "exp_avg_sq", "exp_avg_sq_scale")
 
 
 def is_large(parameter: Tensor) -> bool:
@@ -88,6 +89,9 @@ class Adam8bit(torch.optim.Optimizer):
     of a convolution's row are counted as [h, w, I], in its order in memory; other memory formats give the same result.
     Parameters may be sharded by rows (see sharded.py). Codes and scales are then sharded in the same way, and a step
     needs no communication.
+
+    A change of less than half an interval is lost. v thus rises as in Adam, but falls only with the largest v of its
+    block: where gradients become much smaller while those of a neighbour do not, updates are smaller than Adam's.
     """
 
     def __init__(
@@ -138,7 +142,13 @@ class Adam8bit(torch.optim.Optimizer):
                 self._update(parameter, gradient, rate, root, group, finite)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state as torch does, which casts it to the parameters' dtype: restore the dtype of the codes."""
+        """Load a state as torch does, which casts it to the parameters' dtype: restore the dtype of the codes.
+
+        Raises ValueError if it is the state of another optimizer.
+        """
+        for state in state_dict["state"].values():
+            if missing := sorted(set(_STATE) - set(state)):
+                raise ValueError(f"not the state of Adam8bit: it lacks {', '.join(missing)}")
         super().load_state_dict(state_dict)
         for state in self.state.values():
             state |= {name: state[name].to(torch.uint8) for name in ("exp_avg", "exp_avg_sq")}

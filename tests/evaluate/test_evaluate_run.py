@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 import weakref
 
@@ -19,6 +20,7 @@ from imagen.data.shards.writer import ShardWriter
 from imagen.errors import UserError
 from imagen.evaluate import generated, real, run
 from imagen.evaluate.extractors import base
+from imagen.evaluate.files import write_arrays
 from imagen.evaluate.metrics.frechet import frechet_distance, moments
 from imagen.evaluate.real import choose, images, real_features
 from imagen.evaluate.report import write_report
@@ -88,6 +90,52 @@ def test_interrupted_and_on_two_ranks_it_gives_the_same_numbers(shards, coarse, 
     assert whole["metrics"] == again["metrics"] == ranks["metrics"]
 
 
+def test_a_job_resumes_with_another_batch_size(shards, coarse, tmp_path):
+    """After it ran out of memory, for example: each image is measured once, whatever the batches were."""
+    given = {"cache": tmp_path / "cache", **OPTIONS}
+    whole = evaluate(cascade(), shards, tmp_path / "a", **given)
+    for folder in ("a", "b"):
+        evaluate(cascade(), shards, tmp_path / folder, **{**given, "batch_size": 3})
+        for number in (1, 2):
+            (tmp_path / folder / "features" / f"{number:05d}.safetensors").unlink()
+        again = evaluate(cascade(), shards, tmp_path / folder, **{**given, "batch_size": 5})
+        assert again["metrics"]["fid"]["value"] == pytest.approx(whole["metrics"]["fid"]["value"], rel=1e-3)
+
+
+def test_features_of_another_job_or_program_are_refused(shards, coarse, tmp_path):
+    """A file with other images than expected, or with other arrays, is named."""
+    given = {"cache": tmp_path / "cache", **OPTIONS}
+    evaluate(cascade(), shards, tmp_path / "a", **given)
+    (cached,) = (tmp_path / "cache").iterdir()
+    part = tmp_path / "a" / "features" / "00001.safetensors"
+    for path, arrays in (
+        (part, {"inception": np.zeros((7, 12), np.float32)}),
+        (part, {"clip": np.zeros((8, 12), np.float32)}),
+        (cached, {"features": np.zeros((23, 12), np.float32)}),
+        (cached, {"other": np.zeros((24, 12), np.float32)}),
+    ):
+        before = path.read_bytes()
+        write_arrays(path, arrays)
+        with pytest.raises(UserError, match=rf"{path.name} does not have the features of .* images; delete it"):
+            evaluate(cascade(), shards, tmp_path / "a", **given)
+        path.write_bytes(before)
+
+
+def test_features_that_are_not_finite_are_an_error(shards, coarse, tmp_path, monkeypatch):
+    monkeypatch.setattr(Coarse, "__call__", lambda self, images_BCHW: torch.full((len(images_BCHW), 4), torch.nan))
+    with pytest.raises(UserError, match="2x2 mean colours: the features of 44 images are not finite"):
+        evaluate(cascade(), shards, tmp_path / "a", cache=tmp_path / "cache", **OPTIONS)
+
+
+def test_it_warns_of_fewer_images_than_features(shards, coarse, tmp_path, caplog):
+    given = {"cache": tmp_path / "cache", **OPTIONS, "metrics": ("fid", "kid")}
+    evaluate(cascade(), shards, tmp_path / "a", **given)
+    assert not caplog.messages
+    evaluate(cascade(), shards, tmp_path / "b", **{**given, "n": 12})
+    (message,) = caplog.messages
+    assert "fid: 12 generated and 24 real images for 12 features" in message
+
+
 def test_another_job_in_the_folder_is_refused(shards, coarse, tmp_path):
     evaluate(cascade(), shards, tmp_path / "a", cache=tmp_path, **OPTIONS)
     with pytest.raises(UserError, match="other options, data or weights"):
@@ -128,6 +176,30 @@ def test_real_features_are_cached_by_what_they_depend_on(shards, coarse, tmp_pat
     assert coarse.seen == 7 and np.array_equal(first, again)
     real_features(dataset, order[:8], 16, coarse, cache=tmp_path, progress=False)
     assert coarse.seen == 15
+
+
+def test_other_images_in_shards_of_the_same_size_are_not_taken_from_the_cache(coarse, tmp_path):
+    """Tars are padded to 10 KiB, and noise has the same size whatever it shows."""
+    order = list(np.random.default_rng(0).permutation(40))
+
+    def features(changed, image):
+        rng = np.random.default_rng(1)
+        with ShardWriter(tmp_path / "data") as writer:
+            for number in range(40):
+                noise = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+                stream = io.BytesIO()
+                (image if number in changed else noise).save(stream, "PNG")
+                writer.write({"__key__": f"{number:02d}", "16.png": stream.getvalue(), "txt": b"noise"})
+        dataset = open_split(tmp_path / "data", "train")
+        found = real_features(dataset, choose(dataset, 40), 16, coarse, cache=tmp_path / "cache", progress=False)
+        shutil.rmtree(tmp_path / "data")
+        return dataset.fingerprint(), found
+
+    noise = Image.fromarray(np.random.default_rng(2).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    fingerprint, before = features([], noise)
+    for changed, image in ((order[:1], noise), (order[-1:], Image.new("RGB", (16, 16), "red"))):
+        same, after = features(changed, image)
+        assert same == fingerprint and len(np.flatnonzero((before != after).any(1))) == 1
 
 
 @pytest.fixture
@@ -268,6 +340,13 @@ def test_a_sweep_and_a_gap_are_rows_of_evaluations(shards, coarse, tmp_path):
     assert json.loads((tmp_path / "g" / "report.json").read_text())["rows"] == gap
     per_stage = cascade_gap(small, shards, tmp_path / "p", **options | {"steps": [1, 2]})
     assert [[each["sampling"]["steps"] for each in row["request"]["stages"]] for row in per_stage] == [[1], [1, 2], [2]]
+
+
+def test_a_gap_without_anything_to_measure_is_a_mistake(shards, coarse, tmp_path):
+    """psnr and ssim need a super-resolution stage."""
+    options = {**OPTIONS, "metrics": ("psnr", "ssim"), "n": 8}
+    with pytest.raises(UserError, match="psnr and ssim compare with the true inputs of super-resolution stages"):
+        cascade_gap(cascade(), shards, tmp_path / "g", **options)
 
 
 def test_the_page_shows_numbers_plots_and_images(shards, coarse, tmp_path):

@@ -75,8 +75,9 @@ def test_mistakes(page, tmp_path):
         write_preference_page(tmp_path / "red", folder(tmp_path / "fewer", BLUE, count=19), tmp_path / "new")
     with pytest.raises(UserError, match="contains no answers to"):
         score_answers(page, write_answers(page, {"0": "left"}, identity="another"))
-    with pytest.raises(UserError, match="not an answer to one of its pairs"):
-        score_answers(page, write_answers(page, {"20": "left"}))
+    for number in ("20", "00", "-1", "\u0661", "9" * 5000):
+        with pytest.raises(UserError, match="not an answer to one of its pairs"):
+            score_answers(page, write_answers(page, {"0": "left", number: "left"}))
     with pytest.raises(UserError, match="no answers yet"):
         score_answers(page, write_answers(page, {}))
     with pytest.raises(UserError, match="is a file"):

@@ -219,6 +219,26 @@ def test_models_with_only_large_or_only_small_parameters(names):
     torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, 0.5))
 
 
+def test_the_state_of_another_optimizer_is_rejected():
+    """torch would cast its moments to codes."""
+    weight = torch.nn.Parameter(torch.ones(64, 64))
+    other, optimizer = torch.optim.AdamW([weight], 0.1), Adam8bit([weight], 0.1)
+    weight.grad = torch.ones_like(weight)
+    other.step()
+    with pytest.raises(ValueError, match="not the state of Adam8bit: it lacks exp_avg_scale, exp_avg_sq_scale, steps"):
+        optimizer.load_state_dict(other.state_dict())
+    optimizer.step()
+    before = weight.detach().clone()
+    copy = Adam8bit([weight], 0.1)
+    copy.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    after = weight.detach().clone()
+    with torch.no_grad():
+        weight.copy_(before)
+    copy.step()
+    assert torch.equal(weight, after)
+
+
 def test_nothing_changes_if_not_finite():
     """Neither before the first update nor after others; the clipping factor scales the gradient."""
     g = torch.Generator().manual_seed(3)

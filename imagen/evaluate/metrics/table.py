@@ -35,6 +35,11 @@ class Metric:
     needs_captions: bool = False
     least: int = 2  # images of each set that the metric needs
 
+    @property
+    def is_frechet(self) -> bool:
+        """Whether it estimates covariances, which are singular unless there are more images than features."""
+        return self.measure is _fid
+
 
 def _fid(features: Features) -> "list[Interval]":
     from imagen.evaluate.metrics.frechet import frechet_interval
