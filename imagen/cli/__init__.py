@@ -36,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # Write each line to a log file at once, and escape characters that its encoding lacks.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a warning at every fork otherwise
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # An OpenMP thread without work spins, by default for milliseconds. When other programs use the cores, that
+        # delays the threads that have work. 10,000 turns cover the gaps between operators (docs/LOG.md).
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     threading.excepthook = thread_failed
     if not sys.warnoptions:  # warnings are for developers; `python -W` shows them
         warnings.simplefilter("ignore")

@@ -1,5 +1,6 @@
 """Test Fluent Emoji with a few synthetic drawings: names, captions, held-out combinations, images, shards."""
 
+import argparse
 import io
 import json
 import random
@@ -17,10 +18,11 @@ from imagen.emoji.colour import background_colour
 from imagen.emoji.fluent import captions
 from imagen.emoji.fluent.background import Background
 from imagen.emoji.fluent.catalogue import GENDERS, TONES, Drawing, Source, catalogue, faces, people, things
-from imagen.emoji.fluent.dataset import build_fluent, choose_things, scenes
+from imagen.emoji.fluent.dataset import build_fluent, scenes
 from imagen.emoji.fluent.degrade import degraded
 from imagen.emoji.fluent.heldout import heldout_colour, heldout_number, is_heldout_pair, is_heldout_person
 from imagen.emoji.fluent.scene import Scene, compose_group, compose_pair, compose_single
+from imagen.emoji.fluent.selection import Selection, add_options, selection
 from imagen.emoji.picture import PALETTE
 from imagen.errors import UserError
 
@@ -111,7 +113,7 @@ def test_captions_of_scenes(drawings: dict[str, Drawing]) -> None:
 
 def split(source: Source, *, heldout: bool, seed: int = 0, share: float = 0.25) -> list[Scene]:
     return scenes(
-        choose_things(source, 2),
+        Selection(source=source).things(),
         people(source),
         source.icons,
         variants=2,
@@ -276,7 +278,15 @@ def test_degraded_drawings(source: Source, drawings: dict[str, Drawing]) -> None
 
 def test_build_of_shards(source: Source, tmp_path: Path) -> None:
     built = [
-        build_fluent(tmp_path / name, source, (32, 64), variants=1, people_variants=1, workers=workers, progress=False)
+        build_fluent(
+            tmp_path / name,
+            Selection(source=source),
+            (32, 64),
+            variants=1,
+            people_variants=1,
+            workers=workers,
+            progress=False,
+        )
         for name, workers in (("a", 1), ("b", 2))
     ]
     assert built[0] == built[1]
@@ -291,14 +301,16 @@ def test_build_of_shards(source: Source, tmp_path: Path) -> None:
     key = min(keys)
     assert Image.open(io.BytesIO(members[f"{key}.32.png"])).size == (32, 32)
     assert json.loads(members[f"{key}.json"])["colour"] in members[f"{key}.txt"].decode()
-    repeated = build_fluent(tmp_path / "a", source, (32, 64), variants=1, people_variants=1, progress=False)
+    repeated = build_fluent(
+        tmp_path / "a", Selection(source=source), (32, 64), variants=1, people_variants=1, progress=False
+    )
     assert repeated == built[0]
     with pytest.raises(UserError, match="other arguments"):
-        build_fluent(tmp_path / "a", source, (64,), progress=False)
+        build_fluent(tmp_path / "a", Selection(source=source), (64,), progress=False)
 
 
 def test_build_with_degraded_masters(source: Source, tmp_path: Path) -> None:
-    build_fluent(tmp_path / "a", source, (64, 256), variants=1, most=8, mended=True, progress=False)
+    build_fluent(tmp_path / "a", Selection(source=source), (64, 256), variants=1, most=8, mended=True, progress=False)
     with tarfile.open(tmp_path / "a" / "train" / "00000.tar") as tar:
         members = {member.name: tar.extractfile(member).read() for member in tar.getmembers()}  # type: ignore[union-attr]
     assert len(members) == 8 * 4
@@ -311,3 +323,13 @@ def test_build_with_degraded_masters(source: Source, tmp_path: Path) -> None:
             )
             apart.append(np.abs(large.reshape(64, 4, 64, 4, 3).mean((1, 3)) - small).mean())
     assert max(apart) > 1 > min(apart)  # some are unchanged
+
+
+def test_command_line_selects_drawings(source: Source) -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    paths = ["--icons", source.icons, "--names", source.names]
+    assert selection(parser.parse_args(paths)) == Selection(source=source)
+    chosen = selection(parser.parse_args([*paths, "--words", "1", "--no-faces", "--roles", "--limit", "2"]))
+    names = {each.name for each in chosen.things()}
+    assert len(names) == 2 and names < {"horse", "octopus", "T-Rex", "glasses", "car"} and chosen.people() == []

@@ -9,6 +9,7 @@ from imagen.emoji.fluent.catalogue import Source
 from imagen.emoji.fluent.evaluation import prompt, scores, suite
 from imagen.emoji.fluent.heldout import heldout_colour, heldout_number, is_heldout_pair, is_heldout_person
 from imagen.emoji.fluent.scene import Scene
+from imagen.emoji.fluent.selection import Selection
 from imagen.emoji.recogniser import Detection, Recogniser
 
 Scenes = dict[str, list[Scene]]
@@ -16,7 +17,7 @@ Scenes = dict[str, list[Scene]]
 
 @pytest.fixture
 def suite_scenes(source: Source) -> Scenes:
-    return suite(source, 12)
+    return suite(Selection(source=source), 12)
 
 
 def test_prompts_are_held_out_combinations(suite_scenes: Scenes) -> None:

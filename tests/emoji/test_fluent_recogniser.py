@@ -9,13 +9,14 @@ import numpy as np
 from imagen.emoji.colour import background_colour
 from imagen.emoji.fluent.catalogue import Source
 from imagen.emoji.fluent.recogniser import accuracy, background, drawings
+from imagen.emoji.fluent.selection import Selection
 from imagen.emoji.fluent.sprites import cropped_sprite
 from imagen.emoji.picture import PALETTE
 from imagen.emoji.recogniser import Detection, Recogniser
 
 
 def test_one_drawing_per_name_and_combination(source: Source) -> None:
-    names = [each.combination for each in drawings(source, 2, ["person-role"])]
+    names = [each.combination for each in drawings(Selection(source=source))]
     assert len(names) == len(set(names)) == 7 + 3 * 18
     assert {"octopus", "astronaut/woman/dark", "wearing turban/person/yellow"} <= set(names)
 
@@ -40,8 +41,8 @@ class ConstantRecogniser(Recogniser):
 
 
 def test_accuracy(source: Source) -> None:
-    known = drawings(source, 2, ["person-role"])
-    found = accuracy(ConstantRecogniser(["astronaut/woman/dark"], 16), source, known, 1000)
+    known = drawings(Selection(source=source))
+    found = accuracy(ConstantRecogniser(["astronaut/woman/dark"], 16), source.icons, known, 1000)
     assert found["things"] == found["pair"] == found["number"] == 0
     assert 0 < found["people"] < found["role"] < 1 and found["people"] < found["gender"] < 1
     assert found["people"] < found["tone"] < 0.5

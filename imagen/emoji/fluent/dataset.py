@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from imagen.data.build.splits import finished_build, write_splits
-from imagen.emoji.fluent.catalogue import Drawing, Source, faces, people, things
+from imagen.emoji.fluent.catalogue import Drawing
 from imagen.emoji.fluent.heldout import heldout_colour, heldout_number, is_heldout_pair, is_heldout_person
 from imagen.emoji.fluent.scene import Scene, compose_group, compose_pair, compose_single
+from imagen.emoji.fluent.selection import Selection, add_options, selection
 from imagen.emoji.openmoji import Style, rasterise
 from imagen.emoji.picture import PALETTE, hashed
 from imagen.emoji.scene import NUMBERS, RELATIONS, is_countable
@@ -28,13 +29,9 @@ from imagen.files import read_json
 
 def build_fluent(
     out: str | Path,
-    source: Source,
+    selected: Selection,
     sizes: Sequence[int] = (64,),
     *,
-    words: int = 2,
-    with_faces: bool = True,
-    roles: Sequence[str] = ("person-role",),
-    limit: int | None = None,
     variants: int = 4,
     people_variants: int = 4,
     relations: float = 0.0,
@@ -47,9 +44,6 @@ def build_fluent(
 ) -> dict[str, Any]:
     """Build `out`/train and `out`/heldout; return the content of `out`/dataset.json.
 
-    words: maximum number of words in the names of things.
-    limit: use a fixed selection of this many things and faces, shortest names first.
-    roles: Unicode's subgroups of people.
     variants, people_variants: images per drawing and colour, of things and faces, and of people.
     relations, counts: fractions of the samples that show two things in a relation, and two to four copies of one.
     most: maximum number of samples per split.
@@ -59,7 +53,7 @@ def build_fluent(
     build with other arguments, or if files or packages are missing.
     """
     out, sizes = Path(out), sorted(set(sizes))
-    for name, value in (("words", words), ("variants", variants), ("people_variants", people_variants)):
+    for name, value in (("words", selected.words), ("variants", variants), ("people_variants", people_variants)):
         check_number(name, value, least=1)
     if not sizes or sizes[0] < 8:
         raise UserError(f"sizes {sizes}: there must be at least one size, and sizes must be 8 pixels or more")
@@ -68,10 +62,10 @@ def build_fluent(
     check_number("relations + counts", relations + counts, most=0.9)
     arguments: dict[str, Any] = {
         "sizes": sizes,
-        "words": words,
-        "faces": with_faces,
-        "roles": list(roles),
-        "limit": limit,
+        "words": selected.words,
+        "faces": selected.faces,
+        "roles": list(selected.roles),
+        "limit": selected.limit,
         "variants": variants,
         "people_variants": people_variants,
         "relations": relations,
@@ -81,8 +75,7 @@ def build_fluent(
     arguments |= {name: value for name, value in (("most", most), ("mended", mended)) if value}
     if finished := finished_build(out, arguments):
         return finished
-    drawings = choose_things(source, words, with_faces=with_faces, limit=limit)
-    persons = people(source, roles)
+    source, drawings, persons = selected.source, selected.things(), selected.people()
     rasterise('<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>')  # reports a missing package early
     splits = {
         name: scenes(
@@ -110,13 +103,6 @@ def build_fluent(
         "names": sorted({each.name for each in (*drawings, *persons)}),
     }
     return write_splits(out, arguments, splits, sizes, description, workers=workers, progress=progress)
-
-
-def choose_things(source: Source, words: int, *, with_faces: bool = True, limit: int | None = None) -> list[Drawing]:
-    """Return things and, with `with_faces`, faces: shuffled, shortest names in words first."""
-    found = [*things(source, words), *(faces(source) if with_faces else [])]
-    shuffled = sorted(found, key=lambda each: (len(each.name.split()), hashed("fluent things", each.icon)))
-    return shuffled if limit is None else shuffled[:limit]
 
 
 def scenes(
@@ -184,14 +170,9 @@ def _version(path: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--icons", type=Path, required=True, help="icons.json of @iconify-json/fluent-emoji")
-    parser.add_argument("--names", type=Path, required=True, help="folder of emojibase-data")
+    add_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
     parser.add_argument("--sizes", type=int, nargs="+", default=[64], help="sides of the masters in pixels")
-    parser.add_argument("--words", type=int, default=2, help="maximum number of words in the names of things")
-    parser.add_argument("--no-faces", action="store_true", help="exclude smileys and hearts")
-    parser.add_argument("--roles", nargs="*", default=["person-role"], help="Unicode subgroups of people")
-    parser.add_argument("--limit", type=int, help="use only this many things and faces")
     parser.add_argument("--variants", type=int, default=4, help="images per thing and colour")
     parser.add_argument("--people-variants", type=int, default=4, help="images per person and colour")
     parser.add_argument("--relations", type=float, default=0.0, help="fraction of images of two things")
@@ -203,12 +184,8 @@ def main() -> None:
     options = parser.parse_args()
     built = build_fluent(
         options.out,
-        Source(str(options.icons.resolve()), str(options.names.resolve())),
+        selection(options),
         options.sizes,
-        words=options.words,
-        with_faces=not options.no_faces,
-        roles=options.roles,
-        limit=options.limit,
         variants=options.variants,
         people_variants=options.people_variants,
         relations=options.relations,

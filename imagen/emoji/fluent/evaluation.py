@@ -5,7 +5,6 @@ python -m imagen.emoji.fluent.evaluation CASCADE --recogniser FOLDER --icons ICO
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from imagen.cascade import Cascade
 from imagen.emoji.alignment import evaluate
 from imagen.emoji.fluent import captions
 from imagen.emoji.fluent.background import Background
-from imagen.emoji.fluent.catalogue import Source, people
-from imagen.emoji.fluent.dataset import choose_things, scenes
+from imagen.emoji.fluent.dataset import scenes
 from imagen.emoji.fluent.heldout import heldout_colour, is_heldout_person
 from imagen.emoji.fluent.scene import Scene
+from imagen.emoji.fluent.selection import Selection, add_options, selection
 from imagen.emoji.picture import hashed
 from imagen.emoji.prompts import HeldoutPrompt
 from imagen.emoji.recogniser import SIDE, Recogniser, load_recogniser
@@ -29,7 +28,7 @@ KINDS = ("single", "people", "relation", "count")
 PARTS = ("role", "gender", "tone")
 
 
-def suite(source: Source, n: int, words: int = 2, roles: Sequence[str] = ("person-role",)) -> dict[str, list[Scene]]:
+def suite(selected: Selection, n: int) -> dict[str, list[Scene]]:
     """Return at most `n` held-out scenes of each kind.
 
     single: a thing on the background colour that is held out for it
@@ -37,11 +36,10 @@ def suite(source: Source, n: int, words: int = 2, roles: Sequence[str] = ("perso
     relation: a held-out pair of things
     count: several copies of a thing, in the number that is held out for it
     """
-    things, persons = choose_things(source, words), [each for each in people(source, roles) if is_heldout_person(each)]
     heldout = scenes(
-        things,
-        persons,
-        source.icons,
+        selected.things(),
+        [each for each in selected.people() if is_heldout_person(each)],
+        selected.source.icons,
         variants=1,
         people_variants=1,
         relations=0.3,
@@ -134,18 +132,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cascade", help="cascade folder or training run")
     parser.add_argument("--recogniser", type=Path, required=True, help="folder of the recogniser")
-    parser.add_argument("--icons", type=Path, required=True, help="icons.json of @iconify-json/fluent-emoji")
-    parser.add_argument("--names", type=Path, required=True, help="folder of emojibase-data")
+    add_options(parser)
     parser.add_argument("--n", type=int, default=64, help="prompts of each kind")
-    parser.add_argument("--words", type=int, default=2, help="maximum number of words in the names of things")
-    parser.add_argument("--roles", nargs="*", default=["person-role"])
     parser.add_argument("--guidance", type=float, nargs="*", default=[], help="guidance scales to evaluate")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=KINDS)
     parser.add_argument("--out", type=Path, help="write a sheet of the images for each guidance scale")
     options = parser.parse_args()
-    source = Source(str(options.icons.resolve()), str(options.names.resolve()))
-    chosen = suite(source, options.n, options.words, options.roles)
+    chosen = suite(selection(options), options.n)
     scenes_by_kind = {kind: chosen[kind] if kind in options.kinds else [] for kind in KINDS}
     cascade, recogniser = Cascade.load(options.cascade), load_recogniser(options.recogniser)
     for scale in options.guidance or [None]:

@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 
 from imagen.emoji.fluent.background import draw_background
-from imagen.emoji.fluent.catalogue import Drawing, Source, people
-from imagen.emoji.fluent.dataset import choose_things, scenes
+from imagen.emoji.fluent.catalogue import Drawing
+from imagen.emoji.fluent.dataset import scenes
+from imagen.emoji.fluent.selection import Selection, add_options, selection
 from imagen.emoji.fluent.sprites import cropped_sprite
 from imagen.emoji.picture import PALETTE, hashed
 from imagen.emoji.recogniser import SIDE, Recogniser
@@ -30,13 +31,13 @@ def background(rng: random.Random) -> Image.Image:
     return Image.fromarray((pixels + shift).round().clip(0, 255).astype(np.uint8))
 
 
-def drawings(source: Source, words: int, roles: Sequence[str]) -> list[Drawing]:
+def drawings(selected: Selection) -> list[Drawing]:
     """Return one drawing per class: per name of a thing, and per combination of role, gender and tone."""
-    return list({each.combination: each for each in (*choose_things(source, words), *people(source, roles))}.values())
+    return list({each.combination: each for each in (*selected.things(), *selected.people())}.values())
 
 
 def accuracy(
-    network: Recogniser, source: Source, known: Sequence[Drawing], n: int, *, blur: float = 0.0, noise: float = 0.0
+    network: Recogniser, icons: str, known: Sequence[Drawing], n: int, *, blur: float = 0.0, noise: float = 0.0
 ) -> dict[str, float]:
     """Return the accuracies in [0, 1] on held-out images, `n` of each kind.
 
@@ -50,7 +51,7 @@ def accuracy(
     heldout = scenes(
         [each for each in known if each.role is None],
         [each for each in known if each.role is not None],
-        source.icons,
+        icons,
         variants=1,
         people_variants=1,
         relations=0.3,
@@ -91,22 +92,18 @@ def accuracy(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--icons", type=Path, required=True, help="icons.json of @iconify-json/fluent-emoji")
-    parser.add_argument("--names", type=Path, required=True, help="folder of emojibase-data")
+    add_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for the recogniser")
-    parser.add_argument("--words", type=int, default=2, help="maximum number of words in the names of things")
-    parser.add_argument("--roles", nargs="*", default=["person-role", "person-fantasy"])
-    parser.add_argument("--limit", type=int, help="use only this many drawings")
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--n", type=int, default=384, help="images of each kind for the evaluation")
     options = parser.parse_args()
-    source = Source(str(options.icons.resolve()), str(options.names.resolve()))
-    known = drawings(source, options.words, options.roles)[: options.limit]
-    sprites = {each.combination: cropped_sprite(source.icons, each.icon) for each in known}
+    selected = selection(options)
+    known, icons = drawings(selected), selected.source.icons
+    sprites = {each.combination: cropped_sprite(icons, each.icon) for each in known}
     network = train_recogniser(sprites, background=background, steps=options.steps, width=options.width)
     measured = {
-        name: accuracy(network, source, known, options.n, blur=blur, noise=noise)
+        name: accuracy(network, icons, known, options.n, blur=blur, noise=noise)
         for name, blur, noise in (("clean", 0, 0), ("blur 1, noise 16", 1, 16), ("blur 1.5, noise 32", 1.5, 32))
     }
     for name, accuracies in measured.items():

@@ -1,0 +1,55 @@
+"""Select the drawings of a data set, of its recogniser and of its evaluation, from the same command-line options."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagen.emoji.fluent import catalogue
+from imagen.emoji.fluent.catalogue import Drawing, Source
+from imagen.emoji.picture import hashed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which drawings are used."""
+
+    source: Source
+    words: int = 2  # maximum number of words in the names of things
+    faces: bool = True  # include smileys and hearts
+    roles: Sequence[str] = ("person-role",)  # Unicode's subgroups of people
+    limit: int | None = None  # use a fixed selection of this many things and faces, shortest names first
+
+    def things(self) -> list[Drawing]:
+        """Return things and, with `faces`, faces: shuffled, shortest names in words first."""
+        found = [
+            *catalogue.things(self.source, self.words),
+            *(catalogue.faces(self.source) if self.faces else []),
+        ]
+        shuffled = sorted(found, key=lambda each: (len(each.name.split()), hashed("fluent things", each.icon)))
+        return shuffled if self.limit is None else shuffled[: self.limit]
+
+    def people(self) -> list[Drawing]:
+        """Return the people of `roles`, in every gender and skin tone."""
+        return catalogue.people(self.source, self.roles)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `selection` reads."""
+    parser.add_argument("--icons", type=Path, required=True, help="icons.json of @iconify-json/fluent-emoji")
+    parser.add_argument("--names", type=Path, required=True, help="folder of emojibase-data")
+    parser.add_argument("--words", type=int, default=2, help="maximum number of words in the names of things")
+    parser.add_argument("--no-faces", action="store_true", help="exclude smileys and hearts")
+    parser.add_argument("--roles", nargs="*", default=["person-role"], help="Unicode subgroups of people")
+    parser.add_argument("--limit", type=int, help="use only this many things and faces")
+
+
+def selection(options: argparse.Namespace) -> Selection:
+    """Return the drawings that the options of a command select."""
+    return Selection(
+        source=Source(str(options.icons.resolve()), str(options.names.resolve())),
+        words=options.words,
+        faces=not options.no_faces,
+        roles=tuple(options.roles),
+        limit=options.limit,
+    )
