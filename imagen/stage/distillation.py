@@ -76,7 +76,7 @@ class Distillation(ForwardProcess):
             count += len(x_BCHW)
             return x_BCHW
 
-        text = {} if self.stage.unet.text_width is None else {"text": torch.zeros(1)}
+        text: dict[str, Tensor] = {} if self.stage.unet.text_width is None else {"text": torch.zeros(1)}
         denoise = build_denoiser(predict, self.stage, self.teacher, Conditioning(text, text))
         self.solver.sample(denoise, torch.zeros(1, self.stage.unet.image_channels, 1, 1), levels)
         return count
