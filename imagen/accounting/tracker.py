@@ -27,12 +27,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-# parameters, gradients, optimizer, ema: the rank's shards, allocated throughout training.
+# parameters, gradients, optimizer, ema: the rank's shards, allocated throughout training; teacher: weights that each
+# rank has in full, in distillation.
 # casts: parameters in low precision. communication: buffers of collectives, including gathered parameters and unsharded
 # gradients. activations: allocated in the forward pass or its recomputation; includes the batch. temporary: gradients
 # of activations, and everything else that a step allocates. other: everything else allocated before the interval.
 KINDS = (
-    *("parameters", "gradients", "optimizer", "ema"),
+    *("parameters", "gradients", "optimizer", "ema", "teacher"),
     *("casts", "communication", "activations", "temporary", "other"),
 )
 
@@ -59,7 +60,7 @@ class TrackedInterval:
 
     before: int  # live bytes at the beginning
     totals: np.ndarray  # live bytes after each operation that allocated or freed memory
-    phases: list[str]  # phase of each such operation: forward, backward, recomputation or update
+    phases: list[str]  # phase of each such operation: distillation, forward, backward, recomputation or update
     at_peak: dict[str, int]  # live bytes by kind, at the first operation that reaches the peak
     flops: dict[tuple[int, str], int]  # by micro-batch and phase; a multiply-add counts as two
     sent: dict[tuple[int, str, str], int]  # bytes by micro-batch, collective and name of the process group
@@ -84,9 +85,11 @@ class ResourceTracker(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        # The caller sets these two during a step.
+        # The caller sets these during a step.
         self.micro_batch = 0  # index of the micro-batch
         self.updating = False  # whether all backward passes are done
+        self.distilling = False  # whether the teacher is evaluated
+        self.flop_factor = 1.0  # FLOPs count this many times, for operations that represent fewer or more
         self._live: dict[int, _Storage] = {}
         self._parameters: set[int] = set()
         self._phases: list[str] = []  # phase of each event: an operation that allocated or freed memory
@@ -175,7 +178,7 @@ class ResourceTracker(TorchDispatchMode):
                 if kind == "communication" and not entry.marked:
                     entry.kind = kind
         if formula := flop_registry.get(func._overloadpacket):
-            self._flops[self.micro_batch, phase] += formula(*args, **kwargs, out_val=out)
+            self._flops[self.micro_batch, phase] += round(self.flop_factor * formula(*args, **kwargs, out_val=out))
         if func.namespace in ("c10d", "_c10d_functional"):
             self._count_sent(func, args)
         if not self.merge_events and self._changes and self._changes[-1][0] == len(self._phases):
@@ -185,6 +188,8 @@ class ResourceTracker(TorchDispatchMode):
     def _phase(self) -> str:
         if torch._C._current_graph_task_id() != -1:  # inside the autograd engine
             return "recomputation" if torch.is_grad_enabled() else "backward"
+        if self.distilling:
+            return "distillation"
         return "update" if self.updating else "forward"
 
     def _kind(self, func: Any, args: Any, phase: str) -> str:
@@ -192,7 +197,7 @@ class ResourceTracker(TorchDispatchMode):
             return "communication"
         if func is torch.ops.aten._to_copy.default and args[0].untyped_storage()._cdata in self._parameters:
             return "casts"
-        return "activations" if phase in ("forward", "recomputation") else "temporary"
+        return "activations" if phase in ("distillation", "forward", "recomputation") else "temporary"
 
     def _count_sent(self, func: Any, args: Any) -> None:
         if (ring := _RINGS.get(func._overloadpacket.__name__)) is None:

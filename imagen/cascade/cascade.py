@@ -32,7 +32,7 @@ from imagen.hints import keyword_hints
 from imagen.lora import Adapter, fit, read_adapter
 from imagen.precision import Precision, autocast_dtype
 from imagen.stage.inputs import to_images
-from imagen.stage.sampling import Stage
+from imagen.stage.sampling import FAST, Stage
 from imagen.stage.weights import build_unet, check_float32
 from imagen.text.config import TextConfig
 from imagen.text.protocol import Encoder
@@ -151,6 +151,10 @@ class Cascade:
         adapter = read_adapter(path)
         name = adapter.name if name is None else name
         check_text("the name of a LoRA", name, 200)
+        if name == FAST:
+            raise UserError(
+                f"LoRA {path}: {FAST!r} is the name of the adapter for few steps; give this one another name"
+            )
         if name in self.adapters:
             raise UserError(f"a LoRA {quoted(name)} is loaded already; give this one another name")
         stages = [stage for stage in self.stages if resolution in (None, stage.config.resolution)]

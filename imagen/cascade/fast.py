@@ -17,6 +17,7 @@ from imagen.cascade.storage import (
     write_manifest,
 )
 from imagen.errors import UserError
+from imagen.files import read_json
 from imagen.lora import fit, read_adapter
 from imagen.lora.write import adapter_tensors
 from imagen.models.unet import UNet
@@ -92,6 +93,9 @@ def _distilled(run: Path, records: Mapping[int, StageRecord], folder: Path) -> t
     file = run / "lora.safetensors"
     if not file.is_file():
         raise UserError(f"{run} has no lora.safetensors: fast settings need a run of adapters (lora.rank above 0)")
+    config = read_json(run / "config.json")
+    if not isinstance(config, dict) or not (config.get("distill") or {}).get("teacher_steps"):
+        raise UserError(f"{run} is not a run of `imagen train distill`: its adapter is not for few steps")
     (made,) = read_manifest(resolve_folder(run)).stages
     resolution, init = made.config.resolution, made.info.get("init")
     if resolution not in records:

@@ -19,6 +19,7 @@ from imagen.cascade.options import Size
 from imagen.cascade.per_stage import tile_of
 from imagen.cascade.request import Request
 from imagen.errors import UserError
+from imagen.models.config import UNetConfig
 from imagen.models.unet import LOW_PRECISION, UNet
 from imagen.precision import autocast_dtype
 from imagen.stage.config import SamplingConfig, StageConfig
@@ -93,13 +94,7 @@ def step_bytes(
     unet_config, cpu = config.unet, torch.device("cpu")
     shape = (batch_size, unet_config.image_channels, *size)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), FakeTensorMode(), ResourceTracker() as tracker:
-        unet = UNet(unet_config).eval().requires_grad_(False)
-        throughout = gpu and dtype in LOW_PRECISION  # as `Network` computes on GPUs
-        for parameter in unet.parameters():  # as `build_unet` casts them
-            if dtype is not None and (parameter.ndim > 1 or throughout):
-                parameter.data = parameter.data.to(dtype)
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        unet, around = frozen_unet(unet_config, dtype, gpu)
         held = tracker.mark("parameters", [*unet.parameters(), *unet.buffers()])
         with tracker.interval() as intervals, gpu_kernels() if gpu else nullcontext():
             texts = low_BChw = None
@@ -119,11 +114,26 @@ def step_bytes(
                 low_BChw=low_BChw,
                 augmentation_eps=lambda: torch.zeros(shape),
             )
-            predict = build_predict(unet, None if throughout else dtype)
+            predict = build_predict(unet, around)
             denoise = build_denoiser(predict, config, settings, conditioning, tile=tile)
             levels = [0.0, 1.0, 2.0, math.inf]  # the second step holds the first step's estimate, too
             settings.build_sampler().sample(denoise, torch.zeros(shape), levels, noise=lambda: torch.zeros(shape))
     return intervals[0].peak - held
+
+
+def frozen_unet(config: UNetConfig, dtype: torch.dtype | None, gpu: bool) -> tuple[UNet, torch.dtype | None]:
+    """Return a U-Net that only samples, and its autocast dtype, as `build_unet` and `Network` give them.
+
+    Call it under FakeTensorMode. dtype, gpu: see `step_bytes`.
+    """
+    unet = UNet(config).eval().requires_grad_(False)
+    throughout = gpu and dtype in LOW_PRECISION  # as `Network` computes on GPUs
+    for parameter in unet.parameters():  # as `build_unet` casts them
+        if dtype is not None and (parameter.ndim > 1 or throughout):
+            parameter.data = parameter.data.to(dtype)
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return unet, None if throughout else dtype
 
 
 def _smaller(config: StageConfig, size: Size, tile: Tile | None) -> Tile | None:

@@ -18,6 +18,7 @@ KINDS = {
     "gradients": "this rank's share, float32",
     "optimizer": "this rank's share, in the format of optim.state",
     "ema": "this rank's share of the EMAs",
+    "teacher": "weights of the teacher, on every rank",
     "casts": "parameters in bfloat16",
     "communication": "gathered parameters, unsharded gradients, buffers",
     "activations": "of the forward pass, including the batch",

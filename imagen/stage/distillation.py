@@ -8,7 +8,7 @@ Shapes: see `imagen.stage.inputs`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imagen.diffusion.objective import ObjectiveConfig, eps_mse_factor, weight
 from imagen.diffusion.samplers.base import step_logsnrs
 from imagen.diffusion.samplers.ddim import implied_x0
 from imagen.diffusion.schedule import alpha_sigma, build_schedule
@@ -32,18 +33,18 @@ Levels = tuple[float, ...]  # increasing log-SNRs
 class Distillation(ForwardProcess):
     """Noise a batch to the starts of the student's steps, with the teacher's result as its clean images.
 
-    stage: of the student; its `sampling` gives the log-SNRs of the student's steps.
+    stage: of the student.
     predict: the teacher's U-Net, see `build_predict`. teacher: how it samples: its solver and guidance.
-    teacher_steps: steps of the teacher in each step of the student.
+    steps: the log-SNRs of the teacher's steps in each step of the student, see `divided_steps`.
     options: as for `ForwardProcess`. `schedule` has no effect, because only the starts of steps are needed.
     """
 
     def __init__(
-        self, stage: StageConfig, predict: Predict, teacher: SamplingConfig, teacher_steps: int, **options: Any
+        self, stage: StageConfig, predict: Predict, teacher: SamplingConfig, steps: Sequence[Levels], **options: Any
     ):
         super().__init__(stage, **options)
         self.predict, self.teacher, self.solver = predict, teacher, teacher.build_sampler()
-        self.steps = divided_steps(stage, teacher, teacher_steps)
+        self.steps = steps
         self.schedule = StepStarts([levels[0] for levels in self.steps])
 
     @torch.no_grad()
@@ -51,15 +52,34 @@ class Distillation(ForwardProcess):
         """Draw a step of the student and noise for each sample, and let the teacher take that step."""
         noised = super().__call__(batch)
         cond, uncond = self._guidance_text(noised.conditions)
-        targets, first = [], 0
-        # Times increase along a batch, so the samples of one step are adjacent.
-        for number, run in groupby(step_numbers(noised.t_B, len(self.steps)).tolist()):
-            part = slice(first, first := first + len(list(run)))
+        targets = []
+        for levels, part in self.groups(noised.t_B):
             conditioning = Conditioning(_part(cond, part), _part(uncond, part))
-            targets.append(self._target(noised.x_BCHW[part], self.steps[number], conditioning))
+            targets.append(self._target(noised.x_BCHW[part], levels, conditioning))
         x0_BCHW = torch.cat(targets)
         alpha, sigma = alpha_sigma(noised.logsnr_B, like=x0_BCHW)
         return replace(noised, x0_BCHW=x0_BCHW, eps_BCHW=(noised.x_BCHW - alpha * x0_BCHW) / sigma)
+
+    def groups(self, t_B: Tensor) -> Iterator[tuple[Levels, slice]]:
+        """Yield the teacher's log-SNRs and the samples of each step of the student in a batch."""
+        first = 0
+        # Times increase along a batch, so the samples of one step are adjacent.
+        for number, run in groupby(step_numbers(t_B, len(self.steps)).tolist()):
+            yield self.steps[number], slice(first, first := first + len(list(run)))
+
+    def evaluations(self, levels: Levels) -> int:
+        """Count the teacher's network evaluations per image in a step, with both halves of guided ones."""
+        count = 0
+
+        def predict(x_BCHW: Tensor, noise_B: Tensor, **conditions: Tensor) -> Tensor:
+            nonlocal count
+            count += len(x_BCHW)
+            return x_BCHW
+
+        text: dict[str, Tensor] = {} if self.stage.unet.text_width is None else {"text": torch.zeros(1)}
+        denoise = build_denoiser(predict, self.stage, self.teacher, Conditioning(text, text))
+        self.solver.sample(denoise, torch.zeros(1, self.stage.unet.image_channels, 1, 1), levels)
+        return count
 
     def _target(self, x_BCHW: Tensor, levels: Levels, conditioning: Conditioning) -> Tensor:
         """Return the x0 with which the student's step ends where the teacher's steps end."""
@@ -116,3 +136,14 @@ def divided_steps(stage: StageConfig, teacher: SamplingConfig, teacher_steps: in
             inner = np.unique(np.linspace(start, last, teacher_steps))[1:]
         result.append((start, *inner.tolist(), end))
     return result
+
+
+def least_weight(steps: Sequence[Levels], objective: ObjectiveConfig) -> float:
+    """Return the least weight of a step's x0 error in the loss, relative to the largest, in (0, 1].
+
+    Weights that vanish with the SNR, such as that of the eps error, hardly train the first step of a student
+    (2202.00512, section 4).
+    """
+    starts = torch.tensor([levels[0] for levels in steps], dtype=torch.float64)
+    weights = weight(starts, objective) * starts.exp() / eps_mse_factor(objective.prediction, starts)
+    return float(weights.min() / weights.max())

@@ -1,8 +1,10 @@
 """Say which words of a prompt a cascade was never trained on, and which names it knows are nearest in meaning."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from imagen.errors import quoted
@@ -11,7 +13,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHOWN = 3  # phrases in a warning, and names for each
-_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+")
+MOST_NAMES = 1_000  # above this none is given as nearest: a prompt encoder takes 8 ms or more per name
+_LONGEST = 200  # characters of a name
+_WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*|\d+")
+_CLAUSE = re.compile(r"[,.;:!?()\[\]\n、。，；：！？]")
+_SPELLINGS = str.maketrans({"’": "'", "‐": "-"})
+_ENDINGS = (("", "s"), ("", "es"), ("y", "ies"), ("f", "ves"), ("fe", "ves"))  # singular, plural
 # Words without a meaning of their own that could be drawn: a prompt may use them whether captions did or not.
 _FUNCTION_WORDS = frozenset(
     _WORD.findall(
@@ -39,6 +46,8 @@ class Vocabulary:
             for key in ("words", "names")
         ):
             return None
+        if not all(name.isprintable() and len(name) <= _LONGEST for name in value["names"]):  # they are shown
+            return None
         return cls(frozenset(value["words"]), tuple(value["names"]))
 
     def to_json(self) -> dict[str, list[str]]:
@@ -49,23 +58,40 @@ class Vocabulary:
 
     def unknown(self, prompt: str) -> list[str]:
         """Return the parts of `prompt` that no caption of training contained; adjacent words are one part."""
-        parts: list[list[str]] = [[]]
-        for word in split_words(prompt):
-            if word in _FUNCTION_WORDS or self._knows(word):
-                parts.append([])
-            else:
-                parts[-1].append(word)
+        parts: list[list[str]] = []
+        for clause in _CLAUSE.split(prompt):
+            parts.append([])
+            for word in _without_hyphens(split_words(clause)):
+                if word in _FUNCTION_WORDS or self._knows(word):
+                    parts.append([])
+                else:
+                    parts[-1].append(word)
         return list(dict.fromkeys(" ".join(part) for part in parts if part))
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        """The words, divided at hyphens: captions and prompts differ in "ice cream" and "ice-cream"."""
+        return frozenset(_without_hyphens(split_words(" ".join(self.words))))
 
     def _knows(self, word: str) -> bool:
         """Return whether captions contained `word`, in the singular or plural."""
-        forms = {word, f"{word}s", f"{word}es", word.removesuffix("s"), word.removesuffix("es")}
-        return bool(forms & self.words)
+        forms = {word}
+        for singular, plural in _ENDINGS:
+            if word.endswith(singular):
+                forms.add(word.removesuffix(singular) + plural)
+            if word.endswith(plural):
+                forms.add(word.removesuffix(plural) + singular)
+        return not forms.isdisjoint(self._known)
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words of a text in lower case, and its numbers."""
-    return _WORD.findall(text.lower())
+    """Return the words of a text in lower case, without "'s", and its numbers."""
+    words = _WORD.findall(unicodedata.normalize("NFKC", text).lower().translate(_SPELLINGS))
+    return [word.removesuffix("'s") for word in words]
+
+
+def _without_hyphens(words: Iterable[str]) -> list[str]:
+    return [part for word in words for part in word.split("-")]
 
 
 def caption_words(captions: Iterable[str]) -> frozenset[str]:
@@ -73,10 +99,14 @@ def caption_words(captions: Iterable[str]) -> frozenset[str]:
 
 
 class NearestNames:
-    """Find the names that are nearest in meaning to a phrase. The names are encoded once, for the first phrase."""
+    """Find the names that are nearest in meaning to a phrase: none, if there are more than `MOST_NAMES`.
+
+    The names are encoded once, for the first phrase.
+    """
 
     def __init__(self, names: Iterable[str], encode: Encode):
-        self.names = list(dict.fromkeys(names))
+        distinct = list(dict.fromkeys(names))
+        self.names = distinct if len(distinct) <= MOST_NAMES else []
         self._encode = encode
         self._names_ND: Tensor | None = None
 

@@ -18,7 +18,7 @@ from imagen.data.shards.mixture import Data
 from imagen.jsonconfig import to_json
 from imagen.models.compiling import cache_folder
 from imagen.precision import precision_name
-from imagen.stage.distillation import Distillation
+from imagen.stage.distillation import Distillation, divided_steps, least_weight
 from imagen.stage.loss import ForwardProcess
 from imagen.text.protocol import DatasetEncoder
 from imagen.train.checkpoint import checkpoint_paths
@@ -176,7 +176,13 @@ class TrainingRun:
         if not distill.teacher_steps or distill.teacher is None or init is None:
             return ForwardProcess(experiment.stage, schedule=config.schedule, **options)
         predict = load_teacher(experiment.stage, init, self.folder, device, self.model.dtype)
-        return Distillation(experiment.stage, predict, distill.teacher, distill.teacher_steps, **options)
+        steps = divided_steps(experiment.stage, distill.teacher, distill.teacher_steps)
+        if (least := least_weight(steps, experiment.stage.objective)) < 1e-3:
+            self.report(
+                f"stage.objective.weighting is {experiment.stage.objective.weighting}: one of the student's steps has "
+                f"{least:.0e} of another's weight and will hardly be trained; use --stage.objective.weighting velocity"
+            )
+        return Distillation(experiment.stage, predict, distill.teacher, steps, **options)
 
     def _text_length(self) -> int:
         """Return the length to which text is padded for a compiled network, which recompiles for each new length."""

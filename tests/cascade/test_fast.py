@@ -12,6 +12,7 @@ from imagen.cascade.fast import add_fast
 from imagen.cascade.float16 import convert_to_float16
 from imagen.cascade.storage import export_stage, read_manifest
 from imagen.errors import UserError
+from imagen.files import write_json
 from imagen.lora import applied, fit, read_adapter
 
 SAMPLING = dataclasses.replace(stage(16).config.sampling, sampler="ddim", steps=2, guidance=1.0)
@@ -34,6 +35,7 @@ def distilled_run(path, source, number=0):
         unconditional=model.unconditional,
         info={"init": {"source": str(source), "sha256": record.sha256}},
     )
+    write_json(path / "config.json", {"distill": {"teacher_steps": 3}})
     lora_file(path / "lora.safetensors", model, number)
     return path
 
@@ -112,12 +114,30 @@ def test_mistakes(folder, tmp_path):
     run = distilled_run(tmp_path / "run", other)
     with pytest.raises(UserError, match="was not distilled from the weights of the cascade's stage 16"):
         add_fast(source, [run], {})
+    for config in ({"distill": {"teacher_steps": 0}}, {"distill": None}, {}, []):  # such as of `finetune_lora`
+        write_json(run / "config.json", config)
+        with pytest.raises(UserError, match=r"run is not a run of `imagen train distill`"):
+            add_fast(source, [run], {})
     (run / "lora.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no lora\.safetensors"):
         add_fast(source, [run], {})
     with pytest.raises(UserError, match="no stage 64, only 16, 32"):
         add_fast(source, [], {64: 2})
     assert all(record.fast is None for record in read_manifest(source).stages)
+
+
+def test_the_name_of_the_adapter_is_reserved(folder, tmp_path):
+    """Another LoRA of that name would be used by `fast`, and saved as its adapter."""
+    model = loaded(folder.parent / "plain")
+    with pytest.raises(UserError, match="'fast' is the name of the adapter for few steps; give this one another name"):
+        model.load_lora(lora_file(tmp_path / "fast.safetensors", model))
+
+
+def test_levels_outside_of_the_schedule(folder, tmp_path):
+    """A file from elsewhere may name them, and so may the arguments of `sample`."""
+    model = loaded(folder)
+    with pytest.raises(UserError, match=r"logsnr_range is \(50, 60\).*the noise schedule has -?\d+ to \d+"):
+        model.sample("a cat", spacing="logsnr", logsnr_range=(50.0, 60.0), steps=3, progress=False)
 
 
 def test_a_damaged_adapter_is_refused(folder, tmp_path):

@@ -13,7 +13,7 @@ from imagen.diffusion.samplers.ddim import DDIM, implied_x0
 from imagen.diffusion.schedule import alpha_sigma, build_schedule, noise_label
 from imagen.models.config import Level, UNetConfig
 from imagen.stage.config import SamplingConfig, StageConfig
-from imagen.stage.distillation import Distillation, divided_steps, step_numbers
+from imagen.stage.distillation import Distillation, divided_steps, least_weight, step_numbers
 
 STUDENT = SamplingConfig(
     sampler="ddim", steps=4, spacing="logsnr", logsnr_range=(-6.0, 3.0), guidance=1.0, threshold="none"
@@ -67,9 +67,8 @@ def batch(size=8, text=None, image=None):
 
 
 def process(predict, what, teacher, teacher_steps, size=8, **options):
-    return Distillation(
-        what, predict, teacher, teacher_steps, seed=1, batch_size=size, device=torch.device("cpu"), **options
-    )
+    steps = divided_steps(what, teacher, teacher_steps)
+    return Distillation(what, predict, teacher, steps, seed=1, batch_size=size, device=torch.device("cpu"), **options)
 
 
 class TestTargets:
@@ -129,6 +128,22 @@ class TestTargets:
         assert float(loss.total.abs().max()) < 1e-6
         other = distilling.loss(lambda *inputs: network(*inputs) + 0.1, noised)
         assert float(other.total.min()) > 1e-3
+
+
+class TestWeights:
+    @pytest.mark.parametrize(
+        "prediction, weighting, expected",
+        [
+            ("x0", "constant", 1.0),
+            ("v", "constant", (1 + math.exp(-6)) / (1 + math.exp(3))),  # SNR + 1
+            ("eps", "constant", math.exp(-9)),  # SNR
+            ("eps", "velocity", (1 + math.exp(-6)) / (1 + math.exp(3))),
+            ("v", "min_snr", math.exp(-6) / 5),
+        ],
+    )
+    def test_the_least_weight_of_a_step_relative_to_the_largest(self, prediction, weighting, expected):
+        objective = ObjectiveConfig(prediction=prediction, weighting=weighting)
+        assert least_weight([(-6.0, 0.0), (0.0, 3.0), (3.0, math.inf)], objective) == pytest.approx(expected, rel=1e-5)
 
 
 class TestSteps:

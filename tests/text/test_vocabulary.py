@@ -9,7 +9,7 @@ import torch
 from imagen.cascade import Cascade
 from imagen.cascade.card import cascade_card
 from imagen.cascade.storage import read_manifest
-from imagen.text.vocabulary import NearestNames, Vocabulary, caption_words, untrained_words
+from imagen.text.vocabulary import MOST_NAMES, NearestNames, Vocabulary, caption_words, untrained_words
 
 CAPTIONS = ["A dog on a red background", "two horses, white background", "a yo-yo left of a box"]
 VOCABULARY = Vocabulary(caption_words(CAPTIONS), ("dog", "horse", "yo-yo"))
@@ -27,6 +27,35 @@ def test_unknown_words():
     assert VOCABULARY.unknown("a hot air balloon on a dog, 7 cats") == ["hot air balloon", "7 cats"]
     assert VOCABULARY.unknown("a cat beside a cat") == ["cat"]
     assert VOCABULARY.unknown("Übergröße") == ["übergröße"]
+
+
+def test_spellings_of_known_words():
+    captions = ["a cherry, a butterfly, a leaf, a knife", "woman’s hat", "a café", "ice cream", "two strawberries"]
+    vocabulary = Vocabulary(caption_words([*captions, "yo-yo"]))
+    plurals = ["cherries", "butterflies", "leaves", "knives", "a strawberry", "hats"]
+    spellings = ["woman's hat", "the cherry's leaf", "cafe\u0301", "ice-cream", "a yo yo", "a yo‐yo", "CAFÉ", ""]
+    assert [vocabulary.unknown(prompt) for prompt in plurals + spellings] == [[]] * 14
+    assert vocabulary.unknown("cherrys leaved") == ["leaved"]
+    assert vocabulary.unknown("红苹果, a t-shirt") == ["红苹果", "t shirt"]
+    # As data sets of earlier versions have it.
+    old = Vocabulary.from_json({"words": ["yo-yo", "woman’s", "hat"], "names": []})
+    assert old.unknown("a woman's yo yo") == []
+
+
+def test_punctuation_divides_parts():
+    assert VOCABULARY.unknown("a hot air balloon, zeppelin; submarine. Owl (fox)") == [
+        *("hot air balloon", "zeppelin", "submarine", "owl", "fox")
+    ]
+    assert VOCABULARY.unknown("猫、鱼。") == ["猫", "鱼"]
+
+
+def test_very_many_names_are_not_encoded():
+    def refuse(texts):
+        raise AssertionError("encoding them all would take minutes")
+
+    names = tuple(f"name {number}" for number in range(MOST_NAMES + 1))
+    found = untrained_words(["a zeppelin"], Vocabulary(VOCABULARY.words, names), refuse)
+    assert found == "never trained on 'zeppelin'; images of other things are to be expected"
 
 
 def test_nearest_names_by_the_cosine_of_mean_embeddings():
@@ -65,7 +94,15 @@ def test_the_warning_names_what_is_unknown_once():
 
 def test_json_keeps_a_vocabulary_and_refuses_other_values():
     assert Vocabulary.from_json(json.loads(json.dumps(VOCABULARY.to_json()))) == VOCABULARY
-    for value in (None, [], {"words": ["a"]}, {"words": ["a"], "names": "dog"}, {"words": [1], "names": []}):
+    unprintable = [{"words": ["a"], "names": [name]} for name in ("\x1b[31mdog", "dog\nimagen: done", "x" * 201)]
+    for value in (
+        None,
+        [],
+        {"words": ["a"]},
+        {"words": ["a"], "names": "dog"},
+        {"words": [1], "names": []},
+        *unprintable,
+    ):
         assert Vocabulary.from_json(value) is None
 
 

@@ -138,5 +138,12 @@ class TestTraining:
         request = Cascade.load(alone).request(torch.zeros(1, 8))
         assert request.settings[0].guidance == 1.0
 
+    def test_a_weighting_that_neglects_a_step_is_reported(self, shards, cascade, tmp_path):
+        lines = []
+        fields = ("--stage.sampling.logsnr_range", "[-9, 0]")  # the toy predicts eps with a constant weight
+        train_quietly(distilled(cascade, *fields, steps=1), shards, tmp_path / "run", report=lines.append)
+        (line,) = [line for line in lines if "hardly be trained" in line]
+        assert line.startswith("stage.objective.weighting is constant: one of the student's steps has 1e-04 of")
+
     def test_a_plain_run_has_no_teacher(self, cascade):
         assert started(cascade).distill == DistillConfig()

@@ -106,6 +106,7 @@ def step_logsnrs(
     log-SNR from the lower to the upper end of `logsnr_range`; the last step goes from there to clean images. The range
     is clipped to that of the schedule, beyond which the network was not trained. "auto" is "time" for a discrete
     schedule, because its network was trained only at the schedule's levels, and "logsnr" for others.
+    Raises UserError if the range and that of the schedule do not overlap.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
@@ -115,6 +116,11 @@ def step_logsnrs(
     else:
         first, last = (float(schedule(t[end])) for end in (0, -1))
         low, high = max(logsnr_range[0], first), min(logsnr_range[1], last)
+        if low >= high:
+            raise UserError(
+                f"logsnr_range is ({logsnr_range[0]:g}, {logsnr_range[1]:g}), but the noise schedule has "
+                f"{first:.0f} to {last:.0f}: choose a range that overlaps with it"
+            )
         logsnrs = torch.cat([torch.linspace(low, high, steps, dtype=torch.float64), t[-1:]])
     logsnrs[-1] = math.inf
     return logsnrs

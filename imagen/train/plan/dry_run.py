@@ -4,6 +4,7 @@ Model, optimizer and step are those of training, distributed in the same way, in
 collectives do nothing.
 """
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -22,10 +23,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from imagen.accounting.gpu_kernels import gpu_kernels
 from imagen.accounting.tracker import ResourceTracker, TrackedInterval
+from imagen.cascade.memory import frozen_unet
 from imagen.data.loading.batches import Batch
 from imagen.errors import UserError
 from imagen.models.unet import UNet
 from imagen.precision import autocast
+from imagen.stage.denoiser import build_predict
+from imagen.stage.distillation import Distillation, Levels, divided_steps
 from imagen.stage.loss import CleanBatch, ForwardProcess, NoisedBatch
 from imagen.train.ema import build_emas
 from imagen.train.experiment import Experiment
@@ -75,7 +79,8 @@ def _whole_step(counted: dict[Any, int], micro_batches: int) -> dict[Any, int]:
 class DryRun:
     """One rank that is set up for training, inside `with`. Steps with any micro-batch can be traced in sequence.
 
-    held: bytes of its parameters, gradients, optimizer and EMAs. stored: bytes of the tensors of a full checkpoint.
+    held: bytes of its parameters, gradients, optimizer, EMAs and teacher. stored: bytes of the tensors of a full
+        checkpoint.
     dtype: dtype in which the network computes; None: float32. gpu: model a GPU's kernels, else a CPU's.
     """
 
@@ -85,6 +90,9 @@ class DryRun:
     def __init__(self, experiment: Experiment, world_size: int, *, dtype: torch.dtype | None, gpu: bool):
         self.experiment, self.world_size, self.dtype, self.gpu = experiment, world_size, dtype, gpu
         self.tracker = ResourceTracker()
+        distill, self.steps = experiment.distill, list[Levels]()
+        if distill.teacher_steps and distill.teacher is not None:  # here, because fake tensors have no values
+            self.steps = divided_steps(experiment.stage, distill.teacher, distill.teacher_steps)
         self._stack = ExitStack()
 
     def __enter__(self) -> "DryRun":
@@ -145,24 +153,19 @@ class DryRun:
         }
         if self.copy is not None:
             tensors["casts"] = list(self.copy.network.parameters())
+        if self.steps:
+            teacher, around = frozen_unet(experiment.stage.unet, self.dtype, self.gpu)
+            tensors["teacher"] = [*teacher.parameters(), *teacher.buffers()]
+            self.predict = build_predict(teacher, around)
         self.held = {kind: tracker.mark(kind, those) for kind, those in tensors.items()}
-        saved = [tensor for kind, those in tensors.items() if kind != "casts" for tensor in those]
+        saved = [tensor for kind, those in tensors.items() if kind not in ("casts", "teacher") for tensor in those]
         self.stored = sum(tensor.numel() * tensor.element_size() for tensor in saved)
 
     def trace(self, parallel: ParallelConfig, micro_batch: int) -> TracedStep:
         """Trace a step of this rank's share of `train.batch_size`, with this checkpointing and micro-batch."""
         count = self.experiment.train.batch_size // self.world_size // micro_batch
         apply_activation_checkpointing(self.unet if self.copy is None else self.copy.network, parallel)
-        forward_process = _FakeForwardProcess(
-            self.tracker,
-            self.experiment.stage,
-            seed=0,
-            batch_size=self.experiment.train.batch_size,
-            device=torch.device("cpu"),
-            unconditional_LD=None if self.experiment.text is None else torch.zeros(1, self.experiment.text.width),
-            text_dropout=self.experiment.train.text_dropout,
-            schedule=self.experiment.train.schedule,
-        )
+        forward_process = self._forward_process()
         optimizer = _WatchedOptimizer(self)
         self.tracker.updating = False
         with self.tracker.interval() as intervals:
@@ -181,6 +184,19 @@ class DryRun:
             for ema in self.emas:
                 ema.update(self.unet, 1)
         return TracedStep(parallel, micro_batch, count, intervals[0], self.groups)
+
+    def _forward_process(self) -> ForwardProcess:
+        stage, text, teacher = self.experiment.stage, self.experiment.text, self.experiment.distill.teacher
+        options: dict[str, Any] = {
+            "seed": 0,
+            "batch_size": self.experiment.train.batch_size,
+            "device": torch.device("cpu"),
+            "unconditional_LD": None if text is None else torch.zeros(1, text.width),
+            "text_dropout": self.experiment.train.text_dropout,
+        }
+        if self.steps and teacher is not None:
+            return _FakeDistillation(self.tracker, stage, self.predict, teacher, self.steps, **options)
+        return _FakeForwardProcess(self.tracker, stage, schedule=self.experiment.train.schedule, **options)
 
     def _batches(self, size: int, count: int) -> Iterator[Batch]:
         stage, text = self.experiment.stage, self.experiment.text
@@ -215,6 +231,31 @@ class _FakeForwardProcess(ForwardProcess):
             return super().__call__(batch)
         finally:
             self._tracker.merge_events = False
+
+
+class _FakeDistillation(Distillation):
+    """Tracks the teacher's steps, for all images those of the student's costliest step; FLOPs are the mean of steps."""
+
+    def __init__(self, tracker: ResourceTracker, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._tracker = tracker
+        counts = {levels: self.evaluations(levels) for levels in self.steps}
+        self._costliest = max(self.steps, key=lambda levels: counts[levels])
+        self._mean = sum(counts.values()) / len(counts) / counts[self._costliest]
+
+    def __call__(self, batch: CleanBatch) -> NoisedBatch:
+        tracker = self._tracker
+        tracker.distilling, tracker.flop_factor = True, self._mean
+        try:
+            return super().__call__(batch)
+        finally:
+            tracker.distilling, tracker.flop_factor = False, 1.0
+
+    def groups(self, t_B: Tensor) -> Iterator[tuple[Levels, slice]]:
+        """Yield groups as large as those of a micro-batch; fake times have no values."""
+        size = math.ceil(self.batch_size / len(self.steps))
+        for first in range(0, len(t_B), size):
+            yield self._costliest, slice(first, min(first + size, len(t_B)))
 
 
 class _WatchedOptimizer:
