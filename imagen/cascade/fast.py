@@ -62,6 +62,16 @@ def load_fast(stage: Stage, folder: Path, record: FastRecord | None) -> None:
         stage.adapters[FAST] = fit(read_adapter(check_file(folder, record.lora, record.sha256)), stage.unet)
 
 
+def check_fast(cascades: Sequence[str | Path], runs: Sequence[Path], steps: Mapping[int, int]) -> None:
+    """Raise the errors that `add_fast` would raise for the cascade assembled from `cascades`; write nothing."""
+    found = [record for path in cascades for record in read_manifest(resolve_folder(path)).stages]
+    records = {record.config.resolution: record for record in found}
+    for run in runs:
+        _distilled(run, records)
+    for resolution, count in steps.items():
+        _in_steps(records, resolution, count)
+
+
 def add_fast(path: str | Path, runs: Sequence[Path], steps: Mapping[int, int]) -> None:
     """Add fast settings to the cascade folder `path`, atomically.
 
@@ -72,24 +82,32 @@ def add_fast(path: str | Path, runs: Sequence[Path], steps: Mapping[int, int]) -
     folder = resolve_folder(path)
     manifest = read_manifest(folder)
     records = {record.config.resolution: record for record in manifest.stages}
-    known = ", ".join(map(str, records))
     for run in runs:
-        resolution, fast = _distilled(run, records, folder)
+        config, tensors = _distilled(run, records)
+        resolution = config.resolution
+        name, sha256 = store_tensors(folder, f"fast-{resolution}", tensors)
+        fast = FastRecord(sampling=config.sampling, lora=name, sha256=sha256)
         records[resolution] = replace(records[resolution], fast=fast)
     for resolution, count in steps.items():
-        if resolution not in records:
-            raise UserError(f"the cascade has no stage {resolution}, only {known}")
-        record = records[resolution]
-        fast = record.fast or FastRecord(sampling=record.config.sampling)
-        fast = replace(fast, sampling=replace(fast.sampling, steps=count))
-        fast.sampling.check(f"stage {resolution}")
-        record.config.schedule.check_steps(f"stage {resolution}", count)
-        records[resolution] = replace(record, fast=fast)
+        fast = _in_steps(records, resolution, count)
+        records[resolution] = replace(records[resolution], fast=fast)
     write_manifest(folder, replace(manifest, stages=tuple(records.values())))
 
 
-def _distilled(run: Path, records: Mapping[int, StageRecord], folder: Path) -> tuple[int, FastRecord]:
-    """Return the resolution and the fast settings of a run, and store its adapter in the cascade folder."""
+def _in_steps(records: Mapping[int, StageRecord], resolution: int, count: int) -> FastRecord:
+    """Return the fast settings of a stage with another number of steps."""
+    if resolution not in records:
+        raise UserError(f"the cascade has no stage {resolution}, only {', '.join(map(str, records))}")
+    record = records[resolution]
+    fast = record.fast or FastRecord(sampling=record.config.sampling)
+    fast = replace(fast, sampling=replace(fast.sampling, steps=count))
+    fast.sampling.check(f"stage {resolution}")
+    record.config.schedule.check_steps(f"stage {resolution}", count)
+    return fast
+
+
+def _distilled(run: Path, records: Mapping[int, StageRecord]) -> tuple[StageConfig, dict[str, Tensor]]:
+    """Return the stage and the adapter of a run of distillation from the weights of one of the `records`."""
     file = run / "lora.safetensors"
     if not file.is_file():
         raise UserError(f"{run} has no lora.safetensors: fast settings need a run of adapters (lora.rank above 0)")
@@ -104,5 +122,4 @@ def _distilled(run: Path, records: Mapping[int, StageRecord], folder: Path) -> t
         raise UserError(f"{run} was not distilled from the weights of the cascade's stage {resolution}")
     with torch.device("meta"):
         unet = UNet(records[resolution].config.unet)
-    name, sha256 = store_tensors(folder, f"fast-{resolution}", adapter_tensors(fit(read_adapter(file), unet).modules))
-    return resolution, FastRecord(sampling=made.config.sampling, lora=name, sha256=sha256)
+    return made.config, adapter_tensors(fit(read_adapter(file), unet).modules)

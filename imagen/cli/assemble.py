@@ -33,11 +33,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Result:
     from imagen.cascade import assemble
+    from imagen.cascade.fast import add_fast, check_fast
 
+    check_fast(options.runs, options.fast, options.fast_steps)  # before anything is written
     assemble(options.runs, options.out)
     if options.fast or options.fast_steps:
-        from imagen.cascade.fast import add_fast
-
         add_fast(options.out, options.fast, options.fast_steps)
     if options.half:
         from imagen.cascade.float16 import convert_to_float16

@@ -16,7 +16,7 @@ from imagen.train.adapters import LORA_FILE, write_lora
 from imagen.train.callbacks import Callback
 from imagen.train.checkpoint import checkpoint_paths
 from imagen.train.experiment import Experiment
-from imagen.train.initial import base_path, read_initial, read_kept_unconditional
+from imagen.train.initial import base_path, read_initial, read_kept_unconditional, read_kept_vocabulary
 from imagen.train.setup import TrainingRun
 
 
@@ -30,7 +30,10 @@ class StageExport(Callback):
         weights, experiment = run.checkpointer.export(), run.experiment
         info = {"preset": experiment.name, "step": step, "images": run.images}
         vocabulary = run.data.vocabulary if experiment.text is not None else None
-        if vocabulary is not None and experiment.init is None:  # initial weights may know more
+        if vocabulary is not None and experiment.init is not None:
+            before = read_kept_vocabulary(run.folder)  # None if nobody knows what the initial weights were trained on
+            vocabulary = None if before is None else before | vocabulary
+        if vocabulary is not None:
             info["vocabulary"] = vocabulary.to_json()
         if experiment.init is not None:
             info["init"] = {"source": experiment.init.source, "sha256": experiment.init.sha256}

@@ -22,6 +22,7 @@ from imagen.train.initial import (
     keep_base,
     keep_licences,
     keep_unconditional,
+    keep_vocabulary,
     load_initial,
     read_initial,
 )
@@ -148,6 +149,7 @@ def prepare(
         if not resumes:
             ranks.on_first(lambda: keep_licences(run, init))
             ranks.on_first(lambda: keep_unconditional(run, init, experiment.text))
+            ranks.on_first(lambda: keep_vocabulary(run, init))
         if adapts or experiment.distill.teacher_steps:
             ranks.on_first(lambda: keep_base(run, init))
         tensors = read_initial(init, base_path(run, init) if adapts else None)

@@ -19,9 +19,10 @@ from imagen.cascade.storage import (
     resolve_folder,
 )
 from imagen.errors import UserError
-from imagen.files import copy_licences, replacing
+from imagen.files import copy_licences, read_json, replacing, write_json
 from imagen.tensors import save_tensors
 from imagen.text.config import TextConfig
+from imagen.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,19 @@ def read_kept_unconditional(run: Path) -> Tensor | None:
     """Return the embedding that `keep_unconditional` stored, float32 [L0, D]; None without one."""
     path = run / "base" / f"{UNCONDITIONAL}.safetensors"
     return load_file(path)[UNCONDITIONAL] if path.is_file() else None
+
+
+def keep_vocabulary(run: Path, init: InitConfig) -> None:
+    """Store the vocabulary of the stage in the run folder, if it has one: the weights still know it after training."""
+    vocabulary = Vocabulary.from_json(find_source(init.source).record.info.get("vocabulary"))
+    if vocabulary is not None:
+        write_json(run / "base" / "vocabulary.json", vocabulary.to_json())
+
+
+def read_kept_vocabulary(run: Path) -> Vocabulary | None:
+    """Return the vocabulary that `keep_vocabulary` stored; None without one."""
+    path = run / "base" / "vocabulary.json"
+    return Vocabulary.from_json(read_json(path)) if path.is_file() else None
 
 
 def keep_base(run: Path, init: InitConfig) -> Path:

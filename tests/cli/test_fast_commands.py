@@ -38,5 +38,6 @@ def test_mistakes(artifacts, error_of, tmp_path):
     assert "'256' is not RESOLUTION=N" in error_of(*assemble, "--fast-steps", "256")
     assert "has no stage 1024, only 64, 256" in error_of(*assemble, "--fast-steps", "1024=2")
     assert "has no lora.safetensors" in error_of(*assemble, "--fast", artifacts / "base")
+    assert not (tmp_path / "out").exists()  # nothing is written before the checks
     train = ["train", "distill", "--init", f"{artifacts / 'cascade'}#256", "--data", artifacts / "shards", *out]
     assert "stage 256 is a super-resolution stage" in error_of(*train)
