@@ -36,19 +36,19 @@ def manifold(
     real_MD, generated_ND = (np.asarray(each, dtype=np.float64) for each in (real_MD, generated_ND))
     if min(len(real_MD), len(generated_ND)) <= max(k, coverage_k):
         raise ValueError(f"each set needs more than {max(k, coverage_k)} images")
-    real_M, wide_M = radii(real_MD, k), radii(real_MD, coverage_k)
-    generated_N = radii(generated_ND, k)
+    real_M, wide_M = squared_radii(real_MD, k, coverage_k)
+    (generated_N,) = squared_radii(generated_ND, k)
     precise = 0
     density: list[np.ndarray] = []
     nearest_M = np.full(len(real_MD), np.inf)
     recalled_M = np.zeros(len(real_MD), dtype=bool)
     for start in range(0, len(generated_ND), BLOCK):
         block = slice(start, start + BLOCK)
-        distances_MN = pairwise(real_MD, generated_ND[block])
-        precise += int((distances_MN <= real_M[:, None]).any(0).sum())
-        density.append((distances_MN <= wide_M[:, None]).sum(0) / coverage_k)
-        recalled_M |= (distances_MN <= generated_N[block][None]).any(1)
-        nearest_M = np.minimum(nearest_M, distances_MN.min(1))
+        squares_MN = squared_distances(real_MD, generated_ND[block])
+        precise += int((squares_MN <= real_M[:, None]).any(0).sum())
+        density.append((squares_MN <= wide_M[:, None]).sum(0) / coverage_k)
+        recalled_M |= (squares_MN <= generated_N[block][None]).any(1)
+        nearest_M = np.minimum(nearest_M, squares_MN.min(1))
     recalled, covered = int(recalled_M.sum()), int((nearest_M <= wide_M).sum())
     M, N = len(real_MD), len(generated_ND)
     return Manifold(
@@ -59,16 +59,20 @@ def manifold(
     )
 
 
-def radii(features_ND: np.ndarray, k: int) -> np.ndarray:
-    """Return the distance of each sample to its k-th nearest neighbour, itself excluded, [N]."""
-    parts = [
-        np.partition(pairwise(features_ND[start : start + BLOCK], features_ND), k, axis=1)[:, k]
-        for start in range(0, len(features_ND), BLOCK)
-    ]
-    return np.concatenate(parts)
+def squared_radii(features_ND: np.ndarray, *ks: int) -> np.ndarray:
+    """Return the squared distance of each sample to its k-th nearest neighbour other than itself, [len(ks), N]."""
+    found = np.empty((len(ks), len(features_ND)))
+    for start in range(0, len(features_ND), BLOCK):
+        squares_BN = squared_distances(features_ND[start : start + BLOCK], features_ND)
+        squares_BN.partition(ks, axis=1)
+        found[:, start : start + BLOCK] = squares_BN[:, ks].T
+    return found
 
 
-def pairwise(a_MD: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
-    """Return Euclidean distances [M, N]."""
-    squares = (a_MD**2).sum(1)[:, None] + (b_ND**2).sum(1)[None] - 2 * a_MD @ b_ND.T
-    return np.sqrt(squares.clip(0))
+def squared_distances(a_MD: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
+    """Return squared Euclidean distances [M, N]."""
+    squares_MN: np.ndarray = a_MD @ b_ND.T  # |a - b|^2 = |a|^2 - 2 a.b + |b|^2, in place
+    squares_MN *= -2
+    squares_MN += np.einsum("md,md->m", a_MD, a_MD)[:, None]
+    squares_MN += np.einsum("nd,nd->n", b_ND, b_ND)
+    return np.maximum(squares_MN, 0, out=squares_MN)

@@ -1,5 +1,7 @@
 """Precision, recall, density and coverage against the definitions written out, and on sets whose answer is known."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,19 @@ def test_sets_whose_answer_is_known() -> None:
     assert precision == 1 and recall < 0.05 and coverage < 0.1
     with pytest.raises(ValueError, match="more than 5 images"):
         manifold(real[:5], real)
+
+
+def test_memory_is_bounded_by_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 50,000 real images, all distances would take 20 GB."""
+    real = np.random.default_rng(3).normal(size=(2000, 4))
+    monkeypatch.setattr(module, "BLOCK", 10)
+    tracemalloc.start()
+    try:
+        manifold(real, real[:100])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * real.shape[0] * 10 * 8
 
 
 def test_intervals() -> None:
