@@ -55,7 +55,7 @@ def cifar10() -> Experiment:
 
 
 def cifar10_small() -> Experiment:
-    """CIFAR-10 from class names for two CPU cores: 5M training images, about 14 hours."""
+    """CIFAR-10 from class names for two CPU cores: 5M training images, about 31 hours of one core."""
     full = cifar10()
     unet = replace(
         full.stage.unet,
