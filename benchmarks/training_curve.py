@@ -16,7 +16,7 @@ from imagen.evaluate import plots
 from imagen.evaluate.run import evaluate
 from imagen.files import write_json
 
-AXIS = "training images"
+AXIS = "training images, thousands"
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
             weights={} if options.inception is None else {"inception": options.inception},
         )
         assert report is not None  # None is for other ranks than the first
-        rows.append({**report, AXIS: stage.info["images"]})
+        rows.append({**report, AXIS: stage.info["images"] / 1000})
     rows.sort(key=lambda row: row[AXIS])
     plots.over_setting(rows, AXIS).savefig(options.out / "curve.png", dpi=110)
     write_json(options.out / "curve.json", rows)
