@@ -7,18 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from planning import experiment, real_batches
 from ranks import run_on_ranks
 
 from imagen.accounting.tracker import TrackedInterval
-from imagen.data.loading.batches import Batch
 from imagen.errors import UserError
 from imagen.models.unet import UNet
-from imagen.presets import preset
 from imagen.presets.description import describe
 from imagen.stage.loss import ForwardProcess
 from imagen.train.config import micro_batches
 from imagen.train.ema import Ema
-from imagen.train.experiment import override
 from imagen.train.layout import named_weights, permuted_weights
 from imagen.train.optim import build_optimizer
 from imagen.train.parallel import build_mesh, parallelize
@@ -36,25 +34,10 @@ LAYOUTS = {
 }
 
 
-def experiment(*fields):
-    """Return debug_64 with AdamW in float32, and a batch that is large enough for activations to matter."""
-    common = ("--optim.algorithm", "adamw", "--train.precision", "fp32", "--train.batch_size", "32")
-    return override(preset("debug_64"), [*common, *fields])
-
-
 def own_bytes(tensors):
     """Return the total bytes of the tensors' storages on this rank."""
     parts = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
     return sum({part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}.values())
-
-
-def real_batches(what, count, size):
-    text = what.text
-    for part in range(count):
-        pictures = torch.randint(0, 256, (size, 3, 64, 64), dtype=torch.uint8)
-        embeddings = torch.randn(size, text.max_tokens, text.width)
-        mask = torch.ones(size, text.max_tokens, dtype=torch.bool)
-        yield Batch(part * size, [""] * size, [""] * size, pictures, None, embeddings, mask)
 
 
 class Marked(ForwardProcess):

@@ -6,7 +6,7 @@ from itertools import accumulate
 
 import pytest
 import torch
-from test_plan import experiment, real_batches
+from planning import experiment, real_batches
 from torch.utils.flop_counter import FlopCounterMode
 
 from imagen.lora import LoraConfig
