@@ -1,6 +1,6 @@
 """Plot metrics over the images that a model was trained on, from exports of one run.
 
-    python benchmarks/training_curve.py EXPORT... --data SHARDS --out DIR [--n 1000] [--metrics kid,fid]
+    python benchmarks/training_curve.py EXPORT... --data SHARDS --out DIR [--n 1000]
 
 An export is a copy of RUN/export, which training replaces at each checkpoint; the number of training images is read
 from it. Running the command again resumes. DIR gets the figure as PNG and all reports as JSON.
