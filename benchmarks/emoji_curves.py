@@ -16,6 +16,7 @@ from typing import Any
 
 from imagen.cascade import Cascade
 from imagen.emoji.evaluation import scores
+from imagen.emoji.openmoji_suite import openmoji_suite
 from imagen.emoji.recogniser import load_recogniser
 from imagen.evaluate import plots
 from imagen.evaluate.metrics.interval import Interval
@@ -58,10 +59,11 @@ def pareto(cascade: Cascade, options: argparse.Namespace) -> list[dict[str, Any]
     rows = sweep(base, options.shards, options.out / "guidance", "guidance", GUIDANCE, **given)
     assert rows is not None
     recogniser = load_recogniser()
+    suite = openmoji_suite(recogniser, options.prompts)
     for row in rows:
         cached = options.out / f"guidance/right-{row['guidance']}.json"
         if not cached.is_file():
-            (found,) = scores(base, recogniser, guidance=[row["guidance"]], n=options.prompts)
+            (found,) = scores(base, recogniser, suite, guidance=[row["guidance"]])
             write_json(cached, {kind: found[kind]["all"] for kind in KINDS})
         shares = json.loads(cached.read_text())
         prompts = options.prompts * len(KINDS)

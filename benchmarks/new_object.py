@@ -28,6 +28,7 @@ from imagen.cascade import Cascade
 from imagen.emoji.dataset import compose, heldout_colour
 from imagen.emoji.evaluation import scores
 from imagen.emoji.openmoji import Emoji
+from imagen.emoji.openmoji_suite import openmoji_suite
 from imagen.emoji.picture import PALETTE, hashed
 from imagen.emoji.recogniser import Recogniser, load_recogniser, to_input
 from imagen.emoji.single import OBJECTS, objects
@@ -78,7 +79,7 @@ def main() -> None:
         )
     whole = Cascade.load(options.out / "run")
     for name, cascade in (("before", model), ("after", whole)):
-        (row,) = scores(cascade, recogniser, n=options.n)
+        (row,) = scores(cascade, recogniser, openmoji_suite(recogniser, options.n))
         found[f"old {name}"] = row["single"]
     write_json(options.out / "new_object.json", found)
     print(json.dumps(found, indent=2))

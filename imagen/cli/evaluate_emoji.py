@@ -18,24 +18,35 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=count, metavar="N", help="sampler steps (default: the stage's own)")
     parser.add_argument(
-        "--objects", type=count_or_all, default=96, metavar="N", help="number of objects or `all` (default: 96)"
+        "--objects",
+        type=count_or_all,
+        default=96,
+        metavar="N",
+        help="objects of OpenMoji, or `all` (default: 96)",
     )
     parser.add_argument("--batch-size", type=count, default=16, metavar="N", help="images per batch (default: 16)")
-    parser.add_argument("--recogniser", type=Path, metavar="DIR", help="the detector (default: the packaged one)")
+    parser.add_argument(
+        "--recogniser",
+        type=Path,
+        metavar="DIR",
+        help="the detector, with its prompts (default: the packaged one that knows the cascade's vocabulary)",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write a sheet of the images for each guidance scale")
 
 
 def run(options: argparse.Namespace) -> Result:
     from imagen.cascade import Cascade
-    from imagen.emoji.evaluation import scores
-    from imagen.emoji.recogniser import load_recogniser
+    from imagen.emoji.evaluation import choose_suite, scores
+    from imagen.emoji.recogniser import load_recogniser, packaged_recogniser
     from imagen.evaluate.curve import append
     from imagen.pictures import contact_sheet, write_png
 
-    recogniser = load_recogniser(options.recogniser)
     cascade = Cascade.load(options.cascade, stages=1)
     if cascade.text is None:
         raise UserError(f"{options.cascade} is not conditioned on text; evaluate a cascade that is")
+    folder = options.recogniser or packaged_recogniser(cascade.vocabulary.names if cascade.vocabulary else ())
+    recogniser = load_recogniser(folder)
+    suite = choose_suite(recogniser, folder, options.n, options.objects)
 
     def keep(weight: float, captions: list[str], pictures: list[Any]) -> None:
         if options.out is not None:
@@ -46,9 +57,8 @@ def run(options: argparse.Namespace) -> Result:
     for row in scores(
         cascade,
         recogniser,
+        suite,
         guidance=options.guidance or (None,),
-        n=options.n,
-        limit_objects=options.objects,
         steps=options.steps,
         batch_size=options.batch_size,
         on_pictures=keep,
@@ -67,11 +77,14 @@ def _show(rows: list[dict[str, Any]]) -> None:
     columns = [
         ("object", "single", "object"),
         ("colour", "single", "colour"),
+        ("person", "people", "object"),
+        *((part, "people", part) for part in ("role", "gender", "tone")),
         ("both objects", "relation", "object"),
         ("relation", "relation", "relation"),
         ("object, several", "count", "object"),
         ("number", "count", "number"),
     ]
+    columns = [column for column in columns if any(column[1] in row for row in rows)]
     table = Table("guidance", *(title for title, _, _ in columns), "KID (drawings)", caption="% of held-out prompts")
     for column in table.columns:
         column.justify = "right"
@@ -88,8 +101,8 @@ COMMAND = Command(
     add=add,
     run=run,
     details="Samples held-out prompts with the base stage: one object, two objects in a relation, or two to four of\n"
-    "one object. A detector trained on the original drawings scores the images. The scores of a training run are\n"
-    "appended to RUN/evaluation.jsonl, for `imagen compare`.\n\n"
+    "one object; of Fluent Emoji, people in a role, too. A detector trained on the original drawings scores the\n"
+    "images. The scores of a training run are appended to RUN/evaluation.jsonl, for `imagen compare`.\n\n"
     "  imagen evaluate-emoji emoji --guidance 1,1.5,2,3\n"
     "  imagen evaluate-emoji runs/base --n 32 --out sheets",
 )

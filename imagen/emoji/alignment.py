@@ -7,9 +7,10 @@ import numpy as np
 from PIL import Image
 
 from imagen.emoji.colour import background_colour
-from imagen.emoji.dataset import HeldoutPrompt, heldout_counts, heldout_prompts, heldout_relations
+from imagen.emoji.prompts import HeldoutPrompt
 from imagen.emoji.recogniser import Detection, Recogniser
 
+PARTS = ("role", "gender", "tone")
 # Direction from the second object to the first, (right, down), by relation.
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}
 
@@ -21,6 +22,10 @@ class PromptScore(NamedTuple):
     colour: bool  # the background has the colour
     number: bool | None = None  # exactly that number of objects is detected, and no other object
     relation: bool | None = None  # both objects are detected, in the relation
+    # Of a person, whose name has these parts, as in "astronaut/woman/dark":
+    role: bool | None = None
+    gender: bool | None = None
+    tone: bool | None = None
 
     @property
     def all(self) -> bool:
@@ -38,7 +43,11 @@ def score_image(prompt: HeldoutPrompt, image: Image.Image, detections: Sequence[
         )
     if prompt.number > 1:
         return PromptScore(prompt.object in names, colour, number=names == [prompt.object] * prompt.number)
-    return PromptScore(names[:1] == [prompt.object], colour)
+    score = PromptScore(names[:1] == [prompt.object], colour)
+    wanted, found = prompt.object.split("/"), [*names[0].split("/"), "", ""]
+    if len(wanted) == len(PARTS):
+        score = score._replace(**{part: found[i] == wanted[i] for i, part in enumerate(PARTS)})
+    return score
 
 
 def relation(detections: Sequence[Detection], first: str, second: str) -> str:
@@ -56,16 +65,6 @@ def accuracies(scores: Sequence[PromptScore]) -> dict[str, float]:
         if values:
             result[field] = sum(values) / len(values)
     return result
-
-
-def suite(n: int, limit_objects: int | None) -> dict[str, list[HeldoutPrompt]]:
-    """Return at most `n` held-out prompts of each kind: "single", "relation", "count"."""
-    single = heldout_prompts(min(n, limit_objects or n), limit_objects=limit_objects)
-    return {
-        "single": single,
-        "relation": heldout_relations(n, limit_objects=limit_objects),
-        "count": heldout_counts(n, limit_objects=limit_objects),
-    }
 
 
 def evaluate(

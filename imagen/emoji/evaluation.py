@@ -1,64 +1,52 @@
 """Evaluate an emoji cascade on held-out prompts: one row of scores per guidance scale."""
 
-import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from imagen.cascade import Cascade
-from imagen.emoji.alignment import PromptScore, evaluate, suite
-from imagen.emoji.dataset import OBJECTS, compose, heldout_colour
+from imagen.emoji.alignment import PromptScore, evaluate
+from imagen.emoji.openmoji_suite import openmoji_suite
 from imagen.emoji.recogniser import Recogniser
-from imagen.emoji.single import objects
-from imagen.errors import UserError, check_number
-from imagen.evaluate.metrics.kernel import kid
+from imagen.emoji.single import OBJECTS
+from imagen.emoji.suite import SINGLE, Suite, load_suite
+from imagen.errors import check_number
 
 Row = dict[str, Any]
-VARIANTS = range(4)  # held-out drawings per object with which samples are compared
-FLOOR = range(4, 5)  # further drawings, compared with VARIANTS for the floor of the distance
 MOST_PROMPTS = 10_000  # maximum per kind
 
 
 def scores(
     cascade: Cascade,
     recogniser: Recogniser,
+    suite: Suite,
     *,
     guidance: Sequence[float | None] = (None,),
-    n: int = 64,
-    limit_objects: int | None = OBJECTS,
     steps: int | None = None,
     batch_size: int = 16,
     device: str | None = None,
     on_pictures: Callable[[float, list[str], list[Image.Image]], None] | None = None,
 ) -> Iterator[Row]:
-    """Sample `n` held-out prompts of each kind with the base stage at each guidance scale (None: its default).
+    """Sample the prompts of `suite` with the base stage at each guidance scale (None: its default).
 
     Every guidance scale uses the same prompts and seeds. A row has these fields:
     "step", "images": training steps and images of the weights
     "guidance", "steps", "prompts": settings, and the number of prompts of each kind
-    "single", "relation", "count": accuracies for each kind of prompt (`imagen.emoji.alignment.accuracies`)
-    "kid": kernel distance of the images of single objects from held-out drawings, on the recogniser's features; each
-        feature is scaled by its standard deviation among the drawings
-    "kid_floor": kernel distance of other drawings of the same prompts. It is below 0, because both sets show the same
+    "single", "people", "relation", "count": accuracies for each kind of prompt (`imagen.emoji.alignment.accuracies`)
+    "kid": kernel distance of the images of one object from held-out drawings (`Suite.distances`)
+    "kid_floor": that of original drawings of the same prompts. It can be below 0, because both sets show the same
         objects.
 
     on_pictures: called with the guidance scale, the captions (an incorrect image is marked in its caption) and the
         images.
 
-    Raises UserError before sampling if there are fewer than two prompts or objects (the kernel distance needs two), or
-    if the stage does not support the settings.
+    Raises UserError before sampling if the stage does not support the settings.
     """
-    check_number("the number of prompts of each kind (--n)", n, least=2, most=MOST_PROMPTS)
-    prompts = suite(n, limit_objects)
-    if len(prompts["single"]) < 2:
-        raise UserError("the kernel distance needs two objects or more; evaluate with more objects (--objects)")
     for scale in guidance:  # reports every user error before sampling
         cascade.request([""], stages=1, guidance=scale, steps=steps, batch_size=batch_size, device=device)
-    real, floor = (recogniser.embed(heldout_drawings(limit_objects, variants)) for variants in (VARIANTS, FLOOR))
-    mean, std = real.mean(axis=0), real.std(axis=0) + 1e-6
-    index_of = {emoji.name: index for index, emoji in enumerate(objects(limit_objects))}
-    floor = floor[[index_of[each.object] for each in prompts["single"]]]
+    prompts = {kind: chosen for kind, chosen in suite.prompts.items() if chosen}
     stage = cascade.stages[0]
     for scale in guidance:
         images = {
@@ -72,15 +60,14 @@ def scores(
                 device=device,
             )
             for kind, chosen in prompts.items()
-            if chosen
         }
         used = stage.config.sampling.guidance if scale is None else scale
-        prompts = {kind: prompts[kind] for kind in images}
         accuracies, prompt_scores = evaluate(recogniser, prompts, images)
         if on_pictures is not None:
             kinds = list(images)
             captions = [text for kind in kinds for text in _captions(prompts[kind], prompt_scores[kind])]
             on_pictures(used, captions, [image for kind in kinds for image in images[kind]])
+        distance, floor = suite.distances({kind: recogniser.embed(images[kind]) for kind in SINGLE if kind in images})
         yield {
             "step": stage.info.get("step"),
             "images": stage.info.get("images"),
@@ -88,18 +75,20 @@ def scores(
             "steps": steps or stage.config.sampling.steps,
             "prompts": {kind: len(chosen) for kind, chosen in prompts.items()},
             **accuracies,
-            "kid": kid((recogniser.embed(images["single"]) - mean) / std, (real - mean) / std),
-            "kid_floor": kid((floor - mean) / std, (real - mean) / std),
+            "kid": distance,
+            "kid_floor": floor,
         }
 
 
-def heldout_drawings(limit_objects: int | None, variants: Iterable[int], size: int = 64) -> list[Image.Image]:
-    """Render the held-out combinations of object and colour, object by object."""
-    return [
-        Image.open(io.BytesIO(compose(emoji, heldout_colour(emoji), variant).render(size)))
-        for emoji in objects(limit_objects)
-        for variant in variants
-    ]
+def choose_suite(recogniser: Recogniser, folder: Path, n: int, limit_objects: int | None = OBJECTS) -> Suite:
+    """Return `n` prompts of each kind: those beside the recogniser in `folder`, or else those of OpenMoji's drawings.
+
+    Raises UserError if there are fewer than two prompts or objects (the kernel distance needs two).
+    """
+    check_number("the number of prompts of each kind (--n)", n, least=2, most=MOST_PROMPTS)
+    if (saved := load_suite(folder)) is not None:
+        return saved.first(n)
+    return openmoji_suite(recogniser, n, limit_objects)
 
 
 def _captions(prompts: Sequence[Any], scores: Sequence[PromptScore]) -> list[str]:

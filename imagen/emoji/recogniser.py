@@ -5,7 +5,7 @@ One network therefore scores objects, counts and relations. It classifies among 
 most similar one; it does not measure how well an object is drawn.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from imagen.weights import packaged_path
 
 SIDE, GRID = 64, 16  # side of the input in pixels, and of the output in cells
 MIN_PROBABILITY = 0.5  # minimum probability of a centre for a detection
+PACKAGED = ("openmoji", "fluent")  # the drawings that the packaged recognisers distinguish
 CONFIG, WEIGHTS = "recogniser.json", "recogniser.safetensors"
 
 
@@ -105,10 +106,21 @@ class Residual(nn.Module):
         return F.relu(x_BCHW + self.second(self.first(x_BCHW)))
 
 
+def packaged_recogniser(names: Collection[str] = ()) -> Path:
+    """Return the folder of the packaged recogniser that knows the most of `names` (default: that of OpenMoji)."""
+
+    def known(folder: Path) -> int:
+        if not (folder / CONFIG).is_file():
+            return 0
+        return len({name.split("/")[0] for name in read_json(folder / CONFIG)["names"]} & set(names))
+
+    return max((packaged_path(f"recogniser-{drawings}") for drawings in PACKAGED), key=known)
+
+
 @cache
 def load_recogniser(folder: str | Path | None = None) -> Recogniser:
-    """Load the recogniser in `folder` (default: the packaged one). Raises UserError if it is missing or damaged."""
-    folder = packaged_path("recogniser") if folder is None else Path(folder)
+    """Load the recogniser in `folder` (default: that of OpenMoji). Raises UserError if it is missing or damaged."""
+    folder = packaged_recogniser() if folder is None else Path(folder)
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} contains no recogniser; train one with: python -m imagen.emoji.recogniser_training")
     config: dict[str, Any] = read_json(folder / CONFIG)

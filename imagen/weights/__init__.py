@@ -2,7 +2,7 @@
 
 emoji/       the reference cascade, text -> 64 -> 256 -> 1024
 curves.json  training curves of its stages, by preset (`imagen.evaluate.compare`)
-recogniser/  detector of the objects in an image (`imagen.emoji.recogniser`)
+recogniser-*/  detectors of the objects in an image (`imagen.emoji.recogniser`)
 """
 
 from importlib.resources import files

@@ -12,8 +12,9 @@ from PIL import Image
 pytest.importorskip("resvg_py")
 pytest.importorskip("emoji")
 
-from imagen.emoji.alignment import PromptScore, accuracies, evaluate, relation, score_image, suite
+from imagen.emoji.alignment import PromptScore, accuracies, evaluate, relation, score_image
 from imagen.emoji.dataset import HeldoutPrompt, compose, heldout_colour
+from imagen.emoji.openmoji_suite import openmoji_suite
 from imagen.emoji.picture import PALETTE
 from imagen.emoji.recogniser import Detection, Recogniser, load_recogniser
 from imagen.emoji.recogniser_training import render_sprite, save_recogniser, train_recogniser
@@ -69,12 +70,12 @@ def test_accuracies_count_only_properties_of_the_prompt():
     assert accuracies(scores) == pytest.approx({"object": 2 / 3, "colour": 2 / 3, "relation": 2 / 3, "all": 1 / 3})
 
 
-def test_suite_has_prompts_of_each_kind():
-    asked = suite(5, 96)
-    assert [len(asked[kind]) for kind in ("single", "relation", "count")] == [5, 5, 5]
-    assert all(prompt.number == 1 and prompt.relation is None for prompt in asked["single"])
-    assert all(prompt.relation for prompt in asked["relation"])
-    assert all(prompt.number > 1 for prompt in asked["count"])
+def test_openmoji_suite_has_prompts_of_each_kind():
+    prompts = openmoji_suite(Recogniser(["a"], 16), 5, 6).prompts
+    assert [len(prompts[kind]) for kind in ("single", "relation", "count")] == [5, 5, 5]
+    assert all(prompt.number == 1 and prompt.relation is None for prompt in prompts["single"])
+    assert all(prompt.relation for prompt in prompts["relation"])
+    assert all(prompt.number > 1 for prompt in prompts["count"])
 
 
 def rendered(composition) -> Image.Image:

@@ -11,8 +11,9 @@ from imagen.emoji.fluent.catalogue import Source
 from imagen.emoji.fluent.recogniser import accuracy, background, drawings
 from imagen.emoji.fluent.selection import Selection
 from imagen.emoji.fluent.sprites import cropped_sprite
+from imagen.emoji.fluent.suite import heldout_scenes
 from imagen.emoji.picture import PALETTE
-from imagen.emoji.recogniser import Detection, Recogniser
+from imagen.emoji.recogniser import Detection, Recogniser, packaged_recogniser
 
 
 def test_one_drawing_per_name_and_combination(source: Source) -> None:
@@ -41,8 +42,13 @@ class ConstantRecogniser(Recogniser):
 
 
 def test_accuracy(source: Source) -> None:
-    known = drawings(Selection(source=source))
-    found = accuracy(ConstantRecogniser(["astronaut/woman/dark"], 16), source.icons, known, 1000)
-    assert found["things"] == found["pair"] == found["number"] == 0
-    assert 0 < found["people"] < found["role"] < 1 and found["people"] < found["gender"] < 1
-    assert found["people"] < found["tone"] < 0.5
+    scenes = heldout_scenes(Selection(source=source), 1000, "recogniser")
+    found = accuracy(ConstantRecogniser(["astronaut/woman/dark"], 16), scenes)
+    assert found["single"]["object"] == found["relation"]["object"] == found["count"]["number"] == 0
+    people = found["people"]
+    assert 0 < people["object"] < people["role"] < 1 and people["object"] < people["gender"] < 1
+    assert people["object"] < people["tone"] < 0.5
+
+
+def test_packaged_recogniser_is_that_of_the_vocabulary() -> None:
+    assert packaged_recogniser().name == packaged_recogniser({"octopus", "horse"}).name == "recogniser-openmoji"

@@ -1,23 +1,30 @@
-"""Test the held-out prompts of Fluent Emoji, and the accuracies with a fake recogniser that knows the scenes."""
+"""Test the held-out prompts of Fluent Emoji, and their evaluation with a fake recogniser that knows the scenes."""
 
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from imagen.emoji.evaluation import scores
 from imagen.emoji.fluent.catalogue import Source
-from imagen.emoji.fluent.evaluation import prompt, scores, suite
 from imagen.emoji.fluent.heldout import heldout_colour, heldout_number, is_heldout_pair, is_heldout_person
 from imagen.emoji.fluent.scene import Scene
 from imagen.emoji.fluent.selection import Selection
+from imagen.emoji.fluent.suite import fluent_suite, heldout_scenes, prompt
 from imagen.emoji.recogniser import Detection, Recogniser
+from imagen.emoji.suite import load_suite
+from imagen.errors import UserError
 
 Scenes = dict[str, list[Scene]]
 
 
 @pytest.fixture
 def suite_scenes(source: Source) -> Scenes:
-    return suite(Selection(source=source), 12)
+    return heldout_scenes(Selection(source=source), 12, "evaluation")
 
 
 def test_prompts_are_held_out_combinations(suite_scenes: Scenes) -> None:
@@ -42,15 +49,24 @@ def test_prompts_are_held_out_combinations(suite_scenes: Scenes) -> None:
 class FakeCascade:
     """Returns the original drawings of the scenes, in their order."""
 
+    stages = (
+        SimpleNamespace(
+            info={"step": 1, "images": 64}, config=SimpleNamespace(sampling=SimpleNamespace(guidance=2.0, steps=20))
+        ),
+    )
+
     def __init__(self, suite_scenes: Scenes):
         self.queue = [scene for chosen in suite_scenes.values() for scene in chosen]
         self.sampled: dict[bytes, Scene] = {}
 
+    def request(self, *_: Any, **__: Any) -> None:
+        pass
+
     def sample(self, prompts: list[str], **_: Any) -> list[Image.Image]:
         scenes, self.queue = self.queue[: len(prompts)], self.queue[len(prompts) :]
-        images = [Image.fromarray(scene.pixels(32)) for scene in scenes]
-        upsampled = [image.resize((64, 64), Image.Resampling.BICUBIC) for image in images]
-        self.sampled |= {image.tobytes(): scene for image, scene in zip(upsampled, scenes, strict=True)}
+        assert prompts == [prompt(scene).prompt for scene in scenes]
+        images = [Image.fromarray(scene.pixels(64)) for scene in scenes]
+        self.sampled |= {image.tobytes(): scene for image, scene in zip(images, scenes, strict=True)}
         return images
 
 
@@ -72,12 +88,33 @@ class FakeRecogniser(Recogniser):
         return found
 
 
-def test_scores(suite_scenes: Scenes) -> None:
+def test_scores(source: Source, suite_scenes: Scenes) -> None:
     cascade = FakeCascade(suite_scenes)
-    found, images = scores(cascade, FakeRecogniser(cascade), suite_scenes)  # type: ignore[arg-type]
-    assert found["single"]["object"] == found["count"]["number"] == found["relation"]["relation"] == 1.0
+    recogniser = FakeRecogniser(cascade)
+    suite = fluent_suite(recogniser, Selection(source=source), 12)
+    (row,) = scores(cascade, recogniser, suite)  # type: ignore[arg-type]
+    assert row["prompts"] == {kind: len(chosen) for kind, chosen in suite_scenes.items()}
+    assert row["single"]["object"] == row["count"]["number"] == row["relation"]["relation"] == 1.0
     dark = [scene.placed[0].drawing.tone == "dark" for scene in suite_scenes["people"]]
-    assert found["people"]["tone"] == found["people"]["object"] == sum(dark) / len(dark) < 1
-    assert found["people"]["role"] == found["people"]["gender"] == 1.0
-    assert images["single"][0].size == (64, 64)
-    assert found["kid"] < 0.05
+    assert row["people"]["tone"] == row["people"]["object"] == row["people"]["all"] == sum(dark) / len(dark) < 1
+    assert row["people"]["role"] == row["people"]["gender"] == 1.0
+    assert row["kid"] == row["kid_floor"]  # the samples are the original drawings
+    noise = {kind: np.random.default_rng(0).normal(size=(12, 64)).astype(np.float32) for kind in ("single", "people")}
+    assert suite.distances(noise)[0] > 10 * abs(row["kid"]) and suite.distances(noise)[1] == row["kid"]
+
+
+def test_saved_suite(source: Source, suite_scenes: Scenes, tmp_path: Path) -> None:
+    suite = fluent_suite(Recogniser(["thing"], 16), Selection(source=source), 12)
+    assert load_suite(tmp_path) is None
+    suite.save(tmp_path)
+    loaded = load_suite(tmp_path)
+    assert loaded is not None and loaded.prompts == suite.prompts
+    np.testing.assert_allclose(loaded.drawings_ND, suite.drawings_ND, rtol=1e-3, atol=1e-3)
+    few = loaded.first(2)
+    assert [len(each) for each in chain(few.prompts.values(), few.originals.values())] == [2] * 6
+    (tmp_path / "drawings.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="damaged prompts"):
+        load_suite(tmp_path)
+    (tmp_path / "prompts.json").write_text('{"single": [{"text": 1}]}')
+    with pytest.raises(UserError, match="damaged prompts"):
+        load_suite(tmp_path)

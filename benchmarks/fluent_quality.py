@@ -1,0 +1,150 @@
+"""Measure the quality of a cascade of Fluent Emoji: KID at 64 and 256 pixels, and how flat its backgrounds are.
+
+    python benchmarks/fluent_quality.py CASCADE --data SHARDS --out DIR [--n 256] [--flat 16]
+
+SHARDS have masters of 64 and 256 pixels that are not degraded. KID (x 1000, Inception features) compares `n` images
+with twice as many held-out drawings of other captions:
+
+real        original drawings of the same captions: what a perfect model would reach
+base        samples of the base stage
+true        the 64-pixel drawings, upsampled by the super-resolution stage (ours) or bicubically
+generated   the samples of the base, upsampled likewise
+
+With --flat, that many held-out captions with a plain background are sampled at full size. The standard deviation of the
+background, in levels of 255, is that of blocks along the border which do not touch the drawing: within each block of
+1/16 of the width, and of all blocks together. DIR receives the figures as JSON, the images at full size, and a sheet of
+the base's samples, upsampled bicubically and by the cascade.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from imagen.cascade import Cascade
+from imagen.data.loading.stream import dataset_batch
+from imagen.evaluate.extractors import load_extractor
+from imagen.evaluate.metrics.kernel import kid_interval
+from imagen.files import write_json
+from imagen.pictures import contact_sheet, write_png
+from imagen.stage.inputs import to_images
+
+Images = list[Image.Image]
+TOUCHING = 16  # levels of 255; blocks whose mean differs more from the border's median contain some of the drawing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cascade")
+    parser.add_argument("--data", type=Path, required=True, help="shards with masters of 64 and 256 pixels")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--n", type=int, default=256, help="images of each kind (default: 256; 0: no KID)")
+    parser.add_argument("--flat", type=int, default=16, help="images at full size (default: 16)")
+    parser.add_argument("--extractor", default="inception", help="NAME or NAME:WEIGHTS (default: inception)")
+    parser.add_argument("--batch-size", type=int, default=16)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    cascade = Cascade.load(options.cascade)
+    found = {}
+    if options.n:
+        found["kid x 1000"] = distances(cascade, options)
+        write_json(options.out / "quality.json", found)
+    if options.flat:
+        found["background"] = flatness(cascade, options)
+        write_json(options.out / "quality.json", found)
+
+
+def distances(cascade: Cascade, options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """Return KID and its 95 % interval (value, low, high) by resolution and kind of image."""
+    small, large = (stage.config.resolution for stage in cascade.stages[:2])
+    n = options.n
+    batch = dataset_batch(
+        options.data, list(range(3 * n)), resolution=large, low_resolution=small, text=None, split="heldout"
+    )
+    assert batch.low_res is not None
+    drawings = {small: to_images(batch.low_res), large: to_images(batch.image)}
+    captions, seeds = batch.captions[:n], list(range(n))
+    base = cascade.sample(captions, seeds=seeds, stages=1, batch_size=options.batch_size)
+
+    def ours(images: Images) -> Images:
+        return cascade.sample(captions, seeds=seeds, stages=2, start=images, batch_size=options.batch_size)
+
+    def bicubic(images: Images) -> Images:
+        return [image.resize((large, large), Image.Resampling.BICUBIC) for image in images]
+
+    true = drawings[small][:n]
+    kinds = {
+        small: {"real": true, "base": base},
+        large: {
+            "real": drawings[large][:n],
+            "true, ours": ours(true),
+            "true, bicubic": bicubic(true),
+            "generated, ours": ours(base),
+            "generated, bicubic": bicubic(base),
+        },
+    }
+    upsampled = zip(base, kinds[large]["generated, bicubic"], kinds[large]["generated, ours"], strict=True)
+    rows = [image.resize((large, large), Image.Resampling.NEAREST) for row in upsampled for image in row][:48]
+    write_png(options.out / "upsampled.png", contact_sheet(rows, ["base", "bicubic", "ours"] * 16, columns=6, cell=256))
+    extractor = load_extractor(options.extractor)
+
+    def features(images: Images) -> np.ndarray:
+        pixels = torch.stack([torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) for image in images])
+        return np.concatenate([extractor(part).numpy() for part in pixels.split(options.batch_size)])
+
+    values: dict[str, dict[str, list[float]]] = {}
+    for resolution, images_by_kind in kinds.items():
+        reference = features(drawings[resolution][n:])
+        for kind, images in images_by_kind.items():
+            interval = [1000 * float(value) for value in kid_interval(features(images), reference)]
+            values.setdefault(str(resolution), {})[kind] = interval
+            print(
+                f"{resolution} {kind}: KID x 1000 {interval[0]:.1f} ({interval[1]:.1f} to {interval[2]:.1f})",
+                flush=True,
+            )
+    return values
+
+
+def flatness(cascade: Cascade, options: argparse.Namespace) -> dict[str, float]:
+    """Return medians and maxima over images of the standard deviation of plain backgrounds, in levels of 255."""
+    count, size = options.flat, cascade.stages[0].config.resolution
+    captions = dataset_batch(
+        options.data, list(range(16 * count)), resolution=size, text=None, split="heldout"
+    ).captions
+    plain = [caption for caption in captions if "gradient" not in caption][:count]
+    images = cascade.sample(plain, seeds=list(range(count)), batch_size=1)
+    measured = []
+    for number, (caption, image) in enumerate(zip(plain, images, strict=True)):
+        write_png(options.out / f"full/{number:04d}.png", image, {"prompt": caption})
+        if (deviations := background_deviations(np.array(image.convert("RGB")))) is not None:
+            measured.append(deviations)
+    within, overall = np.array(measured).T
+    found = {
+        "images": len(measured),
+        "within blocks, median": float(np.median(within)),
+        "within blocks, largest": float(within.max()),
+        "overall, median": float(np.median(overall)),
+        "overall, largest": float(overall.max()),
+    }
+    print(", ".join(f"{name} {value:.2f}" for name, value in found.items()))
+    return found
+
+
+def background_deviations(pixels_HWC: np.ndarray) -> tuple[float, float] | None:
+    """Return the standard deviations of the background, within blocks and overall; None if fewer than 8 are free."""
+    side = len(pixels_HWC) // 16
+    blocks = pixels_HWC.reshape(16, side, 16, side, 3).swapaxes(1, 2).astype(np.float64)
+    border = np.concatenate([blocks[0], blocks[-1], blocks[1:-1, 0], blocks[1:-1, -1]])  # [60, side, side, 3]
+    means = border.mean(axis=(1, 2))
+    free = border[np.abs(means - np.median(means, axis=0)).max(axis=1) < TOUCHING]
+    # A drawing's outline within a block is a few pixels of another colour: leave such blocks out, but not noise.
+    free = free[np.abs(free - free.mean(axis=(1, 2), keepdims=True)).max(axis=(1, 2, 3)) < 3 * TOUCHING]
+    if len(free) < 8:
+        return None
+    return float(np.sqrt(free.var(axis=(1, 2)).mean())), float(np.sqrt(free.var(axis=(0, 1, 2)).mean()))
+
+
+if __name__ == "__main__":
+    main()
