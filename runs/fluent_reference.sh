@@ -6,7 +6,7 @@
 #
 # To resume, run the same command again. It downloads two packages from npm and checks their hashes; without npm, put
 # both files into DIR/npm. A reduced budget, which runs from data to images in minutes:
-#   STEPS=0.002 LIMIT=8 VARIANTS=1 MASTERS=40 sh runs/fluent_reference.sh small
+#   STEPS=0.002 LIMIT=8 VARIANTS=1 MASTERS=40 PROMPTS=2 sh runs/fluent_reference.sh small
 # Hardware: two CPU cores. One core trains on about 32 images of 64 pixels per second, or 30 crops for super-resolution.
 set -eu
 out=${1:-fluent}
@@ -63,5 +63,16 @@ train fluent_256 sr_256 small 10000 --optim.schedule cosine
 train fluent_1024 sr_1024 large 6000
 train fluent_1024 sr_1024 large 8000 --optim.schedule cosine
 
-imagen assemble "$out/base_64" "$out/sr_256" "$out/sr_1024" --out "$out/cascade" --half
+imagen assemble "$out/base_64" "$out/sr_256" "$out/sr_1024" --out "$out/whole" --half
+
+# For `imagen sample --fast`: the base in 4 steps without guidance, super-resolution in 2 steps per stage.
+imagen train distill --init "$out/whole#64" --data "$out/scenes" --out "$out/distilled" --train.steps "$(steps 1000)" \
+  --train.batch_size 32 --data.workers 1
+imagen assemble "$out/whole" --fast "$out/distilled" --fast-steps 256=2,1024=2 --out "$out/cascade"
+
+# The recogniser measures it. It is trained on the drawings alone.
+python -m imagen.emoji.fluent.recogniser --icons "$out/npm/drawings/icons.json" --names "$out/npm/names" --words 1 \
+  --no-faces ${LIMIT:+--limit "$LIMIT"} --steps "$(steps 8000)" --out "$out/recogniser"
+imagen evaluate-emoji "$out/base_64" --recogniser "$out/recogniser" --n "${PROMPTS:-128}" --out "$out/sheets"
 imagen sample "$out/cascade" "a woman astronaut with dark skin on a blue background" --out "$out/pictures"
+imagen sample "$out/cascade" "a woman astronaut with dark skin on a blue background" --fast --out "$out/pictures_fast"
