@@ -2,7 +2,9 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 LIMIT = 2**63  # whole numbers must be below it
 
@@ -13,6 +15,16 @@ class UserError(Exception):
     The message is one line: what was wrong, where, and what to do. The command line prints it to stderr and exits with
     code 2, without a traceback.
     """
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """End `python -m imagen.NAME` as the command line does: with one line on stderr and exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        print(f"imagen: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def suggest(word: str, known: Iterable[str], listed: str = "") -> str:

@@ -40,15 +40,21 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="DIR", help="output of runs/fluent_reference.sh")
     options = parser.parse_args()
 
-    for source, name in (("cascade", "emoji"), ("recogniser", "recogniser-fluent")):
-        shutil.copytree(options.run / source, WEIGHTS / name, dirs_exist_ok=True)
+    new = {"emoji": options.run / "cascade", "recogniser-fluent": options.run / "recogniser"}
+    weights = [file for file in WEIGHTS.glob("*/*.safetensors") if file.parent.name not in new]
+    weights += [file for source in new.values() for file in source.glob("*.safetensors")]
+    size = sum(file.stat().st_size for file in weights)
+    if size > MAX_BYTES:
+        raise SystemExit(f"{size / 1e6:.1f} MB of weights exceed {MAX_BYTES / 1e6:.0f} MB; make a stage smaller")
+    print(f"{WEIGHTS}: {size / 1e6:.1f} MB of weights")
+    for name, source in new.items():
+        for file in (WEIGHTS / name).glob("*"):
+            if file.name != "README.md":  # the model card is written by hand
+                file.unlink()
+        shutil.copytree(source, WEIGHTS / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("README.md"))
     take_sampling_from_presets(WEIGHTS / "emoji" / "cascade.json")
     for file in WEIGHTS.glob("*/*"):
         file.chmod(0o644)  # safetensors creates files readable by the owner only, and a wheel keeps the mode
-    size = sum(file.stat().st_size for file in WEIGHTS.glob("*/*.safetensors"))
-    print(f"{WEIGHTS}: {size / 1e6:.2f} MB of weights")
-    if size > MAX_BYTES:
-        raise SystemExit(f"the weights exceed {MAX_BYTES / 1e6:.0f} MB; make a stage smaller")
     write_reference_curves([options.run / name for name in RUNS], CURVES)
     for name, curves in read_json(CURVES).items():
         plot(name, [("reference", curves["metrics"], curves["evaluation"])], DOCS / f"reference-{name}.png")

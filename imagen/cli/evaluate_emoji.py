@@ -85,7 +85,10 @@ def _show(rows: list[dict[str, Any]]) -> None:
         ("number", "count", "number"),
     ]
     columns = [column for column in columns if any(column[1] in row for row in rows)]
-    table = Table("guidance", *(title for title, _, _ in columns), "KID (drawings)", caption="% of held-out prompts")
+    counts = ", ".join(f"{count} {kind}" for kind, count in rows[0]["prompts"].items())
+    table = Table(
+        "guidance", *(title for title, _, _ in columns), "KID (drawings)", caption=f"% of held-out prompts: {counts}"
+    )
     for column in table.columns:
         column.justify = "right"
     for row in rows:

@@ -12,7 +12,7 @@ from imagen.emoji.openmoji_suite import openmoji_suite
 from imagen.emoji.recogniser import Recogniser
 from imagen.emoji.single import OBJECTS
 from imagen.emoji.suite import SINGLE, Suite, load_suite
-from imagen.errors import check_number
+from imagen.errors import UserError, check_number, quoted
 
 Row = dict[str, Any]
 MOST_PROMPTS = 10_000  # maximum per kind
@@ -34,6 +34,7 @@ def scores(
     Every guidance scale uses the same prompts and seeds. A row has these fields:
     "step", "images": training steps and images of the weights
     "guidance", "steps", "prompts": settings, and the number of prompts of each kind
+    "recogniser": hash of the recogniser's weights
     "single", "people", "relation", "count": accuracies for each kind of prompt (`imagen.emoji.alignment.accuracies`)
     "kid": kernel distance of the images of one object from held-out drawings (`Suite.distances`)
     "kid_floor": that of original drawings of the same prompts. It can be below 0, because both sets show the same
@@ -74,6 +75,7 @@ def scores(
             "guidance": used,
             "steps": steps or stage.config.sampling.steps,
             "prompts": {kind: len(chosen) for kind, chosen in prompts.items()},
+            "recogniser": recogniser.sha256,
             **accuracies,
             "kid": distance,
             "kid_floor": floor,
@@ -81,14 +83,26 @@ def scores(
 
 
 def choose_suite(recogniser: Recogniser, folder: Path, n: int, limit_objects: int | None = OBJECTS) -> Suite:
-    """Return `n` prompts of each kind: those beside the recogniser in `folder`, or else those of OpenMoji's drawings.
+    """Return at most `n` prompts of each kind: those saved beside the recogniser in `folder`, or those of OpenMoji.
 
-    Raises UserError if there are fewer than two prompts or objects (the kernel distance needs two).
+    limit_objects: of OpenMoji.
+
+    Raises UserError if `n` is less than two (the kernel distance needs two), and if the recogniser does not know an
+    object or has other features.
     """
     check_number("the number of prompts of each kind (--n)", n, least=2, most=MOST_PROMPTS)
-    if (saved := load_suite(folder)) is not None:
-        return saved.first(n)
-    return openmoji_suite(recogniser, n, limit_objects)
+    saved = load_suite(folder)
+    suite = saved.first(n) if saved is not None else openmoji_suite(recogniser, n, limit_objects)
+    named = {each.object for chosen in suite.prompts.values() for each in chosen}
+    named |= {each.other for chosen in suite.prompts.values() for each in chosen if each.other is not None}
+    if unknown := sorted(named - set(recogniser.names)):
+        raise UserError(
+            f"the recogniser in {folder} does not know {quoted(unknown[0])} and {len(unknown) - 1} other objects of "
+            "the prompts; train one on the same drawings (--recogniser), or evaluate fewer objects (--objects)"
+        )
+    if suite.drawings_ND.shape[1] != 4 * recogniser.width:
+        raise UserError(f"the prompts in {folder} have features of another recogniser; make them again")
+    return suite
 
 
 def _captions(prompts: Sequence[Any], scores: Sequence[PromptScore]) -> list[str]:

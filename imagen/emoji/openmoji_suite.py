@@ -17,9 +17,9 @@ OTHERS = range(4, 5)  # further drawings, one per object, which are compared wit
 
 
 def openmoji_suite(recogniser: Recogniser, n: int, limit_objects: int | None = OBJECTS) -> Suite:
-    """Return at most `n` held-out prompts of each kind, and features of held-out drawings, of `limit_objects` objects.
+    """Return at most `n` held-out prompts of each kind and features of held-out drawings, of `limit_objects` objects.
 
-    Raises UserError if there are fewer than two objects, or fewer prompts than `n`.
+    Each single object has one prompt. Raises UserError if there are fewer than two objects.
     """
     single = heldout_prompts(min(n, limit_objects or n), limit_objects=limit_objects)
     if len(single) < 2:

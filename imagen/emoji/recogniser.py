@@ -5,8 +5,9 @@ One network therefore scores objects, counts and relations. It classifies among 
 most similar one; it does not measure how well an object is drawn.
 """
 
+import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from imagen.weights import packaged_path
 SIDE, GRID = 64, 16  # side of the input in pixels, and of the output in cells
 MIN_PROBABILITY = 0.5  # minimum probability of a centre for a detection
 PACKAGED = ("openmoji", "fluent")  # the drawings that the packaged recognisers distinguish
+MAX_WIDTH = 512
 CONFIG, WEIGHTS = "recogniser.json", "recogniser.safetensors"
 
 
@@ -52,6 +54,14 @@ class Recogniser(nn.Module):
         self.mix = _conv(3 * C, 2 * C, 3)
         self.centre = nn.Conv2d(2 * C, 1, 1)
         self.kind = nn.Conv2d(2 * C, len(self.names), 1)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the weights, in 16 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode() + value.half().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         """Return the features from which both outputs are computed, [B, 2 C, 16, 16]."""
@@ -107,14 +117,18 @@ class Residual(nn.Module):
 
 
 def packaged_recogniser(names: Collection[str] = ()) -> Path:
-    """Return the folder of the packaged recogniser that knows the most of `names` (default: that of OpenMoji)."""
+    """Return the folder of the packaged recogniser for a cascade that was trained on `names` (default: OpenMoji's).
 
-    def known(folder: Path) -> int:
+    It is the one with the largest share of its own names among `names`.
+    """
+
+    def share(folder: Path) -> float:
         if not (folder / CONFIG).is_file():
-            return 0
-        return len({name.split("/")[0] for name in read_json(folder / CONFIG)["names"]} & set(names))
+            return 0.0
+        own = {name.split("/")[0] for name in read_json(folder / CONFIG)["names"]}
+        return len(own & set(names)) / len(own)
 
-    return max((packaged_path(f"recogniser-{drawings}") for drawings in PACKAGED), key=known)
+    return max((packaged_path(f"recogniser-{drawings}") for drawings in PACKAGED), key=share)
 
 
 @cache
@@ -125,9 +139,17 @@ def load_recogniser(folder: str | Path | None = None) -> Recogniser:
         raise UserError(f"{folder} contains no recogniser; train one with: python -m imagen.emoji.recogniser_training")
     config: dict[str, Any] = read_json(folder / CONFIG)
     try:
-        network = Recogniser(config["names"], config["width"])
-        network.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
-    except (KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
+        names, width = config["names"], config["width"]
+        if not names or not all(isinstance(name, str) and name for name in names):
+            raise ValueError("its names are not texts")
+        if not isinstance(width, int) or not 0 < width <= MAX_WIDTH:
+            raise ValueError(f"its width is not between 1 and {MAX_WIDTH}")
+        weights = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
+        if not all(value.isfinite().all() for value in weights.values()):
+            raise ValueError("its weights are not finite")
+        network = Recogniser(names, width)
+        network.load_state_dict(weights)
+    except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} contains a damaged recogniser: {' '.join(str(error).split())[:200]}") from None
     return network.eval()
 

@@ -26,6 +26,7 @@ from imagen.emoji.picture import PALETTE
 from imagen.emoji.recogniser import CONFIG, GRID, SIDE, WEIGHTS, Recogniser, to_input
 from imagen.emoji.scene import LAYOUTS
 from imagen.emoji.single import OBJECTS, objects
+from imagen.errors import exit_on_user_error
 from imagen.files import replacing, write_json
 from imagen.precision import autocast, autocast_dtype
 from imagen.tensors import save_tensors
@@ -191,4 +192,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_user_error():
+        main()

@@ -84,6 +84,7 @@ def plot(preset: str, series: Sequence[tuple[str, Sequence[Row], Sequence[Row]]]
         ("conditional gap", "linear", "conditional_gap"),
         ("held-out prompts: correct object", "linear", ("single", "object")),
         ("held-out prompts: correct colour", "linear", ("single", "colour")),
+        ("held-out people: all correct", "linear", ("people", "object")),
         ("held-out counts: correct", "linear", ("count", "number")),
         ("held-out pairs: both objects and positions correct", "linear", ("relation", "relation")),
         ("KID on the recogniser's features", "linear", "kid"),

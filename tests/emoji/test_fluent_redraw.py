@@ -10,12 +10,21 @@ from imagen.cascade import Cascade
 from imagen.data.shards.dataset import open_split
 from imagen.emoji.fluent.redraw import redraw
 from imagen.errors import UserError
+from imagen.files import read_json
 
 
 def test_redrawn_masters(artifacts: Path, tmp_path: Path) -> None:
     cascade = Cascade.load(artifacts / "cascade", stages=1)
     count = redraw(cascade, artifacts / "shards", tmp_path, strengths=(0.1,), progress=False)
-    assert redraw(cascade, artifacts / "shards", tmp_path, progress=False) == count  # finished: nothing is repeated
+    again = {split: (tmp_path / split / "00000.tar").stat().st_mtime_ns for split in ("train", "heldout")}
+    assert redraw(cascade, artifacts / "shards", tmp_path, strengths=(0.1,), progress=False) == count
+    assert again == {split: (tmp_path / split / "00000.tar").stat().st_mtime_ns for split in again}  # not repeated
+    with pytest.raises(UserError, match="of another base, or of other shards"):
+        redraw(cascade, artifacts / "shards", tmp_path, strengths=(0.2,), progress=False)
+    with pytest.raises(UserError, match="choose another folder"):
+        redraw(cascade, artifacts / "shards", artifacts / "shards", progress=False)
+    described = read_json(tmp_path / "dataset.json")
+    assert described["arguments"]["redrawn"]["base"] == cascade.stages[0].sha256 and described["words"]
     for split in ("train", "heldout"):
         before, after = (open_split(folder, split) for folder in (artifacts / "shards", tmp_path))
         assert len(before) == len(after)
@@ -36,6 +45,9 @@ def test_masters_of_another_size_are_an_error(artifacts: Path, tmp_path: Path, m
 class FewMasters:
     def __len__(self) -> int:
         return 1
+
+    def fingerprint(self) -> str:
+        return ""
 
     def extensions(self, i: int) -> list[str]:
         return ["256.png", "txt"]

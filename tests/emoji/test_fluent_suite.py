@@ -1,5 +1,6 @@
 """Test the held-out prompts of Fluent Emoji, and their evaluation with a fake recogniser that knows the scenes."""
 
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytest.importorskip("resvg_py")
+
 from imagen.emoji.evaluation import scores
+from imagen.emoji.fluent.background import Background
 from imagen.emoji.fluent.catalogue import Source
 from imagen.emoji.fluent.heldout import heldout_colour, heldout_number, is_heldout_pair, is_heldout_person
 from imagen.emoji.fluent.scene import Scene
@@ -18,6 +22,7 @@ from imagen.emoji.fluent.suite import fluent_suite, heldout_scenes, prompt
 from imagen.emoji.recogniser import Detection, Recogniser
 from imagen.emoji.suite import load_suite
 from imagen.errors import UserError
+from imagen.files import read_json, write_json
 
 Scenes = dict[str, list[Scene]]
 
@@ -65,7 +70,8 @@ class FakeCascade:
     def sample(self, prompts: list[str], **_: Any) -> list[Image.Image]:
         scenes, self.queue = self.queue[: len(prompts)], self.queue[len(prompts) :]
         assert prompts == [prompt(scene).prompt for scene in scenes]
-        images = [Image.fromarray(scene.pixels(64)) for scene in scenes]
+        plain = [replace(scene, background=Background(colour=scene.background.colour)) for scene in scenes]
+        images = [Image.fromarray(scene.pixels(64)) for scene in plain]
         self.sampled |= {image.tobytes(): scene for image, scene in zip(images, scenes, strict=True)}
         return images
 
@@ -115,6 +121,16 @@ def test_saved_suite(source: Source, suite_scenes: Scenes, tmp_path: Path) -> No
     (tmp_path / "drawings.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="damaged prompts"):
         load_suite(tmp_path)
-    (tmp_path / "prompts.json").write_text('{"single": [{"text": 1}]}')
-    with pytest.raises(UserError, match="damaged prompts"):
-        load_suite(tmp_path)
+    suite.save(tmp_path)
+    good = read_json(tmp_path / "prompts.json")
+    number = [{**good["single"][0], "number": "2"}, *good["single"][1:]]
+    for damaged in (
+        {"single": [{"text": 1}]},
+        {**good, "single": number},
+        {**good, "step": []},
+        {**good, "people": good["people"][1:]},
+        [],
+    ):
+        write_json(tmp_path / "prompts.json", damaged)
+        with pytest.raises(UserError, match="damaged prompts"):
+            load_suite(tmp_path)

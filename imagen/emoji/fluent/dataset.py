@@ -10,7 +10,7 @@ import argparse
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from imagen.emoji.openmoji import Style, rasterise
 from imagen.emoji.picture import PALETTE, hashed
 from imagen.emoji.scene import NUMBERS, RELATIONS, is_countable
 from imagen.emoji.styles import credit
-from imagen.errors import UserError, check_number
+from imagen.errors import UserError, check_number, exit_on_user_error
 from imagen.files import read_json
+
+MOST_MISSES = 100_000  # consecutive draws of pairs of which none is in the split
 
 
 def build_fluent(
@@ -37,7 +39,7 @@ def build_fluent(
     relations: float = 0.0,
     counts: float = 0.0,
     most: int | None = None,
-    mended: bool = False,
+    degrade: bool = False,
     seed: int = 0,
     workers: int | None = None,
     progress: bool = True,
@@ -47,7 +49,7 @@ def build_fluent(
     variants, people_variants: images per drawing and colour, of things and faces, and of people.
     relations, counts: fractions of the samples that show two things in a relation, and two to four copies of one.
     most: maximum number of samples per split.
-    mended: degrade the smallest master of each sample, so that it resembles an output of a base model.
+    degrade: degrade the smallest master of each sample, so that it resembles an output of a base model.
 
     A finished build is not repeated; a killed one starts over. Raises UserError if `out` contains other files or a
     build with other arguments, or if files or packages are missing.
@@ -55,8 +57,12 @@ def build_fluent(
     out, sizes = Path(out), sorted(set(sizes))
     for name, value in (("words", selected.words), ("variants", variants), ("people_variants", people_variants)):
         check_number(name, value, least=1)
-    if not sizes or sizes[0] < 8:
-        raise UserError(f"sizes {sizes}: there must be at least one size, and sizes must be 8 pixels or more")
+    if not sizes or sizes[0] < 16:
+        raise UserError(f"sizes {sizes}: there must be at least one size, and sizes must be 16 pixels or more")
+    if degrade and len(sizes) < 2:
+        raise UserError("degraded masters are inputs of super-resolution: give two sizes or more (--sizes 64 256)")
+    if most is not None:
+        check_number("most", most, least=1)
     check_number("relations", relations, least=0)
     check_number("counts", counts, least=0)
     check_number("relations + counts", relations + counts, most=0.9)
@@ -72,7 +78,7 @@ def build_fluent(
         "counts": counts,
         "seed": seed,
     }
-    arguments |= {name: value for name, value in (("most", most), ("mended", mended)) if value}
+    arguments |= {name: value for name, value in (("most", most), ("degrade", degrade)) if value}
     if finished := finished_build(out, arguments):
         return finished
     source, drawings, persons = selected.source, selected.things(), selected.people()
@@ -92,7 +98,7 @@ def build_fluent(
         for name in ("train", "heldout")
     }
     splits = {
-        name: [replace(scene, degrade_smallest=mended) for scene in split[:most]] for name, split in splits.items()
+        name: [replace(scene, degrade_smallest=degrade) for scene in split[:most]] for name, split in splits.items()
     }
     description = {
         **credit(Style("fluent", source.icons)),
@@ -136,19 +142,26 @@ def scenes(
 
 
 def _pairs(drawings: Sequence[Drawing], icons: str, seed: int, *, heldout: bool) -> Iterator[Scene]:
-    """Yield scenes without end. Draw k is a function of (seed, k) and the drawings; some draws yield no scene."""
-    for k in range(10**7 if len(drawings) > 1 else 0):
+    """Yield scenes. Draw k is a function of (seed, k) and the drawings; some draws yield no scene.
+
+    Ends if there seem to be no such pairs: with few drawings, perhaps none is held out.
+    """
+    found = -1
+    for k in count() if len(drawings) > 1 else ():
+        if k - found > MOST_MISSES:
+            return
         rng = random.Random(hashed(seed, "fluent pairs", k))
         first, second = _pick(rng, drawings), _pick(rng, drawings)
         relation, colour = _pick(rng, list(RELATIONS)), _pick(rng, list(PALETTE))
         if first.icon == second.icon or colour in (heldout_colour(first), heldout_colour(second)):
             continue
         if is_heldout_pair(first, second) == heldout:
+            found = k
             yield compose_pair(first, second, relation, colour, icons, seed, f"pair-{k:06d}")
 
 
 def _groups(drawings: Sequence[Drawing], icons: str, seed: int, *, heldout: bool) -> Iterator[Scene]:
-    for k in range(10**7 if drawings else 0):
+    for k in count() if drawings else ():
         rng = random.Random(hashed(seed, "fluent groups", k))
         drawing, number, colour = _pick(rng, drawings), _pick(rng, list(NUMBERS)), _pick(rng, list(PALETTE))
         if colour != heldout_colour(drawing) and (number == heldout_number(drawing)) == heldout:
@@ -178,7 +191,7 @@ def main() -> None:
     parser.add_argument("--relations", type=float, default=0.0, help="fraction of images of two things")
     parser.add_argument("--counts", type=float, default=0.0, help="fraction of images of two to four copies")
     parser.add_argument("--most", type=int, help="maximum number of samples per split")
-    parser.add_argument("--mended", action="store_true", help="degrade the smallest master, to train super-resolution")
+    parser.add_argument("--degrade", action="store_true", help="degrade the smallest master, to train super-resolution")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, help="processes (default: one per core, at most 16)")
     options = parser.parse_args()
@@ -191,7 +204,7 @@ def main() -> None:
         relations=options.relations,
         counts=options.counts,
         most=options.most,
-        mended=options.mended,
+        degrade=options.degrade,
         seed=options.seed,
         workers=options.workers,
     )
@@ -199,4 +212,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_user_error():
+        main()

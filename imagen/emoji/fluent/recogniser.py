@@ -25,6 +25,8 @@ from imagen.emoji.fluent.suite import fluent_suite, heldout_scenes, prompt
 from imagen.emoji.picture import PALETTE
 from imagen.emoji.recogniser import CONFIG, SIDE, Recogniser, load_recogniser
 from imagen.emoji.recogniser_training import degraded, save_recogniser, train_recogniser
+from imagen.errors import UserError, exit_on_user_error
+from imagen.files import read_json, write_json
 
 
 def background(rng: random.Random) -> Image.Image:
@@ -67,8 +69,10 @@ def main() -> None:
     if not (options.out / CONFIG).is_file():
         sprites = {each.combination: cropped_sprite(selected.source.icons, each.icon) for each in drawings(selected)}
         network = train_recogniser(sprites, background=background, steps=options.steps, width=options.width)
-        save_recogniser(network, options.out)
+        save_recogniser(network, options.out, steps=options.steps)
     network = load_recogniser(options.out)
+    if set(network.names) != {each.combination for each in drawings(selected)}:
+        raise UserError(f"the recogniser in {options.out} is of other drawings; choose another folder or delete it")
     fluent_suite(network, selected, options.prompts).save(options.out)
     scenes = heldout_scenes(selected, options.n, "recogniser")
     measured = {
@@ -79,8 +83,9 @@ def main() -> None:
         for kind, shares in accuracies.items():
             right = ", ".join(f"{key} {value:.1%}" for key, value in shares.items())
             print(f"{name}, {kind} ({len(scenes[kind])}): {right}", flush=True)
-    save_recogniser(network, options.out, steps=options.steps, accuracy=measured)
+    write_json(options.out / CONFIG, {**read_json(options.out / CONFIG), "accuracy": measured})
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_user_error():
+        main()

@@ -8,6 +8,7 @@ from pathlib import Path
 from imagen.emoji.fluent import catalogue
 from imagen.emoji.fluent.catalogue import Drawing, Source
 from imagen.emoji.picture import hashed
+from imagen.errors import check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,9 @@ class Selection:
     limit: int | None = None  # use a fixed selection of this many things and faces, shortest names first
 
     def things(self) -> list[Drawing]:
-        """Return things and, with `faces`, faces: shuffled, shortest names in words first."""
+        """Return things and, with `faces`, faces: shuffled, shortest names in words first. Raises UserError."""
+        if self.limit is not None:
+            check_number("limit", self.limit, least=1)
         found = [
             *catalogue.things(self.source, self.words),
             *(catalogue.faces(self.source) if self.faces else []),

@@ -1,5 +1,6 @@
 """Choose the held-out prompts of Fluent Emoji, and the drawings with which samples of them are compared."""
 
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -14,9 +15,7 @@ from imagen.emoji.fluent.selection import Selection
 from imagen.emoji.picture import hashed
 from imagen.emoji.prompts import HeldoutPrompt
 from imagen.emoji.recogniser import SIDE, Recogniser
-from imagen.emoji.suite import SINGLE, Suite
-
-KINDS = ("single", "people", "relation", "count")
+from imagen.emoji.suite import KINDS, SINGLE, Suite
 
 
 def fluent_suite(recogniser: Recogniser, selected: Selection, n: int) -> Suite:
@@ -83,6 +82,8 @@ def prompt(scene: Scene) -> HeldoutPrompt:
 
 
 def _features(recogniser: Recogniser, drawn: list[Scene]) -> np.ndarray:
+    """Return the features of scenes on plain backgrounds, as in the prompts."""
     if not drawn:
         return np.empty((0, 4 * recogniser.width), np.float32)
-    return recogniser.embed([Image.fromarray(scene.pixels(SIDE)) for scene in drawn])
+    plain = [replace(scene, background=Background(colour=scene.background.colour)) for scene in drawn]
+    return recogniser.embed([Image.fromarray(scene.pixels(SIDE)) for scene in plain])
