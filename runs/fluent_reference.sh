@@ -60,7 +60,7 @@ train fluent_64 base_64 scenes 20000 --optim.schedule cosine
 data small --sizes 64 256 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.15 --counts 0.15 \
   --most "${MASTERS:-6000}" --degrade
 data large --sizes 256 1024 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.15 --counts 0.15 \
-  --most "$((${MASTERS:-6000} / 4))" --degrade
+  --most "$((${MASTERS:-6000} / 6))" --degrade
 train fluent_256 sr_256 small 8000
 train fluent_256 sr_256 small 10000 --optim.schedule cosine
 train fluent_1024 sr_1024 large 6000
