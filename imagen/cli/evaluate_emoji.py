@@ -69,32 +69,33 @@ def run(options: argparse.Namespace) -> Result:
     return Result(rows, lambda: _show(rows))
 
 
+MEASURES = (  # title, kind of prompt, name of the accuracy
+    ("object", "single", "object"),
+    ("background colour", "single", "colour"),
+    ("person: all right", "people", "object"),
+    ("person: role", "people", "role"),
+    ("person: gender", "people", "gender"),
+    ("person: skin tone", "people", "tone"),
+    ("pair: both objects", "relation", "object"),
+    ("pair: and their relation", "relation", "relation"),
+    ("several: object", "count", "object"),
+    ("several: number", "count", "number"),
+)
+
+
 def _show(rows: list[dict[str, Any]]) -> None:
-    """Print a table of accuracies in percent by kind of prompt."""
+    """Print accuracies in percent, one column per guidance scale."""
     from rich.console import Console
     from rich.table import Table
 
-    columns = [
-        ("object", "single", "object"),
-        ("colour", "single", "colour"),
-        ("person", "people", "object"),
-        *((part, "people", part) for part in ("role", "gender", "tone")),
-        ("both objects", "relation", "object"),
-        ("relation", "relation", "relation"),
-        ("object, several", "count", "object"),
-        ("number", "count", "number"),
-    ]
-    columns = [column for column in columns if any(column[1] in row for row in rows)]
-    counts = ", ".join(f"{count} {kind}" for kind, count in rows[0]["prompts"].items())
-    table = Table(
-        "guidance", *(title for title, _, _ in columns), "KID (drawings)", caption=f"% of held-out prompts: {counts}"
-    )
-    for column in table.columns:
+    table = Table("guidance scale", "prompts", *(f"{row['guidance']:g}" for row in rows))
+    for column in table.columns[1:]:
         column.justify = "right"
-    for row in rows:
-        shares = [row.get(kind, {}).get(what) for _, kind, what in columns]
-        cells = ["" if share is None else f"{share:.0%}" for share in shares]
-        table.add_row(f"{row['guidance']:g}", *cells, f"{row['kid']:.2f} ({row['kid_floor']:.2f})")
+    for title, kind, what in MEASURES:
+        if kind in rows[0]:
+            table.add_row(title, str(rows[0]["prompts"][kind]), *(f"{row[kind][what]:.1%}" for row in rows))
+    table.add_row("KID", "", *(f"{row['kid']:.3f}" for row in rows))
+    table.add_row("KID of original drawings", "", *(f"{row['kid_floor']:.3f}" for row in rows))
     Console(markup=False).print(table)
 
 
