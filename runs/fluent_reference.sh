@@ -66,6 +66,9 @@ train fluent_256 sr_256 small 10000 --optim.schedule cosine
 train fluent_1024 sr_1024 large 6000
 train fluent_1024 sr_1024 large 8000 --optim.schedule cosine
 
+# Original drawings to compare with (benchmarks/fluent_quality.py)
+data eval --sizes 64 256 1024 --variants 1 --people-variants 1 --relations 0.15 --counts 0.15 --most "${MASTERS:-800}"
+
 imagen assemble "$out/base_64" "$out/sr_256" "$out/sr_1024" --out "$out/whole" --half
 
 # For `imagen sample --fast`: the base in 4 steps without guidance, super-resolution in 2 steps per stage.
