@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("resvg_py")
@@ -95,6 +96,7 @@ class FakeRecogniser(Recogniser):
 
 
 def test_scores(source: Source, suite_scenes: Scenes) -> None:
+    torch.manual_seed(0)  # the recogniser's features are those of random weights
     cascade = FakeCascade(suite_scenes)
     recogniser = FakeRecogniser(cascade)
     suite = fluent_suite(recogniser, Selection(source=source), 12)
