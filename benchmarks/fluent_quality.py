@@ -1,6 +1,6 @@
 """Measure the quality of a cascade of Fluent Emoji: KID at 64 and 256 pixels, and how flat its backgrounds are.
 
-    python benchmarks/fluent_quality.py CASCADE --data SHARDS --out DIR [--n 256] [--flat 16]
+    python benchmarks/fluent_quality.py CASCADE --data SHARDS --out DIR [--n 256] [--flat 16] [--fast]
 
 SHARDS have masters of 64 and 256 pixels that are not degraded, such as DIR/eval of `runs/fluent_reference.sh DIR`. KID
 (x 1000, Inception features) compares `n` images with twice as many held-out drawings of other captions:
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--n", type=int, default=256, help="images of each kind (default: 256; 0: no KID)")
     parser.add_argument("--flat", type=int, default=16, help="images at full size (default: 16)")
+    parser.add_argument("--fast", action="store_true", help="sample with the fast settings of the cascade")
     parser.add_argument("--extractor", default="inception", help="NAME or NAME:WEIGHTS (default: inception)")
     parser.add_argument("--batch-size", type=int, default=16)
     options = parser.parse_args()
@@ -54,13 +55,14 @@ def main() -> None:
         parser.error("the cascade needs a super-resolution stage")
     if read_json(options.data / "dataset.json")["arguments"].get("degrade"):
         parser.error(f"the smallest masters of {options.data} are degraded")
-    found = read_json(options.out / "quality.json") if (options.out / "quality.json").is_file() else {}
+    report = options.out / ("quality-fast.json" if options.fast else "quality.json")
+    found = read_json(report) if report.is_file() else {}
     if options.n:
         found["kid x 1000"] = distances(cascade, options)
-        write_json(options.out / "quality.json", found)
+        write_json(report, found)
     if options.flat:
         found["background"] = flatness(cascade, options)
-        write_json(options.out / "quality.json", found)
+        write_json(report, found)
 
 
 def distances(cascade: Cascade, options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
@@ -73,10 +75,11 @@ def distances(cascade: Cascade, options: argparse.Namespace) -> dict[str, dict[s
     assert batch.low_res is not None
     drawings = {small: to_images(batch.low_res), large: to_images(batch.image)}
     captions, seeds = batch.captions[:n], list(range(n))
-    base = cascade.sample(captions, seeds=seeds, stages=1, batch_size=options.batch_size)
+    given = {"seeds": seeds, "batch_size": options.batch_size, "fast": options.fast}
+    base = cascade.sample(captions, stages=1, **given)
 
     def ours(images: Images) -> Images:
-        return cascade.sample(captions, seeds=seeds, stages=2, start=images, batch_size=options.batch_size)
+        return cascade.sample(captions, stages=2, start=images, **given)
 
     def bicubic(images: Images) -> Images:
         return [image.resize((large, large), Image.Resampling.BICUBIC) for image in images]
@@ -95,7 +98,7 @@ def distances(cascade: Cascade, options: argparse.Namespace) -> dict[str, dict[s
     upsampled = zip(base, kinds[large]["generated, bicubic"], kinds[large]["generated, ours"], strict=True)
     rows = [image.resize((large, large), Image.Resampling.NEAREST) for row in upsampled for image in row][:48]
     write_png(
-        options.out / "upsampled.png",
+        options.out / ("upsampled-fast.png" if options.fast else "upsampled.png"),
         contact_sheet(rows, ["base", "bicubic", "ours"] * (len(rows) // 3), columns=6, cell=256),
     )
     extractor = load_extractor(options.extractor)
@@ -122,9 +125,10 @@ def flatness(cascade: Cascade, options: argparse.Namespace) -> dict[str, float]:
     heldout = open_split(options.data, "heldout")
     captions = (heldout.caption(i) for i in range(len(heldout)))
     plain = list(islice((caption for caption in captions if "gradient" not in caption), options.flat))
-    images = cascade.sample(plain, seeds=list(range(len(plain))), batch_size=1)
+    images = cascade.sample(plain, seeds=list(range(len(plain))), batch_size=1, fast=options.fast)
     for number, (caption, image) in enumerate(zip(plain, images, strict=True)):
-        write_png(options.out / f"full/{number:04d}.png", image, {"prompt": caption})
+        folder = options.out / ("full-fast" if options.fast else "full")
+        write_png(folder / f"{number:04d}.png", image, {"prompt": caption})
     within, between = np.array([background_deviations(np.array(image.convert("RGB"))) for image in images]).T
     found = {
         "images": len(images),

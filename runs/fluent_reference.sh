@@ -50,21 +50,30 @@ train() { # PRESET RUN DATA STEPS OPTION...
 }
 # The first data are single images of things with one-word names and of people at work. Then come scenes, too: a model
 # that cannot generate a horse learns little from a horse beside a bus.
-data nouns --variants "${VARIANTS:-6}" --people-variants "${VARIANTS:-5}"
-train fluent_64 base_64 nouns 5000
-data scenes --variants "${VARIANTS:-6}" --people-variants "${VARIANTS:-3}" --relations 0.2 --counts 0.15
+data nouns --variants "${VARIANTS:-6}" --people-variants "${VARIANTS:-5}" ${MASTERS:+--most "$MASTERS"}
+train fluent_64 base_64 nouns 4400
+data scenes --variants "${VARIANTS:-6}" --people-variants "${VARIANTS:-3}" --relations 0.2 --counts 0.15 \
+  ${MASTERS:+--most "$MASTERS"}
 train fluent_64 base_64 scenes 12000
-train fluent_64 base_64 scenes 20000 --optim.schedule cosine
+train fluent_64 base_64 scenes 15000 --optim.schedule cosine
 
-# Super-resolution, from drawings that are warped and blurred like outputs of a base model.
+# Super-resolution, from drawings that are warped and blurred like outputs of a base model, and at the end from those
+# that the base has redrawn.
 data small --sizes 64 256 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.15 --counts 0.15 \
   --most "${MASTERS:-6000}" --degrade
+train fluent_256 sr_256 small 3000
+if [ ! -f "$out/redrawn/.encoded" ]; then
+  python -m imagen.emoji.fluent.redraw "$out/base_64" "$out/small" --out "$out/redrawn"
+  imagen data encode "$out/redrawn"
+  touch "$out/redrawn/.encoded"
+fi
+train fluent_256 sr_256 redrawn 14000
+train fluent_256 sr_256 redrawn 17000 --optim.schedule cosine
+
 data large --sizes 256 1024 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.15 --counts 0.15 \
   --most "$((${MASTERS:-6000} / 6))" --degrade
-train fluent_256 sr_256 small 8000
-train fluent_256 sr_256 small 10000 --optim.schedule cosine
-train fluent_1024 sr_1024 large 6000
-train fluent_1024 sr_1024 large 8000 --optim.schedule cosine
+train fluent_1024 sr_1024 large 2900
+train fluent_1024 sr_1024 large 4000 --optim.schedule cosine
 
 # Original drawings to compare with (benchmarks/fluent_quality.py)
 data eval --sizes 64 256 1024 --variants 1 --people-variants 1 --relations 0.15 --counts 0.15 --most "${MASTERS:-800}"
