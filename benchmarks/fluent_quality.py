@@ -14,7 +14,7 @@ With --flat, that many held-out captions with a plain background are sampled at 
 background, in levels of 255, is measured in the blocks of 1/16 of the width along the border, most of which the drawing
 does not touch: within a block (the median over the blocks), and between their means (1.48 times the median absolute
 deviation). DIR receives the figures as JSON, the images at full size, and a sheet of the base's samples, upsampled
-bicubically and by the cascade.
+bicubically and by the cascade. With --fast they are in DIR/fast.
 """
 
 import argparse
@@ -49,13 +49,15 @@ def main() -> None:
     parser.add_argument("--extractor", default="inception", help="NAME or NAME:WEIGHTS (default: inception)")
     parser.add_argument("--batch-size", type=int, default=16)
     options = parser.parse_args()
+    if options.fast:
+        options.out = options.out / "fast"
     options.out.mkdir(parents=True, exist_ok=True)
     cascade = Cascade.load(options.cascade)
     if len(cascade.stages) < 2:
         parser.error("the cascade needs a super-resolution stage")
     if read_json(options.data / "dataset.json")["arguments"].get("degrade"):
         parser.error(f"the smallest masters of {options.data} are degraded")
-    report = options.out / ("quality-fast.json" if options.fast else "quality.json")
+    report = options.out / "quality.json"
     found = read_json(report) if report.is_file() else {}
     if options.n:
         found["kid x 1000"] = distances(cascade, options)
@@ -98,7 +100,7 @@ def distances(cascade: Cascade, options: argparse.Namespace) -> dict[str, dict[s
     upsampled = zip(base, kinds[large]["generated, bicubic"], kinds[large]["generated, ours"], strict=True)
     rows = [image.resize((large, large), Image.Resampling.NEAREST) for row in upsampled for image in row][:48]
     write_png(
-        options.out / ("upsampled-fast.png" if options.fast else "upsampled.png"),
+        options.out / "upsampled.png",
         contact_sheet(rows, ["base", "bicubic", "ours"] * (len(rows) // 3), columns=6, cell=256),
     )
     extractor = load_extractor(options.extractor)
@@ -127,8 +129,7 @@ def flatness(cascade: Cascade, options: argparse.Namespace) -> dict[str, float]:
     plain = list(islice((caption for caption in captions if "gradient" not in caption), options.flat))
     images = cascade.sample(plain, seeds=list(range(len(plain))), batch_size=1, fast=options.fast)
     for number, (caption, image) in enumerate(zip(plain, images, strict=True)):
-        folder = options.out / ("full-fast" if options.fast else "full")
-        write_png(folder / f"{number:04d}.png", image, {"prompt": caption})
+        write_png(options.out / f"full/{number:04d}.png", image, {"prompt": caption})
     within, between = np.array([background_deviations(np.array(image.convert("RGB"))) for image in images]).T
     found = {
         "images": len(images),

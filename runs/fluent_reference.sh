@@ -57,8 +57,8 @@ data scenes --variants "${VARIANTS:-6}" --people-variants "${VARIANTS:-3}" --rel
 train fluent_64 base_64 scenes 12000
 train fluent_64 base_64 scenes 15000 --optim.schedule cosine
 
-# Super-resolution, from drawings that are warped and blurred like outputs of a base model, and at the end from those
-# that the base has redrawn.
+# Super-resolution, from drawings that are warped and blurred like outputs of a base model, then from drawings that the
+# base has redrawn.
 data small --sizes 64 256 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.15 --counts 0.15 \
   --most "${MASTERS:-6000}" --degrade
 train fluent_256 sr_256 small 3000
