@@ -50,11 +50,18 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     """Return the paths of the two packages, written with the entries above."""
     folder = tmp_path_factory.mktemp("fluent")
     (folder / "names" / "en").mkdir(parents=True)
+    (folder / "names" / "en" / "shortcodes").mkdir()
     (folder / "names" / "meta").mkdir()
     icons = {}
     data = []
     for order, (label, group, subgroup, tones) in enumerate(ENTRIES):
-        entry: dict[str, object] = {"label": label, "group": group, "subgroup": subgroup, "order": order}
+        entry: dict[str, object] = {
+            "label": label,
+            "group": group,
+            "subgroup": subgroup,
+            "order": order,
+            "hexcode": f"1F{order:03}",
+        }
         name = slug(label)
         if "fairy" in label and " " not in label:
             name = f"person-{name}"  # the name in Fluent Emoji
@@ -69,5 +76,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     (folder / "icons.json").write_text(json.dumps({"icons": icons, "width": 32, "height": 32}))
     (folder / "info.json").write_text(json.dumps({"name": "Fluent", "license": {"spdx": "MIT"}}))
     (folder / "names" / "en" / "data.json").write_text(json.dumps(data))
+    (folder / "names" / "en" / "shortcodes" / "emojibase.json").write_text("{}")
     (folder / "names" / "meta" / "groups.json").write_text(json.dumps(GROUPS))
     return Source(str(folder / "icons.json"), str(folder / "names"))

@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import random
+import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -56,6 +57,20 @@ def test_only_things_and_faces_are_listed(source: Source, drawings: dict[str, Dr
     assert [each.name for each in things(source, 1)] == ["horse", "octopus", "T-Rex", "glasses", "car"]
     assert [each.name for each in things(source, 2)][3] == "woman's hat"
     assert [each.name for each in faces(source)] == ["winking face"]
+
+
+def test_a_shortcode_of_one_word_counts_as_the_name(tmp_path: Path, source: Source) -> None:
+    names = tmp_path / "names"
+    shutil.copytree(source.names, names)
+    data = json.loads((names / "en" / "data.json").read_text())
+    hat, horse = (next(e for e in data if e["label"] == label)["hexcode"] for label in ("woman’s hat", "horse"))
+    before = things(source, 1)
+    for codes, added in ((["hat", "womans_hat"], 1), ("hat", 1), (["horse", "2nd"], 0), ("bonnet", 0)):
+        (names / "en" / "shortcodes" / "emojibase.json").write_text(json.dumps({hat: codes, horse: "hat"}))
+        found = things(Source(source.icons, str(names)), 1)
+        catalogue.cache_clear()  # the next codes are read from the same paths
+        assert [each.name for each in found if each not in before] == ["woman's hat"] * added
+    catalogue.cache_clear()
 
 
 def test_people_come_in_every_combination(source: Source) -> None:

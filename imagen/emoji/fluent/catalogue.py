@@ -1,9 +1,10 @@
 """List the drawings of Fluent Emoji with their English names, and the roles, genders and tones of people.
 
 The drawings are Microsoft's (MIT): `icons.json` of the npm package `@iconify-json/fluent-emoji`. Names, groups and
-subgroups are Unicode's: `en/data.json` and `meta/groups.json` of the npm package `emojibase-data` (MIT). A drawing is
-identified by its Unicode name and its skin tone, "woman-astronaut-dark". The names of people contain role, gender and
-tone: if there are both "man X" and "woman X", X is a role.
+subgroups are Unicode's: `en/data.json` and `meta/groups.json` of the npm package `emojibase-data` (MIT), whose
+`en/shortcodes/emojibase.json` lists the words by which people search for them. A drawing is identified by its Unicode
+name and its skin tone, "woman-astronaut-dark". The names of people contain role, gender and tone: if there are both
+"man X" and "woman X", X is a role.
 """
 
 import re
@@ -38,6 +39,7 @@ class Drawing(NamedTuple):
     role: str | None = None  # of people drawn both as man and as woman: "astronaut", "wearing turban"
     gender: str | None = None  # a name in GENDERS
     tone: str | None = None  # a name in TONES
+    words: int = 1  # number of words of the name, or 1 if one of them alone is a shortcode: "apple" for "red apple"
 
     @property
     def combination(self) -> str:
@@ -78,7 +80,8 @@ def catalogue(source: Source) -> tuple[Drawing, ...]:
         icon = next((icon for icon in (slug(label), f"person-{slug(label)}") if icon in available), None)
         if icon is None:
             continue
-        drawing = Drawing(icon, name, article(name), group, subgroup, role, gender)
+        words = 1 if entry["shortcodes"] & set(name.split()) else len(name.split())
+        drawing = Drawing(icon, name, article(name), group, subgroup, role, gender, words=words)
         found.append(drawing)
         for tone in TONES if entry["tones"] else ():
             if f"{icon}-{tone}" in available:
@@ -89,8 +92,8 @@ def catalogue(source: Source) -> tuple[Drawing, ...]:
 
 
 def things(source: Source, words: int = 2) -> list[Drawing]:
-    """Return the animals, plants, food, places, vehicles and objects with names of at most `words` words."""
-    return [each for each in catalogue(source) if each.group in THINGS and len(each.name.split()) <= words]
+    """Return the animals, plants, food, places, vehicles and objects that have at most `words` words."""
+    return [each for each in catalogue(source) if each.group in THINGS and each.words <= words]
 
 
 def faces(source: Source, words: int = 3) -> list[Drawing]:
@@ -114,14 +117,22 @@ def slug(label: str) -> str:
 
 
 def _entries(source: Source) -> Iterator[dict[str, Any]]:
-    """Yield Unicode's emoji in its order: label, names of group and subgroup, and whether there are skin tones."""
+    """Yield Unicode's emoji in its order: label, shortcodes, group and subgroup, and whether there are skin tones.
+
+    Shortcodes that are labels of other emoji are left out: "cat" of "grinning cat".
+    """
     folder = Path(source.names)
     groups, data = read_json(folder / "meta" / "groups.json"), read_json(folder / "en" / "data.json")
+    codes = read_json(folder / "en" / "shortcodes" / "emojibase.json")
     try:
+        labels = {entry["label"] for entry in data}
         for entry in sorted(data, key=lambda entry: entry.get("order", 0)):
             if "group" in entry:  # regional indicators have none
+                found = codes.get(entry["hexcode"], [])
+                codes_of = [found] if isinstance(found, str) else found
                 yield {
                     "label": entry["label"].replace("’", "'"),
+                    "shortcodes": {code for code in codes_of if code.isalpha() and code not in labels},
                     "group": groups["groups"][str(entry["group"])],
                     "subgroup": groups["subgroups"][str(entry["subgroup"])],
                     "tones": any(isinstance(skin.get("tone"), int) for skin in entry.get("skins", ())),

@@ -16,7 +16,7 @@ class Selection:
     """Which drawings are used."""
 
     source: Source
-    words: int = 2  # maximum number of words in the names of things
+    words: int = 2  # maximum number of words of a thing's name; 1 includes "red apple", which people call "apple"
     faces: bool = True  # include smileys and hearts
     roles: Sequence[str] = ("person-role",)  # Unicode's subgroups of people
     limit: int | None = None  # use a fixed selection of this many things and faces, shortest names first
@@ -29,7 +29,7 @@ class Selection:
             *catalogue.things(self.source, self.words),
             *(catalogue.faces(self.source) if self.faces else []),
         ]
-        shuffled = sorted(found, key=lambda each: (len(each.name.split()), hashed("fluent things", each.icon)))
+        shuffled = sorted(found, key=lambda each: (each.words, hashed("fluent things", each.icon)))
         return shuffled if self.limit is None else shuffled[: self.limit]
 
     def people(self) -> list[Drawing]:
@@ -41,7 +41,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `selection` reads."""
     parser.add_argument("--icons", type=Path, required=True, help="icons.json of @iconify-json/fluent-emoji")
     parser.add_argument("--names", type=Path, required=True, help="folder of emojibase-data")
-    parser.add_argument("--words", type=int, default=2, help="maximum number of words in the names of things")
+    parser.add_argument(
+        "--words",
+        type=int,
+        default=2,
+        help="maximum number of words in the names of things (1: and those with a shortcode of one word)",
+    )
     parser.add_argument("--no-faces", action="store_true", help="exclude smileys and hearts")
     parser.add_argument("--roles", nargs="*", default=["person-role"], help="Unicode subgroups of people")
     parser.add_argument("--limit", type=int, help="use only this many things and faces")
