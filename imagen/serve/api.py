@@ -120,18 +120,18 @@ async def _respond(service: Service, prepared: PreparedRequest, client: str, kin
     job = service.submit(prepared, client, kind, previews=stream)
     if stream:
         return EventStream(_events(service, job, prepared.requests[0]), lambda: service.jobs.abandon(job))
-    await _warn(service, job, prepared.requests[0])
+    await warn(service, job, prepared.requests[0])
     return JSONResponse(described(service, job).model_dump(), 202, {"Location": f"/api/jobs/{job.id}"})
 
 
-async def _warn(service: Service, job: Job, request: CascadeRequest) -> None:
+async def warn(service: Service, job: Job, request: CascadeRequest) -> None:
     """Add the warning of unknown words to a job, whose images wait or are sampled in the meantime."""
     job.warning = await service.hints.warning(request)
     job.changed()
 
 
 async def _events(service: Service, job: Job, request: CascadeRequest) -> AsyncIterator[tuple[None, Any]]:
-    warning = asyncio.ensure_future(_warn(service, job, request))
+    warning = asyncio.ensure_future(warn(service, job, request))
     try:
         yield None, {"type": "job", **described(service, job).model_dump()}
         shown = dict.fromkeys(job.pictures, 0)

@@ -1,5 +1,6 @@
 """Routes of OpenAI's image API, for its official clients."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from imagen.errors import UserError
-from imagen.serve.api import read_form, validated
+from imagen.serve.api import read_form, validated, warn
 from imagen.serve.bodies import Route
 from imagen.serve.errors import AccessDenied, error_body
 from imagen.serve.events import EventStream, changes, status_of, until_ended
@@ -49,10 +50,11 @@ class Images(BaseModel):
     steps: EachWhole | None = None
     guidance: Each | None = None
     strength: Each | None = None
+    fast: bool | None = Field(default=None, description="sample in few steps, if the cascade has settings for it")
 
     def image_request(self) -> ImageRequest:
         """Return the request in terms of our own API. Raises UserError."""
-        ours = ("prompt", "n", "size", "output_format", "seed", "negative", "steps", "guidance", "strength")
+        ours = ("prompt", "n", "size", "output_format", "seed", "negative", "steps", "guidance", "strength", "fast")
         values = {name: value for name in ours if (value := getattr(self, name)) is not None}
         quality = None if self.output_compression is None else max(self.output_compression, 1)
         return validated(ImageRequest, {**values, "quality": quality})
@@ -135,10 +137,11 @@ async def _respond(
 ) -> Response:
     if images.stream:
         job = service.submit(prepared, client, kind, partials=images.partial_images or 0)
-        events = _events(job, "image_generation" if kind == "generate" else "image_edit", prepared.format)
+        name = "image_generation" if kind == "generate" else "image_edit"
+        events = _events(service, job, prepared, name)
         return EventStream(events, lambda: service.jobs.abandon(job))
     job = service.submit(prepared, client, kind)
-    await until_ended(request, service.jobs, job)
+    await asyncio.gather(until_ended(request, service.jobs, job), warn(service, job, prepared.requests[0]))
     pictures = [_picture(request, job, picture, images.response_format) for picture in job.pictures]
     return JSONResponse({"data": pictures, **_about(job, job.pictures[0])})
 
@@ -150,8 +153,12 @@ def _picture(request: Request, job: Job, picture: Picture, response_format: str 
 
 
 def _about(job: Job, picture: Picture) -> dict[str, Any]:
-    """Return the fields that responses and events share. Usage is zero: tokens are not counted."""
+    """Return the fields that responses and events share. Usage is zero: tokens are not counted.
+
+    The warning of unknown words is ours; OpenAI's clients keep fields that they do not know.
+    """
     return {
+        **({} if job.warning is None else {"warning": job.warning}),
         "created": int(job.created),
         "background": "opaque",
         "output_format": job.format,
@@ -166,26 +173,34 @@ def _about(job: Job, picture: Picture) -> dict[str, Any]:
     }
 
 
-async def _events(job: Job, name: str, format: Format) -> AsyncIterator[tuple[str | None, Any]]:
+async def _events(
+    service: Service, job: Job, prepared: PreparedRequest, name: str
+) -> AsyncIterator[tuple[str | None, Any]]:
+    warning = asyncio.ensure_future(warn(service, job, prepared.requests[0]))
     sent = dict.fromkeys(job.pictures, 0)
     completed: set[Picture] = set()
-    async for changed in changes(job):
-        if not changed:
-            yield None, None
-        for picture in job.pictures:
-            while sent[picture] < len(picture.partials):
-                image = picture.partials[sent[picture]]
-                about = {**_about(job, picture), "size": f"{image.width}x{image.height}"}
-                about["created_at"] = about.pop("created")
-                about.pop("usage")
-                about |= {"b64_json": to_base64(encoded(image, format)), "partial_image_index": sent[picture]}
-                sent[picture] += 1
-                yield f"{name}.partial_image", {"type": f"{name}.partial_image", **about}
-            if picture.state == "done" and picture not in completed:
-                completed.add(picture)
-                about = _about(job, picture)
-                about["created_at"] = about.pop("created")
-                about["b64_json"] = to_base64(picture.data or b"")
-                yield f"{name}.completed", {"type": f"{name}.completed", **about}
-    if job.state != "done":
-        yield "error", {"type": "error", **error_body(job.error or "the request was cancelled", status_of(job))}
+    try:
+        async for changed in changes(job):
+            if not changed:
+                yield None, None
+            for picture in job.pictures:
+                while sent[picture] < len(picture.partials):
+                    image = picture.partials[sent[picture]]
+                    about = {**_about(job, picture), "size": f"{image.width}x{image.height}"}
+                    about["created_at"] = about.pop("created")
+                    about.pop("usage")
+                    data = to_base64(encoded(image, prepared.format))
+                    about |= {"b64_json": data, "partial_image_index": sent[picture]}
+                    sent[picture] += 1
+                    yield f"{name}.partial_image", {"type": f"{name}.partial_image", **about}
+                if picture.state == "done" and picture not in completed:
+                    completed.add(picture)
+                    await warning
+                    about = _about(job, picture)
+                    about["created_at"] = about.pop("created")
+                    about["b64_json"] = to_base64(picture.data or b"")
+                    yield f"{name}.completed", {"type": f"{name}.completed", **about}
+        if job.state != "done":
+            yield "error", {"type": "error", **error_body(job.error or "the request was cancelled", status_of(job))}
+    finally:
+        warning.cancel()

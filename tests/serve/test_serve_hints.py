@@ -1,6 +1,7 @@
 """Test fast sampling through the API, and warnings of words that training never showed."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import shlex
@@ -119,6 +120,19 @@ def test_a_stream_has_one_warning(http: Any) -> None:
         found = [event for event in events if event["type"] == "warning"]
         assert [event["warning"] for event in found] == [expected_warning(prompt)] * count
         assert events[-1]["type"] == "end" and events[-1]["state"] == "done"
+
+
+def test_openai_responses_warn_and_take_fast(http: Any, folder: Path) -> None:
+    body = {"prompt": "a zeppelin", "size": "16x16", "seed": 3, "fast": True}
+    response = http.post("/v1/images/generations", json=body).json()
+    assert response["warning"] == expected_warning("a zeppelin")
+    (expected,) = fast_cascade(folder).sample("a zeppelin", seeds=3, fast=True, stages=1, **QUICK)
+    assert max_difference(decode_image(base64.b64decode(response["data"][0]["b64_json"])), expected) <= 1
+    assert "warning" not in http.post("/v1/images/generations", json={**body, "prompt": "a cat"}).json()
+    for prompt, warned in (("a zeppelin", True), ("a cat", False)):
+        lines = http.post("/v1/images/generations", json={**body, "prompt": prompt, "stream": True}).text.split("\n")
+        event = [json.loads(line[6:]) for line in lines if line.startswith("data: ")][-1]
+        assert event["type"] == "image_generation.completed" and ("warning" in event) == warned
 
 
 def test_upscaling_does_not_warn(http: Any) -> None:
