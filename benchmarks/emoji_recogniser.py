@@ -17,7 +17,7 @@ from imagen.emoji.alignment import evaluate
 from imagen.emoji.dataset import HeldoutPrompt, compose, heldout_colour
 from imagen.emoji.picture import Picture
 from imagen.emoji.recogniser import load_recogniser
-from imagen.emoji.recogniser_training import degraded
+from imagen.emoji.recogniser_training import blur_with_noise
 from imagen.emoji.scene import Scene, groups, pairs
 from imagen.emoji.single import Composition, objects
 
@@ -49,7 +49,7 @@ def main() -> None:
     clean = {kind: [Image.open(io.BytesIO(p.render(64))) for p in pictures] for kind, pictures in kinds.items()}
     for blur, noise in ((0.0, 0.0), (1.0, 16.0), (1.5, 32.0)):
         rng = np.random.default_rng(0)
-        pictures = {kind: [degraded(each, rng, blur, noise) for each in clean[kind]] for kind in clean}
+        pictures = {kind: [blur_with_noise(each, rng, blur, noise) for each in clean[kind]] for kind in clean}
         found, _ = evaluate(recogniser, prompts, pictures)
         print(f"blur {blur:g} pixels, noise {noise:g} of 255:")
         for kind, shares in found.items():

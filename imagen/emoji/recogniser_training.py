@@ -1,6 +1,6 @@
 """Train the recogniser on the original drawings only, without shards, captions or generated images.
 
-    python -m imagen.emoji.recogniser_training --out FOLDER
+    python -m imagen.emoji.recogniser_training --out FOLDER      # the same command resumes
 
 Each training image is composed anew: one to four drawings at random positions, slightly rotated and stretched, on a
 background near a colour of the palette. It is then blurred and noised by random amounts, because generated images are
@@ -8,6 +8,7 @@ neither sharp nor free of noise.
 """
 
 import argparse
+import hashlib
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +23,9 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from imagen.emoji.openmoji import Emoji, rasterise, svg
-from imagen.emoji.picture import PALETTE
+from imagen.emoji.picture import PALETTE, hashed
 from imagen.emoji.recogniser import CONFIG, GRID, SIDE, WEIGHTS, Recogniser, to_input
+from imagen.emoji.recogniser_checkpoint import resume_training, save_training
 from imagen.emoji.scene import LAYOUTS
 from imagen.emoji.single import OBJECTS, objects
 from imagen.errors import exit_on_user_error
@@ -32,6 +34,9 @@ from imagen.precision import autocast, autocast_dtype
 from imagen.tensors import save_tensors
 
 SPRITE = 96  # pixels, side of a drawing, which is rasterised once
+LR = 2e-3  # maximum learning rate
+SAVE_EVERY = 250  # steps between checkpoints
+CHECKPOINT = "training.safetensors"  # deleted when the recogniser is saved
 
 
 class Labelled(NamedTuple):
@@ -49,6 +54,11 @@ def plain_background(rng: random.Random) -> Image.Image:
     return Image.new("RGB", (SIDE, SIDE), (red, green, blue))
 
 
+def print_now(line: str) -> None:
+    """Print a line that a log file shows at once."""
+    print(line, flush=True)
+
+
 def train_recogniser(
     sprites: Mapping[str, Image.Image],
     *,
@@ -57,37 +67,58 @@ def train_recogniser(
     batch_size: int = 48,
     width: int = 48,
     seed: int = 0,
-    report: Callable[[str], None] = print,
+    checkpoint: Path | None = None,
+    report: Callable[[str], None] = print_now,
 ) -> Recogniser:
     """Train a recogniser of `sprites`, which maps names to drawings (RGBA).
 
     background: returns an RGB image of 64 x 64 pixels.
+    checkpoint: a file from which the training resumes, and to which it is saved every `SAVE_EVERY` steps.
     report: receives lines of progress.
-    The result is deterministic up to rounding.
+    The result is deterministic up to rounding, and the same after resuming. Raises UserError if the checkpoint is
+    damaged or of another training.
     """
-    rng = random.Random(seed)
     torch.manual_seed(seed)
     network, drawings = Recogniser(list(sprites), width), list(sprites.values())
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=0.02)
+    names = hashlib.sha256("\n".join(sprites).encode()).hexdigest()
+    about = {"names": names, "steps": str(steps), "batch_size": str(batch_size), "seed": str(seed)}
+    first = 0 if checkpoint is None else resume_training(checkpoint, network, optimizer, about)
+    if first:
+        report(f"resumed after step {first} of {steps}")
     running, cpu = 0.0, torch.device("cpu")
     low_precision = partial(autocast, cpu, autocast_dtype(cpu, "auto"))
-    for step in range(1, steps + 1):
+    for step in range(first + 1, steps + 1):
+        rng, noise = (
+            random.Random(hashed(seed, step)),
+            torch.Generator().manual_seed(hashed(seed, step, "noise") % 2**63),
+        )
         batch = [compose(drawings, rng, background) for _ in range(batch_size)]
         x_BCHW = to_input([each.image for each in batch])
-        x_BCHW = (x_BCHW + torch.randn_like(x_BCHW) * (torch.rand(batch_size, 1, 1, 1) ** 2 * 0.25)).clamp(-1, 1)
+        std_B111 = torch.rand(batch_size, 1, 1, 1, generator=noise) ** 2 * 0.25
+        x_BCHW = (x_BCHW + torch.randn(x_BCHW.shape, generator=noise) * std_B111).clamp(-1, 1)
         with low_precision():
             value, accuracy = loss(network, x_BCHW, batch)
         optimizer.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = LR * one_cycle(step - 1, steps)
         optimizer.step()
-        schedule.step()
         running = 0.98 * running + 0.02 * accuracy
         if step % 100 == 0 or step == steps:
-            named = running / (1 - 0.98**step)
+            named = running / (1 - 0.98 ** (step - first))
             report(f"step {step} of {steps}: loss {value.item():.3f}, {named:.1%} of objects classified correctly")
+        if checkpoint is not None and (step % SAVE_EVERY == 0 or step == steps):
+            save_training(checkpoint, network, optimizer, step, about)
     return network.eval()
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """Return the learning rate as a fraction of its maximum: a rise over a tenth of the steps, then a cosine to 0."""
+    rise = 0.1 * steps
+    if step < rise:
+        return 0.04 + 0.96 * (1 - math.cos(math.pi * step / rise)) / 2
+    return (1 + math.cos(math.pi * (step - rise) / (steps - rise))) / 2
 
 
 def loss(network: Recogniser, x_BCHW: Tensor, batch: Sequence[Labelled]) -> tuple[Tensor, float]:
@@ -167,14 +198,20 @@ def render_sprite(emoji: Emoji) -> Image.Image:
 
 
 def save_recogniser(network: Recogniser, folder: str | Path, **about: object) -> None:
-    """Write `folder`/recogniser.safetensors (float16) and `folder`/recogniser.json, which also stores `about`."""
+    """Write `folder`/recogniser.safetensors (float16) and `folder`/recogniser.json, which also stores `about`.
+
+    Deletes the checkpoint of its training in `folder`.
+    """
     folder = Path(folder)
     with replacing(folder / WEIGHTS) as temporary:
         save_tensors({name: value.half() for name, value in network.state_dict().items()}, temporary)
     write_json(folder / CONFIG, {"width": network.width, "names": network.names, **about})
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
-def degraded(image: Image.Image, rng: np.random.Generator, blur: float = 1.0, noise: float = 16.0) -> Image.Image:
+def blur_with_noise(
+    image: Image.Image, rng: np.random.Generator, blur: float = 1.0, noise: float = 16.0
+) -> Image.Image:
     """Return `image` with a blur of `blur` pixels and noise of `noise` levels of 255, like a generated image."""
     values = np.asarray(image.filter(ImageFilter.GaussianBlur(blur))).astype(np.float32)
     return Image.fromarray((values + rng.normal(0, noise, values.shape)).round().clip(0, 255).astype(np.uint8))
@@ -187,7 +224,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2500, help="optimizer steps (default: %(default)s)")
     options = parser.parse_args()
     sprites = {emoji.name: render_sprite(emoji) for emoji in objects(options.objects)}
-    network = train_recogniser(sprites, steps=options.steps)
+    network = train_recogniser(sprites, steps=options.steps, checkpoint=options.out / CHECKPOINT)
     save_recogniser(network, options.out, steps=options.steps)
 
 

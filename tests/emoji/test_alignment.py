@@ -12,11 +12,13 @@ from PIL import Image
 pytest.importorskip("resvg_py")
 pytest.importorskip("emoji")
 
+from imagen.emoji import recogniser_training
 from imagen.emoji.alignment import PromptScore, accuracies, evaluate, relation, score_image
 from imagen.emoji.dataset import HeldoutPrompt, compose, heldout_colour
 from imagen.emoji.openmoji_suite import openmoji_suite
 from imagen.emoji.picture import PALETTE
 from imagen.emoji.recogniser import Detection, Recogniser, load_recogniser
+from imagen.emoji.recogniser_training import loss as recogniser_loss
 from imagen.emoji.recogniser_training import render_sprite, save_recogniser, train_recogniser
 from imagen.emoji.scene import compose_group, compose_pair
 from imagen.emoji.single import objects
@@ -116,6 +118,38 @@ def test_recogniser_training_and_saving(tmp_path: Path):
         network.detect([image])[0][0].probability, abs=1e-2
     )
     assert loaded.embed([image]).shape == (1, 64)
+
+
+def test_recogniser_training_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(recogniser_training, "SAVE_EVERY", 2)
+    checkpoint, sprites = tmp_path / "training.safetensors", {each.name: render_sprite(each) for each in objects(2)}
+    given = {"batch_size": 2, "width": 16, "report": lambda line: None}
+    whole = train_recogniser(sprites, steps=5, **given)
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+        patch.setattr(recogniser_training, "loss", stop_after(3))
+        train_recogniser(sprites, steps=5, checkpoint=checkpoint, **given)
+    resumed: list[str] = []
+    again = train_recogniser(sprites, steps=5, checkpoint=checkpoint, **{**given, "report": resumed.append})
+    assert resumed[0] == "resumed after step 2 of 5" and again.sha256 == whole.sha256
+    with pytest.raises(UserError, match="other drawings or settings"):
+        train_recogniser(sprites, steps=6, checkpoint=checkpoint, **given)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    with pytest.raises(UserError, match="damaged"):
+        train_recogniser(sprites, steps=5, checkpoint=checkpoint, **given)
+    save_recogniser(again, tmp_path)
+    assert not checkpoint.exists()
+
+
+def stop_after(steps: int):
+    """Return a loss function that is interrupted when it is called after `steps` calls."""
+    calls = iter(range(steps))
+
+    def loss(*arguments):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return recogniser_loss(*arguments)
+
+    return loss
 
 
 def test_missing_or_damaged_recogniser_is_an_error(tmp_path: Path):

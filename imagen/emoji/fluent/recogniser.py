@@ -4,7 +4,7 @@
 
 Its classes are the names of things, such as "octopus", and the combinations of role, gender and skin tone of people,
 such as "astronaut/woman/dark". FOLDER also receives the held-out prompts for `imagen evaluate-emoji --recogniser
-FOLDER`. If it has a recogniser, only the accuracy is measured again, and the prompts are written again.
+FOLDER`. The same command resumes; after the end of training it only measures the accuracy and writes the prompts again.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from imagen.emoji.fluent.sprites import cropped_sprite
 from imagen.emoji.fluent.suite import fluent_suite, heldout_scenes, prompt
 from imagen.emoji.picture import PALETTE
 from imagen.emoji.recogniser import CONFIG, SIDE, Recogniser, load_recogniser
-from imagen.emoji.recogniser_training import degraded, save_recogniser, train_recogniser
+from imagen.emoji.recogniser_training import CHECKPOINT, blur_with_noise, save_recogniser, train_recogniser
 from imagen.errors import UserError, exit_on_user_error
 from imagen.files import read_json, write_json
 
@@ -52,7 +52,7 @@ def accuracy(
     prompts = {kind: [prompt(scene) for scene in chosen] for kind, chosen in scenes.items()}
     images = {kind: [Image.fromarray(scene.pixels(SIDE)) for scene in chosen] for kind, chosen in scenes.items()}
     if blur or noise:
-        images = {kind: [degraded(image, rng, blur, noise) for image in drawn] for kind, drawn in images.items()}
+        images = {kind: [blur_with_noise(image, rng, blur, noise) for image in drawn] for kind, drawn in images.items()}
     return evaluate(network, prompts, images)[0]
 
 
@@ -68,7 +68,13 @@ def main() -> None:
     selected = selection(options)
     if not (options.out / CONFIG).is_file():
         sprites = {each.combination: cropped_sprite(selected.source.icons, each.icon) for each in drawings(selected)}
-        network = train_recogniser(sprites, background=background, steps=options.steps, width=options.width)
+        network = train_recogniser(
+            sprites,
+            background=background,
+            steps=options.steps,
+            width=options.width,
+            checkpoint=options.out / CHECKPOINT,
+        )
         save_recogniser(network, options.out, steps=options.steps)
     network = load_recogniser(options.out)
     if set(network.names) != {each.combination for each in drawings(selected)}:
