@@ -9,21 +9,28 @@ imagen/weights/recogniser-fluent/  the recogniser with the held-out prompts
 imagen/weights/curves.json         the curves of the three runs
 docs/images/reference-*.png        curves by preset; 32 held-out prompts; crops at full size beside the drawings
 docs/images/reference-full-*.png   four samples at full size
+
+The model card, imagen/weights/emoji/README.md, and the licences in pyproject.toml are written by hand.
 """
 
 import argparse
+import json
 import shutil
-from collections.abc import Iterable
+import tempfile
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image
 
-from imagen.cascade import Cascade
+from imagen.cascade import Cascade, assemble
 from imagen.cascade.float16 import convert_to_float16
 from imagen.data.loading.stream import dataset_batch
-from imagen.emoji.suite import KINDS, load_suite
-from imagen.evaluate.compare import plot, write_reference_curves
-from imagen.files import read_json
+from imagen.data.shards.dataset import open_split
+from imagen.emoji.recogniser import CONFIG, WEIGHTS
+from imagen.emoji.suite import FEATURES, KINDS, PROMPTS, Suite, load_suite
+from imagen.errors import UserError, exit_on_user_error
+from imagen.evaluate.compare import plot, reference_curves, write_reference_curves
+from imagen.files import read_json, write_json
 from imagen.pictures import contact_sheet, write_png
 from imagen.stage.inputs import to_images
 
@@ -44,51 +51,58 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="DIR", help="output of runs/fluent_reference.sh")
     run = parser.parse_args().run
+    suite = load_suite(run / "recogniser")  # raises UserError for a DIR without one, before anything is replaced
+    if suite is None:
+        raise UserError(f"{run / 'recogniser'} has no held-out prompts; run runs/fluent_reference.sh {run} again")
+    centred = usual_singles(run / "eval", CROPS)
 
     emoji, recogniser = PACKAGE / "emoji", PACKAGE / "recogniser-fluent"
-    copy_files(run / "cascade", emoji, ("*.json", "*.safetensors"))
-    copy_files(run / "recogniser", recogniser, ("*.json", "*.safetensors"))
-    convert_to_float16(emoji)
-    size = sum(file.stat().st_size for file in PACKAGE.rglob("*.safetensors"))
-    print(f"{PACKAGE}: {size / 1e6:.1f} MB of weights")
-    if size > MAX_BYTES:
-        raise SystemExit(f"the weights exceed {MAX_BYTES / 1e6:.0f} MB; make a stage smaller")
+    with tempfile.TemporaryDirectory() as folder:
+        assemble([run / "cascade"], folder)
+        size = convert_to_float16(folder)
+        size += sum(file.stat().st_size for file in (run / "recogniser").glob("*.safetensors"))
+        size += sum(file.stat().st_size for file in PACKAGE.glob("recogniser-openmoji/*.safetensors"))
+        print(f"{size / 1e6:.1f} MB of weights")
+        if size > MAX_BYTES:
+            raise UserError(f"the weights exceed {MAX_BYTES / 1e6:.0f} MB; make a stage smaller")
+        assemble([folder], emoji)
+    recogniser.mkdir(exist_ok=True)
+    for name in (CONFIG, WEIGHTS, PROMPTS, FEATURES):
+        shutil.copyfile(run / "recogniser" / name, recogniser / name)
 
+    others = reference_curves()
     write_reference_curves([run / name for name in RUNS], PACKAGE / "curves.json")
-    for name, curves in read_json(PACKAGE / "curves.json").items():
+    ours = read_json(PACKAGE / "curves.json")
+    write_json(PACKAGE / "curves.json", {**others, **ours})
+    for name, curves in ours.items():
         plot(name, [("reference", curves["metrics"], curves["evaluation"])], DOCS / f"reference-{name}.png")
 
     cascade = Cascade.load(emoji)
-    write_png(DOCS / "reference-samples.png", sheet(cascade, recogniser).quantize(256))
+    write_png(DOCS / "reference-samples.png", sheet(cascade, suite).quantize(256))
     for number, prompt in enumerate(FULL):
         write_png(DOCS / f"reference-full-{number}.png", cascade.sample([prompt], seeds=0)[0].quantize(256))
-    write_png(DOCS / "reference-crops.png", crops(cascade, run / "eval"))
+    write_png(DOCS / "reference-crops.png", crops(cascade, run / "eval", centred))
 
 
-def copy_files(source: Path, target: Path, patterns: Iterable[str]) -> None:
-    """Replace the files of `target` that match `patterns` by those of `source`; other files, such as a card, stay."""
-    target.mkdir(exist_ok=True)
-    for pattern in patterns:
-        for file in target.glob(pattern):
-            file.unlink()
-        for file in source.glob(pattern):
-            shutil.copyfile(file, target / file.name)  # not its mode: safetensors' files are readable by the owner only
+def usual_singles(shards: Path, count: int) -> list[int]:
+    """Return the first held-out samples of one drawing in its usual size, which covers the centre of the image."""
+    heldout = open_split(shards, "heldout")
+    about = (json.loads(heldout.read(i, "json")) for i in range(len(heldout)))
+    return list(islice((i for i, each in enumerate(about) if each.get("size") == "usual"), count))
 
 
-def sheet(cascade: Cascade, recogniser: Path) -> Image.Image:
+def sheet(cascade: Cascade, suite: Suite) -> Image.Image:
     """Return samples of the first held-out prompts of each kind at 256 pixels: seeds 0, 1, ..., none left out."""
-    suite = load_suite(recogniser)
-    assert suite is not None
     prompts = [each.prompt for kind in KINDS for each in suite.prompts[kind][: SHEET[kind]]]
     images = cascade.sample(prompts, seeds=list(range(len(prompts))), stages=2)
     captions = [f"{prompt} ({seed})" for seed, prompt in enumerate(prompts)]
     return contact_sheet(images, captions, columns=8, cell=160)
 
 
-def crops(cascade: Cascade, shards: Path) -> Image.Image:
+def crops(cascade: Cascade, shards: Path, indices: list[int]) -> Image.Image:
     """Return the centres of samples at full size, each beside that of the original drawing of its caption."""
-    batch = dataset_batch(shards, list(range(CROPS)), resolution=1024, text=None, split="heldout")
-    samples = cascade.sample(batch.captions, seeds=list(range(CROPS)), batch_size=1)
+    batch = dataset_batch(shards, indices, resolution=1024, text=None, split="heldout")
+    samples = cascade.sample(batch.captions, seeds=list(range(len(indices))), batch_size=1)
     box = (512 - CROP // 2, 512 - CROP // 2, 512 + CROP // 2, 512 + CROP // 2)
     pairs = [image.crop(box) for pair in zip(samples, to_images(batch.image), strict=True) for image in pair]
     captions = [text for caption in batch.captions for text in (caption, "the drawing")]
@@ -96,4 +110,5 @@ def crops(cascade: Cascade, shards: Path) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_user_error():
+        main()

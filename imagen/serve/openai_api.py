@@ -141,9 +141,15 @@ async def _respond(
         events = _events(service, job, prepared, name)
         return EventStream(events, lambda: service.jobs.abandon(job))
     job = service.submit(prepared, client, kind)
-    await asyncio.gather(until_ended(request, service.jobs, job), warn(service, job, prepared.requests[0]))
-    pictures = [_picture(request, job, picture, images.response_format) for picture in job.pictures]
-    return JSONResponse({"data": pictures, **_about(job, job.pictures[0])})
+    warning = asyncio.ensure_future(warn(service, job, prepared.requests[0]))
+    try:
+        await until_ended(request, service.jobs, job)
+        # Before the next wait: an ended job may be deleted when others need its memory.
+        pictures = [_picture(request, job, picture, images.response_format) for picture in job.pictures]
+        await warning
+        return JSONResponse({"data": pictures, **_about(job, job.pictures[0])})
+    finally:
+        warning.cancel()
 
 
 def _picture(request: Request, job: Job, picture: Picture, response_format: str | None) -> dict[str, Any]:
@@ -189,6 +195,7 @@ async def _events(
                     about = {**_about(job, picture), "size": f"{image.width}x{image.height}"}
                     about["created_at"] = about.pop("created")
                     about.pop("usage")
+                    about.pop("warning", None)  # it may not be known yet
                     data = to_base64(encoded(image, prepared.format))
                     about |= {"b64_json": data, "partial_image_index": sent[picture]}
                     sent[picture] += 1

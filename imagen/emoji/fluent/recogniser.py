@@ -24,7 +24,13 @@ from imagen.emoji.fluent.sprites import cropped_sprite
 from imagen.emoji.fluent.suite import fluent_suite, heldout_scenes, prompt
 from imagen.emoji.picture import PALETTE
 from imagen.emoji.recogniser import CONFIG, SIDE, Recogniser, load_recogniser
-from imagen.emoji.recogniser_training import CHECKPOINT, blur_with_noise, save_recogniser, train_recogniser
+from imagen.emoji.recogniser_training import (
+    CHECKPOINT,
+    blur_with_noise,
+    delete_checkpoint,
+    save_recogniser,
+    train_recogniser,
+)
 from imagen.errors import UserError, exit_on_user_error
 from imagen.files import read_json, write_json
 
@@ -76,6 +82,7 @@ def main() -> None:
             checkpoint=options.out / CHECKPOINT,
         )
         save_recogniser(network, options.out, steps=options.steps)
+    delete_checkpoint(options.out)  # remains if the command was killed after it had saved the recogniser
     network = load_recogniser(options.out)
     if set(network.names) != {each.combination for each in drawings(selected)}:
         raise UserError(f"the recogniser in {options.out} is of other drawings; choose another folder or delete it")
