@@ -33,9 +33,10 @@ def fast_configs(stages: Sequence[Stage]) -> tuple[list[StageConfig], dict[str, 
     A stage without fast settings keeps its own. Raises UserError if no stage has any.
     """
     if all(stage.fast is None for stage in stages):
+        used = ", ".join(str(stage.config.resolution) for stage in stages)
         raise UserError(
-            "this cascade has no fast settings: train `imagen train distill --init CASCADE#STAGE`, then "
-            "`imagen assemble CASCADE --fast RUN --out FAST`; or choose fewer --steps"
+            f"stages {used} of this cascade have no fast settings: train `imagen train distill --init CASCADE#STAGE`, "
+            "then `imagen assemble CASCADE --fast RUN --out FAST`; or choose fewer --steps"
         )
     configs = [stage.config if stage.fast is None else replace(stage.config, sampling=stage.fast) for stage in stages]
     return configs, ({FAST: 1.0} if any(FAST in stage.adapters for stage in stages) else {})

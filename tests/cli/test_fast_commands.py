@@ -32,7 +32,7 @@ def test_from_a_cascade_to_fast_samples(artifacts, imagen, error_of, quick_optio
 def test_mistakes(artifacts, error_of, tmp_path):
     out = ["--out", tmp_path / "out"]
     error = error_of("sample", artifacts / "cascade", "a cat", "--fast", *out)
-    assert "this cascade has no fast settings: train `imagen train distill" in error
+    assert "of this cascade have no fast settings: train `imagen train distill" in error
     assert not (tmp_path / "out").exists()
     assemble = ["assemble", artifacts / "base", artifacts / "sr", *out]
     assert "'256' is not RESOLUTION=N" in error_of(*assemble, "--fast-steps", "256")
