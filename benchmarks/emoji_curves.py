@@ -4,9 +4,9 @@
     python benchmarks/emoji_curves.py SHARDS --out DIR [--n 512] [--gap-n 128]
 
 The curve is that of the base stage at 64 pixels: KID, precision and recall of `n` held-out captions, and the share of
-held-out prompts (one object, two, several) in which the packaged detector finds everything right. The detector takes
-the place of CLIP in the paper's figure. The gap is KID of every stage on generated and on true inputs, with PSNR
-on the latter. Running the command again resumes. DIR has the figures as PNG, and all numbers as JSON.
+held-out prompts (those of `imagen evaluate-emoji`) in which the packaged detector finds everything right. The
+detector takes the place of CLIP in the paper's figure. The gap is KID of every stage on generated and on true inputs,
+with PSNR on the latter. Running the command again resumes. DIR has the figures as PNG, and all numbers as JSON.
 """
 
 import argparse
@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from imagen.cascade import Cascade
-from imagen.emoji.evaluation import scores
-from imagen.emoji.openmoji_suite import openmoji_suite
-from imagen.emoji.recogniser import load_recogniser
+from imagen.emoji.evaluation import choose_suite, scores
+from imagen.emoji.recogniser import load_recogniser, packaged_recogniser
 from imagen.evaluate import plots
 from imagen.evaluate.metrics.interval import Interval
 from imagen.evaluate.sweep import cascade_gap, sweep
 from imagen.files import write_json
 
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
-KINDS = ("single", "relation", "count")
 RIGHT = "prompts right, %"
 
 
@@ -58,16 +56,17 @@ def pareto(cascade: Cascade, options: argparse.Namespace) -> list[dict[str, Any]
     given = {"metrics": ("kid", "prdc"), "n": options.n, "batch_size": 32}
     rows = sweep(base, options.shards, options.out / "guidance", "guidance", GUIDANCE, **given)
     assert rows is not None
-    recogniser = load_recogniser()
-    suite = openmoji_suite(recogniser, options.prompts)
+    folder = packaged_recogniser(base.vocabulary.names if base.vocabulary else ())
+    recogniser = load_recogniser(folder)
+    suite = choose_suite(recogniser, folder, options.prompts)
+    numbers = {kind: len(prompts) for kind, prompts in suite.prompts.items()}
     for row in rows:
         cached = options.out / f"guidance/right-{row['guidance']}.json"
         if not cached.is_file():
             (found,) = scores(base, recogniser, suite, guidance=[row["guidance"]])
-            write_json(cached, {kind: found[kind]["all"] for kind in KINDS})
+            write_json(cached, {kind: found[kind]["all"] for kind in numbers})
         shares = json.loads(cached.read_text())
-        prompts = options.prompts * len(KINDS)
-        right = Interval.of_share(round(sum(shares.values()) * options.prompts), prompts)
+        right = Interval.of_share(round(sum(numbers[kind] * shares[kind] for kind in numbers)), sum(numbers.values()))
         row["metrics"][RIGHT] = Interval(*(100 * value for value in right))._asdict()
         row["right"] = shares
     return rows
