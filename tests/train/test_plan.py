@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from planning import experiment, real_batches
-from ranks import run_on_ranks
+from ranks import RankPool
 
 from imagen.accounting.tracker import TrackedInterval
 from imagen.errors import UserError
@@ -61,10 +61,6 @@ class Watched:
         self.optimizer.step()
 
 
-def measure_all():
-    return {layout: measure(experiment(*fields)) for layout, fields in LAYOUTS.items()}
-
-
 def measure(what):
     """Return the bytes of a rank's state, and the bytes that torch's CPU allocator holds in addition.
 
@@ -98,7 +94,7 @@ def measure(what):
 
         step()
         step()
-        found = [profiled(step) for _ in range(4)]
+        found = [profiled(step) for _ in range(2)]
         states = [state for part in optimizer.optimizers for state in part.state.values()]
         held = {
             "parameters": own_bytes(unet.parameters()),
@@ -125,16 +121,22 @@ def profiled(step):
 
 
 @pytest.fixture(scope="module")
-def measured():
-    return run_on_ranks(4, measure_all, timeout=300)
+def four_ranks():
+    with RankPool(4, timeout=120) as ranks:
+        yield ranks
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_predicted_bytes_equal_those_of_four_ranks(measured, layout):
+SLOW = ("ddp, full", "fsdp")  # the others cover each of their parts
+
+
+@pytest.mark.parametrize(
+    "layout", [pytest.param(layout, marks=pytest.mark.slow) if layout in SLOW else layout for layout in LAYOUTS]
+)
+def test_predicted_bytes_equal_those_of_four_ranks(four_ranks, layout):
     what = experiment(*LAYOUTS[layout])
+    of_ranks = four_ranks.run(measure, what)
     with DryRun(what, 4, dtype=None, gpu=False) as dry_run:
         traced = dry_run.trace(what.parallel, micro_batches(what.train, 4)[0])
-    of_ranks = [of_rank[layout] for of_rank in measured]
     assert all(dry_run.held == held for held, _, _ in of_ranks)
     after_forward, peak = (min(found[number] for found in of_ranks) for number in (1, 2))
     interval = traced.interval

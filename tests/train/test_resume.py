@@ -20,6 +20,8 @@ from imagen.train import checkpoint
 from imagen.train.checkpoint import CheckpointFolder, checkpoint_paths
 from imagen.train.optim import OptimConfig
 
+STEPS = 11  # with a line at every third and a checkpoint at every fifth
+
 
 def test_muon_resumes_exactly(shards, tmp_path, rows):
     what = experiment(steps=8, optim=OptimConfig(algorithm="muon", lr=1e-3, warmup_steps=4))
@@ -33,12 +35,12 @@ def test_muon_resumes_exactly(shards, tmp_path, rows):
 @pytest.fixture(scope="module")
 def uninterrupted(shards, tmp_path_factory):
     run = tmp_path_factory.mktemp("uninterrupted")
-    assert train_quietly(experiment(), shards, run).finished
+    assert train_quietly(experiment(steps=STEPS), shards, run).finished
     return run
 
 
 def test_sigterm_then_rerun_equals_uninterrupted(shards, tmp_path, rows, uninterrupted):
-    what = experiment()
+    what = experiment(steps=STEPS)
     first = train_quietly(what, shards, tmp_path, report=stopping_at(6))
     assert (first.step, first.finished) == (7, False) and "SIGTERM" in first.reason
     assert last_checkpoint(tmp_path)["progress"]["step"] == 7
@@ -46,28 +48,27 @@ def test_sigterm_then_rerun_equals_uninterrupted(shards, tmp_path, rows, uninter
     assert (second.step, second.reason) == (8, "the time budget of 0 minutes is used up")
     assert train_quietly(what, shards, tmp_path).finished
     assert rows(tmp_path) == rows(uninterrupted)
-    assert [row["step"] for row in rows(tmp_path)] == [3, 6, 9, 12, 15, 18, 20]
+    assert [row["step"] for row in rows(tmp_path)] == [3, 6, 9, 11]
     assert "conditional_gap" in rows(tmp_path)[1] and "conditional_gap" not in rows(tmp_path)[0]
     assert_same(last_checkpoint(tmp_path), last_checkpoint(uninterrupted))
 
 
 def test_resuming_from_an_older_checkpoint_rewrites_the_same_metrics(shards, tmp_path, rows, uninterrupted):
-    what = experiment(
-        checkpoint_every=4
-    )  # step 16 is between two logged steps, so the checkpoint must contain the meter's sums
+    # Step 8 is between two logged steps, so its checkpoint must contain the meter's sums.
+    what = experiment(steps=STEPS, checkpoint_every=4)
     train_quietly(what, shards, tmp_path)
-    shutil.rmtree(tmp_path / "checkpoints" / "step-00000020")  # as if killed between the last log and the checkpoint
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000011")  # as if killed between the last log and the checkpoint
     with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 21, "lo')  # and while writing
+        file.write('{"step": 12, "lo')  # and while writing
     reported = []
     train_quietly(what, shards, tmp_path, report=reported.append)
-    assert any("resuming from step 16" in line for line in reported)
+    assert any("resuming from step 8" in line for line in reported)
     assert rows(tmp_path) == rows(uninterrupted)
     assert_same(last_checkpoint_without_config(tmp_path), last_checkpoint_without_config(uninterrupted))
 
 
 def test_kill_9_at_a_random_moment(shards, tmp_path, rows, uninterrupted):
-    command = [sys.executable, TOY, str(shards), str(tmp_path), "20", "1"]
+    command = [sys.executable, TOY, str(shards), str(tmp_path), str(STEPS), "1"]
     metrics = tmp_path / "metrics.jsonl"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=ENVIRONMENT) as process:
         while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
@@ -119,12 +120,12 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_last_checkpoint_falls_back(shards, tmp_path, rows, uninterrupted, damage):
     shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
-    last = tmp_path / "checkpoints" / "step-00000020"
+    last = tmp_path / "checkpoints" / "step-00000011"
     DAMAGES[damage](last)
     reported = []
-    train_quietly(experiment(), shards, tmp_path, report=reported.append)
-    assert any("step-00000020 is damaged" in line and "step-00000015" in line for line in reported)
-    assert last.with_name("step-00000020.damaged").exists()
+    train_quietly(experiment(steps=STEPS), shards, tmp_path, report=reported.append)
+    assert any("step-00000011 is damaged" in line and "step-00000010" in line for line in reported)
+    assert last.with_name("step-00000011.damaged").exists()
     assert rows(tmp_path) == rows(uninterrupted)
     assert_same(last_checkpoint(tmp_path), last_checkpoint(uninterrupted))
 
@@ -206,6 +207,13 @@ def test_a_second_process_is_rejected(shards, tmp_path):
     assert "another process is training" in refused[0]
 
 
+@pytest.fixture(scope="module")
+def two_steps(shards, tmp_path_factory):
+    run = tmp_path_factory.mktemp("two_steps")
+    train_quietly(experiment(steps=2), shards, run)
+    return run
+
+
 @pytest.mark.parametrize(
     "path, value, message",
     [
@@ -223,9 +231,8 @@ def test_a_second_process_is_rejected(shards, tmp_path):
         ("progress.surprise", 1, "unknown field 'surprise'"),
     ],
 )
-def test_an_edited_state_is_rejected(shards, tmp_path, path, value, message):
-    what = experiment(steps=2)
-    train_quietly(what, shards, tmp_path)
+def test_an_edited_state_is_rejected(shards, tmp_path, two_steps, path, value, message):
+    shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
     (file,) = (tmp_path / "checkpoints").glob("*/state.json")
     state = inner = json.loads(file.read_text())
     *outer, last = path.split(".")
@@ -234,5 +241,5 @@ def test_an_edited_state_is_rejected(shards, tmp_path, path, value, message):
     inner[last] = value
     file.write_text(json.dumps(state))
     with pytest.raises(UserError, match=message) as caught:
-        train_quietly(what, shards, tmp_path)
+        train_quietly(experiment(steps=2), shards, tmp_path)
     assert "state.json" in str(caught.value)
