@@ -12,6 +12,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
 
+# The messages of argparse are compared, and it would look for a translation of each of them on the disk.
+os.environ["LANGUAGE"] = "C"
+
 QUICK_OPTIONS = [
     *("--data.workers", "0", "--train.batch_size", "4", "--train.gap_samples", "4", "--train.precision", "fp32"),
     *("--train.log_every", "2", "--train.gap_every", "2", "--train.checkpoint_every", "2", "--train.sample_every", "4"),
@@ -45,6 +48,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {name: i for i, name in enumerate(SLOWEST)}
     root = Path(__file__).parent
     items.sort(key=lambda item: rank.get(item.path.relative_to(root).with_suffix("").as_posix(), len(rank)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def immediate_fsync():
+    """Let fsync return at once: a disk takes milliseconds for each file, and no test cuts the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(scope="session")

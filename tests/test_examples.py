@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 PATH_COMMANDS = 6
 QUICKER = {"--train.steps": "2", "--n": "2"}  # values of the tutorial that the test replaces
 SMALLER = ["--train.batch_size", "2", "--train.gap_samples", "2", "--train.sample_every", "0", "--data.workers", "0"]
+SMALLER += ["--stage.sampling.steps", "2"]
 
 
 def commands(text: str) -> list[list[str]]:

@@ -9,8 +9,10 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -80,7 +82,7 @@ def pictures(artifacts: Path, out: Path) -> None:
 
 
 def copy_shards_without_sidecars(artifacts: Path, out: Path) -> None:
-    shutil.copytree(artifacts / "shards" / "train", out)
+    shutil.copytree(artifacts / "shards" / "heldout", out)  # the smaller split
     for sidecar in out.glob("*.text.safetensors"):
         sidecar.unlink()
 
@@ -90,11 +92,17 @@ def copy_run(artifacts: Path, out: Path) -> None:
 
 
 def pipelines(artifacts: Path, out: Path) -> None:
-    """Write a DeepFloyd IF pipeline beside OUT."""
+    """Copy a DeepFloyd IF pipeline beside OUT."""
+    shutil.copytree(small_pipeline(artifacts.parent), out.parent / "IF")
+
+
+@cache
+def small_pipeline(folder: Path) -> Path:
+    """Write a pipeline to a new folder in `folder`, and return it."""
     pytest.importorskip("diffusers")
     from pipelines import save_pipeline
 
-    save_pipeline(out.parent / "IF", 1)
+    return save_pipeline(Path(tempfile.mkdtemp(dir=folder)) / "IF", 1)
 
 
 def no_inputs(artifacts: Path, out: Path) -> None:
@@ -169,6 +177,8 @@ COMMANDS: dict[str, tuple[Callable[[Path, Path], None], Arguments]] = {
             artifacts / "cascade",
             "--n",
             2,
+            "--objects",
+            4,
             "--steps",
             1,
             "--guidance",
@@ -177,7 +187,10 @@ COMMANDS: dict[str, tuple[Callable[[Path, Path], None], Arguments]] = {
             out,
         ],
     ),
-    "evaluate a run": (copy_run, lambda artifacts, out: ["evaluate-emoji", out, "--n", 2, "--steps", 1]),
+    "evaluate a run": (
+        copy_run,
+        lambda artifacts, out: ["evaluate-emoji", out, "--n", 2, "--objects", 4, "--steps", 1],
+    ),
     "compare": (no_inputs, lambda artifacts, out: ["compare", artifacts / "base", "--out", out / "curves.png"]),
 }
 
@@ -220,6 +233,7 @@ def test_a_full_disk_is_reported_in_one_line_and_a_rerun_completes(artifacts, tm
             done = run_imagen(*arguments)
         if done.code != 0:  # code 0: all its files were small, or few
             assert_names_the_disk(done, out)
+        assert not list(out.rglob(".*.claim"))  # the rerun would wait for its owner
         assert comparable_contents(out).items() >= before.items()
     done = run_imagen(*arguments)
     assert done.code == 0, done.err

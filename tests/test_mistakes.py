@@ -221,8 +221,8 @@ def test_curves_that_cannot_be_drawn_are_user_errors(error_of, tmp_path):
         (["--n", 10**6], "(--n) is 1,000,000; it must be at least 2 and at most 10000"),
         (["--n", 2, "--objects", 1], "needs two objects or more"),
         (["--n", 5000, "--objects", "all"], "5000 held-out prompts requested, but there are only"),
-        (["--n", 2, "--guidance", "2,1e39"], "guidance is 1e+39"),
-        (["--n", 2, "--steps", 100_000], "steps is 100000"),
+        (["--n", 2, "--objects", 4, "--guidance", "2,1e39"], "guidance is 1e+39"),
+        (["--n", 2, "--objects", 4, "--steps", 100_000], "steps is 100000"),
     ],
 )
 def test_evaluations_that_cannot_finish_are_rejected_before_sampling(artifacts, error_of, monkeypatch, more, message):
@@ -327,11 +327,11 @@ def test_a_bug_in_a_thread_is_reported(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("ending", ["| head -c 10", "| true", "> /dev/full", ">&-"])
-def test_a_closed_or_full_output_ends_the_command(ending):
+def test_a_closed_or_full_output_ends_the_command(artifacts, ending):
     """Run in a shell, so that the reader of the pipe can exit."""
     if ending == "> /dev/full" and not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    line = f"{sys.executable} -m imagen config debug_64 {ending}"
+    line = f"{sys.executable} -m imagen data inspect {artifacts / 'shards'} --json {ending}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
     expected = "imagen: cannot continue: No space left on device\n" if "full" in ending else ""
     assert done.stderr == expected and done.returncode == (2 if expected else 0)

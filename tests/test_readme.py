@@ -26,7 +26,7 @@ def test_train_your_own_cascade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         for real, small in SMALLER.items():
             line = line.replace(real, small)
         if command[1] == "train":
-            line += " --train.steps 2 --train.batch_size 2 --train.gap_samples 2"
+            line += " --train.steps 2 --train.batch_size 2 --train.gap_samples 2 --stage.sampling.steps 2"
         assert command[0] == "imagen"
         with pytest.raises(SystemExit) as end:
             main(shlex.split(line))

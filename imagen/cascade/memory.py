@@ -7,7 +7,7 @@ counted. Nothing is measured on the device, so the bound is checked before the f
 import math
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import nn
@@ -47,14 +47,16 @@ def fit_to_memory(request: Request, stages: list[Stage], text_tokens: int) -> Re
     sizes, tiles = [min(n, len(request.prompts)) for n in request.micro_batch], list(request.tiles)
     for i, stage in enumerate(stages):
         room = limit - (weights[i] if offload else sum(weights))
-        step = partial(
-            step_bytes,
-            stage.config,
-            request.settings[i],
-            request.sizes[i],
-            text_tokens=text_tokens,
-            dtype=dtype,
-            gpu=request.device.type == "cuda",
+        step = cache(  # the last of the loop below is needed once more
+            partial(
+                step_bytes,
+                stage.config,
+                request.settings[i],
+                request.sizes[i],
+                text_tokens=text_tokens,
+                dtype=dtype,
+                gpu=request.device.type == "cuda",
+            )
         )
         while sizes[i] > 1 and step(sizes[i], tiles[i]) > room:
             sizes[i] = math.ceil(sizes[i] / 2)

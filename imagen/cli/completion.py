@@ -19,18 +19,20 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     import shtab
 
+    from imagen.cli.parser import parsers
     from imagen.configtext import SUFFIXES
     from imagen.gpus import PLANNABLE
     from imagen.presets import PRESETS
 
     values = {"GPU": [*PLANNABLE, "cpu"]}
-    for parser in options.parsers.values():
+    known: dict[str, Any] = parsers()
+    for parser in known.values():
         for action in parser._actions:
             if action.metavar == "PRESET":
                 action.complete = _names_or_files("preset", list(PRESETS), SUFFIXES)
             else:
                 _complete(action, values)
-    print(shtab.complete(options.parsers[""], options.shell))
+    print(shtab.complete(known[""], options.shell))
 
 
 def _complete(action: Any, values: dict[str, list[str]]) -> None:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from imagen.cli.command import add_output
+from imagen.cli.command import Command, add_output
 from imagen.cli.fields import split_fields
 from imagen.cli.table import COMMANDS, GROUPS
 from imagen.distribution import NAME
@@ -59,12 +59,12 @@ class Version(argparse.Action):
         parser.exit()
 
 
-def parsers() -> dict[str, Parser]:
-    """Return the parsers of all commands and groups by name: "sample", "data", "data build"; "" is the top level."""
+def parsers(commands: Sequence[Command] = COMMANDS) -> dict[str, Parser]:
+    """Return the parsers of `commands` and their groups by name: "sample", "data", "data build"; "": the top level."""
     top = Parser(prog="imagen", description="Text-to-image diffusion cascades in pixel space (arXiv 2205.11487).")
     top.add_argument("--version", action=Version, nargs=0, help="show the versions of imagen and torch, and exit")
     found, children = {"": top}, {"": top.add_subparsers(metavar="COMMAND")}
-    for command in COMMANDS:
+    for command in commands:
         group, _, name = command.name.rpartition(" ")
         if group not in children:
             found[group] = children[""].add_parser(group, help=GROUPS[group], description=_sentence(GROUPS[group]))
@@ -83,26 +83,28 @@ def parsers() -> dict[str, Parser]:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; return its options, with the function that runs the command as `run`.
 
-    The result also has the `command`'s name, its `parser`, all `parsers` by name and, if config fields can be set,
-    `fields`: a list of alternating field names and values. Raises UserError, with the nearest name, for invalid
-    arguments; prints and exits for `--help` and `--version`.
+    The result also has the `command`'s name, its `parser` and, if config fields can be set, `fields`: a list of
+    alternating field names and values. Raises UserError, with the nearest name, for invalid arguments; prints and exits
+    for `--help` and `--version`.
     """
     for argument in arguments:
         check_text("the argument", argument)
-    known, name, words = parsers(), "", list(arguments)
-    while words and f"{name} {words[0]}".strip() in known:
+    name, words = "", list(arguments)
+    names = {*GROUPS, *(command.name for command in COMMANDS)}
+    while words and f"{name} {words[0]}".strip() in names:
         name = f"{name} {words.pop(0)}".strip()
-    parser = known[name]
     command = next((command for command in COMMANDS if command.name == name), None)
     if command is None:
-        _no_command(parser, words, [other.removeprefix(name).strip() for other in known if other.startswith(name)])
+        known = parsers()
+        others = [other.removeprefix(name).strip() for other in known if other.startswith(name)]
+        _no_command(known[name], words, others)
+    parser = parsers([command])[name]  # those of all commands would take longer than many a command
     fields: list[str] = []
     if command.has_fields:
         fields, words = split_fields(words, parser.options())
     parser.check_options(words)
     # Intermixed: prompts may come before, between and after options.
     options, rest = parser.parse_known_intermixed_args(words)
-    options.parsers = known
     if command.has_fields:
         options.fields = [*fields, *rest]
     elif rest:

@@ -14,7 +14,7 @@ from imagen.errors import UserError
 # Options that may be combined with --from; all others are read from the image.
 BESIDE_FROM = (
     *("cascade", "prompts", "again", "out", "device", "init", "mask", "start", "lora"),
-    *("json", "quiet", "parsers"),
+    *("json", "quiet"),
 )
 
 

@@ -57,14 +57,14 @@ def test_ranks_and_interruptions_give_the_same_files(small_cascade, tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_image_is_regenerated_bit_exactly(small_cascade, tmp_path, precision):
     small_cascade.save(tmp_path / "cascade")
-    request = {**QUICK, "precision": precision, "batch_size": 5, "micro_batch": [3, 2], "sampler": ["ddpm", "heun"]}
-    prompts = ["cat", "dog on a mat", "cow", "a bird", "fish", "fox"]
-    paths = write_samples(
-        small_cascade, prompts, tmp_path / "o", n=2, vary=0.3, size=(32, 48), negative="blur", **request
-    )
+    # Batches of four and two images; the first one has micro-batches of three and one, then of two and two.
+    request = {**QUICK, "precision": precision, "batch_size": 4, "micro_batch": [3, 2], "sampler": ["ddpm", "heun"]}
+    request |= {"size": (32, 48), "steps": 2, "guidance": [2.0, 1.0]}
+    prompts = ["cat", "dog on a mat", "cow"]
+    paths = write_samples(small_cascade, prompts, tmp_path / "o", n=2, vary=0.3, negative="blur", **request)
     loaded = Cascade.load(tmp_path / "cascade")
     loaded.texts.encoder = WordTokenEncoder()
-    for number in (0, 3, 9, 11):
+    for number in (0, 3, 5):
         regenerated, index = regenerate_request(loaded, paths[number], device="cpu")
         again = write_regenerated(loaded, regenerated, index, tmp_path / f"again{number}", progress=False)
         assert again.read_bytes() == paths[number].read_bytes()

@@ -59,15 +59,8 @@ def test_pairs_in_the_paddle_line_formats_can_be_trained_on(imagen, artifacts, q
     samples = [read_sample(dataset, i) for i in range(24)]
     images = [base64.b64encode(sample.members["256.png"]).decode() for sample in samples]
     steps = [
-        *quick_options,
-        "--train.steps",
-        50,
-        "--train.sample_every",
-        0,
-        "--train.gap_every",
-        0,
-        "--train.log_every",
-        25,
+        *(*quick_options, "--train.steps", 20, "--optim.warmup_steps", 4, "--train.log_every", 10),
+        *("--train.sample_every", 0, "--train.gap_every", 0, "--train.checkpoint_every", 20),
     ]
     torch.set_num_threads(1)
 
@@ -98,5 +91,5 @@ def test_pairs_in_the_paddle_line_formats_can_be_trained_on(imagen, artifacts, q
     imagen("train", "debug_64", "--data", tmp_path / "cc12m", "--out", tmp_path / "cc12m_run", *steps)
 
     for run in ("laion_run", "cc12m_run"):
-        last = json.loads((tmp_path / run / "metrics.jsonl").read_text().splitlines()[-1])
-        assert last["step"] == 50 and last["loss"] < 1.5 and "bad_samples" not in last
+        first, last = map(json.loads, (tmp_path / run / "metrics.jsonl").read_text().splitlines())
+        assert last["step"] == 20 and last["loss"] < min(1.5, 0.8 * first["loss"]) and "bad_samples" not in last

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from imagen.pictures import write_png
 
 FAST = ["--data.workers", "0", "--train.batch_size", "4", "--train.gap_samples", "4", "--train.precision", "fp32"]
+SMALL_PLAN = ["--train.batch_size", 2, "--micro-batch", 2]
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_mistakes_are_named(artifacts, photos, error_of, tmp_path):
 
 
 def test_a_plan_of_a_stage_with_frozen_weights(artifacts, imagen):
-    plan = ["plan", "finetune_lora", "--gpu", "cpu", "--train.batch_size", 2, "--json", "--init"]
+    plan = ["plan", "finetune_lora", "--gpu", "cpu", *SMALL_PLAN, "--train.sample_every", 0, "--json", "--init"]
     lora = json.loads(imagen(*plan, f"{artifacts / 'cascade'}#64"))
     full = json.loads(imagen("plan", "finetune", *plan[2:], f"{artifacts / 'cascade'}#64"))
     held = "gradients", "optimizer", "ema"
@@ -73,7 +74,7 @@ def test_a_plan_of_a_stage_with_frozen_weights(artifacts, imagen):
 
 def test_two_plans_of_a_discrete_schedule_in_one_process(artifacts, imagen):
     """Tables of the schedule that were computed on fake tensors are not reused."""
-    plan = ["plan", "debug_64", "--gpu", "cpu", "--train.batch_size", 2, "--json", "--stage.schedule"]
+    plan = ["plan", "debug_64", "--gpu", "cpu", *SMALL_PLAN, "--json", "--stage.schedule"]
     schedule = '{"kind": "discrete_cosine"}'
     first, second = (json.loads(imagen(*plan, schedule)) for _ in range(2))
     assert first["memory"] == second["memory"]

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from command_line import run_imagen
+from finetuning import train_together
 from PIL import Image
 from ranks import run_on_ranks
 from torch import Tensor
@@ -26,7 +27,6 @@ from imagen.presets import preset
 from imagen.stage.inputs import to_images
 from imagen.train.experiment import Experiment
 from imagen.train.finetune import start_from
-from imagen.train.ranks import process_group
 from imagen.train.run import train_run
 from imagen.train.trainer import Trainer
 
@@ -88,7 +88,8 @@ def finetuning(cascade: Path, resolution: int, *, lora: int = 0, **train: Any) -
         "precision": "fp32",
         "text_dropout": 0.5,
         "log_every": 1,
-        "gap_samples": 16,
+        "sample_every": 0,
+        "gap_samples": 4,
     }
     optim = dataclasses.replace(what.optim, lr=2e-3 if lora else 2e-4, warmup_steps=1, eps=1e-4)
     return dataclasses.replace(
@@ -169,7 +170,9 @@ def test_the_first_loss_is_that_of_diffusers(
 def runs(cascade: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
     for name, resolution, lora in (("full-I", 16, 0), ("lora-I", 16, 4), ("full-II", 32, 0), ("lora-II", 32, 4)):
-        train_run(finetuning(cascade, resolution, lora=lora), shards, folder / name, report=lambda line: None)
+        grids = {"sample_every": STEPS} if name == "lora-II" else {}
+        train_run(finetuning(cascade, resolution, lora=lora, **grids), shards, folder / name, report=lambda line: None)
+    assert list((folder / "lora-II" / "samples").iterdir())
     return {path.name: path for path in folder.iterdir()}
 
 
@@ -189,10 +192,10 @@ def test_the_pipeline_of_a_fine_tuned_stage_gives_the_same_images(
     text = {"tokenizer": original.tokenizer, "text_encoder": original.text_encoder}
     image = start(32 if name.endswith("II") else 16)
     options = {} if image is None else {"start": image}
-    (made,) = our_images(monkeypatch, Cascade.load(runs[name]), 10, **options)
-    assert difference(made, diffusers_images(monkeypatch, exported, image, 10, **text)) < 1e-3
+    (made,) = our_images(monkeypatch, Cascade.load(runs[name]), 5, **options)
+    assert difference(made, diffusers_images(monkeypatch, exported, image, 5, **text)) < 1e-3
     before = diffusers_images(
-        monkeypatch, pipelines[len(name.partition("-")[2]) - 1], image, 10, **(text if image else {})
+        monkeypatch, pipelines[len(name.partition("-")[2]) - 1], image, 5, **(text if image else {})
     )
     assert difference(made, before) > 3e-3
 
@@ -212,20 +215,14 @@ def test_diffusers_loads_the_adapter(
     image = start(32 if stage else 16)
     original = diffusers.IFPipeline.from_pretrained(pipelines[0])
     text = {"tokenizer": original.tokenizer, "text_encoder": original.text_encoder}
-    expected = diffusers_images(monkeypatch, pipelines[stage], image, 10, unet=unet, **text)
+    expected = diffusers_images(monkeypatch, pipelines[stage], image, 5, unet=unet, **text)
     model = Cascade.load(cascade)
     model.load_lora(runs[name] / "lora.safetensors", name="style", resolution=32 if stage else 16)
     options: dict[str, Any] = {"start": image} if image else {"stages": 1}
-    (made,) = our_images(monkeypatch, model, 10, lora={"style": 0.8}, **options)
+    (made,) = our_images(monkeypatch, model, 5, lora={"style": 0.8}, **options)
     assert difference(made, expected) < 1e-3
-    (plain,) = our_images(monkeypatch, model, 10, **options)
+    (plain,) = our_images(monkeypatch, model, 5, **options)
     assert difference(made, plain) > 3e-3
-
-
-def train_together(whats: list[Experiment], shards: Path, folder: Path) -> None:
-    with process_group() as ranks:
-        for number, what in enumerate(whats):
-            train_run(what, shards, folder / str(number), ranks=ranks, report=lambda line: None)
 
 
 def test_on_two_ranks(cascade: Path, shards: Path, runs: dict[str, Path], tmp_path: Path) -> None:

@@ -53,19 +53,19 @@ def test_images_equal_those_of_diffusers(
     monkeypatch: pytest.MonkeyPatch, pipelines: list[Path], converted: Path
 ) -> None:
     """The difference is mostly due to alphas, which diffusers computes in float32, but IF and we in float64."""
-    small = diffusers_images(monkeypatch, pipelines[0], None, 10)
+    small = diffusers_images(monkeypatch, pipelines[0], None, 5)
     handed_on = to_images(to_uint8(small))
-    large = diffusers_images(monkeypatch, pipelines[1], handed_on, 10)
+    large = diffusers_images(monkeypatch, pipelines[1], handed_on, 5)
     assert small.std() > 0.3 and large.std() > 0.3 and difference(small[0], small[1]) > 0.3
     cascade = Cascade.load(converted)
-    made = our_images(monkeypatch, cascade, 10)
+    made = our_images(monkeypatch, cascade, 5)
     assert difference(made[0], small) < 1e-3
-    assert difference(our_images(monkeypatch, cascade, 10, start=handed_on)[0], large) < 1e-3
+    assert difference(our_images(monkeypatch, cascade, 5, start=handed_on)[0], large) < 1e-3
     # The first stages differ by rounding, so some pixels between the stages may differ by one level. The second stages
     # are therefore compared on the output of our first stage.
     levels = (to_uint8(made[0]).int() - to_uint8(small).int()).abs()
     assert levels.max() <= 1 and (levels > 0).float().mean() < 0.02
-    assert difference(made[1], diffusers_images(monkeypatch, pipelines[1], to_images(to_uint8(made[0])), 10)) < 1e-3
+    assert difference(made[1], diffusers_images(monkeypatch, pipelines[1], to_images(to_uint8(made[0])), 5)) < 1e-3
 
 
 def test_the_third_stage_alone_equals_that_of_diffusers(
@@ -91,9 +91,11 @@ def test_the_third_stage_alone_equals_that_of_diffusers(
     ids=["linspace", "clipped", "unclipped-v", "small", "large"],
 )
 def test_supported_schedulers_give_the_images_of_diffusers(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scheduler: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch, pipelines: list[Path], tmp_path: Path, scheduler: dict[str, Any]
 ) -> None:
-    pipeline = save_pipeline(tmp_path / "IF-1", 1, **scheduler)
+    pipeline = Path(shutil.copytree(pipelines[0], tmp_path / "IF-1"))
+    changed = diffusers.DDPMScheduler.from_pretrained(pipeline / "scheduler", **scheduler)
+    changed.save_pretrained(pipeline / "scheduler")
     convert_deepfloyd([pipeline], tmp_path / "cascade")
     (made,) = our_images(monkeypatch, Cascade.load(tmp_path / "cascade"), 5)
     assert difference(made, diffusers_images(monkeypatch, pipeline, None, 5)) < 1e-3
@@ -113,16 +115,16 @@ def test_a_pipeline_fine_tuned_by_diffusers_has_a_fixed_variance(
 
     torch.manual_seed(0)
     start = to_images(torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8))
-    wanted = diffusers_images(monkeypatch, pipeline, start, 10)
-    (made,) = our_images(monkeypatch, Cascade.load(tmp_path / "cascade"), 10, start=start)
+    wanted = diffusers_images(monkeypatch, pipeline, start, 5)
+    (made,) = our_images(monkeypatch, Cascade.load(tmp_path / "cascade"), 5, start=start)
     assert difference(made, wanted) < 1e-3
-    assert difference(diffusers_images(monkeypatch, pipelines[1], start, 10), wanted) > 0.1  # with the learned variance
+    assert difference(diffusers_images(monkeypatch, pipelines[1], start, 5), wanted) > 0.1  # with the learned variance
 
     (exported,) = convert_diffusers(tmp_path / "cascade", tmp_path / "out")
     assert json.loads((exported / "scheduler" / "scheduler_config.json").read_text())["variance_type"] == variance
     original = diffusers.IFSuperResolutionPipeline.from_pretrained(pipeline)
     text = {"tokenizer": original.tokenizer, "text_encoder": original.text_encoder}
-    assert torch.equal(diffusers_images(monkeypatch, exported, start, 10, **text), wanted)
+    assert torch.equal(diffusers_images(monkeypatch, exported, start, 5, **text), wanted)
     assert convert_deepfloyd([exported], tmp_path / "again", encoder=str(pipeline)) == [stage]
 
 

@@ -12,7 +12,7 @@ from imagen.doctor.checks import CHECKS
 from imagen.doctor.examine import Report, examine
 from imagen.doctor.subject import Subject
 
-STEPS = 120
+STEPS = 80
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def shaped(tmp_path_factory):
     torch.set_num_threads(1)
     images = discs(96, shapes=SHAPES), discs(48, seed=1, shapes=SHAPES)
     shards = write_shards(folder / "shards", *images)
-    run = patients.train_discs(folder / "run", shards, 150, BUCKETS)
+    run = patients.train_discs(folder / "run", shards, 100, BUCKETS)
     torch.set_num_threads(threads)
     return shards, run
 

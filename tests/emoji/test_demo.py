@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,27 @@ from imagen.emoji.demo import budget as budget_module
 from imagen.emoji.demo import run_demo
 from imagen.emoji.demo.budget import MAX_OBJECTS, MIN_OBJECTS, choose_budget
 from imagen.emoji.demo.drawing import SampledImages, original_drawings, prompts_for, sample_images, scores
+from imagen.emoji.presets import emoji_256, emoji_mini_64
 from imagen.errors import UserError
 from imagen.presets import preset
+from imagen.presets.debug import debug_64, debug_256
+from imagen.train.experiment import Experiment
 from imagen.train.throughput import Throughput
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give both stages the networks of the debug presets, a few steps, and one image per object and background."""
+
+    def with_network(full: Experiment, debug: Experiment) -> Experiment:
+        sampling = replace(full.stage.sampling, steps=2)
+        stage = replace(full.stage, unet=debug.stage.unet, sampling=sampling)
+        return replace(full, stage=stage, text=debug.text, train=replace(full.train, batch_size=4))
+
+    base, sr = with_network(emoji_mini_64(), debug_64()), with_network(emoji_256(), debug_256())
+    monkeypatch.setattr(demo_module, "emoji_mini_64", lambda: base)
+    monkeypatch.setattr(demo_module, "emoji_256", lambda: sr)
+    monkeypatch.setattr(demo_module, "VARIANTS", 1)
 
 
 def run(out: Path, lines: list[str], **options):
@@ -25,6 +44,7 @@ def run(out: Path, lines: list[str], **options):
     return run_demo(out, **options, device="cpu", report=lines.append)
 
 
+@pytest.mark.usefixtures("small")
 def test_demo_runs_and_resumes(tmp_path: Path) -> None:
     lines: list[str] = []
     first = run(tmp_path / "demo", lines)
@@ -45,6 +65,7 @@ def test_demo_runs_and_resumes(tmp_path: Path) -> None:
     assert sum(line.startswith("plan for 0.02 minutes: 4 objects") for line in lines) == 2
 
 
+@pytest.mark.usefixtures("small")
 def test_ctrl_c_ends_training_and_samples(tmp_path: Path) -> None:
     lines: list[str] = []
 
@@ -63,6 +84,7 @@ def test_ctrl_c_ends_training_and_samples(tmp_path: Path) -> None:
     assert (tmp_path / "demo" / "sheet.png").exists() and (tmp_path / "demo" / "index.html").exists()
 
 
+@pytest.mark.usefixtures("small")
 def test_images_are_sampled_if_super_resolution_fails(tmp_path: Path, monkeypatch) -> None:
     train_run = demo_module.train_run
 
@@ -86,9 +108,16 @@ def test_zero_minutes_is_an_error(tmp_path: Path) -> None:
     assert not (tmp_path / "demo").exists()
 
 
+@pytest.fixture(scope="module")
+def gflop() -> dict[str, float]:
+    """Return the GFLOP of an evaluation of each network of the demo, which take a second to count."""
+    return {name: budget_module.gflop(preset(name)) for name in ("emoji_mini_64", "emoji_256")}
+
+
 @pytest.fixture
-def choose(monkeypatch):
+def choose(monkeypatch, gflop):
     """Return a function that chooses the budget of a machine with a given throughput of the base."""
+    monkeypatch.setattr(budget_module, "gflop", lambda experiment: gflop[experiment.name])
 
     def make(images_per_s: float, minutes: float = 10, **options):
         monkeypatch.setattr(

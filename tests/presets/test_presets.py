@@ -1,12 +1,14 @@
 """Build every preset at its real size on the meta device, and check its parameter count."""
 
 import json
+from functools import cache
 
 import pytest
 import torch
 
 from imagen.errors import UserError
 from imagen.jsonconfig import from_json, to_json
+from imagen.models.config import UNetConfig
 from imagen.models.unet import UNet
 from imagen.presets import PRESETS, preset
 from imagen.presets.description import describe
@@ -44,9 +46,34 @@ PARAMETERS = {
 }
 
 
-def count_parameters(experiment: Experiment) -> int:
+# Several presets have the same network, and several tests need it.
+@cache
+def network(config: UNetConfig) -> UNet:
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in UNet(experiment.stage.unet).parameters())
+        return UNet(config)
+
+
+def count_parameters(experiment: Experiment) -> int:
+    return sum(parameter.numel() for parameter in network(experiment.stage.unet).parameters())
+
+
+@cache
+def unused_parameters(config: UNetConfig) -> list[str]:
+    """Return the names of the parameters that the output does not depend on, by autograd's graph."""
+    unet, side = network(config), 2 * config.total_stride
+    with torch.device("meta"):
+        x_BCHW, label_B = torch.empty(1, 3, side, side), torch.empty(1)
+        conditions = {"text": torch.empty(1, 4, config.text_width or 0)}
+        if config.low_res:
+            conditions |= {"low_res": x_BCHW, "low_res_noise": label_B}
+        nodes = [unet(x_BCHW, label_B, **conditions).grad_fn]
+    seen = {None, *nodes}
+    while nodes:
+        found = {node for node, _ in nodes.pop().next_functions} - seen
+        seen |= found
+        nodes += found
+    used = {id(getattr(node, "variable", None)) for node in seen}
+    return [name for name, parameter in unet.named_parameters() if id(parameter) not in used]
 
 
 def test_every_preset_is_listed() -> None:
@@ -66,16 +93,7 @@ class TestEveryPreset:
 
     def test_every_parameter_is_used(self, name: str) -> None:
         """DDP waits for the gradient of every parameter."""
-        stage = preset(name).stage
-        with torch.device("meta"):
-            unet = UNet(stage.unet)
-            side = 2 * stage.unet.total_stride
-            x_BCHW, label_B = torch.empty(1, 3, side, side), torch.empty(1)
-            conditions = {"text": torch.empty(1, 4, stage.unet.text_width or 0)}
-            if stage.unet.low_res:
-                conditions |= {"low_res": x_BCHW, "low_res_noise": label_B}
-            unet(x_BCHW, label_B, **conditions).sum().backward()
-        assert not [name for name, parameter in unet.named_parameters() if parameter.grad is None]
+        assert not unused_parameters(preset(name).stage.unet)
 
     def test_json_round_trip(self, name: str) -> None:
         assert from_json(Experiment, json.loads(json.dumps(to_json(preset(name)))), "test") == preset(name)

@@ -11,6 +11,8 @@ from imagen.train import checkpoint
 from imagen.train.checkpoint import checkpoint_paths
 from imagen.train.experiment import override
 from imagen.train.finetune import check_changes, start_from
+from imagen.train.ranks import process_group
+from imagen.train.run import train_run
 
 
 def random_weights(config=UNET, seed=3):
@@ -35,6 +37,13 @@ def started(cascade, *fields, partial=False, run=None, **train):
     found = override(begun, fields)
     check_changes(begun, found)
     return found
+
+
+def train_together(whats, shards, folder):
+    """Train each experiment on all ranks. It is defined here, so that ranks need not import diffusers."""
+    with process_group() as ranks:
+        for number, what in enumerate(whats):
+            train_run(what, shards, folder / str(number), ranks=ranks, report=lambda line: None)
 
 
 def without_config_of(run):

@@ -139,9 +139,9 @@ def experiment(steps: int, buckets: str | None = None) -> Experiment:
         ),
         train=TrainConfig(
             steps=steps,
-            batch_size=32,
+            batch_size=16,
             precision="fp32",
-            ema_decay=0.97,
+            ema_decay=0.95,
             log_every=max(1, steps // 20),
             gap_every=0,
             gap_samples=16,

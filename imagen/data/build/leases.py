@@ -80,8 +80,12 @@ class Leases:
             handle = os.open(lease, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
             return False
-        with open(handle, "w") as file:  # closed at once, because network file systems write on close
-            file.write(owner)
+        try:
+            with open(handle, "w") as file:  # closed at once, because network file systems write on close
+                file.write(owner)
+        except OSError:  # a full disk: others would wait for the owner of the empty lease
+            lease.unlink(missing_ok=True)
+            raise
         self._known.pop(lease, None)
         return True
 

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
@@ -26,6 +27,8 @@ from imagen.data.shards.mixture import AnyDataset, AnyEmbeddings, MixedDataset
 from imagen.errors import UserError
 
 log = logging.getLogger(__name__)
+
+_CAN_WAIT = hasattr(signal, "sigwaitinfo")  # not on macOS
 
 
 class _Positions(Sampler[list[int]]):
@@ -49,7 +52,7 @@ def _init_worker(_: int) -> None:
     still needs batches. The trainer's own SIGTERM must end the worker; otherwise the trainer would hang at exit.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    if _CAN_WAIT:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_with, args=(os.getppid(),), daemon=True).start()
 
@@ -58,6 +61,22 @@ def _exit_with(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
+
+
+@contextmanager
+def _blocked_sigterm() -> Iterator[None]:
+    """Block SIGTERM in this thread, and in all threads of processes that are forked within.
+
+    A worker's threads of torch start before `_init_worker`; one that does not block SIGTERM would end the worker.
+    """
+    if not _CAN_WAIT:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Loader:
@@ -122,7 +141,9 @@ class Loader:
             generator=torch.Generator(),  # else DataLoader draws from the global one and shifts the caller's numbers
         )
         seen = bad = 0
-        for batch in loader:
+        with _blocked_sigterm():
+            batches = iter(loader)  # starts the workers
+        for batch in batches:
             if isinstance(batch, UserError):
                 raise batch
             seen, bad = seen + len(batch), bad + batch.skipped

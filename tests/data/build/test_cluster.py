@@ -147,7 +147,7 @@ def test_commands_on_ray_write_the_files_of_one_process(ray, request, error_of, 
     torch.set_num_threads(1)
     for name, engine in (("ray", ["--engine", "ray"]), ("one", [])):
         run("data", "build", "corpus", "--out", name, "--workers", 1, *engine, "--max-rejected", 1)
-        out = run("data", "encode", name, *engine, *(["--workers", 2] if engine else []))
+        out = run("data", "encode", name, *engine, *(["--workers", 1] if engine else []))
         assert "2 shards encoded by sentence-transformers/all-MiniLM-L6-v2" in out
         assert "every shard was encoded already" in run("data", "encode", name, *engine)
     torch.set_num_threads(threads)
