@@ -31,7 +31,6 @@ SLOWEST = (
     "emoji/test_demo",
     "cli/test_train",
     "emoji/test_reference",
-    "train/test_restart",
     "cli/test_data_build",
     "train/test_resume",
     "data/build/test_cluster",

@@ -25,7 +25,8 @@ TOY = str(Path(__file__))
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(imagen.__file__).parents[1])}
 
 UNET = UNetConfig(
-    levels=(Level(channels=16, blocks=1), Level(channels=32, blocks=1, attention="fused")),
+    levels=(Level(channels=16, blocks=1), Level(channels=32, blocks=1, attention="fused", attend="last")),
+    middle=False,
     text_width=8,
     context_width=16,
     time_width=32,

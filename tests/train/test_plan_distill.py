@@ -100,9 +100,10 @@ def test_the_memory_of_its_steps_equals_that_of_a_real_step():
 
 
 def test_a_plan_of_the_preset(imagen):
-    found = json.loads(imagen("plan", "distill", "--gpu", "l40s", "--json"))
+    plan = ("plan", "distill", "--gpu", "l40s", "--micro-batch", 4)
+    found = json.loads(imagen(*plan, "--json"))
     assert found["memory"]["at_peak"]["teacher"] == found["memory"]["held"]["teacher"]
     assert found["memory"]["grid"] > found["memory"]["held"]["teacher"]
     assert found["flop"]["distillation"] > 3 * found["flop"]["forward"]  # 3 steps of the teacher, most of them guided
-    shown = imagen("plan", "distill", "--gpu", "l40s")
+    shown = imagen(*plan)
     assert "teacher" in shown

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from run_state import assert_same, last_checkpoint, metrics
 from toy import ENVIRONMENT, TOY, experiment, train_on_rank
 
@@ -21,6 +22,7 @@ def children(process):
     return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
+@pytest.mark.slow  # torchrun and its ranks are started twice; tests/train/test_resume.py kills a single process
 def test_kill_9_of_one_rank(shards, tmp_path, rows, two_ranks):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     two_ranks.run(train_on_rank, experiment(steps=11, data=DataConfig(workers=1)), shards, whole)

@@ -291,7 +291,9 @@ def test_gap_of_a_network_that_uses_text(shards):
 def test_training_learns_text_and_shuffled_captions_do_not(shards, tmp_path):
     # At high noise, most of the x0 loss comes from the colour, which the caption gives; of the eps loss, very little.
     optim = OptimConfig(lr=3e-3, warmup_steps=10, schedule="constant")
-    what = experiment(optim=optim, steps=120, ema_decay=0.9, gap_samples=64, log_every=0, gap_every=0)
+    what = experiment(
+        optim=optim, steps=120, checkpoint_every=120, ema_decay=0.9, gap_samples=64, log_every=0, gap_every=0
+    )
     what = replace(what, stage=replace(what.stage, objective=ObjectiveConfig(prediction="x0")))
     gaps = {}
     for shuffled in (False, True):

@@ -122,6 +122,7 @@ def test_only_missing_parts_are_sent_to_workers(tmp_path):
     assert sent == [0, 1, 2, 3, 1] and read_files(tmp_path / "out") == before
 
 
+@pytest.mark.slow  # as the test of a part above
 def test_the_shard_of_a_killed_worker_is_encoded_again_to_the_same_bytes(ray, tmp_path):
     for name in ("ray", "one"):
         for split, captions in {"train": "abcdefg", "heldout": ["a", "held"]}.items():
