@@ -14,8 +14,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Result:
     from imagen.presets import PRESETS
     from imagen.presets.description import describe
+    from imagen.progress import progress_bar
 
-    rows = [describe(function()) for function in PRESETS.values()]
+    presets = list(PRESETS.values())
+    with progress_bar(iterable=presets, desc="networks", unit="preset", leave=False, disable=options.quiet) as bar:
+        rows = [describe(function()) for function in bar]
     return Result(rows, lambda: _show(rows))
 
 
