@@ -36,7 +36,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Result:
     from imagen.cascade import Cascade
-    from imagen.emoji.evaluation import choose_suite, scores
+    from imagen.emoji.evaluation import check_settings, choose_suite, scores
     from imagen.emoji.recogniser import load_recogniser, packaged_recogniser
     from imagen.evaluate.curve import append
     from imagen.pictures import contact_sheet, write_png
@@ -44,6 +44,8 @@ def run(options: argparse.Namespace) -> Result:
     cascade = Cascade.load(options.cascade, stages=1)
     if cascade.text is None:
         raise UserError(f"{options.cascade} is not conditioned on text; evaluate a cascade that is")
+    settings = {"guidance": options.guidance or (None,), "steps": options.steps, "batch_size": options.batch_size}
+    check_settings(cascade, **settings)  # before the drawings are rendered
     folder = options.recogniser or packaged_recogniser(cascade.vocabulary.names if cascade.vocabulary else ())
     recogniser = load_recogniser(folder)
     suite = choose_suite(recogniser, folder, options.n, options.objects)
@@ -54,15 +56,7 @@ def run(options: argparse.Namespace) -> Result:
             write_png(options.out / f"guidance-{weight:g}.png", sheet)
 
     rows = []
-    for row in scores(
-        cascade,
-        recogniser,
-        suite,
-        guidance=options.guidance or (None,),
-        steps=options.steps,
-        batch_size=options.batch_size,
-        on_pictures=keep,
-    ):
+    for row in scores(cascade, recogniser, suite, on_pictures=keep, **settings):
         rows.append(row)
         if (options.cascade / "metrics.jsonl").is_file():
             append(options.cascade, row)

@@ -18,6 +18,19 @@ Row = dict[str, Any]
 MOST_PROMPTS = 10_000  # maximum per kind
 
 
+def check_settings(
+    cascade: Cascade,
+    *,
+    guidance: Sequence[float | None] = (None,),
+    steps: int | None = None,
+    batch_size: int = 16,
+    device: str | None = None,
+) -> None:
+    """Raise UserError if the base stage does not support the settings of `scores`."""
+    for scale in guidance:
+        cascade.request([""], stages=1, guidance=scale, steps=steps, batch_size=batch_size, device=device)
+
+
 def scores(
     cascade: Cascade,
     recogniser: Recogniser,
@@ -45,8 +58,7 @@ def scores(
 
     Raises UserError before sampling if the stage does not support the settings.
     """
-    for scale in guidance:  # reports every user error before sampling
-        cascade.request([""], stages=1, guidance=scale, steps=steps, batch_size=batch_size, device=device)
+    check_settings(cascade, guidance=guidance, steps=steps, batch_size=batch_size, device=device)
     prompts = {kind: chosen for kind, chosen in suite.prompts.items() if chosen}
     stage = cascade.stages[0]
     for scale in guidance:
