@@ -1,4 +1,4 @@
-"""Check that ranks return results by rank, serve several calls, report failures and leave no process behind."""
+"""Check that `run_on_ranks` returns results by rank, reports failures and leaves no process behind."""
 
 import os
 import time
@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import RankPool, run_on_ranks
+from ranks import run_on_ranks
 
 
 def sum_over_ranks(start):
@@ -36,33 +36,6 @@ def test_results_are_returned_by_rank():
     (x @ x).sum()  # starts threads in this process; ranks must not inherit them
     assert run_on_ranks(4, sum_over_ranks, 10) == [(rank, 1, torch.tensor([46])) for rank in range(4)]
     assert run_on_ranks(1, sum_over_ranks, 3) == [(0, 1, torch.tensor([3]))]
-
-
-def process_id():
-    return os.getpid()
-
-
-def is_running(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def test_a_pool_serves_several_calls_and_restarts_after_a_failure():
-    with RankPool(2) as ranks:
-        first = ranks.run(process_id)
-        assert len({os.getpid(), *first}) == 3 and ranks.run(process_id) == first
-        with pytest.raises(AssertionError, match="KeyError: 'this one'"):
-            ranks.run(fail_on_rank_1)
-        second = ranks.run(process_id)
-        assert not {*first} & {*second}
-        assert ranks.run(sum_over_ranks, 10) == [(rank, 1, torch.tensor([21])) for rank in range(2)]
-    deadline = time.monotonic() + 10
-    while any(map(is_running, first + second)) and time.monotonic() < deadline:
-        time.sleep(0.01)  # the server process reaps them
-    assert not any(map(is_running, first + second))
 
 
 def test_failing_exiting_and_hanging_ranks_are_reported():

@@ -8,7 +8,6 @@ import pytest
 import torch
 from encoders import ToyEncoder
 from PIL import Image
-from ranks import RankPool
 
 from imagen.data.embed.encode import encode_shards
 from imagen.data.shards.writer import ShardWriter
@@ -39,13 +38,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def two_ranks():
-    """Two ranks for functions that leave no trace in their process."""
-    with RankPool(2) as ranks:
-        yield ranks
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from command_line import run_imagen
-from ranks import RankPool
+from ranks import run_on_ranks
 from run_state import assert_same, last_checkpoint, metrics
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -347,16 +347,15 @@ def assert_equal_ranks(found, expected):
                 torch.testing.assert_close(found[kind][name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_resumes_exactly_on_another_number_of_ranks(tmp_path, two_ranks):
+def test_resumes_exactly_on_another_number_of_ranks(tmp_path):
     """From 2 ranks to 1 and 3, and from 1 to 3, with equal gradients."""
     expected = gradient_steps(False, 1, 6)
-    two_ranks.run(save_sharded, tmp_path / "two")
+    run_on_ranks(2, save_sharded, tmp_path / "two")
     gradient_steps(False, 1, 3, save=tmp_path / "one")
     assert_equal_ranks(gradient_steps(False, 4, 6, load=tmp_path / "two"), expected)
-    with RankPool(3) as three_ranks:
-        for folder in ("one", "two"):
-            for found in three_ranks.run(resume_sharded, tmp_path / folder):
-                assert_equal_ranks(found, expected)
+    for folder in ("one", "two"):
+        for found in run_on_ranks(3, resume_sharded, tmp_path / folder):
+            assert_equal_ranks(found, expected)
 
 
 def test_a_run_resumes_exactly(shards, tmp_path, rows):
@@ -368,12 +367,12 @@ def test_a_run_resumes_exactly(shards, tmp_path, rows):
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
 
 
-def test_a_sharded_run_resumes_in_one_process(shards, tmp_path, two_ranks):
+def test_a_sharded_run_resumes_in_one_process(shards, tmp_path):
     """Losses agree to 0.1 %: ranks sum gradients in another order, and rounding can change a code."""
     whole = experiment(steps=6, log_every=1, gap_every=0, optim=replace(INT8, eps=1e-4))
     first = replace(whole, train=replace(whole.train, steps=3), parallel=ParallelConfig(shard=2))
     train_quietly(whole, shards, tmp_path / "alone")
-    two_ranks.run(train_on_rank, first, shards, tmp_path / "both")
+    run_on_ranks(2, train_on_rank, first, shards, tmp_path / "both")
     train_quietly(whole, shards, tmp_path / "both")
     found, expected = ([row["loss"] for row in metrics(run)] for run in (tmp_path / "both", tmp_path / "alone"))
     assert len(found) == 6 and found == pytest.approx(expected, rel=1e-3)

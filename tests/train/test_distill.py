@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from finetuning import cascade_of, started, without_config_of
+from ranks import run_on_ranks
 from run_state import assert_same, metrics
 from toy import experiment, train_on_rank, train_quietly
 
@@ -126,8 +127,8 @@ class TestTraining:
         with pytest.raises(UserError, match=r"started with stage\.sampling\.steps = 2, not 3"):
             train_quietly(distilled(cascade, "--stage.sampling.steps", "3", steps=2), shards, tmp_path)
 
-    def test_on_two_ranks(self, shards, cascade, tmp_path, alone, two_ranks):
-        two_ranks.run(train_on_rank, distilled(cascade), shards, tmp_path)
+    def test_on_two_ranks(self, shards, cascade, tmp_path, alone):
+        run_on_ranks(2, train_on_rank, distilled(cascade), shards, tmp_path)
         for row, wanted in zip(metrics(tmp_path), metrics(alone), strict=True):
             assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
 

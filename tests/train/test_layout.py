@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from ranks import run_on_ranks
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy import UNET, experiment, train_quietly
@@ -74,10 +75,10 @@ def layouts(config, shard, checkpointing, dtype):
 
 @pytest.mark.parametrize("shard", [1, 2])
 @pytest.mark.parametrize("config", [UNET, EFFICIENT], ids=["guided", "efficient"])
-def test_images_and_weights_are_channels_last_at_every_convolution(config, shard, two_ranks):
+def test_images_and_weights_are_channels_last_at_every_convolution(config, shard):
     count = sum(isinstance(module, nn.Conv2d) for module in UNet(config).modules())
     for checkpointing, forwards in (("none", count), ("full", count + 1)):
-        forward, backward, others = two_ranks.run(layouts, config, shard, checkpointing, None)[0]
+        forward, backward, others = run_on_ranks(2, layouts, config, shard, checkpointing, None)[0]
         assert forward >= forwards and backward == count
         assert not others
 

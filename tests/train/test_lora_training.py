@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from finetuning import cascade_of, random_weights, started, without_config_of
+from ranks import run_on_ranks
 from run_state import assert_same, metrics
 from toy import UNET, train_on_rank, train_quietly
 
@@ -155,8 +156,8 @@ class TestTraining:
         assert_same(without_config_of(tmp_path / "run"), without_config_of(alone))
 
     @pytest.mark.parametrize("layout", [ParallelConfig(), ParallelConfig(shard=2)], ids=["ddp", "fsdp"])
-    def test_on_two_ranks(self, shards, cascade, tmp_path, alone, layout, two_ranks):
-        two_ranks.run(train_on_rank, adapted(cascade, parallel=layout), shards, tmp_path)
+    def test_on_two_ranks(self, shards, cascade, tmp_path, alone, layout):
+        run_on_ranks(2, train_on_rank, adapted(cascade, parallel=layout), shards, tmp_path)
         for row, wanted in zip(metrics(tmp_path), metrics(alone), strict=True):
             assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
             assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-3)

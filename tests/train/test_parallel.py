@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from ranks import RankPool
+from ranks import run_on_ranks
 from run_state import assert_same, last_checkpoint, metrics
 from toy import experiment, train_on_rank, train_quietly
 
@@ -46,12 +46,6 @@ def alone(shards, tmp_path_factory):
     return run, metrics(run)
 
 
-@pytest.fixture(scope="module")
-def four_ranks():
-    with RankPool(4) as ranks:
-        yield ranks
-
-
 def assert_close(rows, expected, names=("loss", "eps_mse", "grad_norm", "conditional_gap", "loss_t0", "loss_t3")):
     assert [row["step"] for row in rows] == [row["step"] for row in expected]
     for row, wanted in zip(rows, expected, strict=True):
@@ -67,17 +61,14 @@ QUICK = [(2, "ddp"), (4, "hsdp")]
 @pytest.mark.parametrize(
     "world_size, layout", [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
 )
-def test_loss_and_gradient_equal_those_of_one_process(
-    shards, tmp_path, alone, two_ranks, four_ranks, world_size, layout
-):
-    ranks = {2: two_ranks, 4: four_ranks}[world_size]
-    reported = ranks.run(train_on_rank, toy_experiment(LAYOUTS[layout]), shards, tmp_path)
+def test_loss_and_gradient_equal_those_of_one_process(shards, tmp_path, alone, world_size, layout):
+    reported = run_on_ranks(world_size, train_on_rank, toy_experiment(LAYOUTS[layout]), shards, tmp_path)
     assert_close(metrics(tmp_path), alone[1])
     assert reported[0] and not any(reported[1:])  # only the first rank reports
 
 
 @pytest.mark.parametrize("algorithm", ["adafactor", "muon"])
-def test_sharded_convolutions_are_updated_as_full_ones(shards, tmp_path, algorithm, two_ranks):
+def test_sharded_convolutions_are_updated_as_full_ones(shards, tmp_path, algorithm):
     """Sharded convolutions store weights in another order, which optimizers, EMAs and checkpoints must not see.
 
     A checkpoint of two ranks is resumed in one process.
@@ -89,7 +80,7 @@ def test_sharded_convolutions_are_updated_as_full_ones(shards, tmp_path, algorit
         for what, steps in ((whole, 3), (sharded, 3), (sharded, 2))
     )
     train_quietly(whole, shards, tmp_path / "alone")
-    two_ranks.run(train_on_rank, first, shards, tmp_path / "both")
+    run_on_ranks(2, train_on_rank, first, shards, tmp_path / "both")
     train_quietly(whole, shards, tmp_path / "both")
     mine, expected = last_checkpoint(tmp_path / "both"), last_checkpoint(tmp_path / "alone")
     assert_close(metrics(tmp_path / "both"), metrics(tmp_path / "alone"), names=("loss",))
@@ -102,20 +93,20 @@ def test_sharded_convolutions_are_updated_as_full_ones(shards, tmp_path, algorit
             assert error <= 0.03 * torch.linalg.vector_norm(value), f"{kind} {name}"  # Muon's products are bfloat16
 
 
-def test_sharded_bfloat16_equals_one_process(shards, tmp_path, two_ranks):
+def test_sharded_bfloat16_equals_one_process(shards, tmp_path):
     """Compares with the tolerance of bfloat16, which has 8 significant bits."""
     what = toy_experiment(LAYOUTS["fsdp"], steps=3, precision="bf16")
     train_quietly(what, shards, tmp_path / "alone")
-    two_ranks.run(train_on_rank, what, shards, tmp_path / "sharded")
+    run_on_ranks(2, train_on_rank, what, shards, tmp_path / "sharded")
     for row, wanted in zip(metrics(tmp_path / "sharded"), metrics(tmp_path / "alone"), strict=True):
         assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-3)
         assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=2e-2)
 
 
-def test_a_run_resumes_with_another_number_of_ranks(shards, tmp_path, alone, two_ranks, four_ranks):
+def test_a_run_resumes_with_another_number_of_ranks(shards, tmp_path, alone):
     """Trains on four ranks in two replicas, then on two in one, then in one process; equals training in one process."""
-    four_ranks.run(train_on_rank, toy_experiment(LAYOUTS["hsdp"], steps=2), shards, tmp_path)
-    two_ranks.run(train_on_rank, toy_experiment(LAYOUTS["fsdp"], steps=4), shards, tmp_path)
+    run_on_ranks(4, train_on_rank, toy_experiment(LAYOUTS["hsdp"], steps=2), shards, tmp_path)
+    run_on_ranks(2, train_on_rank, toy_experiment(LAYOUTS["fsdp"], steps=4), shards, tmp_path)
     train_quietly(toy_experiment(ParallelConfig()), shards, tmp_path)
     assert_close(metrics(tmp_path), alone[1])
     mine, expected = last_checkpoint(tmp_path), last_checkpoint(alone[0])
@@ -131,17 +122,16 @@ def test_a_run_resumes_with_another_number_of_ranks(shards, tmp_path, alone, two
 
 
 @pytest.mark.parametrize("world_size, layout", [(2, "fsdp"), pytest.param(4, "hsdp", marks=pytest.mark.slow)])
-def test_resuming_on_the_same_number_of_ranks_is_exact(shards, tmp_path, two_ranks, four_ranks, world_size, layout):
-    ranks = {2: two_ranks, 4: four_ranks}[world_size]
+def test_resuming_on_the_same_number_of_ranks_is_exact(shards, tmp_path, world_size, layout):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    ranks.run(train_on_rank, toy_experiment(LAYOUTS[layout], steps=4), shards, whole)
-    ranks.run(train_on_rank, toy_experiment(LAYOUTS[layout], steps=2), shards, parts)
-    ranks.run(train_on_rank, toy_experiment(LAYOUTS[layout], steps=4), shards, parts)
+    run_on_ranks(world_size, train_on_rank, toy_experiment(LAYOUTS[layout], steps=4), shards, whole)
+    run_on_ranks(world_size, train_on_rank, toy_experiment(LAYOUTS[layout], steps=2), shards, parts)
+    run_on_ranks(world_size, train_on_rank, toy_experiment(LAYOUTS[layout], steps=4), shards, parts)
     assert_same(last_checkpoint(parts), last_checkpoint(whole))
 
 
-def test_one_process_exports_a_sharded_run(shards, tmp_path, two_ranks):
-    two_ranks.run(train_on_rank, toy_experiment(LAYOUTS["fsdp"], steps=2), shards, tmp_path / "run")
+def test_one_process_exports_a_sharded_run(shards, tmp_path):
+    run_on_ranks(2, train_on_rank, toy_experiment(LAYOUTS["fsdp"], steps=2), shards, tmp_path / "run")
     export_run(tmp_path / "run", tmp_path / "again")
     theirs, mine = Cascade.load(tmp_path / "run"), Cascade.load(tmp_path / "again")
     assert_same(dict(mine.stages[0].unet.state_dict()), dict(theirs.stages[0].unet.state_dict()))
@@ -155,13 +145,13 @@ def sheet_of(what, shards, run):
         train_quietly(what, shards, run, ranks=ranks, callbacks=[SampleGrid()])
 
 
-def test_sample_grids_equal_those_of_one_process(shards, tmp_path, two_ranks):
+def test_sample_grids_equal_those_of_one_process(shards, tmp_path):
     """A sharded network is sampled without moving or copying it."""
     what = toy_experiment(LAYOUTS["fsdp"], steps=1)
     sampling = SamplingConfig(steps=2, threshold="static", guidance=2.0)
     what = dataclasses.replace(what, stage=dataclasses.replace(what.stage, sampling=sampling))
     sheet_of(what, shards, tmp_path / "alone")
-    two_ranks.run(sheet_of, what, shards, tmp_path / "sharded")
+    run_on_ranks(2, sheet_of, what, shards, tmp_path / "sharded")
     mine, alone = (
         np.asarray(read_picture(tmp_path / run / "samples" / "step-00000001.png")).astype(int)
         for run in ("sharded", "alone")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from planning import experiment, real_batches
-from ranks import RankPool
+from ranks import run_on_ranks
 
 from imagen.accounting.tracker import TrackedInterval
 from imagen.errors import UserError
@@ -120,21 +120,15 @@ def profiled(step):
     return marks[0], max(totals)
 
 
-@pytest.fixture(scope="module")
-def four_ranks():
-    with RankPool(4, timeout=120) as ranks:
-        yield ranks
-
-
 SLOW = ("fsdp", "fsdp, full")  # the others cover each of their parts
 
 
 @pytest.mark.parametrize(
     "layout", [pytest.param(layout, marks=pytest.mark.slow) if layout in SLOW else layout for layout in LAYOUTS]
 )
-def test_predicted_bytes_equal_those_of_four_ranks(four_ranks, layout):
+def test_predicted_bytes_equal_those_of_four_ranks(layout):
     what = experiment(*LAYOUTS[layout])
-    of_ranks = four_ranks.run(measure, what)
+    of_ranks = run_on_ranks(4, measure, what, timeout=120)
     with DryRun(what, 4, dtype=None, gpu=False) as dry_run:
         traced = dry_run.trace(what.parallel, micro_batches(what.train, 4)[0])
     assert all(dry_run.held == held for held, _, _ in of_ranks)

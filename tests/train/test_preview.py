@@ -4,6 +4,7 @@ import json
 import tempfile
 
 import pytest
+from ranks import run_on_ranks
 from toy import experiment, train_quietly
 
 from imagen.errors import UserError
@@ -72,8 +73,8 @@ def on_ranks(shards, out):
         return vars(preview(experiment(), shards, out, ranks=ranks, report=lambda line: None))
 
 
-def test_ranks_agree(shards, tmp_path, two_ranks):
-    first, second = two_ranks.run(on_ranks, shards, tmp_path / "run")
+def test_ranks_agree(shards, tmp_path):
+    first, second = run_on_ranks(2, on_ranks, shards, tmp_path / "run")
     assert first == second and not (tmp_path / "run").exists()
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ranks import run_on_ranks
 from run_state import assert_same, last_checkpoint, metrics
 from toy import ENVIRONMENT, TOY, experiment, train_on_rank
 
@@ -23,9 +24,9 @@ def children(process):
 
 
 @pytest.mark.slow  # torchrun and its ranks are started twice; tests/train/test_resume.py kills a single process
-def test_kill_9_of_one_rank(shards, tmp_path, rows, two_ranks):
+def test_kill_9_of_one_rank(shards, tmp_path, rows):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    two_ranks.run(train_on_rank, experiment(steps=11, data=DataConfig(workers=1)), shards, whole)
+    run_on_ranks(2, train_on_rank, experiment(steps=11, data=DataConfig(workers=1)), shards, whole)
     command = [*TORCHRUN, "--max-restarts", "2", "--monitor-interval", "0.1", TOY, str(shards), str(killed), "11", "1"]
     out = tmp_path / "out"
     with open(out, "w") as log:

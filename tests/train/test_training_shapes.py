@@ -10,6 +10,7 @@ import pytest
 import torch
 from encoders import ToyEncoder
 from PIL import Image
+from ranks import run_on_ranks
 from run_state import assert_same, last_checkpoint
 from toy import experiment, stopping_at, train_on_rank, train_quietly
 
@@ -68,11 +69,9 @@ def test_a_run_resumes_exactly(shaped, tmp_path, rows, uninterrupted):
     assert rows(tmp_path) == rows(uninterrupted[0])
 
 
-def test_two_ranks_with_micro_batches_of_one_shape_compute_the_same_losses(
-    shaped, tmp_path, rows, uninterrupted, two_ranks
-):
+def test_two_ranks_with_micro_batches_of_one_shape_compute_the_same_losses(shaped, tmp_path, rows, uninterrupted):
     what = dataclasses.replace(WHAT, train=dataclasses.replace(WHAT.train, micro_batch=2, gap_every=0, gap_samples=2))
-    two_ranks.run(train_on_rank, what, shaped, tmp_path)
+    run_on_ranks(2, train_on_rank, what, shaped, tmp_path)
     ours, theirs = rows(tmp_path), rows(uninterrupted[0])
     assert [row["step"] for row in ours] == [3, 6, 9]
     for mine, other in zip(ours, theirs, strict=True):
