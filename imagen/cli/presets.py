@@ -17,9 +17,7 @@ def run(options: argparse.Namespace) -> Result:
     from imagen.progress import progress_bar
 
     presets = list(PRESETS.values())
-    with progress_bar(
-        iterable=presets, desc="networks", unit="preset", leave=False, delay=1, disable=options.quiet
-    ) as bar:
+    with progress_bar(iterable=presets, desc="networks", unit="preset", leave=False, delay=1) as bar:
         rows = [describe(function()) for function in bar]
     return Result(rows, lambda: _show(rows))
 

@@ -124,7 +124,7 @@ def test_invalid_json_is_rejected(models, tmp_path, file, text, message):
         ("pad_token_id", 10**9),
         ("to_dict", 5),
         ("vocab_size", 2**22),
-        ("num_layers", 64),
+        ("num_layers", 1024),
         ("id2label", 5),
         ("auto_map", {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}),
     ],

@@ -1,5 +1,6 @@
 """Test compiled networks on several ranks: one graph (per block if sharded), and the gradient of the eager network."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -25,7 +26,7 @@ LAYOUTS = {
 def gradients(config, compiled):
     with process_group() as ranks:
         torch.manual_seed(0)
-        unet = UNet(UNET)
+        unet = UNet(replace(UNET, middle=True))
         with torch.no_grad():
             for parameter in unet.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))

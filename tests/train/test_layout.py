@@ -74,7 +74,7 @@ def layouts(config, shard, checkpointing, dtype):
 
 
 @pytest.mark.parametrize("shard", [1, 2])
-@pytest.mark.parametrize("config", [UNET, EFFICIENT], ids=["guided", "efficient"])
+@pytest.mark.parametrize("config", [replace(UNET, middle=True), EFFICIENT], ids=["guided", "efficient"])
 def test_images_and_weights_are_channels_last_at_every_convolution(config, shard):
     count = sum(isinstance(module, nn.Conv2d) for module in UNet(config).modules())
     for checkpointing, forwards in (("none", count), ("full", count + 1)):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from ranks import run_on_ranks
 from run_state import assert_same, last_checkpoint, metrics
-from toy import experiment, train_on_rank, train_quietly
+from toy import UNET, experiment, train_on_rank, train_quietly
 
 from imagen.cascade import Cascade, SamplingConfig
 from imagen.errors import UserError
@@ -33,7 +33,8 @@ LAYOUTS = {
 def toy_experiment(parallel, **train):
     """Return the toy experiment with every step logged."""
     others = {"ema_sigma_rels": (0.1,), "ema_snapshot_every": 3, "checkpoint_every": 4}
-    what = experiment(**{"steps": STEPS, "log_every": 1, "gap_every": 3, **others, **train})
+    unet = dataclasses.replace(UNET, middle=True)
+    what = experiment(unet, **{"steps": STEPS, "log_every": 1, "gap_every": 3, **others, **train})
     # Adam divides by the root of the squared gradient: if that is nearly 0, the sign of the update depends on rounding.
     optim = OptimConfig(lr=1e-3, warmup_steps=4, eps=1e-4, schedule="constant")
     return dataclasses.replace(what, parallel=parallel, optim=optim)

@@ -94,7 +94,7 @@ def measure(what):
 
         step()
         step()
-        found = [profiled(step) for _ in range(2)]
+        found = [profiled(step) for _ in range(4)]
         states = [state for part in optimizer.optimizers for state in part.state.values()]
         held = {
             "parameters": own_bytes(unet.parameters()),

@@ -73,7 +73,7 @@ def test_kill_9_at_a_random_moment(shards, tmp_path, rows, uninterrupted):
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=ENVIRONMENT) as process:
         while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
             time.sleep(0.005)
-        time.sleep(random.uniform(0, 0.3))
+        time.sleep(random.uniform(0, 0.15))
         process.kill()
     done = subprocess.run(command, check=True, env=ENVIRONMENT, capture_output=True, text=True)
     assert "all steps are done" in done.stdout
