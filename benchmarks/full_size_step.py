@@ -35,9 +35,8 @@ from imagen.models.config import UNetConfig
 from imagen.presets import preset
 from imagen.text.config import TextConfig
 from imagen.train import model as training
+from imagen.train.config import OptimConfig, ParallelConfig
 from imagen.train.experiment import Experiment
-from imagen.train.optim import OptimConfig
-from imagen.train.parallel import ParallelConfig
 from imagen.train.ranks import Ranks, process_group
 from imagen.train.trainer import Trainer
 

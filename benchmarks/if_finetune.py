@@ -29,11 +29,12 @@ from imagen.presets import preset
 from imagen.stage.config import SamplingConfig, StageConfig
 from imagen.stage.loss import ForwardProcess
 from imagen.text.config import TextConfig
+from imagen.train.config import ParallelConfig
 from imagen.train.ema import Ema
 from imagen.train.experiment import Experiment
 from imagen.train.finetune import adapt
 from imagen.train.optim import build_optimizer
-from imagen.train.parallel import ParallelConfig, apply_activation_checkpointing
+from imagen.train.parallel import apply_activation_checkpointing
 from imagen.train.plan import plan
 from imagen.train.step import launch_step
 

@@ -17,8 +17,7 @@ from imagen.models.config import Level, UNetConfig
 from imagen.presets import PRESETS, preset
 from imagen.stage.config import SamplingConfig, StageConfig
 from imagen.text.config import TextConfig
-from imagen.train.config import TrainConfig
-from imagen.train.optim import OptimConfig
+from imagen.train.config import OptimConfig, TrainConfig
 
 TABLES = {
     Level: limits.LEVEL,

@@ -8,9 +8,8 @@ from imagen.diffusion.objective import ObjectiveConfig
 from imagen.diffusion.schedule import ScheduleConfig
 from imagen.models.config import Level, UNetConfig
 from imagen.text.config import TextConfig
-from imagen.train.config import TrainConfig
+from imagen.train.config import OptimConfig, TrainConfig
 from imagen.train.experiment import Experiment
-from imagen.train.optim import OptimConfig
 
 MINILM = TextConfig()  # the embedded encoder
 OPTIM = OptimConfig(algorithm="muon", lr=1e-3, muon_lr=4e-3, betas=(0.9, 0.99), warmup_steps=100, schedule="constant")

@@ -12,9 +12,8 @@ from imagen.diffusion.objective import ObjectiveConfig
 from imagen.diffusion.schedule import ScheduleConfig
 from imagen.models.config import Level, UNetConfig
 from imagen.text.config import TextConfig
-from imagen.train.config import TrainConfig
+from imagen.train.config import OptimConfig, TrainConfig
 from imagen.train.experiment import Experiment
-from imagen.train.optim import OptimConfig
 
 TEXT = TextConfig()  # the embedded encoder
 

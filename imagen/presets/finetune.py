@@ -4,11 +4,10 @@ from dataclasses import replace
 
 from imagen.emoji.presets import emoji_64
 from imagen.lora.config import ATTENTION, LoraConfig
-from imagen.train.config import TrainConfig
+from imagen.train.config import OptimConfig, TrainConfig
 from imagen.train.distill import DistillConfig, student_sampling
 from imagen.train.experiment import Experiment
 from imagen.train.initial import InitConfig
-from imagen.train.optim import OptimConfig
 
 
 def finetune() -> Experiment:

@@ -14,10 +14,8 @@ from imagen.diffusion.objective import ObjectiveConfig
 from imagen.models.config import UNetConfig
 from imagen.presets.paper import efficient_levels, guided_levels
 from imagen.text.config import TextConfig
-from imagen.train.config import TrainConfig
+from imagen.train.config import OptimConfig, ParallelConfig, TrainConfig
 from imagen.train.experiment import Experiment
-from imagen.train.optim import OptimConfig
-from imagen.train.parallel import ParallelConfig
 
 T5_11B = TextConfig(encoder="google-t5/t5-11b", width=1024)
 DEBERTA = TextConfig(encoder="microsoft/deberta-v2-xxlarge", width=1536)

@@ -14,8 +14,8 @@ from imagen.diffusion.schedule import ScheduleConfig
 from imagen.models.config import Level, UNetConfig
 from imagen.models.layers import AttentionKind
 from imagen.text.config import TextConfig
+from imagen.train.config import OptimConfig
 from imagen.train.experiment import Experiment
-from imagen.train.optim import OptimConfig
 
 T5_XXL = TextConfig(encoder="google/t5-v1_1-xxl", width=4096)
 

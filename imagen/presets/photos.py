@@ -15,9 +15,8 @@ from imagen.data.loading.config import DataConfig
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.models.config import Level, UNetConfig
 from imagen.text.config import TextConfig
-from imagen.train.config import TrainConfig
+from imagen.train.config import OptimConfig, TrainConfig
 from imagen.train.experiment import Experiment
-from imagen.train.optim import OptimConfig
 
 T5_BASE = TextConfig(encoder="google-t5/t5-base", width=768)
 

@@ -1,4 +1,4 @@
-"""The `train` fields of an experiment, and how a batch divides into micro-batches."""
+"""The `train`, `optim` and `parallel` fields of an experiment, and how a batch divides into micro-batches."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -58,6 +58,70 @@ class TrainConfig:
                 raise UserError(f"train.evaluate_metrics: {name} is computed by `imagen evaluate --inputs true` only")
         for sigma_rel in self.ema_sigma_rels:
             check_number("train.ema_sigma_rels", sigma_rel, above=0, below=LONGEST)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    # adam: AdamW without decay.  muon: Muon for the inner matrices, AdamW for the rest
+    algorithm: Literal["adamw", "adam", "adafactor", "muon"] = "adamw"
+    # Precision of Adam's moments between steps. int8: 8-bit codes with a scale per block of up to 256, for parameters
+    # with at least 4,096 elements; adamw and adam only
+    state: Literal["float32", "int8"] = "float32"
+    lr: float = 1e-4  # learning rate after the warm-up
+    muon_lr: float = 2e-3  # learning rate of Muon's parameters, with the same warm-up and schedule
+    # Decay of the first and second moment. adafactor: betas[0] of 0 stores no first moment, betas[1] limits 1 - t^-0.8
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8  # not used by adafactor
+    weight_decay: float = 0.0  # decoupled: a step subtracts lr x weight_decay x weight
+    warmup_steps: int = 10_000  # steps in which the learning rate rises from 0
+    # After the warm-up: cosine falls to 0 at the last step; rsqrt falls as 1 / sqrt(step)
+    schedule: Literal["cosine", "constant", "rsqrt"] = "cosine"
+    clip_norm: float = 1.0  # gradients are clipped to this norm
+
+    def check(self) -> None:
+        """Raise UserError, naming the field, for a value out of range."""
+        limits.check(self, limits.OPTIM, "optim.")
+        if self.algorithm == "adam" and self.weight_decay:
+            raise UserError(
+                f"optim.weight_decay is {self.weight_decay:g}, but adam has no weight decay: use optim.algorithm adamw"
+            )
+        if self.state == "int8" and self.algorithm not in ("adamw", "adam"):
+            raise UserError(
+                f"optim.state is int8, but {self.algorithm} only stores float32: use optim.algorithm adamw or adam, or "
+                "optim.state float32"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How training is distributed, checkpointed and compiled.
+
+    These settings change a step only up to rounding, so a run may resume with other values.
+    """
+
+    # Ranks per replica of parameters, gradients, EMAs and optimizer state. 1: each rank holds a replica (DDP). The
+    # world size or more: one replica, sharded over all ranks (FSDP2). Between: several sharded replicas (HSDP); the
+    # number of GPUs per host is best.
+    shard: int = 1
+    # Blocks that recompute their activations in the backward pass: none, all, or those of `checkpoint_levels` (level 0
+    # has the largest images). Training takes a quarter to a third longer and much less memory.
+    checkpointing: Literal["none", "full", "selective"] = "none"
+    checkpoint_levels: tuple[int, ...] = ()  # for checkpointing selective
+    # torch.compile; takes minutes at the first start and seconds afterwards. None: on NVIDIA GPUs only.
+    compile: bool | None = None
+
+    def check(self, levels: int, world_size: int = 1) -> None:
+        """Raise UserError, naming the field, unless the values fit a U-Net of `levels` levels and the world size."""
+        check_number("parallel.shard", self.shard, least=1)
+        if world_size > self.shard and world_size % self.shard:
+            raise UserError(
+                f"parallel.shard is {self.shard}, which is not a divisor of {world_size} ranks; "
+                f"choose a divisor, or {world_size} to shard one replica over all ranks"
+            )
+        if (self.checkpointing == "selective") != bool(self.checkpoint_levels):
+            raise UserError("parallel.checkpoint_levels requires parallel.checkpointing selective: set both or neither")
+        for level in self.checkpoint_levels:
+            check_number("parallel.checkpoint_levels", level, least=0, below=levels)
 
 
 def micro_batches(config: TrainConfig, world_size: int) -> tuple[int, int]:

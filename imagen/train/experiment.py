@@ -12,11 +12,9 @@ from imagen.jsonconfig import from_json, to_json
 from imagen.lora.config import LoraConfig
 from imagen.stage.config import StageConfig
 from imagen.text.config import TextConfig
-from imagen.train.config import TrainConfig, micro_batches
+from imagen.train.config import OptimConfig, ParallelConfig, TrainConfig, micro_batches
 from imagen.train.distill import DistillConfig
 from imagen.train.initial import InitConfig
-from imagen.train.optim import OptimConfig
-from imagen.train.parallel import ParallelConfig
 from imagen.train.shapes import check_buckets
 
 

@@ -2,54 +2,20 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from imagen import limits
-from imagen.errors import UserError
 from imagen.train.adafactor import Adafactor
 from imagen.train.adam_8bit import Adam8bit, is_large
+from imagen.train.config import OptimConfig
 from imagen.train.layout import assign_gradients
 from imagen.train.muon import Muon
 from imagen.train.sharded import replicate_like
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    # adam: AdamW without decay.  muon: Muon for the inner matrices, AdamW for the rest
-    algorithm: Literal["adamw", "adam", "adafactor", "muon"] = "adamw"
-    # Precision of Adam's moments between steps. int8: 8-bit codes with a scale per block of up to 256, for parameters
-    # with at least 4,096 elements; adamw and adam only
-    state: Literal["float32", "int8"] = "float32"
-    lr: float = 1e-4  # learning rate after the warm-up
-    muon_lr: float = 2e-3  # learning rate of Muon's parameters, with the same warm-up and schedule
-    # Decay of the first and second moment. adafactor: betas[0] of 0 stores no first moment, betas[1] limits 1 - t^-0.8
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8  # not used by adafactor
-    weight_decay: float = 0.0  # decoupled: a step subtracts lr x weight_decay x weight
-    warmup_steps: int = 10_000  # steps in which the learning rate rises from 0
-    # After the warm-up: cosine falls to 0 at the last step; rsqrt falls as 1 / sqrt(step)
-    schedule: Literal["cosine", "constant", "rsqrt"] = "cosine"
-    clip_norm: float = 1.0  # gradients are clipped to this norm
-
-    def check(self) -> None:
-        """Raise UserError, naming the field, for a value out of range."""
-        limits.check(self, limits.OPTIM, "optim.")
-        if self.algorithm == "adam" and self.weight_decay:
-            raise UserError(
-                f"optim.weight_decay is {self.weight_decay:g}, but adam has no weight decay: use optim.algorithm adamw"
-            )
-        if self.state == "int8" and self.algorithm not in ("adamw", "adam"):
-            raise UserError(
-                f"optim.state is int8, but {self.algorithm} only stores float32: use optim.algorithm adamw or adam, or "
-                "optim.state float32"
-            )
 
 
 class Optimizers:

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import nn
@@ -13,45 +11,13 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from imagen.errors import UserError, check_number
 from imagen.models.blocks import Block
 from imagen.models.compiling import compile_function, compile_module, should_compile
 from imagen.models.layers import ResBlock
 from imagen.models.unet import UNet
+from imagen.train.config import ParallelConfig
 from imagen.train.layout import make_views, permute_to_nhwc
 from imagen.train.ranks import Ranks
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParallelConfig:
-    """How training is distributed, checkpointed and compiled.
-
-    These settings change a step only up to rounding, so a run may resume with other values.
-    """
-
-    # Ranks per replica of parameters, gradients, EMAs and optimizer state. 1: each rank holds a replica (DDP). The
-    # world size or more: one replica, sharded over all ranks (FSDP2). Between: several sharded replicas (HSDP); the
-    # number of GPUs per host is best.
-    shard: int = 1
-    # Blocks that recompute their activations in the backward pass: none, all, or those of `checkpoint_levels` (level 0
-    # has the largest images). Training takes a quarter to a third longer and much less memory.
-    checkpointing: Literal["none", "full", "selective"] = "none"
-    checkpoint_levels: tuple[int, ...] = ()  # for checkpointing selective
-    # torch.compile; takes minutes at the first start and seconds afterwards. None: on NVIDIA GPUs only.
-    compile: bool | None = None
-
-    def check(self, levels: int, world_size: int = 1) -> None:
-        """Raise UserError, naming the field, unless the values fit a U-Net of `levels` levels and the world size."""
-        check_number("parallel.shard", self.shard, least=1)
-        if world_size > self.shard and world_size % self.shard:
-            raise UserError(
-                f"parallel.shard is {self.shard}, which is not a divisor of {world_size} ranks; "
-                f"choose a divisor, or {world_size} to shard one replica over all ranks"
-            )
-        if (self.checkpointing == "selective") != bool(self.checkpoint_levels):
-            raise UserError("parallel.checkpoint_levels requires parallel.checkpointing selective: set both or neither")
-        for level in self.checkpoint_levels:
-            check_number("parallel.checkpoint_levels", level, least=0, below=levels)
 
 
 def build_mesh(config: ParallelConfig, device_type: str, world_size: int) -> DeviceMesh | None:

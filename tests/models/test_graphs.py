@@ -16,7 +16,8 @@ from imagen.presets import PRESETS, preset
 from imagen.stage.config import StageConfig
 from imagen.stage.loss import ForwardProcess
 from imagen.text.embeddings import pad_embeddings
-from imagen.train.parallel import ParallelConfig, apply_activation_checkpointing
+from imagen.train.config import ParallelConfig
+from imagen.train.parallel import apply_activation_checkpointing
 
 
 def shortened(config: UNetConfig) -> UNetConfig:

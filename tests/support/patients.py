@@ -19,9 +19,8 @@ from imagen.data.shards.writer import ShardWriter
 from imagen.diffusion.objective import ObjectiveConfig
 from imagen.models.config import Level, UNetConfig
 from imagen.text.config import TextConfig
-from imagen.train.config import TrainConfig
+from imagen.train.config import OptimConfig, TrainConfig
 from imagen.train.experiment import Experiment
-from imagen.train.optim import OptimConfig
 from imagen.train.ranks import Ranks
 from imagen.train.run import train_run
 

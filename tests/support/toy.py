@@ -15,9 +15,8 @@ from imagen.models.config import Level, UNetConfig
 from imagen.stage.config import StageConfig
 from imagen.text.config import TextConfig
 from imagen.train.callbacks import Callback
-from imagen.train.config import TrainConfig
+from imagen.train.config import OptimConfig, TrainConfig
 from imagen.train.experiment import Experiment
-from imagen.train.optim import OptimConfig
 from imagen.train.ranks import Ranks, process_group
 from imagen.train.trainer import train
 

@@ -18,9 +18,9 @@ from imagen.errors import UserError
 from imagen.models.unet import UNet
 from imagen.presets import PRESETS
 from imagen.train.adam_8bit import Adam8bit, DynamicQuantizer, dynamic_values, is_large
+from imagen.train.config import OptimConfig, ParallelConfig
 from imagen.train.layout import make_views, named_weights, permute_to_nhwc, permuted_weights
-from imagen.train.optim import OptimConfig, build_optimizer
-from imagen.train.parallel import ParallelConfig
+from imagen.train.optim import build_optimizer
 from imagen.train.plan.dry_run import DryRun
 from imagen.train.sharded import distribute_like, full_tensor
 from imagen.train.state import create_optimizer_state, run_tensors

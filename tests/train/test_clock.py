@@ -14,7 +14,7 @@ from imagen.data.loading.loader import Loader
 from imagen.models.layers import Attention
 from imagen.train import data
 from imagen.train.clock import StepTimer, Stopwatch, peak_memory
-from imagen.train.parallel import ParallelConfig
+from imagen.train.config import ParallelConfig
 from imagen.train.ranks import Ranks, process_group
 
 BATCH = Batch(0, ["a"], ["a"], torch.zeros(1, 3, 8, 8, dtype=torch.uint8), None, torch.zeros(1, 6, 8), None)

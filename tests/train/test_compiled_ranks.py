@@ -12,7 +12,8 @@ from toy import UNET
 from imagen.models import compiling
 from imagen.models.unet import UNet
 from imagen.train import parallel as parallel_module
-from imagen.train.parallel import ParallelConfig, build_mesh, parallelize
+from imagen.train.config import ParallelConfig
+from imagen.train.parallel import build_mesh, parallelize
 from imagen.train.ranks import process_group
 from imagen.train.sharded import full_tensor
 

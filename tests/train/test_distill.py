@@ -16,10 +16,10 @@ from imagen.errors import UserError
 from imagen.lora import LoraConfig
 from imagen.presets import preset
 from imagen.stage.config import SamplingConfig
+from imagen.train.config import OptimConfig
 from imagen.train.distill import DistillConfig
 from imagen.train.experiment import check, override
 from imagen.train.finetune import check_changes, start_from
-from imagen.train.optim import OptimConfig
 from imagen.train.run import train_run
 
 TEACHER = SamplingConfig(sampler="dpmpp_2m", steps=8, guidance=2.0, guidance_interval=(-20.0, 3.0), damping=0.1)

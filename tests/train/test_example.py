@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from toy import experiment, train_quietly
 
-from imagen.train.optim import OptimConfig
+from imagen.train.config import OptimConfig
 
 EXAMPLE = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "callback.py"))
 

@@ -11,7 +11,8 @@ from toy import UNET, experiment, train_quietly
 
 from imagen.models.config import Level
 from imagen.models.unet import UNet
-from imagen.train.parallel import ParallelConfig, build_mesh, parallelize
+from imagen.train.config import ParallelConfig
+from imagen.train.parallel import build_mesh, parallelize
 from imagen.train.ranks import Ranks, process_group
 from imagen.train.setup import TrainingRun
 

@@ -18,9 +18,8 @@ from imagen.errors import UserError
 from imagen.lora import LoraConfig, applied, fit, read_adapter
 from imagen.lora.modules import add_adapters, factors, is_factor, merged
 from imagen.models.unet import UNet, cast_copy
+from imagen.train.config import OptimConfig, ParallelConfig
 from imagen.train.export import export_run
-from imagen.train.optim import OptimConfig
-from imagen.train.parallel import ParallelConfig
 from imagen.train.run import train_run
 from imagen.train.trainer import Trainer
 

@@ -13,7 +13,7 @@ from toy import experiment
 from imagen.data.loading.loader import Loader
 from imagen.presets import PRESETS
 from imagen.train import data
-from imagen.train.parallel import ParallelConfig
+from imagen.train.config import ParallelConfig
 
 WHAT = experiment(text_dropout=0.0, log_every=1, gap_every=0, checkpoint_every=0, max_nonfinite=3)
 

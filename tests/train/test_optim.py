@@ -7,7 +7,8 @@ from toy import UNET
 
 from imagen.errors import UserError
 from imagen.models.unet import UNet
-from imagen.train.optim import OptimConfig, build_optimizer, learning_rate
+from imagen.train.config import OptimConfig
+from imagen.train.optim import build_optimizer, learning_rate
 
 
 def test_warm_up_then_cosine_to_zero():

@@ -12,10 +12,9 @@ from toy import UNET, experiment, train_on_rank, train_quietly
 from imagen.cascade import Cascade, SamplingConfig
 from imagen.errors import UserError
 from imagen.pictures import read_picture
+from imagen.train.config import OptimConfig, ParallelConfig
 from imagen.train.export import export_run
 from imagen.train.grid import SampleGrid
-from imagen.train.optim import OptimConfig
-from imagen.train.parallel import ParallelConfig
 from imagen.train.posthoc import reconstruct
 from imagen.train.ranks import process_group
 

@@ -10,7 +10,7 @@ from toy import experiment, train_quietly
 from imagen.errors import UserError
 from imagen.train import preview as module
 from imagen.train.callbacks import Callback
-from imagen.train.optim import OptimConfig
+from imagen.train.config import OptimConfig
 from imagen.train.preview import preview
 from imagen.train.ranks import Ranks, process_group
 

@@ -18,7 +18,7 @@ from imagen.data.loading.config import DataConfig
 from imagen.errors import UserError
 from imagen.train import checkpoint
 from imagen.train.checkpoint import CheckpointFolder, checkpoint_paths
-from imagen.train.optim import OptimConfig
+from imagen.train.config import OptimConfig
 
 STEPS = 11  # with a line at every third and a checkpoint at every fifth
 

@@ -12,7 +12,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from imagen.train.optim import OptimConfig, build_optimizer
+from imagen.train.config import OptimConfig
+from imagen.train.optim import build_optimizer
 from imagen.train.sharded import full_tensor
 
 CONFIGS = {

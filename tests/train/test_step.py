@@ -21,7 +21,8 @@ from imagen.models.unet import UNet
 from imagen.stage.inputs import drop_text
 from imagen.stage.resize import upsample
 from imagen.train.callbacks import Callback
-from imagen.train.optim import OptimConfig, build_optimizer
+from imagen.train.config import OptimConfig
+from imagen.train.optim import build_optimizer
 from imagen.train.step import clip_gradients, total_norm, training_step
 from imagen.train.validation import ConditionalGap, with_other_captions
 

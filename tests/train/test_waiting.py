@@ -14,11 +14,12 @@ from imagen.devices import pin, send
 from imagen.models.unet import UNet
 from imagen.presets import preset
 from imagen.stage.loss import ForwardProcess
+from imagen.train.config import OptimConfig, ParallelConfig
 from imagen.train.ema import Ema
 from imagen.train.layout import named_weights, permuted_weights
 from imagen.train.low_precision import LowPrecisionCopy
-from imagen.train.optim import OptimConfig, build_optimizer
-from imagen.train.parallel import ParallelConfig, build_mesh, parallelize
+from imagen.train.optim import build_optimizer
+from imagen.train.parallel import build_mesh, parallelize
 from imagen.train.ranks import process_group
 from imagen.train.sharded import full_tensor
 from imagen.train.step import launch_step

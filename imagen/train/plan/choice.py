@@ -7,9 +7,8 @@ import numpy as np
 
 from imagen.errors import UserError
 from imagen.gpus import GIB, PLANNABLE
-from imagen.train.config import micro_batches
+from imagen.train.config import ParallelConfig, micro_batches
 from imagen.train.experiment import Experiment
-from imagen.train.parallel import ParallelConfig
 from imagen.train.plan.calibration import usable_bytes
 from imagen.train.plan.dry_run import DryRun, TracedStep
 

@@ -31,13 +31,14 @@ from imagen.precision import autocast
 from imagen.stage.denoiser import build_predict
 from imagen.stage.distillation import Distillation, Levels, divided_steps
 from imagen.stage.loss import CleanBatch, ForwardProcess, NoisedBatch
+from imagen.train.config import ParallelConfig
 from imagen.train.ema import build_emas
 from imagen.train.experiment import Experiment
 from imagen.train.finetune import adapt
 from imagen.train.layout import named_weights, permuted_weights
 from imagen.train.low_precision import LowPrecisionCopy
 from imagen.train.optim import build_optimizer
-from imagen.train.parallel import ParallelConfig, apply_activation_checkpointing, build_mesh, parallelize
+from imagen.train.parallel import apply_activation_checkpointing, build_mesh, parallelize
 from imagen.train.ranks import Ranks
 from imagen.train.shapes import largest_size
 from imagen.train.state import create_optimizer_state
