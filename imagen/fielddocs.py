@@ -117,4 +117,6 @@ def _plural(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"{', '.join(map(str, get_args(kind)))}"
     words = describe_kind(kind)
+    if words.startswith("list "):
+        return words.replace("list", "lists", 1)
     return words if kind in (str, bool) else f"{words}s"

@@ -150,6 +150,19 @@ def open_given(path: str | Path) -> BinaryIO:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
+def read_text(path: str | Path) -> str:
+    """Read a text file of the user's, in UTF-8 with or without a byte-order mark.
+
+    Raises UserError, naming the path, if it cannot be read or is in another encoding.
+    """
+    with open_given(path) as file:
+        data = file.read()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file in UTF-8") from None
+
+
 def _check_regular(mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")

@@ -6,9 +6,11 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
+
+from imagen.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _DTYPES: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,7 +47,12 @@ def arithmetic(device: torch.device | str) -> Arithmetic:
 
 
 def autocast_dtype(device: torch.device | str, precision: Precision = "auto") -> torch.dtype | None:
-    """Return the autocast format for `device`, or None for float32. "auto": the format of `arithmetic`."""
+    """Return the autocast format for `device`, or None for float32. "auto": the format of `arithmetic`.
+
+    Raises UserError for an unknown name.
+    """
+    if precision not in get_args(Precision):
+        raise UserError(f"unknown precision {precision!r}: choose {', '.join(get_args(Precision))}")
     return arithmetic(device).network if precision == "auto" else _DTYPES[precision]
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -123,6 +123,8 @@ def make_request(
         raise UserError(f"batch_size is {batch_size}; it must be 1 or more")
     if vram is not None:
         check_number("vram", vram, above=0)
+    if noise not in get_args(NoiseKind):
+        raise UserError(f"unknown noise {noise!r}: choose {', '.join(get_args(NoiseKind))}")
     if start is not None and not isinstance(start, LazyImages):
         start = (start,) * count if isinstance(start, Image.Image) else tuple(start)
     last = (stages or len(cascade)) - 1

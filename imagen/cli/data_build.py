@@ -47,9 +47,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sizes",
         type=Listed(side),
-        nargs="+",
         default=[],
-        metavar="N",
+        metavar="N,...",
         help="store JPEGs of this shorter side, such as 64,256, in place of the images: small, and fast to load",
     )
     parser.add_argument(
@@ -75,7 +74,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="share of samples held out for validation, chosen at random (default: none)",
     )
-    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of the choice (default: 0)")
+    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="seed of the held-out choice (default: 0)")
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="downloads from a URL (default: ~/.cache/imagen/sources)"
     )
@@ -113,7 +112,7 @@ def _build(options: argparse.Namespace, engine: "Engine | None") -> Result:
             max_aspect=options.max_aspect,
             max_caption=options.max_caption,
             first_frame=options.first_frame,
-            sizes=tuple(size for sizes in options.sizes for size in sizes),
+            sizes=tuple(options.sizes),
         ),
         samples_per_shard=options.samples_per_shard,
         keep_duplicates=options.keep_duplicates,

@@ -98,7 +98,7 @@ def _words(name: str) -> str:
 
 COMMAND = Command(
     name="doctor",
-    help="find out why samples are noise, grey, oversaturated, all alike or deaf to the prompt",
+    help="find out why samples are noise, grey, oversaturated, all alike, or unrelated to the prompt",
     add=add,
     run=run,
     details="Measures data, weights, training log, loss and samples, and says for each fault what was measured, what\n"

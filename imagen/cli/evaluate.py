@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> Result | None:
     if rows is None:  # of a rank that does not report
         return None
     page = write_report(options.out, rows, shlex.join(["imagen", *sys.argv[1:]]), swept=name)
-    return Result(rows if len(rows) > 1 else rows[0], lambda: _show(rows, name, page))
+    return Result(rows if options.gap or name is not None else rows[0], lambda: _show(rows, name, page))
 
 
 def swept(text: str) -> tuple[str, list[Any]]:

@@ -48,7 +48,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--megapixels",
         type=number,
         metavar="F",
-        help="of a stored image, for the loader: a camera's have 12 (default: reduced to the stage's resolution)",
+        help="size of a stored image, for the loading time; a camera image has 12 (default: that of the stage)",
     )
     parser.add_argument(
         "--data", metavar="SHARDS", help="count the samples of these shards, and measure here how fast they load"

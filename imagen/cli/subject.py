@@ -8,6 +8,7 @@ from imagen.cli.command import Command, add_device
 from imagen.cli.output import Result, lines
 from imagen.cli.values import count, minutes
 from imagen.errors import UserError, check_text
+from imagen.files import read_text
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,8 @@ def run(options: argparse.Namespace) -> Result:
 
     if read_launch()[1] > 1:
         raise UserError(
-            "imagen subject runs in one process; train on several with `imagen train finetune_lora --data RUN/data`"
+            "imagen subject runs in one process: start it without torchrun; or, once it has written RUN/data, train "
+            "with `torchrun ... -m imagen train subject --init CASCADE --data RUN/data --out OTHER`"
         )
     experiment = fields.experiment(options)
     check(experiment)
@@ -70,7 +72,7 @@ def _prompts(text: str | None) -> tuple[str, ...]:
     if text is None:
         return ()
     if Path(text).is_file():
-        found = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = [line.strip() for line in read_text(text).splitlines() if line.strip()]
         if not found:
             raise UserError(f"{text} holds no prompts")
     else:

@@ -47,6 +47,8 @@ class ScheduleConfig:
                 f"a schedule needs -30 <= logsnr_min < logsnr_max <= 30, not {self.logsnr_min} and {self.logsnr_max}"
             )
         limits.check(self, limits.SCHEDULE, "a schedule's ")
+        if self.kind == "linear" and self.logsnr_max <= -10:
+            raise UserError(f"a linear schedule ends at -10.05: logsnr_max is {self.logsnr_max}; it must be above -10")
         if self.kind == "discrete_cosine" and self.shift_reference is not None:
             raise UserError("a discrete schedule cannot be shifted: leave shift_reference out")
 
@@ -80,19 +82,26 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Linear:
-    """Use the continuous limit of betas from 1e-4 to 0.02 in 1000 steps, with lambda clamped to its range.
+    """Use the continuous limit of betas from 1e-4 to 0.02 in 1000 steps.
 
     Score SDE (2011.13456), eq. 32 with beta_min = 0.1 and beta_max = 20: -log alpha^2 = 0.1 t + (20 - 0.1) t^2 / 2.
+    t is mapped linearly to the interval where lambda is in its range; lambda is at least -10.05, its value at t = 1.
     """
 
     logsnr_min: float = -15.0
     logsnr_max: float = 15.0
 
     def __call__(self, t: Tensor, /) -> Tensor:
-        t64 = t.double()
+        first, last = self._time(self.logsnr_max), min(1.0, self._time(self.logsnr_min))
+        t64 = first + t.double() * (last - first)
         minus_log_alpha2 = 0.1 * t64 + 9.95 * t64.square()
-        logsnr = -minus_log_alpha2.expm1().log()  # SNR = 1 / (1 / alpha^2 - 1); infinite at t = 0
-        return logsnr.clamp(self.logsnr_min, self.logsnr_max).to(t.dtype)
+        return (-minus_log_alpha2.expm1().log()).to(t.dtype)  # SNR = 1 / (1 / alpha^2 - 1)
+
+    @staticmethod
+    def _time(logsnr: float) -> float:
+        """Return the time, perhaps above 1, at which lambda is `logsnr`."""
+        minus_log_alpha2 = math.log1p(math.exp(-logsnr))
+        return 2 * minus_log_alpha2 / (0.1 + math.sqrt(0.01 + 4 * 9.95 * minus_log_alpha2))
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,9 @@ def choose(dataset: ShardedDataset, count: int | None, seed: int = 0) -> np.ndar
     """
     order = np.random.default_rng(seed).permutation(len(dataset))
     if count is not None and count > len(order):
-        raise UserError(f"{dataset.folder} has {len(order):,} samples, fewer than the {count:,} requested")
+        raise UserError(
+            f"{dataset.folder} has {len(order):,} samples, fewer than the {count:,} requested: lower --n or --reference"
+        )
     return order[:count]
 
 

@@ -142,7 +142,7 @@ def _check_counts(metrics: Sequence[Metric], generated: int, real: int) -> None:
         if fewest < metric.least:
             raise UserError(
                 f"{', '.join(metric.names)}: {generated:,} generated and {real:,} real images; at least "
-                f"{metric.least} of each are needed"
+                f"{metric.least} of each are needed: raise --n, or use a larger split"
             )
 
 

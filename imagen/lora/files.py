@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from imagen.errors import UserError, quoted
+from imagen.errors import UserError, check_number, quoted
 from imagen.files import open_regular, parse_json, read_json
 
 MOST_RANK = 4_096
@@ -150,14 +150,17 @@ def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _alpha(config: Mapping[str, Any], module: str, rank: int, path: Path) -> float:
     """Return the alpha of a module: the one in the settings, or else its rank."""
-    alpha = config.get("lora_alpha", rank)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
+    alpha, patterns = config.get("lora_alpha", rank), config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise UserError(f"{path}: alpha_pattern is not a JSON object: {quoted(json.dumps(patterns))}")
+    for pattern, value in patterns.items():
         # peft also allows regular expressions. A file's expressions are untrusted, so only names and their ends match.
         if module == pattern or module.endswith(f".{pattern}"):
             alpha = value
             break
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
         raise UserError(f"{path}: alpha is {quoted(json.dumps(alpha))}, not a number")
+    check_number(f"{path}: alpha", alpha)
     return float(alpha)
 
 

@@ -164,5 +164,6 @@ def listen(host: str, port: int) -> socket.socket:
         listening.listen(256)
     except (OSError, OverflowError) as error:
         listening.close()
-        raise UserError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from None
+        cause = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot listen on {host}:{port}: {cause}; choose another --port or --host") from None
     return listening

@@ -55,7 +55,7 @@ class SamplingConfig:
             self.build_sampler()
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-        for name, kind in (("spacing", Spacing), ("variance", Variance)):
+        for name, kind in (("spacing", Spacing), ("threshold", Threshold), ("variance", Variance)):
             known = get_args(kind)
             value = getattr(self, name)
             if value not in known:

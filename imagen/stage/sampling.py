@@ -130,7 +130,7 @@ class Stage:
             edit, logsnrs = edit.to(device), edit.last_logsnrs(logsnrs)
             if edit.strength < 1:
                 init_BCHW = edit.picture_BCHW if detail is None else detail.encode(edit.picture_BCHW)
-                x_BCHW = diffuse(init_BCHW, x_BCHW, logsnrs[:1].to(device))
+                x_BCHW = diffuse(init_BCHW, x_BCHW, logsnrs[:1].to(x_BCHW.dtype).to(device))  # MPS has no float64
 
         run = settings.build_sampler().sample
         on_step = on_step if detail is None else detail.reporting(on_step)

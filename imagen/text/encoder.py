@@ -239,7 +239,10 @@ def _check(config: TextConfig, architecture: Any) -> None:
     limit = getattr(architecture, "max_position_embeddings", None)
     relative = getattr(architecture, "relative_attention", False)  # DeBERTa: positions are unlimited
     if limit and config.max_tokens > limit and not relative:
-        raise UserError(f"it takes at most {limit} tokens, but text.max_tokens is {config.max_tokens}")
+        raise UserError(
+            f"it takes at most {limit} tokens, but text.max_tokens is {config.max_tokens}; set text.max_tokens to "
+            f"{limit} or less (`data encode`: --max-tokens)"
+        )
 
 
 @contextlib.contextmanager

@@ -149,4 +149,4 @@ def warning_of(phrases: Iterable[str], nearest: Callable[[str], Sequence[str]]) 
         close = nearest(phrase)
         shown.append(quoted(phrase) + (f" (nearest of the names it knows: {', '.join(close)})" if close else ""))
     more = f" and {len(phrases) - SHOWN:,} more" if len(phrases) > SHOWN else ""
-    return f"never trained on {', '.join(shown)}{more}; images of other things are to be expected"
+    return f"never trained on {', '.join(shown)}{more}; the images will probably show something else"

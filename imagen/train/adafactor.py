@@ -137,6 +137,9 @@ def _new_state(parameter: Tensor, beta1: float) -> dict[str, Tensor]:
         state["column"] = torch.zeros(columns, *kernel, dtype=parameter.dtype, device=parameter.device)
     else:
         state["square"] = torch.zeros_like(parameter)
+    # The first update replaces the second moments. Steps that are skipped before it would divide 0 by 0.
+    for moment in state.keys() - {"steps"}:
+        local(state[moment]).fill_(EPS)
     if beta1:
         state["momentum"] = torch.zeros_like(parameter)
     return state

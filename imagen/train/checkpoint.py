@@ -7,6 +7,7 @@ done.
 """
 
 import io
+import itertools
 import re
 import shutil
 import warnings
@@ -96,21 +97,25 @@ class CheckpointFolder:
     def load_latest(self, tensors: Tensors, report: Callable[[str], None] = print) -> RunState | None:
         """Fill `tensors` in place from the newest readable checkpoint and return its state; None without checkpoints.
 
-        Damaged newer checkpoints are renamed to `*.damaged` and reported. Raises UserError if there are checkpoints but
-        none can be read; the content of `tensors` is then undefined.
+        Removes the kind "optimizer" from `tensors` if that checkpoint has none: it was saved before the first update,
+        as when the first steps are skipped. Damaged newer checkpoints are renamed to `*.damaged` and reported. Raises
+        UserError if there are checkpoints but none can be read; the content of `tensors` is then undefined.
         """
         damaged: list[tuple[Path, str]] = []
         for path in reversed(self.ranks.on_first(self.paths)):
             try:
                 state = self.ranks.on_first(lambda path=path: _read_state(path))  # type: ignore[misc]
-                load(path, tensors, group=self._group)
+                updated = self.ranks.on_first(lambda path=path: _has_optimizer(path))  # type: ignore[misc]
+                found = {kind: named for kind, named in tensors.items() if updated or kind != "optimizer"}
+                load(path, found, group=self._group)
             except (UserError, ValueError) as error:
                 damaged.append((path, str(error)))
                 continue
+            if not updated:
+                tensors.pop("optimizer", None)
             for bad, why in damaged:
-                if self.ranks.is_first:
-                    bad.rename(f"{bad}.damaged")
-                report(f"{bad} is damaged ({why}): renamed to {bad.name}.damaged; resuming from {path.name}")
+                name = self.ranks.on_first(lambda bad=bad: _set_aside(bad))  # type: ignore[misc]
+                report(f"{bad} is damaged ({why}): renamed to {name}; resuming from {path.name}")
             return state
         if damaged:
             path, why = damaged[0]
@@ -146,6 +151,18 @@ def _read_state(path: Path) -> RunState:
     except (OSError, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from None
     return read_json(path / "state.json")
+
+
+def _has_optimizer(path: Path) -> bool:
+    return any(name.startswith("optimizer.") for name in read_checkpoint_metadata(path).state_dict_metadata)
+
+
+def _set_aside(path: Path) -> str:
+    """Rename a damaged checkpoint and return its new name, which no earlier one of that step has."""
+    names = itertools.chain([f"{path.name}.damaged"], (f"{path.name}.damaged-{n}" for n in itertools.count(2)))
+    free = next(name for name in names if not path.with_name(name).exists())
+    path.rename(path.with_name(free))
+    return free
 
 
 def load(path: Path, tensors: Tensors, group: dist.ProcessGroup | None = None) -> None:
@@ -199,9 +216,12 @@ class _Writer(dcp.FileSystemWriter):
         """Commit the checkpoint: on the first rank only, after every rank has written its part."""
         super().finish(metadata, results)
         write_json(self._temporary / "state.json", self._state)
-        shutil.rmtree(self._final, ignore_errors=True)  # exists if the run resumed from an older checkpoint
+        old = self._final.with_name(f".{self._final.name}.old.tmp")
+        if self._final.exists():  # if the run resumed from an older checkpoint, or had ended
+            self._final.rename(old)
         self._temporary.rename(self._final)
         sync_folder(self._final.parent)
+        shutil.rmtree(old, ignore_errors=True)
         self._after()
 
 

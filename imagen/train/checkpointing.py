@@ -35,7 +35,12 @@ class Checkpointer:
         if not self.ranks.on_first(self.checkpoints.paths):
             return None
         create_optimizer_state(self.unet, self.optimizer)
-        return self.checkpoints.load_latest(run_tensors(self.unet, self.emas, self.optimizer), report)
+        tensors = run_tensors(self.unet, self.emas, self.optimizer)
+        state = self.checkpoints.load_latest(tensors, report)
+        if "optimizer" not in tensors:
+            for part in self.optimizer.optimizers:
+                part.state.clear()
+        return state
 
     def update_emas(self, step: int, *, now: bool = False) -> None:
         """Update the EMAs with the weights after `step`, if it is a multiple of `train.ema_every` or if `now` is set.

@@ -26,19 +26,19 @@ class TrainConfig:
     # Further EMAs. Their snapshots are written to RUN/averages, for `imagen export` to choose from.
     ema_decays: tuple[float, ...] = ()
     ema_sigma_rels: tuple[float, ...] = ()  # as in EDM2; from two, such as 0.05 and 0.1, any other is reconstructed
-    ema_snapshot_every: int = 5_000  # steps between snapshots of these EMAs
+    ema_snapshot_every: int = 5_000  # steps between snapshots of these EMAs; 0: only after the last step
     ema_every: int = 1  # steps between updates of the EMAs
     text_dropout: float = 0.1  # share of captions that the unconditional embedding replaces, for guidance
     freeze: tuple[str, ...] = ()  # fnmatch patterns of parameters that are not trained, such as `down.*`
     trainable: tuple[str, ...] = ()  # fnmatch patterns of the only parameters that are trained; none: all
     shuffle_captions: bool = False  # control experiment: each image is trained with another image's caption
     max_nonfinite: int = 10  # consecutive non-finite steps after which training fails
-    log_every: int = 50  # steps between rows of metrics; for this and the next two, 0: the last step alone
-    sample_every: int = 5_000  # steps between sample grids
-    checkpoint_every: int = 5_000  # steps between checkpoints and exports
+    log_every: int = 50  # steps between rows of metrics; 0: only after the last step
+    sample_every: int = 5_000  # steps between sample grids; 0: only after the last step
+    checkpoint_every: int = 5_000  # steps between checkpoints and exports; 0: only after the last step
     keep_checkpoints: int = 2  # number of latest checkpoints to keep
     keep_every: int = 0  # also keep checkpoints at multiples of this step; 0: none
-    gap_every: int = 500  # steps between measurements of the conditional gap
+    gap_every: int = 500  # steps between measurements of the conditional gap; 0: only after the last step
     gap_samples: int = 128  # validation samples of that measurement
     # Steps between metrics of samples of the EMA weights, as `imagen evaluate` computes them; None: never.
     evaluate_every: int | None = None

@@ -135,7 +135,10 @@ class TrainingData:
             pairs = [(portion, found) for portion, found in everything if split in found]
             if split == "train" and len(pairs) < len(everything):
                 portion, found = next(pair for pair in everything if pair not in pairs)
-                raise UserError(f"{portion.location} has no split 'train', only {', '.join(map(repr, found))}")
+                only = ", ".join(map(repr, found))
+                raise UserError(
+                    f"{portion.location} has no split 'train', only {only}; give the folder that contains it"
+                )
             text = self.experiment.text if self._encoder is None else None
             parts = [ShardedDataset(found[split], self.experiment.data.shard_cache) for _, found in pairs]
             texts = [] if text is None else [Embeddings(part, text) for part in parts]

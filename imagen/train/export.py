@@ -140,7 +140,7 @@ def _checkpoint_weights(folder: Path, step: int | None) -> tuple[dict[str, Tenso
     """Return the EMA weights in the checkpoint of `step` (default: the last one), and its step."""
     paths = {int(path.name.removeprefix("step-")): path for path in checkpoint_paths(folder)}
     if not paths:
-        raise UserError(f"{folder} contains no checkpoints")
+        raise UserError(f"{folder} contains no checkpoints; train until the first one (train.checkpoint_every)")
     step = max(paths) if step is None else step
     if step not in paths:
         raise UserError(f"{folder} has no checkpoint of step {step}, only of {', '.join(map(str, paths))}")

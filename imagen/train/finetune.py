@@ -19,6 +19,7 @@ from imagen.train.initial import (
     InitConfig,
     base_path,
     find_source,
+    forget_kept,
     keep_base,
     keep_licences,
     keep_unconditional,
@@ -145,6 +146,8 @@ def prepare(
     resumes: whether a checkpoint is loaded next. It contains all weights, except the frozen ones beneath adapters.
     """
     init, adapts = experiment.init, experiment.lora.rank > 0
+    if not resumes:
+        ranks.on_first(lambda: forget_kept(run))
     if init is not None and (adapts or not resumes):
         if not resumes:
             ranks.on_first(lambda: keep_licences(run, init))

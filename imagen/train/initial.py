@@ -24,6 +24,8 @@ from imagen.tensors import save_tensors
 from imagen.text.config import TextConfig
 from imagen.text.vocabulary import Vocabulary
 
+VOCABULARY = "vocabulary.json"  # in RUN/base
+
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig:
@@ -98,6 +100,12 @@ def keep_licences(run: Path, init: InitConfig) -> None:
 UNCONDITIONAL = "unconditional"
 
 
+def forget_kept(run: Path) -> None:
+    """Delete what an earlier start in this folder kept, one that ended before its first checkpoint."""
+    for name in (f"{UNCONDITIONAL}.safetensors", VOCABULARY):
+        (run / "base" / name).unlink(missing_ok=True)
+
+
 def keep_unconditional(run: Path, init: InitConfig, text: TextConfig | None) -> None:
     """Copy the cascade's unconditional embedding into the run folder if it is that of `text`.
 
@@ -121,12 +129,12 @@ def keep_vocabulary(run: Path, init: InitConfig) -> None:
     """Store the vocabulary of the stage in the run folder, if it has one: the weights still know it after training."""
     vocabulary = Vocabulary.from_json(find_source(init.source).record.info.get("vocabulary"))
     if vocabulary is not None:
-        write_json(run / "base" / "vocabulary.json", vocabulary.to_json())
+        write_json(run / "base" / VOCABULARY, vocabulary.to_json())
 
 
 def read_kept_vocabulary(run: Path) -> Vocabulary | None:
     """Return the vocabulary that `keep_vocabulary` stored; None without one."""
-    path = run / "base" / "vocabulary.json"
+    path = run / "base" / VOCABULARY
     return Vocabulary.from_json(read_json(path)) if path.is_file() else None
 
 

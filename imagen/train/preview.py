@@ -72,7 +72,7 @@ def preview(
             if result.problem is not None:
                 ranks.fail(f"step {len(taken)}: {result.problem}")
         memory = max(ranks.gather_objects(peak_memory(ranks.device)))
-        own_rate = _loader_rate(batches, trainer.run.micro_batch, experiment.data.workers)
+        own_rate = loader_rate(batches, trainer.run.micro_batch, experiment.data.workers)
         rate = min(ranks.gather_objects(own_rate)) * ranks.world_size
     first, later = _agreed(ranks, taken[0]), _agreed(ranks, min(taken[1:]))
     left = config.steps - ranks.on_first(lambda: _steps_done(out))
@@ -94,14 +94,15 @@ def _agreed(ranks: Ranks, seconds: float) -> float:
     return max(ranks.gather_objects(seconds))
 
 
-def _loader_rate(batches: Iterator, size: int, workers: int) -> float:
+def loader_rate(batches: Iterator, size: int, workers: int) -> float:
     """Return the images per second of this rank's loader while nothing trains.
 
     size: images per batch. Loader processes have read ahead: the first half of the batches is not counted, unless
     loading is so slow that it takes longer than SECONDS.
     """
     count = LOADED * max(1, workers)
-    began, skipped = time.monotonic(), 0
+    began = counted_from = time.monotonic()
+    skipped = 0
     for number in range(count):
         next(batches)
         if number < count // 2 and time.monotonic() - began < SECONDS:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from imagen.data.shards.dataset import open_split
 from imagen.pictures import write_png
 
 FAST = ["--data.workers", "0", "--train.batch_size", "4", "--train.gap_samples", "4", "--train.precision", "fp32"]
@@ -29,7 +30,13 @@ def test_a_subject_from_images_to_a_lora(artifacts, photos, imagen, error_of, tm
     subject = ["subject", photos, "--init", f"{artifacts / 'cascade'}#64", "--out", tmp_path / "run", *FAST]
     options = ["--prior", "a dog", "--prior-count", 4, "--train.sample_every", 0, "--device", "cpu"]
     assert "1.png has no caption: write it to 1.txt, or set --prompt" in error_of(*subject, *options)
+    (photos / "1.txt").write_bytes("ein Hund für mich".encode("latin-1"))
+    assert "1.txt is not a text file in UTF-8" in error_of(*subject, *options)
+    (photos / "1.txt").unlink()
+    (photos / "0.txt").write_bytes(b"\xef\xbb\xbfa photo of sks dog on grass")  # a byte-order mark, as of Notepad
     said = imagen(*subject, *options, "--prompt", "a photo of sks dog", "--train.steps", 1)
+    captions = {open_split(tmp_path / "run" / "data").caption(i) for i in range(7)}
+    assert captions == {"a photo of sks dog on grass", "a photo of sks dog", "a dog"}
     assert "1 of 3 images are smaller than 64 pixels" in said and "lora.safetensors" in said
     assert "3 images of the subject, each 1 times, and 4 of its class" in said
     assert len(list((tmp_path / "run" / "prior").glob("0*.png"))) == 4

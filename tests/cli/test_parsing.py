@@ -106,6 +106,8 @@ def test_lists_are_separated_by_commas_only():
     assert (options.guidance, options.guidance_interval, options.prompts) == ([2, 1.5], [(-5, 5), None], ["3", "4"])
     options = parse(["sample", "c", "--out", "o", "--tile", "none,512", "--vram", "-1e3", "--size", "64", "96", "7"])
     assert (options.tile, options.vram, options.size, options.prompts) == ([None, 512], -1000, [64, 96], ["7"])
+    options = parse(["data", "build", "--out", "o", "--sizes", "64,256", "photos"])
+    assert (options.sizes, str(options.source)) == ([64, 256], "photos")
 
 
 @pytest.mark.parametrize("sizes", ["64,256", "64 256", "64, 256"])

@@ -39,11 +39,18 @@ def test_linear_is_the_limit_of_the_discrete_chain():
     assert error(1000) / error(10_000) == pytest.approx(10, rel=0.1)  # first order in the step
 
 
-def test_linear_log_snr_has_the_given_range():
-    schedule = build_schedule(ScheduleConfig(kind="linear", logsnr_min=-9.0, logsnr_max=8.0), 64)
-    t = torch.tensor([0.0, 0.5, 1.0], dtype=F64)
-    middle = -math.log(math.expm1(0.1 * 0.5 + 9.95 * 0.25))
-    assert schedule(t).tolist() == pytest.approx([8.0, middle, -9.0], abs=1e-12)
+@pytest.mark.parametrize("ends", [(-15.0, 15.0), (-9.0, 8.0), (-20.0, -9.0)])
+def test_linear_log_snr_has_the_given_range(ends):
+    schedule = build_schedule(ScheduleConfig(kind="linear", logsnr_min=ends[0], logsnr_max=ends[1]), 64)
+    t = torch.linspace(0, 1, 1001, dtype=F64)
+    logsnr = schedule(t)
+    last = max(ends[0], -math.log(math.expm1(10.05)))  # its end at t = 1
+    assert logsnr[[0, -1]].tolist() == pytest.approx([ends[1], last], abs=1e-9)
+    assert (logsnr.diff() < 0).all()  # so that a sampler can take these steps
+    # -log alpha^2 = 0.1 t' + 9.95 t'^2, and t' is affine in t.
+    minus_log_alpha2 = torch.nn.functional.softplus(-logsnr)
+    time = ((0.01 + 39.8 * minus_log_alpha2).sqrt() - 0.1) / 19.9
+    torch.testing.assert_close(time, time[0] + t * (time[-1] - time[0]), rtol=0, atol=1e-12)
 
 
 def test_cosine_closed_form_and_range():
@@ -98,7 +105,8 @@ def test_noise_label_is_the_time_of_the_cosine_schedule():
 
 
 def test_an_invalid_range_is_a_user_error():
-    for bad in ({"logsnr_min": 3.0, "logsnr_max": 2.0}, {"logsnr_max": math.inf}, {"shift_reference": 0}):
+    unreachable = {"kind": "linear", "logsnr_min": -20.0, "logsnr_max": -12.0}
+    for bad in ({"logsnr_min": 3.0, "logsnr_max": 2.0}, {"logsnr_max": math.inf}, {"shift_reference": 0}, unreachable):
         with pytest.raises(UserError, match="schedule"):
             ScheduleConfig(**bad)
 

@@ -152,6 +152,14 @@ def test_damaged_files_are_rejected(tensors: dict[str, Tensor], message: str, tm
         read_adapter(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize("settings", [{"alpha_pattern": ["x"]}, {"lora_alpha": 10**400}, {"lora_alpha": "8"}])
+def test_malformed_settings_are_rejected(settings: dict[str, object], tmp_path: Path) -> None:
+    metadata = {"lora_adapter_metadata": json.dumps(settings)}
+    save_file(GOOD, tmp_path / "a.safetensors", metadata=metadata)
+    with pytest.raises(UserError, match=r"alpha(_pattern)? is"):
+        read_adapter(tmp_path / "a.safetensors")
+
+
 def test_unsupported_files_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"\x80\x04K\x01.")  # a pickle
     for path, message in ((tmp_path / "a.safetensors", "not a safetensors file"), (tmp_path / "b", "does not exist")):

@@ -110,7 +110,7 @@ def test_a_job_warns_of_unknown_words_with_the_nearest_names(http: Any) -> None:
     assert finished(http, prompt="two cats and a dog")["warning"] is None
     assert finished(http, prompt="")["warning"] is None
     many = finished(http, prompt="an owl, a bee, a fox, a cow, an ant")
-    assert "'fox' (nearest" in many["warning"] and "and 2 more; images of other things" in many["warning"]
+    assert "'fox' (nearest" in many["warning"] and "and 2 more; the images will probably" in many["warning"]
 
 
 def test_a_stream_has_one_warning(http: Any) -> None:
@@ -210,7 +210,7 @@ def test_a_slow_encoder_only_costs_the_names(folder: Path, monkeypatch: pytest.M
         found = hinting(encoder, ["a zeppelin"] * 20, folder)
     finally:
         encoder.released.set()
-    assert found == ["never trained on 'zeppelin'; images of other things are to be expected"] * 20
+    assert found == ["never trained on 'zeppelin'; the images will probably show something else"] * 20
 
 
 class BrokenEncoder(WordTokenEncoder):
@@ -220,7 +220,7 @@ class BrokenEncoder(WordTokenEncoder):
 
 def test_an_encoder_that_fails_only_costs_the_names(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert hinting(BrokenEncoder(), ["a zeppelin"], folder) == [
-        "never trained on 'zeppelin'; images of other things are to be expected"
+        "never trained on 'zeppelin'; the images will probably show something else"
     ]
     assert "no memory" in capsys.readouterr().err
 

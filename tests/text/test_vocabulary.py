@@ -55,7 +55,7 @@ def test_very_many_names_are_not_encoded():
 
     names = tuple(f"name {number}" for number in range(MOST_NAMES + 1))
     found = untrained_words(["a zeppelin"], Vocabulary(VOCABULARY.words, names), refuse)
-    assert found == "never trained on 'zeppelin'; images of other things are to be expected"
+    assert found == "never trained on 'zeppelin'; the images will probably show something else"
 
 
 def test_nearest_names_by_the_cosine_of_mean_embeddings():
@@ -82,11 +82,11 @@ def test_the_warning_names_what_is_unknown_once():
     assert untrained_words(["a dog", "a red horse"], VOCABULARY, encode) is None
     assert untrained_words(["a zeppelin", "two zeppelin"], VOCABULARY, encode) == (
         "never trained on 'zeppelin' (nearest of the names it knows: yo-yo, horse, dog); "
-        "images of other things are to be expected"
+        "the images will probably show something else"
     )
     without_names = Vocabulary(VOCABULARY.words)
     assert untrained_words(["a cat, a cow", "a fox"], without_names, encode) == (
-        "never trained on 'cat', 'cow', 'fox'; images of other things are to be expected"
+        "never trained on 'cat', 'cow', 'fox'; the images will probably show something else"
     )
     many = ["cat", "cow", "owl", "fox", "bee"]
     assert "'owl' and 2 more;" in untrained_words(many, without_names, encode)

@@ -48,6 +48,27 @@ def test_small_matrices_store_a_second_moment_per_element():
         torch.testing.assert_close(w.detach(), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("beta1", [0.0, 0.9])
+def test_a_skipped_first_step_changes_nothing(beta1):
+    torch.manual_seed(0)
+    shapes = [(40, 56), (17,), (48, 36, 3, 3)]
+    ours = [Parameter(torch.randn(shape)) for shape in shapes]
+    plain = [Parameter(p.detach().clone()) for p in ours]
+    optimizer, reference = (Adafactor(each, 0.01, beta1=beta1, weight_decay=0.1) for each in (ours, plain))
+    for p in ours:
+        p.grad = torch.full_like(p, torch.nan)
+    optimizer.step(factor=torch.tensor(torch.nan), finite=torch.tensor(False))
+    assert all(torch.equal(p, q) for p, q in zip(ours, plain, strict=True))
+    for _ in range(2):
+        for p, q in zip(ours, plain, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        optimizer.step(factor=torch.tensor(1.0), finite=torch.tensor(True))
+        reference.step()
+        for p, q in zip(ours, plain, strict=True):
+            torch.testing.assert_close(p, q)
+
+
 def test_shapes_of_the_state():
     wide, bias, conv = (Parameter(torch.randn(shape)) for shape in [(64, 128), (64,), (64, 32, 3, 3)])
     for p in (wide, bias, conv):

@@ -93,6 +93,13 @@ class TestWeights:
         moved = shutil.copytree(cascade, tmp_path / "moved")
         assert train_quietly(started(moved), shards, tmp_path / "other").finished
 
+    def test_an_earlier_start_without_a_checkpoint_leaves_nothing(self, shards, cascade, tmp_path):
+        Trainer(started(cascade), shards, tmp_path, report=lambda line: None)
+        assert (tmp_path / "base" / "unconditional.safetensors").is_file()
+        (tmp_path / "base" / "vocabulary.json").write_text("{}")
+        Trainer(experiment(), shards, tmp_path, report=lambda line: None)
+        assert not list((tmp_path / "base").iterdir())
+
     def test_a_run_can_be_the_source(self, shards, cascade, tmp_path):
         train_run(started(cascade, steps=1), shards, tmp_path / "a", report=lambda line: None)
         what = started(tmp_path / "a", steps=1)

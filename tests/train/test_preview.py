@@ -62,6 +62,12 @@ def test_a_slow_loader_is_reported(shards, temporary):
     assert slow.waits and not fast.waits
 
 
+def test_a_first_batch_that_takes_longer_than_the_measurement(monkeypatch):
+    clock = iter(range(0, 1_000_000, 30))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    assert 0 < module.loader_rate(iter(range(1000)), size=8, workers=0) < 1
+
+
 def test_a_loss_that_is_not_finite(shards, temporary):
     optim = OptimConfig(lr=1e6, warmup_steps=0, schedule="constant", clip_norm=1e30)
     with pytest.raises(UserError, match=r"step \d: the (loss|gradient) is not finite"):

@@ -130,6 +130,26 @@ def test_damaged_last_checkpoint_falls_back(shards, tmp_path, rows, uninterrupte
     assert_same(last_checkpoint(tmp_path), last_checkpoint(uninterrupted))
 
 
+def test_a_step_can_be_damaged_twice(shards, tmp_path, uninterrupted):
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    last = tmp_path / "checkpoints" / "step-00000011"
+    for name in ("step-00000011.damaged", "step-00000011.damaged-2"):
+        flip_a_bit(last / "__0_0.distcp")
+        assert train_quietly(experiment(steps=STEPS), shards, tmp_path).step == STEPS
+        assert last.with_name(name).is_dir() and last.is_dir()
+
+
+def test_a_checkpoint_is_replaced_by_renaming(shards, tmp_path, uninterrupted, monkeypatch):
+    """A kill while the old one is deleted would otherwise lose both."""
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    last = tmp_path / "checkpoints" / "step-00000011"
+    deleted = []
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda path, **_: deleted.append((path.name, last.is_dir())))
+    assert train_quietly(experiment(steps=STEPS), shards, tmp_path).step == STEPS
+    assert (".step-00000011.old.tmp", True) in deleted and (last.name, True) not in deleted
+    assert_same(last_checkpoint(tmp_path), last_checkpoint(uninterrupted))
+
+
 def test_no_readable_checkpoint_is_an_error_and_nothing_is_lost(shards, tmp_path):
     what = experiment(steps=6)
     train_quietly(what, shards, tmp_path)
@@ -147,7 +167,8 @@ def test_another_config_is_rejected(shards, tmp_path):
         train_quietly(experiment(steps=2, optim=OptimConfig(clip_norm=2.0, lr=1e-3, warmup_steps=4)), shards, tmp_path)
     with pytest.raises(UserError, match=r"train\.batch_size = 8, not 16"):
         train_quietly(experiment(steps=2, batch_size=16), shards, tmp_path)
-    more = experiment(steps=4, log_every=1, checkpoint_every=1, gap_every=2, data=DataConfig(workers=1))
+    data = DataConfig(workers=1, max_bad=0.3)
+    more = experiment(steps=4, log_every=1, checkpoint_every=1, gap_every=2, max_nonfinite=3, data=data)
     assert train_quietly(more, shards, tmp_path).step == 4
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from run_state import assert_same, last_checkpoint
 from steps import build_forward_process, load_batches, randomize_zero_layers
 from toy import TRAIN, UNET, experiment, train_quietly
 
@@ -244,6 +245,22 @@ def test_a_run_skips_non_finite_steps_and_stops_after_many(shards, tmp_path, mon
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows[2]["loss"] is None and rows[2]["nonfinite"] == 1
     assert rows[3]["loss"] > 0 and "nonfinite" not in rows[3]
+
+
+def test_a_run_that_stopped_before_its_first_update_resumes(shards, tmp_path, monkeypatch):
+    class Poisoned(Loader):
+        def __iter__(self):
+            for batch in super().__iter__():
+                bad = self.dataset.folder.name == "train" and batch.position == 0
+                yield replace(batch, text=batch.text * torch.nan) if bad else batch
+
+    monkeypatch.setattr("imagen.train.data.Loader", Poisoned)
+    what = experiment(text_dropout=0.0, steps=3, gap_every=0)
+    train_quietly(what, shards, tmp_path / "whole")
+    train_quietly(experiment(text_dropout=0.0, steps=1, gap_every=0), shards, tmp_path / "parts")
+    assert not last_checkpoint(tmp_path / "parts")["optimizer"]
+    assert train_quietly(what, shards, tmp_path / "parts").step == 3
+    assert_same(last_checkpoint(tmp_path / "parts"), last_checkpoint(tmp_path / "whole"))
 
 
 # --- the conditional gap ---

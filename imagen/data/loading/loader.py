@@ -152,7 +152,7 @@ class Loader:
             if bad > 10 + self.config.max_bad * seen:  # 10: a few bad images at the start do not stop the run
                 raise UserError(
                     f"{bad} of {seen} samples are bad (data.max_bad is {self.config.max_bad}), "
-                    f"the last one {batch.problems[-1]}; clean the data or raise the limit"
+                    f"the last one {batch.problems[-1]}; clean the data, or raise the limit with --data.max_bad"
                 )
             yield batch
 

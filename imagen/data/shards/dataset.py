@@ -64,7 +64,8 @@ def open_split(folder: str | Path, split: str = "train", cache: CacheConfig | No
     check_shards(folder)
     found = splits(folder)
     if split not in found:
-        raise UserError(f"{folder} has no split {split!r}, only {', '.join(map(repr, found))}")
+        remedy = "; `imagen data build --held-out` makes one" if split == "heldout" else ""
+        raise UserError(f"{folder} has no split {split!r}, only {', '.join(map(repr, found))}{remedy}")
     return ShardedDataset(found[split], cache)
 
 

@@ -62,7 +62,7 @@ def test_a_build_stores_masters_and_small_images_unchanged(imagen, folder, tmp_p
 
 
 def test_training_reads_the_master_of_its_size(imagen, folder, tmp_path):
-    imagen("data", "build", folder, "--out", tmp_path / "shards", "--sizes", 64, 128, "--workers", 1)
+    imagen("data", "build", folder, "--out", tmp_path / "shards", "--sizes", "64,128", "--workers", 1)
     imagen("data", "build", folder, "--out", tmp_path / "whole", "--workers", 1)
     small, whole = (
         SampleReader(open_split(tmp_path / name), DataConfig(), 64, None, None) for name in ("shards", "whole")
