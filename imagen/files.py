@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from imagen.errors import UserError
-from imagen.system import HOST_ID, is_alive
+from imagen.system import HOST_ID, is_alive, lock
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MOST_NESTED = 100  # depth of nested lists and objects in JSON; our own files have fewer than ten
@@ -92,6 +92,30 @@ def sync_folder(folder: Path) -> None:
     with suppress(OSError):
         os.fsync(handle)
     os.close(handle)
+
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path, problem: str) -> Iterator[None]:
+    """Lock `folder` inside the block, by a file in it. Raises UserError(`problem`) if another process holds the lock.
+
+    The lock is also released if the process is killed.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = open(folder / LOCK, "w")  # noqa: SIM115  # closed below
+    except OSError as error:
+        raise cannot_write(folder / LOCK, error) from None
+    with opened as file:
+        if not lock(file) or not os.fstat(file.fileno()).st_nlink:  # 0: its holder has just ended and deleted it
+            raise UserError(problem)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                (folder / LOCK).unlink()
 
 
 def copy_licences(source: Path, target: Path) -> None:

@@ -24,7 +24,7 @@ from imagen.files import read_json
 from imagen.weights import packaged_path
 
 SIDE, GRID = 64, 16  # side of the input in pixels, and of the output in cells
-MIN_PROBABILITY = 0.5  # minimum probability of a centre for a detection
+MIN_LOGIT = 0.0  # minimum logit of a centre for a detection: a probability of 0.5
 PACKAGED = ("openmoji", "fluent")  # the drawings that the packaged recognisers distinguish
 MAX_WIDTH = 512
 CONFIG, WEIGHTS = "recogniser.json", "recogniser.safetensors"
@@ -81,7 +81,7 @@ class Recogniser(nn.Module):
         found = []
         for x_BCHW in _batches(images, batch_size):
             centre_BHW, kind_BKHW = self(x_BCHW)
-            found += [self._peaks(c, k) for c, k in zip(centre_BHW.sigmoid(), kind_BKHW, strict=True)]
+            found += [self._peaks(c, k) for c, k in zip(centre_BHW, kind_BKHW, strict=True)]
         return found
 
     @torch.no_grad()
@@ -94,13 +94,17 @@ class Recogniser(nn.Module):
         return torch.cat([torch.cat([h.mean((2, 3)), h.std((2, 3))], dim=1) for h in found]).numpy()
 
     def _peaks(self, centre_HW: Tensor, kind_KHW: Tensor) -> list[Detection]:
-        """Return the detections at local maxima, because one object activates several cells."""
+        """Return the detections at local maxima, because one object activates several cells.
+
+        Of the logits: sigmoids of neighbours may be equal after rounding, and one object would count twice.
+        """
         highest_HW = F.max_pool2d(centre_HW[None, None], 3, stride=1, padding=1)[0, 0]
-        peak_HW = (centre_HW == highest_HW) & (centre_HW >= min(MIN_PROBABILITY, float(centre_HW.max())))
+        peak_HW = (centre_HW == highest_HW) & (centre_HW >= min(MIN_LOGIT, float(centre_HW.max())))
         detections = []
         for row, column in peak_HW.nonzero().tolist():
             name = self.names[int(kind_KHW[:, row, column].argmax())]
-            detections.append(Detection(name, float(centre_HW[row, column]), (column + 0.5) / GRID, (row + 0.5) / GRID))
+            probability = float(centre_HW[row, column].sigmoid())
+            detections.append(Detection(name, probability, (column + 0.5) / GRID, (row + 0.5) / GRID))
         return sorted(detections, key=lambda each: -each.probability)
 
 

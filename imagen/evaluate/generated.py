@@ -54,7 +54,7 @@ def generated_features(
     """
     _claim(out, _identity(cascade, request, extractors))
     parts = _parts(request)
-    missing = [number for number in range(rank, len(parts), ranks) if not _path(out, number).is_file()]
+    missing = [number for number in range(rank, len(parts), ranks) if not _is_whole(out, number, parts, save_images)]
     with progress_bar(
         total=sum(len(batch) for number in missing for batch in parts[number]),
         unit="image",
@@ -90,6 +90,16 @@ def _parts(request: Request) -> list[list[range]]:
     return [[range(i, min(i + size, end)) for i in range(start, end, size)] for start, end in ends]
 
 
+def _is_whole(out: Path, number: int, parts: list[list[range]], save_images: int) -> bool:
+    """Return whether the features of a part exist, and its images below `save_images`."""
+    saved = (i for batch in parts[number] for i in batch if i < save_images)
+    return _path(out, number).is_file() and all(_image(out, i).is_file() for i in saved)
+
+
+def _image(out: Path, number: int) -> Path:
+    return out / "images" / f"{number:05d}.png"
+
+
 def _path(out: Path, part: int) -> Path:
     return out / "features" / f"{part:05d}.safetensors"
 
@@ -97,7 +107,7 @@ def _path(out: Path, part: int) -> Path:
 def _save(images_BCHW: Tensor, batch: range, out: Path, save_images: int) -> None:
     for number, image in zip(batch, to_images(images_BCHW), strict=True):
         if number < save_images:
-            write_png(out / "images" / f"{number:05d}.png", image)
+            write_png(_image(out, number), image)
 
 
 def _identity(cascade: Cascade, request: Request, extractors: Mapping[str, Extractor | Pairs]) -> dict[str, Any]:

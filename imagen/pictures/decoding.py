@@ -146,6 +146,8 @@ def _decode_any(data: bytes) -> np.ndarray:
     with read_header(data) as image:
         _check_size(*image.size)
         image.load()  # applies the orientation of a TIFF
+        if image.format == "PNG":
+            _scale_colour_key(image, png.bit_depth(data))
         profile = jpeg2000.icc_profile(data) if image.format == "JPEG2000" else image.info.get("icc_profile")
         pixels_HWC = _rgb(image, profile if isinstance(profile, bytes) else None)
         return np.ascontiguousarray(_UPRIGHT.get(_orientation(image), lambda x: x)(pixels_HWC))
@@ -166,6 +168,15 @@ def _rgb(image: Image.Image, profile: bytes | None) -> np.ndarray:
     if image.mode in ("1", "L"):
         return from_grey(np.asarray(image.convert("L")), profile)
     return from_rgb(np.asarray(image.convert("RGB")), profile)
+
+
+def _scale_colour_key(image: Image.Image, bits: int) -> None:
+    """Scale the transparent colour of a PNG (tRNS) to 8 bits, as Pillow scales the pixels but not the colour."""
+    clear = image.info.get("transparency")
+    if isinstance(clear, int) and bits in (2, 4):
+        image.info["transparency"] = clear * 255 // (2**bits - 1)
+    elif isinstance(clear, tuple) and bits == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
 
 
 def _grey_levels(image: Image.Image) -> np.ndarray:

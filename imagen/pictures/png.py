@@ -26,6 +26,11 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         position = end
 
 
+def bit_depth(data: bytes) -> int:
+    """Return the bits per sample."""
+    return data[24]
+
+
 def without_text(data: bytes) -> bytes:
     """Remove text chunks, because Pillow rejects valid images with long ones, in which some programs store settings."""
     kept, rest = [], 0

@@ -141,14 +141,16 @@ async def _respond(
         events = _events(service, job, prepared, name)
         return EventStream(events, lambda: service.jobs.abandon(job))
     job = service.submit(prepared, client, kind)
+    reader = asyncio.Event()
+    job.watchers.add(reader)  # until its images are read: an ended job without watchers may be deleted
     warning = asyncio.ensure_future(warn(service, job, prepared.requests[0]))
     try:
         await until_ended(request, service.jobs, job)
-        # Before the next wait: an ended job may be deleted when others need its memory.
         pictures = [_picture(request, job, picture, images.response_format) for picture in job.pictures]
         await warning
         return JSONResponse({"data": pictures, **_about(job, job.pictures[0])})
     finally:
+        job.watchers.discard(reader)
         warning.cancel()
 
 
@@ -196,7 +198,7 @@ async def _events(
                     about["created_at"] = about.pop("created")
                     about.pop("usage")
                     about.pop("warning", None)  # it may not be known yet
-                    data = to_base64(encoded(image, prepared.format))
+                    data = to_base64(await asyncio.to_thread(encoded, image, prepared.format))
                     about |= {"b64_json": data, "partial_image_index": sent[picture]}
                     sent[picture] += 1
                     yield f"{name}.partial_image", {"type": f"{name}.partial_image", **about}

@@ -153,7 +153,7 @@ def prepare(
     height, width = max(requests[0].sizes, key=math.prod)
     if height * width > limits.pixels:
         raise TooLarge(f"the image would have {width}x{height} pixels; the limit is {limits.pixels:,}")
-    commands = tuple(_command(fields, inputs, request, config.cascade) for request in requests)
+    commands = tuple(_command(fields, inputs, request, config.cascade, size) for request in requests)
     images = (image for image in (inputs.init, inputs.mask, inputs.start) if image is not None)
     return PreparedRequest(
         requests=requests,
@@ -181,18 +181,23 @@ def stages_for(cascade: Cascade, height: int, width: int) -> int:
     return min(range(len(resolutions)), key=lambda i: abs(resolutions[i] - min(height, width))) + 1
 
 
-def _command(fields: ImageRequest, inputs: InputImages, request: Request, cascade: str) -> str:
-    """Return the command line that makes one image of a request; "" if there is none."""
+def _command(
+    fields: ImageRequest, inputs: InputImages, request: Request, cascade: str, size: tuple[int, int] | None
+) -> str:
+    """Return the command line that makes one image of a request; "" if there is none.
+
+    size: height and width of the result, if they were given and are not those of the stage.
+    """
     seed = request.seeds[0]
     if isinstance(seed, Variation) or fields.prompt.startswith("-"):  # such a prompt would be parsed as an option
         return ""
     if inputs.start is not None:
         words = ["imagen", "upscale", cascade, "picture.png", "--prompt", fields.prompt]
         words += [] if fields.scale is None else ["--scale", str(fields.scale)]
+        words += [] if fields.stages is None else [f"--stages={fields.stages}"]
     else:
         words = ["imagen", "sample", cascade, f"--stages={len(request.settings)}"]
-        if request.init is None and request.crop[0] != request.crop[1]:
-            words += ["--size", *map(str, request.crop)]
+        words += [] if size is None else ["--size", *map(str, size)]
     words.append(f"--seed={seed}")
     if fields.negative:
         words.append(f"--negative={fields.negative}")

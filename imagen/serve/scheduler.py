@@ -31,10 +31,14 @@ class Scheduler:
 
     def add(self, tasks: Iterable[ImageTask]) -> None:
         """Append tasks to the waiting ones and number them."""
+        self._update_clients()  # a client whose tasks have ended is not active, and earns no credit
         for task in tasks:
             self.arrived += 1
             task.number = self.arrived
             self.waiting.append(task)
+        self._update_clients()
+
+    def _update_clients(self) -> None:
         self._clients.set_active({task.client for task in (*self.waiting, *self.active)})
 
     def remove_cancelled(self) -> None:
@@ -74,8 +78,9 @@ class Scheduler:
                 admitted.append(task)
                 used += task.pixels
                 slots -= 1
-            else:  # smaller images may overtake a large one, but never fill the last eighth, so that it starts in time
-                available = min(available, self.limits.active_pixels * 7 // 8)
+            else:  # smaller images may overtake a large one, but leave room for it, so that it starts in time
+                most = self.limits.active_pixels
+                available = min(available, max(most - task.pixels, 0), most * 7 // 8)
         taken = set(admitted)
         self.waiting = [task for task in self.waiting if task not in taken]
         self.active = [*self.active, *admitted]

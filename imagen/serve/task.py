@@ -1,6 +1,5 @@
 """One image in the engine: its request, its progress, and its callback."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -9,6 +8,7 @@ from PIL import Image
 
 from imagen.cascade import Request
 from imagen.serve.batching import Call
+from imagen.stage.editing import steps_taken
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class ImageTask:
 
     def __post_init__(self) -> None:
         stages = zip(self.request.settings, self.request.strength, strict=True)
-        # Rounded like `Edit.levels`.
-        self.total = sum(math.ceil(strength * settings.steps - 1e-9) for settings, strength in stages)
+        self.total = sum(steps_taken(strength, settings.steps) for settings, strength in stages)
 
     @property
     def pixels(self) -> int:

@@ -33,9 +33,14 @@ class Edit:
         return Edit(picture_BCHW=self.picture_BCHW.to(device), strength=self.strength, mask_B1HW=mask)
 
     def last_logsnrs(self, logsnrs: Tensor) -> Tensor:
-        """Return the log-SNRs of the last steps; their number is `strength` times all steps, rounded up."""
+        """Return the log-SNRs of the last `steps_taken` steps."""
         steps = len(logsnrs) - 1
-        return logsnrs[steps - math.ceil(self.strength * steps - 1e-9) :]
+        return logsnrs[steps - steps_taken(self.strength, steps) :]
+
+
+def steps_taken(strength: float, steps: int) -> int:
+    """Return how many of `steps` are taken: `strength` times as many, rounded up, at least one."""
+    return max(1, math.ceil(strength * steps - 1e-9))
 
 
 @dataclass(frozen=True)

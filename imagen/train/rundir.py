@@ -1,14 +1,12 @@
-"""The run folder: its config, its lock, and its metrics file."""
+"""The run folder: its config and its metrics file."""
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from imagen.errors import UserError
-from imagen.files import cannot_write, read_json, replacing, write_json
-from imagen.system import lock
+from imagen.files import read_json, replacing, write_json
 from imagen.train.checkpoint import checkpoint_paths
 
 # Fields that may differ when a run resumes. They change what a step computes by rounding at most, except `steps`: under
@@ -69,23 +67,6 @@ def open_run(run: Path, config: dict[str, Any], report: Callable[[str], None] = 
             )
     write_json(path, config)
     return config
-
-
-@contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Lock the folder `run` inside the block; raises UserError if another process holds the lock.
-
-    The lock is also released if the process is killed.
-    """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        opened = open(run / ".lock", "w")  # noqa: SIM115  # closed below
-    except OSError as error:
-        raise cannot_write(run / ".lock", error) from None
-    with opened as file:
-        if not lock(file):
-            raise UserError(f"another process is training in {run}; wait for it or choose another folder")
-        yield
 
 
 class _Missing:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imagen.data.shards.mixture import Data, check_data
 from imagen.devices import default_device
-from imagen.files import write_json
+from imagen.files import locked, write_json
 from imagen.text.protocol import DatasetEncoder
 from imagen.train.callbacks import Callback, is_due
 from imagen.train.console import ConsoleProgress
@@ -26,7 +26,6 @@ from imagen.train.optim import learning_rate
 from imagen.train.profiling import Profiler, Span, check_span
 from imagen.train.progress import TrainResult
 from imagen.train.ranks import Ranks
-from imagen.train.rundir import locked
 from imagen.train.setup import Report, TrainingRun
 from imagen.train.snapshots import EmaSnapshots
 from imagen.train.step import PendingStep, StepResult, launch_step
@@ -63,7 +62,8 @@ def train(
         check_span(profile, experiment.train.steps)
     ranks.on_first(lambda: check_loggers(experiment.train.loggers))  # before the run folder is created
     ranks.on_first(lambda: check_data(data))
-    with locked(folder) if ranks.is_first else nullcontext():
+    busy = f"another process is training in {folder}; wait for it or choose another folder"
+    with locked(folder, busy) if ranks.is_first else nullcontext():
         trainer = Trainer(
             experiment, data, folder, callbacks, ranks=ranks, report=report, minutes=minutes, encoder=encoder
         )

@@ -87,6 +87,9 @@ def test_strength_is_the_share_of_steps_that_are_taken(small_cascade):
     init = noise_image(32, 32)
     small_cascade.sample(["cat"], init=init, strength=[0.5, 0.25], steps=8, on_step=seen.append, **QUICK)
     assert [(p.stage, p.steps) for p in seen] == [(0, 4)] * 4 + [(1, 2)] * 2
+    seen.clear()
+    small_cascade.sample(["cat"], init=init, strength=1e-12, steps=8, on_step=seen.append, **QUICK)
+    assert [(p.stage, p.steps) for p in seen] == [(0, 1), (1, 1)]
     anew = small_cascade.sample(["cat"], **QUICK)[0]
     assert max_difference(anew, small_cascade.sample(["cat"], init=init, **QUICK)[0]) == 0, (
         "strength 1 takes all steps from pure noise"

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import pickle
+import zipfile
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -260,6 +261,12 @@ def test_invalid_checkpoints_are_rejected(tmp_path: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": print}))
     with pytest.raises(UserError, match=r"pytorch_model\.bin is damaged, or contains more than tensors"):
         read_weights(folder, stage)
+    for damaged in (b"\x80\x02.", b"\x80\x02h\x05.", b"\x80\x02J\x01."):
+        with zipfile.ZipFile(folder / "pytorch_model.bin", "w") as archive:
+            archive.writestr("archive/data.pkl", damaged)
+            archive.writestr("archive/version", b"3\n")
+        with pytest.raises(UserError, match=r"pytorch_model\.bin is damaged"):
+            read_weights(folder, stage)
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(UserError, match=r"contains no pytorch_model\.bin"):
         read_weights(folder, stage)

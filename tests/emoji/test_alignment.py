@@ -104,6 +104,15 @@ def test_packaged_recogniser_detects_original_drawings():
     assert evaluate(load_recogniser(), wrong, pictures)[0]["single"]["object"] == 0.0
 
 
+def test_neighbours_whose_probabilities_round_to_1_are_one_object(monkeypatch: pytest.MonkeyPatch):
+    centre, kind = torch.full((1, 16, 16), -9.0), torch.zeros(1, 1, 16, 16)
+    centre[0, 4, 4], centre[0, 4, 5] = 20.0, 21.0
+    network = Recogniser(["a"], 16)
+    monkeypatch.setattr(network, "forward", lambda x: (centre, kind))
+    (found,) = network.detect([Image.new("RGB", (64, 64))])
+    assert [(each.x, each.y) for each in found] == [(5.5 / 16, 4.5 / 16)]
+
+
 def test_recogniser_training_and_saving(tmp_path: Path):
     lines: list[str] = []
     network = train_recogniser(

@@ -88,6 +88,9 @@ def test_interrupted_and_on_two_ranks_it_gives_the_same_numbers(shards, coarse, 
     assert evaluate(cascade(), shards, tmp_path / "b", cache=tmp_path / "other", rank=1, ranks=2, **OPTIONS) is None
     ranks = evaluate(cascade(), shards, tmp_path / "b", cache=tmp_path / "other", rank=0, ranks=2, **OPTIONS)
     assert whole["metrics"] == again["metrics"] == ranks["metrics"]
+    saved = evaluate(cascade(), shards, tmp_path / "a", save_images=11, cache=tmp_path / "cache", **OPTIONS)
+    assert saved["metrics"] == whole["metrics"]
+    assert {f"{number:05d}.png" for number in range(11)} <= {file.name for file in (tmp_path / "a/images").iterdir()}
 
 
 def test_a_job_resumes_with_another_batch_size(shards, coarse, tmp_path):

@@ -1,11 +1,15 @@
 """Test the extractors of transformers with small random networks: what identifies them, their dtype and resizing."""
 
+import contextlib
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tiny_encoders import save_tokenizer
 
+from imagen.errors import UserError
 from imagen.evaluate.extractors.hub import Clip, DinoV2, prepare
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -72,3 +76,15 @@ def test_clip_truncates_captions_to_the_text_encoders_length(tmp_path, picture):
     found = clip.embed([first, f"{first} steam train"])
     assert torch.equal(found[0], found[1]) and found.shape == clip(picture).expand(2, -1).shape
     assert not torch.equal(found[0], clip.embed(["a red apple"])[0])
+
+
+def test_no_code_of_the_weights_folder_runs(tmp_path, picture, monkeypatch):
+    save_dinov2(tmp_path)
+    config = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    config |= {"image_processor_type": "Processor", "auto_map": {"AutoImageProcessor": "foreign.Processor"}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    (tmp_path / "foreign.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Processor: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with contextlib.suppress(UserError):
+        DinoV2(str(tmp_path))
+    assert not (tmp_path / "ran").exists()

@@ -329,6 +329,21 @@ def test_16_bit_images_with_transparency_or_inverted_levels():
     assert np.abs(decode(white_zero)[0, :, 0].astype(int) - np.arange(255, -1, -1)).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("bits", "colour", "row", "key", "expected"),
+    [
+        (2, 0, b"\x40", struct.pack(">H", 1), [255, 0]),
+        (4, 0, b"\x05", struct.pack(">H", 5), [0, 255]),
+        (16, 2, struct.pack(">6H", *[0x1234] * 3, *[0x3400] * 3), struct.pack(">3H", *[0x1234] * 3), [255, 0x34]),
+        (8, 2, bytes([5] * 3 + [9] * 3), struct.pack(">3H", 5, 5, 5), [255, 9]),
+    ],
+)
+def test_a_transparent_colour_of_any_depth(bits, colour, row, key, expected):
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, bits, colour, 0, 0, 0))
+    image = header + chunk(b"tRNS", key) + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    assert decode(SIGNATURE + image)[0, :, 0].tolist() == expected
+
+
 def test_long_text_chunks_are_ignored():
     png = encode(smooth(), "PNG")
     for text in (

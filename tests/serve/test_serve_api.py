@@ -161,6 +161,9 @@ def test_the_stream_has_previews_and_the_command(http):
     words = shlex.split(picture["command"])
     assert words[:3] == ["imagen", "sample", "CASCADE"]
     assert words[3:] == ["--stages=2", "--seed=7", "--steps=8,4", "--guidance=2.5", "--out", "pictures", "a cat"]
+    body = {"prompt": "a cat", "seed": 7, "steps": 1, "size": "24x24", "stages": 1, "stream": True}
+    (picture,) = (event for event in stream_events(http.post("/api/generate", json=body)) if event["type"] == "picture")
+    assert shlex.split(picture["command"])[3:7] == ["--stages=1", "--size", "24", "24"]
 
 
 def test_the_command_and_the_file_regenerate_the_image(imagen, tmp_path, caplog):
@@ -219,11 +222,13 @@ def test_jobs_report_their_state_and_can_be_cancelled(running, http):
 def test_images_are_upscaled(http):
     image = noise_image(16)
     response = http.post(
-        "/api/upscale", files={"image": encode_png(image)}, data={"prompt": "cat", "seed": "3", "stream": "1"}
+        "/api/upscale",
+        files={"image": encode_png(image)},
+        data={"prompt": "cat", "seed": "3", "stages": "2", "stream": "1"},
     )
     (picture,) = [event for event in stream_events(response) if event["type"] == "picture"]
     assert max_difference(decode_image(http.get(picture["url"]).content), sampled(seeds=3, start=[image])) <= 1
-    assert "imagen upscale CASCADE picture.png --prompt cat --seed=3" in picture["command"]
+    assert "imagen upscale CASCADE picture.png --prompt cat --stages=2 --seed=3" in picture["command"]
 
 
 def test_a_client_that_disconnects_cancels_its_job(running, http):

@@ -22,6 +22,7 @@ from imagen.cascade import Variation
 from imagen.diffusion.samplers import sampler_names
 from imagen.serve.engine import Engine
 from imagen.serve.fair_queue import FairQueue
+from imagen.serve.scheduler import Scheduler
 from imagen.serve.task import Step
 
 
@@ -185,6 +186,42 @@ def test_queue_positions_follow_the_fair_order():
     assert [ahead[each.task] for each in drawn] == [0, 2, 3, 1], "the first image of b comes before the second of a"
     made.cancel([drawn[0].task])
     assert [made.queue_positions().get(each.task) for each in drawn] == [None, 0, 2, 1]
+
+
+class Waiting:
+    """A task as the scheduler sees it."""
+
+    def __init__(self, client: str, pixels: int = 1):
+        self.client, self.pixels, self.number, self.cancelled = client, pixels, 0, False
+
+
+def test_a_client_without_images_earns_no_credit():
+    scheduler = Scheduler(change_limits(active=1))
+    first, long, longer, second = (Waiting(client) for client in "abba")
+    scheduler.add([first])
+    scheduler.admit()
+    scheduler.add([long, longer])
+    scheduler.remove_active(first)
+    scheduler.admit()
+    scheduler.charge(0, [long], 500.0)
+    scheduler.add([second])  # a returns
+    scheduler.remove_active(long)
+    scheduler.charge(0, [second], 1.0)
+    assert scheduler.waiting_in_order() == [longer, second]
+
+
+def test_a_large_image_starts_while_small_ones_keep_arriving():
+    scheduler = Scheduler(change_limits(active=100, active_pixels=32))
+    small, large = [Waiting("a") for _ in range(32)], Waiting("b", pixels=8)
+    scheduler.add(small)
+    scheduler.admit()
+    scheduler.add([large])
+    for task in small:
+        scheduler.remove_active(task)
+        scheduler.add([Waiting("a") for _ in range(2)])
+        if large in scheduler.admit():
+            return
+    raise AssertionError("the large image never started")
 
 
 def engine_metrics() -> Any:

@@ -36,7 +36,7 @@ from imagen.data.shards.remote import as_url
 from imagen.data.sources.base import Part, Source
 from imagen.data.sources.files import BUILD_FORMAT
 from imagen.errors import UserError, check_number
-from imagen.files import read_json, write_json
+from imagen.files import LOCK, locked, read_json, write_json
 from imagen.progress import progress_bar
 from imagen.text.config import TextConfig
 
@@ -158,7 +158,6 @@ def build_source(
     elif not (target / "build.json").exists():  # before build.json records that no encoder was named
         for record in islice(chain.from_iterable(map(source.read, parts)), 10):
             refuse_unnamed(record)
-    _start(target, arguments, in_place)
     config = BuildConfig(
         out=None if in_place else target,
         limits=limits,
@@ -168,7 +167,9 @@ def build_source(
         text=text,
         build=_digest(arguments),
     )
-    result = _run(config, opener, source, parts, target, arguments, engine or Processes(workers), progress)
+    with locked(target, f"another process is building {target}; wait for it"):
+        _start(target, arguments, in_place)
+        result = _run(config, opener, source, parts, target, arguments, engine or Processes(workers), progress)
     check_rejected(target, result, max_rejected, _kind(source, in_place))
     return result
 
@@ -260,7 +261,7 @@ def _start(target: Path, arguments: dict[str, Any], in_place: bool) -> None:
     file = target / "build.json"
     _sweep(target, ("build.json",))
     if not file.exists():
-        if not in_place and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if not in_place and any(path.name != LOCK for path in target.iterdir()):
             raise UserError(f"{target} is not an empty folder; choose another one")
         write_json(file, {"format": BUILD_FORMAT, "arguments": arguments})
         return

@@ -60,7 +60,7 @@ class Processes:
             pool.shutdown(cancel_futures=True)
 
 
-_WORK: Work
+_WORK: Work | UserError
 
 
 def _init_worker(make: Callable[[], Work]) -> None:
@@ -72,7 +72,10 @@ def _init_worker(make: Callable[[], Work]) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:  # otherwise a worker outlives a killed parent and writes into the next build
         threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
-    _WORK = make()
+    try:
+        _WORK = make()
+    except UserError as error:  # raised here, it would break the pool
+        _WORK = error
 
 
 def _die_with(sentinel: int) -> None:
@@ -81,4 +84,6 @@ def _die_with(sentinel: int) -> None:
 
 
 def _work_in_worker(item: Any) -> Any:
+    if isinstance(_WORK, UserError):
+        raise _WORK
     return _WORK(item)

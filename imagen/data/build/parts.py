@@ -6,6 +6,7 @@ built again from the start.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,17 +17,19 @@ import numpy as np
 
 from imagen.data.build.held_out import HeldOut, SplitWriters
 from imagen.data.build.quality import AcceptedRecord, Limits, RejectedRecord, check
+from imagen.data.shards.dataset import SPLITS
 from imagen.data.shards.images import BadSample, choose_image
 from imagen.data.shards.index import index_path, index_shard
 from imagen.data.shards.tar_samples import MemberRanges, scan_tar
 from imagen.data.sources.base import Part, Record, Source
+from imagen.data.sources.webdataset import complete_samples
 from imagen.errors import UserError
 from imagen.files import read_json, replacing, write_json
 from imagen.pictures.names import PICTURES
 from imagen.text.config import TextConfig
 
 # Version of the reader of tars used in place. `hashes.npy` refers to samples by number, so another version rebuilds.
-_SCAN = 2
+_SCAN = 3
 _Hash = tuple[int, int, int]  # of a sample: pixel hash, row, number of captions
 
 
@@ -85,7 +88,7 @@ def build_part(config: BuildConfig, source: Source, number: int, part: Part) -> 
     `config.out` is not writable, or if the source has embeddings and `config.text` is None.
     """
     files = part_files(config, source, number, part)
-    # The report first, because without it the part is unfinished. Shards remain: they would get the same bytes again.
+    # The report first, because without it the part is unfinished. Shards remain: most get the same bytes again.
     for ending in ("report.json", "hashes.npy", "rejected.jsonl", "duplicates.jsonl"):
         files.path(ending).unlink(missing_ok=True)
     rejects: list[dict[str, str]] = []
@@ -94,6 +97,7 @@ def build_part(config: BuildConfig, source: Source, number: int, part: Part) -> 
         tars, hashes = _index(files, records)
     else:
         tars, hashes = _write(config, files, records)
+        _delete_others(files, tars)
     if rejects:
         write_lines(files.path("rejected.jsonl"), rejects)
     with replacing(files.path("hashes.npy")) as temporary, open(temporary, "wb") as file:
@@ -158,18 +162,34 @@ def _write(config: BuildConfig, files: PartFiles, records: _AcceptedRecords) -> 
     return shards.tars, shards.hashes
 
 
+def _delete_others(files: PartFiles, tars: list[Path]) -> None:
+    """Delete shards of an earlier, unfinished build of the part from files that have changed since."""
+    ours = re.compile(rf"({re.escape(files.name)}-\d+)\..+")
+    for folder in (files.folder, *(files.folder / split for split in SPLITS)):
+        kept = {tar.stem for tar in tars if tar.parent == folder}
+        for path in list(folder.glob(f"{files.name}-*")):
+            match = ours.fullmatch(path.name)
+            if match and match[1] not in kept:
+                path.unlink(missing_ok=True)
+
+
 def _index(files: PartFiles, records: _AcceptedRecords) -> tuple[list[Path], list[_Hash]]:
     """Index the accepted records of a tar, which remains unchanged; return it, and per sample as `_write`."""
     tar = files.path("tar")
-    members = list(scan_tar(tar).samples.items())  # in_place: records are samples, in order
+    scan = scan_tar(tar)
+    complete = list(complete_samples(scan).items())  # in_place: records are these samples, in order
+    numbers = {name: number for number, name in enumerate(scan.samples)}
     hashes: list[_Hash] = []
+    kept = set()
     for row, key, good in records:
-        if why := _not_in_place(good, members[row][1]):
-            origin = f"{tar.name}, {members[row][0]}"
+        name, members = complete[row]
+        if why := _not_in_place(good, members):
+            origin = f"{tar.name}, {name}"
             records.rejects.append({"key": key, "origin": origin, "reason": why.reason, "detail": why.detail})
         else:
-            hashes.append((good.pixel_hash, row, len(good.captions)))
-    index_shard(tar, keep={members[row][0] for _, row, _ in hashes})
+            hashes.append((good.pixel_hash, numbers[name], len(good.captions)))
+            kept.add(name)
+    index_shard(tar, keep=kept)
     return [tar], hashes
 
 

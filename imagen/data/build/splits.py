@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from imagen.errors import UserError
-from imagen.files import read_json, write_json
+from imagen.files import LOCK, locked, read_json, write_json
 from imagen.progress import progress_bar
 
 _UNFINISHED = ".unfinished"  # marker file that exists during a build
@@ -52,12 +52,28 @@ def write_splits(
     dataset.json contains `description`, the arguments, the number of samples per split, and the words of the training
     captions. A killed build starts over.
     workers: number of processes; None: one per core, at most 16. name: label of the progress bar.
-    Raises UserError if `out` contains other files.
+    Raises UserError if `out` contains other files, or another process is building it.
     """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is not an empty folder; choose an empty or new one")
+    with locked(out, f"another process is building {out}; wait for it"):
+        _start(out, arguments, splits)
+        return _write_all(out, arguments, splits, sizes, description, workers, progress, name)
+
+
+def _write_all(
+    out: Path,
+    arguments: dict[str, Any],
+    splits: Mapping[str, Sequence[Drawable]],
+    sizes: Sequence[int],
+    description: Mapping[str, Any],
+    workers: int | None,
+    progress: bool,
+    name: str,
+) -> dict[str, Any]:
     from imagen.data.shards.writer import ShardWriter  # slow to import, and workers do not need it
     from imagen.text.vocabulary import caption_words
 
-    _start(out, arguments, splits)
     written, captions = {}, set()
     with progress_bar(total=sum(map(len, splits.values())), unit="image", desc=name, disable=not progress) as bar:
         for folder, split in splits.items():
@@ -83,7 +99,7 @@ def _start(out: Path, arguments: dict[str, Any], splits: Mapping[str, Any]) -> N
     if (out / _UNFINISHED).exists():
         for split in splits:
             shutil.rmtree(out / split, ignore_errors=True)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif any(path.name != LOCK for path in out.iterdir()):
         raise UserError(f"{out} is not an empty folder; choose an empty or new one")
     write_json(out / _UNFINISHED, arguments)
 

@@ -211,7 +211,7 @@ class ShardedDataset:
         members = self._members(shard, row)
         if "txt" not in members:
             return [""]
-        first = self._read(shard, row, "txt").decode("utf-8", errors="replace").strip()
+        first = self._read(shard, row, "txt").decode("utf-8", errors="replace").removeprefix("\ufeff").strip()
         json_member = members.get("json")
         if json_member is None or self.indexes[shard]["size"][json_member] > caption_lists.MOST_BYTES:
             return [first]

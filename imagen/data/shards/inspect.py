@@ -88,7 +88,7 @@ def _split(dataset: ShardedDataset, sample_size: int) -> dict[str, Any]:
     return {
         "samples": len(dataset),
         "shards": len(dataset.shards),
-        "bytes": sum(dataset.tar_path(shard).stat().st_size for shard in dataset.shards),
+        "bytes": sum(int(index.metadata["tar_bytes"]) for index in dataset.indexes),
         "embeddings": _embeddings(dataset),
         "looked_at": len(chosen),
         "unreadable": unreadable,

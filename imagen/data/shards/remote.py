@@ -234,10 +234,14 @@ def retry(url: str, action: Callable[[Any, str], T], absent: int = 404) -> T:
     raise AssertionError("unreachable")
 
 
+UNKNOWN = -1  # size of a file
+
+
 def download(fs: Any, path: str, part: Path, size: int) -> None:
+    """Download a file to `part`. Raises ValueError if it does not have `size` bytes."""
     fs.get_file(path, str(part))
     found = part.stat().st_size
-    if size not in (found, -1):
+    if size not in (found, UNKNOWN):
         raise ValueError(f"{found} bytes arrived of {size}")
 
 

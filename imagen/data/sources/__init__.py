@@ -44,6 +44,7 @@ def open_source(
     join_rows: bool = True,
     records_per_part: int | None = None,
     cache: Path | None = None,
+    within: Path | None = None,
 ) -> Source:
     """Open the pairs at `path`, a file, a folder or a URL.
 
@@ -53,6 +54,7 @@ def open_source(
     caption_from: use the name of an image's folder ("folder") or of the image itself ("name") as its caption.
     join_rows: combine rows of a table with the same image into one record with several captions.
     cache: folder of downloads from a URL; default: ~/.cache/imagen/sources.
+    within: read no file outside this folder, whatever the records name.
     records_per_part: at most, except for formats whose parts are files; default: 1,000, or fewer where the number of
         records is known, so that 16 processes have work.
 
@@ -71,7 +73,7 @@ def open_source(
             join_rows=join_rows,
         )
 
-        def open_local(found: Path) -> Source:
+        def open_local(found: Path, root: Path) -> Source:
             return open_source(
                 found,
                 format,
@@ -80,6 +82,7 @@ def open_source(
                 caption_from=caption_from,
                 join_rows=join_rows,
                 records_per_part=records_per_part,
+                within=root,
             )
 
         if images is not None:
@@ -118,6 +121,7 @@ def open_source(
             caption_from=caption_from,
             join_rows=join_rows,
             metadata_only=metadata_only,
+            within=within,
         ),
     )
 

@@ -38,6 +38,7 @@ class Options:
     images: Path | None = None  # folder of the images that a table names; None: the table's
     caption_from: str | None = None  # for images in a folder: one of CAPTION_FROM; None: the files beside them
     metadata_only: bool = False  # read only tables named metadata, of several in a folder
+    within: Path | None = None  # read no file outside this folder, whatever the records name
     join_rows: bool = True  # combine rows of a table with the same image into one record with several captions
 
 

@@ -29,6 +29,7 @@ class Columns:
 
     image: str
     caption: str
+    within: Path | None = None  # as in Options
     lists_are_text: bool = False  # whether a list of captions is JSON in a cell, as in CSV
 
     @property
@@ -79,7 +80,7 @@ class Columns:
         if len(rows) > 1:
             origin += f" and {len(rows) - 1} more with its image"
         try:
-            image = picture(rows[0].cells[self.image], folder, is_base64=self.is_base64)
+            image = picture(rows[0].cells[self.image], folder, is_base64=self.is_base64, within=self.within)
             return Record(key=key, origin=origin, caption=captions[0], further=captions[1:], image=image)
         except RecordError as error:
             return Record(key=key, origin=origin, caption=captions[0], problem=error.problem)
@@ -111,6 +112,7 @@ def find_columns(names: Sequence[str], options: Options, table: Path) -> Columns
     return Columns(
         image=_find(names, options.image_column, IMAGES, "image", table),
         caption=_find(names, options.caption_column, CAPTIONS, "caption", table),
+        within=options.within,
     )
 
 

@@ -37,6 +37,7 @@ class _Lines:
         self.path = path
         self.root = path if path.is_dir() else path.parent
         self.records_per_part = options.records_per_part
+        self.within = options.within
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
@@ -63,6 +64,8 @@ class _Lines:
         if self.path.is_dir():  # all files of the folder, and those below it in this format
             deeper = [path for path, _ in walk(self.path, lambda names: None) if "/" in path]
             names += [path for path in deeper if not path.endswith(".npy") and self._is_text(self.path / path)]
+        if self.within is not None and not all(_is_below(self.root / name, self.within) for name in names):
+            raise UserError(f"{printable(self.path)} names files outside the data set; correct the list")
         files = TextFiles(self.root, names, self.records_per_part)
         parts = [part for name in files.names for part in files.parts(name, single_lines)]
         if not parts:
@@ -109,7 +112,7 @@ class Cc12mBase64(_Lines):
         return super()._is_row(line) and all(cell.endswith(b".npy") for cell in line.split(b"\t")[1:3])
 
     def _record(self, cells: list[bytes], key: str, origin: str, folder: Path) -> Record:
-        embedding = _embedding(*(_array(folder, name) for name in cells[1:3]))
+        embedding = _embedding(*(_array(folder, name, self.within) for name in cells[1:3]))
         return Record(key=key, origin=origin, embedding=embedding, image=from_base64(cells[3]))
 
 
@@ -125,7 +128,7 @@ class Laion400m(_Lines):
             return Record(key=key, origin=origin, caption=cells[2], problem=error.problem)
 
 
-def _array(folder: Path, cell: bytes) -> np.ndarray:
+def _array(folder: Path, cell: bytes, within: Path | None) -> np.ndarray:
     """Read the array of a .npy file, without unpickling. Raises RecordError."""
     try:
         name = cell.decode()
@@ -133,7 +136,7 @@ def _array(folder: Path, cell: bytes) -> np.ndarray:
         raise RecordError("broken row", "the name of a .npy file is not UTF-8") from None
     if not name:
         raise RecordError("broken row", "the name of a .npy file is empty")
-    data = read_bytes(folder / name, name)
+    data = read_bytes(folder / name, name, within)
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # hostile headers: ValueError, SyntaxError, OverflowError, MemoryError, BadZipFile
@@ -193,6 +196,10 @@ def _first_names(file: Path) -> list[str]:
 
 def _name(line: bytes) -> str:
     return line.decode("utf-8", "surrogateescape").strip()
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _exists(list_file: Path, name: str) -> bool:

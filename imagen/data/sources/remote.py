@@ -11,10 +11,11 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from imagen.data.shards.remote import default_folder, download, retry
+from imagen.data.shards.remote import UNKNOWN, default_folder, download, retry
 from imagen.data.sources.arrow import arrow_errors, pyarrow
 from imagen.data.sources.base import Options, Part, Record, Source
 from imagen.data.sources.parquet import Parquet
@@ -30,11 +31,12 @@ _READ = 1 << 22  # bytes that pyarrow reads at once
 
 
 def open_remote(
-    url: str, format: str | None, options: Options, cache: Path | None, open_local: Callable[[Path], Source]
+    url: str, format: str | None, options: Options, cache: Path | None, open_local: Callable[[Path, Path], Source]
 ) -> Source:
     """Open the pairs at `url`, a file or a folder.
 
-    cache: folder of downloads; default: ~/.cache/imagen/sources. open_local: opens a downloaded file or folder.
+    cache: folder of downloads; default: ~/.cache/imagen/sources. open_local: opens a downloaded file or folder, given
+        also the folder outside of which nothing may be read.
     Raises UserError if the store cannot be reached, a package for it is missing, or there are no files.
     """
     url = hub_url(url)
@@ -47,7 +49,8 @@ def open_remote(
         return RemoteParquet(url, tables, options)
     if format == "parquet":
         raise no_records_error(Path(url), "Parquet files")
-    return Downloaded(open_local(_download(url, sizes, cache or default_folder().parent / "sources")))
+    root, found = _download(url, sizes, cache or default_folder().parent / "sources")
+    return Downloaded(open_local(found, root))
 
 
 def hub_url(url: str) -> str:
@@ -60,7 +63,7 @@ class RemoteParquet(Parquet):
     """Parquet files in a store. Images are in the files, as bytes; paths of other files are not followed."""
 
     def __init__(self, url: str, names: Sequence[str], options: Options):
-        super().__init__(Path(url), options)
+        super().__init__(Path(url), replace(options, within=Path(url)))  # there is no such folder
         self.url, self._names = url, list(names)
 
     def names(self) -> list[str]:
@@ -125,7 +128,10 @@ class _RemoteFile(io.RawIOBase):
 
 
 def _files(url: str) -> dict[str, int]:
-    """Return the sizes of the visible files at or below `url`, by path relative to it ("": the file itself)."""
+    """Return the sizes of the visible files at or below `url`, by path relative to it ("": the file itself).
+
+    A size that the store does not tell is UNKNOWN.
+    """
     try:
         found, root = retry(url, lambda fs, path: (fs.find(path, detail=True), fs._strip_protocol(path)))
     except FileNotFoundError:
@@ -136,14 +142,14 @@ def _files(url: str) -> dict[str, int]:
         parts = name.split("/")
         if name and any(part.startswith(".") or not part for part in parts):  # hidden files; also ".."
             continue
-        sizes[name] = int(info.get("size") or 0)
+        sizes[name] = UNKNOWN if info.get("size") is None else int(info["size"])  # HTTP servers need not tell
     if not sizes:
         raise UserError(f"{url} has no files; check the address, and the access if the store is private")
     return sizes
 
 
-def _download(url: str, sizes: dict[str, int], cache: Path) -> Path:
-    """Download the files that `cache` does not have in their full size; return the local file or folder."""
+def _download(url: str, sizes: dict[str, int], cache: Path) -> tuple[Path, Path]:
+    """Download the files that `cache` does not have in their full size; return their folder, and the file or folder."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", url.split("://", 1)[1]).strip("-.")[-80:]
     root = cache / f"{plain}-{hashlib.blake2b(url.encode(), digest_size=4).hexdigest()}"
     last = url.rpartition("/")[2] if "" in sizes else ""  # a single file keeps its name, which tells its format
@@ -151,19 +157,19 @@ def _download(url: str, sizes: dict[str, int], cache: Path) -> Path:
     wanted = dict(zip(targets, sizes.values(), strict=True))
     missing = [one for one, target in targets.items() if not _is_whole(target, wanted[one])]
     if missing:
-        log.info("downloading %d files (%d bytes) to %s", len(missing), sum(wanted[one] for one in missing), root)
-        total = sum(wanted[one] for one in missing)
+        total = sum(max(wanted[one], 0) for one in missing)
+        log.info("downloading %d files (%d bytes) to %s", len(missing), total, root)
         with (
-            progress_bar(total=total, unit="B", unit_scale=True, desc=f"download {url}") as bar,
+            progress_bar(total=total or None, unit="B", unit_scale=True, desc=f"download {url}") as bar,
             ThreadPoolExecutor(_CONCURRENCY) as pool,
         ):
             for size in pool.map(lambda one: _fetch(one, targets[one], wanted[one]), missing):
                 bar.update(size)
-    return root / last if last else root
+    return root, root / last if last else root
 
 
 def _is_whole(target: Path, size: int) -> bool:
-    return target.is_file() and target.stat().st_size == size
+    return target.is_file() and size in (UNKNOWN, target.stat().st_size)  # it got its name when it was complete
 
 
 def _fetch(url: str, target: Path, size: int) -> int:
@@ -171,9 +177,10 @@ def _fetch(url: str, target: Path, size: int) -> int:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         retry(url, lambda fs, path: download(fs, path, part, size))
+        found = part.stat().st_size
         os.replace(part, target)
     except OSError as error:
         raise cannot_write(target, error) from None
     finally:
         part.unlink(missing_ok=True)
-    return size
+    return found

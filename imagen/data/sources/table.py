@@ -97,7 +97,7 @@ class _Table:
         except RecordError:
             return
         if cells is not None:
-            repeats.add(columns.picture(cells, os.path.dirname(self.files.names[number])), number, start, line)
+            repeats.add(columns.picture(cells, self._below(self.files.names[number])), number, start, line)
 
     def read(self, part: Part) -> Iterator[Record]:
         if "unnamed" in part:
@@ -108,10 +108,10 @@ class _Table:
             return
         table = cache(self._table)
         header, columns = table(part["file"])
-        folder = os.path.dirname(part["file"])
+        folder, below = os.path.dirname(part["file"]), self._below(part["file"])
 
         def picture(found: tuple[int, Row | Record]) -> bytes | None:
-            return columns.picture(found[1].cells, folder) if isinstance(found[1], Row) else None
+            return columns.picture(found[1].cells, below) if isinstance(found[1], Row) else None
 
         rows = self._rows(part, header)
         # A .gz file was not read when parts were listed.
@@ -158,7 +158,7 @@ class _Table:
         lines = self.files.read_at(name, start, self._split(len(header)))
         part = {"key": self.files.prefix(name), "file": name}
         row = next(self._of_lines(part, line, lines, header), None) if lines else None
-        if isinstance(row, Row) and theirs.picture(row.cells, os.path.dirname(name)) == picture:
+        if isinstance(row, Row) and theirs.picture(row.cells, self._below(name)) == picture:
             names = {theirs.caption: columns.caption, theirs.image: columns.image}
             return Row(row.key, row.origin, {names.get(column, column): cell for column, cell in row.cells.items()})
         key, origin = self.files.name(part, line)
@@ -180,6 +180,10 @@ class _Table:
 
     def _columns(self, header: list[str], name: str) -> Columns:
         return find_columns(header, self.options, self.root / name)
+
+    def _below(self, name: str) -> str:
+        """Return the folder of a table's images relative to that of all images."""
+        return os.path.dirname(name) if self.options.images is None else ""
 
     def _head(self, name: str) -> tuple[list[str], int, int]:
         try:

@@ -49,9 +49,14 @@ def printable(name: str | Path) -> str:
     return str(name).encode("utf-8", "replace").decode()
 
 
-def read_bytes(path: Path, name: str) -> bytes:
-    """Read a file that a record names as `name`. Raises RecordError if it is unreadable or not a regular file."""
+def read_bytes(path: Path, name: str, within: Path | None = None) -> bytes:
+    """Read a file that a record names as `name`.
+
+    Raises RecordError if it is unreadable, not a regular file, or not below `within`, if that is given.
+    """
     try:
+        if within is not None and not path.resolve().is_relative_to(within.resolve()):
+            raise RecordError("missing file", f"{name} is not a file of the data set")
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MOST_BYTES:
@@ -63,10 +68,10 @@ def read_bytes(path: Path, name: str) -> bytes:
         raise RecordError("unreadable file", f"{name}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def picture(value: Any, folder: Path, *, is_base64: bool) -> bytes:
+def picture(value: Any, folder: Path, *, is_base64: bool, within: Path | None = None) -> bytes:
     """Return the encoded image of a cell: bytes, base64, a path relative to `folder`, or a dict of "bytes" and "path".
 
-    Raises RecordError if there is none or it cannot be read.
+    within: as for `read_bytes`. Raises RecordError if there is none or it cannot be read.
     """
     if isinstance(value, dict):  # as the `datasets` library stores images
         value = value.get("bytes") or value.get("path")
@@ -80,7 +85,7 @@ def picture(value: Any, folder: Path, *, is_base64: bool) -> bytes:
         return from_base64(value)
     if re.match(r"https?://", value):
         raise RecordError("missing file", f"{value} is a URL; download the images first, for example with img2dataset")
-    return read_bytes(folder / value, printable(value))
+    return read_bytes(folder / value, printable(value), within)
 
 
 def from_base64(text: str | bytes) -> bytes:

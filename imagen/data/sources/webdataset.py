@@ -88,7 +88,7 @@ class WebDataset:
             yield problem(f"{stem}, end", "broken tar", "it is compressed; unpack it first")
             return
         scan = scan_tar(tar)
-        samples = _complete_samples(scan)
+        samples = complete_samples(scan)
         try:
             file = open_regular(tar)
         except OSError as error:
@@ -112,7 +112,7 @@ def _folder(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def _complete_samples(scan: TarScan) -> dict[str, MemberRanges]:
+def complete_samples(scan: TarScan) -> dict[str, MemberRanges]:
     """Return the complete samples. In a broken tar the last one is incomplete if it lacks a member of the first."""
     samples = dict(scan.samples)
     if scan.problem is not None and samples:
@@ -175,7 +175,8 @@ def _captions(file: int, ranges: MemberRanges) -> Captions:
 
 
 def _plain(caption: str | bytes | None) -> bytes:
-    return caption.strip() if isinstance(caption, bytes) else (caption or "").strip().encode()
+    data = caption if isinstance(caption, bytes) else (caption or "").encode()
+    return data.removeprefix(b"\xef\xbb\xbf").strip()
 
 
 def _no_picture(ranges: MemberRanges) -> str:

@@ -24,7 +24,7 @@ class Clip:
 
         self.device = torch.device(device)
         model = _network(CLIPModel, weights)
-        self.tokenizer = _load(AutoTokenizer, weights)
+        self.tokenizer = _load(AutoTokenizer, weights, trust_remote_code=False)
         self.processor = _processor(weights)
         self.name, self.description = f"clip-{_hash(model, self.processor)}", f"CLIP ({weights})"
         self.model = model.to(self.device)
@@ -85,7 +85,8 @@ def _network(kind: Any, weights: str) -> Any:
 def _processor(weights: str, **changes: Any) -> Any:
     from transformers import AutoImageProcessor
 
-    return _load(AutoImageProcessor, weights, use_fast=False, **changes)  # the fast one needs torchvision
+    # The fast processors need torchvision. By default transformers would offer to run code of the repository.
+    return _load(AutoImageProcessor, weights, use_fast=False, trust_remote_code=False, **changes)
 
 
 def _hash(model: Any, processor: Any) -> str:

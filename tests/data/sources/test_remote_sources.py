@@ -1,10 +1,13 @@
 """Sources in a store. The Hugging Face hub is imitated: by a local folder, and by a local server for HfFileSystem."""
 
+import base64
+import http.server
 import io
 import json
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from importlib import import_module
 
@@ -164,6 +167,53 @@ def test_tars_and_a_zip_are_built_into_new_shards(store, tmp_path):
     assert go("memory://bucket/photos.zip", tmp_path / "2")["samples"] == 1
     with pytest.raises(UserError, match="--out is missing"):
         build("memory://bucket/tars", workers=1, progress=False, cache=tmp_path / "cache")
+
+
+def test_a_web_server_that_tells_no_sizes(tmp_path):
+    pytest.importorskip("aiohttp")
+    rows = "".join(f"{base64.b64encode(image(i)).decode()},picture {i}\n" for i in range(3))
+    (tmp_path / "web" / "photos").mkdir(parents=True)
+    (tmp_path / "web" / "p.csv").write_text(f"image_base64,caption\n{rows}")
+    for i in range(2):
+        (tmp_path / "web" / "photos" / f"{i}.png").write_bytes(image(10 + i))
+        (tmp_path / "web" / "photos" / f"{i}.txt").write_text("x")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(tmp_path / "web"))
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            assert go(f"{url}/p.csv", tmp_path / "1")["samples"] == 3
+            assert go(f"{url}/photos/", tmp_path / "2")["samples"] == 2
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["set.parquet", "set.csv"])
+def test_a_table_of_a_store_names_no_files_of_this_machine(store, tmp_path, name):
+    (tmp_path / "private.png").write_bytes(image(0))
+    away = os.path.relpath(tmp_path / "private.png", tmp_path / "cache" / "any")
+    rows = {"image": [str(tmp_path / "private.png"), away, "own.png"], "caption": ["a", "b", "c"]}
+    if name.endswith(".csv"):
+        lines = ["image,caption", *map(",".join, zip(*rows.values(), strict=True))]
+        store(f"set/{name}", "\n".join(lines).encode())
+        store("set/own.png", image(1))
+    else:
+        file = io.BytesIO()
+        pq.write_table(pa.table(rows), file)
+        store(f"set/{name}", file.getvalue())
+    if name.endswith(".csv"):
+        result = go("memory://bucket/set", tmp_path, max_rejected=1.0)
+        assert (result["samples"], result["rejected"]) == (1, {"missing file": 2})
+    else:
+        with pytest.raises(UserError, match="3 of 3 records were rejected: missing file 3"):
+            go("memory://bucket/set", tmp_path, max_rejected=1.0)
 
 
 def test_urls_of_data_sets_are_completed():

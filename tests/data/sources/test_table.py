@@ -320,3 +320,17 @@ def test_images_missing_from_the_table_of_their_folder_are_rejected(tmp_path, jo
         "a/metadata.csv, line 4": "missing file",
         **dict.fromkeys(["a/2.png", "b/4.jpg", "b/5 é.PNG", "beside.png"], "missing caption"),
     }
+
+
+def test_paths_of_several_tables_below_one_folder_of_images(tmp_path):
+    """The tables' own folders do not matter then: neither do different images become one, nor one image two."""
+    (tmp_path / "tables" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    for name, data in zip(("1.png", "a/1.png"), encoded_images(2), strict=True):
+        (tmp_path / "images" / name).write_bytes(data)
+    (tmp_path / "tables" / "root.csv").write_text("image,caption\na/1.png,below\n1.png,above\n")
+    (tmp_path / "tables" / "a" / "x.csv").write_text("image,caption\n1.png,again above\n")
+    records = read_records(tmp_path / "tables", "csv", images=tmp_path / "images")
+    found = {record.image: {record.caption, *record.further} for record in records}
+    above, below = encoded_images(2)
+    assert len(records) == 2 and found == {above: {"above", "again above"}, below: {"below"}}

@@ -6,8 +6,10 @@ import os
 import tarfile
 
 import pytest
+from corpus import encoded, picture
 from reading import encoded_images, problems, read_records
 
+from imagen.data.build.dataset import build
 from imagen.data.shards.dataset import ShardedDataset
 from imagen.data.shards.index import index_shard
 from imagen.data.sources import open_source
@@ -25,8 +27,8 @@ def write_tar(path, members):
 
 def sample_members(first, count):
     """Yield members as img2dataset writes them: an image, JSON and text under each key."""
-    for i, picture in enumerate(encoded_images(first + count)[first:], first):
-        yield f"{i:09d}.jpg", picture
+    for i, data in enumerate(encoded_images(first + count)[first:], first):
+        yield f"{i:09d}.jpg", data
         yield f"{i:09d}.json", json.dumps({"caption": f"json {i}", "width": 5}).encode()
         yield f"{i:09d}.txt", f"caption {i}".encode()
 
@@ -138,3 +140,29 @@ def test_captions_in_other_members_require_copying(tmp_path):
     members = [("a.jpg", a), ("a.caption", b"of a"), ("b.jpg", b), ("b.TEXT", b"of b"), ("c.jpg", c), ("c.cls", b"7")]
     write_tar(tmp_path / "0.tar", [*members, ("a.json", b'{"caption": "no"}')])
     assert [r.caption for r in read_records(tmp_path)] == [b"of a", b"of b", None]
+
+
+def test_a_cut_sample_at_the_front_does_not_shift_the_others(tmp_path):
+    """Members of a sample need not be adjacent, so the cut member may belong to any sample."""
+    pictures = [encoded(picture(i), "JPEG") for i in range(4)]
+    members = [("a.txt", b"caption a")]
+    for key, data in zip("bcd", pictures, strict=False):
+        members += [(f"{key}.jpg", data), (f"{key}.txt", f"caption {key}".encode())]
+    write_tar(tmp_path / "0.tar", [*members, ("a.jpg", pictures[3])])
+    with tarfile.open(tmp_path / "0.tar") as tar:
+        os.truncate(tmp_path / "0.tar", tar.getmember("a.jpg").offset_data + 600)
+    result = build(tmp_path, workers=1, progress=False)
+    data = ShardedDataset(tmp_path)
+    assert [(data.key(i), data.caption(i)) for i in range(len(data))] == [(k, f"caption {k}") for k in "bcd"]
+    assert result["rejected"] == {"broken tar": 1}
+
+
+def test_a_byte_order_mark_is_not_part_of_a_caption(tmp_path):
+    members = [
+        ("a.png", encoded(picture(0), "PNG")),
+        ("a.txt", b"\xef\xbb\xbfa cat"),
+        ("a.json", b'{"captions": ["a cat"]}'),
+    ]
+    write_tar(tmp_path / "0.tar", members)
+    assert build(tmp_path, workers=1, progress=False)["captions"] == 1
+    assert ShardedDataset(tmp_path).captions(0) == ["a cat"]
