@@ -101,12 +101,15 @@ LOCK = ".lock"
 def locked(folder: Path, problem: str) -> Iterator[None]:
     """Lock `folder` inside the block, by a file in it. Raises UserError(`problem`) if another process holds the lock.
 
-    The lock is also released if the process is killed.
+    The lock is also released if the process is killed. A folder that is read-only is not locked: nobody can change it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        opened = open(folder / LOCK, "w")  # noqa: SIM115  # closed below
+        opened = open(folder / LOCK, "a")  # noqa: SIM115  # closed below
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EROFS) and folder.is_dir():
+            yield
+            return
         raise cannot_write(folder / LOCK, error) from None
     with opened as file:
         if not lock(file) or not os.fstat(file.fileno()).st_nlink:  # 0: its holder has just ended and deleted it

@@ -54,28 +54,17 @@ def write_splits(
     workers: number of processes; None: one per core, at most 16. name: label of the progress bar.
     Raises UserError if `out` contains other files, or another process is building it.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is not an empty folder; choose an empty or new one")
-    with locked(out, f"another process is building {out}; wait for it"):
-        _start(out, arguments, splits)
-        return _write_all(out, arguments, splits, sizes, description, workers, progress, name)
-
-
-def _write_all(
-    out: Path,
-    arguments: dict[str, Any],
-    splits: Mapping[str, Sequence[Drawable]],
-    sizes: Sequence[int],
-    description: Mapping[str, Any],
-    workers: int | None,
-    progress: bool,
-    name: str,
-) -> dict[str, Any]:
     from imagen.data.shards.writer import ShardWriter  # slow to import, and workers do not need it
     from imagen.text.vocabulary import caption_words
 
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is not an empty folder; choose an empty or new one")
     written, captions = {}, set()
-    with progress_bar(total=sum(map(len, splits.values())), unit="image", desc=name, disable=not progress) as bar:
+    with (
+        locked(out, f"another process is building {out}; wait for it"),
+        progress_bar(total=sum(map(len, splits.values())), unit="image", desc=name, disable=not progress) as bar,
+    ):
+        _start(out, arguments, splits)
         for folder, split in splits.items():
             with ShardWriter(out / folder) as writer:
                 for sample in _render_all(split, sizes, workers):
@@ -84,10 +73,10 @@ def _write_all(
                         captions.add(sample["txt"].decode())
                     bar.update()
             written[folder] = len(split)
-    words = sorted(caption_words(captions))
-    complete = {**description, "arguments": arguments, "samples": written, "words": words}
-    write_json(out / "dataset.json", complete)
-    (out / _UNFINISHED).unlink()  # dataset.json marks a finished build
+        words = sorted(caption_words(captions))
+        complete = {**description, "arguments": arguments, "samples": written, "words": words}
+        write_json(out / "dataset.json", complete)
+        (out / _UNFINISHED).unlink()  # dataset.json marks a finished build
     return complete
 
 

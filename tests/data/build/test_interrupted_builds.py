@@ -1,5 +1,6 @@
 """Test builds beside other processes, and after an interruption during which the source changed."""
 
+import errno
 import multiprocessing
 import subprocess
 import sys
@@ -53,13 +54,29 @@ def test_shards_of_an_earlier_interrupted_build_of_changed_files_are_deleted(tmp
     assert [dataset.key(i) for i in range(len(dataset))] == ["08", "09", "10", "11"]
 
 
-def test_a_second_build_in_the_folder_waits_for_none(tmp_path):
+def test_a_second_build_in_the_folder_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(picture(0), "PNG"))
     (tmp_path / "a.txt").write_text("a")
     given = tmp_path, tmp_path / ".out"
     with subprocess_lock(given[1]), pytest.raises(UserError, match="another process is building"):
         build(*given, workers=1, progress=False)
     assert build(*given, workers=1, progress=False)["samples"] == 1
+
+
+def test_a_finished_build_in_a_folder_that_is_read_only_is_found(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(encoded(picture(0), "PNG"))
+    (tmp_path / "a.txt").write_text("a")
+    given = tmp_path, tmp_path / ".out"
+    made = build(*given, workers=1, progress=False)
+
+    def refusing(path, mode="r", *arguments, **options):  # permissions do not bind the superuser
+        if set(mode) & set("wax+") and str(path).startswith(str(given[1])):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, mode, *arguments, **options)
+
+    real = open
+    monkeypatch.setattr("builtins.open", refusing)
+    assert build(*given, workers=1, progress=False) == made
 
 
 @contextmanager
