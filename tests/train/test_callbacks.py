@@ -11,13 +11,13 @@ from ranks import run_on_ranks
 from toy import experiment, train_quietly
 
 import imagen
+from imagen import files
 from imagen.data.embed import sidecar
 from imagen.data.loading import transforms
 from imagen.data.loading.config import DataConfig
 from imagen.data.shards import dataset
 from imagen.errors import UserError
 from imagen.text import encoder as text_module
-from imagen.train import rundir
 from imagen.train.callbacks import Callback
 from imagen.train.ranks import Ranks, process_group
 from imagen.train.run import train_run
@@ -188,7 +188,7 @@ def test_a_run_opens_each_split_once(shards, tmp_path, opened, on_the_fly):
 def test_no_data_are_read_before_the_run_is_locked_and_checked(shards, tmp_path, opened, monkeypatch):
     what, run = quick(on_the_fly=True), tmp_path / "run"
     with monkeypatch.context() as elsewhere, pytest.raises(UserError, match="another process is training"):
-        elsewhere.setattr(rundir, "lock", lambda file: False)  # a process is not blocked by its own locks
+        elsewhere.setattr(files, "lock", lambda file: False)  # a process is not blocked by its own locks
         run_quickly(what, shards, run)
     assert not opened
     assert run_quickly(what, shards, run).finished
