@@ -16,6 +16,7 @@ from imagen.errors import UserError
 from imagen.files import open_regular
 
 BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
+MAX_LINE = 2**28  # bytes; a small file can decompress to one line that fills memory
 Split = Callable[[Iterator[bytes]], Iterable[list[bytes]]]  # lines -> the lines of each record, in order
 Visit = Callable[[list[bytes], int, int], object]  # (lines of a record, its first byte, its first line)
 
@@ -25,6 +26,18 @@ def single_lines(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
     return ([line] for line in lines)
 
 
+class _GzipLines(gzip.GzipFile):
+    """Raises gzip.BadGzipFile at a line of more than MAX_LINE bytes."""
+
+    def readline(self, size: int | None = -1) -> bytes:
+        if size is not None and size >= 0:
+            return super().readline(size)
+        line = super().readline(MAX_LINE + 1)
+        if len(line) > MAX_LINE:
+            raise gzip.BadGzipFile(f"a line of more than {MAX_LINE // 2**20} MiB")
+        return line
+
+
 def open_lines(path: Path) -> IO[bytes]:
     """Open a text file or the content of a `.gz` file. Raises UserError if it cannot be opened."""
     try:
@@ -32,7 +45,7 @@ def open_lines(path: Path) -> IO[bytes]:
         if path.suffix != ".gz":
             return file
         file.close()
-        return cast(IO[bytes], gzip.open(path))
+        return cast(IO[bytes], _GzipLines(path))
     except FileNotFoundError:
         raise UserError(f"{printable(path)} does not exist; restore it or give another path") from None
     except OSError as error:

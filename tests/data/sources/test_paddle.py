@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from reading import encoded_images, problems, read_records
 
-from imagen.data.sources import open_source
+from imagen.data.sources import lines, open_source
 from imagen.errors import UserError
 
 PICTURES = encoded_images(8)
@@ -173,6 +173,16 @@ def test_a_damaged_gzip_file_gives_the_lines_before_the_damage(tmp_path):
     assert problems(read_records(path, "laion_400m", part_sizes=(1000,))) == {
         "a.gz, line 1 and all after it": "unreadable file"
     }
+
+
+def test_a_compressed_line_may_not_fill_memory(tmp_path, monkeypatch):
+    good, long = laion_line(0), laion_line(1)
+    monkeypatch.setattr(lines, "MAX_LINE", len(good) + 1)  # with its newline
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(good + b"\n" + good + b"\n" + long + bytes(10_000_000)))
+    records = read_records(path, "laion_400m", part_sizes=(1000,))
+    assert [r.image for r in records] == [PICTURES[0], PICTURES[0], None]
+    assert problems(records) == {"a.gz, line 3 and all after it": "unreadable file"}
 
 
 def test_unusable_lists_and_folders_are_a_one_line_error(tmp_path):
