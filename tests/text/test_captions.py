@@ -50,6 +50,12 @@ def test_cleaning_equals_diffusers() -> None:
     assert [clean_caption(caption, "none") for caption in CAPTIONS] == CAPTIONS
 
 
+def test_only_the_beginning_of_a_long_text_is_cleaned() -> None:
+    words = "a red apple "
+    assert clean_caption(words * 100_000, "caption") == clean_caption((words * 1_000)[:10_000], "caption")
+    assert clean_caption(words * 2_000, "lower") == (words * 2_000).strip()
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ftfy", None)
     assert clean_caption("A", "lower") == "a"
