@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from imagen.cascade.hub import front_matter, is_name
+from imagen.cascade.hub import MARK, front_matter, is_name
 from imagen.cascade.storage import Manifest
 from imagen.text.vocabulary import Vocabulary
 
@@ -20,6 +20,8 @@ def cascade_card(manifest: Manifest, name: str) -> str:
         text = f"`{manifest.text.config.encoder}`, frozen; loaded by name"
     lines = [
         *front_matter("imagen", any("converted_from" in stage.info for stage in manifest.stages)),
+        MARK,
+        "",
         f"# {name.rpartition('/')[2]}",
         "",
         "A cascade of pixel diffusion models after [Imagen](https://arxiv.org/abs/2205.11487).",

@@ -28,6 +28,7 @@ from imagen.cascade.storage import (
 from imagen.cascade.texts import PromptEncoder
 from imagen.devices import default_device
 from imagen.errors import UserError, check_text, quoted, suggest
+from imagen.files import copy_licences
 from imagen.hints import keyword_hints
 from imagen.lora import Adapter, fit, read_adapter
 from imagen.precision import Precision, autocast_dtype
@@ -66,6 +67,7 @@ class Cascade:
         if text is not None and unconditional is None:
             raise ValueError("a cascade with text needs the unconditional embedding")
         self.stages = list(stages)
+        self.folder: Path | None = None  # that it was loaded from
         self.text = text
         self.unconditional = unconditional
         self.texts = (
@@ -116,10 +118,15 @@ class Cascade:
                 if attempt == 2 or read_manifest(folder) == manifest:
                     raise
         text = None if manifest.text is None else manifest.text.config
-        return cls(loaded, text=text, unconditional=unconditional, int8_text=int8_text)
+        cascade = cls(loaded, text=text, unconditional=unconditional, int8_text=int8_text)
+        cascade.folder = folder
+        return cascade
 
     def save(self, path: str | Path) -> None:
-        """Write or atomically replace the cascade folder `path`. Raises UserError if the weights are not float32."""
+        """Write or atomically replace the cascade folder `path`, with the licences of the folder it was loaded from.
+
+        Raises UserError if the weights are not float32.
+        """
         for stage in self.stages:
             check_float32(stage.unet, f"stage {stage.config.resolution} cannot be saved")
         manifest = write_cascade(
@@ -131,6 +138,8 @@ class Cascade:
         )
         for stage, record in zip(self.stages, manifest.stages, strict=True):
             stage.sha256 = record.sha256
+        if self.folder is not None:
+            copy_licences(self.folder, Path(path))
 
     def compile(self, **options: Any) -> None:
         """Compile the networks with `torch.compile`. The first image of each size then takes minutes.
@@ -143,8 +152,8 @@ class Cascade:
     def load_lora(self, path: str | Path, *, name: str | None = None, resolution: int | None = None) -> str:
         """Load a LoRA file of peft, diffusers or kohya's scripts, for use as `sample(..., lora={name: 0.8})`.
 
-        name: default: the file's name without its suffix. resolution: of the stage to adapt; default: the first stage
-            that the file fits.
+        name: default: the name of the file without its suffix, or that of the run if it is RUN/lora.safetensors.
+        resolution: of the stage to adapt; default: the first stage that the file fits.
 
         Returns the name. Raises UserError if the file is damaged, fits no stage, or the name is taken.
         """
@@ -168,6 +177,11 @@ class Cascade:
             except UserError as error:
                 problems.append(f"stage {stage.config.resolution}: {error}")
         raise UserError(problems[0] if len(problems) == 1 else f"{path} fits no stage; {'; '.join(problems)}")
+
+    def unused_name(self, name: str) -> str:
+        """Return the name for a LoRA, or with -2, -3 and so on if another has it."""
+        taken = {*self.adapters, FAST}
+        return next(new for new in (name, *(f"{name}-{i}" for i in range(2, len(taken) + 3))) if new not in taken)
 
     @property
     def adapters(self) -> dict[str, Adapter]:

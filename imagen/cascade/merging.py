@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from imagen import limits
 from imagen.cascade.cascade import Cascade
 from imagen.cascade.storage import MANIFEST, check_output_folder, read_manifest, resolve_folder
-from imagen.errors import UserError
-from imagen.files import copy_licences
+from imagen.errors import UserError, check_number
 from imagen.lora import applied
 
 
@@ -21,12 +21,14 @@ def merge_lora(
     folder, out = resolve_folder(cascade), Path(out)
     if (out / MANIFEST).is_file() and out.resolve() == folder.resolve():
         raise UserError(f"{out} is the cascade itself; choose another folder for the merged one")
+    for path, weight, _ in adapters:
+        check_number(f"the weight of LoRA {path}", weight, **limits.LORA_WEIGHT)
     resolutions = [record.config.resolution for record in read_manifest(folder).stages]
     check_output_folder(out, [], resolutions)
     whole = Cascade.load(folder)
     placed: dict[str, int] = {}
     for number, (path, weight, resolution) in enumerate(adapters):
-        name = whole.load_lora(path, name=f"{number} {path}", resolution=resolution)
+        name = whole.load_lora(path, name=f"merged {number}", resolution=resolution)
         stage = next(stage for stage in whole.stages if name in stage.adapters)
         with applied(stage.unet, [(stage.adapters[name], weight)]):
             merged = {key: value.clone() for key, value in stage.unet.state_dict().items()}
@@ -35,5 +37,4 @@ def merge_lora(
         stage.info = {**stage.info, "merged": [*stage.info.get("merged", []), entry]}
         placed[str(path)] = stage.config.resolution
     whole.save(out)
-    copy_licences(folder, out)
     return placed

@@ -61,7 +61,10 @@ class JobOptions(SamplingOptions, total=False):
 
     settings: Annotated[Sequence[SamplingConfig] | None, "configs that replace the stages' own, one per stage"]
     fast: Annotated[bool, "sample in few steps, by the cascade's `fast` settings, which the options here override"]
-    strength: Annotated[PerStage[float] | None, "share of the steps that are taken from `init`, above 0 to 1"]
+    strength: Annotated[
+        PerStage[float] | None,
+        "share of the steps that are taken from `init`, above 0 to 1; default: 0.7, or 1 with a mask",
+    ]
     tile: Annotated[PerStage[int | None] | None, "side in pixels of the tiles of super-resolution stages"]
     micro_batch: Annotated[PerStage[int] | None, "images per network evaluation (default: batch_size)"]
     init: Annotated[PerImage[Image.Image] | None, "input images of image-to-image, resized to each stage"]

@@ -127,7 +127,7 @@ def write_regenerated(
     if not _exists(path, cascade.metadata(request, number)):
         image = list(cascade.run(request, progress=progress))[number]
         write_png(path, image, _metadata(cascade, request, number))
-    write_sheet(out, [path], [_caption(request, number, 1)])
+        write_sheet(out, [path], [_caption(request, number, 1)])
     return path
 
 

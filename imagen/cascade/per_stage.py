@@ -10,12 +10,20 @@ from imagen.errors import UserError, check_number
 from imagen.stage.config import SamplingConfig, StageConfig
 from imagen.stage.tiles import Tile
 
+STRENGTH = 0.7  # of a whole init image: follows the prompt, and the image remains recognisable
 PAIRS = ("guidance_interval", "logsnr_range")  # fields with a pair of numbers as one value
 
 
-def resolve_strengths(run: Sequence[StageConfig], strength: float | Sequence[float] | None) -> tuple[float, ...]:
-    """Return the strength of each stage. Raises UserError unless all are above 0 and at most 1."""
-    values = _for_stages(run, 1.0 if strength is None else strength, "strength")
+def resolve_strengths(
+    run: Sequence[StageConfig], strength: float | Sequence[float] | None, *, whole: bool
+) -> tuple[float, ...]:
+    """Return the strength of each stage. Raises UserError unless all are above 0 and at most 1.
+
+    whole: an init image without a mask is regenerated, so that a strength of 1 would ignore it; the default is lower.
+    """
+    if strength is None:
+        strength = STRENGTH if whole else 1.0
+    values = _for_stages(run, strength, "strength")
     for stage, value in zip(run, values, strict=True):
         check_number(f"stage {stage.resolution}: strength", value, above=0, most=1)
     return tuple(values)
@@ -31,8 +39,9 @@ def resolve_settings(
     for name, value in overrides.items():
         if value is None:
             continue
-        if name in PAIRS and not isinstance(value[0], int | float):
-            value = list(value)
+        if name in PAIRS:
+            one = len(value) == 2 and all(isinstance(each, int | float) for each in value)
+            value = tuple(value) if one else list(value)
         for i, new in enumerate(_for_stages(run, value, name)):
             change: dict[str, Any] = {name: new}
             result[i] = dataclasses.replace(result[i], **change)
@@ -76,8 +85,12 @@ def resolve_tiles(run: Sequence[StageConfig], sizes: Sequence[Size], tile: Any) 
 
 
 def tile_of(side: int, stride: int) -> Tile:
-    """Return tiles of about this side for a U-Net of that total stride; adjacent tiles overlap by a quarter."""
-    return Tile(side=side // stride * stride, overlap=math.ceil(side / 4 / stride) * stride)
+    """Return tiles of about this side for a U-Net of that total stride; adjacent tiles overlap by about a quarter.
+
+    The result depends on the rounded side alone, which images record.
+    """
+    side = side // stride * stride
+    return Tile(side=side, overlap=math.ceil(side / 4 / stride) * stride)
 
 
 def name_stages(stages: Sequence[StageConfig]) -> str:

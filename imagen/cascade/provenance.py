@@ -42,8 +42,12 @@ def describe(request: Request, stages: Sequence[Stage], text: dict[str, Any] | N
         ],
     }
     if request.lora:
-        hashes = {name: fitted.adapter.sha256 for stage in stages for name, fitted in stage.adapters.items()}
-        value["lora"] = [{"name": n, "sha256": hashes[n], "weight": w} for n, w in request.lora if n in hashes]
+        value["lora"] = [
+            {"name": n, "sha256": stage.adapters[n].adapter.sha256, "weight": w, "resolution": stage.config.resolution}
+            for n, w in request.lora
+            for stage in stages
+            if n in stage.adapters
+        ]
     if request.noise != "torch":
         value["noise"] = request.noise
     for name, prompts in (("embedding", request.prompts), ("negative_embedding", request.negatives)):
@@ -117,6 +121,7 @@ class LoraProvenance:
     name: str
     sha256: str  # of its file
     weight: float
+    resolution: int | None = None  # of the stage; None: in files from before this field
 
     def __post_init__(self) -> None:
         check_text("the name of a LoRA", self.name, 200)

@@ -89,11 +89,19 @@ def _lora(cascade: Cascade, made: Provenance, where: str) -> dict[str, float]:
     """Return the weights of the loaded adapters that the image was made with. Raises UserError if one is not loaded."""
     weights: dict[str, float] = {}
     for lora in made.lora or ():
-        names = [name for name, adapter in cascade.adapters.items() if adapter.sha256 == lora.sha256]
+        names = [
+            name
+            for stage in cascade.stages
+            if lora.resolution in (None, stage.config.resolution)
+            for name, fitted in stage.adapters.items()
+            if fitted.adapter.sha256 == lora.sha256
+        ]
         if not names:
             known = f"LoRA {lora.name} (sha256 {lora.sha256[:12]}...)"
+            if lora.resolution is not None:
+                known = f"{known} on stage {lora.resolution}"
             raise UserError(f"{where} was made with {known}; load that file, too (--lora)")
-        weights[names[0]] = lora.weight
+        weights[next((name for name in names if name not in weights), names[0])] = lora.weight
     return weights
 
 

@@ -151,7 +151,7 @@ def make_request(
         masks=masks,
         first_stage=first,
         settings=resolve_settings(run, settings, dict(sampling)),
-        strength=resolve_strengths(run, strength),
+        strength=resolve_strengths(run, strength, whole=inits is not None and masks is None),
         sizes=sizes,
         crop=crop,
         tiles=resolve_tiles(run, sizes, tile),

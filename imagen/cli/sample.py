@@ -37,7 +37,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--size", type=count, nargs=2, metavar=("HEIGHT", "WIDTH"), help="size of the result in pixels, as in 256 320"
     )
     parser.add_argument("--init", metavar="FILE", help="image to start from (image-to-image)")
-    parser.add_argument("--strength", type=Listed(float), metavar="S,...", help="share of the steps taken (0 to 1)")
+    parser.add_argument(
+        "--strength",
+        type=Listed(float),
+        metavar="S,...",
+        help="share of the steps taken, 0 to 1 (default: 0.7, or 1 with --mask)",
+    )
     parser.add_argument("--mask", metavar="FILE", help="where to regenerate the init image (white) or keep it (black)")
     parser.add_argument("--from", dest="again", metavar="FILE", help="regenerate the image in this file")
     parser.add_argument("--start", metavar="FILE", help="with --from an upsampled image: the image that was upsampled")

@@ -88,6 +88,7 @@ def prepare(options: argparse.Namespace, inputs: int = 1) -> tuple["Cascade", di
     """
     from imagen.cascade import Cascade
     from imagen.cli.devices import choose_device
+    from imagen.lora import adapter_name
     from imagen.models.compiling import cache_folder
     from imagen.precision import autocast_dtype, precision_name
 
@@ -102,10 +103,12 @@ def prepare(options: argparse.Namespace, inputs: int = 1) -> tuple["Cascade", di
         precision=precision,
         int8_text=options.int8_text,
     )
-    weights = {
-        cascade.load_lora(lora.path, resolution=lora.resolution): 1.0 if lora.weight is None else lora.weight
-        for lora in options.lora
-    }
+    weights: dict[str, float] = {}
+    for lora in options.lora:
+        name = cascade.unused_name(adapter_name(lora.path))
+        weights[cascade.load_lora(lora.path, name=name, resolution=lora.resolution)] = (
+            1.0 if lora.weight is None else lora.weight
+        )
     if compiles(device, options.compile, inputs * options.n // ranks):
         cascade.compile(**({"mode": "reduce-overhead"} if device.startswith("cuda") else {}))
         if rank == 0:

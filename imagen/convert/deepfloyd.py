@@ -91,8 +91,8 @@ def read_stage(folder: Path, before: int | None = None) -> StageConfig:
     if unet.low_res:
         low_resolution = before or resolution // SCALE
         if where.name != original.CONFIG:  # the original format has one schedule for both
-            scheduler = folder / "image_noising_scheduler" / "scheduler_config.json"
-            low_res_schedule = read_schedule(_object(scheduler), str(scheduler))
+            noising = folder / "image_noising_scheduler" / "scheduler_config.json"
+            low_res_schedule = read_schedule(_object(noising), str(noising))
     stage = StageConfig(
         resolution=resolution,
         low_resolution=low_resolution,

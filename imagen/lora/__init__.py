@@ -9,6 +9,6 @@ write.py    writes an adapter file
 
 from imagen.lora.apply import Fitted, applied, fit
 from imagen.lora.config import LoraConfig
-from imagen.lora.files import Adapter, Factors, read_adapter
+from imagen.lora.files import Adapter, Factors, adapter_name, read_adapter
 
-__all__ = ["Adapter", "Factors", "Fitted", "LoraConfig", "applied", "fit", "read_adapter"]
+__all__ = ["Adapter", "Factors", "Fitted", "LoraConfig", "adapter_name", "applied", "fit", "read_adapter"]

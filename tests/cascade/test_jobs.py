@@ -68,6 +68,10 @@ def test_an_image_is_regenerated_bit_exactly(small_cascade, tmp_path, precision)
         regenerated, index = regenerate_request(loaded, paths[number], device="cpu")
         again = write_regenerated(loaded, regenerated, index, tmp_path / f"again{number}", progress=False)
         assert again.read_bytes() == paths[number].read_bytes()
+    regenerated, index = regenerate_request(loaded, paths[0], device="cpu")
+    sheet = (tmp_path / "o" / "sheet.png").read_bytes()
+    write_regenerated(loaded, regenerated, index, tmp_path / "o", progress=False)  # the file itself
+    assert (tmp_path / "o" / "sheet.png").read_bytes() == sheet
 
 
 def test_an_edited_image_is_regenerated_from_the_same_inputs(small_cascade, tmp_path):
@@ -89,10 +93,17 @@ def test_an_edited_image_is_regenerated_from_the_same_inputs(small_cascade, tmp_
             regenerate_request(small_cascade, path, **given)
 
 
+def test_an_init_image_is_not_ignored(small_cascade):
+    init = noise_image(32, 32)
+    assert small_cascade.request(["cat"], init=init).strength == (0.7, 0.7)
+    assert small_cascade.request(["cat"], init=init, mask=Image.new("L", (32, 32))).strength == (1.0, 1.0)
+    assert small_cascade.request(["cat"]).strength == (1.0, 1.0)
+
+
 def test_an_upsampled_image_is_regenerated(small_cascade, tmp_path):
     small_cascade.save(tmp_path / "cascade")
     noise_image(37, 21).save(tmp_path / "photo.png")
-    (path,) = write_upscaled(small_cascade, [tmp_path / "photo.png"], tmp_path / "o", tile=32, seed=4, **QUICK)
+    (path,) = write_upscaled(small_cascade, [tmp_path / "photo.png"], tmp_path / "o", tile=35, seed=4, **QUICK)
     assert read_metadata(path)["tiles"] == [32]
     regenerated, index = regenerate_request(
         small_cascade, path, start=read_picture(tmp_path / "photo.png"), device="cpu"

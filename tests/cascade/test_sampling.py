@@ -19,6 +19,7 @@ from imagen.diffusion.guidance import ClassifierFree, Estimate
 from imagen.diffusion.noise import PictureNoise
 from imagen.diffusion.samplers import create_sampler, sampler_names
 from imagen.diffusion.schedule import diffuse
+from imagen.errors import UserError
 from imagen.pictures import read_metadata, read_picture
 from imagen.stage.editing import Edit, InpaintingDenoiser
 
@@ -52,6 +53,11 @@ def test_settings_can_be_given_by_name_per_stage(small_cascade):
     assert [s.guidance_rescale for s in request.settings] == [0.0, 0.5]
     request = small_cascade.request(["x"], guidance_interval=[None, (0.0, 1.0)])
     assert [s.guidance_interval for s in request.settings] == [None, (0.0, 1.0)]
+    request = small_cascade.request(["x"], guidance_interval=[-3.0, 2.0])  # as JSON has it
+    assert [s.guidance_interval for s in request.settings] == [(-3.0, 2.0)] * 2
+    for wrong in ([], [0.0], [0.0, 1.0, 2.0]):
+        with pytest.raises(UserError, match="guidance_interval"):
+            small_cascade.request(["x"], guidance_interval=wrong)
     assert (
         max_difference(*(small_cascade.sample(["x"], spacing=spacing, **QUICK)[0] for spacing in ("time", "logsnr")))
         > 1
@@ -91,7 +97,7 @@ def test_strength_is_the_share_of_steps_that_are_taken(small_cascade):
     small_cascade.sample(["cat"], init=init, strength=1e-12, steps=8, on_step=seen.append, **QUICK)
     assert [(p.stage, p.steps) for p in seen] == [(0, 1), (1, 1)]
     anew = small_cascade.sample(["cat"], **QUICK)[0]
-    assert max_difference(anew, small_cascade.sample(["cat"], init=init, **QUICK)[0]) == 0, (
+    assert max_difference(anew, small_cascade.sample(["cat"], init=init, strength=1, **QUICK)[0]) == 0, (
         "strength 1 takes all steps from pure noise"
     )
 

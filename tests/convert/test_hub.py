@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import imagen
 from imagen.cascade import SamplingConfig, Stage, StageConfig
 from imagen.cascade.cascade import Cascade
-from imagen.cascade.hub import is_name, push
+from imagen.cascade.hub import MARK, is_name, push
 from imagen.errors import UserError
 from imagen.models.config import Level, UNetConfig
 from imagen.models.unet import UNet
@@ -39,7 +39,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             assert private and exist_ok
             (remote / name).mkdir(parents=True, exist_ok=True)
 
-        def upload_folder(self, *, repo_id: str, folder_path: str, ignore_patterns: list[str]) -> None:
+        def upload_folder(
+            self, *, repo_id: str, folder_path: str, ignore_patterns: list[str], delete_patterns: list[str]
+        ) -> None:
+            for path in list((remote / repo_id).iterdir()):
+                if any(path.match(pattern) for pattern in delete_patterns):
+                    path.unlink()
             shutil.copytree(folder_path, remote / repo_id, dirs_exist_ok=True)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
@@ -69,6 +74,26 @@ def test_a_pushed_cascade_can_be_loaded(hub: Path, saved: Path) -> None:
     same = Cascade.load(saved)
     assert loaded.stages[0].sha256 == same.stages[0].sha256
     assert loaded.sample([""], progress=False) == same.sample([""], progress=False)
+
+
+def test_a_second_upload_replaces_the_weights_and_the_card(hub: Path, saved: Path) -> None:
+    push(saved, "a/b", f"{MARK} first")
+    cascade = Cascade.load(saved)
+    torch.nn.init.ones_(next(cascade.stages[0].unet.parameters()))
+    cascade.save(saved)
+    remote = hub / "a" / "b"
+    (remote / "style.safetensors").write_bytes(b"another file of the owner")
+    push(saved, "a/b", f"{MARK} second")
+    assert (remote / "README.md").read_text() == f"{MARK} second"
+    names = {path.name for path in remote.glob("*.safetensors")}
+    assert names == {path.name for path in saved.glob("*.safetensors")} | {"style.safetensors"} and len(names) == 2
+
+
+def test_licences_accompany_the_weights(hub: Path, saved: Path, tmp_path: Path) -> None:
+    (saved / "LICENSE.md").write_text("terms")
+    push(saved, "a/b", "card")
+    imagen.load("a/b").save(tmp_path / "copy")
+    assert (tmp_path / "copy" / "LICENSE.md").read_text() == "terms"
 
 
 def test_an_existing_card_is_not_replaced(hub: Path, saved: Path) -> None:

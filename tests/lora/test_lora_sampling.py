@@ -1,6 +1,7 @@
 """Sample with LoRA: images, the command line, and provenance in files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,36 @@ def test_images_record_their_lora_and_can_be_regenerated(model: Cascade, tmp_pat
         regenerate_request(Cascade.load(tmp_path / "cascade"), made, device="cpu")
     with pytest.raises(UserError, match="made with another lora"):
         write_samples(model, ["cat"], tmp_path / "out", seed=3, **QUICK)
+
+
+def test_an_image_records_which_stage_was_adapted(tmp_path: Path) -> None:
+    model = cascade(stage(16), stage(32, 16))
+    model.save(tmp_path / "cascade")
+    path = lora_file(tmp_path / "style.safetensors", model)
+    model.load_lora(path)
+    (made,) = write_samples(model, ["cat"], tmp_path / "out", seed=3, lora={"style": 0.5}, **QUICK)
+    assert [lora.resolution for lora in read_provenance(made).lora or ()] == [16]
+    model.stages[1].adapters["style"] = model.stages[0].adapters.pop("style")  # as if the layers fitted both
+    with pytest.raises(UserError, match=r"on stage 16; load that file, too"):
+        regenerate_request(model, made, device="cpu")
+
+
+def test_adapters_of_several_runs_add_up(tmp_path: Path, imagen) -> None:
+    model = Cascade([stage(16, text=False)])
+    model.save(tmp_path / "cascade")
+    files = [tmp_path / name / "lora.safetensors" for name in ("dog", "ink")]
+    for seed, file in enumerate(files):
+        file.parent.mkdir()
+        lora_file(file, model, seed=seed)
+    files.append(tmp_path / "dog.safetensors")
+    shutil.copy(files[0], files[2])
+    adapters = [argument for file in files for argument in ("--lora", f"{file}:0.5")]
+    imagen("sample", tmp_path / "cascade", "", "--steps", "3", "--out", tmp_path / "o", *adapters)
+    made = read_provenance(tmp_path / "o" / "0000.png")
+    assert [lora.name for lora in made.lora or ()] == ["dog", "ink", "dog-2"]
+    again = ["sample", tmp_path / "cascade", "--from", tmp_path / "o" / "0000.png", "--out", tmp_path / "again"]
+    imagen(*again, *adapters)
+    assert np.array_equal(Image.open(tmp_path / "o" / "0000.png"), Image.open(tmp_path / "again" / "0000.png"))
 
 
 def test_the_command_line_loads_lora_files(tmp_path: Path, imagen, error_of) -> None:

@@ -323,6 +323,23 @@ def test_other_encoders_load(tmp_path, kind):
         torch.testing.assert_close(text_LD, body(input_ids=ids, attention_mask=mask).last_hidden_state[0])
 
 
+def test_the_limit_of_tokens_counts_positions_of_padding(tmp_path):
+    import transformers
+
+    size = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "pad_token_id": 1}
+    config = transformers.RobertaConfig(**size, intermediate_size=48, max_position_embeddings=20)
+    model = transformers.RobertaModel(config).eval()
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    with pytest.raises(UserError, match="takes at most 18 tokens"):
+        load_text_encoder(text_config(tmp_path, max_tokens=19))
+    load_text_encoder(text_config(tmp_path, max_tokens=18))
+    with torch.no_grad():
+        model(input_ids=torch.full((1, 18), 5))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, 19), 5))
+
+
 @pytest.mark.parametrize(
     "config",
     [
