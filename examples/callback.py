@@ -52,5 +52,7 @@ class Clipping(Callback):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit("usage: python examples/callback.py PRESET SHARDS RUN")
     name, shards, run = sys.argv[1:]
     train_run(preset(name), shards, run, callbacks=[Clipping(), EarlyStopping()])

@@ -129,6 +129,18 @@ def copy_licences(source: Path, target: Path) -> None:
                 shutil.copyfile(licence, temporary)
 
 
+def check_replaceable(path: str | Path, mark: bytes, what: str) -> None:
+    """Raise UserError if `path` is a file of another kind than the one that is to replace it.
+
+    mark: what the first 1,000 bytes of this kind contain. what: its name, as in "a PNG image".
+    """
+    if not Path(path).is_file():
+        return
+    with open_given(path) as file:
+        if (found := file.read(1_000)) and mark not in found:
+            raise UserError(f"{path} already exists and is not {what}; choose another file")
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` in UTF-8, atomically."""
     with replacing(path) as temporary:

@@ -117,6 +117,8 @@ def test_a_run_is_evaluated_and_compared(artifacts, packaged, imagen, error_of, 
     assert row["reference"]["loss"] == pytest.approx(row["mine"]["loss"], rel=1e-4)  # it is the same run
     assert Image.open(tmp_path / "curves.png").width > 1000
     assert "reference" in imagen("compare", run, "--out", tmp_path / "curves.svg")
+    (tmp_path / "notes.png").write_text("precious")
+    assert "is not a PNG file; choose another" in error_of("compare", run, "--out", tmp_path / "notes.png")
     assert "runs of one preset" in error_of("compare", run, artifacts / "sr", "--out", tmp_path / "no.png")
     assert "not a training run" in error_of("compare", artifacts / "cascade", "--out", tmp_path / "no.png")
 

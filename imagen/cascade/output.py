@@ -193,12 +193,28 @@ def _exists(path: Path, wanted: dict[str, Any]) -> bool:
     if found is None:
         raise UserError(f"{path} already exists and has no imagen metadata; choose another folder")
     for key in IDENTIFYING:
-        if found.get(key) != wanted.get(key):
-            raise UserError(
-                f"{path} already exists, made with another {key}{_both(found.get(key), wanted.get(key))}; "
-                "choose another folder, or remove it"
-            )
+        if (before := found.get(key)) != (now := wanted.get(key)):
+            other = _other_stages(before, now) if key == "stages" else f"another {key}{_both(before, now)}"
+            raise UserError(f"{path} already exists, made with {other}; choose another folder, or remove it")
     return True
+
+
+def _other_stages(found: Any, wanted: Any) -> str:
+    """Describe the first difference of two lists of stages; the first is from a file, and may be anything."""
+    names = [
+        [each.get("resolution") if isinstance(each, dict) else each for each in stages]
+        for stages in (found or [], wanted)
+    ]
+    if names[0] != names[1]:
+        return f"other stages{_both(*names)}"
+    for before, now in zip(found, wanted, strict=True):
+        stage = f"stage {now['resolution']}"
+        if before.get("weights") != now["weights"]:
+            return f"other weights of {stage}"
+        for name, value in now["sampling"].items():
+            if (other := (before.get("sampling") or {}).get(name)) != value:
+                return f"another setting {name} of {stage}{_both(other, value)}"
+    return "other settings"
 
 
 def _both(found: Any, wanted: Any) -> str:

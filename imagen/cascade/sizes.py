@@ -71,6 +71,6 @@ def _check_divides(size: tuple[int, int], unit: int, what: str) -> None:
         below, above = side // unit * unit, -(-side // unit) * unit
         nearest.append(" or ".join(str(side) for side in sorted({max(below, unit), max(above, unit)})))
     raise UserError(
-        f"{what} is {size[0]}x{size[1]} (height x width), but sides must divide by {unit}; "
+        f"{what} is {size[0]}x{size[1]} (height x width), but sides must be divisible by {unit}; "
         f"nearest: height {nearest[0]}, width {nearest[1]}"
     )

@@ -254,7 +254,7 @@ def check_stages(
         stage.sampling.check(name)
     for before, stage, name in zip(stages, stages[1:], names[1:], strict=False):
         if stage.low_resolution is None:
-            raise UserError(f"{name}: is a base stage; only the first stage can be one")
+            raise UserError(f"{name} is a base stage; only the first stage can be one")
         if stage.low_resolution != before.resolution:
             raise UserError(
                 f"{name}: upsamples {stage.low_resolution}-pixel images, but the stage before it outputs "

@@ -15,6 +15,7 @@ from imagen.evaluate import SWEPT
 from imagen.evaluate.metrics.table import METRICS
 
 WEIGHTS = ("inception", "clip", "dinov2")
+COMPARISON = ("metrics", "split", "reference", "save_images", "inception", "dinov2")  # options without effect on suites
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -84,6 +85,9 @@ def run(options: argparse.Namespace) -> Result | None:
         raise UserError("--gap and --sweep vary the default settings: leave --fast out")
     if options.suite is not None and (options.gap or options.sweep is not None or options.inputs == "true"):
         raise UserError("--gap, --sweep and --inputs compare with shards; give --data in place of --suite")
+    for option in COMPARISON if options.suite is not None else ():
+        if getattr(options, option) != options.parser.get_default(option):
+            raise UserError(f"--{option.replace('_', '-')} is for comparisons with shards; leave it out with --suite")
     if options.gap or options.sweep is not None:
         load_figure()  # raises the error for a missing package before anything is sampled
     items = [] if options.suite is None else read_suite(options.suite)

@@ -17,7 +17,7 @@ from imagen.errors import UserError
 from imagen.version import __version__
 
 TRACEBACK = "IMAGEN_TRACEBACK"  # environment variable for developers: with 1, errors are not caught
-MISTAKE, BUG, INTERRUPTED = 2, 1, 130  # exit codes; shells use 130 for Ctrl-C
+MISTAKE, BUG, INTERRUPTED, PIPE = 2, 1, 130, 141  # exit codes; shells use 128 + the number of a signal
 _MOST = 2000  # characters per line: a message may quote a megabyte
 # Errors of a file, a disk or the system, wherever they occur: the user can correct these.
 _PLACES = {
@@ -43,7 +43,7 @@ def end(error: BaseException, arguments: Sequence[str]) -> int:
         return INTERRUPTED
     if isinstance(error, BrokenPipeError) and _is_piped():  # `imagen presets | head -1`
         _disconnect_stdout()
-        return BUG
+        return PIPE
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

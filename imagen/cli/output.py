@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -44,6 +45,8 @@ def perform(options: argparse.Namespace) -> int:
             from imagen.progress import hidden_bars
 
             stack.enter_context(hidden_bars())
+            stack.callback(logging.disable, logging.root.manager.disable)
+            logging.disable(logging.WARNING)
             aside = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
         stack.enter_context(redirect_stdout(aside))
         result = options.run(options)

@@ -116,7 +116,9 @@ def show(found: dict[str, Any]) -> None:
         f"kB per image and {disk['embedding'] / 1e3:,.1f} kB per embedding"
     )
     console.print(
-        f"assumed: --mfu {assumed['mfu']:g} of {assumed['tflops'] or 0:g} TFLOP/s; {assumed['reserved']:.0%} of "
+        "assumed: "
+        + (f"--mfu {assumed['mfu']:g} of {assumed['tflops']:g} TFLOP/s; " if assumed["tflops"] else "")
+        + f"{assumed['reserved']:.0%} of "
         f"{assumed['memory']:.1f} GiB for context, workspaces and gaps; machines of {assumed['gpus_a_machine']} GPUs, "
         f"{assumed['link']:g} GB/s between those, {assumed['network']:g} to others; {assumed['bytes_a_pixel']:g} bytes "
         f"per pixel, {assumed['caption_tokens']} tokens per caption"

@@ -58,6 +58,8 @@ def run(options: argparse.Namespace) -> Result | None:
         raise UserError("--start requires --from; to upscale an image, use `imagen upscale`")
     if not prompts:
         raise UserError('no prompts: give at least one, or --prompts FILE ("" samples an image without a prompt)')
+    if options.vary is not None and options.n == 1:
+        raise UserError("--vary makes variations of a prompt's first image; give their number as well, as in --n 4")
     from imagen.cascade import write_samples
 
     cascade, request = prepare(options, len(prompts))

@@ -212,10 +212,10 @@ def _inexpressible(config: UNetConfig) -> list[str]:
         (not config.coordinates, "coordinates is true"),
         (stem == config.levels[0].channels, "stem_channels differs from the first level's"),
         (config.learned_variance, "learned_variance is false, and the IF pipelines split off a variance"),
-        (config.context_width % CONTEXT_GROUPS == 0, f"context_width does not divide by {CONTEXT_GROUPS}"),
+        (config.context_width % CONTEXT_GROUPS == 0, f"context_width is not divisible by {CONTEXT_GROUPS}"),
         (
             all(level.channels % config.norm_groups == 0 for level in config.levels),
-            f"a level's channels do not divide by norm_groups {config.norm_groups}",
+            f"a level's channels are not divisible by norm_groups {config.norm_groups}",
         ),
     ]
     return [reason for fits, reason in checks if not fits]

@@ -12,6 +12,7 @@ styles.py   other styles of drawing, from iconify files
 prompts.py  prompts for held-out combinations
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +35,8 @@ from imagen.emoji.single import (
 )
 from imagen.emoji.styles import credit, styled
 from imagen.errors import UserError, check_number
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "OBJECTS",
@@ -93,6 +96,8 @@ def build_emoji(
     if finished := finished_build(out, arguments):
         return finished
     default_style = objects(limit_objects)
+    if limit_objects is not None and len(default_style) < limit_objects:
+        raise UserError(f"--objects {limit_objects}: there are {len(default_style)} objects; give that many, or `all`")
     drawings = [*default_style]
     others = [Style(name, str(Path(file).resolve())) for name, file in (styles or {}).items()]
     for style in others:
@@ -135,4 +140,8 @@ def _compositions(
     total = len(split) / (1 - relations - counts)
     two = pairs(drawings, round(relations * total), heldout=heldout, seed=seed)
     several = groups(drawings, round(counts * total), heldout=heldout, seed=seed)
+    for what, found, share in (("two objects", two, relations), ("several of one", several, counts)):
+        if len(found) < round(share * total):
+            name = "held-out" if heldout else "training"
+            log.warning("only %d %s images of %s are possible, not %.0f", len(found), name, what, share * total)
     return sorted([*split, *two, *several], key=lambda picture: hashed(seed, "order", picture.key))

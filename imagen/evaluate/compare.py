@@ -7,8 +7,8 @@ from typing import Any
 from imagen.errors import UserError
 from imagen.evaluate.curve import CURVE, read_curve
 from imagen.evaluate.metrics.table import METRICS
-from imagen.evaluate.plots import legend, load_figure
-from imagen.files import read_json, read_json_lines, replacing, write_json
+from imagen.evaluate.plots import legend, load_figure, save_figure
+from imagen.files import read_json, read_json_lines, write_json
 from imagen.weights import packaged_path
 
 Row = dict[str, Any]
@@ -113,8 +113,7 @@ def plot(preset: str, series: Sequence[tuple[str, Sequence[Row], Sequence[Row]]]
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if handles:
         legend(figure, handles, [series[int(number)][0] for number in labels], columns=4)
-    with replacing(out) as temporary:
-        figure.savefig(temporary, format=Path(out).suffix.lstrip(".").lower() or "png", dpi=90)
+    save_figure(figure, out, Path(out).suffix.lstrip(".").lower() or "png", dpi=90)
 
 
 def _read(run: Path) -> tuple[str, list[Row], list[Row]]:

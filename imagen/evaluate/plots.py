@@ -1,11 +1,14 @@
 """Plot an evaluation: metrics over a setting, two metrics against each other, and stages side by side."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from imagen.distribution import missing
+from imagen.files import check_replaceable, replacing
 
 Row = dict[str, Any]
+FORMATS = {"png": b"\x89PNG", "svg": b"<svg", "pdf": b"%PDF"}  # with bytes that such a file begins with
 COLOURS = ("#2a7de1", "#d1495b", "#2e933c", "#8f5bbd", "#e08e0b", "#5b6c7d")
 
 
@@ -91,6 +94,14 @@ def load_figure() -> Any:
     except ImportError:
         raise missing("plotting needs the package matplotlib", "demo") from None
     return Figure
+
+
+def save_figure(figure: Any, out: str | Path, kind: str, *, dpi: int) -> None:
+    """Write a figure as a file of this kind, atomically. Raises UserError if `out` is a file of another kind."""
+    if kind in FORMATS:
+        check_replaceable(out, FORMATS[kind], f"a {kind.upper()} file")
+    with replacing(out) as temporary:
+        figure.savefig(temporary, format=kind, dpi=dpi)
 
 
 def _figure(panels: int) -> tuple[Any, list[Any]]:

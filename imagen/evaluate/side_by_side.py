@@ -7,10 +7,9 @@ from typing import Any
 
 from imagen.errors import UserError
 from imagen.evaluate import SWEPT, plots
-from imagen.files import read_json, replacing
+from imagen.files import read_json
 
 REPORT = "report.json"
-FORMATS = ("png", "svg", "pdf")
 Row = dict[str, Any]
 
 log = logging.getLogger(__name__)
@@ -28,8 +27,10 @@ def side_by_side(folders: Sequence[str | Path], out: str | Path) -> list[Row]:
     on them. Raises UserError for an unreadable report or another file format, or if matplotlib is missing.
     """
     kind = Path(out).suffix.lower().lstrip(".") or "png"
-    if kind not in FORMATS:
-        raise UserError(f"{out}: plots are written as {', '.join(f'.{each}' for each in FORMATS)}; choose one of these")
+    if kind not in plots.FORMATS:
+        raise UserError(
+            f"{out}: plots are written as {', '.join(f'.{each}' for each in plots.FORMATS)}; choose one of these"
+        )
     reports = [_read(Path(folder)) for folder in folders]
     rows = [row for report in reports for row in report]
     extractors = [pair for row in rows for pair in row.get("extractors", {}).items()]
@@ -44,8 +45,7 @@ def side_by_side(folders: Sequence[str | Path], out: str | Path) -> list[Row]:
         if len(values) > 1:
             log.warning("these evaluations have different %s, on which metrics such as FID depend", what)
     figure = plots.side_by_side(rows)
-    with replacing(Path(out)) as temporary:
-        figure.savefig(temporary, format=kind, dpi=110)
+    plots.save_figure(figure, out, kind, dpi=110)
     return rows
 
 

@@ -70,7 +70,7 @@ class UNetConfig:
         check_number("the number of blocks of all levels", blocks, most=limits.BLOCKS)
         limits.check(self, limits.UNET)
         if self.pooling_heads and self.text_width is not None and self.text_width % self.pooling_heads:
-            raise UserError(f"text_width {self.text_width} does not divide by pooling_heads {self.pooling_heads}")
+            raise UserError(f"text_width {self.text_width} is not divisible by pooling_heads {self.pooling_heads}")
         if (self.stem_channels or self.levels[0].channels) % 2:
             raise UserError("the stem's channels must be even: the noise embedding has as many cosines and sines")
         if self.family == "guided" and (self.skip != "concat" or self.modulation != "block"):
@@ -82,7 +82,7 @@ class UNetConfig:
             if kind in ("cross", "fused") and self.text_width is None:
                 raise UserError(f"{where} attends to text, but text_width is not set")
             if kind != "none" and channels % self.head_channels:
-                raise UserError(f"{where}: {channels} channels do not divide by head_channels {self.head_channels}")
+                raise UserError(f"{where}: {channels} channels are not divisible by head_channels {self.head_channels}")
 
     @property
     def attends_to_text(self) -> bool:

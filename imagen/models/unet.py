@@ -136,7 +136,9 @@ class UNet(nn.Module):
         """
         height, width = x_BCHW.shape[-2:]
         if height % self.config.total_stride or width % self.config.total_stride:
-            raise UserError(f"this U-Net takes sides that divide by {self.config.total_stride}, not {height}x{width}")
+            raise UserError(
+                f"this U-Net takes sides that are divisible by {self.config.total_stride}, not {height}x{width}"
+            )
 
         dtype = self.norm_out.weight.dtype
         if dtype in LOW_PRECISION:  # the whole network is, and runs without autocast, which would cast the inputs

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -84,7 +85,7 @@ class Server(uvicorn.Server):
     """Uvicorn with a graceful shutdown.
 
     After SIGTERM or Ctrl-C, new requests and /readyz get 503. Accepted requests have `drain` seconds to finish; then
-    the rest get an error response. A second signal ends the process at once.
+    the rest get an error response. A second signal ends the process at once, with exit code 130.
     """
 
     def __init__(self, config: ServeConfig, engines: list[Engine], metrics: Metrics):
@@ -122,7 +123,8 @@ class Server(uvicorn.Server):
             print("stopping: finishing accepted requests", file=sys.stderr, flush=True)
             self._loop.call_soon_threadsafe(self._begin_to_stop)
         else:
-            self.should_exit = self.force_exit = True
+            sys.stderr.flush()
+            os._exit(130)  # threads of engines are still computing, which an orderly exit would have to wait for
 
     @contextlib.contextmanager
     def capture_signals(self) -> Any:

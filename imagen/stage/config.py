@@ -121,8 +121,10 @@ class StageConfig:
         for height, width in self.sizes:
             if height % stride or width % stride:
                 raise UserError(
-                    f"{where}.sizes has [{height}, {width}]; this U-Net takes sides that divide by {stride}"
+                    f"{where}.sizes has [{height}, {width}]; this U-Net takes sides that are divisible by {stride}"
                 )
         if self.resolution % stride:
-            raise UserError(f"{where}.resolution is {self.resolution}; this U-Net takes sides that divide by {stride}")
+            raise UserError(
+                f"{where}.resolution is {self.resolution}; this U-Net takes sides that are divisible by {stride}"
+            )
         self.sampling.check(f"{where}.sampling")

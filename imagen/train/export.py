@@ -10,6 +10,7 @@ from imagen.cascade.storage import read_manifest, read_unconditional, resolve_fo
 from imagen.errors import UserError
 from imagen.files import copy_licences, read_json
 from imagen.jsonconfig import from_json
+from imagen.lora import read_adapter
 from imagen.lora.modules import is_factor, merged
 from imagen.train import checkpoint, posthoc
 from imagen.train.adapters import LORA_FILE, write_lora
@@ -102,6 +103,8 @@ def export_run(
     stage = manifest.stages[0]
     if experiment is not None and experiment.init is not None:
         if not merge:
+            if Path(out).exists():
+                read_adapter(out)  # raises UserError if it is anything but a LoRA, which may be replaced
             write_lora(Path(out), weights, stage.config, experiment.lora)
             return f"{out}: LoRA of {description} at step {step}"
         base = read_initial(experiment.init, base_path(Path(run), experiment.init))

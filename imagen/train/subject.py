@@ -58,6 +58,10 @@ def build_subject(
         if read_json(data / DESCRIPTION) != arguments:
             raise UserError(f"{run} was started with other images, prompts or weights; choose another --out")
         return data
+    if not 3 <= len(own) <= 30:
+        report(f"{subject.images}: {len(own)} images; this method is meant for 3 to 30 of one subject")
+    if not subject.prior:
+        report("without class images (--prior) the model forgets what others of the subject's class look like")
     prior = _prior(subject, experiment, run, device, report)
     repeats = max(1, round(len(prior) / len(own)))
     small = sum(min(read_picture(path).size) < side for path, _ in own)
@@ -70,7 +74,10 @@ def build_subject(
                 for again in range(times):
                     sample = {"__key__": f"{name}-{number:05d}-{again}", f"{side}.png": png, "txt": caption.encode()}
                     writer.write(sample)
-    report(f"{data}: {len(own)} images of the subject, each {repeats} times, and {len(prior)} of its class")
+    report(
+        f"{data}: {len(own)} images of the subject, {'once' if repeats == 1 else f'{repeats} times'} each"
+        + (f", and {len(prior)} of its class" if prior else "")
+    )
     write_json(data / DESCRIPTION, arguments)
     return data
 

@@ -67,7 +67,7 @@ def test_conditioning_augmentation_changes_the_image_reproducibly(small_cascade)
 def test_images_need_not_be_square(small_cascade):
     (image,) = small_cascade.sample(["a cat"], size=(32, 48), **QUICK)
     assert image.size == (48, 32)
-    with pytest.raises(UserError, match=r"40x50 .* divide by 8; nearest: height 40, width 48 or 56"):
+    with pytest.raises(UserError, match=r"40x50 .* divisible by 8; nearest: height 40, width 48 or 56"):
         small_cascade.sample(["a cat"], size=(40, 50), **QUICK)
 
 

@@ -35,7 +35,7 @@ def test_write_samples_numbers_files_resumes_and_rejects_other_jobs(small_cascad
     for prompts, change, message in [
         (["a cow", "dog"], {}, r"0000\.png already exists, made with another prompt \('a cat', not 'a cow'\)"),
         (["a cat", "dog"], {"seed": 4}, "another seed"),
-        (["a cat", "dog"], {"steps": 5}, "another stages"),
+        (["a cat", "dog"], {"steps": 5}, r"another setting steps of stage 16 \(3, not 5\)"),
     ]:
         with pytest.raises(UserError, match=message):
             write_samples(small_cascade, prompts, out, progress=False, **{**request, **change})

@@ -38,7 +38,7 @@ def test_a_subject_from_images_to_a_lora(artifacts, photos, imagen, error_of, tm
     captions = {open_split(tmp_path / "run" / "data").caption(i) for i in range(7)}
     assert captions == {"a photo of sks dog on grass", "a photo of sks dog", "a dog"}
     assert "1 of 3 images are smaller than 64 pixels" in said and "lora.safetensors" in said
-    assert "3 images of the subject, each 1 times, and 4 of its class" in said
+    assert "3 images of the subject, once each, and 4 of its class" in said
     assert len(list((tmp_path / "run" / "prior").glob("0*.png"))) == 4
     said = imagen(*subject, *options, "--prompt", "a photo of sks dog", "--train.steps", 2)
     assert "generating" not in said and "all 2 steps are done" in said
@@ -50,6 +50,9 @@ def test_a_subject_from_images_to_a_lora(artifacts, photos, imagen, error_of, tm
         "sample", artifacts / "cascade", "sks dog", "--stages", 1, "--steps", 1, *lora, "--out", tmp_path / "pictures"
     )
     imagen("export", artifacts / "cascade", "--merge", *lora, "--out", tmp_path / "merged")
+    (tmp_path / "notes.safetensors").write_text("precious")
+    assert "is not a safetensors file" in error_of("export", tmp_path / "run", "--out", tmp_path / "notes.safetensors")
+    assert (tmp_path / "notes.safetensors").read_text() == "precious"
     manifest = json.loads((tmp_path / "merged" / "cascade.json").read_text())
     assert [each["weight"] for each in manifest["stages"][0]["info"]["merged"]] == [0.8]
     assert len(manifest["stages"]) == 2

@@ -1,6 +1,7 @@
 """Check that `--json` prints exactly one document on stdout, and that `--quiet` prints only errors."""
 
 import json
+import logging
 
 import pytest
 from command_line import CommandResult, run_imagen
@@ -92,6 +93,17 @@ def test_evaluate_prints_json(artifacts):
     evaluate = ["evaluate-emoji", artifacts / "cascade", "--n", 2, "--steps", 1, "--objects", 4, "--guidance", "1,2"]
     assert [row["guidance"] for row in json_output(run_imagen(*evaluate, "--json"))] == [1, 2]
     assert_silent(*evaluate)
+    suite = ["evaluate", artifacts / "cascade", "--suite", "imagen200", "--out", artifacts / "suite"]
+    done = run_imagen(*suite, "--metrics", "fid", "--split", "train")
+    assert done.code == 2 and "--metrics is for comparisons with shards; leave it out" in done.err
+
+
+def test_warnings_are_not_printed_with_quiet(artifacts, tmp_path, caplog):
+    sample = ["sample", artifacts / "base", "a zeppelin", "--steps", 1, "--out", tmp_path]
+    assert_silent(*sample)
+    assert not caplog.records and not logging.root.manager.disable
+    run_imagen(*sample)
+    assert "never trained on 'zeppelin'" in caplog.text
 
 
 def test_progress_messages_go_to_stderr(monkeypatch, tmp_path):

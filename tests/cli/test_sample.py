@@ -22,7 +22,7 @@ from imagen.pictures import read_metadata
         (["--steps", "0"], "steps is 0"),
         (["--low-res-noise", "1.5"], "low_res_noise is 1.5; it must be from 0 to 1"),
         (["--sampler", "ddmp"], "unknown sampler 'ddmp'; did you mean 'ddpm'"),
-        (["--size", "250", "256"], "size is 250x256 (height x width), but sides must divide by 32; nearest"),
+        (["--size", "250", "256"], "size is 250x256 (height x width), but sides must be divisible by 32; nearest"),
         (["--size", "0", "256"], "'0' is not a whole number of 1 or more"),
         (["--seed", "-1"], "seed -1 is negative"),
         (["--prompts", "missing.txt"], "--prompts: missing.txt does not exist"),
@@ -80,6 +80,12 @@ def test_a_prompt_file_is_sampled_and_one_image_regenerated(artifacts, imagen, e
     again = ["sample", artifacts / "base", "--from", tmp_path / "o" / "0002.png", "--out", tmp_path / "again"]
     imagen(*again)
     assert (tmp_path / "again" / "0000.png").read_bytes() == (tmp_path / "o" / "0002.png").read_bytes()
+    sample = ["sample", artifacts / "base", "--prompts", tmp_path / "p.jsonl", *options]
+    sample[sample.index("--steps") + 1] = "3"
+    assert "made with another setting steps of stage 64 (2, not 3)" in error_of(*sample, "--out", tmp_path / "o")
+    assert "--vary makes variations" in error_of(
+        "sample", artifacts / "base", "a cat", "--vary", 0.5, "--out", tmp_path
+    )
     assert "omit other prompts" in error_of(*again, "a cat")
     assert "omit --guidance-rescale" in error_of(*again, "--guidance-rescale", "0.5")
     write_noise_image(tmp_path / "plain.png")

@@ -329,6 +329,13 @@ def test_folder_with_other_files_is_an_error(tmp_path):
     assert (tmp_path / "train" / "thesis.txt").read_text() == "mine"
 
 
+def test_scenes_that_cannot_be_made_are_reported(tmp_path, caplog):
+    with pytest.raises(UserError, match="there are 802 objects"):
+        build_emoji(tmp_path / "many", sizes=(16,), limit_objects=5000)
+    build_emoji(tmp_path / "one", sizes=(16,), variants=1, limit_objects=1, relations=0.3, workers=1, progress=False)
+    assert "only 0 training images of two objects are possible, not 5" in caplog.text
+
+
 @pytest.mark.parametrize("bad", [{"sizes": ()}, {"sizes": (4,)}, {"variants": 0}, {"limit_objects": 0}])
 def test_invalid_arguments_are_errors(tmp_path, bad):
     with pytest.raises(UserError):

@@ -76,7 +76,7 @@ class TestEveryStructure:
 
     def test_sides_that_are_no_multiple_of_the_stride_are_rejected(self, config: UNetConfig) -> None:
         side = config.total_stride + 1
-        with pytest.raises(UserError, match=f"divide by {config.total_stride}, not {side}x{side}"):
+        with pytest.raises(UserError, match=f"divisible by {config.total_stride}, not {side}x{side}"):
             run(randomized_unet(config), inputs(config, height=side, width=side))
 
     def test_learned_variance_doubles_the_channels(self, config: UNetConfig) -> None:
@@ -124,9 +124,9 @@ def test_total_stride_is_the_product_of_strides() -> None:
     [
         ({"levels": ()}, "at least one level"),
         ({"text_width": None}, "level 1 attends to text"),
-        ({"head_channels": 48}, "64 channels do not divide by head_channels 48"),
+        ({"head_channels": 48}, "64 channels are not divisible by head_channels 48"),
         ({"skip": "add"}, "'guided' concatenates"),
-        ({"pooling_heads": 5}, "text_width 24 does not divide by pooling_heads 5"),
+        ({"pooling_heads": 5}, "text_width 24 is not divisible by pooling_heads 5"),
         ({"text_width": None, "levels": UNCONDITIONAL.levels, "middle_attention": "cross"}, "the middle attends"),
     ],
 )

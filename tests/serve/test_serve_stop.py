@@ -111,6 +111,16 @@ def test_sigterm_reports_unfinished_requests(saved):
         assert process.process.returncode == 0
 
 
+def test_a_second_signal_ends_the_server_at_once(saved):
+    with ServerProcess(saved, "--max-steps", "5000") as process:
+        start_requests(process, 1, steps=5000)
+        for _ in range(2):
+            process.process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+        _, err = process.process.communicate(timeout=30)
+        assert process.process.returncode == 130 and "Traceback" not in err and "terminate" not in err, err
+
+
 def test_the_server_restarts_after_a_kill_and_ctrl_c_stops_it(saved):
     before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
     with ServerProcess(saved) as process:

@@ -44,8 +44,8 @@ def _automatic(resolution: int, unit: int) -> list[Size]:
     sizes = [a for a in dict.fromkeys(sizes) if not any(a != b and a[0] <= b[0] and a[1] <= b[1] for b in sizes)]
     if len(sizes) < 2:
         raise UserError(
-            f"data.buckets is {AUTO}, but sides must divide by {unit}, which leaves only {resolution}x{resolution} "
-            f"up to an aspect ratio of {MAX_ASPECT:g}; list sizes instead, such as "
+            f"data.buckets is {AUTO}, but sides must be divisible by {unit}, which leaves only "
+            f"{resolution}x{resolution} up to an aspect ratio of {MAX_ASPECT:g}; list sizes instead, such as "
             f"{resolution}x{resolution},{resolution + unit}x{resolution}"
         )
     return sizes

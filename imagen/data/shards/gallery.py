@@ -11,6 +11,7 @@ from imagen.data.loading.transforms import decode
 from imagen.data.shards.dataset import ShardedDataset, open_split
 from imagen.data.shards.images import LARGEST, BadSample, choose_image
 from imagen.data.shards.inspect import bar_name, rejects, spread
+from imagen.files import check_replaceable
 from imagen.pages import data_url, write_page
 
 PICTURES, ROWS = 60, 5  # images per split; records per reason
@@ -23,8 +24,10 @@ _MOST_CAPTIONS = 10  # per image
 def write_gallery(path: str | Path, folder: str | Path, summary: dict[str, Any]) -> None:
     """Write the page, atomically. summary: the result of `imagen.data.shards.inspect.inspect(folder)`.
 
-    Captions and file names are escaped. Raises UserError if the page cannot be written.
+    Captions and file names are escaped. Raises UserError if the page cannot be written, or if
+    `path` is a file of another kind.
     """
+    check_replaceable(path, b"<title>imagen data</title>", "such a page")
     splits = [
         {
             "name": name,

@@ -85,7 +85,7 @@ def run_demo(
     _announce(budget, minutes, out, report)
 
     if pretrained and not (out / "octopus.png").exists():
-        sample_packaged(out, report, speed=budget.base, budget=FIRST_SHARE * 60 * minutes)
+        sample_packaged(out, report, device=ranks.device, speed=budget.base, budget=FIRST_SHARE * 60 * minutes)
     report("1/4 data: OpenMoji drawings (CC BY-SA 4.0) on coloured backgrounds, captions, text embeddings")
     data = out / "data"
     build_emoji(data, sizes=(64, 256), limit_objects=budget.objects, variants=VARIANTS, centred=True)

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from imagen.cascade import Cascade
 from imagen.errors import UserError
 from imagen.pictures import contact_sheet, write_png
@@ -26,11 +28,16 @@ LARGE_GFLOP, SMALL_GFLOP = 330.0, 850.0
 
 
 def sample_packaged(
-    out: Path, report: Callable[[str], None], *, speed: Throughput | None = None, budget: float = math.inf
+    out: Path,
+    report: Callable[[str], None],
+    *,
+    device: torch.device | None = None,
+    speed: Throughput | None = None,
+    budget: float = math.inf,
 ) -> list[Path]:
     """Write `out`/octopus.png (1024 pixels) and `out`/pretrained.png; return their paths.
 
-    speed: throughput of this machine.
+    device: default: the best one. speed: its throughput.
     budget: seconds; an image is skipped if it would take longer at `speed`.
     Writes nothing if the installation lacks the weights.
     """
@@ -46,11 +53,13 @@ def sample_packaged(
     report("0/4 images from the packaged reference weights")
     cascade = Cascade.load(folder)
     sheet, octopus = out / "pretrained.png", out / "octopus.png"
-    write_png(octopus, cascade.sample([LARGE], seeds=1, progress=False)[0])
+    write_png(octopus, cascade.sample([LARGE], seeds=1, device=device, progress=False)[0])
     paths = [octopus]
     if speed is None or speed.forward_seconds(LARGE_GFLOP + SMALL_GFLOP) <= budget:
         stages, batch_size = min(2, len(cascade.stages)), len(SMALL)
-        small = cascade.sample(list(SMALL), seeds=1, stages=stages, batch_size=batch_size, progress=False)
+        small = cascade.sample(
+            list(SMALL), seeds=1, stages=stages, batch_size=batch_size, device=device, progress=False
+        )
         write_png(sheet, contact_sheet(small, SMALL, columns=3, cell=256))
         paths.append(sheet)
     written = " and ".join(map(str, paths))

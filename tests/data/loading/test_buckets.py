@@ -95,7 +95,7 @@ def test_sizes_that_cannot_be_are_refused(buckets, message):
 
 
 def test_automatic_buckets_of_a_coarse_network_are_refused():
-    with pytest.raises(UserError, match="sides must divide by 32, which leaves only 64x64"):
+    with pytest.raises(UserError, match="sides must be divisible by 32, which leaves only 64x64"):
         bucket_sizes("auto", 64, 32)
 
 

@@ -119,11 +119,16 @@ def test_the_page_is_self_contained_and_shows_hostile_text_as_text(shards, tmp_p
 
 
 def test_the_page_is_written_atomically(shards, tmp_path):
-    (tmp_path / "page.html").write_text("before")
+    (tmp_path / "page.html").write_text("a page of another program")
+    with pytest.raises(UserError, match="already exists and is not such a page"):
+        write_gallery(tmp_path / "page.html", shards, inspect(shards))
+    (tmp_path / "page.html").unlink()
+    write_gallery(tmp_path / "page.html", shards, inspect(shards))
+    before = (tmp_path / "page.html").read_text()
     (shards / "train" / "00000.tar").write_bytes(b"")
     with pytest.raises(UserError, match=r"00000\.tar"):
         write_gallery(tmp_path / "page.html", shards, {"splits": {"train": inspect_stub()}, "rejected": {}})
-    assert (tmp_path / "page.html").read_text() == "before"
+    assert (tmp_path / "page.html").read_text() == before
 
 
 def inspect_stub() -> dict:
