@@ -38,7 +38,7 @@ def test_assemble_reports_mismatches(tmp_path):
     out = tmp_path / "out"
     for paths, message in [
         ([], "nothing to assemble"),
-        ([sr, base], r"base \(stage 16\): is a base stage"),
+        ([sr, base], r"base \(stage 16\) is a base stage"),
         ([sr], "sr cannot come first: its stage 32 upsamples 16"),
         ([base, gap], r"gap \(stage 64\): upsamples 32-pixel images, but the stage before it outputs 16"),
         ([base, tmp_path / "t5"], "t5 does not match .*base: text encoder is 'T5', not 'words'"),

@@ -115,7 +115,7 @@ def replace_in_manifest(folder: Path, old: str, new: str) -> None:
         (lambda f: edit_manifest(f, lambda v: v.update(stages=[])), "no stages"),
         (lambda f: edit_manifest(f, lambda v: v["stages"][0].update(weights="../x")), "without a path"),
         (lambda f: edit_manifest(f, lambda v: v.update(text=None)), "stage 16: its U-Net is conditioned on text"),
-        (lambda f: edit_manifest(f, lambda v: v["stages"].reverse()), "stage 16: is a base stage"),
+        (lambda f: edit_manifest(f, lambda v: v["stages"].reverse()), "stage 16 is a base stage"),
         (
             lambda f: edit_manifest(f, lambda v: v["stages"][1]["config"].update(low_resolution=8)),
             "stage 32: upsamples 8-pixel images",

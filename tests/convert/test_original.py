@@ -212,7 +212,7 @@ def without(name: str) -> Callable[[dict[str, Tensor]], Any]:
         ({"channel_mult": "1,,2"}, None, r"params\.channel_mult is '1,,2'; it must be numbers above 0"),
         ({"attention_resolutions": "8,0"}, None, r"params\.attention_resolutions is '8,0'"),
         ({"dropout": "none"}, None, r"params\.dropout is 'none'; it must be a number"),
-        ({"num_head_channels": 7}, None, r"do(es)? not divide (by head_channels|into heads of) 7"),
+        ({"num_head_channels": 7}, None, r"not divisible by head_channels 7|does not divide into heads of 7"),
         ({}, lambda tensors: tensors | {"middle_block.1.qkv.bias": torch.zeros(5)}, r"does not divide into heads of 8"),
         ({"use_clip": True}, None, r"params\.use_clip is True; this version of imagen does not support it"),
         ({"activation": "gelu_jit"}, None, r"act_fn is 'gelu_jit'"),
