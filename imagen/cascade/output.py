@@ -201,10 +201,11 @@ def _exists(path: Path, wanted: dict[str, Any]) -> bool:
 
 def _other_stages(found: Any, wanted: Any) -> str:
     """Describe the first difference of two lists of stages; the first is from a file, and may be anything."""
-    names = [
-        [each.get("resolution") if isinstance(each, dict) else each for each in stages]
-        for stages in (found or [], wanted)
-    ]
+    if not isinstance(found, list) or not all(
+        isinstance(each, dict) and isinstance(each.get("sampling"), dict) for each in found
+    ):
+        return "other stages"
+    names = [[each.get("resolution") for each in stages] for stages in (found, wanted)]
     if names[0] != names[1]:
         return f"other stages{_both(*names)}"
     for before, now in zip(found, wanted, strict=True):
@@ -212,7 +213,7 @@ def _other_stages(found: Any, wanted: Any) -> str:
         if before.get("weights") != now["weights"]:
             return f"other weights of {stage}"
         for name, value in now["sampling"].items():
-            if (other := (before.get("sampling") or {}).get(name)) != value:
+            if (other := before["sampling"].get(name)) != value:
                 return f"another setting {name} of {stage}{_both(other, value)}"
     return "other settings"
 

@@ -8,7 +8,7 @@ from imagen.cascade import (
     write_samples,
 )
 from imagen.errors import UserError
-from imagen.pictures import read_metadata, read_picture
+from imagen.pictures import read_metadata, read_picture, write_png
 
 
 def test_write_samples_numbers_files_resumes_and_rejects_other_jobs(small_cascade, tmp_path):
@@ -39,7 +39,12 @@ def test_write_samples_numbers_files_resumes_and_rejects_other_jobs(small_cascad
     ]:
         with pytest.raises(UserError, match=message):
             write_samples(small_cascade, prompts, out, progress=False, **{**request, **change})
-    Image.new("RGB", (8, 8)).save(paths[2])
+    metadata = read_metadata(paths[0])
+    for damaged in (None, 5, "x", {}, [16], [{}, {}], [{"resolution": 16, "sampling": []}] * 2):
+        write_png(paths[0], Image.new("RGB", (8, 8)), {**metadata, "stages": damaged})
+        with pytest.raises(UserError, match="made with other stages"):
+            write_samples(small_cascade, ["a cat", "dog"], out, progress=False, **request)
+    Image.new("RGB", (8, 8)).save(paths[0])
     with pytest.raises(UserError, match="has no imagen metadata"):
         write_samples(small_cascade, ["a cat", "dog"], out, progress=False, **request)
 
