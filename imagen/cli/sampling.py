@@ -8,6 +8,7 @@ from imagen.cli.command import add_device, add_int8_text, add_precision
 from imagen.cli.output import Result, counted, lines
 from imagen.cli.values import Choice, Listed, count, each, interval, lora_file, number, sampler_options, whole
 from imagen.diffusion.samplers.registry import sampler_names
+from imagen.errors import UserError
 from imagen.torchrun import read_launch
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ PER_STAGE = (
 
 SAMPLER_ARGUMENTS = ("eta", "variance", "gamma")  # sampler options with an argument of their own in Python
 COMPILED_IMAGES = 64  # per process: from this number on, compiling is on by default on an NVIDIA GPU
+
+UPSAMPLING = ("tile", "low_res_noise")  # have an effect in super-resolution stages only
 
 LORA = "apply a LoRA file with weight W (default: 1); FILE#256:W adapts the stage of 256 pixels (repeatable)"
 
@@ -103,6 +106,10 @@ def prepare(options: argparse.Namespace, inputs: int = 1) -> tuple["Cascade", di
         precision=precision,
         int8_text=options.int8_text,
     )
+    if all(stage.config.low_resolution is None for stage in cascade.stages):
+        for name in UPSAMPLING:
+            if getattr(options, name) is not None:
+                raise UserError(f"omit --{name.replace('_', '-')}: no super-resolution stage of {options.cascade} runs")
     weights: dict[str, float] = {}
     for lora in options.lora:
         name = cascade.unused_name(adapter_name(lora.path))

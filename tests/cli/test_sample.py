@@ -21,6 +21,8 @@ from imagen.pictures import read_metadata
         (["--guidance", "1,2,3"], "3 values of guidance, but 2 stages (64, 256) run"),
         (["--steps", "0"], "steps is 0"),
         (["--low-res-noise", "1.5"], "low_res_noise is 1.5; it must be from 0 to 1"),
+        (["--low-res-noise", "0.2", "--stages", "1"], "omit --low-res-noise: no super-resolution stage of"),
+        (["--tile", "none,512", "--stages", "1"], "omit --tile: no super-resolution stage of"),
         (["--sampler", "ddmp"], "unknown sampler 'ddmp'; did you mean 'ddpm'"),
         (["--size", "250", "256"], "size is 250x256 (height x width), but sides must be divisible by 32; nearest"),
         (["--size", "0", "256"], "'0' is not a whole number of 1 or more"),
