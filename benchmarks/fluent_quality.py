@@ -6,14 +6,14 @@ SHARDS have masters of 64 and 256 pixels that are not degraded, such as DIR/eval
 (x 1000, Inception features) compares `n` images with twice as many held-out drawings of other captions:
 
 real        original drawings of the same captions: what a perfect model would reach
-base        samples of the stages up to 64 pixels
+base        samples of the base stage
 true        the 64-pixel drawings, upsampled by the super-resolution stage (ours) or bicubically
 generated   the samples of the base, upsampled likewise
 
 With --flat, that many held-out captions with a plain background are sampled at full size. The standard deviation of the
 background, in levels of 255, is measured in the blocks of 1/16 of the width along the border, most of which the drawing
 does not touch: within a block (the median over the blocks), and between their means (1.48 times the median absolute
-deviation). DIR receives the figures as JSON, the images at full size, and a sheet of samples of 64 pixels, upsampled
+deviation). DIR receives the figures as JSON, the images at full size, and a sheet of the base's samples, upsampled
 bicubically and by the cascade. With --fast they are in DIR/fast.
 """
 
@@ -35,7 +35,6 @@ from imagen.pictures import contact_sheet, write_png
 from imagen.stage.inputs import to_images
 
 Images = list[Image.Image]
-SMALL, LARGE = 64, 256  # resolutions at which images are compared
 BLOCKS = 16  # per side of the image
 
 
@@ -54,8 +53,8 @@ def main() -> None:
         options.out = options.out / "fast"
     options.out.mkdir(parents=True, exist_ok=True)
     cascade = Cascade.load(options.cascade)
-    if not {SMALL, LARGE} <= {stage.config.resolution for stage in cascade.stages}:
-        parser.error(f"the cascade needs stages of {SMALL} and {LARGE} pixels")
+    if len(cascade.stages) < 2:
+        parser.error("the cascade needs a super-resolution stage")
     if read_json(options.data / "dataset.json")["arguments"].get("degrade"):
         parser.error(f"the smallest masters of {options.data} are degraded")
     report = options.out / "quality.json"
@@ -70,36 +69,36 @@ def main() -> None:
 
 def distances(cascade: Cascade, options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """Return KID and its 95 % interval (value, low, high) by resolution and kind of image."""
-    n, resolutions = options.n, [stage.config.resolution for stage in cascade.stages]
-    first, second = (1 + resolutions.index(side) for side in (SMALL, LARGE))  # numbers of stages that run
+    small, large = (stage.config.resolution for stage in cascade.stages[:2])
+    n = options.n
     batch = dataset_batch(
-        options.data, list(range(3 * n)), resolution=LARGE, low_resolution=SMALL, text=None, split="heldout"
+        options.data, list(range(3 * n)), resolution=large, low_resolution=small, text=None, split="heldout"
     )
     assert batch.low_res is not None
-    drawings = {SMALL: to_images(batch.low_res), LARGE: to_images(batch.image)}
+    drawings = {small: to_images(batch.low_res), large: to_images(batch.image)}
     captions, seeds = batch.captions[:n], list(range(n))
     given = {"seeds": seeds, "batch_size": options.batch_size, "fast": options.fast}
-    base = cascade.sample(captions, stages=first, **given)
+    base = cascade.sample(captions, stages=1, **given)
 
     def ours(images: Images) -> Images:
-        return cascade.sample(captions, stages=second, start=images, **given)
+        return cascade.sample(captions, stages=2, start=images, **given)
 
     def bicubic(images: Images) -> Images:
-        return [image.resize((LARGE, LARGE), Image.Resampling.BICUBIC) for image in images]
+        return [image.resize((large, large), Image.Resampling.BICUBIC) for image in images]
 
-    true = drawings[SMALL][:n]
+    true = drawings[small][:n]
     kinds = {
-        SMALL: {"real": true, "base": base},
-        LARGE: {
-            "real": drawings[LARGE][:n],
+        small: {"real": true, "base": base},
+        large: {
+            "real": drawings[large][:n],
             "true, ours": ours(true),
             "true, bicubic": bicubic(true),
             "generated, ours": ours(base),
             "generated, bicubic": bicubic(base),
         },
     }
-    upsampled = zip(base, kinds[LARGE]["generated, bicubic"], kinds[LARGE]["generated, ours"], strict=True)
-    rows = [image.resize((LARGE, LARGE), Image.Resampling.NEAREST) for row in upsampled for image in row][:48]
+    upsampled = zip(base, kinds[large]["generated, bicubic"], kinds[large]["generated, ours"], strict=True)
+    rows = [image.resize((large, large), Image.Resampling.NEAREST) for row in upsampled for image in row][:48]
     write_png(
         options.out / "upsampled.png",
         contact_sheet(rows, ["base", "bicubic", "ours"] * (len(rows) // 3), columns=6, cell=256),

@@ -6,7 +6,7 @@ DIR is the output of runs/fluent_reference.sh. Run this in the root of the repos
 
 imagen/weights/emoji/              the cascade with its fast settings
 imagen/weights/recogniser-fluent/  the recogniser with the held-out prompts
-imagen/weights/curves.json         the curves of the four runs
+imagen/weights/curves.json         the curves of the three runs
 docs/images/reference-*.png        curves by preset; 32 held-out prompts; crops at full size beside the drawings
 docs/images/reference-full-*.png   four samples at full size
 
@@ -34,7 +34,7 @@ from imagen.files import read_json, write_json
 from imagen.pictures import contact_sheet, write_png
 from imagen.stage.inputs import to_images
 
-RUNS = ("base_32", "sr_64", "sr_256", "sr_1024")
+RUNS = ("base_64", "sr_256", "sr_1024")
 PACKAGE, DOCS = Path("imagen/weights"), Path("docs/images")
 MAX_BYTES = 80_000_000  # of all weights
 SHEET = {"single": 14, "people": 10, "count": 4, "relation": 4}  # prompts of each kind on the sheet
@@ -94,7 +94,7 @@ def usual_singles(shards: Path, count: int) -> list[int]:
 def sheet(cascade: Cascade, suite: Suite) -> Image.Image:
     """Return samples of the first held-out prompts of each kind at 256 pixels: seeds 0, 1, ..., none left out."""
     prompts = [each.prompt for kind in KINDS for each in suite.prompts[kind][: SHEET[kind]]]
-    images = cascade.sample(prompts, seeds=list(range(len(prompts))), stages=3)
+    images = cascade.sample(prompts, seeds=list(range(len(prompts))), stages=2)
     captions = [f"{prompt} ({seed})" for seed, prompt in enumerate(prompts)]
     return contact_sheet(images, captions, columns=8, cell=160)
 

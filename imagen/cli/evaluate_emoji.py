@@ -14,9 +14,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_cascade(parser)
     parser.add_argument("--n", type=count, default=64, metavar="N", help="prompts of each kind (default: 64)")
     parser.add_argument(
-        "--guidance", type=Listed(float), metavar="W,...", help="guidance scales of the base to try (default: its own)"
+        "--guidance", type=Listed(float), metavar="W,...", help="guidance scales to try (default: the stage's own)"
     )
-    parser.add_argument("--steps", type=count, metavar="N", help="sampler steps of the base (default: its own)")
+    parser.add_argument("--steps", type=count, metavar="N", help="sampler steps (default: the stage's own)")
     parser.add_argument(
         "--objects",
         type=count_or_all,
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> Result:
     from imagen.evaluate.curve import append
     from imagen.pictures import contact_sheet, write_png
 
-    cascade = Cascade.load(options.cascade)
+    cascade = Cascade.load(options.cascade, stages=1)
     if cascade.text is None:
         raise UserError(f"{options.cascade} is not conditioned on text; evaluate a cascade that is")
     settings = {"guidance": options.guidance or (None,), "steps": options.steps, "batch_size": options.batch_size}
@@ -98,10 +98,9 @@ COMMAND = Command(
     help="measure how well an emoji cascade follows held-out prompts",
     add=add,
     run=run,
-    details="Samples held-out prompts with the base stage, and the stages above it up to 64 pixels: one object, two\n"
-    "objects in a relation, or two to four of one object; of Fluent Emoji, people in a role, too. A detector trained\n"
-    "on the original drawings scores the images. The scores of a training run are appended to RUN/evaluation.jsonl,\n"
-    "for `imagen compare`.\n\n"
+    details="Samples held-out prompts with the base stage: one object, two objects in a relation, or two to four of\n"
+    "one object; of Fluent Emoji, people in a role, too. A detector trained on the original drawings scores the\n"
+    "images. The scores of a training run are appended to RUN/evaluation.jsonl, for `imagen compare`.\n\n"
     "  imagen evaluate-emoji emoji --guidance 1,1.5,2,3\n"
     "  imagen evaluate-emoji runs/base --n 32 --out sheets",
 )

@@ -1,7 +1,4 @@
-"""Evaluate an emoji cascade on held-out prompts: one row of scores per guidance scale.
-
-Prompts are sampled by the base stage, and by the stages above it up to the recogniser's resolution of 64 pixels.
-"""
+"""Evaluate an emoji cascade on held-out prompts: one row of scores per guidance scale."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +9,7 @@ from PIL import Image
 from imagen.cascade import Cascade
 from imagen.emoji.alignment import PromptScore, evaluate
 from imagen.emoji.openmoji_suite import openmoji_suite
-from imagen.emoji.recogniser import SIDE, Recogniser
+from imagen.emoji.recogniser import Recogniser
 from imagen.emoji.single import OBJECTS
 from imagen.emoji.suite import SINGLE, Suite, load_suite
 from imagen.errors import UserError, check_number, quoted
@@ -29,9 +26,9 @@ def check_settings(
     batch_size: int = 16,
     device: str | None = None,
 ) -> None:
-    """Raise UserError if the stages do not support the settings of `scores`."""
+    """Raise UserError if the base stage does not support the settings of `scores`."""
     for scale in guidance:
-        cascade.request([""], **_request(cascade, scale, steps), batch_size=batch_size, device=device)
+        cascade.request([""], stages=1, guidance=scale, steps=steps, batch_size=batch_size, device=device)
 
 
 def scores(
@@ -45,11 +42,11 @@ def scores(
     device: str | None = None,
     on_pictures: Callable[[float, list[str], list[Image.Image]], None] | None = None,
 ) -> Iterator[Row]:
-    """Sample the prompts of `suite` at each guidance scale of the base stage (None: its default).
+    """Sample the prompts of `suite` with the base stage at each guidance scale (None: its default).
 
     Every guidance scale uses the same prompts and seeds. A row has these fields:
     "step", "images": training steps and images of the weights
-    "guidance", "steps", "prompts": settings of the base stage, and the number of prompts of each kind
+    "guidance", "steps", "prompts": settings, and the number of prompts of each kind
     "recogniser": hash of the recogniser's weights
     "single", "people", "relation", "count": accuracies for each kind of prompt (`imagen.emoji.alignment.accuracies`)
     "kid": kernel distance of the images of one object from held-out drawings (`Suite.distances`)
@@ -59,7 +56,7 @@ def scores(
     on_pictures: called with the guidance scale, the captions (an incorrect image is marked in its caption) and the
         images.
 
-    Raises UserError before sampling if the stages do not support the settings.
+    Raises UserError before sampling if the stage does not support the settings.
     """
     check_settings(cascade, guidance=guidance, steps=steps, batch_size=batch_size, device=device)
     prompts = {kind: chosen for kind, chosen in suite.prompts.items() if chosen}
@@ -69,7 +66,9 @@ def scores(
             kind: cascade.sample(
                 [each.prompt for each in chosen],
                 seeds=list(range(len(chosen))),
-                **_request(cascade, scale, steps),
+                stages=1,
+                guidance=scale,
+                steps=steps,
                 batch_size=batch_size,
                 device=device,
             )
@@ -93,18 +92,6 @@ def scores(
             "kid": distance,
             "kid_floor": floor,
         }
-
-
-def _request(cascade: Cascade, guidance: float | None, steps: int | None) -> dict[str, Any]:
-    """Return settings of the base stage, and the number of stages up to the recogniser's resolution."""
-    resolutions = [stage.config.resolution for stage in cascade.stages]
-    count = next((number for number, side in enumerate(resolutions, 1) if side >= SIDE), len(resolutions))
-    above = [stage.config.sampling for stage in cascade.stages[1:count]]
-    return {
-        "stages": count,
-        "guidance": None if guidance is None else [guidance, *(each.guidance for each in above)],
-        "steps": None if steps is None else [steps, *(each.steps for each in above)],
-    }
 
 
 def choose_suite(recogniser: Recogniser, folder: Path, n: int, limit_objects: int | None = OBJECTS) -> Suite:

@@ -160,11 +160,12 @@ def load_recogniser(folder: str | Path | None = None) -> Recogniser:
 
 def to_input(images: Sequence[Image.Image]) -> Tensor:
     """Convert images to the network's input, [B, 3, 64, 64] in [-1, 1]."""
-    # The box filter matches the renderer: a pixel is the mean of the area that it covers.
-    filters = [Image.Resampling.BOX if image.width > SIDE else Image.Resampling.BICUBIC for image in images]
     small = [
-        image.convert("RGB") if image.size == (SIDE, SIDE) else image.convert("RGB").resize((SIDE, SIDE), resampling)
-        for image, resampling in zip(images, filters, strict=True)
+        image.convert("RGB")
+        if image.size == (SIDE, SIDE)
+        # The box filter matches the renderer: a pixel is the mean of the area that it covers.
+        else image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+        for image in images
     ]
     return torch.from_numpy(np.stack([np.asarray(image) for image in small])).permute(0, 3, 1, 2) / 127.5 - 1
 

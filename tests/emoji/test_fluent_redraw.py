@@ -19,12 +19,12 @@ def test_redrawn_masters(artifacts: Path, tmp_path: Path) -> None:
     again = {split: (tmp_path / split / "00000.tar").stat().st_mtime_ns for split in ("train", "heldout")}
     assert redraw(cascade, artifacts / "shards", tmp_path, strengths=(0.1,), progress=False) == count
     assert again == {split: (tmp_path / split / "00000.tar").stat().st_mtime_ns for split in again}  # not repeated
-    with pytest.raises(UserError, match="of another cascade, or of other shards"):
+    with pytest.raises(UserError, match="of another base, or of other shards"):
         redraw(cascade, artifacts / "shards", tmp_path, strengths=(0.2,), progress=False)
     with pytest.raises(UserError, match="choose another folder"):
         redraw(cascade, artifacts / "shards", artifacts / "shards", progress=False)
     described = read_json(tmp_path / "dataset.json")
-    assert described["arguments"]["redrawn"]["stages"] == [cascade.stages[0].sha256] and described["words"]
+    assert described["arguments"]["redrawn"]["base"] == cascade.stages[0].sha256 and described["words"]
     for split in ("train", "heldout"):
         before, after = (open_split(folder, split) for folder in (artifacts / "shards", tmp_path))
         assert len(before) == len(after)

@@ -1,10 +1,10 @@
-"""Let a cascade redraw the smallest masters of shards, to train super-resolution on what it generates.
+"""Let a base model redraw the smallest masters of shards, to train super-resolution on what the base generates.
 
     python -m imagen.emoji.fluent.redraw CASCADE SHARDS --out REDRAWN
 
-Each master is noised and denoised by the base stage with its caption (image-to-image, `imagen.stage.editing`), and
-upsampled by all stages of the cascade. The result has their outlines and textures, but still shows the same drawing at
-the same place, so it belongs to the larger master. Afterwards, `imagen data encode REDRAWN`.
+Each master is noised and denoised by the base stage with its caption (image-to-image, `imagen.stage.editing`). The
+result has the base's outlines and textures, but still shows the same drawing at the same place, so it belongs to the
+larger master. Afterwards, `imagen data encode REDRAWN`.
 """
 
 import argparse
@@ -37,21 +37,20 @@ def redraw(
     batch_size: int = 32,
     progress: bool = True,
 ) -> int:
-    """Copy the splits of `shards` to `out` with redrawn masters at the cascade's resolution; return how many.
+    """Copy the splits of `shards` to `out` with redrawn masters at the resolution of the first stage; return how many.
 
     Each batch takes one of `strengths` at random. A finished split is not repeated; a partial one starts over. Raises
-    UserError if a sample has no such master, or if `out` has images of another cascade or of other shards.
+    UserError if a sample has no such master, or if `out` has images of another base or of other shards.
     """
     datasets = {split: open_split(shards, split) for split in splits(shards)}
     arguments = {
         "shards": {split: dataset.fingerprint() for split, dataset in datasets.items()},
-        "stages": [stage.sha256 for stage in cascade.stages],
+        "base": cascade.stages[0].sha256,
         "strengths": list(strengths),
         "batch_size": batch_size,
     }
     _claim(out, shards, arguments)
-    size = cascade.stages[-1].config.resolution
-    above = [1.0] * (len(cascade.stages) - 1)  # these stages see the init image through the base alone
+    size = cascade.stages[0].config.resolution
     for split, dataset in datasets.items():
         if (out / split).exists():
             continue
@@ -68,8 +67,9 @@ def redraw(
                 images = cascade.sample(
                     [dataset.caption(i) for i in numbers],
                     init=[Image.open(io.BytesIO(sample[f"{size}.png"])) for sample in samples],
-                    strength=[strengths[hashed("redraw", split, first) % len(strengths)], *above],
+                    strength=strengths[hashed("redraw", split, first) % len(strengths)],
                     seeds=list(numbers),
+                    stages=1,
                     batch_size=batch_size,
                     progress=False,
                 )
@@ -95,16 +95,16 @@ def _claim(out: Path, shards: Path, arguments: dict[str, Any]) -> None:
     if not note.is_file():
         write_json(note, arguments)
     elif read_json(note) != arguments:
-        raise UserError(f"{out} has images of another cascade, or of other shards; choose another folder or delete it")
+        raise UserError(f"{out} has images of another base, or of other shards; choose another folder or delete it")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cascade", help="a cascade of the stages below, or a training run of a base")
+    parser.add_argument("cascade", help="a cascade or a training run of a base stage")
     parser.add_argument("shards", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    count = redraw(Cascade.load(options.cascade), options.shards, options.out)
+    count = redraw(Cascade.load(options.cascade, stages=1), options.shards, options.out)
     print(f"{options.out}: {count} samples; then: imagen data encode {options.out}")
 
 
