@@ -16,7 +16,7 @@ UNET = UNetConfig(
         Level(channels=256, blocks=1, attention="fused", attend="last"),
         Level(channels=320, blocks=1, attention="fused", attend="last"),
     ),
-    patch=4,  # at the cost of 32 pixels with patches of 2, which is most of what a thousand drawings need
+    patch=4,  # costs what 32 pixels cost with patches of 2, and simple shapes need no finer ones
     resample="plain",
     coordinates=True,
     text_width=MINILM.width,
