@@ -36,7 +36,7 @@ data() { # NAME OPTION...
   name=$1
   shift
   python -m imagen.emoji.fluent.dataset --icons "$out/npm/drawings/icons.json" --names "$out/npm/names" \
-    --words 1 --no-faces ${LIMIT:+--limit "$LIMIT"} --out "$out/$name" "$@"
+    --words 1 --no-faces --genders man woman ${LIMIT:+--limit "$LIMIT"} --out "$out/$name" "$@"
   if [ ! -f "$out/$name/.encoded" ]; then
     imagen data encode "$out/$name"
     touch "$out/$name/.encoded"
@@ -84,7 +84,7 @@ imagen assemble "$out/whole" --fast "$out/distilled" --fast-steps 256=2,1024=2 -
 
 # The recogniser measures it. It is trained on the drawings alone.
 python -m imagen.emoji.fluent.recogniser --icons "$out/npm/drawings/icons.json" --names "$out/npm/names" --words 1 \
-  --no-faces ${LIMIT:+--limit "$LIMIT"} --steps "$(steps 8000)" --out "$out/recogniser"
+  --no-faces --genders man woman ${LIMIT:+--limit "$LIMIT"} --steps "$(steps 8000)" --out "$out/recogniser"
 imagen evaluate-emoji "$out/base_64" --recogniser "$out/recogniser" --n "${PROMPTS:-128}" --out "$out/sheets"
 imagen sample "$out/cascade" "a woman astronaut with dark skin on a blue background" --out "$out/pictures"
 imagen sample "$out/cascade" "a woman astronaut with dark skin on a blue background" --fast --out "$out/pictures_fast"

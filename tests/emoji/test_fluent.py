@@ -80,6 +80,21 @@ def test_people_come_in_every_combination(source: Source) -> None:
     assert {each.role for each in people(source, ("person-fantasy",))} == {"fairy"}
 
 
+def test_people_of_some_genders(source: Source) -> None:
+    found = people(source, genders=("man", "woman"))
+    assert len(found) == 3 * 2 * 6 and {each.gender for each in found} == {"man", "woman"}
+    (woman,) = (each for each in found if each.icon == "woman-astronaut-dark")
+    assert captions.single(woman, BLUE) == "a woman astronaut with dark skin on a blue background"
+    assert captions.single(woman, BLUE, wording=0.08) == "an astronaut with dark skin on a blue background"
+    named = ["woman" in captions.single(woman, BLUE, wording=k / 1000).replace("female", "woman") for k in range(1000)]
+    assert 0.8 < sum(named) / 1000 < 0.9
+    (turban,) = (each for each in found if each.icon == "man-wearing-turban")
+    assert captions.single(turban, BLUE, wording=0.08) == "a person wearing turban on a blue background"
+    for genders in ((), ("man", "boy")):
+        with pytest.raises(UserError, match="man, woman, person"):
+            people(source, genders=genders)
+
+
 def test_errors_name_missing_files(tmp_path: Path, source: Source) -> None:
     with pytest.raises(UserError, match="nowhere"):
         catalogue(Source(str(tmp_path / "nowhere.json"), source.names))
@@ -320,8 +335,9 @@ def test_build_of_shards(source: Source, tmp_path: Path) -> None:
         tmp_path / "a", Selection(source=source), (32, 64), variants=1, people_variants=1, progress=False
     )
     assert repeated == built[0]
-    with pytest.raises(UserError, match="other arguments"):
-        build_fluent(tmp_path / "a", Selection(source=source), (64,), progress=False)
+    for other, sizes in ((Selection(source=source), (64,)), (Selection(source=source, genders=("man",)), (32, 64))):
+        with pytest.raises(UserError, match="other arguments"):
+            build_fluent(tmp_path / "a", other, sizes, variants=1, people_variants=1, progress=False)
 
 
 def test_build_with_degraded_masters(source: Source, tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ _ADJECTIVES = {"man": "male", "woman": "female"}
 def subject(drawing: Drawing, size: str = "", wording: float = 0.0) -> str:
     """Return the name of the drawing without an article, such as "small octopus", "woman astronaut with dark skin".
 
-    size: an adjective, or "". The skin tone of a person, if any, comes before or after the noun.
+    size: an adjective, or "". The skin tone of a person, if any, comes before or after the noun. If no
+    people without a gender are selected, one caption in seven leaves it out.
     """
     size = f"{size} " if size else ""
     if drawing.role is None:
         return size + drawing.name
     noun = drawing.name
-    if drawing.gender is not None:
+    if drawing.gender is not None and (drawing.neutral or wording * 11 % 1 < 0.85):
         adjective = wording * 7 % 1 >= 0.85 and not noun.startswith("person ")
         noun = f"{_ADJECTIVES[drawing.gender] if adjective else drawing.gender} {noun.removeprefix('person ')}"
     if drawing.tone is None:

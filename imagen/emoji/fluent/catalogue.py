@@ -9,7 +9,7 @@ name and its skin tone, "woman-astronaut-dark". The names of people contain role
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from imagen.files import read_json
 
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")  # in Unicode's order; None means the default yellow
 GENDERS = ("man", "woman")  # None means a person of unspecified gender
+PERSON = "person"  # names the unspecified gender where there is a choice of genders
 PEOPLE = "people-body"
 THINGS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")  # groups of nameable things
 FACES = "smileys-emotion"
@@ -39,12 +40,13 @@ class Drawing(NamedTuple):
     role: str | None = None  # of people drawn both as man and as woman: "astronaut", "wearing turban"
     gender: str | None = None  # a name in GENDERS
     tone: str | None = None  # a name in TONES
+    neutral: bool = True  # people without a gender are selected, too; if not, captions may leave the gender out
     words: int = 1  # number of words of the name, or 1 if one of them alone is a shortcode: "apple" for "red apple"
 
     @property
     def combination(self) -> str:
         """Role, gender and tone of a person, or the name of another drawing."""
-        return self.name if self.role is None else f"{self.role}/{self.gender or 'person'}/{self.tone or 'yellow'}"
+        return self.name if self.role is None else f"{self.role}/{self.gender or PERSON}/{self.tone or 'yellow'}"
 
 
 class Source(NamedTuple):
@@ -102,12 +104,23 @@ def faces(source: Source, words: int = 3) -> list[Drawing]:
     return [each for each in shown if len(each.name.split()) <= words]
 
 
-def people(source: Source, subgroups: Iterable[str] = ("person-role",)) -> list[Drawing]:
-    """Return the people of these subgroups whose role exists as man, woman and person with skin tones."""
+def people(
+    source: Source, subgroups: Iterable[str] = ("person-role",), genders: Sequence[str] = (*GENDERS, PERSON)
+) -> list[Drawing]:
+    """Return the people of these subgroups whose role exists as man, woman and person with skin tones.
+
+    genders: those that are returned. Raises UserError if there are none or others than "man", "woman" and "person".
+    """
+    if not genders or not {*genders} <= {*GENDERS, PERSON}:
+        raise UserError(f"genders {list(genders)}: give some of {', '.join((*GENDERS, PERSON))}")
     wanted = set(subgroups)
     found = [each for each in catalogue(source) if each.role is not None and each.subgroup in wanted]
     with_tones = {(each.role, each.gender) for each in found if each.tone is not None}
-    return [each for each in found if all((each.role, gender) in with_tones for gender in (*GENDERS, None))]
+    return [
+        each._replace(neutral=PERSON in genders)
+        for each in found
+        if (each.gender or PERSON) in genders and all((each.role, gender) in with_tones for gender in (*GENDERS, None))
+    ]
 
 
 def slug(label: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen.data.build.splits import finished_build, write_splits
-from imagen.emoji.fluent.catalogue import Drawing
+from imagen.emoji.fluent.catalogue import GENDERS, Drawing
 from imagen.emoji.fluent.heldout import heldout_colour, heldout_number, is_heldout_pair, is_heldout_person
 from imagen.emoji.fluent.scene import Scene, compose_group, compose_pair, compose_single
 from imagen.emoji.fluent.selection import Selection, add_options, selection
@@ -78,7 +78,10 @@ def build_fluent(
         "counts": counts,
         "seed": seed,
     }
-    arguments |= {name: value for name, value in (("most", most), ("degrade", degrade)) if value}
+    genders = sorted({*selected.genders})
+    genders = genders if len(genders) <= len(GENDERS) else []  # all of them
+    optional = (("most", most), ("degrade", degrade), ("genders", genders))
+    arguments |= {name: value for name, value in optional if value}
     if finished := finished_build(out, arguments):
         return finished
     source, drawings, persons = selected.source, selected.things(), selected.people()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagen.emoji.fluent import catalogue
-from imagen.emoji.fluent.catalogue import Drawing, Source
+from imagen.emoji.fluent.catalogue import GENDERS, PERSON, Drawing, Source
 from imagen.emoji.picture import hashed
 from imagen.errors import check_number
 
@@ -19,6 +19,7 @@ class Selection:
     words: int = 2  # maximum number of words of a thing's name; 1 includes "red apple", which people call "apple"
     faces: bool = True  # include smileys and hearts
     roles: Sequence[str] = ("person-role",)  # Unicode's subgroups of people
+    genders: Sequence[str] = (*GENDERS, PERSON)  # of people; "person" is drawn almost like "man" in many roles
     limit: int | None = None  # use a fixed selection of this many things and faces, shortest names first
 
     def things(self) -> list[Drawing]:
@@ -33,8 +34,8 @@ class Selection:
         return shuffled if self.limit is None else shuffled[: self.limit]
 
     def people(self) -> list[Drawing]:
-        """Return the people of `roles`, in every gender and skin tone."""
-        return catalogue.people(self.source, self.roles)
+        """Return the people of `roles`, in these genders and every skin tone. Raises UserError."""
+        return catalogue.people(self.source, self.roles, self.genders)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +50,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-faces", action="store_true", help="exclude smileys and hearts")
     parser.add_argument("--roles", nargs="*", default=["person-role"], help="Unicode subgroups of people")
+    parser.add_argument(
+        "--genders",
+        nargs="+",
+        default=[*GENDERS, PERSON],
+        choices=[*GENDERS, PERSON],
+        help="of people (default: man woman person); without person, some captions name no gender",
+    )
     parser.add_argument("--limit", type=int, help="use only this many things and faces")
 
 
@@ -59,5 +67,6 @@ def selection(options: argparse.Namespace) -> Selection:
         words=options.words,
         faces=not options.no_faces,
         roles=tuple(options.roles),
+        genders=tuple(options.genders),
         limit=options.limit,
     )
