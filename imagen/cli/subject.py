@@ -15,7 +15,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("images", type=Path, metavar="IMAGES", help="folder of 3 to 30 images, each with or without its caption (.txt)")
     add("--out", type=Path, required=True, metavar="RUN", help="folder of the run, new or to resume")
-    add("--init", metavar="CASCADE", help="stage to teach: a cascade, a run or `emoji`, with #RESOLUTION")
+    add(
+        "--init",
+        metavar="CASCADE",
+        help="stage to teach: a cascade, a run or `emoji`, with #RESOLUTION (default: emoji#64)",
+    )
     add("--prompt", metavar="TEXT", help="caption of images without one, as in 'a photo of sks dog'")
     add("--prior", metavar="TEXT|FILE", help="prompt of class images, as in 'a photo of a dog', or a file of prompts")
     add("--prior-images", type=Path, metavar="DIR", help="class images (default: the cascade generates them)")
