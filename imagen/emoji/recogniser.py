@@ -96,13 +96,16 @@ class Recogniser(nn.Module):
     def _peaks(self, centre_HW: Tensor, kind_KHW: Tensor) -> list[Detection]:
         """Return the detections at local maxima, because one object activates several cells.
 
-        Of the logits: sigmoids of neighbours may be equal after rounding, and one object would count twice.
+        Of the logits: sigmoids of neighbours may be equal after rounding, and one object would count twice. The class
+        is that of the 3 x 3 cells around the peak, weighted by their probability of a centre: only the cell of the
+        centre was trained to name the object, and the peak is sometimes next to it.
         """
         highest_HW = F.max_pool2d(centre_HW[None, None], 3, stride=1, padding=1)[0, 0]
         peak_HW = (centre_HW == highest_HW) & (centre_HW >= min(MIN_LOGIT, float(centre_HW.max())))
+        named_KHW = F.avg_pool2d(kind_KHW.softmax(0) * centre_HW.sigmoid(), 3, stride=1, padding=1)
         detections = []
         for row, column in peak_HW.nonzero().tolist():
-            name = self.names[int(kind_KHW[:, row, column].argmax())]
+            name = self.names[int(named_KHW[:, row, column].argmax())]
             probability = float(centre_HW[row, column].sigmoid())
             detections.append(Detection(name, probability, (column + 0.5) / GRID, (row + 0.5) / GRID))
         return sorted(detections, key=lambda each: -each.probability)

@@ -113,6 +113,18 @@ def test_neighbours_whose_probabilities_round_to_1_are_one_object(monkeypatch: p
     assert [(each.x, each.y) for each in found] == [(5.5 / 16, 4.5 / 16)]
 
 
+def test_the_cells_around_a_peak_name_the_object(monkeypatch: pytest.MonkeyPatch):
+    """The peak itself, next to the true centre, may have any class."""
+    centre, kind = torch.full((1, 16, 16), -9.0), torch.zeros(1, 2, 16, 16)
+    centre[0, 3:6, 4], centre[0, 4, 5] = 5.0, 6.0
+    kind[0, 0, 3:6, 4], kind[0, 1, 4, 5] = 9.0, 9.0
+    kind[0, 1, 3:6, 6] = 9.0  # no centre is there
+    network = Recogniser(["right", "wrong"], 16)
+    monkeypatch.setattr(network, "forward", lambda x: (centre, kind))
+    (found,) = network.detect([Image.new("RGB", (64, 64))])
+    assert [(each.name, each.x) for each in found] == [("right", 5.5 / 16)]
+
+
 def test_recogniser_training_and_saving(tmp_path: Path):
     lines: list[str] = []
     network = train_recogniser(
