@@ -7,8 +7,8 @@
 #   STYLES="--iconify noto/icons.json=noto" sh runs/emoji_reference.sh
 # Hardware: two CPU cores (AMD EPYC, AVX512-BF16) trained the packaged weights. The base took about 2.5 hours on both
 # cores, and each other stage 35 to 40 minutes on one core, estimated from the speed of each stage alone.
-# Expected scores, 64 held-out prompts of each kind, guidance scale 2: object 100 %, colour 100 %, count 70 %, relation
-# 5 %; super-resolution +3.4 dB and +2.7 dB over bicubic. This base stopped at step 6,764 of 8,000; see
+# Expected scores, 64 held-out prompts of each kind, guidance scale 2: object 98 %, colour 100 %, count 98 %, relation
+# 9 %; super-resolution +3.4 dB and +2.7 dB over bicubic. This base stopped at step 6,764 of 8,000; see
 # docs/explanation/reference-run.md. More steps: BASE_STEPS, SR_STEPS.
 set -eu
 out=${1:-reference}
