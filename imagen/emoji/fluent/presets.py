@@ -16,7 +16,7 @@ UNET = UNetConfig(
         Level(channels=256, blocks=1, attention="fused", attend="last"),
         Level(channels=320, blocks=1, attention="fused", attend="last"),
     ),
-    patch=4,  # costs what 32 pixels cost with patches of 2, and simple shapes need no finer ones
+    patch=4,  # costs what 32 pixels cost with patches of 2; learns shapes as well, details worse (docs/LOG.md)
     resample="plain",
     coordinates=True,
     text_width=MINILM.width,
