@@ -59,6 +59,7 @@ STAGE: Table = {
     "resolution": between(1, SIDE),
     "low_resolution": between(1, SIDE),
     "detail_std": up_to(1_000),
+    "detail_blur": between(0, 16),
 }
 SCHEDULE: Table = {"shift_reference": between(1, SIDE)}
 OBJECTIVE: Table = {

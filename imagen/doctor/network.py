@@ -32,8 +32,8 @@ def clean_images(config: StageConfig, batch: Batch) -> tuple[Tensor, Tensor | No
         return x0_BCHW, None
     height, width = batch.image.shape[-2:]
     upsampled_BCHW = upsample_low_res(batch.low_res, (height, width), config)
-    if config.detail_std is not None:
-        x0_BCHW = DetailTransform(upsampled_BCHW, config.detail_std).encode(x0_BCHW)
+    if detail := DetailTransform.of(config, upsampled_BCHW):
+        x0_BCHW = detail.encode(x0_BCHW)
     return x0_BCHW, upsampled_BCHW
 
 

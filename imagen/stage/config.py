@@ -92,6 +92,9 @@ class StageConfig:
     # (SRDiff, 2104.14951). An untrained network then gives the upsampled image, not noise, and all its errors are
     # scaled by detail_std. Set it to the root mean square of x0 - upsampled on the training data.
     detail_std: float | None = None
+    # Blur the upsampled image before it is subtracted and added, so that it has no textures or halos of a generated
+    # low-resolution image. Standard deviation in low-resolution pixels; 0: no blur
+    detail_blur: float = 0.0
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)  # noise levels of training and sampling
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)  # prediction type and weighting of the loss
     low_res_schedule: ScheduleConfig = field(
@@ -118,6 +121,8 @@ class StageConfig:
             raise UserError(f"{where}.low_resolution is {low}; it must be below {self.resolution} and divide it")
         if self.detail_std is not None and low is None:
             raise UserError(f"{where}.detail_std is for super-resolution stages; set {where}.low_resolution too")
+        if self.detail_blur and self.detail_std is None:
+            raise UserError(f"{where}.detail_blur has no effect without {where}.detail_std")
         for height, width in self.sizes:
             if height % stride or width % stride:
                 raise UserError(

@@ -67,8 +67,7 @@ def build_conditioning(
         level_B = torch.full((len(low_BChw),), settings.low_res_noise, dtype=torch.float64)
         logsnr_B, label_B = augmentation_noise(config, level_B)
         cond |= low_res_inputs(upsampled_BCHW, eps_BCHW, logsnr_B.to(device), label_B.to(device))
-        if config.detail_std is not None:
-            detail = DetailTransform(upsampled_BCHW, config.detail_std)
+        detail = DetailTransform.of(config, upsampled_BCHW)
     return Conditioning(cond, uncond, detail)
 
 

@@ -129,8 +129,8 @@ class ForwardProcess:
         if batch.low_res is not None:
             height, width = batch.image.shape[-2:]
             low_BCHW = upsample_low_res(self._sent_image(batch.low_res), (height, width), self.stage)
-            if self.stage.detail_std is not None:
-                x0_BCHW = DetailTransform(low_BCHW, self.stage.detail_std).encode(x0_BCHW)
+            if detail := DetailTransform.of(self.stage, low_BCHW):
+                x0_BCHW = detail.encode(x0_BCHW)
             conditions |= low_res_inputs(low_BCHW, self._normal(low_BCHW, positions, randomness.LOW_RES_EPS), *low)
         eps_BCHW = self._normal(x0_BCHW, positions, randomness.EPS)
         return NoisedBatch(

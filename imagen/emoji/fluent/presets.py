@@ -38,10 +38,16 @@ def fluent_64() -> Experiment:
 
 
 def fluent_256() -> Experiment:
-    """Return the super-resolution preset 64 -> 256 for Fluent Emoji, trained on 16 -> 64 crops."""
+    """Return the super-resolution preset 64 -> 256 for Fluent Emoji, trained on 24 -> 96 crops."""
     small = emoji_256()
     levels = (Level(channels=48, blocks=1, stride=1), Level(channels=96, blocks=2), Level(channels=160, blocks=2))
-    return _wider(small, "fluent_256", replace(small.stage.unet, levels=levels))
+    wider = _wider(small, "fluent_256", replace(small.stage.unet, levels=levels))
+    return replace(
+        wider,
+        stage=replace(wider.stage, detail_std=0.165, detail_blur=1.25),
+        data=replace(wider.data, crop=96),
+        train=replace(wider.train, batch_size=16),
+    )
 
 
 def fluent_1024() -> Experiment:
