@@ -133,9 +133,14 @@ def trivial(config: StageConfig, batches: Sequence[Batch]) -> Trivial:
     variance = _mean_square(x0_BCHW - mean_CHW for x0_BCHW, _ in pairs)
     if any(upsampled_BCHW is None for _, upsampled_BCHW in pairs):
         return Trivial(square, variance)
-    if config.detail_std:
-        return Trivial(square, variance, square)
-    return Trivial(square, variance, _mean_square(x0 - upsampled for x0, upsampled in pairs if upsampled is not None))
+    differences = (x0 - _as_x0(config, upsampled) for x0, upsampled in pairs if upsampled is not None)
+    return Trivial(square, variance, _mean_square(differences))
+
+
+def _as_x0(config: StageConfig, upsampled_BCHW: Tensor) -> Tensor:
+    """Return the x0 with which the stage's output is the upsampled image: with a blur, its detail is not zero."""
+    detail = DetailTransform.of(config, upsampled_BCHW)
+    return detail.encode(upsampled_BCHW) if detail else upsampled_BCHW
 
 
 def _mean_square(images: Iterable[Tensor]) -> float:

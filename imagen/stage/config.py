@@ -90,10 +90,10 @@ class StageConfig:
     sizes: tuple[tuple[int, int], ...] = ()
     # Super-resolution only: diffuse the detail (x0 - upsampled low-resolution image) / detail_std in place of x0
     # (SRDiff, 2104.14951). An untrained network then gives the upsampled image, not noise, and all its errors are
-    # scaled by detail_std. Set it to the root mean square of x0 - upsampled on the training data.
+    # scaled by detail_std. Set it to the root mean square of x0 - upsampled, blurred if so, on the training data.
     detail_std: float | None = None
-    # Blur the upsampled image before it is subtracted and added, so that it has no textures or halos of a generated
-    # low-resolution image. Standard deviation in low-resolution pixels; 0: no blur
+    # Blur the upsampled image that is subtracted and added, so that textures and halos of a generated low-resolution
+    # image reach the output only through the network. Standard deviation in low-resolution pixels; 0: no blur
     detail_blur: float = 0.0
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)  # noise levels of training and sampling
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)  # prediction type and weighting of the loss

@@ -51,10 +51,10 @@ def test_errors_of_a_network_that_outputs_zero(prediction):
     assert float(measured.mean()) == pytest.approx(expected, rel=0.03)
 
 
-@pytest.mark.parametrize("detail_std", [None, 0.2])
-def test_the_upsampled_image_is_a_trivial_predictor(detail_std):
+@pytest.mark.parametrize(("detail_std", "detail_blur"), [(None, 0.0), (0.2, 0.0), (0.2, 1.5)])
+def test_the_upsampled_image_is_a_trivial_predictor(detail_std, detail_blur):
     low = torch.randint(0, 256, (16, 3, 8, 8), generator=torch.Generator().manual_seed(2)).byte()
-    stage = config(low_resolution=8, detail_std=detail_std)
+    stage = config(low_resolution=8, detail_std=detail_std, detail_blur=detail_blur)
     error = (upsample(low / 127.5 - 1, (32, 32)) - (batch().image / 127.5 - 1)).square().mean() / (detail_std or 1) ** 2
     assert trivial(stage, [batch(low)]).errors(stage, 0.0)["upsampled"] == pytest.approx(float(error), rel=1e-4)
 

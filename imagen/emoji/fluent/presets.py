@@ -44,6 +44,7 @@ def fluent_256() -> Experiment:
     wider = _wider(small, "fluent_256", replace(small.stage.unet, levels=levels))
     return replace(
         wider,
+        # The root mean square of the detail of drawings that a base redrew (docs/LOG.md).
         stage=replace(wider.stage, detail_std=0.165, detail_blur=1.25),
         data=replace(wider.data, crop=96),
         train=replace(wider.train, batch_size=16),
