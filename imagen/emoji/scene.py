@@ -31,7 +31,7 @@ LAYOUTS = {
     4: ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25)),
 }
 SIDES = (0.40, 0.47)  # minimum and maximum side of a drawing's square
-UNCHANGED = frozenset(("bison", "deer", "dice", "moai", "sheep", "shrimp", "squid"))
+UNCHANGED = frozenset(("bison", "deer", "dice", "moai", "moose", "sheep", "shrimp", "squid"))
 IRREGULAR = {
     "foot": "feet",
     "goose": "geese",
@@ -40,8 +40,11 @@ IRREGULAR = {
     "mouse": "mice",
     "ox": "oxen",
     "person": "people",
+    "potato": "potatoes",
     "scarf": "scarves",
     "sheaf": "sheaves",
+    "snowman": "snowmen",
+    "tomato": "tomatoes",
     "tooth": "teeth",
     "wolf": "wolves",
     "man": "men",

@@ -55,6 +55,7 @@ def drawn(picture: Picture, size: int = 64) -> np.ndarray:
         *(("strawberry", "strawberries"), ("yo-yo", "yo-yos"), ("scarf", "scarves"), ("turkey", "turkeys")),
         *(("cup of coffee", "cups of coffee"), ("fire engine", "fire engines"), ("old man", "old men")),
         *(("person rowing a boat", "people rowing a boat"), ("person in bed", "people in bed"), ("mango", "mangos")),
+        *(("tomato", "tomatoes"), ("snowman", "snowmen")),
         *(("tropical fish", "tropical fish"), ("bow and arrow", "bows and arrow"), ("man's shoe", "man's shoes")),
     ],
 )

@@ -23,7 +23,7 @@ from imagen.emoji.fluent.dataset import build_fluent, scenes
 from imagen.emoji.fluent.degrade import degraded
 from imagen.emoji.fluent.heldout import heldout_colour, heldout_number, is_heldout_pair, is_heldout_person
 from imagen.emoji.fluent.scene import Scene, compose_group, compose_pair, compose_single
-from imagen.emoji.fluent.selection import Selection, add_options, selection
+from imagen.emoji.fluent.selection import Selection, add_options, common_words, selection
 from imagen.emoji.picture import PALETTE
 from imagen.errors import UserError
 
@@ -335,7 +335,9 @@ def test_build_of_shards(source: Source, tmp_path: Path) -> None:
         tmp_path / "a", Selection(source=source), (32, 64), variants=1, people_variants=1, progress=False
     )
     assert repeated == built[0]
-    for other, sizes in ((Selection(source=source), (64,)), (Selection(source=source, genders=("man",)), (32, 64))):
+    others = ({}, (64,)), ({"genders": ("man",)}, (32, 64)), ({"common": True}, (32, 64))
+    for options, sizes in others:
+        other = Selection(source=source, **options)  # type: ignore[arg-type]
         with pytest.raises(UserError, match="other arguments"):
             build_fluent(tmp_path / "a", other, sizes, variants=1, people_variants=1, progress=False)
 
@@ -364,3 +366,9 @@ def test_command_line_selects_drawings(source: Source) -> None:
     chosen = selection(parser.parse_args([*paths, "--words", "1", "--no-faces", "--roles", "--limit", "2"]))
     names = {each.name for each in chosen.things()}
     assert len(names) == 2 and names < {"horse", "octopus", "T-Rex", "glasses", "car"} and chosen.people() == []
+
+
+def test_common_words_are_one_token_of_the_text_encoder(source: Source) -> None:
+    assert common_words(["pizza", "Lion", "teapot", "alembic", "t-shirt"]) == {"pizza", "Lion"}
+    chosen = Selection(source=source, words=1, common=True, faces=False)
+    assert {each.name for each in chosen.things()} == {"horse", "octopus", "glasses", "car"}

@@ -80,7 +80,7 @@ def build_fluent(
     }
     genders = sorted({*selected.genders})
     genders = genders if len(genders) <= len(GENDERS) else []  # all of them
-    optional = (("most", most), ("degrade", degrade), ("genders", genders))
+    optional = (("most", most), ("degrade", degrade), ("genders", genders), ("common", selected.common))
     arguments |= {name: value for name, value in optional if value}
     if finished := finished_build(out, arguments):
         return finished

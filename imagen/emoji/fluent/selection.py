@@ -1,14 +1,16 @@
 """Select the drawings of a data set, of its recogniser and of its evaluation, from the same command-line options."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from imagen.emoji.fluent import catalogue
 from imagen.emoji.fluent.catalogue import GENDERS, PERSON, Drawing, Source
 from imagen.emoji.picture import hashed
+from imagen.emoji.presets import MINILM
 from imagen.errors import check_number
+from imagen.text.encoder import load_text_encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +19,7 @@ class Selection:
 
     source: Source
     words: int = 2  # maximum number of words of a thing's name; 1 includes "red apple", which people call "apple"
+    common: bool = False  # only things whose names consist of common words (`common_words`)
     faces: bool = True  # include smileys and hearts
     roles: Sequence[str] = ("person-role",)  # Unicode's subgroups of people
     genders: Sequence[str] = (*GENDERS, PERSON)  # of people; "person" is drawn almost like "man" in many roles
@@ -30,12 +33,25 @@ class Selection:
             *catalogue.things(self.source, self.words),
             *(catalogue.faces(self.source) if self.faces else []),
         ]
+        if self.common:
+            known = common_words({word for each in found for word in each.name.split()})
+            found = [each for each in found if known.issuperset(each.name.split())]
         shuffled = sorted(found, key=lambda each: (each.words, hashed("fluent things", each.icon)))
         return shuffled if self.limit is None else shuffled[: self.limit]
 
     def people(self) -> list[Drawing]:
         """Return the people of `roles`, in these genders and every skin tone. Raises UserError."""
         return catalogue.people(self.source, self.roles, self.genders)
+
+
+def common_words(words: Collection[str]) -> set[str]:
+    """Return those of `words` that are one token of the embedded text encoder: "pizza", but not "alembic".
+
+    Its vocabulary has the 30,000 most frequent words of English text. Raises UserError if the encoder is missing.
+    """
+    words = list(words)
+    empty, *lengths = load_text_encoder(MINILM).lengths(["", *words])
+    return {word for word, length in zip(words, lengths, strict=True) if length == empty + 1}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +63,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=2,
         help="maximum number of words in the names of things (1: and those with a shortcode of one word)",
+    )
+    parser.add_argument(
+        "--common", action="store_true", help="only things whose names are common words: one token of the text encoder"
     )
     parser.add_argument("--no-faces", action="store_true", help="exclude smileys and hearts")
     parser.add_argument("--roles", nargs="*", default=["person-role"], help="Unicode subgroups of people")
@@ -65,6 +84,7 @@ def selection(options: argparse.Namespace) -> Selection:
     return Selection(
         source=Source(str(options.icons.resolve()), str(options.names.resolve())),
         words=options.words,
+        common=options.common,
         faces=not options.no_faces,
         roles=tuple(options.roles),
         genders=tuple(options.genders),
