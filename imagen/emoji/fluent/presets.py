@@ -55,7 +55,7 @@ def fluent_256() -> Experiment:
     wider = _wider(small, "fluent_256", replace(small.stage.unet, levels=levels))
     return replace(
         wider,
-        # The root mean square of the detail of drawings that a base redrew (docs/LOG.md).
+        # The root mean square of the detail of drawings that a base redrew, with this blur (docs/LOG.md).
         stage=replace(wider.stage, detail_std=0.165, detail_blur=1.25),
         data=replace(wider.data, crop=96),
         train=replace(wider.train, batch_size=16),
@@ -66,7 +66,8 @@ def fluent_1024() -> Experiment:
     """Return the super-resolution preset 256 -> 1024 for Fluent Emoji, trained on 32 -> 128 crops."""
     small = emoji_1024()
     levels = (Level(channels=64, blocks=1, stride=1), Level(channels=96, blocks=2))
-    return _wider(small, "fluent_1024", replace(small.stage.unet, levels=levels))
+    wider = _wider(small, "fluent_1024", replace(small.stage.unet, levels=levels))
+    return replace(wider, stage=replace(wider.stage, detail_std=0.065, detail_blur=1.25))  # measured as above
 
 
 def _wider(small: Experiment, name: str, unet: UNetConfig) -> Experiment:
