@@ -65,7 +65,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--copy", action="store_true", help="build new shards from existing ones, instead of using those in place"
     )
     parser.add_argument(
-        "--samples-per-shard", type=count, default=1000, metavar="N", help="maximum samples per shard (default: 1000)"
+        "--samples-per-shard", type=count, metavar="N", help="maximum samples per new shard (default: 1000)"
     )
     parser.add_argument(
         "--held-out",

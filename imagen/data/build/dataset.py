@@ -41,6 +41,7 @@ from imagen.progress import progress_bar
 from imagen.text.config import TextConfig
 
 _ENDINGS = ("tar", "index.safetensors", "report.json", "hashes.npy", "rejected.jsonl", "duplicates.jsonl")
+SAMPLES_PER_SHARD = 1000
 _WIDTH_FROM = 100  # embeddings read to find their most common dimension
 
 
@@ -61,10 +62,13 @@ def build(
     """Build shards of the pairs at `path`, a file, folder or URL, and return the result.
 
     options: as for `build_source`. cache: folder of downloads from a URL; default: ~/.cache/imagen/sources.
-    Existing shards are used in place, without `out`, unless `copy`.
+    Existing shards are used in place, without `out`, unless `copy`. Raises UserError for a cache with a local source,
+    and as `build_source` does.
     """
     from imagen.data.sources import open_source
 
+    if cache is not None and not as_url(path):
+        raise UserError(f"--cache {cache} is a folder for downloads, but {path} is a local source: omit --cache")
     opener = partial(
         open_source,
         path if as_url(path) else Path(path),
@@ -93,7 +97,7 @@ def build_source(
     copy: bool = False,
     columns: dict[str, Any] | None = None,
     limits: Limits | None = None,
-    samples_per_shard: int = 1000,
+    samples_per_shard: int | None = None,
     keep_duplicates: bool = False,
     held_out: float = 0.0,
     seed: int = 0,
@@ -107,6 +111,7 @@ def build_source(
     """Build shards in `out` from the source that `opener` (picklable) opens; return the result stored in `build.json`.
 
     A source with `in_place` is indexed where it is, below `root`, unless `copy`.
+    samples_per_shard: default: 1,000.
     held_out: share of samples that are written to `out`/heldout instead of `out`/train, chosen by `seed` and key.
     encoder, max_tokens: describe the embeddings in the source, if it has any.
     workers: processes (default: one per core, at most 16). A script that uses several needs the usual
@@ -128,6 +133,12 @@ def build_source(
             "the source consists of shards, which are used in place; --held-out writes new ones: give --copy --out, "
             "or move some tars into folders train and heldout"
         )
+    if in_place and samples_per_shard is not None:
+        raise UserError(
+            "the source consists of shards, which are used in place; --samples-per-shard writes new ones: "
+            "give --copy --out"
+        )
+    samples_per_shard = SAMPLES_PER_SHARD if samples_per_shard is None else samples_per_shard
     if not in_place and out is None:
         raise UserError("--out is missing: the folder to build (only shards are used in place)")
     if in_place and hasattr(source, "check_in_place"):

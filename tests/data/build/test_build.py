@@ -395,6 +395,8 @@ def test_the_complete_samples_of_a_truncated_tar_are_used(tars):
 def test_copying_needs_an_output_folder_and_in_place_use_rejects_one(tars, tmp_path):
     with pytest.raises(UserError, match=r"used in place: omit --out .*, or give --copy"):
         run_build(TarSource(tars), tmp_path / "out", root=tars)
+    with pytest.raises(UserError, match=r"used in place; --samples-per-shard writes new ones"):
+        run_build(TarSource(tars), None, root=tars, samples_per_shard=2)
     run_build(TarSource(tars), tmp_path / "out", root=tars, copy=True)
     data = ShardedDataset(tmp_path / "out")
     assert [data.key(i) for i in range(len(data))] == [f"heldout/00000/{k}" for k in "def"] + ["train/00000/a"]

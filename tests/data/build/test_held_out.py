@@ -124,3 +124,5 @@ def test_the_command(tmp_path, capsys):
     assert code == 2 and "--held-out" in err
     code, _, err = run_imagen("data", "build", str(tmp_path / "shards" / "train"), "--held-out", "0.3")
     assert code == 2 and "used in place" in err
+    code, _, err = run_imagen(*arguments, "--cache", str(tmp_path / "cache"))
+    assert code == 2 and "photos is a local source: omit --cache" in err
