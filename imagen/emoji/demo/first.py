@@ -18,8 +18,8 @@ LARGE = "an octopus on a blue background"  # sampled with all stages
 SMALL = (  # sampled with the first two stages
     "a crown on a purple background",
     "a strawberry on a teal background",
-    "a sailboat on an orange background",
-    "a ghost on a green background",
+    "a helicopter on an orange background",
+    "an elephant on a green background",
     "a star on a pink background",
     "three pears on a gray background",
 )
