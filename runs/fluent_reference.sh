@@ -62,7 +62,7 @@ train fluent_64 base_64 scenes 5000 --optim.schedule cosine --train.schedule.shi
 # Super-resolution, from drawings that are warped and blurred like outputs of a base model, then from drawings that the
 # base has redrawn.
 data small --sizes 64 256 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.15 --counts 0.15 \
-  --most "${MASTERS:-6000}" --degrade
+  --most "${MASTERS:-6000}" --most-heldout 64 --degrade
 train fluent_256 sr_256 small 3000
 if [ ! -f "$out/redrawn/.encoded" ]; then
   python -m imagen.emoji.fluent.redraw "$out/base_64" "$out/small" --out "$out/redrawn"
@@ -73,12 +73,13 @@ train fluent_256 sr_256 redrawn 14000
 train fluent_256 sr_256 redrawn 17000 --optim.schedule cosine
 
 data large --sizes 256 1024 --variants "${VARIANTS:-1}" --people-variants 1 --relations 0.15 --counts 0.15 \
-  --most "$((${MASTERS:-6000} / 6))" --degrade
+  --most "$((${MASTERS:-6000} / 6))" --most-heldout 16 --degrade
 train fluent_1024 sr_1024 large 2900
 train fluent_1024 sr_1024 large 4000 --optim.schedule cosine
 
 # Original drawings to compare with (benchmarks/fluent_quality.py)
-data eval --sizes 64 256 1024 --variants 1 --people-variants 1 --relations 0.15 --counts 0.15 --most "${MASTERS:-800}"
+data eval --sizes 64 256 1024 --variants 1 --people-variants 1 --relations 0.15 --counts 0.15 \
+  --most 1 --most-heldout "${MASTERS:-800}"
 
 imagen assemble "$out/base_64" "$out/sr_256" "$out/sr_1024" --out "$out/whole" --half
 

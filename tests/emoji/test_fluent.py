@@ -343,7 +343,17 @@ def test_build_of_shards(source: Source, tmp_path: Path) -> None:
 
 
 def test_build_with_degraded_masters(source: Source, tmp_path: Path) -> None:
-    build_fluent(tmp_path / "a", Selection(source=source), (64, 256), variants=1, most=8, degrade=True, progress=False)
+    built = build_fluent(
+        tmp_path / "a",
+        Selection(source=source),
+        (64, 256),
+        variants=1,
+        most=8,
+        most_heldout=2,
+        degrade=True,
+        progress=False,
+    )
+    assert built["samples"] == {"train": 8, "heldout": 2}
     with tarfile.open(tmp_path / "a" / "train" / "00000.tar") as tar:
         members = {member.name: tar.extractfile(member).read() for member in tar.getmembers()}  # type: ignore[union-attr]
     assert len(members) == 8 * 4

@@ -39,6 +39,7 @@ def build_fluent(
     relations: float = 0.0,
     counts: float = 0.0,
     most: int | None = None,
+    most_heldout: int | None = None,
     degrade: bool = False,
     seed: int = 0,
     workers: int | None = None,
@@ -48,7 +49,8 @@ def build_fluent(
 
     variants, people_variants: images per drawing and colour, of things and faces, and of people.
     relations, counts: fractions of the samples that show two things in a relation, and two to four copies of one.
-    most: maximum number of samples per split.
+    most, most_heldout: maximum numbers of samples of the training and the held-out split; `most_heldout` defaults to
+        `most`.
     degrade: degrade the smallest master of each sample, so that it resembles an output of a base model.
 
     A finished build is not repeated; a killed one starts over. Raises UserError if `out` contains other files or a
@@ -61,8 +63,9 @@ def build_fluent(
         raise UserError(f"sizes {sizes}: there must be at least one size, and sizes must be 16 pixels or more")
     if degrade and len(sizes) < 2:
         raise UserError("degraded masters are inputs of super-resolution: give two sizes or more (--sizes 64 256)")
-    if most is not None:
-        check_number("most", most, least=1)
+    for name, maximum in (("most", most), ("most_heldout", most_heldout)):
+        if maximum is not None:
+            check_number(name, maximum, least=1)
     check_number("relations", relations, least=0)
     check_number("counts", counts, least=0)
     check_number("relations + counts", relations + counts, most=0.9)
@@ -80,7 +83,13 @@ def build_fluent(
     }
     genders = sorted({*selected.genders})
     genders = genders if len(genders) <= len(GENDERS) else []  # all of them
-    optional = (("most", most), ("degrade", degrade), ("genders", genders), ("common", selected.common))
+    optional = (
+        ("most", most),
+        ("most_heldout", most_heldout),
+        ("degrade", degrade),
+        ("genders", genders),
+        ("common", selected.common),
+    )
     arguments |= {name: value for name, value in optional if value}
     if finished := finished_build(out, arguments):
         return finished
@@ -100,8 +109,10 @@ def build_fluent(
         )
         for name in ("train", "heldout")
     }
+    limits = {"train": most, "heldout": most if most_heldout is None else most_heldout}
     splits = {
-        name: [replace(scene, degrade_smallest=degrade) for scene in split[:most]] for name, split in splits.items()
+        name: [replace(scene, degrade_smallest=degrade) for scene in split[: limits[name]]]
+        for name, split in splits.items()
     }
     description = {
         **credit(Style("fluent", source.icons)),
@@ -194,6 +205,7 @@ def main() -> None:
     parser.add_argument("--relations", type=float, default=0.0, help="fraction of images of two things")
     parser.add_argument("--counts", type=float, default=0.0, help="fraction of images of two to four copies")
     parser.add_argument("--most", type=int, help="maximum number of samples per split")
+    parser.add_argument("--most-heldout", type=int, help="maximum number of held-out samples (default: --most)")
     parser.add_argument("--degrade", action="store_true", help="degrade the smallest master, to train super-resolution")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, help="processes (default: one per core, at most 16)")
@@ -207,6 +219,7 @@ def main() -> None:
         relations=options.relations,
         counts=options.counts,
         most=options.most,
+        most_heldout=options.most_heldout,
         degrade=options.degrade,
         seed=options.seed,
         workers=options.workers,
