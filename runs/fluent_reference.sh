@@ -54,10 +54,11 @@ train() { # PRESET RUN DATA STEPS OPTION...
 data single --variants "${VARIANTS:-3}" --people-variants "${VARIANTS:-2}" ${MASTERS:+--most "$MASTERS"}
 data scenes --variants "${VARIANTS:-5}" --people-variants "${VARIANTS:-3}" --relations 0.25 --counts 0.18 \
   ${MASTERS:+--most "$MASTERS"}
-train fluent_64 base_64 single 300
-train fluent_64 base_64 scenes 4000
+train fluent_64 base_first single 300
+train fluent_64 base_first scenes 4000
 # In the end with the noise levels of sampling, which teach surfaces.
-train fluent_64 base_64 scenes 5000 --optim.schedule cosine --train.schedule.shift_reference 32
+train fluent_64 base_64 scenes 1000 --init "$out/base_first#64" --optim.schedule cosine --optim.warmup_steps 20 \
+  --train.schedule.shift_reference 32
 
 # Super-resolution, from drawings that are warped and blurred like outputs of a base model, then from drawings that the
 # base has redrawn.
