@@ -28,7 +28,8 @@ def test_commands_of_a_script_are_valid(script: Path) -> None:
 def test_training_commands_of_the_fluent_script_are_valid() -> None:
     """The script defines `train PRESET RUN DATA STEPS OPTION...`, which calls `imagen train`."""
     text = (SCRIPTS[0].parent / "fluent_reference.sh").read_text()
-    trained = [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("train ")]
+    lines = text.replace("\\\n", " ").splitlines()
+    trained = [shlex.split(line)[1:] for line in lines if line.startswith("train ")]
     (shared,) = re.findall(r"(--data.workers.*(?:\\\n.*)*) \"\$@\"", text)
     assert len(trained) > 5
     for name, _, _, steps, *options in trained:
