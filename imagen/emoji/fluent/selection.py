@@ -47,7 +47,7 @@ class Selection:
 def common_words(words: Collection[str]) -> set[str]:
     """Return those of `words` that are one token of the embedded text encoder: "pizza", but not "alembic".
 
-    Its vocabulary has the 30,000 most frequent words of English text. Raises UserError if the encoder is missing.
+    Its vocabulary has 30,000 common words and parts of words. Raises UserError if the encoder is missing.
     """
     words = list(words)
     empty, *lengths = load_text_encoder(MINILM).lengths(["", *words])
