@@ -18,6 +18,7 @@ export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # otherwise a restart finds the add
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
 
 imagen config "$preset" "$@" > /dev/null  # reports an invalid field once, instead of after every restart
+rm -f "$RUN/status.json"  # of an earlier start
 code=0
 srun --ntasks-per-node=1 --kill-on-bad-exit=1 torchrun \
   --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="${GPUS_PER_NODE:-8}" --max-restarts="${RESTARTS:-10}" \

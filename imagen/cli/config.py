@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> Result:
     from imagen.train.experiment import check
 
     experiment = fields.experiment(options)
-    check(experiment)
+    check(experiment, world_size=None)
     if options.write is not None:
         return _write(experiment, options.write)
     if options.explain is not None:

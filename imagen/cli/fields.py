@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -54,8 +55,8 @@ def experiment(options: argparse.Namespace) -> "Experiment":
     does not fit the cascade.
     """
     from imagen.presets import preset
-    from imagen.presets.file import is_file, read_experiment
-    from imagen.train.experiment import override
+    from imagen.presets.file import changed_model, is_file, read_experiment
+    from imagen.train.experiment import Experiment, override
 
     name = options.preset
     chosen = read_experiment(name) if is_file(name) else preset(name)
@@ -64,15 +65,20 @@ def experiment(options: argparse.Namespace) -> "Experiment":
         if getattr(options, "init_partial", False):
             raise UserError("--init-partial needs --init CASCADE")
         return override(chosen, options.fields)
+    from imagen.configtext import merge
+    from imagen.jsonconfig import from_json, to_json
     from imagen.torchrun import read_launch
     from imagen.train.finetune import check_changes, start_from
 
-    partial = getattr(options, "init_partial", False)
+    partial = getattr(options, "init_partial", False) or (chosen.init is not None and chosen.init.partial)
     started = start_from(chosen, source, partial=partial, run=getattr(options, "out", None))
-    found = override(started, options.fields)
+    found = started
+    if is_file(name):
+        found = from_json(Experiment, merge(to_json(started), changed_model(name, source)), name)
+    found = override(found, options.fields)
     for note in check_changes(started, found):
         if read_launch()[0] == 0:
-            print(note)
+            print(note, file=sys.stderr)  # stdout is the result, such as the JSON of `imagen config`
     return found
 
 

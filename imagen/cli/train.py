@@ -43,10 +43,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Result | None:
     from imagen.cli.devices import choose_device
     from imagen.data.shards.mixture import parse_portion, portions_of
+    from imagen.torchrun import read_launch
     from imagen.train.experiment import check
 
     experiment = fields.experiment(options)
-    check(experiment)
+    check(experiment, read_launch().world_size)
     data = portions_of([parse_portion(text) for text in options.data])
     if options.dry_run:
         return _dry_run(options, experiment, data)

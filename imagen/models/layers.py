@@ -92,7 +92,8 @@ class TextPooling(nn.Module):
 
     def __init__(self, text_width: int, width: int, heads: int | None = None):
         super().__init__()
-        self.heads = heads or max(text_width // 64, 1)
+        # By default about 64 channels per head.
+        self.heads = heads or next(n for n in range(max(text_width // 64, 1), 0, -1) if text_width % n == 0)
         self.norm_in = nn.LayerNorm(text_width)
         self.position = nn.Parameter(torch.randn(text_width) / text_width**0.5)
         self.to_q = nn.Linear(text_width, text_width)

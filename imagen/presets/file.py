@@ -1,6 +1,7 @@
 """Experiments in files: a preset's name with changes, or all fields."""
 
 from pathlib import Path
+from typing import Any
 
 from imagen.configtext import SUFFIXES, merge, read_table
 from imagen.errors import UserError
@@ -11,6 +12,17 @@ from imagen.train.experiment import Experiment, check
 def is_file(name: str) -> bool:
     """Whether a name is one of a config file, and not of a preset."""
     return Path(name).suffix in SUFFIXES or "/" in name
+
+
+def changed_model(path: str | Path, source: str) -> dict[str, Any]:
+    """Return the tables `stage`, `text` and `distill` of a file that changes the stage `source` in fine-tuning.
+
+    Those of a file with all fields describe the stage of its own `init`; for another source, none is returned.
+    """
+    value = read_table(path, Experiment)
+    if "preset" not in value and (value.get("init") or {}).get("source") != source:
+        return {}
+    return {name: value[name] for name in ("stage", "text", "distill") if name in value}
 
 
 def read_experiment(path: str | Path) -> Experiment:
@@ -40,7 +52,7 @@ def read_experiment(path: str | Path) -> Experiment:
             raise UserError(f"{path}: {error}") from None
     experiment = from_json(Experiment, value, str(path))
     try:
-        check(experiment)
+        check(experiment, world_size=None)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return experiment

@@ -29,6 +29,9 @@ class Callback:
     # Steps between calls of `on_interval`, which is also called after the last step. 0: only after the last step.
     # None: never.
     every: int | None = None
+    # Whether `on_interval` follows a checkpoint of the same step, so that its failure cannot lose steps. If it writes
+    # to a logger, a run that is killed in between does not write it again.
+    after_checkpoint = False
 
     def is_due(self, step: int, steps: int) -> bool:
         """Return whether `on_interval` is called after `step` of `steps`."""

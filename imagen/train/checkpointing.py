@@ -25,7 +25,8 @@ class Checkpointer:
         self.ema = self.emas["ema"]  # sampled, validated and exported
         self.checkpoints = CheckpointFolder(run / "checkpoints", config.keep_checkpoints, config.keep_every, ranks)
         self.saved_step: int | None = None  # of the last checkpoint of this process
-        self.every, self.averaged_step = config.ema_every, 0  # the last step that the EMAs include
+        self.steps, self.every = config.steps, config.ema_every
+        self.averaged_step = 0  # the last step that the EMAs include
 
     def resume(self, report: Callable[[str], None]) -> RunState | None:
         """Load the newest readable checkpoint and return its state; None if there is no checkpoint yet.
@@ -42,19 +43,19 @@ class Checkpointer:
                 part.state.clear()
         return state
 
-    def update_emas(self, step: int, *, now: bool = False) -> None:
-        """Update the EMAs with the weights after `step`, if it is a multiple of `train.ema_every` or if `now` is set.
+    def update_emas(self, step: int) -> None:
+        """Update the EMAs with the weights after `step`, if it is a multiple of `train.ema_every` or the last step.
 
-        A skipped step counts as a step that left the weights unchanged.
+        Not before a checkpoint or grid: then the EMAs would depend on when these are written. A skipped step counts as
+        a step that left the weights unchanged.
         """
-        if step > self.averaged_step and (now or step % self.every == 0):
+        if step > self.averaged_step and (step % self.every == 0 or step == self.steps):
             for ema in self.emas.values():
                 ema.update(self.unet, step, self.averaged_step)
             self.averaged_step = step
 
     def snapshot(self, step: int) -> None:
         """Write all EMAs except `ema`, which is in the checkpoints, to RUN/averages in float16."""
-        self.update_emas(step, now=True)
         for name, ema in self.emas.items():
             if ema is not self.ema:
                 weights, folder = ema.export(self.unet, torch.float16), self.folder / "averages"
@@ -62,8 +63,8 @@ class Checkpointer:
 
     def checkpoint(self, step: int, state: RunState) -> None:
         """Start writing a checkpoint; `checkpoints.wait` waits until it is complete."""
-        self.update_emas(step, now=True)
-        self.checkpoints.save(step, run_tensors(self.unet, self.emas, self.optimizer), state)
+        tensors = run_tensors(self.unet, self.emas, self.optimizer)
+        self.checkpoints.save(step, tensors, state | {"averaged_step": self.averaged_step})
         self.saved_step = step
 
     def export(self) -> dict[str, Tensor]:

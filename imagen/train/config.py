@@ -42,7 +42,9 @@ class TrainConfig:
     gap_samples: int = 128  # validation samples of that measurement
     # Steps between metrics of samples of the EMA weights, as `imagen evaluate` computes them; None: never.
     evaluate_every: int | None = None
-    evaluate_images: int = 256  # samples that they measure: held-out ones, or training samples without that split
+    # Samples that they measure, rounded down to whole batches of 32: held-out ones, or training samples without that
+    # split.
+    evaluate_images: int = 256
     evaluate_metrics: tuple[str, ...] = ("kd_efficientnet",)  # names of metrics of `imagen evaluate`
     # Where metrics and sample grids go, beside RUN/metrics.jsonl and RUN/samples. tensorboard: if it is installed.
     loggers: tuple[LoggerName, ...] = ("tensorboard",)
@@ -96,7 +98,8 @@ class OptimConfig:
 class ParallelConfig:
     """How training is distributed, checkpointed and compiled.
 
-    These settings change a step only up to rounding, so a run may resume with other values.
+    These settings change a step only up to rounding, so a run may resume with other values. (Dropout and
+    `train.shuffle_captions` are drawn per micro-batch, so with them another number of ranks draws others.)
     """
 
     # Ranks per replica of parameters, gradients, EMAs and optimizer state. 1: each rank holds a replica (DDP). The

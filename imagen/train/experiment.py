@@ -34,8 +34,11 @@ class Experiment:
     distill: DistillConfig = field(default_factory=DistillConfig)  # training for few sampler steps, without guidance
 
 
-def check(experiment: Experiment, world_size: int = 1) -> None:
-    """Raise UserError, naming the field, for a value out of range or fields that do not match each other."""
+def check(experiment: Experiment, world_size: int | None = 1) -> None:
+    """Raise UserError, naming the field, for a value out of range or fields that do not match each other.
+
+    world_size: processes that train together, among which the batch is divided. None: it is not known yet.
+    """
     stage, text, config, unet = experiment.stage, experiment.text, experiment.train, experiment.stage.unet
     for part in (text, experiment.data, experiment.optim, config, experiment.lora):
         if part is not None:
@@ -61,14 +64,21 @@ def check(experiment: Experiment, world_size: int = 1) -> None:
         unit = math.lcm(unet.total_stride, scale)
         if crop > stage.resolution or crop % unit:
             raise UserError(f"data.crop is {crop}; it must be a multiple of {unit} and at most {stage.resolution}")
+        if unet.coordinates and crop < stage.resolution:
+            raise UserError(
+                f"data.crop is {crop}, but stage.unet.coordinates is true: a crop does not show where in the image it "
+                "is; set one of them to its default"
+            )
     if experiment.lora.rank and experiment.init is None:
         raise UserError(f"lora.rank is {experiment.lora.rank}, but there are no weights to adapt: set --init CASCADE")
     if experiment.lora.rank and (config.freeze or config.trainable):
         raise UserError("train.freeze and train.trainable choose weights, and lora.rank freezes all: set lora.targets")
+    if experiment.lora.rank and experiment.init is not None and experiment.init.partial:
+        raise UserError("lora.rank freezes all weights, so none may be new: leave out --init-partial")
     experiment.distill.check(stage, experiment.init)
     check_buckets(stage, experiment.data, config, world_size)
-    experiment.parallel.check(len(unet.levels), world_size)
-    micro, _ = micro_batches(config, world_size)
+    experiment.parallel.check(len(unet.levels), world_size or 1)
+    micro = 2 if world_size is None else micro_batches(config, world_size)[0]
     if config.shuffle_captions and (text is None or micro < 2):
         raise UserError("train.shuffle_captions needs text and micro-batches of at least two samples")
 

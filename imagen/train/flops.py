@@ -16,6 +16,7 @@ from imagen.gpus import identify_gpu
 from imagen.models.unet import UNet
 from imagen.precision import autocast_dtype
 from imagen.train.experiment import Experiment
+from imagen.train.finetune import adapt
 from imagen.train.ranks import Ranks
 from imagen.train.shapes import largest_size
 
@@ -56,6 +57,7 @@ def build_mfu(experiment: Experiment, ranks: Ranks) -> Callable[[float, float], 
     if peak is None:
         return None
     unet, most = meta_unet(experiment), 1 if experiment.text is None else max(2, experiment.text.max_tokens)
+    adapt(unet, experiment)  # gradients of frozen weights are not computed
     # Text tokens are keys and values but never queries, so the count is linear in their number.
     least_flops, most_flops = (image_flops(unet, experiment, tokens, backward=True) for tokens in (1, most))
     slope = (most_flops - least_flops) / max(1, most - 1)

@@ -26,6 +26,8 @@ class SampleGrid(Callback):
     because the ranks of a sharded network must sample together.
     """
 
+    after_checkpoint = True
+
     def on_start(self, run: TrainingRun) -> None:
         self.every = run.config.sample_every
         count = min(IMAGES, len(run.data.dataset(run.data.validation_split)))

@@ -89,6 +89,13 @@ def snapshots(folder: Path, kind: str) -> list[Snapshot]:
     return sorted(found, key=lambda snapshot: (snapshot.step, snapshot.name))
 
 
+def forget_snapshots(folder: Path, after: int = 0) -> None:
+    """Delete the snapshots of later steps than `after`, which belong to steps that are not part of the run any more."""
+    for snapshot in (*snapshots(folder, "decay"), *snapshots(folder, "sigma_rel")):
+        if snapshot.step > after:
+            snapshot.path.unlink(missing_ok=True)
+
+
 def tracked(folder: Path, decay: float, step: int | None = None) -> tuple[dict[str, Tensor], int]:
     """Return the snapshot of the EMA with `decay` at `step` (default: the last), float32, and its step.
 

@@ -10,7 +10,8 @@ from imagen.files import read_json, replacing, write_json
 from imagen.train.checkpoint import checkpoint_paths
 
 # Fields that may differ when a run resumes. They change what a step computes by rounding at most, except `steps`: under
-# a cosine schedule it determines how fast the learning rate falls.
+# a cosine schedule it determines how fast the learning rate falls. Dropout and `shuffle_captions` are drawn per
+# micro-batch, so with them another division of the batch draws others.
 MUTABLE_FIELDS = (
     "data.cache",
     "data.cache_gb",

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from imagen.data.loading.batches import Batch
 from imagen.data.shards.mixture import Data
+from imagen.errors import check_number
 from imagen.jsonconfig import to_json
 from imagen.models.compiling import cache_folder
 from imagen.precision import precision_name
@@ -35,6 +36,7 @@ from imagen.train.meter import Row
 from imagen.train.model import build_model
 from imagen.train.optim import build_optimizer
 from imagen.train.parallel import describe
+from imagen.train.posthoc import forget_snapshots
 from imagen.train.progress import Progress
 from imagen.train.ranks import Ranks
 from imagen.train.rundir import open_run
@@ -128,7 +130,6 @@ class TrainingRun:
 
         The U-Net runs eagerly: compiling it for a few batches of other shapes would take longer than running them.
         """
-        self.checkpointer.update_emas(self.step, now=True)
         with self.checkpointer.ema.applied_to(self.unet):
             self.unet.eval()
             try:
@@ -145,10 +146,15 @@ class TrainingRun:
         self.weights = [str(share) for share in self.data.shares]
         state = self.checkpointer.resume(self.report)
         if state is None:
+            self.ranks.on_first(lambda: forget_snapshots(self.folder / "averages"))
             return
         initial_scale, where = self.progress.loss_scale, f"{self.folder}: state.json of its checkpoint"
         self.progress = self.ranks.on_first(lambda: Progress.from_json(state, where))
-        self.checkpointer.averaged_step = self.step
+        # Checkpoints of earlier versions have no such field, and EMAs that include every step.
+        averaged = state.get("averaged_step", self.step)
+        check_number(f"{where}: averaged_step", averaged, least=0, most=self.step)
+        self.checkpointer.averaged_step = averaged
+        self.ranks.on_first(lambda: forget_snapshots(self.folder / "averages", after=self.step))
         if self.progress.loss_scale.active != initial_scale.active:  # resumed on a device of another precision
             self.progress.loss_scale = initial_scale
         self.report(f"{self.folder}: resuming from step {self.step}")

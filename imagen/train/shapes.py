@@ -48,8 +48,8 @@ def within_buckets(train: TrainConfig, data: DataConfig) -> TrainConfig:
     return replace(train, micro_batch=data.bucket_batch)
 
 
-def check_buckets(stage: StageConfig, data: DataConfig, train: TrainConfig, world_size: int) -> None:
-    """Raise UserError unless buckets, crops and micro-batches fit each other."""
+def check_buckets(stage: StageConfig, data: DataConfig, train: TrainConfig, world_size: int | None) -> None:
+    """Raise UserError unless buckets, crops and micro-batches (if the world size is known) fit each other."""
     sizes = run_buckets(stage, data)
     if sizes is None:
         if data.bucket_batch is not None:
@@ -60,6 +60,8 @@ def check_buckets(stage: StageConfig, data: DataConfig, train: TrainConfig, worl
     group = data.bucket_batch or train.batch_size
     if train.batch_size % group:
         raise UserError(f"data.bucket_batch is {group}; it must divide train.batch_size {train.batch_size}")
+    if world_size is None:
+        return
     micro, _ = micro_batches(within_buckets(train, data), world_size)
     if group % micro:
         raise UserError(

@@ -47,7 +47,8 @@ def train(
 
     Writes checkpoints, metrics and EMA snapshots; `imagen.train.run.train_run` adds sample grids and exports.
 
-    callbacks: called on every rank, after validation and metrics and before a checkpoint.
+    callbacks: called on every rank, after validation and metrics; before a checkpoint of the same step, unless they set
+        `after_checkpoint`.
     minutes: limit of wall time, after which training stops with a checkpoint. It does not affect the learning rate.
     profile: first and last step of a trace, which each rank writes to RUN/profile.
     encoder: encoder of the captions, for data.on_the_fly; default: loaded at its first use.
@@ -64,6 +65,8 @@ def train(
     ranks.on_first(lambda: check_data(data))
     busy = f"another process is training in {folder}; wait for it or choose another folder"
     with locked(folder, busy) if ranks.is_first else nullcontext():
+        # That of an earlier process. Removed before the setup, which may fail: without it a script restarts nothing.
+        ranks.on_first(lambda: (folder / "status.json").unlink(missing_ok=True))
         trainer = Trainer(
             experiment, data, folder, callbacks, ranks=ranks, report=report, minutes=minutes, encoder=encoder
         )
@@ -105,8 +108,6 @@ class Trainer:
     def train(self, profile: Span | None = None) -> TrainResult:
         """Train from the run's current step to its last one, or until there is a reason to stop."""
         run, config, progress, stopper = self.run, self.run.config, self.run.progress, self.run.stopper
-        if run.ranks.is_first:
-            (run.folder / "status.json").unlink(missing_ok=True)
         began, batches = progress.step, run.batches()
         profiler = Profiler(run.folder / "profile", profile, run.ranks, run.report)
         pending: deque[tuple[int, PendingStep]] = deque()
@@ -117,6 +118,8 @@ class Trainer:
 
         with ExitStack() as stack, stopper, profiler:
             self._connect()
+            if run.ranks.world_size == 1:  # of several ranks, one that failed would never write its part
+                stack.callback(run.checkpointer.checkpoints.wait)
             for callback in self.callbacks:
                 callback.on_start(run)
                 stack.callback(end, callback)
@@ -133,11 +136,10 @@ class Trainer:
                 for step, result in results:
                     stop |= result.stop  # all ranks stop after the same step
                     self._receive(step, result)
-                for callback in self.callbacks:
-                    if callback.is_due(progress.step, config.steps):
-                        callback.on_interval(run, progress.step)
+                self._at_interval(progress.step, after_checkpoint=False)
                 if is_due(config.checkpoint_every, progress.step, config.steps):
                     self._checkpoint()
+                self._at_interval(progress.step, after_checkpoint=True)
             for step, launched in pending:
                 self._receive(step, launched.result())
             if run.checkpointer.saved_step != progress.step:
@@ -146,6 +148,11 @@ class Trainer:
             ended = self._result()
         self._report_end(ended)
         return ended
+
+    def _at_interval(self, step: int, *, after_checkpoint: bool) -> None:
+        for callback in self.callbacks:
+            if callback.after_checkpoint == after_checkpoint and callback.is_due(step, self.run.config.steps):
+                callback.on_interval(self.run, step)
 
     def launch(self, batches: Iterator) -> PendingStep:
         """Launch one step on the next micro-batches. All ranks call this together."""

@@ -44,7 +44,21 @@ def test_values_out_of_range_are_rejected_with_their_name(artifacts, error_of, t
     assert not out.exists()
 
 
-def test_a_batch_size_that_does_not_divide_is_rejected(error_of):
-    assert "train.batch_size 8 gives each rank 8 samples, which do not divide into micro-batches of 3" in error_of(
-        "config", "debug_64", "--train.micro_batch", 3
-    )
+def test_a_batch_size_that_does_not_divide_is_rejected(imagen, error_of, tmp_path):
+    fields = ["--train.micro_batch", 3]
+    command = ["train", "debug_64", "--data", tmp_path, "--out", tmp_path / "run", *fields]
+    error = error_of(*command)
+    assert "train.batch_size 8 gives each rank 8 samples, which do not divide into micro-batches of 3" in error
+    assert json.loads(imagen("config", "debug_64", *fields))  # the number of processes is not known yet
+
+
+def test_a_batch_is_divided_among_all_processes(error_of, tmp_path, monkeypatch):
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    command = ["train", "debug_64", "--data", tmp_path / "none", "--out", tmp_path / "run", "--train.batch_size", 12]
+    assert "gives each rank 6 samples" in error_of(*command, "--train.micro_batch", 4)
+    assert "batch" not in error_of(*command, "--train.micro_batch", 6)
+
+
+def test_crops_of_a_network_with_coordinates_are_rejected(error_of):
+    assert "stage.unet.coordinates is true" in error_of("config", "emoji_64", "--data.crop", 32)

@@ -26,6 +26,22 @@ def photos(tmp_path):
     return folder
 
 
+def test_a_file_of_fine_tuning_keeps_its_own_fields(artifacts, imagen, error_of, tmp_path):
+    cascade = f"{artifacts / 'cascade'}#64"
+    fields = ["--stage.sampling.guidance", 3, "--stage.objective.min_snr_gamma", 7]
+    written, part = tmp_path / "all.toml", tmp_path / "part.toml"
+    imagen("config", "finetune", *fields, "--write", written)
+    shown = json.loads(imagen("config", written))
+    assert shown == json.loads(imagen("config", "finetune", *fields))
+    assert (shown["stage"]["sampling"]["guidance"], shown["stage"]["objective"]["min_snr_gamma"]) == (3.0, 7.0)
+    begins = f'preset = "finetune"\n[init]\nsource = "{cascade}"\n'
+    part.write_text(f"{begins}[stage.sampling]\nguidance = 5.0\n")
+    changed = json.loads(imagen("config", part))
+    assert changed["stage"]["sampling"]["guidance"] == 5.0 and changed["stage"]["unet"] != shown["stage"]["unet"]
+    part.write_text(f"{begins}[stage.unet]\ntime_width = 8\n")
+    assert "stage.unet.time_width is 8, but the weights of" in error_of("config", part)
+
+
 def test_a_subject_from_images_to_a_lora(artifacts, photos, imagen, error_of, tmp_path):
     subject = ["subject", photos, "--init", f"{artifacts / 'cascade'}#64", "--out", tmp_path / "run", *FAST]
     options = ["--prior", "a dog", "--prior-count", 4, "--train.sample_every", 0, "--device", "cpu"]

@@ -204,6 +204,7 @@ def test_bfloat16_training_attends_as_evaluation_does() -> None:
 
 def test_text_pooling_is_attention_of_the_mean_token() -> None:
     torch.manual_seed(0)
+    assert [TextPooling(width, 4).heads for width in (8, 64, 200, 384, 4096)] == [1, 1, 2, 6, 64]
     pooling = TextPooling(128, 10).double()
     text, length = torch.randn(2, 7, 128).double(), [3, 7]
     pooled = pooling(text, torch.arange(7) < torch.tensor(length)[:, None])

@@ -75,6 +75,22 @@ def test_hooks_are_called_in_order(shards, tmp_path):
     assert "conditional_gap" in rows[1] and rows[0]["loss"] == pytest.approx(sum(recorder.losses[:2]) / 2)
 
 
+def test_a_callback_after_the_checkpoint_cannot_lose_it(shards, tmp_path):
+    class Failing(Callback):
+        every, after_checkpoint = 2, True
+
+        def on_interval(self, run, step):
+            raise UserError("no room for the grid")
+
+    with pytest.raises(UserError, match="no room"):
+        train_quietly(experiment(steps=5, checkpoint_every=2), shards, tmp_path, callbacks=[Failing()])
+    assert train_quietly(experiment(steps=3, checkpoint_every=2), shards, tmp_path).step == 3
+    assert [path.name for path in sorted((tmp_path / "checkpoints").glob("step-*"))] == [
+        "step-00000002",
+        "step-00000003",
+    ]
+
+
 def test_a_run_stopped_by_a_callback_resumes(shards, tmp_path):
     ended = train_quietly(experiment(steps=5), shards, tmp_path, callbacks=[Recorder(stop_after=2)])
     assert (ended.step, ended.finished, ended.signalled) == (3, False, False)

@@ -71,6 +71,12 @@ def test_mfu_is_needed_flops_over_peak_flops():
     assert build_mfu(what, Ranks())(10.0, 0) == pytest.approx(10 * needed / 1e12)
 
 
+def test_gradients_of_frozen_weights_are_not_needed():
+    what = experiment(peak_tflops=1)
+    frozen = experiment(peak_tflops=1, freeze=("down.*",))
+    assert build_mfu(frozen, Ranks())(10.0, 3) < 0.95 * build_mfu(what, Ranks())(10.0, 3)
+
+
 def test_no_mfu_without_a_known_peak():
     assert build_mfu(experiment(), Ranks()) is None
     with pytest.raises(UserError, match=r"train\.peak_tflops is 0; it must be above 0"):

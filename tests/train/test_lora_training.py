@@ -19,6 +19,7 @@ from imagen.lora import LoraConfig, applied, fit, read_adapter
 from imagen.lora.modules import add_adapters, factors, is_factor, merged
 from imagen.models.unet import UNet, cast_copy
 from imagen.train.config import OptimConfig, ParallelConfig
+from imagen.train.experiment import check
 from imagen.train.export import export_run
 from imagen.train.run import train_run
 from imagen.train.trainer import Trainer
@@ -29,6 +30,12 @@ BOTH = LoraConfig(rank=3, alpha=6.0, convolutions=True)
 @pytest.fixture(scope="module")
 def cascade(tmp_path_factory):
     return cascade_of(tmp_path_factory.mktemp("lora") / "cascade")
+
+
+def test_adapters_need_all_initial_weights(cascade):
+    what = adapted(cascade)
+    with pytest.raises(UserError, match="leave out --init-partial"):
+        check(dataclasses.replace(what, init=dataclasses.replace(what.init, partial=True)))
 
 
 def adapted(cascade, lora=BOTH, parallel=None, **train):

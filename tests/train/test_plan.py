@@ -13,10 +13,12 @@ from ranks import run_on_ranks
 from imagen.accounting.tracker import TrackedInterval
 from imagen.errors import UserError
 from imagen.models.unet import UNet
+from imagen.presets import preset
 from imagen.presets.description import describe
 from imagen.stage.loss import ForwardProcess
 from imagen.train.config import micro_batches
 from imagen.train.ema import Ema
+from imagen.train.finetune import adapt
 from imagen.train.layout import named_weights, permuted_weights
 from imagen.train.optim import build_optimizer
 from imagen.train.parallel import build_mesh, parallelize
@@ -214,6 +216,19 @@ def test_largest_fitting_micro_batch_with_least_recomputation():
         chosen(115, "--train.micro_batch", "8")
 
 
+def test_only_the_factors_of_adapters_are_stored(tmp_path):
+    """A checkpoint of `finetune_lora` has neither the frozen weights nor moments of them."""
+    adapters = preset("finetune_lora")
+    with DryRun(adapters, 1, dtype=None, gpu=False) as dry_run:
+        pass
+    with torch.device("meta"):
+        unet = UNet(adapters.stage.unet)
+        adapt(unet, adapters)
+        factors = sum(p.numel() for p in unet.parameters() if p.requires_grad)
+    # In float32: the factors, their EMA, and two moments of AdamW with a step per tensor.
+    assert 16 * factors <= dry_run.stored < 16.1 * factors
+
+
 def test_candidates_divide_the_share():
     assert candidates(experiment("--train.batch_size", "12"), 1) == [1, 2, 3, 4, 6, 12]
     assert candidates(experiment("--train.batch_size", "12", "--train.micro_batch", "4"), 1) == [4]
@@ -233,6 +248,8 @@ def test_command(imagen, error_of):
     assert found["images_per_s"] == pytest.approx(16 / found["step_s"]) and found["assumed"]["mfu"] == 0.4
     shown = imagen("plan", "debug_256", "--gpu", "cpu", "--samples", 1000)
     assert "counted: a checkpoint takes" in shown and "assumed:" in shown and "images/s" not in shown
+    buckets = ["--train.batch_size", 64, "--data.buckets", "auto", "--data.bucket_batch", 2, "--json"]
+    assert json.loads(imagen("plan", "debug_64", "--gpu", "l40s", *buckets))["micro_batch"] == 2  # as in training
     assert "choose a100-40gb, a100-80gb, h100-80gb" in error_of("plan", "debug_64", "--gpu", "h100")
     assert "is not divisible by 3 ranks" in error_of("plan", "debug_64", "--gpus", 3)
     assert "--mfu" in error_of("plan", "debug_64", "--mfu", 2)

@@ -1,5 +1,6 @@
 """Test that an interrupted run ends with the same result as an uninterrupted one."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -19,6 +20,7 @@ from imagen.errors import UserError
 from imagen.train import checkpoint
 from imagen.train.checkpoint import CheckpointFolder, checkpoint_paths
 from imagen.train.config import OptimConfig
+from imagen.train.posthoc import snapshots
 
 STEPS = 11  # with a line at every third and a checkpoint at every fifth
 
@@ -148,6 +150,34 @@ def test_a_checkpoint_is_replaced_by_renaming(shards, tmp_path, uninterrupted, m
     assert train_quietly(experiment(steps=STEPS), shards, tmp_path).step == STEPS
     assert (".step-00000011.old.tmp", True) in deleted and (last.name, True) not in deleted
     assert_same(last_checkpoint(tmp_path), last_checkpoint(uninterrupted))
+
+
+def test_a_start_that_fails_leaves_no_status(shards, tmp_path):
+    """`runs/slurm.sh` requeues a job whose status says that it is not finished."""
+    train_quietly(experiment(steps=2), shards, tmp_path)
+    assert (tmp_path / "status.json").is_file()
+    with pytest.raises(UserError, match="optim"):
+        train_quietly(experiment(steps=4, optim=OptimConfig(lr=1e-3, betas=(0.5, 0.9))), shards, tmp_path)
+    assert not (tmp_path / "status.json").exists()
+
+
+def test_emas_do_not_depend_on_interruptions(shards, tmp_path):
+    """With `ema_every` 4: stopped at step 3, and with checkpoints between updates."""
+    what = experiment(steps=9, ema_every=4, log_every=1, checkpoint_every=0)
+    train_quietly(what, shards, tmp_path / "whole")
+    often = dataclasses.replace(what, train=dataclasses.replace(what.train, checkpoint_every=2))
+    assert train_quietly(often, shards, tmp_path / "parts", report=stopping_at(2)).step == 3
+    train_quietly(often, shards, tmp_path / "parts")
+    assert_same(last_checkpoint_without_config(tmp_path / "parts"), last_checkpoint_without_config(tmp_path / "whole"))
+
+
+def test_snapshots_of_a_deleted_run_are_forgotten(shards, tmp_path):
+    what = experiment(steps=4, ema_sigma_rels=(0.05, 0.1), ema_snapshot_every=2)
+    train_quietly(what, shards, tmp_path)
+    assert {snapshot.step for snapshot in snapshots(tmp_path / "averages", "sigma_rel")} == {2, 4}
+    shutil.rmtree(tmp_path / "checkpoints")
+    train_quietly(experiment(steps=2, ema_sigma_rels=(0.05, 0.1), ema_snapshot_every=1, seed=1), shards, tmp_path)
+    assert {snapshot.step for snapshot in snapshots(tmp_path / "averages", "sigma_rel")} == {1, 2}
 
 
 def test_no_readable_checkpoint_is_an_error_and_nothing_is_lost(shards, tmp_path):

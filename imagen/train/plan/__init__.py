@@ -22,6 +22,7 @@ from imagen.train.plan.choice import choose
 from imagen.train.plan.dry_run import DryRun, TracedStep
 from imagen.train.plan.loading import Loading, estimate_loading, measure_loading
 from imagen.train.sampling import sampling_micro_batch
+from imagen.train.shapes import within_buckets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ def plan(
     card = find_gpu(gpu)
     usable = usable_bytes(card)
     check(experiment, gpus)
+    experiment = replace(experiment, train=within_buckets(experiment.train, experiment.data))
     on_gpu, precision = gpu != "cpu", experiment.train.precision
     dtype = autocast_dtype("cpu", "bf16" if precision == "auto" and on_gpu else precision)
     if data is None:

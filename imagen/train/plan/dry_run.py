@@ -41,7 +41,7 @@ from imagen.train.optim import build_optimizer
 from imagen.train.parallel import apply_activation_checkpointing, build_mesh, parallelize
 from imagen.train.ranks import Ranks
 from imagen.train.shapes import largest_size
-from imagen.train.state import create_optimizer_state
+from imagen.train.state import create_optimizer_state, run_tensors
 from imagen.train.step import launch_step
 
 
@@ -159,8 +159,9 @@ class DryRun:
             tensors["teacher"] = [*teacher.parameters(), *teacher.buffers()]
             self.predict = build_predict(teacher, around)
         self.held = {kind: tracker.mark(kind, those) for kind, those in tensors.items()}
-        saved = [tensor for kind, those in tensors.items() if kind not in ("casts", "teacher") for tensor in those]
-        self.stored = sum(tensor.numel() * tensor.element_size() for tensor in saved)
+        saved = run_tensors(self.unet, emas, self.optimizer)
+        stored = [tensor for named in saved.values() for tensor in named.values()]
+        self.stored = sum(tensor.numel() * tensor.element_size() for tensor in stored)
 
     def trace(self, parallel: ParallelConfig, micro_batch: int) -> TracedStep:
         """Trace a step of this rank's share of `train.batch_size`, with this checkpointing and micro-batch."""
