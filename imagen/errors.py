@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 LIMIT = 2**63  # whole numbers must be below it
+COMPARED = 200  # characters of an unknown word that `suggest` compares; difflib is slow for long words
 
 
 class UserError(Exception):
@@ -32,7 +33,7 @@ def suggest(word: str, known: Iterable[str], listed: str = "") -> str:
 
     listed: words that list all of them, as in "choose a, b"; they follow in brackets, or after "; " on their own.
     """
-    near = difflib.get_close_matches(word, list(known), n=1)
+    near = difflib.get_close_matches(word[:COMPARED], list(known), n=1)
     if not near:
         return f"; {listed}" if listed else ""
     return f"; did you mean {near[0]!r}?" + (f" ({listed})" if listed else "")

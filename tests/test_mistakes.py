@@ -12,7 +12,7 @@ from command_line import run_imagen
 from PIL import Image
 
 from imagen.cli import failures
-from imagen.errors import UserError
+from imagen.errors import COMPARED, UserError, suggest
 from imagen.presets import description
 from imagen.torchrun import Launch, check_rendezvous, read_launch
 
@@ -336,3 +336,8 @@ def test_a_closed_or_full_output_ends_the_command(artifacts, ending):
     expected = "imagen: cannot continue: No space left on device\n" if "full" in ending else ""
     codes = {"| true": {141}, "| head -c 10": {0, 141}, "> /dev/full": {2}, ">&-": {0}}  # 0: head has read it all
     assert done.stderr == expected and done.returncode in codes[ending]
+
+
+def test_only_the_beginning_of_a_long_word_is_compared():
+    name = "a" * COMPARED
+    assert suggest(name + "b" * 4_000_000, [name]) == f"; did you mean {name!r}?"

@@ -102,5 +102,7 @@ def describe_errors(errors: Any) -> tuple[str, str | None]:
         elif error["type"] in ("missing", "model_attributes_type", "dict_type"):
             parts.append(f"{where or 'the body'} is {'missing' if error['type'] == 'missing' else 'not an object'}")
         else:
-            parts.append(f"{where} is {quoted(error.get('input'))}: {error['msg'][:1].lower()}{error['msg'][1:]}")
+            parts.append(
+                f"{where[:MAX_PARAM]} is {quoted(error.get('input'))}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+            )
     return "; ".join(dict.fromkeys(parts)), first

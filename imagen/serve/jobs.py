@@ -126,7 +126,7 @@ class Jobs:
             picture.partials.clear()
 
     def position(self, job: Job) -> int:
-        """Return how many images of other jobs start before the next one of this job; 0 if none waits."""
+        """Return 1 + the number of images of other jobs that start before the next one of this job; 0 if none waits."""
         positions = []
         for engine in {engine for engine, _ in job.tasks.values()}:
             queue = engine.queue_positions()

@@ -18,6 +18,7 @@ from imagen.serve.pictures import Format, TooLarge
 
 Each = Annotated[list[float], Field(max_length=32)] | float
 EachWhole = Annotated[list[int], Field(max_length=32)] | int
+LoraName = Annotated[str, Field(max_length=200)]
 RANDOM = 2**31  # upper bound of random seeds, so that they are short enough to copy by hand
 
 
@@ -56,7 +57,7 @@ class ImageRequest(BaseModel):
     spacing: Spacing | None = None
     damping: Each | None = None
     strength: Each | None = Field(default=None, description="share of the steps to take from init, 0 to 1")
-    lora: dict[str, float] | None = Field(default=None, max_length=16, description="weight of each LoRA by name")
+    lora: dict[LoraName, float] | None = Field(default=None, max_length=16, description="weight of each LoRA by name")
     tile: int | None = Field(default=None, ge=1, le=65_536, description="side of the tiles, in pixels")
     init: str | None = Field(default=None, description="base64 of an image for image-to-image")
     mask: str | None = Field(default=None, description="base64: white or transparent is inpainted")
@@ -192,6 +193,8 @@ def _command(
     if isinstance(seed, Variation) or fields.prompt.startswith("-"):  # such a prompt would be parsed as an option
         return ""
     if inputs.start is not None:
+        if fields.negative:  # `imagen upscale` takes no negative prompt
+            return ""
         words = ["imagen", "upscale", cascade, "picture.png", "--prompt", fields.prompt]
         words += [] if fields.scale is None else ["--scale", str(fields.scale)]
         words += [] if fields.stages is None else [f"--stages={fields.stages}"]

@@ -19,7 +19,7 @@ import uvicorn
 from imagen.cascade import Cascade
 from imagen.errors import UserError
 from imagen.lora import adapter_name
-from imagen.precision import Precision
+from imagen.precision import Precision, autocast_dtype, precision_name
 from imagen.serve.app import create_app
 from imagen.serve.config import Limits, ServeConfig
 from imagen.serve.connection import Connection
@@ -65,14 +65,17 @@ def start_engines(
 ) -> list[Engine]:
     """Start one engine per device, each with its own copy of the cascade, and wait until all are warmed up.
 
+    precision: "auto" is resolved for each device.
+
     Raises the exception of an engine that fails to start.
     """
     engines = []
     for device in devices:
-        loaded = Cascade.load(cascade, precision=precision, int8_text=int8_text)
+        resolved = precision_name(autocast_dtype(device, precision))
+        loaded = Cascade.load(cascade, precision=resolved, int8_text=int8_text)
         for path in lora:
             loaded.load_lora(path, name=loaded.unused_name(adapter_name(path)))
-        engines.append(Engine(loaded, limits, torch.device(device), metrics, precision))
+        engines.append(Engine(loaded, limits, torch.device(device), metrics, resolved))
         engines[-1].start()
     for engine in engines:
         engine.ready.wait()

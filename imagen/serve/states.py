@@ -11,7 +11,7 @@ class PictureState(BaseModel):
 
     number: int = Field(description="from 0, in the order of seeds")
     state: State
-    seed: int
+    seed: int = Field(description="makes the same image, with the other fields of the request (also its variation)")
     resolution: int = Field(description="of the stage that runs, in pixels")
     progress: float = Field(description="share of the steps that are done, 0 to 1")
     error: str | None
@@ -28,7 +28,7 @@ class JobState(BaseModel):
     kind: str = Field(description="generate, edit or upscale")
     state: State
     created: int = Field(description="seconds since 1970")
-    position: int = Field(description="images of other jobs that start earlier")
+    position: int = Field(description="1 + images of other jobs that start earlier; 0: the job no longer waits")
     error: str | None
     warning: str | None = Field(description="words in the prompt that training never showed, with the nearest names")
     pictures: list[PictureState]

@@ -14,6 +14,7 @@ from serving import change_limits, decode_image, encode_png, noise_image, servin
 
 from imagen.cascade import Cascade, Variation
 from imagen.pictures import read_metadata, read_picture
+from imagen.serve.states import JobState
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +230,9 @@ def test_images_are_upscaled(http):
     (picture,) = [event for event in stream_events(response) if event["type"] == "picture"]
     assert max_difference(decode_image(http.get(picture["url"]).content), sampled(seeds=3, start=[image])) <= 1
     assert "imagen upscale CASCADE picture.png --prompt cat --stages=2 --seed=3" in picture["command"]
+    body = {"prompt": "cat", "negative": "dog", "start": data_url(image), "stages": 2, "stream": True}
+    (picture,) = [event for event in stream_events(http.post("/api/generate", json=body)) if event["type"] == "picture"]
+    assert picture["command"] == "", "`imagen upscale` takes no negative prompt"
 
 
 def test_a_client_that_disconnects_cancels_its_job(running, http):
@@ -274,8 +278,10 @@ def test_a_full_queue_is_reported_with_retry_after():
     with serving(limits=change_limits(queue=2, active=1)) as server, server.client() as http, server.pause_engine():
         http.post("/api/generate", json={"n": 1})
         wait_until(lambda: server.service.engines[0].load() == (0, 1))
-        second = http.post("/api/generate", json={"n": 2}).json()
-        assert second["state"] == "queued" and second["position"] == 1
+        waiting = [http.post("/api/generate", json={"n": 1}).json() for _ in range(2)]
+        assert [(job["state"], job["position"]) for job in waiting] == [("queued", 1), ("queued", 2)]
+        described = JobState.model_fields["position"].description
+        assert described == "1 + images of other jobs that start earlier; 0: the job no longer waits"
         response = http.post("/v1/images/generations", json={"prompt": "cat"})
         assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
         assert "2 images are already in the queue" in response.json()["error"]["message"]

@@ -74,6 +74,7 @@ def test_lora_names_are_listed_and_invalid_ones_rejected(running: Any) -> None:
             ({"inc": 1}, "did you mean 'ink'"),
             ({"ink": 1e9}, "at most 100"),
             ({"ink": "x"}, "lora"),
+            ({"x" * 201: 1}, "at most 200 characters"),
         ):
             response = client.post("/api/generate", json={"prompt": "cat", "lora": lora})
             assert response.status_code == 422 and message in response.text

@@ -81,7 +81,11 @@ def test_a_prompt_becomes_an_image_in_the_gallery(running, page):
     page.click("#variations")
     expect(page.locator(STORED)).to_have_count(6)
     page.locator(".open").first.click()
+    expect(page.locator("#viewer-facts")).to_contain_text(re.compile(r"Seed\d+, varied by 30 % with seed \d+"))
     expect(page.locator("#viewer-facts")).to_contain_text("a variation of seed")
+    expect(page.locator("#command")).to_contain_text("imagen sample CASCADE --from a-b-cat-b-")
+    expect(page.locator("#variations")).to_be_disabled()
+    expect(page.locator("#variations")).to_have_attribute("title", re.compile("this one is a variation of seed"))
 
     page.click("#paint")
     page.click("#brush-form button[type=submit]")
@@ -105,6 +109,20 @@ def test_a_prompt_becomes_an_image_in_the_gallery(running, page):
     page.on("dialog", lambda dialog: dialog.accept())
     page.click("#clear")
     expect(page.locator("#empty")).to_be_visible()
+
+
+def test_a_jpeg_without_a_command_cannot_be_regenerated(page):
+    page.click("#settings summary")
+    page.select_option("#format", "jpeg")
+    submit_prompt(page, "a cat")
+    page.click(".open")
+    expect(page.locator("#command")).to_contain_text("imagen sample CASCADE --stages=2")
+    expect(page.locator("#copy")).to_be_enabled()
+    page.click("#variations")
+    expect(page.locator(STORED)).to_have_count(5)
+    page.locator(".open").first.click()
+    expect(page.locator("#command")).to_contain_text("generate them as PNG")
+    expect(page.locator("#copy")).to_be_disabled()
 
 
 def test_a_job_can_be_cancelled(running, page):

@@ -14,9 +14,12 @@ from pathlib import Path
 import httpx
 import pytest
 from cascades import stage
+from serving import LIMITS
 
 from imagen.cascade import Cascade
-from imagen.serve.running import STOPPED
+from imagen.precision import autocast_dtype, precision_name
+from imagen.serve.metrics import Metrics
+from imagen.serve.running import STOPPED, start_engines
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -147,3 +150,13 @@ def test_user_errors_are_one_line(saved, error_of, tmp_path):
     assert "--rate is -1" in error_of("serve", saved, "--rate", "-1")
     assert "must be a module" in error_of("serve", saved, "--filter", "no.such.module")
     assert "neither a function" in error_of("serve", saved, "--filter", "this")
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+def test_each_engine_has_the_precision_of_its_own_device(saved, monkeypatch, precision):
+    """On a machine with a GPU, which is the default device."""
+    monkeypatch.setattr("imagen.cascade.cascade.default_device", lambda: "cuda")
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: False)  # the GPU computes in fp16, no CPU does
+    (engine,) = start_engines(saved, LIMITS, Metrics(), devices=["cpu"], precision=precision)
+    engine.stop()
+    assert engine.precision == precision_name(autocast_dtype("cpu", precision))

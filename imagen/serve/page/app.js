@@ -47,6 +47,7 @@ function formFields() {
 }
 
 // Request images, show a card for each, and store the finished ones.
+// how: what they are made from besides prompt and seed; empty: nothing.
 async function generate(body, how = "") {
   const stop = new AbortController();
   const count = body.n || 1;
@@ -81,7 +82,7 @@ async function generate(body, how = "") {
         await cards[event.number].done({
           blob, how, prompt: body.prompt, seed: event.seed, command: event.command, width: event.width,
           height: event.height, made: Date.now(), negative: body.negative, sampler: body.sampler, steps: body.steps,
-          guidance: body.guidance, fast: body.fast, warning,
+          guidance: body.guidance, fast: body.fast, variation: body.variation, warning,
         });
       }
     }, stop.signal);

@@ -25,17 +25,26 @@ export function open(shown) {
   $("viewer-picture").src = item.address;
   $("viewer-picture").alt = item.prompt || "Image without a prompt";
   $("viewer-title").textContent = item.prompt || "(no prompt)";
-  const facts = [["Size", `${item.width} × ${item.height}`], ["Seed", item.seed], ["Created", new Date(item.made).toLocaleString()]];
+  const facts = [["Size", `${item.width} × ${item.height}`], ["Seed", seedOf(item)], ["Created", new Date(item.made).toLocaleString()]];
   if (item.how) facts.push(["Source", item.how]);
   if (item.fast) facts.push(["Sampling", "fast"]);
   if (item.warning) facts.push(["Note", item.warning]);
   $("viewer-facts").replaceChildren(...facts.flatMap(([name, value]) => [make("dt", { text: name }), make("dd", { text: value })]));
-  $("command").textContent = item.command || `imagen sample CASCADE --from ${fileName(item)} --out again`;
+  const regenerates = item.command || item.blob.type === "image/png"; // other formats contain no provenance
+  $("command").textContent = item.command || (regenerates ? `imagen sample CASCADE --from ${fileName(item)} --out again`
+    : "No command regenerates this file. To be able to regenerate such images, generate them as PNG.");
+  $("copy").disabled = !regenerates;
+  $("variations").disabled = Boolean(item.how);
+  $("variations").title = item.how ? `Variations need an image that is made from its prompt and seed alone; this one is ${item.how}` : "";
   $("upscale").disabled = Math.min(item.width, item.height) >= largest;
   $("upscale").title = $("upscale").disabled ? "This is the largest size of this cascade" : "";
   $("download").href = item.address;
   $("download").download = fileName(item);
   $("viewer").showModal();
+}
+
+function seedOf({ seed, variation }) {
+  return variation ? `${variation.seed}, varied by ${Math.round(variation.amount * 100)} % with seed ${seed}` : seed;
 }
 
 export function fileName(shown) {
