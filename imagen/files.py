@@ -129,16 +129,16 @@ def copy_licences(source: Path, target: Path) -> None:
                 shutil.copyfile(licence, temporary)
 
 
-def check_replaceable(path: str | Path, mark: bytes, what: str) -> None:
+def check_replaceable(path: str | Path, mark: bytes, what: str, remedy: str = "choose another file") -> None:
     """Raise UserError if `path` is a file of another kind than the one that is to replace it.
 
-    mark: what the first 1,000 bytes of this kind contain. what: its name, as in "a PNG image".
+    mark: what the first 1,000 bytes of this kind contain. what: its name, as in "a PNG image". remedy: what to do.
     """
     if not Path(path).is_file():
         return
     with open_given(path) as file:
         if (found := file.read(1_000)) and mark not in found:
-            raise UserError(f"{path} already exists and is not {what}; choose another file")
+            raise UserError(f"{path} already exists and is not {what}; {remedy}")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -4,7 +4,7 @@ Downloads only `cascade.json`, safetensors files and licences, which cannot run 
 """
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from imagen.errors import UserError
 from imagen.files import write_text
@@ -15,9 +15,9 @@ MARK = "<!-- Each upload writes this card again. To keep your own text, delete t
 OLD = "*-" + "[0-9a-f]" * 16 + ".safetensors"  # weights are named by their hash, so new ones do not replace old ones
 
 
-def is_name(path: str | Path) -> bool:
+def is_name(path: str | PurePath) -> bool:
     """Return whether `path` has the form of a repository name: org/name."""
-    return bool(_NAME.fullmatch(str(path)))
+    return bool(_NAME.fullmatch(path.as_posix() if isinstance(path, PurePath) else path))
 
 
 def download(name: str) -> Path:

@@ -24,6 +24,7 @@ PerImage = Union[T, Sequence[T]]  # noqa: UP007
 Prompt = str | Tensor  # "" is the unconditional model; a tensor is an embedding, float [L, D]
 Size = tuple[int, int]  # (height, width)
 Range = tuple[float, float]
+Interval = Range | Literal["all"]
 Output = Literal["pil", "tensor"]
 
 DEFAULTS: dict[str, Any] = {
@@ -44,7 +45,9 @@ class SamplingOptions(TypedDict, total=False):
     spacing: Annotated[PerStage[Spacing] | None, "steps uniform in the schedule's time, or in log-SNR"]
     logsnr_range: Annotated[PerStage[Range] | None, "log-SNR of the first and the last step, for spacing in log-SNR"]
     guidance: Annotated[PerStage[float] | None, "guidance scale; 1 is none, and halves the work"]
-    guidance_interval: Annotated[Range | Sequence[Range | None] | None, "log-SNR range with guidance"]
+    guidance_interval: Annotated[
+        Interval | Sequence[Interval | None] | None, 'log-SNR range with guidance; "all": guidance everywhere'
+    ]
     guidance_rescale: Annotated[PerStage[float] | None, "0 to 1: how far the contrast of unguided images is restored"]
     threshold: Annotated[PerStage[Threshold] | None, "of x0 estimates"]
     percentile: Annotated[PerStage[float] | None, "quantile of dynamic thresholding"]

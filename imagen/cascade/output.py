@@ -21,9 +21,12 @@ from imagen.cascade.prompts import as_prompts
 from imagen.cascade.request import Request
 from imagen.diffusion.noise import Variation
 from imagen.errors import UserError, shown
+from imagen.files import check_replaceable
 from imagen.pictures import contact_sheet, read_metadata, read_picture, write_png
 
 T = TypeVar("T")
+SHEET = "sheet.png"
+SHEET_MARK = {"contact_sheet": True}  # metadata of sheets; none in those of early versions
 SHEET_PICTURES = 256  # images on a sheet
 MOST_PICTURES = 1_000_000  # images per command
 CAPTION = 300  # characters per caption on a sheet
@@ -71,10 +74,9 @@ def write_samples(
     rank, ranks: rank r samples batches r, r + ranks, ...; ranks do not communicate.
 
     Existing images of the same request are not sampled again, so calling again after an interruption resumes.
-    Raises UserError, before writing anything, if an existing file is an image of another request.
+    Raises UserError, before writing anything, if an existing file is an image of another request, or if `sheet.png` is
+    not a sheet of this function.
     """
-    if n < 1:
-        raise UserError(f"n is {n}; it must be 1 or more")
     prompts = as_prompts(prompts)
     check_pictures(n, len(prompts))
     seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
@@ -88,6 +90,7 @@ def write_samples(
     if rank == 0:
         cascade.warn(request)
     paths = [path_of(out, number) for number in range(len(request.prompts))]
+    check_sheet(out, paths)
     make_folder(out)
     write_request(cascade, request, paths, rank=rank, ranks=ranks, progress=progress)
     write_sheet(out, paths, [_caption(request, i, n) for i in range(min(len(paths), SHEET_PICTURES))], n)
@@ -98,11 +101,7 @@ def write_request(
     cascade: Cascade, request: Request, paths: Sequence[Path], *, rank: int = 0, ranks: int = 1, progress: bool = True
 ) -> None:
     """Write the images of a request, or a rank's share of them, to `paths`; see `write_samples`."""
-    missing: dict[range, list[int]] = {}
-    for batch in request.batches()[rank::ranks]:
-        absent = [number for number in batch if not _exists(paths[number], cascade.metadata(request, number))]
-        if absent:
-            missing[batch] = absent
+    missing = missing_images(cascade, request, paths, rank=rank, ranks=ranks)
     if not missing:
         return
     # `closing` ends the progress bars before an error is printed. The thread compresses files while sampling continues.
@@ -118,13 +117,28 @@ def write_request(
             written.result()
 
 
+def missing_images(
+    cascade: Cascade, request: Request, paths: Sequence[Path], *, rank: int = 0, ranks: int = 1
+) -> dict[range, list[int]]:
+    """Return a rank's batches that are incomplete, and the missing images of each.
+
+    Raises UserError if an existing file is not the image of the request.
+    """
+    absent = {
+        batch: [number for number in batch if not _exists(paths[number], cascade, request, number)]
+        for batch in request.batches()[rank::ranks]
+    }
+    return {batch: numbers for batch, numbers in absent.items() if numbers}
+
+
 def write_regenerated(
     cascade: Cascade, request: Request, number: int, out: str | Path, *, progress: bool = True
 ) -> Path:
     """Write image `number` of a `regenerate_request` as 0000.png, unless it exists. Return its path."""
     path = path_of(out, 0)
+    check_sheet(out, [path])
     make_folder(out)
-    if not _exists(path, cascade.metadata(request, number)):
+    if not _exists(path, cascade, request, number):
         image = list(cascade.run(request, progress=progress))[number]
         write_png(path, image, _metadata(cascade, request, number))
         write_sheet(out, [path], [_caption(request, number, 1)])
@@ -140,11 +154,24 @@ def write_sheet(out: str | Path, paths: Sequence[Path], captions: Sequence[str],
     shown = paths[: len(captions)]
     if all(path.exists() for path in shown):
         columns = n if 1 < n <= 8 else None
-        write_png(Path(out) / "sheet.png", contact_sheet([read_picture(path) for path in shown], captions, columns))
+        sheet = contact_sheet([read_picture(path) for path in shown], captions, columns)
+        write_png(Path(out) / SHEET, sheet, SHEET_MARK)
+
+
+def check_sheet(out: str | Path, paths: Sequence[Path]) -> None:
+    """Raise UserError if `sheet.png` is not a contact sheet that `write_sheet` wrote.
+
+    Accepts one without a mark beside images of `imagen`, because early versions wrote no mark.
+    """
+    if not any(path.exists() and read_metadata(path) is not None for path in paths[:SHEET_PICTURES]):
+        mark = b'"contact_sheet":'
+        check_replaceable(Path(out) / SHEET, mark, "a contact sheet of imagen", "move it, or choose another folder")
 
 
 def check_pictures(n: int, count: int) -> None:
-    """Raise UserError if `n` images for each of `count` prompts or inputs exceed the limit of one command."""
+    """Raise UserError if `n` is below 1, or `n` images for each of `count` inputs exceed the limit of one command."""
+    if n < 1:
+        raise UserError(f"n is {n}; it must be 1 or more")
     if n * count > MOST_PICTURES:
         raise UserError(
             f"{shown(n)} x {shown(count)} = {shown(n * count)} images; one command samples at most {MOST_PICTURES:,}: "
@@ -185,11 +212,11 @@ def _caption(request: Request, number: int, n: int) -> str:
     return f"{text} · seed {seeds}"
 
 
-def _exists(path: Path, wanted: dict[str, Any]) -> bool:
-    """Return whether the wanted image is at `path`. Raises UserError if another file is there."""
+def _exists(path: Path, cascade: Cascade, request: Request, number: int) -> bool:
+    """Return whether image `number` of a request is at `path`. Raises UserError if another file is there."""
     if not path.exists():
         return False
-    found = read_metadata(path)
+    found, wanted = read_metadata(path), cascade.metadata(request, number)
     if found is None:
         raise UserError(f"{path} already exists and has no imagen metadata; choose another folder")
     for key in IDENTIFYING:

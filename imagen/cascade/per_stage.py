@@ -12,6 +12,7 @@ from imagen.stage.tiles import Tile
 
 STRENGTH = 0.7  # of a whole init image: follows the prompt, and the image remains recognisable
 PAIRS = ("guidance_interval", "logsnr_range")  # fields with a pair of numbers as one value
+ALL = "all"  # as a `guidance_interval`: guidance at every log-SNR; None alone is no override
 
 
 def resolve_strengths(
@@ -39,11 +40,11 @@ def resolve_settings(
     for name, value in overrides.items():
         if value is None:
             continue
-        if name in PAIRS:
+        if name in PAIRS and (name, value) != ("guidance_interval", ALL):
             one = len(value) == 2 and all(isinstance(each, int | float) for each in value)
             value = tuple(value) if one else list(value)
         for i, new in enumerate(_for_stages(run, value, name)):
-            change: dict[str, Any] = {name: new}
+            change: dict[str, Any] = {name: None if name == "guidance_interval" and new == ALL else new}
             result[i] = dataclasses.replace(result[i], **change)
     for stage, resolved in zip(run, result, strict=True):
         resolved.check(f"stage {stage.resolution}")

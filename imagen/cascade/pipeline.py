@@ -1,5 +1,6 @@
 """Run a request through the stages of a cascade, batch by batch: encode prompts once, then sample stage by stage."""
 
+import itertools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import NamedTuple
 
@@ -65,7 +66,7 @@ def run_request(
     try:
         for begin in range(0, len(batches), together):
             group = batches[begin : begin + together]
-            embeddings = [_embed(request, stages, texts, batch) for batch in group]
+            embeddings = [_embed(request, stages, texts, batches, begin + i) for i in range(len(group))]
             images: list[Tensor | None] = [_start(request, stages[0], batch) for batch in group]
             for number, (stage, bar) in enumerate(zip(stages, bars, strict=True)):
                 for i, batch in enumerate(group):
@@ -154,16 +155,21 @@ def _start(request: Request, stage: Stage, batch: range) -> Tensor | None:
 
 
 def _embed(
-    request: Request, stages: Sequence[Stage], texts: PromptEncoder | None, batch: range
+    request: Request, stages: Sequence[Stage], texts: PromptEncoder | None, batches: Sequence[range], number: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """Return the embeddings [L, D] of each image's prompt and negative prompt; empty ones without text conditioning."""
+    """Return the embeddings [L, D] of the prompt and negative prompt of each image of batch `number`.
+
+    They are empty without text conditioning. Also encodes the prompts of the batches that follow.
+    """
+    batch = batches[number]
     pairs = [(request.prompts[i], request.negatives[i]) for i in batch]
     if texts is None or all(stage.config.unet.text_width is None for stage in stages):
         return [(torch.empty(0), torch.empty(0))] * len(pairs)
     wanted = [prompt for pair in pairs for prompt in pair if isinstance(prompt, str)]
     if any(prompt not in texts for prompt in wanted):  # encode many at once, to amortise loading the encoder
-        ahead = slice(batch.start, max(batch.stop, batch.start + AHEAD))
-        every = (*request.prompts[ahead], *request.negatives[ahead])
+        following = itertools.chain.from_iterable(itertools.islice(batches, number, None))
+        ahead = list(itertools.islice(following, max(len(batch), AHEAD)))
+        every = [of_images[i] for of_images in (request.prompts, request.negatives) for i in ahead]
         texts([prompt for prompt in every if isinstance(prompt, str)], request.device, request.vram)
     known = texts(wanted, request.device, request.vram)
     embedded = [known[prompt] if isinstance(prompt, str) else prompt for pair in pairs for prompt in pair]

@@ -68,7 +68,7 @@ def describe(request: Request, stages: Sequence[Stage], text: dict[str, Any] | N
 
 def describe_conditions(request: Request, number: int) -> dict[str, Any]:
     """Return the conditions that affect the rounding of image `number`, as JSON."""
-    batch = next(batch for batch in request.batches() if number in batch)
+    batch = request.batch_of(number)
     return {
         "device": request.device.type,
         "threads": torch.get_num_threads() if request.device.type == "cpu" else None,
@@ -192,4 +192,6 @@ def read_provenance(picture: str | Path) -> Provenance:
     found = read_metadata(picture)
     if found is None:
         raise UserError(f"{picture} has no imagen metadata, so it cannot be regenerated")
+    if "contact_sheet" in found:
+        raise UserError(f"{picture} is a contact sheet; give one of its images")
     return from_json(Provenance, found, str(picture))

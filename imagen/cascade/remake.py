@@ -34,7 +34,8 @@ def regenerate_request(
     output depend on its batch size, so the batch is filled with copies. Sets torch's number of threads.
     start, init, mask: the input images; the file contains only their hashes.
 
-    Raises UserError if the file has no provenance, or names other weights or other input images.
+    Raises UserError if the file has no provenance, names other weights or other input images, or is an upsampled image
+    for which this cascade would start at another stage.
     """
     made, where = read_provenance(picture), str(picture)
     given = {"start": start, "init": init, "masks": mask}
@@ -70,6 +71,12 @@ def regenerate_request(
         options["start"] = [start] * count
         options["scale"] = cascade.stages[last].config.resolution // (cascade.stages[first].config.low_resolution or 1)
     request = cascade.request([made.prompt] * count, **options)
+    if request.first_stage != first:  # with `start`, the request chooses its first stage by the size of the image
+        used, ours = (cascade.stages[i].config.resolution for i in (first, request.first_stage))
+        raise UserError(
+            f"{where} was upsampled from stage {used} on, but this cascade upsamples an image of this size from stage "
+            f"{ours} on; load the cascade that made it"
+        )
     if made.conditions.threads is not None:
         torch.set_num_threads(made.conditions.threads)
     return request, made.conditions.place

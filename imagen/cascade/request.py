@@ -61,8 +61,12 @@ class Request:
 
     def batches(self) -> list[range]:
         """Return the image numbers of each batch, which do not depend on the number of ranks."""
-        count, size = len(self.prompts), self.batch_size
-        return [range(begin, min(begin + size, count)) for begin in range(0, count, size)]
+        return [self.batch_of(begin) for begin in range(0, len(self.prompts), self.batch_size)]
+
+    def batch_of(self, number: int) -> range:
+        """Return the numbers of the images in the batch of image `number`."""
+        begin = number - number % self.batch_size
+        return range(begin, min(begin + self.batch_size, len(self.prompts)))
 
     def __repr__(self) -> str:
         count, (height, width) = len(self.prompts), self.crop

@@ -77,7 +77,7 @@ def resolve_folder(path: str | Path) -> Path:
     """Return the cascade folder at `path`: itself, the `export` of a run, a packaged one, or one on the hub."""
     path = Path(path)
     if not path.exists() and is_name(path):
-        path = download(str(path))
+        path = download(path.as_posix())
     for folder in (path, path / "export"):
         if (folder / MANIFEST).is_file():
             return folder

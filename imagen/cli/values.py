@@ -129,10 +129,10 @@ def sampler_options(text: str) -> dict[str, float | str]:
     return options
 
 
-def interval(text: str) -> tuple[float, float] | None:
-    """Read LOW:HIGH, or `all` as None."""
+def interval(text: str) -> tuple[float, float] | str:
+    """Read LOW:HIGH, or `all` as itself."""
     if text == "all":
-        return None
+        return text
     low, _, high = text.partition(":")
     try:
         return number(low), number(high)

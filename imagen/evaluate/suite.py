@@ -7,8 +7,9 @@ C). Other suites are read by path: DrawBench's CSV (`Prompts`, `Category`) and P
 
 import csv
 import io
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from typing_extensions import Unpack
 
 from imagen.cascade import Cascade, write_samples
 from imagen.cascade.options import JobOptions
+from imagen.cascade.output import SHEET_PICTURES
 from imagen.errors import UserError, check_text, suggest
 from imagen.evaluate.extractors import load_extractor
 from imagen.evaluate.extractors.hub import Clip
@@ -111,10 +113,11 @@ def run_suite(
         categories.setdefault(item.category, []).append(number)
     report: dict[str, Any] = {"prompts": len(items), "images_per_prompt": n, "seed": seed, "categories": {}}
     scores: list[float] = []
+    names = _file_names(categories)
     for category, numbers in categories.items():
         files = [paths[number * n + j] for number in numbers for j in range(n)]
         captions = [prompts[number] for number in numbers for _ in range(n)]
-        _write_sheet(out / "sheets" / f"{_file_name(category)}.png", files, captions, n, category)
+        _write_sheet(out / "sheets" / f"{names[category]}.png", files, captions, n, category)
         entry: dict[str, Any] = {"prompts": len(numbers)}
         if isinstance(extractor, Clip):
             found = _clip_scores(extractor, files, captions)
@@ -128,12 +131,19 @@ def run_suite(
 
 
 def _write_sheet(path: Path, files: Sequence[Path], captions: Sequence[str], n: int, title: str) -> None:
-    sheet = contact_sheet([read_picture(file) for file in files], captions, columns=max(n, 6), cell=256, title=title)
-    write_png(path, sheet)
+    """Write a sheet of the first images of a category."""
+    images = [read_picture(file) for file in files[:SHEET_PICTURES]]
+    write_png(path, contact_sheet(images, captions[: len(images)], columns=max(n, 6), cell=256, title=title))
 
 
-def _file_name(category: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in category.lower())
+def _file_names(categories: Iterable[str]) -> dict[str, str]:
+    """Return a distinct file name per category: -2, -3 and so on distinguish those of equal letters."""
+    names: dict[str, str] = {}
+    for category in categories:
+        plain = "".join(letter if letter.isalnum() else "-" for letter in category.lower())
+        numbered = itertools.chain([plain], (f"{plain}-{i}" for i in itertools.count(2)))
+        names[category] = next(name for name in numbered if name not in names.values())
+    return names
 
 
 def _clip_scores(extractor: Clip, files: Sequence[Path], captions: Sequence[str]) -> list[float]:

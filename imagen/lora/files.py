@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from imagen.errors import UserError, check_number, quoted
-from imagen.files import open_regular, parse_json, read_json
+from imagen.files import open_given, parse_json, read_json
 
 MOST_RANK = 4_096
 CONFIG = "adapter_config.json"  # peft's settings, beside its weights
@@ -65,7 +65,7 @@ def read_adapter(path: str | Path) -> Adapter:
         path = path / "adapter_model.safetensors"
     if not path.exists():
         raise UserError(f"{path} does not exist; expected a LoRA file (safetensors)")
-    with open_regular(path) as file:
+    with open_given(path) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _hash(file)
     try:
         with safe_open(path, "pt") as opened:

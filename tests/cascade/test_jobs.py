@@ -146,6 +146,16 @@ def test_prompts_are_encoded_once_across_calls():
     assert words.seen == ["cat", "dog", "blur", "cow"]
 
 
+def test_a_rank_encodes_the_prompts_of_its_own_batches():
+    words = WordTokenEncoder()
+    model = Cascade([stage(16)], text=TEXT, unconditional=torch.zeros(1, WIDTH), encoder=words)
+    request = model.request(["cat", "dog", "cow", "fish", "bird"], batch_size=1, steps=1, device="cpu")
+    images = model.run(request, request.batches()[1::2], progress=False)
+    next(images)
+    assert words.seen == ["dog", "fish"], "encodes those of later batches ahead"
+    assert len(list(images)) == 1 and words.seen == ["dog", "fish"]
+
+
 def test_compiled_networks_give_the_same_images():
     model = cascade(stage(16))
     plain = model.sample(["cat"], steps=2, **QUICK)[0]

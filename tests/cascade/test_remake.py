@@ -6,10 +6,11 @@ import time
 import numpy as np
 import pytest
 import torch
-from cascades import QUICK, cascade, stage
+from cascades import QUICK, cascade, noise_image, stage
 from PIL import Image
 
 from imagen.cascade import read_provenance, regenerate_request, write_samples
+from imagen.cascade.request import Request
 from imagen.errors import UserError
 from imagen.pictures import read_metadata, write_png
 
@@ -51,6 +52,27 @@ def test_provenance_of_an_image_is_read(model, picture):
     assert (made.conditions.batch, made.conditions.place, made.conditions.rows) == (2, 1, (2, 2))
     request, index = regenerate_request(model, picture, device="cpu")
     assert (request.prompts, request.batch_size, request.micro_batch, index) == (("dog", "dog"), 2, (2, 2), 1)
+
+
+def test_an_image_is_not_regenerated_with_another_stage(tmp_path):
+    """Two stages may upsample by the same factor."""
+    three = cascade(stage(16), stage(32, 16), stage(64, 32))
+    three.save(tmp_path / "cascade")
+    last, start = cascade(three.stages[2]), noise_image(16, 16)
+    (path,) = write_samples(last, [""], tmp_path / "o", start=[start], **QUICK)
+    assert regenerate_request(last, path, start=start, device="cpu")[0].first_stage == 0
+    with pytest.raises(UserError, match=r"upsampled from stage 64 on, but this cascade .* from stage 32 on; load the"):
+        regenerate_request(three, path, start=start, device="cpu")
+
+
+def test_conditions_do_not_list_all_batches(model, monkeypatch):
+    """Called for every image, this would make large jobs quadratic."""
+    request = model.request([""] * 7, batch_size=3, device="cpu")
+    batches = request.batches()
+    monkeypatch.setattr(Request, "batches", None)
+    made = [model.conditions(request, number) for number in range(7)]
+    assert [each["batch"] for each in made] == [3, 3, 3, 3, 3, 3, 1]
+    assert [each["place"] for each in made] == [number - batch.start for batch in batches for number in batch]
 
 
 def test_provenance_records_the_noise_generator(model, picture, tmp_path):

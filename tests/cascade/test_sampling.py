@@ -55,6 +55,16 @@ def test_settings_can_be_given_by_name_per_stage(small_cascade):
     assert [s.guidance_interval for s in request.settings] == [None, (0.0, 1.0)]
     request = small_cascade.request(["x"], guidance_interval=[-3.0, 2.0])  # as JSON has it
     assert [s.guidance_interval for s in request.settings] == [(-3.0, 2.0)] * 2
+    narrow = [stage(16), stage(32, 16)]
+    for each in narrow:
+        each.config = dataclasses.replace(each.config, sampling=SamplingConfig(guidance_interval=(-20.0, 3.0)))
+    for given, expected in (
+        ("all", [None, None]),
+        (["all", (0.0, 1.0)], [None, (0.0, 1.0)]),
+        (None, [(-20.0, 3.0)] * 2),
+    ):
+        request = cascade(*narrow).request(["x"], guidance_interval=given)
+        assert [s.guidance_interval for s in request.settings] == expected
     for wrong in ([], [0.0], [0.0, 1.0, 2.0]):
         with pytest.raises(UserError, match="guidance_interval"):
             small_cascade.request(["x"], guidance_interval=wrong)

@@ -1,5 +1,7 @@
 """Upsample images of any size: tiles, padding, and the choice of stages."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +67,27 @@ def test_images_of_any_size_are_upsampled_and_cropped(small_cascade, tmp_path):
     with pytest.raises(UserError, match=r"text\.png is not a readable image"):
         write_upscaled(small_cascade, [*files, tmp_path / "text.png"], tmp_path / "other", **QUICK)
     assert not (tmp_path / "other").exists()
+    with pytest.raises(UserError, match="n is 0; it must be 1 or more"):
+        write_upscaled(small_cascade, files, tmp_path / "other", n=0, **QUICK)
+
+
+def test_all_upscaling_requests_are_checked_before_the_first_is_sampled(tmp_path):
+    model, network = recording_cascade(sampling=SamplingConfig(steps=1))
+    files = [tmp_path / "small.png", tmp_path / "large.png"]
+    noise_image(16, 16).save(files[0])
+    noise_image(24, 24).save(files[1])
+    out = tmp_path / "out"
+    out.mkdir()
+    noise_image(8, 8).save(out / "0001.png")
+    with pytest.raises(UserError, match=r"0001\.png already exists and has no imagen metadata"):
+        write_upscaled(model, files, out, **QUICK)
+    assert not network.seen and [path.name for path in out.iterdir()] == ["0001.png"]
+    (out / "0001.png").unlink()
+    unet = dataclasses.replace(model.stages[0].config.unet, coordinates=True)
+    model.stages[0].config = dataclasses.replace(model.stages[0].config, unet=unet)
+    with pytest.raises(UserError, match="cannot run on tiles"):  # only the second is larger than a tile
+        write_upscaled(model, files, out, tile=64, **QUICK)
+    assert not network.seen and not list(out.iterdir())
 
 
 def test_padding_affects_only_the_border_of_the_image():

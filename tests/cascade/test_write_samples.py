@@ -4,9 +4,7 @@ import pytest
 from cascades import QUICK, max_difference
 from PIL import Image
 
-from imagen.cascade import (
-    write_samples,
-)
+from imagen.cascade import read_provenance, write_samples, write_upscaled
 from imagen.errors import UserError
 from imagen.pictures import read_metadata, read_picture, write_png
 
@@ -62,3 +60,24 @@ def test_write_samples_rejects_a_path_that_is_not_a_folder(small_cascade, tmp_pa
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot create the folder"):
         write_samples(small_cascade, ["x"], tmp_path / "file", device="cpu")
+
+
+def test_a_sheet_of_the_users_own_is_not_overwritten(small_cascade, tmp_path):
+    small_cascade.save(tmp_path / "cascade")
+    out, sheet = tmp_path / "out", tmp_path / "out" / "sheet.png"
+    own = Image.new("RGB", (8, 8), "red")
+    write_png(sheet, own)
+    write_png(tmp_path / "photo.png", own)
+    for write, given in ((write_samples, ["cat"]), (write_upscaled, [tmp_path / "photo.png"])):
+        with pytest.raises(UserError, match=r"sheet\.png already exists and is not a contact sheet of imagen; move it"):
+            write(small_cascade, given, out, **QUICK)
+        assert [path.name for path in out.iterdir()] == ["sheet.png"] and read_picture(sheet).size == (8, 8)
+    sheet.unlink()
+    (image,) = write_samples(small_cascade, ["cat"], out, **QUICK)
+    with pytest.raises(UserError, match=r"sheet\.png is a contact sheet; give one of its images"):
+        read_provenance(sheet)
+    write_png(sheet, own)  # has no mark, as those of early versions, but is beside an image
+    write_samples(small_cascade, ["cat"], out, **QUICK)
+    image.unlink()
+    write_samples(small_cascade, ["dog"], out, **QUICK)  # a marked sheet without its images
+    assert read_metadata(sheet) == {"contact_sheet": True}

@@ -8,6 +8,7 @@ import pytest
 
 from imagen.cli.fields import SECTIONS
 from imagen.cli.parser import parse
+from imagen.cli.sampling import one_or_each
 from imagen.cli.table import COMMANDS
 from imagen.diffusion.samplers.registry import sampler_names
 from imagen.errors import UserError
@@ -103,7 +104,9 @@ def test_lists_are_separated_by_commas_only():
         options = parse(["sample", "c", "--out", "o", *line.split(), "a", "--sampler", "ddim,ddpm", "b"])
         assert (options.prompts, options.steps, options.sampler) == (["a", "b"], [50, 20], ["ddim", "ddpm"])
     options = parse(["sample", "c", "--out", "o", "--guidance", "2,1.5", "3", "--guidance-interval", "-5:5,all", "4"])
-    assert (options.guidance, options.guidance_interval, options.prompts) == ([2, 1.5], [(-5, 5), None], ["3", "4"])
+    assert (options.guidance, options.guidance_interval, options.prompts) == ([2, 1.5], [(-5, 5), "all"], ["3", "4"])
+    options = parse(["sample", "c", "--out", "o", "--guidance-interval", "all", "a"])
+    assert one_or_each(options.guidance_interval) == "all"  # None would be no override
     options = parse(["sample", "c", "--out", "o", "--tile", "none,512", "--vram", "-1e3", "--size", "64", "96", "7"])
     assert (options.tile, options.vram, options.size, options.prompts) == ([None, 512], -1000, [64, 96], ["7"])
     options = parse(["data", "build", "--out", "o", "--sizes", "64,256", "photos"])

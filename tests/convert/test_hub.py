@@ -1,7 +1,7 @@
 """Test pushing to and loading from the hub, with its two network functions replaced by a local folder."""
 
 import shutil
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import huggingface_hub
@@ -117,4 +117,5 @@ def test_a_missing_repository_is_a_user_error(hub: Path, saved: Path, error_of: 
 
 def test_repository_names_are_recognised() -> None:
     assert is_name("org/name") and is_name(Path("DeepFloyd/IF-I-XL-v1.0"))
+    assert is_name(PureWindowsPath("org/name")) and not is_name(PureWindowsPath("C:/org/name"))
     assert not any(map(is_name, ["name", "/org/name", "a/b/c", "../name", "org/", "org/.name", "-x/y"]))

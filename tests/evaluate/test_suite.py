@@ -7,7 +7,8 @@ from cascades import QUICK, cascade
 from PIL import Image
 
 from imagen.errors import UserError
-from imagen.evaluate.suite import read_suite, run_suite
+from imagen.evaluate import suite
+from imagen.evaluate.suite import Item, read_suite, run_suite
 
 
 def test_the_packaged_suite_has_200_prompts_in_eleven_categories():
@@ -59,3 +60,12 @@ def test_sheets_by_category_and_resuming(tmp_path):
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("[0-9]*.png")}
     assert run_suite(cascade(), items, tmp_path / "out", n=2, stages=1, steps=1, **QUICK) == report
     assert times == {path: path.stat().st_mtime_ns for path in times}, "finished images are not sampled again"
+
+
+def test_sheets_are_distinct_and_limited(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "SHEET_PICTURES", 2)
+    items = [Item("a-b-2", "cat"), Item("A/B", "dog"), *(Item("a-b", prompt) for prompt in ("cow", "fish", "bird"))]
+    run_suite(cascade(), items, tmp_path, stages=1, steps=1, **QUICK)
+    widths = {path.name: Image.open(path).width for path in (tmp_path / "sheets").iterdir()}
+    assert set(widths) == {"a-b-2.png", "a-b.png", "a-b-3.png"}
+    assert widths["a-b.png"] < widths["a-b-3.png"] < 3 * 256, "two images of three"

@@ -162,7 +162,13 @@ def test_malformed_settings_are_rejected(settings: dict[str, object], tmp_path: 
 
 def test_unsupported_files_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"\x80\x04K\x01.")  # a pickle
-    for path, message in ((tmp_path / "a.safetensors", "not a safetensors file"), (tmp_path / "b", "does not exist")):
+    (tmp_path / "saved" / "adapter_model.safetensors").mkdir(parents=True)
+    for path, message in (
+        (tmp_path / "a.safetensors", "not a safetensors file"),
+        (tmp_path / "b", "does not exist"),
+        (tmp_path / "saved", r"adapter_model\.safetensors is a folder, not a file"),
+        (Path("/dev/null"), "is a device, not a file"),
+    ):
         with pytest.raises(UserError, match=message):
             read_adapter(path)
 
