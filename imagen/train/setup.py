@@ -77,6 +77,8 @@ class TrainingRun:
         self.report: Report = report if ranks.is_first else _silent
         ranks.on_first(lambda: check(experiment, ranks.world_size))
         self.config_json = ranks.on_first(lambda: open_run(folder, to_json(experiment), self.report))
+        # That of an earlier process: scripts start a run again if it is there, so it may not outlast a failure.
+        ranks.on_first(lambda: (folder / "status.json").unlink(missing_ok=True))
         self.micro_batch, self.accumulation = micro_batches(self.config, ranks.world_size)
         self.data = TrainingData(experiment, data, ranks, encoder)
 

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from imagen.data.shards.mixture import Data, check_data
 from imagen.devices import default_device
+from imagen.errors import UserError
 from imagen.files import locked, write_json
 from imagen.text.protocol import DatasetEncoder
 from imagen.train.callbacks import Callback, is_due
@@ -65,8 +66,6 @@ def train(
     ranks.on_first(lambda: check_data(data))
     busy = f"another process is training in {folder}; wait for it or choose another folder"
     with locked(folder, busy) if ranks.is_first else nullcontext():
-        # That of an earlier process. Removed before the setup, which may fail: without it a script restarts nothing.
-        ranks.on_first(lambda: (folder / "status.json").unlink(missing_ok=True))
         trainer = Trainer(
             experiment, data, folder, callbacks, ranks=ranks, report=report, minutes=minutes, encoder=encoder
         )
@@ -116,10 +115,14 @@ class Trainer:
         def end(callback: Callback) -> None:
             callback.on_end(run, ended)
 
+        def finish_writing() -> None:
+            with suppress(UserError):  # after an exception: that one is reported
+                run.checkpointer.checkpoints.wait()
+
         with ExitStack() as stack, stopper, profiler:
             self._connect()
             if run.ranks.world_size == 1:  # of several ranks, one that failed would never write its part
-                stack.callback(run.checkpointer.checkpoints.wait)
+                stack.callback(finish_writing)
             for callback in self.callbacks:
                 callback.on_start(run)
                 stack.callback(end, callback)
