@@ -104,7 +104,7 @@ class StoredEmbeddings:
                 "embeddings-not-finite",
                 f"{finite.count(False)} of {len(embeddings)} embeddings contain NaN or infinity: every step with one "
                 "is skipped.",
-                f"{again} Encode in float32 (--precision fp32) if it happens again.",
+                f"{again} Encode in float32 (--device cpu) if it happens again.",
             )
         if zero.count(True) > max(BROKEN, captions.count("") / max(1, len(captions))) * len(embeddings):
             find(

@@ -193,5 +193,5 @@ def _checked_bits(tokens_LD: Tensor, text: TextConfig, what: str) -> np.ndarray:
         )
     # Checked in bfloat16, the stored type: a finite float32 near its maximum rounds to infinity.
     if not torch.isfinite(tokens_LD.to(torch.bfloat16)).all():
-        raise UserError(f"{text.encoder} gives NaN or infinity for {what}; encode with another precision (float32)")
+        raise UserError(f"{text.encoder} gives NaN or infinity for {what}; encode with --device cpu, in float32")
     return to_bf16_bits(tokens_LD)
