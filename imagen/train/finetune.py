@@ -39,6 +39,7 @@ FREE_FIELDS = (
     "stage.low_res_filter",
     "stage.resolution",
     "stage.low_resolution",
+    "stage.sizes",  # recorded by a run with buckets; its config.json may be the file of another run
     "stage.unet.dropout",
     "text.encoder",
     "text.revision",

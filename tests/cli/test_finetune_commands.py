@@ -34,6 +34,9 @@ def test_a_file_of_fine_tuning_keeps_its_own_fields(artifacts, imagen, error_of,
     shown = json.loads(imagen("config", written))
     assert shown == json.loads(imagen("config", "finetune", *fields))
     assert (shown["stage"]["sampling"]["guidance"], shown["stage"]["objective"]["min_snr_gamma"]) == (3.0, 7.0)
+    again = tmp_path / "config.json"  # as of a run with buckets, which records their sizes
+    again.write_text(json.dumps({**shown, "stage": {**shown["stage"], "sizes": [[64, 64], [48, 80]]}}))
+    assert json.loads(imagen("config", again))["stage"]["sizes"] == [[64, 64], [48, 80]]
     begins = f'preset = "finetune"\n[init]\nsource = "{cascade}"\n'
     part.write_text(f"{begins}[stage.sampling]\nguidance = 5.0\n")
     changed = json.loads(imagen("config", part))
