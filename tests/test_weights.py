@@ -123,6 +123,18 @@ def test_a_run_is_evaluated_and_compared(artifacts, packaged, imagen, error_of, 
     assert "not a training run" in error_of("compare", artifacts / "cascade", "--out", tmp_path / "no.png")
 
 
+def test_reference_curves_of_runs_that_begin_with_the_weights_of_others_are_joined(artifacts, tmp_path):
+    run = artifacts / "base"
+    write_reference_curves([run, run, artifacts / "sr"], tmp_path / "curves.json")
+    curves = json.loads((tmp_path / "curves.json").read_text())
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = metrics[-1]
+    images = [row["images"] for row in metrics]
+    assert [row["images"] for row in curves["debug_64"]["metrics"]] == [*images, *(i + last["images"] for i in images)]
+    assert curves["debug_64"]["metrics"][-1]["step"] == 2 * last["step"]
+    assert curves.keys() == {"debug_64", json.loads((artifacts / "sr" / "config.json").read_text())["name"]}
+
+
 def test_runs_are_plotted_alone_without_reference_curves(artifacts, tmp_path, monkeypatch):
     monkeypatch.setattr(comparing, "packaged_path", lambda name: tmp_path / "nothing" / name)
     (row,) = compare([artifacts / "base"], tmp_path / "curves.png")

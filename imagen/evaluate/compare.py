@@ -57,17 +57,29 @@ def reference_curves() -> dict[str, dict[str, list[Row]]]:
 
 
 def write_reference_curves(runs: Sequence[str | Path], path: str | Path) -> None:
-    """Write the curves of `runs`, subsampled, as the file that `reference_curves` reads."""
-    curves = {}
+    """Write the curves of `runs`, subsampled, as the file that `reference_curves` reads.
+
+    Runs of one preset are joined into one curve: each began with the weights of the one before (`--init`), so its steps
+    and images are counted from there.
+    """
+    curves: dict[str, dict[str, list[Row]]] = {}
     for run in runs:
-        preset, metrics, curve = _read(Path(run))
-        every = max(1, -(-len(metrics) // POINTS))
-        rows = [row for i, row in enumerate(metrics) if (i + 1) % every == 0 or "conditional_gap" in row]
-        curves[preset] = {
-            "metrics": [_rounded({k: row[k] for k in FIELDS if k in row}) for row in rows],
-            "evaluation": curve,
-        }
+        preset, metrics, evaluation = _read(Path(run))
+        joined = curves.setdefault(preset, {"metrics": [], "evaluation": []})
+        before = joined["metrics"][-1] if joined["metrics"] else {"step": 0, "images": 0}
+        start = {name: before[name] for name in ("step", "images")}
+        joined["metrics"] += _later(metrics, start)
+        joined["evaluation"] += _later(evaluation, start)
+    for curve in curves.values():
+        every = max(1, -(-len(curve["metrics"]) // POINTS))
+        rows = [row for i, row in enumerate(curve["metrics"]) if (i + 1) % every == 0 or "conditional_gap" in row]
+        curve["metrics"] = [_rounded({k: row[k] for k in FIELDS if k in row}) for row in rows]
     write_json(path, curves)
+
+
+def _later(rows: Sequence[Row], start: Row) -> list[Row]:
+    """Return rows of a run with its steps and images counted from `start`."""
+    return [row | {name: row[name] + start[name] for name in start} for row in rows]
 
 
 def plot(preset: str, series: Sequence[tuple[str, Sequence[Row], Sequence[Row]]], out: str | Path) -> None:
