@@ -123,6 +123,7 @@ def _build(options: argparse.Namespace, engine: "Engine | None") -> Result:
         max_tokens=options.max_tokens,
         workers=options.workers,
         engine=engine,
+        report=print,
     )
     folder = options.out or (options.source if options.source.is_dir() else options.source.parent)
     captions = f" with {built['captions']:,} captions" if built["captions"] > built["samples"] else ""
@@ -147,7 +148,8 @@ COMMAND = Command(
     "tsv, jsonl, json, parquet), or a folder with metadata.csv or metadata.jsonl in it or in each subfolder; a\n"
     "Hugging Face data set on disk; a zip of images; or shards, which are checked and indexed in place. It may be a\n"
     "URL, such as hf://org/name on the Hugging Face hub or s3://bucket/folder. Rejected records are listed in\n"
-    "*.rejected.jsonl. If the command is stopped, run it again to resume.\n\n"
+    "*.rejected.jsonl. If the command is stopped, run it again to resume. SHARDS that are finished are not built\n"
+    "again: if a file of SOURCE has changed since, delete SHARDS or choose another folder.\n\n"
     "  imagen data build photos --out shards\n"
     "  imagen data build photos --out shards --sizes 64,256\n"
     "  imagen data build pairs.csv --image-column file --caption-column text --out shards --min-side 256",

@@ -32,6 +32,7 @@ def test_a_folder_is_built_and_inspected(imagen, error_of, tmp_path):
     assert "page.html" in imagen("data", "inspect", tmp_path / "shards", "--html", tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
+    assert "was built already, and its source is not read again" in imagen(*build)
     assert "75 of 400 records were rejected" in error_of(*build, "--max-rejected", 0.1)
     assert "with min_side 64, not 128" in error_of(*build, "--min-side", 128)
     assert "--max-aspect is 0.5; it must be at least 1" in error_of(*build, "--max-aspect", 0.5)

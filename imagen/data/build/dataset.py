@@ -17,6 +17,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from imagen.data.build.changes import changed_file
 from imagen.data.build.duplicates import drop_duplicates
 from imagen.data.build.engines import Engine, Processes
 from imagen.data.build.held_out import HELD_OUT, HeldOut
@@ -35,10 +36,11 @@ from imagen.data.shards.index import index_samples
 from imagen.data.shards.remote import as_url
 from imagen.data.sources.base import Part, Source
 from imagen.data.sources.files import BUILD_FORMAT
+from imagen.data.sources.values import printable
 from imagen.errors import UserError, check_number
 from imagen.files import LOCK, locked, read_json, write_json
 from imagen.progress import progress_bar
-from imagen.text.config import TextConfig
+from imagen.text.config import TextConfig, absolute
 
 _ENDINGS = ("tar", "index.safetensors", "report.json", "hashes.npy", "rejected.jsonl", "duplicates.jsonl")
 SAMPLES_PER_SHARD = 1000
@@ -107,6 +109,7 @@ def build_source(
     workers: int | None = None,
     engine: Engine | None = None,
     progress: bool = True,
+    report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Build shards in `out` from the source that `opener` (picklable) opens; return the result stored in `build.json`.
 
@@ -116,10 +119,11 @@ def build_source(
     encoder, max_tokens: describe the embeddings in the source, if it has any.
     workers: processes (default: one per core, at most 16). A script that uses several needs the usual
         `if __name__ == "__main__":`. `engine` replaces them.
+    report: receives a line if the build was finished already.
 
-    May be killed and run again: finished parts are not repeated. Raises UserError if `out` contains a build with other
-    arguments, or anything else. Raises UserError after the build has finished if all records, or a larger share than
-    `max_rejected`, were rejected.
+    May be killed and run again: finished parts are not repeated, unless their files have changed. Raises UserError if
+    `out` contains a build with other arguments, a finished one whose source has changed, or anything else. Raises
+    UserError after the build has finished if all records, or a larger share than `max_rejected`, were rejected.
     """
     limits = limits or Limits()
     _check(limits, max_rejected, encoder, max_tokens)
@@ -164,7 +168,7 @@ def build_source(
         arguments["sizes"] = list(limits.sizes)
     text = None
     if encoder is not None and max_tokens is not None:
-        text = TextConfig(encoder=encoder, max_tokens=max_tokens, width=_width(source, parts))
+        text = TextConfig(encoder=absolute(encoder), max_tokens=max_tokens, width=_width(source, parts))
         limits = replace(limits, max_tokens=max_tokens, embedding_width=text.width)
     elif not (target / "build.json").exists():  # before build.json records that no encoder was named
         for record in islice(chain.from_iterable(map(source.read, parts)), 10):
@@ -180,7 +184,7 @@ def build_source(
     )
     with locked(target, f"another process is building {target}; wait for it"):
         _start(target, arguments, in_place)
-        result = _run(config, opener, source, parts, target, arguments, engine or Processes(workers), progress)
+        result = _run(config, opener, source, parts, target, arguments, engine or Processes(workers), progress, report)
     check_rejected(target, result, max_rejected, _kind(source, in_place))
     return result
 
@@ -201,6 +205,7 @@ def _run(
     arguments: dict[str, Any],
     engine: Engine,
     progress: bool,
+    report: Callable[[str], None],
 ) -> dict[str, Any]:
     """Build the missing parts, drop duplicates, write and return the result."""
     part_list = [part_files(config, source, number, part) for number, part in enumerate(parts)]
@@ -209,37 +214,64 @@ def _run(
     folders |= set() if config.held_out is None else {target / split for split in SPLITS}
     for folder in folders:
         _sweep(folder, endings)
-    reports = [finished_report(config, files) for files in part_list]
-    missing = [number for number, report in enumerate(reports) if report is None]
     described = read_json(target / "build.json")
+    reports = [finished_report(config, files) for files in part_list]
+    if config.out is not None:
+        _drop_changed(reports, source, parts, target, is_finished="result" in described)
+    missing = [number for number, one in enumerate(reports) if one is None]
     if not missing and described.get("result", {}).get("parts") == len(parts):
+        report(_already_built(target, in_place=config.out is None))
         return described["result"]
     write_json(target / "build.json", {"format": BUILD_FORMAT, "arguments": arguments})
     with progress_bar(total=len(parts), initial=len(parts) - len(missing), unit=" parts", disable=not progress) as bar:
         items = [(number, parts[number]) for number in missing]
-        for i, report in engine.map(partial(_Parts, config, opener), items, probe_file=target / "build.json"):
-            reports[missing[i]] = report
+        for i, built in engine.map(partial(_Parts, config, opener), items, probe_file=target / "build.json"):
+            reports[missing[i]] = built
             bar.set_postfix_str(f"{sum(one['records'] for one in reports if one is not None):,} records", refresh=False)
             bar.update()
     for folder in folders:  # temporary files of killed workers whose parts other workers have built
         _sweep(folder, endings)
-    done = [report for report in reports if report is not None]
+    done = [one for one in reports if one is not None]
     duplicates, duplicate_captions = (0, 0) if config.keep_duplicates else drop_duplicates(config, part_list, done)
     rejected: Counter[str] = Counter({"duplicate": duplicates} if duplicates else {})
-    for report in done:
-        rejected.update(report["rejected"])
+    for one in done:
+        rejected.update(one["rejected"])
     result = {
         "parts": len(parts),
-        "records": sum(report["records"] for report in done),
-        "samples": sum(report["good"] for report in done) - duplicates,
-        "captions": sum(report.get("captions", report["good"]) for report in done) - duplicate_captions,
-        "shards": sum(len(report["shards"]) for report in done),
+        "records": sum(one["records"] for one in done),
+        "samples": sum(one["good"] for one in done) - duplicates,
+        "captions": sum(one.get("captions", one["good"]) for one in done) - duplicate_captions,
+        "shards": sum(len(one["shards"]) for one in done),
         "rejected": dict(sorted(rejected.items(), key=lambda item: (-item[1], item[0]))),
     }
     if config.held_out is not None:
         result["held_out"] = _held_out_samples(part_list, done)
     write_json(target / "build.json", {"format": BUILD_FORMAT, "arguments": arguments, "result": result})
     return result
+
+
+def _drop_changed(
+    reports: list[dict[str, Any] | None], source: Source, parts: Sequence[Part], target: Path, is_finished: bool
+) -> None:
+    """Drop the reports of parts whose files have changed, so that they are built again.
+
+    Raises UserError if the whole build is finished: runs may have been trained on it.
+    """
+    for number, report in enumerate(reports):
+        if report is None or (file := changed_file(source, parts[number], report)) is None:
+            continue
+        if is_finished:
+            raise UserError(
+                f"{printable(file)} has changed since {target} was built from it; to build anew, choose another folder "
+                f"or delete {target}"
+            )
+        reports[number] = None
+
+
+def _already_built(target: Path, in_place: bool) -> str:
+    if in_place:
+        return f"{target}: all tars were checked already"
+    return f"{target} was built already, and its source is not read again; to build anew, delete {target}"
 
 
 def _held_out_samples(parts: list[PartFiles], reports: list[dict[str, Any]]) -> int:

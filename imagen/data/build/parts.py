@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from imagen.data.build.changes import file_states
 from imagen.data.build.held_out import HeldOut, SplitWriters
 from imagen.data.build.quality import AcceptedRecord, Limits, RejectedRecord, check
 from imagen.data.shards.dataset import SPLITS
@@ -91,6 +92,7 @@ def build_part(config: BuildConfig, source: Source, number: int, part: Part) -> 
     # The report first, because without it the part is unfinished. Shards remain: most get the same bytes again.
     for ending in ("report.json", "hashes.npy", "rejected.jsonl", "duplicates.jsonl"):
         files.path(ending).unlink(missing_ok=True)
+    states = [] if config.out is None else file_states(source, part)  # before they are read
     rejects: list[dict[str, str]] = []
     records = _AcceptedRecords(config, source.read(part), rejects)
     if config.out is None:
@@ -111,6 +113,7 @@ def build_part(config: BuildConfig, source: Source, number: int, part: Part) -> 
         "shards": [tar.relative_to(files.folder).as_posix() for tar in tars],
         "shard_bytes": [tar.stat().st_size for tar in tars],
         **({"scan": _SCAN} if config.out is None else {}),
+        **({"source": " ".join(states)} if states else {}),
     }
     write_json(files.path("report.json"), report)
     return report

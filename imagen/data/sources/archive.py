@@ -96,6 +96,9 @@ class Zip:
                 except RecordError as error:
                     yield Record(key=key, origin=printable(name), caption=captions[0], problem=error.problem)
 
+    def files_of(self, part: Part) -> list[Path]:
+        return [self.path]
+
     def _captions(self, archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo], entry: dict[str, Any]) -> Captions:
         if "captions" in entry:
             return tuple(entry["captions"])

@@ -61,7 +61,11 @@ def divide(records: Sequence[T], options: Options) -> list[Sequence[T]]:
 
 
 class Source(Protocol):
-    """Pairs in one format. Parts and records are functions of the files alone: the same on every machine."""
+    """Pairs in one format. Parts and records are functions of the files alone: the same on every machine.
+
+    A source may have a method `files_of(part)`, which returns the local files that a part is read from, except those
+    that rows of a table name. A build then notices that they have changed.
+    """
 
     def parts(self) -> Sequence[Part]:
         """Return the units of work, in order. Raises UserError if the source is invalid."""

@@ -80,6 +80,15 @@ class Folder:
         for name in part["files"]:
             yield self._record(name, name in twins, odd.get(name))
 
+    def files_of(self, part: Part) -> list[Path]:
+        """Return the images of a part, each with the files where its caption is, or would be."""
+        odd = part.get("captions", {})
+        names: list[str] = []
+        for name in part["files"]:
+            beside = () if self.caption_from is not None else (odd[name],) if name in odd else _usual(name)
+            names += (name, *beside)
+        return [self.path / name for name in names]
+
     def _record(self, name: str, is_twin: bool, caption: str | None) -> Record:
         stem = name.rpartition(".")[0]
         key, origin = safe_key(stem, name, is_free=not is_twin), printable(name)

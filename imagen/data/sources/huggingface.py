@@ -61,6 +61,9 @@ class HuggingFace:
                 key, origin = _name(part, row)
                 yield Record(key=key, origin=origin, problem=("unreadable file", reason))
 
+    def files_of(self, part: Part) -> list[Path]:
+        return [self.path / part["file"]]
+
     def _splits(self) -> dict[str, Path]:
         """Return the folder of each split by its name; without splits, the data set's folder as ""."""
         dictionary = self.path / "dataset_dict.json"

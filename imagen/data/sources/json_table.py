@@ -57,6 +57,9 @@ class Json:
             if found:
                 yield from columns.records(found, self._images(rows, columns))
 
+    def files_of(self, part: Part) -> list[Path]:
+        return [self.path]
+
     def _images(self, rows: list[Any], columns: Columns) -> Path:
         """Return the folder of the images: the named one, the table's, or COCO's folder beside that of annotations.
 

@@ -93,6 +93,9 @@ class _Lines:
             key, origin = files.name(part, next_line)
             yield Record(key=key, origin=f"{origin} and all after it", problem=("unreadable file", f"gzip: {error}"))
 
+    def files_of(self, part: Part) -> list[Path]:
+        return [self.root / part["file"]]
+
     @classmethod
     def _is_row(cls, line: bytes) -> bool:
         # Binary data may contain this number of tabs by chance, but hardly without other control characters.

@@ -73,6 +73,9 @@ class Parquet:
                 key, origin = self._name(part, row)
                 yield Record(key=key, origin=origin, problem=("unreadable file", f"a damaged page: {reason}"))
 
+    def files_of(self, part: Part) -> list[Path]:
+        return [self.root / part["file"]]
+
     def _name(self, part: Part, row: int) -> tuple[str, str]:
         """Return key and origin of a row of the file."""
         return f"{part['key']}{row:09d}", f"{printable(part['file'])}, row {row + 1}"

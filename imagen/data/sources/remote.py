@@ -69,6 +69,9 @@ class RemoteParquet(Parquet):
     def names(self) -> list[str]:
         return self._names
 
+    def files_of(self, part: Part) -> list[Path]:
+        return []
+
     def open_table(self, name: str) -> Any:
         where = f"{self.url}/{name}"
         try:

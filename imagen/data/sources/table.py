@@ -125,6 +125,9 @@ class _Table:
             if good := [row for row in found if isinstance(row, Row)]:
                 yield from columns.records(good, self.options.images or self.root / folder)
 
+    def files_of(self, part: Part) -> list[Path]:
+        return [self.root / part["file"]] if "file" in part else []
+
     def _table(self, name: str) -> tuple[list[str], Columns]:
         header, *_ = self._head(name)
         return header, self._columns(header, name)

@@ -77,6 +77,9 @@ class WebDataset:
         """Return the tar of a part."""
         return self.root / part["file"]
 
+    def files_of(self, part: Part) -> list[Path]:
+        return [self.tar(part)]
+
     def read(self, part: Part) -> Iterator[Record]:
         tar = self.tar(part)
         stem, shown = part["file"].removesuffix(".tar"), printable(part["file"])
