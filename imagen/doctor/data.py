@@ -156,26 +156,25 @@ class Images:
 
 
 class Duplicates:
-    """Judge the share of images that appear several times, and of held-out images that are trained on."""
+    """Judge the share of images that appear several times, and of held-out images that are trained on.
+
+    Copies have the same number of bytes. In a large data set, all images of some numbers of bytes are therefore read,
+    and not evenly spaced ones, among which copies would be rare.
+    """
 
     name, title, slow = "duplicates", "duplicates, and held-out images in training", False
     finds = ("duplicates", "heldout-in-training")
 
     def __call__(self, subject: Subject) -> Iterator[Measured]:
-        hashes: dict[str, list[bytes]] = {}
+        count = BYTES // (10 if subject.quick else 1)
+        sizes: dict[str, np.ndarray] = {}
         for where, dataset in subject.datasets.items():
-            chosen = spread(BYTES // (10 if subject.quick else 1), len(dataset))
-            mine = hashes[where] = []
-            for i in subject.each(chosen, f"{where}: duplicates"):
-                try:
-                    data = dataset.read(i, choose_image(dataset.extensions(i), LARGEST))
-                except BadSample:
-                    continue
-                mine.append(hashlib.blake2b(data, digest_size=16).digest())
-        for where, mine in hashes.items():
+            sizes[where] = dataset.image_bytes()
+            chosen = _with_bytes(sizes[where], _some(np.unique(sizes[where]), sizes[where], count), count)
+            mine = _hashes(subject, where, chosen)
             copies = len(mine) - len(set(mine))
-            share = copies / max(1, len(mine))
-            numbers: Numbers = {"images": len(mine), "copies": copies, "share": round(share, 4)}
+            share, images = copies / max(1, len(mine)), _looked(len(mine), len(dataset))
+            numbers: Numbers = {"images": len(mine), "of": len(dataset), "copies": copies, "share": round(share, 4)}
             findings = []
             if share > DUPLICATES:
                 findings.append(
@@ -183,26 +182,61 @@ class Duplicates:
                         "duplicates",
                         where,
                         numbers,
-                        f"{share:.0%} of the images are copies of others: {copies:,} of {len(mine):,}.",
+                        f"{share:.0%} of the images are copies of others: {copies:,} of {images}.",
                         "Build the shards again without --keep-duplicates: the network memorises what it sees most.",
                         "problem" if share > 0.5 else "warning",
                     )
                 )
-            if where == "heldout" and "train" in hashes and mine:
-                leaked = sum(each in set(hashes["train"]) for each in mine) / len(mine)
-                numbers["in_training"] = round(leaked, 4)
+            if where == "heldout" and "train" in sizes and mine:
+                looked = np.array(spread(count, len(dataset)))
+                some = _some(np.unique(sizes[where][looked]), sizes["train"], count)
+                ours = _hashes(subject, where, looked[np.isin(sizes[where][looked], some)])
+                theirs = set(_hashes(subject, "train", _with_bytes(sizes["train"], some, count)))
+                leaked = sum(each in theirs for each in ours) / max(1, len(ours))
+                numbers |= {"looked_for": len(ours), "in_training": round(leaked, 4)}
                 if leaked > LEAK:
                     findings.append(
                         _finding(
                             "heldout-in-training",
                             where,
                             numbers,
-                            f"{leaked:.0%} of the held-out images are training images, too: validation is too good.",
+                            f"{leaked:.0%} of the held-out images ({_looked(len(ours), len(dataset))}) are training "
+                            "images, too: validation is too good.",
                             "Remove duplicates before the images are divided.",
                             "warning",
                         )
                     )
             yield Measured(where=where, numbers=numbers, findings=tuple(findings))
+
+
+def _some(wanted: np.ndarray, sizes_N: np.ndarray, count: int) -> np.ndarray:
+    """Return random ones of the `wanted` numbers of bytes, at least one, which `count` of the samples have at most."""
+    shuffled, ordered = np.random.default_rng(0).permutation(wanted), np.sort(sizes_N)
+    samples = np.searchsorted(ordered, shuffled, "right") - np.searchsorted(ordered, shuffled, "left")
+    return shuffled[: max(1, int(np.count_nonzero(np.cumsum(samples) <= count)))]
+
+
+def _with_bytes(sizes_N: np.ndarray, some: np.ndarray, count: int) -> np.ndarray:
+    """Return the samples with these numbers of bytes; `count` evenly spaced ones if there are more."""
+    found = np.flatnonzero(np.isin(sizes_N, some))
+    return found[spread(count, len(found))]
+
+
+def _hashes(subject: Subject, where: str, chosen: np.ndarray) -> list[bytes]:
+    """Return the hashes of the readable images among the chosen samples of a split."""
+    dataset, found = subject.datasets[where], []
+    for i in subject.each(chosen.tolist(), f"{where}: duplicates"):
+        try:
+            data = dataset.read(i, choose_image(dataset.extensions(i), LARGEST))
+        except BadSample:
+            continue
+        found.append(hashlib.blake2b(data, digest_size=16).digest())
+    return found
+
+
+def _looked(images: int, of: int) -> str:
+    """Return the number of images looked at, for a message."""
+    return f"{images:,}" if images >= of else f"{images:,} looked at, of {of:,}"
 
 
 def _read(dataset: ShardedDataset, i: int) -> _Image:

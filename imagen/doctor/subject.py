@@ -31,7 +31,7 @@ from imagen.text.config import EMBEDDED_ENCODER, TextConfig
 from imagen.text.embeddings import pad_embeddings
 from imagen.text.protocol import Encoder
 from imagen.train.experiment import Experiment
-from imagen.train.shapes import run_buckets
+from imagen.train.shapes import leave_out_small, run_buckets
 from imagen.weights import CASCADES
 
 T = TypeVar("T")
@@ -239,7 +239,7 @@ class Subject:
             low_resolution=stage.low_resolution,
             embeddings=embeddings,
             channels=stage.unet.image_channels,
-            assignment=assignment,
+            assignment=assignment or leave_out_small(stage, config, dataset),
             batch_size=max(2, min(round(count * share), len(dataset))),
             seed=1,
         )

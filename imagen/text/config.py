@@ -1,6 +1,7 @@
 """Define the configuration of a text encoder."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from imagen import limits
@@ -27,3 +28,11 @@ class TextConfig:
     def check(self) -> None:
         """Raise UserError, naming the field, unless every value is in its range."""
         limits.check(self, limits.TEXT, "text.")
+
+
+def absolute(encoder: str) -> str:
+    """Return the absolute path of an encoder in a local folder, since what names it may be used from another folder.
+
+    Names on the Hugging Face hub remain as they are.
+    """
+    return str(Path(encoder).resolve()) if encoder != EMBEDDED_ENCODER and Path(encoder).is_dir() else encoder

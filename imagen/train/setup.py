@@ -21,6 +21,7 @@ from imagen.models.compiling import cache_folder
 from imagen.precision import precision_name
 from imagen.stage.distillation import Distillation, divided_steps, least_weight
 from imagen.stage.loss import ForwardProcess
+from imagen.text.config import absolute
 from imagen.text.protocol import DatasetEncoder
 from imagen.train.checkpoint import checkpoint_paths
 from imagen.train.checkpointing import Checkpointer
@@ -71,6 +72,7 @@ class TrainingRun:
         experiment = replace(
             experiment,
             stage=with_sizes(experiment.stage, experiment.data),
+            text=experiment.text and replace(experiment.text, encoder=absolute(experiment.text.encoder)),
             train=within_buckets(experiment.train, experiment.data),
         )
         self.experiment, self.config, self.folder, self.ranks = experiment, experiment.train, folder, ranks

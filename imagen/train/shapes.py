@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+
 from imagen.data.loading.buckets import Assignment, Size, assign, bucket_sizes, show_size
 from imagen.data.loading.config import DataConfig
 from imagen.data.shards.mixture import AnyDataset
@@ -11,7 +13,7 @@ from imagen.errors import UserError
 from imagen.stage.config import StageConfig
 from imagen.train.config import TrainConfig, micro_batches
 
-MOST_COUNTED = 5_000_000  # samples whose sizes are read at the start although no bucket needs them
+MOST_COUNTED = 5_000_000  # samples whose sizes are read at the start although there are no buckets
 
 
 def size_unit(stage: StageConfig) -> int:
@@ -71,9 +73,30 @@ def check_buckets(stage: StageConfig, data: DataConfig, train: TrainConfig, worl
 
 
 def assign_buckets(stage: StageConfig, data: DataConfig, dataset: AnyDataset) -> Assignment | None:
-    """Assign the samples of a data set to buckets by the sizes in its indexes; None without buckets."""
+    """Assign samples to buckets by the image sizes in the indexes; without buckets, return `leave_out_small`."""
     sizes = run_buckets(stage, data)
-    return None if sizes is None else assign(sizes, dataset.image_sizes(), data.max_enlargement)
+    if sizes is None:
+        return leave_out_small(stage, data, dataset)
+    return assign(sizes, dataset.image_sizes(), data.max_enlargement)
+
+
+def leave_out_small(stage: StageConfig, data: DataConfig, dataset: AnyDataset) -> Assignment | None:
+    """Assign all images that are large enough to the stage's square; None if no image is known to be too small.
+
+    Images whose size cannot be read are included: they are bad samples, which training counts.
+    """
+    squares = _squares(stage, data, dataset)
+    if squares is None or not squares.count(Assignment.TOO_SMALL):
+        return None
+    bucket_N = np.where(squares.bucket == Assignment.UNREADABLE, np.int16(0), squares.bucket)
+    return replace(squares, bucket=bucket_N)
+
+
+def _squares(stage: StageConfig, data: DataConfig, dataset: AnyDataset) -> Assignment | None:
+    """Assign images to the stage's square; None if an index lacks the sizes, or for a very large data set."""
+    if len(dataset) > MOST_COUNTED or not dataset.has_image_sizes:
+        return None
+    return assign([(stage.resolution, stage.resolution)], dataset.image_sizes(), data.max_enlargement)
 
 
 def report_sizes(stage: StageConfig, data: DataConfig, dataset: AnyDataset, report: Callable[[str], None]) -> None:
@@ -81,12 +104,11 @@ def report_sizes(stage: StageConfig, data: DataConfig, dataset: AnyDataset, repo
 
     Says nothing if no image is small, if an index of an earlier version lacks the sizes, or for a very large data set.
     """
-    side, assignment = stage.resolution, assign_buckets(stage, data, dataset)
+    has_buckets, side = data.buckets is not None, stage.resolution
+    assignment = assign_buckets(stage, data, dataset) if has_buckets else _squares(stage, data, dataset)
     if assignment is None:
-        if len(dataset) > MOST_COUNTED or not dataset.has_image_sizes:
-            return
-        assignment = assign([(side, side)], dataset.image_sizes(), data.max_enlargement)
-    else:
+        return
+    if has_buckets:
         counts = [f"{show_size(size)} {assignment.count(n):,}" for n, size in enumerate(assignment.sizes)]
         report(f"images per bucket (width x height): {', '.join(counts)}")
     small, unreadable = assignment.count(Assignment.TOO_SMALL), assignment.count(Assignment.UNREADABLE)
@@ -97,10 +119,11 @@ def report_sizes(stage: StageConfig, data: DataConfig, dataset: AnyDataset, repo
             f"{data.max_enlargement:g}"
         )
     if small:
-        where = "any bucket" if data.buckets else f"{side}x{side}"
+        where = "any bucket" if has_buckets else f"{side}x{side}"
         report(
             f"{small:,} of {total:,} images are too small for {where} and are not used; data.max_enlargement above "
             f"{data.max_enlargement:g} upsamples them"
         )
     if unreadable:
-        report(f"{unreadable:,} of {total:,} samples have no readable image and are not used")
+        use = "are not used" if has_buckets else f"count as bad samples (data.max_bad {data.max_bad:g})"
+        report(f"{unreadable:,} of {total:,} samples have no readable image and {use}")

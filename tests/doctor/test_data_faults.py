@@ -9,6 +9,8 @@ from patients import Constant, Words, discs, write_shards
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from imagen.doctor import data
+
 FEW = 24
 
 
@@ -50,6 +52,20 @@ def test_duplicates(tmp_path, found):
     assert (finding.name, finding.where, finding.severity) == ("duplicates", "train", "warning")
     assert finding.numbers | {"images": 32, "copies": 8, "share": 0.25} == finding.numbers
     assert "25% of the images are copies" in finding.explanation
+
+
+def test_copies_in_a_large_data_set_are_found_by_their_bytes(tmp_path, found, monkeypatch):
+    """Few of 96 images are read; evenly spaced ones have no copy among them."""
+    monkeypatch.setattr(data, "BYTES", 24)
+    drawings = [drawing for drawing in discs(48) for _ in range(2)]
+    shards = write_shards(tmp_path / "shards", drawings, discs(8, seed=1) + discs(8))
+    report = found.report(shards, "duplicates")
+    copies, leak = report.findings
+    assert (copies.name, copies.where, copies.numbers["of"]) == ("duplicates", "train", 96)
+    assert copies.numbers["images"] <= 24 and copies.numbers["share"] == 0.5
+    assert "looked at, of 96" in copies.explanation
+    assert (leak.name, leak.where) == ("heldout-in-training", "heldout")
+    assert 0.2 < leak.numbers["in_training"] < 0.8
 
 
 def test_held_out_images_in_training(tmp_path, found):
@@ -100,10 +116,10 @@ def test_stale_and_broken_embeddings(tmp_path, found):
 
 
 def test_data_that_do_not_fit_the_run(healthy, tmp_path, found):
-    """Images of 8 pixels for a stage of 16: what `imagen train` would refuse is a finding."""
+    """Images of 8 pixels for a stage of 16: what `imagen train` refuses is a finding."""
     small = write_shards(tmp_path / "small", discs(FEW), change=lambda image: image[::2, ::2])
     report = found.report(
         healthy.run, "captions", "loss by noise level", "conditional gap", "channel order", data=small
     )
     (finding,) = report.findings
-    assert finding.name == "unreadable" and "its shorter side has 8 pixels, fewer than 16" in finding.explanation
+    assert finding.name == "unreadable" and "no image is large enough for 16x16; train" in finding.explanation

@@ -2,6 +2,8 @@
 
 import importlib.util
 import io
+import json
+import shutil
 import socket
 
 import pytest
@@ -10,6 +12,10 @@ import torch.nn.functional as F
 from tiny_encoders import CAPTIONS, WORDS, save_tokenizer, text_config, tiny_encoder
 
 from imagen.cascade.texts import PromptEncoder
+from imagen.data.embed.encode import encode_shards
+from imagen.data.embed.sidecar import Embeddings
+from imagen.data.shards.dataset import open_split
+from imagen.data.shards.writer import ShardWriter
 from imagen.errors import UserError
 from imagen.text import encoder as text_module
 from imagen.text.config import TextConfig
@@ -110,6 +116,25 @@ def test_the_unconditional_embedding_is_zeros_or_the_empty_caption(saved):
     assert torch.equal(unconditional_embedding(encoder.config, encode_empty), torch.zeros(1, 32))
     empty = unconditional_embedding(text_config(saved[0], unconditional="empty"), encode_empty)
     assert empty.shape == (1, 32) and torch.equal(empty, encoder.encode([""])[0])
+
+
+def test_a_caption_without_tokens_is_one_zero_token(saved, tmp_path):
+    folder = shutil.copytree(saved[0], tmp_path / "encoder")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))  # no end token
+    encoder = load_text_encoder(text_config(folder))
+    assert encoder.lengths(["", "a red apple"]) == [1, 3]
+    assert torch.equal(encoder.encode([""])[0], torch.zeros(1, 32))
+    nothing, some = encoder.encode(["", "a red apple"])
+    assert torch.equal(nothing, torch.zeros(1, 32))
+    torch.testing.assert_close(some, encoder.encode(["a red apple"])[0], atol=1e-5, rtol=1e-5)
+    with ShardWriter(tmp_path / "shards") as writer:
+        for caption in ("", "a red apple"):
+            writer.write({"__key__": f"k{len(caption)}", "txt": caption.encode()})
+    encode_shards(tmp_path / "shards", encoder, progress=False)
+    embeddings = Embeddings(open_split(tmp_path / "shards"), text_config(folder, unconditional="empty"))
+    assert torch.equal(embeddings.unconditional(), torch.zeros(1, 32))
+    assert torch.equal(embeddings.tokens(0, ""), torch.zeros(1, 32))
 
 
 def test_the_decoder_is_not_loaded(saved):

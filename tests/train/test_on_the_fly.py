@@ -1,6 +1,7 @@
 """Test that training without sidecars equals training with them."""
 
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -10,10 +11,12 @@ from loading import open_loader
 from run_state import assert_same, last_checkpoint_without_config
 from toy import experiment, stopping_at, train_quietly
 
+from imagen.data.embed.encode import encode_shards
 from imagen.data.embed.sidecar import Embeddings
 from imagen.data.loading.config import DataConfig
 from imagen.data.shards.dataset import open_split
 from imagen.errors import UserError
+from imagen.files import read_json
 from imagen.text import encoder as text_module
 from imagen.text.config import TextConfig
 from imagen.train.on_the_fly import EncodingLoader, unconditional, with_text
@@ -104,6 +107,28 @@ def test_the_unconditional_embedding_equals_the_stored_one(shards):
     assert torch.equal(unconditional(Empty()), stored)
     loader = open_loader(shards, SIDECARS, resolution=16, batch_size=2, seed=1)
     assert with_text(next(iter(loader)), Empty()).text.shape[-1] == 8
+
+
+def test_an_encoder_in_a_relative_folder_is_recorded_with_its_absolute_path(bare, tmp_path, monkeypatch):
+    (tmp_path / "encoder").mkdir()
+
+    class Local(ToyEncoder):
+        config = TextConfig(encoder=str(tmp_path / "encoder"), width=8)
+
+    encode_shards(bare, Local(), progress=False)
+    monkeypatch.chdir(tmp_path)
+    what = dataclasses.replace(experiment(steps=1, gap_samples=2), text=TextConfig(encoder="encoder", width=8))
+    assert train_quietly(what, bare, tmp_path / "run").finished
+    config = tmp_path / "run" / "config.json"
+    recorded = read_json(config)
+    assert recorded["text"]["encoder"] == str(tmp_path / "encoder")
+    recorded["text"]["encoder"] = "encoder"  # as earlier versions did
+    config.write_text(json.dumps(recorded))
+    longer = dataclasses.replace(what, train=dataclasses.replace(what.train, steps=2))
+    assert train_quietly(longer, bare, tmp_path / "run").step == 2
+    monkeypatch.chdir("/")
+    with pytest.raises(UserError, match=r"was started with text\.encoder = .*, not .encoder."):
+        train_quietly(longer, bare, tmp_path / "run")
 
 
 def test_on_the_fly_without_text_is_rejected(shards, tmp_path):

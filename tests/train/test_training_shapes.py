@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import logging
+from fractions import Fraction
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -17,7 +19,11 @@ from toy import experiment, stopping_at, train_on_rank, train_quietly
 from imagen.cascade import Cascade
 from imagen.data.embed.encode import encode_shards
 from imagen.data.loading.bench import bench
+from imagen.data.loading.buckets import Assignment, assign
 from imagen.data.loading.config import DataConfig
+from imagen.data.loading.loader import Loader
+from imagen.data.loading.stream_order import Source, StreamOrder
+from imagen.data.shards.dataset import open_split
 from imagen.data.shards.index import index_path
 from imagen.data.shards.mapped import MappedTensors
 from imagen.data.shards.writer import ShardWriter
@@ -26,6 +32,7 @@ from imagen.tensors import save_tensors
 from imagen.train.experiment import check, override
 from imagen.train.export import StageExport
 from imagen.train.grid import SampleGrid
+from imagen.train.shapes import leave_out_small
 
 SHAPES = ((16, 16), (12, 20), (20, 12))
 DATA = DataConfig(workers=0, buckets="auto", bucket_batch=4)
@@ -92,6 +99,40 @@ def test_images_that_are_upsampled_are_counted_without_buckets_too(shaped, tmp_p
     train_quietly(experiment(data=data, steps=1, gap_samples=2), shaped, tmp_path, report=reported.append)
     # 30 of 12 x 20 pixels and 3 of 8 x 8
     assert "33 of 49 images are upsampled, by at most data.max_enlargement 2" in reported
+
+
+def test_small_images_are_left_out_without_buckets_too(shaped, tmp_path, rows):
+    reported = []
+    what = experiment(data=DataConfig(workers=0, max_bad=0.0), steps=9, log_every=9, gap_samples=2)
+    assert train_quietly(what, shaped, tmp_path, report=reported.append).finished
+    # 30 of 12 x 20 pixels and 3 of 8 x 8
+    assert any(line.startswith("33 of 49 images are too small for 16x16 and are not used") for line in reported)
+    assert "1 of 49 samples have no readable image and count as bad samples (data.max_bad 0)" in reported
+    assert 0 < sum(row.get("bad_samples", 0) for row in rows(tmp_path)) < 10  # the broken one, once per epoch
+
+
+def test_without_small_images_the_order_is_as_if_sizes_were_unknown(shaped):
+    dataset = open_split(shaped)
+    stage = WHAT.stage
+    assert leave_out_small(stage, DataConfig(max_enlargement=2.0), dataset) is None  # one cannot be read
+    every = assign([(16, 16)], dataset.image_sizes())
+    assert leave_out_small(stage, DataConfig(), dataset).bucket.tolist() == [
+        0 if bucket == Assignment.UNREADABLE else bucket for bucket in every.bucket.tolist()
+    ]
+    sources = [Source(dataset.sizes, Fraction(1))]
+    filled = Assignment(every.sizes, np.zeros(len(dataset), np.int16), 0)
+    plain, squares = StreamOrder(1, 2, sources), StreamOrder(1, 2, sources, filled, 8)
+    first = [next(plain.candidates(position)) for position in range(200)]
+    assert [next(squares.candidates(position)) for position in range(200)] == first
+
+
+def test_a_position_within_a_batch_is_allowed_with_one_shape(shaped):
+    dataset = open_split(shaped)
+    options = {"resolution": 16, "assignment": leave_out_small(WHAT.stage, DataConfig(), dataset), "seed": 1}
+    config = DataConfig(workers=0)
+    (whole,) = islice(Loader(dataset, config, batch_size=12, **options), 1)
+    (part,) = islice(Loader(dataset, config, batch_size=8, position=4, **options), 1)
+    assert part.keys == whole.keys[4:]
 
 
 def test_the_sample_grid_and_the_export_have_the_shapes(uninterrupted, caplog):

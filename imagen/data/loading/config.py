@@ -18,7 +18,7 @@ class DataConfig:
     on_the_fly: bool = False  # encode captions while training, instead of reading sidecars
     workers: int = 2  # loader processes per rank; 0: load in the training process
     window: int = 4  # shards that are shuffled together
-    max_enlargement: float = 1.0  # an image that would have to be upsampled by more is a bad sample
+    max_enlargement: float = 1.0  # images that would have to be upsampled by more are not used
     max_bad: float = 0.1  # tolerated fraction of bad samples
     cache: str | None = None  # folder of the shard cache for URLs; None: ~/.cache/imagen/shards
     cache_gb: float = 50.0  # its maximum size for tars, in 10^9 bytes

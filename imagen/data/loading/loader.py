@@ -106,7 +106,7 @@ class Loader:
     ):
         """Load from `dataset`, with text from `embeddings`. batch_size: global, over all ranks.
 
-        assignment: of the samples to buckets; None: all images have the stage's square size.
+        assignment: of the samples to buckets; None: all are used, in the stage's square size.
         group: number of consecutive samples in one bucket (default: `batch_size`).
 
         Raises UserError for sizes that do not divide, and for a shard cache that is too small.
@@ -119,7 +119,7 @@ class Loader:
         if batch_size % world_size:
             raise UserError(f"a batch of {batch_size} does not divide among {world_size} ranks")
         group, share = group or batch_size, batch_size // world_size
-        if assignment is not None and (group % share or position % share):
+        if assignment is not None and len(assignment.sizes) > 1 and (group % share or position % share):
             raise UserError(f"{group} samples of one bucket do not divide into batches of {share} per rank")
         dataset.check_cache(2 * config.window)  # while one window ends, the next begins
         self.dataset, self.config, self.position = dataset, config, position

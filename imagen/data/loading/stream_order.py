@@ -13,7 +13,7 @@ from itertools import count
 
 import numpy as np
 
-from imagen.data.loading.buckets import Assignment, Size
+from imagen.data.loading.buckets import Assignment, Size, show_size
 from imagen.data.loading.interleave import Interleave
 from imagen.data.loading.order import Order
 from imagen.errors import UserError
@@ -78,9 +78,13 @@ class StreamOrder:
         for number, samples in enumerate(usable):
             if samples == 0:
                 which = "" if len(sources) == 1 else f" of source {number + 1}"
-                if assignment is None:
+                if self.sizes is None:
                     raise UserError(f"the data set{which} has no samples")
-                raise UserError(f"no image{which} is large enough for a bucket; lower the sizes of data.buckets")
+                needed = "a bucket" if len(self.sizes) > 1 else show_size(self.sizes[0])
+                raise UserError(
+                    f"no image{which} is large enough for {needed}; train at a smaller size, or raise "
+                    "data.max_enlargement"
+                )
         shares = [
             [s.weight * len(pool) / n for pool, s, n in zip(row, sources, usable, strict=True)] for row in self._pools
         ]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from imagen.data.shards import captions as caption_lists
-from imagen.data.shards.images import BadSample
+from imagen.data.shards.images import BadSample, is_image
 from imagen.data.shards.index import INDEX_FORMAT, add_image_sizes, index_path, index_shard
 from imagen.data.shards.mapped import MappedTensors
 from imagen.data.shards.remote import LISTING, CacheConfig, ShardCache, as_url, list_files
@@ -184,6 +184,15 @@ class ShardedDataset:
                     f"adds them, and copy the new indexes to {self.root}"
                 )
         return np.concatenate([np.stack([index["height"], index["width"]], 1) for index in self.indexes])
+
+    def image_bytes(self) -> np.ndarray:
+        """Return the number of bytes of the largest image file of all samples, int64 [N]; 0 without one."""
+        found = []
+        for index, names in zip(self.indexes, self._extensions, strict=True):
+            counts = np.array([is_image(name) for name in names], bool)[index["extension"]]
+            # An empty member at the end, because `reduceat` needs one for each sample.
+            found.append(np.maximum.reduceat(np.append(index["size"] * counts, 0), index["first_member"][:-1]))
+        return np.concatenate(found)
 
     def extensions(self, i: int) -> list[str]:
         """Return the extensions of sample `i`'s members, such as ["1024.png", "64.png", "txt"]."""

@@ -36,6 +36,11 @@ def choose_image(extensions: Iterable[str], side: int) -> str:
     return min(sizes, key=lambda name: (sizes[name] < side, abs(sizes[name] - side), name))
 
 
+def is_image(extension: str) -> bool:
+    """Return whether a member with this extension is an image that training may read."""
+    return _IMAGE.fullmatch(extension) is not None
+
+
 def image_sizes(tar: Path, samples: Iterable[MemberRanges]) -> np.ndarray:
     """Return height and width of each sample's largest image, upright, int32 [N, 2]; 0 where no header can be read.
 

@@ -229,7 +229,7 @@ def test_a_bad_image_is_replaced_by_one_of_its_bucket(tmp_path):
 
 def test_images_that_are_too_small_for_all_buckets_are_a_user_error(folder):
     assignment = assign(bucket_sizes("1024x1024", 1024, 4), open_split(folder).image_sizes())
-    with pytest.raises(UserError, match="no image is large enough for a bucket"):
+    with pytest.raises(UserError, match="no image is large enough for 1024x1024; train at a smaller size"):
         loader(folder, assignment=assignment)
 
 
