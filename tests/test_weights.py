@@ -107,7 +107,10 @@ def test_a_run_is_evaluated_and_compared(artifacts, packaged, imagen, error_of, 
     assert set(rows[0]["count"]) == {"object", "colour", "number", "all"}
     assert read_curve(run) == rows
     assert (tmp_path / "sheets" / "guidance-2.png").exists()
-    assert "object" in imagen("evaluate-emoji", run, *options, "--guidance", 1)
+    assert "object" in imagen("evaluate-emoji", run, *options, "--guidance", 1, *out)
+    assert "guidance-2.png already exists and is not of this evaluation" in error_of(
+        "evaluate-emoji", run, *options, "--guidance", 2, "--steps", 3, *out
+    )
     assert read_curve(run) == rows  # a second evaluation replaces the row, with the same scores
 
     write_reference_curves([artifacts / "base"], packaged.parent / "curves.json")

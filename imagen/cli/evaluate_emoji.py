@@ -36,10 +36,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Result:
     from imagen.cascade import Cascade
-    from imagen.emoji.evaluation import check_settings, choose_suite, scores
+    from imagen.emoji.evaluation import check_settings, choose_suite, identities, scores
     from imagen.emoji.recogniser import load_recogniser, packaged_recogniser
     from imagen.evaluate.curve import append
-    from imagen.pictures import contact_sheet, write_png
+    from imagen.pictures import contact_sheet, read_metadata, write_png
 
     cascade = Cascade.load(options.cascade, stages=1)
     if cascade.text is None:
@@ -49,11 +49,19 @@ def run(options: argparse.Namespace) -> Result:
     folder = options.recogniser or packaged_recogniser(cascade.vocabulary.names if cascade.vocabulary else ())
     recogniser = load_recogniser(folder)
     suite = choose_suite(recogniser, folder, options.n, options.objects)
+    marks: dict[float, dict[str, str]] = {}  # metadata of the sheets
+    if options.out is not None:
+        found = identities(cascade, recogniser, suite, guidance=settings["guidance"], steps=options.steps)
+        marks = {weight: {"evaluation": identity} for weight, identity in found.items()}
+    for weight, mark in marks.items():
+        path = _sheet(options.out, weight)
+        if path.exists() and read_metadata(path) != mark:
+            raise UserError(f"{path} already exists and is not of this evaluation; move it, or choose another folder")
 
     def keep(weight: float, captions: list[str], pictures: list[Any]) -> None:
         if options.out is not None:
             sheet = contact_sheet(pictures, captions, columns=8, cell=128)
-            write_png(options.out / f"guidance-{weight:g}.png", sheet)
+            write_png(_sheet(options.out, weight), sheet, marks[weight])
 
     rows = []
     for row in scores(cascade, recogniser, suite, on_pictures=keep, **settings):
@@ -61,6 +69,10 @@ def run(options: argparse.Namespace) -> Result:
         if (options.cascade / "metrics.jsonl").is_file():
             append(options.cascade, row)
     return Result(rows, lambda: _show(rows))
+
+
+def _sheet(out: Path, weight: float) -> Path:
+    return out / f"guidance-{weight:g}.png"
 
 
 MEASURES = (  # title, kind of prompt, name of the accuracy

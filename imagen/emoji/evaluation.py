@@ -1,5 +1,7 @@
 """Evaluate an emoji cascade on held-out prompts: one row of scores per guidance scale."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,24 @@ def scores(
             "kid": distance,
             "kid_floor": floor,
         }
+
+
+def identities(
+    cascade: Cascade,
+    recogniser: Recogniser,
+    suite: Suite,
+    *,
+    guidance: Sequence[float | None] = (None,),
+    steps: int | None = None,
+) -> dict[float, str]:
+    """Return for each guidance scale a hash of everything that the images of `scores` and their marks depend on."""
+    prompts = {kind: [each.prompt for each in chosen] for kind, chosen in suite.prompts.items()}
+    found = {}
+    for scale in guidance:
+        request = cascade.request([""], stages=1, guidance=scale, steps=steps)
+        described = json.dumps([cascade.metadata(request, 0), prompts, recogniser.sha256])
+        found[request.settings[0].guidance] = hashlib.sha256(described.encode()).hexdigest()
+    return found
 
 
 def choose_suite(recogniser: Recogniser, folder: Path, n: int, limit_objects: int | None = OBJECTS) -> Suite:

@@ -9,4 +9,5 @@ compare.py     curves of training runs; curve.py stores scores of checkpoints
 side_by_side.py  evaluations in one table and figure
 """
 
+REPORT = "report.json"  # in the folder of an evaluation
 SWEPT = ("guidance", "steps", "sampler", "low_res_noise")  # settings that a sweep varies

@@ -31,8 +31,10 @@ from imagen.progress import progress_bar
 from imagen.stage.inputs import to_images
 
 PART = 256  # images per file of features
-_OWN = ("job.json", "features", "images")
+JOB = "job.json"
+_OWN = (JOB, "features", "images")
 PER_IMAGE = ("prompt", "seed", "start")  # fields of the metadata that differ between images
+Job = dict[str, Any]
 WAIT = 2.0  # seconds between two checks for the files of other ranks
 
 
@@ -41,6 +43,7 @@ def generated_features(
     request: Request,
     extractors: Mapping[str, Extractor | Pairs],
     out: Path,
+    job: Job,
     *,
     save_images: int = 0,
     rank: int = 0,
@@ -49,10 +52,11 @@ def generated_features(
 ) -> dict[str, np.ndarray]:
     """Sample a request, and return its images' features [N, D] by extractor; {} on ranks other than 0.
 
-    out: folder of the parts and of the first `save_images` images. Calling again resumes a job. Rank 0 waits
-    for the parts of all ranks. Raises UserError if `out` belongs to another job.
+    out: folder of the parts and of the first `save_images` images. job: of `describe_job`. Calling again resumes a job.
+    Rank 0 waits for the parts of all ranks. Raises UserError if `out` belongs to another job.
     """
-    _claim(out, _identity(cascade, request, extractors))
+    check_folder(out, job)
+    write_json(out / JOB, job)  # each rank may write it: the bytes are the same
     parts = _parts(request)
     missing = [number for number in range(rank, len(parts), ranks) if not _is_whole(out, number, parts, save_images)]
     with progress_bar(
@@ -110,32 +114,31 @@ def _save(images_BCHW: Tensor, batch: range, out: Path, save_images: int) -> Non
             write_png(_image(out, number), image)
 
 
-def _identity(cascade: Cascade, request: Request, extractors: Mapping[str, Extractor | Pairs]) -> dict[str, Any]:
-    """Return everything that the features depend on."""
+def describe_job(cascade: Cascade, request: Request, extractors: Mapping[str, Extractor | Pairs]) -> Job:
+    """Return everything that the features depend on, as JSON. Reads the images to start from, if there are any."""
     own = hashlib.sha256()
     for number in range(len(request.prompts)):
         described = cascade.metadata(request, number)
         own.update(json.dumps([described.pop(name, None) for name in PER_IMAGE]).encode())
-    return {
+    job = {
         "images": len(request.prompts),
         "per_image": own.hexdigest(),
         "request": described,
         "extractors": {name: extractor.name for name, extractor in extractors.items()},
     }
+    plain: Job = json.loads(json.dumps(job))  # with lists in place of tuples, as in the file
+    return plain
 
 
-def _claim(out: Path, identity: dict[str, Any]) -> None:
-    """Write the job's identity to `out`, or compare it. Raises UserError if `out` belongs to another job."""
-    path = out / "job.json"
-    if path.is_file():
-        if read_json(path) != json.loads(json.dumps(identity)):
+def check_folder(out: Path, job: Job) -> None:
+    """Raise UserError if `out` contains another job, or something else."""
+    if (out / JOB).is_file():
+        if read_json(out / JOB) != job:
             raise UserError(f"{out} contains an evaluation with other options, data or weights; choose another folder")
     elif out.exists() and (not out.is_dir() or any(_is_foreign(file) for file in out.iterdir())):
         raise UserError(f"{out} is not empty and contains no evaluation; choose another folder")
-    else:
-        write_json(path, identity)  # each rank may write it: the bytes are the same
 
 
 def _is_foreign(file: Path) -> bool:
-    """Return whether `file` is neither an evaluation's nor the temporary file of a rank that is writing job.json."""
+    """Return whether `file` is neither an evaluation's nor the temporary file of a rank that is writing JOB."""
     return file.name not in _OWN and not (file.name.startswith(".") and file.suffix == ".tmp")

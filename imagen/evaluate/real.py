@@ -29,17 +29,32 @@ PART = 1024  # images per file while features are computed; a multiple of BATCH,
 READING = DataConfig(full_decode=True)
 
 
-def choose(dataset: ShardedDataset, count: int | None, seed: int = 0) -> np.ndarray:
+def choose(dataset: ShardedDataset, count: int | None, seed: int = 0, among: np.ndarray | None = None) -> np.ndarray:
     """Return the indices of `count` samples in random order, which depends on `seed` alone; None: all of them.
 
-    Larger counts begin with the samples of smaller ones. Raises UserError if there are fewer.
+    among: bool [N], leaves out samples. Larger counts begin with the samples of smaller ones. Raises UserError if there
+    are fewer.
     """
     order = np.random.default_rng(seed).permutation(len(dataset))
+    if among is not None:
+        order = order[among[order]]
     if count is not None and count > len(order):
+        usable = "samples" if among is None else "samples with large enough images"
         raise UserError(
-            f"{dataset.folder} has {len(order):,} samples, fewer than the {count:,} requested: lower --n or --reference"
+            f"{dataset.folder} has {len(order):,} {usable}, fewer than the {count:,} requested: lower --n or "
+            "--reference"
         )
     return order[:count]
+
+
+def large_enough(dataset: ShardedDataset, resolution: int) -> np.ndarray:
+    """Return which samples have an image of at least `resolution` pixels on each side, bool [N].
+
+    By the sizes in the indexes: without them, all. An image with an unreadable header is not large enough.
+    """
+    if not dataset.has_image_sizes:
+        return np.ones(len(dataset), bool)
+    return dataset.image_sizes().min(1) >= resolution
 
 
 def images(dataset: ShardedDataset, indices: Sequence[int], resolution: int, batch: int = BATCH) -> Iterator[Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 from typing_extensions import Unpack
 
 from imagen.cascade import Cascade
@@ -14,13 +15,14 @@ from imagen.cascade.lazy_images import LazyImages
 from imagen.cascade.options import JobOptions, RequestOptions, takes_options
 from imagen.data.shards.dataset import ShardedDataset, open_split
 from imagen.errors import UserError, check_number
+from imagen.evaluate import REPORT
 from imagen.evaluate.extractors import Extractor, load_extractor
 from imagen.evaluate.extractors.hub import Clip
 from imagen.evaluate.extractors.pairs import Pairs
-from imagen.evaluate.generated import PER_IMAGE, generated_features
+from imagen.evaluate.generated import PER_IMAGE, check_folder, describe_job, generated_features
 from imagen.evaluate.metrics.table import Features, Metric, find_metric
-from imagen.evaluate.real import choose, images, real_features
-from imagen.files import write_json
+from imagen.evaluate.real import choose, images, large_enough, real_features
+from imagen.files import read_json, write_json
 from imagen.stage.inputs import to_images
 
 Inputs = Literal["generated", "true"]
@@ -53,15 +55,17 @@ def evaluate(
     """Sample `n` captions of `data` and measure the images; return the report, which is also `out`/report.json.
 
     metrics: names in `imagen.evaluate.metrics.table`. split: of `data`; its captions are sampled and its images are
-    the reference. reference: number of real images (default: all, at most 50,000). inputs: "true" runs only the last
-    stage, a super-resolution stage, on the captions' own images. weights: of feature extractors, as
-    {"clip": NAME or folder}. seed: of the choice of samples; image i has the seed `seed` + i. save_images: how many of
-    the images to write to `out`/images. cache: folder of the features of real images.
+    the reference. reference: number of real images (default: all, at most 50,000). Images that are too small by the
+    sizes in the indexes are left out and counted. inputs: "true" runs only the last stage, a super-resolution stage, on
+    the captions' own images. weights: of feature extractors, as {"clip": NAME or folder}. seed: of the choice of
+    samples; image i has the seed `seed` + i. save_images: how many of the images to write to `out`/images. cache:
+    folder of the features of real images.
     rank, ranks: rank r samples every `ranks`-th part, and computes the features of every `ranks`-th part of the real
     images; only rank 0 returns a report.
 
-    A cascade without text samples unconditional images. Calling again resumes an interrupted job.
-    Raises UserError for invalid arguments, before anything is sampled.
+    A cascade without text samples unconditional images. Calling again resumes an interrupted job. The report of an
+    earlier call is replaced only by one with the same real images and at least its metrics.
+    Raises UserError for invalid arguments and for a damaged real image, before anything is sampled.
     """
     started = time.time()
     check_number("n", n, least=2)
@@ -69,26 +73,41 @@ def evaluate(
     chosen = [find_metric(name) for name in metrics]
     _check_metrics(chosen, cascade, inputs)
     dataset = open_split(data, split)
-    compared = choose(dataset, reference if reference is not None else min(len(dataset), REFERENCE), seed)
-    _check_counts(chosen, n, len(compared))
-    order = choose(dataset, n if inputs == "true" else None, seed)
-    samples = [int(order[i % len(order)]) for i in range(n)]
-    captions = [dataset.caption(i) for i in samples]
     given: RequestOptions = {"seeds": [seed + i for i in range(n)], **options}
     if inputs == "true":
-        given["start"] = _true_inputs(cascade, dataset, samples, options.get("stages"))
+        samples, given["start"] = _true_inputs(cascade, dataset, n, seed, options.get("stages"))
+    else:
+        order = choose(dataset, None, seed)
+        samples = [int(order[i % len(order)]) for i in range(n)]
+    captions = [dataset.caption(i) for i in samples]
     prompts = captions if cascade.text is not None else [""] * n
     request = cascade.request(prompts, **given)
     resolution = _resolution(request.crop)
+    usable = large_enough(dataset, resolution)
+    compared = choose(dataset, reference, seed, usable)[: reference or REFERENCE]
+    _check_counts(chosen, n, len(compared))
     extractors: dict[str, Extractor | Pairs] = {
         name: Pairs(dataset, samples, resolution)
         if name == "pairs"
         else load_extractor(f"{name}:{(weights or {})[name]}" if name in (weights or {}) else name, request.device)
         for name in dict.fromkeys(metric.extractor for metric in chosen)
     }
-    generated = generated_features(
-        cascade, request, extractors, Path(out), save_images=save_images, rank=rank, ranks=ranks, progress=progress
-    )
+    compared_with = {
+        "data": str(data),
+        "fingerprint": dataset.fingerprint(),
+        "split": split,
+        "images": len(compared),
+        "left_out": int((~usable).sum()),  # of the split
+    }
+    job = describe_job(cascade, request, extractors)
+    check_folder(Path(out), job)
+    _check_report(Path(out) / REPORT, compared_with, [name for metric in chosen for name in metric.names])
+    if rank == 0 and compared_with["left_out"] and not all(metric.needs_captions for metric in chosen):
+        log.warning(
+            "%s: %s of %s images are left out: they have fewer than %d pixels on a side, or an unreadable header",
+            *(dataset.folder, f"{compared_with['left_out']:,}", f"{len(dataset):,}", resolution),
+        )
+    # First the real images: they are cached, and one that is damaged stops the evaluation before anything is sampled.
     real = {
         name: real_features(
             dataset, compared, resolution, extractor, cache=cache, rank=rank, ranks=ranks, progress=progress
@@ -97,6 +116,9 @@ def evaluate(
         if not isinstance(extractor, Pairs)
         and any(metric.extractor == name and not metric.needs_captions for metric in chosen)
     }
+    generated = generated_features(
+        cascade, request, extractors, Path(out), job, save_images=save_images, rank=rank, ranks=ranks, progress=progress
+    )
     if rank != 0:
         return None
     values: dict[str, Any] = {}
@@ -114,13 +136,13 @@ def evaluate(
         "images": n,
         "inputs": inputs,
         "resolution": resolution,
-        "reference": {"data": str(data), "fingerprint": dataset.fingerprint(), "split": split, "images": len(compared)},
+        "reference": compared_with,
         "extractors": {name: extractor.description for name, extractor in extractors.items()},
         "request": {name: value for name, value in described.items() if name not in (*PER_IMAGE, "negative")},
         "seed": seed,
         "seconds": round(time.time() - started, 1),
     }
-    write_json(Path(out) / "report.json", report)
+    write_json(Path(out) / REPORT, report)
     return report
 
 
@@ -159,15 +181,33 @@ def _check_features(metric: Metric, description: str, real_MD: np.ndarray, gener
         )
 
 
-def _true_inputs(cascade: Cascade, dataset: ShardedDataset, samples: Sequence[int], stages: int | None) -> LazyImages:
-    """Return the samples' images at the low resolution of the last stage that runs, read when they are needed."""
+def _check_report(path: Path, reference: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raise UserError if the report of an earlier evaluation has other real images, or metrics beyond `names`."""
+    if not path.is_file():
+        return
+    former = read_json(path)
+    if not isinstance(former, dict) or not isinstance(former.get("reference"), dict):
+        raise UserError(f"{path} is not a report of this evaluation; move it, or choose another folder")
+    if any(former["reference"].get(name) != reference[name] for name in ("fingerprint", "split", "images")):
+        raise UserError(f"{path} compares with other real images; move it, or choose another folder")
+    if lost := [name for name in former.get("metrics", ()) if name not in names]:
+        raise UserError(f"{path} also has {' and '.join(lost)}: request these metrics, too, or choose another folder")
+
+
+def _true_inputs(
+    cascade: Cascade, dataset: ShardedDataset, n: int, seed: int, stages: int | None
+) -> tuple[list[int], LazyImages]:
+    """Return `n` samples, and their images at the low resolution of the last stage that runs, read when needed."""
     last = cascade.stages[min(stages or len(cascade.stages), len(cascade.stages)) - 1].config
     if last.low_resolution is None:
         raise UserError("the last stage generates from text alone: true inputs are for super-resolution stages")
     side = last.low_resolution
-    return LazyImages(
-        len(samples), (side, side), lambda number: to_images(next(images(dataset, [samples[number]], side)))[0]
-    )
+    samples = choose(dataset, n, seed, large_enough(dataset, last.resolution)).tolist()
+
+    def read(number: int) -> Image.Image:
+        return to_images(next(images(dataset, [samples[number]], side)))[0]
+
+    return samples, LazyImages(n, (side, side), read)
 
 
 def _resolution(size: tuple[int, int]) -> int:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from imagen.errors import UserError
-from imagen.evaluate import SWEPT, plots
+from imagen.evaluate import REPORT, SWEPT, plots
 from imagen.files import read_json
 
-REPORT = "report.json"
 Row = dict[str, Any]
 
 log = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_encoders import save_tokenizer
 
 from imagen.errors import UserError
@@ -76,6 +77,24 @@ def test_clip_truncates_captions_to_the_text_encoders_length(tmp_path, picture):
     found = clip.embed([first, f"{first} steam train"])
     assert torch.equal(found[0], found[1]) and found.shape == clip(picture).expand(2, -1).shape
     assert not torch.equal(found[0], clip.embed(["a red apple"])[0])
+
+
+def test_weights_that_do_not_fit_are_an_error(tmp_path):
+    """transformers would draw what is missing at random, and only warn."""
+    save_dinov2(tmp_path)
+    with pytest.raises(UserError, match="weights of the type 'dinov2'; the feature extractor needs 'clip'"):
+        Clip(str(tmp_path))
+    path, missing = tmp_path / "model.safetensors", "encoder.layer.0.mlp.fc1.weight"
+    whole, complete = load_file(path), path.read_bytes()
+    for others in ({}, {missing: torch.zeros(3, 5)}):
+        save_file({**{name: each for name, each in whole.items() if name != missing}, **others}, path, {"format": "pt"})
+        with pytest.raises(UserError, match=f"has no {missing} of the shape"):
+            DinoV2(str(tmp_path))
+    path.write_bytes(complete[:-100])
+    with pytest.raises(UserError, match=r"the feature extractor cannot be loaded: .*incomplete"):
+        DinoV2(str(tmp_path))
+    path.write_bytes(complete)
+    DinoV2(str(tmp_path))
 
 
 def test_no_code_of_the_weights_folder_runs(tmp_path, picture, monkeypatch):

@@ -4,10 +4,11 @@ CLIP's preprocessing of images is part of its config. DINOv2 gets the whole imag
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from imagen.errors import UserError
@@ -78,8 +79,20 @@ class DinoV2:
 
 
 def _network(kind: Any, weights: str) -> Any:
+    """Load a network in float32. Raises UserError for weights that transformers would replace by random ones."""
+    expected = kind.config_class.model_type
+    found = _call(kind.config_class.get_config_dict, weights)[0].get("model_type", expected)
+    if found != expected:
+        raise UserError(f"{weights} has weights of the type {found!r}; the feature extractor needs {expected!r}")
     # Without a dtype, some versions of transformers would compute in that of the file, others in float32.
-    return _load(kind, weights, use_safetensors=True, dtype=torch.float32).eval()
+    options = {"use_safetensors": True, "dtype": torch.float32}
+    model, info = _load(kind, weights, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    random = sorted([*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])])
+    if random:
+        raise UserError(
+            f"{weights} has no {random[0]} of the shape that the feature extractor needs; copy or download it again"
+        )
+    return model.eval()
 
 
 def _processor(weights: str, **changes: Any) -> Any:
@@ -99,9 +112,13 @@ def _hash(model: Any, processor: Any) -> str:
 
 
 def _load(kind: Any, weights: str, **options: Any) -> Any:
+    return _call(kind.from_pretrained, weights, **options)
+
+
+def _call(load: Callable[..., Any], weights: str, **options: Any) -> Any:
     try:
-        return kind.from_pretrained(weights, **options)
-    except (OSError, ValueError) as error:
+        return load(weights, **options)
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{weights}: the feature extractor cannot be loaded: {reason}") from None
 
