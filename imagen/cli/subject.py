@@ -31,7 +31,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Result:
     from imagen.cli.devices import choose_device
-    from imagen.cli.encoding import encode
+    from imagen.data.embed.encode import encode_shards
+    from imagen.text.encoder import LazyEncoder
     from imagen.torchrun import read_launch
     from imagen.train.experiment import check
     from imagen.train.ranks import process_group
@@ -41,7 +42,8 @@ def run(options: argparse.Namespace) -> Result:
     if read_launch()[1] > 1:
         raise UserError(
             "imagen subject runs in one process: start it without torchrun; or, once it has written RUN/data, train "
-            "with `torchrun ... -m imagen train subject --init CASCADE --data RUN/data --out OTHER`"
+            "with `torchrun ... -m imagen train subject --init CASCADE --data RUN/data/subject=1 --data "
+            "RUN/data/prior=1 --out OTHER`"
         )
     experiment = fields.experiment(options)
     check(experiment)
@@ -58,7 +60,9 @@ def run(options: argparse.Namespace) -> Result:
     )
     data = build_subject(subject, experiment, options.out, device=device)
     if experiment.text is not None and not experiment.data.on_the_fly:
-        encode(data, experiment.text, device=device)
+        encoder = LazyEncoder(experiment.text, device)
+        for portion in data:
+            encode_shards(portion.location, encoder)
     with process_group(device) as ranks:
         result = train_run(experiment, data, options.out, minutes=options.minutes, ranks=ranks)
     file = options.out / "lora.safetensors"

@@ -1,13 +1,15 @@
 """Teach a stage a subject from few images, with prior preservation (DreamBooth, 2208.12242).
 
 The loss of the paper adds that of class images, which the model generates itself before training, to that of the
-subject's images. Here both are samples of one data set, half of each: in expectation the same with weight 1.
+subject's images. Here both are data sets of a mixture with equal weights: in expectation the same with weight 1.
 """
 
 import hashlib
 import io
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +17,44 @@ import torch
 from PIL import Image
 
 from imagen.cascade import Cascade, write_samples
+from imagen.data.build.quality import Limits, RejectedRecord, check
+from imagen.data.shards.captions import pack
+from imagen.data.shards.mixture import Portion
 from imagen.data.shards.writer import ShardWriter
+from imagen.data.sources.base import Options
+from imagen.data.sources.files import has_files
+from imagen.data.sources.folder import Folder
 from imagen.errors import UserError
-from imagen.files import read_json, read_text, write_json
-from imagen.pictures import read_picture
-from imagen.pictures.names import is_picture
+from imagen.files import read_json, write_json
+from imagen.pictures import decode
+from imagen.pictures.decoding import read_size
+from imagen.pictures.names import PICTURES, is_picture
 from imagen.train.experiment import Experiment
 from imagen.train.initial import find_source
 
 DESCRIPTION = "dataset.json"
+LIMITS = Limits(min_side=1, max_aspect=math.inf, first_frame=True, max_caption=10_000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """The images of a subject, and those that preserve what the model knows of its class."""
 
-    images: Path  # folder of images, each with a caption beside it (cat.txt), or all with `prompt`
+    images: Path  # folder of images, each with captions beside it, as `imagen data build` reads, or with `prompt`
     prompt: str | None = None
     prior: tuple[str, ...] = ()  # prompts of class images; none: no prior preservation
     prior_images: Path | None = None  # folder of given class images; None: they are generated
     prior_count: int = 200  # generated images, over all prompts
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image of the subject or of its class, and its captions."""
+
+    name: str
+    data: bytes  # encoded, as in its file
+    captions: tuple[str, ...]
 
 
 def build_subject(
@@ -45,51 +64,45 @@ def build_subject(
     *,
     device: torch.device | str | None = None,
     report: Callable[[str], None] = print,
-) -> Path:
-    """Write RUN/data: shards of the subject's and the class images at the stage's resolution; return the folder.
+) -> list[Portion]:
+    """Write RUN/data/subject and RUN/data/prior: shards at the stage's resolution; return their equal mixture.
 
     Finished work is not repeated; class images are generated into RUN/prior. Raises UserError if an image cannot be
-    read or has no caption, and if RUN/data is of other images.
+    read or has no caption, before any is generated, and if RUN/data is of other images.
     """
     side, data = experiment.stage.resolution, run / "data"
+    portions = [Portion(data / name, Fraction(1)) for name in ("subject", "prior")[: 2 if subject.prior else 1]]
     own = _read(subject.images, subject.prompt, "--prompt")
-    arguments = _arguments(subject, experiment, own)
+    given = None
+    if subject.prior and subject.prior_images is not None:
+        given = _read(subject.prior_images, subject.prior[0], "--prior")
+    arguments = _arguments(subject, experiment, own, given)
     if (data / DESCRIPTION).is_file():
         if read_json(data / DESCRIPTION) != arguments:
             raise UserError(f"{run} was started with other images, prompts or weights; choose another --out")
-        return data
+        return portions
     if not 3 <= len(own) <= 30:
         report(f"{subject.images}: {len(own)} images; this method is meant for 3 to 30 of one subject")
     if not subject.prior:
         report("without class images (--prior) the model forgets what others of the subject's class look like")
-    prior = _prior(subject, experiment, run, device, report)
-    repeats = max(1, round(len(prior) / len(own)))
-    small = sum(min(read_picture(path).size) < side for path, _ in own)
+    small = sum(min(read_size(image.data)) < side for image in own)
     if small:
         report(f"{subject.images}: {small} of {len(own)} images are smaller than {side} pixels and are enlarged")
-    with ShardWriter(data / "train", overwrite=True) as writer:
-        for name, pairs, times in (("subject", own, repeats), ("prior", prior, 1)):
-            for number, (path, caption) in enumerate(pairs):
-                png = _png(path, side)
-                for again in range(times):
-                    sample = {"__key__": f"{name}-{number:05d}-{again}", f"{side}.png": png, "txt": caption.encode()}
-                    writer.write(sample)
-    report(
-        f"{data}: {len(own)} images of the subject, {'once' if repeats == 1 else f'{repeats} times'} each"
-        + (f", and {len(prior)} of its class" if prior else "")
-    )
+    _write(data / "subject", own, side)
+    said = f"{data}: {len(own)} images of the subject"
+    if subject.prior:
+        prior = _generate(subject, experiment, run, device, report) if given is None else given
+        _write(data / "prior", prior, side)
+        said += f", and {len(prior)} of its class: half of the samples in training"
+    report(said)
     write_json(data / DESCRIPTION, arguments)
-    return data
+    return portions
 
 
-def _prior(
+def _generate(
     subject: Subject, experiment: Experiment, run: Path, device: Any, report: Callable[[str], None]
-) -> list[tuple[Path, str]]:
-    """Return class images with their captions; generate them unless they are given."""
-    if not subject.prior:
-        return []
-    if subject.prior_images is not None:
-        return _read(subject.prior_images, subject.prior[0], "--prior")
+) -> list[Example]:
+    """Return class images of the cascade to start from."""
     init = experiment.init
     if init is None:
         raise UserError("class images are generated by the cascade of --init, which is missing")
@@ -103,47 +116,72 @@ def _prior(
     report(f"{run / 'prior'}: generating {count} class images")
     out, seeds = run / "prior", [subject.seed + number for number in range(count)]
     paths = write_samples(cascade, asked, out, seed=seeds, device=device, batch_size=16)
-    return list(zip(paths, asked, strict=True))
+    return [Example(path.name, path.read_bytes(), (prompt,)) for path, prompt in zip(paths, asked, strict=True)]
 
 
-def _read(folder: Path, prompt: str | None, option: str) -> list[tuple[Path, str]]:
-    """Return the images in `folder`, by name, each with the caption beside it, else `prompt`."""
+def _read(folder: Path, prompt: str | None, option: str) -> list[Example]:
+    """Return the images in `folder`, not in folders below it, by name, with the captions beside them, else `prompt`."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder of images")
-    found = []
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and is_picture(path.name):
-            beside = path.with_suffix(".txt")
-            caption = read_text(beside).strip() if beside.is_file() else prompt
-            if not caption:
-                raise UserError(f"{path} has no caption: write it to {beside.name}, or set {option} for all images")
-            found.append((path, caption))
-    if not found:
+    if not has_files(folder, tuple(f".{ending}" for ending in PICTURES)):
         raise UserError(f"{folder} holds no images")
-    return found
+    source = Folder(folder, Options())
+    images = []
+    for record in (record for part in source.parts() for record in source.read(part)):
+        name = record.origin  # the path in the folder
+        if "/" in name or not is_picture(name):
+            continue
+        if record.problem is None and not record.caption:
+            if not prompt:
+                beside = Path(name).with_suffix(".txt")
+                raise UserError(f"{folder / name} has no caption: write it to {beside}, or set {option} for all images")
+            record = replace(record, caption=prompt, further=())
+        checked = check(record, LIMITS)
+        if isinstance(checked, RejectedRecord):
+            raise UserError(f"{folder / name}: {checked.reason} ({checked.detail}); correct or remove it")
+        assert record.image is not None
+        images.append(Example(name, record.image, checked.captions))
+    return images
 
 
-def _png(path: Path, side: int) -> bytes:
+def _write(folder: Path, images: Sequence[Example], side: int) -> None:
+    """Write shards of the images' centre squares, resized to `side` pixels."""
+    with ShardWriter(folder, overwrite=True) as writer:
+        for number, image in enumerate(images):
+            sample = {f"{side}.png": _png(image.data, side), "txt": image.captions[0].encode()}
+            if len(image.captions) > 1:
+                sample["json"] = pack(image.captions)
+            writer.write({"__key__": f"{number:05d}", **sample})
+
+
+def _png(data: bytes, side: int) -> bytes:
     """Return the centre square of an image, resized to `side` pixels, as PNG."""
-    image = read_picture(path).convert("RGB")
+    image = Image.fromarray(decode(data))
     if image.size != (side, side):
         edge = min(image.size)
         left, top = (image.width - edge) // 2, (image.height - edge) // 2
-        image = image.crop((left, top, left + edge, top + edge)).resize((side, side), Image.Resampling.LANCZOS)
+        square = (left, top, left + edge, top + edge)
+        image = image.crop(square).resize((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
 
 
-def _arguments(subject: Subject, experiment: Experiment, own: Sequence[tuple[Path, str]]) -> dict[str, Any]:
-    """Return what RUN/data depends on, as JSON."""
+def _arguments(
+    subject: Subject, experiment: Experiment, own: Sequence[Example], given: Sequence[Example] | None
+) -> dict[str, Any]:
+    """Return what RUN/data depends on, as JSON. given: class images that are not generated."""
     init = experiment.init
     return {
-        "images": [[path.name, hashlib.sha256(path.read_bytes()).hexdigest(), caption] for path, caption in own],
+        "images": _described(own),
         "prior": list(subject.prior),
-        "prior_images": None if subject.prior_images is None else str(subject.prior_images),
+        "prior_images": None if given is None else _described(given),
         "prior_count": subject.prior_count,
         "seed": subject.seed,
         "resolution": experiment.stage.resolution,
         "init": None if init is None else init.sha256,
     }
+
+
+def _described(images: Sequence[Example]) -> list[list[Any]]:
+    return [[image.name, hashlib.sha256(image.data).hexdigest(), list(image.captions)] for image in images]

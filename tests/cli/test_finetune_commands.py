@@ -50,14 +50,17 @@ def test_a_subject_from_images_to_a_lora(artifacts, photos, imagen, error_of, tm
     options = ["--prior", "a dog", "--prior-count", 4, "--train.sample_every", 0, "--device", "cpu"]
     assert "1.png has no caption: write it to 1.txt, or set --prompt" in error_of(*subject, *options)
     (photos / "1.txt").write_bytes("ein Hund für mich".encode("latin-1"))
-    assert "1.txt is not a text file in UTF-8" in error_of(*subject, *options)
+    assert "1.png: not UTF-8 (byte 0xfc at 10); correct or remove it" in error_of(*subject, *options)
     (photos / "1.txt").unlink()
     (photos / "0.txt").write_bytes(b"\xef\xbb\xbfa photo of sks dog on grass")  # a byte-order mark, as of Notepad
     said = imagen(*subject, *options, "--prompt", "a photo of sks dog", "--train.steps", 1)
-    captions = {open_split(tmp_path / "run" / "data").caption(i) for i in range(7)}
-    assert captions == {"a photo of sks dog on grass", "a photo of sks dog", "a dog"}
+    parts = [open_split(tmp_path / "run" / "data" / name) for name in ("subject", "prior")]
+    captions = [[part.caption(i) for i in range(len(part))] for part in parts]
+    assert captions == [["a photo of sks dog on grass", "a photo of sks dog", "a photo of sks dog"], 4 * ["a dog"]]
     assert "1 of 3 images are smaller than 64 pixels" in said and "lora.safetensors" in said
-    assert "3 images of the subject, once each, and 4 of its class" in said
+    assert "3 images of the subject, and 4 of its class: half of the samples" in said
+    state = json.loads(next((tmp_path / "run" / "checkpoints").rglob("state.json")).read_text())
+    assert state["weights"] == ["1/2", "1/2"]
     assert len(list((tmp_path / "run" / "prior").glob("0*.png"))) == 4
     said = imagen(*subject, *options, "--prompt", "a photo of sks dog", "--train.steps", 2)
     assert "generating" not in said and "all 2 steps are done" in said
