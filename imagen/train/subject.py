@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from imagen.cascade import Cascade, write_samples
-from imagen.data.build.quality import Limits, RejectedRecord, check
+from imagen.data.build.quality import REASONS, Limits, RejectedRecord, check
 from imagen.data.shards.captions import pack
 from imagen.data.shards.mixture import Portion
 from imagen.data.shards.writer import ShardWriter
@@ -138,7 +138,8 @@ def _read(folder: Path, prompt: str | None, option: str) -> list[Example]:
             record = replace(record, caption=prompt, further=())
         checked = check(record, LIMITS)
         if isinstance(checked, RejectedRecord):
-            raise UserError(f"{folder / name}: {checked.reason} ({checked.detail}); correct or remove it")
+            what = REASONS[checked.reason]  # says whether it is the image or its caption
+            raise UserError(f"{folder / name}: {what} ({checked.detail}); correct or remove it")
         assert record.image is not None
         images.append(Example(name, record.image, checked.captions))
     return images

@@ -69,6 +69,6 @@ def test_all_images_are_checked_before_class_images_are_generated(subject, tmp_p
         build(generating, tmp_path / "a")
     for folder, what in (("class", subject), ("own", generating)):
         (tmp_path / folder / "0.png").write_bytes(b"cut")
-        with pytest.raises(UserError, match=f"{folder}/0.png: not a picture"):
+        with pytest.raises(UserError, match=f"{folder}/0.png: the bytes are in no supported format"):
             build(what, tmp_path / "b")
     assert not (tmp_path / "b").exists()
